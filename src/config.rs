@@ -1,0 +1,55 @@
+//! Plain values with defaults and units.
+
+use std::time::Duration;
+
+/// Limits and timings of an endpoint. `Config::default()` suits both ends.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Transfers that write to the store at the same time, over all connections: the permits of the one semaphore.
+    pub max_transfers: usize,
+    /// Connections served at the same time; one more is refused as busy.
+    pub max_connections: usize,
+    /// Bytes that all connections together may have received and not yet written: the sum of their receive windows.
+    /// 64 MiB carry 1 Gbit/s at 200 ms (25 MB) twice over.
+    pub memory: usize,
+    /// Bytes that one connection keeps until they are acknowledged (quinn's `send_window`). Also what bounds a sender's
+    /// memory. 48 MiB carry 1 Gbit/s at 200 ms with as much again in retransmission.
+    pub send_window: usize,
+    /// Transfers that a sender has open at the same time on a connection. At 100 ms, 100 streams carry 450 small files
+    /// a second and 1,000 carry 2,400.
+    pub parallel: usize,
+    /// How long a stopping server lets transfers under way go on.
+    pub grace: Duration,
+    /// A transfer that moved nothing for so long gives its permit back until it moves again.
+    pub stall: Duration,
+    /// A stream, transfer or answer that is silent for so long is given up.
+    pub deadline: Duration,
+    /// A connection on which nothing at all arrives for so long is lost. At least 60 s: quinn's probes back off, so after
+    /// an outage of 20 s the next one may come as much as 38 s after its begin.
+    pub idle_timeout: Duration,
+    /// How often a client keeps an idle connection alive; servers never do.
+    pub keep_alive: Duration,
+    /// How long a client waits for the first datagram of a server.
+    pub first_reply: Duration,
+    /// How long a handshake may take in all, once a datagram has come back.
+    pub handshake: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_transfers: 100,
+            max_connections: 1024,
+            memory: 64 << 20,
+            send_window: 48 << 20,
+            parallel: 1000,
+            grace: Duration::from_secs(30),
+            stall: Duration::from_secs(10),
+            deadline: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(60),
+            keep_alive: Duration::from_secs(5),
+            first_reply: Duration::from_secs(5),
+            handshake: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,5 @@
+pub mod config;
+pub mod error;
+pub mod path;
+pub mod progress;
+pub mod wire;

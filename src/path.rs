@@ -1,0 +1,258 @@
+//! [`RelativePath`]: the only thing that a name from the wire may become.
+//!
+//! A name travels as a list of byte-string components, never as a path string. Everything that could lead out of a
+//! directory is refused in one place, here, so that no later room has to think of it again.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Longest component in bytes: `NAME_MAX` of every common filesystem.
+pub const MAX_COMPONENT: usize = 255;
+/// Longest path in bytes, separators included: Linux's `PATH_MAX` (4096) less the closing NUL.
+pub const MAX_PATH: usize = 4095;
+/// Names that begin and end so are partials: hidden, never served, and not to be had as a name.
+pub(crate) const PARTIAL_PREFIX: &[u8] = b".haul-";
+pub(crate) const PARTIAL_SUFFIX: &[u8] = b".partial";
+
+/// A path below some directory: no `..`, no `.`, no empty component, no NUL, never absolute.
+///
+/// The empty path is the directory itself. Ordering is by bytes.
+#[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RelativePath {
+    /// Components joined by `/`; valid by construction.
+    joined: Vec<u8>,
+}
+
+/// Why a name was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadName {
+    /// A component of no bytes.
+    #[error("a component is empty")]
+    Empty,
+    /// A component `.` or `..`.
+    #[error("a component is `.` or `..`")]
+    Dots,
+    /// A component with a `/` in it.
+    #[error("a component contains `/`")]
+    Separator,
+    /// A component with a NUL byte in it.
+    #[error("a component contains a NUL byte")]
+    Nul,
+    /// A component of more than [`MAX_COMPONENT`] bytes.
+    #[error("a component is longer than {MAX_COMPONENT} bytes")]
+    LongComponent,
+    /// All of it is more than [`MAX_PATH`] bytes.
+    #[error("the path is longer than {MAX_PATH} bytes")]
+    LongPath,
+    /// The form of name that haul keeps for its own partials.
+    #[error("names of the form .haul-*.partial are kept for unfinished files")]
+    Reserved,
+}
+
+impl RelativePath {
+    /// The empty path: the directory itself.
+    pub fn root() -> Self {
+        Self::default()
+    }
+
+    /// Checks a list of components, as it stands on the wire.
+    ///
+    /// # Errors
+    /// The first [`BadName`] found; nothing is repaired.
+    pub fn from_components<C: AsRef<[u8]>>(components: impl IntoIterator<Item = C>) -> Result<Self, BadName> {
+        let mut path = Self::root();
+        for component in components {
+            path.push(component.as_ref())?;
+        }
+        Ok(path)
+    }
+
+    /// Appends one component.
+    ///
+    /// # Errors
+    /// [`BadName`]; the path is unchanged then.
+    pub fn push(&mut self, component: &[u8]) -> Result<(), BadName> {
+        match component {
+            b"" => return Err(BadName::Empty),
+            b"." | b".." => return Err(BadName::Dots),
+            c if c.contains(&b'/') => return Err(BadName::Separator),
+            c if c.contains(&0) => return Err(BadName::Nul),
+            c if c.len() > MAX_COMPONENT => return Err(BadName::LongComponent),
+            c if is_partial_name(c) => return Err(BadName::Reserved),
+            _ => {}
+        }
+        if self.joined.len() + 1 + component.len() > MAX_PATH {
+            return Err(BadName::LongPath);
+        }
+        if !self.joined.is_empty() {
+            self.joined.push(b'/');
+        }
+        self.joined.extend_from_slice(component);
+        Ok(())
+    }
+
+    /// This path with one more component.
+    ///
+    /// # Errors
+    /// [`BadName`], as [`push`](Self::push).
+    pub fn join(&self, component: &[u8]) -> Result<Self, BadName> {
+        let mut path = self.clone();
+        path.push(component)?;
+        Ok(path)
+    }
+
+    /// This path with all components of another behind it.
+    ///
+    /// # Errors
+    /// [`BadName::LongPath`].
+    pub fn join_path(&self, below: &RelativePath) -> Result<Self, BadName> {
+        let mut path = self.clone();
+        for component in below.components() {
+            path.push(component)?;
+        }
+        Ok(path)
+    }
+
+    /// The components in order; none for the root.
+    pub fn components(&self) -> impl Iterator<Item = &[u8]> {
+        self.joined.split(|&b| b == b'/').filter(|c| !c.is_empty())
+    }
+
+    /// The first component and what is below it.
+    pub fn split_first(&self) -> Option<(&[u8], RelativePath)> {
+        if self.is_root() {
+            return None;
+        }
+        match self.joined.iter().position(|&b| b == b'/') {
+            Some(at) => Some((&self.joined[..at], Self { joined: self.joined[at + 1..].to_vec() })),
+            None => Some((&self.joined, Self::root())),
+        }
+    }
+
+    /// The last component.
+    pub fn name(&self) -> Option<&[u8]> {
+        (!self.is_root()).then(|| self.joined.rsplit(|&b| b == b'/').next().unwrap_or_default())
+    }
+
+    /// The path without its last component; `None` for the root.
+    pub fn parent(&self) -> Option<RelativePath> {
+        if self.is_root() {
+            return None;
+        }
+        let end = self.joined.iter().rposition(|&b| b == b'/').unwrap_or(0);
+        Some(Self { joined: self.joined[..end].to_vec() })
+    }
+
+    /// Whether this is the empty path.
+    pub fn is_root(&self) -> bool {
+        self.joined.is_empty()
+    }
+
+    /// The components joined by `/`, as the system wants them; empty for the root.
+    pub fn as_path(&self) -> &Path {
+        Path::new(OsStr::from_bytes(&self.joined))
+    }
+
+    /// The components joined by `/`, as bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.joined
+    }
+}
+
+/// Whether a file of this name is one of haul's partials.
+pub(crate) fn is_partial_name(name: &[u8]) -> bool {
+    name.starts_with(PARTIAL_PREFIX) && name.ends_with(PARTIAL_SUFFIX)
+}
+
+/// Shows bytes that somebody else chose: control characters, bidirectional overrides and what is not UTF-8 are
+/// escaped, so that a name can neither move the cursor nor pose as another line.
+pub fn printable(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                c if c.is_control() || is_format(c) => out.extend(c.escape_default()),
+                c => out.push(c),
+            }
+        }
+        for byte in chunk.invalid() {
+            out.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    out
+}
+
+/// Unicode's invisible and direction-changing characters that `char::is_control` leaves out.
+fn is_format(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}')
+}
+
+impl fmt::Display for RelativePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&if self.is_root() { ".".to_owned() } else { printable(&self.joined) })
+    }
+}
+
+impl fmt::Debug for RelativePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", printable(&self.joined))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn path(components: &[&[u8]]) -> Result<RelativePath, BadName> {
+        RelativePath::from_components(components)
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        assert_eq!(path(&[b".."]), Err(BadName::Dots));
+        assert_eq!(path(&[b"a", b"."]), Err(BadName::Dots));
+        assert_eq!(path(&[b""]), Err(BadName::Empty));
+        assert_eq!(path(&[b"/etc"]), Err(BadName::Separator));
+        assert_eq!(path(&[b"a/../b"]), Err(BadName::Separator));
+        assert_eq!(path(&[b"a\0b"]), Err(BadName::Nul));
+        assert_eq!(path(&[&[b'x'; 256]]), Err(BadName::LongComponent));
+        assert_eq!(path(&[b".haul-00.partial"]), Err(BadName::Reserved));
+        assert_eq!(RelativePath::from_components(vec![[b'x'; 255]; 17]), Err(BadName::LongPath));
+    }
+
+    #[test]
+    fn ordinary_and_odd_names_are_kept_as_they_are() {
+        let p = path(&[b"...", b"a b?#%", b"\xff\xfe", "ä".as_bytes()]).unwrap();
+        assert_eq!(p.components().count(), 4);
+        assert_eq!(p.name(), Some("ä".as_bytes()));
+        assert_eq!(p.parent().unwrap().parent().unwrap().to_string(), ".../a b?#%");
+        assert_eq!(p.split_first().unwrap().0, b"...");
+        assert!(path(&[&[b'x'; 255]]).is_ok());
+    }
+
+    #[test]
+    fn what_is_printed_cannot_steer_a_terminal() {
+        assert_eq!(printable(b"a\n\x1b[2Jb\xff"), "a\\n\\u{1b}[2Jb\\xff");
+        assert_eq!(printable("x\u{202e}gpj.exe".as_bytes()), "x\\u{202e}gpj.exe");
+    }
+
+    proptest! {
+        #[test]
+        fn a_path_always_stays_below(components in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..20)) {
+            if let Ok(p) = RelativePath::from_components(&components) {
+                prop_assert!(p.as_path().is_relative());
+                prop_assert!(p.as_path().components().all(|c| matches!(c, std::path::Component::Normal(_))));
+                prop_assert_eq!(p.components().map(<[u8]>::to_vec).collect::<Vec<_>>(), components);
+                prop_assert!(p.as_bytes().len() <= MAX_PATH);
+            }
+        }
+
+        #[test]
+        fn printing_never_emits_a_control_character(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(!printable(&bytes).chars().any(char::is_control));
+        }
+    }
+}

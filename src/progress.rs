@@ -1,0 +1,89 @@
+//! What users see of a session, as events; the library itself never prints.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::error::Why;
+use crate::path::RelativePath;
+use crate::wire::Kind;
+
+/// Something that a front end may want to show.
+///
+/// Paths begin with the name of the source. They come from the peer where the peer is the sender: print them with
+/// their `Display`, which escapes what could steer a terminal.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Event {
+    /// A connection is up and both ends know each other.
+    Connected {
+        /// Where the peer is.
+        address: SocketAddr,
+        /// Who it is, as `SHA256:...`.
+        key_id: String,
+    },
+    /// More was found to send; totals so far.
+    Found {
+        /// Files found so far.
+        files: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// Whether the search is over, so that these are the final totals.
+        complete: bool,
+    },
+    /// A transfer begins.
+    Started {
+        /// The entry's number in this session.
+        id: u64,
+        /// Which file.
+        path: RelativePath,
+        /// Its size in bytes.
+        size: u64,
+        /// Bytes that the receiver holds already and that need not travel.
+        held: u64,
+    },
+    /// More of a transfer has moved. The sender counts what it gave to the connection, so this can be ahead of the
+    /// receiver by what is under way; only [`Event::Settled`] speaks of the receiver's disk.
+    Moved {
+        /// The entry's number.
+        id: u64,
+        /// Bytes since the last such event.
+        bytes: u64,
+    },
+    /// An entry is settled, one way or the other.
+    Settled {
+        /// The entry's number; `None` for a source that never became an entry.
+        id: Option<u64>,
+        /// Which entry.
+        path: RelativePath,
+        /// What it is.
+        kind: Kind,
+        /// Its size in bytes; 0 for what is no file.
+        size: u64,
+        /// How it went.
+        result: Settled,
+    },
+    /// The peer stops: nothing new will be taken, transfers under way may end.
+    GoingAway {
+        /// What it said.
+        why: Why,
+    },
+}
+
+/// How an entry went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settled {
+    /// Transferred, verified and committed, or made from the manifest alone.
+    Committed,
+    /// It was there already.
+    Skipped,
+    /// It did not go through.
+    Failed(Why),
+}
+
+/// Takes events as they happen. It is called from the tasks that do the work, so it must be quick and must not block.
+pub type Observer = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// An observer that ignores everything.
+pub fn ignore() -> Observer {
+    Arc::new(|_| {})
+}

@@ -1,0 +1,144 @@
+//! Where files are read from or committed to.
+//!
+//! Every call blocks; callers run them off the network threads. Two stores exist: [`LocalStore`], one directory that is
+//! never left, and [`MemoryStore`], the reference that the conformance tests run on beside it.
+
+mod local;
+mod memory;
+
+pub use local::LocalStore;
+pub use memory::MemoryStore;
+
+use std::io;
+
+use crate::error::Why;
+use crate::path::RelativePath;
+use crate::wire::{Durability, Kind, Time};
+
+/// What is known of something in a store without reading its content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metadata {
+    /// What it is; `None` for a device, a FIFO, a socket and the like.
+    pub kind: Option<Kind>,
+    /// Bytes of content; 0 for what is no file.
+    pub size: u64,
+    /// When the content was last modified.
+    pub modified: Time,
+    /// Permission bits (07777).
+    pub mode: u32,
+    /// Tells this version of this file from any other: device, inode, size, mtime and ctime. Two equal versions have,
+    /// as far as the system tells, the same content.
+    pub version: Version,
+}
+
+/// Tells one version of a file from another; see [`Metadata::version`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Version {
+    /// Device and inode.
+    pub file: (u64, u64),
+    /// Bytes of content.
+    pub size: u64,
+    /// Time of last modification.
+    pub modified: Time,
+    /// Time of last change of content or metadata; nobody can set it.
+    pub changed: Time,
+}
+
+/// The permission bits that `haul` carries over: read, write and execute (0777).
+pub const PERMISSIONS: u32 = 0o777;
+
+/// Whose partial it is and of which source: what it is bound to, besides its path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The key of the sender.
+    pub owner: [u8; 32],
+    /// Size of the source.
+    pub size: u64,
+    /// Time of last modification of the source.
+    pub modified: Option<Time>,
+}
+
+/// Final metadata of what is committed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// Permission bits, within [`PERMISSIONS`]; `None` leaves the store's default.
+    pub mode: Option<u32>,
+    /// Time of last modification; `None` leaves the time of the commit.
+    pub modified: Option<Time>,
+}
+
+/// A place that holds files, by [`RelativePath`].
+///
+/// No call follows a symbolic link, neither as the last component nor on the way, and none leaves the store.
+/// Errors are [`Why`]s, ready to cross the wire.
+pub trait Store: Send + Sync + 'static {
+    /// What stands under a name; `None` when nothing does (also when a directory on the way is missing).
+    fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Why>;
+
+    /// The names in a directory, in no order, partials left out.
+    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Why>;
+
+    /// What a symbolic link holds.
+    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why>;
+
+    /// Opens a regular file for reading. Never blocks on a FIFO or device: those are refused as [`Special`].
+    ///
+    /// [`Special`]: crate::error::Code::Special
+    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why>;
+
+    /// Begins a file beside its final name, which stays as it is until [`Upload::commit`]. Missing directories on the
+    /// way are made, private (0700). A partial of the same claim is taken up again, with what it holds.
+    ///
+    /// Fails with [`Busy`] while another process has the same partial open, and with [`IsDirectory`] when a directory
+    /// stands under the final name.
+    ///
+    /// [`Busy`]: crate::error::Code::Busy
+    /// [`IsDirectory`]: crate::error::Code::IsDirectory
+    fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why>;
+
+    /// Makes a directory, and missing ones on the way, private (0700), unless it is there.
+    fn make_directory(&self, path: &RelativePath) -> Result<(), Why>;
+
+    /// Sets the final metadata of a file or directory.
+    fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<(), Why>;
+
+    /// Makes a symbolic link, atomically in the place of a file or link that stands there. What it points to is never
+    /// looked at.
+    fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<(), Why>;
+
+    /// Brings to the disk all that was made or found in this store so far.
+    fn sync(&self) -> Result<(), Why>;
+
+    /// Removes partials that nobody has open and that were last written more than `age` ago, below all of the store.
+    /// Returns how many went.
+    fn sweep(&self, age: std::time::Duration) -> Result<u64, Why>;
+}
+
+/// An open file to read from.
+pub trait Source: Send {
+    /// What is known of the file that is open.
+    fn metadata(&self) -> io::Result<Metadata>;
+
+    /// Reads at an offset until the buffer is full or the file ends; returns the bytes read.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+}
+
+/// An unfinished file. It cannot be read as a file by anybody but its owner; dropping it keeps the partial for resume.
+pub trait Upload: Send {
+    /// The parts that may hold content of an earlier attempt: ascending, not touching. What they hold must be checked
+    /// by content before it counts.
+    fn held(&self) -> io::Result<Vec<std::ops::Range<u64>>>;
+
+    /// Writes at an offset.
+    fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Reads back what was written, to hash it.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Makes the file appear under its final name, whole, with these attributes, and as durable as asked. What stood
+    /// there before is whole until then, and gone after.
+    fn commit(self: Box<Self>, attributes: &Attributes, durability: Durability) -> Result<(), Why>;
+
+    /// Removes the partial.
+    fn discard(self: Box<Self>);
+}

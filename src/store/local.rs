@@ -1,0 +1,1 @@
+//! One directory, held as an open descriptor and never left.

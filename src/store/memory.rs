@@ -1,0 +1,1 @@
+//! A store in memory: the reference of the conformance tests.
