@@ -74,8 +74,8 @@ codes! {
     Cancelled = 0x06, "cancelled";
     /// The key is not admitted.
     NotAdmitted = 0x07, "this key is not admitted";
-    /// The server has no room for another connection.
-    Busy = 0x08, "the server has no room for another connection";
+    /// The server has no room for another connection, or another process has the partial open.
+    Busy = 0x08, "no room for another connection, or another process writes this file";
     /// A newer session of the same key took over this file.
     Superseded = 0x09, "a newer session took over";
     /// A transfer that was never wanted.

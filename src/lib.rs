@@ -1,5 +1,6 @@
-pub mod config;
+//! haul
 pub mod error;
 pub mod path;
-pub mod progress;
 pub mod wire;
+pub mod progress;
+pub mod config;

@@ -266,6 +266,12 @@ pub struct Pull {
     /// What is asked for, below the served directory.
     #[n(1)]
     pub sources: Vec<Components>,
+    /// Most entries that may stand unanswered; here the client is the receiver.
+    #[n(2)]
+    pub entries: u32,
+    /// Most bytes of entries, headers included, that may stand unanswered.
+    #[n(3)]
+    pub entry_bytes: u32,
 }
 
 impl Pull {

@@ -1,0 +1,113 @@
+//! PROTOCOL.md and the code must tell the same.
+
+use bytes::BytesMut;
+use haul::error::Code;
+use haul::wire::*;
+
+const DOCUMENT: &str = include_str!("../PROTOCOL.md");
+
+fn rows() -> impl Iterator<Item = Vec<&'static str>> {
+    DOCUMENT.lines().filter(|line| line.starts_with("| ")).map(|line| line.split('|').map(str::trim).collect())
+}
+
+#[test]
+fn every_message_stands_in_the_table_with_its_type_and_limit() {
+    let mut documented: Vec<_> = rows()
+        .filter(|row| row.len() == 6 && row[2].starts_with("0x") && row[3].parse::<usize>().is_ok())
+        .map(|row| (row[1], u8::from_str_radix(&row[2][2..], 16).unwrap(), row[3].parse().unwrap()))
+        .collect();
+    documented.sort_by_key(|&(_, kind, _)| kind);
+    assert_eq!(documented, MESSAGES);
+}
+
+#[test]
+fn every_code_stands_in_the_table() {
+    let documented: Vec<_> = rows()
+        .filter(|row| row.len() == 5 && row[1].starts_with("0x"))
+        .map(|row| (u32::from_str_radix(&row[1][2..], 16).unwrap(), row[2]))
+        .collect();
+    let known: Vec<_> = Code::ALL.iter().map(|code| (code.number(), code.name())).collect();
+    assert_eq!(documented, known);
+}
+
+#[test]
+fn every_stream_type_stands_in_the_table() {
+    for (byte, name) in [(0x01, "control"), (0x02, "manifest"), (0x03, "transfer")] {
+        assert!(StreamType::from_byte(byte).is_some());
+        assert!(DOCUMENT.contains(&format!("| {byte:#04x} | {name} |")));
+    }
+    assert_eq!(StreamType::from_byte(0x04), None);
+}
+
+/// The vectors: name, bytes, and whether decoding and encoding again gives the same bytes.
+fn vectors() -> Vec<(&'static str, Vec<u8>)> {
+    let session = *b"0123456789abcdef";
+    let components = |names: &[&[u8]]| Components(names.iter().map(|n| n.to_vec()).collect());
+    let why = || haul::error::Why::new(Code::NoSpace, "full").into();
+    let range = Range { offset: 1 << 20, length: 5 };
+    fn all<M: Message>(message: &M) -> (&'static str, Vec<u8>) {
+        let bytes = message.to_bytes();
+        let frame = Frame::take(&mut BytesMut::from(&bytes[..]), M::LIMIT).unwrap().unwrap();
+        assert_eq!(frame.decode::<M>().unwrap().to_bytes(), bytes, "{} does not survive", M::NAME);
+        (M::NAME, bytes.to_vec())
+    }
+    vec![
+        all(&Hello { features: vec![], agent: "haul".into() }),
+        all(&Push {
+            session,
+            destination: components(&[b"in", b"\xff"]),
+            into: true,
+            sources: 2,
+            directory: false,
+            durability: Durability::Synced,
+        }),
+        all(&Pull { session, sources: vec![components(&[b"a"])], entries: 10_000, entry_bytes: 1 << 20 }),
+        all(&List { session, path: components(&[b"a"]), recursive: true }),
+        all(&Ready { entries: 10_000, entry_bytes: 1 << 20, place: None }),
+        all(&Refused { why: why() }),
+        all(&End { entries: 3, failed: 1 }),
+        all(&Summary { committed: 2, bytes: 300, skipped: 1, failed: 0, durability: Durability::Synced }),
+        all(&GoAway { why: why() }),
+        all(&Working {}),
+        all(&Entry {
+            id: 7,
+            path: components(&[b"a", b"b.txt"]),
+            kind: Kind::File,
+            size: Some(300),
+            modified: Some(Time { seconds: -1, nanoseconds: 500_000_000 }),
+            mode: Some(0o644),
+            target: None,
+        }),
+        all(&Entry {
+            id: 8,
+            path: components(&[b"a", b"link"]),
+            kind: Kind::Symlink,
+            size: None,
+            modified: None,
+            mode: None,
+            target: Some(b"b.txt".to_vec()),
+        }),
+        all(&Skip { id: 7 }),
+        all(&Done { id: 8 }),
+        all(&Want { id: 9, held: None }),
+        all(&Want { id: 9, held: Some(vec![Held { range, digest: [0xab; 32] }]) }),
+        all(&Refuse { id: 9, why: why() }),
+        all(&Plan { id: 9, encoding: 0, ranges: vec![range] }),
+        all(&Trailer { digest: [0xcd; 32] }),
+        all(&Committed { bytes: 300, durability: Durability::Visible }),
+        all(&Failed { why: why() }),
+    ]
+}
+
+#[test]
+fn the_vectors_are_true() {
+    let code: String = vectors()
+        .iter()
+        .map(|(name, bytes)| {
+            let hex: Vec<_> = bytes.iter().map(|b| format!("{b:02x}")).collect();
+            format!("{name} {}\n", hex.join(""))
+        })
+        .collect();
+    let document = DOCUMENT.split("```vectors\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap_or_default();
+    assert_eq!(document, code, "PROTOCOL.md should have these vectors:\n{code}");
+}
