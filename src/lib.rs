@@ -1,6 +1,8 @@
 //! haul
+
+pub mod config;
 pub mod error;
 pub mod path;
-pub mod wire;
 pub mod progress;
-pub mod config;
+pub mod store;
+pub mod wire;

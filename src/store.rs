@@ -3,8 +3,12 @@
 //! Every call blocks; callers run them off the network threads. Two stores exist: [`LocalStore`], one directory that is
 //! never left, and [`MemoryStore`], the reference that the conformance tests run on beside it.
 
+mod beneath;
+mod fault;
 mod local;
 mod memory;
+mod partial;
+mod sweep;
 
 pub use local::LocalStore;
 pub use memory::MemoryStore;

@@ -1,1 +1,257 @@
 //! One directory, held as an open descriptor and never left.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{fchmod, fstat, futimens, openat, renameat, symlinkat, unlinkat, utimensat};
+
+use super::beneath::{Directory, Root, device};
+use super::fault::{check_target, fault, refusal};
+use super::partial::{LocalUpload, read_full_at, temporary_name, timestamps};
+use super::{Attributes, Claim, Metadata, PERMISSIONS, Source, Store, Upload, Version, sweep};
+use crate::error::{Code, Error, Why};
+use crate::path::{RelativePath, is_partial_name, printable};
+use crate::wire::{Kind, Time};
+
+/// Mode of a new file before the process's umask takes its part, as every program on Unix has it.
+const NEW_FILE: u32 = 0o666;
+/// The umask where the system does not say.
+const COMMON_UMASK: u32 = 0o022;
+/// Permission bits, with set-user-ID, set-group-ID and sticky.
+const ALL_PERMISSIONS: u32 = 0o7777;
+
+/// A directory on disk as a [`Store`].
+///
+/// It is held as an open descriptor, from which every name is resolved; no symbolic link is followed below it. An
+/// upload holds one descriptor, all else only while a call lasts.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use haul::path::RelativePath;
+/// use haul::store::{Attributes, Claim, LocalStore, Store};
+/// use haul::wire::Durability;
+///
+/// let directory = tempfile::tempdir()?;
+/// let store = LocalStore::open(directory.path())?;
+/// let name = RelativePath::from_components(["a", "b"])?;
+/// let mut upload = store.create(&name, &Claim { owner: [0; 32], size: 5, modified: None })?;
+/// upload.write_at(b"hello", 0)?;
+/// assert!(!directory.path().join("a/b").exists());
+/// upload.commit(&Attributes::default(), Durability::Synced)?;
+/// assert_eq!(std::fs::read(directory.path().join("a/b"))?, b"hello");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct LocalStore {
+    root: Arc<Root>,
+    path: PathBuf,
+    /// Mode of files for which the sender says none.
+    mode: u32,
+}
+
+impl LocalStore {
+    /// Opens a directory. Its own path may lead through symbolic links.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it is missing, no directory, or may not be searched.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let root = Root::open(path).map_err(Error::io(format!("cannot open the directory {}", shown(path))))?;
+        Ok(Self { root: Arc::new(root), path: path.to_owned(), mode: NEW_FILE & !umask() })
+    }
+
+    /// The directory's path as it was given, for people: names are never resolved through it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Finds out whether files can be made in the directory, by making and removing an empty one.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when not.
+    pub fn check_writable(&self) -> Result<(), Error> {
+        let name = temporary_name();
+        let how = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat(self.root.directory(), &name, how, Mode::RUSR | Mode::WUSR)
+            .and_then(|_| unlinkat(self.root.directory(), &name, AtFlags::empty()))
+            .map_err(|e| {
+                let directory = shown(&self.path);
+                Error::io(format!(
+                    "cannot write to {directory}; make it writable for this user, or choose another directory"
+                ))(e.into())
+            })
+    }
+
+    /// The directory that a path stands in, which must be there.
+    fn parent<'p>(&self, path: &'p RelativePath) -> Result<(Directory<'_>, &'p [u8]), Why> {
+        self.root.parent(path)?.ok_or_else(|| refusal(Code::NotFound, path))
+    }
+
+    /// Opens a file for reading, or a directory, without following a link or waiting for a FIFO's other end.
+    fn open_any(&self, path: &RelativePath) -> Result<(File, Stat), Why> {
+        let cannot = |e: rustix::io::Errno| fault(path, "open it", e);
+        if path.is_root() {
+            let file = File::from(self.root.directory().readable().map_err(cannot)?);
+            let stat = fstat(&file).map_err(cannot)?;
+            return Ok((file, stat));
+        }
+        let (directory, name) = self.parent(path)?;
+        // Looked at first, since to open a device can have effects of its own.
+        let there = directory.stat(name).map_err(cannot)?.ok_or_else(|| refusal(Code::NotFound, path))?;
+        openable(path, &there)?;
+        let how = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let file = File::from(openat(&directory, name, how, Mode::empty()).map_err(cannot)?);
+        let stat = fstat(&file).map_err(cannot)?;
+        openable(path, &stat)?;
+        self.root.saw(&stat);
+        Ok((file, stat))
+    }
+}
+
+impl Store for LocalStore {
+    fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Why> {
+        let stat = if path.is_root() {
+            fstat(self.root.directory()).map(Some)
+        } else {
+            let Some((directory, name)) = self.root.parent(path)? else { return Ok(None) };
+            directory.stat(name)
+        }
+        .map_err(|e| fault(path, "look at it", e))?;
+        Ok(stat.map(|stat| {
+            self.root.saw(&stat);
+            metadata(&stat)
+        }))
+    }
+
+    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Why> {
+        let cannot = |e| fault(directory, "read the directory", e);
+        let open = self.root.find(directory)?.ok_or_else(|| refusal(Code::NotFound, directory))?;
+        let mut names = Vec::new();
+        for entry in Dir::new(open.readable().map_err(cannot)?).map_err(cannot)? {
+            let name = entry.map_err(cannot)?.file_name().to_bytes().to_vec();
+            if name != b"." && name != b".." && !is_partial_name(&name) {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why> {
+        let (directory, name) = self.parent(path)?;
+        match rustix::fs::readlinkat(&directory, name, Vec::new()) {
+            Ok(target) => Ok(target.into_bytes()),
+            Err(rustix::io::Errno::INVAL) => Err(Why::new(Code::Unreadable, format!("{path}: it is no symbolic link"))),
+            Err(e) => Err(fault(path, "read the symbolic link", e)),
+        }
+    }
+
+    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why> {
+        let (file, stat) = self.open_any(path)?;
+        match metadata(&stat).kind {
+            Some(Kind::File) => Ok(Box::new(LocalSource(file))),
+            _ => Err(refusal(Code::IsDirectory, path)),
+        }
+    }
+
+    fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
+        Ok(Box::new(LocalUpload::create(&self.root, path, claim, self.mode)?))
+    }
+
+    fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
+        self.root.make(path).map(|_| ())
+    }
+
+    fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<(), Why> {
+        let (file, stat) = self.open_any(path)?;
+        if let Some(mode) = attributes.mode {
+            // What haul does not carry over stays, such as the set-group-ID of a shared directory.
+            let kept = metadata(&stat).mode & !PERMISSIONS;
+            fchmod(&file, Mode::from_raw_mode((kept | mode & PERMISSIONS) as _))
+                .map_err(|e| fault(path, "set its mode", e))?;
+        }
+        if let Some(modified) = attributes.modified {
+            futimens(&file, &timestamps(modified)).map_err(|e| fault(path, "set its time", e))?;
+        }
+        Ok(())
+    }
+
+    fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<(), Why> {
+        let Some(parent) = path.parent() else { return Err(refusal(Code::IsDirectory, path)) };
+        check_target(path, target)?;
+        let directory = self.root.make(&parent)?;
+        let (last, aside) = (path.name().unwrap_or_default(), temporary_name());
+        symlinkat(target, &directory, &aside).map_err(|e| fault(path, "make the symbolic link", e))?;
+        let time = attributes
+            .modified
+            .map_or(Ok(()), |modified| utimensat(&directory, &aside, &timestamps(modified), AtFlags::SYMLINK_NOFOLLOW));
+        // Where a directory stands, the system refuses this itself.
+        time.and_then(|()| renameat(&directory, &aside, &directory, last)).map_err(|e| {
+            let _ = unlinkat(&directory, &aside, AtFlags::empty());
+            fault(path, "rename the symbolic link into place", e)
+        })
+    }
+
+    fn sync(&self) -> Result<(), Why> {
+        self.root.sync().map_err(|e| fault(&RelativePath::root(), "bring the store to the disk", e))
+    }
+
+    fn sweep(&self, age: Duration) -> Result<u64, Why> {
+        sweep::sweep(&self.root, age)
+    }
+}
+
+/// A regular file, open for reading.
+struct LocalSource(File);
+
+impl Source for LocalSource {
+    fn metadata(&self) -> io::Result<Metadata> {
+        Ok(metadata(&fstat(&self.0)?))
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        read_full_at(&self.0, buffer, offset)
+    }
+}
+
+/// Refuses what is neither file nor directory.
+fn openable(path: &RelativePath, stat: &Stat) -> Result<(), Why> {
+    match metadata(stat).kind {
+        Some(Kind::File | Kind::Directory) => Ok(()),
+        Some(Kind::Symlink) => Err(refusal(Code::Symlink, path)),
+        None => Err(refusal(Code::Special, path)),
+    }
+}
+
+#[allow(clippy::unnecessary_cast, reason = "the fields of stat have other types on other systems")]
+fn metadata(stat: &Stat) -> Metadata {
+    let kind = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Some(Kind::File),
+        FileType::Directory => Some(Kind::Directory),
+        FileType::Symlink => Some(Kind::Symlink),
+        _ => None,
+    };
+    let size = if kind == Some(Kind::File) { stat.st_size as u64 } else { 0 };
+    let modified = Time { seconds: stat.st_mtime as i64, nanoseconds: stat.st_mtime_nsec as u32 };
+    let changed = Time { seconds: stat.st_ctime as i64, nanoseconds: stat.st_ctime_nsec as u32 };
+    let version = Version { file: (device(stat), stat.st_ino as u64), size, modified, changed };
+    Metadata { kind, size, modified, mode: stat.st_mode as u32 & ALL_PERMISSIONS, version }
+}
+
+/// The umask of this process, from Linux's /proc: the call that tells it also changes it, for all threads.
+fn umask() -> u32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let field = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    field.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok()).unwrap_or(COMMON_UMASK)
+}
+
+fn shown(path: &Path) -> String {
+    printable(path.as_os_str().as_bytes())
+}
+
+#[cfg(test)]
+mod tests;

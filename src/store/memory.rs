@@ -1,1 +1,437 @@
 //! A store in memory: the reference of the conformance tests.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rustix::io::Errno;
+
+use super::fault::{check_target, refusal};
+use super::{Attributes, Claim, Metadata, PERMISSIONS, Source, Store, Upload, Version};
+use crate::error::{Code, Why};
+use crate::path::RelativePath;
+use crate::wire::{Durability, Kind, Time};
+
+/// Bytes that a store takes unless it is told otherwise (1 GiB).
+const DEFAULT_CAPACITY: u64 = 1 << 30;
+/// Mode of a file for which the sender says none.
+const NEW_FILE: u32 = 0o644;
+/// Mode of directories made on demand.
+const PRIVATE: u32 = 0o700;
+
+/// Files in memory as a [`Store`]: for tests, and for programs whose uploads never touch a disk.
+///
+/// It behaves as [`LocalStore`](super::LocalStore) does, but nothing in it outlasts the process. Clones share one
+/// content. Finding the names in a directory takes time in proportion to all there is in the store.
+#[derive(Clone)]
+pub struct MemoryStore {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    capacity: u64,
+    write_delay: Duration,
+    writing: AtomicUsize,
+    peak: AtomicUsize,
+}
+
+#[derive(Default)]
+struct State {
+    nodes: BTreeMap<RelativePath, Node>,
+    partials: HashMap<PartialKey, Partial>,
+    /// Bytes in files and partials.
+    used: u64,
+    /// Counts every change: the inode numbers and times of change.
+    clock: u64,
+}
+
+#[derive(Clone)]
+struct Node {
+    content: Content,
+    metadata: Metadata,
+}
+
+#[derive(Clone)]
+enum Content {
+    File(Arc<Vec<u8>>),
+    Directory,
+    Symlink(Vec<u8>),
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct PartialKey {
+    path: RelativePath,
+    owner: [u8; 32],
+    size: u64,
+    modified: Option<Time>,
+}
+
+#[derive(Default)]
+struct Partial {
+    data: Vec<u8>,
+    /// What was written: ascending, not touching.
+    held: Vec<Range<u64>>,
+    open: bool,
+    written: Option<SystemTime>,
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MemoryStore {
+    /// An empty store that takes up to 1 GiB.
+    pub fn new() -> Self {
+        Self::with_capacity(DEFAULT_CAPACITY)
+    }
+
+    /// An empty store; writes past so many bytes, partials included, fail as on a full disk.
+    pub fn with_capacity(bytes: u64) -> Self {
+        let shared = Shared {
+            state: Mutex::default(),
+            capacity: bytes,
+            write_delay: Duration::ZERO,
+            writing: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// An empty store as this one, in which each write blocks so long: a slow disk.
+    pub fn with_write_delay(self, delay: Duration) -> Self {
+        let mut store = Self::with_capacity(self.shared.capacity);
+        if let Some(shared) = Arc::get_mut(&mut store.shared) {
+            shared.write_delay = delay;
+        }
+        store
+    }
+
+    /// Most uploads that were inside `write_at` or `commit` at the same time.
+    pub fn peak_writes(&self) -> usize {
+        self.shared.peak.load(Ordering::SeqCst)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a writer for as long as the guard lives.
+    fn writing(&self) -> impl Drop + '_ {
+        struct Writing<'s>(&'s Shared);
+        impl Drop for Writing<'_> {
+            fn drop(&mut self) {
+                self.0.writing.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        let now = self.writing.fetch_add(1, Ordering::SeqCst) + 1;
+        self.peak.fetch_max(now, Ordering::SeqCst);
+        Writing(self)
+    }
+}
+
+impl Content {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::File(_) => Kind::File,
+            Self::Directory => Kind::Directory,
+            Self::Symlink(_) => Kind::Symlink,
+        }
+    }
+
+    fn size(&self) -> u64 {
+        if let Self::File(data) = self { data.len() as u64 } else { 0 }
+    }
+}
+
+impl State {
+    /// What stands under a name; the root always does.
+    fn find(&self, path: &RelativePath) -> Result<Option<Node>, Why> {
+        if path.is_root() {
+            return Ok(Some(
+                self.nodes.get(path).cloned().unwrap_or_else(|| Node::new(Content::Directory, PRIVATE, 0)),
+            ));
+        }
+        let mut above = RelativePath::root();
+        for component in path.components() {
+            match self.nodes.get(&above).map(|node| node.content.kind()) {
+                _ if above.is_root() => {}
+                None => return Ok(None),
+                Some(Kind::Directory) => {}
+                Some(Kind::Symlink) => return Err(refusal(Code::Symlink, &above)),
+                Some(Kind::File) => return Err(refusal(Code::NotDirectory, &above)),
+            }
+            above.push(component)?;
+        }
+        Ok(self.nodes.get(path).cloned())
+    }
+
+    fn must_find(&self, path: &RelativePath) -> Result<Node, Why> {
+        self.find(path)?.ok_or_else(|| refusal(Code::NotFound, path))
+    }
+
+    /// Makes a directory and those above it, as far as they are missing.
+    fn make(&mut self, path: &RelativePath) -> Result<(), Why> {
+        let mut here = RelativePath::root();
+        for component in path.components() {
+            here.push(component)?;
+            match self.find(&here)?.map(|node| node.content.kind()) {
+                None => self.put(&here, Content::Directory, PRIVATE, None),
+                Some(Kind::Directory) => {}
+                Some(Kind::Symlink) => return Err(refusal(Code::Symlink, &here)),
+                Some(Kind::File) => return Err(refusal(Code::NotDirectory, &here)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes way for a file or link: its directory is there and no directory in its place.
+    fn make_way(&mut self, path: &RelativePath) -> Result<(), Why> {
+        self.make(&path.parent().unwrap_or_default())?;
+        match self.find(path)?.map(|node| node.content.kind()) {
+            Some(Kind::Directory) => Err(refusal(Code::IsDirectory, path)),
+            _ => Ok(()),
+        }
+    }
+
+    fn put(&mut self, path: &RelativePath, content: Content, mode: u32, modified: Option<Time>) {
+        self.clock += 1;
+        let mut node = Node::new(content, mode, self.clock);
+        node.change(self.clock, None, modified);
+        if let Some(old) = self.nodes.insert(path.clone(), node) {
+            self.used -= old.content.size();
+        }
+    }
+}
+
+impl Node {
+    fn new(content: Content, mode: u32, number: u64) -> Self {
+        let modified = if number == 0 { Time::default() } else { SystemTime::now().into() };
+        let size = content.size();
+        let version = Version { file: (0, number), size, modified, changed: Time::default() };
+        let metadata = Metadata { kind: Some(content.kind()), size, modified, mode, version };
+        Self { content, metadata }
+    }
+
+    fn change(&mut self, clock: u64, mode: Option<u32>, modified: Option<Time>) {
+        self.metadata.mode = mode.map_or(self.metadata.mode, |mode| mode & PERMISSIONS);
+        self.metadata.modified = modified.unwrap_or(self.metadata.modified);
+        self.metadata.version.modified = self.metadata.modified;
+        self.metadata.version.changed = Time { seconds: clock as i64, nanoseconds: 0 };
+    }
+}
+
+impl Store for MemoryStore {
+    fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Why> {
+        Ok(self.shared.lock().find(path)?.map(|node| node.metadata))
+    }
+
+    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Why> {
+        let state = self.shared.lock();
+        match state.must_find(directory)?.content.kind() {
+            Kind::Directory => {}
+            Kind::Symlink => return Err(refusal(Code::Symlink, directory)),
+            Kind::File => return Err(refusal(Code::NotDirectory, directory)),
+        }
+        let inside = state.nodes.keys().filter(|path| path.parent().as_ref() == Some(directory));
+        Ok(inside.filter_map(|path| path.name().map(<[u8]>::to_vec)).collect())
+    }
+
+    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why> {
+        match self.shared.lock().must_find(path)?.content {
+            Content::Symlink(target) => Ok(target),
+            _ => Err(Why::new(Code::Unreadable, format!("{path}: it is no symbolic link"))),
+        }
+    }
+
+    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why> {
+        let node = self.shared.lock().must_find(path)?;
+        match node.content {
+            Content::File(data) => Ok(Box::new(MemorySource { data, metadata: node.metadata })),
+            Content::Directory => Err(refusal(Code::IsDirectory, path)),
+            Content::Symlink(_) => Err(refusal(Code::Symlink, path)),
+        }
+    }
+
+    fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
+        let mut state = self.shared.lock();
+        let state = &mut *state;
+        state.make_way(path)?;
+        let Claim { owner, size, modified } = *claim;
+        let key = PartialKey { path: path.clone(), owner, size, modified };
+        let partial = state.partials.entry(key.clone()).or_default();
+        if std::mem::replace(&mut partial.open, true) {
+            return Err(refusal(Code::Busy, path));
+        }
+        let over = (partial.data.len() as u64).saturating_sub(size);
+        if over > 0 {
+            partial.data.truncate(size as usize);
+            partial.held.retain(|range| range.start < size);
+            if let Some(last) = partial.held.last_mut() {
+                last.end = last.end.min(size);
+            }
+            state.used -= over;
+        }
+        Ok(Box::new(MemoryUpload { shared: Arc::clone(&self.shared), key, over: false }))
+    }
+
+    fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
+        self.shared.lock().make(path)
+    }
+
+    fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<(), Why> {
+        let mut state = self.shared.lock();
+        let mut node = state.must_find(path)?;
+        if matches!(node.content, Content::Symlink(_)) {
+            return Err(refusal(Code::Symlink, path));
+        }
+        state.clock += 1;
+        node.change(state.clock, attributes.mode, attributes.modified);
+        state.nodes.insert(path.clone(), node);
+        Ok(())
+    }
+
+    fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<(), Why> {
+        check_target(path, target)?;
+        let mut state = self.shared.lock();
+        state.make_way(path)?;
+        state.put(path, Content::Symlink(target.to_vec()), PERMISSIONS, attributes.modified);
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), Why> {
+        Ok(())
+    }
+
+    fn sweep(&self, age: Duration) -> Result<u64, Why> {
+        let mut state = self.shared.lock();
+        let state = &mut *state;
+        let mut swept = 0;
+        state.partials.retain(|_, partial| {
+            let stale = partial.written.is_none_or(|written| written.elapsed().is_ok_and(|since| since >= age));
+            if partial.open || !stale {
+                return true;
+            }
+            state.used -= partial.data.len() as u64;
+            swept += 1;
+            false
+        });
+        Ok(swept)
+    }
+}
+
+/// A file as it was when it was opened.
+struct MemorySource {
+    data: Arc<Vec<u8>>,
+    metadata: Metadata,
+}
+
+impl Source for MemorySource {
+    fn metadata(&self) -> io::Result<Metadata> {
+        Ok(self.metadata.clone())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        Ok(copy_at(&self.data, buffer, offset))
+    }
+}
+
+struct MemoryUpload {
+    shared: Arc<Shared>,
+    key: PartialKey,
+    /// Committed or discarded: a partial of that key is another upload's by now.
+    over: bool,
+}
+
+impl Upload for MemoryUpload {
+    fn held(&self) -> io::Result<Vec<Range<u64>>> {
+        Ok(self.shared.lock().partials.get(&self.key).map(|partial| partial.held.clone()).unwrap_or_default())
+    }
+
+    fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
+        let _writing = self.shared.writing();
+        if !self.shared.write_delay.is_zero() {
+            std::thread::sleep(self.shared.write_delay);
+        }
+        if data.is_empty() {
+            return Ok(());
+        }
+        let mut state = self.shared.lock();
+        let state = &mut *state;
+        let Some(partial) = state.partials.get_mut(&self.key) else { return Err(Errno::NOENT.into()) };
+        let end = offset.checked_add(data.len() as u64).ok_or(Errno::FBIG)?;
+        let more = end.saturating_sub(partial.data.len() as u64);
+        if more > self.shared.capacity.saturating_sub(state.used) {
+            return Err(Errno::NOSPC.into());
+        }
+        state.used += more;
+        partial.data.resize(partial.data.len() + more as usize, 0);
+        partial.data[offset as usize..end as usize].copy_from_slice(data);
+        partial.written = Some(SystemTime::now());
+        include(&mut partial.held, offset..end);
+        Ok(())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let state = self.shared.lock();
+        Ok(state.partials.get(&self.key).map_or(0, |partial| copy_at(&partial.data, buffer, offset)))
+    }
+
+    fn commit(mut self: Box<Self>, attributes: &Attributes, _: Durability) -> Result<(), Why> {
+        let shared = Arc::clone(&self.shared);
+        let _writing = shared.writing();
+        let mut state = shared.lock();
+        state.make_way(&self.key.path)?;
+        self.over = true;
+        let partial = state.partials.remove(&self.key).unwrap_or_default();
+        let mode = attributes.mode.map_or(NEW_FILE, |mode| mode & PERMISSIONS);
+        state.put(&self.key.path, Content::File(Arc::new(partial.data)), mode, attributes.modified);
+        Ok(())
+    }
+
+    fn discard(mut self: Box<Self>) {
+        self.over = true;
+        let mut state = self.shared.lock();
+        if let Some(partial) = state.partials.remove(&self.key) {
+            state.used -= partial.data.len() as u64;
+        }
+    }
+}
+
+impl Drop for MemoryUpload {
+    /// Closes the partial; one that holds nothing goes.
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let mut state = self.shared.lock();
+        if let Some(partial) = state.partials.get_mut(&self.key) {
+            partial.open = false;
+            if partial.data.is_empty() {
+                state.partials.remove(&self.key);
+            }
+        }
+    }
+}
+
+fn copy_at(data: &[u8], buffer: &mut [u8], offset: u64) -> usize {
+    let rest = usize::try_from(offset).ok().and_then(|at| data.get(at..)).unwrap_or_default();
+    let length = rest.len().min(buffer.len());
+    buffer[..length].copy_from_slice(&rest[..length]);
+    length
+}
+
+/// Adds a range to ascending ones that do not touch.
+fn include(ranges: &mut Vec<Range<u64>>, new: Range<u64>) {
+    let first = ranges.partition_point(|r| r.end < new.start);
+    let last = ranges.partition_point(|r| r.start <= new.end);
+    let merged = ranges[first..last].iter().fold(new, |a, b| a.start.min(b.start)..a.end.max(b.end));
+    ranges.splice(first..last, [merged]);
+}

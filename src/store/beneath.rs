@@ -1,0 +1,262 @@
+//! Containment: every directory is opened from the root's descriptor, and no symbolic link is followed on the way.
+//!
+//! Linux does it in one call (openat2, with `RESOLVE_BENEATH` and `RESOLVE_NO_SYMLINKS`). Where that is missing, and
+//! to find out which component stands in the way, the path is walked component by component with `O_NOFOLLOW`.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, mkdirat, openat, statat};
+use rustix::io::Errno;
+
+use super::fault::{fault, refusal};
+use crate::error::{Code, Why};
+use crate::path::RelativePath;
+
+/// A directory that is only passed through: `O_PATH` needs no permission to read it.
+#[cfg(target_os = "linux")]
+const PASS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+#[cfg(not(target_os = "linux"))]
+const PASS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// Mode of directories made on demand; the final one is set once all in them is settled.
+const PRIVATE: Mode = Mode::RWXU;
+/// How often something that another process keeps changing under our hands is tried anew.
+pub(super) const ATTEMPTS: u32 = 8;
+/// Most directories remembered as durable (32 bytes each); past it they are forgotten, which only costs time.
+const MAX_DURABLE: usize = 65_536;
+
+/// The root of a store.
+pub(super) struct Root {
+    descriptor: OwnedFd,
+    device: u64,
+    /// Whether openat2 is there; found out by using it.
+    pub(super) openat2: AtomicBool,
+    /// Whether something on another filesystem was met below.
+    spans: AtomicBool,
+    /// Digests of the paths of directories that are on the disk, they and all above them.
+    durable: Mutex<HashSet<blake3::Hash>>,
+}
+
+/// An open directory of a store.
+pub(super) enum Directory<'r> {
+    Root(BorrowedFd<'r>),
+    Below(OwnedFd),
+}
+
+impl AsFd for Directory<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Root(descriptor) => *descriptor,
+            Self::Below(descriptor) => descriptor.as_fd(),
+        }
+    }
+}
+
+impl Directory<'_> {
+    /// Opens it again, for reading its names and for fsync, which `O_PATH` does not allow.
+    pub(super) fn readable(&self) -> rustix::io::Result<OwnedFd> {
+        openat(self, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    }
+
+    /// What stands under a name in it.
+    pub(super) fn stat(&self, name: &[u8]) -> rustix::io::Result<Option<Stat>> {
+        match statat(self, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// Brings the names in it to the disk.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        match self.readable() {
+            // Write and search permission alone let us rename but not open it; then everything is synced instead.
+            Err(Errno::ACCESS) => rustix::fs::sync(),
+            other => fsync(&File::from(other?))?,
+        }
+        Ok(())
+    }
+}
+
+/// fsync, as far as the filesystem knows it: as in restic, one that does not is no reason to fail.
+pub(super) fn fsync(file: &File) -> io::Result<()> {
+    let unsupported = [Errno::INVAL, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOTTY];
+    match file.sync_all() {
+        Err(e) if Errno::from_io_error(&e).is_some_and(|errno| unsupported.contains(&errno)) => Ok(()),
+        other => other,
+    }
+}
+
+impl Root {
+    /// Opens a directory as the root; its own path may lead through symbolic links.
+    pub(super) fn open(path: &std::path::Path) -> io::Result<Self> {
+        let descriptor = rustix::fs::open(path, PASS, Mode::empty())?;
+        Ok(Self {
+            device: device(&fstat(&descriptor)?),
+            descriptor,
+            openat2: AtomicBool::new(cfg!(target_os = "linux")),
+            spans: AtomicBool::new(false),
+            durable: Mutex::default(),
+        })
+    }
+
+    /// The root itself.
+    pub(super) fn directory(&self) -> Directory<'_> {
+        Directory::Root(self.descriptor.as_fd())
+    }
+
+    /// Opens a directory; `None` when it, or one above it, is missing.
+    pub(super) fn find(&self, path: &RelativePath) -> Result<Option<Directory<'_>>, Why> {
+        if path.is_root() {
+            return Ok(Some(self.directory()));
+        }
+        match self.resolve(path) {
+            Ok(descriptor) => Ok(Some(Directory::Below(descriptor))),
+            Err(Errno::NOENT) => Ok(None),
+            // Also EAGAIN, when something was renamed meanwhile: the walk does not mind, since it never goes up.
+            Err(_) => self.walk(path, false),
+        }
+    }
+
+    /// Opens a directory, and makes it and those above it if they are missing.
+    pub(super) fn make(&self, path: &RelativePath) -> Result<Directory<'_>, Why> {
+        if let Some(directory) = self.find(path)? {
+            return Ok(directory);
+        }
+        self.walk(path, true)?.ok_or_else(|| refusal(Code::NotFound, path))
+    }
+
+    /// Opens the directory that a path stands in; `None` when it is missing. The root stands in none.
+    pub(super) fn parent<'p>(&self, path: &'p RelativePath) -> Result<Option<(Directory<'_>, &'p [u8])>, Why> {
+        let (Some(parent), Some(name)) = (path.parent(), path.name()) else {
+            return Err(refusal(Code::IsDirectory, path));
+        };
+        Ok(self.find(&parent)?.map(|directory| (directory, name)))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn resolve(&self, path: &RelativePath) -> Result<OwnedFd, Errno> {
+        use rustix::fs::ResolveFlags as R;
+        if !self.openat2.load(Ordering::Relaxed) {
+            return Err(Errno::NOSYS);
+        }
+        let how = R::BENEATH | R::NO_SYMLINKS | R::NO_MAGICLINKS;
+        let result = rustix::fs::openat2(&self.descriptor, path.as_bytes(), PASS, Mode::empty(), how);
+        // Linux before 5.6, or a seccomp filter of a container that does not know the call.
+        if let Err(Errno::NOSYS | Errno::PERM) = result {
+            self.openat2.store(false, Ordering::Relaxed);
+        }
+        result
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn resolve(&self, _: &RelativePath) -> Result<OwnedFd, Errno> {
+        Err(Errno::NOSYS)
+    }
+
+    fn walk(&self, path: &RelativePath, make: bool) -> Result<Option<Directory<'_>>, Why> {
+        let mut directory = self.directory();
+        let mut here = RelativePath::root();
+        for component in path.components() {
+            here.push(component)?;
+            match self.step(&directory, component, &here, make)? {
+                Some(descriptor) => directory = Directory::Below(descriptor),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(directory))
+    }
+
+    /// One component further; `here` is where it leads.
+    fn step(
+        &self,
+        directory: &Directory<'_>,
+        component: &[u8],
+        here: &RelativePath,
+        make: bool,
+    ) -> Result<Option<OwnedFd>, Why> {
+        for _ in 0..ATTEMPTS {
+            match openat(directory, component, PASS | OFlags::NOFOLLOW, Mode::empty()) {
+                Ok(descriptor) => return Ok(Some(descriptor)),
+                Err(Errno::NOENT) if !make => return Ok(None),
+                Err(Errno::NOENT) => match mkdirat(directory, component, PRIVATE) {
+                    Ok(()) => self.forget(here),
+                    Err(Errno::EXIST) => {}
+                    Err(e) => return Err(fault(here, "make the directory", e)),
+                },
+                // Systems disagree on which of the two a symbolic link gives.
+                Err(Errno::NOTDIR | Errno::LOOP) => {
+                    let stat = directory.stat(component).map_err(|e| fault(here, "look at it", e))?;
+                    match stat.map(|s| FileType::from_raw_mode(s.st_mode)) {
+                        Some(FileType::Symlink) => return Err(refusal(Code::Symlink, here)),
+                        Some(FileType::Directory) | None => {}
+                        Some(_) => return Err(refusal(Code::NotDirectory, here)),
+                    }
+                }
+                Err(e) => return Err(fault(here, "open the directory", e)),
+            }
+        }
+        Err(Why::new(Code::Io, format!("{here}: it keeps changing; try again when nothing else works there")))
+    }
+
+    /// Brings the names in a directory to the disk, and its own and those above it unless they are known to be.
+    ///
+    /// Directories that stood there before are included once: whoever made them may not have synced them.
+    pub(super) fn sync_names(&self, directory: &Directory<'_>, path: &RelativePath) -> Result<(), Why> {
+        directory.sync().map_err(|e| fault(path, "bring it to the disk", e))?;
+        let mut brought = Vec::new();
+        let mut child = path.clone();
+        while let Some(parent) = child.parent() {
+            let digest = blake3::hash(child.as_bytes());
+            if self.durable().contains(&digest) {
+                break;
+            }
+            let above = self.find(&parent)?.ok_or_else(|| refusal(Code::NotFound, &parent))?;
+            above.sync().map_err(|e| fault(&parent, "bring it to the disk", e))?;
+            brought.push(digest);
+            child = parent;
+        }
+        // Only now, so that nobody relies on an fsync that is still under way.
+        let mut durable = self.durable();
+        if durable.len() + brought.len() > MAX_DURABLE {
+            durable.clear();
+        }
+        durable.extend(brought);
+        Ok(())
+    }
+
+    /// Brings everything below to the disk.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        rustix::fs::syncfs(self.directory().readable()?)?;
+        // syncfs reports what went wrong, but ends at a mount point.
+        if cfg!(not(target_os = "linux")) || self.spans.load(Ordering::Relaxed) {
+            self.directory().sync()?;
+            rustix::fs::sync();
+        }
+        Ok(())
+    }
+
+    /// Notes which filesystem something below stands on.
+    pub(super) fn saw(&self, stat: &Stat) {
+        if device(stat) != self.device {
+            self.spans.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn forget(&self, path: &RelativePath) {
+        self.durable().remove(&blake3::hash(path.as_bytes()));
+    }
+
+    fn durable(&self) -> std::sync::MutexGuard<'_, HashSet<blake3::Hash>> {
+        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[allow(clippy::unnecessary_cast, reason = "dev_t has another type on other systems")]
+pub(super) fn device(stat: &Stat) -> u64 {
+    stat.st_dev as u64
+}
