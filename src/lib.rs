@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod error;
+pub mod identity;
 pub mod path;
 pub mod progress;
 pub mod store;
