@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// The UDP port of a server, unless it is told another.
+pub const DEFAULT_PORT: u16 = 4433;
+
 /// Limits and timings of an endpoint. `Config::default()` suits both ends.
 #[derive(Debug, Clone)]
 pub struct Config {
