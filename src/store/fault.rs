@@ -9,7 +9,7 @@ use crate::path::RelativePath;
 use crate::wire::MAX_SYMLINK;
 
 /// A refusal that follows from what stands under a name, not from a fault of the system.
-pub(super) fn refusal(code: Code, path: &RelativePath) -> Why {
+pub(crate) fn refusal(code: Code, path: &RelativePath) -> Why {
     let sentence = match code {
         Code::Symlink => {
             "a symbolic link stands there, and none is followed in a store; remove it or choose another name"
@@ -34,7 +34,7 @@ pub(super) fn refusal(code: Code, path: &RelativePath) -> Why {
 }
 
 /// What the system answered when `what` (a verb phrase) was tried on `path`.
-pub(super) fn fault(path: &RelativePath, what: &str, error: impl Into<io::Error>) -> Why {
+pub(crate) fn fault(path: &RelativePath, what: &str, error: impl Into<io::Error>) -> Why {
     let error = error.into();
     match Why::from_io(&error).code {
         code @ (Code::Io | Code::NotDirectory) => Why::new(code, format!("{path}: cannot {what}: {error}")),
@@ -43,7 +43,7 @@ pub(super) fn fault(path: &RelativePath, what: &str, error: impl Into<io::Error>
 }
 
 /// Refuses what no symbolic link can hold.
-pub(super) fn check_target(path: &RelativePath, target: &[u8]) -> Result<(), Why> {
+pub(crate) fn check_target(path: &RelativePath, target: &[u8]) -> Result<(), Why> {
     if target.is_empty() || target.len() > MAX_SYMLINK || target.contains(&0) {
         let text = format!("{path}: a symbolic link holds 1 to {MAX_SYMLINK} bytes and no NUL");
         return Err(Why::new(Code::BadName, text));

@@ -31,19 +31,22 @@ const ALL_PERMISSIONS: u32 = 0o7777;
 /// upload holds one descriptor, all else only while a call lasts.
 ///
 /// ```
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # fn main() {
+/// # example().unwrap();
+/// # }
+/// # fn example() -> Result<(), haul::error::Why> {
 /// use haul::path::RelativePath;
 /// use haul::store::{Attributes, Claim, LocalStore, Store};
 /// use haul::wire::Durability;
 ///
-/// let directory = tempfile::tempdir()?;
-/// let store = LocalStore::open(directory.path())?;
+/// let directory = tempfile::tempdir().unwrap();
+/// let store = LocalStore::open(directory.path()).unwrap();
 /// let name = RelativePath::from_components(["a", "b"])?;
 /// let mut upload = store.create(&name, &Claim { owner: [0; 32], size: 5, modified: None })?;
-/// upload.write_at(b"hello", 0)?;
+/// upload.write_at(b"hello", 0).unwrap();
 /// assert!(!directory.path().join("a/b").exists());
 /// upload.commit(&Attributes::default(), Durability::Synced)?;
-/// assert_eq!(std::fs::read(directory.path().join("a/b"))?, b"hello");
+/// assert_eq!(std::fs::read(directory.path().join("a/b")).unwrap(), b"hello");
 /// # Ok(())
 /// # }
 /// ```
@@ -253,5 +256,5 @@ fn shown(path: &Path) -> String {
     printable(path.as_os_str().as_bytes())
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests;

@@ -4,10 +4,10 @@
 //! path, so that a rerun finds it with no index to keep. Whoever holds its flock owns it: only they write to it, rename
 //! it or remove it, and the lock ends with the process.
 
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -101,7 +101,7 @@ pub(super) fn timestamps(modified: Time) -> Timestamps {
 fn acquire(directory: &Directory<'_>, name: &[u8], path: &RelativePath) -> Result<File, Why> {
     let cannot = |what| move |e: Errno| fault(path, what, e);
     for _ in 0..ATTEMPTS {
-        let (file, writable) = match open_or_make(directory, name) {
+        let (file, found) = match open_or_make(directory, name) {
             Ok(found) => found,
             Err(Errno::EXIST) => continue,
             // A link, a socket, a file that nobody may open: none of our making.
@@ -121,10 +121,13 @@ fn acquire(directory: &Directory<'_>, name: &[u8], path: &RelativePath) -> Resul
         }
         let stat = fstat(&file).map_err(cannot("look at its partial"))?;
         let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        if !regular || stat.st_nlink != 1 || stat.st_uid != rustix::process::geteuid().as_raw() {
+        if found == Found::Nothing {
+            // Made by us just now, whatever owner the filesystem (NFS, FAT) shows.
+            return Ok(file);
+        } else if !regular || stat.st_nlink != 1 || stat.st_uid != rustix::process::geteuid().as_raw() {
             // Somebody else's, or also known by another name: what is written to it would show up elsewhere.
             unlinkat(directory, name, AtFlags::empty()).map_err(cannot("remove what stands in its partial's place"))?;
-        } else if !writable {
+        } else if found == Found::Unwritable {
             // A commit was cut short between the final mode and the final name.
             restore(&file).map_err(|e| fault(path, "take up its partial", e))?;
         } else {
@@ -134,14 +137,22 @@ fn acquire(directory: &Directory<'_>, name: &[u8], path: &RelativePath) -> Resul
     Err(refusal(Code::Busy, path))
 }
 
-/// Opens what has that name, for reading only where nothing else is permitted, or makes it. Tells which.
-fn open_or_make(directory: &Directory<'_>, name: &[u8]) -> rustix::io::Result<(File, bool)> {
+/// What stood under a partial's name.
+#[derive(PartialEq, Eq)]
+enum Found {
+    Nothing,
+    Writable,
+    Unwritable,
+}
+
+/// Opens what has that name, for reading only where nothing else is permitted, or makes it.
+fn open_or_make(directory: &Directory<'_>, name: &[u8]) -> rustix::io::Result<(File, Found)> {
     // NONBLOCK: somebody may have put a FIFO there.
     let open = |how| openat(directory, name, how | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC, PRIVATE);
     match open(OFlags::RDWR) {
-        Ok(file) => Ok((file.into(), true)),
-        Err(Errno::NOENT) => Ok((open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?.into(), true)),
-        Err(Errno::ACCESS) => Ok((open(OFlags::RDONLY)?.into(), false)),
+        Ok(file) => Ok((file.into(), Found::Writable)),
+        Err(Errno::NOENT) => Ok((open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?.into(), Found::Nothing)),
+        Err(Errno::ACCESS) => Ok((open(OFlags::RDONLY)?.into(), Found::Unwritable)),
         Err(e) => Err(e),
     }
 }
@@ -187,14 +198,17 @@ impl LocalUpload {
 
     /// Gives it its final metadata and name; returns the directory it stands in.
     fn place(&self, attributes: &Attributes, durability: Durability) -> Result<Directory<'_>, Why> {
-        let cannot = |what| move |e: io::Error| fault(&self.path, what, e);
         let mode = attributes.mode.map_or(self.mode, |mode| mode & PERMISSIONS);
-        self.file.set_permissions(Permissions::from_mode(mode)).map_err(cannot("set its mode"))?;
+        match fchmod(&self.file, Mode::from_raw_mode(mode as _)) {
+            // The file is ours, so this is a filesystem without modes, such as FAT.
+            Ok(()) | Err(Errno::PERM | Errno::OPNOTSUPP) => {}
+            Err(e) => return Err(fault(&self.path, "set its mode", e)),
+        }
         if let Some(modified) = attributes.modified {
             futimens(&self.file, &timestamps(modified)).map_err(|e| fault(&self.path, "set its time", e))?;
         }
         if durability == Durability::Synced {
-            fsync(&self.file).map_err(cannot("bring it to the disk"))?;
+            fsync(&self.file).map_err(|e| fault(&self.path, "bring it to the disk", e))?;
         }
         let Some((directory, last)) = self.root.parent(&self.path)? else { return Err(self.gone()) };
         let name = self.name.as_bytes();

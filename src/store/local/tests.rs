@@ -232,6 +232,19 @@ fn another_process_finds_the_partial_again() {
 }
 
 #[test]
+fn a_commit_that_was_cut_short_is_taken_up_again() {
+    let place = Place::new();
+    drop(begin(&place.store, "f", b"data").unwrap());
+    let partial = place.inside.join(claim_name(&path("f"), &claim(4)));
+    fs::set_permissions(&partial, fs::Permissions::from_mode(0o444)).unwrap();
+    let mut upload = place.store.create(&path("f"), &claim(4)).unwrap();
+    assert_eq!(upload.held().unwrap().len(), 1);
+    upload.write_at(b"D", 0).unwrap();
+    upload.commit(&Attributes::default(), Durability::Visible).unwrap();
+    assert_eq!(fs::read(place.inside.join("f")).unwrap(), b"Data");
+}
+
+#[test]
 fn a_partial_whose_directory_went_away_is_an_error_and_no_more() {
     let place = Place::new();
     let upload = begin(&place.store, "d/f", b"data").unwrap();
