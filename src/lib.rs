@@ -1,6 +1,7 @@
 //! haul
 
 pub mod config;
+pub mod endpoint;
 pub mod error;
 pub mod identity;
 pub mod path;

@@ -1,0 +1,270 @@
+//! From identity, trust and limits to QUIC endpoints and connections.
+
+mod connect;
+
+pub use connect::{Connected, connect};
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig};
+use rustls::pki_types::CertificateDer;
+use rustls::version::TLS13;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::config::Config;
+use crate::error::{Code, Error, Result, Why};
+use crate::identity::{Identity, KeyId, provider};
+use crate::trust::{ClientVerifier, ServerVerifier};
+use crate::wire::ALPN;
+
+/// Streams that a peer may have open at the same time: a thousand transfers, since at 100 ms 1,000 streams carry 2,400
+/// small files a second and 100 only 450; and room for control and manifest of some sessions.
+pub const MAX_STREAMS: u32 = 1_100;
+/// Bytes that a peer may send on a new connection before it is admitted. It is raised then with
+/// `Connection::set_receive_window`, within the budget of all connections.
+pub const INITIAL_WINDOW: u32 = 64 << 10;
+/// Window of a single stream in bytes: as good as none. What is bounded is the connection.
+const STREAM_WINDOW: u32 = u32::MAX;
+/// Largest UDP payload in bytes that is probed for and taken. Above 6,550, ten segments of one GSO batch are over
+/// 64 KiB, and quinn falls back to single packets.
+const MAX_DATAGRAM: u16 = 6_500;
+/// The UDP payload that every path of QUIC carries (RFC 9000, section 14); discovery goes up from here.
+const INITIAL_DATAGRAM: u16 = 1_200;
+/// Handshakes that wait for the server to take or refuse them.
+const MAX_INCOMING: usize = 1_024;
+/// Bytes kept for one handshake that waits, and for all of them: a ClientHello with its ML-KEM share takes two
+/// datagrams, and what does not fit is sent again.
+const INCOMING_BUFFER: u64 = 16 << 10;
+const INCOMING_BUFFERS: u64 = 4 << 20;
+/// Asked of the system for each direction, in bytes: 30 ms of 1 Gbit/s. Linux gives 208 KiB by default and at most
+/// `net.core.rmem_max`.
+const SOCKET_BUFFER: usize = 4 << 20;
+
+/// What a server needs to listen. Every client that holds the key of its certificate comes through the handshake; ask
+/// [`Admission::judge`](crate::trust::Admission::judge) next.
+///
+/// # Errors
+/// [`Error::Usage`] when key, certificate or limits cannot be used.
+pub fn server_config(identity: &Identity, config: &Config) -> Result<quinn::ServerConfig> {
+    let crypto = QuicServerConfig::try_from(server_tls(identity)?).map_err(unusable)?;
+    let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    server
+        .transport_config(Arc::new(transport(config)?))
+        .migration(true)
+        .max_incoming(MAX_INCOMING)
+        .incoming_buffer_size(INCOMING_BUFFER)
+        .incoming_buffer_size_total(INCOMING_BUFFERS);
+    Ok(server)
+}
+
+/// What a client needs to connect to the host that the verifier is for.
+///
+/// # Errors
+/// [`Error::Usage`] when key, certificate or limits cannot be used.
+pub fn client_config(
+    identity: &Identity,
+    verifier: Arc<ServerVerifier>,
+    config: &Config,
+) -> Result<quinn::ClientConfig> {
+    let crypto = QuicClientConfig::try_from(client_tls(identity, verifier)?).map_err(unusable)?;
+    let mut client = quinn::ClientConfig::new(Arc::new(crypto));
+    let mut transport = transport(config)?;
+    transport.keep_alive_interval(Some(config.keep_alive));
+    client.transport_config(Arc::new(transport));
+    Ok(client)
+}
+
+fn server_tls(identity: &Identity) -> Result<rustls::ServerConfig> {
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider().clone())
+        .with_protocol_versions(&[&TLS13])
+        .and_then(|b| {
+            b.with_client_cert_verifier(Arc::new(ClientVerifier))
+                .with_single_cert(identity.chain().to_vec(), identity.private_key())
+        })
+        .map_err(unusable)?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    // No resumption, so that each connection proves its key anew; and no 0-RTT, which anybody can replay.
+    tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    tls.send_tls13_tickets = 0;
+    tls.max_early_data_size = 0;
+    Ok(tls)
+}
+
+fn client_tls(identity: &Identity, verifier: Arc<ServerVerifier>) -> Result<rustls::ClientConfig> {
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider().clone())
+        .with_protocol_versions(&[&TLS13])
+        .and_then(|b| {
+            b.dangerous()
+                .with_custom_certificate_verifier(verifier)
+                .with_client_auth_cert(identity.chain().to_vec(), identity.private_key())
+        })
+        .map_err(unusable)?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.resumption = rustls::client::Resumption::disabled();
+    tls.enable_early_data = false;
+    Ok(tls)
+}
+
+fn unusable(error: impl std::fmt::Display) -> Error {
+    Error::Usage(format!("key and certificate cannot be used: {error}"))
+}
+
+fn transport(config: &Config) -> Result<TransportConfig> {
+    let idle = IdleTimeout::try_from(config.idle_timeout)
+        .map_err(|_| Error::Usage(format!("an idle timeout of {:?} is too long", config.idle_timeout)))?;
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(MAX_DATAGRAM);
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(MAX_STREAMS.into())
+        .max_concurrent_uni_streams(0_u8.into())
+        .datagram_receive_buffer_size(None)
+        .stream_receive_window(STREAM_WINDOW.into())
+        .receive_window(INITIAL_WINDOW.into())
+        .send_window(config.send_window as u64)
+        .max_idle_timeout(Some(idle))
+        .initial_mtu(INITIAL_DATAGRAM)
+        .min_mtu(INITIAL_DATAGRAM)
+        .mtu_discovery_config(Some(mtu));
+    Ok(transport)
+}
+
+/// Opens a UDP port, as a server when `server` is given. `[::]` takes IPv4 too; on a machine without IPv6 it becomes
+/// `0.0.0.0`.
+///
+/// # Errors
+/// [`Error::Io`] naming the address when the system refuses, or when this is called outside of a tokio runtime.
+pub fn bind(address: SocketAddr, server: Option<quinn::ServerConfig>) -> Result<quinn::Endpoint> {
+    let socket = udp_socket(address)?;
+    quinn::Endpoint::new(endpoint_config(), server, socket, runtime()?)
+        .map_err(Error::io(format!("cannot open UDP {address}")))
+}
+
+fn endpoint_config() -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    config.max_udp_payload_size(MAX_DATAGRAM).expect("MAX_DATAGRAM is within QUIC's limits");
+    config
+}
+
+fn runtime() -> Result<Arc<dyn quinn::Runtime>> {
+    quinn::default_runtime()
+        .ok_or_else(|| Error::io("cannot open an endpoint")(io::Error::other("no tokio runtime is running")))
+}
+
+fn udp_socket(address: SocketAddr) -> Result<std::net::UdpSocket> {
+    use io::ErrorKind::{AddrInUse, AddrNotAvailable, Unsupported};
+    let any_v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+    match open_socket(address) {
+        Err(e)
+            if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+                && (matches!(e.kind(), AddrNotAvailable | Unsupported) || is_no_ipv6(&e)) =>
+        {
+            tracing::debug!("no IPv6 here ({e}): {any_v4} instead of {address}");
+            open_socket(any_v4)
+        }
+        socket => socket,
+    }
+    .map_err(|e| match e.kind() {
+        AddrInUse => Error::io(format!(
+            "cannot listen on {address}: another server may be running on this port; choose another with --listen"
+        ))(e),
+        _ => Error::io(format!("cannot open UDP {address}"))(e),
+    })
+}
+
+fn is_no_ipv6(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
+}
+
+fn open_socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    let asked = socket.set_recv_buffer_size(SOCKET_BUFFER).and(socket.set_send_buffer_size(SOCKET_BUFFER));
+    socket.bind(&address.into())?;
+    let (receive, send) = (socket.recv_buffer_size()?, socket.send_buffer_size()?);
+    tracing::debug!(%address, receive, send, ?asked, "socket buffers granted, in bytes; {SOCKET_BUFFER} were asked for");
+    Ok(socket.into())
+}
+
+/// The peer's key id and certificates, own one first. TLS has verified that it holds the key. `None` before the
+/// handshake is over.
+pub fn peer(connection: &quinn::Connection) -> Option<(KeyId, Vec<CertificateDer<'static>>)> {
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    let key_id = KeyId::of_certificate(chain.first()?).ok()?;
+    Some((key_id, *chain))
+}
+
+/// What a peer meant by closing the connection with a [`Code`] of ours.
+pub fn closed(close: &quinn::ApplicationClose) -> Error {
+    let code = Code::from_number(u32::try_from(close.error_code.into_inner()).unwrap_or(u32::MAX));
+    let why = Why::new(code, String::from_utf8_lossy(&close.reason));
+    match code {
+        Code::NotAdmitted => Error::NotAdmitted(why),
+        Code::Stopping => Error::Stopping,
+        _ => Error::Refused(why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::NamedGroup;
+    use rustls::pki_types::ServerName;
+    use rustls::quic::{ClientConnection, Connection, ServerConnection, Version};
+
+    use super::*;
+    use crate::trust::ServerTrust;
+
+    #[test]
+    fn the_key_exchange_is_safe_from_a_later_quantum_computer() {
+        let identity = Identity::generate().unwrap();
+        let trust = ServerTrust { pin: Some(identity.key_id()), ..ServerTrust::default() };
+        let client = Arc::new(client_tls(&identity, trust.verifier("host", 1).unwrap()).unwrap());
+        let server = Arc::new(server_tls(&identity).unwrap());
+        let name = ServerName::try_from("host").unwrap();
+        let mut client = Connection::from(ClientConnection::new(client, Version::V1, name, vec![]).unwrap());
+        let mut server = Connection::from(ServerConnection::new(server, Version::V1, vec![]).unwrap());
+        while client.is_handshaking() || server.is_handshaking() {
+            hand_over(&mut client, &mut server);
+            hand_over(&mut server, &mut client);
+        }
+        let group = client.negotiated_key_exchange_group().unwrap().name();
+        assert_eq!(group, NamedGroup::X25519MLKEM768);
+        assert_eq!(client.alpn_protocol(), Some(ALPN));
+    }
+
+    /// Each level of encryption apart, as QUIC carries them.
+    fn hand_over(from: &mut Connection, to: &mut Connection) {
+        loop {
+            let mut messages = Vec::new();
+            let next_level = from.write_hs(&mut messages);
+            to.read_hs(&messages).unwrap();
+            if next_level.is_none() && messages.is_empty() {
+                return;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_named_with_the_way_out() {
+        let first = bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
+        let taken = first.local_addr().unwrap();
+        let error = bind(taken, None).unwrap_err().to_string();
+        assert!(error.contains(&taken.to_string()) && error.contains("--listen"), "{error}");
+    }
+
+    #[test]
+    fn without_a_runtime_there_is_an_error_and_no_panic() {
+        assert!(bind("127.0.0.1:0".parse().unwrap(), None).is_err());
+    }
+
+    #[test]
+    fn an_idle_timeout_beyond_quic_is_refused() {
+        let config = Config { idle_timeout: std::time::Duration::MAX, ..Config::default() };
+        assert!(matches!(server_config(&Identity::generate().unwrap(), &config), Err(Error::Usage(_))));
+    }
+}

@@ -1,0 +1,318 @@
+//! A client's way to a server: every address of the host, and an error as early as one can be told.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::pending;
+use std::io::{self, IoSliceMut};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use quinn::udp::{RecvMeta, Transmit};
+use quinn::{AsyncUdpSocket, ConnectionError, TransportErrorCode, UdpPoller};
+use rustls::pki_types::ServerName;
+use tokio::net::{UdpSocket, lookup_host};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::{client_config, closed, endpoint_config, runtime, udp_socket};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::identity::Identity;
+use crate::path::printable;
+use crate::trust::{ServerTrust, ServerVerifier};
+use crate::wire::ALPN;
+
+/// Time between the attempts on a host's addresses (RFC 8305, section 5).
+const STAGGER: Duration = Duration::from_millis(250);
+/// Addresses of a host that are tried, at most: their attempts run at the same time.
+const MAX_ADDRESSES: usize = 8;
+/// What asks the system whether anything listens. A first byte of zero is neither a long header nor, without the fixed
+/// bit, a short one, so QUIC endpoints drop it (RFC 9000, section 17.3.1).
+const PROBE: [u8; 1] = [0];
+/// TLS alert no_application_protocol (RFC 7301, section 3.2).
+const NO_APPLICATION_PROTOCOL: u8 = 120;
+
+/// A connection to a server that is the right one.
+#[derive(Debug, Clone)]
+pub struct Connected {
+    /// The endpoint that the connection runs on, and no other. Wait for `wait_idle` after closing the connection, so
+    /// that the peer hears of it.
+    pub endpoint: quinn::Endpoint,
+    /// The connection. Its `remote_address` is the one that answered.
+    pub connection: quinn::Connection,
+}
+
+/// Connects to a host, whose addresses are tried 250 ms after each other until one works.
+///
+/// The server has not judged this client yet: when it does not admit its key, it closes the connection with
+/// [`Code::NotAdmitted`](crate::error::Code::NotAdmitted); see [`closed`](super::closed).
+///
+/// # Errors
+/// - [`Error::Resolve`]: the host has no address.
+/// - [`Error::Unreachable`]: at once where the system tells that nothing listens, after `config.first_reply` when
+///   nothing came back, after `config.handshake` in any case; also when the server is full or is no haul.
+/// - [`Error::UnknownHost`], [`Error::ChangedHost`], [`Error::WrongPin`], [`Error::NotTrusted`]: it is not the right
+///   server. Nothing was sent to it.
+/// - [`Error::Usage`] and [`Error::Home`]: what `identity`, `trust` or `config` say cannot be used.
+pub async fn connect(
+    identity: &Identity,
+    trust: &ServerTrust,
+    host: &str,
+    port: u16,
+    config: &Config,
+) -> Result<Connected> {
+    let verifier = trust.verifier(host, port)?;
+    let client = client_config(identity, verifier.clone(), config)?;
+    let mut addresses = resolve(host, port, config.handshake).await?;
+    let started = Instant::now();
+    let mut attempts = JoinSet::new();
+    let mut failure = None;
+    loop {
+        if let Some(address) = addresses.pop_front() {
+            let attempt = Attempt {
+                host: host.to_owned(),
+                address,
+                verifier: verifier.clone(),
+                first_reply: started + config.first_reply,
+                handshake: started + config.handshake,
+            };
+            attempts.spawn(attempt.run(client.clone()));
+        }
+        tokio::select! {
+            Some(ended) = attempts.join_next() => match ended {
+                Ok(Ok(connected)) => return Ok(connected),
+                Ok(Err(error @ (Error::Unreachable { .. } | Error::Io { .. }))) => failure = Some(error),
+                // It is the wrong server, or the right one that refuses: no other address makes that better.
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {}
+            },
+            () = sleep(STAGGER), if !addresses.is_empty() => {}
+            else => return Err(failure.unwrap_or_else(|| no_address(host, "no address"))),
+        }
+    }
+}
+
+/// The addresses of a host in the resolver's order, but with IPv6 and IPv4 in turn (RFC 8305, section 4).
+async fn resolve(host: &str, port: u16, limit: Duration) -> Result<VecDeque<SocketAddr>> {
+    let bare = without_brackets(host);
+    let found: Vec<_> = match timeout(limit, lookup_host((bare, port))).await {
+        Ok(found) => found.map_err(|e| no_address(host, &e.to_string()))?.collect(),
+        Err(_) => return Err(no_address(host, "the resolver does not answer")),
+    };
+    let mut addresses = interleave(found);
+    addresses.truncate(MAX_ADDRESSES);
+    Ok(addresses)
+}
+
+/// IPv6 and IPv4 in turn, each in the order given, the family that came first before the other.
+fn interleave(found: Vec<SocketAddr>) -> VecDeque<SocketAddr> {
+    let first_is_ipv6 = found.first().is_some_and(SocketAddr::is_ipv6);
+    let (next, other): (Vec<_>, Vec<_>) = found.into_iter().partition(|a| a.is_ipv6() == first_is_ipv6);
+    let (mut next, mut other) = (VecDeque::from(next), VecDeque::from(other));
+    let mut addresses = VecDeque::new();
+    while let Some(address) = next.pop_front() {
+        addresses.push_back(address);
+        if !other.is_empty() {
+            std::mem::swap(&mut next, &mut other);
+        }
+    }
+    addresses
+}
+
+fn no_address(host: &str, why: &str) -> Error {
+    Error::Resolve { host: host.to_owned(), why: why.to_owned() }
+}
+
+fn without_brackets(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host)
+}
+
+/// A handshake with one address of a host.
+struct Attempt {
+    host: String,
+    address: SocketAddr,
+    verifier: Arc<ServerVerifier>,
+    /// When to give up if nothing came back.
+    first_reply: Instant,
+    /// When to give up in any case.
+    handshake: Instant,
+}
+
+impl Attempt {
+    async fn run(self, client: quinn::ClientConfig) -> Result<Connected> {
+        // A socket for each attempt: of the address's family, and what it hears comes from there or is a stray.
+        let unspecified = unspecified(self.address);
+        let what = || Error::io(format!("cannot open a UDP socket on {unspecified}"));
+        let runtime = runtime()?;
+        let socket = Arc::new(Listening {
+            inner: runtime.wrap_udp_socket(udp_socket(unspecified)?).map_err(what())?,
+            from: self.address,
+            heard: AtomicBool::new(false),
+        });
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(endpoint_config(), None, socket.clone(), runtime)
+            .map_err(what())?;
+        let connecting = endpoint
+            .connect_with(client, self.address, &self.server_name())
+            .map_err(|e| self.unreachable(e.to_string()))?;
+
+        let nobody_there = async {
+            let why = tokio::select! {
+                why = refusal(self.address) => why,
+                () = sleep_until(self.first_reply) => format!(
+                    "nothing answers: is `haul serve` running there, and UDP port {} open on the way?", self.address.port()
+                ),
+            };
+            if socket.heard.load(Ordering::Relaxed) { pending().await } else { why }
+        };
+        tokio::select! {
+            ended = connecting => match ended {
+                Ok(connection) => Ok(Connected { endpoint, connection }),
+                Err(error) => Err(self.failed(error)),
+            },
+            why = nobody_there => Err(self.unreachable(why)),
+            () = sleep_until(self.handshake) => Err(self.unreachable(
+                "something answers, but the handshake did not end in time. Is the network losing large packets?"
+            )),
+        }
+    }
+
+    /// The name in TLS: the host, or the address where the resolver knows a host by a name that TLS has no form for.
+    fn server_name(&self) -> String {
+        let bare = without_brackets(&self.host);
+        match ServerName::try_from(bare) {
+            Ok(_) => bare.to_owned(),
+            Err(_) => self.address.ip().to_string(),
+        }
+    }
+
+    fn unreachable(&self, why: impl Into<String>) -> Error {
+        Error::Unreachable { host: self.host.clone(), address: self.address, why: why.into() }
+    }
+
+    fn failed(&self, error: ConnectionError) -> Error {
+        if let Some(error) = self.verifier.take_failure() {
+            return error;
+        }
+        let code = match &error {
+            ConnectionError::TransportError(e) => Some(e.code),
+            ConnectionError::ConnectionClosed(close) => Some(close.error_code),
+            _ => None,
+        };
+        if code == Some(TransportErrorCode::crypto(NO_APPLICATION_PROTOCOL)) {
+            return self.unreachable(format!("it speaks QUIC, but not {}", String::from_utf8_lossy(ALPN)));
+        }
+        match error {
+            ConnectionError::ApplicationClosed(close) => closed(&close),
+            ConnectionError::ConnectionClosed(_) if code == Some(TransportErrorCode::CONNECTION_REFUSED) => {
+                self.unreachable("the server is full; try again later")
+            }
+            ConnectionError::VersionMismatch => self.unreachable("it speaks another version of QUIC"),
+            ConnectionError::TransportError(e) if is_tls(e.code) => {
+                Error::NotTrusted { host: self.verifier.host().to_owned(), why: printable(e.reason.as_bytes()) }
+            }
+            error => self.unreachable(printable(error.to_string().as_bytes())),
+        }
+    }
+}
+
+/// CRYPTO_ERROR: a TLS alert (RFC 9001, section 4.8).
+fn is_tls(code: TransportErrorCode) -> bool {
+    (0x100..0x200).contains(&u64::from(code))
+}
+
+fn unspecified(like: SocketAddr) -> SocketAddr {
+    match like {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
+}
+
+/// Ends, with a sentence, only when the system tells that nothing can be reached at an address.
+///
+/// quinn's socket is not connected and so never learns of ICMP's "port unreachable". A connected one does.
+async fn refusal(address: SocketAddr) -> String {
+    use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, PermissionDenied};
+    let probe = async || -> io::Result<Infallible> {
+        let socket = UdpSocket::bind(unspecified(address)).await?;
+        socket.connect(address).await?;
+        socket.send(&PROBE).await?;
+        loop {
+            // An answer to the probe is none of our business.
+            socket.recv(&mut [0]).await?;
+        }
+    };
+    let Err(error) = probe().await;
+    match error.kind() {
+        ConnectionRefused => format!("nothing listens there: is `haul serve` running, and on port {}?", address.port()),
+        HostUnreachable | NetworkUnreachable | PermissionDenied => error.to_string(),
+        // Out of descriptors, say: that tells nothing of the server.
+        _ => pending().await,
+    }
+}
+
+/// A socket that notes whether anything came back from where we connect to.
+#[derive(Debug)]
+struct Listening {
+    inner: Arc<dyn AsyncUdpSocket>,
+    from: SocketAddr,
+    heard: AtomicBool,
+}
+
+impl AsyncUdpSocket for Listening {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        self.inner.clone().create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.inner.try_send(transmit)
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let received = ready!(self.inner.poll_recv(cx, bufs, meta))?;
+        if !self.heard.load(Ordering::Relaxed) {
+            let from = |m: &RecvMeta| (m.addr.ip(), m.addr.port()) == (self.from.ip(), self.from.port());
+            self.heard.fetch_or(meta[..received].iter().any(from), Ordering::Relaxed);
+        }
+        Poll::Ready(Ok(received))
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.inner.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.inner.max_receive_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.inner.may_fragment()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_families_get_their_turn() {
+        let list = |text: &str| -> Vec<SocketAddr> { text.split(' ').map(|a| a.parse().unwrap()).collect() };
+        let found = list("[::1]:1 [::2]:1 [::3]:1 1.1.1.1:1");
+        assert_eq!(interleave(found), list("[::1]:1 1.1.1.1:1 [::2]:1 [::3]:1"));
+        let found = list("1.1.1.1:1 [::1]:1 [::2]:1");
+        assert_eq!(interleave(found), list("1.1.1.1:1 [::1]:1 [::2]:1"));
+        assert_eq!(interleave(vec![]), []);
+    }
+}
