@@ -1,5 +1,9 @@
 //! Who gets through to whom, over real sockets on loopback: every way to be the right peer, and every way not to be.
 
+#[allow(dead_code, reason = "its main is for `cargo run --example`")]
+#[path = "../examples/team_certificates.rs"]
+mod team_certificates;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -241,10 +245,9 @@ async fn an_authority_vouches_for_both_sides() {
 async fn an_authority_does_not_vouch_for_other_names_or_times() {
     let authority = Authority::new();
     let trust = ServerTrust { authorities: vec![authority.1.clone()], ..ServerTrust::default() };
-    let wrong: [(&str, fn(&mut CertificateParams), &str); 2] =
-        [("example.org", |_| {}, "name"), ("127.0.0.1", expired, "expired")];
-    for (name, change, why) in wrong {
-        let listening = Server::start(&authority.sign(name, change));
+    let wrong = [(authority.sign("example.org", |_| {}), "name"), (authority.sign("127.0.0.1", expired), "expired")];
+    for (server, why) in wrong {
+        let listening = Server::start(&server);
         let error = listening.connect(&new(), &trust).await.unwrap_err();
         assert!(matches!(error, Error::NotTrusted { .. }) && error.to_string().contains(why), "{error}");
     }
@@ -352,7 +355,7 @@ async fn what_answers_gets_the_longer_deadline() {
     let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let port = socket.local_addr().unwrap().port();
     let millis = Duration::from_millis;
-    let config = Config { first_reply: millis(300), handshake: millis(900), ..Config::default() };
+    let config = Config { first_reply: millis(1000), handshake: millis(2000), ..Config::default() };
     let error = tokio::select! {
         _ = answer(socket, |_| b"what?".to_vec()) => unreachable!(),
         error = dial("127.0.0.1", port, ServerTrust::default(), config) => error,
@@ -468,12 +471,35 @@ async fn a_path_that_carries_large_datagrams_gets_them() {
     .await;
 }
 
-#[test]
-fn a_team_keeps_its_authority_in_haul_home() {
+#[tokio::test]
+async fn a_team_with_the_certificates_of_the_example_trusts_each_other() {
     let directory = TempDir::new().unwrap();
-    let home = Home::at(directory.path().join("home"));
-    home.identity().unwrap();
+    let team = |name: &str| {
+        team_certificates::make(directory.path(), &[name.to_owned()]).unwrap();
+        Home::at(directory.path().join(name))
+    };
+    // One at a time: the authority is used again.
+    let (server, alice) = (team("localhost"), team("alice"));
+    let id = alice.identity().unwrap().key_id();
+    assert_eq!(team("alice").identity().unwrap().key_id(), id, "a key was overwritten");
+    assert!(team_certificates::make(directory.path(), &["../x".to_owned()]).is_err());
+
+    let mut listening = Server::start(&server.identity().unwrap());
+    let (trust, port) = (ServerTrust::of_home(&alice, None).unwrap(), listening.address.port());
+    let client = alice.identity().unwrap();
+    soon(endpoint::connect(&client, &trust, "localhost", port, &Config::default())).await.unwrap();
+    let (_, chain) = endpoint::peer(&listening.next().await.unwrap()).unwrap();
+    let rights = Admission::of_home(&server, Anyone::default()).unwrap().judge(&chain).unwrap();
+    assert_eq!(rights.name.as_deref(), Some("alice"));
+}
+
+#[test]
+fn authorities_that_cannot_be_read_are_no_empty_list() {
+    let directory = TempDir::new().unwrap();
+    let home = Home::at(directory.path());
     assert_eq!(ServerTrust::of_home(&home, None).unwrap().authorities, []);
-    std::fs::write(home.authorities(), "nonsense").unwrap();
-    assert!(matches!(Admission::of_home(&home, Anyone::default()), Err(Error::Home { .. })));
+    for bad in ["nonsense", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+        std::fs::write(home.authorities(), bad).unwrap();
+        assert!(matches!(Admission::of_home(&home, Anyone::default()), Err(Error::Home { .. })), "{bad}");
+    }
 }

@@ -1,7 +1,7 @@
 //! The file of servers that a client knows: `HOST[:PORT] SHA256:...`, one a line, `#` before comments.
 //!
 //! Several lines for a host are several keys it may have. A line without a port is about
-//! [`DEFAULT_PORT`](crate::config::DEFAULT_PORT); IPv6 addresses stand in brackets.
+//! [`DEFAULT_PORT`]; IPv6 addresses stand in brackets.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
