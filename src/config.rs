@@ -13,7 +13,7 @@ pub struct Config {
     /// Connections served at the same time; one more is refused as busy.
     pub max_connections: usize,
     /// Bytes that all connections together may have received and not yet written: the sum of their receive windows.
-    /// 64 MiB carry 1 Gbit/s at 200 ms (25 MB) twice over.
+    /// Half of it is kept for connections to come; the other half of 64 MiB carries 1 Gbit/s at 200 ms (25 MB).
     pub memory: usize,
     /// Bytes that one connection keeps until they are acknowledged (quinn's `send_window`). Also what bounds a sender's
     /// memory. 48 MiB carry 1 Gbit/s at 200 ms with as much again in retransmission.

@@ -1,0 +1,207 @@
+//! The client: connect, run a session.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::Connection;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::budget::{Budget, Window};
+use crate::config::Config;
+use crate::endpoint::{self, Connected};
+use crate::error::{Code, Error, Result, Why};
+use crate::identity::{Identity, KeyId};
+use crate::limits::within_open_files;
+use crate::manifest::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES, Tree};
+use crate::path::{RelativePath, printable};
+use crate::progress::{Event, Observer};
+use crate::receiver::{Permits, Place, Receiver, Receiving};
+use crate::sender::Sent;
+use crate::session::{self, Outcome, Outgoing, Sessions, accept_streams};
+use crate::store::Store;
+use crate::stream::varint_of;
+use crate::trust::ServerTrust;
+use crate::wire::{Components, Durability, Pull, Push, Summary};
+
+/// How long closing waits for its last packet to go out.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// A connection to a server.
+pub struct Client {
+    endpoint: quinn::Endpoint,
+    connection: Connection,
+    key_id: KeyId,
+    sessions: Arc<Sessions>,
+    window: Arc<Window>,
+    config: Config,
+    streams: JoinHandle<()>,
+}
+
+/// What to send, where to, and how.
+pub struct PushOptions {
+    /// Local files and directories. Symbolic links among them are followed; those found in directories are not.
+    pub sources: Vec<PathBuf>,
+    /// Where below the served directory.
+    pub destination: RelativePath,
+    /// The destination is a directory to put the sources into, as a trailing `/` says.
+    pub into: bool,
+    /// How durable a commit has to be.
+    pub durability: Durability,
+}
+
+impl Client {
+    /// Connects to a server and makes sure that it is the right one.
+    ///
+    /// # Errors
+    /// [`Error::Resolve`] and [`Error::Unreachable`] when no connection comes about;
+    /// [`Error::UnknownHost`] at a first contact without a pin: if its key id is the right one,
+    /// [`add`](crate::trust::known_hosts::add) it to the known hosts and connect again; [`Error::ChangedHost`], [`Error::WrongPin`] and
+    /// [`Error::NotTrusted`] when it is another than it should be. Nothing was sent then.
+    pub async fn connect(
+        identity: &Identity,
+        trust: &ServerTrust,
+        host: &str,
+        port: u16,
+        config: &Config,
+    ) -> Result<Self> {
+        let Connected { endpoint, connection } = endpoint::connect(identity, trust, host, port, config).await?;
+        let (key_id, _) = endpoint::peer(&connection)
+            .ok_or_else(|| Error::NotTrusted { host: host.into(), why: "it presented no certificate".into() })?;
+        let window = Window::open(connection.clone(), &Budget::new(config.memory))
+            .ok_or_else(|| Error::Usage("no memory is allowed for a connection".into()))?;
+        let sessions = Arc::new(Sessions::default());
+        let streams = {
+            let (connection, sessions, deadline) = (connection.clone(), sessions.clone(), config.deadline);
+            // A server opens no control streams; one that does sees them reset.
+            tokio::spawn(async move { drop(accept_streams(&connection, &sessions, deadline, |_, _| {}).await) })
+        };
+        Ok(Self { endpoint, connection, key_id, sessions, window, config: config.clone(), streams })
+    }
+
+    /// The server's key.
+    pub fn key_id(&self) -> KeyId {
+        self.key_id
+    }
+
+    /// The connection itself, for its address and statistics.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Sends files and directories, and waits until the server says that each is committed, or why not. What the observer
+    /// hears of is counted in the outcome too. Dropping the future cancels: files that are committed stay, of the rest
+    /// the server keeps partials.
+    ///
+    /// # Errors
+    /// What ends the session as a whole. Files that fail do not: see [`Sent::failures`](crate::sender::Sent::failures).
+    pub async fn push(&self, options: &PushOptions, observer: Observer) -> Result<Outcome> {
+        observer(Event::Connected { address: self.connection.remote_address(), key_id: self.key_id.to_string() });
+        let (trees, unsendable) = look_at(options.sources.clone()).await?;
+        let Some(first) = trees.first() else {
+            // Nothing to ask the server for.
+            return Ok(Outcome { sent: Sent::of_failures(unsendable, &observer), ..Outcome::default() });
+        };
+        let push = Push {
+            session: session_id()?,
+            destination: Components::from(&options.destination),
+            into: options.into,
+            sources: u32::try_from(options.sources.len()).unwrap_or(u32::MAX),
+            directory: options.sources.len() == 1 && first.directory,
+            durability: options.durability,
+        };
+        let outgoing = Outgoing {
+            connection: self.connection.clone(),
+            trees,
+            unsendable,
+            parallel: self.config.parallel,
+            config: self.config.clone(),
+            observer,
+        };
+        session::push(outgoing, &push).await
+    }
+
+    /// Receives files and directories from the server into a store, each under its own name.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    pub async fn pull(
+        &self,
+        sources: &[RelativePath],
+        store: Arc<dyn Store>,
+        durability: Durability,
+        observer: Observer,
+    ) -> Result<Summary> {
+        let permits = Arc::new(Semaphore::new(within_open_files(self.config.max_transfers)));
+        let receiver = Receiver::new(Receiving {
+            store,
+            place: Place::Into(RelativePath::root()),
+            owner: self.key_id.0,
+            durability,
+            permits: Arc::new(Permits::new(permits)),
+            window: self.window.clone(),
+            claims: Arc::default(),
+            config: self.config.clone(),
+            observer,
+            stopping: CancellationToken::new(),
+        });
+        let pull = Pull {
+            session: session_id()?,
+            sources: sources.iter().map(Components::from).collect(),
+            entries: MAX_UNANSWERED,
+            entry_bytes: MAX_UNANSWERED_BYTES,
+        };
+        session::pull(&self.connection, &pull, &self.sessions, receiver, &self.config).await
+    }
+
+    /// Closes the connection and waits until the server can know, for a second at most.
+    pub async fn close(self) {
+        self.connection.close(varint_of(Code::Done), b"");
+        let _ = timeout(GOODBYE, self.endpoint.wait_idle()).await;
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.streams.abort();
+    }
+}
+
+/// A source that could not be looked at, and why.
+type Unsendable = (RelativePath, Why);
+
+/// Looks at the sources, off the network threads. One that is missing does not keep the others from being sent.
+async fn look_at(sources: Vec<PathBuf>) -> Result<(Vec<Tree>, Vec<Unsendable>)> {
+    let looked = tokio::task::spawn_blocking(move || {
+        let (mut trees, mut unsendable) = (Vec::<Tree>::new(), Vec::new());
+        for source in sources {
+            match Tree::local(&source) {
+                Ok(tree) if trees.iter().any(|other| other.name == tree.name) => {
+                    let name = printable(&tree.name);
+                    return Err(Error::Usage(format!("two sources are named {name}; they would fall on each other")));
+                }
+                Ok(tree) => trees.push(tree),
+                Err(Error::Io { what: _, source: error }) => {
+                    let name = source.components().filter_map(|c| match c {
+                        std::path::Component::Normal(name) => Some(name.as_encoded_bytes()),
+                        _ => None,
+                    });
+                    let path = RelativePath::from_components(name).unwrap_or_default();
+                    unsendable.push((path, Why::from_io(&error)));
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        Ok((trees, unsendable))
+    });
+    looked.await.map_err(|_| Error::Usage("a fault inside haul while looking at the sources".into()))?
+}
+
+fn session_id() -> Result<[u8; 16]> {
+    let mut id = [0; 16];
+    aws_lc_rs::rand::fill(&mut id).map_err(|_| Error::Usage("the system gives no random numbers".into()))?;
+    Ok(id)
+}

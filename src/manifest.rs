@@ -1,0 +1,273 @@
+//! What a session is about: the trees to send, walked into entries, and the receiver's verdicts.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::error::{Code, Error, Result, Why};
+use crate::path::{RelativePath, printable};
+use crate::store::{LocalStore, Metadata, PERMISSIONS, Store};
+use crate::stream::{MessageReader, StreamError};
+use crate::wire::{Components, Done, Entry, Frame, Held, Kind, Message, Refuse, Skip, Want};
+
+/// Most entries that may stand unanswered. At some 100 bytes each that is 1 MB: at 100 ms, 100,000 entries a second.
+pub const MAX_UNANSWERED: u32 = 10_000;
+/// Most bytes of entries that may stand unanswered.
+pub const MAX_UNANSWERED_BYTES: u32 = 1 << 20;
+
+/// A file or directory to send, and the name it travels under.
+#[derive(Clone)]
+pub struct Tree {
+    /// Where it is read from.
+    pub store: Arc<dyn Store>,
+    /// Where it stands in the store.
+    pub path: RelativePath,
+    /// First component of all its entries.
+    pub name: Vec<u8>,
+    /// Whether it is a directory, as far as a first look shows.
+    pub directory: bool,
+}
+
+impl Tree {
+    /// A local file or directory. A symbolic link named here is followed, as scp does; those found in a directory are
+    /// sent as links. The name is the last component as written, or of the real path where that has none (`.`, `..`).
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the path when it is missing or out of reach; [`Error::Usage`] when it has no name.
+    pub fn local(path: &Path) -> Result<Self> {
+        let failed = || Error::io(printable(path.as_os_str().as_encoded_bytes()));
+        let real = path.canonicalize().map_err(failed())?;
+        let (Some(parent), Some(real_name)) = (real.parent(), real.file_name()) else {
+            return Err(Error::Usage("/ has no name to send it under; name the directories in it".into()));
+        };
+        let name = path.file_name().unwrap_or(real_name).as_encoded_bytes().to_vec();
+        let named = |name: &[u8]| {
+            RelativePath::from_components([name]).map_err(|bad| Error::Usage(format!("{}: {bad}", printable(name))))
+        };
+        named(&name)?;
+        let directory = real.metadata().map_err(failed())?.is_dir();
+        let store = Arc::new(LocalStore::open(parent)?);
+        Ok(Self { store, path: named(real_name.as_encoded_bytes())?, name, directory })
+    }
+}
+
+/// A directory that is being sent. It is announced when the last of its children lets go of it, since its final mode and
+/// time come after all that is in it.
+pub struct Directory {
+    announce: Option<Announce>,
+    to: mpsc::UnboundedSender<Announce>,
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if let Some(announce) = self.announce.take() {
+            // Fails only when the session is over.
+            let _ = self.to.send(announce);
+        }
+    }
+}
+
+/// Something to announce: an entry to be, with all that the sender must know to send it.
+pub struct Announce {
+    /// The tree it belongs to.
+    pub tree: Arc<Tree>,
+    /// Where it stands in the tree's store.
+    pub source: RelativePath,
+    /// Its name on the wire.
+    pub path: RelativePath,
+    /// What the walk saw.
+    pub metadata: Metadata,
+    /// What it is.
+    pub kind: Kind,
+    /// What a symbolic link holds.
+    pub target: Option<Vec<u8>>,
+    /// Keeps the directory it stands in from being announced before it is settled.
+    pub parent: Option<Arc<Directory>>,
+}
+
+impl Announce {
+    /// The entry as it goes over the wire.
+    pub fn entry(&self, id: u64) -> Entry {
+        Entry {
+            id,
+            path: Components::from(&self.path),
+            kind: self.kind,
+            size: (self.kind == Kind::File).then_some(self.metadata.size),
+            modified: Some(self.metadata.modified),
+            mode: (self.kind != Kind::Symlink).then_some(self.metadata.mode & PERMISSIONS),
+            target: self.target.clone(),
+        }
+    }
+}
+
+/// What a walk comes upon.
+pub enum Found {
+    /// A file or link. (Directories come through their own channel.)
+    Entry(Announce),
+    /// Something that cannot be sent.
+    Failed(RelativePath, Why),
+}
+
+/// Walks a tree depth first, in the byte order of names, and hands over what it finds until the receiver of the
+/// channel is gone. Blocks. Directories follow on `directories` once all that is in them is settled.
+pub fn walk(tree: Tree, found: &mpsc::Sender<Found>, directories: &mpsc::UnboundedSender<Announce>) {
+    let walk = Walk { found, directories };
+    let tree = Arc::new(tree);
+    if let Ok(path) = RelativePath::from_components([&tree.name]) {
+        let source = tree.path.clone();
+        let _ = walk.visit(&tree, source, path, None);
+    }
+}
+
+struct Walk<'a> {
+    found: &'a mpsc::Sender<Found>,
+    directories: &'a mpsc::UnboundedSender<Announce>,
+}
+
+/// A directory that is being walked: what is left of its names, last first.
+struct Open {
+    source: RelativePath,
+    path: RelativePath,
+    names: Vec<Vec<u8>>,
+    directory: Arc<Directory>,
+}
+
+impl Walk<'_> {
+    /// No recursion: a tree may be deeper than a thread's stack.
+    fn visit(
+        &self,
+        tree: &Arc<Tree>,
+        source: RelativePath,
+        path: RelativePath,
+        parent: Option<Arc<Directory>>,
+    ) -> ControlFlow<()> {
+        let mut open: Vec<Open> = self.look(tree, source, path, parent)?.into_iter().collect();
+        while let Some(top) = open.last_mut() {
+            let Some(name) = top.names.pop() else {
+                open.pop();
+                continue;
+            };
+            let (source, path) = match (top.source.join(&name), top.path.join(&name)) {
+                (Ok(source), Ok(path)) => (source, path),
+                (Err(bad), _) | (_, Err(bad)) => {
+                    let why = Why::new(Code::BadName, format!("{}: {bad}", printable(&name)));
+                    self.fail(top.path.clone(), why)?;
+                    continue;
+                }
+            };
+            let parent = Some(top.directory.clone());
+            open.extend(self.look(tree, source, path, parent)?);
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Hands over one thing, or opens it if it is a directory.
+    fn look(
+        &self,
+        tree: &Arc<Tree>,
+        source: RelativePath,
+        path: RelativePath,
+        parent: Option<Arc<Directory>>,
+    ) -> ControlFlow<(), Option<Open>> {
+        let (metadata, kind) = match tree.store.stat(&source) {
+            Ok(Some(metadata)) => match metadata.kind {
+                Some(kind) => (metadata, kind),
+                None => {
+                    let why = Why::new(Code::Special, "a FIFO, socket or device; skipped, it has no content to send");
+                    return self.fail(path, why);
+                }
+            },
+            Ok(None) => return self.fail(path, Why::new(Code::NotFound, "gone before it could be sent")),
+            Err(why) => return self.fail(path, why),
+        };
+        let mut announce = Announce { tree: tree.clone(), source, path, metadata, kind, target: None, parent };
+        match kind {
+            Kind::Directory => return self.enter(announce),
+            Kind::Symlink => match tree.store.read_link(&announce.source) {
+                Ok(target) => announce.target = Some(target),
+                Err(why) => return self.fail(announce.path, why),
+            },
+            Kind::File => {}
+        }
+        self.give(Found::Entry(announce))
+    }
+
+    fn enter(&self, announce: Announce) -> ControlFlow<(), Option<Open>> {
+        let (source, path) = (announce.source.clone(), announce.path.clone());
+        let names = announce.tree.store.names(&source);
+        let directory = Arc::new(Directory { announce: Some(announce), to: self.directories.clone() });
+        match names {
+            Ok(mut names) => {
+                names.sort_unstable_by(|a, b| b.cmp(a));
+                ControlFlow::Continue(Some(Open { source, path, names, directory }))
+            }
+            Err(why) => self.fail(path, why),
+        }
+    }
+
+    fn fail(&self, path: RelativePath, why: Why) -> ControlFlow<(), Option<Open>> {
+        self.give(Found::Failed(path, why))
+    }
+
+    fn give(&self, found: Found) -> ControlFlow<(), Option<Open>> {
+        match self.found.blocking_send(found) {
+            Ok(()) => ControlFlow::Continue(None),
+            Err(_) => ControlFlow::Break(()),
+        }
+    }
+}
+
+/// The receiver's answer to an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is there already.
+    Skip(u64),
+    /// The manifest sufficed; it stands there now.
+    Done(u64),
+    /// Send it; the receiver holds these parts.
+    Want(u64, Vec<Held>),
+    /// It cannot stand there.
+    Refuse(u64, Why),
+}
+
+impl Verdict {
+    /// Reads the next verdict; `None` at the clean end of the stream.
+    pub async fn read(stream: &mut MessageReader) -> Result<Option<Self>, StreamError> {
+        let Some(frame) = stream.frame(Want::LIMIT).await? else { return Ok(None) };
+        Ok(Some(Self::decode(&frame)?))
+    }
+
+    fn decode(frame: &Frame) -> Result<Self, crate::wire::Malformed> {
+        Ok(match frame.kind {
+            Skip::TYPE => Self::Skip(frame.decode::<Skip>()?.id),
+            Done::TYPE => Self::Done(frame.decode::<Done>()?.id),
+            Refuse::TYPE => {
+                let refuse = frame.decode::<Refuse>()?;
+                Self::Refuse(refuse.id, refuse.why.into())
+            }
+            _ => {
+                let want = frame.decode::<Want>()?;
+                Self::Want(want.id, want.held.unwrap_or_default())
+            }
+        })
+    }
+
+    /// Appends the verdict as it goes over the wire.
+    pub fn put(self, out: &mut bytes::BytesMut) {
+        match self {
+            Self::Skip(id) => Skip { id }.put(out),
+            Self::Done(id) => Done { id }.put(out),
+            Self::Want(id, held) => Want { id, held: (!held.is_empty()).then_some(held) }.put(out),
+            Self::Refuse(id, why) => Refuse { id, why: why.into() }.put(out),
+        }
+    }
+
+    /// The entry it is about.
+    pub fn id(&self) -> u64 {
+        match *self {
+            Self::Skip(id) | Self::Done(id) | Self::Want(id, _) | Self::Refuse(id, _) => id,
+        }
+    }
+}

@@ -1,0 +1,533 @@
+//! The receiver: streams to the store.
+//!
+//! Entries are judged in batches against what stands in the store; what is settled by the manifest alone is answered at
+//! once. The rest waits for admission in one of two queues: small files for memory, large ones for a permit, so that a
+//! large file that waits holds up no small one. A [`Want`](crate::wire::Want) is the admission: by then the room is set
+//! aside, and nothing that waits holds anything that something else needs.
+
+mod body;
+mod claims;
+mod transfer;
+
+pub use claims::Claims;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::BytesMut;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::budget::Window;
+use crate::config::Config;
+use crate::error::{Code, Error, Result, Why};
+use crate::manifest::Verdict;
+use crate::path::RelativePath;
+use crate::progress::{Event, Observer, Settled};
+use crate::store::{Attributes, Claim, PERMISSIONS, Store};
+use crate::stream::{MessageReader, MessageWriter};
+use crate::wire::{Durability, Entry, Kind, Plan, Summary};
+
+/// Files up to this size may be received whole into memory before they take a permit, in bytes.
+const SMALL_BODY: u64 = 256 << 10;
+/// What a small file in memory costs beyond its content, in bytes; so that empty ones are not free.
+const SMALL_OVERHEAD: usize = 1 << 10;
+/// Entries judged in one go off the network threads.
+const BATCH: usize = 256;
+
+/// The permits of the one semaphore that bounds the transfers which write at the same time, as one connection sees them:
+/// it never waits for more than one, so that waiting is fair between connections.
+#[derive(Debug)]
+pub struct Permits {
+    all: Arc<Semaphore>,
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Permits {
+    /// A connection's way to the shared semaphore.
+    pub fn new(all: Arc<Semaphore>) -> Self {
+        Self { all, turn: tokio::sync::Mutex::new(()) }
+    }
+
+    /// Waits for a permit. It is to be held until the disk work ends.
+    pub async fn acquire(&self) -> Result<OwnedSemaphorePermit, Why> {
+        let _turn = self.turn.lock().await;
+        // The semaphore is closed only when the process ends.
+        self.all.clone().acquire_owned().await.map_err(|_| Why::from(Code::Stopping))
+    }
+}
+
+/// Where the sources of a session come to stand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// Each source goes into this directory, under its own name.
+    Into(RelativePath),
+    /// The only source becomes exactly this.
+    As(RelativePath),
+}
+
+impl Place {
+    /// Where an entry of this name comes to stand.
+    pub fn of(&self, entry: &Entry) -> Result<RelativePath, Why> {
+        let path = RelativePath::from_components(&entry.path.0)?;
+        match self {
+            Self::Into(directory) => Ok(directory.join_path(&path)?),
+            Self::As(place) => {
+                let (_, below) = path.split_first().ok_or_else(|| Why::from(Code::BadName))?;
+                Ok(place.join_path(&below)?)
+            }
+        }
+    }
+}
+
+/// Everything that a receiver needs to know of its session.
+pub struct Receiving {
+    /// Where files are committed to.
+    pub store: Arc<dyn Store>,
+    /// Where in the store.
+    pub place: Place,
+    /// The key of the sender, which partials are bound to.
+    pub owner: [u8; 32],
+    /// How durable a commit has to be.
+    pub durability: Durability,
+    /// The way to the shared semaphore.
+    pub permits: Arc<Permits>,
+    /// The connection's share of the memory.
+    pub window: Arc<Window>,
+    /// Who is receiving which file.
+    pub claims: Arc<Claims>,
+    /// Limits and deadlines.
+    pub config: Config,
+    /// Takes the events.
+    pub observer: Observer,
+    /// Cancelled when nothing new is to be admitted.
+    pub stopping: CancellationToken,
+}
+
+/// One session's receiver.
+pub struct Receiver {
+    session: Receiving,
+    /// Transfers that are wanted and whose stream has not come yet.
+    admitted: Mutex<HashMap<u64, oneshot::Sender<Incoming>>>,
+    verdicts: mpsc::UnboundedSender<Verdict>,
+    answers: Mutex<Option<mpsc::UnboundedReceiver<Verdict>>>,
+    committed: AtomicU64,
+    bytes: AtomicU64,
+    skipped: AtomicU64,
+    failed: AtomicU64,
+    transfers: TaskTracker,
+}
+
+/// A transfer's stream, its plan read.
+pub struct Incoming {
+    plan: Plan,
+    stream: MessageReader,
+    receipt: MessageWriter,
+}
+
+/// A file that is wanted, on its way to admission.
+struct Wanted {
+    id: u64,
+    /// As the sender named it.
+    name: RelativePath,
+    /// Where it comes to stand.
+    path: RelativePath,
+    size: u64,
+    attributes: Attributes,
+    claim: Claim,
+}
+
+impl Receiver {
+    /// A receiver that has not begun.
+    pub fn new(session: Receiving) -> Arc<Self> {
+        let (verdicts, answers) = mpsc::unbounded_channel();
+        Arc::new(Self {
+            session,
+            admitted: Mutex::default(),
+            verdicts,
+            answers: Mutex::new(Some(answers)),
+            committed: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            skipped: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            transfers: TaskTracker::new(),
+        })
+    }
+
+    /// Answers a manifest until the sender ends it, and until the last transfer is over.
+    ///
+    /// # Errors
+    /// What ends the session as a whole: the connection is lost, or the sender breaks the protocol. Transfers under way
+    /// end with the connection; what they brought stays as partials.
+    pub async fn run(self: &Arc<Self>, entries: MessageReader, verdicts: MessageWriter) -> Result<()> {
+        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let answers = answers.ok_or_else(|| Error::Protocol("a second manifest in one session".into()))?;
+        let unanswered = Arc::new(Unanswered::default());
+        let (small_to, small) = mpsc::unbounded_channel();
+        let (large_to, large) = mpsc::unbounded_channel();
+        let written = tokio::try_join!(
+            self.read_entries(entries, unanswered.clone(), small_to, large_to),
+            self.write_verdicts(verdicts, answers, unanswered),
+            self.admit_small(small),
+            self.admit_large(large),
+        );
+        self.transfers.close();
+        written?;
+        Ok(())
+    }
+
+    /// Hands over a transfer's stream; one that was not wanted is turned away.
+    pub fn incoming(&self, plan: Plan, mut stream: MessageReader, receipt: MessageWriter) {
+        let waiting = lock(&self.admitted).remove(&plan.id);
+        match waiting {
+            Some(waiting) => {
+                // Fails only when the transfer was given up meanwhile; dropping the writer resets it then.
+                let _ = waiting.send(Incoming { plan, stream, receipt });
+            }
+            None => {
+                stream.stop(Code::NotWanted);
+                receipt.reset(Code::NotWanted);
+            }
+        }
+    }
+
+    /// What stands on the disk of all that this session brought. To be called when the sender has ended it.
+    pub async fn summary(self: &Arc<Self>) -> Result<Summary, Why> {
+        self.transfers.close();
+        self.transfers.wait().await;
+        let durability = self.session.durability;
+        if durability == Durability::Synced {
+            // Verdicts spoke of files, directories and links as they stand; this makes it true across a crash too.
+            let store = self.session.store.clone();
+            blocking(move || store.sync()).await?;
+        }
+        Ok(Summary {
+            committed: self.committed.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            skipped: self.skipped.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
+            durability,
+        })
+    }
+
+    async fn read_entries(
+        self: &Arc<Self>,
+        mut entries: MessageReader,
+        unanswered: Arc<Unanswered>,
+        small: mpsc::UnboundedSender<Wanted>,
+        large: mpsc::UnboundedSender<Wanted>,
+    ) -> Result<()> {
+        let mut next_id = 0;
+        while let Some(frame) = entries.frame(<Entry as crate::wire::Message>::LIMIT).await? {
+            let mut batch = Vec::new();
+            let mut frame = Some(frame);
+            while let Some(this) = frame {
+                let entry: Entry = this.decode().map_err(crate::stream::StreamError::from)?;
+                if entry.id < next_id {
+                    return Err(Error::Protocol(format!("entry {} after entry {}", entry.id, next_id - 1)));
+                }
+                next_id = entry.id + 1;
+                unanswered.add(entry.id, this.payload.len())?;
+                batch.push(entry);
+                frame =
+                    if batch.len() < BATCH { entries.buffered(<Entry as crate::wire::Message>::LIMIT)? } else { None };
+            }
+            let receiver = self.clone();
+            let wanted = blocking(move || Ok(receiver.judge(batch))).await.map_err(Error::Refused)?;
+            for wanted in wanted {
+                let queue = if wanted.size <= SMALL_BODY { &small } else { &large };
+                // Fails only when the session is over.
+                let _ = queue.send(wanted);
+            }
+        }
+        unanswered.end();
+        Ok(())
+    }
+
+    /// Answers what the manifest settles, and returns the files that are wanted. Blocks.
+    fn judge(&self, batch: Vec<Entry>) -> Vec<Wanted> {
+        let mut wanted = Vec::new();
+        for entry in batch {
+            let id = entry.id;
+            if self.session.stopping.is_cancelled() {
+                self.answer(Verdict::Refuse(id, Code::Stopping.into()));
+                continue;
+            }
+            match self.judge_one(entry) {
+                Ok(Judged::Want(file)) => wanted.push(file),
+                Ok(Judged::Skip) => {
+                    self.skipped.fetch_add(1, Ordering::Relaxed);
+                    self.answer(Verdict::Skip(id));
+                }
+                Ok(Judged::Done) => self.answer(Verdict::Done(id)),
+                Err(why) => {
+                    self.failed.fetch_add(1, Ordering::Relaxed);
+                    self.answer(Verdict::Refuse(id, why));
+                }
+            }
+        }
+        wanted
+    }
+
+    fn judge_one(&self, entry: Entry) -> Result<Judged, Why> {
+        let store = &*self.session.store;
+        let path = self.session.place.of(&entry)?;
+        let attributes = Attributes { mode: entry.mode.map(|mode| mode & PERMISSIONS), modified: entry.modified };
+        let there = store.stat(&path)?;
+        let there = there.as_ref();
+        let same_time = there.is_some_and(|m| entry.modified.is_none_or(|modified| modified == m.modified));
+        let same_mode = there.is_some_and(|m| attributes.mode.is_none_or(|mode| mode == m.mode & PERMISSIONS));
+        let kind = there.map(|m| m.kind);
+        match entry.kind {
+            Kind::Directory => match kind {
+                Some(Some(Kind::Directory)) if same_time && same_mode => Ok(Judged::Skip),
+                // The served directory itself belongs to whoever serves it.
+                Some(Some(Kind::Directory)) if path.is_root() => Ok(Judged::Skip),
+                Some(Some(Kind::Directory)) | None => {
+                    store.make_directory(&path)?;
+                    store.set_attributes(&path, &attributes)?;
+                    Ok(Judged::Done)
+                }
+                Some(_) => Err(Why::new(Code::NotDirectory, format!("{path} is there already, and is no directory"))),
+            },
+            Kind::Symlink => {
+                let target = entry.target.unwrap_or_default();
+                match kind {
+                    Some(Some(Kind::Symlink)) if same_time && store.read_link(&path)? == target => Ok(Judged::Skip),
+                    Some(Some(Kind::Directory)) => Err(is_directory(&path)),
+                    _ => {
+                        store.make_symlink(&path, &target, &attributes)?;
+                        self.committed.fetch_add(1, Ordering::Relaxed);
+                        Ok(Judged::Done)
+                    }
+                }
+            }
+            Kind::File => {
+                let size = entry.size.ok_or_else(|| {
+                    Why::new(Code::Unsupported, format!("{path}: files of unknown size are not taken by this version"))
+                })?;
+                match kind {
+                    Some(Some(Kind::Directory)) => return Err(is_directory(&path)),
+                    Some(None) => {
+                        let text = format!("{path} is a FIFO, socket or device there; remove it first");
+                        return Err(Why::new(Code::Special, text));
+                    }
+                    Some(Some(Kind::File))
+                        if same_time && there.is_some_and(|m| m.size == size) && entry.modified.is_some() =>
+                    {
+                        if !same_mode {
+                            store.set_attributes(&path, &attributes)?;
+                        }
+                        return Ok(Judged::Skip);
+                    }
+                    _ => {}
+                }
+                let claim = Claim { owner: self.session.owner, size, modified: entry.modified };
+                if size == 0 {
+                    store.create(&path, &claim)?.commit(&attributes, Durability::Visible)?;
+                    self.committed.fetch_add(1, Ordering::Relaxed);
+                    return Ok(Judged::Done);
+                }
+                let name = RelativePath::from_components(&entry.path.0)?;
+                Ok(Judged::Want(Wanted { id: entry.id, name, path, size, attributes, claim }))
+            }
+        }
+    }
+
+    fn answer(&self, verdict: Verdict) {
+        // Fails only when the session is over.
+        let _ = self.verdicts.send(verdict);
+    }
+
+    /// Writes verdicts, several at a time, until every entry is answered and the sender has ended the manifest.
+    async fn write_verdicts(
+        &self,
+        mut stream: MessageWriter,
+        mut answers: mpsc::UnboundedReceiver<Verdict>,
+        unanswered: Arc<Unanswered>,
+    ) -> Result<()> {
+        let mut gathered = Vec::new();
+        loop {
+            let ended = tokio::select! {
+                biased;
+                _ = answers.recv_many(&mut gathered, BATCH) => false,
+                () = unanswered.ended() => true,
+            };
+            if ended {
+                stream.finish();
+                return Ok(());
+            }
+            let mut buffer = BytesMut::new();
+            let ids: Vec<u64> = gathered.iter().map(Verdict::id).collect();
+            for verdict in gathered.drain(..) {
+                verdict.put(&mut buffer);
+            }
+            stream.write_chunks(&mut [buffer.freeze()], self.session.config.deadline).await?;
+            unanswered.remove(&ids);
+        }
+    }
+
+    /// Small files: memory first, then the Want.
+    async fn admit_small(self: &Arc<Self>, mut queue: mpsc::UnboundedReceiver<Wanted>) -> Result<()> {
+        while let Some(file) = queue.recv().await {
+            let bytes = file.size as usize + SMALL_OVERHEAD;
+            match self.or_stopping(async { Ok(self.session.window.reserve(bytes).await) }).await {
+                Err(why) => self.refuse(&file, why),
+                Ok(Some(memory)) => {
+                    let stream = self.admit(file.id);
+                    self.answer(Verdict::Want(file.id, Vec::new()));
+                    let receiver = self.clone();
+                    self.transfers.spawn(async move { receiver.receive_small(file, stream, memory).await });
+                }
+                // The connection's share is too small to hold it whole.
+                Ok(None) => self.admit_one_large(file).await,
+            }
+        }
+        Ok(())
+    }
+
+    /// Large files: a permit first, then the Want.
+    async fn admit_large(self: &Arc<Self>, mut queue: mpsc::UnboundedReceiver<Wanted>) -> Result<()> {
+        while let Some(file) = queue.recv().await {
+            self.admit_one_large(file).await;
+        }
+        Ok(())
+    }
+
+    async fn admit_one_large(self: &Arc<Self>, file: Wanted) {
+        // Whoever of this key still has the file, such as a connection that is dead and does not know it yet, lets go of
+        // it and of its permit first.
+        let claim = self.session.claims.take(self.session.owner, &file.path).await;
+        match self.or_stopping(claim.or_superseded(self.session.permits.acquire())).await {
+            Ok(permit) => {
+                let receiver = self.clone();
+                self.transfers.spawn(async move { receiver.receive_large(file, permit, claim).await });
+            }
+            Err(why) => self.refuse(&file, why),
+        }
+    }
+
+    async fn or_stopping<T>(&self, wait: impl Future<Output = Result<T, Why>>) -> Result<T, Why> {
+        tokio::select! {
+            biased;
+            () = self.session.stopping.cancelled() => Err(Code::Stopping.into()),
+            done = wait => done,
+        }
+    }
+
+    fn admit(&self, id: u64) -> oneshot::Receiver<Incoming> {
+        let (to, stream) = oneshot::channel();
+        lock(&self.admitted).insert(id, to);
+        stream
+    }
+
+    fn refuse(&self, file: &Wanted, why: Why) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        self.answer(Verdict::Refuse(file.id, why));
+    }
+
+    fn started(&self, file: &Wanted, held: u64) {
+        let (id, path, size) = (file.id, file.name.clone(), file.size);
+        (self.session.observer)(Event::Started { id, path, size, held });
+    }
+
+    fn moved(&self, id: u64, bytes: u64) {
+        (self.session.observer)(Event::Moved { id, bytes });
+    }
+
+    fn settled(&self, file: &Wanted, result: Result<(), Why>) {
+        let result = match result {
+            Ok(()) => {
+                self.committed.fetch_add(1, Ordering::Relaxed);
+                self.bytes.fetch_add(file.size, Ordering::Relaxed);
+                Settled::Committed
+            }
+            Err(why) => {
+                self.failed.fetch_add(1, Ordering::Relaxed);
+                Settled::Failed(why)
+            }
+        };
+        let path = file.name.clone();
+        (self.session.observer)(Event::Settled { id: Some(file.id), path, kind: Kind::File, size: file.size, result });
+    }
+}
+
+enum Judged {
+    Skip,
+    Done,
+    Want(Wanted),
+}
+
+fn is_directory(path: &RelativePath) -> Why {
+    Why::new(Code::IsDirectory, format!("{path} is a directory there; remove it or choose another name"))
+}
+
+/// Entries that stand unanswered, held against what the sender was allowed.
+#[derive(Default)]
+struct Unanswered {
+    state: Mutex<UnansweredState>,
+    changed: tokio::sync::Notify,
+}
+
+#[derive(Default)]
+struct UnansweredState {
+    lengths: HashMap<u64, usize>,
+    bytes: usize,
+    ended: bool,
+}
+
+impl Unanswered {
+    fn add(&self, id: u64, length: usize) -> Result<()> {
+        let mut state = lock(&self.state);
+        state.lengths.insert(id, length);
+        state.bytes += length;
+        if state.lengths.len() > crate::manifest::MAX_UNANSWERED as usize
+            || state.bytes > crate::manifest::MAX_UNANSWERED_BYTES as usize
+        {
+            return Err(Error::Protocol("more entries stand unanswered than were allowed".into()));
+        }
+        Ok(())
+    }
+
+    fn remove(&self, ids: &[u64]) {
+        let mut state = lock(&self.state);
+        for id in ids {
+            state.bytes -= state.lengths.remove(id).unwrap_or(0);
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    fn end(&self) {
+        lock(&self.state).ended = true;
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until the manifest has ended and everything in it is answered.
+    async fn ended(&self) {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let state = lock(&self.state);
+                if state.ended && state.lengths.is_empty() {
+                    return;
+                }
+            }
+            changed.await;
+        }
+    }
+}
+
+/// Runs disk work off the network threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Why> + Send + 'static) -> Result<T, Why> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|_| Err(Why::new(Code::Internal, "a fault inside haul while writing")))
+}
+
+/// A poisoned lock means that another task panicked; the tables behind it are still whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,345 @@
+//! One transfer: a small file through memory, a large one straight to its offsets.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{Instrument, debug};
+
+use super::body::{Body, Disk, RUN, Run};
+use super::claims::Claimed;
+use super::{Incoming, Receiver, Wanted, blocking, lock};
+use crate::budget::{HeldBytes, Reservation};
+use crate::error::{Code, Result, Why};
+use crate::manifest::Verdict;
+use crate::stream::{MessageReader, MessageWriter, StreamError, varint_of};
+use crate::wire::{Committed, Failed, Held, Message, Plan, Range, Trailer, Working};
+
+/// Bytes that are written without waiting for more.
+const WRITE: usize = RUN;
+/// How long less than that may wait for more to come.
+const GATHER: Duration = Duration::from_millis(10);
+/// How often long disk work says that it is alive.
+const WORKING: Duration = Duration::from_secs(5);
+
+impl Receiver {
+    /// Receives a file whole into memory that is set aside, then writes it under a permit.
+    pub(super) async fn receive_small(
+        self: Arc<Self>,
+        file: Wanted,
+        stream: oneshot::Receiver<Incoming>,
+        memory: Reservation,
+    ) {
+        let span = tracing::debug_span!("transfer", id = file.id, path = %file.path, size = file.size);
+        async {
+            self.started(&file, 0);
+            let Some(incoming) = self.stream_of(&file, stream).await else { return };
+            let Incoming { plan, stream, mut receipt } = incoming;
+            let result = match self.small_body(&file, &plan, stream).await {
+                Ok((content, trailer)) => {
+                    self.moved(file.id, file.size);
+                    working(&mut receipt, self.commit_small(&file, content, trailer)).await
+                }
+                Err(why) => Err(why),
+            };
+            drop(memory);
+            self.give_receipt(&file, receipt, result).await;
+        }
+        .instrument(span)
+        .await;
+    }
+
+    async fn small_body(&self, file: &Wanted, plan: &Plan, stream: MessageReader) -> Result<(BytesMut, Trailer), Why> {
+        let deadline = self.session.config.deadline;
+        let (mut stream, begun, _) = stream.into_parts();
+        let mut content = BytesMut::with_capacity(file.size as usize + Trailer::LIMIT);
+        content.extend_from_slice(&begun);
+        let result = async {
+            if plan.encoding != 0 {
+                return Err(Why::new(Code::Unsupported, format!("encoding {} is not spoken here", plan.encoding)));
+            }
+            if plan.ranges != [Range { offset: 0, length: file.size }] {
+                return Err(Why::new(Code::Protocol, "the plan leaves out what this side does not hold"));
+            }
+            loop {
+                if content.len() > file.size as usize + Trailer::LIMIT {
+                    return Err(Why::new(Code::Protocol, "the stream goes on behind its trailer"));
+                }
+                let chunk = timeout(deadline, stream.read_chunk(WRITE, true));
+                match chunk.await.map_err(|_| StreamError::TimedOut)?.map_err(StreamError::from)? {
+                    Some(chunk) => content.extend_from_slice(&chunk.bytes),
+                    None => break,
+                }
+            }
+            if content.len() < file.size as usize {
+                return Err(Why::new(Code::Protocol, "the body ended too early"));
+            }
+            let mut tail = content.split_off(file.size as usize);
+            let bad = |e: crate::wire::Malformed| Why::new(Code::Protocol, e.to_string());
+            match crate::wire::Frame::take(&mut tail, Trailer::LIMIT).map_err(bad)? {
+                Some(frame) if tail.is_empty() => Ok((content, frame.decode().map_err(bad)?)),
+                _ => Err(Why::new(Code::Protocol, "the body is not followed by its trailer alone")),
+            }
+        }
+        .await;
+        if let Err(why) = &result {
+            let _ = stream.stop(varint_of(why.code));
+        }
+        result
+    }
+
+    async fn commit_small(&self, file: &Wanted, content: BytesMut, trailer: Trailer) -> Result<(), Why> {
+        let claim = self.session.claims.take(self.session.owner, &file.path).await;
+        let permit = claim.or_superseded(self.session.permits.acquire()).await?;
+        let (store, path, attributes) = (self.session.store.clone(), file.path.clone(), file.attributes);
+        let (source, durability) = (file.claim.clone(), self.session.durability);
+        blocking(move || {
+            // Claim and permit are held until the disk work ends, even if nobody waits for it any more.
+            let _held = (claim, permit);
+            if blake3::hash(&content) != trailer.digest {
+                return Err(Why::new(Code::Corrupt, "the content does not match its digest; send it again"));
+            }
+            let mut upload = store.create(&path, &source)?;
+            if let Err(error) = upload.write_at(&content, 0) {
+                upload.discard();
+                return Err(Why::from_io(&error));
+            }
+            upload.commit(&attributes, durability)
+        })
+        .await
+    }
+
+    /// Receives a large file: a permit is in hand, the partial is opened, what it holds is offered.
+    pub(super) async fn receive_large(self: Arc<Self>, file: Wanted, permit: OwnedSemaphorePermit, claim: Claimed) {
+        let span = tracing::debug_span!("transfer", id = file.id, path = %file.path, size = file.size);
+        async {
+            let (store, path, source) = (self.session.store.clone(), file.path.clone(), file.claim.clone());
+            let begun = blocking(move || Disk::begin(store.create(&path, &source)?, source.size)).await;
+            let (disk, held) = match begun {
+                Ok(begun) => begun,
+                Err(why) => return self.refuse(&file, why),
+            };
+            self.started(&file, held.iter().map(|h| h.range.length).sum());
+            let stream = self.admit(file.id);
+            self.answer(Verdict::Want(file.id, held.clone()));
+            let mut slot = Slot { receiver: &self, permit: Some(permit), claim: &claim };
+            // A peer that wants nothing of it after all holds no permit for long.
+            let Some(incoming) = slot.patiently(self.stream_of(&file, stream)).await else { return };
+            let Incoming { plan, stream, mut receipt } = incoming;
+            let result = slot.receive(&file, disk, &plan, &held, stream, &mut receipt).await;
+            drop(slot);
+            self.give_receipt(&file, receipt, result).await;
+            drop(claim);
+        }
+        .instrument(span)
+        .await;
+    }
+
+    /// Waits for the stream of a wanted file.
+    async fn stream_of(&self, file: &Wanted, stream: oneshot::Receiver<Incoming>) -> Option<Incoming> {
+        let waited = tokio::select! {
+            incoming = timeout(self.session.config.deadline, stream) => match incoming {
+                Ok(Ok(incoming)) => return Some(incoming),
+                _ => Why::new(Code::TimedOut, "it was wanted, but never came"),
+            },
+            lost = self.session.window.connection().closed() => StreamError::from(lost).into(),
+        };
+        lock(&self.admitted).remove(&file.id);
+        self.settled(file, Err(waited));
+        None
+    }
+
+    async fn give_receipt(&self, file: &Wanted, mut receipt: MessageWriter, result: Result<(), Why>) {
+        let sent = match &result {
+            Ok(()) => {
+                let (bytes, durability) = (file.size, self.session.durability);
+                timeout(self.session.config.deadline, receipt.write(&Committed { bytes, durability })).await
+            }
+            Err(why) => {
+                debug!(%why, "failed");
+                timeout(self.session.config.deadline, receipt.write(&Failed { why: why.clone().into() })).await
+            }
+        };
+        if matches!(sent, Ok(Ok(()))) {
+            receipt.finish();
+        }
+        self.settled(file, result);
+    }
+}
+
+/// Runs disk work and says on the receipt's stream every now and then that it is alive.
+async fn working(receipt: &mut MessageWriter, work: impl Future<Output = Result<(), Why>>) -> Result<(), Why> {
+    tokio::pin!(work);
+    loop {
+        match timeout(WORKING, &mut work).await {
+            Ok(done) => return done,
+            // A peer that does not read it will not read the receipt either; the work goes on all the same.
+            Err(_) => drop(timeout(WORKING, receipt.write(&Working {})).await),
+        }
+    }
+}
+
+/// A large transfer's permit and claim while it runs.
+struct Slot<'a> {
+    receiver: &'a Arc<Receiver>,
+    /// Given back while nothing moves.
+    permit: Option<OwnedSemaphorePermit>,
+    claim: &'a Claimed,
+}
+
+/// Writing on the disk, off the network threads; brings the disk back, and how many bytes it took.
+type Job = JoinHandle<(Disk, usize, Result<(), Why>)>;
+
+impl Slot<'_> {
+    /// Waits, and gives the permit back when it takes long.
+    async fn patiently<T>(&mut self, wait: impl Future<Output = T>) -> T {
+        tokio::pin!(wait);
+        match timeout(self.receiver.session.config.stall, &mut wait).await {
+            Ok(done) => done,
+            Err(_) => {
+                self.permit = None;
+                wait.await
+            }
+        }
+    }
+
+    /// Receives body and trailer, and commits. The partial stays for resume unless it is worth nothing.
+    async fn receive(
+        &mut self,
+        file: &Wanted,
+        mut disk: Disk,
+        plan: &Plan,
+        held: &[Held],
+        stream: MessageReader,
+        receipt: &mut MessageWriter,
+    ) -> Result<(), Why> {
+        let (mut stream, rest, start) = stream.into_parts();
+        let mut body = Body::new(plan, start, file.size).and_then(|body| disk.keep(plan, held).map(|()| body))?;
+        let mut credit = HeldBytes::new(self.receiver.session.window.clone());
+        credit.add(body.take(start, rest)?);
+
+        let mut idle = Some(disk);
+        let mut job: Option<Job> = None;
+        let moved = self.pump(file, &mut stream, &mut body, &mut credit, &mut idle, &mut job).await;
+        // Whatever ended it, the disk comes to rest before claim and permit go on to somebody else.
+        if let Some(running) = job {
+            idle = running.await.ok().map(|(disk, ..)| disk);
+        }
+        let result = async {
+            moved?;
+            let trailer = body.trailer()?;
+            let disk = idle.take().ok_or_else(|| Why::from(Code::Internal))?;
+            self.permit().await?;
+            let (attributes, durability) = (file.attributes, self.receiver.session.durability);
+            working(receipt, blocking(move || disk.finish(&trailer, &attributes, durability))).await
+        }
+        .await;
+        if let Err(why) = &result {
+            let _ = stream.stop(varint_of(why.code));
+            if let Some(disk) = idle
+                && matches!(why.code, Code::Changed | Code::Corrupt | Code::Protocol | Code::NoSpace)
+            {
+                let _ = blocking(move || {
+                    disk.discard();
+                    Ok(())
+                })
+                .await;
+            }
+        }
+        result
+    }
+
+    /// Moves the body from the stream to the disk: always reads, and writes whenever the disk is free and there is
+    /// enough, or long enough nothing more.
+    async fn pump(
+        &mut self,
+        file: &Wanted,
+        stream: &mut quinn::RecvStream,
+        body: &mut Body,
+        credit: &mut HeldBytes,
+        idle: &mut Option<Disk>,
+        job: &mut Option<Job>,
+    ) -> Result<(), Why> {
+        let config = self.receiver.session.config.clone();
+        let mut last = Instant::now();
+        let mut since = last;
+        let mut ended = false;
+        loop {
+            let enough = ended
+                || body.pending() >= WRITE
+                || since.elapsed() >= GATHER
+                || self.receiver.session.window.is_short();
+            if body.pending() > 0 && enough && idle.is_some() {
+                self.permit().await?;
+                if let Some(mut disk) = idle.take() {
+                    let (runs, bytes): (Vec<Run>, _) = body.drain();
+                    *job = Some(tokio::task::spawn_blocking(move || {
+                        let written = disk.write(runs);
+                        (disk, bytes, written)
+                    }));
+                }
+            }
+            if ended && job.is_none() {
+                return Ok(());
+            }
+            let resting = job.is_none();
+            tokio::select! {
+                biased;
+                () = self.claim.superseded() => return Err(Code::Superseded.into()),
+                done = async { job.as_mut().expect("guarded").await }, if !resting => {
+                    *job = None;
+                    let (disk, bytes, written) = done.map_err(|_| Why::from(Code::Internal))?;
+                    credit.release(bytes);
+                    *idle = Some(disk);
+                    written?;
+                    self.receiver.moved(file.id, bytes as u64);
+                    last = Instant::now();
+                }
+                read = read_ready(stream, body), if !ended => {
+                    let (bytes, more) = read?;
+                    if body.pending() == bytes {
+                        since = Instant::now();
+                    }
+                    credit.add(bytes);
+                    ended = !more;
+                    last = Instant::now();
+                }
+                () = sleep_until(since + GATHER), if resting && body.pending() > 0 => {}
+                () = sleep_until(last + config.stall), if resting && self.permit.is_some() => self.permit = None,
+                () = sleep_until(last + config.deadline), if resting => return Err(StreamError::TimedOut.into()),
+            }
+        }
+    }
+
+    /// Makes sure that the permit is in hand.
+    async fn permit(&mut self) -> Result<(), Why> {
+        if self.permit.is_none() {
+            self.permit = Some(self.claim.or_superseded(self.receiver.session.permits.acquire()).await?);
+        }
+        Ok(())
+    }
+}
+
+/// Reads all that is there, up to [`WRITE`] bytes, waiting only for the first of it. Returns the bytes that wait to be
+/// written more than before, and whether the stream goes on. Cancelling loses nothing.
+async fn read_ready(stream: &mut quinn::RecvStream, body: &mut Body) -> Result<(usize, bool), Why> {
+    let mut bytes = 0;
+    let mut chunk = stream.read_chunk(usize::MAX, false).await.map_err(StreamError::from)?;
+    loop {
+        match chunk {
+            Some(piece) => bytes += body.take(piece.offset, piece.bytes)?,
+            None => return Ok((bytes, false)),
+        }
+        if bytes >= WRITE {
+            return Ok((bytes, true));
+        }
+        chunk = tokio::select! {
+            biased;
+            next = stream.read_chunk(usize::MAX, false) => next.map_err(StreamError::from)?,
+            () = std::future::ready(()) => return Ok((bytes, true)),
+        };
+    }
+}

@@ -1,0 +1,520 @@
+//! The sender: files to streams.
+//!
+//! One task announces what the walk finds, one reads verdicts, and each wanted file is a task of its own with a stream
+//! of its own. The room for unanswered entries is the receiver's; everything else that bounds the sender is here.
+
+mod body;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use quinn::Connection;
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Code, Error, Result, Why};
+use crate::manifest::{Announce, Found, Tree, Verdict, walk};
+use crate::path::RelativePath;
+use crate::progress::{Event, Observer, Settled};
+use crate::stream::{MessageReader, MessageWriter, StreamError};
+use crate::wire::{
+    Committed, Failed, Frame, Held, Kind, Message, Plan, Ready, StreamType, Trailer, Working, put_varint,
+};
+use body::{BLOCK, FileReader};
+
+/// Files up to this size are read whole before their stream is opened, in bytes.
+const SMALL_BODY: u64 = BLOCK as u64;
+/// Large bodies that write at the same time on a connection: quinn wakes every writer that is blocked on connection
+/// credit, so more only cost.
+const LARGE_WRITERS: usize = 16;
+/// Memory for small bodies on their way into the connection, in KiB.
+const SMALL_MEMORY_KIB: usize = 16 << 10;
+/// Entries in all that may be unsettled, transfers under way included; bounds the sender's own memory.
+const MAX_UNSETTLED: usize = 10_000;
+/// Ranges that a receiver may have offered as held in all its open Wants; over it, it is not honest.
+const MAX_OPEN_HELD: usize = 64 << 10;
+/// Entries are gathered into one write up to so many bytes.
+const MANIFEST_WRITE: usize = 16 << 10;
+/// What the walk may be ahead of the manifest, in entries.
+const WALK_AHEAD: usize = 1024;
+/// Failures kept by name in [`Sent`]; the events name them all.
+pub const MAX_FAILURES: usize = 1000;
+
+/// What became of a session, as the sender saw it.
+#[derive(Debug, Clone, Default)]
+pub struct Sent {
+    /// Entries announced.
+    pub entries: u64,
+    /// Files committed, links and empty files included.
+    pub files: u64,
+    /// Bytes of content committed.
+    pub bytes: u64,
+    /// Files and links that were there already.
+    pub skipped: u64,
+    /// Entries that failed, and what could not be sent at all.
+    pub failed: u64,
+    /// The first [`MAX_FAILURES`] of them.
+    pub failures: Vec<(RelativePath, Why)>,
+    /// Why the receiver ended the session early, if it did; what was not announced or answered by then was not sent.
+    pub interrupted: Option<Why>,
+}
+
+impl Sent {
+    /// The account of a session that never was, since none of its sources could be looked at.
+    pub(crate) fn of_failures(failures: Vec<(RelativePath, Why)>, observer: &Observer) -> Self {
+        let mut sent = Self::default();
+        for (path, why) in failures {
+            sent.count(&path, Kind::File, 0, &Settled::Failed(why.clone()));
+            (observer)(Event::Settled { id: None, path, kind: Kind::File, size: 0, result: Settled::Failed(why) });
+        }
+        sent
+    }
+
+    fn count(&mut self, path: &RelativePath, kind: Kind, size: u64, result: &Settled) {
+        match result {
+            Settled::Failed(why) => {
+                self.failed += 1;
+                if self.failures.len() < MAX_FAILURES {
+                    self.failures.push((path.clone(), why.clone()));
+                }
+            }
+            _ if kind == Kind::Directory => {}
+            Settled::Skipped => self.skipped += 1,
+            Settled::Committed => {
+                self.files += 1;
+                self.bytes += size;
+            }
+        }
+    }
+}
+
+/// What a sender needs to know of its session.
+pub struct Sending {
+    /// The connection that carries it.
+    pub connection: Connection,
+    /// The stream id of the session's control stream.
+    pub handle: u64,
+    /// What the receiver allows.
+    pub ready: Ready,
+    /// Transfers open at the same time.
+    pub parallel: usize,
+    /// Silence that ends a transfer.
+    pub deadline: Duration,
+    /// Takes the events.
+    pub observer: Observer,
+    /// Cancelled when the receiver goes away: nothing new is announced then.
+    pub stopping: CancellationToken,
+}
+
+/// Sends trees and waits until each entry is settled. Dropping the future cancels: open transfers are reset, and what
+/// the receiver has of them stays there as partials.
+///
+/// # Errors
+/// What ends the session as a whole; a file that fails is counted in [`Sent`].
+pub async fn send(sending: Sending, trees: Vec<Tree>, unsendable: Vec<(RelativePath, Why)>) -> Result<Sent> {
+    let (send, receive) = sending.connection.open_bi().await.map_err(StreamError::from)?;
+    let sender = Arc::new(Sender {
+        parallel: Arc::new(Semaphore::new(sending.parallel.max(1))),
+        large: Arc::new(Semaphore::new(LARGE_WRITERS)),
+        memory: Arc::new(Semaphore::new(SMALL_MEMORY_KIB)),
+        state: Mutex::default(),
+        changed: Notify::new(),
+        sending,
+    });
+    for (path, why) in unsendable {
+        sender.report(None, path, Kind::File, 0, Settled::Failed(why));
+    }
+    let announce = sender.announce(MessageWriter::new(send), trees);
+    let answers = sender.answers(MessageReader::new(receive));
+    tokio::try_join!(announce, answers)?;
+    let sent = std::mem::take(&mut sender.state().sent);
+    Ok(sent)
+}
+
+struct Sender {
+    sending: Sending,
+    parallel: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+    memory: Arc<Semaphore>,
+    state: Mutex<State>,
+    /// Told whenever an entry is answered or settled.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    unsettled: HashMap<u64, Pending>,
+    unanswered: u32,
+    unanswered_bytes: u32,
+    open_held: usize,
+    found_files: u64,
+    found_bytes: u64,
+    sent: Sent,
+}
+
+struct Pending {
+    /// Taken by the transfer when the entry is wanted.
+    announce: Option<Announce>,
+    /// Bytes of the entry while it stands unanswered.
+    unanswered: Option<u32>,
+    held: usize,
+}
+
+impl Sender {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Announces all that is found, and ends the manifest when everything is settled.
+    async fn announce(self: &Arc<Self>, mut manifest: MessageWriter, trees: Vec<Tree>) -> Result<()> {
+        let (found_to, mut found) = mpsc::channel(WALK_AHEAD);
+        let (directories_to, mut directories) = mpsc::unbounded_channel();
+        tokio::task::spawn_blocking(move || {
+            for tree in trees {
+                walk(tree, &found_to, &directories_to);
+            }
+        });
+        let mut buffer = BytesMut::new();
+        buffer.put_u8(StreamType::Manifest as u8);
+        put_varint(&mut buffer, self.sending.handle);
+
+        let mut walking = true;
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = self.sending.stopping.cancelled() => break,
+                // Ends when the walk is over and all directories are announced.
+                directory = directories.recv() => match directory {
+                    Some(directory) => Some(Found::Entry(directory)),
+                    None if walking => found.recv().await,
+                    None => break,
+                },
+                next = found.recv(), if walking => next,
+                // Nothing more is found right now: what is gathered goes out before the wait.
+                () = std::future::ready(()), if !buffer.is_empty() => {
+                    manifest.write_bytes(buffer.split().freeze()).await?;
+                    continue;
+                }
+            };
+            match next {
+                Some(Found::Entry(announce)) => {
+                    self.room(&mut manifest, &mut buffer).await?;
+                    self.put_entry(announce, &mut buffer);
+                    if buffer.len() >= MANIFEST_WRITE {
+                        manifest.write_bytes(buffer.split().freeze()).await?;
+                    }
+                }
+                Some(Found::Failed(path, why)) => self.report(None, path, Kind::File, 0, Settled::Failed(why)),
+                None => {
+                    walking = false;
+                    self.report_found(true);
+                }
+            }
+        }
+        manifest.write_bytes(buffer.freeze()).await?;
+        self.until(|state| state.unsettled.is_empty()).await;
+        manifest.finish();
+        Ok(())
+    }
+
+    /// Waits until one more entry may stand unanswered; meanwhile nothing gathered is kept back.
+    async fn room(&self, manifest: &mut MessageWriter, buffer: &mut BytesMut) -> Result<()> {
+        // At least one, however little the receiver allows, or nothing would ever move.
+        let entries = self.sending.ready.entries.max(1);
+        let bytes = self.sending.ready.entry_bytes.saturating_sub(crate::wire::Entry::LIMIT as u32).max(1);
+        let room = |state: &State| {
+            state.unanswered < entries && state.unanswered_bytes < bytes && state.unsettled.len() < MAX_UNSETTLED
+        };
+        if !room(&self.state()) {
+            manifest.write_bytes(buffer.split().freeze()).await?;
+            self.until(room).await;
+        }
+        Ok(())
+    }
+
+    async fn until(&self, condition: impl Fn(&State) -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            if condition(&self.state()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn put_entry(&self, announce: Announce, buffer: &mut BytesMut) {
+        let mut state = self.state();
+        let id = state.sent.entries;
+        let before = buffer.len();
+        announce.entry(id).put(buffer);
+        let length = (buffer.len() - before) as u32;
+        if announce.kind != Kind::Directory {
+            state.found_files += 1;
+            state.found_bytes += if announce.kind == Kind::File { announce.metadata.size } else { 0 };
+        }
+        let file = announce.kind != Kind::Directory;
+        state.sent.entries += 1;
+        state.unanswered += 1;
+        state.unanswered_bytes += length;
+        state.unsettled.insert(id, Pending { announce: Some(announce), unanswered: Some(length), held: 0 });
+        drop(state);
+        if file {
+            self.report_found(false);
+        }
+    }
+
+    fn report_found(&self, complete: bool) {
+        let (files, bytes) = {
+            let state = self.state();
+            (state.found_files, state.found_bytes)
+        };
+        (self.sending.observer)(Event::Found { files, bytes, complete });
+    }
+
+    /// Reads verdicts and runs the transfers they ask for, until the receiver ends the stream.
+    async fn answers(self: &Arc<Self>, mut verdicts: MessageReader) -> Result<()> {
+        let mut transfers = JoinSet::new();
+        loop {
+            let verdict = tokio::select! {
+                verdict = Verdict::read(&mut verdicts) => verdict?,
+                Some(_) = transfers.join_next() => continue,
+            };
+            let Some(verdict) = verdict else {
+                return match self.state().unsettled.len() {
+                    0 => Ok(()),
+                    n => Err(Error::Protocol(format!("it ended the manifest with {n} entries unsettled"))),
+                };
+            };
+            let id = verdict.id();
+            self.answered(id, &verdict)?;
+            match verdict {
+                Verdict::Skip(_) => self.settle(id, Settled::Skipped),
+                Verdict::Done(_) => self.settle(id, Settled::Committed),
+                Verdict::Refuse(_, why) => self.settle(id, Settled::Failed(why)),
+                Verdict::Want(_, held) => {
+                    let announce = self.state().unsettled.get_mut(&id).and_then(|pending| pending.announce.take());
+                    let Some(announce) = announce.filter(|a| a.kind == Kind::File) else {
+                        return Err(Error::Protocol(format!("it wants the content of entry {id}, which is no file")));
+                    };
+                    let sender = self.clone();
+                    transfers.spawn(async move {
+                        let result = sender.transfer(id, &announce, held).await;
+                        sender.settle_transfer(id, announce, result);
+                    });
+                }
+            }
+        }
+    }
+
+    /// Takes an entry off the unanswered ones. A second answer, or one to no question, is the receiver's fault.
+    fn answered(&self, id: u64, verdict: &Verdict) -> Result<()> {
+        let mut state = self.state();
+        let held = if let Verdict::Want(_, held) = verdict { held.len() } else { 0 };
+        let pending = state.unsettled.get_mut(&id);
+        let Some((pending, bytes)) = pending.and_then(|p| p.unanswered.take().map(|bytes| (p, bytes))) else {
+            return Err(Error::Protocol(format!("it answered entry {id}, which stands for no answer")));
+        };
+        pending.held = held;
+        state.open_held += held;
+        state.unanswered -= 1;
+        state.unanswered_bytes -= bytes;
+        if state.open_held > MAX_OPEN_HELD {
+            return Err(Error::Protocol("it holds more ranges than can be compared".into()));
+        }
+        drop(state);
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    fn settle(&self, id: u64, result: Settled) {
+        let pending = self.state().unsettled.get_mut(&id).and_then(|p| p.announce.take());
+        if let Some(announce) = pending {
+            self.settle_as(id, announce, result);
+        }
+    }
+
+    fn settle_transfer(&self, id: u64, announce: Announce, result: Result<(), Why>) {
+        // Once the connection is gone, that is what ended the session; no file failed by itself.
+        if self.sending.connection.close_reason().is_none() {
+            let result = result.map_or_else(Settled::Failed, |()| Settled::Committed);
+            self.settle_as(id, announce, result);
+        }
+    }
+
+    fn settle_as(&self, id: u64, announce: Announce, result: Settled) {
+        let size = if announce.kind == Kind::File { announce.metadata.size } else { 0 };
+        if matches!(&result, Settled::Failed(why) if why.code == Code::Stopping) {
+            // The server stops: that is said once for the session, not for each file.
+            self.interrupt(Why::from(Code::Stopping));
+        } else {
+            self.report(Some(id), announce.path, announce.kind, size, result);
+        }
+        let mut state = self.state();
+        if let Some(pending) = state.unsettled.remove(&id) {
+            state.open_held -= pending.held;
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    fn interrupt(&self, why: Why) {
+        self.state().sent.interrupted.get_or_insert(why);
+    }
+
+    /// Counts a result and tells the observer.
+    fn report(&self, id: Option<u64>, path: RelativePath, kind: Kind, size: u64, result: Settled) {
+        self.state().sent.count(&path, kind, size, &result);
+        (self.sending.observer)(Event::Settled { id, path, kind, size, result });
+    }
+
+    /// Sends one wanted file and reads the receipt.
+    async fn transfer(&self, id: u64, announce: &Announce, held: Vec<Held>) -> Result<(), Why> {
+        let _open = self.parallel.acquire().await;
+        let size = announce.metadata.size;
+        if size <= SMALL_BODY {
+            self.started(id, announce, 0);
+            self.transfer_small(id, announce).await
+        } else {
+            let _writer = self.large.acquire().await;
+            self.transfer_large(id, announce, held).await
+        }
+    }
+
+    fn started(&self, id: u64, announce: &Announce, held: u64) {
+        let (path, size) = (announce.path.clone(), announce.metadata.size);
+        (self.sending.observer)(Event::Started { id, path, size, held });
+    }
+
+    async fn transfer_small(&self, id: u64, announce: &Announce) -> Result<(), Why> {
+        let size = announce.metadata.size;
+        let kib = size.div_ceil(1024) as u32;
+        let _memory = self.memory.acquire_many(kib.max(1)).await;
+        let mut reader = FileReader::open(announce, Vec::new());
+        let (content, digest) = blocking(move || {
+            let mut content = BytesMut::with_capacity(size as usize);
+            while let Some(block) = reader.next()? {
+                content.extend_from_slice(&block);
+            }
+            Ok((content.freeze(), reader.finish()?))
+        })
+        .await?;
+        let (mut stream, mut receipt) = self.open_transfer().await?;
+        let plan = Plan { id, encoding: 0, ranges: body::whole(size) };
+        let mut head = self.header();
+        plan.put(&mut head);
+        let mut chunks = [head.freeze(), content, Trailer { digest }.to_bytes()];
+        if let Err(error) = self.write(&mut stream, &mut chunks).await {
+            return self.stopped(error, &mut receipt).await;
+        }
+        (self.sending.observer)(Event::Moved { id, bytes: size });
+        stream.finish();
+        self.receipt(&mut receipt, size).await
+    }
+
+    async fn transfer_large(&self, id: u64, announce: &Announce, held: Vec<Held>) -> Result<(), Why> {
+        let size = announce.metadata.size;
+        let reader = FileReader::open(announce, held);
+        let mut reader = blocking(move || reader.compare_held()).await?;
+        self.started(id, announce, size - reader.ranges().iter().map(|r| r.length).sum::<u64>());
+        let (mut stream, mut receipt) = self.open_transfer().await?;
+        let mut head = self.header();
+        Plan { id, encoding: 0, ranges: reader.ranges().to_vec() }.put(&mut head);
+        if let Err(error) = self.write(&mut stream, &mut [head.freeze()]).await {
+            return self.stopped(error, &mut receipt).await;
+        }
+        let digest = loop {
+            // The next block is read while this one is written.
+            let (block, next) = match read_block(reader).await {
+                Ok(read) => read,
+                Err(why) => {
+                    stream.reset(why.code);
+                    return Err(why);
+                }
+            };
+            reader = next;
+            let Some(block) = block else {
+                match blocking(move || reader.finish()).await {
+                    Ok(digest) => break digest,
+                    Err(why) => {
+                        stream.reset(why.code);
+                        return Err(why);
+                    }
+                }
+            };
+            let bytes = block.len() as u64;
+            if let Err(error) = self.write(&mut stream, &mut [block]).await {
+                return self.stopped(error, &mut receipt).await;
+            }
+            (self.sending.observer)(Event::Moved { id, bytes });
+        };
+        if let Err(error) = self.write(&mut stream, &mut [Trailer { digest }.to_bytes()]).await {
+            return self.stopped(error, &mut receipt).await;
+        }
+        stream.finish();
+        self.receipt(&mut receipt, size).await
+    }
+
+    async fn open_transfer(&self) -> Result<(MessageWriter, MessageReader), Why> {
+        let (send, receive) = self.sending.connection.open_bi().await.map_err(StreamError::from)?;
+        Ok((MessageWriter::new(send), MessageReader::new(receive)))
+    }
+
+    fn header(&self) -> BytesMut {
+        let mut head = BytesMut::new();
+        head.put_u8(StreamType::Transfer as u8);
+        put_varint(&mut head, self.sending.handle);
+        head
+    }
+
+    /// Writes chunks; the deadline runs anew with each part that the connection takes.
+    async fn write(&self, stream: &mut MessageWriter, chunks: &mut [Bytes]) -> Result<(), StreamError> {
+        stream.write_chunks(chunks, self.sending.deadline).await
+    }
+
+    /// A stopped stream is no error by itself: the receipt says why. Everything else is.
+    async fn stopped(&self, error: StreamError, receipt: &mut MessageReader) -> Result<(), Why> {
+        match error {
+            StreamError::Stopped(code) => match self.read_receipt(receipt).await {
+                Ok(Err(why)) => Err(why),
+                Ok(Ok(_)) | Err(_) => Err(Why::from(code)),
+            },
+            other => Err(other.into()),
+        }
+    }
+
+    async fn receipt(&self, receipt: &mut MessageReader, size: u64) -> Result<(), Why> {
+        match self.read_receipt(receipt).await?? {
+            committed if committed.bytes == size => Ok(()),
+            committed => Err(Why::new(
+                Code::Corrupt,
+                format!("the receiver says it committed {} bytes of {size}", committed.bytes),
+            )),
+        }
+    }
+
+    async fn read_receipt(&self, stream: &mut MessageReader) -> Result<Result<Committed, Why>, StreamError> {
+        loop {
+            let frame = tokio::time::timeout(self.sending.deadline, stream.frame(Failed::LIMIT));
+            let frame: Frame = frame.await.map_err(|_| StreamError::TimedOut)??.ok_or(StreamError::Ended)?;
+            match frame.kind {
+                Working::TYPE => frame.decode::<Working>().map(drop)?,
+                Failed::TYPE => return Ok(Err(frame.decode::<Failed>()?.why.into())),
+                _ => return Ok(Ok(frame.decode::<Committed>()?)),
+            }
+        }
+    }
+}
+
+async fn read_block(mut reader: FileReader) -> Result<(Option<Bytes>, FileReader), Why> {
+    blocking(move || Ok((reader.next()?, reader))).await
+}
+
+/// Runs disk work and hashing off the network threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Why> + Send + 'static) -> Result<T, Why> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|_| Err(Why::new(Code::Internal, "a fault inside haul while reading")))
+}

@@ -1,0 +1,266 @@
+//! The server: accept loop, limits, graceful stop.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use quinn::{Connection, Endpoint, Incoming};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, debug, info, info_span, warn};
+
+use crate::budget::{Budget, Window};
+use crate::config::Config;
+use crate::endpoint;
+use crate::error::{Code, Error, Result};
+use crate::identity::Identity;
+use crate::limits::within_open_files;
+use crate::progress::Observer;
+use crate::receiver::{Claims, Permits, Receiver, Receiving};
+use crate::session::{MakeReceiver, ServerSession, Sessions, accept_streams, serve};
+use crate::store::Store;
+use crate::stream::varint_of;
+use crate::trust::{Admission, Rights};
+
+/// What a server needs to begin.
+pub struct ServerOptions {
+    /// Addresses to listen on; port 0 takes a free one.
+    pub listen: Vec<SocketAddr>,
+    /// Who this server is.
+    pub identity: Identity,
+    /// Who may do what.
+    pub admission: Admission,
+    /// What is served.
+    pub store: Arc<dyn Store>,
+    /// Limits and deadlines.
+    pub config: Config,
+    /// Takes the events of all sessions.
+    pub observer: Observer,
+}
+
+/// A server that is bound to its addresses, and takes connections once it runs.
+pub struct Server {
+    endpoints: Vec<Endpoint>,
+    shared: Arc<Shared>,
+}
+
+/// What all connections share.
+struct Shared {
+    admission: Admission,
+    store: Arc<dyn Store>,
+    config: Config,
+    observer: Observer,
+    /// The one semaphore that bounds the transfers which write at the same time.
+    permits: Arc<Semaphore>,
+    /// Bounds the connections.
+    connections: Arc<Semaphore>,
+    budget: Arc<Budget>,
+    claims: Arc<Claims>,
+    /// Nothing new from here on.
+    stopping: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Server {
+    /// Binds the addresses. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when an address cannot be had, naming it; [`Error::Usage`] when there is none.
+    pub fn bind(options: ServerOptions) -> Result<Self> {
+        let ServerOptions { listen, identity, admission, store, config, observer } = options;
+        if listen.is_empty() {
+            return Err(Error::Usage("a server needs an address to listen on".into()));
+        }
+        let crypto = endpoint::server_config(&identity, &config)?;
+        let endpoints = listen.into_iter().map(|address| endpoint::bind(address, Some(crypto.clone())));
+        let endpoints = endpoints.collect::<Result<_>>()?;
+        let permits = within_open_files(config.max_transfers);
+        if permits < config.max_transfers {
+            warn!(
+                permits,
+                wanted = config.max_transfers,
+                "fewer transfers at a time: the system allows few open files"
+            );
+        }
+        let shared = Arc::new(Shared {
+            admission,
+            store,
+            permits: Arc::new(Semaphore::new(permits)),
+            connections: Arc::new(Semaphore::new(config.max_connections)),
+            budget: Budget::new(config.memory),
+            claims: Arc::default(),
+            stopping: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            config,
+            observer,
+        });
+        Ok(Self { endpoints, shared })
+    }
+
+    /// The addresses it listens on, with the ports that the system gave.
+    pub fn local_addresses(&self) -> Vec<SocketAddr> {
+        self.endpoints.iter().filter_map(|endpoint| endpoint.local_addr().ok()).collect()
+    }
+
+    /// Serves until `stop` is done; then takes no new transfers, lets those under way end within
+    /// [`Config::grace`], and keeps partials of the rest. `now`, once done, ends that wait at once.
+    ///
+    /// Dropping the future stops without grace; nothing that was committed is lost by it.
+    pub async fn run(self, stop: impl Future<Output = ()>, now: impl Future<Output = ()>) {
+        let shared = &self.shared;
+        for endpoint in &self.endpoints {
+            shared.tasks.spawn(accept(endpoint.clone(), shared.clone()));
+        }
+        stop.await;
+        info!("stopping: no new transfers, those under way may end");
+        shared.stopping.cancel();
+        for endpoint in &self.endpoints {
+            endpoint.set_server_config(None);
+        }
+        shared.tasks.close();
+        tokio::select! {
+            () = shared.tasks.wait() => {}
+            () = now => info!("stopping at once"),
+            () = tokio::time::sleep(shared.config.grace) => info!("the time is up; partials stay for resume"),
+        }
+        for endpoint in &self.endpoints {
+            endpoint.close(varint_of(Code::Stopping), b"the server is stopping");
+        }
+        // The goodbyes go out; a peer that is gone does not keep us.
+        for endpoint in &self.endpoints {
+            let _ = timeout(GOODBYE, endpoint.wait_idle()).await;
+        }
+    }
+}
+
+/// How long a stopping server waits for its last packets to go out.
+const GOODBYE: std::time::Duration = std::time::Duration::from_millis(500);
+
+async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
+    loop {
+        let incoming = tokio::select! {
+            incoming = endpoint.accept() => incoming,
+            () = shared.stopping.cancelled() => return,
+        };
+        let Some(incoming) = incoming else { return };
+        let Ok(place) = shared.connections.clone().try_acquire_owned() else {
+            debug!(from = %incoming.remote_address(), "refused: full");
+            incoming.refuse();
+            continue;
+        };
+        let span = info_span!("connection", from = %incoming.remote_address());
+        shared.tasks.spawn(connection(incoming, shared.clone(), place).instrument(span));
+    }
+}
+
+/// A connection from handshake to end. It takes its place among the connections with it.
+async fn connection(incoming: Incoming, shared: Arc<Shared>, _place: OwnedSemaphorePermit) {
+    let connection = match timeout(shared.config.handshake, incoming).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return debug!(%error, "no handshake"),
+        Err(_) => return debug!("the handshake took too long"),
+    };
+    let Some((key_id, chain)) = endpoint::peer(&connection) else {
+        return connection.close(varint_of(Code::NotAdmitted), b"a certificate is needed");
+    };
+    // The file of authorized keys is read anew each time; that blocks.
+    let judging = shared.clone();
+    let judged = tokio::task::spawn_blocking(move || judging.admission.judge(&chain)).await;
+    let rights = match judged.unwrap_or_else(|_| Err(Code::Internal.into())) {
+        Ok(rights) => rights,
+        Err(why) => {
+            info!(%key_id, %why, "not admitted");
+            connection.close(varint_of(why.code), why.text.as_bytes());
+            connection.closed().await;
+            return;
+        }
+    };
+    info!(%key_id, name = rights.name.as_deref().unwrap_or("-"), "connected");
+    let Some(window) = Window::open(connection.clone(), &shared.budget) else {
+        return connection.close(varint_of(Code::Busy), b"the server has no memory left for another connection");
+    };
+    let lost = converse(connection, window, shared, key_id.0, rights).await;
+    info!(%key_id, %lost, "disconnected");
+}
+
+/// Serves the sessions of a connection until it ends: by the client, by loss, or because it has been idle.
+async fn converse(
+    connection: Connection,
+    window: Arc<Window>,
+    shared: Arc<Shared>,
+    owner: [u8; 32],
+    rights: Rights,
+) -> quinn::ConnectionError {
+    let sessions = Arc::new(Sessions::default());
+    let permits = Arc::new(Permits::new(shared.permits.clone()));
+    let running = Arc::new(AtomicUsize::new(0));
+    let session = Arc::new(ServerSession {
+        connection: connection.clone(),
+        sessions: sessions.clone(),
+        store: shared.store.clone(),
+        may_read: rights.read,
+        may_write: rights.write,
+        config: shared.config.clone(),
+        observer: shared.observer.clone(),
+        stopping: shared.stopping.clone(),
+        receiver: receivers(&shared, owner, permits, window),
+    });
+    let control = {
+        let (session, running, connection) = (session, running.clone(), connection.clone());
+        let tasks = shared.tasks.clone();
+        move |handle, bi| {
+            running.fetch_add(1, Ordering::Relaxed);
+            let (session, running, connection) = (session.clone(), running.clone(), connection.clone());
+            let serve = async move {
+                let result = serve(&session, handle, bi).await;
+                running.fetch_sub(1, Ordering::Relaxed);
+                match result {
+                    Ok(()) => {}
+                    Err(Error::Protocol(why)) => {
+                        warn!(%why, "closed: the peer broke the protocol");
+                        connection.close(varint_of(Code::Protocol), why.as_bytes());
+                    }
+                    Err(error) => info!(%error, "session ended"),
+                }
+            };
+            tasks.spawn(serve.in_current_span());
+        }
+    };
+    let streams = accept_streams(&connection, &sessions, shared.config.deadline, control);
+    tokio::pin!(streams);
+    loop {
+        let idle = tokio::time::sleep(shared.config.deadline);
+        let code = tokio::select! {
+            lost = &mut streams => return lost,
+            () = idle => Code::TimedOut,
+            // Sessions that run are told by themselves; the client closes once it has its summary.
+            () = shared.stopping.cancelled(), if running.load(Ordering::Relaxed) == 0 => Code::Stopping,
+        };
+        // A connection without a session only takes a place that others need.
+        if running.load(Ordering::Relaxed) == 0 {
+            connection.close(varint_of(code), b"no session was running");
+        }
+    }
+}
+
+/// How a session of this connection makes its receiver.
+fn receivers(shared: &Arc<Shared>, owner: [u8; 32], permits: Arc<Permits>, window: Arc<Window>) -> MakeReceiver {
+    let shared = shared.clone();
+    Box::new(move |push, place| {
+        Receiver::new(Receiving {
+            store: shared.store.clone(),
+            place,
+            owner,
+            durability: push.durability,
+            permits: permits.clone(),
+            window: window.clone(),
+            claims: shared.claims.clone(),
+            config: shared.config.clone(),
+            observer: shared.observer.clone(),
+            stopping: shared.stopping.clone(),
+        })
+    })
+}
