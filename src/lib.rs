@@ -16,5 +16,6 @@ pub mod server;
 pub mod session;
 pub mod store;
 pub mod stream;
+pub mod target;
 pub mod trust;
 pub mod wire;

@@ -1,0 +1,251 @@
+//! The command line: what can be typed, and what the exit code says.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use haul::config::DEFAULT_PORT;
+use haul::error::{Code, Error};
+use haul::identity::KeyId;
+
+mod cp;
+mod demo;
+mod id;
+mod output;
+mod serve;
+
+/// All done.
+const DONE: u8 = 0;
+/// Some files failed, each named with its reason.
+const FAILED: u8 = 1;
+/// The command cannot be understood, or something of this machine's cannot be used.
+const USAGE: u8 = 2;
+/// No connection, or it was lost for good.
+const NO_CONNECTION: u8 = 3;
+/// The server is not trusted, or does not admit this machine's key.
+const NOT_TRUSTED: u8 = 4;
+/// Ended by Ctrl-C, as shells have it: 128 and SIGINT's number.
+const INTERRUPTED: u8 = 130;
+
+const EXAMPLES: &str = "\
+Try it:     haul demo
+Receive:    haul serve ~/inbox
+Send:       haul cp photos/ report.pdf haul://server/
+
+Exit codes: 0 all done; 1 some files failed, each named; 2 usage; 3 no
+connection; 4 not trusted or not admitted; 130 interrupted.
+Keys and trust are in HAUL_HOME (default: ~/.config/haul); HAUL_LOG=debug
+shows what happens inside.";
+
+/// Moves files between machines over QUIC: verified, atomic, many at a time.
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES, max_term_width = 80, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Serve(Serve),
+    Cp(Cp),
+    Id(Id),
+    Demo(Demo),
+}
+
+/// Serve a directory: take uploads from many clients at once.
+#[derive(Args)]
+#[command(after_help = "\
+Example: haul serve ~/inbox
+Who may connect: the key ids in HAUL_HOME/authorized_keys, one a line. A client
+that is refused is told the line that would admit it. --anyone admits every key,
+for what it names only.
+The first Ctrl-C lets transfers under way end (30 s at most); a second stops.")]
+struct Serve {
+    /// The directory to serve
+    #[arg(default_value = ".")]
+    dir: PathBuf,
+    /// Address and UDP port to listen on; may be given several times
+    #[arg(long, value_name = "ADDR", value_parser = listen_address, default_value = "[::]:4433")]
+    listen: Vec<SocketAddr>,
+    /// Transfers that write at the same time, over all connections
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    max_transfers: u32,
+    /// Admit every key, to read, to write or both
+    #[arg(long, value_name = "WHAT")]
+    anyone: Option<AnyoneMay>,
+}
+
+#[derive(Clone, Copy, ValueEnum, PartialEq, Eq)]
+enum AnyoneMay {
+    Read,
+    Write,
+    Both,
+}
+
+/// Copy files and directories to a server.
+#[derive(Args)]
+#[command(after_help = "\
+Examples: haul cp report.pdf haul://server/           -> report.pdf
+          haul cp photos haul://server/2026           -> 2026/...
+          haul cp photos haul://server/2026/          -> 2026/photos/...
+Unchanged files (same size and time) are skipped; what was interrupted goes on
+where it ended: run the same command again. The path is taken literally, and a
+local name with a colon is written ./a:b.")]
+struct Cp {
+    /// Local files and directories
+    #[arg(value_name = "SRC", required = true)]
+    sources: Vec<OsString>,
+    /// Where they go: haul://HOST[:PORT]/[PATH]
+    #[arg(value_name = "DST", required = true)]
+    destination: OsString,
+    /// The key id that the server must have
+    #[arg(long, value_name = "SHA256:...")]
+    pin: Option<KeyId>,
+    /// Transfers open at the same time
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    parallel: u32,
+    /// Do not wait until files have reached the server's disk
+    #[arg(long)]
+    no_fsync: bool,
+    #[command(flatten)]
+    output: Output,
+    // What hands that know scp, cp and rsync type; all of it is what happens anyway.
+    #[arg(short = 'r', visible_short_alias = 'R', long, hide = true)]
+    recursive: bool,
+    #[arg(short = 'a', long, hide = true)]
+    archive: bool,
+    #[arg(short = 'p', hide = true)]
+    preserve: bool,
+    #[arg(short = 'P', hide = true, value_name = "PORT")]
+    port: Option<OsString>,
+}
+
+#[derive(Args, Clone, Copy)]
+#[group(multiple = false)]
+struct Output {
+    /// Only failures
+    #[arg(short, long)]
+    quiet: bool,
+    /// Name every file
+    #[arg(short, long)]
+    verbose: bool,
+    /// One JSON object a line on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// Print this machine's key id; made at first use.
+#[derive(Args)]
+#[command(after_help = "\
+Example: haul id | ssh server 'cat >> ~/.config/haul/authorized_keys'")]
+struct Id {}
+
+/// See it work: a server and a client in one, over real QUIC on this machine.
+#[derive(Args)]
+#[command(after_help = "\
+Example: haul demo ~/photos
+Sends PATH to a server on a loopback port, into a new directory, compares every
+file byte by byte, and says how fast it went. Nothing is set up or left running.")]
+struct Demo {
+    /// What to send; a small tree is made when nothing is given
+    path: Option<PathBuf>,
+}
+
+impl Cli {
+    /// The filter of HAUL_LOG when it is not set: a server's operator sees who connects and what came; others see nothing.
+    pub(crate) fn default_log(&self) -> &'static str {
+        match self.command {
+            Command::Serve(_) => "haul=info",
+            _ => "off",
+        }
+    }
+
+    /// Runs the command.
+    pub(crate) async fn run(self) -> ExitCode {
+        let ended = match self.command {
+            Command::Serve(serve) => serve::run(serve).await,
+            Command::Cp(cp) => cp::run(cp).await,
+            Command::Id(_) => id::run(),
+            Command::Demo(demo) => demo::run(demo).await,
+        };
+        ExitCode::from(ended.unwrap_or_else(|error| {
+            output::failure(&error);
+            exit_code(&error)
+        }))
+    }
+}
+
+/// What the exit code says of an error.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<Error>() {
+        Some(Error::Usage(_) | Error::Home { .. }) => USAGE,
+        Some(Error::Resolve { .. } | Error::Unreachable { .. } | Error::Lost(_) | Error::Stopping) => NO_CONNECTION,
+        Some(
+            Error::UnknownHost { .. }
+            | Error::ChangedHost { .. }
+            | Error::WrongPin { .. }
+            | Error::NotTrusted { .. }
+            | Error::NotAdmitted(_),
+        ) => NOT_TRUSTED,
+        Some(Error::Refused(why)) if matches!(why.code, Code::NotAllowed | Code::NotAdmitted) => NOT_TRUSTED,
+        Some(Error::Refused(why)) if why.code == Code::Busy => NO_CONNECTION,
+        _ => FAILED,
+    }
+}
+
+/// `ADDR:PORT`, `ADDR`, `:PORT` or `PORT`.
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let any = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
+    if let Ok(address) = text.parse() {
+        Ok(address)
+    } else if let Ok(ip) = bare.parse() {
+        Ok(SocketAddr::new(ip, DEFAULT_PORT))
+    } else if let Ok(port) = text.strip_prefix(':').unwrap_or(text).parse() {
+        Ok(SocketAddr::new(any, port))
+    } else {
+        Err("an address is written 192.0.2.1:4433, [::]:4433 or 4433".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_of_one_piece() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn exit_codes_are_what_the_help_says() {
+        let code = |error: Error| exit_code(&anyhow::Error::from(error));
+        assert_eq!(code(Error::Usage(String::new())), USAGE);
+        assert_eq!(code(Error::Lost(String::new())), NO_CONNECTION);
+        assert_eq!(code(Error::Resolve { host: "h".into(), why: String::new() }), NO_CONNECTION);
+        assert_eq!(code(Error::NotAdmitted(Code::NotAdmitted.into())), NOT_TRUSTED);
+        assert_eq!(code(Error::Refused(Code::NotAllowed.into())), NOT_TRUSTED);
+        assert_eq!(code(Error::Refused(Code::NoSpace.into())), FAILED);
+        assert_eq!(exit_code(&anyhow::anyhow!("other")), FAILED);
+    }
+
+    #[test]
+    fn listen_takes_what_people_write() {
+        for (text, address) in [
+            ("[::]:4433", "[::]:4433"),
+            ("127.0.0.1:0", "127.0.0.1:0"),
+            ("127.0.0.1", "127.0.0.1:4433"),
+            ("[::1]", "[::1]:4433"),
+            ("::1", "[::1]:4433"),
+            ("5000", "[::]:5000"),
+            (":5000", "[::]:5000"),
+        ] {
+            assert_eq!(listen_address(text).unwrap().to_string(), address);
+        }
+        assert!(listen_address("host:1").is_err());
+    }
+}

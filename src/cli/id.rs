@@ -1,0 +1,11 @@
+//! `haul id`.
+
+use haul::identity::Home;
+
+use super::{DONE, output};
+
+pub(super) fn run() -> anyhow::Result<u8> {
+    let identity = Home::from_env()?.identity()?;
+    output::line(&identity.key_id().to_string());
+    Ok(DONE)
+}

@@ -1,0 +1,261 @@
+//! All printing of the binary.
+
+mod tally;
+mod terminal;
+
+use std::io::{IsTerminal, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use haul::error::{Error, Why};
+use haul::path::{RelativePath, printable};
+use haul::progress::{Event, Observer, Settled};
+use haul::session::Outcome;
+use haul::wire::Kind;
+use serde_json::{Value, json};
+
+use tally::Tally;
+use terminal::Bars;
+
+/// How often JSON tells of progress at most.
+const JSON_PROGRESS: Duration = Duration::from_millis(100);
+/// How often plain lines tell of progress.
+const PLAIN_PROGRESS: Duration = Duration::from_secs(5);
+
+/// Prints a line on standard output. A reader that has gone away is no reason to panic.
+pub(super) fn line(text: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// Prints a line on standard error.
+pub(super) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Says what ended the program.
+pub(super) fn failure(error: &anyhow::Error) {
+    note(&format!("haul: {error:#}"));
+}
+
+/// Asks on the terminal; `None` when there is none.
+pub(super) fn ask(question: &str) -> Option<String> {
+    let (input, mut output) = (std::io::stdin(), std::io::stderr());
+    if !input.is_terminal() || !output.is_terminal() {
+        return None;
+    }
+    write!(output, "{question} ").and_then(|()| output.flush()).ok()?;
+    let mut answer = String::new();
+    input.read_line(&mut answer).ok()?;
+    Some(answer.trim().to_owned())
+}
+
+/// What a session shows while it runs and when it ends.
+pub(super) struct Screen {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    style: Style,
+    state: Mutex<State>,
+}
+
+enum Style {
+    Quiet,
+    Plain { verbose: bool },
+    Bars { bars: Bars, verbose: bool },
+    Json,
+}
+
+struct State {
+    tally: Tally,
+    told: Instant,
+}
+
+impl Screen {
+    /// A screen as the flags and the terminal want it.
+    pub(super) fn new(output: super::Output) -> Self {
+        let verbose = output.verbose;
+        let style = if output.json {
+            Style::Json
+        } else if output.quiet {
+            Style::Quiet
+        } else if std::io::stderr().is_terminal() {
+            Style::Bars { bars: Bars::new(), verbose }
+        } else {
+            Style::Plain { verbose }
+        };
+        let now = Instant::now();
+        let shared = Arc::new(Shared { style, state: Mutex::new(State { tally: Tally::new(now), told: now }) });
+        if matches!(shared.style, Style::Bars { .. }) {
+            let weak = Arc::downgrade(&shared);
+            // Rates fall and times run also while no event comes.
+            std::thread::spawn(move || {
+                while let Some(shared) = weak.upgrade() {
+                    shared.redraw();
+                    drop(shared);
+                    std::thread::sleep(terminal::REDRAW);
+                }
+            });
+        }
+        Self { shared }
+    }
+
+    /// Takes the session's events.
+    pub(super) fn observer(&self) -> Observer {
+        let shared = self.shared.clone();
+        Arc::new(move |event| shared.take(&event))
+    }
+
+    /// Ends the display with the summary line, or with what ended the session.
+    pub(super) fn end(self, result: &Result<Outcome, Error>) {
+        let shared = &self.shared;
+        if let Style::Bars { bars, .. } = &shared.style {
+            bars.clear();
+        }
+        let state = shared.state();
+        let summary = state.tally.summary(Instant::now());
+        match (&shared.style, result) {
+            (Style::Json, Ok(outcome)) => line(&done_object(&state.tally, outcome).to_string()),
+            (Style::Json, Err(error)) => line(&json!({"type": "error", "why": error.to_string()}).to_string()),
+            (Style::Quiet, _) => {}
+            (_, Ok(_)) => note(&summary),
+            (_, Err(_)) => note(&format!("stopped after {summary}")),
+        }
+        if let Ok(Outcome { sent, .. }) = result
+            && let Some(why) = &sent.interrupted
+            && !matches!(shared.style, Style::Json)
+        {
+            note(&format!("haul: {why}; run the same command again later to send the rest"));
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, event: &Event) {
+        let mut state = self.state();
+        state.tally.take(event);
+        let now = Instant::now();
+        match &self.style {
+            Style::Json => {
+                if let Some(object) = event_object(event) {
+                    line(&object.to_string());
+                } else if now - state.told >= JSON_PROGRESS {
+                    state.told = now;
+                    line(&progress_object(&state.tally, now).to_string());
+                }
+            }
+            Style::Quiet => failed_lines(event).iter().for_each(|text| note(text)),
+            Style::Plain { verbose } => {
+                lines(event, *verbose).iter().for_each(|text| note(text));
+                if now - state.told >= PLAIN_PROGRESS {
+                    state.told = now;
+                    note(&state.tally.total(now));
+                }
+            }
+            Style::Bars { bars, verbose } => {
+                for text in lines(event, *verbose) {
+                    bars.print(&text);
+                }
+            }
+        }
+    }
+
+    fn redraw(&self) {
+        if let Style::Bars { bars, .. } = &self.style {
+            let now = Instant::now();
+            let mut state = self.state();
+            state.tally.tick(now);
+            bars.draw(&state.tally, now);
+        }
+    }
+}
+
+/// Lines that an event is worth, whatever else is shown.
+fn lines(event: &Event, verbose: bool) -> Vec<String> {
+    match event {
+        Event::Connected { address, key_id } if verbose => vec![format!("connected to {address}, {key_id}")],
+        Event::GoingAway { why } => vec![format!("{why}; waiting for what is under way")],
+        Event::Settled { path, result: Settled::Committed, .. } if verbose => vec![path.to_string()],
+        Event::Settled { path, result: Settled::Skipped, kind, .. } if verbose && *kind != Kind::Directory => {
+            vec![format!("{path} (unchanged)")]
+        }
+        _ => failed_lines(event),
+    }
+}
+
+fn failed_lines(event: &Event) -> Vec<String> {
+    match event {
+        Event::Settled { path, result: Settled::Failed(why), .. } => vec![format!("haul: {}", failed(path, why))],
+        _ => Vec::new(),
+    }
+}
+
+/// A failure names its file once, also where the reason begins with the name.
+fn failed(path: &RelativePath, why: &Why) -> String {
+    let (path, why) = (path.to_string(), why.to_string());
+    if why.contains(&path) { why } else { format!("{path}: {why}") }
+}
+
+fn event_object(event: &Event) -> Option<Value> {
+    match event {
+        Event::Connected { address, key_id } => {
+            Some(json!({"type": "start", "address": address.to_string(), "key_id": key_id}))
+        }
+        Event::Settled { path, kind, size, result, .. } => {
+            let kind = match kind {
+                Kind::File => "file",
+                Kind::Directory => "directory",
+                Kind::Symlink => "symlink",
+            };
+            let name = String::from_utf8_lossy(path.as_bytes());
+            let mut object = json!({"type": "file", "path": name, "kind": kind, "bytes": size});
+            if std::str::from_utf8(path.as_bytes()).is_err() {
+                object["path_bytes"] = path.as_bytes().into();
+            }
+            match result {
+                Settled::Committed => object["result"] = "committed".into(),
+                Settled::Skipped => object["result"] = "skipped".into(),
+                Settled::Failed(why) => {
+                    object["result"] = "failed".into();
+                    object["code"] = why.code.name().into();
+                    object["why"] = why.to_string().into();
+                }
+            }
+            Some(object)
+        }
+        Event::GoingAway { why } => Some(json!({"type": "going_away", "why": why.to_string()})),
+        _ => None,
+    }
+}
+
+fn progress_object(tally: &Tally, now: Instant) -> Value {
+    json!({
+        "type": "progress",
+        "files": tally.files_settled(), "files_found": tally.found_files,
+        "bytes": tally.bytes_moved(), "bytes_found": tally.found_bytes,
+        "search_complete": tally.complete, "seconds": tally.elapsed(now).as_secs_f64(),
+    })
+}
+
+fn done_object(tally: &Tally, outcome: &Outcome) -> Value {
+    let sent = &outcome.sent;
+    let mut object = json!({
+        "type": "done",
+        "files": sent.files, "bytes": sent.bytes, "skipped": sent.skipped, "failed": sent.failed,
+        "seconds": tally.elapsed(Instant::now()).as_secs_f64(),
+        "durability": format!("{:?}", outcome.summary.durability).to_lowercase(),
+    });
+    if let Some(why) = &sent.interrupted {
+        object["interrupted"] = why.to_string().into();
+    }
+    object
+}
+
+/// A path of this machine as it may be printed.
+pub(super) fn shown(path: &std::path::Path) -> String {
+    printable(path.as_os_str().as_encoded_bytes())
+}

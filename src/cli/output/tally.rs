@@ -1,0 +1,244 @@
+//! What the events add up to. Pure: time is given in.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use haul::path::RelativePath;
+use haul::progress::{Event, Settled};
+use haul::wire::Kind;
+use indicatif::{HumanCount, HumanDuration};
+
+/// The rate that is shown is that of the last few seconds.
+const RATE_OVER: Duration = Duration::from_secs(4);
+
+/// A transfer that runs.
+pub(super) struct Running {
+    pub(super) path: RelativePath,
+    pub(super) size: u64,
+    /// Bytes moved, those held from before included.
+    pub(super) moved: u64,
+}
+
+/// Totals of a session.
+pub(super) struct Tally {
+    start: Instant,
+    pub(super) found_files: u64,
+    pub(super) found_bytes: u64,
+    pub(super) complete: bool,
+    files: u64,
+    skipped: u64,
+    failed: u64,
+    committed_bytes: u64,
+    /// Bytes of all settled files, however it went.
+    settled_bytes: u64,
+    pub(super) running: HashMap<u64, Running>,
+    /// Bytes that really travelled.
+    travelled: u64,
+    recent: VecDeque<(Instant, u64)>,
+}
+
+impl Tally {
+    pub(super) fn new(start: Instant) -> Self {
+        Self {
+            start,
+            found_files: 0,
+            found_bytes: 0,
+            complete: false,
+            files: 0,
+            skipped: 0,
+            failed: 0,
+            committed_bytes: 0,
+            settled_bytes: 0,
+            running: HashMap::new(),
+            travelled: 0,
+            recent: VecDeque::from([(start, 0)]),
+        }
+    }
+
+    pub(super) fn take(&mut self, event: &Event) {
+        match event {
+            Event::Found { files, bytes, complete } => {
+                (self.found_files, self.found_bytes) = (*files, *bytes);
+                self.complete |= complete;
+            }
+            Event::Started { id, path, size, held } => {
+                self.running.insert(*id, Running { path: path.clone(), size: *size, moved: *held });
+            }
+            Event::Moved { id, bytes } => {
+                self.travelled += bytes;
+                if let Some(running) = self.running.get_mut(id) {
+                    running.moved = (running.moved + bytes).min(running.size);
+                }
+            }
+            Event::Settled { id, kind, size, result, .. } => {
+                if let Some(id) = id {
+                    self.running.remove(id);
+                }
+                match result {
+                    Settled::Failed(_) => self.failed += 1,
+                    _ if *kind == Kind::Directory => return,
+                    Settled::Skipped => self.skipped += 1,
+                    Settled::Committed => {
+                        self.files += 1;
+                        self.committed_bytes += size;
+                    }
+                }
+                self.settled_bytes += size;
+            }
+            _ => {}
+        }
+    }
+
+    /// Keeps the recent past, from which the rate is taken.
+    pub(super) fn tick(&mut self, now: Instant) {
+        self.recent.push_back((now, self.travelled));
+        while self.recent.len() > 2 && now - self.recent[1].0 >= RATE_OVER {
+            self.recent.pop_front();
+        }
+    }
+
+    pub(super) fn elapsed(&self, now: Instant) -> Duration {
+        now - self.start
+    }
+
+    pub(super) fn files_settled(&self) -> u64 {
+        self.files + self.skipped + self.failed
+    }
+
+    /// Bytes of settled files and of running ones as far as they are.
+    pub(super) fn bytes_moved(&self) -> u64 {
+        self.settled_bytes + self.running.values().map(|running| running.moved).sum::<u64>()
+    }
+
+    /// Bytes a second over the recent past.
+    fn rate(&self, now: Instant) -> f64 {
+        let (since, before) = self.recent.front().copied().unwrap_or((self.start, 0));
+        let seconds = (now - since).as_secs_f64();
+        if seconds > 0.0 { (self.travelled - before) as f64 / seconds } else { 0.0 }
+    }
+
+    /// The line of totals while it runs. The time left is only told once everything is found.
+    pub(super) fn total(&self, now: Instant) -> String {
+        let rate = self.rate(now);
+        let moved = self.bytes_moved();
+        let more = if self.complete { "" } else { "+" };
+        let mut line = format!(
+            "{}/{}{more} files  {}/{}{more}  {}/s",
+            HumanCount(self.files_settled()),
+            HumanCount(self.found_files),
+            bytes(moved),
+            bytes(self.found_bytes),
+            bytes(rate as u64),
+        );
+        let left = self.found_bytes.saturating_sub(moved);
+        if self.complete && left > 0 && rate >= 1.0 {
+            line += &format!("  {} left", clock(Duration::from_secs_f64((left as f64 / rate).min(1e9))));
+        } else if self.complete && left == 0 && self.files_settled() < self.found_files {
+            line += "  verifying";
+        }
+        line
+    }
+
+    /// The line at the end.
+    pub(super) fn summary(&self, now: Instant) -> String {
+        let elapsed = self.elapsed(now);
+        let mut parts = Vec::new();
+        if self.files > 0 || self.skipped == 0 {
+            let rate = self.committed_bytes as f64 / elapsed.as_secs_f64().max(0.001);
+            let (files, size) = (count(self.files, "file"), bytes(self.committed_bytes));
+            parts.push(format!("{files}, {size} in {} ({}/s)", seconds(elapsed), bytes(rate as u64)));
+        }
+        if self.skipped > 0 {
+            let unchanged = if self.files > 0 {
+                format!("{} unchanged", HumanCount(self.skipped))
+            } else {
+                format!("nothing to do in {}: {} unchanged", seconds(elapsed), count(self.skipped, "file"))
+            };
+            parts.push(unchanged);
+        }
+        if self.failed > 0 {
+            parts.push(format!("{} failed", HumanCount(self.failed)));
+        }
+        parts.join(", ")
+    }
+}
+
+pub(super) fn bytes(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+fn count(count: u64, what: &str) -> String {
+    format!("{} {what}{}", HumanCount(count), if count == 1 { "" } else { "s" })
+}
+
+fn seconds(time: Duration) -> String {
+    match time.as_secs() {
+        0..60 => format!("{:.1} s", time.as_secs_f64()),
+        _ => clock(time),
+    }
+}
+
+fn clock(time: Duration) -> String {
+    let s = time.as_secs();
+    match s {
+        0..3600 => format!("{}:{:02}", s / 60, s % 60),
+        3600..86400 => format!("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60),
+        _ => HumanDuration(time).to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use haul::error::Code;
+
+    fn path(name: &str) -> RelativePath {
+        RelativePath::from_components([name]).unwrap()
+    }
+
+    fn settled(id: u64, size: u64, result: Settled) -> Event {
+        Event::Settled { id: Some(id), path: path("f"), kind: Kind::File, size, result }
+    }
+
+    #[test]
+    fn totals_are_honest_while_it_runs() {
+        let start = Instant::now();
+        let mut tally = Tally::new(start);
+        tally.take(&Event::Found { files: 2, bytes: 3000, complete: false });
+        tally.take(&Event::Started { id: 0, path: path("a"), size: 2000, held: 1000 });
+        tally.take(&Event::Moved { id: 0, bytes: 500 });
+        let later = start + Duration::from_secs(1);
+        assert_eq!(tally.total(later), "0/2+ files  1.46 KiB/2.93 KiB+  500 B/s", "no time left before all is found");
+        tally.take(&Event::Found { files: 2, bytes: 3000, complete: true });
+        assert_eq!(tally.total(later), "0/2 files  1.46 KiB/2.93 KiB  500 B/s  0:03 left");
+        tally.take(&settled(1, 1000, Settled::Skipped));
+        tally.take(&Event::Moved { id: 0, bytes: 500 });
+        assert!(tally.total(later).ends_with("  verifying"), "sent is not committed");
+        tally.take(&settled(0, 2000, Settled::Committed));
+        assert_eq!(tally.summary(later), "1 file, 1.95 KiB in 1.0 s (1.95 KiB/s), 1 unchanged");
+    }
+
+    #[test]
+    fn the_summary_says_what_happened() {
+        let start = Instant::now();
+        let later = start + Duration::from_secs(75);
+        let mut tally = Tally::new(start);
+        tally.take(&settled(1, 5, Settled::Skipped));
+        assert_eq!(tally.summary(later), "nothing to do in 1:15: 1 file unchanged");
+        tally.take(&settled(2, 5, Settled::Failed(Code::NoSpace.into())));
+        assert!(tally.summary(later).ends_with("1 file unchanged, 1 failed"));
+        assert_eq!(Tally::new(start).summary(start), "0 files, 0 B in 0.0 s (0 B/s)");
+    }
+
+    #[test]
+    fn the_rate_is_that_of_the_last_seconds() {
+        let start = Instant::now();
+        let mut tally = Tally::new(start);
+        tally.take(&Event::Started { id: 0, path: path("a"), size: 1 << 30, held: 0 });
+        tally.take(&Event::Moved { id: 0, bytes: 1 << 20 });
+        for tenth in 1..200 {
+            tally.tick(start + Duration::from_millis(tenth * 100));
+        }
+        assert!(tally.rate(start + Duration::from_secs(20)) < 1.0, "a stall shows");
+    }
+}

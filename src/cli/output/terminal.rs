@@ -1,0 +1,116 @@
+//! The lines at the bottom of a terminal.
+
+use std::time::{Duration, Instant};
+
+use console::{Term, measure_text_width};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::tally::{Running, Tally, bytes};
+
+/// Time between two drawings: ten a second flow, and none flickers.
+pub(super) const REDRAW: Duration = Duration::from_millis(100);
+/// Files from this size on have a line of their own while they run, in bytes.
+const LARGE: u64 = 8 << 20;
+/// Most such lines.
+const LINES: usize = 6;
+/// Columns of a terminal that does not tell.
+const COLUMNS: usize = 80;
+
+/// A line for each of some running large files, and one of totals.
+pub(super) struct Bars {
+    multi: MultiProgress,
+    files: Vec<ProgressBar>,
+    total: ProgressBar,
+}
+
+impl Bars {
+    pub(super) fn new() -> Self {
+        let multi = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        let style = ProgressStyle::with_template("{msg}").expect("a fixed template");
+        let bar = || multi.add(ProgressBar::new_spinner().with_style(style.clone()));
+        let (files, total) = ((0..LINES).map(|_| bar()).collect(), bar());
+        Self { multi, files, total }
+    }
+
+    /// Prints a line above the others.
+    pub(super) fn print(&self, text: &str) {
+        // Fails only when the terminal is gone.
+        let _ = self.multi.println(text);
+    }
+
+    pub(super) fn draw(&self, tally: &Tally, now: Instant) {
+        // The last column stays free: some terminals wrap there.
+        let width = Term::stderr().size_checked().map_or(COLUMNS, |(_, columns)| columns as usize).saturating_sub(1);
+        let mut large: Vec<_> = tally.running.iter().filter(|(_, running)| running.size >= LARGE).collect();
+        large.sort_by_key(|&(id, _)| id);
+        for (at, bar) in self.files.iter().enumerate() {
+            match large.get(at) {
+                Some((_, running)) => bar.set_message(file_line(running, width)),
+                // An empty line takes no room; indicatif leaves out a finished bar that is cleared.
+                None if bar.message().is_empty() => {}
+                None => bar.set_message(""),
+            }
+        }
+        self.total.set_message(cut(&tally.total(now), width));
+    }
+
+    pub(super) fn clear(&self) {
+        // Fails only when the terminal is gone.
+        let _ = self.multi.clear();
+    }
+}
+
+/// `name   45 %   12.0 MiB of 26.7 MiB`, at most `width` columns wide.
+fn file_line(running: &Running, width: usize) -> String {
+    let percent = (running.moved * 100).checked_div(running.size).unwrap_or(100);
+    let right = if running.moved >= running.size {
+        format!("  {}  verifying", bytes(running.size))
+    } else {
+        format!("  {} of {}  {percent:>3} %", bytes(running.moved), bytes(running.size))
+    };
+    let room = width.saturating_sub(measure_text_width(&right) + 2);
+    let name = cut(&running.path.to_string(), room);
+    let gap = " ".repeat(room.saturating_sub(measure_text_width(&name)));
+    cut(&format!("  {name}{gap}{right}"), width)
+}
+
+/// A text of at most `width` columns: what is too much goes out of its middle, since names differ at both ends.
+fn cut(text: &str, width: usize) -> String {
+    if measure_text_width(text) <= width {
+        return text.to_owned();
+    }
+    let half = width.saturating_sub(1) / 2;
+    let chars: Vec<char> = text.chars().collect();
+    let take = |chars: &mut dyn Iterator<Item = &char>| {
+        let mut taken = String::new();
+        for c in chars {
+            taken.push(*c);
+            if measure_text_width(&taken) > half {
+                taken.pop();
+                break;
+            }
+        }
+        taken
+    };
+    let head = take(&mut chars.iter());
+    let tail: String = take(&mut chars.iter().rev()).chars().rev().collect();
+    format!("{head}…{tail}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use haul::path::RelativePath;
+
+    #[test]
+    fn no_line_is_wider_than_the_terminal() {
+        for name in ["short", &"long".repeat(60), &"漢字".repeat(40)] {
+            let path = RelativePath::from_components([name]).unwrap();
+            for moved in [0, 5 << 20, 20 << 20] {
+                let line = file_line(&Running { path: path.clone(), size: 20 << 20, moved }, 79);
+                assert!(measure_text_width(&line) <= 79, "{line}");
+            }
+        }
+        assert_eq!(cut("abcdefghij", 5), "ab…ij");
+    }
+}

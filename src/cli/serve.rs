@@ -1,0 +1,107 @@
+//! `haul serve`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use anyhow::Context;
+use haul::config::{Config, DEFAULT_PORT};
+use haul::identity::{Home, KeyId};
+use haul::path::printable;
+use haul::server::{Server, ServerOptions};
+use haul::store::LocalStore;
+use haul::trust::{Admission, Anyone};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{AnyoneMay, DONE, Serve, output};
+
+pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
+    let home = Home::from_env()?;
+    let identity = home.identity()?;
+    let key_id = identity.key_id();
+    let anyone = Anyone {
+        read: matches!(serve.anyone, Some(AnyoneMay::Read | AnyoneMay::Both)),
+        write: matches!(serve.anyone, Some(AnyoneMay::Write | AnyoneMay::Both)),
+    };
+    let admission = Admission::of_home(&home, anyone)?;
+    let shown = serve.dir.canonicalize().unwrap_or_else(|_| serve.dir.clone());
+    let shown = printable(shown.as_os_str().as_encoded_bytes());
+    let store = LocalStore::open(&serve.dir)?;
+    if serve.anyone != Some(AnyoneMay::Read) {
+        store.check_writable()?;
+    }
+    let config = Config { max_transfers: serve.max_transfers as usize, ..Config::default() };
+    let observer = haul::progress::ignore();
+    let listen = serve.listen;
+    let server = Server::bind(ServerOptions { listen, identity, admission, store: Arc::new(store), config, observer })?;
+
+    let addresses = server.local_addresses();
+    output::line(&format!("Serving {shown}"));
+    for url in addresses.iter().flat_map(urls) {
+        output::line(&format!("  at      {url}"));
+    }
+    output::line(&format!("  key id  {key_id}"));
+    output::line(&format!("  admits  {}", admits(serve.anyone, &home)));
+    output::line(&format!("Send files here with:\n  {}", example(&addresses, &key_id)));
+    output::line("Ctrl-C stops it.");
+
+    let (stop, now) = signals()?;
+    server.run(stop.cancelled_owned(), now.cancelled_owned()).await;
+    output::line("Stopped.");
+    Ok(DONE)
+}
+
+/// Tokens for the first and the second Ctrl-C or SIGTERM.
+fn signals() -> anyhow::Result<(CancellationToken, CancellationToken)> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let tokens = (CancellationToken::new(), CancellationToken::new());
+    let (stop, now) = tokens.clone();
+    tokio::spawn(async move {
+        for token in [stop, now] {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            token.cancel();
+        }
+    });
+    Ok(tokens)
+}
+
+/// How the addresses that a server listens on are written; those of this machine in the place of "any".
+fn urls(address: &SocketAddr) -> Vec<String> {
+    let port = if address.port() == DEFAULT_PORT { String::new() } else { format!(":{}", address.port()) };
+    let url = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => format!("haul://{ip}{port}/"),
+        IpAddr::V6(ip) => format!("haul://[{ip}]{port}/"),
+    };
+    if !address.ip().is_unspecified() {
+        return vec![url(address.ip())];
+    }
+    let mut own: Vec<IpAddr> = if_addrs::get_if_addrs()
+        .unwrap_or_default()
+        .into_iter()
+        .map(|interface| interface.ip())
+        .filter(|ip| address.is_ipv6() || ip.is_ipv4())
+        // A link-local address means nothing without the interface of the machine that connects.
+        .filter(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()))
+        .collect();
+    own.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6()));
+    own.into_iter().map(url).collect()
+}
+
+fn example(addresses: &[SocketAddr], key_id: &KeyId) -> String {
+    let place = addresses.iter().flat_map(urls).next().unwrap_or_else(|| "haul://HOST/".into());
+    format!("haul cp --pin {key_id} FILE... {place}")
+}
+
+fn admits(anyone: Option<AnyoneMay>, home: &Home) -> String {
+    let file = printable(home.authorized_keys().as_os_str().as_encoded_bytes());
+    match anyone {
+        None => format!("the keys in {file}"),
+        Some(AnyoneMay::Read) => format!("every key, to read; the keys in {file} to write too"),
+        Some(AnyoneMay::Write) => format!("every key, to write; the keys in {file} to read too"),
+        Some(AnyoneMay::Both) => "every key, to read and to write".into(),
+    }
+}

@@ -1,0 +1,195 @@
+//! `haul://HOST[:PORT]/[PATH]`: a place on a server, and how it is told from a local file.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use crate::config::DEFAULT_PORT;
+use crate::error::{Error, Result};
+use crate::path::{RelativePath, printable};
+
+const SCHEME: &[u8] = b"haul://";
+
+/// A place on a server.
+///
+/// What stands behind the host is literal: `%`, `?`, `#` and spaces are ordinary characters, and any bytes may occur.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Name or address; IPv6 without brackets.
+    pub host: String,
+    /// UDP port.
+    pub port: u16,
+    /// Below the served directory.
+    pub path: RelativePath,
+    /// It ends in `/` or is the served directory: sources go into it.
+    pub into: bool,
+}
+
+/// What an argument of `haul cp` names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Argument {
+    /// A local file or directory.
+    Local(PathBuf),
+    /// A place on a server.
+    Remote(Target),
+}
+
+impl Argument {
+    /// Tells the two apart as scp does: a colon before the first slash is no local name.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for what is neither, saying how it is written.
+    pub fn parse(argument: &OsStr) -> Result<Self> {
+        let bytes = argument.as_bytes();
+        if bytes.starts_with(SCHEME) {
+            return Target::parse(argument).map(Self::Remote);
+        }
+        let shown = printable(bytes);
+        if bytes.is_empty() {
+            return Err(Error::Usage("an empty name is no file".into()));
+        }
+        let head = bytes.split(|&b| b == b'/').next().unwrap_or_default();
+        match head.iter().position(|&b| b == b':') {
+            None => Ok(Self::Local(argument.into())),
+            Some(at) if bytes[at..].starts_with(b"://") => Err(Error::Usage(format!(
+                "{shown}: only haul://HOST/PATH is a place to copy to; a local file of that name is written ./{shown}"
+            ))),
+            Some(at) => Err(Error::Usage(format!(
+                "{shown}: copies over an ssh login come with a later version. A haul server is written haul://{}/{}, and a \
+                 local file with a colon ./{shown}",
+                printable(&bytes[..at]),
+                printable(&bytes[at + 1..]),
+            ))),
+        }
+    }
+}
+
+impl Target {
+    /// Reads `haul://HOST[:PORT]/[PATH]`. Repeated slashes count once, and components `.` not at all.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] saying what is wrong.
+    pub fn parse(target: &OsStr) -> Result<Self> {
+        let bytes = target.as_bytes();
+        let bad = |why: &str| Error::Usage(format!("{}: {why}, as in haul://host:4433/photos/", printable(bytes)));
+        let rest = bytes.strip_prefix(SCHEME).ok_or_else(|| bad("a server is written haul://HOST[:PORT]/[PATH]"))?;
+        let end = rest.iter().position(|&b| b == b'/').unwrap_or(rest.len());
+        let authority = std::str::from_utf8(&rest[..end]).map_err(|_| bad("the host is no text"))?;
+        let (host, port) = split_authority(authority).ok_or_else(|| bad("host and port are written HOST[:PORT]"))?;
+        let path = &rest[end..];
+        let mut components = RelativePath::root();
+        for component in path.split(|&b| b == b'/').filter(|c| !c.is_empty() && *c != b".") {
+            if component == b".." {
+                return Err(bad("`..` would lead out of the served directory; write the path without it"));
+            }
+            components.push(component).map_err(|why| bad(&why.to_string()))?;
+        }
+        let into = components.is_root() || path.ends_with(b"/") || path.ends_with(b"/.");
+        Ok(Self { host: host.to_owned(), port, path: components, into })
+    }
+}
+
+impl std::str::FromStr for Target {
+    type Err = Error;
+
+    fn from_str(target: &str) -> Result<Self> {
+        Self::parse(OsStr::new(target))
+    }
+}
+
+/// Host and port; IPv6 addresses stand in brackets.
+fn split_authority(authority: &str) -> Option<(&str, u16)> {
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (host, rest) = rest.split_once(']')?;
+            (host, rest.strip_prefix(':').or_else(|| rest.is_empty().then_some(""))?)
+        }
+        None => match authority.split_once(':') {
+            Some((_, port)) if port.is_empty() => return None,
+            Some((host, port)) => (host, port),
+            None => (authority, ""),
+        },
+    };
+    let bracketed = authority.starts_with('[');
+    let plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_') || (bracketed && matches!(c, ':' | '%'));
+    if host.is_empty() || !host.chars().all(plain) {
+        return None;
+    }
+    let port = if port.is_empty() { DEFAULT_PORT } else { port.parse().ok().filter(|&p| p != 0)? };
+    Some((host, port))
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };
+        write!(f, "haul://{open}{}{close}", self.host)?;
+        if self.port != DEFAULT_PORT {
+            write!(f, ":{}", self.port)?;
+        }
+        let slash = if self.into && !self.path.is_root() { "/" } else { "" };
+        write!(f, "/{}{slash}", printable(self.path.as_bytes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn target(text: &str) -> Option<(String, u16, String, bool)> {
+        let target: Target = text.parse().ok()?;
+        Some((target.host, target.port, String::from_utf8_lossy(target.path.as_bytes()).into_owned(), target.into))
+    }
+
+    #[test]
+    fn the_path_is_literal() {
+        let is = |host: &str, port, path: &str, into| Some((host.to_owned(), port, path.to_owned(), into));
+        assert_eq!(target("haul://h/a b/%41?x#y@z:1"), is("h", 4433, "a b/%41?x#y@z:1", false));
+        assert_eq!(target("haul://h"), is("h", 4433, "", true));
+        assert_eq!(target("haul://h:99/"), is("h", 99, "", true));
+        assert_eq!(target("haul://h/a//b/./"), is("h", 4433, "a/b", true));
+        assert_eq!(target("haul://[::1]:5/x"), is("::1", 5, "x", false));
+        assert_eq!(target("haul://[fe80::1%eth0]/x"), is("fe80::1%eth0", 4433, "x", false));
+        for wrong in [
+            "haul://",
+            "haul:///x",
+            "haul://h/../x",
+            "haul://h:0/",
+            "haul://h:99999/",
+            "haul://h:/x",
+            "haul://::1/x",
+            "haul://[::1/x",
+            "haul://[::1]x/",
+            "haul://a b/x",
+            "http://h/x",
+        ] {
+            assert_eq!(target(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_colon_before_a_slash_is_no_local_name() {
+        let parse = |text: &str| Argument::parse(OsStr::new(text));
+        assert_eq!(parse("./a:b").unwrap(), Argument::Local("./a:b".into()));
+        assert_eq!(parse("d/a:b").unwrap(), Argument::Local("d/a:b".into()));
+        assert!(matches!(parse("haul://h/x").unwrap(), Argument::Remote(_)));
+        assert!(parse("host:file").unwrap_err().to_string().contains("haul://host/file"));
+        assert!(parse("http://h/x").unwrap_err().to_string().contains("haul://"));
+        assert!(parse("").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_argument_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let _ = Argument::parse(OsStr::from_bytes(&bytes));
+            let _ = Target::parse(OsStr::from_bytes(&[SCHEME, &bytes[..]].concat()));
+        }
+
+        #[test]
+        fn what_is_shown_can_be_pasted(host in "[a-z0-9.-]{1,20}", port in 1u16.., path in "(/[a-zA-Z0-9 %?#:@]{1,9}){0,5}/?") {
+            let target: Target = format!("haul://{host}:{port}{path}").parse().unwrap();
+            prop_assert_eq!(target.to_string().parse::<Target>().unwrap(), target);
+        }
+    }
+}
