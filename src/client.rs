@@ -190,7 +190,10 @@ async fn look_at(sources: Vec<PathBuf>) -> Result<(Vec<Tree>, Vec<Unsendable>)> 
                         _ => None,
                     });
                     let path = RelativePath::from_components(name).unwrap_or_default();
-                    unsendable.push((path, Why::from_io(&error)));
+                    // The name as it was typed: a relative path alone would not tell which file of that name.
+                    let typed = printable(source.as_os_str().as_encoded_bytes());
+                    let code = Why::from_io(&error).code;
+                    unsendable.push((path, Why::new(code, format!("{typed}: {error}"))));
                 }
                 Err(other) => return Err(other),
             }

@@ -21,6 +21,8 @@ pub struct Config {
     /// Transfers that a sender has open at the same time on a connection. At 100 ms, 100 streams carry 450 small files
     /// a second and 1,000 carry 2,400.
     pub parallel: usize,
+    /// Partials that were not written to for so long are removed by a server, at its start and once a day.
+    pub keep_partials: Duration,
     /// How long a stopping server lets transfers under way go on.
     pub grace: Duration,
     /// A transfer that moved nothing for so long gives its permit back until it moves again.
@@ -46,6 +48,7 @@ impl Default for Config {
             memory: 64 << 20,
             send_window: 48 << 20,
             parallel: 1000,
+            keep_partials: Duration::from_secs(7 * 24 * 3600),
             grace: Duration::from_secs(30),
             stall: Duration::from_secs(10),
             deadline: Duration::from_secs(60),

@@ -275,6 +275,19 @@ pub enum Error {
     },
 }
 
+impl From<Why> for Error {
+    /// What a peer's refusal of a whole session or connection means.
+    fn from(why: Why) -> Self {
+        match why.code {
+            Code::NotAdmitted => Self::NotAdmitted(why),
+            Code::Stopping => Self::Stopping,
+            Code::Done => Self::Lost("the peer closed it".into()),
+            Code::Protocol => Self::Protocol(format!("so it says of this side: {why}")),
+            _ => Self::Refused(why),
+        }
+    }
+}
+
 impl Error {
     /// Names what was tried when the system refused.
     pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {

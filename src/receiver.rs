@@ -26,6 +26,7 @@ use crate::error::{Code, Error, Result, Why};
 use crate::manifest::Verdict;
 use crate::path::RelativePath;
 use crate::progress::{Event, Observer, Settled};
+use crate::store::fault::refusal;
 use crate::store::{Attributes, Claim, PERMISSIONS, Store};
 use crate::stream::{MessageReader, MessageWriter};
 use crate::wire::{Durability, Entry, Kind, Plan, Summary};
@@ -290,13 +291,13 @@ impl Receiver {
                     store.set_attributes(&path, &attributes)?;
                     Ok(Judged::Done)
                 }
-                Some(_) => Err(Why::new(Code::NotDirectory, format!("{path} is there already, and is no directory"))),
+                Some(_) => Err(refusal(Code::NotDirectory, &path)),
             },
             Kind::Symlink => {
                 let target = entry.target.unwrap_or_default();
                 match kind {
                     Some(Some(Kind::Symlink)) if same_time && store.read_link(&path)? == target => Ok(Judged::Skip),
-                    Some(Some(Kind::Directory)) => Err(is_directory(&path)),
+                    Some(Some(Kind::Directory)) => Err(refusal(Code::IsDirectory, &path)),
                     _ => {
                         store.make_symlink(&path, &target, &attributes)?;
                         self.committed.fetch_add(1, Ordering::Relaxed);
@@ -309,7 +310,7 @@ impl Receiver {
                     Why::new(Code::Unsupported, format!("{path}: files of unknown size are not taken by this version"))
                 })?;
                 match kind {
-                    Some(Some(Kind::Directory)) => return Err(is_directory(&path)),
+                    Some(Some(Kind::Directory)) => return Err(refusal(Code::IsDirectory, &path)),
                     Some(None) => {
                         let text = format!("{path} is a FIFO, socket or device there; remove it first");
                         return Err(Why::new(Code::Special, text));
@@ -458,10 +459,6 @@ enum Judged {
     Skip,
     Done,
     Want(Wanted),
-}
-
-fn is_directory(path: &RelativePath) -> Why {
-    Why::new(Code::IsDirectory, format!("{path} is a directory there; remove it or choose another name"))
 }
 
 /// Entries that stand unanswered, held against what the sender was allowed.

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Code, Error, Result, Why};
+use crate::limits::within_open_files;
 use crate::manifest::{Announce, Found, Tree, Verdict, walk};
 use crate::path::RelativePath;
 use crate::progress::{Event, Observer, Settled};
@@ -30,6 +31,8 @@ const SMALL_BODY: u64 = BLOCK as u64;
 /// Large bodies that write at the same time on a connection: quinn wakes every writer that is blocked on connection
 /// credit, so more only cost.
 const LARGE_WRITERS: usize = 16;
+/// Small files that are read at the same time: enough to keep a disk's queue full.
+const SMALL_READERS: usize = 32;
 /// Memory for small bodies on their way into the connection, in KiB.
 const SMALL_MEMORY_KIB: usize = 16 << 10;
 /// Entries in all that may be unsettled, transfers under way included; bounds the sender's own memory.
@@ -119,6 +122,7 @@ pub async fn send(sending: Sending, trees: Vec<Tree>, unsendable: Vec<(RelativeP
     let sender = Arc::new(Sender {
         parallel: Arc::new(Semaphore::new(sending.parallel.max(1))),
         large: Arc::new(Semaphore::new(LARGE_WRITERS)),
+        files: Arc::new(Semaphore::new(within_open_files(LARGE_WRITERS + SMALL_READERS))),
         memory: Arc::new(Semaphore::new(SMALL_MEMORY_KIB)),
         state: Mutex::default(),
         changed: Notify::new(),
@@ -138,6 +142,8 @@ struct Sender {
     sending: Sending,
     parallel: Arc<Semaphore>,
     large: Arc<Semaphore>,
+    /// Bounds the files that are open.
+    files: Arc<Semaphore>,
     memory: Arc<Semaphore>,
     state: Mutex<State>,
     /// Told whenever an entry is answered or settled.
@@ -392,8 +398,10 @@ impl Sender {
         let size = announce.metadata.size;
         let kib = size.div_ceil(1024) as u32;
         let _memory = self.memory.acquire_many(kib.max(1)).await;
+        let open = self.files.clone().acquire_owned().await;
         let mut reader = FileReader::open(announce, Vec::new());
         let (content, digest) = blocking(move || {
+            let _open = open;
             let mut content = BytesMut::with_capacity(size as usize);
             while let Some(block) = reader.next()? {
                 content.extend_from_slice(&block);
@@ -416,6 +424,7 @@ impl Sender {
 
     async fn transfer_large(&self, id: u64, announce: &Announce, held: Vec<Held>) -> Result<(), Why> {
         let size = announce.metadata.size;
+        let _open = self.files.acquire().await;
         let reader = FileReader::open(announce, held);
         let mut reader = blocking(move || reader.compare_held()).await?;
         self.started(id, announce, size - reader.ranges().iter().map(|r| r.length).sum::<u64>());

@@ -3,11 +3,11 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use quinn::{Connection, Endpoint, Incoming};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, info, info_span, warn};
@@ -22,7 +22,7 @@ use crate::progress::Observer;
 use crate::receiver::{Claims, Permits, Receiver, Receiving};
 use crate::session::{MakeReceiver, ServerSession, Sessions, accept_streams, serve};
 use crate::store::Store;
-use crate::stream::varint_of;
+use crate::stream::{lost_connection, varint_of};
 use crate::trust::{Admission, Rights};
 
 /// What a server needs to begin.
@@ -114,7 +114,9 @@ impl Server {
         for endpoint in &self.endpoints {
             shared.tasks.spawn(accept(endpoint.clone(), shared.clone()));
         }
+        let sweeping = tokio::spawn(sweep(shared.store.clone(), shared.config.keep_partials));
         stop.await;
+        sweeping.abort();
         info!("stopping: no new transfers, those under way may end");
         shared.stopping.cancel();
         for endpoint in &self.endpoints {
@@ -137,7 +139,24 @@ impl Server {
 }
 
 /// How long a stopping server waits for its last packets to go out.
-const GOODBYE: std::time::Duration = std::time::Duration::from_millis(500);
+const GOODBYE: Duration = Duration::from_millis(500);
+
+/// How often stale partials are looked for.
+const SWEEP: Duration = Duration::from_secs(24 * 3600);
+
+async fn sweep(store: Arc<dyn Store>, age: Duration) {
+    let mut day = tokio::time::interval(SWEEP);
+    loop {
+        day.tick().await;
+        let store = store.clone();
+        match tokio::task::spawn_blocking(move || store.sweep(age)).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(removed)) => info!(removed, "stale partials swept"),
+            Ok(Err(why)) => warn!(%why, "stale partials could not be swept"),
+            Err(_) => return,
+        }
+    }
+}
 
 async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
     loop {
@@ -146,6 +165,13 @@ async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
             () = shared.stopping.cancelled() => return,
         };
         let Some(incoming) = incoming else { return };
+        // Half full is where somebody may be filling it with addresses that are not his (RFC 9000, section 8.1.2).
+        let crowded = shared.connections.available_permits() < shared.config.max_connections / 2;
+        if crowded && !incoming.remote_address_validated() && incoming.may_retry() {
+            // Fails only for what may not be retried.
+            let _ = incoming.retry();
+            continue;
+        }
         let Ok(place) = shared.connections.clone().try_acquire_owned() else {
             debug!(from = %incoming.remote_address(), "refused: full");
             incoming.refuse();
@@ -183,7 +209,7 @@ async fn connection(incoming: Incoming, shared: Arc<Shared>, _place: OwnedSemaph
         return connection.close(varint_of(Code::Busy), b"the server has no memory left for another connection");
     };
     let lost = converse(connection, window, shared, key_id.0, rights).await;
-    info!(%key_id, %lost, "disconnected");
+    info!(%key_id, why = %lost_connection(&lost), "disconnected");
 }
 
 /// Serves the sessions of a connection until it ends: by the client, by loss, or because it has been idle.
@@ -196,7 +222,7 @@ async fn converse(
 ) -> quinn::ConnectionError {
     let sessions = Arc::new(Sessions::default());
     let permits = Arc::new(Permits::new(shared.permits.clone()));
-    let running = Arc::new(AtomicUsize::new(0));
+    let running = Arc::new(Running::default());
     let session = Arc::new(ServerSession {
         connection: connection.clone(),
         sessions: sessions.clone(),
@@ -212,11 +238,11 @@ async fn converse(
         let (session, running, connection) = (session, running.clone(), connection.clone());
         let tasks = shared.tasks.clone();
         move |handle, bi| {
-            running.fetch_add(1, Ordering::Relaxed);
+            running.begin();
             let (session, running, connection) = (session.clone(), running.clone(), connection.clone());
             let serve = async move {
                 let result = serve(&session, handle, bi).await;
-                running.fetch_sub(1, Ordering::Relaxed);
+                running.end();
                 match result {
                     Ok(()) => {}
                     Err(Error::Protocol(why)) => {
@@ -232,16 +258,51 @@ async fn converse(
     let streams = accept_streams(&connection, &sessions, shared.config.deadline, control);
     tokio::pin!(streams);
     loop {
-        let idle = tokio::time::sleep(shared.config.deadline);
-        let code = tokio::select! {
+        tokio::select! {
             lost = &mut streams => return lost,
-            () = idle => Code::TimedOut,
+            // A connection without a session only takes a place that others need.
+            () = running.idle_for(shared.config.deadline) => {
+                connection.close(varint_of(Code::TimedOut), b"no session was running");
+            }
             // Sessions that run are told by themselves; the client closes once it has its summary.
-            () = shared.stopping.cancelled(), if running.load(Ordering::Relaxed) == 0 => Code::Stopping,
-        };
-        // A connection without a session only takes a place that others need.
-        if running.load(Ordering::Relaxed) == 0 {
-            connection.close(varint_of(code), b"no session was running");
+            () = async {
+                shared.stopping.cancelled().await;
+                running.idle_for(Duration::ZERO).await;
+            } => {
+                connection.close(varint_of(Code::Stopping), b"the server is stopping");
+            }
+        }
+    }
+}
+
+/// How many sessions run on a connection, and since when none does.
+struct Running(watch::Sender<(usize, Instant)>);
+
+impl Default for Running {
+    fn default() -> Self {
+        Self(watch::Sender::new((0, Instant::now())))
+    }
+}
+
+impl Running {
+    fn begin(&self) {
+        self.0.send_modify(|(running, _)| *running += 1);
+    }
+
+    fn end(&self) {
+        self.0.send_modify(|(running, since)| (*running, *since) = (*running - 1, Instant::now()));
+    }
+
+    /// Waits until no session has run for so long.
+    async fn idle_for(&self, time: Duration) {
+        let mut state = self.0.subscribe();
+        loop {
+            let (running, since) = *state.borrow_and_update();
+            tokio::select! {
+                () = sleep_until(since + time), if running == 0 => return,
+                // Cannot fail: the sending half is this.
+                _ = state.changed() => {}
+            }
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::progress::{Event, Observer};
 use crate::receiver::{Place, Receiver};
 use crate::sender::{Sending, Sent, send};
 use crate::store::Store;
+use crate::store::fault::refusal;
 use crate::stream::{MessageReader, MessageWriter, StreamError};
 use crate::wire::{
     End, Frame, GoAway, Hello, Kind, Message, Plan, Pull, Push, Ready, Refused, StreamType, Summary, Working,
@@ -166,7 +167,10 @@ async fn request<M: Message>(
         reader.read::<Hello>().await?;
         let frame = reader.frame(Refused::LIMIT).await?.ok_or(StreamError::Ended)?;
         match frame.kind {
-            Refused::TYPE => Err(Error::Refused(frame.decode::<Refused>().map_err(StreamError::from)?.why.into())),
+            Refused::TYPE => {
+                let refused: Refused = frame.decode().map_err(StreamError::from)?;
+                Err(Error::from(Why::from(refused.why)))
+            }
             _ => Ok(frame.decode::<Ready>().map_err(StreamError::from)?),
         }
     };
@@ -414,8 +418,7 @@ fn settle(store: &dyn Store, push: &Push) -> Result<Place, Why> {
     let is_directory = there == Some(Some(Kind::Directory));
     let into = push.into || push.sources > 1 || (is_directory && !push.directory);
     if (into || push.directory) && there.is_some() && !is_directory {
-        let text = format!("{destination} is there already, and is no directory");
-        return Err(Why::new(Code::NotDirectory, text));
+        return Err(refusal(Code::NotDirectory, &destination));
     }
     Ok(if into { Place::Into(destination) } else { Place::As(destination) })
 }

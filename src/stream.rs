@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use quinn::{ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 
+use crate::endpoint;
 use crate::error::{Code, Error, Why};
 use crate::wire::{Frame, Malformed, Message, peek_varint};
 
@@ -79,16 +80,7 @@ impl From<StreamError> for Why {
 /// What the end of a connection means to its user.
 pub fn lost_connection(lost: &ConnectionError) -> Error {
     match lost {
-        ConnectionError::ApplicationClosed(close) => {
-            let why = Why::new(code_of(close.error_code), String::from_utf8_lossy(&close.reason));
-            match why.code {
-                Code::NotAdmitted => Error::NotAdmitted(why),
-                Code::Stopping => Error::Stopping,
-                Code::Done => Error::Lost("the peer closed it".into()),
-                Code::Protocol => Error::Protocol(format!("so it says of this side: {why}")),
-                _ => Error::Refused(why),
-            }
-        }
+        ConnectionError::ApplicationClosed(close) => endpoint::closed(close),
         ConnectionError::TimedOut => Error::Lost("nothing came from the peer for too long".into()),
         ConnectionError::Reset => Error::Lost("the peer has restarted".into()),
         ConnectionError::LocallyClosed => Error::Lost("it was closed on this side".into()),

@@ -106,7 +106,7 @@ fn split_authority(authority: &str) -> Option<(&str, u16)> {
             (host, rest.strip_prefix(':').or_else(|| rest.is_empty().then_some(""))?)
         }
         None => match authority.split_once(':') {
-            Some((_, port)) if port.is_empty() => return None,
+            Some((_, "")) => return None,
             Some((host, port)) => (host, port),
             None => (authority, ""),
         },

@@ -46,7 +46,8 @@ pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
         Ok(outcome) if outcome.sent.failed == 0 && outcome.sent.interrupted.is_none() => Ok(DONE),
         Ok(_) => Ok(FAILED),
         Err(error @ Error::Lost(_)) => {
-            Err(anyhow::Error::from(error).context("run the same command again to go on where it ended"))
+            let how = format!("{error}. What is committed stays; run the same command again to go on");
+            Err(anyhow::Error::from(error).context(how))
         }
         Err(error) => Err(error.into()),
     }
@@ -95,12 +96,13 @@ async fn connect(
         Some("y" | "Y" | "yes") => {}
         Some(_) => return Err(Error::UnknownHost { host, key_id }.into()),
         None => {
-            let how = format!(
-                "nobody is there to ask. If that is what `haul id` says on the server, add --pin {key_id}, or the line \
-                 `{host} {key_id}` to {}",
-                output::shown(&home.known_hosts())
-            );
-            return Err(anyhow::Error::from(Error::UnknownHost { host, key_id }).context(how));
+            let file = output::shown(&home.known_hosts());
+            return Err(anyhow::Error::from(Error::UnknownHost { host: host.clone(), key_id: key_id.clone() }).context(
+                format!(
+                    "the key of {host} is not known, and there is no terminal to ask on. If `haul id` on the server says \
+                     {key_id}, add --pin {key_id}, or the line `{host} {key_id}` to {file}"
+                ),
+            ));
         }
     }
     let parsed: KeyId = key_id.parse().map_err(|_| Error::UnknownHost { host: host.clone(), key_id })?;

@@ -34,7 +34,8 @@ pub(super) fn note(text: &str) {
 
 /// Says what ended the program.
 pub(super) fn failure(error: &anyhow::Error) {
-    note(&format!("haul: {error:#}"));
+    // The outermost context says all of it; what is below is there for the exit code.
+    note(&format!("haul: {error}"));
 }
 
 /// Asks on the terminal; `None` when there is none.

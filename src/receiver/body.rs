@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use bytes::{Bytes, BytesMut};
 
 use crate::error::{Code, Why};
+use crate::path::RelativePath;
+use crate::store::fault::fault;
 use crate::store::{Attributes, Upload};
 use crate::wire::{Durability, Frame, HELD_BLOCK, Held, MAX_HELD, Message, Plan, Range, Trailer};
 
@@ -134,6 +136,7 @@ impl Body {
 /// The disk's side of a transfer: writes runs and hashes behind the contiguous frontier. All of it blocks.
 pub(super) struct Disk {
     upload: Box<dyn Upload>,
+    path: RelativePath,
     size: u64,
     hasher: blake3::Hasher,
     /// All before it is written and hashed.
@@ -144,12 +147,13 @@ pub(super) struct Disk {
 
 impl Disk {
     /// Begins with what an earlier attempt left, and says what of it is worth offering.
-    pub(super) fn begin(upload: Box<dyn Upload>, size: u64) -> Result<(Self, Vec<Held>), Why> {
-        let disk = Self { upload, size, hasher: blake3::Hasher::new(), frontier: 0, beyond: BTreeMap::new() };
+    pub(super) fn begin(upload: Box<dyn Upload>, path: &RelativePath, size: u64) -> Result<(Self, Vec<Held>), Why> {
+        let path = path.clone();
+        let disk = Self { upload, path, size, hasher: blake3::Hasher::new(), frontier: 0, beyond: BTreeMap::new() };
         let mut held = Vec::new();
         let mut buffer = vec![0; READ_BACK];
         let block = size.div_ceil(MAX_HELD as u64).next_multiple_of(HELD_BLOCK);
-        for part in disk.upload.held().map_err(|e| Why::from_io(&e))? {
+        for part in disk.upload.held().map_err(|e| fault(&disk.path, "read what is there of it", e))? {
             let mut offset = part.start.next_multiple_of(block);
             while offset < part.end {
                 let length = block.min(size - offset);
@@ -184,7 +188,7 @@ impl Disk {
     /// Writes runs at their offsets.
     pub(super) fn write(&mut self, runs: Vec<Run>) -> Result<(), Why> {
         for run in runs {
-            self.upload.write_at(&run.data, run.offset).map_err(|e| Why::from_io(&e))?;
+            self.upload.write_at(&run.data, run.offset).map_err(|e| fault(&self.path, "write it", e))?;
             if run.offset == self.frontier {
                 self.hasher.update(&run.data);
                 self.frontier = run.end();
@@ -252,7 +256,8 @@ impl Disk {
     fn read_back(&self, mut at: u64, end: u64, buffer: &mut [u8], hasher: &mut blake3::Hasher) -> Result<(), Why> {
         while at < end {
             let part = (end - at).min(buffer.len() as u64) as usize;
-            let read = self.upload.read_at(&mut buffer[..part], at).map_err(|e| Why::from_io(&e))?;
+            let read =
+                self.upload.read_at(&mut buffer[..part], at).map_err(|e| fault(&self.path, "read it back", e))?;
             if read == 0 {
                 return Err(Why::new(Code::Io, "the unfinished file has become shorter by another hand"));
             }
@@ -282,7 +287,6 @@ fn covers(held: &[Held], start: u64, end: u64) -> bool {
 mod tests {
     use super::*;
     use crate::error::Result;
-    use crate::path::RelativePath;
     use crate::store::{Claim, MemoryStore, Store};
     use proptest::prelude::*;
 
@@ -314,7 +318,8 @@ mod tests {
             first.write_at(&content[from..to], h.range.offset).unwrap();
         }
         drop(first);
-        let (mut disk, _) = Disk::begin(upload(&store, content.len() as u64)?, content.len() as u64)?;
+        let (mut disk, _) =
+            Disk::begin(upload(&store, content.len() as u64)?, &RelativePath::root(), content.len() as u64)?;
         disk.keep(plan, held)?;
 
         let mut edges: Vec<usize> = cuts.iter().map(|c| c % stream.len()).chain([0, stream.len()]).collect();
@@ -367,7 +372,7 @@ mod tests {
         first.write_at(&vec![7; HELD_BLOCK as usize + 100], HELD_BLOCK - 50).unwrap();
         first.write_at(&[1; 5], 3 * HELD_BLOCK).unwrap();
         drop(first);
-        let (_, held) = Disk::begin(upload(&store, size).unwrap(), size).unwrap();
+        let (_, held) = Disk::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
         let ranges: Vec<_> = held.iter().map(|h| (h.range.offset, h.range.length)).collect();
         assert_eq!(ranges, [(HELD_BLOCK, HELD_BLOCK), (3 * HELD_BLOCK, 5)]);
         assert_eq!(held[0].digest, *blake3::hash(&vec![7; HELD_BLOCK as usize]).as_bytes());
@@ -386,7 +391,7 @@ mod tests {
     #[test]
     fn changed_content_is_not_committed() {
         let store = MemoryStore::new();
-        let (disk, _) = Disk::begin(upload(&store, 0).unwrap(), 0).unwrap();
+        let (disk, _) = Disk::begin(upload(&store, 0).unwrap(), &RelativePath::root(), 0).unwrap();
         let trailer = Trailer { digest: [9; 32] };
         let result = disk.finish(&trailer, &Attributes::default(), Durability::Visible);
         assert_eq!(result.unwrap_err().code, Code::Corrupt);

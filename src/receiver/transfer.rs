@@ -15,6 +15,7 @@ use super::{Incoming, Receiver, Wanted, blocking, lock};
 use crate::budget::{HeldBytes, Reservation};
 use crate::error::{Code, Result, Why};
 use crate::manifest::Verdict;
+use crate::store::fault::fault;
 use crate::stream::{MessageReader, MessageWriter, StreamError, varint_of};
 use crate::wire::{Committed, Failed, Held, Message, Plan, Range, Trailer, Working};
 
@@ -105,7 +106,7 @@ impl Receiver {
             let mut upload = store.create(&path, &source)?;
             if let Err(error) = upload.write_at(&content, 0) {
                 upload.discard();
-                return Err(Why::from_io(&error));
+                return Err(fault(&path, "write it", error));
             }
             upload.commit(&attributes, durability)
         })
@@ -117,7 +118,7 @@ impl Receiver {
         let span = tracing::debug_span!("transfer", id = file.id, path = %file.path, size = file.size);
         async {
             let (store, path, source) = (self.session.store.clone(), file.path.clone(), file.claim.clone());
-            let begun = blocking(move || Disk::begin(store.create(&path, &source)?, source.size)).await;
+            let begun = blocking(move || Disk::begin(store.create(&path, &source)?, &path, source.size)).await;
             let (disk, held) = match begun {
                 Ok(begun) => begun,
                 Err(why) => return self.refuse(&file, why),
