@@ -170,24 +170,69 @@ async fn a_thousand_files_go_through_one_permit_and_a_mebibyte() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_connections_share_the_permits_and_none_starves() {
-    const CONNECTIONS: u64 = 100;
+    let peak = share_permits(100, Config { max_transfers: 10, ..Config::default() }).await;
+    assert!((2..=10).contains(&peak), "{peak} wrote at the same time");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a minute in a debug build; see tests/README.md"]
+async fn a_thousand_connections_share_the_default_permits_and_none_starves() {
+    haul::limits::raise_open_files();
+    let peak = share_permits(1000, Config::default()).await;
+    println!("{peak} transfers wrote at the same time");
+    assert!((2..=100).contains(&peak), "{peak} wrote at the same time");
+}
+
+/// That many connections, all up before the first sends, send ten files of 64 KiB each. Returns the peak of writers.
+async fn share_permits(connections: usize, config: Config) -> usize {
     let source = tempdir().unwrap();
     for i in 0..10 {
         write(&source.path().join(format!("t/{i}")), &content(i, 64 << 10));
     }
     let store = Arc::new(MemoryStore::new().with_write_delay(Duration::from_millis(1)));
-    let config = Config { max_transfers: 10, ..Config::default() };
     let host = Arc::new(Host::serving(store.clone(), config));
+    let all_up = Arc::new(tokio::sync::Barrier::new(connections));
     let mut clients = tokio::task::JoinSet::new();
-    for i in 0..CONNECTIONS {
-        let (host, from) = (host.clone(), source.path().join("t"));
-        clients.spawn(async move { push(&host, &to(&[&from], &format!("{i}"))).await });
+    for i in 0..connections {
+        let (host, all_up, from) = (host.clone(), all_up.clone(), source.path().join("t"));
+        clients.spawn(async move {
+            let config = Config { first_reply: support::LIMIT, handshake: support::LIMIT, ..Config::default() };
+            let client = host.connect_as(&haul::identity::Identity::generate().unwrap(), &config).await.unwrap();
+            all_up.wait().await;
+            let outcome = client.push(&to(&[&from], &format!("{i}")), haul::progress::ignore()).await;
+            client.close().await;
+            outcome
+        });
     }
     while let Some(outcome) = clients.join_next().await {
         let sent = outcome.unwrap().unwrap().sent;
         assert_eq!((sent.files, sent.failed), (10, 0), "{:?}", sent.failures);
     }
-    assert!((2..=10).contains(&store.peak_writes()), "{} wrote at the same time", store.peak_writes());
+    store.peak_writes()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_vanishes_is_said_to_be_lost_and_leaves_no_litter() {
+    let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
+    write(&source.path().join("big"), &content(1, 64 << 20));
+    let mut host = Host::directory(served.path());
+    let config = Config { idle_timeout: Duration::from_secs(1), ..Config::default() };
+    let client = host.connect_as(&haul::identity::Identity::generate().unwrap(), &config).await.unwrap();
+    let (moved, moving) = tokio::sync::oneshot::channel::<()>();
+    let moved = std::sync::Mutex::new(Some(moved));
+    let observer: haul::progress::Observer = Arc::new(move |event| {
+        if let Event::Moved { .. } = event {
+            drop(moved.lock().unwrap().take());
+        }
+    });
+    let options = to(&[&source.path().join("big")], "big");
+    let pushing = tokio::spawn(async move { client.push(&options, observer).await });
+    let _ = moving.await;
+    // As a kill would: no goodbye.
+    host.running.take().unwrap().abort();
+    let ended = tokio::time::timeout(support::LIMIT, pushing).await.unwrap().unwrap();
+    assert!(matches!(ended, Err(Error::Lost(_) | Error::Stopping)), "{ended:?}");
+    assert!(!served.path().join("big").exists());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,343 @@
+//! The command as a person types it.
+
+mod support;
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use support::{content, listing, write};
+use tempfile::{TempDir, tempdir};
+
+/// Runs haul with a HAUL_HOME, no terminal and no input, from a directory.
+fn haul(home: &Path, from: &Path, arguments: &[&str]) -> Output {
+    command(home, from, arguments).output().unwrap()
+}
+
+fn command(home: &Path, from: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_haul"));
+    command.args(arguments).current_dir(from).env("HAUL_HOME", home).env_remove("HAUL_LOG").stdin(Stdio::null());
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A new directory that nobody else can read, as HAUL_HOME has to be.
+fn private() -> TempDir {
+    let directory = tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o700)).unwrap();
+    directory
+}
+
+/// A `haul serve` that runs until it is dropped.
+struct Serving {
+    child: Child,
+    url: String,
+    key_id: String,
+    home: TempDir,
+    served: TempDir,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+impl Serving {
+    fn start(arguments: &[&str]) -> Self {
+        let (home, served) = (private(), tempdir().unwrap());
+        let mut all = vec!["serve", served.path().to_str().unwrap(), "--listen", "127.0.0.1:0"];
+        all.extend(arguments);
+        let mut child =
+            command(home.path(), served.path(), &all).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut said = String::new();
+        while !said.contains("Ctrl-C") {
+            assert!(output.read_line(&mut said).unwrap() > 0, "serve ended: {said}");
+        }
+        let word = |after: &str| said.split(after).nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
+        Self { url: word("  at "), key_id: word("key id "), child, home, served, output }
+    }
+
+    fn cp(&self, client: &Client, arguments: &[&str], into: &str) -> Output {
+        let place = format!("{}{into}", self.url);
+        let all: Vec<&str> =
+            ["cp", "--pin", &self.key_id].iter().chain(arguments).copied().chain([&place[..]]).collect();
+        haul(client.home.path(), client.files.path(), &all)
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits until it has ended by itself.
+    fn ended(&mut self) -> (Option<i32>, String) {
+        let code = self.child.wait().unwrap().code();
+        let mut rest = String::new();
+        self.output.read_to_string(&mut rest).unwrap();
+        (code, rest)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A client's home and its files.
+struct Client {
+    home: TempDir,
+    files: TempDir,
+}
+
+fn client() -> Client {
+    Client { home: private(), files: tempdir().unwrap() }
+}
+
+#[test]
+fn id_prints_the_key_id_alone_and_keeps_its_key_to_itself() {
+    let home = tempdir().unwrap();
+    let at = home.path().join("new");
+    let (first, second) = (haul(&at, home.path(), &["id"]), haul(&at, home.path(), &["id"]));
+    assert_eq!(first.stdout, second.stdout);
+    let id = text(&first.stdout);
+    assert!(id.starts_with("SHA256:") && id.ends_with('\n') && id.lines().count() == 1, "{id}");
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&at), mode(&at.join("key.pem"))), (0o700, 0o600));
+
+    std::fs::set_permissions(at.join("key.pem"), PermissionsExt::from_mode(0o644)).unwrap();
+    let open = haul(&at, home.path(), &["id"]);
+    assert_eq!(open.status.code(), Some(2));
+    assert!(text(&open.stderr).contains("chmod"), "it says how to mend it: {}", text(&open.stderr));
+}
+
+#[test]
+fn every_help_fits_a_screen_and_shows_an_example() {
+    let home = tempdir().unwrap();
+    for arguments in [&["--help"][..], &["serve", "--help"], &["cp", "--help"], &["id", "--help"], &["demo", "--help"]]
+    {
+        let help = text(&haul(home.path(), home.path(), arguments).stdout);
+        assert!(help.lines().count() <= 24, "{arguments:?}: {} lines\n{help}", help.lines().count());
+        assert!(help.lines().all(|line| line.chars().count() <= 80), "{arguments:?}:\n{help}");
+        assert!(help.contains("Example") || help.contains("Try it"), "{arguments:?}:\n{help}");
+    }
+}
+
+#[test]
+fn a_tree_goes_over_and_a_second_run_has_nothing_to_do() {
+    let (server, client) = (Serving::start(&["--anyone", "write"]), client());
+    for i in 0..50 {
+        write(&client.files.path().join(format!("photos/{i}.jpg")), &content(i, 1000 * i as usize));
+    }
+    write(&client.files.path().join("photos/raw/big"), &content(99, 3_000_000));
+    let first = server.cp(&client, &["-r", "photos"], "2026");
+    assert_eq!(first.status.code(), Some(0), "{}", text(&first.stderr));
+    assert!(text(&first.stderr).starts_with("51 files, 4.0"), "{}", text(&first.stderr));
+    assert_eq!(listing(&server.served.path().join("2026")), listing(&client.files.path().join("photos")));
+    let second = server.cp(&client, &["photos"], "2026");
+    assert!(text(&second.stderr).contains("51 files unchanged"), "{}", text(&second.stderr));
+    // With a slash it goes into the directory, under its name.
+    assert_eq!(server.cp(&client, &["photos"], "2026/").status.code(), Some(0));
+    assert!(server.served.path().join("2026/photos/raw/big").exists());
+}
+
+#[test]
+fn an_unknown_server_is_not_trusted_without_a_terminal_to_ask_on() {
+    let (server, client) = (Serving::start(&["--anyone", "both"]), client());
+    write(&client.files.path().join("f"), b"x");
+    let plain = |client: &Client| haul(client.home.path(), client.files.path(), &["cp", "f", &server.url]);
+    let unknown = plain(&client);
+    assert_eq!(unknown.status.code(), Some(4));
+    assert!(text(&unknown.stderr).contains(&format!("--pin {}", server.key_id)), "{}", text(&unknown.stderr));
+
+    let host = server.url.trim_start_matches("haul://").trim_end_matches('/');
+    let known = client.home.path().join("known_hosts");
+    std::fs::write(&known, format!("# mine\n{host} {}\n", server.key_id)).unwrap();
+    assert_eq!(plain(&client).status.code(), Some(0));
+
+    let other = text(&haul(private().path(), client.files.path(), &["id"]).stdout);
+    std::fs::write(&known, format!("{host} {other}")).unwrap();
+    let changed = plain(&client);
+    assert_eq!(changed.status.code(), Some(4));
+    assert!(text(&changed.stderr).contains("HAS CHANGED") && text(&changed.stderr).contains("known_hosts"));
+    let pinned = haul(client.home.path(), client.files.path(), &["cp", "--pin", other.trim(), "f", &server.url]);
+    assert_eq!(pinned.status.code(), Some(4));
+    assert!(text(&pinned.stderr).contains("not the pinned"), "{}", text(&pinned.stderr));
+}
+
+#[test]
+fn who_is_refused_is_told_the_line_that_would_admit_him() {
+    let (server, client) = (Serving::start(&[]), client());
+    write(&client.files.path().join("f"), b"x");
+    let refused = server.cp(&client, &["f"], "");
+    assert_eq!(refused.status.code(), Some(4));
+    let own = text(&haul(client.home.path(), client.files.path(), &["id"]).stdout).trim().to_owned();
+    let said = text(&refused.stderr);
+    assert!(said.contains(&own) && said.contains("authorized_keys"), "{said}");
+    // Read afresh at each connection: no restart.
+    std::fs::write(server.home.path().join("authorized_keys"), format!("{own} me # at home\n")).unwrap();
+    assert_eq!(server.cp(&client, &["f"], "").status.code(), Some(0));
+    let reading = Serving::start(&["--anyone", "read"]);
+    let denied = reading.cp(&client, &["f"], "");
+    assert_eq!(denied.status.code(), Some(4), "{}", text(&denied.stderr));
+}
+
+#[test]
+fn what_makes_no_sense_is_said_before_anything_happens() {
+    let client = client();
+    write(&client.files.path().join("f"), b"x");
+    for (arguments, word) in [
+        (&["cp", "f"][..], "DST"),
+        (&["cp", "f", "elsewhere"], "haul://"),
+        (&["cp", "f", "host:dir"], "ssh"),
+        (&["cp", "haul://h/x", "."], "later"),
+        (&["cp", "haul://h/x", "haul://i/"], "server to server"),
+        (&["cp", "-P", "22", "f", "haul://h/"], "haul://host:"),
+        (&["cp", "f", "haul://h/../x"], "`..`"),
+        (&["cp", "--pin", "SHA256:no", "f", "haul://h/"], "SHA256"),
+        (&["serve", "--listen", "nowhere"], "192.0.2.1:4433"),
+        (&["serve", "--max-transfers", "0"], "max-transfers"),
+        (&["paste"], "paste"),
+    ] {
+        let output = haul(client.home.path(), client.files.path(), arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(word), "{arguments:?}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn no_server_is_said_at_once_and_a_server_that_cannot_serve_says_why() {
+    let client = client();
+    write(&client.files.path().join("f"), b"x");
+    let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let nobody = haul(client.home.path(), client.files.path(), &["cp", "f", &format!("haul://127.0.0.1:{port}/")]);
+    assert_eq!(nobody.status.code(), Some(3));
+    assert!(text(&nobody.stderr).contains("haul serve"), "{}", text(&nobody.stderr));
+
+    let server = Serving::start(&["--anyone", "both"]);
+    let address = server.url.trim_start_matches("haul://").trim_end_matches('/');
+    let second = haul(client.home.path(), client.files.path(), &["serve", "--listen", address]);
+    assert_ne!(second.status.code(), Some(0));
+    assert!(text(&second.stderr).contains("--listen"), "{}", text(&second.stderr));
+    let missing = haul(client.home.path(), client.files.path(), &["serve", "missing"]);
+    assert!(text(&missing.stderr).contains("missing"), "{}", text(&missing.stderr));
+    if cfg!(target_os = "linux") {
+        // Not even root writes here.
+        let read_only =
+            haul(client.home.path(), client.files.path(), &["serve", "/proc/self", "--listen", "127.0.0.1:0"]);
+        assert_ne!(read_only.status.code(), Some(0));
+        assert!(text(&read_only.stderr).contains("/proc"), "{}", text(&read_only.stderr));
+    }
+}
+
+#[test]
+fn what_fails_is_named_and_the_rest_arrives() {
+    let (server, client) = (Serving::start(&["--anyone", "write"]), client());
+    write(&client.files.path().join("d/good"), b"good");
+    let fifo = client.files.path().join("d/pipe\n\u{1b}[31m");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let output = server.cp(&client, &["-q", "d", "missing"], "");
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(said.contains("missing: No such file") && said.contains("d/pipe\\n\\u{1b}[31m: a FIFO"), "{said}");
+    assert_eq!(said.lines().count(), 2, "-q names failures and nothing else: {said}");
+    assert_eq!(std::fs::read(server.served.path().join("d/good")).unwrap(), b"good");
+}
+
+#[test]
+fn json_is_one_object_a_line_and_verbose_names_each_file() {
+    let (server, client) = (Serving::start(&["--anyone", "write"]), client());
+    write(&client.files.path().join("d/a"), b"12345");
+    write(&client.files.path().join("d/empty"), b"");
+    let output = server.cp(&client, &["--json", "d"], "");
+    let objects: Vec<serde_json::Value> =
+        text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(objects[0]["type"], "start");
+    let file = objects.iter().find(|o| o["path"] == "d/a").unwrap();
+    assert_eq!((&file["type"], &file["result"], &file["bytes"]), (&"file".into(), &"committed".into(), &5.into()));
+    let done = objects.last().unwrap();
+    assert_eq!((&done["type"], &done["files"], &done["bytes"]), (&"done".into(), &2.into(), &5.into()));
+    assert_eq!(done["durability"], "synced");
+    assert!(output.stderr.is_empty());
+
+    let again = text(&server.cp(&client, &["-v", "d"], "").stderr);
+    assert!(again.contains("d/a (unchanged)"), "{again}");
+}
+
+#[test]
+fn with_64_open_files_it_is_slower_and_does_not_fail() {
+    let client = client();
+    for i in 0..300 {
+        write(&client.files.path().join(format!("t/{i}")), &content(i, if i % 10 == 0 { 400_000 } else { 900 }));
+    }
+    let (home, served) = (private(), tempdir().unwrap());
+    let limited = |home: &Path, arguments: &str| {
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("ulimit -n 64 && exec {} {arguments}", env!("CARGO_BIN_EXE_haul")));
+        shell.env("HAUL_HOME", home).current_dir(client.files.path()).stdin(Stdio::null());
+        shell
+    };
+    let serve = format!("serve {} --listen 127.0.0.1:0 --anyone write", served.path().display());
+    let mut child = limited(home.path(), &serve).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("Ctrl-C") {
+        assert!(output.read_line(&mut said).unwrap() > 0);
+    }
+    let line = said.lines().find(|line| line.contains("haul cp")).unwrap();
+    let pasted = line.trim().trim_start_matches("haul ").replace("FILE...", "t");
+    let sent = limited(client.home.path(), &pasted).output().unwrap();
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    assert_eq!(sent.status.code(), Some(0), "{}", text(&sent.stderr));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(listing(&served.path().join("t")), listing(&client.files.path().join("t")));
+}
+
+#[test]
+fn a_client_that_is_killed_leaves_nothing_half_and_a_rerun_goes_on() {
+    let (server, client) = (Serving::start(&["--anyone", "write"]), client());
+    write(&client.files.path().join("big"), &content(1, 100 << 20));
+    for _ in 0..3 {
+        let place = format!("{}big", server.url);
+        let mut first =
+            command(client.home.path(), client.files.path(), &["cp", "--json", "--pin", &server.key_id, "big", &place])
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+        let mut lines = BufReader::new(first.stdout.take().unwrap()).lines();
+        let begun = lines.find(|line| line.as_ref().unwrap().contains("progress"));
+        assert!(begun.is_some(), "it moved something before it was killed");
+        first.kill().unwrap();
+        first.wait().unwrap();
+        assert!(!server.served.path().join("big").exists());
+    }
+    let rerun = server.cp(&client, &["big"], "big");
+    assert_eq!(rerun.status.code(), Some(0), "{}", text(&rerun.stderr));
+    assert_eq!(listing(server.served.path()), listing(client.files.path()), "and no partial stays behind");
+}
+
+#[test]
+fn the_first_signal_ends_it_with_0() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut server = Serving::start(&["--anyone", "both"]);
+        server.signal(signal);
+        let (code, rest) = server.ended();
+        assert_eq!(code, Some(0));
+        assert!(rest.contains("Stopped"), "{rest}");
+    }
+}
+
+#[test]
+fn the_demo_proves_itself() {
+    let files = tempdir().unwrap();
+    write(&files.path().join("mine/a"), b"a");
+    write(&files.path().join("mine/b/c"), &content(1, 300_000));
+    let output = command(files.path(), files.path(), &["demo", "mine"]).env("TMPDIR", files.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let said = text(&output.stdout);
+    assert!(said.contains("2 files compared byte by byte: 2 equal, 0 different"), "{said}");
+}
