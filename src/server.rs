@@ -111,6 +111,7 @@ impl Server {
     /// Dropping the future stops without grace; nothing that was committed is lost by it.
     pub async fn run(self, stop: impl Future<Output = ()>, now: impl Future<Output = ()>) {
         let shared = &self.shared;
+        let _closes = CloseOnDrop(&self.endpoints);
         for endpoint in &self.endpoints {
             shared.tasks.spawn(accept(endpoint.clone(), shared.clone()));
         }
@@ -128,13 +129,26 @@ impl Server {
             () = now => info!("stopping at once"),
             () = tokio::time::sleep(shared.config.grace) => info!("the time is up; partials stay for resume"),
         }
-        for endpoint in &self.endpoints {
-            endpoint.close(varint_of(Code::Stopping), b"the server is stopping");
-        }
+        close(&self.endpoints);
         // The goodbyes go out; a peer that is gone does not keep us.
         for endpoint in &self.endpoints {
             let _ = timeout(GOODBYE, endpoint.wait_idle()).await;
         }
+    }
+}
+
+fn close(endpoints: &[Endpoint]) {
+    for endpoint in endpoints {
+        endpoint.close(varint_of(Code::Stopping), b"the server is stopping");
+    }
+}
+
+/// A server whose future is dropped goes on no further: its connections are tasks of their own.
+struct CloseOnDrop<'a>(&'a [Endpoint]);
+
+impl Drop for CloseOnDrop<'_> {
+    fn drop(&mut self) {
+        close(self.0);
     }
 }
 

@@ -320,6 +320,32 @@ fn a_client_that_is_killed_leaves_nothing_half_and_a_rerun_goes_on() {
     assert_eq!(listing(server.served.path()), listing(client.files.path()), "and no partial stays behind");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_is_said_to_be_lost_and_leaves_nothing_half() {
+    let (mut server, client) = (Serving::start(&["--anyone", "write"]), client());
+    write(&client.files.path().join("big"), &content(1, 100 << 20));
+    let port = server.url.trim_end_matches('/').rsplit(':').next().unwrap().parse().unwrap();
+    let trust = haul::trust::ServerTrust { pin: Some(server.key_id.parse().unwrap()), ..Default::default() };
+    let identity = haul::identity::Identity::generate().unwrap();
+    // The command waits for 60 s, in which an outage may end; this test need not.
+    let config = haul::config::Config { idle_timeout: std::time::Duration::from_secs(1), ..Default::default() };
+    let connected = haul::client::Client::connect(&identity, &trust, "127.0.0.1", port, &config).await.unwrap();
+    let (moved, moving) = tokio::sync::oneshot::channel::<()>();
+    let moved = std::sync::Mutex::new(Some(moved));
+    let observer: haul::progress::Observer = std::sync::Arc::new(move |event| {
+        if let haul::progress::Event::Moved { .. } = event {
+            drop(moved.lock().unwrap().take());
+        }
+    });
+    let options = support::to(&[&client.files.path().join("big")], "big");
+    let pushing = tokio::spawn(async move { connected.push(&options, observer).await });
+    let _ = moving.await;
+    server.child.kill().unwrap();
+    let ended = tokio::time::timeout(support::LIMIT, pushing).await.unwrap().unwrap();
+    assert!(matches!(ended, Err(haul::error::Error::Lost(_))), "{ended:?}");
+    assert!(!server.served.path().join("big").exists());
+}
+
 #[test]
 fn the_first_signal_ends_it_with_0() {
     for signal in [Signal::INT, Signal::TERM] {

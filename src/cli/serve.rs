@@ -35,6 +35,8 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
     let listen = serve.listen;
     let server = Server::bind(ServerOptions { listen, identity, admission, store: Arc::new(store), config, observer })?;
 
+    // Before anybody is told that it runs, and may want to stop it.
+    let (stop, now) = signals()?;
     let addresses = server.local_addresses();
     output::line(&format!("Serving {shown}"));
     for url in addresses.iter().flat_map(urls) {
@@ -45,7 +47,6 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
     output::line(&format!("Send files here with:\n  {}", example(&addresses, &key_id)));
     output::line("Ctrl-C stops it.");
 
-    let (stop, now) = signals()?;
     server.run(stop.cancelled_owned(), now.cancelled_owned()).await;
     output::line("Stopped.");
     Ok(DONE)
