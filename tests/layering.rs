@@ -1,70 +1,175 @@
-//! The rooms of the house: each uses only those above it, and printing has one place.
+//! The rooms of the house: each uses only those that stand above it in DESIGN, the library prints nothing, and it knows
+//! none of the crates that are the binary's own. It reads tokens and not lines, so that words in comments and strings
+//! count for nothing.
 
 use std::path::{Path, PathBuf};
 
-/// The library's rooms, from the ground up. A new file goes here, and into lib.rs's list, where it belongs.
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
+
+/// The library's rooms. Each may use those before it.
 const ROOMS: &[&str] = &[
     "path", "error", "wire", "progress", "config", "target", "limits", "budget", "identity", "trust", "endpoint",
     "stream", "store", "manifest", "sender", "receiver", "session", "server", "client",
 ];
-/// What a library must not know.
-const FOREIGN: &[&str] = &["clap", "anyhow", "indicatif", "console", "serde_json", "tracing_subscriber"];
-const PRINTING: &[&str] = &["println!", "eprintln!", "print!", "eprint!", "dbg!", "stdout()", "stderr()"];
-/// The only file of the binary that prints, and what draws for it.
-const PRINTS: &[&str] = &["src/cli/output.rs", "src/cli/output/terminal.rs"];
-/// The log goes to standard error from main.
-const LOGS: &str = "src/main.rs";
+/// The binary's rooms. They use the library as any other program does, by `haul::`, and each other by `crate::`.
+const BINARY: &[&str] = &["main", "cli"];
+/// What only the binary may know.
+const FOREIGN: &[&str] = &["anyhow", "clap", "console", "if_addrs", "indicatif", "serde_json", "tracing_subscriber"];
+/// Macros that print. `write!` to a standard stream needs a handle from `stdout()` or `stderr()`: see [`HANDLES`].
+const PRINTING: &[&str] = &["print", "println", "eprint", "eprintln", "dbg"];
+const HANDLES: &[&str] = &["stdout", "stderr"];
 
-/// The code of a file: without comments, strings and what follows `#[cfg(test)]`, which stands last in our files.
-fn code(source: &str) -> String {
-    let source = source.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
-    let without_comments: String =
-        source.lines().map(|line| line.split("//").next().unwrap_or_default().to_owned() + "\n").collect();
-    without_comments.split('"').step_by(2).collect::<Vec<_>>().join("\"\"")
+/// Where a file stands.
+struct Place<'a> {
+    /// Relative to src/: receiver/body.rs.
+    name: &'a str,
+    /// The file or directory right below src/ that it belongs to: receiver.
+    room: &'a str,
 }
 
-/// The rooms that a file names by `crate::`.
-fn uses(code: &str) -> Vec<String> {
-    let mut rooms = Vec::new();
-    for rest in code.split("crate::").skip(1) {
-        let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-        if let Some(group) = rest.strip_prefix('{') {
-            let mut depth = 1;
-            let mut start = true;
-            for (at, c) in group.char_indices() {
-                match c {
-                    '{' => depth += 1,
-                    '}' if depth == 1 => break,
-                    '}' => depth -= 1,
-                    ',' if depth == 1 => start = true,
-                    c if start && c.is_alphabetic() => {
-                        rooms.push(word(&group[at..]));
-                        start = false;
-                    }
-                    _ => {}
-                }
+impl<'a> Place<'a> {
+    fn of(name: &'a str) -> Self {
+        Self { name, room: name.split(['/', '.']).next().unwrap_or_default() }
+    }
+
+    fn may_print(&self) -> bool {
+        self.name == "cli/output.rs" || self.name.starts_with("cli/output/")
+    }
+
+    /// How many `super` lead from the file to the crate's root.
+    fn depth(&self) -> usize {
+        self.name.split('/').count()
+    }
+}
+
+/// What the code of one file names, apart from its tests.
+#[derive(Default)]
+struct Named {
+    /// What follows `crate::`, or as many `super::` as lead to the crate's root.
+    rooms: Vec<String>,
+    /// Every identifier; a macro's ends in `!`.
+    words: Vec<String>,
+}
+
+fn is(token: Option<&TokenTree>, punctuation: char) -> bool {
+    matches!(token, Some(TokenTree::Punct(p)) if p.as_char() == punctuation)
+}
+
+fn word(token: Option<&TokenTree>) -> Option<String> {
+    if let Some(TokenTree::Ident(ident)) = token { Some(ident.to_string()) } else { None }
+}
+
+/// Whether `#[cfg(test)]` stands here.
+fn is_test(here: &[TokenTree]) -> bool {
+    is(here.first(), '#')
+        && matches!(here.get(1), Some(TokenTree::Group(group)) if group.to_string().replace(' ', "") == "[cfg(test)]")
+}
+
+/// The item that stands here: as far as its block or its semicolon.
+fn item(here: &[TokenTree]) -> usize {
+    let ends = |token: &TokenTree| {
+        is(Some(token), ';') || matches!(token, TokenTree::Group(group) if group.delimiter() == Delimiter::Brace)
+    };
+    here.iter().position(ends).map_or(here.len(), |end| end + 1)
+}
+
+impl Named {
+    fn of(source: &str, depth: usize) -> Result<Self, String> {
+        let mut named = Self::default();
+        let tokens: TokenStream = source.parse().map_err(|e| format!("is no Rust that this test can read: {e}"))?;
+        named.read(tokens, depth);
+        Ok(named)
+    }
+
+    fn read(&mut self, tokens: TokenStream, depth: usize) {
+        let tokens: Vec<_> = tokens.into_iter().collect();
+        let mut at = 0;
+        while let Some(token) = tokens.get(at) {
+            if is_test(&tokens[at..]) {
+                at += item(&tokens[at..]);
+                continue;
             }
-        } else {
-            rooms.push(word(rest));
+            at += 1;
+            match token {
+                TokenTree::Group(group) => {
+                    let inline_module = at >= 3 && word(tokens.get(at - 3)).is_some_and(|word| word == "mod");
+                    self.read(group.stream(), depth + usize::from(inline_module));
+                }
+                TokenTree::Ident(ident) if ident == "crate" => self.path(&tokens[at..]),
+                TokenTree::Ident(ident) if ident == "super" => {
+                    let follows = |n: &usize| word(tokens.get(at - 1 + 3 * n)).is_some_and(|word| word == "super");
+                    let supers = (0..).take_while(follows).count();
+                    at += 3 * (supers - 1);
+                    if supers >= depth {
+                        self.path(&tokens[at..]);
+                    }
+                }
+                TokenTree::Ident(ident) => {
+                    self.words.push(format!("{ident}{}", if is(tokens.get(at), '!') { "!" } else { "" }));
+                }
+                TokenTree::Punct(_) | TokenTree::Literal(_) => {}
+            }
         }
     }
-    rooms
+
+    /// What a path leads to from the crate's root on; a `pub(crate)` leads nowhere.
+    fn path(&mut self, rest: &[TokenTree]) {
+        if !is(rest.first(), ':') {
+            return;
+        }
+        match rest.get(2) {
+            Some(TokenTree::Group(group)) => {
+                let group: Vec<_> = group.stream().into_iter().collect();
+                self.rooms.extend(group.split(|token| is(Some(token), ',')).filter_map(|part| first(part)));
+            }
+            _ => self.rooms.extend(first(&rest[2..])),
+        }
+    }
 }
 
-/// What is wrong with one file of the library.
-fn faults(room: &str, source: &str) -> Vec<String> {
-    let code = code(source);
-    let Some(level) = ROOMS.iter().position(|r| *r == room) else {
-        return vec![format!(
-            "{room} is no room yet: add it to ROOMS in tests/layering.rs and to lib.rs, where it belongs"
-        )];
+/// The name that a path begins with; a glob is one too, since it would let in every room.
+fn first(path: &[TokenTree]) -> Option<String> {
+    path.first().map(ToString::to_string)
+}
+
+/// All that is wrong with a file, given its path below src/.
+fn faults(name: &str, source: &str) -> Vec<String> {
+    let place = Place::of(name);
+    let named = match Named::of(source, place.depth()) {
+        Ok(named) => named,
+        Err(fault) => return vec![format!("src/{name} {fault}")],
     };
-    let above = uses(&code).into_iter().filter(|used| {
-        used.chars().next().is_some_and(char::is_lowercase) && !ROOMS[..=level].contains(&used.as_str())
-    });
-    let mut faults: Vec<_> = above.map(|used| format!("{room} uses {used}, which does not stand above it")).collect();
-    faults.extend(FOREIGN.iter().filter(|f| code.contains(&format!("{f}::"))).map(|f| format!("{room} knows {f}")));
-    faults.extend(PRINTING.iter().filter(|p| code.contains(*p)).map(|p| format!("{room} prints: {p}")));
+    let above = match ROOMS.iter().position(|room| *room == place.room) {
+        Some(level) => &ROOMS[..=level],
+        None if BINARY.contains(&place.room) => BINARY,
+        None => {
+            return vec![format!(
+                "src/{name} is in no room: add {} to ROOMS in tests/layering.rs, below all that it uses, and to the \
+                 rooms in DESIGN",
+                place.room
+            )];
+        }
+    };
+    let mut faults = Vec::new();
+    for room in named.rooms.iter().filter(|room| !above.contains(&room.as_str())) {
+        faults.push(if ROOMS.contains(&room.as_str()) {
+            format!("src/{name} uses {room}, which does not stand above {} in ROOMS", place.room)
+        } else {
+            format!("src/{name} uses crate::{room}, which is no room: name the room that it comes from")
+        });
+    }
+    let library = ROOMS.contains(&place.room);
+    for word in &named.words {
+        let (word, called) = word.strip_suffix('!').map_or((word.as_str(), false), |word| (word, true));
+        if library && FOREIGN.contains(&word) {
+            faults.push(format!("src/{name} uses {word}, which is the binary's alone"));
+        }
+        // The log goes to standard error from main.
+        let handle = place.room != "main" && HANDLES.contains(&word);
+        if !place.may_print() && (handle || called && PRINTING.contains(&word)) {
+            faults.push(format!("src/{name} prints by {word}: only src/cli/output.rs does that"));
+        }
+    }
     faults
 }
 
@@ -74,45 +179,114 @@ fn rust_files(directory: &Path) -> Vec<PathBuf> {
         let path = entry.unwrap().path();
         if path.is_dir() {
             files.extend(rust_files(&path));
-        } else if path.extension().is_some_and(|e| e == "rs") {
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
             files.push(path);
         }
     }
+    files.sort();
     files
 }
 
 #[test]
-fn each_room_uses_only_those_above_it_and_the_library_never_prints() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+fn each_room_uses_only_those_above_it_and_the_library_prints_nothing() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();
-    for path in rust_files(&root.join("src")) {
-        let name = path.strip_prefix(root).unwrap().to_str().unwrap();
-        let room = name["src/".len()..].split(['/', '.']).next().unwrap();
-        let source = std::fs::read_to_string(&path).unwrap();
-        // Tests in files of their own may use anything.
-        if matches!(room, "lib") || name.ends_with("/tests.rs") {
-            continue;
-        }
-        if matches!(room, "main" | "cli") {
-            let code = code(&source);
-            if !PRINTS.contains(&name) && name != LOGS {
-                found.extend(PRINTING.iter().filter(|p| code.contains(*p)).map(|p| format!("{name} prints: {p}")));
-            }
-        } else {
-            found.extend(faults(room, &source).into_iter().map(|fault| format!("{name}: {fault}")));
+    for path in rust_files(&src) {
+        let name = path.strip_prefix(&src).unwrap().to_str().unwrap();
+        // lib.rs only lists the rooms; a module of tests may use anything, in a file of its own as well.
+        if name != "lib.rs" && !name.ends_with("/tests.rs") {
+            found.extend(faults(name, &std::fs::read_to_string(&path).unwrap()));
         }
     }
-    assert!(found.is_empty(), "{}", found.join("\n"));
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
 }
 
 #[test]
-fn a_fault_is_found() {
-    assert_eq!(faults("wire", "use crate::error::Why; // crate::server"), Vec::<String>::new());
-    assert_eq!(faults("wire", "use crate::server::Server;").len(), 1);
-    assert_eq!(faults("wire", "use crate::{error::{Code, Why}, client};").len(), 1);
-    assert_eq!(faults("session", "fn f() { let x = \"crate::client\"; crate::client::f() }").len(), 1);
-    assert_eq!(faults("error", "fn f() { println!() }").len(), 1);
-    assert_eq!(faults("error", "use anyhow::bail;").len(), 1);
-    assert_eq!(faults("attic", "").len(), 1);
-    assert!(faults("error", "#[cfg(test)]\nmod tests { use crate::client; }").is_empty());
+fn every_room_of_the_list_is_there() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for room in ROOMS {
+        assert!(src.join(room).with_extension("rs").is_file(), "{room} is in ROOMS but not in src: take it off");
+    }
+}
+
+/// The only fault of a source.
+#[track_caller]
+fn fault(name: &str, source: &str) -> String {
+    let found = faults(name, source);
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.into_iter().next().unwrap()
+}
+
+#[track_caller]
+fn sound(name: &str, source: &str) {
+    assert_eq!(faults(name, source), Vec::<String>::new());
+}
+
+#[test]
+fn a_room_below_is_found_however_it_is_named() {
+    sound("wire.rs", "use crate::error::Why; use crate::{path, error::{Code, Why}, wire};");
+    assert!(fault("wire.rs", "use crate::server::Server;").contains("uses server"));
+    assert!(fault("wire.rs", "use crate::{error::{Code, Why}, client};").contains("uses client"));
+    assert!(fault("session.rs", "fn f() { [crate::client::f()] }").contains("uses client"));
+    assert!(fault("session.rs", "macro_rules! m { () => { $crate::client::f() } }").contains("uses client"));
+    assert!(fault("receiver/body.rs", "use crate::session::Outcome;").contains("above receiver"));
+    assert!(fault("store.rs", "use super::server;").contains("uses server"));
+    assert!(fault("store/local.rs", "use super::super::server;").contains("uses server"));
+    assert!(fault("store.rs", "mod inner { use super::super::server; }").contains("uses server"));
+    sound("store/local.rs", "use super::server;");
+    sound("store.rs", "pub(crate) mod inner { pub(super) use super::server; }");
+}
+
+#[test]
+fn what_hides_its_room_is_found() {
+    assert!(fault("wire.rs", "use crate::Server;").contains("no room"));
+    assert!(fault("wire.rs", "use crate::*;").contains("no room"));
+}
+
+#[test]
+fn comments_strings_and_tests_count_for_nothing() {
+    sound("error.rs", "/// See [`crate::client`].\nfn f() {} // crate::client /*");
+    sound("error.rs", "/* /* crate::client */ println!() */");
+    sound("error.rs", r##"const A: (char, &str, &str) = ('"', "\" // crate::client", r#" " println!() "#);"##);
+    sound("error.rs", "#[cfg(test)]\nmod tests { use crate::client; fn f() { println!() } }");
+    sound("error.rs", "#[cfg(test)]\nmod tests;");
+    assert!(fault("error.rs", "#[cfg(test)]\nmod tests { use crate::client; } use crate::server;").contains("server"));
+    assert!(fault("error.rs", "#[cfg(test)]\nuse a::{B}; use crate::server;").contains("uses server"));
+    assert!(fault("error.rs", "const A: &str = \"//\"; use crate::server;").contains("uses server"));
+}
+
+#[test]
+fn printing_has_one_place() {
+    for call in ["print!()", "println!()", "eprint!()", "eprintln!()", "dbg!()", "std::io::stdout()"] {
+        let source = format!("fn f() {{ {call} }}");
+        assert!(fault("store/local.rs", &source).contains("prints by"), "{call}");
+        sound("cli/output.rs", &source);
+        sound("cli/output/terminal.rs", &source);
+    }
+    assert!(fault("cli/cp.rs", "fn f() { println!() }").contains("prints by println"));
+    assert!(fault("cli/cp.rs", "fn f() { std::io::stderr() }").contains("prints by stderr"));
+    assert!(fault("main.rs", "fn main() { eprintln!() }").contains("prints by eprintln"));
+    sound("path.rs", "fn print() {}");
+}
+
+#[test]
+fn the_library_knows_none_of_the_binarys_crates() {
+    for krate in FOREIGN {
+        assert!(fault("error.rs", &format!("use {krate}::x;")).contains("binary's alone"));
+        sound("cli/cp.rs", &format!("use {krate}::x;"));
+    }
+    assert!(fault("error.rs", "fn f() { anyhow!(1) }").contains("binary's alone"));
+}
+
+#[test]
+fn the_binary_uses_the_library_by_its_name() {
+    sound("cli/cp.rs", "use crate::cli::output; use super::output; use super::super::cli; use haul::client::Client;");
+    sound("main.rs", "mod cli; use cli::run;");
+    assert!(fault("cli/cp.rs", "use crate::client::Client;").contains("uses client"));
+}
+
+#[test]
+fn a_new_file_is_told_where_to_go() {
+    let told = fault("attic/box.rs", "");
+    assert!(told.contains("add attic to ROOMS") && told.contains("DESIGN"), "{told}");
 }
