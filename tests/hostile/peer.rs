@@ -1,0 +1,305 @@
+//! Peers that keep to nothing: raw quinn on the wire, haul's messages or any bytes at all in it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, Mutex, Once};
+use std::time::Duration;
+
+use bytes::{BufMut, BytesMut};
+use haul::config::Config;
+use haul::error::Code;
+use haul::identity::{Identity, KeyId};
+use haul::manifest::Verdict;
+use haul::store::LocalStore;
+use haul::stream::{MessageReader, code_of};
+use haul::trust::ServerTrust;
+use haul::wire::{
+    Components, Durability, Entry, Hello, Kind, Message, Plan, Pull, Push, Range, Ready, Trailer, put_varint,
+};
+use quinn::{Connection, ConnectionError, Endpoint, SendStream, TransportConfig};
+use tempfile::TempDir;
+
+use crate::support::{Host, content, push, to, write};
+
+/// Short, so that what a deadline ends is soon over; no test depends on how long they are.
+pub(crate) fn impatient() -> Config {
+    Config { stall: Duration::from_millis(300), deadline: Duration::from_millis(600), ..Config::default() }
+}
+
+/// Many times what anything here takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits for something that must happen; a test that hangs has failed.
+pub(crate) async fn within<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, what).await.expect("it hangs")
+}
+
+/// Panics in the tasks of the honest side, which tokio would swallow.
+static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// From here on a panic outside of the tests' own threads is kept.
+pub(crate) fn watch_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if std::thread::current().name().is_some_and(|name| name.starts_with("tokio")) {
+                PANICS.lock().unwrap().push(info.to_string());
+            }
+            usual(info);
+        }));
+    });
+}
+
+pub(crate) fn no_panics() {
+    assert_eq!(*PANICS.lock().unwrap(), Vec::<String>::new(), "the honest side has panicked");
+}
+
+/// A server under attack, what it serves, and a place outside of it that must stay as it is.
+pub(crate) struct Arena {
+    pub host: Host,
+    pub directory: TempDir,
+}
+
+impl Arena {
+    pub(crate) fn new(config: Config) -> Self {
+        watch_panics();
+        let directory = tempfile::tempdir().unwrap();
+        write(&directory.path().join("outside/secret"), b"secret");
+        std::fs::create_dir(directory.path().join("served")).unwrap();
+        let store = LocalStore::open(&directory.path().join("served")).unwrap();
+        Self { host: Host::serving(Arc::new(store), config), directory }
+    }
+
+    pub(crate) fn served(&self) -> std::path::PathBuf {
+        self.directory.path().join("served")
+    }
+
+    pub(crate) fn outside(&self) -> std::path::PathBuf {
+        self.directory.path().join("outside")
+    }
+
+    /// What is served, without what honest clients brought: names only.
+    pub(crate) fn names(&self) -> Vec<String> {
+        fn walk(root: &Path, at: &Path, names: &mut Vec<String>) {
+            for entry in std::fs::read_dir(at).unwrap() {
+                let path = entry.unwrap().path();
+                names.push(path.strip_prefix(root).unwrap().display().to_string());
+                if path.symlink_metadata().unwrap().is_dir() {
+                    walk(root, &path, names);
+                }
+            }
+        }
+        let mut names = Vec::new();
+        walk(&self.served(), &self.served(), &mut names);
+        names.retain(|name| !name.starts_with("honest"));
+        names.sort();
+        names
+    }
+
+    /// Another client does its work, whatever goes on beside it.
+    pub(crate) async fn honest(&self) {
+        let source = tempfile::tempdir().unwrap();
+        let tree = source.path().join("t");
+        write(&tree.join("empty"), b"");
+        write(&tree.join("small"), &content(1, 10_000));
+        write(&tree.join("large"), &content(2, 700_000));
+        static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let name = format!("honest{}", NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+        let outcome = within(push(&self.host, &to(&[&tree], &name))).await.expect("an honest client is served");
+        assert_eq!((outcome.sent.files, outcome.sent.failed), (3, 0), "{:?}", outcome.sent.failures);
+        assert_eq!(std::fs::read(self.served().join(name).join("large")).unwrap(), content(2, 700_000));
+    }
+
+    /// The server still does its work, and has neither panicked nor written where it should not.
+    pub(crate) async fn unharmed(&self) {
+        self.honest().await;
+        let outside: Vec<_> = std::fs::read_dir(self.outside()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(outside, ["secret"]);
+        assert_eq!(std::fs::read(self.outside().join("secret")).unwrap(), b"secret");
+        no_panics();
+    }
+}
+
+/// A client that holds a key and keeps to nothing else.
+pub(crate) struct Peer {
+    pub endpoint: Endpoint,
+    pub connection: Connection,
+}
+
+impl Peer {
+    pub(crate) async fn connect(host: &Host) -> Self {
+        Self::connect_as(host, &Identity::generate().unwrap(), |_| {}).await
+    }
+
+    /// With a transport of its own, such as one that grants no credit.
+    pub(crate) async fn connect_as(host: &Host, identity: &Identity, tune: impl FnOnce(&mut TransportConfig)) -> Self {
+        let connecting = Self::connecting(host.address, host.key_id, identity, tune);
+        let (endpoint, connection) = within(connecting).await;
+        Self { endpoint, connection: connection.unwrap() }
+    }
+
+    pub(crate) async fn connecting(
+        address: SocketAddr,
+        key_id: KeyId,
+        identity: &Identity,
+        tune: impl FnOnce(&mut TransportConfig),
+    ) -> (Endpoint, Result<Connection, ConnectionError>) {
+        let trust = ServerTrust { pin: Some(key_id), ..ServerTrust::default() };
+        let verifier = trust.verifier("127.0.0.1", address.port()).unwrap();
+        let mut config = haul::endpoint::client_config(identity, verifier, &Config::default()).unwrap();
+        let mut transport = TransportConfig::default();
+        transport.keep_alive_interval(Some(Duration::from_secs(1))).max_concurrent_bidi_streams(2_000_u32.into());
+        tune(&mut transport);
+        config.transport_config(Arc::new(transport));
+        let endpoint = haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), None).unwrap();
+        let connection = endpoint.connect_with(config, address, "127.0.0.1").unwrap().await;
+        (endpoint, connection)
+    }
+
+    /// A stream that begins with these bytes.
+    pub(crate) async fn open(&self, bytes: &[u8]) -> (SendStream, MessageReader) {
+        let (mut send, receive) = within(self.connection.open_bi()).await.unwrap();
+        within(send.write_all(bytes)).await.unwrap();
+        (send, MessageReader::new(receive))
+    }
+
+    /// A control stream with hello and a request on it; what is not read yet is the answer.
+    pub(crate) async fn ask(&self, request: &[u8]) -> (u64, SendStream, MessageReader) {
+        let (send, answers) = self.open(&[&[1], &hello()[..], request].concat()).await;
+        (quinn::VarInt::from(send.id()).into_inner(), send, answers)
+    }
+
+    /// A push into the served directory, with its manifest open.
+    pub(crate) async fn session(&self) -> Session {
+        let (handle, control, mut answers) = self.ask(&push_into(&[])).await;
+        within(answers.read::<Hello>()).await.unwrap();
+        within(answers.read::<Ready>()).await.unwrap();
+        let (manifest, verdicts) = self.open(&head(2, handle)).await;
+        Session { connection: self.connection.clone(), handle, control, answers, manifest, verdicts }
+    }
+
+    /// How the server closed the connection.
+    pub(crate) async fn closed(&self) -> (Code, String) {
+        closed(&self.connection).await
+    }
+}
+
+pub(crate) async fn closed(connection: &Connection) -> (Code, String) {
+    match within(connection.closed()).await {
+        ConnectionError::ApplicationClosed(close) => {
+            (code_of(close.error_code), String::from_utf8_lossy(&close.reason).into_owned())
+        }
+        other => panic!("not closed by the application: {other}"),
+    }
+}
+
+/// What a stream was stopped with.
+pub(crate) async fn stopped(stream: &mut SendStream) -> Code {
+    code_of(within(stream.stopped()).await.unwrap().expect("stopped, and not taken"))
+}
+
+/// A push that is under way.
+pub(crate) struct Session {
+    pub connection: Connection,
+    pub handle: u64,
+    pub control: SendStream,
+    pub answers: MessageReader,
+    pub manifest: SendStream,
+    pub verdicts: MessageReader,
+}
+
+impl Session {
+    pub(crate) async fn announce(&mut self, entry: &Entry) {
+        within(self.manifest.write_all(&entry.to_bytes())).await.unwrap();
+    }
+
+    pub(crate) async fn verdict(&mut self) -> Verdict {
+        within(Verdict::read(&mut self.verdicts)).await.unwrap().expect("a verdict")
+    }
+
+    /// Announces a file and is admitted.
+    pub(crate) async fn wanted(&mut self, id: u64, name: &str, size: u64) {
+        self.announce(&file(id, name, size)).await;
+        let verdict = self.verdict().await;
+        assert_eq!(verdict, Verdict::Want(id, vec![]));
+    }
+
+    /// A transfer's stream that begins with a plan.
+    pub(crate) async fn transfer(&self, plan: &Plan, body: &[u8]) -> (SendStream, MessageReader) {
+        let (mut send, receive) = within(self.connection.open_bi()).await.unwrap();
+        let mut bytes = BytesMut::from(&head(3, self.handle)[..]);
+        plan.put(&mut bytes);
+        bytes.extend_from_slice(body);
+        // A server that has read enough stops the stream.
+        let _ = within(send.write_all(&bytes)).await;
+        (send, MessageReader::new(receive))
+    }
+}
+
+pub(crate) fn hello() -> Vec<u8> {
+    Hello { features: vec![], agent: "hostile".into() }.to_bytes().to_vec()
+}
+
+/// A push of several sources, so that each goes into the destination under its own name.
+pub(crate) fn push_into(destination: &[&[u8]]) -> Vec<u8> {
+    let destination = components(destination);
+    let durability = Durability::Visible;
+    Push { session: [7; 16], destination, into: true, sources: 2, directory: false, durability }.to_bytes().to_vec()
+}
+
+pub(crate) fn pull_of(sources: &[&[&[u8]]], entries: u32) -> Vec<u8> {
+    let sources = sources.iter().map(|s| components(s)).collect();
+    Pull { session: [7; 16], sources, entries, entry_bytes: 1 << 20 }.to_bytes().to_vec()
+}
+
+pub(crate) fn components(names: &[&[u8]]) -> Components {
+    Components(names.iter().map(|n| n.to_vec()).collect())
+}
+
+/// The head of a stream of a session.
+pub(crate) fn head(kind: u8, handle: u64) -> Vec<u8> {
+    let mut bytes = BytesMut::new();
+    bytes.put_u8(kind);
+    put_varint(&mut bytes, handle);
+    bytes.to_vec()
+}
+
+pub(crate) fn entry(id: u64, path: &[&[u8]], kind: Kind) -> Entry {
+    let size = (kind == Kind::File).then_some(5);
+    let target = (kind == Kind::Symlink).then(|| b"somewhere".to_vec());
+    Entry { id, path: components(path), kind, size, modified: None, mode: None, target }
+}
+
+pub(crate) fn file(id: u64, name: &str, size: u64) -> Entry {
+    Entry { size: Some(size), ..entry(id, &[name.as_bytes()], Kind::File) }
+}
+
+pub(crate) fn plan(id: u64, ranges: &[(u64, u64)]) -> Plan {
+    Plan { id, encoding: 0, ranges: ranges.iter().map(|&(offset, length)| Range { offset, length }).collect() }
+}
+
+pub(crate) fn trailer(content: &[u8]) -> Vec<u8> {
+    Trailer { digest: *blake3::hash(content).as_bytes() }.to_bytes().to_vec()
+}
+
+/// Bytes that look random and are the same each time.
+pub(crate) struct Noise(blake3::OutputReader);
+
+impl Noise {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof())
+    }
+
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
+        let mut bytes = [0; 8];
+        self.0.fill(&mut bytes);
+        (u64::from_le_bytes(bytes) % limit as u64) as usize
+    }
+
+    pub(crate) fn bytes(&mut self, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.0.fill(&mut bytes);
+        bytes
+    }
+}
