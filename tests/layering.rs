@@ -120,7 +120,7 @@ impl Named {
         match rest.get(2) {
             Some(TokenTree::Group(group)) => {
                 let group: Vec<_> = group.stream().into_iter().collect();
-                self.rooms.extend(group.split(|token| is(Some(token), ',')).filter_map(|part| first(part)));
+                self.rooms.extend(group.split(|token| is(Some(token), ',')).filter_map(first));
             }
             _ => self.rooms.extend(first(&rest[2..])),
         }
