@@ -285,9 +285,8 @@ async fn receive_all(
         .map_err(|_| StreamError::TimedOut)?
         .map_err(|_| StreamError::Ended)?;
     let work = async {
-        let (ran, end) = tokio::join!(receiver.run(entries, verdicts), reader.read::<End>());
-        ran?;
-        end?;
+        // Either failure ends the session: a peer that breaks the protocol on one stream may never end the other.
+        tokio::try_join!(receiver.run(entries, verdicts), async { Ok(reader.read::<End>().await?) })?;
         Ok::<_, Error>(())
     };
     tokio::pin!(work);
