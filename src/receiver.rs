@@ -220,16 +220,16 @@ impl Receiver {
         small: mpsc::UnboundedSender<Wanted>,
         large: mpsc::UnboundedSender<Wanted>,
     ) -> Result<()> {
-        let mut next_id = 0;
+        let mut last_id = None;
         while let Some(frame) = entries.frame(<Entry as crate::wire::Message>::LIMIT).await? {
             let mut batch = Vec::new();
             let mut frame = Some(frame);
             while let Some(this) = frame {
                 let entry: Entry = this.decode().map_err(crate::stream::StreamError::from)?;
-                if entry.id < next_id {
-                    return Err(Error::Protocol(format!("entry {} after entry {}", entry.id, next_id - 1)));
+                if let Some(last) = last_id.filter(|&last| entry.id <= last) {
+                    return Err(Error::Protocol(format!("entry {} after entry {last}", entry.id)));
                 }
-                next_id = entry.id + 1;
+                last_id = Some(entry.id);
                 unanswered.add(entry.id, this.payload.len())?;
                 batch.push(entry);
                 frame =
