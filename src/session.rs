@@ -24,7 +24,7 @@ use crate::store::Store;
 use crate::store::fault::refusal;
 use crate::stream::{MessageReader, MessageWriter, StreamError};
 use crate::wire::{
-    End, Frame, GoAway, Hello, Kind, Message, Plan, Pull, Push, Ready, Refused, StreamType, Summary, Working,
+    Components, End, Frame, GoAway, Hello, Kind, Message, Plan, Pull, Push, Ready, Refused, StreamType, Summary, Working,
 };
 
 /// How often a receiver that brings its last writes to the disk says that it is alive.
@@ -368,12 +368,18 @@ async fn serve_push(server: &ServerSession, handle: u64, push: Push, (reader, mu
     };
     let receiver = (server.receiver)(&push, place);
     let registration = server.sessions.register(handle, receiver.clone());
-    writer.write(&Ready { entries: MAX_UNANSWERED, entry_bytes: MAX_UNANSWERED_BYTES, place: shown }).await?;
+    writer.write(&ready(shown)).await?;
     let bi = (reader, writer);
     let summary = receive_all(registration, receiver, bi, server.config.deadline, &server.stopping).await?;
     let Summary { committed, bytes, skipped, failed, .. } = summary;
     tracing::info!(session = %hex(&push.session), committed, bytes, skipped, failed, "done");
     Ok(())
+}
+
+/// The answer to a push. The place is for people only: one so long that it would not fit stays out.
+fn ready(place: Option<Components>) -> Ready {
+    let ready = Ready { entries: MAX_UNANSWERED, entry_bytes: MAX_UNANSWERED_BYTES, place };
+    if ready.fits() { ready } else { Ready { place: None, ..ready } }
 }
 
 async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mut writer): Bi) -> Result<()> {

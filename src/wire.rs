@@ -96,6 +96,11 @@ pub trait Message: for<'b> Decode<'b, ()> + Encode<()> {
         out.extend_from_slice(&payload);
     }
 
+    /// Whether the payload is within the limit.
+    fn fits(&self) -> bool {
+        minicbor::to_vec(self).is_ok_and(|payload| payload.len() <= Self::LIMIT)
+    }
+
     /// The whole message.
     fn to_bytes(&self) -> Bytes {
         let mut out = BytesMut::new();
