@@ -138,7 +138,8 @@ impl Client {
         let permits = Arc::new(Semaphore::new(within_open_files(self.config.max_transfers)));
         let receiver = Receiver::new(Receiving {
             store,
-            place: Place::Into(RelativePath::root()),
+            // A server could send anything under any name, such as a .profile.
+            place: Place::Only(sources.iter().filter_map(|source| source.name().map(<[u8]>::to_vec)).collect()),
             owner: self.key_id.0,
             durability,
             permits: Arc::new(Permits::new(permits)),

@@ -11,7 +11,7 @@ mod transfer;
 
 pub use claims::Claims;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -67,6 +67,8 @@ pub enum Place {
     Into(RelativePath),
     /// The only source becomes exactly this.
     As(RelativePath),
+    /// Each source goes into the store itself, and only these were asked for: whoever pulls takes no other name.
+    Only(HashSet<Vec<u8>>),
 }
 
 impl Place {
@@ -79,6 +81,10 @@ impl Place {
                 let (_, below) = path.split_first().ok_or_else(|| Why::from(Code::BadName))?;
                 Ok(place.join_path(&below)?)
             }
+            Self::Only(asked) => match path.split_first() {
+                Some((name, _)) if asked.contains(name) => Ok(path),
+                _ => Err(Why::new(Code::NotWanted, format!("{path} was not asked for"))),
+            },
         }
     }
 }

@@ -365,6 +365,7 @@ async fn serve_push(server: &ServerSession, handle: u64, push: Push, (reader, mu
     tracing::info!(session = %hex(&push.session), ?place, "push");
     let shown = match &place {
         Place::Into(path) | Place::As(path) => Some(path.into()),
+        Place::Only(_) => None,
     };
     let receiver = (server.receiver)(&push, place);
     let registration = server.sessions.register(handle, receiver.clone());
