@@ -154,7 +154,9 @@ async fn request<M: Message>(
     deadline: Duration,
     register: impl FnOnce(u64),
 ) -> Result<(u64, Bi, Ready)> {
-    let (send, receive) = connection.open_bi().await.map_err(StreamError::from)?;
+    // A peer that grants no stream or no credit is as silent as one that does not answer.
+    let opened = timeout(deadline, connection.open_bi()).await.map_err(|_| Error::from(StreamError::TimedOut))?;
+    let (send, receive) = opened.map_err(StreamError::from)?;
     let handle = quinn::VarInt::from(send.id()).into_inner();
     register(handle);
     let (mut reader, mut writer) = (MessageReader::new(receive), MessageWriter::new(send));
@@ -162,7 +164,7 @@ async fn request<M: Message>(
     head.put_u8(StreamType::Control as u8);
     hello().put(&mut head);
     request.put(&mut head);
-    writer.write_bytes(head.freeze()).await?;
+    writer.write_chunks(&mut [head.freeze()], deadline).await?;
     let answer = async {
         reader.read::<Hello>().await?;
         let frame = reader.frame(Refused::LIMIT).await?.ok_or(StreamError::Ended)?;
@@ -249,7 +251,7 @@ async fn send_all(
         }
     };
     sent.interrupted = away.or(sent.interrupted);
-    writer.write(&End { entries: sent.entries, failed: sent.failed }).await?;
+    writer.write_within(&End { entries: sent.entries, failed: sent.failed }, deadline).await?;
     writer.finish();
     loop {
         let frame = timeout(deadline, reader.frame(GoAway::LIMIT)).await.map_err(|_| StreamError::TimedOut)??;
@@ -293,7 +295,7 @@ async fn receive_all(
     tokio::select! {
         done = &mut work => done?,
         () = stopping.cancelled() => {
-            writer.write(&GoAway { why: Why::from(Code::Stopping).into() }).await?;
+            writer.write_within(&GoAway { why: Why::from(Code::Stopping).into() }, deadline).await?;
             work.await?;
         }
     }
@@ -302,10 +304,10 @@ async fn receive_all(
     let summary = loop {
         match timeout(WORKING, &mut summary).await {
             Ok(summary) => break summary.map_err(Error::Refused)?,
-            Err(_) => writer.write(&Working {}).await?,
+            Err(_) => writer.write_within(&Working {}, deadline).await?,
         }
     };
-    writer.write(&summary).await?;
+    writer.write_within(&summary, deadline).await?;
     writer.finish();
     Ok(summary)
 }
@@ -318,7 +320,7 @@ pub(crate) async fn serve(server: &ServerSession, handle: u64, (mut reader, mut 
         reader.frame(Pull::LIMIT).await?.ok_or(StreamError::Ended)
     };
     let frame = timeout(deadline, frame).await.map_err(|_| StreamError::TimedOut)??;
-    writer.write(&hello()).await?;
+    writer.write_within(&hello(), deadline).await?;
     match frame.kind {
         Push::TYPE => {
             let push: Push = frame.decode().map_err(StreamError::from)?;
@@ -328,7 +330,7 @@ pub(crate) async fn serve(server: &ServerSession, handle: u64, (mut reader, mut 
             let pull: Pull = frame.decode().map_err(StreamError::from)?;
             serve_pull(server, handle, pull, (reader, writer)).await
         }
-        _ => refuse(writer, Why::new(Code::Unsupported, "this server does not know the request")).await,
+        _ => refuse(server, writer, Why::new(Code::Unsupported, "this server does not know the request")).await,
     }
 }
 
@@ -351,16 +353,16 @@ pub(crate) type MakeReceiver = Box<dyn Fn(&Push, Place) -> Arc<Receiver> + Send 
 
 async fn serve_push(server: &ServerSession, handle: u64, push: Push, (reader, mut writer): Bi) -> Result<()> {
     if !server.may_write {
-        return refuse(writer, Why::new(Code::NotAllowed, "this key may not write on this server")).await;
+        return refuse(server, writer, Why::new(Code::NotAllowed, "this key may not write on this server")).await;
     }
     if server.stopping.is_cancelled() {
-        return refuse(writer, Code::Stopping.into()).await;
+        return refuse(server, writer, Code::Stopping.into()).await;
     }
     let (store, asked) = (server.store.clone(), push.clone());
     let settled = tokio::task::spawn_blocking(move || settle(&*store, &asked)).await;
     let place = match settled.unwrap_or_else(|_| Err(Code::Internal.into())) {
         Ok(place) => place,
-        Err(why) => return refuse(writer, why).await,
+        Err(why) => return refuse(server, writer, why).await,
     };
     tracing::info!(session = %hex(&push.session), ?place, "push");
     let shown = match &place {
@@ -369,7 +371,7 @@ async fn serve_push(server: &ServerSession, handle: u64, push: Push, (reader, mu
     };
     let receiver = (server.receiver)(&push, place);
     let registration = server.sessions.register(handle, receiver.clone());
-    writer.write(&ready(shown)).await?;
+    writer.write_within(&ready(shown), server.config.deadline).await?;
     let bi = (reader, writer);
     let summary = receive_all(registration, receiver, bi, server.config.deadline, &server.stopping).await?;
     let Summary { committed, bytes, skipped, failed, .. } = summary;
@@ -385,16 +387,16 @@ fn ready(place: Option<Components>) -> Ready {
 
 async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mut writer): Bi) -> Result<()> {
     if !server.may_read {
-        return refuse(writer, Why::new(Code::NotAllowed, "this key may not read on this server")).await;
+        return refuse(server, writer, Why::new(Code::NotAllowed, "this key may not read on this server")).await;
     }
     let ready = Ready { entries: pull.entries, entry_bytes: pull.entry_bytes, place: None };
     let store = server.store.clone();
     let trees = tokio::task::spawn_blocking(move || trees(&store, &pull)).await;
     let trees = match trees.unwrap_or_else(|_| Err(Code::Internal.into())) {
         Ok(trees) => trees,
-        Err(why) => return refuse(writer, why).await,
+        Err(why) => return refuse(server, writer, why).await,
     };
-    writer.write(&Ready::default()).await?;
+    writer.write_within(&Ready::default(), server.config.deadline).await?;
     let outgoing = Outgoing {
         connection: server.connection.clone(),
         trees,
@@ -406,8 +408,8 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
     send_all(outgoing, handle, (reader, writer), ready, &server.stopping).await.map(drop)
 }
 
-async fn refuse(mut writer: MessageWriter, why: Why) -> Result<()> {
-    writer.write(&Refused { why: why.into() }).await?;
+async fn refuse(server: &ServerSession, mut writer: MessageWriter, why: Why) -> Result<()> {
+    writer.write_within(&Refused { why: why.into() }, server.config.deadline).await?;
     writer.finish();
     Ok(())
 }

@@ -201,6 +201,11 @@ impl MessageWriter {
         self.write_bytes(message.to_bytes()).await
     }
 
+    /// Writes one message to a peer that may grant no credit for it; not beyond a deadline.
+    pub async fn write_within<M: Message>(&mut self, message: &M, deadline: Duration) -> Result<(), StreamError> {
+        self.write_chunks(&mut [message.to_bytes()], deadline).await
+    }
+
     /// Writes bytes that are encoded already, without copying them; none at all are no write.
     pub async fn write_bytes(&mut self, bytes: Bytes) -> Result<(), StreamError> {
         if bytes.is_empty() {
