@@ -1,6 +1,5 @@
 //! What a session is about: the trees to send, walked into entries, and the receiver's verdicts.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -110,20 +109,15 @@ pub enum Found {
     Failed(RelativePath, Why),
 }
 
-/// Walks a tree depth first, in the byte order of names, and hands over what it finds until the receiver of the
-/// channel is gone. Blocks. Directories follow on `directories` once all that is in them is settled.
-pub fn walk(tree: Tree, found: &mpsc::Sender<Found>, directories: &mpsc::UnboundedSender<Announce>) {
-    let walk = Walk { found, directories };
-    let tree = Arc::new(tree);
-    if let Ok(path) = RelativePath::from_components([&tree.name]) {
-        let source = tree.path.clone();
-        let _ = walk.visit(&tree, source, path, None);
-    }
-}
-
-struct Walk<'a> {
-    found: &'a mpsc::Sender<Found>,
-    directories: &'a mpsc::UnboundedSender<Announce>,
+/// Walks trees depth first, in the byte order of names. An iterator, so that it holds no thread while nobody wants more;
+/// each step blocks. Directories follow on a channel of their own once all that is in them is settled.
+pub struct Walk {
+    trees: std::vec::IntoIter<Tree>,
+    /// The tree being walked.
+    tree: Option<Arc<Tree>>,
+    /// No recursion: a tree may be deeper than a thread's stack.
+    open: Vec<Open>,
+    directories: mpsc::UnboundedSender<Announce>,
 }
 
 /// A directory that is being walked: what is left of its names, last first.
@@ -134,87 +128,93 @@ struct Open {
     directory: Arc<Directory>,
 }
 
-impl Walk<'_> {
-    /// No recursion: a tree may be deeper than a thread's stack.
-    fn visit(
-        &self,
-        tree: &Arc<Tree>,
-        source: RelativePath,
-        path: RelativePath,
-        parent: Option<Arc<Directory>>,
-    ) -> ControlFlow<()> {
-        let mut open: Vec<Open> = self.look(tree, source, path, parent)?.into_iter().collect();
-        while let Some(top) = open.last_mut() {
-            let Some(name) = top.names.pop() else {
-                open.pop();
-                continue;
-            };
-            let (source, path) = match (top.source.join(&name), top.path.join(&name)) {
-                (Ok(source), Ok(path)) => (source, path),
-                (Err(bad), _) | (_, Err(bad)) => {
-                    let why = Why::new(Code::BadName, format!("{}: {bad}", printable(&name)));
-                    self.fail(top.path.clone(), why)?;
-                    continue;
-                }
-            };
-            let parent = Some(top.directory.clone());
-            open.extend(self.look(tree, source, path, parent)?);
-        }
-        ControlFlow::Continue(())
+impl Walk {
+    /// A walk that has not begun; `directories` takes the directories.
+    pub fn new(trees: Vec<Tree>, directories: mpsc::UnboundedSender<Announce>) -> Self {
+        Self { trees: trees.into_iter(), tree: None, open: Vec::new(), directories }
     }
 
-    /// Hands over one thing, or opens it if it is a directory.
+    /// Looks at the next name; `None` when it is a directory, which is open then, or when a directory has no more.
+    fn step(&mut self, tree: &Arc<Tree>) -> Option<Found> {
+        let top = self.open.last_mut()?;
+        let Some(name) = top.names.pop() else {
+            self.open.pop();
+            return None;
+        };
+        match (top.source.join(&name), top.path.join(&name)) {
+            (Ok(source), Ok(path)) => {
+                let parent = Some(top.directory.clone());
+                self.look(tree, source, path, parent)
+            }
+            (Err(bad), _) | (_, Err(bad)) => {
+                let why = Why::new(Code::BadName, format!("{}: {bad}", printable(&name)));
+                Some(Found::Failed(top.path.clone(), why))
+            }
+        }
+    }
+
+    /// Finds out what one thing is, and opens it if it is a directory.
     fn look(
-        &self,
+        &mut self,
         tree: &Arc<Tree>,
         source: RelativePath,
         path: RelativePath,
         parent: Option<Arc<Directory>>,
-    ) -> ControlFlow<(), Option<Open>> {
+    ) -> Option<Found> {
         let (metadata, kind) = match tree.store.stat(&source) {
             Ok(Some(metadata)) => match metadata.kind {
                 Some(kind) => (metadata, kind),
                 None => {
                     let why = Why::new(Code::Special, "a FIFO, socket or device; skipped, it has no content to send");
-                    return self.fail(path, why);
+                    return Some(Found::Failed(path, why));
                 }
             },
-            Ok(None) => return self.fail(path, Why::new(Code::NotFound, "gone before it could be sent")),
-            Err(why) => return self.fail(path, why),
+            Ok(None) => return Some(Found::Failed(path, Why::new(Code::NotFound, "gone before it could be sent"))),
+            Err(why) => return Some(Found::Failed(path, why)),
         };
         let mut announce = Announce { tree: tree.clone(), source, path, metadata, kind, target: None, parent };
         match kind {
             Kind::Directory => return self.enter(announce),
             Kind::Symlink => match tree.store.read_link(&announce.source) {
                 Ok(target) => announce.target = Some(target),
-                Err(why) => return self.fail(announce.path, why),
+                Err(why) => return Some(Found::Failed(announce.path, why)),
             },
             Kind::File => {}
         }
-        self.give(Found::Entry(announce))
+        Some(Found::Entry(announce))
     }
 
-    fn enter(&self, announce: Announce) -> ControlFlow<(), Option<Open>> {
+    fn enter(&mut self, announce: Announce) -> Option<Found> {
         let (source, path) = (announce.source.clone(), announce.path.clone());
         let names = announce.tree.store.names(&source);
         let directory = Arc::new(Directory { announce: Some(announce), to: self.directories.clone() });
         match names {
             Ok(mut names) => {
                 names.sort_unstable_by(|a, b| b.cmp(a));
-                ControlFlow::Continue(Some(Open { source, path, names, directory }))
+                self.open.push(Open { source, path, names, directory });
+                None
             }
-            Err(why) => self.fail(path, why),
+            Err(why) => Some(Found::Failed(path, why)),
         }
     }
+}
 
-    fn fail(&self, path: RelativePath, why: Why) -> ControlFlow<(), Option<Open>> {
-        self.give(Found::Failed(path, why))
-    }
+impl Iterator for Walk {
+    type Item = Found;
 
-    fn give(&self, found: Found) -> ControlFlow<(), Option<Open>> {
-        match self.found.blocking_send(found) {
-            Ok(()) => ControlFlow::Continue(None),
-            Err(_) => ControlFlow::Break(()),
+    fn next(&mut self) -> Option<Found> {
+        loop {
+            let found = match self.tree.clone().filter(|_| !self.open.is_empty()) {
+                Some(tree) => self.step(&tree),
+                None => {
+                    let tree = self.tree.insert(Arc::new(self.trees.next()?)).clone();
+                    let path = RelativePath::from_components([&tree.name]);
+                    path.ok().and_then(|path| self.look(&tree, tree.path.clone(), path, None))
+                }
+            };
+            if found.is_some() {
+                return found;
+            }
         }
     }
 }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Code, Error, Result, Why};
 use crate::limits::within_open_files;
-use crate::manifest::{Announce, Found, Tree, Verdict, walk};
+use crate::manifest::{Announce, Found, Tree, Verdict, Walk};
 use crate::path::RelativePath;
 use crate::progress::{Event, Observer, Settled};
 use crate::stream::{MessageReader, MessageWriter, StreamError};
@@ -42,7 +42,9 @@ const MAX_OPEN_HELD: usize = 64 << 10;
 /// Entries are gathered into one write up to so many bytes.
 const MANIFEST_WRITE: usize = 16 << 10;
 /// What the walk may be ahead of the manifest, in entries.
-const WALK_AHEAD: usize = 1024;
+const WALK_AHEAD: usize = 768;
+/// Entries walked in one go off the network threads.
+const WALK_PART: usize = 256;
 /// Failures kept by name in [`Sent`]; the events name them all.
 pub const MAX_FAILURES: usize = 1000;
 
@@ -178,11 +180,7 @@ impl Sender {
     async fn announce(self: &Arc<Self>, mut manifest: MessageWriter, trees: Vec<Tree>) -> Result<()> {
         let (found_to, mut found) = mpsc::channel(WALK_AHEAD);
         let (directories_to, mut directories) = mpsc::unbounded_channel();
-        tokio::task::spawn_blocking(move || {
-            for tree in trees {
-                walk(tree, &found_to, &directories_to);
-            }
-        });
+        tokio::spawn(walk(Walk::new(trees, directories_to), found_to));
         let mut buffer = BytesMut::new();
         buffer.put_u8(StreamType::Manifest as u8);
         put_varint(&mut buffer, self.sending.handle);
@@ -512,6 +510,27 @@ impl Sender {
                 Working::TYPE => frame.decode::<Working>().map(drop)?,
                 Failed::TYPE => return Ok(Err(frame.decode::<Failed>()?.why.into())),
                 _ => return Ok(Ok(frame.decode::<Committed>()?)),
+            }
+        }
+    }
+}
+
+/// Walks a part at a time, off the network threads, until the other end of the channel is gone. A peer that answers
+/// nothing makes it wait, and such a wait must not hold one of the threads for disk work, which are few.
+async fn walk(mut walk: Walk, to: mpsc::Sender<Found>) {
+    loop {
+        let part = blocking(move || {
+            let part: Vec<Found> = walk.by_ref().take(WALK_PART).collect();
+            Ok((part, walk))
+        });
+        let Ok((part, rest)) = part.await else { return };
+        if part.is_empty() {
+            return;
+        }
+        walk = rest;
+        for found in part {
+            if to.send(found).await.is_err() {
+                return;
             }
         }
     }
