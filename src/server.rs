@@ -152,6 +152,10 @@ impl Drop for CloseOnDrop<'_> {
     }
 }
 
+/// Sessions at the same time on one connection. A push and a pull at once are two; each may hold a mebibyte of entries
+/// unanswered, several times that in memory.
+const MAX_SESSIONS: usize = 8;
+
 /// How long a stopping server waits for its last packets to go out.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -252,10 +256,10 @@ async fn converse(
         let (session, running, connection) = (session, running.clone(), connection.clone());
         let tasks = shared.tasks.clone();
         move |handle, bi| {
-            running.begin();
+            let others = running.begin();
             let (session, running, connection) = (session.clone(), running.clone(), connection.clone());
             let serve = async move {
-                let result = serve(&session, handle, bi).await;
+                let result = serve(&session, handle, bi, others < MAX_SESSIONS).await;
                 running.end();
                 match result {
                     Ok(()) => {}
@@ -299,8 +303,14 @@ impl Default for Running {
 }
 
 impl Running {
-    fn begin(&self) {
-        self.0.send_modify(|(running, _)| *running += 1);
+    /// One more; returns how many others run.
+    fn begin(&self) -> usize {
+        let mut others = 0;
+        self.0.send_modify(|(running, _)| {
+            others = *running;
+            *running += 1;
+        });
+        others
     }
 
     fn end(&self) {

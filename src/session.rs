@@ -312,8 +312,13 @@ async fn receive_all(
     Ok(summary)
 }
 
-/// Serves one control stream: hello, request, and the session it asks for.
-pub(crate) async fn serve(server: &ServerSession, handle: u64, (mut reader, mut writer): Bi) -> Result<()> {
+/// Serves one control stream: hello, request, and the session it asks for if there is room for one.
+pub(crate) async fn serve(
+    server: &ServerSession,
+    handle: u64,
+    (mut reader, mut writer): Bi,
+    room: bool,
+) -> Result<()> {
     let deadline = server.config.deadline;
     let frame = async {
         reader.read::<Hello>().await?;
@@ -322,6 +327,7 @@ pub(crate) async fn serve(server: &ServerSession, handle: u64, (mut reader, mut 
     let frame = timeout(deadline, frame).await.map_err(|_| StreamError::TimedOut)??;
     writer.write_within(&hello(), deadline).await?;
     match frame.kind {
+        _ if !room => refuse(server, writer, Why::new(Code::Busy, "too many sessions on this connection")).await,
         Push::TYPE => {
             let push: Push = frame.decode().map_err(StreamError::from)?;
             serve_push(server, handle, push, (reader, writer)).await
