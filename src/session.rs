@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::{BufMut, BytesMut};
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -27,7 +27,7 @@ use crate::wire::{
     Components, End, Frame, GoAway, Hello, Kind, Message, Plan, Pull, Push, Ready, Refused, StreamType, Summary, Working,
 };
 
-/// How often a receiver that brings its last writes to the disk says that it is alive.
+/// How often a receiver says that it is alive, while entries wait for their turn or the last writes for the disk.
 const WORKING: Duration = Duration::from_secs(5);
 
 /// How a session ended.
@@ -242,10 +242,12 @@ async fn send_all(
         loop {
             tokio::select! {
                 sent = &mut work => break sent?,
-                frame = reader.frame(GoAway::LIMIT) => if let Some(why) = aside(frame?)? {
-                    observer(Event::GoingAway { why: why.clone() });
-                    away = Some(why);
-                    stopping.cancel();
+                frame = timeout(deadline, reader.frame(GoAway::LIMIT)) => {
+                    if let Some(why) = aside(frame.map_err(|_| StreamError::TimedOut)??)? {
+                        observer(Event::GoingAway { why: why.clone() });
+                        away = Some(why);
+                        stopping.cancel();
+                    }
                 }
             }
         }
@@ -292,11 +294,16 @@ async fn receive_all(
         Ok::<_, Error>(())
     };
     tokio::pin!(work);
-    tokio::select! {
-        done = &mut work => done?,
-        () = stopping.cancelled() => {
-            writer.write_within(&GoAway { why: Why::from(Code::Stopping).into() }, deadline).await?;
-            work.await?;
+    let mut said = false;
+    loop {
+        tokio::select! {
+            done = &mut work => break done?,
+            () = stopping.cancelled(), if !said => {
+                said = true;
+                writer.write_within(&GoAway { why: Why::from(Code::Stopping).into() }, deadline).await?;
+            }
+            // An entry may wait long for its turn; only this tells the sender that somebody is there.
+            () = sleep(WORKING) => writer.write_within(&Working {}, deadline).await?,
         }
     }
     let summary = receiver.summary();
