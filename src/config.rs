@@ -25,7 +25,7 @@ pub struct Config {
     pub keep_partials: Duration,
     /// How long a stopping server lets transfers under way go on.
     pub grace: Duration,
-    /// A transfer that moved nothing for so long gives its permit back until it moves again.
+    /// A transfer that moved nothing, or less than 1 MiB, for so long gives its permit back until it moves again.
     pub stall: Duration,
     /// A stream, transfer or answer that is silent for so long is given up.
     pub deadline: Duration,

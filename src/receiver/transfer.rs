@@ -23,6 +23,9 @@ use crate::wire::{Committed, Failed, Held, Message, Plan, Range, Trailer, Workin
 const WRITE: usize = RUN;
 /// How long less than that may wait for more to come.
 const GATHER: Duration = Duration::from_millis(10);
+/// A transfer that moved less within [`Config::stall`](crate::config::Config::stall), in bytes, gives its permit back and
+/// takes its turn again for what comes next: a byte now and then must not keep others waiting.
+const SLOW: usize = 1 << 20;
 /// How often long disk work says that it is alive.
 const WORKING: Duration = Duration::from_secs(5);
 
@@ -267,6 +270,8 @@ impl Slot<'_> {
         let config = self.receiver.session.config.clone();
         let mut last = Instant::now();
         let mut since = last;
+        // What moved under this permit lately, and since when that is counted.
+        let (mut lately, mut counted) = (0, last);
         let mut ended = false;
         loop {
             let enough = ended
@@ -297,6 +302,7 @@ impl Slot<'_> {
                     *idle = Some(disk);
                     written?;
                     self.receiver.moved(file.id, bytes as u64);
+                    lately += bytes;
                     last = Instant::now();
                 }
                 read = read_ready(stream, body), if !ended => {
@@ -309,7 +315,12 @@ impl Slot<'_> {
                     last = Instant::now();
                 }
                 () = sleep_until(since + GATHER), if resting && body.pending() > 0 => {}
-                () = sleep_until(last + config.stall), if resting && self.permit.is_some() => self.permit = None,
+                () = sleep_until(counted + config.stall), if resting && self.permit.is_some() => {
+                    if lately < SLOW {
+                        self.permit = None;
+                    }
+                    (lately, counted) = (0, Instant::now());
+                }
                 () = sleep_until(last + config.deadline), if resting => return Err(StreamError::TimedOut.into()),
             }
         }
