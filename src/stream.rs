@@ -7,6 +7,7 @@ use quinn::{ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteErr
 
 use crate::endpoint;
 use crate::error::{Code, Error, Why};
+use crate::path::printable;
 use crate::wire::{Frame, Malformed, Message, peek_varint};
 
 /// Most bytes that one read takes off a stream; larger reads only lengthen the time a message waits in the buffer.
@@ -84,7 +85,8 @@ pub fn lost_connection(lost: &ConnectionError) -> Error {
         ConnectionError::TimedOut => Error::Lost("nothing came from the peer for too long".into()),
         ConnectionError::Reset => Error::Lost("the peer has restarted".into()),
         ConnectionError::LocallyClosed => Error::Lost("it was closed on this side".into()),
-        other => Error::Lost(other.to_string()),
+        // Its reason is the peer's text.
+        other => Error::Lost(printable(other.to_string().as_bytes())),
     }
 }
 

@@ -19,6 +19,8 @@ const FIRST_RUN: usize = 8 << 10;
 const OPEN_RUNS: usize = 4;
 /// Gaps in what is written, over which the peer is not honest: 16,384 lost packets in one window are no link.
 const MAX_GAPS: usize = 16_384;
+/// Memory that runs may take for each byte in them: a packet of 1,200 bytes in a [`FIRST_RUN`] takes seven times its own.
+const MAX_SLACK: usize = 8;
 /// Bytes read back at a time to hash what came out of order.
 const READ_BACK: usize = 256 << 10;
 
@@ -45,6 +47,8 @@ pub(super) struct Body {
     tail_bytes: usize,
     runs: Vec<Run>,
     pending: usize,
+    /// Memory that the runs take, in bytes.
+    set_aside: usize,
     /// Where in the file the last full run ended.
     next: u64,
 }
@@ -66,7 +70,7 @@ impl Body {
         }
         let next = plan.ranges.first().map_or(0, |r| r.offset);
         let (tail, runs) = (Vec::new(), Vec::new());
-        Ok(Self { parts, end, received: 0, tail, tail_bytes: 0, runs, pending: 0, next })
+        Ok(Self { parts, end, received: 0, tail, tail_bytes: 0, runs, pending: 0, set_aside: 0, next })
     }
 
     /// Takes a piece of the stream; QUIC never delivers a byte twice. Returns the bytes now pending more than before.
@@ -77,7 +81,7 @@ impl Body {
             let (start, range) = self.parts[at];
             let into = offset - start;
             let part = piece.split_to(piece.len().min((range.length - into) as usize));
-            self.add(range.offset + into, &part);
+            self.add(range.offset + into, &part)?;
             offset += part.len() as u64;
         }
         if !piece.is_empty() {
@@ -90,20 +94,28 @@ impl Body {
         Ok(self.pending - before)
     }
 
-    fn add(&mut self, offset: u64, data: &[u8]) {
+    fn add(&mut self, offset: u64, data: &[u8]) -> Result<(), Why> {
         self.received += data.len() as u64;
         self.pending += data.len();
         let open = self.runs.iter_mut().rev().take(OPEN_RUNS);
         if let Some(run) = open.into_iter().find(|run| run.end() == offset && run.data.len() + data.len() <= RUN) {
             run.data.extend_from_slice(data);
             self.next = self.next.max(offset + data.len() as u64);
-            return;
+            return Ok(());
         }
-        let capacity = if offset == self.next { RUN } else { FIRST_RUN };
-        let mut run = Run { offset, data: BytesMut::with_capacity(capacity.max(data.len())) };
+        if self.runs.len() >= MAX_GAPS {
+            return Err(gaps());
+        }
+        // Room to grow only within measure: what is held against the window are bytes that came, not memory set aside.
+        let roomy = if offset == self.next { RUN } else { FIRST_RUN };
+        let room = MAX_SLACK * self.pending + 2 * RUN;
+        let capacity = if self.set_aside + roomy <= room { roomy.max(data.len()) } else { data.len() };
+        self.set_aside += capacity;
+        let mut run = Run { offset, data: BytesMut::with_capacity(capacity) };
         run.data.extend_from_slice(data);
         self.next = self.next.max(run.end());
         self.runs.push(run);
+        Ok(())
     }
 
     /// Bytes that wait to be written.
@@ -113,6 +125,7 @@ impl Body {
 
     /// Hands over what waits to be written.
     pub(super) fn drain(&mut self) -> (Vec<Run>, usize) {
+        self.set_aside = 0;
         (std::mem::take(&mut self.runs), std::mem::take(&mut self.pending))
     }
 
@@ -235,7 +248,7 @@ impl Disk {
         }
         self.beyond.insert(start, end);
         if self.beyond.len() > MAX_GAPS {
-            return Err(Why::new(Code::Protocol, "more gaps than any link makes"));
+            return Err(gaps());
         }
         Ok(())
     }
@@ -266,6 +279,10 @@ impl Disk {
         }
         Ok(())
     }
+}
+
+fn gaps() -> Why {
+    Why::new(Code::Protocol, "more gaps than any link makes")
 }
 
 /// Whether neighbouring held ranges cover a part of the file.
@@ -376,6 +393,24 @@ mod tests {
         let ranges: Vec<_> = held.iter().map(|h| (h.range.offset, h.range.length)).collect();
         assert_eq!(ranges, [(HELD_BLOCK, HELD_BLOCK), (3 * HELD_BLOCK, 5)]);
         assert_eq!(held[0].digest, *blake3::hash(&vec![7; HELD_BLOCK as usize]).as_bytes());
+    }
+
+    #[test]
+    fn single_bytes_with_gaps_between_them_take_no_more_memory_than_bytes_of_an_honest_peer() {
+        let mut body = Body::new(&plan(&[(0, 1 << 30)]), 0, 1 << 30).unwrap();
+        let mut offset = 0;
+        let mut gapped = 0;
+        loop {
+            // Where the last one ended, so that a run seems to begin, then elsewhere, until no run can be continued.
+            for at in [offset, gapped + (1 << 20), gapped + (1 << 20) + 2, gapped + (1 << 20) + 4, gapped + (1 << 20) + 6] {
+                if let Err(why) = body.take(at, Bytes::from_static(b"x")) {
+                    return assert_eq!(why.code, Code::Protocol);
+                }
+            }
+            (offset, gapped) = (offset + 1, gapped + 8);
+            let memory: usize = body.runs.iter().map(|run| run.data.capacity()).sum();
+            assert!(memory <= 8 * body.pending() + 2 * RUN, "{memory} bytes of memory for {}", body.pending());
+        }
     }
 
     #[test]
