@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
@@ -44,7 +44,7 @@ pub(crate) fn watch_panics() {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             if std::thread::current().name().is_some_and(|name| name.starts_with("tokio")) {
-                PANICS.lock().unwrap().push(info.to_string());
+                PANICS.lock().unwrap_or_else(PoisonError::into_inner).push(info.to_string());
             }
             usual(info);
         }));
@@ -52,7 +52,8 @@ pub(crate) fn watch_panics() {
 }
 
 pub(crate) fn no_panics() {
-    assert_eq!(*PANICS.lock().unwrap(), Vec::<String>::new(), "the honest side has panicked");
+    let panics = PANICS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    assert_eq!(panics, Vec::<String>::new(), "the honest side has panicked");
 }
 
 /// A server under attack, what it serves, and a place outside of it that must stay as it is.
@@ -123,7 +124,7 @@ impl Arena {
 
 /// A client that holds a key and keeps to nothing else.
 pub(crate) struct Peer {
-    pub endpoint: Endpoint,
+    _endpoint: Endpoint,
     pub connection: Connection,
 }
 
@@ -136,7 +137,7 @@ impl Peer {
     pub(crate) async fn connect_as(host: &Host, identity: &Identity, tune: impl FnOnce(&mut TransportConfig)) -> Self {
         let connecting = Self::connecting(host.address, host.key_id, identity, tune);
         let (endpoint, connection) = within(connecting).await;
-        Self { endpoint, connection: connection.unwrap() }
+        Self { _endpoint: endpoint, connection: connection.unwrap() }
     }
 
     pub(crate) async fn connecting(
