@@ -19,6 +19,7 @@ use bytes::BytesMut;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 use crate::budget::Window;
 use crate::config::Config;
@@ -386,7 +387,7 @@ impl Receiver {
                     let stream = self.admit(file.id);
                     self.answer(Verdict::Want(file.id, Vec::new()));
                     let receiver = self.clone();
-                    self.transfers.spawn(async move { receiver.receive_small(file, stream, memory).await });
+                    self.transfers.spawn(receiver.receive_small(file, stream, memory).in_current_span());
                 }
                 // The connection's share is too small to hold it whole.
                 Ok(None) => self.admit_one_large(file).await,
@@ -410,7 +411,7 @@ impl Receiver {
         match self.or_stopping(claim.or_superseded(self.session.permits.acquire())).await {
             Ok(permit) => {
                 let receiver = self.clone();
-                self.transfers.spawn(async move { receiver.receive_large(file, permit, claim).await });
+                self.transfers.spawn(receiver.receive_large(file, permit, claim).in_current_span());
             }
             Err(why) => self.refuse(&file, why),
         }

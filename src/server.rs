@@ -227,7 +227,12 @@ async fn connection(incoming: Incoming, shared: Arc<Shared>, _place: OwnedSemaph
         return connection.close(varint_of(Code::Busy), b"the server has no memory left for another connection");
     };
     let lost = converse(connection, window, shared, key_id.0, rights).await;
-    info!(%key_id, why = %lost_connection(&lost), "disconnected");
+    match lost {
+        quinn::ConnectionError::ApplicationClosed(close) if close.error_code == varint_of(Code::Done) => {
+            info!(%key_id, "disconnected");
+        }
+        lost => info!(%key_id, why = %lost_connection(&lost), "disconnected"),
+    }
 }
 
 /// Serves the sessions of a connection until it ends: by the client, by loss, or because it has been idle.
@@ -255,6 +260,8 @@ async fn converse(
     let control = {
         let (session, running, connection) = (session, running.clone(), connection.clone());
         let tasks = shared.tasks.clone();
+        // The streams are accepted in tasks that stand outside of the connection's span.
+        let span = tracing::Span::current();
         move |handle, bi| {
             let others = running.begin();
             let (session, running, connection) = (session.clone(), running.clone(), connection.clone());
@@ -270,7 +277,7 @@ async fn converse(
                     Err(error) => info!(%error, "session ended"),
                 }
             };
-            tasks.spawn(serve.in_current_span());
+            tasks.spawn(serve.instrument(info_span!(parent: &span, "session", handle)));
         }
     };
     let streams = accept_streams(&connection, &sessions, shared.config.deadline, control);

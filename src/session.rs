@@ -24,7 +24,8 @@ use crate::store::Store;
 use crate::store::fault::refusal;
 use crate::stream::{MessageReader, MessageWriter, StreamError};
 use crate::wire::{
-    Components, End, Frame, GoAway, Hello, Kind, Message, Plan, Pull, Push, Ready, Refused, StreamType, Summary, Working,
+    Components, End, Frame, GoAway, Hello, Kind, Message, Plan, Pull, Push, Ready, Refused, StreamType, Summary,
+    Working,
 };
 
 /// How often a receiver says that it is alive, while entries wait for their turn or the last writes for the disk.
@@ -320,12 +321,7 @@ async fn receive_all(
 }
 
 /// Serves one control stream: hello, request, and the session it asks for if there is room for one.
-pub(crate) async fn serve(
-    server: &ServerSession,
-    handle: u64,
-    (mut reader, mut writer): Bi,
-    room: bool,
-) -> Result<()> {
+pub(crate) async fn serve(server: &ServerSession, handle: u64, (mut reader, mut writer): Bi, room: bool) -> Result<()> {
     let deadline = server.config.deadline;
     let frame = async {
         reader.read::<Hello>().await?;
@@ -377,7 +373,7 @@ async fn serve_push(server: &ServerSession, handle: u64, push: Push, (reader, mu
         Ok(place) => place,
         Err(why) => return refuse(server, writer, why).await,
     };
-    tracing::info!(session = %hex(&push.session), ?place, "push");
+    tracing::info!(id = %hex(&push.session), ?place, "push");
     let shown = match &place {
         Place::Into(path) | Place::As(path) => Some(path.into()),
         Place::Only(_) => None,
@@ -388,7 +384,7 @@ async fn serve_push(server: &ServerSession, handle: u64, push: Push, (reader, mu
     let bi = (reader, writer);
     let summary = receive_all(registration, receiver, bi, server.config.deadline, &server.stopping).await?;
     let Summary { committed, bytes, skipped, failed, .. } = summary;
-    tracing::info!(session = %hex(&push.session), committed, bytes, skipped, failed, "done");
+    tracing::info!(committed, bytes, skipped, failed, "done");
     Ok(())
 }
 

@@ -90,7 +90,7 @@ async fn connect(
     };
     let question = format!(
         "This is the first contact with {host}. Its key id is\n  {key_id}\nIt is the right server if `haul id` there says the \
-         same. Trust it from now on? [y/N]"
+         same.\nTrust it from now on? [y/N]"
     );
     match output::ask(&question).as_deref() {
         Some("y" | "Y" | "yes") => {}

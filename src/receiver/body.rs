@@ -402,7 +402,9 @@ mod tests {
         let mut gapped = 0;
         loop {
             // Where the last one ended, so that a run seems to begin, then elsewhere, until no run can be continued.
-            for at in [offset, gapped + (1 << 20), gapped + (1 << 20) + 2, gapped + (1 << 20) + 4, gapped + (1 << 20) + 6] {
+            for at in
+                [offset, gapped + (1 << 20), gapped + (1 << 20) + 2, gapped + (1 << 20) + 4, gapped + (1 << 20) + 6]
+            {
                 if let Err(why) = body.take(at, Bytes::from_static(b"x")) {
                     return assert_eq!(why.code, Code::Protocol);
                 }

@@ -221,9 +221,20 @@ impl Slot<'_> {
         receipt: &mut MessageWriter,
     ) -> Result<(), Why> {
         let (mut stream, rest, start) = stream.into_parts();
-        let mut body = Body::new(plan, start, file.size).and_then(|body| disk.keep(plan, held).map(|()| body))?;
         let mut credit = HeldBytes::new(self.receiver.session.window.clone());
-        credit.add(body.take(start, rest)?);
+        let begun = Body::new(plan, start, file.size).and_then(|mut body| {
+            disk.keep(plan, held)?;
+            credit.add(body.take(start, rest)?);
+            Ok(body)
+        });
+        let mut body = match begun {
+            Ok(body) => body,
+            Err(why) => {
+                // The plan of a peer that is not honest, or no peer of ours.
+                let _ = stream.stop(varint_of(why.code));
+                return Err(why);
+            }
+        };
 
         let mut idle = Some(disk);
         let mut job: Option<Job> = None;

@@ -34,7 +34,10 @@ async fn a_name_that_leads_out_is_refused_whatever_it_is_the_name_of() {
         for kind in [Kind::File, Kind::Directory, Kind::Symlink] {
             session.announce(&entry(id, name, kind)).await;
             let verdict = session.verdict().await;
-            assert!(matches!(&verdict, Verdict::Refuse(i, why) if *i == id && why.code == Code::BadName), "{verdict:?}");
+            assert!(
+                matches!(&verdict, Verdict::Refuse(i, why) if *i == id && why.code == Code::BadName),
+                "{verdict:?}"
+            );
             id += 1;
         }
         let empty = Entry { size: Some(0), ..entry(id, name, Kind::File) };

@@ -13,7 +13,10 @@ use crate::support::write;
 async fn who_never_reads_verdicts_loses_its_own_session() {
     let arena = Arena::new(impatient());
     let identity = Identity::generate().unwrap();
-    let peer = Peer::connect_as(&arena.host, &identity, |t| { t.stream_receive_window(500_u32.into()); }).await;
+    let peer = Peer::connect_as(&arena.host, &identity, |t| {
+        t.stream_receive_window(500_u32.into());
+    })
+    .await;
     let mut session = peer.session().await;
     let mut entries = BytesMut::new();
     for id in 0..5_000 {
@@ -31,7 +34,10 @@ async fn who_never_reads_receipts_holds_nothing_that_others_need() {
     let arena = Arena::new(Config { max_transfers: 1, ..impatient() });
     let identity = Identity::generate().unwrap();
     // Room for hello, ready and verdicts, which are read; and for not one whole receipt.
-    let peer = Peer::connect_as(&arena.host, &identity, |t| { t.receive_window(1_000_u32.into()); }).await;
+    let peer = Peer::connect_as(&arena.host, &identity, |t| {
+        t.receive_window(1_000_u32.into());
+    })
+    .await;
     let mut session = peer.session().await;
     for id in 0..200 {
         session.wanted(id, &format!("f{id}"), 5).await;
@@ -52,7 +58,10 @@ async fn who_never_reads_receipts_holds_nothing_that_others_need() {
 async fn who_grants_no_credit_for_an_answer_is_given_up() {
     let arena = Arena::new(impatient());
     let identity = Identity::generate().unwrap();
-    let peer = Peer::connect_as(&arena.host, &identity, |t| { t.stream_receive_window(2_u32.into()); }).await;
+    let peer = Peer::connect_as(&arena.host, &identity, |t| {
+        t.stream_receive_window(2_u32.into());
+    })
+    .await;
     let (_, control, _answers) = peer.ask(&push_into(&[])).await;
     let _ = within(control.stopped()).await;
     assert_eq!(peer.closed().await.0, Code::TimedOut);

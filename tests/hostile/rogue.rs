@@ -13,8 +13,8 @@ use haul::store::LocalStore;
 use haul::stream::MessageReader;
 use haul::trust::ServerTrust;
 use haul::wire::{
-    Committed, Done, Durability, Entry, Failed, GoAway, HELD_BLOCK, Held, Hello, Kind, Message, Plan, Pull, Push, Range,
-    Ready, Refuse, Refused, Skip, Summary, Trailer, Want, Working,
+    Committed, Done, Durability, Entry, Failed, GoAway, HELD_BLOCK, Held, Hello, Kind, Message, Plan, Pull, Push,
+    Range, Ready, Refuse, Refused, Skip, Summary, Trailer, Want, Working,
 };
 use quinn::{Connection, SendStream};
 use tempfile::TempDir;

@@ -136,9 +136,11 @@ async fn a_reset_in_the_middle_fails_one_file_and_keeps_what_may_be_resumed() {
         let (mut send, mut receipt) = session.transfer(&plan(id, &[(0, 3 << 20)]), &content(1, 2 << 20)).await;
         // A reset overtakes what is still on its way, so the file has to have grown first.
         within(async {
-            while !arena.names().iter().any(|n| {
-                std::fs::metadata(arena.served().join(n)).is_ok_and(|m| m.len() > 1 << 20)
-            }) {
+            while !arena
+                .names()
+                .iter()
+                .any(|n| std::fs::metadata(arena.served().join(n)).is_ok_and(|m| m.len() > 1 << 20))
+            {
                 tokio::task::yield_now().await;
             }
         })
