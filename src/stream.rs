@@ -247,3 +247,20 @@ impl Drop for MessageWriter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peers_reason_for_closing_is_escaped_whichever_layer_it_comes_by() {
+        let reason = Bytes::from_static(b"\x1b[2J");
+        let error_code = quinn::TransportErrorCode::NO_ERROR;
+        let transport = quinn::ConnectionClose { error_code, frame_type: None, reason: reason.clone() };
+        let application = quinn::ApplicationClose { error_code: 1_u8.into(), reason };
+        for lost in [ConnectionError::ConnectionClosed(transport), ConnectionError::ApplicationClosed(application)] {
+            let text = lost_connection(&lost).to_string();
+            assert!(!text.contains('\x1b') && text.contains("[2J"), "{text}");
+        }
+    }
+}
