@@ -5,13 +5,13 @@
 
 mod body;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use quinn::Connection;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -278,13 +278,21 @@ impl Sender {
         (self.sending.observer)(Event::Found { files, bytes, complete });
     }
 
-    /// Reads verdicts and runs the transfers they ask for, until the receiver ends the stream.
+    /// Reads verdicts and runs the transfers they ask for, until the receiver ends the stream. A wanted file is but a row
+    /// in a queue until one of the open transfers is its: tasks take kilobytes each, and thousands may be wanted.
     async fn answers(self: &Arc<Self>, mut verdicts: MessageReader) -> Result<()> {
+        let mut wanted = VecDeque::new();
         let mut transfers = JoinSet::new();
         loop {
             let verdict = tokio::select! {
                 verdict = Verdict::read(&mut verdicts) => verdict?,
                 Some(_) = transfers.join_next() => continue,
+                Ok(open) = self.parallel.clone().acquire_owned(), if !wanted.is_empty() => {
+                    if let Some((id, announce, held)) = wanted.pop_front() {
+                        transfers.spawn(self.clone().transfer(id, announce, held, open));
+                    }
+                    continue;
+                }
             };
             let Some(verdict) = verdict else {
                 return match self.state().unsettled.len() {
@@ -303,11 +311,7 @@ impl Sender {
                     let Some(announce) = announce.filter(|a| a.kind == Kind::File) else {
                         return Err(Error::Protocol(format!("it wants the content of entry {id}, which is no file")));
                     };
-                    let sender = self.clone();
-                    transfers.spawn(async move {
-                        let result = sender.transfer(id, &announce, held).await;
-                        sender.settle_transfer(id, announce, result);
-                    });
+                    wanted.push_back((id, announce, held));
                 }
             }
         }
@@ -374,17 +378,16 @@ impl Sender {
         (self.sending.observer)(Event::Settled { id, path, kind, size, result });
     }
 
-    /// Sends one wanted file and reads the receipt.
-    async fn transfer(&self, id: u64, announce: &Announce, held: Vec<Held>) -> Result<(), Why> {
-        let _open = self.parallel.acquire().await;
-        let size = announce.metadata.size;
-        if size <= SMALL_BODY {
-            self.started(id, announce, 0);
-            self.transfer_small(id, announce).await
+    /// Sends one wanted file, reads the receipt and settles it. Its place among the open transfers is held until then.
+    async fn transfer(self: Arc<Self>, id: u64, announce: Announce, held: Vec<Held>, _open: OwnedSemaphorePermit) {
+        let result = if announce.metadata.size <= SMALL_BODY {
+            self.started(id, &announce, 0);
+            self.transfer_small(id, &announce).await
         } else {
             let _writer = self.large.acquire().await;
-            self.transfer_large(id, announce, held).await
-        }
+            self.transfer_large(id, &announce, held).await
+        };
+        self.settle_transfer(id, announce, result);
     }
 
     fn started(&self, id: u64, announce: &Announce, held: u64) {

@@ -60,7 +60,7 @@ async fn a_message_on_the_control_stream_that_is_none_closes_the_connection() {
     for bytes in bad {
         let peer = Peer::connect(&arena.host).await;
         let _control = peer.open(&[&[1], &bytes[..]].concat()).await;
-        assert_eq!(peer.closed().await.0, Code::Protocol, "{:?}", &bytes[..bytes.len().min(60)]);
+        peer.closed_with(Code::Protocol, &format!("{:?}", &bytes[..bytes.len().min(60)])).await;
     }
     arena.unharmed().await;
 }
@@ -90,7 +90,7 @@ async fn a_message_on_the_manifest_that_is_none_closes_the_connection() {
         let mut session = peer.session().await;
         // A server that has seen enough closes in the middle of it.
         let _ = within(session.manifest.write_all(&bytes)).await;
-        assert_eq!(peer.closed().await.0, Code::Protocol, "{:?}", &bytes[..bytes.len().min(60)]);
+        peer.closed_with(Code::Protocol, &format!("{:?}", &bytes[..bytes.len().min(60)])).await;
     }
     assert_eq!(arena.names(), Vec::<String>::new());
     arena.unharmed().await;
@@ -126,7 +126,7 @@ async fn entries_that_nobody_waits_for_are_counted_and_one_of_the_greatest_size_
         file(id, "f", 1 << 40).put(&mut all);
     }
     let _ = within(session.manifest.write_all(&all)).await;
-    assert_eq!(peer.closed().await.0, Code::Protocol);
+    peer.closed_with(Code::Protocol, "").await;
     arena.honest().await;
 
     let peer = Peer::connect(&arena.host).await;
@@ -145,7 +145,7 @@ async fn entries_that_nobody_waits_for_are_counted_and_one_of_the_greatest_size_
     big.id = 1;
     payload.push(0);
     let _ = within(session.manifest.write_all(&message(Entry::TYPE, payload.len() as u64, &payload))).await;
-    assert_eq!(peer.closed().await.0, Code::Protocol);
+    peer.closed_with(Code::Protocol, "").await;
     arena.unharmed().await;
 }
 

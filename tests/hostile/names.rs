@@ -135,6 +135,6 @@ async fn an_entry_without_a_name_breaks_the_protocol() {
     let nameless = Entry { path: Components::default(), ..entry(0, &[b"a"], Kind::File) };
     assert!(nameless.to_bytes().len() < Entry::LIMIT);
     session.announce(&nameless).await;
-    assert_eq!(peer.closed().await.0, Code::Protocol);
+    peer.closed_with(Code::Protocol, "").await;
     arena.unharmed().await;
 }

@@ -25,7 +25,7 @@ async fn who_never_reads_verdicts_loses_its_own_session() {
     within(session.manifest.write_all(&entries)).await.unwrap();
     arena.honest().await;
     assert!(within(session.answers.frame(4096)).await.is_err(), "the session is over, and nothing more is said");
-    assert_eq!(peer.closed().await.0, Code::TimedOut);
+    peer.closed_with(Code::TimedOut, "").await;
     arena.unharmed().await;
 }
 
@@ -64,7 +64,7 @@ async fn who_grants_no_credit_for_an_answer_is_given_up() {
     .await;
     let (_, control, _answers) = peer.ask(&push_into(&[])).await;
     let _ = within(control.stopped()).await;
-    assert_eq!(peer.closed().await.0, Code::TimedOut);
+    peer.closed_with(Code::TimedOut, "").await;
     arena.unharmed().await;
 }
 

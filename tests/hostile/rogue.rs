@@ -18,6 +18,7 @@ use haul::wire::{
 };
 use quinn::{Connection, SendStream};
 use tempfile::TempDir;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::peer::*;
@@ -28,6 +29,8 @@ struct Rogue {
     connection: Connection,
     control: SendStream,
     requests: MessageReader,
+    /// Entries as they come.
+    entries: mpsc::UnboundedReceiver<Entry>,
     client: JoinHandle<Result<Outcome>>,
     source: TempDir,
 }
@@ -59,7 +62,8 @@ impl Rogue {
         assert_eq!(within(requests.byte()).await.unwrap(), 1);
         within(requests.read::<Hello>()).await.unwrap();
         within(requests.read::<Push>()).await.unwrap();
-        Self { connection, control, requests, client, source }
+        let (_, entries) = mpsc::unbounded_channel();
+        Self { connection, control, requests, entries, client, source }
     }
 
     /// Answers as it should, and reads the manifest until this many entries have come.
@@ -70,13 +74,44 @@ impl Rogue {
         let mut manifest = MessageReader::new(manifest);
         assert_eq!(within(manifest.byte()).await.unwrap(), 2);
         within(manifest.varint()).await.unwrap();
+        let (to, come) = mpsc::unbounded_channel();
+        rogue.entries = come;
+        tokio::spawn(async move {
+            while let Ok(entry) = manifest.read::<Entry>().await {
+                let _ = to.send(entry);
+            }
+        });
         let mut all = Vec::new();
         while all.len() < entries {
-            all.push(within(manifest.read::<Entry>()).await.unwrap());
+            all.push(rogue.entry().await);
         }
-        // Kept open, as if more were read.
-        tokio::spawn(async move { while let Ok(Some(_)) = manifest.frame(1 << 16).await {} });
         (rogue, verdicts, all)
+    }
+
+    async fn entry(&mut self) -> Entry {
+        within(self.entries.recv()).await.expect("another entry")
+    }
+
+    /// The directory comes once all that is in it is settled; then all is answered, and the session ends well.
+    async fn end(mut self, mut verdicts: SendStream) -> Result<Outcome> {
+        let directory = self.entry_while_alive().await;
+        assert_eq!(directory.kind, Kind::Directory);
+        write_to(&mut verdicts, &Done { id: directory.id }).await;
+        verdicts.finish().unwrap();
+        within(self.requests.read::<haul::wire::End>()).await.unwrap();
+        self.say(&Summary::default()).await;
+        self.outcome().await
+    }
+
+    /// The next entry; meanwhile the client hears that somebody is there.
+    async fn entry_while_alive(&mut self) -> Entry {
+        let mut tick = tokio::time::interval(std::time::Duration::from_millis(100));
+        loop {
+            tokio::select! {
+                entry = self.entries.recv() => return entry.expect("another entry"),
+                _ = tick.tick() => drop(self.control.write_all(&Working {}.to_bytes()).await),
+            }
+        }
     }
 
     async fn answer(&mut self, message: &impl Message) {
@@ -234,20 +269,18 @@ async fn verdicts_that_answer_no_question_break_the_protocol() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_content_of_a_directory_cannot_be_wanted() {
-    let (rogue, mut verdicts, entries) = Rogue::ready(3).await;
+    let (mut rogue, mut verdicts, entries) = Rogue::ready(3).await;
     for entry in &entries {
         write_to(&mut verdicts, &Skip { id: entry.id }).await;
     }
-    // The directory comes once all in it is settled, under the next number.
-    let directory = entries.len() as u64;
-    tokio::task::yield_now().await;
-    write_to(&mut verdicts, &Want { id: directory, held: None }).await;
+    let directory = rogue.entry().await;
+    write_to(&mut verdicts, &Want { id: directory.id, held: None }).await;
     rogue.protocol("a directory").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn held_parts_that_are_another_files_are_sent_all_the_same() {
-    let (mut rogue, mut verdicts, entries) = Rogue::ready(3).await;
+    let (rogue, mut verdicts, entries) = Rogue::ready(3).await;
     let large = id_of(&entries, Kind::File, true);
     let content = content(2, LARGE);
     let block = HELD_BLOCK as usize;
@@ -270,12 +303,7 @@ async fn held_parts_that_are_another_files_are_sent_all_the_same() {
     let trailer = Trailer { digest: *blake3::hash(&content).as_bytes() }.to_bytes();
     assert_eq!(got, [&content[..3 * block], &content[4 * block..], &trailer].concat());
     write_to(&mut receipt, &Committed { bytes: LARGE as u64, durability: Durability::Visible }).await;
-    // The directory, then the end.
-    write_to(&mut verdicts, &Done { id: entries.len() as u64 }).await;
-    verdicts.finish().unwrap();
-    within(rogue.requests.read::<haul::wire::End>()).await.unwrap();
-    rogue.say(&Summary::default()).await;
-    let outcome = rogue.outcome().await.unwrap();
+    let outcome = rogue.end(verdicts).await.unwrap();
     assert_eq!((outcome.sent.files, outcome.sent.failed), (1, 0));
 }
 
@@ -292,7 +320,7 @@ async fn a_receipt_that_lies_comes_early_or_not_at_all_is_no_receipt() {
 }
 
 async fn receipt_case(case: &'static str, large: bool) {
-    let (mut rogue, mut verdicts, entries) = Rogue::ready(3).await;
+    let (rogue, mut verdicts, entries) = Rogue::ready(3).await;
     let wanted = id_of(&entries, Kind::File, large);
     for entry in &entries {
         match entry.id {
@@ -318,35 +346,19 @@ async fn receipt_case(case: &'static str, large: bool) {
         "end" => receipt.finish().unwrap(),
         _ => {}
     }
-    let draining = async {
+    let draining = tokio::spawn(async move {
         while drains && matches!(stream.read_chunk(1 << 20, true).await, Ok(Some(_))) {}
-        // The file fails, and the session goes on.
-        write_to(&mut verdicts, &Done { id: entries.len() as u64 }).await;
-        verdicts.finish().unwrap();
-    };
-    within(async { tokio::join!(draining, keep_alive(&mut rogue)) }).await;
-    rogue.say(&Summary::default()).await;
-    let outcome = rogue.outcome().await.unwrap_or_else(|e| panic!("{case}: {e}"));
+        // Neither stopped nor ended by being dropped.
+        std::future::pending::<()>().await;
+        drop((stream, receipt));
+    });
+    // The file fails, and the session goes on.
+    let outcome = within(rogue.end(verdicts)).await.unwrap_or_else(|e| panic!("{case}: {e}"));
+    draining.abort();
     assert_eq!((outcome.sent.files, outcome.sent.failed), (0, 1), "{case}");
     let (name, why) = &outcome.sent.failures[0];
     assert!(name.to_string().contains(if large { "large" } else { "small" }));
     assert!(!why.to_string().contains('\x1b'), "{why}");
-}
-
-/// Says that it is alive until the client ends the session.
-async fn keep_alive(rogue: &mut Rogue) {
-    let mut tick = tokio::time::interval(std::time::Duration::from_millis(100));
-    let end = rogue.requests.read::<haul::wire::End>();
-    tokio::pin!(end);
-    loop {
-        tokio::select! {
-            end = &mut end => {
-                end.unwrap();
-                return;
-            }
-            _ = tick.tick() => drop(rogue.control.write_all(&Working {}.to_bytes()).await),
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -417,7 +429,7 @@ async fn what_a_server_says_cannot_steer_a_terminal() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_takes_nothing_that_it_did_not_ask_for() {
-    let (mut rogue, mut verdicts, entries) = Rogue::ready(3).await;
+    let (rogue, mut verdicts, entries) = Rogue::ready(3).await;
     let handle = quinn::VarInt::from(rogue.control.id()).into_inner();
     let unasked = [
         (head(2, handle), Code::NotWanted),
@@ -434,11 +446,7 @@ async fn a_client_takes_nothing_that_it_did_not_ask_for() {
     for entry in &entries {
         write_to(&mut verdicts, &Skip { id: entry.id }).await;
     }
-    write_to(&mut verdicts, &Done { id: entries.len() as u64 }).await;
-    verdicts.finish().unwrap();
-    within(rogue.requests.read::<haul::wire::End>()).await.unwrap();
-    rogue.say(&Summary::default()).await;
-    let outcome = rogue.outcome().await.unwrap();
+    let outcome = rogue.end(verdicts).await.unwrap();
     assert_eq!((outcome.sent.skipped, outcome.sent.failed), (3, 0));
 }
 

@@ -67,7 +67,7 @@ async fn half_a_request_ends_its_session_by_the_deadline() {
         // The connection is closed once no session runs on it.
         let _ = within(send.stopped()).await;
     }
-    assert_eq!(peer.closed().await.0, Code::TimedOut);
+    peer.closed_with(Code::TimedOut, "").await;
     arena.unharmed().await;
 }
 
@@ -216,9 +216,18 @@ async fn a_key_that_is_not_admitted_is_told_itself_and_the_line_that_admits_it()
     let address = server.local_addresses()[0];
     let serving = tokio::spawn(server.run(std::future::pending(), std::future::pending()));
     let stranger = Identity::generate().unwrap();
-    let (_endpoint, connection) = within(Peer::connecting(address, key_id, &stranger, |_| {})).await;
-    let (code, sentence) = closed(&connection.unwrap()).await;
-    assert_eq!(code, Code::NotAdmitted);
+    let sentence = loop {
+        let (_endpoint, connection) = within(Peer::connecting(address, key_id, &stranger, |_| {})).await;
+        match within(connection.unwrap().closed()).await {
+            ConnectionError::ApplicationClosed(close) => {
+                assert_eq!(haul::stream::code_of(close.error_code), Code::NotAdmitted);
+                break String::from_utf8(close.reason.to_vec()).unwrap();
+            }
+            // See Peer::closed_with.
+            ConnectionError::Reset => {}
+            other => panic!("{other}"),
+        }
+    };
     assert!(sentence.contains(&format!("authorized_keys: {} NAME", stranger.key_id())), "{sentence}");
 
     // The same, as a user sees it.
@@ -266,7 +275,7 @@ async fn ids_that_do_not_ascend_break_the_protocol_and_the_greatest_does_not() {
         let mut session = peer.session().await;
         session.wanted(ids[0], "first", 5).await;
         session.announce(&file(ids[1], "second", 5)).await;
-        assert_eq!(peer.closed().await.0, Code::Protocol, "{ids:?}");
+        peer.closed_with(Code::Protocol, &format!("{ids:?}")).await;
     }
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;

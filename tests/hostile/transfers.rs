@@ -35,7 +35,7 @@ async fn a_transfer_that_is_not_what_was_planned_fails_and_leaves_nothing() {
             ("an endless trailer", plan(0, &whole), with(&[0x21, 0xff, 0xff, 0xff]), Code::Protocol),
             ("another message", plan(0, &whole), with(&[0x0a, 1, 0xa0]), Code::Protocol),
             ("beyond the file", plan(0, &[(0, size + 1)]), good.clone(), Code::Protocol),
-            ("far beyond", plan(0, &[(0, size), (1 << 62, 1 << 62)]), good.clone(), Code::Protocol),
+            ("far beyond", plan(0, &[(0, size), (1 << 62, 1 << 61)]), good.clone(), Code::Protocol),
             ("what is not held", plan(0, &[(1000, size - 1000)]), good[1000..].to_vec(), Code::Protocol),
             ("nothing planned", plan(0, &[]), trailer(&body), Code::Protocol),
             ("another encoding", Plan { encoding: 7, ..plan(0, &whole) }, good.clone(), Code::Unsupported),
@@ -49,7 +49,7 @@ async fn a_transfer_that_is_not_what_was_planned_fails_and_leaves_nothing() {
             let _ = send.finish();
             let why: Why = within(receipt.read::<Failed>()).await.expect(what).why.into();
             assert_eq!(why.code, code, "{what} of {size}: {why}");
-            assert_eq!(arena.names(), [name.clone()], "{what} of {size}: no partial");
+            assert_eq!(arena.names(), std::slice::from_ref(&name), "{what} of {size}: no partial");
             assert_eq!(std::fs::read(arena.served().join(&name)).unwrap(), b"old", "{what} of {size}");
             std::fs::remove_file(arena.served().join(&name)).unwrap();
             id += 1;
@@ -71,7 +71,13 @@ async fn a_plan_that_is_no_plan_is_turned_away_before_anything_is_read() {
         assert_eq!(stopped(&mut send).await, Code::Protocol, "{ranges:?}");
     }
     arena.honest().await;
-    assert_eq!(arena.names(), Vec::<String>::new());
+    // What is still wanted has a partial until the deadline.
+    within(async {
+        while !arena.names().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     arena.unharmed().await;
 }
 
