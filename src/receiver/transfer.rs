@@ -1,5 +1,6 @@
 //! One transfer: a small file through memory, a large one straight to its offsets.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +41,7 @@ impl Receiver {
         let span = tracing::debug_span!("transfer", id = file.id, path = %file.path, size = file.size);
         async {
             self.started(&file, 0);
-            let Some(incoming) = self.stream_of(&file, stream).await else { return };
+            let Some(incoming) = self.stream_of(&file, stream, pending()).await else { return };
             let Incoming { plan, stream, mut receipt } = incoming;
             let result = match self.small_body(&file, &plan, stream).await {
                 Ok((content, trailer)) => {
@@ -131,20 +132,29 @@ impl Receiver {
             self.answer(Verdict::Want(file.id, held.clone()));
             let mut slot = Slot { receiver: &self, permit: Some(permit), claim: &claim };
             // A peer that wants nothing of it after all holds no permit for long.
-            let Some(incoming) = slot.patiently(self.stream_of(&file, stream)).await else { return };
+            let Some(incoming) = slot.patiently(self.stream_of(&file, stream, claim.superseded())).await else {
+                return;
+            };
             let Incoming { plan, stream, mut receipt } = incoming;
             let result = slot.receive(&file, disk, &plan, &held, stream, &mut receipt).await;
             drop(slot);
-            self.give_receipt(&file, receipt, result).await;
+            // The disk is at rest, and a newer session need not wait for this peer to read.
             drop(claim);
+            self.give_receipt(&file, receipt, result).await;
         }
         .instrument(span)
         .await;
     }
 
-    /// Waits for the stream of a wanted file.
-    async fn stream_of(&self, file: &Wanted, stream: oneshot::Receiver<Incoming>) -> Option<Incoming> {
+    /// Waits for the stream of a wanted file, until a newer session takes the file over.
+    async fn stream_of(
+        &self,
+        file: &Wanted,
+        stream: oneshot::Receiver<Incoming>,
+        superseded: impl Future<Output = ()>,
+    ) -> Option<Incoming> {
         let waited = tokio::select! {
+            () = superseded => Why::from(Code::Superseded),
             incoming = timeout(self.session.config.deadline, stream) => match incoming {
                 Ok(Ok(incoming)) => return Some(incoming),
                 _ => Why::new(Code::TimedOut, "it was wanted, but never came"),
