@@ -165,6 +165,21 @@ async fn a_reset_in_the_middle_fails_one_file_and_keeps_what_may_be_resumed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newer_session_does_not_wait_for_the_deadline_of_one_that_was_wanted_and_never_sent() {
+    // Its deadline is longer than this test's patience.
+    let arena = Arena::new(Config { max_transfers: 1, ..Config::default() });
+    let identity = haul::identity::Identity::generate().unwrap();
+    let dead = Peer::connect_as(&arena.host, &identity, |_| {}).await;
+    let mut session = dead.session().await;
+    session.wanted(0, "f", 1 << 20).await;
+    let alive = Peer::connect_as(&arena.host, &identity, |_| {}).await;
+    let mut session = alive.session().await;
+    session.wanted(0, "f", 1 << 20).await;
+    alive.connection.close(0_u8.into(), b"");
+    arena.unharmed().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_file_over_and_over_in_one_session_ends() {
     let arena = Arena::new(Config { max_transfers: 2, ..impatient() });
     let peer = Peer::connect(&arena.host).await;
