@@ -25,7 +25,7 @@ use crate::session::{self, Outcome, Outgoing, Sessions, accept_streams};
 use crate::store::Store;
 use crate::stream::varint_of;
 use crate::trust::ServerTrust;
-use crate::wire::{Components, Durability, Pull, Push, Summary};
+use crate::wire::{Components, Durability, Message, Pull, Push, Summary};
 
 /// How long closing waits for its last packet to go out.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -121,7 +121,15 @@ impl Client {
             config: self.config.clone(),
             observer,
         };
-        session::push(outgoing, &push).await
+        self.honest(session::push(outgoing, &push).await)
+    }
+
+    /// A server that breaks the protocol is told so, and left.
+    fn honest<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(Error::Protocol(why)) = &result {
+            self.connection.close(varint_of(Code::Protocol), why.as_bytes());
+        }
+        result
     }
 
     /// Receives files and directories from the server into a store, each under its own name.
@@ -155,7 +163,10 @@ impl Client {
             entries: MAX_UNANSWERED,
             entry_bytes: MAX_UNANSWERED_BYTES,
         };
-        session::pull(&self.connection, &pull, &self.sessions, receiver, &self.config).await
+        if !pull.fits() {
+            return Err(Error::Usage("so many sources do not fit into one request; pull them in parts".into()));
+        }
+        self.honest(session::pull(&self.connection, &pull, &self.sessions, receiver, &self.config).await)
     }
 
     /// Closes the connection and waits until the server can know, for a second at most.

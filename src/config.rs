@@ -15,7 +15,7 @@ pub struct Config {
     /// Bytes that all connections together may have received and not yet written: the sum of their receive windows.
     /// Half of it is kept for connections to come; the other half of 64 MiB carries 1 Gbit/s at 200 ms (25 MB).
     pub memory: usize,
-    /// Bytes that one connection keeps until they are acknowledged (quinn's `send_window`). Also what bounds a sender's
+    /// Bytes that a client keeps until they are acknowledged (quinn's `send_window`). Also what bounds a sender's
     /// memory. 48 MiB carry 1 Gbit/s at 200 ms with as much again in retransmission.
     pub send_window: usize,
     /// Transfers that a sender has open at the same time on a connection. At 100 ms, 100 streams carry 450 small files

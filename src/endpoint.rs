@@ -43,6 +43,11 @@ const INCOMING_BUFFERS: u64 = 4 << 20;
 /// `net.core.rmem_max`.
 const SOCKET_BUFFER: usize = 4 << 20;
 
+/// What a server keeps for each connection until it is acknowledged, in bytes. A thousand readers that acknowledge nothing
+/// must not take more than a gigabyte; 1 MiB carries 80 Mbit/s at 100 ms. (Pulls at full speed will lease more from the
+/// process's memory, as receiving does.)
+const SERVER_SEND_WINDOW: usize = 1 << 20;
+
 /// What a server needs to listen. Every client that holds the key of its certificate comes through the handshake; ask
 /// [`Admission::judge`](crate::trust::Admission::judge) next.
 ///
@@ -51,8 +56,10 @@ const SOCKET_BUFFER: usize = 4 << 20;
 pub fn server_config(identity: &Identity, config: &Config) -> Result<quinn::ServerConfig> {
     let crypto = QuicServerConfig::try_from(server_tls(identity)?).map_err(unusable)?;
     let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    let mut transport = transport(config)?;
+    transport.send_window(config.send_window.min(SERVER_SEND_WINDOW) as u64);
     server
-        .transport_config(Arc::new(transport(config)?))
+        .transport_config(Arc::new(transport))
         .migration(true)
         .max_incoming(MAX_INCOMING)
         .incoming_buffer_size(INCOMING_BUFFER)

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -24,8 +24,8 @@ use crate::store::Store;
 use crate::store::fault::refusal;
 use crate::stream::{MessageReader, MessageWriter, StreamError};
 use crate::wire::{
-    Components, End, Frame, GoAway, Hello, Kind, Message, Plan, Pull, Push, Ready, Refused, StreamType, Summary,
-    Working,
+    Components, End, Frame, GoAway, Hello, Kind, Malformed, Message, Plan, Pull, Push, Ready, Refused, StreamType,
+    Summary, Working,
 };
 
 /// How often a receiver says that it is alive, while entries wait for their turn or the last writes for the disk.
@@ -44,9 +44,21 @@ pub struct Outcome {
 pub(crate) type Bi = (MessageReader, MessageWriter);
 
 /// The sessions of a connection in which this end receives, by handle.
-#[derive(Default)]
 pub(crate) struct Sessions {
     receiving: Mutex<HashMap<u64, Registered>>,
+    /// Bounds the long plans that are being read.
+    long_plans: Semaphore,
+}
+
+/// A plan up to this size is read at once, in bytes; only one that leaves out much of what is held is longer.
+const SHORT_PLAN: usize = 1 << 10;
+/// Longer plans that are read at the same time on a connection: each may take 64 KiB, and nothing else counts them.
+const LONG_PLANS: usize = 16;
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { receiving: Mutex::default(), long_plans: Semaphore::new(LONG_PLANS) }
+    }
 }
 
 struct Registered {
@@ -114,8 +126,15 @@ impl Sessions {
             return to.map(Head::Manifest).ok_or(Code::NotWanted);
         }
         let receiver = self.table().get(&handle).map(|session| session.receiver.clone()).ok_or(Code::NotWanted)?;
-        let plan: Plan = reader.read().await.map_err(code)?;
-        Ok(Head::Transfer(receiver, plan))
+        let plan = match reader.frame(SHORT_PLAN).await {
+            Err(StreamError::Malformed(Malformed::TooLong { .. })) => {
+                let _long = self.long_plans.acquire().await;
+                reader.frame(Plan::LIMIT).await
+            }
+            plan => plan,
+        };
+        let plan = plan.and_then(|plan| plan.ok_or(StreamError::Ended)).map_err(code)?;
+        Ok(Head::Transfer(receiver, plan.decode().map_err(|bad| code(bad.into()))?))
     }
 }
 

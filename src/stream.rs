@@ -10,8 +10,9 @@ use crate::error::{Code, Error, Why};
 use crate::path::printable;
 use crate::wire::{Frame, Malformed, Message, peek_varint};
 
-/// Most bytes that one read takes off a stream; larger reads only lengthen the time a message waits in the buffer.
-const READ_SIZE: usize = 16 << 10;
+/// Most bytes that one read takes off a stream: what stands in the buffer beyond a message is not counted as held, and a
+/// connection may have a thousand streams.
+const READ_SIZE: usize = 4 << 10;
 
 /// What can end the reading or writing of a stream.
 #[derive(Debug, thiserror::Error)]

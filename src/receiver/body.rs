@@ -40,6 +40,8 @@ impl Run {
 pub(super) struct Body {
     /// Offset in the stream, and where in the file it belongs; ascending.
     parts: Vec<(u64, Range)>,
+    /// Offset in the stream at which the body begins.
+    start: u64,
     /// Offset in the stream at which the trailer begins.
     end: u64,
     received: u64,
@@ -70,7 +72,7 @@ impl Body {
         }
         let next = plan.ranges.first().map_or(0, |r| r.offset);
         let (tail, runs) = (Vec::new(), Vec::new());
-        Ok(Self { parts, end, received: 0, tail, tail_bytes: 0, runs, pending: 0, set_aside: 0, next })
+        Ok(Self { parts, start, end, received: 0, tail, tail_bytes: 0, runs, pending: 0, set_aside: 0, next })
     }
 
     /// Takes a piece of the stream; QUIC never delivers a byte twice. Returns the bytes now pending more than before.
@@ -116,6 +118,11 @@ impl Body {
         self.next = self.next.max(run.end());
         self.runs.push(run);
         Ok(())
+    }
+
+    /// Offset in the stream at which the body begins.
+    pub(super) fn start(&self) -> u64 {
+        self.start
     }
 
     /// Bytes that wait to be written.

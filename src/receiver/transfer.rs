@@ -4,7 +4,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -17,7 +17,7 @@ use crate::budget::{HeldBytes, Reservation};
 use crate::error::{Code, Result, Why};
 use crate::manifest::Verdict;
 use crate::store::fault::fault;
-use crate::stream::{MessageReader, MessageWriter, StreamError, varint_of};
+use crate::stream::{MessageWriter, StreamError, varint_of};
 use crate::wire::{Committed, Failed, Held, Message, Plan, Range, Trailer, Working};
 
 /// Bytes that are written without waiting for more.
@@ -43,7 +43,8 @@ impl Receiver {
             self.started(&file, 0);
             let Some(incoming) = self.stream_of(&file, stream, pending()).await else { return };
             let Incoming { plan, stream, mut receipt } = incoming;
-            let result = match self.small_body(&file, &plan, stream).await {
+            let (mut stream, begun, _) = stream.into_parts();
+            let result = match self.small_body(&file, &plan, &mut stream, &begun).await {
                 Ok((content, trailer)) => {
                     self.moved(file.id, file.size);
                     working(&mut receipt, self.commit_small(&file, content, trailer)).await
@@ -51,49 +52,46 @@ impl Receiver {
                 Err(why) => Err(why),
             };
             drop(memory);
-            self.give_receipt(&file, receipt, result).await;
+            self.give_receipt(&file, stream, receipt, result).await;
         }
         .instrument(span)
         .await;
     }
 
-    async fn small_body(&self, file: &Wanted, plan: &Plan, stream: MessageReader) -> Result<(BytesMut, Trailer), Why> {
-        let deadline = self.session.config.deadline;
-        let (mut stream, begun, _) = stream.into_parts();
+    async fn small_body(
+        &self,
+        file: &Wanted,
+        plan: &Plan,
+        stream: &mut quinn::RecvStream,
+        begun: &[u8],
+    ) -> Result<(BytesMut, Trailer), Why> {
+        if plan.encoding != 0 {
+            return Err(Why::new(Code::Unsupported, format!("encoding {} is not spoken here", plan.encoding)));
+        }
+        if plan.ranges != [Range { offset: 0, length: file.size }] {
+            return Err(Why::new(Code::Protocol, "the plan leaves out what this side does not hold"));
+        }
         let mut content = BytesMut::with_capacity(file.size as usize + Trailer::LIMIT);
-        content.extend_from_slice(&begun);
-        let result = async {
-            if plan.encoding != 0 {
-                return Err(Why::new(Code::Unsupported, format!("encoding {} is not spoken here", plan.encoding)));
+        content.extend_from_slice(begun);
+        loop {
+            if content.len() > file.size as usize + Trailer::LIMIT {
+                return Err(Why::new(Code::Protocol, "the stream goes on behind its trailer"));
             }
-            if plan.ranges != [Range { offset: 0, length: file.size }] {
-                return Err(Why::new(Code::Protocol, "the plan leaves out what this side does not hold"));
-            }
-            loop {
-                if content.len() > file.size as usize + Trailer::LIMIT {
-                    return Err(Why::new(Code::Protocol, "the stream goes on behind its trailer"));
-                }
-                let chunk = timeout(deadline, stream.read_chunk(WRITE, true));
-                match chunk.await.map_err(|_| StreamError::TimedOut)?.map_err(StreamError::from)? {
-                    Some(chunk) => content.extend_from_slice(&chunk.bytes),
-                    None => break,
-                }
-            }
-            if content.len() < file.size as usize {
-                return Err(Why::new(Code::Protocol, "the body ended too early"));
-            }
-            let mut tail = content.split_off(file.size as usize);
-            let bad = |e: crate::wire::Malformed| Why::new(Code::Protocol, e.to_string());
-            match crate::wire::Frame::take(&mut tail, Trailer::LIMIT).map_err(bad)? {
-                Some(frame) if tail.is_empty() => Ok((content, frame.decode().map_err(bad)?)),
-                _ => Err(Why::new(Code::Protocol, "the body is not followed by its trailer alone")),
+            let chunk = timeout(self.session.config.deadline, stream.read_chunk(WRITE, true));
+            match chunk.await.map_err(|_| StreamError::TimedOut)?.map_err(StreamError::from)? {
+                Some(chunk) => content.extend_from_slice(&chunk.bytes),
+                None => break,
             }
         }
-        .await;
-        if let Err(why) = &result {
-            let _ = stream.stop(varint_of(why.code));
+        if content.len() < file.size as usize {
+            return Err(Why::new(Code::Protocol, "the body ended too early"));
         }
-        result
+        let mut tail = content.split_off(file.size as usize);
+        let bad = |e: crate::wire::Malformed| Why::new(Code::Protocol, e.to_string());
+        match crate::wire::Frame::take(&mut tail, Trailer::LIMIT).map_err(bad)? {
+            Some(frame) if tail.is_empty() => Ok((content, frame.decode().map_err(bad)?)),
+            _ => Err(Why::new(Code::Protocol, "the body is not followed by its trailer alone")),
+        }
     }
 
     async fn commit_small(&self, file: &Wanted, content: BytesMut, trailer: Trailer) -> Result<(), Why> {
@@ -136,11 +134,13 @@ impl Receiver {
                 return;
             };
             let Incoming { plan, stream, mut receipt } = incoming;
-            let result = slot.receive(&file, disk, &plan, &held, stream, &mut receipt).await;
+            let (mut stream, rest, start) = stream.into_parts();
+            let body = Body::new(&plan, start, file.size);
+            let result = slot.receive(&file, disk, body, (&plan, &held), (&mut stream, rest), &mut receipt).await;
             drop(slot);
             // The disk is at rest, and a newer session need not wait for this peer to read.
             drop(claim);
-            self.give_receipt(&file, receipt, result).await;
+            self.give_receipt(&file, stream, receipt, result).await;
         }
         .instrument(span)
         .await;
@@ -166,7 +166,14 @@ impl Receiver {
         None
     }
 
-    async fn give_receipt(&self, file: &Wanted, mut receipt: MessageWriter, result: Result<(), Why>) {
+    /// Writes the receipt and finishes; only then is a sender that has failed stopped, so that it finds why.
+    async fn give_receipt(
+        &self,
+        file: &Wanted,
+        mut stream: quinn::RecvStream,
+        mut receipt: MessageWriter,
+        result: Result<(), Why>,
+    ) {
         let sent = match &result {
             Ok(()) => {
                 let (bytes, durability) = (file.size, self.session.durability);
@@ -179,6 +186,10 @@ impl Receiver {
         };
         if matches!(sent, Ok(Ok(()))) {
             receipt.finish();
+        }
+        if let Err(why) = &result {
+            // Fails only when the stream is over already.
+            let _ = stream.stop(varint_of(why.code));
         }
         self.settled(file, result);
     }
@@ -225,30 +236,19 @@ impl Slot<'_> {
         &mut self,
         file: &Wanted,
         mut disk: Disk,
-        plan: &Plan,
-        held: &[Held],
-        stream: MessageReader,
+        body: Result<Body, Why>,
+        (plan, held): (&Plan, &[Held]),
+        (stream, rest): (&mut quinn::RecvStream, Bytes),
         receipt: &mut MessageWriter,
     ) -> Result<(), Why> {
-        let (mut stream, rest, start) = stream.into_parts();
+        let mut body = body?;
+        disk.keep(plan, held)?;
         let mut credit = HeldBytes::new(self.receiver.session.window.clone());
-        let begun = Body::new(plan, start, file.size).and_then(|mut body| {
-            disk.keep(plan, held)?;
-            credit.add(body.take(start, rest)?);
-            Ok(body)
-        });
-        let mut body = match begun {
-            Ok(body) => body,
-            Err(why) => {
-                // The plan of a peer that is not honest, or no peer of ours.
-                let _ = stream.stop(varint_of(why.code));
-                return Err(why);
-            }
-        };
+        credit.add(body.take(body.start(), rest)?);
 
         let mut idle = Some(disk);
         let mut job: Option<Job> = None;
-        let moved = self.pump(file, &mut stream, &mut body, &mut credit, &mut idle, &mut job).await;
+        let moved = self.pump(file, stream, &mut body, &mut credit, &mut idle, &mut job).await;
         // Whatever ended it, the disk comes to rest before claim and permit go on to somebody else.
         if let Some(running) = job {
             idle = running.await.ok().map(|(disk, ..)| disk);
@@ -262,17 +262,15 @@ impl Slot<'_> {
             working(receipt, blocking(move || disk.finish(&trailer, &attributes, durability))).await
         }
         .await;
-        if let Err(why) = &result {
-            let _ = stream.stop(varint_of(why.code));
-            if let Some(disk) = idle
-                && matches!(why.code, Code::Changed | Code::Corrupt | Code::Protocol | Code::NoSpace)
-            {
-                let _ = blocking(move || {
-                    disk.discard();
-                    Ok(())
-                })
-                .await;
-            }
+        if let Err(why) = &result
+            && let Some(disk) = idle
+            && matches!(why.code, Code::Changed | Code::Corrupt | Code::Protocol | Code::NoSpace)
+        {
+            let _ = blocking(move || {
+                disk.discard();
+                Ok(())
+            })
+            .await;
         }
         result
     }
