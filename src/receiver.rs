@@ -7,9 +7,12 @@
 
 mod body;
 mod claims;
+mod judge;
 mod transfer;
+mod unanswered;
 
 pub use claims::Claims;
+use unanswered::Unanswered;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,8 +30,7 @@ use crate::error::{Code, Error, Result, Why};
 use crate::manifest::Verdict;
 use crate::path::RelativePath;
 use crate::progress::{Event, Observer, Settled};
-use crate::store::fault::refusal;
-use crate::store::{Attributes, Claim, PERMISSIONS, Store};
+use crate::store::{Attributes, Claim, Store};
 use crate::stream::{MessageReader, MessageWriter};
 use crate::wire::{Durability, Entry, Kind, Plan, Summary};
 
@@ -254,96 +256,6 @@ impl Receiver {
         Ok(())
     }
 
-    /// Answers what the manifest settles, and returns the files that are wanted. Blocks.
-    fn judge(&self, batch: Vec<Entry>) -> Vec<Wanted> {
-        let mut wanted = Vec::new();
-        for entry in batch {
-            let id = entry.id;
-            if self.session.stopping.is_cancelled() {
-                self.answer(Verdict::Refuse(id, Code::Stopping.into()));
-                continue;
-            }
-            match self.judge_one(entry) {
-                Ok(Judged::Want(file)) => wanted.push(file),
-                Ok(Judged::Skip) => {
-                    self.skipped.fetch_add(1, Ordering::Relaxed);
-                    self.answer(Verdict::Skip(id));
-                }
-                Ok(Judged::Done) => self.answer(Verdict::Done(id)),
-                Err(why) => {
-                    self.failed.fetch_add(1, Ordering::Relaxed);
-                    self.answer(Verdict::Refuse(id, why));
-                }
-            }
-        }
-        wanted
-    }
-
-    fn judge_one(&self, entry: Entry) -> Result<Judged, Why> {
-        let store = &*self.session.store;
-        let path = self.session.place.of(&entry)?;
-        let attributes = Attributes { mode: entry.mode.map(|mode| mode & PERMISSIONS), modified: entry.modified };
-        let there = store.stat(&path)?;
-        let there = there.as_ref();
-        let same_time = there.is_some_and(|m| entry.modified.is_none_or(|modified| modified == m.modified));
-        let same_mode = there.is_some_and(|m| attributes.mode.is_none_or(|mode| mode == m.mode & PERMISSIONS));
-        let kind = there.map(|m| m.kind);
-        match entry.kind {
-            Kind::Directory => match kind {
-                Some(Some(Kind::Directory)) if same_time && same_mode => Ok(Judged::Skip),
-                // The served directory itself belongs to whoever serves it.
-                Some(Some(Kind::Directory)) if path.is_root() => Ok(Judged::Skip),
-                Some(Some(Kind::Directory)) | None => {
-                    store.make_directory(&path)?;
-                    store.set_attributes(&path, &attributes)?;
-                    Ok(Judged::Done)
-                }
-                Some(_) => Err(refusal(Code::NotDirectory, &path)),
-            },
-            Kind::Symlink => {
-                let target = entry.target.unwrap_or_default();
-                match kind {
-                    Some(Some(Kind::Symlink)) if same_time && store.read_link(&path)? == target => Ok(Judged::Skip),
-                    Some(Some(Kind::Directory)) => Err(refusal(Code::IsDirectory, &path)),
-                    _ => {
-                        store.make_symlink(&path, &target, &attributes)?;
-                        self.committed.fetch_add(1, Ordering::Relaxed);
-                        Ok(Judged::Done)
-                    }
-                }
-            }
-            Kind::File => {
-                let size = entry.size.ok_or_else(|| {
-                    Why::new(Code::Unsupported, format!("{path}: files of unknown size are not taken by this version"))
-                })?;
-                match kind {
-                    Some(Some(Kind::Directory)) => return Err(refusal(Code::IsDirectory, &path)),
-                    Some(None) => {
-                        let text = format!("{path} is a FIFO, socket or device there; remove it first");
-                        return Err(Why::new(Code::Special, text));
-                    }
-                    Some(Some(Kind::File))
-                        if same_time && there.is_some_and(|m| m.size == size) && entry.modified.is_some() =>
-                    {
-                        if !same_mode {
-                            store.set_attributes(&path, &attributes)?;
-                        }
-                        return Ok(Judged::Skip);
-                    }
-                    _ => {}
-                }
-                let claim = Claim { owner: self.session.owner, size, modified: entry.modified };
-                if size == 0 {
-                    store.create(&path, &claim)?.commit(&attributes, Durability::Visible)?;
-                    self.committed.fetch_add(1, Ordering::Relaxed);
-                    return Ok(Judged::Done);
-                }
-                let name = RelativePath::from_components(&entry.path.0)?;
-                Ok(Judged::Want(Wanted { id: entry.id, name, path, size, attributes, claim }))
-            }
-        }
-    }
-
     fn answer(&self, verdict: Verdict) {
         // Fails only when the session is over.
         let _ = self.verdicts.send(verdict);
@@ -459,68 +371,6 @@ impl Receiver {
         };
         let path = file.name.clone();
         (self.session.observer)(Event::Settled { id: Some(file.id), path, kind: Kind::File, size: file.size, result });
-    }
-}
-
-enum Judged {
-    Skip,
-    Done,
-    Want(Wanted),
-}
-
-/// Entries that stand unanswered, held against what the sender was allowed.
-#[derive(Default)]
-struct Unanswered {
-    state: Mutex<UnansweredState>,
-    changed: tokio::sync::Notify,
-}
-
-#[derive(Default)]
-struct UnansweredState {
-    lengths: HashMap<u64, usize>,
-    bytes: usize,
-    ended: bool,
-}
-
-impl Unanswered {
-    fn add(&self, id: u64, length: usize) -> Result<()> {
-        let mut state = lock(&self.state);
-        state.lengths.insert(id, length);
-        state.bytes += length;
-        if state.lengths.len() > crate::manifest::MAX_UNANSWERED as usize
-            || state.bytes > crate::manifest::MAX_UNANSWERED_BYTES as usize
-        {
-            return Err(Error::Protocol("more entries stand unanswered than were allowed".into()));
-        }
-        Ok(())
-    }
-
-    fn remove(&self, ids: &[u64]) {
-        let mut state = lock(&self.state);
-        for id in ids {
-            state.bytes -= state.lengths.remove(id).unwrap_or(0);
-        }
-        drop(state);
-        self.changed.notify_waiters();
-    }
-
-    fn end(&self) {
-        lock(&self.state).ended = true;
-        self.changed.notify_waiters();
-    }
-
-    /// Waits until the manifest has ended and everything in it is answered.
-    async fn ended(&self) {
-        loop {
-            let changed = self.changed.notified();
-            {
-                let state = lock(&self.state);
-                if state.ended && state.lengths.is_empty() {
-                    return;
-                }
-            }
-            changed.await;
-        }
     }
 }
 

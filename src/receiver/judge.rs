@@ -1,0 +1,109 @@
+//! Entries held against what stands in the store.
+
+use std::sync::atomic::Ordering;
+
+use super::{Receiver, Wanted};
+use crate::error::{Code, Result, Why};
+use crate::manifest::Verdict;
+use crate::path::RelativePath;
+use crate::store::fault::refusal;
+use crate::store::{Attributes, Claim, PERMISSIONS};
+use crate::wire::{Durability, Entry, Kind};
+
+enum Judged {
+    Skip,
+    Done,
+    Want(Wanted),
+}
+
+impl Receiver {
+    /// Answers what the manifest settles, and returns the files that are wanted. Blocks.
+    pub(super) fn judge(&self, batch: Vec<Entry>) -> Vec<Wanted> {
+        let mut wanted = Vec::new();
+        for entry in batch {
+            let id = entry.id;
+            if self.session.stopping.is_cancelled() {
+                self.answer(Verdict::Refuse(id, Code::Stopping.into()));
+                continue;
+            }
+            match self.judge_one(entry) {
+                Ok(Judged::Want(file)) => wanted.push(file),
+                Ok(Judged::Skip) => {
+                    self.skipped.fetch_add(1, Ordering::Relaxed);
+                    self.answer(Verdict::Skip(id));
+                }
+                Ok(Judged::Done) => self.answer(Verdict::Done(id)),
+                Err(why) => {
+                    self.failed.fetch_add(1, Ordering::Relaxed);
+                    self.answer(Verdict::Refuse(id, why));
+                }
+            }
+        }
+        wanted
+    }
+
+    fn judge_one(&self, entry: Entry) -> Result<Judged, Why> {
+        let store = &*self.session.store;
+        let path = self.session.place.of(&entry)?;
+        let attributes = Attributes { mode: entry.mode.map(|mode| mode & PERMISSIONS), modified: entry.modified };
+        let there = store.stat(&path)?;
+        let there = there.as_ref();
+        let same_time = there.is_some_and(|m| entry.modified.is_none_or(|modified| modified == m.modified));
+        let same_mode = there.is_some_and(|m| attributes.mode.is_none_or(|mode| mode == m.mode & PERMISSIONS));
+        let kind = there.map(|m| m.kind);
+        match entry.kind {
+            Kind::Directory => match kind {
+                Some(Some(Kind::Directory)) if same_time && same_mode => Ok(Judged::Skip),
+                // The served directory itself belongs to whoever serves it.
+                Some(Some(Kind::Directory)) if path.is_root() => Ok(Judged::Skip),
+                Some(Some(Kind::Directory)) | None => {
+                    store.make_directory(&path)?;
+                    store.set_attributes(&path, &attributes)?;
+                    Ok(Judged::Done)
+                }
+                Some(_) => Err(refusal(Code::NotDirectory, &path)),
+            },
+            Kind::Symlink => {
+                let target = entry.target.unwrap_or_default();
+                match kind {
+                    Some(Some(Kind::Symlink)) if same_time && store.read_link(&path)? == target => Ok(Judged::Skip),
+                    Some(Some(Kind::Directory)) => Err(refusal(Code::IsDirectory, &path)),
+                    _ => {
+                        store.make_symlink(&path, &target, &attributes)?;
+                        self.committed.fetch_add(1, Ordering::Relaxed);
+                        Ok(Judged::Done)
+                    }
+                }
+            }
+            Kind::File => {
+                let size = entry.size.ok_or_else(|| {
+                    Why::new(Code::Unsupported, format!("{path}: files of unknown size are not taken by this version"))
+                })?;
+                match kind {
+                    Some(Some(Kind::Directory)) => return Err(refusal(Code::IsDirectory, &path)),
+                    Some(None) => {
+                        let text = format!("{path} is a FIFO, socket or device there; remove it first");
+                        return Err(Why::new(Code::Special, text));
+                    }
+                    Some(Some(Kind::File))
+                        if same_time && there.is_some_and(|m| m.size == size) && entry.modified.is_some() =>
+                    {
+                        if !same_mode {
+                            store.set_attributes(&path, &attributes)?;
+                        }
+                        return Ok(Judged::Skip);
+                    }
+                    _ => {}
+                }
+                let claim = Claim { owner: self.session.owner, size, modified: entry.modified };
+                if size == 0 {
+                    store.create(&path, &claim)?.commit(&attributes, Durability::Visible)?;
+                    self.committed.fetch_add(1, Ordering::Relaxed);
+                    return Ok(Judged::Done);
+                }
+                let name = RelativePath::from_components(&entry.path.0)?;
+                Ok(Judged::Want(Wanted { id: entry.id, name, path, size, attributes, claim }))
+            }
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! One transfer: plan, body, trailer, and the receipt that comes back.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::body::{BLOCK, FileReader, whole};
+use super::{Sender, blocking};
+use crate::error::{Code, Result, Why};
+use crate::manifest::Announce;
+use crate::progress::Event;
+use crate::stream::{MessageReader, MessageWriter, StreamError};
+use crate::wire::{Committed, Failed, Frame, Held, Message, Plan, StreamType, Trailer, Working, put_varint};
+
+/// Files up to this size are read whole before their stream is opened, in bytes.
+const SMALL_BODY: u64 = BLOCK as u64;
+
+impl Sender {
+    /// Sends one wanted file, reads the receipt and settles it. Its place among the open transfers is held until then.
+    pub(super) async fn transfer(
+        self: Arc<Self>,
+        id: u64,
+        announce: Announce,
+        held: Vec<Held>,
+        _open: OwnedSemaphorePermit,
+    ) {
+        let result = if announce.metadata.size <= SMALL_BODY {
+            self.started(id, &announce, 0);
+            self.transfer_small(id, &announce).await
+        } else {
+            let _writer = self.large.acquire().await;
+            self.transfer_large(id, &announce, held).await
+        };
+        self.settle_transfer(id, announce, result);
+    }
+
+    fn started(&self, id: u64, announce: &Announce, held: u64) {
+        let (path, size) = (announce.path.clone(), announce.metadata.size);
+        (self.sending.observer)(Event::Started { id, path, size, held });
+    }
+
+    async fn transfer_small(&self, id: u64, announce: &Announce) -> Result<(), Why> {
+        let size = announce.metadata.size;
+        let kib = size.div_ceil(1024) as u32;
+        let _memory = self.memory.acquire_many(kib.max(1)).await;
+        let open = self.files.clone().acquire_owned().await;
+        let mut reader = FileReader::open(announce, Vec::new());
+        let (content, digest) = blocking(move || {
+            let _open = open;
+            let mut content = BytesMut::with_capacity(size as usize);
+            while let Some(block) = reader.next()? {
+                content.extend_from_slice(&block);
+            }
+            Ok((content.freeze(), reader.finish()?))
+        })
+        .await?;
+        let (mut stream, mut receipt) = self.open_transfer().await?;
+        let plan = Plan { id, encoding: 0, ranges: whole(size) };
+        let mut head = self.header();
+        plan.put(&mut head);
+        let mut chunks = [head.freeze(), content, Trailer { digest }.to_bytes()];
+        if let Err(error) = self.write(&mut stream, &mut chunks).await {
+            return self.stopped(error, &mut receipt).await;
+        }
+        (self.sending.observer)(Event::Moved { id, bytes: size });
+        stream.finish();
+        self.receipt(&mut receipt, size).await
+    }
+
+    async fn transfer_large(&self, id: u64, announce: &Announce, held: Vec<Held>) -> Result<(), Why> {
+        let size = announce.metadata.size;
+        let _open = self.files.acquire().await;
+        let reader = FileReader::open(announce, held);
+        let mut reader = blocking(move || reader.compare_held()).await?;
+        self.started(id, announce, size - reader.ranges().iter().map(|r| r.length).sum::<u64>());
+        let (mut stream, mut receipt) = self.open_transfer().await?;
+        let mut head = self.header();
+        Plan { id, encoding: 0, ranges: reader.ranges().to_vec() }.put(&mut head);
+        if let Err(error) = self.write(&mut stream, &mut [head.freeze()]).await {
+            return self.stopped(error, &mut receipt).await;
+        }
+        let digest = loop {
+            // The next block is read while this one is written.
+            let (block, next) = match read_block(reader).await {
+                Ok(read) => read,
+                Err(why) => {
+                    stream.reset(why.code);
+                    return Err(why);
+                }
+            };
+            reader = next;
+            let Some(block) = block else {
+                match blocking(move || reader.finish()).await {
+                    Ok(digest) => break digest,
+                    Err(why) => {
+                        stream.reset(why.code);
+                        return Err(why);
+                    }
+                }
+            };
+            let bytes = block.len() as u64;
+            if let Err(error) = self.write(&mut stream, &mut [block]).await {
+                return self.stopped(error, &mut receipt).await;
+            }
+            (self.sending.observer)(Event::Moved { id, bytes });
+        };
+        if let Err(error) = self.write(&mut stream, &mut [Trailer { digest }.to_bytes()]).await {
+            return self.stopped(error, &mut receipt).await;
+        }
+        stream.finish();
+        self.receipt(&mut receipt, size).await
+    }
+
+    async fn open_transfer(&self) -> Result<(MessageWriter, MessageReader), Why> {
+        let (send, receive) = self.sending.connection.open_bi().await.map_err(StreamError::from)?;
+        Ok((MessageWriter::new(send), MessageReader::new(receive)))
+    }
+
+    fn header(&self) -> BytesMut {
+        let mut head = BytesMut::new();
+        head.put_u8(StreamType::Transfer as u8);
+        put_varint(&mut head, self.sending.handle);
+        head
+    }
+
+    /// Writes chunks; the deadline runs anew with each part that the connection takes.
+    async fn write(&self, stream: &mut MessageWriter, chunks: &mut [Bytes]) -> Result<(), StreamError> {
+        stream.write_chunks(chunks, self.sending.deadline).await
+    }
+
+    /// A stopped stream is no error by itself: the receipt says why. Everything else is.
+    async fn stopped(&self, error: StreamError, receipt: &mut MessageReader) -> Result<(), Why> {
+        match error {
+            StreamError::Stopped(code) => match self.read_receipt(receipt).await {
+                Ok(Err(why)) => Err(why),
+                Ok(Ok(_)) | Err(_) => Err(Why::from(code)),
+            },
+            other => Err(other.into()),
+        }
+    }
+
+    async fn receipt(&self, receipt: &mut MessageReader, size: u64) -> Result<(), Why> {
+        match self.read_receipt(receipt).await?? {
+            committed if committed.bytes == size => Ok(()),
+            committed => Err(Why::new(
+                Code::Corrupt,
+                format!("the receiver says it committed {} bytes of {size}", committed.bytes),
+            )),
+        }
+    }
+
+    async fn read_receipt(&self, stream: &mut MessageReader) -> Result<Result<Committed, Why>, StreamError> {
+        loop {
+            let frame = tokio::time::timeout(self.sending.deadline, stream.frame(Failed::LIMIT));
+            let frame: Frame = frame.await.map_err(|_| StreamError::TimedOut)??.ok_or(StreamError::Ended)?;
+            match frame.kind {
+                Working::TYPE => frame.decode::<Working>().map(drop)?,
+                Failed::TYPE => return Ok(Err(frame.decode::<Failed>()?.why.into())),
+                _ => return Ok(Ok(frame.decode::<Committed>()?)),
+            }
+        }
+    }
+}
+
+async fn read_block(mut reader: FileReader) -> Result<(Option<Bytes>, FileReader), Why> {
+    blocking(move || Ok((reader.next()?, reader))).await
+}

@@ -1,0 +1,365 @@
+//! Every message, by name and type byte.
+
+use minicbor::{Decode, Encode};
+
+use super::value::{ascending, at_most};
+use super::{
+    Components, Durability, Held, Kind, MAX_HELD, MAX_PLAN_RANGES, MAX_SYMLINK, Message, Range, Time, WireWhy,
+};
+
+macro_rules! messages {
+    ($($name:ident = $kind:literal, limit $limit:expr;)*) => {
+        $(impl Message for $name {
+            const TYPE: u8 = $kind;
+            const NAME: &'static str = stringify!($name);
+            const LIMIT: usize = $limit;
+            fn check(&self) -> Result<(), String> { self.validate() }
+        })*
+        /// Name, type byte and limit of every message; PROTOCOL.md is held against it.
+        pub const MESSAGES: &[(&str, u8, usize)] = &[$((stringify!($name), $kind, $limit)),*];
+    };
+}
+
+messages! {
+    Hello = 0x01, limit 4096;
+    Push = 0x02, limit 8192;
+    Pull = 0x03, limit 65536;
+    List = 0x04, limit 8192;
+    Ready = 0x05, limit 4096;
+    Refused = 0x06, limit 4096;
+    End = 0x07, limit 4096;
+    Summary = 0x08, limit 4096;
+    GoAway = 0x09, limit 4096;
+    Working = 0x0a, limit 4096;
+    Entry = 0x10, limit 16384;
+    Skip = 0x11, limit 64;
+    Done = 0x12, limit 64;
+    Want = 0x13, limit 65536;
+    Refuse = 0x14, limit 4096;
+    Plan = 0x20, limit 65536;
+    Trailer = 0x21, limit 256;
+    Committed = 0x22, limit 256;
+    Failed = 0x23, limit 4096;
+}
+
+macro_rules! unchecked { ($($name:ident)*) => { $(impl $name { fn validate(&self) -> Result<(), String> { Ok(()) } })* } }
+unchecked! { Ready End Summary Working Skip Done Committed Trailer }
+
+/// First message of both ends on every control stream: what each can do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Hello {
+    /// Numbers of the optional features spoken; none are defined in `haul/1` yet.
+    #[n(0)]
+    pub features: Vec<u64>,
+    /// Program and version, for logs only; at most 128 bytes.
+    #[n(1)]
+    pub agent: String,
+}
+
+impl Hello {
+    fn validate(&self) -> Result<(), String> {
+        at_most("agent", self.agent.len(), 128)
+    }
+}
+
+/// Asks to send files to the server.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Push {
+    /// Names the session over all its connections; random.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub session: [u8; 16],
+    /// The destination below the served directory, as components.
+    #[n(1)]
+    pub destination: Components,
+    /// What the user wrote ends in `/`.
+    #[n(2)]
+    pub into: bool,
+    /// How many sources there are.
+    #[n(3)]
+    pub sources: u32,
+    /// Whether the only source is a directory.
+    #[n(4)]
+    pub directory: bool,
+    /// How durable a commit has to be.
+    #[n(5)]
+    pub durability: Durability,
+}
+
+impl Push {
+    fn validate(&self) -> Result<(), String> {
+        if self.sources == 0 { Err("no sources".into()) } else { Ok(()) }
+    }
+}
+
+/// Asks the server to send files.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Pull {
+    /// Names the session over all its connections; random.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub session: [u8; 16],
+    /// What is asked for, below the served directory.
+    #[n(1)]
+    pub sources: Vec<Components>,
+    /// Most entries that may stand unanswered; here the client is the receiver.
+    #[n(2)]
+    pub entries: u32,
+    /// Most bytes of entries, headers included, that may stand unanswered.
+    #[n(3)]
+    pub entry_bytes: u32,
+}
+
+impl Pull {
+    fn validate(&self) -> Result<(), String> {
+        if self.sources.is_empty() { Err("no sources".into()) } else { Ok(()) }
+    }
+}
+
+/// Asks the server for a listing.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct List {
+    /// Names the session; random.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub session: [u8; 16],
+    /// What is asked for, below the served directory.
+    #[n(1)]
+    pub path: Components,
+    /// Whether what is below its directories is asked for too.
+    #[n(2)]
+    pub recursive: bool,
+}
+
+impl List {
+    fn validate(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// The request is accepted: the sender may open its manifest stream.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Ready {
+    /// Most entries that may stand unanswered.
+    #[n(0)]
+    pub entries: u32,
+    /// Most bytes of entries, headers included, that may stand unanswered.
+    #[n(1)]
+    pub entry_bytes: u32,
+    /// Where the sources come to stand, as the receiver settled it; components. For people only.
+    #[n(2)]
+    pub place: Option<Components>,
+}
+
+/// The request is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Refused {
+    /// Why.
+    #[n(0)]
+    pub why: WireWhy,
+}
+
+/// The sender has sent all it will, and has an answer or a receipt for each entry.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct End {
+    /// Entries sent on the manifest stream.
+    #[n(0)]
+    pub entries: u64,
+    /// Sources that the sender could not send at all.
+    #[n(1)]
+    pub failed: u64,
+}
+
+/// The receiver's last word: what stands on its disk now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Summary {
+    /// Files committed in this session.
+    #[n(0)]
+    pub committed: u64,
+    /// Bytes of content committed.
+    #[n(1)]
+    pub bytes: u64,
+    /// Entries that were there already.
+    #[n(2)]
+    pub skipped: u64,
+    /// Entries refused or failed.
+    #[n(3)]
+    pub failed: u64,
+    /// How durable all of it is.
+    #[n(4)]
+    pub durability: Durability,
+}
+
+/// A server that stops says so: no new entry will be wanted, transfers under way may end.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct GoAway {
+    /// Why.
+    #[n(0)]
+    pub why: WireWhy,
+}
+
+/// Sent every 5 s while long disk work keeps an answer back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Working {}
+
+/// One file, directory or link that the session is about.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Entry {
+    /// The sender's number for it, unique in the session on this connection, ascending.
+    #[n(0)]
+    pub id: u64,
+    /// Components; the first is the name of the source that the entry belongs to.
+    #[n(1)]
+    pub path: Components,
+    /// What it is.
+    #[n(2)]
+    pub kind: Kind,
+    /// Bytes of content; only for files, absent when not known beforehand.
+    #[n(3)]
+    pub size: Option<u64>,
+    /// When its content was last modified.
+    #[n(4)]
+    pub modified: Option<Time>,
+    /// Permission bits (07777).
+    #[n(5)]
+    pub mode: Option<u32>,
+    /// What a symbolic link holds; only for those. At most [`MAX_SYMLINK`] bytes, without NUL.
+    #[cbor(n(6), with = "minicbor::bytes")]
+    pub target: Option<Vec<u8>>,
+}
+
+impl Entry {
+    fn validate(&self) -> Result<(), String> {
+        if let Some(target) = &self.target {
+            at_most("target", target.len(), MAX_SYMLINK)?;
+            if target.is_empty() || target.contains(&0) {
+                return Err("a symbolic link to nothing".into());
+            }
+        }
+        match (self.kind, &self.target, self.size) {
+            (Kind::Symlink, None, _) => Err("a symbolic link without a target".into()),
+            (Kind::File | Kind::Directory, Some(_), _) => Err("a target on what is no symbolic link".into()),
+            (Kind::Symlink | Kind::Directory, _, Some(_)) => Err("a size on what is no file".into()),
+            (_, _, Some(size)) if size > i64::MAX as u64 => Err("a size over 2^63 - 1".into()),
+            _ => self.path.validate(),
+        }
+    }
+}
+
+/// Verdict: it is there already, as announced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Skip {
+    /// The entry.
+    #[n(0)]
+    pub id: u64,
+}
+
+/// Verdict: the manifest sufficed, it stands there now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Done {
+    /// The entry.
+    #[n(0)]
+    pub id: u64,
+}
+
+/// Verdict: send it. An admission: room and a permit are set aside.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Want {
+    /// The entry.
+    #[n(0)]
+    pub id: u64,
+    /// What the receiver holds of an earlier attempt: ascending, not touching, aligned to [`HELD_BLOCK`].
+    #[n(1)]
+    pub held: Option<Vec<Held>>,
+}
+
+impl Want {
+    fn validate(&self) -> Result<(), String> {
+        let held = self.held.as_deref().unwrap_or_default();
+        at_most("held", held.len(), MAX_HELD)?;
+        ascending(held.iter().map(|h| h.range), "held")
+    }
+}
+
+/// Verdict: it cannot stand there.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Refuse {
+    /// The entry.
+    #[n(0)]
+    pub id: u64,
+    /// Why.
+    #[n(1)]
+    pub why: WireWhy,
+}
+
+/// Begins a transfer: what of the file the body will hold.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Plan {
+    /// The entry.
+    #[n(0)]
+    pub id: u64,
+    /// How the body is encoded: 0 is the bytes of the ranges, one after the other, without framing.
+    #[n(1)]
+    pub encoding: u32,
+    /// The parts of the file that the body holds: ascending, not overlapping.
+    #[n(2)]
+    pub ranges: Vec<Range>,
+}
+
+impl Plan {
+    /// Bytes of body in encoding 0: the sum of the ranges.
+    pub fn body_length(&self) -> u64 {
+        self.ranges.iter().map(|r| r.length).sum()
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        at_most("ranges", self.ranges.len(), MAX_PLAN_RANGES)?;
+        ascending(self.ranges.iter().copied(), "ranges")
+    }
+}
+
+/// Ends a transfer: the digest of the whole file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Trailer {
+    /// BLAKE3 of the file's whole content, held ranges included.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub digest: [u8; 32],
+}
+
+/// Receipt: content and trailer agree, and the file stands under its final name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Committed {
+    /// Size of the file.
+    #[n(0)]
+    pub bytes: u64,
+    /// How durable it is.
+    #[n(1)]
+    pub durability: Durability,
+}
+
+/// Receipt: it did not go through; what stood under the final name still does.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Failed {
+    /// Why.
+    #[n(0)]
+    pub why: WireWhy,
+}
+
+macro_rules! carries_why { ($($name:ident)*) => { $(impl $name { fn validate(&self) -> Result<(), String> { self.why.validate() } })* } }
+carries_why! { Refused GoAway Refuse Failed }

@@ -1,0 +1,123 @@
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::*;
+use proptest::prelude::*;
+
+fn entry(path: Vec<Vec<u8>>, size: u64, seconds: i64) -> Entry {
+    Entry {
+        id: 7,
+        path: Components(path),
+        kind: Kind::File,
+        size: Some(size),
+        modified: Some(Time { seconds, nanoseconds: 5 }),
+        mode: Some(0o644),
+        target: None,
+    }
+}
+
+fn take(mut bytes: &[u8]) -> Result<Option<Frame>, Malformed> {
+    let mut buffer = BytesMut::new();
+    buffer.put(&mut bytes);
+    Frame::take(&mut buffer, 65536)
+}
+
+#[test]
+fn a_length_over_the_limit_is_refused_before_any_byte_of_it_is_awaited() {
+    let mut header = BytesMut::new();
+    header.put_u8(Hello::TYPE);
+    put_varint(&mut header, 1 << 40);
+    assert!(matches!(take(&header), Err(Malformed::TooLong { length, .. }) if length == 1 << 40));
+}
+
+#[test]
+fn fields_of_a_newer_peer_are_ignored() {
+    let mut payload = Vec::new();
+    let mut e = minicbor::Encoder::new(&mut payload);
+    e.map(2).unwrap().u32(0).unwrap().u64(9).unwrap().u32(77).unwrap().str("new").unwrap();
+    let frame = Frame { kind: Skip::TYPE, payload: payload.into() };
+    assert_eq!(frame.decode::<Skip>(), Ok(Skip { id: 9 }));
+}
+
+#[test]
+fn overlapping_or_endless_ranges_are_refused() {
+    let plan = |ranges: &[(u64, u64)]| {
+        let ranges = ranges.iter().map(|&(offset, length)| Range { offset, length }).collect();
+        take(&Plan { id: 1, encoding: 0, ranges }.to_bytes()).unwrap().unwrap().decode::<Plan>()
+    };
+    assert!(plan(&[(0, 10), (10, 5), (20, 1)]).is_ok());
+    assert!(plan(&[(0, 10), (9, 5)]).is_err());
+    assert!(plan(&[(0, 0)]).is_err());
+    assert!(plan(&[(u64::MAX, 2)]).is_err());
+    assert!(plan(&[(i64::MAX as u64, 1)]).is_err());
+}
+
+#[test]
+fn an_entry_must_be_of_one_piece() {
+    let check = |e: Entry| take(&e.to_bytes()).unwrap().unwrap().decode::<Entry>();
+    let good = entry(vec![b"a".to_vec()], 1, 0);
+    assert!(check(good.clone()).is_ok());
+    assert!(check(Entry { kind: Kind::Symlink, ..good.clone() }).is_err());
+    assert!(check(Entry { target: Some(b"x".to_vec()), ..good.clone() }).is_err());
+    assert!(check(Entry { path: Components::default(), ..good.clone() }).is_err());
+    assert!(check(Entry { size: Some(u64::MAX), ..good }).is_err());
+}
+
+#[test]
+fn the_longest_messages_fit_their_limits() {
+    let held = (0..MAX_HELD as u64)
+        .map(|i| Held { range: Range { offset: i64::MAX as u64 / 2 + 2 * i, length: 1 }, digest: [0xff; 32] })
+        .collect();
+    assert!(Want { id: u64::MAX, held: Some(held) }.to_bytes().len() <= Want::LIMIT);
+    let ranges = (0..MAX_PLAN_RANGES as u64)
+        .map(|i| Range { offset: i64::MAX as u64 / 2 + (i << 40), length: 1 << 39 })
+        .collect();
+    assert!(Plan { id: u64::MAX, encoding: 0, ranges }.to_bytes().len() <= Plan::LIMIT);
+    let long = Entry {
+        target: Some(vec![b'x'; MAX_SYMLINK]),
+        kind: Kind::Symlink,
+        size: None,
+        ..entry(vec![b"a".to_vec(); 2048], 0, i64::MIN)
+    };
+    assert!(long.to_bytes().len() <= Entry::LIMIT);
+}
+
+#[test]
+fn times_before_1970_keep_their_nanoseconds() {
+    let time = UNIX_EPOCH - Duration::new(1, 250_000_000);
+    assert_eq!(Time::from(time), Time { seconds: -2, nanoseconds: 750_000_000 });
+    assert_eq!(Time::from(UNIX_EPOCH - Duration::from_secs(3)), Time { seconds: -3, nanoseconds: 0 });
+}
+
+proptest! {
+    #[test]
+    fn varints_survive(value in 0u64..1 << 62) {
+        let mut out = BytesMut::new();
+        put_varint(&mut out, value);
+        prop_assert_eq!(peek_varint(&out), Some((value, out.len())));
+        prop_assert_eq!(peek_varint(&out[..out.len() - 1]), None);
+    }
+
+    #[test]
+    fn entries_survive_in_any_number_of_pieces(
+        path in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 1..8),
+        size in 0u64..1 << 63, seconds: i64, cut in 0usize..64,
+    ) {
+        let entry = entry(path, size, seconds);
+        let bytes = entry.to_bytes();
+        let cut = cut.min(bytes.len() - 1);
+        let mut buffer = BytesMut::from(&bytes[..cut]);
+        prop_assert_eq!(Frame::take(&mut buffer, Entry::LIMIT), Ok(None));
+        buffer.extend_from_slice(&bytes[cut..]);
+        let frame = Frame::take(&mut buffer, Entry::LIMIT).unwrap().unwrap();
+        prop_assert_eq!(frame.decode::<Entry>(), Ok(entry));
+        prop_assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn no_bytes_make_a_decoder_panic(kind: u8, payload in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let frame = Frame { kind, payload: payload.clone().into() };
+        macro_rules! try_all { ($($m:ident)*) => { $( let _ = Frame { kind: $m::TYPE, ..frame.clone() }.decode::<$m>(); )* } }
+        try_all!(Hello Push Pull List Ready Refused End Summary GoAway Working Entry Skip Done Want Refuse Plan Trailer Committed Failed);
+        let _ = take(&payload);
+    }
+}
