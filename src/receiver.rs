@@ -32,7 +32,7 @@ use crate::path::RelativePath;
 use crate::progress::{Event, Observer, Settled};
 use crate::store::{Attributes, Claim, Store};
 use crate::stream::{MessageReader, MessageWriter};
-use crate::wire::{Durability, Entry, Kind, Plan, Summary};
+use crate::wire::{Durability, Entry, Kind, Plan, Summary, Withdraw};
 
 /// Files up to this size may be received whole into memory before they take a permit, in bytes.
 const SMALL_BODY: u64 = 256 << 10;
@@ -120,7 +120,7 @@ pub struct Receiving {
 pub struct Receiver {
     session: Receiving,
     /// Transfers that are wanted and whose stream has not come yet.
-    admitted: Mutex<HashMap<u64, oneshot::Sender<Incoming>>>,
+    admitted: Mutex<HashMap<u64, oneshot::Sender<Result<Incoming, Why>>>>,
     verdicts: mpsc::UnboundedSender<Verdict>,
     answers: Mutex<Option<mpsc::UnboundedReceiver<Verdict>>>,
     committed: AtomicU64,
@@ -194,12 +194,20 @@ impl Receiver {
         match waiting {
             Some(waiting) => {
                 // Fails only when the transfer was given up meanwhile; dropping the writer resets it then.
-                let _ = waiting.send(Incoming { plan, stream, receipt });
+                let _ = waiting.send(Ok(Incoming { plan, stream, receipt }));
             }
             None => {
                 stream.stop(Code::NotWanted);
                 receipt.reset(Code::NotWanted);
             }
+        }
+    }
+
+    /// Takes back what was wanted and cannot be sent.
+    pub(crate) fn withdrawn(&self, withdraw: Withdraw) {
+        if let Some(waiting) = lock(&self.admitted).remove(&withdraw.id) {
+            // Fails only when the transfer was given up meanwhile.
+            let _ = waiting.send(Err(withdraw.why.into()));
         }
     }
 
@@ -337,7 +345,7 @@ impl Receiver {
         }
     }
 
-    fn admit(&self, id: u64) -> oneshot::Receiver<Incoming> {
+    fn admit(&self, id: u64) -> oneshot::Receiver<Result<Incoming, Why>> {
         let (to, stream) = oneshot::channel();
         lock(&self.admitted).insert(id, to);
         stream

@@ -22,9 +22,10 @@ use crate::path::RelativePath;
 use crate::progress::{Event, Observer};
 use crate::receiver::Receiver;
 use crate::sender::{Sending, Sent, send};
-use crate::stream::{MessageReader, MessageWriter, StreamError};
+use crate::stream::{Direction, MessageReader, MessageWriter, StreamError, unless_silent};
 use crate::wire::{
-    End, Frame, GoAway, Hello, Malformed, Message, Plan, Pull, Push, Ready, Refused, StreamType, Summary, Working,
+    End, Frame, GoAway, Hello, Malformed, Message, Plan, Pull, Push, Ready, Refused, StreamType, Summary, Withdraw,
+    Working,
 };
 
 pub(crate) use serve::{MakeReceiver, ServerSession, serve};
@@ -93,10 +94,16 @@ impl Sessions {
     }
 
     /// Reads the head of a stream that the peer opened, and hands it to its session. A control stream comes back.
-    pub(crate) async fn dispatch(&self, stream: (SendStream, RecvStream), deadline: Duration) -> Option<(u64, Bi)> {
+    pub(crate) async fn dispatch(
+        &self,
+        connection: &Connection,
+        stream: (SendStream, RecvStream),
+        deadline: Duration,
+    ) -> Option<(u64, Bi)> {
         let id = quinn::VarInt::from(stream.1.id()).into_inner();
         let (mut reader, writer) = (MessageReader::new(stream.1), MessageWriter::new(stream.0));
-        let code = match timeout(deadline, self.head(&mut reader)).await {
+        let head = unless_silent(connection, Direction::Receiving, deadline, self.head(&mut reader)).await;
+        let code = match head {
             Ok(Ok(Head::Control)) => return Some((id, (reader, writer))),
             Ok(Ok(Head::Manifest(to))) => {
                 // Fails only when the session has just ended.
@@ -105,6 +112,11 @@ impl Sessions {
             }
             Ok(Ok(Head::Transfer(receiver, plan))) => {
                 receiver.incoming(plan, reader, writer);
+                return None;
+            }
+            Ok(Ok(Head::Withdrawn(receiver, withdraw))) => {
+                receiver.withdrawn(withdraw);
+                writer.finish();
                 return None;
             }
             Ok(Err(code)) => code,
@@ -135,6 +147,9 @@ impl Sessions {
             plan => plan,
         };
         let plan = plan.and_then(|plan| plan.ok_or(StreamError::Ended)).map_err(code)?;
+        if plan.kind == Withdraw::TYPE {
+            return Ok(Head::Withdrawn(receiver, plan.decode().map_err(|bad| code(bad.into()))?));
+        }
         Ok(Head::Transfer(receiver, plan.decode().map_err(|bad| code(bad.into()))?))
     }
 }
@@ -143,6 +158,7 @@ enum Head {
     Control,
     Manifest(oneshot::Sender<Bi>),
     Transfer(Arc<Receiver>, Plan),
+    Withdrawn(Arc<Receiver>, Withdraw),
 }
 
 /// Accepts the streams of a connection. Never reads itself: quinn yields streams by id, also those on which nothing has
@@ -156,9 +172,9 @@ pub(crate) async fn accept_streams(
     loop {
         match connection.accept_bi().await {
             Ok(stream) => {
-                let (sessions, control) = (sessions.clone(), control.clone());
+                let (connection, sessions, control) = (connection.clone(), sessions.clone(), control.clone());
                 tokio::spawn(async move {
-                    if let Some((handle, bi)) = sessions.dispatch(stream, deadline).await {
+                    if let Some((handle, bi)) = sessions.dispatch(&connection, stream, deadline).await {
                         control(handle, bi);
                     }
                 });

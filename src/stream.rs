@@ -101,6 +101,51 @@ pub fn varint_of(code: Code) -> VarInt {
     VarInt::from_u32(code.number())
 }
 
+/// Whose silence ends a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// No stream data comes from the peer.
+    Receiving,
+    /// No stream data goes out to the peer, so it grants no credit or nothing reaches it.
+    Sending,
+}
+
+/// Waits until no stream data has moved on the whole connection for `time`, and up to as long again.
+///
+/// One stream may be quiet for long without anybody being at fault: on a slow link a thousand others come first. Only a
+/// connection on which nothing moves has a peer that is silent.
+pub async fn silence(connection: &quinn::Connection, direction: Direction, time: Duration) {
+    let moved = || {
+        let stats = connection.stats();
+        match direction {
+            Direction::Receiving => stats.frame_rx.stream,
+            Direction::Sending => stats.frame_tx.stream,
+        }
+    };
+    let mut before = moved();
+    loop {
+        tokio::time::sleep(time).await;
+        match moved() {
+            now if now == before => return,
+            now => before = now,
+        }
+    }
+}
+
+/// Waits for something on a stream, but not beyond the [`silence`] of its connection.
+pub async fn unless_silent<T>(
+    connection: &quinn::Connection,
+    direction: Direction,
+    time: Duration,
+    wait: impl Future<Output = T>,
+) -> Result<T, StreamError> {
+    tokio::select! {
+        biased;
+        done = wait => Ok(done),
+        () = silence(connection, direction, time) => Err(StreamError::TimedOut),
+    }
+}
+
 /// The receiving half of a stream, read message by message.
 pub struct MessageReader {
     stream: RecvStream,
@@ -225,6 +270,11 @@ impl MessageWriter {
             chunks = &mut chunks[written.chunks..];
         }
         Ok(())
+    }
+
+    /// Writes chunks without copying them.
+    pub async fn write_all_chunks(&mut self, chunks: &mut [Bytes]) -> Result<(), StreamError> {
+        Ok(self.stream.write_all_chunks(chunks).await?)
     }
 
     /// Ends the stream cleanly.

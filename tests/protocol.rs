@@ -96,6 +96,7 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
         all(&Trailer { digest: [0xcd; 32] }),
         all(&Committed { bytes: 300, durability: Durability::Visible }),
         all(&Failed { why: why() }),
+        all(&Withdraw { id: 9, why: why() }),
     ]
 }
 

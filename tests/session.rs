@@ -384,6 +384,36 @@ async fn what_an_interrupted_transfer_left_is_not_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_vanishes_before_it_is_sent_keeps_nobody_waiting() {
+    let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
+    for name in ["small", "large"] {
+        write(&source.path().join("t").join(name), &content(1, if name == "small" { 10 } else { 1 << 20 }));
+    }
+    write(&source.path().join("t/stays"), b"stays");
+    // Nobody gives up by himself in the time of this test.
+    let config = Config { deadline: Duration::from_secs(3600), ..Config::default() };
+    let host = Host::serving(Arc::new(LocalStore::open(served.path()).unwrap()), config.clone());
+    let client = host.connect_as(&haul::identity::Identity::generate().unwrap(), &config).await.unwrap();
+    let tree_at = source.path().join("t");
+    let gone = tree_at.clone();
+    let observer: haul::progress::Observer = Arc::new(move |event| {
+        // All is announced, and nothing is sent yet that was not: verdicts come later than this.
+        if let Event::Found { files: 3, .. } = event {
+            let _ = std::fs::remove_file(gone.join("small"));
+            let _ = std::fs::remove_file(gone.join("large"));
+        }
+    });
+    let options = to(&[&tree_at], "t");
+    let pushing = client.push(&options, observer);
+    let outcome = tokio::time::timeout(support::LIMIT, pushing).await.expect("nobody waits").unwrap();
+    let mut failed: Vec<_> = outcome.sent.failures.iter().map(|(p, w)| (p.to_string(), w.code)).collect();
+    failed.sort_by(|a, b| a.0.cmp(&b.0));
+    assert_eq!(failed, [("t/large".into(), Code::NotFound), ("t/small".into(), Code::NotFound)]);
+    assert_eq!(outcome.summary.failed, 2, "the receiver knows as well");
+    assert_eq!(listing(served.path()).len(), 2, "t and t/stays: {:?}", listing(served.path()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_changes_while_it_is_sent_is_failed_as_changed() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     let big = source.path().join("big");

@@ -17,7 +17,7 @@ use crate::budget::{HeldBytes, Reservation};
 use crate::error::{Code, Result, Why};
 use crate::manifest::Verdict;
 use crate::store::fault::fault;
-use crate::stream::{MessageWriter, StreamError, varint_of};
+use crate::stream::{Direction, MessageWriter, StreamError, silence, unless_silent, varint_of};
 use crate::wire::{Committed, Failed, Held, Message, Plan, Range, Trailer, Working};
 
 /// Bytes that are written without waiting for more.
@@ -35,7 +35,7 @@ impl Receiver {
     pub(super) async fn receive_small(
         self: Arc<Self>,
         file: Wanted,
-        stream: oneshot::Receiver<Incoming>,
+        stream: oneshot::Receiver<Result<Incoming, Why>>,
         memory: Reservation,
     ) {
         let span = tracing::debug_span!("transfer", id = file.id, path = %file.path, size = file.size);
@@ -77,8 +77,8 @@ impl Receiver {
             if content.len() > file.size as usize + Trailer::LIMIT {
                 return Err(Why::new(Code::Protocol, "the stream goes on behind its trailer"));
             }
-            let chunk = timeout(self.session.config.deadline, stream.read_chunk(WRITE, true));
-            match chunk.await.map_err(|_| StreamError::TimedOut)?.map_err(StreamError::from)? {
+            let chunk = self.unless_silent(stream.read_chunk(WRITE, true)).await?;
+            match chunk.map_err(StreamError::from)? {
                 Some(chunk) => content.extend_from_slice(&chunk.bytes),
                 None => break,
             }
@@ -146,17 +146,23 @@ impl Receiver {
         .await;
     }
 
+    async fn unless_silent<T>(&self, wait: impl Future<Output = T>) -> Result<T, StreamError> {
+        let deadline = self.session.config.deadline;
+        unless_silent(self.session.window.connection(), Direction::Receiving, deadline, wait).await
+    }
+
     /// Waits for the stream of a wanted file, until a newer session takes the file over.
     async fn stream_of(
         &self,
         file: &Wanted,
-        stream: oneshot::Receiver<Incoming>,
+        stream: oneshot::Receiver<Result<Incoming, Why>>,
         superseded: impl Future<Output = ()>,
     ) -> Option<Incoming> {
         let waited = tokio::select! {
             () = superseded => Why::from(Code::Superseded),
-            incoming = timeout(self.session.config.deadline, stream) => match incoming {
-                Ok(Ok(incoming)) => return Some(incoming),
+            incoming = self.unless_silent(stream) => match incoming {
+                Ok(Ok(Ok(incoming))) => return Some(incoming),
+                Ok(Ok(Err(withdrawn))) => withdrawn,
                 _ => Why::new(Code::TimedOut, "it was wanted, but never came"),
             },
             lost = self.session.window.connection().closed() => StreamError::from(lost).into(),
@@ -248,7 +254,7 @@ impl Slot<'_> {
 
         let mut idle = Some(disk);
         let mut job: Option<Job> = None;
-        let moved = self.pump(file, stream, &mut body, &mut credit, &mut idle, &mut job).await;
+        let moved = self.pump(file, stream, &mut body, &mut credit, (&mut idle, &mut job), receipt).await;
         // Whatever ended it, the disk comes to rest before claim and permit go on to somebody else.
         if let Some(running) = job {
             idle = running.await.ok().map(|(disk, ..)| disk);
@@ -257,7 +263,7 @@ impl Slot<'_> {
             moved?;
             let trailer = body.trailer()?;
             let disk = idle.take().ok_or_else(|| Why::from(Code::Internal))?;
-            self.permit().await?;
+            working(receipt, self.permit()).await?;
             let (attributes, durability) = (file.attributes, self.receiver.session.durability);
             working(receipt, blocking(move || disk.finish(&trailer, &attributes, durability))).await
         }
@@ -283,14 +289,18 @@ impl Slot<'_> {
         stream: &mut quinn::RecvStream,
         body: &mut Body,
         credit: &mut HeldBytes,
-        idle: &mut Option<Disk>,
-        job: &mut Option<Job>,
+        (idle, job): (&mut Option<Disk>, &mut Option<Job>),
+        receipt: &mut MessageWriter,
     ) -> Result<(), Why> {
         let config = self.receiver.session.config.clone();
-        let mut last = Instant::now();
-        let mut since = last;
+        let receiver = self.receiver;
+        let silence = || silence(receiver.session.window.connection(), Direction::Receiving, config.deadline);
+        let quiet = silence();
+        tokio::pin!(quiet);
+        let mut told = Instant::now();
+        let mut since = Instant::now();
         // What moved under this permit lately, and since when that is counted.
-        let (mut lately, mut counted) = (0, last);
+        let (mut lately, mut counted) = (0, since);
         let mut ended = false;
         loop {
             let enough = ended
@@ -298,7 +308,7 @@ impl Slot<'_> {
                 || since.elapsed() >= GATHER
                 || self.receiver.session.window.is_short();
             if body.pending() > 0 && enough && idle.is_some() {
-                self.permit().await?;
+                working(receipt, self.permit()).await?;
                 if let Some(mut disk) = idle.take() {
                     let (runs, bytes): (Vec<Run>, _) = body.drain();
                     *job = Some(tokio::task::spawn_blocking(move || {
@@ -318,11 +328,12 @@ impl Slot<'_> {
                     *job = None;
                     let (disk, bytes, written) = done.map_err(|_| Why::from(Code::Internal))?;
                     credit.release(bytes);
+                    // While the disk was slow the peer may have had no credit to send with.
+                    quiet.set(silence());
                     *idle = Some(disk);
                     written?;
                     self.receiver.moved(file.id, bytes as u64);
                     lately += bytes;
-                    last = Instant::now();
                 }
                 read = read_ready(stream, body), if !ended => {
                     let (bytes, more) = read?;
@@ -331,7 +342,6 @@ impl Slot<'_> {
                     }
                     credit.add(bytes);
                     ended = !more;
-                    last = Instant::now();
                 }
                 () = sleep_until(since + GATHER), if resting && body.pending() > 0 => {}
                 () = sleep_until(counted + config.stall), if resting && self.permit.is_some() => {
@@ -340,7 +350,12 @@ impl Slot<'_> {
                     }
                     (lately, counted) = (0, Instant::now());
                 }
-                () = sleep_until(last + config.deadline), if resting => return Err(StreamError::TimedOut.into()),
+                () = &mut quiet, if resting => return Err(StreamError::TimedOut.into()),
+                () = sleep_until(told + WORKING), if !resting => {
+                    told = Instant::now();
+                    // A peer that does not read it will not read the receipt either.
+                    let _ = timeout(WORKING, receipt.write(&Working {})).await;
+                }
             }
         }
     }

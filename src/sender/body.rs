@@ -50,6 +50,8 @@ impl FileReader {
 
     /// Compares what the receiver holds with the file: what is the same need not travel.
     pub(super) fn compare_held(mut self) -> Result<Self, Why> {
+        // What is gone or has changed by now is better known before a stream is opened for it.
+        self.source()?;
         let mut missing = Vec::new();
         let mut next = 0;
         let mut buffer = BytesMut::zeroed(BLOCK);

@@ -10,8 +10,8 @@ use super::{Sender, blocking};
 use crate::error::{Code, Result, Why};
 use crate::manifest::Announce;
 use crate::progress::Event;
-use crate::stream::{MessageReader, MessageWriter, StreamError};
-use crate::wire::{Committed, Failed, Frame, Held, Message, Plan, StreamType, Trailer, Working, put_varint};
+use crate::stream::{Direction, MessageReader, MessageWriter, StreamError, unless_silent};
+use crate::wire::{Committed, Failed, Frame, Held, Message, Plan, StreamType, Trailer, Withdraw, Working, put_varint};
 
 /// Files up to this size are read whole before their stream is opened, in bytes.
 const SMALL_BODY: u64 = BLOCK as u64;
@@ -35,6 +35,18 @@ impl Sender {
         self.settle_transfer(id, announce, result);
     }
 
+    /// Tells the receiver that a wanted file cannot be sent after all, so that it does not wait for it.
+    async fn withdraw<T>(&self, id: u64, read: Result<T, Why>) -> Result<T, Why> {
+        if let Err(why) = &read {
+            let (mut stream, _) = self.open_transfer().await?;
+            let mut head = self.header();
+            Withdraw { id, why: why.clone().into() }.put(&mut head);
+            self.write(&mut stream, &mut [head.freeze()]).await?;
+            stream.finish();
+        }
+        read
+    }
+
     fn started(&self, id: u64, announce: &Announce, held: u64) {
         let (path, size) = (announce.path.clone(), announce.metadata.size);
         (self.sending.observer)(Event::Started { id, path, size, held });
@@ -46,7 +58,7 @@ impl Sender {
         let _memory = self.memory.acquire_many(kib.max(1)).await;
         let open = self.files.clone().acquire_owned().await;
         let mut reader = FileReader::open(announce, Vec::new());
-        let (content, digest) = blocking(move || {
+        let read = blocking(move || {
             let _open = open;
             let mut content = BytesMut::with_capacity(size as usize);
             while let Some(block) = reader.next()? {
@@ -54,7 +66,8 @@ impl Sender {
             }
             Ok((content.freeze(), reader.finish()?))
         })
-        .await?;
+        .await;
+        let (content, digest) = self.withdraw(id, read).await?;
         let (mut stream, mut receipt) = self.open_transfer().await?;
         let plan = Plan { id, encoding: 0, ranges: whole(size) };
         let mut head = self.header();
@@ -72,7 +85,7 @@ impl Sender {
         let size = announce.metadata.size;
         let _open = self.files.acquire().await;
         let reader = FileReader::open(announce, held);
-        let mut reader = blocking(move || reader.compare_held()).await?;
+        let mut reader = self.withdraw(id, blocking(move || reader.compare_held()).await).await?;
         self.started(id, announce, size - reader.ranges().iter().map(|r| r.length).sum::<u64>());
         let (mut stream, mut receipt) = self.open_transfer().await?;
         let mut head = self.header();
@@ -84,19 +97,13 @@ impl Sender {
             // The next block is read while this one is written.
             let (block, next) = match read_block(reader).await {
                 Ok(read) => read,
-                Err(why) => {
-                    stream.reset(why.code);
-                    return Err(why);
-                }
+                Err(why) => return self.give_up(id, stream, why).await,
             };
             reader = next;
             let Some(block) = block else {
                 match blocking(move || reader.finish()).await {
                     Ok(digest) => break digest,
-                    Err(why) => {
-                        stream.reset(why.code);
-                        return Err(why);
-                    }
+                    Err(why) => return self.give_up(id, stream, why).await,
                 }
             };
             let bytes = block.len() as u64;
@@ -112,6 +119,13 @@ impl Sender {
         self.receipt(&mut receipt, size).await
     }
 
+    /// Ends a transfer that has begun. A reset may overtake the plan, and then the receiver knows of no transfer to fail: so
+    /// the file is withdrawn as well.
+    async fn give_up(&self, id: u64, stream: MessageWriter, why: Why) -> Result<(), Why> {
+        stream.reset(why.code);
+        self.withdraw(id, Err(why)).await
+    }
+
     async fn open_transfer(&self) -> Result<(MessageWriter, MessageReader), Why> {
         let (send, receive) = self.sending.connection.open_bi().await.map_err(StreamError::from)?;
         Ok((MessageWriter::new(send), MessageReader::new(receive)))
@@ -124,9 +138,10 @@ impl Sender {
         head
     }
 
-    /// Writes chunks; the deadline runs anew with each part that the connection takes.
+    /// Writes chunks, unless nothing goes out on the whole connection until the deadline.
     async fn write(&self, stream: &mut MessageWriter, chunks: &mut [Bytes]) -> Result<(), StreamError> {
-        stream.write_chunks(chunks, self.sending.deadline).await
+        let (connection, deadline) = (&self.sending.connection, self.sending.deadline);
+        unless_silent(connection, Direction::Sending, deadline, stream.write_all_chunks(chunks)).await?
     }
 
     /// A stopped stream is no error by itself: the receipt says why. Everything else is.
@@ -152,8 +167,10 @@ impl Sender {
 
     async fn read_receipt(&self, stream: &mut MessageReader) -> Result<Result<Committed, Why>, StreamError> {
         loop {
-            let frame = tokio::time::timeout(self.sending.deadline, stream.frame(Failed::LIMIT));
-            let frame: Frame = frame.await.map_err(|_| StreamError::TimedOut)??.ok_or(StreamError::Ended)?;
+            let (connection, deadline) = (&self.sending.connection, self.sending.deadline);
+            // What was written may still be on its way; the receiver says Working while the wait is its own.
+            let frame = unless_silent(connection, Direction::Sending, deadline, stream.frame(Failed::LIMIT)).await?;
+            let frame: Frame = frame?.ok_or(StreamError::Ended)?;
             match frame.kind {
                 Working::TYPE => frame.decode::<Working>().map(drop)?,
                 Failed::TYPE => return Ok(Err(frame.decode::<Failed>()?.why.into())),

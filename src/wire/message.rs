@@ -40,6 +40,7 @@ messages! {
     Trailer = 0x21, limit 256;
     Committed = 0x22, limit 256;
     Failed = 0x23, limit 4096;
+    Withdraw = 0x24, limit 4096;
 }
 
 macro_rules! unchecked { ($($name:ident)*) => { $(impl $name { fn validate(&self) -> Result<(), String> { Ok(()) } })* } }
@@ -361,5 +362,17 @@ pub struct Failed {
     pub why: WireWhy,
 }
 
+/// In the place of a [`Plan`]: the sender cannot send a file that it announced, and opens no transfer for it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Withdraw {
+    /// The entry.
+    #[n(0)]
+    pub id: u64,
+    /// Why.
+    #[n(1)]
+    pub why: WireWhy,
+}
+
 macro_rules! carries_why { ($($name:ident)*) => { $(impl $name { fn validate(&self) -> Result<(), String> { self.why.validate() } })* } }
-carries_why! { Refused GoAway Refuse Failed }
+carries_why! { Refused GoAway Refuse Failed Withdraw }

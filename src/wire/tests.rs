@@ -117,7 +117,7 @@ proptest! {
     fn no_bytes_make_a_decoder_panic(kind: u8, payload in proptest::collection::vec(any::<u8>(), 0..400)) {
         let frame = Frame { kind, payload: payload.clone().into() };
         macro_rules! try_all { ($($m:ident)*) => { $( let _ = Frame { kind: $m::TYPE, ..frame.clone() }.decode::<$m>(); )* } }
-        try_all!(Hello Push Pull List Ready Refused End Summary GoAway Working Entry Skip Done Want Refuse Plan Trailer Committed Failed);
+        try_all!(Hello Push Pull List Ready Refused End Summary GoAway Working Entry Skip Done Want Refuse Plan Trailer Committed Failed Withdraw);
         let _ = take(&payload);
     }
 }
