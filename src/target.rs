@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 use crate::path::{RelativePath, printable};
 
 const SCHEME: &[u8] = b"haul://";
+/// What a message shows where nothing better can be made of what was typed.
+const EXAMPLE: &str = "haul://host:4433/photos/";
 
 /// A place on a server.
 ///
@@ -56,12 +58,23 @@ impl Argument {
                 "{shown}: only haul://HOST/PATH is a place to copy to; a local file of that name is written ./{shown}"
             ))),
             Some(at) => Err(Error::Usage(format!(
-                "{shown}: copies over an ssh login come with a later version. A haul server is written haul://{}/{}, and a \
-                 local file with a colon ./{shown}",
-                printable(&bytes[..at]),
-                printable(&bytes[at + 1..]),
+                "{shown}: copies over an ssh login come with a later version. A haul server is written {}, and a local \
+                 file with a colon ./{shown}",
+                as_target(&bytes[..at], &bytes[at + 1..]),
             ))),
         }
+    }
+}
+
+/// What `user@host:path` most likely is as a target; an example where that would be none.
+fn as_target(login: &[u8], path: &[u8]) -> String {
+    let host = login.rsplit(|&b| b == b'@').next().unwrap_or_default();
+    let path = &path[path.iter().take_while(|&&b| b == b'/').count()..];
+    let target = [SCHEME, host, b"/", path].concat();
+    // `haul:` and a path is the scheme with a slash too few, not a host of that name.
+    match Target::parse(OsStr::from_bytes(&target)) {
+        Ok(target) if host != b"haul" => target.to_string(),
+        _ => EXAMPLE.to_owned(),
     }
 }
 
@@ -72,11 +85,11 @@ impl Target {
     /// [`Error::Usage`] saying what is wrong.
     pub fn parse(target: &OsStr) -> Result<Self> {
         let bytes = target.as_bytes();
-        let bad = |why: &str| Error::Usage(format!("{}: {why}, as in haul://host:4433/photos/", printable(bytes)));
+        let bad = |why: &str| Error::Usage(format!("{}: {why}, as in {EXAMPLE}", printable(bytes)));
         let rest = bytes.strip_prefix(SCHEME).ok_or_else(|| bad("a server is written haul://HOST[:PORT]/[PATH]"))?;
         let end = rest.iter().position(|&b| b == b'/').unwrap_or(rest.len());
         let authority = std::str::from_utf8(&rest[..end]).map_err(|_| bad("the host is no text"))?;
-        let (host, port) = split_authority(authority).ok_or_else(|| bad("host and port are written HOST[:PORT]"))?;
+        let (host, port) = split_authority(authority).map_err(bad)?;
         let path = &rest[end..];
         let mut components = RelativePath::root();
         for component in path.split(|&b| b == b'/').filter(|c| !c.is_empty() && *c != b".") {
@@ -98,31 +111,40 @@ impl std::str::FromStr for Target {
     }
 }
 
-/// Host and port; IPv6 addresses stand in brackets.
-fn split_authority(authority: &str) -> Option<(&str, u16)> {
-    let (host, port) = match authority.strip_prefix('[') {
-        Some(rest) => {
-            let (host, rest) = rest.split_once(']')?;
-            (host, rest.strip_prefix(':').or_else(|| rest.is_empty().then_some(""))?)
-        }
-        None => match authority.split_once(':') {
-            Some((_, "")) => return None,
-            Some((host, port)) => (host, port),
-            None => (authority, ""),
-        },
-    };
+/// Host and port; IPv6 addresses stand in brackets. What is wrong is said with the way out.
+fn split_authority(authority: &str) -> Result<(&str, u16), &'static str> {
+    const FORM: &str = "host and port are written HOST[:PORT]";
     let bracketed = authority.starts_with('[');
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').ok_or("the bracket of the address is not closed")?,
+        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
+    };
+    if authority.contains('@') {
+        return Err("there are no user names: a server knows you by your key (`haul id`). Write the host alone");
+    }
+    if !bracketed && authority.matches(':').count() > 1 {
+        return Err("an IPv6 address stands in brackets ([::1]), and the port behind them");
+    }
     let plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_') || (bracketed && matches!(c, ':' | '%'));
     if host.is_empty() || !host.chars().all(plain) {
-        return None;
+        return Err(FORM);
     }
-    let port = if port.is_empty() { DEFAULT_PORT } else { port.parse().ok().filter(|&p| p != 0)? };
-    Some((host, port))
+    let port = match port.strip_prefix(':') {
+        None if port.is_empty() => DEFAULT_PORT,
+        // `parse` alone would take `+99`.
+        Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => {
+            digits.parse().ok().filter(|&port| port != 0).ok_or("a port is a number from 1 to 65535")?
+        }
+        Some(_) => return Err("a port is a number from 1 to 65535"),
+        None => return Err(FORM),
+    };
+    Ok((host, port))
 }
 
+/// As it can be typed again, except that a name with control characters or without an encoding is escaped.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };
+        let (open, close) = if self.host.contains([':', '%']) { ("[", "]") } else { ("", "") };
         write!(f, "haul://{open}{}{close}", self.host)?;
         if self.port != DEFAULT_PORT {
             write!(f, ":{}", self.port)?;
@@ -161,11 +183,37 @@ mod tests {
             "haul://::1/x",
             "haul://[::1/x",
             "haul://[::1]x/",
+            "haul://[::1]:/x",
+            "haul://[]/x",
+            "haul://h:+99/",
+            "haul://user@h/x",
             "haul://a b/x",
             "http://h/x",
         ] {
             assert_eq!(target(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_host_is_said_with_the_way_out() {
+        let why = |text: &str| text.parse::<Target>().unwrap_err().to_string();
+        assert!(why("haul://::1/x").contains("[::1]"));
+        assert!(why("haul://bob@h/x").contains("haul id"));
+        assert!(why("haul://h:http/x").contains("65535"));
+        assert!(why("haul://h:99999/x").contains("65535"));
+        assert!(why("haul://[::1/x").contains("not closed"));
+        assert!(why("haul://h/../x").contains("`..`"));
+    }
+
+    #[test]
+    fn what_is_suggested_can_be_typed() {
+        let said = |text: &str| Argument::parse(OsStr::new(text)).unwrap_err().to_string();
+        assert!(said("bob@h:a/b").contains("haul://h/a/b, "), "{}", said("bob@h:a/b"));
+        assert!(said("h:/srv/a").contains("haul://h/srv/a, "));
+        assert!(said("h:").contains("haul://h/, "));
+        assert!(said("h:../a").contains(EXAMPLE));
+        assert!(said("[::1]:a").contains(EXAMPLE));
+        assert!(said("haul:/h/a").contains(EXAMPLE));
     }
 
     #[test]
@@ -187,7 +235,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_shown_can_be_pasted(host in "[a-z0-9.-]{1,20}", port in 1u16.., path in "(/[a-zA-Z0-9 %?#:@]{1,9}){0,5}/?") {
+        fn what_is_shown_can_be_pasted(host in r"[a-z0-9.-]{1,20}|\[[0-9a-f:]{1,20}(%[a-z0-9]{1,8})?\]", port in 1u16.., path in "(/[a-zA-Z0-9 %?#:@]{1,9}){0,5}/?") {
             let target: Target = format!("haul://{host}:{port}{path}").parse().unwrap();
             prop_assert_eq!(target.to_string().parse::<Target>().unwrap(), target);
         }
