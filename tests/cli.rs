@@ -22,6 +22,23 @@ fn command(home: &Path, from: &Path, arguments: &[&str]) -> Command {
     command
 }
 
+/// Runs a command whose standard error is a terminal; its exit code and all that it wrote there.
+fn on_terminal(command: &mut Command) -> (Option<i32>, String) {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname(&master, Vec::new()).unwrap();
+    let terminal = std::fs::File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    let mut child = command.stdout(Stdio::null()).stderr(terminal).spawn().unwrap();
+    // The command keeps its copy of the terminal until it is told of another, and with it the terminal open.
+    command.stderr(Stdio::null());
+    let mut said = Vec::new();
+    // Once nobody has the terminal open any more, Linux answers with EIO, where other systems end the file.
+    let _ = std::fs::File::from(master).read_to_end(&mut said);
+    (child.wait().unwrap().code(), text(&said))
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -218,6 +235,12 @@ fn no_server_is_said_at_once_and_a_server_that_cannot_serve_says_why() {
     assert_eq!(nobody.status.code(), Some(3));
     assert!(text(&nobody.stderr).contains("haul serve"), "{}", text(&nobody.stderr));
 
+    let place = format!("haul://127.0.0.1:{port}/");
+    let json = haul(client.home.path(), client.files.path(), &["cp", "--json", "f", &place]);
+    let object: serde_json::Value = serde_json::from_slice(&json.stdout).expect("one object, also when nothing begins");
+    assert_eq!((json.status.code(), &object["type"]), (Some(3), &"error".into()));
+    assert!(object["why"].as_str().unwrap().contains("haul serve"), "{object}");
+
     let server = Serving::start(&["--anyone", "both"]);
     let address = server.url.trim_start_matches("haul://").trim_end_matches('/');
     let second = haul(client.home.path(), client.files.path(), &["serve", "--listen", address]);
@@ -246,6 +269,22 @@ fn what_fails_is_named_and_the_rest_arrives() {
     assert!(said.contains("missing: No such file") && said.contains("d/pipe\\n\\u{1b}[31m: a FIFO"), "{said}");
     assert_eq!(said.lines().count(), 2, "-q names failures and nothing else: {said}");
     assert_eq!(std::fs::read(server.served.path().join("d/good")).unwrap(), b"good");
+}
+
+#[test]
+fn a_terminal_names_what_fails_also_one_that_cannot_move_its_cursor() {
+    let (server, client) = (Serving::start(&["--anyone", "write"]), client());
+    write(&client.files.path().join("good"), b"good");
+    for kind in ["dumb", "xterm"] {
+        let arguments = ["cp", "--pin", &server.key_id, "good", "missing", &server.url];
+        let mut command = command(client.home.path(), client.files.path(), &arguments);
+        let (code, screen) = on_terminal(command.env("TERM", kind));
+        assert_eq!(code, Some(1), "{kind}: {screen}");
+        let failure = screen.find("missing: No such file").unwrap_or_else(|| panic!("{kind}: {screen}"));
+        let summary = screen.rfind(", 1 failed").unwrap_or_else(|| panic!("{kind}: {screen}"));
+        assert!(failure < summary, "{kind}: {screen}");
+        assert_eq!(screen[summary..].trim(), ", 1 failed", "{kind}: nothing is drawn below the summary: {screen:?}");
+    }
 }
 
 #[test]

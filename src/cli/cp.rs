@@ -14,22 +14,7 @@ use super::output::{self, Screen};
 use super::{Cp, DONE, FAILED, INTERRUPTED};
 
 pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
-    if cp.port.is_some() {
-        return Err(usage("the port goes into the destination, as in haul://host:4433/"));
-    }
-    let (sources, target) = split(&cp)?;
-    let home = Home::from_env()?;
-    let identity = home.identity()?;
-    let trust = ServerTrust::of_home(&home, cp.pin)?;
-    let config = Config { parallel: cp.parallel as usize, ..Config::default() };
-    let client = connect(&identity, &trust, &home, &target, &config).await?;
-
-    let options = PushOptions {
-        sources,
-        destination: target.path,
-        into: target.into,
-        durability: if cp.no_fsync { Durability::Visible } else { Durability::Synced },
-    };
+    let (client, options) = begin(&cp).await.inspect_err(|error| output::never_began(cp.output, error))?;
     let screen = Screen::new(cp.output);
     let pushed = tokio::select! {
         pushed = client.push(&options, screen.observer()) => pushed,
@@ -53,6 +38,26 @@ pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
     }
 }
 
+/// All that comes before the session.
+async fn begin(cp: &Cp) -> anyhow::Result<(Client, PushOptions)> {
+    if cp.port.is_some() {
+        return Err(usage("the port goes into the destination, as in haul://host:4433/"));
+    }
+    let (sources, target) = split(cp)?;
+    let home = Home::from_env()?;
+    let identity = home.identity()?;
+    let trust = ServerTrust::of_home(&home, cp.pin)?;
+    let config = Config { parallel: cp.parallel as usize, ..Config::default() };
+    let client = connect(&identity, &trust, &home, &target, &config).await?;
+    let options = PushOptions {
+        sources,
+        destination: target.path,
+        into: target.into,
+        durability: if cp.no_fsync { Durability::Visible } else { Durability::Synced },
+    };
+    Ok((client, options))
+}
+
 /// Tells sources from the destination.
 fn split(cp: &Cp) -> anyhow::Result<(Vec<PathBuf>, Target)> {
     let sources = cp.sources.iter().map(|source| Argument::parse(source)).collect::<Result<Vec<_>, _>>()?;
@@ -71,7 +76,8 @@ fn split(cp: &Cp) -> anyhow::Result<(Vec<PathBuf>, Target)> {
         }
         (Some(_), Argument::Local(path)) => {
             let path = output::shown(&path);
-            Err(usage(&format!("{path} is no server; the destination comes last, as in haul://host/{path}")))
+            let example = path.trim_start_matches(['.', '/']);
+            Err(usage(&format!("{path} is no server; the destination comes last, as in haul://host/{example}")))
         }
     }
 }

@@ -7,6 +7,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use haul::error::{Error, Why};
 use haul::path::{RelativePath, printable};
 use haul::progress::{Event, Observer, Settled};
@@ -38,6 +39,13 @@ pub(super) fn failure(error: &anyhow::Error) {
     note(&format!("haul: {error}"));
 }
 
+/// Tells a reader of JSON that no session came about; people read the same from [`failure`].
+pub(super) fn never_began(output: super::Output, error: &anyhow::Error) {
+    if output.json {
+        line(&error_object(error).to_string());
+    }
+}
+
 /// Asks on the terminal; `None` when there is none.
 pub(super) fn ask(question: &str) -> Option<String> {
     let (input, mut output) = (std::io::stdin(), std::io::stderr());
@@ -62,14 +70,22 @@ struct Shared {
 
 enum Style {
     Quiet,
-    Plain { verbose: bool },
-    Bars { bars: Bars, verbose: bool },
+    Plain {
+        verbose: bool,
+    },
+    /// The bars are taken out at the end, so that nothing can draw below the summary.
+    Bars {
+        bars: Mutex<Option<Bars>>,
+        verbose: bool,
+    },
     Json,
 }
 
 struct State {
     tally: Tally,
     told: Instant,
+    /// The summary is out: what tasks that are slow to end still report is no longer shown.
+    ended: bool,
 }
 
 impl Screen {
@@ -80,13 +96,12 @@ impl Screen {
             Style::Json
         } else if output.quiet {
             Style::Quiet
-        } else if std::io::stderr().is_terminal() {
-            Style::Bars { bars: Bars::new(), verbose }
+        } else if let Some(bars) = Bars::on_terminal() {
+            Style::Bars { bars: Mutex::new(Some(bars)), verbose }
         } else {
             Style::Plain { verbose }
         };
-        let now = Instant::now();
-        let shared = Arc::new(Shared { style, state: Mutex::new(State { tally: Tally::new(now), told: now }) });
+        let shared = Arc::new(Shared::new(style));
         if matches!(shared.style, Style::Bars { .. }) {
             let weak = Arc::downgrade(&shared);
             // Rates fall and times run also while no event comes.
@@ -110,14 +125,18 @@ impl Screen {
     /// Ends the display with the summary line, or with what ended the session.
     pub(super) fn end(self, result: &Result<Outcome, Error>) {
         let shared = &self.shared;
-        if let Style::Bars { bars, .. } = &shared.style {
+        if let Style::Bars { bars, .. } = &shared.style
+            && let Some(bars) = lock(bars).take()
+        {
             bars.clear();
         }
-        let state = shared.state();
-        let summary = state.tally.summary(Instant::now());
+        let mut state = shared.state();
+        state.ended = true;
+        let whole = matches!(result, Ok(outcome) if outcome.sent.interrupted.is_none());
+        let summary = state.tally.summary(Instant::now(), whole);
         match (&shared.style, result) {
             (Style::Json, Ok(outcome)) => line(&done_object(&state.tally, outcome).to_string()),
-            (Style::Json, Err(error)) => line(&json!({"type": "error", "why": error.to_string()}).to_string()),
+            (Style::Json, Err(error)) => line(&error_object(error).to_string()),
             (Style::Quiet, _) => {}
             (_, Ok(_)) => note(&summary),
             (_, Err(_)) => note(&format!("stopped after {summary}")),
@@ -132,12 +151,20 @@ impl Screen {
 }
 
 impl Shared {
+    fn new(style: Style) -> Self {
+        let now = Instant::now();
+        Self { style, state: Mutex::new(State { tally: Tally::new(now), told: now, ended: false }) }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn take(&self, event: &Event) {
         let mut state = self.state();
+        if state.ended {
+            return;
+        }
         state.tally.take(event);
         let now = Instant::now();
         match &self.style {
@@ -154,25 +181,40 @@ impl Shared {
                 lines(event, *verbose).iter().for_each(|text| note(text));
                 if now - state.told >= PLAIN_PROGRESS {
                     state.told = now;
+                    state.tally.tick(now);
                     note(&state.tally.total(now));
                 }
             }
             Style::Bars { bars, verbose } => {
-                for text in lines(event, *verbose) {
-                    bars.print(&text);
+                // A terminal that is held (Ctrl-S) holds up whoever prints, and nobody who only counts.
+                drop(state);
+                let texts = lines(event, *verbose);
+                if !texts.is_empty()
+                    && let Some(bars) = lock(bars).as_ref()
+                {
+                    texts.iter().for_each(|text| bars.print(text));
                 }
             }
         }
     }
 
     fn redraw(&self) {
-        if let Style::Bars { bars, .. } = &self.style {
+        if let Style::Bars { bars, .. } = &self.style
+            && let Some(bars) = lock(bars).as_ref()
+        {
             let now = Instant::now();
-            let mut state = self.state();
-            state.tally.tick(now);
-            bars.draw(&state.tally, now);
+            let rows = {
+                let mut state = self.state();
+                state.tally.tick(now);
+                bars.rows(&state.tally, now)
+            };
+            bars.draw(rows);
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Lines that an event is worth, whatever else is shown.
@@ -215,7 +257,7 @@ fn event_object(event: &Event) -> Option<Value> {
             let name = String::from_utf8_lossy(path.as_bytes());
             let mut object = json!({"type": "file", "path": name, "kind": kind, "bytes": size});
             if std::str::from_utf8(path.as_bytes()).is_err() {
-                object["path_bytes"] = path.as_bytes().into();
+                object["path_bytes"] = BASE64_STANDARD.encode(path.as_bytes()).into();
             }
             match result {
                 Settled::Committed => object["result"] = "committed".into(),
@@ -256,7 +298,64 @@ fn done_object(tally: &Tally, outcome: &Outcome) -> Value {
     object
 }
 
+fn error_object(error: &dyn std::fmt::Display) -> Value {
+    json!({"type": "error", "why": error.to_string()})
+}
+
 /// A path of this machine as it may be printed.
 pub(super) fn shown(path: &std::path::Path) -> String {
     printable(path.as_os_str().as_encoded_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use haul::error::Code;
+
+    fn settled(component: &[u8], result: Settled) -> Event {
+        let path = RelativePath::from_components([component]).unwrap();
+        Event::Settled { id: Some(1), path, kind: Kind::File, size: 7, result }
+    }
+
+    #[test]
+    fn nothing_is_drawn_or_counted_once_the_summary_is_out() {
+        let style = Style::Bars { bars: Mutex::new(Some(Bars::hidden())), verbose: true };
+        let screen = Screen { shared: Arc::new(Shared::new(style)) };
+        let (shared, straggler) = (screen.shared.clone(), screen.observer());
+        straggler(settled(b"a", Settled::Committed));
+        screen.end(&Ok(Outcome::default()));
+        straggler(settled(b"b", Settled::Committed));
+        shared.redraw();
+        assert!(matches!(&shared.style, Style::Bars { bars, .. } if lock(bars).is_none()));
+        assert_eq!(shared.state().tally.files_settled(), 1);
+    }
+
+    #[test]
+    fn whoever_only_counts_does_not_wait_for_the_terminal() {
+        let style = Style::Bars { bars: Mutex::new(Some(Bars::hidden())), verbose: false };
+        let shared = Shared::new(style);
+        let Style::Bars { bars, .. } = &shared.style else { unreachable!() };
+        let held = lock(bars);
+        shared.take(&Event::Moved { id: 1, bytes: 1 });
+        shared.take(&settled(b"a", Settled::Committed));
+        drop(held);
+        assert_eq!(shared.state().tally.files_settled(), 1);
+    }
+
+    #[test]
+    fn json_keeps_the_bytes_of_a_name_that_is_no_text() {
+        let object = event_object(&settled(b"\xff\n", Settled::Failed(Code::NoSpace.into()))).unwrap();
+        assert_eq!(object["path"], "\u{fffd}\n");
+        assert_eq!(object["path_bytes"], "/wo=");
+        assert_eq!((&object["result"], &object["code"]), (&"failed".into(), &"NoSpace".into()));
+        let plain = event_object(&settled("ä".as_bytes(), Settled::Skipped)).unwrap();
+        assert_eq!((&plain["path"], plain.get("path_bytes")), (&"ä".into(), None));
+    }
+
+    #[test]
+    fn a_failure_is_named_once_and_cannot_steer_the_terminal() {
+        let failure = |why: &str| failed_lines(&settled(b"a\x1b", Settled::Failed(Why::new(Code::Io, why))));
+        assert_eq!(failure("broken"), ["haul: a\\u{1b}: broken"]);
+        assert_eq!(failure("a\x1b: broken"), ["haul: a\\u{1b}: broken"]);
+    }
 }

@@ -28,6 +28,8 @@ pub(super) struct Tally {
     files: u64,
     skipped: u64,
     failed: u64,
+    /// Of the files that were found; a source that could not be looked at fails without having been found.
+    settled: u64,
     committed_bytes: u64,
     /// Bytes of all settled files, however it went.
     settled_bytes: u64,
@@ -47,6 +49,7 @@ impl Tally {
             files: 0,
             skipped: 0,
             failed: 0,
+            settled: 0,
             committed_bytes: 0,
             settled_bytes: 0,
             running: HashMap::new(),
@@ -73,6 +76,7 @@ impl Tally {
             Event::Settled { id, kind, size, result, .. } => {
                 if let Some(id) = id {
                     self.running.remove(id);
+                    self.settled += u64::from(*kind != Kind::Directory);
                 }
                 match result {
                     Settled::Failed(_) => self.failed += 1,
@@ -102,7 +106,7 @@ impl Tally {
     }
 
     pub(super) fn files_settled(&self) -> u64 {
-        self.files + self.skipped + self.failed
+        self.settled
     }
 
     /// Bytes of settled files and of running ones as far as they are.
@@ -139,27 +143,21 @@ impl Tally {
         line
     }
 
-    /// The line at the end.
-    pub(super) fn summary(&self, now: Instant) -> String {
+    /// The line at the end. Only a session that is `whole`, not one that broke off, can have had nothing to do.
+    pub(super) fn summary(&self, now: Instant, whole: bool) -> String {
         let elapsed = self.elapsed(now);
-        let mut parts = Vec::new();
-        if self.files > 0 || self.skipped == 0 {
-            let rate = self.committed_bytes as f64 / elapsed.as_secs_f64().max(0.001);
-            let (files, size) = (count(self.files, "file"), bytes(self.committed_bytes));
-            parts.push(format!("{files}, {size} in {} ({}/s)", seconds(elapsed), bytes(rate as u64)));
+        if whole && self.skipped > 0 && self.files == 0 && self.failed == 0 {
+            return format!("nothing to do in {}: {} unchanged", seconds(elapsed), count(self.skipped, "file"));
         }
-        if self.skipped > 0 {
-            let unchanged = if self.files > 0 {
-                format!("{} unchanged", HumanCount(self.skipped))
-            } else {
-                format!("nothing to do in {}: {} unchanged", seconds(elapsed), count(self.skipped, "file"))
-            };
-            parts.push(unchanged);
+        let rate = self.committed_bytes as f64 / elapsed.as_secs_f64().max(0.001);
+        let (files, size) = (count(self.files, "file"), bytes(self.committed_bytes));
+        let mut line = format!("{files}, {size} in {} ({}/s)", seconds(elapsed), bytes(rate as u64));
+        for (count, what) in [(self.skipped, "unchanged"), (self.failed, "failed")] {
+            if count > 0 {
+                line += &format!(", {} {what}", HumanCount(count));
+            }
         }
-        if self.failed > 0 {
-            parts.push(format!("{} failed", HumanCount(self.failed)));
-        }
-        parts.join(", ")
+        line
     }
 }
 
@@ -215,7 +213,7 @@ mod tests {
         tally.take(&Event::Moved { id: 0, bytes: 500 });
         assert!(tally.total(later).ends_with("  verifying"), "sent is not committed");
         tally.take(&settled(0, 2000, Settled::Committed));
-        assert_eq!(tally.summary(later), "1 file, 1.95 KiB in 1.0 s (1.95 KiB/s), 1 unchanged");
+        assert_eq!(tally.summary(later, true), "1 file, 1.95 KiB in 1.0 s (1.95 KiB/s), 1 unchanged");
     }
 
     #[test]
@@ -224,10 +222,28 @@ mod tests {
         let later = start + Duration::from_secs(75);
         let mut tally = Tally::new(start);
         tally.take(&settled(1, 5, Settled::Skipped));
-        assert_eq!(tally.summary(later), "nothing to do in 1:15: 1 file unchanged");
+        assert_eq!(tally.summary(later, true), "nothing to do in 1:15: 1 file unchanged");
+        assert_eq!(tally.summary(later, false), "0 files, 0 B in 1:15 (0 B/s), 1 unchanged", "there was more to do");
         tally.take(&settled(2, 5, Settled::Failed(Code::NoSpace.into())));
-        assert!(tally.summary(later).ends_with("1 file unchanged, 1 failed"));
-        assert_eq!(Tally::new(start).summary(start), "0 files, 0 B in 0.0 s (0 B/s)");
+        assert_eq!(tally.summary(later, true), "0 files, 0 B in 1:15 (0 B/s), 1 unchanged, 1 failed");
+        assert_eq!(Tally::new(start).summary(start, true), "0 files, 0 B in 0.0 s (0 B/s)");
+    }
+
+    #[test]
+    fn no_more_files_are_settled_than_were_found() {
+        let start = Instant::now();
+        let mut tally = Tally::new(start);
+        tally.take(&Event::Found { files: 1, bytes: 5, complete: true });
+        let gone = |id, kind| {
+            let result = Settled::Failed(Code::Unreadable.into());
+            Event::Settled { id, path: path("gone"), kind, size: 0, result }
+        };
+        tally.take(&gone(None, Kind::File));
+        tally.take(&gone(Some(0), Kind::Directory));
+        assert!(tally.total(start).starts_with("0/1 files"), "{}", tally.total(start));
+        tally.take(&settled(1, 5, Settled::Committed));
+        assert!(tally.total(start).starts_with("1/1 files"), "{}", tally.total(start));
+        assert!(tally.summary(start, true).ends_with("2 failed"));
     }
 
     #[test]

@@ -23,9 +23,22 @@ pub(super) struct Bars {
     total: ProgressBar,
 }
 
+/// The texts of the lines.
+pub(super) struct Rows {
+    files: Vec<String>,
+    total: String,
+}
+
 impl Bars {
-    pub(super) fn new() -> Self {
-        let multi = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+    /// Bars on standard error; `None` where it is no terminal, or one that cannot move its cursor (TERM=dumb). There
+    /// indicatif would show nothing at all, not even what is printed above the bars.
+    pub(super) fn on_terminal() -> Option<Self> {
+        let target = ProgressDrawTarget::stderr();
+        (!target.is_hidden()).then(|| Self::new(target))
+    }
+
+    fn new(target: ProgressDrawTarget) -> Self {
+        let multi = MultiProgress::with_draw_target(target);
         let style = ProgressStyle::with_template("{msg}").expect("a fixed template");
         let bar = || multi.add(ProgressBar::new_spinner().with_style(style.clone()));
         let (files, total) = ((0..LINES).map(|_| bar()).collect(), bar());
@@ -38,29 +51,44 @@ impl Bars {
         let _ = self.multi.println(text);
     }
 
-    pub(super) fn draw(&self, tally: &Tally, now: Instant) {
+    /// What there is to draw. It is put together apart from the drawing, which can take long on a slow terminal.
+    pub(super) fn rows(&self, tally: &Tally, now: Instant) -> Rows {
         // The last column stays free: some terminals wrap there.
         let width = Term::stderr().size_checked().map_or(COLUMNS, |(_, columns)| columns as usize).saturating_sub(1);
         let mut large: Vec<_> = tally.running.iter().filter(|(_, running)| running.size >= LARGE).collect();
         large.sort_by_key(|&(id, _)| id);
-        for (at, bar) in self.files.iter().enumerate() {
-            match large.get(at) {
-                Some((_, running)) => bar.set_message(file_line(running, width)),
-                // An empty line takes no room; indicatif leaves out a finished bar that is cleared.
+        let files = large.iter().take(LINES).map(|(_, running)| file_line(running, width)).collect();
+        Rows { files, total: cut(&tally.total(now), width) }
+    }
+
+    pub(super) fn draw(&self, rows: Rows) {
+        let mut lines = rows.files.into_iter();
+        for bar in &self.files {
+            match lines.next() {
+                Some(line) => bar.set_message(line),
+                // An empty line takes no room.
                 None if bar.message().is_empty() => {}
                 None => bar.set_message(""),
             }
         }
-        self.total.set_message(cut(&tally.total(now), width));
+        self.total.set_message(rows.total);
     }
 
-    pub(super) fn clear(&self) {
+    /// Takes the lines off the terminal, for good.
+    pub(super) fn clear(self) {
         // Fails only when the terminal is gone.
         let _ = self.multi.clear();
+        // indicatif draws once more as each bar is dropped.
+        self.multi.set_draw_target(ProgressDrawTarget::hidden());
+    }
+
+    #[cfg(test)]
+    pub(super) fn hidden() -> Self {
+        Self::new(ProgressDrawTarget::hidden())
     }
 }
 
-/// `name   45 %   12.0 MiB of 26.7 MiB`, at most `width` columns wide.
+/// `name   12.0 MiB of 26.7 MiB   45 %`, at most `width` columns wide.
 fn file_line(running: &Running, width: usize) -> String {
     let percent = (running.moved * 100).checked_div(running.size).unwrap_or(100);
     let right = if running.moved >= running.size {
