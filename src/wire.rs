@@ -27,7 +27,7 @@ pub const MAX_SYMLINK: usize = 4095;
 /// Most bytes that a message's header can take: the type byte and an eight-byte length.
 const MAX_HEADER: usize = 9;
 
-/// The first byte of every stream; an unknown one is stopped with [`Code::Unsupported`].
+/// The first byte of every stream; an unknown one is stopped with [`Unsupported`](crate::error::Code::Unsupported).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum StreamType {
