@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use haul::config::DEFAULT_PORT;
+use haul::congestion::Congestion;
 use haul::error::{Code, Error};
 use haul::identity::KeyId;
 
@@ -73,6 +74,9 @@ struct Serve {
     /// Transfers that write at the same time, over all connections
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     max_transfers: u32,
+    /// Congestion controller: haul, cubic, newreno or bbr
+    #[arg(long, value_name = "NAME", default_value_t)]
+    congestion: Congestion,
     /// Admit every key, to read, to write or both
     #[arg(long, value_name = "WHAT")]
     anyone: Option<AnyoneMay>,
@@ -107,6 +111,9 @@ struct Cp {
     /// Transfers open at the same time
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1000))]
     parallel: u32,
+    /// Congestion controller: haul, cubic, newreno or bbr
+    #[arg(long, value_name = "NAME", default_value_t)]
+    congestion: Congestion,
     /// Do not wait until files have reached the server's disk
     #[arg(long)]
     no_fsync: bool,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::congestion::Congestion;
+
 /// The UDP port of a server, unless it is told another.
 pub const DEFAULT_PORT: u16 = 4433;
 
@@ -18,6 +20,8 @@ pub struct Config {
     /// Bytes that a client keeps until they are acknowledged (quinn's `send_window`). Also what bounds a sender's
     /// memory. 48 MiB carry 1 Gbit/s at 200 ms with as much again in retransmission.
     pub send_window: usize,
+    /// What decides how much may be in flight towards the peer.
+    pub congestion: Congestion,
     /// Transfers that a sender has open at the same time on a connection. At 100 ms, 100 streams carry 450 small files
     /// a second and 1,000 carry 2,400.
     pub parallel: usize,
@@ -47,6 +51,7 @@ impl Default for Config {
             max_connections: 1024,
             memory: 64 << 20,
             send_window: 48 << 20,
+            congestion: Congestion::default(),
             parallel: 1000,
             keep_partials: Duration::from_secs(7 * 24 * 3600),
             grace: Duration::from_secs(30),

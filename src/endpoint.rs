@@ -39,6 +39,13 @@ const MAX_INCOMING: usize = 1_024;
 /// datagrams, and what does not fit is sent again.
 const INCOMING_BUFFER: u64 = 16 << 10;
 const INCOMING_BUFFERS: u64 = 4 << 20;
+/// How many packets later ones must have overtaken one before it counts as lost. So many that time alone decides: with
+/// RFC 9002's 3, 5 ms of jitter leave 11 of 100 Mbit/s.
+const PACKET_THRESHOLD: u32 = 1_000;
+/// How long after its sending a packet that later ones have overtaken counts as lost, in round-trip times. RFC 9002 has
+/// 9/8; reordering by a quarter of the RTT is not lost then, and as each piece is written where it belongs, nothing
+/// waits for the lost ones.
+const TIME_THRESHOLD: f32 = 1.25;
 /// Asked of the system for each direction, in bytes: 30 ms of 1 Gbit/s. Linux gives 208 KiB by default and at most
 /// `net.core.rmem_max`.
 const SOCKET_BUFFER: usize = 4 << 20;
@@ -135,7 +142,10 @@ fn transport(config: &Config) -> Result<TransportConfig> {
         .max_idle_timeout(Some(idle))
         .initial_mtu(INITIAL_DATAGRAM)
         .min_mtu(INITIAL_DATAGRAM)
-        .mtu_discovery_config(Some(mtu));
+        .mtu_discovery_config(Some(mtu))
+        .packet_threshold(PACKET_THRESHOLD)
+        .time_threshold(TIME_THRESHOLD)
+        .congestion_controller_factory(config.congestion.factory());
     Ok(transport)
 }
 

@@ -56,6 +56,7 @@
 pub mod budget;
 pub mod client;
 pub mod config;
+pub mod congestion;
 pub mod endpoint;
 pub mod error;
 pub mod identity;

@@ -8,8 +8,26 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// The library's rooms. Each may use those before it.
 const ROOMS: &[&str] = &[
-    "path", "error", "wire", "progress", "config", "target", "limits", "budget", "identity", "trust", "endpoint",
-    "stream", "store", "manifest", "sender", "receiver", "session", "server", "client",
+    "path",
+    "error",
+    "wire",
+    "progress",
+    "congestion",
+    "config",
+    "target",
+    "limits",
+    "budget",
+    "identity",
+    "trust",
+    "endpoint",
+    "stream",
+    "store",
+    "manifest",
+    "sender",
+    "receiver",
+    "session",
+    "server",
+    "client",
 ];
 /// The binary's rooms. They use the library as any other program does, by `haul::`, and each other by `crate::`.
 const BINARY: &[&str] = &["main", "cli"];

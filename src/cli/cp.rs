@@ -47,7 +47,7 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, PushOptions)> {
     let home = Home::from_env()?;
     let identity = home.identity()?;
     let trust = ServerTrust::of_home(&home, cp.pin)?;
-    let config = Config { parallel: cp.parallel as usize, ..Config::default() };
+    let config = Config { parallel: cp.parallel as usize, congestion: cp.congestion, ..Config::default() };
     let client = connect(&identity, &trust, &home, &target, &config).await?;
     let options = PushOptions {
         sources,
