@@ -1,6 +1,9 @@
 //! What the integration tests share: a server and clients over real sockets on loopback, and trees to send.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod path;
+pub(crate) mod slow;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex};

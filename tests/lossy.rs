@@ -1,0 +1,396 @@
+//! Files over a path that loses, delays, reorders, repeats and corrupts, goes dark, and changes addresses; and into
+//! disks that keep them waiting. They arrive whole all the same. How fast is no question here.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use haul::client::Client;
+use haul::config::Config;
+use haul::error::{Error, Result};
+use haul::identity::Identity;
+use haul::progress::{Event, Observer, ignore};
+use haul::session::Outcome;
+use haul::store::{LocalStore, MemoryStore, Store};
+use haul::trust::ServerTrust;
+use haul::wire::Durability;
+use support::path::{Path, Settings};
+use support::slow::SlowStore;
+use support::{Host, LIMIT, content, listing, path, recorder, to, write};
+use tempfile::{TempDir, tempdir};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+/// One way: small, since what is found by retransmission takes its multiples.
+const DELAY: Duration = Duration::from_millis(2);
+/// A path that is dark so long has made quinn back off, and is far from the idle timeout.
+const OUTAGE: Duration = Duration::from_secs(3);
+/// A sender that says nothing for so long waits for its receiver.
+const QUIET: Duration = Duration::from_secs(2);
+
+fn settings() -> Settings {
+    Settings { delay: DELAY, ..Settings::default() }
+}
+
+/// Of a client that waits as long as it takes: what loss does to a handshake is a matter of luck.
+fn patient() -> Config {
+    Config { first_reply: LIMIT, handshake: LIMIT, ..Config::default() }
+}
+
+/// A server behind a path, with something to send to it in `source`.
+struct Way {
+    host: Host,
+    path: Path,
+    source: TempDir,
+    served: TempDir,
+    identity: Identity,
+}
+
+impl Way {
+    async fn new(settings: Settings) -> Self {
+        Self::observed(settings, ignore()).await
+    }
+
+    async fn observed(settings: Settings, observer: Observer) -> Self {
+        let served = tempdir().unwrap();
+        let host = Host::observed(Arc::new(LocalStore::open(served.path()).unwrap()), Config::default(), observer);
+        Self::of(host, served, settings).await
+    }
+
+    async fn of(host: Host, served: TempDir, settings: Settings) -> Self {
+        let path = Path::to(host.address, 1, settings).await;
+        Self { host, path, source: tempdir().unwrap(), served, identity: Identity::generate().unwrap() }
+    }
+
+    /// Files to send, of these sizes.
+    fn files(&self, sizes: impl IntoIterator<Item = usize>) {
+        for (i, size) in sizes.into_iter().enumerate() {
+            write(&self.source.path().join(format!("t/{}/{i}", i % 3)), &content(i as u64, size));
+        }
+    }
+
+    async fn connect(&self, config: &Config) -> Result<Client> {
+        let trust = ServerTrust { pin: Some(self.host.key_id), ..ServerTrust::default() };
+        Client::connect(&self.identity, &trust, "127.0.0.1", self.path.address.port(), config).await
+    }
+
+    async fn push(&self, client: &Client, observer: Observer) -> Result<Outcome> {
+        let options = to(&[&self.source.path().join("t")], "t");
+        timeout(LIMIT, client.push(&options, observer)).await.expect("it ends")
+    }
+
+    /// Pushes all there is over a connection of its own, and makes sure that it arrived as it was.
+    async fn push_whole(&self) {
+        let client = self.connect(&patient()).await.unwrap();
+        let (observer, events) = recorder();
+        let outcome = self.push(&client, observer).await.unwrap();
+        self.arrived(&client, &outcome, &events.lock().unwrap());
+        client.close().await;
+    }
+
+    /// All is there, and one connection was enough for it.
+    fn arrived(&self, client: &Client, outcome: &Outcome, events: &[Event]) {
+        assert_eq!(outcome.sent.failed, 0, "{:?}", outcome.sent.failures);
+        assert_eq!(listing(&self.served.path().join("t")), listing(&self.source.path().join("t")));
+        let connected = events.iter().filter(|event| matches!(event, Event::Connected { .. })).count();
+        assert_eq!(connected, 1, "connections");
+        assert!(client.connection().close_reason().is_none(), "it is the same one still");
+        assert!(client.connection().stats().udp_tx.bytes > outcome.sent.bytes, "and all went over it");
+    }
+}
+
+/// An observer that keeps everything, and does something once that many bytes have moved.
+fn once_moved(bytes: u64, then: impl FnOnce() + Send + 'static) -> Observer {
+    let state = std::sync::Mutex::new((0, Some(then)));
+    Arc::new(move |event| {
+        if let Event::Moved { bytes: more, .. } = event {
+            let mut state = state.lock().unwrap();
+            state.0 += more;
+            if state.0 >= bytes
+                && let Some(then) = state.1.take()
+            {
+                then();
+            }
+        }
+    })
+}
+
+/// Tells both.
+fn both(one: Observer, other: Observer) -> Observer {
+    Arc::new(move |event| {
+        one(event.clone());
+        other(event);
+    })
+}
+
+/// Once that many bytes have moved.
+fn moved(bytes: u64) -> (Observer, oneshot::Receiver<()>) {
+    let (moved, moving) = oneshot::channel();
+    (once_moved(bytes, || drop(moved)), moving)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thirty_percent_loss_each_way_still_ends() {
+    let way = Way::new(Settings { loss: 0.3, ..settings() }).await;
+    way.files([0, 10, 5_000, 150_000]);
+    way.push_whole().await;
+    assert!(way.path.up.counts().dropped > 50, "{:?}", way.path.up.counts());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bursts_of_losses_still_end() {
+    let way = Way::new(Settings { burst: 0.01, ..settings() }).await;
+    way.files([10, 50_000, 1 << 20]);
+    way.push_whole().await;
+    assert!(way.path.up.counts().dropped >= 8, "{:?}", way.path.up.counts());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn corrupted_datagrams_change_no_byte() {
+    let way = Way::new(Settings { corrupt: 0.01, loss: 0.01, ..settings() }).await;
+    way.files([10, 50_000, 4 << 20]);
+    way.push_whole().await;
+    assert!(way.path.up.counts().corrupted > 10, "{:?}", way.path.up.counts());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_in_any_order_and_twice_is_put_together_once() {
+    let jitter = Duration::from_millis(10);
+    let way = Way::new(Settings { jitter, duplicate: 0.2, ..settings() }).await;
+    way.files([10, 50_000, 1 << 20]);
+    way.push_whole().await;
+    assert!(way.path.up.counts().duplicated > 50, "{:?}", way.path.up.counts());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shallow_queue_that_overflows_loses_no_byte() {
+    let way = Way::new(Settings { rate: Some(2 << 20), queue: 16 << 10, ..settings() }).await;
+    way.files([10, 50_000, 4 << 20]);
+    way.push_whole().await;
+    assert!(way.path.up.counts().dropped > 0, "{:?}", way.path.up.counts());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_small_files_arrive_over_ten_percent_loss() {
+    let way = Way::new(Settings { loss: 0.1, ..settings() }).await;
+    way.files((0..300).map(|i| i * 13 % 4_000));
+    way.push_whole().await;
+    assert!(way.path.up.counts().dropped > 10, "{:?}", way.path.up.counts());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_arrives_over_loss_as_well() {
+    let way = Way::new(Settings { loss: 0.05, corrupt: 0.01, ..settings() }).await;
+    for (i, size) in [0, 10, 5_000, 1 << 20].into_iter().enumerate() {
+        write(&way.served.path().join(format!("t/{i}")), &content(i as u64, size));
+    }
+    let client = way.connect(&patient()).await.unwrap();
+    let into = Arc::new(LocalStore::open(way.source.path()).unwrap());
+    let sources = [path("t")];
+    let pulling = client.pull(&sources, into, Durability::Visible, ignore());
+    let summary = timeout(LIMIT, pulling).await.expect("it ends").unwrap();
+    assert_eq!((summary.committed, summary.failed), (4, 0));
+    assert_eq!(listing(&way.source.path().join("t")), listing(&way.served.path().join("t")));
+    assert!(way.path.down.counts().dropped > 10, "{:?}", way.path.down.counts());
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_nat_gives_another_address_goes_on_without_a_new_connection() {
+    const SIZE: u64 = 8 << 20;
+    let (observer, moving) = moved(SIZE / 4);
+    let way = Way::observed(Settings { rate: Some(4 << 20), ..settings() }, observer).await;
+    way.files([SIZE as usize]);
+    let client = way.connect(&Config::default()).await.unwrap();
+    let (observer, events) = recorder();
+    let rebinding = async {
+        moving.await.unwrap_err();
+        let before = (way.path.addresses().len(), way.path.up.counts().forwarded_bytes);
+        way.path.rebind();
+        before
+    };
+    let (outcome, (addresses, forwarded)) = tokio::join!(way.push(&client, observer), rebinding);
+    way.arrived(&client, &outcome.unwrap(), &events.lock().unwrap());
+    assert_eq!(way.path.addresses().len(), addresses + 1);
+    let after = way.path.up.counts().forwarded_bytes - forwarded;
+    assert!(after > SIZE / 4, "{after} bytes came from the new address");
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_that_is_dark_for_seconds_costs_no_reconnect() {
+    const SIZE: u64 = 8 << 20;
+    let (observer, moving) = moved(SIZE / 4);
+    let way = Way::observed(Settings { rate: Some(4 << 20), ..settings() }, observer).await;
+    way.files([SIZE as usize]);
+    let client = way.connect(&Config::default()).await.unwrap();
+    let (observer, events) = recorder();
+    let outage = async {
+        moving.await.unwrap_err();
+        way.path.set(|path| path.blackout = true);
+        let before = way.path.up.counts().forwarded;
+        tokio::time::sleep(OUTAGE).await;
+        assert_eq!(way.path.up.counts().forwarded, before, "it was dark");
+        way.path.set(|path| path.blackout = false);
+    };
+    let (outcome, ()) = tokio::join!(way.push(&client, observer), outage);
+    way.arrived(&client, &outcome.unwrap(), &events.lock().unwrap());
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_that_lets_nothing_through_is_unreachable_and_names_the_host() {
+    let way = Way::new(Settings { blackout: true, ..settings() }).await;
+    let config = Config { first_reply: Duration::from_millis(500), ..Config::default() };
+    let error = way.connect(&config).await.err().expect("no connection");
+    assert!(matches!(&error, Error::Unreachable { host, .. } if host == "127.0.0.1"), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains("127.0.0.1") && text.contains("nothing answers"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handshake_that_breaks_off_is_unreachable_as_well() {
+    // What the server says in a handshake takes several datagrams; the client hears the first.
+    let way = Way::new(settings()).await;
+    way.path.down.set(|down| down.dark_after = 1);
+    let config = Config { handshake: Duration::from_secs(1), ..Config::default() };
+    let error = way.connect(&config).await.err().expect("no connection");
+    assert!(matches!(&error, Error::Unreachable { host, .. } if host == "127.0.0.1"), "{error:?}");
+    assert!(error.to_string().contains("the handshake did not end"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_that_goes_dark_for_good_ends_with_an_error_and_a_rerun_goes_on_from_the_partial() {
+    const SIZE: usize = 8 << 20;
+    let dark: Arc<std::sync::OnceLock<Box<dyn Fn() + Send + Sync>>> = Arc::default();
+    let then = dark.clone();
+    let observer = once_moved(SIZE as u64 / 2, move || then.get().unwrap()());
+    let way = Way::observed(settings(), observer).await;
+    way.files([SIZE]);
+    let (up, down) = (way.path.up.clone(), way.path.down.clone());
+    let _ = dark.set(Box::new(move || {
+        up.set(|up| up.blackout = true);
+        down.set(|down| down.blackout = true);
+    }));
+
+    let config = Config { idle_timeout: Duration::from_secs(2), ..Config::default() };
+    let client = way.connect(&config).await.unwrap();
+    let lost = way.push(&client, ignore()).await;
+    assert!(matches!(lost, Err(Error::Lost(_))), "{lost:?}");
+    drop(client);
+    assert!(!way.served.path().join("t/0/0").exists());
+
+    way.path.set(|path| path.blackout = false);
+    let client = way.connect(&Config::default()).await.unwrap();
+    let (observer, events) = recorder();
+    let outcome = way.push(&client, observer).await.unwrap();
+    let events = events.lock().unwrap();
+    let held = events.iter().find_map(|event| match event {
+        Event::Started { held, .. } => Some(*held),
+        _ => None,
+    });
+    assert!(held > Some(1 << 20), "{held:?} bytes were there already");
+    assert_eq!(outcome.sent.failed, 0, "{:?}", outcome.sent.failures);
+    assert_eq!(listing(&way.served.path().join("t")), listing(&way.source.path().join("t")));
+    drop(events);
+    client.close().await;
+}
+
+/// A server with little memory and a client that keeps little; and what both together may hold of what is sent.
+fn frugal() -> (Config, u64) {
+    let config = Config { memory: 1 << 20, send_window: 512 << 10, ..patient() };
+    let bound = (config.memory + config.send_window) as u64;
+    (config, bound)
+}
+
+/// An observer that keeps the most that a sender was ever ahead of a store, in bytes.
+fn ahead(store: &SlowStore) -> (Observer, Arc<AtomicU64>) {
+    let (store, most, sent) = (store.clone(), Arc::new(AtomicU64::new(0)), AtomicU64::new(0));
+    let kept = most.clone();
+    let observer: Observer = Arc::new(move |event| {
+        if let Event::Moved { bytes, .. } = event {
+            let sent = sent.fetch_add(bytes, Ordering::SeqCst) + bytes;
+            kept.fetch_max(sent.saturating_sub(store.taken()), Ordering::SeqCst);
+        }
+    });
+    (observer, most)
+}
+
+async fn way_to_slow_disk(rate: Option<u64>, config: Config, settings: Settings) -> (Way, SlowStore) {
+    let served = tempdir().unwrap();
+    let store = SlowStore::around(LocalStore::open(served.path()).unwrap(), rate);
+    let host = Host::serving(Arc::new(store.clone()), config);
+    (Way::of(host, served, settings).await, store)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_slower_than_a_lossy_path_costs_no_more_memory_than_is_allowed() {
+    let (config, bound) = frugal();
+    let settings = Settings { loss: 0.01, ..settings() };
+    let (way, store) = way_to_slow_disk(Some(1 << 20), config.clone(), settings).await;
+    way.files([4 << 20]);
+    let client = way.connect(&config).await.unwrap();
+    let (observer, events) = recorder();
+    let (watch, ahead) = ahead(&store);
+    let outcome = way.push(&client, both(observer, watch)).await.unwrap();
+    way.arrived(&client, &outcome, &events.lock().unwrap());
+    let ahead = ahead.load(Ordering::SeqCst);
+    eprintln!("AHEAD {ahead} {bound}");
+    assert!(ahead <= bound, "{ahead} bytes were under way, of {bound} allowed");
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_stands_still_quiets_the_sender_and_then_takes_the_rest() {
+    let (config, bound) = frugal();
+    let settings = Settings { loss: 0.02, ..settings() };
+    let (way, store) = way_to_slow_disk(None, config.clone(), settings).await;
+    way.files([4 << 20]);
+    let held = store.hold();
+    let client = way.connect(&config).await.unwrap();
+    let (observer, events) = recorder();
+    let (watch, ahead) = ahead(&store);
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let tell: Observer = Arc::new(move |event| drop(tell.send(event)));
+    let standing = async {
+        while !matches!(told.recv().await.unwrap(), Event::Started { .. }) {}
+        while let Ok(event) = timeout(QUIET, told.recv()).await {
+            assert!(event.is_some(), "it ended with nothing written");
+        }
+        assert_eq!(store.taken(), 0);
+        drop(held);
+    };
+    let (outcome, ()) = tokio::join!(way.push(&client, both(both(observer, watch), tell)), standing);
+    way.arrived(&client, &outcome.unwrap(), &events.lock().unwrap());
+    let ahead = ahead.load(Ordering::SeqCst);
+    eprintln!("AHEAD {ahead} {bound}");
+    assert!(ahead <= bound, "{ahead} bytes were under way, of {bound} allowed");
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_keeps_what_its_counts_say() {
+    let store = Arc::new(MemoryStore::new());
+    let host = Host::serving(store.clone(), Config::default());
+    let path_to = Path::to(host.address, 7, Settings::default()).await;
+    let trust = ServerTrust { pin: Some(host.key_id), ..ServerTrust::default() };
+    let identity = Identity::generate().unwrap();
+    let port = path_to.address.port();
+    let client = Client::connect(&identity, &trust, "127.0.0.1", port, &Config::default()).await.unwrap();
+    let source = tempdir().unwrap();
+    write(&source.path().join("f"), &content(1, 1 << 20));
+    client.push(&to(&[&source.path().join("f")], "f"), ignore()).await.unwrap();
+    assert_eq!(store.stat(&path("f")).unwrap().unwrap().size, 1 << 20);
+    let (up, down) = (path_to.up.counts(), path_to.down.counts());
+    assert!(up.forwarded_bytes > 1 << 20 && down.forwarded > 0, "{up:?} {down:?}");
+    assert_eq!((up.corrupted, up.duplicated), (0, 0));
+    let address = path_to.address;
+    drop(path_to);
+    // Its port is free again once its tasks are gone.
+    while tokio::net::UdpSocket::bind(address).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    drop(client);
+}

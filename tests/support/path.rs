@@ -1,0 +1,363 @@
+//! An impaired UDP path on loopback, for what must hold on any link. It is no model of one: how long something takes
+//! over it says nothing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::net::UdpSocket;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+/// Bytes under way in one direction, at most; what is above it is dropped, whatever the settings say.
+const MAX_UNDER_WAY: usize = 16 << 20;
+/// Asked of the system for each socket, in bytes, so that drops are the path's own doing as far as possible.
+const SOCKET_BUFFER: usize = 4 << 20;
+/// Largest datagram that there is.
+const MAX_DATAGRAM: usize = 64 << 10;
+
+/// What a path does to the datagrams of one direction. By default nothing, but for the size of an Ethernet frame.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// Part of the datagrams that is lost, each by itself.
+    pub loss: f64,
+    /// Chance that a burst of losses begins at a datagram.
+    pub burst: f64,
+    /// Datagrams lost in a burst. A sender that is down to probes, which come ever more slowly, is long in a long one.
+    pub burst_length: u32,
+    /// One way.
+    pub delay: Duration,
+    /// Up to so much is added to the delay of each datagram, so that they overtake each other.
+    pub jitter: Duration,
+    /// In bytes a second.
+    pub rate: Option<u64>,
+    /// Bytes that may wait for the rate; what comes then is dropped.
+    pub queue: usize,
+    /// Part of the datagrams that comes twice.
+    pub duplicate: f64,
+    /// Part of the datagrams in which a bit is flipped.
+    pub corrupt: f64,
+    /// Largest payload that gets through, in bytes.
+    pub mtu: usize,
+    /// Nothing gets through, nor does what is under way.
+    pub blackout: bool,
+    /// So many datagrams are taken, of all clients, and none of those behind them.
+    pub dark_after: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            loss: 0.0,
+            burst: 0.0,
+            burst_length: 8,
+            delay: Duration::ZERO,
+            jitter: Duration::ZERO,
+            rate: None,
+            queue: 64 << 10,
+            duplicate: 0.0,
+            corrupt: 0.0,
+            mtu: 1472,
+            blackout: false,
+            dark_after: u64::MAX,
+        }
+    }
+}
+
+/// What became of the datagrams of one direction so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub forwarded: u64,
+    pub forwarded_bytes: u64,
+    pub dropped: u64,
+    pub corrupted: u64,
+    pub duplicated: u64,
+}
+
+/// A relay on a free loopback port in front of a server. It ends when dropped.
+pub(crate) struct Path {
+    /// What clients connect to in place of the server.
+    pub address: SocketAddr,
+    /// From clients to the server.
+    pub up: Arc<Line>,
+    /// From the server to clients.
+    pub down: Arc<Line>,
+    rebind: Arc<Notify>,
+    addresses: Arc<Mutex<Vec<SocketAddr>>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Path {
+    /// A path with the same settings in both directions. The same seed loses the same datagrams, counted from the first.
+    pub(crate) async fn to(server: SocketAddr, seed: u64, settings: Settings) -> Self {
+        let front = Arc::new(socket().await.unwrap());
+        let address = front.local_addr().unwrap();
+        let up = Arc::new(Line::new(seed, settings.clone()));
+        let down = Arc::new(Line::new(!seed, settings));
+        let (rebind, addresses) = (Arc::new(Notify::new()), Arc::default());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(deliver(up.clone()));
+        tasks.spawn(deliver(down.clone()));
+        let relay = Relay { server, front, up: up.clone(), down: down.clone(), addresses: Arc::clone(&addresses) };
+        tasks.spawn(relay.run(rebind.clone()));
+        Self { address, up, down, rebind, addresses, _tasks: tasks }
+    }
+
+    /// Changes the settings of both directions, for what comes from now on.
+    pub(crate) fn set(&self, change: impl Fn(&mut Settings)) {
+        self.up.set(&change);
+        self.down.set(&change);
+    }
+
+    /// What NAT does when it has forgotten a client: from the next datagram on it reaches the server from another port,
+    /// and nothing that is sent to the old one arrives.
+    pub(crate) fn rebind(&self) {
+        self.rebind.notify_one();
+    }
+
+    /// Where the server has seen datagrams come from so far.
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
+        lock(&self.addresses).clone()
+    }
+}
+
+/// Takes datagrams at both ends.
+struct Relay {
+    server: SocketAddr,
+    front: Arc<UdpSocket>,
+    up: Arc<Line>,
+    down: Arc<Line>,
+    addresses: Arc<Mutex<Vec<SocketAddr>>>,
+}
+
+impl Relay {
+    async fn run(self, rebind: Arc<Notify>) {
+        let mut sockets: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
+        let mut answers = JoinSet::new();
+        let mut buffer = vec![0; MAX_DATAGRAM];
+        loop {
+            let (length, client) = tokio::select! {
+                biased;
+                () = rebind.notified() => {
+                    answers.shutdown().await;
+                    sockets.clear();
+                    continue;
+                }
+                received = self.front.recv_from(&mut buffer) => match received {
+                    Ok(received) => received,
+                    // ICMP tells that a client is gone.
+                    Err(_) => continue,
+                },
+            };
+            if !sockets.contains_key(&client) {
+                let socket = Arc::new(socket().await.unwrap());
+                socket.connect(self.server).await.unwrap();
+                lock(&self.addresses).push(socket.local_addr().unwrap());
+                answers.spawn(answer(socket.clone(), self.front.clone(), client, self.down.clone()));
+                sockets.insert(client, socket);
+            }
+            self.up.take(&buffer[..length], &sockets[&client], self.server);
+        }
+    }
+}
+
+async fn answer(socket: Arc<UdpSocket>, front: Arc<UdpSocket>, client: SocketAddr, down: Arc<Line>) {
+    let mut buffer = vec![0; MAX_DATAGRAM];
+    loop {
+        // An error is ICMP's: the server is not there for now.
+        if let Ok(length) = socket.recv(&mut buffer).await {
+            down.take(&buffer[..length], &front, client);
+        }
+    }
+}
+
+/// One direction of a path.
+pub(crate) struct Line {
+    state: Mutex<State>,
+    /// Told when a datagram is due earlier than those before it.
+    sooner: Notify,
+}
+
+struct State {
+    settings: Settings,
+    seed: u64,
+    counts: Counts,
+    /// Datagrams that came so far.
+    came: u64,
+    /// Still to be lost in this burst.
+    burst: u32,
+    /// When the rate has room for the next datagram.
+    free: Instant,
+    /// By when they are due; among equals, as they came.
+    under_way: BTreeMap<(Instant, u64), Datagram>,
+    bytes: usize,
+}
+
+struct Datagram {
+    payload: Vec<u8>,
+    by: Arc<UdpSocket>,
+    to: SocketAddr,
+}
+
+impl Line {
+    fn new(seed: u64, settings: Settings) -> Self {
+        let state = State {
+            settings,
+            seed,
+            counts: Counts::default(),
+            came: 0,
+            burst: 0,
+            free: Instant::now(),
+            under_way: BTreeMap::new(),
+            bytes: 0,
+        };
+        Self { state: Mutex::new(state), sooner: Notify::new() }
+    }
+
+    /// Changes the settings of this direction, for what comes from now on.
+    pub(crate) fn set(&self, change: impl FnOnce(&mut Settings)) {
+        change(&mut lock(&self.state).settings);
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        lock(&self.state).counts
+    }
+
+    fn take(&self, payload: &[u8], by: &Arc<UdpSocket>, to: SocketAddr) {
+        let mut state = lock(&self.state);
+        let first = state.under_way.keys().next().copied();
+        state.came += 1;
+        // Of each datagram's own, so that its lot does not hang on what became of those before it.
+        let mut random = Random(state.seed.wrapping_add(state.came << 32));
+        let copies = state.copies(&mut random, payload.len());
+        for copy in 0..copies {
+            let Some(due) = state.arrival(&mut random, payload.len()) else { continue };
+            let mut payload = payload.to_vec();
+            if random.chance(state.settings.corrupt) && !payload.is_empty() {
+                let bit = random.below(payload.len() as u64 * 8);
+                payload[(bit / 8) as usize] ^= 1 << (bit % 8);
+                state.counts.corrupted += 1;
+            }
+            state.counts.duplicated += u64::from(copy > 0);
+            state.bytes += payload.len();
+            let key = (due, 2 * state.came + copy);
+            state.under_way.insert(key, Datagram { payload, by: by.clone(), to });
+        }
+        if state.under_way.keys().next().copied() != first {
+            self.sooner.notify_one();
+        }
+    }
+
+    /// The next datagram if it is due, or when it will be.
+    fn next(&self) -> Result<Datagram, Option<Instant>> {
+        let mut state = lock(&self.state);
+        loop {
+            let Some(first) = state.under_way.first_entry() else { return Err(None) };
+            let (due, _) = *first.key();
+            if due > Instant::now() {
+                return Err(Some(due));
+            }
+            let datagram = first.remove();
+            state.bytes -= datagram.payload.len();
+            if !state.settings.blackout {
+                state.counts.forwarded += 1;
+                state.counts.forwarded_bytes += datagram.payload.len() as u64;
+                return Ok(datagram);
+            }
+            state.counts.dropped += 1;
+        }
+    }
+}
+
+impl State {
+    /// How often a datagram comes through: not at all, once or twice.
+    fn copies(&mut self, random: &mut Random, length: usize) -> u64 {
+        let lost = random.chance(self.settings.loss);
+        if random.chance(self.settings.burst) && self.burst == 0 {
+            self.burst = self.settings.burst_length;
+        }
+        let in_burst = self.burst > 0;
+        self.burst = self.burst.saturating_sub(1);
+        let dark = self.settings.blackout || self.came > self.settings.dark_after;
+        if lost || in_burst || dark || length > self.settings.mtu {
+            self.counts.dropped += 1;
+            return 0;
+        }
+        1 + u64::from(random.chance(self.settings.duplicate))
+    }
+
+    /// When a copy arrives, if there is room for it.
+    fn arrival(&mut self, random: &mut Random, length: usize) -> Option<Instant> {
+        let Settings { rate, queue, delay, jitter, .. } = self.settings;
+        let now = Instant::now();
+        let mut departs = now;
+        let mut room = self.bytes + length <= MAX_UNDER_WAY;
+        if let Some(rate) = rate {
+            let begins = self.free.max(now);
+            room &= (begins - now).as_secs_f64() * rate as f64 + length as f64 <= queue as f64;
+            departs = begins + Duration::from_secs_f64(length as f64 / rate as f64);
+        }
+        if !room {
+            self.counts.dropped += 1;
+            return None;
+        }
+        self.free = departs;
+        Some(departs + delay + jitter.mul_f64(random.fraction()))
+    }
+}
+
+/// Sends what is due.
+async fn deliver(line: Arc<Line>) {
+    loop {
+        match line.next() {
+            // Fails where nobody listens any more; a network would not tell either.
+            Ok(datagram) => drop(datagram.by.send_to(&datagram.payload, datagram.to).await),
+            Err(Some(due)) => tokio::select! {
+                () = sleep_until(due) => {}
+                () = line.sooner.notified() => {}
+            },
+            Err(None) => line.sooner.notified().await,
+        }
+    }
+}
+
+async fn socket() -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let options = socket2::SockRef::from(&socket);
+    // As much of it as the system allows.
+    let _ = options.set_recv_buffer_size(SOCKET_BUFFER).and(options.set_send_buffer_size(SOCKET_BUFFER));
+    Ok(socket)
+}
+
+/// SplitMix64 (Steele, Lea and Flood, 2014): the same numbers on every machine, and no crate for it.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// From 0 to below 1.
+    fn fraction(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    fn chance(&mut self, part: f64) -> bool {
+        self.fraction() < part
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
