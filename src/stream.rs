@@ -33,7 +33,7 @@ pub enum StreamError {
     #[error("the connection was lost: {0}")]
     Lost(#[from] ConnectionError),
     /// The peer was silent past the deadline.
-    #[error("nothing came until the deadline")]
+    #[error("nothing moved until the deadline")]
     TimedOut,
 }
 

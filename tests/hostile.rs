@@ -1,6 +1,8 @@
 //! Peers that keep to nothing, against a real server and a real client: whatever they do, the honest side neither
 //! panics nor hangs, keeps to its bounds and its place, and goes on serving everybody else.
 
+#[path = "hostile/acks.rs"]
+mod acks;
 #[path = "hostile/messages.rs"]
 mod messages;
 #[path = "hostile/names.rs"]

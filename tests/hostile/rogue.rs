@@ -2,12 +2,14 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::BytesMut;
 use haul::client::Client;
 use haul::config::Config;
 use haul::error::{Code, Error, Result, Why};
 use haul::identity::Identity;
+use haul::progress::{Event, Observer};
 use haul::session::Outcome;
 use haul::store::LocalStore;
 use haul::stream::MessageReader;
@@ -33,10 +35,14 @@ struct Rogue {
     entries: mpsc::UnboundedReceiver<Entry>,
     client: JoinHandle<Result<Outcome>>,
     source: TempDir,
+    /// Bytes of content that the client has let go of.
+    moved: Arc<AtomicUsize>,
 }
 
 const SMALL: &[u8] = b"small";
 const LARGE: usize = 5 << 20;
+/// What the client keeps until it is acknowledged, and what the server grants it at first, in bytes.
+const WINDOW: usize = 1 << 20;
 
 impl Rogue {
     /// Waits for the push; nothing is answered yet.
@@ -51,9 +57,16 @@ impl Rogue {
         std::os::unix::fs::symlink("nowhere", source.path().join("t/3 link")).unwrap();
         let options = to(&[&source.path().join("t")], "t");
         let (connection, client) = connect(tune).await;
+        let moved = Arc::new(AtomicUsize::new(0));
+        let counter = moved.clone();
+        let observer: Observer = Arc::new(move |event| {
+            if let Event::Moved { bytes, .. } = event {
+                counter.fetch_add(bytes as usize, Ordering::SeqCst);
+            }
+        });
         let client = tokio::spawn(async move {
             let client = client.await.unwrap()?;
-            let outcome = client.push(&options, haul::progress::ignore()).await;
+            let outcome = client.push(&options, observer).await;
             client.close().await;
             outcome
         });
@@ -63,7 +76,7 @@ impl Rogue {
         within(requests.read::<Hello>()).await.unwrap();
         within(requests.read::<Push>()).await.unwrap();
         let (_, entries) = mpsc::unbounded_channel();
-        Self { connection, control, requests, entries, client, source }
+        Self { connection, control, requests, entries, client, source, moved }
     }
 
     /// Answers as it should, and reads the manifest until this many entries have come.
@@ -153,14 +166,14 @@ async fn connect(tune: impl FnOnce(&mut quinn::TransportConfig)) -> (Connection,
     let identity = Identity::generate().unwrap();
     let mut config = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
     let mut transport = quinn::TransportConfig::default();
-    transport.max_concurrent_bidi_streams(1_100_u32.into());
+    transport.max_concurrent_bidi_streams(1_100_u32.into()).receive_window((WINDOW as u32).into());
     tune(&mut transport);
     config.transport_config(Arc::new(transport));
     let endpoint = haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(config)).unwrap();
     let port = endpoint.local_addr().unwrap().port();
     let trust = ServerTrust { pin: Some(identity.key_id()), ..ServerTrust::default() };
     // An honest client that is slow for a moment, as under load, must not look like one that gave up.
-    let config = Config { deadline: std::time::Duration::from_millis(1_500), ..impatient() };
+    let config = Config { deadline: std::time::Duration::from_millis(1_500), send_window: WINDOW, ..impatient() };
     let client = tokio::spawn(async move {
         Client::connect(&Identity::generate().unwrap(), &trust, "127.0.0.1", port, &config).await
     });
@@ -352,6 +365,7 @@ async fn receipt_case(case: &'static str, large: bool) {
         std::future::pending::<()>().await;
         drop((stream, receipt));
     });
+    let moved = rogue.moved.clone();
     // The file fails, and the session goes on.
     let outcome = within(rogue.end(verdicts)).await.unwrap_or_else(|e| panic!("{case}: {e}"));
     draining.abort();
@@ -359,6 +373,11 @@ async fn receipt_case(case: &'static str, large: bool) {
     let (name, why) = &outcome.sent.failures[0];
     assert!(name.to_string().contains(if large { "large" } else { "small" }));
     assert!(!why.to_string().contains('\x1b'), "{why}");
+    if case == "unread" && large {
+        assert_eq!(why.code, Code::TimedOut);
+        let moved = moved.load(Ordering::SeqCst);
+        assert!(moved <= 2 * WINDOW, "it read {moved} bytes for a server that takes none");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
