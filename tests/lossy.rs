@@ -298,15 +298,13 @@ async fn a_path_that_goes_dark_for_good_ends_with_an_error_and_a_rerun_goes_on_f
     let client = way.connect(&Config::default()).await.unwrap();
     let (observer, events) = recorder();
     let outcome = way.push(&client, observer).await.unwrap();
-    let events = events.lock().unwrap();
-    let held = events.iter().find_map(|event| match event {
+    let held = events.lock().unwrap().iter().find_map(|event| match event {
         Event::Started { held, .. } => Some(*held),
         _ => None,
     });
     assert!(held > Some(1 << 20), "{held:?} bytes were there already");
     assert_eq!(outcome.sent.failed, 0, "{:?}", outcome.sent.failures);
     assert_eq!(listing(&way.served.path().join("t")), listing(&way.source.path().join("t")));
-    drop(events);
     client.close().await;
 }
 

@@ -1,6 +1,7 @@
 //! An impaired UDP path on loopback, for what must hold on any link. It is no model of one: how long something takes
 //! over it says nothing.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -152,14 +153,17 @@ impl Relay {
                     Err(_) => continue,
                 },
             };
-            if !sockets.contains_key(&client) {
-                let socket = Arc::new(socket().await.unwrap());
-                socket.connect(self.server).await.unwrap();
-                lock(&self.addresses).push(socket.local_addr().unwrap());
-                answers.spawn(answer(socket.clone(), self.front.clone(), client, self.down.clone()));
-                sockets.insert(client, socket);
-            }
-            self.up.take(&buffer[..length], &sockets[&client], self.server);
+            let socket = match sockets.entry(client) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(unknown) => {
+                    let socket = Arc::new(socket().await.unwrap());
+                    socket.connect(self.server).await.unwrap();
+                    lock(&self.addresses).push(socket.local_addr().unwrap());
+                    answers.spawn(answer(socket.clone(), self.front.clone(), client, self.down.clone()));
+                    unknown.insert(socket)
+                }
+            };
+            self.up.take(&buffer[..length], socket, self.server);
         }
     }
 }
