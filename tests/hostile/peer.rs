@@ -87,7 +87,8 @@ impl Arena {
             for entry in std::fs::read_dir(at).unwrap() {
                 let path = entry.unwrap().path();
                 names.push(path.strip_prefix(root).unwrap().display().to_string());
-                if path.symlink_metadata().unwrap().is_dir() {
+                // A partial may go while this looks.
+                if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
                     walk(root, &path, names);
                 }
             }
