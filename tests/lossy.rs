@@ -308,11 +308,14 @@ async fn a_path_that_goes_dark_for_good_ends_with_an_error_and_a_rerun_goes_on_f
     client.close().await;
 }
 
-/// A server with little memory and a client that keeps little; and what both together may hold of what is sent.
-fn frugal() -> (Config, u64) {
-    let config = Config { memory: 1 << 20, send_window: 512 << 10, ..patient() };
-    let bound = (config.memory + config.send_window) as u64;
-    (config, bound)
+/// Of a server with little memory and a client that keeps little.
+fn frugal() -> Config {
+    Config { memory: 1 << 20, send_window: 512 << 10, ..patient() }
+}
+
+/// What both ends together may hold of what is sent, in bytes.
+fn allowed(config: &Config) -> u64 {
+    (config.memory + config.send_window) as u64
 }
 
 /// An observer that keeps the most that a sender was ever ahead of a store, in bytes.
@@ -337,7 +340,7 @@ async fn way_to_slow_disk(rate: Option<u64>, config: Config, settings: Settings)
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_slower_than_a_lossy_path_costs_no_more_memory_than_is_allowed() {
-    let (config, bound) = frugal();
+    let config = frugal();
     let settings = Settings { loss: 0.01, ..settings() };
     let (way, store) = way_to_slow_disk(Some(1 << 20), config.clone(), settings).await;
     way.files([4 << 20]);
@@ -346,17 +349,26 @@ async fn a_disk_slower_than_a_lossy_path_costs_no_more_memory_than_is_allowed() 
     let (watch, ahead) = ahead(&store);
     let outcome = way.push(&client, both(observer, watch)).await.unwrap();
     way.arrived(&client, &outcome, &events.lock().unwrap());
-    let ahead = ahead.load(Ordering::SeqCst);
+    let (ahead, bound) = (ahead.load(Ordering::SeqCst), allowed(&config));
     assert!(ahead <= bound, "{ahead} bytes were under way, of {bound} allowed");
     client.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_stands_still_quiets_the_sender_and_then_takes_the_rest() {
-    let (config, bound) = frugal();
+    stands_still(frugal()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_with_a_large_window_may_stand_still_as_well() {
+    stands_still(patient()).await;
+}
+
+async fn stands_still(config: Config) {
+    const SIZE: u64 = 6 << 20;
     let settings = Settings { loss: 0.02, ..settings() };
     let (way, store) = way_to_slow_disk(None, config.clone(), settings).await;
-    way.files([4 << 20]);
+    way.files([SIZE as usize]);
     let held = store.hold();
     let client = way.connect(&config).await.unwrap();
     let (observer, events) = recorder();
@@ -369,11 +381,13 @@ async fn a_reader_that_stands_still_quiets_the_sender_and_then_takes_the_rest() 
             assert!(event.is_some(), "it ended with nothing written");
         }
         assert_eq!(store.taken(), 0);
+        let ahead = ahead.load(Ordering::SeqCst);
+        assert!(ahead < SIZE, "it was held back, and not done");
         drop(held);
     };
     let (outcome, ()) = tokio::join!(way.push(&client, both(both(observer, watch), tell)), standing);
     way.arrived(&client, &outcome.unwrap(), &events.lock().unwrap());
-    let ahead = ahead.load(Ordering::SeqCst);
+    let (ahead, bound) = (ahead.load(Ordering::SeqCst), allowed(&config));
     assert!(ahead <= bound, "{ahead} bytes were under way, of {bound} allowed");
     client.close().await;
 }
