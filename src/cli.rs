@@ -11,6 +11,8 @@ use haul::congestion::Congestion;
 use haul::error::{Code, Error};
 use haul::identity::KeyId;
 
+mod bench;
+mod connect;
 mod cp;
 mod demo;
 mod id;
@@ -52,6 +54,7 @@ pub(crate) struct Cli {
 enum Command {
     Serve(Serve),
     Cp(Cp),
+    Bench(Bench),
     Id(Id),
     Demo(Demo),
 }
@@ -144,6 +147,34 @@ struct Output {
     json: bool,
 }
 
+/// Measure the way to a server, without touching disks.
+#[derive(Args)]
+#[command(after_help = "\
+Example: haul bench haul://server
+It loads the way, first up, then down, with bytes that mean nothing. RTT idle is
+that of small messages, RTT under load the sender's estimate, loss what it found
+lost. Whoever uses the same way meanwhile will notice it.")]
+struct Bench {
+    /// The server: haul://HOST[:PORT]
+    #[arg(value_name = "SERVER")]
+    server: OsString,
+    /// Load each direction for so long; 5, or more where round trips are long
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=60))]
+    time: Option<u64>,
+    /// Only the way to the server
+    #[arg(long, conflicts_with = "down")]
+    up: bool,
+    /// Only the way back
+    #[arg(long)]
+    down: bool,
+    /// The key id that the server must have
+    #[arg(long, value_name = "SHA256:...")]
+    pin: Option<KeyId>,
+    /// One JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
 /// Print this machine's key id; made at first use.
 #[derive(Args)]
 #[command(after_help = "\
@@ -175,6 +206,7 @@ impl Cli {
         let ended = match self.command {
             Command::Serve(serve) => serve::run(serve).await,
             Command::Cp(cp) => cp::run(cp).await,
+            Command::Bench(bench) => bench::run(bench).await,
             Command::Id(_) => id::run(),
             Command::Demo(demo) => demo::run(demo).await,
         };

@@ -17,6 +17,7 @@ use crate::error::{Code, Error, Result, Why};
 use crate::identity::{Identity, KeyId};
 use crate::limits::within_open_files;
 use crate::manifest::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES, Tree};
+use crate::measure::{self, MeasureOptions, Measured};
 use crate::path::{RelativePath, printable};
 use crate::progress::{Event, Observer};
 use crate::receiver::{Permits, Place, Receiver, Receiving};
@@ -167,6 +168,17 @@ impl Client {
             return Err(Error::Usage("so many sources do not fit into one request; pull them in parts".into()));
         }
         self.honest(session::pull(&self.connection, &pull, &self.sessions, receiver, &self.config).await)
+    }
+
+    /// Measures the way to the server and back, without touching a disk at either end. What the observer hears of is
+    /// [`Event::Measuring`]. Dropping the future ends it at both ends.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a time that is out of bounds; [`Error::Refused`] with [`Code::Unsupported`] by a server that is
+    /// too old for it, and with [`Code::Busy`] by one that is measuring for others; what ends a connection.
+    pub async fn measure(&self, options: &MeasureOptions, observer: Observer) -> Result<Measured> {
+        observer(Event::Connected { address: self.connection.remote_address(), key_id: self.key_id.to_string() });
+        self.honest(measure::measure(&self.window, options, &self.config, &observer).await)
     }
 
     /// Closes the connection and waits until the server can know, for a second at most.

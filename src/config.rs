@@ -33,6 +33,8 @@ pub struct Config {
     pub stall: Duration,
     /// A stream, transfer or answer that is silent for so long is given up.
     pub deadline: Duration,
+    /// How long a measurement may load the way in one direction.
+    pub max_measurement: Duration,
     /// A connection on which nothing at all arrives for so long is lost. At least 60 s: quinn's probes back off, so after
     /// an outage of 20 s the next one may come as much as 38 s after its begin.
     pub idle_timeout: Duration,
@@ -57,6 +59,7 @@ impl Default for Config {
             grace: Duration::from_secs(30),
             stall: Duration::from_secs(10),
             deadline: Duration::from_secs(60),
+            max_measurement: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(60),
             keep_alive: Duration::from_secs(5),
             first_reply: Duration::from_secs(5),

@@ -50,8 +50,8 @@
 //! # Rooms
 //! Each uses only those before it: [`path`], [`error`], [`wire`], [`progress`], [`config`] and [`target`] are plain
 //! values; [`limits`] and [`budget`] bound files and memory; [`identity`], [`trust`], [`endpoint`] and [`stream`] make
-//! connections; [`store`] holds files; [`manifest`], [`sender`] and [`receiver`] are the transfer's two roles; [`session`],
-//! [`server`] and [`client`] put them together. PROTOCOL.md specifies what travels.
+//! connections; [`measure`] measures them; [`store`] holds files; [`manifest`], [`sender`] and [`receiver`] are the
+//! transfer's two roles; [`session`], [`server`] and [`client`] put them together. PROTOCOL.md specifies what travels.
 
 pub mod budget;
 pub mod client;
@@ -62,6 +62,7 @@ pub mod error;
 pub mod identity;
 pub mod limits;
 pub mod manifest;
+pub mod measure;
 pub mod path;
 pub mod progress;
 pub mod receiver;

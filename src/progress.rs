@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::Why;
 use crate::path::RelativePath;
-use crate::wire::Kind;
+use crate::wire::{Kind, Probe};
 
 /// Something that a front end may want to show.
 ///
@@ -61,6 +62,15 @@ pub enum Event {
         size: u64,
         /// How it went.
         result: Settled,
+    },
+    /// A measurement is under way.
+    Measuring {
+        /// What is measured.
+        probe: Probe,
+        /// Bytes of filler that have arrived.
+        bytes: u64,
+        /// Since it began in this direction.
+        elapsed: Duration,
     },
     /// The peer stops: nothing new will be taken, transfers under way may end.
     GoingAway {

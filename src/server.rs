@@ -18,9 +18,10 @@ use crate::endpoint;
 use crate::error::{Code, Error, Result};
 use crate::identity::Identity;
 use crate::limits::within_open_files;
+use crate::measure::{self, Places};
 use crate::progress::Observer;
 use crate::receiver::{Claims, Permits, Receiver, Receiving};
-use crate::session::{MakeReceiver, ServerSession, Sessions, accept_streams, serve};
+use crate::session::{MakeReceiver, Opened, ServerSession, Sessions, accept_streams, serve};
 use crate::store::Store;
 use crate::stream::{lost_connection, varint_of};
 use crate::trust::{Admission, Rights};
@@ -58,6 +59,8 @@ struct Shared {
     /// Bounds the connections.
     connections: Arc<Semaphore>,
     budget: Arc<Budget>,
+    /// Bounds the streams of measurements.
+    measurements: Arc<Semaphore>,
     claims: Arc<Claims>,
     /// Nothing new from here on.
     stopping: CancellationToken,
@@ -91,6 +94,7 @@ impl Server {
             permits: Arc::new(Semaphore::new(permits)),
             connections: Arc::new(Semaphore::new(config.max_connections)),
             budget: Budget::new(config.memory),
+            measurements: Places::of_server(),
             claims: Arc::default(),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -255,18 +259,26 @@ async fn converse(
         config: shared.config.clone(),
         observer: shared.observer.clone(),
         stopping: shared.stopping.clone(),
-        receiver: receivers(&shared, owner, permits, window),
+        receiver: receivers(&shared, owner, permits, window.clone()),
     });
-    let control = {
+    let places = Arc::new(Places::of_connection(shared.measurements.clone()));
+    let opened = {
         let (session, running, connection) = (session, running.clone(), connection.clone());
         let tasks = shared.tasks.clone();
         // The streams are accepted in tasks that stand outside of the connection's span.
         let span = tracing::Span::current();
-        move |handle, bi| {
+        move |what, bi| {
             let others = running.begin();
             let (session, running, connection) = (session.clone(), running.clone(), connection.clone());
+            let (window, places) = (window.clone(), places.clone());
+            let handle = if let Opened::Session(handle) = what { Some(handle) } else { None };
             let serve = async move {
-                let result = serve(&session, handle, bi, others < MAX_SESSIONS).await;
+                let result = match what {
+                    Opened::Session(handle) => serve(&session, handle, bi, others < MAX_SESSIONS).await,
+                    Opened::Measurement => {
+                        measure::serve(&window, &places, bi, &session.config, &session.stopping).await
+                    }
+                };
                 running.end();
                 match result {
                     Ok(()) => {}
@@ -280,7 +292,7 @@ async fn converse(
             tasks.spawn(serve.instrument(info_span!(parent: &span, "session", handle)));
         }
     };
-    let streams = accept_streams(&connection, &sessions, shared.config.deadline, control);
+    let streams = accept_streams(&connection, &sessions, shared.config.deadline, opened);
     tokio::pin!(streams);
     loop {
         tokio::select! {

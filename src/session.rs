@@ -93,18 +93,19 @@ impl Sessions {
         Registration { sessions: self.clone(), handle, manifest }
     }
 
-    /// Reads the head of a stream that the peer opened, and hands it to its session. A control stream comes back.
+    /// Reads the head of a stream that the peer opened, and hands it to its session. What the client opens comes back.
     pub(crate) async fn dispatch(
         &self,
         connection: &Connection,
         stream: (SendStream, RecvStream),
         deadline: Duration,
-    ) -> Option<(u64, Bi)> {
+    ) -> Option<(Opened, Bi)> {
         let id = quinn::VarInt::from(stream.1.id()).into_inner();
         let (mut reader, writer) = (MessageReader::new(stream.1), MessageWriter::new(stream.0));
         let head = unless_silent(connection, Direction::Receiving, deadline, self.head(&mut reader)).await;
         let code = match head {
-            Ok(Ok(Head::Control)) => return Some((id, (reader, writer))),
+            Ok(Ok(Head::Control)) => return Some((Opened::Session(id), (reader, writer))),
+            Ok(Ok(Head::Measurement)) => return Some((Opened::Measurement, (reader, writer))),
             Ok(Ok(Head::Manifest(to))) => {
                 // Fails only when the session has just ended.
                 let _ = to.send((reader, writer));
@@ -130,8 +131,10 @@ impl Sessions {
     async fn head(&self, reader: &mut MessageReader) -> Result<Head, Code> {
         let code = |error: StreamError| Why::from(error).code;
         let kind = StreamType::from_byte(reader.byte().await.map_err(code)?).ok_or(Code::Unsupported)?;
-        if kind == StreamType::Control {
-            return Ok(Head::Control);
+        match kind {
+            StreamType::Control => return Ok(Head::Control),
+            StreamType::Measurement => return Ok(Head::Measurement),
+            StreamType::Manifest | StreamType::Transfer => {}
         }
         let handle = reader.varint().await.map_err(code)?;
         if kind == StreamType::Manifest {
@@ -154,28 +157,37 @@ impl Sessions {
     }
 }
 
+/// What a client opens a stream for.
+pub(crate) enum Opened {
+    /// A session, by its handle.
+    Session(u64),
+    /// A measurement.
+    Measurement,
+}
+
 enum Head {
     Control,
+    Measurement,
     Manifest(oneshot::Sender<Bi>),
     Transfer(Arc<Receiver>, Plan),
     Withdrawn(Arc<Receiver>, Withdraw),
 }
 
 /// Accepts the streams of a connection. Never reads itself: quinn yields streams by id, also those on which nothing has
-/// come yet, so each is read in a task of its own. Control streams go to `control`. Returns when the connection is lost.
+/// come yet, so each is read in a task of its own. What a client opens goes to `opened`. Returns when the connection is lost.
 pub(crate) async fn accept_streams(
     connection: &Connection,
     sessions: &Arc<Sessions>,
     deadline: Duration,
-    control: impl Fn(u64, Bi) + Clone + Send + 'static,
+    opened: impl Fn(Opened, Bi) + Clone + Send + 'static,
 ) -> ConnectionError {
     loop {
         match connection.accept_bi().await {
             Ok(stream) => {
-                let (connection, sessions, control) = (connection.clone(), sessions.clone(), control.clone());
+                let (connection, sessions, opened) = (connection.clone(), sessions.clone(), opened.clone());
                 tokio::spawn(async move {
-                    if let Some((handle, bi)) = sessions.dispatch(&connection, stream, deadline).await {
-                        control(handle, bi);
+                    if let Some((what, bi)) = sessions.dispatch(&connection, stream, deadline).await {
+                        opened(what, bi);
                     }
                 });
             }

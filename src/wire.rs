@@ -12,7 +12,7 @@ mod tests;
 mod value;
 
 pub use message::*;
-pub use value::{Components, Durability, Held, Kind, Range, Time, WireWhy};
+pub use value::{Components, Durability, Held, Kind, Probe, Range, Time, WireWhy};
 
 /// The protocol's name and version in TLS (RFC 7301).
 pub const ALPN: &[u8] = b"haul/1";
@@ -37,12 +37,14 @@ pub enum StreamType {
     Manifest = 0x02,
     /// Opened by the sender, one for each wanted file.
     Transfer = 0x03,
+    /// Opened by the client, to measure the way.
+    Measurement = 0x04,
 }
 
 impl StreamType {
     /// The type of a first byte, if it is known.
     pub fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Control, Self::Manifest, Self::Transfer].into_iter().find(|&t| t as u8 == byte)
+        [Self::Control, Self::Manifest, Self::Transfer, Self::Measurement].into_iter().find(|&t| t as u8 == byte)
     }
 }
 

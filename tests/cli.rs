@@ -133,8 +133,14 @@ fn id_prints_the_key_id_alone_and_keeps_its_key_to_itself() {
 #[test]
 fn every_help_fits_a_screen_and_shows_an_example() {
     let home = tempdir().unwrap();
-    for arguments in [&["--help"][..], &["serve", "--help"], &["cp", "--help"], &["id", "--help"], &["demo", "--help"]]
-    {
+    for arguments in [
+        &["--help"][..],
+        &["serve", "--help"],
+        &["cp", "--help"],
+        &["bench", "--help"],
+        &["id", "--help"],
+        &["demo", "--help"],
+    ] {
         let help = text(&haul(home.path(), home.path(), arguments).stdout);
         assert!(help.lines().count() <= 24, "{arguments:?}: {} lines\n{help}", help.lines().count());
         assert!(help.lines().all(|line| line.chars().count() <= 80), "{arguments:?}:\n{help}");
@@ -214,6 +220,9 @@ fn what_makes_no_sense_is_said_before_anything_happens() {
         (&["cp", "-P", "22", "f", "haul://h/"], "haul://host:"),
         (&["cp", "f", "haul://h/../x"], "`..`"),
         (&["cp", "--pin", "SHA256:no", "f", "haul://h/"], "SHA256"),
+        (&["bench", "host"], "haul://"),
+        (&["bench", "--time", "61", "haul://h"], "60"),
+        (&["bench", "--up", "--down", "haul://h"], "--down"),
         (&["serve", "--listen", "nowhere"], "192.0.2.1:4433"),
         (&["serve", "--max-transfers", "0"], "max-transfers"),
         (&["paste"], "paste"),
@@ -305,6 +314,28 @@ fn json_is_one_object_a_line_and_verbose_names_each_file() {
 
     let again = text(&server.cp(&client, &["-v", "d"], "").stderr);
     assert!(again.contains("d/a (unchanged)"), "{again}");
+}
+
+#[test]
+fn bench_says_what_to_expect_to_whoever_is_admitted() {
+    let (server, client) = (Serving::start(&["--anyone", "read"]), client());
+    let bench = |arguments: &[&str]| {
+        let all: Vec<&str> = ["bench", "--time", "1", &server.url].iter().chain(arguments).copied().collect();
+        haul(client.home.path(), client.files.path(), &all)
+    };
+    assert_eq!(bench(&[]).status.code(), Some(4), "an unknown server is not trusted");
+    let output = bench(&["--pin", &server.key_id]);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(said.lines().count(), 4, "{said}");
+    assert!(said.lines().last().unwrap().starts_with("Expect about "), "{said}");
+    assert!(output.stderr.is_empty(), "no line that moves where there is no terminal: {}", text(&output.stderr));
+    assert_eq!(listing(server.served.path()), Vec::<String>::new());
+
+    let json = bench(&["--pin", &server.key_id, "--down", "--json"]);
+    let object: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert!(object["down"]["bits_per_second"].as_f64().unwrap() > 0.0, "{object}");
+    assert_eq!((&object["type"], object.get("up")), (&"bench".into(), None));
 }
 
 #[test]

@@ -21,6 +21,7 @@ const ROOMS: &[&str] = &[
     "trust",
     "endpoint",
     "stream",
+    "measure",
     "store",
     "manifest",
     "sender",

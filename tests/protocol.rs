@@ -32,11 +32,11 @@ fn every_code_stands_in_the_table() {
 
 #[test]
 fn every_stream_type_stands_in_the_table() {
-    for (byte, name) in [(0x01, "control"), (0x02, "manifest"), (0x03, "transfer")] {
+    for (byte, name) in [(0x01, "control"), (0x02, "manifest"), (0x03, "transfer"), (0x04, "measurement")] {
         assert!(StreamType::from_byte(byte).is_some());
         assert!(DOCUMENT.contains(&format!("| {byte:#04x} | {name} |")));
     }
-    assert_eq!(StreamType::from_byte(0x04), None);
+    assert_eq!(StreamType::from_byte(0x05), None);
 }
 
 /// The vectors: name, bytes, and whether decoding and encoding again gives the same bytes.
@@ -97,6 +97,10 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
         all(&Committed { bytes: 300, durability: Durability::Visible }),
         all(&Failed { why: why() }),
         all(&Withdraw { id: 9, why: why() }),
+        all(&Measure { probe: Probe::Down, milliseconds: 5000 }),
+        all(&Ping { id: 3 }),
+        all(&Pong { id: 3, packets_sent: 1000, packets_lost: 10, rtt: 100_000 }),
+        all(&Received { bytes: 1 << 20, microseconds: 100_000 }),
     ]
 }
 

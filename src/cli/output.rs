@@ -1,5 +1,6 @@
 //! All printing of the binary.
 
+pub(super) mod measured;
 mod tally;
 mod terminal;
 
@@ -17,6 +18,7 @@ use serde_json::{Value, json};
 
 use tally::Tally;
 use terminal::Bars;
+pub(super) use terminal::Status;
 
 /// How often JSON tells of progress at most.
 const JSON_PROGRESS: Duration = Duration::from_millis(100);
@@ -40,8 +42,8 @@ pub(super) fn failure(error: &anyhow::Error) {
 }
 
 /// Tells a reader of JSON that no session came about; people read the same from [`failure`].
-pub(super) fn never_began(output: super::Output, error: &anyhow::Error) {
-    if output.json {
+pub(super) fn never_began(json: bool, error: &anyhow::Error) {
+    if json {
         line(&error_object(error).to_string());
     }
 }

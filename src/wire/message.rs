@@ -4,7 +4,7 @@ use minicbor::{Decode, Encode};
 
 use super::value::{ascending, at_most};
 use super::{
-    Components, Durability, Held, Kind, MAX_HELD, MAX_PLAN_RANGES, MAX_SYMLINK, Message, Range, Time, WireWhy,
+    Components, Durability, Held, Kind, MAX_HELD, MAX_PLAN_RANGES, MAX_SYMLINK, Message, Probe, Range, Time, WireWhy,
 };
 
 macro_rules! messages {
@@ -41,10 +41,14 @@ messages! {
     Committed = 0x22, limit 256;
     Failed = 0x23, limit 4096;
     Withdraw = 0x24, limit 4096;
+    Measure = 0x30, limit 64;
+    Ping = 0x31, limit 64;
+    Pong = 0x32, limit 64;
+    Received = 0x33, limit 64;
 }
 
 macro_rules! unchecked { ($($name:ident)*) => { $(impl $name { fn validate(&self) -> Result<(), String> { Ok(()) } })* } }
-unchecked! { Ready End Summary Working Skip Done Committed Trailer }
+unchecked! { Ready End Summary Working Skip Done Committed Trailer Measure Ping Pong Received }
 
 /// First message of both ends on every control stream: what each can do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
@@ -372,6 +376,57 @@ pub struct Withdraw {
     /// Why.
     #[n(1)]
     pub why: WireWhy,
+}
+
+/// First on a measurement stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Measure {
+    /// What the stream is for.
+    #[n(0)]
+    pub probe: Probe,
+    /// For how long; the server may have enough earlier.
+    #[n(1)]
+    pub milliseconds: u32,
+}
+
+/// Asks for a [`Pong`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Ping {
+    /// Ascending on the stream.
+    #[n(0)]
+    pub id: u64,
+}
+
+/// Answers a [`Ping`] at once, with what the server knows of the path as a sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Pong {
+    /// Which ping.
+    #[n(0)]
+    pub id: u64,
+    /// Packets sent on this path of the connection so far.
+    #[n(1)]
+    pub packets_sent: u64,
+    /// Of these, those that were found lost.
+    #[n(2)]
+    pub packets_lost: u64,
+    /// The smoothed round-trip time in microseconds (RFC 9002, section 5.3).
+    #[n(3)]
+    pub rtt: u64,
+}
+
+/// What of the client's filler has come so far; the last one is the sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Received {
+    /// Bytes of filler.
+    #[n(0)]
+    pub bytes: u64,
+    /// Since the stream began.
+    #[n(1)]
+    pub microseconds: u64,
 }
 
 macro_rules! carries_why { ($($name:ident)*) => { $(impl $name { fn validate(&self) -> Result<(), String> { self.why.validate() } })* } }

@@ -114,10 +114,22 @@ proptest! {
     }
 
     #[test]
+    fn measurements_survive_at_their_largest(id: u64, packets_sent: u64, packets_lost: u64, rtt: u64, milliseconds: u32) {
+        fn survives<M: Message + Copy + PartialEq>(message: M) -> bool {
+            message.fits() && take(&message.to_bytes()).is_ok_and(|frame| frame.unwrap().decode() == Ok(message))
+        }
+        prop_assert!(survives(Pong { id, packets_sent, packets_lost, rtt }));
+        prop_assert!(survives(Received { bytes: packets_sent, microseconds: rtt }));
+        for probe in [Probe::Echo, Probe::Up, Probe::Down] {
+            prop_assert!(survives(Measure { probe, milliseconds }));
+        }
+    }
+
+    #[test]
     fn no_bytes_make_a_decoder_panic(kind: u8, payload in proptest::collection::vec(any::<u8>(), 0..400)) {
         let frame = Frame { kind, payload: payload.clone().into() };
         macro_rules! try_all { ($($m:ident)*) => { $( let _ = Frame { kind: $m::TYPE, ..frame.clone() }.decode::<$m>(); )* } }
-        try_all!(Hello Push Pull List Ready Refused End Summary GoAway Working Entry Skip Done Want Refuse Plan Trailer Committed Failed Withdraw);
+        try_all!(Hello Push Pull List Ready Refused End Summary GoAway Working Entry Skip Done Want Refuse Plan Trailer Committed Failed Withdraw Measure Ping Pong Received);
         let _ = take(&payload);
     }
 }

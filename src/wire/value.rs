@@ -70,6 +70,21 @@ pub enum Durability {
     Synced,
 }
 
+/// What a measurement stream is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
+#[cbor(index_only)]
+pub enum Probe {
+    /// The client asks and the server answers, for the time between.
+    #[n(0)]
+    Echo,
+    /// The client sends filler.
+    #[n(1)]
+    Up,
+    /// The server sends filler.
+    #[n(2)]
+    Down,
+}
+
 /// Seconds since 1970-01-01T00:00:00Z, may be negative, and nanoseconds forward from there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 #[cbor(map)]

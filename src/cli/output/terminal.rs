@@ -88,6 +88,28 @@ impl Bars {
     }
 }
 
+/// One line that tells how it goes, until it is dropped; nothing where standard error is no terminal.
+pub(in crate::cli) struct Status(ProgressBar);
+
+impl Status {
+    /// An empty line.
+    pub(in crate::cli) fn new() -> Self {
+        let style = ProgressStyle::with_template("{wide_msg}").expect("a fixed template");
+        Self(ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style))
+    }
+
+    /// Shows a text in the place of the last one.
+    pub(in crate::cli) fn show(&self, text: String) {
+        self.0.set_message(text);
+    }
+}
+
+impl Drop for Status {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
 /// `name   12.0 MiB of 26.7 MiB   45 %`, at most `width` columns wide.
 fn file_line(running: &Running, width: usize) -> String {
     let percent = (running.moved * 100).checked_div(running.size).unwrap_or(100);

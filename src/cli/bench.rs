@@ -1,0 +1,47 @@
+//! `haul bench`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use haul::config::Config;
+use haul::measure::MeasureOptions;
+use haul::progress::{Event, Observer};
+use haul::target::Target;
+
+use super::connect::connect;
+use super::output::{self, Status, measured};
+use super::{Bench, DONE, INTERRUPTED};
+
+pub(super) async fn run(bench: Bench) -> anyhow::Result<u8> {
+    let json = bench.json;
+    measure(bench).await.inspect_err(|error| output::never_began(json, error))
+}
+
+async fn measure(bench: Bench) -> anyhow::Result<u8> {
+    // A path, as in what was typed for cp, says nothing about the way.
+    let target = Target::parse(&bench.server)?;
+    let client = connect(&target, bench.pin, &Config::default()).await?;
+    let time = bench.time.map(Duration::from_secs);
+    let options = MeasureOptions { up: !bench.down, down: !bench.up, time };
+    let status = Arc::new(Status::new());
+    let result = tokio::select! {
+        result = client.measure(&options, observer(&status)) => Some(result),
+        _ = tokio::signal::ctrl_c() => None,
+    };
+    drop(status);
+    client.close().await;
+    match result {
+        Some(result) => measured::show(&result?, bench.json),
+        None => return Ok(INTERRUPTED),
+    }
+    Ok(DONE)
+}
+
+fn observer(status: &Arc<Status>) -> Observer {
+    let status = status.clone();
+    Arc::new(move |event| {
+        if let Event::Measuring { probe, bytes, elapsed } = event {
+            status.show(measured::progress(probe, bytes, elapsed));
+        }
+    })
+}

@@ -1,0 +1,196 @@
+//! What `haul bench` says.
+
+use std::time::Duration;
+
+use haul::measure::{Load, Measured, RoundTrips};
+use haul::wire::Probe;
+use serde_json::{Value, json};
+
+use super::line;
+use super::tally::bytes;
+
+/// What the sentence counts with: 1 GiB, in bits.
+const GIBIBIT: f64 = 8.0 * (1_u64 << 30) as f64;
+/// A round-trip time that grows by less, as a factor, is said to stay.
+const GROWTH: f64 = 1.05;
+
+/// Prints what was measured.
+pub(in crate::cli) fn show(measured: &Measured, json: bool) {
+    if json {
+        line(&object(measured).to_string());
+    } else {
+        lines(measured).iter().for_each(|text| line(text));
+    }
+}
+
+/// The line while it runs.
+pub(in crate::cli) fn progress(probe: Probe, arrived: u64, elapsed: Duration) -> String {
+    let way = if probe == Probe::Down { "down" } else { "up" };
+    let bits = arrived as f64 * 8.0 / elapsed.as_secs_f64().max(0.001);
+    format!("{way:<4}  {:.0} s  {}  {}", elapsed.as_secs_f64(), bytes(arrived), rate(bits))
+}
+
+fn lines(measured: &Measured) -> Vec<String> {
+    let Measured { idle, jitter, up, down } = measured;
+    let mut all = vec![format!("idle  RTT {}, jitter {}", round_trips(idle), ms(*jitter))];
+    for (way, load) in [("up", up), ("down", down)] {
+        if let Some(load) = load {
+            let (rate, trips, loss) = (rate(load.rate), round_trips(&load.rtt), percent(load.loss()));
+            all.push(format!("{way:<4}  {rate}, RTT {trips}, loss {loss}"));
+        }
+    }
+    all.push(expectation(measured));
+    all
+}
+
+/// One sentence for who wants to copy.
+fn expectation(measured: &Measured) -> String {
+    let loads = || measured.up.iter().chain(&measured.down);
+    let rates = match (&measured.up, &measured.down) {
+        (Some(up), Some(down)) => match (rate(up.rate), rate(down.rate)) {
+            // Of two figures with the same unit the first says it.
+            (up, down) if unit(&up) == unit(&down) => format!("{up} up and {} down", number(&down)),
+            (up, down) => format!("{up} up and {down} down"),
+        },
+        (Some(up), None) => format!("{} up", rate(up.rate)),
+        (None, Some(down)) => format!("{} down", rate(down.rate)),
+        (None, None) => "nothing".into(),
+    };
+    let gibibyte = loads().next().map_or(f64::INFINITY, |load| GIBIBIT / load.rate);
+    let loaded = loads().map(|load| load.rtt.median).max().unwrap_or_default();
+    let grown = match measured.idle.median {
+        idle if loaded > idle.mul_f64(GROWTH) => {
+            format!("grows from {} to {} under load", number(&ms(idle)), ms(loaded))
+        }
+        idle => format!("stays at {} under load", ms(idle)),
+    };
+    let lost = match loads().map(Load::loss).fold(0.0, f64::max) {
+        0.0 => "no packets are lost".into(),
+        loss => format!("{} of packets are lost", percent(loss)),
+    };
+    format!("Expect about {rates}: 1 GiB in {}; RTT {grown}; {lost}.", span(gibibyte))
+}
+
+fn number(figure: &str) -> &str {
+    figure.split_once(' ').map_or(figure, |(number, _)| number)
+}
+
+fn unit(figure: &str) -> &str {
+    figure.split_once(' ').map_or("", |(_, unit)| unit)
+}
+
+fn round_trips(trips: &RoundTrips) -> String {
+    format!("{} (95 % within {})", ms(trips.median), ms(trips.p95))
+}
+
+/// Three figures, no more.
+fn rate(bits: f64) -> String {
+    match bits {
+        0.0..999.5e3 => format!("{} kbit/s", figures(bits / 1e3)),
+        0.0..999.5e6 => format!("{} Mbit/s", figures(bits / 1e6)),
+        _ => format!("{} Gbit/s", figures(bits / 1e9)),
+    }
+}
+
+fn ms(time: Duration) -> String {
+    format!("{} ms", figures(time.as_secs_f64() * 1e3))
+}
+
+fn figures(value: f64) -> String {
+    match value {
+        0.0..9.995 => format!("{value:.2}"),
+        0.0..99.95 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
+}
+
+fn percent(part: f64) -> String {
+    if part > 0.0 && part < 0.0005 { "under 0.1 %".into() } else { format!("{:.1} %", part * 100.0) }
+}
+
+fn span(seconds: f64) -> String {
+    match seconds {
+        0.0..9.95 => format!("{seconds:.1} s"),
+        0.0..119.5 => format!("{seconds:.0} s"),
+        0.0..7_200.0 => format!("{:.0} min", seconds / 60.0),
+        0.0..360_000.0 => format!("{:.0} h", seconds / 3600.0),
+        _ => "days".into(),
+    }
+}
+
+fn object(measured: &Measured) -> Value {
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    let trips = |trips: &RoundTrips| json!({"count": trips.count, "min": ms(trips.min), "median": ms(trips.median), "p95": ms(trips.p95)});
+    let load = |load: &Load| {
+        json!({
+            "bits_per_second": load.rate, "bytes": load.bytes, "seconds": load.time.as_secs_f64(),
+            "rtt_ms": trips(&load.rtt), "packets_sent": load.packets_sent, "packets_lost": load.packets_lost,
+            "loss": load.loss(),
+        })
+    };
+    let mut object = json!({
+        "type": "bench", "rtt_ms": trips(&measured.idle), "jitter_ms": ms(measured.jitter),
+        "expect": expectation(measured),
+    });
+    for (way, measured) in [("up", &measured.up), ("down", &measured.down)] {
+        if let Some(measured) = measured {
+            object[way] = load(measured);
+        }
+    }
+    object
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trips(ms: u64) -> RoundTrips {
+        let time = Duration::from_millis(ms);
+        RoundTrips { count: 20, min: time, median: time, p95: time }
+    }
+
+    fn load(rate: f64, rtt: u64, packets_lost: u64) -> Load {
+        let time = Duration::from_secs(5);
+        Load { rate, bytes: (rate * 5.0 / 8.0) as u64, time, rtt: trips(rtt), packets_sent: 1000, packets_lost }
+    }
+
+    fn measured(up: Option<Load>, down: Option<Load>) -> Measured {
+        Measured { idle: trips(100), jitter: Duration::from_micros(250), up, down }
+    }
+
+    #[test]
+    fn one_sentence_says_what_to_expect() {
+        let both = measured(Some(load(92e6, 112, 10)), Some(load(88.04e6, 104, 0)));
+        assert_eq!(
+            expectation(&both),
+            "Expect about 92.0 Mbit/s up and 88.0 down: 1 GiB in 93 s; RTT grows from 100 to 112 ms under load; \
+             1.0 % of packets are lost."
+        );
+        assert_eq!(lines(&both)[0], "idle  RTT 100 ms (95 % within 100 ms), jitter 0.25 ms");
+        assert_eq!(lines(&both)[2], "down  88.0 Mbit/s, RTT 104 ms (95 % within 104 ms), loss 0.0 %");
+        let apart = expectation(&measured(Some(load(900e3, 101, 0)), Some(load(1.2e9, 100, 0))));
+        assert!(
+            apart.starts_with("Expect about 900 kbit/s up and 1.20 Gbit/s down: 1 GiB in 3 h; RTT stays"),
+            "{apart}"
+        );
+        assert!(apart.ends_with("no packets are lost."), "{apart}");
+        let down = expectation(&measured(None, Some(load(8.6e9, 100, 0))));
+        assert!(down.starts_with("Expect about 8.60 Gbit/s down: 1 GiB in 1.0 s"), "{down}");
+    }
+
+    #[test]
+    fn figures_that_make_no_sense_are_still_said() {
+        let nothing = expectation(&measured(Some(load(0.0, 100, 1000)), None));
+        assert!(nothing.contains("0.00 kbit/s up: 1 GiB in days;"), "{nothing}");
+        assert!(nothing.ends_with("100.0 % of packets are lost."), "{nothing}");
+        assert_eq!((percent(0.0001), rate(999.6e3)), ("under 0.1 %".into(), "1.00 Mbit/s".into()));
+    }
+
+    #[test]
+    fn json_has_units_in_its_names_and_only_what_was_measured() {
+        let object = object(&measured(Some(load(8e6, 120, 10)), None));
+        assert_eq!((&object["up"]["bits_per_second"], &object["up"]["loss"]), (&8e6.into(), &0.01.into()));
+        assert_eq!((&object["rtt_ms"]["median"], &object["up"]["rtt_ms"]["p95"]), (&100.0.into(), &120.0.into()));
+        assert_eq!(object.get("down"), None);
+    }
+}
