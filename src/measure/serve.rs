@@ -77,6 +77,8 @@ pub(crate) async fn serve(
         // The client has had enough, or this end has.
         Err(StreamError::Reset(code) | StreamError::Stopped(code)) => writer.reset(code),
         Err(StreamError::TimedOut) => writer.reset(Code::TimedOut),
+        // Told where the connection ends; a client that has its figures closes it at once.
+        Err(StreamError::Lost(_)) => {}
         Err(error) => return Err(error.into()),
     }
     Ok(())
@@ -94,6 +96,7 @@ async fn run(
     let Measure { probe, milliseconds } = head.await??;
     let asked = Duration::from_millis(milliseconds.into());
     let time = asked.min(config.max_measurement);
+    tracing::info!(?probe, ?time, "measuring");
     match probe {
         Probe::Echo => {
             writer.hurry();

@@ -27,7 +27,7 @@ pub(in crate::cli) fn show(measured: &Measured, json: bool) {
 pub(in crate::cli) fn progress(probe: Probe, arrived: u64, elapsed: Duration) -> String {
     let way = if probe == Probe::Down { "down" } else { "up" };
     let bits = arrived as f64 * 8.0 / elapsed.as_secs_f64().max(0.001);
-    format!("{way:<4}  {:.0} s  {}  {}", elapsed.as_secs_f64(), bytes(arrived), rate(bits))
+    format!("{way:<4}  {:.1} s  {}  {}", elapsed.as_secs_f64(), bytes(arrived), rate(bits))
 }
 
 fn lines(measured: &Measured) -> Vec<String> {
