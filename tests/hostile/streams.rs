@@ -81,7 +81,7 @@ async fn what_nobody_asked_for_is_turned_away_and_the_connection_lives() {
     let transfer = |handle, id| [&head(3, handle)[..], &plan(id, &[(0, 5)]).to_bytes()[..]].concat();
     let unasked = [
         (vec![0], Code::Unsupported),
-        (vec![4, 1, 2, 3], Code::Unsupported),
+        (vec![5, 1, 2, 3], Code::Unsupported),
         (vec![0xff; 100], Code::Unsupported),
         (transfer(handle, 0), Code::NotWanted),
         (transfer(handle, u64::MAX), Code::NotWanted),
