@@ -220,9 +220,6 @@ impl Haul {
         let alone = self.contest.is_none();
         let unhurried = alone && matches!(sent_in, Phase::Down | Phase::Startup);
         self.path.learn(now, &round, (rate, mean), !alone, unhurried);
-        if alone {
-            self.path.base = self.path.base.min(mean);
-        }
         let excess = self.path.is_excess(&round);
         self.phase_rounds += 1;
         tracing::trace!(

@@ -22,6 +22,8 @@ const MAX_LOSS: f64 = 0.5;
 const MIN_MARGIN: f64 = 0.001;
 /// The least queue that is aimed for, in packets.
 const MIN_MARGIN_PACKETS: f64 = 3.0;
+/// Packets whose mean round-trip time can be believed. With fewer, jitter makes a base that no later mean reaches.
+const SAMPLES: u32 = 8;
 /// A round whose mean round-trip time is within these of the least had no queue worth the name: a part of the least, and
 /// seconds.
 const QUIET: (f64, f64) = (0.1, 0.002);
@@ -100,6 +102,8 @@ pub(super) struct Path {
     rates: VecDeque<f64>,
     peaks: Extreme,
     means: Extreme,
+    /// Whether the means are of `SAMPLES` packets or more.
+    sampled: bool,
     /// The round-trip time that counts as the path's own.
     pub(super) base: f64,
     /// Loss of late, of whatever cause.
@@ -117,6 +121,7 @@ impl Path {
             rates: VecDeque::new(),
             peaks: Extreme::new(|older, newer| older > newer),
             means: Extreme::new(|older, newer| older < newer),
+            sampled: false,
             base: f64::INFINITY,
             loss: 0.0,
             random_loss: 0.0,
@@ -169,8 +174,8 @@ impl Path {
         network * (1.0 + p * (DETECTION - 1.0)) / (1.0 - p)
     }
 
-    /// Learns from a round. `patient` keeps the least round-trip time for longer; `unhurried` says that its packets were
-    /// sent when they should have made no queue.
+    /// Learns from a round. `patient`, among others, keeps the least round-trip time for longer and the base as it is;
+    /// `unhurried` says that the packets were sent when they should have made no queue.
     pub(super) fn learn(
         &mut self,
         now: Instant,
@@ -179,7 +184,17 @@ impl Path {
         patient: bool,
         unhurried: bool,
     ) {
-        self.means.note(now, mean, if patient { 2 * LEAST_TIME } else { LEAST_TIME });
+        if round.rtt_count >= SAMPLES || !self.sampled {
+            if round.rtt_count >= SAMPLES && !self.sampled {
+                self.means.kept.clear();
+                self.base = f64::INFINITY;
+                self.sampled = true;
+            }
+            self.means.note(now, mean, if patient { 2 * LEAST_TIME } else { LEAST_TIME });
+            if !patient {
+                self.base = self.base.min(mean);
+            }
+        }
         if !round.app_limited || rate > self.rate() {
             self.note_rate(now, rate);
         }
