@@ -10,6 +10,7 @@ use haul::config::DEFAULT_PORT;
 use haul::congestion::Congestion;
 use haul::error::{Code, Error};
 use haul::identity::KeyId;
+use haul::rate::Rate;
 
 mod bench;
 mod connect;
@@ -83,6 +84,9 @@ struct Serve {
     /// Admit every key, to read, to write or both
     #[arg(long, value_name = "WHAT")]
     anyone: Option<AnyoneMay>,
+    /// Send at most so much, over all connections: 20M (bits) or 2.5MB/s
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
+    limit: Option<Rate>,
 }
 
 #[derive(Clone, Copy, ValueEnum, PartialEq, Eq)]
@@ -98,9 +102,8 @@ enum AnyoneMay {
 Examples: haul cp report.pdf haul://server/           -> report.pdf
           haul cp photos haul://server/2026           -> 2026/...
           haul cp photos haul://server/2026/          -> 2026/photos/...
-Unchanged files (same size and time) are skipped; what was interrupted goes on
-where it ended: run the same command again. The path is taken literally, and a
-local name with a colon is written ./a:b.")]
+Unchanged files (same size and time) are skipped; what was interrupted goes on:
+run the same command again. The path is literal; a local a:b is written ./a:b.")]
 struct Cp {
     /// Local files and directories
     #[arg(value_name = "SRC", required = true)]
@@ -120,6 +123,9 @@ struct Cp {
     /// Do not wait until files have reached the server's disk
     #[arg(long)]
     no_fsync: bool,
+    /// Send at most so much a second: 20M (bits), 2.5MB/s (bytes)
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
+    limit: Option<Rate>,
     #[command(flatten)]
     output: Output,
     // What hands that know scp, cp and rsync type; all of it is what happens anyway.
@@ -131,6 +137,11 @@ struct Cp {
     preserve: bool,
     #[arg(short = 'P', hide = true, value_name = "PORT")]
     port: Option<OsString>,
+    // Their limits have other units; each is told its own in haul's.
+    #[arg(short = 'l', hide = true, value_name = "KBIT")]
+    scp_limit: Option<OsString>,
+    #[arg(long, hide = true, value_name = "RATE")]
+    bwlimit: Option<OsString>,
 }
 
 #[derive(Args, Clone, Copy)]

@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::bucket::{Bucket, Limits};
 use crate::budget::{Budget, Window};
 use crate::config::Config;
 use crate::endpoint::{self, Connected};
@@ -20,6 +21,7 @@ use crate::manifest::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES, Tree};
 use crate::measure::{self, MeasureOptions, Measured};
 use crate::path::{RelativePath, printable};
 use crate::progress::{Event, Observer};
+use crate::rate::Rate;
 use crate::receiver::{Permits, Place, Receiver, Receiving};
 use crate::sender::Sent;
 use crate::session::{self, Outcome, Outgoing, Sessions, accept_streams};
@@ -39,6 +41,7 @@ pub struct Client {
     sessions: Arc<Sessions>,
     window: Arc<Window>,
     config: Config,
+    limits: Limits,
     streams: JoinHandle<()>,
 }
 
@@ -80,7 +83,8 @@ impl Client {
             // A server opens no control streams; one that does sees them reset.
             tokio::spawn(async move { drop(accept_streams(&connection, &sessions, deadline, |_, _| {}).await) })
         };
-        Ok(Self { endpoint, connection, key_id, sessions, window, config: config.clone(), streams })
+        let limits = Limits::new(config.limit.map(|rate| Arc::new(Bucket::new(rate))));
+        Ok(Self { endpoint, connection, key_id, sessions, window, config: config.clone(), limits, streams })
     }
 
     /// The server's key.
@@ -119,6 +123,7 @@ impl Client {
             trees,
             unsendable,
             parallel: self.config.parallel,
+            limits: self.limits.clone(),
             config: self.config.clone(),
             observer,
         };
@@ -163,6 +168,7 @@ impl Client {
             sources: sources.iter().map(Components::from).collect(),
             entries: MAX_UNANSWERED,
             entry_bytes: MAX_UNANSWERED_BYTES,
+            limit: self.config.limit.map(Rate::bytes),
         };
         if !pull.fits() {
             return Err(Error::Usage("so many sources do not fit into one request; pull them in parts".into()));

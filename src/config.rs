@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::congestion::Congestion;
+use crate::rate::Rate;
 
 /// The UDP port of a server, unless it is told another.
 pub const DEFAULT_PORT: u16 = 4433;
@@ -25,6 +26,10 @@ pub struct Config {
     /// Transfers that a sender has open at the same time on a connection. At 100 ms, 100 streams carry 450 small files
     /// a second and 1,000 carry 2,400.
     pub parallel: usize,
+    /// What a [`Client`](crate::client::Client), or a [`Server`](crate::server::Server) over all its connections, sends
+    /// at most: the bytes of all streams, without what QUIC, UDP and IP add (some 5 %, and what is sent again after a
+    /// loss). A client that pulls asks the server for it, which obeys the lower of this and its own.
+    pub limit: Option<Rate>,
     /// Partials that were not written to for so long are removed by a server, at its start and once a day.
     pub keep_partials: Duration,
     /// How long a stopping server lets transfers under way go on.
@@ -46,6 +51,20 @@ pub struct Config {
     pub handshake: Duration,
 }
 
+/// Under a limit, so much time of it may wait in a connection: what has piled up there goes out at full speed once the
+/// network recovers from an outage. Two round trips of a satellite link, with as much again for what is sent twice.
+const LIMITED_BACKLOG: Duration = Duration::from_secs(2);
+/// Bytes that may wait in a connection at any limit: some packets must be under way.
+const MIN_BACKLOG: usize = 64 << 10;
+
+impl Config {
+    /// [`send_window`](Self::send_window), or as much of it as suits the [`limit`](Self::limit).
+    pub fn limited_send_window(&self) -> usize {
+        let backlog = self.limit.map(|rate| (rate.bytes() * LIMITED_BACKLOG.as_secs()).max(MIN_BACKLOG as u64));
+        backlog.map_or(self.send_window, |backlog| self.send_window.min(usize::try_from(backlog).unwrap_or(usize::MAX)))
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -55,6 +74,7 @@ impl Default for Config {
             send_window: 48 << 20,
             congestion: Congestion::default(),
             parallel: 1000,
+            limit: None,
             keep_partials: Duration::from_secs(7 * 24 * 3600),
             grace: Duration::from_secs(30),
             stall: Duration::from_secs(10),

@@ -64,7 +64,7 @@ pub fn server_config(identity: &Identity, config: &Config) -> Result<quinn::Serv
     let crypto = QuicServerConfig::try_from(server_tls(identity)?).map_err(unusable)?;
     let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     let mut transport = transport(config)?;
-    transport.send_window(config.send_window.min(SERVER_SEND_WINDOW) as u64);
+    transport.send_window(config.limited_send_window().min(SERVER_SEND_WINDOW) as u64);
     server
         .transport_config(Arc::new(transport))
         .migration(true)
@@ -138,7 +138,7 @@ fn transport(config: &Config) -> Result<TransportConfig> {
         .datagram_receive_buffer_size(None)
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(INITIAL_WINDOW.into())
-        .send_window(config.send_window as u64)
+        .send_window(config.limited_send_window() as u64)
         .max_idle_timeout(Some(idle))
         .initial_mtu(INITIAL_DATAGRAM)
         .min_mtu(INITIAL_DATAGRAM)

@@ -48,11 +48,13 @@
 //! ```
 //!
 //! # Rooms
-//! Each uses only those before it: [`path`], [`error`], [`wire`], [`progress`], [`config`] and [`target`] are plain
-//! values; [`limits`] and [`budget`] bound files and memory; [`identity`], [`trust`], [`endpoint`] and [`stream`] make
-//! connections; [`measure`] measures them; [`store`] holds files; [`manifest`], [`sender`] and [`receiver`] are the
-//! transfer's two roles; [`session`], [`server`] and [`client`] put them together. PROTOCOL.md specifies what travels.
+//! Each uses only those before it: [`path`], [`error`], [`rate`], [`wire`], [`progress`], [`config`] and [`target`] are
+//! plain values; [`limits`], [`budget`] and [`bucket`] bound files, memory and what is sent; [`identity`], [`trust`],
+//! [`endpoint`] and [`stream`] make connections; [`measure`] measures them; [`store`] holds files; [`manifest`],
+//! [`sender`] and [`receiver`] are the transfer's two roles; [`session`], [`server`] and [`client`] put them together.
+//! PROTOCOL.md specifies what travels.
 
+pub mod bucket;
 pub mod budget;
 pub mod client;
 pub mod config;
@@ -65,6 +67,7 @@ pub mod manifest;
 pub mod measure;
 pub mod path;
 pub mod progress;
+pub mod rate;
 pub mod receiver;
 pub mod sender;
 pub mod server;

@@ -16,6 +16,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::bucket::Limits;
 use crate::error::{Code, Error, Result, Why};
 use crate::limits::within_open_files;
 use crate::manifest::{Announce, Found, Tree, Verdict, Walk};
@@ -102,6 +103,8 @@ pub struct Sending {
     pub ready: Ready,
     /// Transfers open at the same time.
     pub parallel: usize,
+    /// What may go out in a second: entries, plans, bodies and trailers.
+    pub limits: Limits,
     /// Silence that ends a transfer.
     pub deadline: Duration,
     /// Takes the events.
@@ -195,7 +198,7 @@ impl Sender {
                 next = found.recv(), if walking => next,
                 // Nothing more is found right now: what is gathered goes out before the wait.
                 () = std::future::ready(()), if !buffer.is_empty() => {
-                    manifest.write_bytes(buffer.split().freeze()).await?;
+                    self.write_entries(&mut manifest, &mut buffer).await?;
                     continue;
                 }
             };
@@ -204,7 +207,7 @@ impl Sender {
                     self.room(&mut manifest, &mut buffer).await?;
                     self.put_entry(announce, &mut buffer);
                     if buffer.len() >= MANIFEST_WRITE {
-                        manifest.write_bytes(buffer.split().freeze()).await?;
+                        self.write_entries(&mut manifest, &mut buffer).await?;
                     }
                 }
                 Some(Found::Failed(path, why)) => self.report(None, path, Kind::File, 0, Settled::Failed(why)),
@@ -214,9 +217,19 @@ impl Sender {
                 }
             }
         }
-        manifest.write_bytes(buffer.freeze()).await?;
+        self.write_entries(&mut manifest, &mut buffer).await?;
         self.until(|state| state.unsettled.is_empty()).await;
         manifest.finish();
+        Ok(())
+    }
+
+    /// Writes the entries gathered in the buffer, within the limits.
+    async fn write_entries(&self, manifest: &mut MessageWriter, buffer: &mut BytesMut) -> Result<()> {
+        while !buffer.is_empty() {
+            let part = buffer.split_to(buffer.len().min(self.sending.limits.block()));
+            self.sending.limits.take(part.len()).await;
+            manifest.write_bytes(part.freeze()).await?;
+        }
         Ok(())
     }
 
@@ -229,7 +242,7 @@ impl Sender {
             state.unanswered < entries && state.unanswered_bytes < bytes && state.unsettled.len() < MAX_UNSETTLED
         };
         if !room(&self.state()) {
-            manifest.write_bytes(buffer.split().freeze()).await?;
+            self.write_entries(manifest, buffer).await?;
             self.until(room).await;
         }
         Ok(())

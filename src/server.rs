@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, info, info_span, warn};
 
+use crate::bucket::Bucket;
 use crate::budget::{Budget, Window};
 use crate::config::Config;
 use crate::endpoint;
@@ -61,6 +62,8 @@ struct Shared {
     budget: Arc<Budget>,
     /// Bounds the streams of measurements.
     measurements: Arc<Semaphore>,
+    /// The limit of what all connections send.
+    limit: Option<Arc<Bucket>>,
     claims: Arc<Claims>,
     /// Nothing new from here on.
     stopping: CancellationToken,
@@ -95,6 +98,7 @@ impl Server {
             connections: Arc::new(Semaphore::new(config.max_connections)),
             budget: Budget::new(config.memory),
             measurements: Places::of_server(),
+            limit: config.limit.map(|rate| Arc::new(Bucket::new(rate))),
             claims: Arc::default(),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -257,6 +261,7 @@ async fn converse(
         may_read: rights.read,
         may_write: rights.write,
         config: shared.config.clone(),
+        limit: shared.limit.clone(),
         observer: shared.observer.clone(),
         stopping: shared.stopping.clone(),
         receiver: receivers(&shared, owner, permits, window.clone()),

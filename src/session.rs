@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::bucket::Limits;
 use crate::config::Config;
 use crate::error::{Code, Error, Result, Why};
 use crate::manifest::Tree;
@@ -240,6 +241,7 @@ pub(crate) struct Outgoing {
     /// Sources that could not even be looked at.
     pub(crate) unsendable: Vec<(RelativePath, Why)>,
     pub(crate) parallel: usize,
+    pub(crate) limits: Limits,
     pub(crate) config: Config,
     pub(crate) observer: Observer,
 }
@@ -280,6 +282,7 @@ async fn send_all(
         handle,
         ready,
         parallel: outgoing.parallel,
+        limits: outgoing.limits,
         deadline,
         observer: outgoing.observer,
         stopping: stopping.clone(),

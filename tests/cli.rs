@@ -225,6 +225,13 @@ fn what_makes_no_sense_is_said_before_anything_happens() {
         (&["bench", "--up", "--down", "haul://h"], "--down"),
         (&["serve", "--listen", "nowhere"], "192.0.2.1:4433"),
         (&["serve", "--max-transfers", "0"], "max-transfers"),
+        (&["cp", "--limit", "fast", "f", "haul://h/"], "20Mbit/s"),
+        (&["cp", "--limit", "1000", "f", "haul://h/"], "1000KiB"),
+        (&["cp", "--limit", "0", "f", "haul://h/"], "no unit"),
+        (&["cp", "--limit", "-1M", "f", "haul://h/"], "20Mbit/s"),
+        (&["serve", "--limit", "1k"], "8 kbit/s"),
+        (&["cp", "-l", "8000", "f", "haul://h/"], "--limit 8000k"),
+        (&["cp", "--bwlimit=1m", "f", "haul://h/"], "KiB"),
         (&["paste"], "paste"),
     ] {
         let output = haul(client.home.path(), client.files.path(), arguments);

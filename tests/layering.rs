@@ -10,6 +10,7 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 const ROOMS: &[&str] = &[
     "path",
     "error",
+    "rate",
     "wire",
     "progress",
     "congestion",
@@ -17,6 +18,7 @@ const ROOMS: &[&str] = &[
     "target",
     "limits",
     "budget",
+    "bucket",
     "identity",
     "trust",
     "endpoint",

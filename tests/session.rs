@@ -446,3 +446,54 @@ async fn a_file_that_changes_while_it_is_sent_is_failed_as_changed() {
     }
     assert!(listing(served.path()).is_empty(), "nothing is kept of what is no version of the file");
 }
+
+fn limited(bytes: u64) -> Config {
+    Config { limit: haul::rate::Rate::from_bytes(bytes), ..Config::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_holds_for_files_large_and_small() {
+    let source = tempdir().unwrap();
+    write(&source.path().join("t/large"), &content(1, 500_000));
+    for i in 0..50 {
+        write(&source.path().join(format!("t/{i}")), &content(i, 10_000));
+    }
+    let store = Arc::new(MemoryStore::new());
+    let host = Host::serving(store, Config::default());
+    let client = host.connect_as(&haul::identity::Identity::generate().unwrap(), &limited(500_000)).await.unwrap();
+    let begun = std::time::Instant::now();
+    let outcome = client.push(&to(&[&source.path().join("t")], "t"), haul::progress::ignore()).await.unwrap();
+    assert_eq!((outcome.sent.files, outcome.sent.failed), (51, 0), "{:?}", outcome.sent.failures);
+    // A megabyte: it cannot be faster, however slow the machine.
+    assert!(begun.elapsed() >= Duration::from_millis(1_950), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_is_sent_at_the_lower_of_what_it_asks_for_and_what_the_server_has() {
+    for (own, asked) in [(None, Some(500_000)), (Some(500_000), None), (Some(500_000), Some(50_000_000))] {
+        let served = tempdir().unwrap();
+        write(&served.path().join("f"), &content(1, 1_000_000));
+        let config = |limit: Option<u64>| limit.map_or_else(Config::default, limited);
+        let host = Host::serving(Arc::new(LocalStore::open(served.path()).unwrap()), config(own));
+        let client = host.connect_as(&haul::identity::Identity::generate().unwrap(), &config(asked)).await.unwrap();
+        let store = Arc::new(MemoryStore::new());
+        let begun = std::time::Instant::now();
+        let pulled = client.pull(&[path("f")], store, Durability::Visible, haul::progress::ignore()).await.unwrap();
+        assert_eq!(pulled.bytes, 1_000_000);
+        assert!(begun.elapsed() >= Duration::from_millis(1_950), "{own:?} {asked:?}: {:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_for_a_limit_is_nobodys_silence() {
+    let source = tempdir().unwrap();
+    for i in 0..300 {
+        write(&source.path().join(format!("t/{i}")), &content(i, 300));
+    }
+    // Each of the 300 waits for its turn longer than the deadline, which must be over the 5 s between two Workings.
+    let config = Config { deadline: Duration::from_secs(6), ..limited(8_000) };
+    let host = Host::serving(Arc::new(MemoryStore::new()), Config { limit: None, ..config.clone() });
+    let client = host.connect_as(&haul::identity::Identity::generate().unwrap(), &config).await.unwrap();
+    let outcome = client.push(&to(&[&source.path().join("t")], "t"), haul::progress::ignore()).await.unwrap();
+    assert_eq!((outcome.sent.files, outcome.sent.failed), (300, 0), "{:?}", outcome.sent.failures);
+}

@@ -42,8 +42,16 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, PushOptions)> {
     if cp.port.is_some() {
         return Err(usage("the port goes into the destination, as in haul://host:4433/"));
     }
+    if let Some(kbit) = &cp.scp_limit {
+        let kbit = output::shown(kbit.as_ref());
+        return Err(usage(&format!("scp's -l {kbit} (kbit/s) is written --limit {kbit}k")));
+    }
+    if cp.bwlimit.is_some() {
+        return Err(usage("rsync's --bwlimit counts in KiB/s: --bwlimit 1000 is written --limit 1000KiB, 1.5m 1.5MiB"));
+    }
     let (sources, target) = split(cp)?;
-    let config = Config { parallel: cp.parallel as usize, congestion: cp.congestion, ..Config::default() };
+    let config =
+        Config { parallel: cp.parallel as usize, congestion: cp.congestion, limit: cp.limit, ..Config::default() };
     let client = connect(&target, cp.pin, &config).await?;
     let options = PushOptions {
         sources,

@@ -30,8 +30,12 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
     if serve.anyone != Some(AnyoneMay::Read) {
         store.check_writable()?;
     }
-    let config =
-        Config { max_transfers: serve.max_transfers as usize, congestion: serve.congestion, ..Config::default() };
+    let config = Config {
+        max_transfers: serve.max_transfers as usize,
+        congestion: serve.congestion,
+        limit: serve.limit,
+        ..Config::default()
+    };
     let observer = haul::progress::ignore();
     let listen = serve.listen;
     let server = Server::bind(ServerOptions { listen, identity, admission, store: Arc::new(store), config, observer })?;

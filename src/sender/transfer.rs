@@ -106,11 +106,14 @@ impl Sender {
                     Err(why) => return self.give_up(id, stream, why).await,
                 }
             };
-            let bytes = block.len() as u64;
-            if let Err(error) = self.write(&mut stream, &mut [block]).await {
-                return self.stopped(error, &mut receipt).await;
+            // In parts, so that progress shows under a low limit too.
+            for part in parts(block, self.sending.limits.block()) {
+                let bytes = part.len() as u64;
+                if let Err(error) = self.write(&mut stream, &mut [part]).await {
+                    return self.stopped(error, &mut receipt).await;
+                }
+                (self.sending.observer)(Event::Moved { id, bytes });
             }
-            (self.sending.observer)(Event::Moved { id, bytes });
         };
         if let Err(error) = self.write(&mut stream, &mut [Trailer { digest }.to_bytes()]).await {
             return self.stopped(error, &mut receipt).await;
@@ -138,10 +141,21 @@ impl Sender {
         head
     }
 
-    /// Writes chunks, unless nothing goes out on the whole connection until the deadline.
+    /// Writes chunks within the limits, unless nothing goes out on the whole connection until the deadline. Waiting for a
+    /// limit is this side's doing, and is not held against the peer.
     async fn write(&self, stream: &mut MessageWriter, chunks: &mut [Bytes]) -> Result<(), StreamError> {
         let (connection, deadline) = (&self.sending.connection, self.sending.deadline);
-        unless_silent(connection, Direction::Sending, deadline, stream.write_all_chunks(chunks)).await?
+        let limits = &self.sending.limits;
+        if limits.rate().is_none() {
+            return unless_silent(connection, Direction::Sending, deadline, stream.write_all_chunks(chunks)).await?;
+        }
+        for chunk in chunks {
+            for part in parts(std::mem::take(chunk), limits.block()) {
+                limits.take(part.len()).await;
+                unless_silent(connection, Direction::Sending, deadline, stream.write_bytes(part)).await??;
+            }
+        }
+        Ok(())
     }
 
     /// A stopped stream is no error by itself: the receipt says why. Everything else is.
@@ -178,6 +192,11 @@ impl Sender {
             }
         }
     }
+}
+
+/// Cuts bytes into parts of at most so many, without copying them.
+fn parts(mut bytes: Bytes, most: usize) -> impl Iterator<Item = Bytes> {
+    std::iter::from_fn(move || (!bytes.is_empty()).then(|| bytes.split_to(bytes.len().min(most))))
 }
 
 async fn read_block(mut reader: FileReader) -> Result<(Option<Bytes>, FileReader), Why> {

@@ -7,11 +7,13 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{Bi, Outgoing, Sessions, hello, receive_all, send_all};
+use crate::bucket::{Bucket, Limits};
 use crate::config::Config;
 use crate::error::{Code, Result, Why};
 use crate::manifest::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES, Tree};
 use crate::path::RelativePath;
 use crate::progress::Observer;
+use crate::rate::Rate;
 use crate::receiver::{Place, Receiver};
 use crate::store::Store;
 use crate::store::fault::refusal;
@@ -49,6 +51,8 @@ pub(crate) struct ServerSession {
     pub(crate) may_read: bool,
     pub(crate) may_write: bool,
     pub(crate) config: Config,
+    /// The limit of all that this server sends.
+    pub(crate) limit: Option<Arc<Bucket>>,
     pub(crate) observer: Observer,
     pub(crate) stopping: CancellationToken,
     /// Makes the receiver of a push whose place is settled.
@@ -97,6 +101,7 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
         return refuse(server, writer, Why::new(Code::NotAllowed, "this key may not read on this server")).await;
     }
     let ready = Ready { entries: pull.entries, entry_bytes: pull.entry_bytes, place: None };
+    let asked = pull.limit.and_then(Rate::from_bytes).map(|rate| Arc::new(Bucket::new(rate)));
     let store = server.store.clone();
     let trees = tokio::task::spawn_blocking(move || trees(&store, &pull)).await;
     let trees = match trees.unwrap_or_else(|_| Err(Code::Internal.into())) {
@@ -109,6 +114,8 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
         trees,
         unsendable: Vec::new(),
         parallel: server.config.parallel,
+        // First its own, so that it does not hold up other sessions.
+        limits: Limits::new(asked.into_iter().chain(server.limit.clone())),
         config: server.config.clone(),
         observer: server.observer.clone(),
     };

@@ -6,6 +6,7 @@ use super::value::{ascending, at_most};
 use super::{
     Components, Durability, Held, Kind, MAX_HELD, MAX_PLAN_RANGES, MAX_SYMLINK, Message, Probe, Range, Time, WireWhy,
 };
+use crate::rate::Rate;
 
 macro_rules! messages {
     ($($name:ident = $kind:literal, limit $limit:expr;)*) => {
@@ -114,11 +115,18 @@ pub struct Pull {
     /// Most bytes of entries, headers included, that may stand unanswered.
     #[n(3)]
     pub entry_bytes: u32,
+    /// Bytes a second that the client wants to be sent at most, within [`Rate`]'s bounds.
+    #[n(4)]
+    pub limit: Option<u64>,
 }
 
 impl Pull {
     fn validate(&self) -> Result<(), String> {
-        if self.sources.is_empty() { Err("no sources".into()) } else { Ok(()) }
+        match self.limit {
+            _ if self.sources.is_empty() => Err("no sources".into()),
+            Some(limit) if Rate::from_bytes(limit).is_none() => Err(format!("a limit of {limit} bytes a second")),
+            _ => Ok(()),
+        }
     }
 }
 
