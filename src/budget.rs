@@ -23,6 +23,9 @@ const RESERVE: usize = 2;
 const START_PART: usize = 8;
 /// Credit is given back in steps of this part of the share (one in so many): each step costs a MAX_DATA frame.
 const STEP: usize = 8;
+/// The store holds the sender up while so much of the share is held (one in so many), reservations apart: less than half
+/// of a window is left to send with.
+const HELD_UP: usize = 2;
 /// Small bodies may reserve up to this part of a share (one in so many), so that large ones always find credit.
 const RESERVABLE: usize = 2;
 
@@ -108,6 +111,30 @@ struct WindowState {
     read: usize,
     since: Instant,
     round_trip: Duration,
+    held_up: HeldUp,
+}
+
+/// How long much of the window was held, and since when it is now.
+#[derive(Default)]
+struct HeldUp {
+    total: Duration,
+    since: Option<Instant>,
+}
+
+impl HeldUp {
+    fn set(&mut self, much: bool) {
+        match (much, self.since) {
+            (true, None) => self.since = Some(Instant::now()),
+            (false, Some(since)) => (self.total, self.since) = (self.total + since.elapsed(), None),
+            _ => {}
+        }
+    }
+}
+
+impl WindowState {
+    fn note_held_up(&mut self) {
+        self.held_up.set(self.held.saturating_sub(self.reserved) >= self.share / HELD_UP);
+    }
 }
 
 impl Window {
@@ -116,7 +143,8 @@ impl Window {
         let share = budget.first_share()?;
         connection.set_receive_window(varint(share));
         let round_trip = connection.rtt();
-        let state = WindowState { share, held: 0, reserved: 0, applied: 0, read: 0, since: Instant::now(), round_trip };
+        let (since, held_up) = (Instant::now(), HeldUp::default());
+        let state = WindowState { share, held: 0, reserved: 0, applied: 0, read: 0, since, round_trip, held_up };
         Some(Arc::new(Self { connection, budget: budget.clone(), state: Mutex::new(state), freed: Notify::new() }))
     }
 
@@ -133,12 +161,14 @@ impl Window {
         state.read += bytes;
         self.tune(&mut state);
         self.apply(&mut state);
+        state.note_held_up();
     }
 
     /// Gives credit back for bytes that the disk has taken.
     pub fn release(&self, bytes: usize) {
         let mut state = lock(&self.state);
         state.held = state.held.saturating_sub(bytes);
+        state.note_held_up();
         let excess = self.budget.excess(state.share).min(bytes);
         state.share -= excess;
         if excess > 0 {
@@ -150,6 +180,12 @@ impl Window {
         }
         drop(state);
         self.freed.notify_one();
+    }
+
+    /// How long, so far, much of the window was held by bytes that the disk had not taken.
+    pub fn held_up(&self) -> Duration {
+        let held_up = &lock(&self.state).held_up;
+        held_up.total + held_up.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Whether so much is held that credit runs short, and what is held should go to the disk without waiting for more.

@@ -150,7 +150,7 @@ struct Output {
     /// Only failures
     #[arg(short, long)]
     quiet: bool,
-    /// Name every file
+    /// Name every file; at the end, the path's figures
     #[arg(short, long)]
     verbose: bool,
     /// One JSON object a line on standard output

@@ -124,6 +124,7 @@ impl Client {
             unsendable,
             parallel: self.config.parallel,
             limits: self.limits.clone(),
+            meter: Arc::default(),
             config: self.config.clone(),
             observer,
         };

@@ -51,8 +51,8 @@
 //! Each uses only those before it: [`path`], [`error`], [`rate`], [`wire`], [`progress`], [`config`] and [`target`] are
 //! plain values; [`limits`], [`budget`] and [`bucket`] bound files, memory and what is sent; [`identity`], [`trust`],
 //! [`endpoint`] and [`stream`] make connections; [`measure`] measures them; [`store`] holds files; [`manifest`],
-//! [`sender`] and [`receiver`] are the transfer's two roles; [`session`], [`server`] and [`client`] put them together.
-//! PROTOCOL.md specifies what travels.
+//! [`sender`] and [`receiver`] are the transfer's two roles, and [`verdict`] says what bound it; [`session`], [`server`]
+//! and [`client`] put them together. PROTOCOL.md specifies what travels.
 
 pub mod bucket;
 pub mod budget;
@@ -76,4 +76,5 @@ pub mod store;
 pub mod stream;
 pub mod target;
 pub mod trust;
+pub mod verdict;
 pub mod wire;

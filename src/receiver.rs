@@ -17,6 +17,7 @@ use unanswered::Unanswered;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -128,6 +129,8 @@ pub struct Receiver {
     skipped: AtomicU64,
     failed: AtomicU64,
     transfers: TaskTracker,
+    /// What the window had been held up when this began; other sessions may share it.
+    held_up_before: Duration,
 }
 
 /// A transfer's stream, its plan read.
@@ -153,7 +156,9 @@ impl Receiver {
     /// A receiver that has not begun.
     pub fn new(session: Receiving) -> Arc<Self> {
         let (verdicts, answers) = mpsc::unbounded_channel();
+        let held_up_before = session.window.held_up();
         Arc::new(Self {
+            held_up_before,
             session,
             admitted: Mutex::default(),
             verdicts,
@@ -221,12 +226,14 @@ impl Receiver {
             let store = self.session.store.clone();
             blocking(move || store.sync()).await?;
         }
+        let held_up = self.session.window.held_up().saturating_sub(self.held_up_before);
         Ok(Summary {
             committed: self.committed.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
             skipped: self.skipped.load(Ordering::Relaxed),
             failed: self.failed.load(Ordering::Relaxed),
             durability,
+            held_up: Some(held_up.as_millis() as u64),
         })
     }
 

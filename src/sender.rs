@@ -4,7 +4,11 @@
 //! of its own. The room for unanswered entries is the receiver's; everything else that bounds the sender is here.
 
 mod body;
+mod meter;
 mod transfer;
+
+pub use meter::Meter;
+pub(crate) use meter::{Station, Watch};
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -107,6 +111,8 @@ pub struct Sending {
     pub limits: Limits,
     /// Silence that ends a transfer.
     pub deadline: Duration,
+    /// Counts where transfers stand.
+    pub meter: Arc<Meter>,
     /// Takes the events.
     pub observer: Observer,
     /// Cancelled when the receiver goes away: nothing new is announced then.

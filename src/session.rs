@@ -22,8 +22,9 @@ use crate::manifest::Tree;
 use crate::path::RelativePath;
 use crate::progress::{Event, Observer};
 use crate::receiver::Receiver;
-use crate::sender::{Sending, Sent, send};
+use crate::sender::{Meter, Sending, Sent, Station, Watch, send};
 use crate::stream::{Direction, MessageReader, MessageWriter, StreamError, unless_silent};
+use crate::verdict::{Account, Bound, PathStats};
 use crate::wire::{
     End, Frame, GoAway, Hello, Malformed, Message, Plan, Pull, Push, Ready, Refused, StreamType, Summary, Withdraw,
     Working,
@@ -41,6 +42,12 @@ pub struct Outcome {
     pub sent: Sent,
     /// The receiver's account.
     pub summary: Summary,
+    /// What the path was like.
+    pub path: PathStats,
+    /// What bound the transfer.
+    pub bound: Bound,
+    /// Where the time went.
+    pub account: Account,
 }
 
 /// The two halves of a stream.
@@ -242,6 +249,7 @@ pub(crate) struct Outgoing {
     pub(crate) unsendable: Vec<(RelativePath, Why)>,
     pub(crate) parallel: usize,
     pub(crate) limits: Limits,
+    pub(crate) meter: Arc<Meter>,
     pub(crate) config: Config,
     pub(crate) observer: Observer,
 }
@@ -249,7 +257,16 @@ pub(crate) struct Outgoing {
 /// The client's side of a push.
 pub(crate) async fn push(outgoing: Outgoing, push: &Push) -> Result<Outcome> {
     let (handle, control, ready) = request(&outgoing.connection, push, outgoing.config.deadline, |_| {}).await?;
-    send_all(outgoing, handle, control, ready, &CancellationToken::new()).await
+    let meter = outgoing.meter.clone();
+    let mut watch = Watch::begin(outgoing.connection.clone(), meter).await;
+    let never_stopped = CancellationToken::new();
+    let mut outcome = tokio::select! {
+        outcome = send_all(outgoing, handle, control, ready, &never_stopped) => outcome?,
+        never = watch.run() => match never {},
+    };
+    (outcome.path, outcome.account) = watch.end(outcome.summary.held_up.map(Duration::from_millis)).await;
+    outcome.bound = outcome.account.bound();
+    Ok(outcome)
 }
 
 /// The client's side of a pull.
@@ -277,6 +294,7 @@ async fn send_all(
 ) -> Result<Outcome> {
     let stopping = own_stop.child_token();
     let (deadline, observer) = (outgoing.config.deadline, outgoing.observer.clone());
+    let meter = outgoing.meter.clone();
     let sending = Sending {
         connection: outgoing.connection,
         handle,
@@ -284,6 +302,7 @@ async fn send_all(
         parallel: outgoing.parallel,
         limits: outgoing.limits,
         deadline,
+        meter: outgoing.meter,
         observer: outgoing.observer,
         stopping: stopping.clone(),
     };
@@ -307,11 +326,13 @@ async fn send_all(
     sent.interrupted = away.or(sent.interrupted);
     writer.write_within(&End { entries: sent.entries, failed: sent.failed }, deadline).await?;
     writer.finish();
+    let _committing = meter.at(Station::Committing);
     loop {
         let frame = timeout(deadline, reader.frame(GoAway::LIMIT)).await.map_err(|_| StreamError::TimedOut)??;
         match frame {
             Some(frame) if frame.kind == Summary::TYPE => {
-                return Ok(Outcome { sent, summary: frame.decode().map_err(StreamError::from)? });
+                let summary = frame.decode().map_err(StreamError::from)?;
+                return Ok(Outcome { sent, summary, ..Outcome::default() });
             }
             frame => drop(aside(frame)?),
         }

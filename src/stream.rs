@@ -286,6 +286,13 @@ impl MessageWriter {
         Ok(self.stream.write_all_chunks(chunks).await?)
     }
 
+    /// Done once the peer's QUIC has all of a [`finish`](Self::finish)ed stream, whether or not its application has; or
+    /// once nothing more is to be known of it.
+    pub fn delivered(&self) -> impl Future<Output = ()> + Send + use<> {
+        let stopped = self.stream.stopped();
+        async { drop(stopped.await) }
+    }
+
     /// Ends the stream cleanly.
     pub fn finish(mut self) {
         self.finished = true;

@@ -346,6 +346,29 @@ fn bench_says_what_to_expect_to_whoever_is_admitted() {
 }
 
 #[test]
+fn the_summary_says_what_bound_the_transfer() {
+    let (server, client) = (Serving::start(&["--anyone", "write"]), client());
+    write(&client.files.path().join("f"), &content(1, 2 << 20));
+    let output = server.cp(&client, &["--json", "--limit", "1MB/s", "f"], "json");
+    let done: serde_json::Value = serde_json::from_str(text(&output.stdout).lines().last().unwrap()).unwrap();
+    assert_eq!((&done["type"], &done["bound"]), (&"done".into(), &"limit".into()), "{done}");
+    assert!(done["time"]["limit"].as_f64().unwrap() > 0.5, "{done}");
+    for figure in ["bytes_per_second", "rtt_ms", "min_rtt_ms", "sent_packets", "sent_bytes", "received_bytes", "mtu"] {
+        assert!(done["path"][figure].as_f64().unwrap() > 0.0, "{figure}: {done}");
+    }
+    assert!(done["path"]["lost_packets"].is_u64() && done["path"]["congestion_events"].is_u64(), "{done}");
+
+    let said = text(&server.cp(&client, &["-v", "--limit", "8Mbit", "f"], "plain").stderr);
+    let lines: Vec<_> = said.lines().skip_while(|line| !line.starts_with("1 file, ")).collect();
+    assert!(lines[0].ends_with(", bound by --limit"), "{said}");
+    let heads: Vec<_> = lines[1..].iter().map(|line| line.split_whitespace().next().unwrap()).collect();
+    assert_eq!(heads, ["path", "packets", "bytes", "window", "time"], "{said}");
+
+    let said = text(&server.cp(&client, &["f"], "plain").stderr);
+    assert!(said.starts_with("nothing to do") && !said.contains("bound"), "too short to say: {said}");
+}
+
+#[test]
 fn with_64_open_files_it_is_slower_and_does_not_fail() {
     let client = client();
     for i in 0..300 {

@@ -26,6 +26,7 @@ const ROOMS: &[&str] = &[
     "measure",
     "store",
     "manifest",
+    "verdict",
     "sender",
     "receiver",
     "session",

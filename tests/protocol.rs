@@ -73,7 +73,22 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
         all(&Ready { entries: 10_000, entry_bytes: 1 << 20, place: None }),
         all(&Refused { why: why() }),
         all(&End { entries: 3, failed: 1 }),
-        all(&Summary { committed: 2, bytes: 300, skipped: 1, failed: 0, durability: Durability::Synced }),
+        all(&Summary {
+            committed: 2,
+            bytes: 300,
+            skipped: 1,
+            failed: 0,
+            durability: Durability::Synced,
+            held_up: None,
+        }),
+        all(&Summary {
+            committed: 2,
+            bytes: 300,
+            skipped: 1,
+            failed: 0,
+            durability: Durability::Synced,
+            held_up: Some(1500),
+        }),
         all(&GoAway { why: why() }),
         all(&Working {}),
         all(&Entry {

@@ -497,3 +497,31 @@ async fn waiting_for_a_limit_is_nobodys_silence() {
     let outcome = client.push(&to(&[&source.path().join("t")], "t"), haul::progress::ignore()).await.unwrap();
     assert_eq!((outcome.sent.files, outcome.sent.failed), (300, 0), "{:?}", outcome.sent.failures);
 }
+
+/// Pushes one file of two mebibytes over a connection with these settings.
+async fn verdict(store: MemoryStore, config: Config) -> haul::session::Outcome {
+    let source = tempdir().unwrap();
+    write(&source.path().join("f"), &content(1, 2 << 20));
+    let host = Host::serving(Arc::new(store), Config { memory: 1 << 20, ..Config::default() });
+    let client = host.connect_as(&haul::identity::Identity::generate().unwrap(), &config).await.unwrap();
+    let outcome = client.push(&to(&[&source.path().join("f")], "f"), haul::progress::ignore()).await.unwrap();
+    assert_eq!(outcome.sent.failed, 0, "{:?}", outcome.sent.failures);
+    outcome
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_disk_on_the_receiver_is_what_bound_the_transfer() {
+    let store = MemoryStore::new().with_write_delay(Duration::from_millis(300));
+    let outcome = verdict(store, Config::default()).await;
+    assert_eq!(outcome.bound, haul::verdict::Bound::ReceiverStore, "{:?}", outcome.account);
+    assert!(outcome.summary.held_up.unwrap() > 0, "the receiver says so itself");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_low_limit_is_what_bound_the_transfer() {
+    let outcome = verdict(MemoryStore::new(), limited(1_000_000)).await;
+    assert_eq!(outcome.bound, haul::verdict::Bound::Limit, "{:?}", outcome.account);
+    let path = outcome.path;
+    assert!(path.sent_bytes > 2 << 20 && path.sent_packets > 300 && path.received_bytes > 0, "{path:?}");
+    assert!(path.rate > 0 && path.mtu >= 1_200 && path.rtt >= path.min_rtt && !path.min_rtt.is_zero(), "{path:?}");
+}

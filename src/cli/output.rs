@@ -3,6 +3,7 @@
 pub(super) mod measured;
 mod tally;
 mod terminal;
+mod verdict;
 
 use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -140,7 +141,12 @@ impl Screen {
             (Style::Json, Ok(outcome)) => line(&done_object(&state.tally, outcome).to_string()),
             (Style::Json, Err(error)) => line(&error_object(error).to_string()),
             (Style::Quiet, _) => {}
-            (_, Ok(_)) => note(&summary),
+            (style, Ok(outcome)) => {
+                note(&verdict::summary(&summary, outcome));
+                if let Style::Plain { verbose: true } | Style::Bars { verbose: true, .. } = style {
+                    verdict::details(outcome).iter().for_each(|text| note(text));
+                }
+            }
             (_, Err(_)) => note(&format!("stopped after {summary}")),
         }
         if let Ok(Outcome { sent, .. }) = result
@@ -297,6 +303,7 @@ fn done_object(tally: &Tally, outcome: &Outcome) -> Value {
     if let Some(why) = &sent.interrupted {
         object["interrupted"] = why.to_string().into();
     }
+    verdict::add_to(&mut object, outcome);
     object
 }
 

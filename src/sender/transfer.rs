@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::body::{BLOCK, FileReader, whole};
-use super::{Sender, blocking};
+use super::{Sender, Station, blocking};
 use crate::error::{Code, Result, Why};
 use crate::manifest::Announce;
 use crate::progress::Event;
@@ -56,6 +56,7 @@ impl Sender {
         let size = announce.metadata.size;
         let kib = size.div_ceil(1024) as u32;
         let _memory = self.memory.acquire_many(kib.max(1)).await;
+        let reading = self.sending.meter.at(Station::Reading);
         let open = self.files.clone().acquire_owned().await;
         let mut reader = FileReader::open(announce, Vec::new());
         let read = blocking(move || {
@@ -67,6 +68,7 @@ impl Sender {
             Ok((content.freeze(), reader.finish()?))
         })
         .await;
+        drop(reading);
         let (content, digest) = self.withdraw(id, read).await?;
         let (mut stream, mut receipt) = self.open_transfer().await?;
         let plan = Plan { id, encoding: 0, ranges: whole(size) };
@@ -77,15 +79,18 @@ impl Sender {
             return self.stopped(error, &mut receipt).await;
         }
         (self.sending.observer)(Event::Moved { id, bytes: size });
+        let delivered = stream.delivered();
         stream.finish();
-        self.receipt(&mut receipt, size).await
+        self.receipt(&mut receipt, size, delivered).await
     }
 
     async fn transfer_large(&self, id: u64, announce: &Announce, held: Vec<Held>) -> Result<(), Why> {
         let size = announce.metadata.size;
         let _open = self.files.acquire().await;
+        let reading = self.sending.meter.at(Station::Reading);
         let reader = FileReader::open(announce, held);
         let mut reader = self.withdraw(id, blocking(move || reader.compare_held()).await).await?;
+        drop(reading);
         self.started(id, announce, size - reader.ranges().iter().map(|r| r.length).sum::<u64>());
         let (mut stream, mut receipt) = self.open_transfer().await?;
         let mut head = self.header();
@@ -95,10 +100,12 @@ impl Sender {
         }
         let digest = loop {
             // The next block is read while this one is written.
+            let reading = self.sending.meter.at(Station::Reading);
             let (block, next) = match read_block(reader).await {
                 Ok(read) => read,
                 Err(why) => return self.give_up(id, stream, why).await,
             };
+            drop(reading);
             reader = next;
             let Some(block) = block else {
                 match blocking(move || reader.finish()).await {
@@ -118,8 +125,9 @@ impl Sender {
         if let Err(error) = self.write(&mut stream, &mut [Trailer { digest }.to_bytes()]).await {
             return self.stopped(error, &mut receipt).await;
         }
+        let delivered = stream.delivered();
         stream.finish();
-        self.receipt(&mut receipt, size).await
+        self.receipt(&mut receipt, size, delivered).await
     }
 
     /// Ends a transfer that has begun. A reset may overtake the plan, and then the receiver knows of no transfer to fail: so
@@ -145,13 +153,17 @@ impl Sender {
     /// limit is this side's doing, and is not held against the peer.
     async fn write(&self, stream: &mut MessageWriter, chunks: &mut [Bytes]) -> Result<(), StreamError> {
         let (connection, deadline) = (&self.sending.connection, self.sending.deadline);
-        let limits = &self.sending.limits;
+        let (limits, meter) = (&self.sending.limits, &self.sending.meter);
         if limits.rate().is_none() {
+            let _writing = meter.at(Station::Writing);
             return unless_silent(connection, Direction::Sending, deadline, stream.write_all_chunks(chunks)).await?;
         }
         for chunk in chunks {
             for part in parts(std::mem::take(chunk), limits.block()) {
+                let limited = meter.at(Station::Limited);
                 limits.take(part.len()).await;
+                drop(limited);
+                let _writing = meter.at(Station::Writing);
                 unless_silent(connection, Direction::Sending, deadline, stream.write_bytes(part)).await??;
             }
         }
@@ -169,8 +181,26 @@ impl Sender {
         }
     }
 
-    async fn receipt(&self, receipt: &mut MessageReader, size: u64) -> Result<(), Why> {
-        match self.read_receipt(receipt).await?? {
+    async fn receipt(
+        &self,
+        receipt: &mut MessageReader,
+        size: u64,
+        delivered: impl Future<Output = ()>,
+    ) -> Result<(), Why> {
+        let meter = &self.sending.meter;
+        let under_way = meter.at(Station::UnderWay);
+        let receipt = self.read_receipt(receipt);
+        tokio::pin!(receipt);
+        let receipt = tokio::select! {
+            biased;
+            receipt = &mut receipt => receipt,
+            () = delivered => {
+                drop(under_way);
+                let _committing = meter.at(Station::Committing);
+                receipt.await
+            }
+        };
+        match receipt?? {
             committed if committed.bytes == size => Ok(()),
             committed => Err(Why::new(
                 Code::Corrupt,

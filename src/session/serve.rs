@@ -116,6 +116,7 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
         parallel: server.config.parallel,
         // First its own, so that it does not hold up other sessions.
         limits: Limits::new(asked.into_iter().chain(server.limit.clone())),
+        meter: Arc::default(),
         config: server.config.clone(),
         observer: server.observer.clone(),
     };

@@ -206,6 +206,9 @@ pub struct Summary {
     /// How durable all of it is.
     #[n(4)]
     pub durability: Durability,
+    /// Milliseconds in which half of the connection's receive window or more was taken by what the store had not taken.
+    #[n(5)]
+    pub held_up: Option<u64>,
 }
 
 /// A server that stops says so: no new entry will be wanted, transfers under way may end.

@@ -1,0 +1,173 @@
+//! What bound a transfer and what its path was like, in words and as JSON.
+
+use std::time::Duration;
+
+use console::measure_text_width;
+use haul::session::Outcome;
+use haul::verdict::{Account, Bound, PathStats};
+use serde_json::{Value, json};
+
+use super::tally::bytes;
+
+/// Columns that every line keeps to, whatever the terminal's width: output is read in files too.
+const COLUMNS: usize = 79;
+/// Parts of the time below this are left out, 0 to 1.
+const SMALL: f64 = 0.01;
+
+/// The summary line with what bound the transfer, in a line of its own where it would not fit.
+pub(super) fn summary(line: &str, outcome: &Outcome) -> String {
+    let Some(bound) = bound(outcome) else { return line.to_owned() };
+    let joined = format!("{line}, bound by {bound}");
+    if measure_text_width(&joined) <= COLUMNS { joined } else { format!("{line},\nbound by {bound}") }
+}
+
+fn bound(outcome: &Outcome) -> Option<String> {
+    let path = &outcome.path;
+    match outcome.bound {
+        Bound::Nothing => None,
+        Bound::Network => Some(format!("network ({}, {}, {})", rate(path.rate), milliseconds(path.rtt), lost(path))),
+        other => Some(name(other).into()),
+    }
+}
+
+/// The sender is here in a push.
+fn name(bound: Bound) -> &'static str {
+    match bound {
+        Bound::Network => "network",
+        Bound::SenderStore => "this disk",
+        Bound::ReceiverStore => "the server's disk",
+        Bound::Cpu => "CPU",
+        Bound::Limit => "--limit",
+        _ => "nothing in particular",
+    }
+}
+
+/// The path's figures, for who wants to know.
+pub(super) fn details(outcome: &Outcome) -> Vec<String> {
+    let path = &outcome.path;
+    if path.sent_packets == 0 {
+        return Vec::new();
+    }
+    let black_holes = if path.black_holes > 0 { format!(", {} black holes", path.black_holes) } else { String::new() };
+    let mut lines = vec![
+        format!(
+            "  path     {}, RTT {} (least {}), MTU {}",
+            rate(path.rate),
+            milliseconds(path.rtt),
+            milliseconds(path.min_rtt),
+            path.mtu
+        ),
+        format!("  packets  {} sent, {} lost ({:.1} %)", path.sent_packets, path.lost_packets, path.loss() * 100.0),
+        format!(
+            "  bytes    {} sent, {} lost, {} received",
+            bytes(path.sent_bytes),
+            bytes(path.lost_bytes),
+            bytes(path.received_bytes)
+        ),
+        format!("  window   {}, {} congestion events{black_holes}", bytes(path.window), path.congestion_events),
+    ];
+    lines.extend(times(&outcome.account));
+    lines
+}
+
+fn times(account: &Account) -> Option<String> {
+    let share = |&(bound, part): &(Bound, f64)| {
+        (part >= SMALL).then(|| format!("{} {:.0} %", name(bound), (part * 100.0).min(100.0)))
+    };
+    let parts: Vec<_> = account.parts().iter().filter_map(share).collect();
+    (!parts.is_empty()).then(|| format!("  time     {}", parts.join(", ")))
+}
+
+/// The same for JSON: what bound it, the path, and the part of the time that went to each (0 to 1).
+pub(super) fn add_to(object: &mut Value, outcome: &Outcome) {
+    let Outcome { path, account, bound, .. } = outcome;
+    let ms = |time: Duration| time.as_micros() as f64 / 1000.0;
+    object["bound"] = bound.name().into();
+    object["path"] = json!({
+        "bytes_per_second": path.rate, "rtt_ms": ms(path.rtt), "min_rtt_ms": ms(path.min_rtt),
+        "sent_packets": path.sent_packets, "lost_packets": path.lost_packets,
+        "sent_bytes": path.sent_bytes, "lost_bytes": path.lost_bytes, "received_bytes": path.received_bytes,
+        "congestion_events": path.congestion_events, "black_holes": path.black_holes,
+        "window": path.window, "mtu": path.mtu,
+    });
+    let thousandth = |part: f64| Value::from((part * 1000.0).round() / 1000.0);
+    object["time"] = account.parts().into_iter().map(|(bound, part)| (bound.name(), thousandth(part))).collect();
+    object["cpu"] = account.cpu.map(thousandth).into();
+}
+
+/// Bytes a second as links are rated: three digits, in bits.
+fn rate(bytes: u64) -> String {
+    let bits = bytes as f64 * 8.0;
+    let (value, unit) = match bits {
+        0.0..1e6 => (bits / 1e3, "kbit/s"),
+        1e6..1e9 => (bits / 1e6, "Mbit/s"),
+        _ => (bits / 1e9, "Gbit/s"),
+    };
+    format!("{} {unit}", three_digits(value))
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{} ms", three_digits(time.as_secs_f64() * 1000.0))
+}
+
+fn lost(path: &PathStats) -> String {
+    format!("{:.1} % lost", path.loss() * 100.0)
+}
+
+fn three_digits(value: f64) -> String {
+    match value {
+        0.0..9.995 => format!("{value:.2}"),
+        0.0..99.95 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(bound: Bound) -> Outcome {
+        let mut outcome = Outcome { bound, ..Outcome::default() };
+        let path = &mut outcome.path;
+        (path.rate, path.rtt, path.min_rtt) = (11_650_000, Duration::from_micros(101_400), Duration::from_millis(100));
+        (path.sent_packets, path.lost_packets, path.mtu) = (1_234_567_890, 12_345_679, 6_500);
+        (path.sent_bytes, path.lost_bytes, path.received_bytes) = (123 << 40, 12 << 30, 999 << 30);
+        (path.window, path.congestion_events, path.black_holes) = (1023 << 20, 123_456, 12);
+        let account = &mut outcome.account;
+        let part = Duration::from_secs(199);
+        (account.elapsed, account.network, account.held_up) = (5 * part, 2 * part, Some(part));
+        (account.reading, account.limited, account.committing) = (part, part, part);
+        outcome
+    }
+
+    #[test]
+    fn the_summary_says_what_bound_the_transfer() {
+        let said = |bound| summary("1 file, 256.00 MiB in 23.1 s (11.08 MiB/s)", &outcome(bound));
+        assert_eq!(said(Bound::Nothing), "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s)");
+        assert_eq!(said(Bound::Limit), "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s), bound by --limit");
+        assert_eq!(
+            said(Bound::Network),
+            "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s),\nbound by network (93.2 Mbit/s, 101 ms, 1.0 % lost)"
+        );
+    }
+
+    #[test]
+    fn no_line_wraps_on_80_columns() {
+        let outcome = outcome(Bound::Network);
+        let (lines, said) = (details(&outcome), summary(&"x".repeat(70), &outcome));
+        assert_eq!(lines.len(), 5);
+        for line in lines.iter().map(String::as_str).chain(said.lines()) {
+            assert!(line.len() < 80, "{line}");
+        }
+        assert!(details(&Outcome::default()).is_empty(), "nothing was sent");
+    }
+
+    #[test]
+    fn figures_have_three_digits() {
+        assert_eq!(rate(0), "0.00 kbit/s");
+        assert_eq!(rate(125_000), "1.00 Mbit/s");
+        assert_eq!(rate(124_999_999_999), "1000 Gbit/s");
+        assert_eq!(milliseconds(Duration::from_micros(99)), "0.10 ms");
+        assert_eq!(milliseconds(Duration::from_micros(99_960)), "100 ms");
+    }
+}
