@@ -84,9 +84,12 @@ struct Serve {
     /// Admit every key, to read, to write or both
     #[arg(long, value_name = "WHAT")]
     anyone: Option<AnyoneMay>,
-    /// Send at most so much, over all connections: 20M (bits) or 2.5MB/s
+    /// Send at most: 20M is bits a second, 2.5MB is bytes
     #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
     limit: Option<Rate>,
+    /// Trace each connection into DIR (packets, no frames)
+    #[arg(long, value_name = "DIR")]
+    qlog: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum, PartialEq, Eq)]
@@ -123,9 +126,12 @@ struct Cp {
     /// Do not wait until files have reached the server's disk
     #[arg(long)]
     no_fsync: bool,
-    /// Send at most so much a second: 20M (bits), 2.5MB/s (bytes)
+    /// Send at most: 20M is bits a second, 2.5MB is bytes
     #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
     limit: Option<Rate>,
+    /// Trace the connection into DIR (packets, no frames)
+    #[arg(long, value_name = "DIR")]
+    qlog: Option<PathBuf>,
     #[command(flatten)]
     output: Output,
     // What hands that know scp, cp and rsync type; all of it is what happens anyway.
@@ -150,7 +156,7 @@ struct Output {
     /// Only failures
     #[arg(short, long)]
     quiet: bool,
-    /// Name every file; at the end, the path's figures
+    /// Name every file; end with the path's figures
     #[arg(short, long)]
     verbose: bool,
     /// One JSON object a line on standard output

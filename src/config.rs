@@ -1,5 +1,6 @@
 //! Plain values with defaults and units.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::congestion::Congestion;
@@ -30,6 +31,9 @@ pub struct Config {
     /// at most: the bytes of all streams, without what QUIC, UDP and IP add (some 5 %, and what is sent again after a
     /// loss). A client that pulls asks the server for it, which obeys the lower of this and its own.
     pub limit: Option<Rate>,
+    /// Where each connection, and each attempt at one, writes a qlog trace: a directory, made if it is missing. Needs the
+    /// feature `qlog`. A trace that cannot be written ends there, and is no error to the connection.
+    pub qlog: Option<PathBuf>,
     /// Partials that were not written to for so long are removed by a server, at its start and once a day.
     pub keep_partials: Duration,
     /// How long a stopping server lets transfers under way go on.
@@ -75,6 +79,7 @@ impl Default for Config {
             congestion: Congestion::default(),
             parallel: 1000,
             limit: None,
+            qlog: None,
             keep_partials: Duration::from_secs(7 * 24 * 3600),
             grace: Duration::from_secs(30),
             stall: Duration::from_secs(10),

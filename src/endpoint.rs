@@ -17,6 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::config::Config;
 use crate::error::{Code, Error, Result, Why};
 use crate::identity::{Identity, KeyId, provider};
+use crate::qlog::Role;
 use crate::trust::{ClientVerifier, ServerVerifier};
 use crate::wire::ALPN;
 
@@ -56,17 +57,15 @@ const SOCKET_BUFFER: usize = 4 << 20;
 const SERVER_SEND_WINDOW: usize = 1 << 20;
 
 /// What a server needs to listen. Every client that holds the key of its certificate comes through the handshake; ask
-/// [`Admission::judge`](crate::trust::Admission::judge) next.
+/// [`Admission::judge`](crate::trust::Admission::judge) next. [`Config::qlog`] waits for [`traced`].
 ///
 /// # Errors
 /// [`Error::Usage`] when key, certificate or limits cannot be used.
 pub fn server_config(identity: &Identity, config: &Config) -> Result<quinn::ServerConfig> {
     let crypto = QuicServerConfig::try_from(server_tls(identity)?).map_err(unusable)?;
     let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    let mut transport = transport(config)?;
-    transport.send_window(config.limited_send_window().min(SERVER_SEND_WINDOW) as u64);
     server
-        .transport_config(Arc::new(transport))
+        .transport_config(Arc::new(server_transport(config)?))
         .migration(true)
         .max_incoming(MAX_INCOMING)
         .incoming_buffer_size(INCOMING_BUFFER)
@@ -74,7 +73,33 @@ pub fn server_config(identity: &Identity, config: &Config) -> Result<quinn::Serv
     Ok(server)
 }
 
-/// What a client needs to connect to the host that the verifier is for.
+fn server_transport(config: &Config) -> Result<TransportConfig> {
+    let mut transport = transport(config)?;
+    transport.send_window(config.limited_send_window().min(SERVER_SEND_WINDOW) as u64);
+    Ok(transport)
+}
+
+/// The same server for one connection, which is traced if [`Config::qlog`] says so; it takes no second one.
+///
+/// # Errors
+/// As [`server_config`].
+pub(crate) fn traced(server: &quinn::ServerConfig, config: &Config) -> Result<Arc<quinn::ServerConfig>> {
+    let mut server = server.clone();
+    let mut transport = server_transport(config)?;
+    record(&mut transport, config, Role::Server);
+    server.transport_config(Arc::new(transport));
+    Ok(Arc::new(server))
+}
+
+#[cfg_attr(not(feature = "qlog"), expect(unused_variables, reason = "qlog::prepare has refused"))]
+fn record(transport: &mut TransportConfig, config: &Config, role: Role) {
+    #[cfg(feature = "qlog")]
+    if let Some(directory) = &config.qlog {
+        crate::qlog::record(transport, directory, role);
+    }
+}
+
+/// What a client needs to connect to the host that the verifier is for; once, where [`Config::qlog`] asks for a trace.
 ///
 /// # Errors
 /// [`Error::Usage`] when key, certificate or limits cannot be used.
@@ -87,6 +112,7 @@ pub fn client_config(
     let mut client = quinn::ClientConfig::new(Arc::new(crypto));
     let mut transport = transport(config)?;
     transport.keep_alive_interval(Some(config.keep_alive));
+    record(&mut transport, config, Role::Client);
     client.transport_config(Arc::new(transport));
     Ok(client)
 }

@@ -67,6 +67,7 @@ pub mod manifest;
 pub mod measure;
 pub mod path;
 pub mod progress;
+mod qlog;
 pub mod rate;
 pub mod receiver;
 pub mod sender;

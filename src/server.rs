@@ -21,6 +21,7 @@ use crate::identity::Identity;
 use crate::limits::within_open_files;
 use crate::measure::{self, Places};
 use crate::progress::Observer;
+use crate::qlog;
 use crate::receiver::{Claims, Permits, Receiver, Receiving};
 use crate::session::{MakeReceiver, Opened, ServerSession, Sessions, accept_streams, serve};
 use crate::store::Store;
@@ -53,6 +54,7 @@ pub struct Server {
 struct Shared {
     admission: Admission,
     store: Arc<dyn Store>,
+    quic: quinn::ServerConfig,
     config: Config,
     observer: Observer,
     /// The one semaphore that bounds the transfers which write at the same time.
@@ -80,8 +82,11 @@ impl Server {
         if listen.is_empty() {
             return Err(Error::Usage("a server needs an address to listen on".into()));
         }
-        let crypto = endpoint::server_config(&identity, &config)?;
-        let endpoints = listen.into_iter().map(|address| endpoint::bind(address, Some(crypto.clone())));
+        if let Some(directory) = &config.qlog {
+            qlog::prepare(directory)?;
+        }
+        let quic = endpoint::server_config(&identity, &config)?;
+        let endpoints = listen.into_iter().map(|address| endpoint::bind(address, Some(quic.clone())));
         let endpoints = endpoints.collect::<Result<_>>()?;
         let permits = within_open_files(config.max_transfers);
         if permits < config.max_transfers {
@@ -94,6 +99,7 @@ impl Server {
         let shared = Arc::new(Shared {
             admission,
             store,
+            quic,
             permits: Arc::new(Semaphore::new(permits)),
             connections: Arc::new(Semaphore::new(config.max_connections)),
             budget: Budget::new(config.memory),
@@ -208,9 +214,22 @@ async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
     }
 }
 
+/// The configuration of one connection that is traced. Making its file blocks.
+async fn traced(shared: Arc<Shared>) -> Arc<quinn::ServerConfig> {
+    let plain = Arc::new(shared.quic.clone());
+    let traced = tokio::task::spawn_blocking(move || endpoint::traced(&shared.quic, &shared.config)).await;
+    traced.ok().and_then(Result::ok).unwrap_or(plain)
+}
+
 /// A connection from handshake to end. It takes its place among the connections with it.
 async fn connection(incoming: Incoming, shared: Arc<Shared>, _place: OwnedSemaphorePermit) {
-    let connection = match timeout(shared.config.handshake, incoming).await {
+    let connecting = async {
+        match &shared.config.qlog {
+            Some(_) => incoming.accept_with(traced(shared.clone()).await)?.await,
+            None => incoming.await,
+        }
+    };
+    let connection = match timeout(shared.config.handshake, connecting).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return debug!(%error, "no handshake"),
         Err(_) => return debug!("the handshake took too long"),

@@ -369,6 +369,42 @@ fn the_summary_says_what_bound_the_transfer() {
 }
 
 #[test]
+fn qlog_traces_each_connection_at_both_ends() {
+    let client = client();
+    write(&client.files.path().join("f"), &content(1, 300_000));
+    let traces = tempdir().unwrap();
+    let at = |name: &str| traces.path().join("new").join(name);
+    let server = Serving::start(&["--anyone", "write", "--qlog", at("server").to_str().unwrap()]);
+    for name in ["first", "second"] {
+        let sent = server.cp(&client, &["--qlog", at("client").to_str().unwrap(), "f"], name);
+        assert_eq!(sent.status.code(), Some(0), "{}", text(&sent.stderr));
+    }
+    drop(server);
+    for end in ["client", "server"] {
+        let files: Vec<_> = std::fs::read_dir(at(end)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(files.len(), 2, "{files:?}");
+        assert!(files.iter().all(|file| file.to_str().unwrap().contains(&format!("-{end}-"))), "{files:?}");
+    }
+    // JSON text sequences (RFC 7464): each record between a record separator and a line feed.
+    for file in std::fs::read_dir(at("client")).unwrap() {
+        let trace = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        let records: Vec<serde_json::Value> =
+            trace.split('\x1e').skip(1).map(|record| serde_json::from_str(record).expect("whole records")).collect();
+        let sent = records.iter().filter(|record| record["name"].as_str().is_some_and(|n| n.ends_with("packet_sent")));
+        assert!(sent.count() > 300_000 / 6_500, "no packet is larger than 6,500 bytes");
+    }
+    write(&client.files.path().join("taken"), b"");
+    let no_directory =
+        haul(client.home.path(), client.files.path(), &["cp", "--qlog", "taken", "f", "haul://127.0.0.1/"]);
+    assert_eq!(no_directory.status.code(), Some(1), "{}", text(&no_directory.stderr));
+    assert!(
+        text(&no_directory.stderr).contains("qlog files cannot be written to taken"),
+        "{}",
+        text(&no_directory.stderr)
+    );
+}
+
+#[test]
 fn with_64_open_files_it_is_slower_and_does_not_fail() {
     let client = client();
     for i in 0..300 {

@@ -21,6 +21,7 @@ const ROOMS: &[&str] = &[
     "bucket",
     "identity",
     "trust",
+    "qlog",
     "endpoint",
     "stream",
     "measure",

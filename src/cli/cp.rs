@@ -50,8 +50,13 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, PushOptions)> {
         return Err(usage("rsync's --bwlimit counts in KiB/s: --bwlimit 1000 is written --limit 1000KiB, 1.5m 1.5MiB"));
     }
     let (sources, target) = split(cp)?;
-    let config =
-        Config { parallel: cp.parallel as usize, congestion: cp.congestion, limit: cp.limit, ..Config::default() };
+    let config = Config {
+        parallel: cp.parallel as usize,
+        congestion: cp.congestion,
+        limit: cp.limit,
+        qlog: cp.qlog.clone(),
+        ..Config::default()
+    };
     let client = connect(&target, cp.pin, &config).await?;
     let options = PushOptions {
         sources,

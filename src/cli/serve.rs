@@ -34,6 +34,7 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
         max_transfers: serve.max_transfers as usize,
         congestion: serve.congestion,
         limit: serve.limit,
+        qlog: serve.qlog,
         ..Config::default()
     };
     let observer = haul::progress::ignore();

@@ -66,7 +66,9 @@ pub async fn connect(
     config: &Config,
 ) -> Result<Connected> {
     let verifier = trust.verifier(host, port)?;
-    let client = client_config(identity, verifier.clone(), config)?;
+    if let Some(directory) = &config.qlog {
+        crate::qlog::prepare(directory)?;
+    }
     let mut addresses = resolve(host, port, config.handshake).await?;
     let started = Instant::now();
     let mut attempts = JoinSet::new();
@@ -80,7 +82,8 @@ pub async fn connect(
                 first_reply: started + config.first_reply,
                 handshake: started + config.handshake,
             };
-            attempts.spawn(attempt.run(client.clone()));
+            // Each has its own, since each is traced apart.
+            attempts.spawn(attempt.run(client_config(identity, verifier.clone(), config)?));
         }
         tokio::select! {
             Some(ended) = attempts.join_next() => match ended {
