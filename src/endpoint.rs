@@ -57,7 +57,8 @@ const SOCKET_BUFFER: usize = 4 << 20;
 const SERVER_SEND_WINDOW: usize = 1 << 20;
 
 /// What a server needs to listen. Every client that holds the key of its certificate comes through the handshake; ask
-/// [`Admission::judge`](crate::trust::Admission::judge) next. [`Config::qlog`] waits for [`traced`].
+/// [`Admission::judge`](crate::trust::Admission::judge) next. It is not traced: each
+/// connection has a trace of its own, which the server gives it as it accepts.
 ///
 /// # Errors
 /// [`Error::Usage`] when key, certificate or limits cannot be used.
