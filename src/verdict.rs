@@ -6,6 +6,7 @@
 
 mod cpu;
 
+pub use cpu::Cpu;
 pub(crate) use cpu::Usage;
 
 use std::time::Duration;
@@ -14,7 +15,7 @@ use std::time::Duration;
 const TOO_SHORT: Duration = Duration::from_secs(1);
 /// The station that took this part of the time is what bound the transfer.
 const MOST: f64 = 0.5;
-/// A thread, or all of the machine, that computed for this part of the time had no more to give.
+/// Work that wanted a processor for this part of the time is as fast as the processor lets it be.
 const BUSY: f64 = 0.85;
 
 /// What the path between two endpoints was like, as quinn saw it from the sender's end.
@@ -70,9 +71,8 @@ pub struct Account {
     pub committing: Duration,
     /// How long much of the receiver's window was taken by what its store had not taken, if it told.
     pub held_up: Option<Duration>,
-    /// The part of the time that the busiest thread of this process computed, 0 to 1; where it competed with others for a
-    /// machine that was busier still, that of all its processors. `None` where the system does not tell (only Linux does).
-    pub cpu: Option<f64>,
+    /// How much this process wanted the processors; `None` where the system does not tell (only Linux does).
+    pub cpu: Option<Cpu>,
 }
 
 /// What bound a transfer.
@@ -118,10 +118,12 @@ impl Account {
         let Some((bound, _)) = self.parts().into_iter().find(|&(_, part)| part >= MOST) else {
             return Bound::Nothing;
         };
-        let busy = self.cpu.is_some_and(|cpu| cpu >= BUSY);
+        let cpu = self.cpu.unwrap_or_default();
         match bound {
-            // Both are as fast as the processor lets them be.
-            Bound::SenderStore | Bound::Network if busy => Bound::Cpu,
+            // Reading and hashing go from thread to thread.
+            Bound::SenderStore if cpu.all >= BUSY => Bound::Cpu,
+            // A connection is driven by one at a time.
+            Bound::Network if cpu.busiest >= BUSY => Bound::Cpu,
             bound => bound,
         }
     }
@@ -175,10 +177,12 @@ mod tests {
     #[test]
     fn a_processor_without_rest_is_why_reading_and_sending_are_no_faster() {
         let s = Duration::from_secs;
-        assert_eq!(account(|a| (a.network, a.cpu) = (s(8), Some(0.95))), Bound::Cpu);
-        assert_eq!(account(|a| (a.reading, a.cpu) = (s(8), Some(0.95))), Bound::Cpu);
-        assert_eq!(account(|a| (a.network, a.cpu) = (s(8), Some(0.5))), Bound::Network);
-        assert_eq!(account(|a| (a.limited, a.cpu) = (s(8), Some(0.95))), Bound::Limit);
+        let cpu = |busiest, all| Some(Cpu { busiest, all });
+        assert_eq!(account(|a| (a.network, a.cpu) = (s(8), cpu(0.95, 1.5))), Bound::Cpu);
+        assert_eq!(account(|a| (a.network, a.cpu) = (s(8), cpu(0.5, 1.5))), Bound::Network);
+        assert_eq!(account(|a| (a.reading, a.cpu) = (s(8), cpu(0.5, 1.0))), Bound::Cpu);
+        assert_eq!(account(|a| (a.reading, a.cpu) = (s(8), cpu(0.3, 0.6))), Bound::SenderStore);
+        assert_eq!(account(|a| (a.limited, a.cpu) = (s(8), cpu(1.0, 2.0))), Bound::Limit);
     }
 
     #[test]

@@ -72,7 +72,13 @@ pub(super) fn details(outcome: &Outcome) -> Vec<String> {
 
 fn times(account: &Account) -> Option<String> {
     let share = |&(bound, part): &(Bound, f64)| {
-        (part >= SMALL).then(|| format!("{} {:.0} %", name(bound), (part * 100.0).min(100.0)))
+        // What was waited for; why it took so long is the verdict's.
+        let station = match bound {
+            Bound::SenderStore => "reading",
+            Bound::ReceiverStore => "the server's writing",
+            other => name(other),
+        };
+        (part >= SMALL).then(|| format!("{station} {:.0} %", (part * 100.0).min(100.0)))
     };
     let parts: Vec<_> = account.parts().iter().filter_map(share).collect();
     (!parts.is_empty()).then(|| format!("  time     {}", parts.join(", ")))
@@ -92,7 +98,8 @@ pub(super) fn add_to(object: &mut Value, outcome: &Outcome) {
     });
     let thousandth = |part: f64| Value::from((part * 1000.0).round() / 1000.0);
     object["time"] = account.parts().into_iter().map(|(bound, part)| (bound.name(), thousandth(part))).collect();
-    object["cpu"] = account.cpu.map(thousandth).into();
+    object["cpu"] =
+        account.cpu.map(|cpu| json!({"busiest": thousandth(cpu.busiest), "all": thousandth(cpu.all)})).into();
 }
 
 /// Bytes a second as links are rated: three digits, in bits.
