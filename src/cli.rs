@@ -67,7 +67,8 @@ Example: haul serve ~/inbox
 Who may connect: the key ids in HAUL_HOME/authorized_keys, one a line. A client
 that is refused is told the line that would admit it. --anyone admits every key,
 for what it names only.
-The first Ctrl-C lets transfers under way end (30 s at most); a second stops.")]
+The first Ctrl-C lets transfers under way end (30 s at most); a second stops.
+Also: --congestion haul|cubic|newreno|bbr, --qlog DIR (a trace of the packets).")]
 struct Serve {
     /// The directory to serve
     #[arg(default_value = ".")]
@@ -78,18 +79,14 @@ struct Serve {
     /// Transfers that write at the same time, over all connections
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     max_transfers: u32,
-    /// Congestion controller: haul, cubic, newreno or bbr
-    #[arg(long, value_name = "NAME", default_value_t)]
-    congestion: Congestion,
     /// Admit every key, to read, to write or both
     #[arg(long, value_name = "WHAT")]
     anyone: Option<AnyoneMay>,
     /// Send at most: 20M is bits a second, 2.5MB is bytes
     #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
     limit: Option<Rate>,
-    /// Trace each connection into DIR (packets, no frames)
-    #[arg(long, value_name = "DIR")]
-    qlog: Option<PathBuf>,
+    #[command(flatten)]
+    expert: Expert,
 }
 
 #[derive(Clone, Copy, ValueEnum, PartialEq, Eq)]
@@ -106,7 +103,8 @@ Examples: haul cp report.pdf haul://server/           -> report.pdf
           haul cp photos haul://server/2026           -> 2026/...
           haul cp photos haul://server/2026/          -> 2026/photos/...
 Unchanged files (same size and time) are skipped; what was interrupted goes on:
-run the same command again. The path is literal; a local a:b is written ./a:b.")]
+run the same command again. The path is literal; a local a:b is written ./a:b.
+Also: --congestion haul|cubic|newreno|bbr, --qlog DIR (a trace of the packets).")]
 struct Cp {
     /// Local files and directories
     #[arg(value_name = "SRC", required = true)]
@@ -120,18 +118,14 @@ struct Cp {
     /// Transfers open at the same time
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1000))]
     parallel: u32,
-    /// Congestion controller: haul, cubic, newreno or bbr
-    #[arg(long, value_name = "NAME", default_value_t)]
-    congestion: Congestion,
-    /// Do not wait until files have reached the server's disk
+    /// Do not wait for the server's disk
     #[arg(long)]
     no_fsync: bool,
     /// Send at most: 20M is bits a second, 2.5MB is bytes
     #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
     limit: Option<Rate>,
-    /// Trace the connection into DIR (packets, no frames)
-    #[arg(long, value_name = "DIR")]
-    qlog: Option<PathBuf>,
+    #[command(flatten)]
+    expert: Expert,
     #[command(flatten)]
     output: Output,
     // What hands that know scp, cp and rsync type; all of it is what happens anyway.
@@ -148,6 +142,15 @@ struct Cp {
     scp_limit: Option<OsString>,
     #[arg(long, hide = true, value_name = "RATE")]
     bwlimit: Option<OsString>,
+}
+
+/// What few need; the help of a command names it in its last lines.
+#[derive(Args)]
+struct Expert {
+    #[arg(long, hide = true, value_name = "NAME", default_value_t)]
+    congestion: Congestion,
+    #[arg(long, hide = true, value_name = "DIR")]
+    qlog: Option<PathBuf>,
 }
 
 #[derive(Args, Clone, Copy)]
@@ -190,6 +193,8 @@ struct Bench {
     /// One JSON object on standard output
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    expert: Expert,
 }
 
 /// Print this machine's key id; made at first use.

@@ -10,7 +10,7 @@ use haul::target::Target;
 
 use super::connect::connect;
 use super::output::{self, Status, measured};
-use super::{Bench, DONE, INTERRUPTED};
+use super::{Bench, DONE, Expert, INTERRUPTED};
 
 pub(super) async fn run(bench: Bench) -> anyhow::Result<u8> {
     let json = bench.json;
@@ -20,7 +20,9 @@ pub(super) async fn run(bench: Bench) -> anyhow::Result<u8> {
 async fn measure(bench: Bench) -> anyhow::Result<u8> {
     // A path, as in what was typed for cp, says nothing about the way.
     let target = Target::parse(&bench.server)?;
-    let client = connect(&target, bench.pin, &Config::default()).await?;
+    let Expert { congestion, qlog } = &bench.expert;
+    let config = Config { congestion: *congestion, qlog: qlog.clone(), ..Config::default() };
+    let client = connect(&target, bench.pin, &config).await?;
     let time = bench.time.map(Duration::from_secs);
     let options = MeasureOptions { up: !bench.down, down: !bench.up, time };
     let status = Arc::new(Status::new());

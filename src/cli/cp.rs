@@ -52,9 +52,9 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, PushOptions)> {
     let (sources, target) = split(cp)?;
     let config = Config {
         parallel: cp.parallel as usize,
-        congestion: cp.congestion,
+        congestion: cp.expert.congestion,
         limit: cp.limit,
-        qlog: cp.qlog.clone(),
+        qlog: cp.expert.qlog.clone(),
         ..Config::default()
     };
     let client = connect(&target, cp.pin, &config).await?;

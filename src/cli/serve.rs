@@ -32,9 +32,9 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
     }
     let config = Config {
         max_transfers: serve.max_transfers as usize,
-        congestion: serve.congestion,
+        congestion: serve.expert.congestion,
         limit: serve.limit,
-        qlog: serve.qlog,
+        qlog: serve.expert.qlog,
         ..Config::default()
     };
     let observer = haul::progress::ignore();
