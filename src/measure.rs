@@ -17,6 +17,7 @@ use quinn::Connection;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::bucket::Limits;
 use crate::budget::Window;
 use crate::config::Config;
 use crate::error::{Code, Error, Result, Why};
@@ -217,7 +218,7 @@ async fn up(
     let (mut reader, mut writer) = open(connection, Probe::Up, time, deadline).await?;
     let filling = async {
         // Why a server stopped it, it says on the other half.
-        let _ = fill(&mut writer, time).await;
+        let _ = fill(&mut writer, time, &Limits::default()).await;
         // What is still under way is not waited for: on a slow link it may be a minute's worth.
         writer.reset(Code::Done);
     };

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, info, info_span, warn};
 
-use crate::bucket::Bucket;
+use crate::bucket::{Bucket, Limits};
 use crate::budget::{Budget, Window};
 use crate::config::Config;
 use crate::endpoint;
@@ -300,7 +300,9 @@ async fn converse(
                 let result = match what {
                     Opened::Session(handle) => serve(&session, handle, bi, others < MAX_SESSIONS).await,
                     Opened::Measurement => {
-                        measure::serve(&window, &places, bi, &session.config, &session.stopping).await
+                        let limits = Limits::new(session.limit.clone());
+                        let within = (&session.config, &limits);
+                        measure::serve(&window, &places, bi, within, &session.stopping).await
                     }
                 };
                 running.end();

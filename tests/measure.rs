@@ -304,3 +304,12 @@ async fn figures_that_a_server_made_up_neither_panic_nor_go_on_for_ever() {
     let ended = made_up(true).await;
     assert!(matches!(ended, Err(Error::Lost(_))), "{ended:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_servers_limit_holds_for_what_it_sends_to_be_measured() {
+    let limit = haul::rate::Rate::from_bytes(500_000);
+    let host = host(Config { limit, ..Config::default() });
+    let measured = measure(&host, &MeasureOptions { up: false, ..second() }).await.unwrap();
+    let rate = measured.down.unwrap().rate;
+    assert!(rate < 8_000_000.0, "{rate} bit/s on loopback, which carries a hundred times as much");
+}

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::task::consume_budget;
 use tokio::time::{Instant, timeout_at};
 
+use crate::bucket::Limits;
 use crate::budget::Window;
 use crate::stream::{MessageReader, MessageWriter, StreamError};
 use crate::wire::Malformed;
@@ -31,11 +32,16 @@ fn block() -> Bytes {
     made.clone()
 }
 
-/// Writes filler for so long. A peer that grants no credit does not prolong it.
-pub(super) async fn fill(writer: &mut MessageWriter, time: Duration) -> Result<(), StreamError> {
+/// Writes filler for so long, within the limits. A peer that grants no credit does not prolong it.
+pub(super) async fn fill(writer: &mut MessageWriter, time: Duration, limits: &Limits) -> Result<(), StreamError> {
     let end = Instant::now() + time;
     while Instant::now() < end {
-        match timeout_at(end, writer.write_bytes(block())).await {
+        let part = block().slice(..BLOCK.min(limits.block()));
+        let write = async {
+            limits.take(part.len()).await;
+            writer.write_bytes(part).await
+        };
+        match timeout_at(end, write).await {
             Ok(written) => written?,
             Err(_) => break,
         }

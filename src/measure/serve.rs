@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::filler::{drain, fill};
 use super::{SAMPLE, pong};
+use crate::bucket::Limits;
 use crate::budget::Window;
 use crate::config::Config;
 use crate::error::{Code, Result};
@@ -54,7 +55,7 @@ pub(crate) async fn serve(
     window: &Window,
     places: &Places,
     (mut reader, mut writer): (MessageReader, MessageWriter),
-    config: &Config,
+    (config, limits): (&Config, &Limits),
     stopping: &CancellationToken,
 ) -> Result<()> {
     let Some(place) = places.take() else {
@@ -63,7 +64,7 @@ pub(crate) async fn serve(
         return Ok(());
     };
     let ended = tokio::select! {
-        ended = run(window, reader, &mut writer, config) => ended,
+        ended = run(window, reader, &mut writer, (config, limits)) => ended,
         () = stopping.cancelled() => Err(StreamError::Stopped(Code::Stopping)),
     };
     // Given back before the client can know, since it may come at once with its next stream.
@@ -89,7 +90,7 @@ async fn run(
     window: &Window,
     mut reader: MessageReader,
     writer: &mut MessageWriter,
-    config: &Config,
+    (config, limits): (&Config, &Limits),
 ) -> Result<Option<Received>, StreamError> {
     let (connection, deadline) = (window.connection(), config.deadline);
     let head = unless_silent(connection, Direction::Receiving, deadline, reader.read::<Measure>());
@@ -108,7 +109,7 @@ async fn run(
         }
         Probe::Up => Ok(Some(up(window, reader, writer, time, deadline).await?)),
         Probe::Down => {
-            fill(writer, time).await?;
+            fill(writer, time, limits).await?;
             Ok(None)
         }
     }
