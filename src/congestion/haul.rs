@@ -40,7 +40,7 @@ const MAX_INITIAL_PACKETS: u64 = 256;
 /// Packets in flight, at least (draft-ietf-ccwg-bbr: BBRMinPipeCwnd).
 const MIN_PACKETS: u64 = 4;
 /// Rounds are no shorter than this: on loopback a flight says little.
-const MIN_ROUND: Duration = Duration::from_millis(2);
+const MIN_ROUND: Duration = Duration::from_millis(5);
 /// Startup ends when a round's rate has not grown by this (draft-ietf-ccwg-bbr), twice in a row.
 const STARTUP_GROWTH: f64 = 1.25;
 const STARTUP_ROUNDS: u32 = 2;
@@ -64,8 +64,6 @@ const CRUISE_LEAST: u32 = 3;
 /// in a row; and after overflows the smaller one suffices.
 const FOREIGN: f64 = 0.25;
 const FOREIGN_OVERFLOWED: f64 = 0.1;
-/// A millisecond of queue is never anybody's.
-const FOREIGN_LEAST: f64 = 0.001;
 /// Downs without others' queue until they count as gone: Cubic's own cycle leaves it for some seconds.
 const QUIET_DOWNS: u32 = 4;
 /// Overflows within this time that make a difference, and how many.
@@ -223,7 +221,7 @@ impl Haul {
         let excess = self.path.is_excess(&round);
         self.phase_rounds += 1;
         tracing::trace!(
-            phase = ?self.phase, ?sent_in, rate, mean, base = self.path.base, least = self.path.least(), loss = round.loss(),
+            phase = ?self.phase, ?sent_in, rate, mean, base = self.path.base(), least = self.path.least(), loss = round.loss(),
             excess, window = self.window, contest = ?self.contest, app_limited = round.app_limited, "round"
         );
         if round.app_limited {
@@ -273,17 +271,17 @@ impl Haul {
         let gain = self.up.gain - 1.0;
         if excess {
             let third = gain / 3.0;
-            if rate < self.up.from * (1.0 + third) && mean < self.down.mean_before + third * self.path.base {
+            if rate < self.up.from * (1.0 + third) && mean < self.down.mean_before + third * self.path.base() {
                 self.path.doubt_loss();
             }
             self.up.gain = (1.0 + gain / 2.0).max(MIN_UP_GAIN);
         } else {
             self.up.gain = (1.0 + gain * 1.5).min(UP_GAIN);
         }
-        let queue = mean - self.path.base;
+        let queue = mean - self.path.base();
         let found = self.phase == Phase::Down
             && rate > self.up.from * (1.0 + gain / 2.0)
-            && queue < self.path.base * 0.2 + 2.0 * FOREIGN_LEAST;
+            && queue < self.path.base() * 0.2 + 2.0 * self.path.noise();
         if found {
             self.enter_startup(rate, self.path.in_flight((1.0 + gain) * self.path.bdp()));
         }
@@ -295,8 +293,8 @@ impl Haul {
         self.path.margin_part = (self.path.margin_part * 1.2).min(1.0);
         let least = self.path.least();
         let queue = mean - least;
-        let same = (mean - self.down.mean_before).abs() < mean * 0.01 + FOREIGN_LEAST / 3.0;
-        if same && queue > least * 0.15 + FOREIGN_LEAST {
+        let same = (mean - self.down.mean_before).abs() < mean * 0.01 + self.path.noise() / 3.0;
+        if same && queue > least * 0.15 + self.path.noise() {
             if self.down.window <= DEEP * self.down.window_before {
                 // Much less in flight, and not a bit less delay: there is no queue, the path has become longer.
                 self.path.replace_base(now, mean);
@@ -313,7 +311,7 @@ impl Haul {
         }
         let overflowed = self.overflows.len() >= OVERFLOWS;
         let foreign = least * if overflowed { FOREIGN_OVERFLOWED } else { FOREIGN };
-        if queue > foreign + FOREIGN_LEAST {
+        if queue > foreign + self.path.noise() {
             self.foreign_downs += 1;
             self.quiet_downs = 0;
             if self.contest.is_none() && (self.foreign_downs >= 2 || overflowed) {
@@ -321,7 +319,7 @@ impl Haul {
             }
         } else {
             self.foreign_downs = 0;
-            if queue < foreign / 2.0 + FOREIGN_LEAST {
+            if queue < foreign / 2.0 + self.path.noise() {
                 self.quiet_downs += 1;
             }
             if self.quiet_downs >= QUIET_DOWNS {
@@ -329,9 +327,9 @@ impl Haul {
             }
         }
         if self.contest.is_none() {
-            self.path.base = least;
+            self.path.set_base(least);
         } else {
-            self.path.base = mean;
+            self.path.set_base(mean);
             if let Some(fallen_to) = self.down.fallen_to {
                 self.path.replace_rate(now, fallen_to.max(rate));
             }
@@ -340,7 +338,7 @@ impl Haul {
     }
 
     fn next_phase(&mut self, now: Instant, sent_in: Phase, (rate, mean): (f64, f64), excess: bool) {
-        let queue = mean - self.path.base;
+        let queue = mean - self.path.base();
         match self.phase {
             Phase::Startup => {
                 let startup = &mut self.startup;
@@ -351,7 +349,7 @@ impl Haul {
                 }
                 let without = startup.rounds_without_growth;
                 let full = without >= STARTUP_ROUNDS || (excess && without > 0);
-                if full || queue > self.path.base / 4.0 + 2.0 * FOREIGN_LEAST {
+                if full || queue > self.path.base() / 4.0 + 2.0 * self.path.noise() {
                     self.leave_startup(now);
                 }
             }
@@ -362,8 +360,8 @@ impl Haul {
             Phase::Down => self.enter(Phase::Cruise),
             Phase::Cruise if sent_in == Phase::Cruise => {
                 let margin = self.path.margin_delay();
-                let long = queue > self.path.base / 4.0 + 2.0 * margin + 2.0 * FOREIGN_LEAST;
-                if long && rate < self.path.rate() * 0.85 {
+                let long = queue > self.path.base() / 4.0 + 2.0 * margin + 2.0 * self.path.noise();
+                if long && rate < self.path.rate() * 0.85 && !self.path.is_local() {
                     self.down.fallen_to = Some(rate);
                     self.path.replace_rate(now, rate);
                     self.enter(Phase::Down);
@@ -386,11 +384,11 @@ impl Haul {
     /// Whether Startup has begun to fill a queue. It began with what was sent a round trip ago, when the window was half
     /// of what it is.
     fn is_filling(&self) -> bool {
-        let queue = (self.path.base / 8.0).clamp(STARTUP_QUEUE.0, STARTUP_QUEUE.1);
+        let queue = (self.path.base() / 8.0).clamp(STARTUP_QUEUE.0, STARTUP_QUEUE.1);
         self.phase == Phase::Startup
             && self.startup.rate > 0.0
-            && self.path.base.is_finite()
-            && self.recent_rtt > self.path.base + queue
+            && self.path.base().is_finite()
+            && self.recent_rtt > self.path.base() + queue
     }
 
     fn after_outage(&mut self, now: Instant) {

@@ -22,6 +22,12 @@ const MAX_LOSS: f64 = 0.5;
 const MIN_MARGIN: f64 = 0.001;
 /// The least queue that is aimed for, in packets.
 const MIN_MARGIN_PACKETS: f64 = 3.0;
+/// Shorter round-trip times count as this, in seconds: on a busy machine processes come to their turn by milliseconds, and
+/// a window for the wire alone, of some packets, would make a loopback crawl. 5 ms of queue is what a LAN bears; where it
+/// does not, an overflow shrinks it together with the margin.
+const LOCAL: f64 = 0.005;
+/// What a queue is told from the noise of schedulers by, in seconds: on a path, and on a local one.
+const NOISE: (f64, f64) = (0.001, 0.010);
 /// Packets whose mean round-trip time can be believed. With fewer, jitter makes a base that no later mean reaches.
 const SAMPLES: u32 = 8;
 /// A round whose mean round-trip time is within these of the least had no queue worth the name: a part of the least, and
@@ -105,7 +111,7 @@ pub(super) struct Path {
     /// Whether the means are of `SAMPLES` packets or more.
     sampled: bool,
     /// The round-trip time that counts as the path's own.
-    pub(super) base: f64,
+    base: f64,
     /// Loss of late, of whatever cause.
     loss: f64,
     /// Loss when there was no queue.
@@ -137,22 +143,45 @@ impl Path {
     /// The least round mean of the round-trip time. Means, since the least single one tells more of jitter than of the
     /// path.
     pub(super) fn least(&self) -> f64 {
-        self.means.get().unwrap_or(f64::INFINITY)
+        self.means.get().map_or(f64::INFINITY, |least| least.max(self.local()))
+    }
+
+    /// The round-trip time that counts as the path's own, in seconds; infinite before the first.
+    pub(super) fn base(&self) -> f64 {
+        self.base.max(self.local())
+    }
+
+    pub(super) fn set_base(&mut self, base: f64) {
+        self.base = base;
+    }
+
+    fn local(&self) -> f64 {
+        LOCAL * self.margin_part
+    }
+
+    /// Whether the path is so short that delays tell more of the machines than of it.
+    pub(super) fn is_local(&self) -> bool {
+        self.base < LOCAL
+    }
+
+    /// Less delay than this, in seconds, is nobody's queue.
+    pub(super) fn noise(&self) -> f64 {
+        if self.is_local() { NOISE.1 } else { NOISE.0 }
     }
 
     /// What the path itself holds.
     pub(super) fn bdp(&self) -> f64 {
-        if self.base.is_finite() { self.rate() * self.base } else { 0.0 }
+        if self.base.is_finite() { self.rate() * self.base() } else { 0.0 }
     }
 
     /// What the path would hold without anybody's queue.
     pub(super) fn least_bdp(&self) -> f64 {
-        if self.base.is_finite() { self.rate() * self.base.min(self.least()) } else { 0.0 }
+        if self.base.is_finite() { self.rate() * self.base().min(self.least()) } else { 0.0 }
     }
 
     /// Less than this is not kept in flight for others' sake: half of what the best rate of late needs.
     pub(super) fn floor(&self) -> f64 {
-        if self.base.is_finite() { self.peaks.get().unwrap_or(0.0) / 2.0 * self.base.min(self.least()) } else { 0.0 }
+        if self.base.is_finite() { self.peaks.get().unwrap_or(0.0) / 2.0 * self.base().min(self.least()) } else { 0.0 }
     }
 
     /// What is kept in the queue, so that the link never runs dry: the root of what it holds, in packets. As flows that
