@@ -28,6 +28,7 @@ use crate::session::{self, Outcome, Outgoing, Sessions, accept_streams};
 use crate::store::Store;
 use crate::stream::varint_of;
 use crate::trust::ServerTrust;
+use crate::upkeep::{SendMemory, Upkeep};
 use crate::wire::{Components, Durability, Message, Pull, Push, Summary};
 
 /// How long closing waits for its last packet to go out.
@@ -43,6 +44,7 @@ pub struct Client {
     config: Config,
     limits: Limits,
     streams: JoinHandle<()>,
+    _upkeep: Upkeep,
 }
 
 /// What to send, where to, and how.
@@ -77,6 +79,9 @@ impl Client {
             .ok_or_else(|| Error::NotTrusted { host: host.into(), why: "it presented no certificate".into() })?;
         let window = Window::open(connection.clone(), &Budget::new(config.memory))
             .ok_or_else(|| Error::Usage("no memory is allowed for a connection".into()))?;
+        // A client has but this connection; its send window is all that bounds it.
+        let most = config.limited_send_window();
+        let upkeep = Upkeep::begin(connection.clone(), &SendMemory::new(most), most);
         let sessions = Arc::new(Sessions::default());
         let streams = {
             let (connection, sessions, deadline) = (connection.clone(), sessions.clone(), config.deadline);
@@ -84,7 +89,17 @@ impl Client {
             tokio::spawn(async move { drop(accept_streams(&connection, &sessions, deadline, |_, _| {}).await) })
         };
         let limits = Limits::new(config.limit.map(|rate| Arc::new(Bucket::new(rate))));
-        Ok(Self { endpoint, connection, key_id, sessions, window, config: config.clone(), limits, streams })
+        Ok(Self {
+            endpoint,
+            connection,
+            key_id,
+            sessions,
+            window,
+            config: config.clone(),
+            limits,
+            streams,
+            _upkeep: upkeep,
+        })
     }
 
     /// The server's key.

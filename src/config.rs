@@ -22,6 +22,9 @@ pub struct Config {
     /// Bytes that a client keeps until they are acknowledged (quinn's `send_window`). Also what bounds a sender's
     /// memory. 48 MiB carry 1 Gbit/s at 200 ms with as much again in retransmission.
     pub send_window: usize,
+    /// Bytes that all connections of a server together may keep until they are acknowledged, beyond 1 MiB each: what pulls
+    /// over long paths are made of. Ten at 1 Gbit/s and 200 ms fit into 256 MiB.
+    pub send_memory: usize,
     /// What decides how much may be in flight towards the peer.
     pub congestion: Congestion,
     /// Transfers that a sender has open at the same time on a connection. At 100 ms, 100 streams carry 450 small files
@@ -76,6 +79,7 @@ impl Default for Config {
             max_connections: 1024,
             memory: 64 << 20,
             send_window: 48 << 20,
+            send_memory: 256 << 20,
             congestion: Congestion::default(),
             parallel: 1000,
             limit: None,

@@ -5,6 +5,8 @@
 mod haul;
 mod model;
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -66,5 +68,31 @@ struct Factory;
 impl ControllerFactory for Factory {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         Box::new(haul::Haul::new(now, current_mtu))
+    }
+}
+
+/// What the owner of a connection can ask of its controller, where it is haul's.
+#[derive(Debug, Default)]
+pub(crate) struct Steering {
+    probing: AtomicBool,
+    closing: AtomicBool,
+}
+
+impl Steering {
+    /// That of a connection's present path.
+    pub(crate) fn of(connection: &quinn::Connection) -> Option<Arc<Self>> {
+        let controller = connection.congestion_state().into_any().downcast::<haul::Haul>().ok()?;
+        Some(controller.steering())
+    }
+
+    /// Lets some packets go out although the window is full. After an outage only what still goes out shows that the path
+    /// is back, and quinn's own probes are twice as far apart each time.
+    pub(crate) fn probe(&self) {
+        self.probing.store(true, Relaxed);
+    }
+
+    /// Opens the window for good: quinn does not send CONNECTION_CLOSE through a full one (quinn#2785).
+    pub(crate) fn close(&self) {
+        self.closing.store(true, Relaxed);
     }
 }

@@ -51,10 +51,8 @@ const TIME_THRESHOLD: f32 = 1.25;
 /// `net.core.rmem_max`.
 const SOCKET_BUFFER: usize = 4 << 20;
 
-/// What a server keeps for each connection until it is acknowledged, in bytes. A thousand readers that acknowledge nothing
-/// must not take more than a gigabyte; 1 MiB carries 80 Mbit/s at 100 ms. (Pulls at full speed will lease more from the
-/// process's memory, as receiving does.)
-const SERVER_SEND_WINDOW: usize = 1 << 20;
+/// What a connection keeps until it is acknowledged, in bytes, before upkeep fits it to the path.
+pub(crate) const FIRST_SEND_WINDOW: usize = 1 << 20;
 
 /// What a server needs to listen. Every client that holds the key of its certificate comes through the handshake; ask
 /// [`Admission::judge`](crate::trust::Admission::judge) next. It is not traced: each
@@ -66,18 +64,12 @@ pub fn server_config(identity: &Identity, config: &Config) -> Result<quinn::Serv
     let crypto = QuicServerConfig::try_from(server_tls(identity)?).map_err(unusable)?;
     let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     server
-        .transport_config(Arc::new(server_transport(config)?))
+        .transport_config(Arc::new(transport(config)?))
         .migration(true)
         .max_incoming(MAX_INCOMING)
         .incoming_buffer_size(INCOMING_BUFFER)
         .incoming_buffer_size_total(INCOMING_BUFFERS);
     Ok(server)
-}
-
-fn server_transport(config: &Config) -> Result<TransportConfig> {
-    let mut transport = transport(config)?;
-    transport.send_window(config.limited_send_window().min(SERVER_SEND_WINDOW) as u64);
-    Ok(transport)
 }
 
 /// The same server for one connection, which is traced if [`Config::qlog`] says so; it takes no second one.
@@ -86,7 +78,7 @@ fn server_transport(config: &Config) -> Result<TransportConfig> {
 /// As [`server_config`].
 pub(crate) fn traced(server: &quinn::ServerConfig, config: &Config) -> Result<Arc<quinn::ServerConfig>> {
     let mut server = server.clone();
-    let mut transport = server_transport(config)?;
+    let mut transport = transport(config)?;
     record(&mut transport, config, Role::Server);
     server.transport_config(Arc::new(transport));
     Ok(Arc::new(server))
@@ -165,7 +157,7 @@ fn transport(config: &Config) -> Result<TransportConfig> {
         .datagram_receive_buffer_size(None)
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(INITIAL_WINDOW.into())
-        .send_window(config.limited_send_window() as u64)
+        .send_window(config.limited_send_window().min(FIRST_SEND_WINDOW) as u64)
         .max_idle_timeout(Some(idle))
         .initial_mtu(INITIAL_DATAGRAM)
         .min_mtu(INITIAL_DATAGRAM)

@@ -77,5 +77,6 @@ pub mod store;
 pub mod stream;
 pub mod target;
 pub mod trust;
+mod upkeep;
 pub mod verdict;
 pub mod wire;

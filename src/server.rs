@@ -27,6 +27,7 @@ use crate::session::{MakeReceiver, Opened, ServerSession, Sessions, accept_strea
 use crate::store::Store;
 use crate::stream::{lost_connection, varint_of};
 use crate::trust::{Admission, Rights};
+use crate::upkeep::{SendMemory, Upkeep};
 
 /// What a server needs to begin.
 pub struct ServerOptions {
@@ -62,6 +63,7 @@ struct Shared {
     /// Bounds the connections.
     connections: Arc<Semaphore>,
     budget: Arc<Budget>,
+    send_memory: Arc<SendMemory>,
     /// Bounds the streams of measurements.
     measurements: Arc<Semaphore>,
     /// The limit of what all connections send.
@@ -103,6 +105,7 @@ impl Server {
             permits: Arc::new(Semaphore::new(permits)),
             connections: Arc::new(Semaphore::new(config.max_connections)),
             budget: Budget::new(config.memory),
+            send_memory: SendMemory::new(config.send_memory),
             measurements: Places::of_server(),
             limit: config.limit.map(|rate| Arc::new(Bucket::new(rate))),
             claims: Arc::default(),
@@ -253,6 +256,7 @@ async fn connection(incoming: Incoming, shared: Arc<Shared>, _place: OwnedSemaph
     let Some(window) = Window::open(connection.clone(), &shared.budget) else {
         return connection.close(varint_of(Code::Busy), b"the server has no memory left for another connection");
     };
+    let _upkeep = Upkeep::begin(connection.clone(), &shared.send_memory, shared.config.limited_send_window());
     let lost = converse(connection, window, shared, key_id.0, rights).await;
     match lost {
         quinn::ConnectionError::ApplicationClosed(close) if close.error_code == varint_of(Code::Done) => {

@@ -23,6 +23,7 @@ const ROOMS: &[&str] = &[
     "trust",
     "qlog",
     "endpoint",
+    "upkeep",
     "stream",
     "measure",
     "store",

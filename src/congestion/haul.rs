@@ -23,11 +23,14 @@
 
 use std::any::Any;
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use quinn::congestion::{Controller, ControllerMetrics};
 use quinn_proto::RttEstimator;
 
+use super::Steering;
 use super::model::{Path, Round};
 
 /// Packets that begin a connection. RFC 9002 has 10; Google's QUIC began with 32, which quinn paces over a round trip.
@@ -74,6 +77,8 @@ const BACK_OFF: f64 = 0.85;
 const BACK_OFF_ROUNDS: u32 = 4;
 /// Growth among others, as a part of what is in flight each round, at most.
 const GROWTH: f64 = 0.02;
+/// Packets that a probe lets out beyond the window; quinn asks for room for two to send one.
+const PROBE_PACKETS: u64 = 4;
 /// After so long without any acknowledgement the path is learned anew, and what was lost meanwhile tells nothing of it.
 const OUTAGE: Duration = Duration::from_secs(1);
 
@@ -119,6 +124,9 @@ pub(super) struct Haul {
     last_ack: Instant,
     /// Losses of what was sent up to here were an outage's.
     forgiven: Instant,
+    /// Bytes in flight, as far as this is told of them.
+    in_flight: u64,
+    steering: Arc<Steering>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -167,7 +175,13 @@ impl Haul {
             overflows: VecDeque::new(),
             last_ack: now,
             forgiven: now,
+            in_flight: 0,
+            steering: Arc::default(),
         }
+    }
+
+    pub(super) fn steering(&self) -> Arc<Steering> {
+        self.steering.clone()
     }
 
     fn set_window(&mut self) {
@@ -404,6 +418,11 @@ impl Haul {
 }
 
 impl Controller for Haul {
+    fn on_sent(&mut self, _now: Instant, bytes: u64, _last_packet_number: u64) {
+        self.in_flight += bytes;
+        self.steering.probing.store(false, Relaxed);
+    }
+
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, _rtt: &RttEstimator) {
         if now.saturating_duration_since(self.last_ack) > OUTAGE.max(Duration::from_secs_f64(4.0 * self.recent_rtt)) {
             self.after_outage(now);
@@ -424,7 +443,8 @@ impl Controller for Haul {
         }
     }
 
-    fn on_end_acks(&mut self, now: Instant, _in_flight: u64, _app_limited: bool, _largest: Option<u64>) {
+    fn on_end_acks(&mut self, now: Instant, in_flight: u64, _app_limited: bool, _largest: Option<u64>) {
+        self.in_flight = in_flight;
         if self.round_over && now.saturating_duration_since(self.round.began) >= MIN_ROUND {
             self.round_over = false;
             self.end_round(now);
@@ -435,6 +455,7 @@ impl Controller for Haul {
     }
 
     fn on_congestion_event(&mut self, _now: Instant, sent: Instant, _persistent: bool, lost_bytes: u64) {
+        self.in_flight = self.in_flight.saturating_sub(lost_bytes);
         if sent > self.forgiven {
             self.round.lost += lost_bytes;
         }
@@ -445,6 +466,13 @@ impl Controller for Haul {
     }
 
     fn window(&self) -> u64 {
+        if self.steering.closing.load(Relaxed) {
+            // quinn's pacer stands aside above 4 GiB.
+            return u64::MAX;
+        }
+        if self.steering.probing.load(Relaxed) {
+            return (self.window as u64).max(self.in_flight + PROBE_PACKETS * self.path.mtu);
+        }
         self.window as u64
     }
 

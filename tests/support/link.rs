@@ -347,8 +347,10 @@ impl Network {
             if let Event::ConnectionLost { reason } = event {
                 panic!("flow {index} lost its connection: {reason}");
             }
-            if side == SERVER && matches!(event, Event::Connected) {
+            if matches!(event, Event::Connected) {
+                // What a connection's budget and upkeep come to on such links.
                 connection.set_receive_window(VarInt::from_u32(64 << 20));
+                connection.set_send_window(48 << 20);
             }
         }
         if connection.is_handshaking() {
