@@ -228,7 +228,7 @@ impl Haul {
     fn end_round(&mut self, now: Instant) {
         let round = std::mem::replace(&mut self.round, Round::new(now));
         let sent_in = std::mem::replace(&mut self.sent_in, self.phase);
-        let Some((rate, mean)) = round.sample(now) else { return };
+        let Some((rate, mean)) = round.sample() else { return };
         let alone = self.contest.is_none();
         let unhurried = alone && matches!(sent_in, Phase::Down | Phase::Startup);
         self.path.learn(now, &round, (rate, mean), !alone, unhurried);
@@ -407,6 +407,7 @@ impl Haul {
 
     fn after_outage(&mut self, now: Instant) {
         self.forgiven = now;
+        self.recent_rtt = 0.0;
         self.round = Round::new(now);
         self.round_over = false;
         self.sent_in = Phase::Startup;
@@ -428,11 +429,15 @@ impl Controller for Haul {
             self.after_outage(now);
         }
         self.last_ack = now;
+        self.delivered += bytes;
+        if sent < self.forgiven {
+            // What was under way in the dark tells of no round-trip time.
+            return;
+        }
         // The estimator does not know of this packet yet.
         let rtt = now.saturating_duration_since(sent).as_secs_f64();
         self.recent_rtt = if self.recent_rtt == 0.0 { rtt } else { self.recent_rtt + (rtt - self.recent_rtt) / 16.0 };
         self.round.ack(bytes, rtt, app_limited);
-        self.delivered += bytes;
         self.round_over |= sent >= self.round.began;
         if self.phase == Phase::Startup {
             if !app_limited && self.startup.rounds_without_growth == 0 {
@@ -445,6 +450,7 @@ impl Controller for Haul {
 
     fn on_end_acks(&mut self, now: Instant, in_flight: u64, _app_limited: bool, _largest: Option<u64>) {
         self.in_flight = in_flight;
+        self.round.end_acks(now);
         if self.round_over && now.saturating_duration_since(self.round.began) >= MIN_ROUND {
             self.round_over = false;
             self.end_round(now);
@@ -456,7 +462,7 @@ impl Controller for Haul {
 
     fn on_congestion_event(&mut self, _now: Instant, sent: Instant, _persistent: bool, lost_bytes: u64) {
         self.in_flight = self.in_flight.saturating_sub(lost_bytes);
-        if sent > self.forgiven {
+        if sent >= self.forgiven {
             self.round.lost += lost_bytes;
         }
     }

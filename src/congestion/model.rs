@@ -43,11 +43,14 @@ pub(super) struct Round {
     pub(super) app_limited: bool,
     rtt_sum: f64,
     rtt_count: u32,
+    /// When the last acknowledgement but one came, and what was acknowledged by then.
+    before_last: Option<(Instant, u64)>,
+    last: Option<(Instant, u64)>,
 }
 
 impl Round {
     pub(super) fn new(began: Instant) -> Self {
-        Self { began, acked: 0, lost: 0, app_limited: false, rtt_sum: 0.0, rtt_count: 0 }
+        Self { began, acked: 0, lost: 0, app_limited: false, rtt_sum: 0.0, rtt_count: 0, before_last: None, last: None }
     }
 
     pub(super) fn ack(&mut self, bytes: u64, rtt: f64, app_limited: bool) {
@@ -57,10 +60,16 @@ impl Round {
         self.app_limited |= app_limited;
     }
 
-    /// Delivery rate and mean round-trip time; `None` when too little came.
-    pub(super) fn sample(&self, now: Instant) -> Option<(f64, f64)> {
-        let took = (now - self.began).as_secs_f64();
-        (self.rtt_count > 0 && took > 0.0).then(|| (self.acked as f64 / took, self.rtt_sum / f64::from(self.rtt_count)))
+    pub(super) fn end_acks(&mut self, now: Instant) {
+        self.before_last = self.last.replace((now, self.acked));
+    }
+
+    /// Delivery rate and mean round-trip time; `None` when too little came. The acknowledgement that ended the round is left
+    /// out: it is of what was sent in this round, and a window that became smaller has kept it back.
+    pub(super) fn sample(&self) -> Option<(f64, f64)> {
+        let (until, acked) = self.before_last.or(self.last)?;
+        let took = until.saturating_duration_since(self.began).as_secs_f64();
+        (self.rtt_count > 0 && took > 0.0).then(|| (acked as f64 / took, self.rtt_sum / f64::from(self.rtt_count)))
     }
 
     /// The part that was lost.
