@@ -35,11 +35,11 @@ use super::model::{Path, Round};
 
 /// Packets that begin a connection. RFC 9002 has 10; Google's QUIC began with 32, which quinn paces over a round trip.
 const INITIAL_PACKETS: u64 = 32;
-/// Bytes a second to begin with on a long path: 32 packets each 100 ms. With a satellite's 600 ms that saves more than two
-/// round trips of Startup.
-const INITIAL_RATE: f64 = 480_000.0;
+/// Bytes a second to begin with on a long path, 5 Mbit/s. With a satellite's 600 ms that saves three round trips of
+/// Startup; at 100 ms it is 53 packets.
+const INITIAL_RATE: f64 = 640_000.0;
 /// At most so many packets begin a connection, however long the path.
-const MAX_INITIAL_PACKETS: u64 = 256;
+const MAX_INITIAL_PACKETS: u64 = 512;
 /// Packets in flight, at least (draft-ietf-ccwg-bbr: BBRMinPipeCwnd).
 const MIN_PACKETS: u64 = 4;
 /// Rounds are no shorter than this: on loopback a flight says little.
@@ -47,8 +47,12 @@ const MIN_ROUND: Duration = Duration::from_millis(5);
 /// Startup ends when a round's rate has not grown by this (draft-ietf-ccwg-bbr), twice in a row.
 const STARTUP_GROWTH: f64 = 1.25;
 const STARTUP_ROUNDS: u32 = 2;
-/// Startup ends at a queue of an eighth of the round-trip time, within these bounds in seconds (RFC 9406, section 4.2).
-const STARTUP_QUEUE: (f64, f64) = (0.004, 0.016);
+/// Startup ends at a queue of an eighth of the round-trip time, and at least 4 ms (RFC 9406, section 4.2; its 16 ms at most
+/// are what one window of bursts makes on a satellite's path).
+const STARTUP_QUEUE: f64 = 0.004;
+/// The part of the window that Startup leaves at: between the half that was in flight a round trip ago and made a queue,
+/// and the whole that has not shown its own yet.
+const STARTUP_PART: f64 = 0.6;
 /// Up puts a quarter more in flight, as BBR's does; less where it only overflows a buffer, down to this.
 const UP_GAIN: f64 = 1.25;
 const MIN_UP_GAIN: f64 = 1.06;
@@ -228,7 +232,7 @@ impl Haul {
     fn end_round(&mut self, now: Instant) {
         let round = std::mem::replace(&mut self.round, Round::new(now));
         let sent_in = std::mem::replace(&mut self.sent_in, self.phase);
-        let Some((rate, mean)) = round.sample() else { return };
+        let Some((rate, mean)) = round.sample(sent_in == Phase::Up) else { return };
         let alone = self.contest.is_none();
         let unhurried = alone && matches!(sent_in, Phase::Down | Phase::Startup);
         self.path.learn(now, &round, (rate, mean), !alone, unhurried);
@@ -395,10 +399,9 @@ impl Haul {
         CRUISE_ROUNDS * if self.contest.is_some() { 2 } else { 1 } + more
     }
 
-    /// Whether Startup has begun to fill a queue. It began with what was sent a round trip ago, when the window was half
-    /// of what it is.
+    /// Whether Startup has begun to fill a queue.
     fn is_filling(&self) -> bool {
-        let queue = (self.path.base() / 8.0).clamp(STARTUP_QUEUE.0, STARTUP_QUEUE.1);
+        let queue = (self.path.base() / 8.0).max(STARTUP_QUEUE);
         self.phase == Phase::Startup
             && self.startup.rate > 0.0
             && self.path.base().is_finite()
@@ -455,7 +458,7 @@ impl Controller for Haul {
             self.round_over = false;
             self.end_round(now);
         } else if self.is_filling() {
-            self.path.note_rate(now, self.window / 2.0 / self.recent_rtt);
+            self.path.note_rate(now, self.window * STARTUP_PART / self.recent_rtt);
             self.leave_startup(now);
         }
     }

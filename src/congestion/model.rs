@@ -64,10 +64,10 @@ impl Round {
         self.before_last = self.last.replace((now, self.acked));
     }
 
-    /// Delivery rate and mean round-trip time; `None` when too little came. The acknowledgement that ended the round is left
-    /// out: it is of what was sent in this round, and a window that became smaller has kept it back.
-    pub(super) fn sample(&self) -> Option<(f64, f64)> {
-        let (until, acked) = self.before_last.or(self.last)?;
+    /// Delivery rate and mean round-trip time; `None` when too little came. `shrunk` leaves the acknowledgement that ended
+    /// the round out: it is of what was sent in this round, and a window that became smaller has kept it back.
+    pub(super) fn sample(&self, shrunk: bool) -> Option<(f64, f64)> {
+        let (until, acked) = self.before_last.filter(|_| shrunk).or(self.last)?;
         let took = until.saturating_duration_since(self.began).as_secs_f64();
         (self.rtt_count > 0 && took > 0.0).then(|| (acked as f64 / took, self.rtt_sum / f64::from(self.rtt_count)))
     }
