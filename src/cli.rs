@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use haul::config::DEFAULT_PORT;
@@ -99,8 +100,7 @@ enum AnyoneMay {
 /// Copy files and directories to a server.
 #[derive(Args)]
 #[command(after_help = "\
-Examples: haul cp report.pdf haul://server/           -> report.pdf
-          haul cp photos haul://server/2026           -> 2026/...
+Examples: haul cp photos haul://server/2026           -> 2026/...
           haul cp photos haul://server/2026/          -> 2026/photos/...
 Unchanged files (same size and time) are skipped; what was interrupted goes on:
 run the same command again. The path is literal; a local a:b is written ./a:b.
@@ -118,6 +118,9 @@ struct Cp {
     /// Transfers open at the same time
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1000))]
     parallel: u32,
+    /// Keep trying when the connection is lost
+    #[arg(long, value_name = "TIME", value_parser = time, default_value = "10m")]
+    retry_for: Duration,
     /// Do not wait for the server's disk
     #[arg(long)]
     no_fsync: bool,
@@ -257,6 +260,19 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
+/// `30s`, `10m`, `2h`, or seconds.
+fn time(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let unit = match unit {
+        "" | "s" => Some(1),
+        "m" => Some(60),
+        "h" => Some(3600),
+        _ => None,
+    };
+    let seconds = unit.and_then(|unit| number.parse::<u64>().ok()?.checked_mul(unit));
+    seconds.map(Duration::from_secs).ok_or_else(|| "a time is written 30s, 10m or 2h; 0 is never".into())
+}
+
 /// `ADDR:PORT`, `ADDR`, `:PORT` or `PORT`.
 fn listen_address(text: &str) -> Result<SocketAddr, String> {
     let any = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
@@ -292,6 +308,16 @@ mod tests {
         assert_eq!(code(Error::Refused(Code::NotAllowed.into())), NOT_TRUSTED);
         assert_eq!(code(Error::Refused(Code::NoSpace.into())), FAILED);
         assert_eq!(exit_code(&anyhow::anyhow!("other")), FAILED);
+    }
+
+    #[test]
+    fn times_are_what_people_write() {
+        for (text, seconds) in [("30s", 30), ("10m", 600), ("2h", 7200), ("45", 45), ("0", 0)] {
+            assert_eq!(time(text), Ok(Duration::from_secs(seconds)));
+        }
+        for text in ["", "s", "-1", "1.5h", "10 m", "5d", "99999999999999999999", "18446744073709551615h"] {
+            assert!(time(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -1,19 +1,21 @@
-//! The client: connect, run a session.
+//! The client: connect, run a session, reconnect and go on with it.
+
+mod link;
+mod retry;
+mod watch;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use quinn::Connection;
+use quinn::{Connection, ConnectionError};
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::bucket::{Bucket, Limits};
-use crate::budget::{Budget, Window};
-use crate::config::Config;
-use crate::endpoint::{self, Connected};
+use crate::config::{Config, written};
+use crate::endpoint;
 use crate::error::{Code, Error, Result, Why};
 use crate::identity::{Identity, KeyId};
 use crate::limits::within_open_files;
@@ -23,28 +25,32 @@ use crate::path::{RelativePath, printable};
 use crate::progress::{Event, Observer};
 use crate::rate::Rate;
 use crate::receiver::{Permits, Place, Receiver, Receiving};
-use crate::sender::Sent;
-use crate::session::{self, Outcome, Outgoing, Sessions, accept_streams};
+use crate::sender::{Sender, Sent};
+use crate::session::{self, Outcome};
 use crate::store::Store;
 use crate::stream::varint_of;
 use crate::trust::ServerTrust;
-use crate::upkeep::{SendMemory, Upkeep};
 use crate::wire::{Components, Durability, Message, Pull, Push, Summary};
+
+use link::Link;
+use retry::{Retry, passes, reason};
 
 /// How long closing waits for its last packet to go out.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// A connection to a server.
+/// A client of one server, and its connection there.
 pub struct Client {
-    endpoint: quinn::Endpoint,
-    connection: Connection,
+    identity: Identity,
+    /// The very key that the first connection had.
+    trust: ServerTrust,
+    host: String,
+    port: u16,
     key_id: KeyId,
-    sessions: Arc<Sessions>,
-    window: Arc<Window>,
     config: Config,
     limits: Limits,
-    streams: JoinHandle<()>,
-    _upkeep: Upkeep,
+    link: Mutex<Arc<Link>>,
+    /// Sessions that lost the same connection wait for one new one.
+    reconnecting: tokio::sync::Mutex<()>,
 }
 
 /// What to send, where to, and how.
@@ -74,31 +80,17 @@ impl Client {
         port: u16,
         config: &Config,
     ) -> Result<Self> {
-        let Connected { endpoint, connection } = endpoint::connect(identity, trust, host, port, config).await?;
-        let (key_id, _) = endpoint::peer(&connection)
-            .ok_or_else(|| Error::NotTrusted { host: host.into(), why: "it presented no certificate".into() })?;
-        let window = Window::open(connection.clone(), &Budget::new(config.memory))
-            .ok_or_else(|| Error::Usage("no memory is allowed for a connection".into()))?;
-        // A client has but this connection; its send window is all that bounds it.
-        let most = config.limited_send_window();
-        let upkeep = Upkeep::begin(connection.clone(), &SendMemory::new(most), most);
-        let sessions = Arc::new(Sessions::default());
-        let streams = {
-            let (connection, sessions, deadline) = (connection.clone(), sessions.clone(), config.deadline);
-            // A server opens no control streams; one that does sees them reset.
-            tokio::spawn(async move { drop(accept_streams(&connection, &sessions, deadline, |_, _| {}).await) })
-        };
-        let limits = Limits::new(config.limit.map(|rate| Arc::new(Bucket::new(rate))));
+        let (link, key_id) = Link::open(identity, trust, host, port, config).await?;
         Ok(Self {
-            endpoint,
-            connection,
+            identity: identity.clone(),
+            trust: ServerTrust { pin: Some(key_id), ..ServerTrust::default() },
+            host: host.to_owned(),
+            port,
             key_id,
-            sessions,
-            window,
             config: config.clone(),
-            limits,
-            streams,
-            _upkeep: upkeep,
+            limits: Limits::new(config.limit.map(|rate| Arc::new(Bucket::new(rate)))),
+            link: Mutex::new(Arc::new(link)),
+            reconnecting: tokio::sync::Mutex::default(),
         })
     }
 
@@ -107,19 +99,38 @@ impl Client {
         self.key_id
     }
 
-    /// The connection itself, for its address and statistics.
-    pub fn connection(&self) -> &Connection {
-        &self.connection
+    /// The connection itself as it is now, for its address and statistics.
+    pub fn connection(&self) -> Connection {
+        self.link().connection.clone()
+    }
+
+    /// Goes on from another UDP port of this machine: for a program that is told of a change in the network. Sessions
+    /// go on, and a change of address alone does not need it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the system gives no port; then everything stays as it was.
+    pub fn rebind(&self) -> Result<()> {
+        let link = self.link();
+        endpoint::rebind(&link.endpoint, link.connection.remote_address())
+    }
+
+    fn link(&self) -> Arc<Link> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Sends files and directories, and waits until the server says that each is committed, or why not. What the observer
     /// hears of is counted in the outcome too. Dropping the future cancels: files that are committed stay, of the rest
     /// the server keeps partials.
     ///
+    /// Once the server has taken up the session, a lost connection does not end it: for [`Config::retry_for`] others are
+    /// tried, to a server with the same key, and the session goes on over them. What is settled stays settled, and of an
+    /// unfinished file only what the server does not hold is sent.
+    ///
     /// # Errors
     /// What ends the session as a whole. Files that fail do not: see [`Sent::failures`](crate::sender::Sent::failures).
     pub async fn push(&self, options: &PushOptions, observer: Observer) -> Result<Outcome> {
-        observer(Event::Connected { address: self.connection.remote_address(), key_id: self.key_id.to_string() });
+        let mut link = self.link();
+        observer(Event::Connected { address: link.connection.remote_address(), key_id: self.key_id.to_string() });
         let (trees, unsendable) = look_at(options.sources.clone()).await?;
         let Some(first) = trees.first() else {
             // Nothing to ask the server for.
@@ -133,31 +144,77 @@ impl Client {
             directory: options.sources.len() == 1 && first.directory,
             durability: options.durability,
         };
-        let outgoing = Outgoing {
-            connection: self.connection.clone(),
-            trees,
-            unsendable,
-            parallel: self.config.parallel,
-            limits: self.limits.clone(),
-            meter: Arc::default(),
-            config: self.config.clone(),
-            observer,
-        };
-        self.honest(session::push(outgoing, &push).await)
+        let mut sender = Sender::new(trees, unsendable, self.config.parallel, observer.clone());
+        let (mut outcome, mut retry) = (Outcome::default(), None);
+        loop {
+            let mut begun = false;
+            let begin = || {
+                begun = true;
+                if retry.is_some() {
+                    observer(Event::Reconnected { address: link.connection.remote_address() });
+                }
+            };
+            let ended = link.push((&push, &self.limits), &mut sender, &self.config, begin, &mut outcome).await;
+            (outcome.sent, outcome.bound) = (sender.sent(), outcome.account.bound());
+            let lost = match (ended, outcome.sent.interrupted.clone().map(Error::from)) {
+                (Err(lost), _) => lost,
+                // The server goes away, and something is left to send.
+                (Ok(()), Some(stopping)) if passes(&stopping) && !self.config.retry_for.is_zero() => stopping,
+                (Ok(()), _) => return Ok(outcome),
+            };
+            let on_purpose = matches!(link.connection.close_reason(), Some(ConnectionError::LocallyClosed));
+            if !passes(&lost) || on_purpose || self.config.retry_for.is_zero() || !(begun || retry.is_some()) {
+                return Err(lost);
+            }
+            if begun {
+                observer(Event::Lost { why: reason(&lost), retry_for: self.config.retry_for });
+            }
+            let progress = sender.progress();
+            let retry = retry.get_or_insert_with(|| Retry::new(self.config.retry_for, progress));
+            retry.lost(progress);
+            link = self.reconnect(&link, &lost, retry, &observer).await?;
+        }
     }
 
-    /// A server that breaks the protocol is told so, and left.
-    fn honest<T>(&self, result: Result<T>) -> Result<T> {
-        if let Err(Error::Protocol(why)) = &result {
-            self.connection.close(varint_of(Code::Protocol), why.as_bytes());
+    /// Waits and tries until there is another connection.
+    async fn reconnect(
+        &self,
+        old: &Arc<Link>,
+        lost: &Error,
+        retry: &mut Retry,
+        observer: &Observer,
+    ) -> Result<Arc<Link>> {
+        let mut why = reason(lost);
+        while let Some((attempt, wait)) = retry.next()? {
+            observer(Event::Reconnecting { attempt, wait });
+            sleep(wait).await;
+            match self.connect_anew(old).await {
+                Err(error) if passes(&error) => why = reason(&error),
+                ended => return ended,
+            }
         }
-        result
+        let (first, limit) = (reason(lost), written(self.config.retry_for));
+        let last = if why == first { String::new() } else { format!(" (at last: {why})") };
+        Err(Error::Lost(format!("{first}. For {limit} it could not be made again{last}")))
+    }
+
+    /// Another connection in the place of one that is lost; one for all sessions that lost it.
+    async fn connect_anew(&self, old: &Arc<Link>) -> Result<Arc<Link>> {
+        let _one = self.reconnecting.lock().await;
+        let now = self.link();
+        if !Arc::ptr_eq(&now, old) && now.connection.close_reason().is_none() {
+            return Ok(now);
+        }
+        let (link, _) = Link::open(&self.identity, &self.trust, &self.host, self.port, &self.config).await?;
+        let link = Arc::new(link);
+        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = link.clone();
+        Ok(link)
     }
 
     /// Receives files and directories from the server into a store, each under its own name.
     ///
     /// # Errors
-    /// As [`push`](Self::push).
+    /// As [`push`](Self::push); a lost connection too: a pull does not go on by itself yet.
     pub async fn pull(
         &self,
         sources: &[RelativePath],
@@ -165,6 +222,7 @@ impl Client {
         durability: Durability,
         observer: Observer,
     ) -> Result<Summary> {
+        let link = self.link();
         let permits = Arc::new(Semaphore::new(within_open_files(self.config.max_transfers)));
         let receiver = Receiver::new(Receiving {
             store,
@@ -173,7 +231,7 @@ impl Client {
             owner: self.key_id.0,
             durability,
             permits: Arc::new(Permits::new(permits)),
-            window: self.window.clone(),
+            window: link.window.clone(),
             claims: Arc::default(),
             config: self.config.clone(),
             observer,
@@ -189,7 +247,7 @@ impl Client {
         if !pull.fits() {
             return Err(Error::Usage("so many sources do not fit into one request; pull them in parts".into()));
         }
-        self.honest(session::pull(&self.connection, &pull, &self.sessions, receiver, &self.config).await)
+        link.honest(session::pull(&link.connection, &pull, &link.sessions, receiver, &self.config).await)
     }
 
     /// Measures the way to the server and back, without touching a disk at either end. What the observer hears of is
@@ -199,20 +257,16 @@ impl Client {
     /// [`Error::Usage`] for a time that is out of bounds; [`Error::Refused`] with [`Code::Unsupported`] by a server that is
     /// too old for it, and with [`Code::Busy`] by one that is measuring for others; what ends a connection.
     pub async fn measure(&self, options: &MeasureOptions, observer: Observer) -> Result<Measured> {
-        observer(Event::Connected { address: self.connection.remote_address(), key_id: self.key_id.to_string() });
-        self.honest(measure::measure(&self.window, options, &self.config, &observer).await)
+        let link = self.link();
+        observer(Event::Connected { address: link.connection.remote_address(), key_id: self.key_id.to_string() });
+        link.honest(measure::measure(&link.window, options, &self.config, &observer).await)
     }
 
     /// Closes the connection and waits until the server can know, for a second at most.
     pub async fn close(self) {
-        self.connection.close(varint_of(Code::Done), b"");
-        let _ = timeout(GOODBYE, self.endpoint.wait_idle()).await;
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.streams.abort();
+        let link = self.link();
+        link.connection.close(varint_of(Code::Done), b"");
+        let _ = timeout(GOODBYE, link.endpoint.wait_idle()).await;
     }
 }
 

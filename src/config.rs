@@ -52,6 +52,9 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// How often a client keeps an idle connection alive; servers never do.
     pub keep_alive: Duration,
+    /// How long a client tries to go on with a session whose connection was lost. It counts from the loss; a connection
+    /// over which the receiver came further begins it anew. Zero: never.
+    pub retry_for: Duration,
     /// How long a client waits for the first datagram of a server.
     pub first_reply: Duration,
     /// How long a handshake may take in all, once a datagram has come back.
@@ -91,8 +94,19 @@ impl Default for Config {
             max_measurement: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(60),
             keep_alive: Duration::from_secs(5),
+            retry_for: Duration::from_secs(10 * 60),
             first_reply: Duration::from_secs(5),
             handshake: Duration::from_secs(30),
         }
+    }
+}
+
+/// A time as people write it: `30 s`, `10 min`, `2 h`.
+pub fn written(time: Duration) -> String {
+    match time.as_secs() {
+        0 => "0 s".into(),
+        seconds if seconds % 3600 == 0 => format!("{} h", seconds / 3600),
+        seconds if seconds % 60 == 0 => format!("{} min", seconds / 60),
+        seconds => format!("{seconds} s"),
     }
 }

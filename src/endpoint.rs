@@ -2,14 +2,16 @@
 
 mod connect;
 
-pub use connect::{Connected, connect};
+pub use connect::{Connected, connect, nobody_listens, rebind};
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use aws_lc_rs::hmac;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig};
+use quinn_proto::HashedConnectionIdGenerator;
 use rustls::pki_types::CertificateDer;
 use rustls::version::TLS13;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -179,8 +181,41 @@ pub fn bind(address: SocketAddr, server: Option<quinn::ServerConfig>) -> Result<
         .map_err(Error::io(format!("cannot open UDP {address}")))
 }
 
+/// Opens a UDP port as a server that, when it is started anew on the same address, tells the clients of before that their
+/// connections are gone: by stateless resets (RFC 9000, section 10.3.2), whose key comes from the server's own.
+///
+/// # Errors
+/// As [`bind`].
+pub fn listen(address: SocketAddr, identity: &Identity, server: quinn::ServerConfig) -> Result<quinn::Endpoint> {
+    let failed = || Error::io(format!("cannot open UDP {address}"));
+    let socket = udp_socket(address)?;
+    let config = resetting(identity, socket.local_addr().map_err(failed())?);
+    quinn::Endpoint::new(config, Some(server), socket, runtime()?).map_err(failed())
+}
+
+/// Whoever learned a connection's id could have a second endpoint of the same key reset it (RFC 9000, section 21.11): so
+/// each address has a key of its own.
+fn resetting(identity: &Identity, address: SocketAddr) -> EndpointConfig {
+    let key = identity.private_key();
+    let derive = |context: &str| {
+        let mut hasher = blake3::Hasher::new_derive_key(context);
+        hasher.update(address.to_string().as_bytes()).update(b" ").update(key.secret_der());
+        *hasher.finalize().as_bytes()
+    };
+    let tokens = hmac::Key::new(hmac::HMAC_SHA256, &derive("haul 2025-06 stateless reset tokens"));
+    let [a, b, c, d, e, f, g, h, ..] = derive("haul 2025-06 connection ids");
+    let ids = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+    let mut config = EndpointConfig::new(Arc::new(tokens));
+    // Random ids of before would look forged to the next process, and be dropped without a word.
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
+    limited(config)
+}
+
 fn endpoint_config() -> EndpointConfig {
-    let mut config = EndpointConfig::default();
+    limited(EndpointConfig::default())
+}
+
+fn limited(mut config: EndpointConfig) -> EndpointConfig {
     config.max_udp_payload_size(MAX_DATAGRAM).expect("MAX_DATAGRAM is within QUIC's limits");
     config
 }

@@ -72,6 +72,26 @@ pub enum Event {
         /// Since it began in this direction.
         elapsed: Duration,
     },
+    /// A connection was lost in the middle of a session. What is committed stays; the session goes on over another
+    /// connection if one comes about. An entry keeps its number; one that was under way is started anew.
+    Lost {
+        /// What happened, for people; safe to print.
+        why: String,
+        /// How long it is tried again, at most.
+        retry_for: Duration,
+    },
+    /// Another connection is about to be tried.
+    Reconnecting {
+        /// Counts from 1; begins anew once a connection has moved something.
+        attempt: u32,
+        /// How long is waited before it.
+        wait: Duration,
+    },
+    /// The session goes on over another connection, to the same server.
+    Reconnected {
+        /// Where the server is now.
+        address: SocketAddr,
+    },
     /// The peer stops: nothing new will be taken, transfers under way may end.
     GoingAway {
         /// What it said.

@@ -11,6 +11,7 @@ mod judge;
 mod transfer;
 mod unanswered;
 
+pub(crate) use claims::Claimed;
 pub use claims::Claims;
 use unanswered::Unanswered;
 
@@ -120,6 +121,8 @@ pub struct Receiving {
 /// One session's receiver.
 pub struct Receiver {
     session: Receiving,
+    /// Among the sessions that claim files.
+    age: u64,
     /// Transfers that are wanted and whose stream has not come yet.
     admitted: Mutex<HashMap<u64, oneshot::Sender<Result<Incoming, Why>>>>,
     verdicts: mpsc::UnboundedSender<Verdict>,
@@ -159,6 +162,7 @@ impl Receiver {
         let held_up_before = session.window.held_up();
         Arc::new(Self {
             held_up_before,
+            age: session.claims.age(),
             session,
             admitted: Mutex::default(),
             verdicts,
@@ -334,14 +338,22 @@ impl Receiver {
     async fn admit_one_large(self: &Arc<Self>, file: Wanted) {
         // Whoever of this key still has the file, such as a connection that is dead and does not know it yet, lets go of
         // it and of its permit first.
-        let claim = self.session.claims.take(self.session.owner, &file.path).await;
-        match self.or_stopping(claim.or_superseded(self.session.permits.acquire())).await {
-            Ok(permit) => {
+        let admitted = async {
+            let claim = self.claim(&file).await?;
+            let permit = self.or_stopping(claim.or_superseded(self.session.permits.acquire())).await?;
+            Ok((permit, claim))
+        };
+        match admitted.await {
+            Ok((permit, claim)) => {
                 let receiver = self.clone();
                 self.transfers.spawn(receiver.receive_large(file, permit, claim).in_current_span());
             }
             Err(why) => self.refuse(&file, why),
         }
+    }
+
+    async fn claim(&self, file: &Wanted) -> Result<Claimed, Why> {
+        self.session.claims.take(self.session.owner, &file.path, self.age).await
     }
 
     async fn or_stopping<T>(&self, wait: impl Future<Output = Result<T, Why>>) -> Result<T, Why> {

@@ -3,14 +3,17 @@
 //! One task announces what the walk finds, one reads verdicts, and each wanted file is a task of its own with a stream
 //! of its own. The room for unanswered entries is the receiver's; everything else that bounds the sender is here.
 
+mod account;
 mod body;
 mod meter;
 mod transfer;
 
+pub use account::{MAX_FAILURES, Sent};
+use account::{State, size_of};
 pub use meter::Meter;
 pub(crate) use meter::{Station, Watch};
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -38,115 +41,125 @@ const SMALL_READERS: usize = 32;
 const SMALL_MEMORY_KIB: usize = 16 << 10;
 /// Entries in all that may be unsettled, transfers under way included; bounds the sender's own memory.
 const MAX_UNSETTLED: usize = 10_000;
-/// Ranges that a receiver may have offered as held in all its open Wants; over it, it is not honest.
-const MAX_OPEN_HELD: usize = 64 << 10;
 /// Entries are gathered into one write up to so many bytes.
 const MANIFEST_WRITE: usize = 16 << 10;
 /// What the walk may be ahead of the manifest, in entries.
 const WALK_AHEAD: usize = 768;
 /// Entries walked in one go off the network threads.
 const WALK_PART: usize = 256;
-/// Failures kept by name in [`Sent`]; the events name them all.
-pub const MAX_FAILURES: usize = 1000;
-
-/// What became of a session, as the sender saw it.
-#[derive(Debug, Clone, Default)]
-pub struct Sent {
-    /// Entries announced.
-    pub entries: u64,
-    /// Files committed, links and empty files included.
-    pub files: u64,
-    /// Bytes of content committed.
-    pub bytes: u64,
-    /// Files and links that were there already.
-    pub skipped: u64,
-    /// Entries that failed, and what could not be sent at all.
-    pub failed: u64,
-    /// The first [`MAX_FAILURES`] of them.
-    pub failures: Vec<(RelativePath, Why)>,
-    /// Why the receiver ended the session early, if it did; what was not announced or answered by then was not sent.
-    pub interrupted: Option<Why>,
-}
-
-impl Sent {
-    /// The account of a session that never was, since none of its sources could be looked at.
-    pub(crate) fn of_failures(failures: Vec<(RelativePath, Why)>, observer: &Observer) -> Self {
-        let mut sent = Self::default();
-        for (path, why) in failures {
-            sent.count(&path, Kind::File, 0, &Settled::Failed(why.clone()));
-            (observer)(Event::Settled { id: None, path, kind: Kind::File, size: 0, result: Settled::Failed(why) });
-        }
-        sent
-    }
-
-    fn count(&mut self, path: &RelativePath, kind: Kind, size: u64, result: &Settled) {
-        match result {
-            Settled::Failed(why) => {
-                self.failed += 1;
-                if self.failures.len() < MAX_FAILURES {
-                    self.failures.push((path.clone(), why.clone()));
-                }
-            }
-            _ if kind == Kind::Directory => {}
-            Settled::Skipped => self.skipped += 1,
-            Settled::Committed => {
-                self.files += 1;
-                self.bytes += size;
-            }
-        }
-    }
-}
-
-/// What a sender needs to know of its session.
+/// The connection that a session runs over for now, and what the receiver said on it.
 pub struct Sending {
-    /// The connection that carries it.
+    /// The connection.
     pub connection: Connection,
     /// The stream id of the session's control stream.
     pub handle: u64,
     /// What the receiver allows.
     pub ready: Ready,
-    /// Transfers open at the same time.
-    pub parallel: usize,
     /// What may go out in a second: entries, plans, bodies and trailers.
     pub limits: Limits,
     /// Silence that ends a transfer.
     pub deadline: Duration,
     /// Counts where transfers stand.
     pub meter: Arc<Meter>,
-    /// Takes the events.
-    pub observer: Observer,
     /// Cancelled when the receiver goes away: nothing new is announced then.
     pub stopping: CancellationToken,
 }
 
-/// Sends trees and waits until each entry is settled. Dropping the future cancels: open transfers are reset, and what
-/// the receiver has of them stays there as partials.
+/// One session's sender. It outlives its connections: what one of them left unsettled is announced anew on the next,
+/// under the same ids, and what is settled never again, so that its account adds up over all of them.
 ///
-/// # Errors
-/// What ends the session as a whole; a file that fails is counted in [`Sent`].
-pub async fn send(sending: Sending, trees: Vec<Tree>, unsendable: Vec<(RelativePath, Why)>) -> Result<Sent> {
-    let (send, receive) = sending.connection.open_bi().await.map_err(StreamError::from)?;
-    let sender = Arc::new(Sender {
-        parallel: Arc::new(Semaphore::new(sending.parallel.max(1))),
-        large: Arc::new(Semaphore::new(LARGE_WRITERS)),
-        files: Arc::new(Semaphore::new(within_open_files(LARGE_WRITERS + SMALL_READERS))),
-        memory: Arc::new(Semaphore::new(SMALL_MEMORY_KIB)),
-        state: Mutex::default(),
-        changed: Notify::new(),
-        sending,
-    });
-    for (path, why) in unsendable {
-        sender.report(None, path, Kind::File, 0, Settled::Failed(why));
-    }
-    let announce = sender.announce(MessageWriter::new(send), trees);
-    let answers = sender.answers(MessageReader::new(receive));
-    tokio::try_join!(announce, answers)?;
-    let sent = std::mem::take(&mut sender.state().sent);
-    Ok(sent)
+/// Dropping it cancels: open transfers are reset, and what the receiver has of them stays there as partials.
+pub struct Sender {
+    shared: Arc<Shared>,
+    /// What waits for the first connection.
+    begin: Option<Begin>,
+    found: mpsc::Receiver<Found>,
+    directories: mpsc::UnboundedReceiver<Announce>,
+    /// There may be more to find.
+    walking: bool,
+    transfers: JoinSet<()>,
 }
 
-struct Sender {
-    sending: Sending,
+struct Begin {
+    walk: Walk,
+    found: mpsc::Sender<Found>,
+    unsendable: Vec<(RelativePath, Why)>,
+}
+
+impl Sender {
+    /// A sender that has not begun. At most `parallel` transfers are open at the same time; what is `unsendable` is
+    /// settled as failed.
+    pub fn new(trees: Vec<Tree>, unsendable: Vec<(RelativePath, Why)>, parallel: usize, observer: Observer) -> Self {
+        let (found_to, found) = mpsc::channel(WALK_AHEAD);
+        let (directories_to, directories) = mpsc::unbounded_channel();
+        let begin = Some(Begin { walk: Walk::new(trees, directories_to), found: found_to, unsendable });
+        let shared = Arc::new(Shared {
+            parallel: Arc::new(Semaphore::new(parallel.max(1))),
+            large: Arc::new(Semaphore::new(LARGE_WRITERS)),
+            files: Arc::new(Semaphore::new(within_open_files(LARGE_WRITERS + SMALL_READERS))),
+            memory: Arc::new(Semaphore::new(SMALL_MEMORY_KIB)),
+            state: Mutex::default(),
+            changed: Notify::new(),
+            observer,
+        });
+        Self { shared, begin, found, directories, walking: true, transfers: JoinSet::new() }
+    }
+
+    /// Sends over a connection until everything is settled, or, when the receiver goes away, until nothing more can be.
+    /// Once it has failed or was dropped it may be called again, with another connection.
+    ///
+    /// # Errors
+    /// What ends the session on this connection; a file that fails is counted in [`Sent`].
+    pub async fn run(&mut self, sending: Sending) -> Result<()> {
+        // Nothing of an earlier connection may settle what is announced on this one.
+        self.transfers.shutdown().await;
+        self.shared.state().begin_anew();
+        let (send, receive) = sending.connection.open_bi().await.map_err(StreamError::from)?;
+        if let Some(Begin { walk: trees, found, unsendable }) = self.begin.take() {
+            for (path, why) in unsendable {
+                self.shared.report(None, path, Kind::File, 0, Settled::Failed(why));
+            }
+            tokio::spawn(walk(trees, found));
+        }
+        let run = Arc::new(Run { shared: self.shared.clone(), sending });
+        let mut walked =
+            Walked { found: &mut self.found, directories: &mut self.directories, walking: &mut self.walking };
+        let announce = run.announce(MessageWriter::new(send), &mut walked);
+        let answers = run.answers(MessageReader::new(receive), &mut self.transfers);
+        tokio::try_join!(announce, answers)?;
+        Ok(())
+    }
+
+    /// The account so far, interrupted when something is left and the receiver has gone away.
+    pub fn sent(&self) -> Sent {
+        self.shared.state().sent()
+    }
+
+    /// Notes that the receiver has gone away.
+    pub(crate) fn interrupt(&mut self, why: Why) {
+        self.shared.state().gone = Some(why);
+    }
+
+    /// Grows whenever the receiver is seen to have come further: an entry is settled, or more of a file is held.
+    pub fn progress(&self) -> u64 {
+        self.shared.state().progress
+    }
+
+    /// Takes the events.
+    pub fn observer(&self) -> &Observer {
+        &self.shared.observer
+    }
+}
+
+/// What the walk has found and nobody has announced.
+struct Walked<'a> {
+    found: &'a mut mpsc::Receiver<Found>,
+    directories: &'a mut mpsc::UnboundedReceiver<Announce>,
+    walking: &'a mut bool,
+}
+
+/// What lasts as long as the session.
+struct Shared {
     parallel: Arc<Semaphore>,
     large: Arc<Semaphore>,
     /// Bounds the files that are open.
@@ -155,53 +168,59 @@ struct Sender {
     state: Mutex<State>,
     /// Told whenever an entry is answered or settled.
     changed: Notify,
+    observer: Observer,
 }
 
-#[derive(Default)]
-struct State {
-    unsettled: HashMap<u64, Pending>,
-    unanswered: u32,
-    unanswered_bytes: u32,
-    open_held: usize,
-    found_files: u64,
-    found_bytes: u64,
-    sent: Sent,
+/// The session on one connection.
+struct Run {
+    shared: Arc<Shared>,
+    sending: Sending,
 }
 
-struct Pending {
-    /// Taken by the transfer when the entry is wanted.
-    announce: Option<Announce>,
-    /// Bytes of the entry while it stands unanswered.
-    unanswered: Option<u32>,
-    held: usize,
-}
-
-impl Sender {
+impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Announces all that is found, and ends the manifest when everything is settled.
-    async fn announce(self: &Arc<Self>, mut manifest: MessageWriter, trees: Vec<Tree>) -> Result<()> {
-        let (found_to, mut found) = mpsc::channel(WALK_AHEAD);
-        let (directories_to, mut directories) = mpsc::unbounded_channel();
-        tokio::spawn(walk(Walk::new(trees, directories_to), found_to));
+    /// Counts a result and tells the observer.
+    fn report(&self, id: Option<u64>, path: RelativePath, kind: Kind, size: u64, result: Settled) {
+        self.state().count(&path, kind, size, &result);
+        (self.observer)(Event::Settled { id, path, kind, size, result });
+    }
+}
+
+impl Run {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state()
+    }
+
+    /// Announces what an earlier connection left and all that is found, and ends the manifest when everything is settled.
+    async fn announce(&self, mut manifest: MessageWriter, walked: &mut Walked<'_>) -> Result<()> {
         let mut buffer = BytesMut::new();
         buffer.put_u8(StreamType::Manifest as u8);
         put_varint(&mut buffer, self.sending.handle);
-
-        let mut walking = true;
+        // There is room before anything is taken up: what this future holds is gone when the connection is lost.
         loop {
+            self.room(&mut manifest, &mut buffer).await?;
+            if self.sending.stopping.is_cancelled() || !self.state().put_left(&mut buffer) {
+                break;
+            }
+        }
+        loop {
+            self.room(&mut manifest, &mut buffer).await?;
             let next = tokio::select! {
                 biased;
                 () = self.sending.stopping.cancelled() => break,
                 // Ends when the walk is over and all directories are announced.
-                directory = directories.recv() => match directory {
+                directory = walked.directories.recv() => match directory {
                     Some(directory) => Some(Found::Entry(directory)),
-                    None if walking => found.recv().await,
-                    None => break,
+                    None if *walked.walking => walked.found.recv().await,
+                    None => {
+                        self.state().complete = true;
+                        break;
+                    }
                 },
-                next = found.recv(), if walking => next,
+                next = walked.found.recv(), if *walked.walking => next,
                 // Nothing more is found right now: what is gathered goes out before the wait.
                 () = std::future::ready(()), if !buffer.is_empty() => {
                     self.write_entries(&mut manifest, &mut buffer).await?;
@@ -210,15 +229,17 @@ impl Sender {
             };
             match next {
                 Some(Found::Entry(announce)) => {
-                    self.room(&mut manifest, &mut buffer).await?;
-                    self.put_entry(announce, &mut buffer);
-                    if buffer.len() >= MANIFEST_WRITE {
-                        self.write_entries(&mut manifest, &mut buffer).await?;
+                    let counts = announce.kind != Kind::Directory;
+                    self.state().put_found(announce, &mut buffer);
+                    if counts {
+                        self.report_found(false);
                     }
                 }
-                Some(Found::Failed(path, why)) => self.report(None, path, Kind::File, 0, Settled::Failed(why)),
+                Some(Found::Failed(path, why)) => {
+                    self.shared.report(None, path, Kind::File, 0, Settled::Failed(why));
+                }
                 None => {
-                    walking = false;
+                    *walked.walking = false;
                     self.report_found(true);
                 }
             }
@@ -247,8 +268,11 @@ impl Sender {
         let room = |state: &State| {
             state.unanswered < entries && state.unanswered_bytes < bytes && state.unsettled.len() < MAX_UNSETTLED
         };
-        if !room(&self.state()) {
+        let has_room = room(&self.state());
+        if !has_room || buffer.len() >= MANIFEST_WRITE {
             self.write_entries(manifest, buffer).await?;
+        }
+        if !has_room {
             self.until(room).await;
         }
         Ok(())
@@ -256,7 +280,7 @@ impl Sender {
 
     async fn until(&self, condition: impl Fn(&State) -> bool) {
         loop {
-            let changed = self.changed.notified();
+            let changed = self.shared.changed.notified();
             if condition(&self.state()) {
                 return;
             }
@@ -264,45 +288,20 @@ impl Sender {
         }
     }
 
-    fn put_entry(&self, announce: Announce, buffer: &mut BytesMut) {
-        let mut state = self.state();
-        let id = state.sent.entries;
-        let before = buffer.len();
-        announce.entry(id).put(buffer);
-        let length = (buffer.len() - before) as u32;
-        if announce.kind != Kind::Directory {
-            state.found_files += 1;
-            state.found_bytes += if announce.kind == Kind::File { announce.metadata.size } else { 0 };
-        }
-        let file = announce.kind != Kind::Directory;
-        state.sent.entries += 1;
-        state.unanswered += 1;
-        state.unanswered_bytes += length;
-        state.unsettled.insert(id, Pending { announce: Some(announce), unanswered: Some(length), held: 0 });
-        drop(state);
-        if file {
-            self.report_found(false);
-        }
-    }
-
     fn report_found(&self, complete: bool) {
-        let (files, bytes) = {
-            let state = self.state();
-            (state.found_files, state.found_bytes)
-        };
-        (self.sending.observer)(Event::Found { files, bytes, complete });
+        let (files, bytes) = self.state().found();
+        (self.shared.observer)(Event::Found { files, bytes, complete });
     }
 
     /// Reads verdicts and runs the transfers they ask for, until the receiver ends the stream. A wanted file is but a row
     /// in a queue until one of the open transfers is its: tasks take kilobytes each, and thousands may be wanted.
-    async fn answers(self: &Arc<Self>, mut verdicts: MessageReader) -> Result<()> {
+    async fn answers(self: &Arc<Self>, mut verdicts: MessageReader, transfers: &mut JoinSet<()>) -> Result<()> {
         let mut wanted = VecDeque::new();
-        let mut transfers = JoinSet::new();
         loop {
             let verdict = tokio::select! {
                 verdict = Verdict::read(&mut verdicts) => verdict?,
                 Some(_) = transfers.join_next() => continue,
-                Ok(open) = self.parallel.clone().acquire_owned(), if !wanted.is_empty() => {
+                Ok(open) = self.shared.parallel.clone().acquire_owned(), if !wanted.is_empty() => {
                     if let Some((id, announce, held)) = wanted.pop_front() {
                         transfers.spawn(self.clone().transfer(id, announce, held, open));
                     }
@@ -316,81 +315,46 @@ impl Sender {
                 };
             };
             let id = verdict.id();
-            self.answered(id, &verdict)?;
+            let (announce, sent) = self.state().answered(id, &verdict)?;
+            self.shared.changed.notify_waiters();
             match verdict {
+                // Not there already: this session brought it, and the receipt was lost with a connection.
+                Verdict::Skip(_) if sent => self.settle(id, Settled::Committed),
                 Verdict::Skip(_) => self.settle(id, Settled::Skipped),
                 Verdict::Done(_) => self.settle(id, Settled::Committed),
                 Verdict::Refuse(_, why) => self.settle(id, Settled::Failed(why)),
-                Verdict::Want(_, held) => {
-                    let announce = self.state().unsettled.get_mut(&id).and_then(|pending| pending.announce.take());
-                    let Some(announce) = announce.filter(|a| a.kind == Kind::File) else {
-                        return Err(Error::Protocol(format!("it wants the content of entry {id}, which is no file")));
-                    };
-                    wanted.push_back((id, announce, held));
+                Verdict::Want(_, _) if announce.kind != Kind::File => {
+                    return Err(Error::Protocol(format!("it wants the content of entry {id}, which is no file")));
                 }
+                Verdict::Want(_, held) => wanted.push_back((id, announce, held)),
             }
         }
     }
 
-    /// Takes an entry off the unanswered ones. A second answer, or one to no question, is the receiver's fault.
-    fn answered(&self, id: u64, verdict: &Verdict) -> Result<()> {
-        let mut state = self.state();
-        let held = if let Verdict::Want(_, held) = verdict { held.len() } else { 0 };
-        let pending = state.unsettled.get_mut(&id);
-        let Some((pending, bytes)) = pending.and_then(|p| p.unanswered.take().map(|bytes| (p, bytes))) else {
-            return Err(Error::Protocol(format!("it answered entry {id}, which stands for no answer")));
-        };
-        pending.held = held;
-        state.open_held += held;
-        state.unanswered -= 1;
-        state.unanswered_bytes -= bytes;
-        if state.open_held > MAX_OPEN_HELD {
-            return Err(Error::Protocol("it holds more ranges than can be compared".into()));
+    /// Notes that a file was sent to its end.
+    fn sent(&self, id: u64) {
+        self.state().sent_whole(id);
+    }
+
+    fn settle_transfer(&self, id: u64, result: Result<(), Why>) {
+        // Once the connection is gone, that is what ended the session; no file failed by itself.
+        if self.sending.connection.close_reason().is_none() {
+            self.settle(id, result.map_or_else(Settled::Failed, |()| Settled::Committed));
         }
-        drop(state);
-        self.changed.notify_waiters();
-        Ok(())
     }
 
     fn settle(&self, id: u64, result: Settled) {
-        let pending = self.state().unsettled.get_mut(&id).and_then(|p| p.announce.take());
-        if let Some(announce) = pending {
-            self.settle_as(id, announce, result);
-        }
-    }
-
-    fn settle_transfer(&self, id: u64, announce: Announce, result: Result<(), Why>) {
-        // Once the connection is gone, that is what ended the session; no file failed by itself.
-        if self.sending.connection.close_reason().is_none() {
-            let result = result.map_or_else(Settled::Failed, |()| Settled::Committed);
-            self.settle_as(id, announce, result);
-        }
-    }
-
-    fn settle_as(&self, id: u64, announce: Announce, result: Settled) {
-        let size = if announce.kind == Kind::File { announce.metadata.size } else { 0 };
-        if matches!(&result, Settled::Failed(why) if why.code == Code::Stopping) {
-            // The server stops: that is said once for the session, not for each file.
-            self.interrupt(Why::from(Code::Stopping));
+        let Some(announce) = self.state().unsettled.get(&id).map(|pending| pending.announce.clone()) else { return };
+        let size = size_of(&announce);
+        let stopping = matches!(&result, Settled::Failed(why) if why.code == Code::Stopping);
+        // The server stops: that is said once for the session, not for each file.
+        if stopping {
+            self.sending.stopping.cancel();
         } else {
-            self.report(Some(id), announce.path, announce.kind, size, result);
+            self.shared.report(Some(id), announce.path.clone(), announce.kind, size, result);
         }
-        let mut state = self.state();
-        if let Some(pending) = state.unsettled.remove(&id) {
-            state.open_held -= pending.held;
-        }
-        drop(state);
-        self.changed.notify_waiters();
-    }
-
-    fn interrupt(&self, why: Why) {
-        self.state().sent.interrupted.get_or_insert(why);
-    }
-
-    /// Counts a result and tells the observer.
-    fn report(&self, id: Option<u64>, path: RelativePath, kind: Kind, size: u64, result: Settled) {
-        self.state().sent.count(&path, kind, size, &result);
-        (self.sending.observer)(Event::Settled { id, path, kind, size, result });
+        self.state().settled(id, stopping);
+        self.shared.changed.notify_waiters();
     }
 }
 

@@ -69,6 +69,7 @@ struct Shared {
     /// The limit of what all connections send.
     limit: Option<Arc<Bucket>>,
     claims: Arc<Claims>,
+    pushes: Arc<Claims<[u8; 16]>>,
     /// Nothing new from here on.
     stopping: CancellationToken,
     tasks: TaskTracker,
@@ -88,7 +89,7 @@ impl Server {
             qlog::prepare(directory)?;
         }
         let quic = endpoint::server_config(&identity, &config)?;
-        let endpoints = listen.into_iter().map(|address| endpoint::bind(address, Some(quic.clone())));
+        let endpoints = listen.into_iter().map(|address| endpoint::listen(address, &identity, quic.clone()));
         let endpoints = endpoints.collect::<Result<_>>()?;
         let permits = within_open_files(config.max_transfers);
         if permits < config.max_transfers {
@@ -109,6 +110,7 @@ impl Server {
             measurements: Places::of_server(),
             limit: config.limit.map(|rate| Arc::new(Bucket::new(rate))),
             claims: Arc::default(),
+            pushes: Arc::default(),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
             config,
@@ -281,6 +283,8 @@ async fn converse(
         connection: connection.clone(),
         sessions: sessions.clone(),
         store: shared.store.clone(),
+        owner,
+        pushes: shared.pushes.clone(),
         may_read: rights.read,
         may_write: rights.write,
         config: shared.config.clone(),

@@ -18,11 +18,9 @@ use tokio_util::sync::CancellationToken;
 use crate::bucket::Limits;
 use crate::config::Config;
 use crate::error::{Code, Error, Result, Why};
-use crate::manifest::Tree;
-use crate::path::RelativePath;
-use crate::progress::{Event, Observer};
+use crate::progress::Event;
 use crate::receiver::Receiver;
-use crate::sender::{Meter, Sending, Sent, Station, Watch, send};
+use crate::sender::{Meter, Sender, Sending, Sent, Station, Watch};
 use crate::stream::{Direction, MessageReader, MessageWriter, StreamError, unless_silent};
 use crate::verdict::{Account, Bound, PathStats};
 use crate::wire::{
@@ -40,13 +38,13 @@ const WORKING: Duration = Duration::from_secs(5);
 pub struct Outcome {
     /// The sender's account.
     pub sent: Sent,
-    /// The receiver's account.
+    /// The receiver's account of the last connection.
     pub summary: Summary,
-    /// What the path was like.
+    /// What the path was like, over all connections.
     pub path: PathStats,
-    /// What bound the transfer.
+    /// What bound the transfer, while there was a connection.
     pub bound: Bound,
-    /// Where the time went.
+    /// Where the time went, while there was a connection.
     pub account: Account,
 }
 
@@ -241,32 +239,33 @@ fn hello() -> Hello {
     Hello { features: Vec::new(), agent: concat!("haul/", env!("CARGO_PKG_VERSION")).into() }
 }
 
-/// What a sender brings to a session, whichever end it is.
-pub(crate) struct Outgoing {
-    pub(crate) connection: Connection,
-    pub(crate) trees: Vec<Tree>,
-    /// Sources that could not even be looked at.
-    pub(crate) unsendable: Vec<(RelativePath, Why)>,
-    pub(crate) parallel: usize,
-    pub(crate) limits: Limits,
-    pub(crate) meter: Arc<Meter>,
-    pub(crate) config: Config,
-    pub(crate) observer: Observer,
-}
-
-/// The client's side of a push.
-pub(crate) async fn push(outgoing: Outgoing, push: &Push) -> Result<Outcome> {
-    let (handle, control, ready) = request(&outgoing.connection, push, outgoing.config.deadline, |_| {}).await?;
-    let meter = outgoing.meter.clone();
-    let mut watch = Watch::begin(outgoing.connection.clone(), meter).await;
-    let never_stopped = CancellationToken::new();
-    let mut outcome = tokio::select! {
-        outcome = send_all(outgoing, handle, control, ready, &never_stopped) => outcome?,
+/// The client's side of a push, over one connection, until `gone` says why that one is lost. `begun` is called once the
+/// server is ready. What was seen on the way, and the summary, are added to the outcome.
+pub(crate) async fn push(
+    (connection, limits): (&Connection, &Limits),
+    push: &Push,
+    sender: &mut Sender,
+    deadline: Duration,
+    begun: impl FnOnce(),
+    gone: impl Future<Output = String>,
+    outcome: &mut Outcome,
+) -> Result<()> {
+    let (handle, control, ready) = request(connection, push, deadline, |_| {}).await?;
+    begun();
+    let (connection, limits, stopping) = (connection.clone(), limits.clone(), CancellationToken::new());
+    let meter = Arc::new(Meter::default());
+    let mut watch = Watch::begin(connection.clone(), meter.clone()).await;
+    let ended = tokio::select! {
+        ended = send_all(sender, Sending { connection, handle, ready, limits, deadline, meter, stopping }, control) => ended,
+        why = gone => Err(Error::Lost(why)),
         never = watch.run() => match never {},
     };
-    (outcome.path, outcome.account) = watch.end(outcome.summary.held_up.map(Duration::from_millis)).await;
-    outcome.bound = outcome.account.bound();
-    Ok(outcome)
+    let held_up = ended.as_ref().ok().and_then(|summary| summary.held_up).map(Duration::from_millis);
+    let (path, account) = watch.end(held_up).await;
+    outcome.path.join(&path, outcome.account.elapsed, account.elapsed);
+    outcome.account.join(&account);
+    outcome.summary = ended?;
+    Ok(())
 }
 
 /// The client's side of a pull.
@@ -285,34 +284,16 @@ pub(crate) async fn pull(
 }
 
 /// Sends everything, then [`End`], and reads the [`Summary`].
-async fn send_all(
-    outgoing: Outgoing,
-    handle: u64,
-    (mut reader, mut writer): Bi,
-    ready: Ready,
-    own_stop: &CancellationToken,
-) -> Result<Outcome> {
-    let stopping = own_stop.child_token();
-    let (deadline, observer) = (outgoing.config.deadline, outgoing.observer.clone());
-    let meter = outgoing.meter.clone();
-    let sending = Sending {
-        connection: outgoing.connection,
-        handle,
-        ready,
-        parallel: outgoing.parallel,
-        limits: outgoing.limits,
-        deadline,
-        meter: outgoing.meter,
-        observer: outgoing.observer,
-        stopping: stopping.clone(),
-    };
+async fn send_all(sender: &mut Sender, sending: Sending, (mut reader, mut writer): Bi) -> Result<Summary> {
+    let (deadline, stopping, meter) = (sending.deadline, sending.stopping.clone(), sending.meter.clone());
+    let observer = sender.observer().clone();
     let mut away = None;
-    let mut sent = {
-        let work = send(sending, outgoing.trees, outgoing.unsendable);
+    {
+        let work = sender.run(sending);
         tokio::pin!(work);
         loop {
             tokio::select! {
-                sent = &mut work => break sent?,
+                done = &mut work => break done?,
                 frame = timeout(deadline, reader.frame(GoAway::LIMIT)) => {
                     if let Some(why) = aside(frame.map_err(|_| StreamError::TimedOut)??)? {
                         observer(Event::GoingAway { why: why.clone() });
@@ -322,18 +303,16 @@ async fn send_all(
                 }
             }
         }
-    };
-    sent.interrupted = away.or(sent.interrupted);
+    }
+    away.into_iter().for_each(|why| sender.interrupt(why));
+    let sent = sender.sent();
     writer.write_within(&End { entries: sent.entries, failed: sent.failed }, deadline).await?;
     writer.finish();
     let _committing = meter.at(Station::Committing);
     loop {
         let frame = timeout(deadline, reader.frame(GoAway::LIMIT)).await.map_err(|_| StreamError::TimedOut)??;
         match frame {
-            Some(frame) if frame.kind == Summary::TYPE => {
-                let summary = frame.decode().map_err(StreamError::from)?;
-                return Ok(Outcome { sent, summary, ..Outcome::default() });
-            }
+            Some(frame) if frame.kind == Summary::TYPE => return Ok(frame.decode().map_err(StreamError::from)?),
             frame => drop(aside(frame)?),
         }
     }

@@ -65,6 +65,9 @@ impl From<StreamError> for Error {
         match error {
             StreamError::Lost(lost) => lost_connection(&lost),
             StreamError::Reset(Code::Stopping) | StreamError::Stopped(Code::Stopping) => Self::Stopping,
+            // Whoever gives up is no liar: the peer's side of the session has ended, most often with its connection.
+            StreamError::Reset(Code::Cancelled | Code::TimedOut)
+            | StreamError::Stopped(Code::Cancelled | Code::TimedOut) => Self::Lost(error.to_string()),
             StreamError::TimedOut => Self::Lost("the peer was silent for too long".into()),
             other => Self::Protocol(other.to_string()),
         }

@@ -49,6 +49,28 @@ pub struct PathStats {
 }
 
 impl PathStats {
+    /// Adds what it was like over another connection, later; `before` and `after` are how long each was used.
+    pub(crate) fn join(&mut self, later: &Self, before: Duration, after: Duration) {
+        let time = (before + after).as_secs_f64().max(f64::EPSILON);
+        let mean =
+            |a: Duration, b: Duration| (a.mul_f64(before.as_secs_f64()) + b.mul_f64(after.as_secs_f64())).div_f64(time);
+        let joined = Self {
+            rate: ((self.rate as f64 * before.as_secs_f64() + later.rate as f64 * after.as_secs_f64()) / time) as u64,
+            rtt: mean(self.rtt, later.rtt),
+            min_rtt: if self.sent_packets == 0 { later.min_rtt } else { self.min_rtt.min(later.min_rtt) },
+            sent_packets: self.sent_packets + later.sent_packets,
+            lost_packets: self.lost_packets + later.lost_packets,
+            sent_bytes: self.sent_bytes + later.sent_bytes,
+            lost_bytes: self.lost_bytes + later.lost_bytes,
+            received_bytes: self.received_bytes + later.received_bytes,
+            congestion_events: self.congestion_events + later.congestion_events,
+            black_holes: self.black_holes + later.black_holes,
+            window: later.window,
+            mtu: later.mtu,
+        };
+        *self = joined;
+    }
+
     /// The part of the packets that was lost, 0 to 1.
     pub fn loss(&self) -> f64 {
         if self.sent_packets == 0 { 0.0 } else { self.lost_packets as f64 / self.sent_packets as f64 }
@@ -110,6 +132,20 @@ impl Bound {
 }
 
 impl Account {
+    /// Adds where the time went over another connection, later.
+    pub(crate) fn join(&mut self, later: &Self) {
+        self.elapsed += later.elapsed;
+        self.reading += later.reading;
+        self.limited += later.limited;
+        self.network += later.network;
+        self.committing += later.committing;
+        self.held_up = match (self.held_up, later.held_up) {
+            (None, None) => None,
+            (before, after) => Some(before.unwrap_or_default() + after.unwrap_or_default()),
+        };
+        self.cpu = later.cpu.or(self.cpu);
+    }
+
     /// What took most of the time.
     pub fn bound(&self) -> Bound {
         if self.elapsed < TOO_SHORT {
@@ -193,6 +229,31 @@ mod tests {
         assert_eq!(account(|a| (a.elapsed, a.network) = (Duration::from_millis(900), s(1))), Bound::Nothing);
         assert_eq!(Account::default().bound(), Bound::Nothing);
         assert!(Account::default().parts().iter().all(|(_, part)| *part == 0.0));
+    }
+
+    #[test]
+    fn what_two_connections_were_like_adds_up() {
+        let s = Duration::from_secs;
+        let seen = |rate, rtt, packets| PathStats {
+            rate,
+            rtt: s(rtt),
+            min_rtt: s(rtt),
+            sent_packets: packets,
+            mtu: rate as u16,
+            ..PathStats::default()
+        };
+        let mut path = PathStats::default();
+        path.join(&seen(100, 1, 10), s(0), s(1));
+        assert_eq!(path, seen(100, 1, 10));
+        path.join(&seen(500, 5, 20), s(1), s(3));
+        assert_eq!(path, PathStats { min_rtt: s(1), mtu: 500, ..seen(400, 4, 30) });
+
+        let took = |time, held_up| Account { elapsed: s(time), network: s(time), held_up, ..Account::default() };
+        let mut account = took(1, None);
+        account.join(&took(2, None));
+        assert_eq!(account, took(3, None));
+        account.join(&took(2, Some(s(1))));
+        assert_eq!(account, took(5, Some(s(1))));
     }
 
     #[test]

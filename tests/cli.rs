@@ -62,8 +62,21 @@ struct Serving {
 
 impl Serving {
     fn start(arguments: &[&str]) -> Self {
+        Self::start_in(private(), tempdir().unwrap(), "127.0.0.1:0", arguments)
+    }
+
+    /// Ends it without a goodbye, and starts it anew as it was.
+    fn restart(mut self, arguments: &[&str]) -> Self {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
         let (home, served) = (private(), tempdir().unwrap());
-        let mut all = vec!["serve", served.path().to_str().unwrap(), "--listen", "127.0.0.1:0"];
+        let (home, served) = (std::mem::replace(&mut self.home, home), std::mem::replace(&mut self.served, served));
+        let address = self.url.trim_start_matches("haul://").trim_end_matches('/').to_owned();
+        Self::start_in(home, served, &address, arguments)
+    }
+
+    fn start_in(home: TempDir, served: TempDir, listen: &str, arguments: &[&str]) -> Self {
+        let mut all = vec!["serve", served.path().to_str().unwrap(), "--listen", listen];
         all.extend(arguments);
         let mut child =
             command(home.path(), served.path(), &all).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
@@ -223,6 +236,8 @@ fn what_makes_no_sense_is_said_before_anything_happens() {
         (&["bench", "host"], "haul://"),
         (&["bench", "--time", "61", "haul://h"], "60"),
         (&["bench", "--up", "--down", "haul://h"], "--down"),
+        (&["cp", "--retry-for", "soon", "f", "haul://h/"], "30s, 10m or 2h"),
+        (&["cp", "--retry-for", "-5", "f", "haul://h/"], "-5"),
         (&["serve", "--listen", "nowhere"], "192.0.2.1:4433"),
         (&["serve", "--max-transfers", "0"], "max-transfers"),
         (&["cp", "--limit", "fast", "f", "haul://h/"], "20Mbit/s"),
@@ -465,8 +480,9 @@ async fn a_server_that_is_killed_is_said_to_be_lost_and_leaves_nothing_half() {
     let port = server.url.trim_end_matches('/').rsplit(':').next().unwrap().parse().unwrap();
     let trust = haul::trust::ServerTrust { pin: Some(server.key_id.parse().unwrap()), ..Default::default() };
     let identity = haul::identity::Identity::generate().unwrap();
-    // The command waits for 60 s, in which an outage may end; this test need not.
-    let config = haul::config::Config { idle_timeout: std::time::Duration::from_secs(1), ..Default::default() };
+    // The command waits for 60 s, in which an outage may end, and tries again; this test need not.
+    let (second, never) = (std::time::Duration::from_secs(1), std::time::Duration::ZERO);
+    let config = haul::config::Config { idle_timeout: second, retry_for: never, ..Default::default() };
     let connected = haul::client::Client::connect(&identity, &trust, "127.0.0.1", port, &config).await.unwrap();
     let (moved, moving) = tokio::sync::oneshot::channel::<()>();
     let moved = std::sync::Mutex::new(Some(moved));
@@ -482,6 +498,73 @@ async fn a_server_that_is_killed_is_said_to_be_lost_and_leaves_nothing_half() {
     let ended = tokio::time::timeout(support::LIMIT, pushing).await.unwrap().unwrap();
     assert!(matches!(ended, Err(haul::error::Error::Lost(_))), "{ended:?}");
     assert!(!server.served.path().join("big").exists());
+}
+
+#[test]
+fn a_server_that_is_started_anew_costs_no_second_command() {
+    let (server, client) = (Serving::start(&["--anyone", "write"]), client());
+    write(&client.files.path().join("big"), &content(1, 100 << 20));
+    let arguments = ["cp", "--json", "--retry-for", "1h", "--pin", &server.key_id, "big", &server.url];
+    let mut sending = command(client.home.path(), client.files.path(), &arguments);
+    let mut sending = sending.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(sending.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("progress")), "it moved something");
+    let sender = Pid::from_child(&sending);
+    // However fast this machine is, it does not end before the server does.
+    kill_process(sender, Signal::STOP).unwrap();
+    let server = server.restart(&["--anyone", "write"]);
+    kill_process(sender, Signal::CONT).unwrap();
+
+    let objects: Vec<serde_json::Value> = lines.map(|line| serde_json::from_str(&line).unwrap()).collect();
+    let mut said = String::new();
+    sending.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(sending.wait().unwrap().code(), Some(0), "{said}");
+    let of = |kind: &str| objects.iter().filter(|object| object["type"] == kind).collect::<Vec<_>>();
+    assert_eq!((of("lost").len(), of("reconnected").len(), of("file").len()), (1, 1, 1), "{objects:?}");
+    assert_eq!(of("lost")[0]["retry_for"], 3600.0);
+    assert!(!of("reconnecting").is_empty());
+    let done = objects.last().unwrap();
+    assert_eq!((&done["type"], &done["files"], &done["bytes"]), (&"done".into(), &1.into(), &(100 << 20).into()));
+    assert_eq!(listing(server.served.path()), listing(client.files.path()), "and no partial stays behind");
+}
+
+#[test]
+fn a_server_that_stays_away_is_waited_for_as_long_as_was_said_or_until_ctrl_c() {
+    for (retry_for, interrupt) in [("1", false), ("2h", true)] {
+        let (mut server, client) = (Serving::start(&["--anyone", "write"]), client());
+        write(&client.files.path().join("big"), &content(1, 100 << 20));
+        let arguments = ["cp", "--retry-for", retry_for, "--pin", &server.key_id, "big", &server.url];
+        let mut sending = command(client.home.path(), client.files.path(), &arguments);
+        let mut sending = sending.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        while std::fs::read_dir(server.served.path()).unwrap().count() == 0 {
+            std::thread::yield_now();
+        }
+        let sender = Pid::from_child(&sending);
+        kill_process(sender, Signal::STOP).unwrap();
+        while server.child.try_wait().unwrap().is_none() {
+            let _ = kill_process(Pid::from_child(&server.child), Signal::INT);
+            std::thread::yield_now();
+        }
+        kill_process(sender, Signal::CONT).unwrap();
+        let mut lines = BufReader::new(sending.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let lost = lines.by_ref().find(|line| line.contains("connection lost")).expect("it says so");
+        assert!(lost.starts_with("haul: connection lost ("), "{lost}");
+        if interrupt {
+            assert!(lost.ends_with("trying again, for 2 h at most"), "{lost}");
+            kill_process(sender, Signal::INT).unwrap();
+        }
+        let rest: Vec<String> = lines.collect();
+        let last = rest.last().unwrap();
+        match (sending.wait().unwrap().code(), interrupt) {
+            (Some(130), true) => assert!(last.contains("interrupted"), "{last}"),
+            (Some(3), false) => {
+                assert!(last.contains("For 1 s it could not be made again"), "{last}");
+                assert!(last.contains("What is committed stays") && last.contains("same command"), "{last}");
+            }
+            other => panic!("{other:?}: {rest:?}"),
+        }
+        assert!(!server.served.path().join("big").exists());
+    }
 }
 
 #[test]

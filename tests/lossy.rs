@@ -287,10 +287,13 @@ async fn a_path_that_goes_dark_for_good_ends_with_an_error_and_a_rerun_goes_on_f
         down.set(|down| down.blackout = true);
     }));
 
-    let config = Config { idle_timeout: Duration::from_secs(2), ..Config::default() };
+    let second = Duration::from_secs(1);
+    let config = Config { idle_timeout: second * 2, retry_for: second, first_reply: second, ..Config::default() };
     let client = way.connect(&config).await.unwrap();
-    let lost = way.push(&client, ignore()).await;
+    let (observer, events) = recorder();
+    let lost = way.push(&client, observer).await;
     assert!(matches!(lost, Err(Error::Lost(_))), "{lost:?}");
+    assert!(events.lock().unwrap().iter().any(|event| matches!(event, Event::Reconnecting { .. })), "it was tried");
     drop(client);
     assert!(!way.served.path().join("t/0/0").exists());
 
@@ -306,6 +309,45 @@ async fn a_path_that_goes_dark_for_good_ends_with_an_error_and_a_rerun_goes_on_f
     assert_eq!(outcome.sent.failed, 0, "{:?}", outcome.sent.failures);
     assert_eq!(listing(&way.served.path().join("t")), listing(&way.source.path().join("t")));
     client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_that_comes_back_once_the_connection_is_lost_costs_no_second_command() {
+    const SIZE: usize = 8 << 20;
+    let way = Way::new(settings()).await;
+    way.files([SIZE, 100, 100]);
+    let (up, down) = (way.path.up.clone(), way.path.down.clone());
+    let dark = move |dark| {
+        up.set(|up| up.blackout = dark);
+        down.set(|down| down.blackout = dark);
+    };
+    let (kept, events) = recorder();
+    let once = once_moved(SIZE as u64 / 2, {
+        let dark = dark.clone();
+        move || dark(true)
+    });
+    let observer: Observer = Arc::new(move |event: Event| {
+        kept(event.clone());
+        if let Event::Lost { .. } = event {
+            dark(false);
+        }
+        once(event);
+    });
+    let config = Config { idle_timeout: Duration::from_secs(2), ..patient() };
+    let client = way.connect(&config).await.unwrap();
+    let outcome = way.push(&client, observer).await.unwrap();
+    assert_eq!(
+        (outcome.sent.entries, outcome.sent.files, outcome.sent.failed),
+        (7, 3, 0),
+        "{:?}",
+        outcome.sent.failures
+    );
+    assert_eq!(listing(&way.served.path().join("t")), listing(&way.source.path().join("t")));
+    let events = events.lock().unwrap();
+    let count = |what: fn(&Event) -> bool| events.iter().filter(|event| what(event)).count();
+    assert_eq!(count(|event| matches!(event, Event::Lost { .. })), 1);
+    assert_eq!(count(|event| matches!(event, Event::Reconnected { .. })), 1);
+    assert_eq!(count(|event| matches!(event, Event::Settled { .. })), 7);
 }
 
 /// Of a server with little memory and a client that keeps little.

@@ -216,7 +216,7 @@ async fn a_server_whose_future_is_dropped_stops_at_once_and_leaves_no_litter() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     write(&source.path().join("big"), &content(1, 64 << 20));
     let mut host = Host::directory(served.path());
-    let client = host.connect().await.unwrap();
+    let client = host.connect_once().await.unwrap();
     let (moved, moving) = tokio::sync::oneshot::channel::<()>();
     let moved = std::sync::Mutex::new(Some(moved));
     let observer: haul::progress::Observer = Arc::new(move |event| {
@@ -262,7 +262,7 @@ async fn a_server_that_stops_finishes_what_is_under_way_and_says_so() {
     }
     let store = Arc::new(MemoryStore::new().with_write_delay(Duration::from_millis(5)));
     let mut host = Host::serving(store.clone(), Config { max_transfers: 2, ..Config::default() });
-    let client = host.connect().await.unwrap();
+    let client = host.connect_once().await.unwrap();
     let (first, begun) = tokio::sync::oneshot::channel::<()>();
     let first = std::sync::Mutex::new(Some(first));
     let observer: haul::progress::Observer = Arc::new(move |event| {
@@ -288,7 +288,7 @@ async fn a_second_signal_stops_at_once_and_the_client_hears_of_it() {
     write(&source.path().join("big"), &content(1, 20 << 20));
     let store = Arc::new(MemoryStore::new().with_write_delay(Duration::from_millis(100)));
     let mut host = Host::serving(store, Config::default());
-    let client = host.connect().await.unwrap();
+    let client = host.connect_once().await.unwrap();
     let (moved, moving) = tokio::sync::oneshot::channel::<()>();
     let moved = std::sync::Mutex::new(Some(moved));
     let observer: haul::progress::Observer = Arc::new(move |event| {

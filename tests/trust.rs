@@ -357,7 +357,7 @@ async fn what_answers_gets_the_longer_deadline() {
     let millis = Duration::from_millis;
     let config = Config { first_reply: millis(1000), handshake: millis(2000), ..Config::default() };
     let error = tokio::select! {
-        _ = answer(socket, |_| b"what?".to_vec()) => unreachable!(),
+        _ = answer(socket, |_| b"\xffwhat?".to_vec()) => unreachable!(),
         error = dial("127.0.0.1", port, ServerTrust::default(), config) => error,
     };
     let error = error.unwrap_err().to_string();
@@ -408,6 +408,17 @@ async fn a_full_server_says_so() {
     });
     let error = dial("127.0.0.1", port, pin(&server), Config::default()).await.unwrap_err().to_string();
     assert!(error.contains("the server is full"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_has_stopped_to_serve_is_not_waited_for() {
+    // It answers a handshake with stateless resets.
+    let stopping = endpoint::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
+    let port = stopping.local_addr().unwrap().port();
+    let hour = Duration::from_secs(3600);
+    let config = Config { first_reply: Duration::from_millis(500), handshake: hour, ..Config::default() };
+    let error = dial("127.0.0.1", port, ServerTrust::default(), config).await.unwrap_err().to_string();
+    assert!(error.contains("nothing answers"), "{error}");
 }
 
 #[tokio::test]

@@ -30,7 +30,10 @@ pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
         Ok(outcome) if outcome.sent.failed == 0 && outcome.sent.interrupted.is_none() => Ok(DONE),
         Ok(_) => Ok(FAILED),
         Err(error @ Error::Lost(_)) => {
-            let how = format!("{error}. What is committed stays; run the same command again to go on");
+            let how = format!(
+                "{error}. What is committed stays, and of the rest the server keeps what it has; run the same command again to \
+                 go on"
+            );
             Err(anyhow::Error::from(error).context(how))
         }
         Err(error) => Err(error.into()),
@@ -55,6 +58,7 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, PushOptions)> {
         congestion: cp.expert.congestion,
         limit: cp.limit,
         qlog: cp.expert.qlog.clone(),
+        retry_for: cp.retry_for,
         ..Config::default()
     };
     let client = connect(&target, cp.pin, &config).await?;

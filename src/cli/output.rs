@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
+use haul::config::written;
 use haul::error::{Error, Why};
 use haul::path::{RelativePath, printable};
 use haul::progress::{Event, Observer, Settled};
@@ -229,6 +230,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn lines(event: &Event, verbose: bool) -> Vec<String> {
     match event {
         Event::Connected { address, key_id } if verbose => vec![format!("connected to {address}, {key_id}")],
+        Event::Lost { why, retry_for } => {
+            vec![format!("haul: connection lost ({why}); trying again, for {} at most", written(*retry_for))]
+        }
+        Event::Reconnecting { attempt, wait } if verbose => {
+            vec![format!("trying again in {:.1} s (attempt {attempt})", wait.as_secs_f64())]
+        }
+        Event::Reconnected { .. } => vec!["haul: connected again, going on".into()],
         Event::GoingAway { why } => vec![format!("{why}; waiting for what is under way")],
         Event::Settled { path, result: Settled::Committed, .. } if verbose => vec![path.to_string()],
         Event::Settled { path, result: Settled::Skipped, kind, .. } if verbose && *kind != Kind::Directory => {
@@ -278,6 +286,13 @@ fn event_object(event: &Event) -> Option<Value> {
             }
             Some(object)
         }
+        Event::Lost { why, retry_for } => {
+            Some(json!({"type": "lost", "why": why, "retry_for": retry_for.as_secs_f64()}))
+        }
+        Event::Reconnecting { attempt, wait } => {
+            Some(json!({"type": "reconnecting", "attempt": attempt, "wait": wait.as_secs_f64()}))
+        }
+        Event::Reconnected { address } => Some(json!({"type": "reconnected", "address": address.to_string()})),
         Event::GoingAway { why } => Some(json!({"type": "going_away", "why": why.to_string()})),
         _ => None,
     }
@@ -349,6 +364,20 @@ mod tests {
         shared.take(&settled(b"a", Settled::Committed));
         drop(held);
         assert_eq!(shared.state().tally.files_settled(), 1);
+    }
+
+    #[test]
+    fn a_lost_connection_is_told_in_one_line_and_not_to_who_wants_only_failures() {
+        let lost = Event::Lost { why: "the peer has restarted".into(), retry_for: Duration::from_secs(600) };
+        assert_eq!(
+            lines(&lost, false),
+            ["haul: connection lost (the peer has restarted); trying again, for 10 min at most"]
+        );
+        assert!(failed_lines(&lost).is_empty());
+        let waiting = Event::Reconnecting { attempt: 2, wait: Duration::from_millis(730) };
+        assert!(lines(&waiting, false).is_empty());
+        assert_eq!(lines(&waiting, true), ["trying again in 0.7 s (attempt 2)"]);
+        assert_eq!(event_object(&lost).unwrap()["retry_for"], 600.0);
     }
 
     #[test]

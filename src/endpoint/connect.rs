@@ -33,6 +33,9 @@ const MAX_ADDRESSES: usize = 8;
 /// What asks the system whether anything listens. A first byte of zero is neither a long header nor, without the fixed
 /// bit, a short one, so QUIC endpoints drop it (RFC 9000, section 17.3.1).
 const PROBE: [u8; 1] = [0];
+/// Set in the first byte of every packet of a handshake (RFC 8999, section 5.1). What answers without it has stopped to
+/// serve: a stateless reset.
+const LONG_HEADER: u8 = 0x80;
 /// TLS alert no_application_protocol (RFC 7301, section 3.2).
 const NO_APPLICATION_PROTOCOL: u8 = 120;
 
@@ -239,6 +242,24 @@ fn unspecified(like: SocketAddr) -> SocketAddr {
 /// quinn's socket is not connected and so never learns of ICMP's "port unreachable". A connected one does.
 async fn refusal(address: SocketAddr) -> String {
     use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, PermissionDenied};
+    let error = probe(address).await;
+    match error.kind() {
+        ConnectionRefused => format!("nothing listens there: is `haul serve` running, and on port {}?", address.port()),
+        HostUnreachable | NetworkUnreachable | PermissionDenied => error.to_string(),
+        // Out of descriptors, say: that tells nothing of the server.
+        _ => pending().await,
+    }
+}
+
+/// Ends only when the system tells that no process has this port of its host.
+pub async fn nobody_listens(address: SocketAddr) {
+    if probe(address).await.kind() != io::ErrorKind::ConnectionRefused {
+        pending().await
+    }
+}
+
+/// Ends with what the system says against reaching an address.
+async fn probe(address: SocketAddr) -> io::Error {
     let probe = async || -> io::Result<Infallible> {
         let socket = UdpSocket::bind(unspecified(address)).await?;
         socket.connect(address).await?;
@@ -249,12 +270,17 @@ async fn refusal(address: SocketAddr) -> String {
         }
     };
     let Err(error) = probe().await;
-    match error.kind() {
-        ConnectionRefused => format!("nothing listens there: is `haul serve` running, and on port {}?", address.port()),
-        HostUnreachable | NetworkUnreachable | PermissionDenied => error.to_string(),
-        // Out of descriptors, say: that tells nothing of the server.
-        _ => pending().await,
-    }
+    error
+}
+
+/// Goes on from another UDP port (RFC 9000, section 9.3.1): for a way through the network that was forgotten there, such
+/// as a NAT's. Connections stay, and packets that still come to the old port are taken.
+///
+/// # Errors
+/// [`Error::Io`] when the system gives no port; then everything stays as it was.
+pub fn rebind(endpoint: &quinn::Endpoint, remote: SocketAddr) -> Result<()> {
+    let unspecified = unspecified(remote);
+    endpoint.rebind(udp_socket(unspecified)?).map_err(Error::io(format!("cannot open a UDP socket on {unspecified}")))
 }
 
 /// A socket that notes whether anything came back from where we connect to.
@@ -282,8 +308,11 @@ impl AsyncUdpSocket for Listening {
     ) -> Poll<io::Result<usize>> {
         let received = ready!(self.inner.poll_recv(cx, bufs, meta))?;
         if !self.heard.load(Ordering::Relaxed) {
-            let from = |m: &RecvMeta| (m.addr.ip(), m.addr.port()) == (self.from.ip(), self.from.port());
-            self.heard.fetch_or(meta[..received].iter().any(from), Ordering::Relaxed);
+            let heard = bufs.iter().zip(&meta[..received]).any(|(packet, meta)| {
+                let from_there = (meta.addr.ip(), meta.addr.port()) == (self.from.ip(), self.from.port());
+                from_there && packet.first().is_some_and(|first| first & LONG_HEADER != 0)
+            });
+            self.heard.fetch_or(heard, Ordering::Relaxed);
         }
         Poll::Ready(Ok(received))
     }

@@ -1,6 +1,8 @@
-//! Who is receiving which file, over all connections of a process.
+//! Who is receiving what, over all connections of a process.
 
 use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio_util::sync::CancellationToken;
@@ -9,51 +11,71 @@ use super::lock;
 use crate::error::{Code, Result, Why};
 use crate::path::RelativePath;
 
-/// Files being received, by key and path. A newer session of the same key takes a file over, since the older one is most
-/// often dead and does not know it yet. Two keys do not disturb each other: the last commit wins whole.
-#[derive(Debug, Default)]
-pub struct Claims {
-    holders: Mutex<HashMap<Key, Arc<Holder>>>,
+/// What is being received, by key and path (or session id). A newer session of the same key takes it over, since the older
+/// one is most often dead and does not know it yet. Two keys do not disturb each other: the last commit wins whole.
+#[derive(Debug)]
+pub struct Claims<K: Eq + Hash + Clone = RelativePath> {
+    holders: Mutex<HashMap<Key<K>, Arc<Holder>>>,
+    ages: AtomicU64,
 }
 
-type Key = ([u8; 32], RelativePath);
+type Key<K> = ([u8; 32], K);
 
-#[derive(Debug, Default)]
+impl<K: Eq + Hash + Clone> Default for Claims<K> {
+    fn default() -> Self {
+        Self { holders: Mutex::default(), ages: AtomicU64::new(0) }
+    }
+}
+
+#[derive(Debug)]
 struct Holder {
+    age: u64,
     superseded: CancellationToken,
     gone: CancellationToken,
 }
 
-/// The right to receive one file; given up when dropped, so it must outlive all disk work on the file.
-pub(super) struct Claimed {
-    claims: Arc<Claims>,
-    key: Key,
+/// The right to receive something; given up when dropped, so it must outlive all disk work on it.
+pub(crate) struct Claimed<K: Eq + Hash + Clone = RelativePath> {
+    claims: Arc<Claims<K>>,
+    key: Key<K>,
     holder: Arc<Holder>,
 }
 
-impl Claims {
-    /// Takes a file for a session; whoever had it is told, and has let go of it when this returns.
-    pub(super) async fn take(self: &Arc<Self>, owner: [u8; 32], path: &RelativePath) -> Claimed {
-        let key = (owner, path.clone());
-        let holder = Arc::new(Holder::default());
-        let before = lock(&self.holders).insert(key.clone(), holder.clone());
+impl<K: Eq + Hash + Clone> Claims<K> {
+    /// The age of a session that begins now: the newer, the higher.
+    pub(crate) fn age(&self) -> u64 {
+        self.ages.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Takes something for a session of this age; an older one that has it is told, and has let go of it when this returns.
+    /// A newer one keeps it: what comes up late in the queue of a dead connection must not disturb the session after it.
+    pub(crate) async fn take(self: &Arc<Self>, owner: [u8; 32], what: &K, age: u64) -> Result<Claimed<K>, Why> {
+        let key = (owner, what.clone());
+        let holder = Arc::new(Holder { age, superseded: CancellationToken::new(), gone: CancellationToken::new() });
+        let before = {
+            let mut holders = lock(&self.holders);
+            if holders.get(&key).is_some_and(|before| before.age > age) {
+                return Err(Code::Superseded.into());
+            }
+            holders.insert(key.clone(), holder.clone())
+        };
         let claimed = Claimed { claims: self.clone(), key, holder };
         if let Some(before) = before {
             before.superseded.cancel();
             before.gone.cancelled().await;
         }
-        claimed
+        Ok(claimed)
     }
 }
 
-impl Claimed {
+impl<K: Eq + Hash + Clone> Claimed<K> {
     /// Ends when a newer session takes over.
-    pub(super) async fn superseded(&self) {
+    pub(crate) async fn superseded(&self) {
         self.holder.superseded.cancelled().await;
     }
 
     /// Waits for something, but not beyond the time that a newer session takes over.
-    pub(super) async fn or_superseded<T>(&self, wait: impl Future<Output = Result<T, Why>>) -> Result<T, Why> {
+    pub(crate) async fn or_superseded<T>(&self, wait: impl Future<Output = Result<T, Why>>) -> Result<T, Why> {
         tokio::select! {
             biased;
             () = self.superseded() => Err(Code::Superseded.into()),
@@ -62,7 +84,7 @@ impl Claimed {
     }
 }
 
-impl Drop for Claimed {
+impl<K: Eq + Hash + Clone> Drop for Claimed<K> {
     fn drop(&mut self) {
         let mut holders = lock(&self.claims.holders);
         if holders.get(&self.key).is_some_and(|holder| Arc::ptr_eq(holder, &self.holder)) {
@@ -81,13 +103,16 @@ mod tests {
     async fn a_newer_session_of_the_same_key_takes_over_once_the_older_has_let_go() {
         let claims = Arc::new(Claims::default());
         let path = RelativePath::from_components(["a"]).unwrap();
-        let old = claims.take([1; 32], &path).await;
-        let other_key = claims.take([2; 32], &path).await;
-        let mut newer = Box::pin(claims.take([1; 32], &path));
+        let (old_age, newer_age) = (claims.age(), claims.age());
+        let old = claims.take([1; 32], &path, old_age).await.unwrap();
+        let other_key = claims.take([2; 32], &path, newer_age).await.unwrap();
+        let mut newer = Box::pin(claims.take([1; 32], &path, newer_age));
         assert!(futures_poll(&mut newer).await.is_none(), "the older one still has it");
         old.superseded().await;
         drop(old);
-        let newer = newer.await;
+        let newer = newer.await.unwrap();
+        let late = claims.take([1; 32], &path, old_age).await.err();
+        assert_eq!(late.unwrap().code, Code::Superseded, "the older one does not come back");
         assert_eq!(lock(&claims.holders).len(), 2);
         drop((newer, other_key));
         assert!(lock(&claims.holders).is_empty(), "the table keeps nothing of what is over");

@@ -11,8 +11,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{Instrument, debug};
 
 use super::body::{Body, Disk, RUN, Run};
-use super::claims::Claimed;
-use super::{Incoming, Receiver, Wanted, blocking, lock};
+use super::{Claimed, Incoming, Receiver, Wanted, blocking, lock};
 use crate::budget::{HeldBytes, Reservation};
 use crate::error::{Code, Result, Why};
 use crate::manifest::Verdict;
@@ -95,7 +94,7 @@ impl Receiver {
     }
 
     async fn commit_small(&self, file: &Wanted, content: BytesMut, trailer: Trailer) -> Result<(), Why> {
-        let claim = self.session.claims.take(self.session.owner, &file.path).await;
+        let claim = self.claim(file).await?;
         let permit = claim.or_superseded(self.session.permits.acquire()).await?;
         let (store, path, attributes) = (self.session.store.clone(), file.path.clone(), file.attributes);
         let (source, durability) = (file.claim.clone(), self.session.durability);

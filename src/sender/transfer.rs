@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::body::{BLOCK, FileReader, whole};
-use super::{Sender, Station, blocking};
+use super::{Run, Station, blocking};
 use crate::error::{Code, Result, Why};
 use crate::manifest::Announce;
 use crate::progress::Event;
@@ -16,12 +16,12 @@ use crate::wire::{Committed, Failed, Frame, Held, Message, Plan, StreamType, Tra
 /// Files up to this size are read whole before their stream is opened, in bytes.
 const SMALL_BODY: u64 = BLOCK as u64;
 
-impl Sender {
+impl Run {
     /// Sends one wanted file, reads the receipt and settles it. Its place among the open transfers is held until then.
     pub(super) async fn transfer(
         self: Arc<Self>,
         id: u64,
-        announce: Announce,
+        announce: Arc<Announce>,
         held: Vec<Held>,
         _open: OwnedSemaphorePermit,
     ) {
@@ -29,10 +29,10 @@ impl Sender {
             self.started(id, &announce, 0);
             self.transfer_small(id, &announce).await
         } else {
-            let _writer = self.large.acquire().await;
+            let _writer = self.shared.large.acquire().await;
             self.transfer_large(id, &announce, held).await
         };
-        self.settle_transfer(id, announce, result);
+        self.settle_transfer(id, result);
     }
 
     /// Tells the receiver that a wanted file cannot be sent after all, so that it does not wait for it.
@@ -49,15 +49,15 @@ impl Sender {
 
     fn started(&self, id: u64, announce: &Announce, held: u64) {
         let (path, size) = (announce.path.clone(), announce.metadata.size);
-        (self.sending.observer)(Event::Started { id, path, size, held });
+        (self.shared.observer)(Event::Started { id, path, size, held });
     }
 
     async fn transfer_small(&self, id: u64, announce: &Announce) -> Result<(), Why> {
         let size = announce.metadata.size;
         let kib = size.div_ceil(1024) as u32;
-        let _memory = self.memory.acquire_many(kib.max(1)).await;
+        let _memory = self.shared.memory.acquire_many(kib.max(1)).await;
         let reading = self.sending.meter.at(Station::Reading);
-        let open = self.files.clone().acquire_owned().await;
+        let open = self.shared.files.clone().acquire_owned().await;
         let mut reader = FileReader::open(announce, Vec::new());
         let read = blocking(move || {
             let _open = open;
@@ -78,7 +78,8 @@ impl Sender {
         if let Err(error) = self.write(&mut stream, &mut chunks).await {
             return self.stopped(error, &mut receipt).await;
         }
-        (self.sending.observer)(Event::Moved { id, bytes: size });
+        (self.shared.observer)(Event::Moved { id, bytes: size });
+        self.sent(id);
         let delivered = stream.delivered();
         stream.finish();
         self.receipt(&mut receipt, size, delivered).await
@@ -86,7 +87,7 @@ impl Sender {
 
     async fn transfer_large(&self, id: u64, announce: &Announce, held: Vec<Held>) -> Result<(), Why> {
         let size = announce.metadata.size;
-        let _open = self.files.acquire().await;
+        let _open = self.shared.files.acquire().await;
         let reading = self.sending.meter.at(Station::Reading);
         let reader = FileReader::open(announce, held);
         let mut reader = self.withdraw(id, blocking(move || reader.compare_held()).await).await?;
@@ -119,12 +120,13 @@ impl Sender {
                 if let Err(error) = self.write(&mut stream, &mut [part]).await {
                     return self.stopped(error, &mut receipt).await;
                 }
-                (self.sending.observer)(Event::Moved { id, bytes });
+                (self.shared.observer)(Event::Moved { id, bytes });
             }
         };
         if let Err(error) = self.write(&mut stream, &mut [Trailer { digest }.to_bytes()]).await {
             return self.stopped(error, &mut receipt).await;
         }
+        self.sent(id);
         let delivered = stream.delivered();
         stream.finish();
         self.receipt(&mut receipt, size, delivered).await

@@ -6,18 +6,19 @@ use quinn::Connection;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{Bi, Outgoing, Sessions, hello, receive_all, send_all};
+use super::{Bi, Sessions, hello, receive_all, send_all};
 use crate::bucket::{Bucket, Limits};
 use crate::config::Config;
-use crate::error::{Code, Result, Why};
+use crate::error::{Code, Error, Result, Why};
 use crate::manifest::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES, Tree};
 use crate::path::RelativePath;
 use crate::progress::Observer;
 use crate::rate::Rate;
-use crate::receiver::{Place, Receiver};
+use crate::receiver::{Claims, Place, Receiver};
+use crate::sender::{Sender, Sending};
 use crate::store::Store;
 use crate::store::fault::refusal;
-use crate::stream::{MessageWriter, StreamError};
+use crate::stream::{MessageWriter, StreamError, varint_of};
 use crate::wire::{Components, Hello, Kind, Message, Pull, Push, Ready, Refused, Summary};
 
 /// Serves one control stream: hello, request, and the session it asks for if there is room for one.
@@ -48,6 +49,10 @@ pub(crate) struct ServerSession {
     pub(crate) connection: Connection,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) store: Arc<dyn Store>,
+    /// The client's key.
+    pub(crate) owner: [u8; 32],
+    /// The pushes that run, by session id, over all connections.
+    pub(crate) pushes: Arc<Claims<[u8; 16]>>,
     pub(crate) may_read: bool,
     pub(crate) may_write: bool,
     pub(crate) config: Config,
@@ -69,6 +74,11 @@ async fn serve_push(server: &ServerSession, handle: u64, push: Push, (reader, mu
     if server.stopping.is_cancelled() {
         return refuse(server, writer, Code::Stopping.into()).await;
     }
+    // The client has come back over another connection: the one before is dead, and holds nothing up from here on.
+    let claim = match server.pushes.take(server.owner, &push.session, server.pushes.age()).await {
+        Ok(claim) => claim,
+        Err(why) => return refuse(server, writer, why).await,
+    };
     let (store, asked) = (server.store.clone(), push.clone());
     let settled = tokio::task::spawn_blocking(move || settle(&*store, &asked)).await;
     let place = match settled.unwrap_or_else(|_| Err(Code::Internal.into())) {
@@ -83,8 +93,15 @@ async fn serve_push(server: &ServerSession, handle: u64, push: Push, (reader, mu
     let receiver = (server.receiver)(&push, place);
     let registration = server.sessions.register(handle, receiver.clone());
     writer.write_within(&ready(shown), server.config.deadline).await?;
-    let bi = (reader, writer);
-    let summary = receive_all(registration, receiver, bi, server.config.deadline, &server.stopping).await?;
+    let received = receive_all(registration, receiver, (reader, writer), server.config.deadline, &server.stopping);
+    let summary = tokio::select! {
+        received = received => received?,
+        () = claim.superseded() => {
+            let why = Why::new(Code::Superseded, "the session goes on over another connection");
+            server.connection.close(varint_of(why.code), why.text.as_bytes());
+            return Err(Error::Refused(why));
+        }
+    };
     let Summary { committed, bytes, skipped, failed, .. } = summary;
     tracing::info!(committed, bytes, skipped, failed, "done");
     Ok(())
@@ -109,18 +126,19 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
         Err(why) => return refuse(server, writer, why).await,
     };
     writer.write_within(&Ready::default(), server.config.deadline).await?;
-    let outgoing = Outgoing {
+    let mut sender = Sender::new(trees, Vec::new(), server.config.parallel, server.observer.clone());
+    let sending = Sending {
         connection: server.connection.clone(),
-        trees,
-        unsendable: Vec::new(),
-        parallel: server.config.parallel,
+        handle,
+        ready,
         // First its own, so that it does not hold up other sessions.
         limits: Limits::new(asked.into_iter().chain(server.limit.clone())),
+        deadline: server.config.deadline,
         meter: Arc::default(),
-        config: server.config.clone(),
-        observer: server.observer.clone(),
+        // A server that stops announces nothing new.
+        stopping: server.stopping.child_token(),
     };
-    send_all(outgoing, handle, (reader, writer), ready, &server.stopping).await.map(drop)
+    send_all(&mut sender, sending, (reader, writer)).await.map(drop)
 }
 
 async fn refuse(server: &ServerSession, mut writer: MessageWriter, why: Why) -> Result<()> {

@@ -23,7 +23,8 @@ use crate::support::{Host, content, push, to, write};
 
 /// Short, so that what a deadline ends is soon over; no test depends on how long they are.
 pub(crate) fn impatient() -> Config {
-    Config { stall: Duration::from_millis(300), deadline: Duration::from_millis(600), ..Config::default() }
+    let (stall, deadline) = (Duration::from_millis(300), Duration::from_millis(600));
+    Config { stall, deadline, retry_for: Duration::ZERO, ..Config::default() }
 }
 
 /// Many times what anything here takes.
@@ -181,7 +182,12 @@ impl Peer {
 
     /// A push into the served directory, with its manifest open.
     pub(crate) async fn session(&self) -> Session {
-        let (handle, control, mut answers) = self.ask(&push_into(&[])).await;
+        self.session_as(&push_into(&[])).await
+    }
+
+    /// One that this request asks for.
+    pub(crate) async fn session_as(&self, push: &[u8]) -> Session {
+        let (handle, control, mut answers) = self.ask(push).await;
         within(answers.read::<Hello>()).await.unwrap();
         within(answers.read::<Ready>()).await.unwrap();
         let (manifest, verdicts) = self.open(&head(2, handle)).await;
@@ -246,11 +252,14 @@ pub(crate) fn hello() -> Vec<u8> {
     Hello { features: vec![], agent: "hostile".into() }.to_bytes().to_vec()
 }
 
-/// A push of several sources, so that each goes into the destination under its own name.
+/// A push of several sources, so that each goes into the destination under its own name; each time another session.
 pub(crate) fn push_into(destination: &[&[u8]]) -> Vec<u8> {
+    static NUMBER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let mut session = [7; 16];
+    session[..8].copy_from_slice(&NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_le_bytes());
     let destination = components(destination);
     let durability = Durability::Visible;
-    Push { session: [7; 16], destination, into: true, sources: 2, directory: false, durability }.to_bytes().to_vec()
+    Push { session, destination, into: true, sources: 2, directory: false, durability }.to_bytes().to_vec()
 }
 
 pub(crate) fn pull_of(sources: &[&[&[u8]]], entries: u32) -> Vec<u8> {

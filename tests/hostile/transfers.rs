@@ -2,14 +2,46 @@
 
 use haul::config::Config;
 use haul::error::{Code, Why};
+use haul::identity::Identity;
 use haul::manifest::Verdict;
-use haul::wire::{Failed, Message, Plan};
+use haul::wire::{Committed, Failed, Message, Plan};
 
 use crate::peer::*;
 use crate::support::{content, write};
 
 /// One that fits into memory that is set aside, and one that takes a permit first.
 const SIZES: [u64; 2] = [5_000, 600_000];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_comes_back_over_another_connection_ends_the_one_before() {
+    // Nobody gives up or lends anything in the time of this test.
+    let hour = std::time::Duration::from_secs(3600);
+    let arena = Arena::new(Config { max_transfers: 1, stall: hour, deadline: hour, ..Config::default() });
+    let (own, push) = (Identity::generate().unwrap(), push_into(&[]));
+    let dead = Peer::connect_as(&arena.host, &own, |_| {}).await;
+    let mut before = dead.session_as(&push).await;
+    // It has the only permit, and a queue of others behind it.
+    before.wanted(0, "f0", 1 << 20).await;
+    for id in 1..5 {
+        before.announce(&file(id, &format!("f{id}"), 1 << 20)).await;
+    }
+    // The same id is nothing to another key.
+    let other = Peer::connect(&arena.host).await;
+    let _other = other.session_as(&push).await;
+    let back = Peer::connect_as(&arena.host, &own, |_| {}).await;
+    let mut session = back.session_as(&push).await;
+    dead.closed_with(Code::Superseded, "the connection before").await;
+    for id in 0..5 {
+        let body = content(id, 1 << 20);
+        session.wanted(id, &format!("f{id}"), 1 << 20).await;
+        let all = [&body[..], &trailer(&body)].concat();
+        let (mut send, mut receipt) = session.transfer(&plan(id, &[(0, 1 << 20)]), &all).await;
+        send.finish().unwrap();
+        assert_eq!(within(receipt.read::<Committed>()).await.unwrap().bytes, 1 << 20);
+    }
+    assert!(other.connection.close_reason().is_none());
+    arena.unharmed().await;
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transfer_that_is_not_what_was_planned_fails_and_leaves_nothing() {

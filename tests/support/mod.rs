@@ -74,6 +74,12 @@ impl Host {
         self.connect_as(&Identity::generate()?, &Config::default()).await
     }
 
+    /// As a client that does not try again when the connection is lost.
+    pub(crate) async fn connect_once(&self) -> Result<Client> {
+        let config = Config { retry_for: Duration::ZERO, ..Config::default() };
+        self.connect_as(&Identity::generate()?, &config).await
+    }
+
     pub(crate) async fn connect_as(&self, identity: &Identity, config: &Config) -> Result<Client> {
         let trust = ServerTrust { pin: Some(self.key_id), ..ServerTrust::default() };
         Client::connect(identity, &trust, "127.0.0.1", self.address.port(), config).await

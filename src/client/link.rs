@@ -1,0 +1,84 @@
+//! A client's connection, and what belongs to it.
+
+use std::sync::Arc;
+
+use quinn::Connection;
+use tokio::task::JoinHandle;
+
+use super::watch;
+use crate::bucket::Limits;
+use crate::budget::{Budget, Window};
+use crate::config::Config;
+use crate::endpoint::{self, Connected};
+use crate::error::{Code, Error, Result};
+use crate::identity::{Identity, KeyId};
+use crate::sender::Sender;
+use crate::session::{self, Outcome, Sessions, accept_streams};
+use crate::stream::varint_of;
+use crate::trust::ServerTrust;
+use crate::upkeep::{SendMemory, Upkeep};
+use crate::wire::Push;
+
+/// A connection to the right server. It ends with the last that uses it.
+pub(super) struct Link {
+    pub(super) endpoint: quinn::Endpoint,
+    pub(super) connection: Connection,
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) window: Arc<Window>,
+    streams: JoinHandle<()>,
+    _upkeep: Upkeep,
+}
+
+impl Link {
+    pub(super) async fn open(
+        identity: &Identity,
+        trust: &ServerTrust,
+        host: &str,
+        port: u16,
+        config: &Config,
+    ) -> Result<(Self, KeyId)> {
+        let Connected { endpoint, connection } = endpoint::connect(identity, trust, host, port, config).await?;
+        let (key_id, _) = endpoint::peer(&connection)
+            .ok_or_else(|| Error::NotTrusted { host: host.into(), why: "it presented no certificate".into() })?;
+        let window = Window::open(connection.clone(), &Budget::new(config.memory))
+            .ok_or_else(|| Error::Usage("no memory is allowed for a connection".into()))?;
+        // A client has but this connection; its send window is all that bounds it.
+        let most = config.limited_send_window();
+        let upkeep = Upkeep::begin(connection.clone(), &SendMemory::new(most), most);
+        let sessions = Arc::new(Sessions::default());
+        let streams = {
+            let (connection, sessions, deadline) = (connection.clone(), sessions.clone(), config.deadline);
+            // A server opens no control streams; one that does sees them reset.
+            tokio::spawn(async move { drop(accept_streams(&connection, &sessions, deadline, |_, _| {}).await) })
+        };
+        Ok((Self { endpoint, connection, sessions, window, streams, _upkeep: upkeep }, key_id))
+    }
+
+    /// This connection's part of a push.
+    pub(super) async fn push(
+        &self,
+        (push, limits): (&Push, &Limits),
+        sender: &mut Sender,
+        config: &Config,
+        begun: impl FnOnce(),
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        let gone = watch::gone(&self.endpoint, &self.connection, config.keep_alive);
+        let over = (&self.connection, limits);
+        self.honest(session::push(over, push, sender, config.deadline, begun, gone, outcome).await)
+    }
+
+    /// A server that breaks the protocol is told so, and left.
+    pub(super) fn honest<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(Error::Protocol(why)) = &result {
+            self.connection.close(varint_of(Code::Protocol), why.as_bytes());
+        }
+        result
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.streams.abort();
+    }
+}

@@ -1,0 +1,43 @@
+//! Finds out that a server is gone before the idle timeout does, and never takes an outage for that.
+
+use std::time::Duration;
+
+use quinn::Connection;
+use tokio::time::{sleep, timeout};
+
+use crate::endpoint;
+
+/// How long beyond a keep-alive an answer to it may take before a connection counts as silent.
+const ANSWER: Duration = Duration::from_secs(1);
+/// Times in a row that the port is seen closed before the server counts as gone: a firewall that is being set up may
+/// refuse for a moment.
+const REFUSALS: u32 = 3;
+
+/// Ends once the connection is silent and the system tells that nothing has the server's port: its process is gone, and
+/// with it the connection. When the next process comes it says so itself, by a stateless reset. In an outage nobody
+/// tells anything, and only the idle timeout decides.
+///
+/// A connection that falls silent goes on from another port, once each time.
+pub(super) async fn gone(endpoint: &quinn::Endpoint, connection: &Connection, keep_alive: Duration) -> String {
+    let arrived = || connection.stats().udp_rx.datagrams;
+    let mut before = arrived();
+    let (mut silent, mut refusals) = (false, 0);
+    while refusals < REFUSALS {
+        sleep(if silent { ANSWER } else { keep_alive + ANSWER }).await;
+        let now = arrived();
+        if now != before {
+            (before, silent, refusals) = (now, false, 0);
+            continue;
+        }
+        let address = connection.remote_address();
+        if !silent && let Err(error) = endpoint::rebind(endpoint, address) {
+            tracing::debug!(%error, "no other port");
+        }
+        silent = true;
+        match timeout(ANSWER, endpoint::nobody_listens(address)).await {
+            Ok(()) => refusals += 1,
+            Err(_) => refusals = 0,
+        }
+    }
+    "nothing listens there any more".into()
+}

@@ -1,0 +1,198 @@
+//! What becomes of each entry, over all connections of a session.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use bytes::BytesMut;
+
+use crate::error::{Code, Error, Result, Why};
+use crate::manifest::{Announce, Verdict};
+use crate::path::RelativePath;
+use crate::progress::{Event, Observer, Settled};
+use crate::wire::{Kind, Message};
+
+/// Ranges that a receiver may have offered as held in all its open Wants; over it, it is not honest.
+const MAX_OPEN_HELD: usize = 64 << 10;
+/// Failures kept by name in [`Sent`]; the events name them all.
+pub const MAX_FAILURES: usize = 1000;
+
+/// What became of a session, as the sender saw it.
+#[derive(Debug, Clone, Default)]
+pub struct Sent {
+    /// Entries announced.
+    pub entries: u64,
+    /// Files committed, links and empty files included.
+    pub files: u64,
+    /// Bytes of content committed.
+    pub bytes: u64,
+    /// Files and links that were there already.
+    pub skipped: u64,
+    /// Entries that failed, and what could not be sent at all.
+    pub failed: u64,
+    /// The first [`MAX_FAILURES`] of them.
+    pub failures: Vec<(RelativePath, Why)>,
+    /// Why the receiver ended the session early, if it did; what was not announced or answered by then was not sent.
+    pub interrupted: Option<Why>,
+}
+
+impl Sent {
+    /// The account of a session that never was, since none of its sources could be looked at.
+    pub(crate) fn of_failures(failures: Vec<(RelativePath, Why)>, observer: &Observer) -> Self {
+        let mut sent = Self::default();
+        for (path, why) in failures {
+            sent.count(&path, Kind::File, 0, &Settled::Failed(why.clone()));
+            (observer)(Event::Settled { id: None, path, kind: Kind::File, size: 0, result: Settled::Failed(why) });
+        }
+        sent
+    }
+
+    fn count(&mut self, path: &RelativePath, kind: Kind, size: u64, result: &Settled) {
+        match result {
+            Settled::Failed(why) => {
+                self.failed += 1;
+                if self.failures.len() < MAX_FAILURES {
+                    self.failures.push((path.clone(), why.clone()));
+                }
+            }
+            _ if kind == Kind::Directory => {}
+            Settled::Skipped => self.skipped += 1,
+            Settled::Committed => {
+                self.files += 1;
+                self.bytes += size;
+            }
+        }
+    }
+}
+
+/// A session's entries, over all its connections.
+#[derive(Default)]
+pub(super) struct State {
+    /// Announced on this connection.
+    pub(super) unsettled: HashMap<u64, Pending>,
+    /// Announced on an earlier connection, or refused since the receiver goes away: to be announced anew.
+    left: BTreeMap<u64, Pending>,
+    pub(super) unanswered: u32,
+    pub(super) unanswered_bytes: u32,
+    open_held: usize,
+    found_files: u64,
+    found_bytes: u64,
+    /// All was found and announced.
+    pub(super) complete: bool,
+    /// Why the receiver goes away, on this connection.
+    pub(super) gone: Option<Why>,
+    pub(super) progress: u64,
+    account: Sent,
+}
+
+/// An entry that is not settled.
+pub(super) struct Pending {
+    pub(super) announce: Arc<Announce>,
+    /// Bytes of the entry while it stands unanswered.
+    unanswered: Option<u32>,
+    /// Ranges that the receiver offered as held.
+    held: usize,
+    /// Bytes in them, at the last time that it was wanted.
+    held_bytes: Option<u64>,
+    /// It was sent to its end, so it may be committed though no receipt came.
+    sent: bool,
+}
+
+impl State {
+    /// What the last connection left comes again.
+    pub(super) fn begin_anew(&mut self) {
+        for (id, pending) in self.unsettled.drain() {
+            self.left.insert(id, pending);
+        }
+        (self.unanswered, self.unanswered_bytes, self.open_held) = (0, 0, 0);
+        (self.complete, self.gone) = (false, None);
+    }
+
+    /// Announces the first entry of those that come again; false when there is none.
+    pub(super) fn put_left(&mut self, buffer: &mut BytesMut) -> bool {
+        let Some((id, pending)) = self.left.pop_first() else { return false };
+        self.put(id, pending, buffer);
+        true
+    }
+
+    /// Announces an entry for the first time.
+    pub(super) fn put_found(&mut self, announce: Announce, buffer: &mut BytesMut) {
+        let id = self.account.entries;
+        self.account.entries += 1;
+        self.found_files += u64::from(announce.kind != Kind::Directory);
+        self.found_bytes += size_of(&announce);
+        let announce = Arc::new(announce);
+        self.put(id, Pending { announce, unanswered: None, held: 0, held_bytes: None, sent: false }, buffer);
+    }
+
+    fn put(&mut self, id: u64, mut pending: Pending, buffer: &mut BytesMut) {
+        let before = buffer.len();
+        pending.announce.entry(id).put(buffer);
+        let length = (buffer.len() - before) as u32;
+        (pending.unanswered, pending.held) = (Some(length), 0);
+        self.unanswered += 1;
+        self.unanswered_bytes += length;
+        self.unsettled.insert(id, pending);
+    }
+
+    /// Files found so far, and their bytes.
+    pub(super) fn found(&self) -> (u64, u64) {
+        (self.found_files, self.found_bytes)
+    }
+
+    /// Takes an entry off the unanswered ones; returns it, and whether all of it was sent before. A second answer, or one
+    /// to no question, is the receiver's fault.
+    pub(super) fn answered(&mut self, id: u64, verdict: &Verdict) -> Result<(Arc<Announce>, bool)> {
+        let pending = self.unsettled.get_mut(&id);
+        let Some((pending, bytes)) = pending.and_then(|p| p.unanswered.take().map(|bytes| (p, bytes))) else {
+            return Err(Error::Protocol(format!("it answered entry {id}, which stands for no answer")));
+        };
+        self.unanswered -= 1;
+        self.unanswered_bytes -= bytes;
+        if let Verdict::Want(_, held) = verdict {
+            pending.held = held.len();
+            self.open_held += held.len();
+            let held_bytes = held.iter().map(|held| held.range.length).fold(0, u64::saturating_add);
+            self.progress += u64::from(pending.held_bytes.is_some_and(|before| held_bytes > before));
+            pending.held_bytes = pending.held_bytes.max(Some(held_bytes));
+        }
+        if self.open_held > MAX_OPEN_HELD {
+            return Err(Error::Protocol("it holds more ranges than can be compared".into()));
+        }
+        Ok((pending.announce.clone(), pending.sent))
+    }
+
+    /// Notes that a file was sent to its end.
+    pub(super) fn sent_whole(&mut self, id: u64) {
+        if let Some(pending) = self.unsettled.get_mut(&id) {
+            pending.sent = true;
+        }
+    }
+
+    /// Takes an entry off the unsettled ones; one that met a receiver that is `stopping` comes again.
+    pub(super) fn settled(&mut self, id: u64, stopping: bool) {
+        let Some(pending) = self.unsettled.remove(&id) else { return };
+        self.open_held -= pending.held;
+        if stopping {
+            self.gone.get_or_insert(Code::Stopping.into());
+            self.left.insert(id, pending);
+        } else {
+            self.progress += 1;
+        }
+    }
+
+    pub(super) fn count(&mut self, path: &RelativePath, kind: Kind, size: u64, result: &Settled) {
+        self.account.count(path, kind, size, result);
+    }
+
+    /// The account so far, interrupted when something is left and the receiver has gone away.
+    pub(super) fn sent(&self) -> Sent {
+        let mut sent = self.account.clone();
+        sent.interrupted = self.gone.clone().filter(|_| !self.complete || !self.left.is_empty());
+        sent
+    }
+}
+
+/// Bytes of content of an entry.
+pub(super) fn size_of(announce: &Announce) -> u64 {
+    if announce.kind == Kind::File { announce.metadata.size } else { 0 }
+}
