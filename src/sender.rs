@@ -124,9 +124,22 @@ impl Sender {
         let run = Arc::new(Run { shared: self.shared.clone(), sending });
         let mut walked =
             Walked { found: &mut self.found, directories: &mut self.directories, walking: &mut self.walking };
-        let announce = run.announce(MessageWriter::new(send), &mut walked);
-        let answers = run.answers(MessageReader::new(receive), &mut self.transfers);
-        tokio::try_join!(announce, answers)?;
+        let mut verdicts = MessageReader::new(receive);
+        {
+            let announce = run.announce(MessageWriter::new(send), &mut walked);
+            let answers = run.answers(&mut verdicts, &mut self.transfers);
+            tokio::pin!(announce, answers);
+            tokio::select! {
+                // All is settled. That the receiver ends its half too is a round trip later, and tells nothing more.
+                announced = &mut announce => announced?,
+                answered = &mut answers => {
+                    answered?;
+                    announce.await?;
+                }
+            }
+        }
+        // Dropped, it would stop the stream under the receiver's last words.
+        tokio::spawn(async move { while let Ok(Some(_)) = Verdict::read(&mut verdicts).await {} });
         Ok(())
     }
 
@@ -295,11 +308,11 @@ impl Run {
 
     /// Reads verdicts and runs the transfers they ask for, until the receiver ends the stream. A wanted file is but a row
     /// in a queue until one of the open transfers is its: tasks take kilobytes each, and thousands may be wanted.
-    async fn answers(self: &Arc<Self>, mut verdicts: MessageReader, transfers: &mut JoinSet<()>) -> Result<()> {
+    async fn answers(self: &Arc<Self>, verdicts: &mut MessageReader, transfers: &mut JoinSet<()>) -> Result<()> {
         let mut wanted = VecDeque::new();
         loop {
             let verdict = tokio::select! {
-                verdict = Verdict::read(&mut verdicts) => verdict?,
+                verdict = Verdict::read(verdicts) => verdict?,
                 Some(_) = transfers.join_next() => continue,
                 Ok(open) = self.shared.parallel.clone().acquire_owned(), if !wanted.is_empty() => {
                     if let Some((id, announce, held)) = wanted.pop_front() {
