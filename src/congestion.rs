@@ -5,11 +5,10 @@
 mod haul;
 mod model;
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use quinn::congestion::{BbrConfig, Controller, ControllerFactory, CubicConfig, NewRenoConfig};

@@ -159,9 +159,10 @@ impl Heard {
 
     fn is_silent(&mut self, connection: &Connection) -> bool {
         let stats = connection.stats();
-        if stats.udp_rx.datagrams != self.received || stats.udp_tx.datagrams == self.sent {
+        let (received, sent) = (stats.udp_rx.datagrams, stats.udp_tx.datagrams);
+        if received != self.received || sent == self.sent {
             // A connection that sends nothing waits for nothing.
-            *self = Self::new(connection);
+            *self = Self { received, sent, since: Instant::now() };
             return false;
         }
         let silent = self.since.elapsed() > SILENCE.max(connection.rtt() * ROUND_TRIPS);

@@ -265,8 +265,7 @@ impl Path {
 
     /// The rate has fallen to this.
     pub(super) fn replace_rate(&mut self, now: Instant, rate: f64) {
-        self.rates.clear();
-        self.peaks.kept.clear();
+        self.forget_rates();
         self.note_rate(now, rate);
     }
 
