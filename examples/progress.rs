@@ -7,7 +7,6 @@ use std::sync::Arc;
 use haul::client::{Client, PushOptions};
 use haul::config::Config;
 use haul::identity::Identity;
-use haul::path::RelativePath;
 use haul::progress::{Event, Observer};
 use haul::server::{Server, ServerOptions};
 use haul::store::MemoryStore;
@@ -39,8 +38,7 @@ async fn main() -> haul::error::Result<()> {
     });
     let client = Client::connect(&Identity::generate()?, &trust, "127.0.0.1", port, &Config::default()).await?;
     let sources = std::env::args_os().skip(1).map(Into::into).collect();
-    let options =
-        PushOptions { sources, destination: RelativePath::root(), into: true, durability: Durability::Visible };
+    let options = PushOptions { sources, into: true, durability: Durability::Visible, ..PushOptions::default() };
     client.push(&options, observer).await?;
     client.close().await;
     Ok(())

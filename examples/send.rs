@@ -22,7 +22,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         sources: arguments.map(Into::into).collect(),
         destination: RelativePath::root(),
         into: true,
-        durability: Durability::Synced,
+        ..PushOptions::default()
     };
     let outcome = client.push(&options, haul::progress::ignore()).await?;
     client.close().await;

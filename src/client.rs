@@ -19,12 +19,12 @@ use crate::endpoint;
 use crate::error::{Code, Error, Result, Why};
 use crate::identity::{Identity, KeyId};
 use crate::limits::within_open_files;
-use crate::manifest::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES, Tree};
+use crate::manifest::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES, Tree, WalkOptions};
 use crate::measure::{self, MeasureOptions, Measured};
 use crate::path::{RelativePath, printable};
 use crate::progress::{Event, Observer};
 use crate::rate::Rate;
-use crate::receiver::{Permits, Place, Receiver, Receiving};
+use crate::receiver::{Permits, Place, Receiver, Receiving, TakeOptions};
 use crate::sender::{Sender, Sent};
 use crate::session::{self, Outcome};
 use crate::store::Store;
@@ -56,6 +56,7 @@ pub struct Client {
 }
 
 /// What to send, where to, and how.
+#[derive(Debug, Clone, Default)]
 pub struct PushOptions {
     /// Local files and directories. Symbolic links among them are followed; those found in directories are not.
     pub sources: Vec<PathBuf>,
@@ -65,6 +66,10 @@ pub struct PushOptions {
     pub into: bool,
     /// How durable a commit has to be.
     pub durability: Durability,
+    /// What is announced of the sources.
+    pub walk: WalkOptions,
+    /// How the server takes it.
+    pub take: TakeOptions,
 }
 
 impl Client {
@@ -146,7 +151,7 @@ impl Client {
             directory: options.sources.len() == 1 && first.directory,
             durability: options.durability,
         };
-        let mut sender = Sender::new(trees, unsendable, self.config.parallel, observer.clone());
+        let mut sender = Sender::new(trees, unsendable, options.walk.clone(), self.config.parallel, observer.clone());
         let (mut outcome, mut retry) = (Outcome::default(), None);
         loop {
             let mut begun = false;
@@ -230,6 +235,7 @@ impl Client {
             store,
             // A server could send anything under any name, such as a .profile.
             place: Place::Only(sources.iter().filter_map(|source| source.name().map(<[u8]>::to_vec)).collect()),
+            take: TakeOptions::default(),
             owner: self.key_id.0,
             durability,
             permits: Arc::new(Permits::new(permits)),

@@ -14,7 +14,6 @@
 //! use haul::server::{Server, ServerOptions};
 //! use haul::store::LocalStore;
 //! use haul::trust::{Admission, Anyone, ServerTrust};
-//! use haul::wire::Durability;
 //!
 //! // A server that takes files from everybody into one directory, and never writes anywhere else.
 //! let inbox = std::env::temp_dir();
@@ -37,7 +36,7 @@
 //!     sources: vec!["Cargo.toml".into()],
 //!     destination: RelativePath::root(),
 //!     into: true,
-//!     durability: Durability::Synced,
+//!     ..PushOptions::default()
 //! };
 //! let outcome = client.push(&options, haul::progress::ignore()).await?;
 //! assert_eq!(outcome.sent.failed, 0);

@@ -52,6 +52,10 @@ impl Tree {
     }
 }
 
+/// What a walk makes of what it comes upon.
+#[derive(Debug, Clone, Default)]
+pub struct WalkOptions {}
+
 /// A directory that is being sent. It is announced when the last of its children lets go of it, since its final mode and
 /// time come after all that is in it.
 pub struct Directory {
@@ -118,6 +122,7 @@ pub struct Walk {
     /// No recursion: a tree may be deeper than a thread's stack.
     open: Vec<Open>,
     directories: mpsc::UnboundedSender<Announce>,
+    _options: WalkOptions,
 }
 
 /// A directory that is being walked: what is left of its names, last first.
@@ -130,8 +135,8 @@ struct Open {
 
 impl Walk {
     /// A walk that has not begun; `directories` takes the directories.
-    pub fn new(trees: Vec<Tree>, directories: mpsc::UnboundedSender<Announce>) -> Self {
-        Self { trees: trees.into_iter(), tree: None, open: Vec::new(), directories }
+    pub fn new(trees: Vec<Tree>, options: WalkOptions, directories: mpsc::UnboundedSender<Announce>) -> Self {
+        Self { trees: trees.into_iter(), tree: None, open: Vec::new(), directories, _options: options }
     }
 
     /// Looks at the next name; `None` when it is a directory, which is open then, or when a directory has no more.

@@ -94,12 +94,18 @@ impl Place {
     }
 }
 
+/// How entries are taken.
+#[derive(Debug, Clone, Default)]
+pub struct TakeOptions {}
+
 /// Everything that a receiver needs to know of its session.
 pub struct Receiving {
     /// Where files are committed to.
     pub store: Arc<dyn Store>,
     /// Where in the store.
     pub place: Place,
+    /// How entries are taken.
+    pub take: TakeOptions,
     /// The key of the sender, which partials are bound to.
     pub owner: [u8; 32],
     /// How durable a commit has to be.

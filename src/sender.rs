@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bucket::Limits;
 use crate::error::{Code, Error, Result, Why};
 use crate::limits::within_open_files;
-use crate::manifest::{Announce, Found, Tree, Verdict, Walk};
+use crate::manifest::{Announce, Found, Tree, Verdict, Walk, WalkOptions};
 use crate::path::RelativePath;
 use crate::progress::{Event, Observer, Settled};
 use crate::stream::{MessageReader, MessageWriter, StreamError};
@@ -89,10 +89,16 @@ struct Begin {
 impl Sender {
     /// A sender that has not begun. At most `parallel` transfers are open at the same time; what is `unsendable` is
     /// settled as failed.
-    pub fn new(trees: Vec<Tree>, unsendable: Vec<(RelativePath, Why)>, parallel: usize, observer: Observer) -> Self {
+    pub fn new(
+        trees: Vec<Tree>,
+        unsendable: Vec<(RelativePath, Why)>,
+        options: WalkOptions,
+        parallel: usize,
+        observer: Observer,
+    ) -> Self {
         let (found_to, found) = mpsc::channel(WALK_AHEAD);
         let (directories_to, directories) = mpsc::unbounded_channel();
-        let begin = Some(Begin { walk: Walk::new(trees, directories_to), found: found_to, unsendable });
+        let begin = Some(Begin { walk: Walk::new(trees, options, directories_to), found: found_to, unsendable });
         let shared = Arc::new(Shared {
             parallel: Arc::new(Semaphore::new(parallel.max(1))),
             large: Arc::new(Semaphore::new(LARGE_WRITERS)),

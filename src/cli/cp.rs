@@ -67,6 +67,7 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, PushOptions)> {
         destination: target.path,
         into: target.into,
         durability: if cp.no_fsync { Durability::Visible } else { Durability::Synced },
+        ..PushOptions::default()
     };
     Ok((client, options))
 }

@@ -51,7 +51,7 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
         sources: vec![source.clone()],
         destination: RelativePath::root(),
         into: true,
-        durability: Durability::Synced,
+        ..PushOptions::default()
     };
     let screen = Screen::new(Output { quiet: false, verbose: false, json: false });
     let begun = Instant::now();

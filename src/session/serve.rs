@@ -10,7 +10,7 @@ use super::{Bi, Sessions, hello, receive_all, send_all};
 use crate::bucket::{Bucket, Limits};
 use crate::config::Config;
 use crate::error::{Code, Error, Result, Why};
-use crate::manifest::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES, Tree};
+use crate::manifest::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES, Tree, WalkOptions};
 use crate::path::RelativePath;
 use crate::progress::Observer;
 use crate::rate::Rate;
@@ -126,7 +126,8 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
         Err(why) => return refuse(server, writer, why).await,
     };
     writer.write_within(&Ready::default(), server.config.deadline).await?;
-    let mut sender = Sender::new(trees, Vec::new(), server.config.parallel, server.observer.clone());
+    let mut sender =
+        Sender::new(trees, Vec::new(), WalkOptions::default(), server.config.parallel, server.observer.clone());
     let sending = Sending {
         connection: server.connection.clone(),
         handle,

@@ -93,6 +93,7 @@ pub(crate) fn to(sources: &[&Path], destination: &str) -> PushOptions {
         destination: path(destination),
         into: destination.is_empty() || destination.ends_with('/'),
         durability: Durability::Visible,
+        ..PushOptions::default()
     }
 }
 
