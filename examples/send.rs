@@ -7,7 +7,6 @@ use haul::config::{Config, DEFAULT_PORT};
 use haul::identity::{Home, KeyId};
 use haul::path::RelativePath;
 use haul::trust::ServerTrust;
-use haul::wire::Durability;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {

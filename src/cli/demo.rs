@@ -14,7 +14,6 @@ use haul::path::RelativePath;
 use haul::server::{Server, ServerOptions};
 use haul::store::LocalStore;
 use haul::trust::{Admission, Anyone, ServerTrust};
-use haul::wire::Durability;
 
 use super::output::{self, Screen, shown};
 use super::{DONE, Demo, FAILED, Output};
