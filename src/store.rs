@@ -4,6 +4,7 @@
 //! never left, and [`MemoryStore`], the reference that the conformance tests run on beside it.
 
 mod beneath;
+mod closed;
 pub(crate) mod fault;
 mod local;
 mod memory;

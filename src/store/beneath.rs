@@ -39,6 +39,8 @@ pub(super) struct Root {
     spans: AtomicBool,
     /// Digests of the paths of directories that are on the disk, they and all above them.
     durable: Mutex<HashSet<blake3::Hash>>,
+    /// Held while a directory has another mode than it should, or is given one.
+    pub(super) modes: Mutex<()>,
 }
 
 /// An open directory of a store.
@@ -100,6 +102,7 @@ impl Root {
             openat2: AtomicBool::new(cfg!(target_os = "linux")),
             spans: AtomicBool::new(false),
             durable: Mutex::default(),
+            modes: Mutex::default(),
         })
     }
 
@@ -182,7 +185,7 @@ impl Root {
             match openat(directory, component, PASS | OFlags::NOFOLLOW, Mode::empty()) {
                 Ok(descriptor) => return Ok(Some(descriptor)),
                 Err(Errno::NOENT) if !make => return Ok(None),
-                Err(Errno::NOENT) => match mkdirat(directory, component, PRIVATE) {
+                Err(Errno::NOENT) => match self.change(directory, || mkdirat(directory, component, PRIVATE)) {
                     Ok(()) => self.forget(here),
                     Err(Errno::EXIST) => {}
                     Err(e) => return Err(fault(here, "make the directory", e)),

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
-use rustix::fs::{fchmod, fstat, futimens, openat, renameat, symlinkat, unlinkat, utimensat};
+use rustix::fs::{fstat, openat, renameat, symlinkat, unlinkat, utimensat};
 
 use super::beneath::{Directory, Root, device};
 use super::fault::{check_target, fault, refusal};
-use super::partial::{LocalUpload, read_full_at, temporary_name, timestamps};
-use super::{Attributes, Claim, Metadata, PERMISSIONS, Source, Store, Upload, Version, sweep};
+use super::partial::{LocalUpload, read_full_at, remove, temporary_name, timestamps};
+use super::{Attributes, Claim, Metadata, PERMISSIONS, Source, Store, Upload, Version, closed, sweep};
 use crate::error::{Code, Error, Why};
 use crate::path::{RelativePath, is_partial_name, printable};
 use crate::wire::{Kind, Time};
@@ -114,6 +114,16 @@ impl LocalStore {
         self.root.saw(&stat);
         Ok((file, stat))
     }
+
+    /// Opens a file or directory that we may not read, for its owner to change its metadata.
+    fn open_closed(&self, path: &RelativePath) -> Result<(File, Stat), Why> {
+        let cannot = |e: rustix::io::Errno| fault(path, "open it", e);
+        let (directory, name) = self.parent(path)?;
+        let file = closed::open(&directory, name).map_err(cannot)?;
+        let stat = fstat(&file).map_err(cannot)?;
+        openable(path, &stat)?;
+        Ok((file, stat))
+    }
 }
 
 impl Store for LocalStore {
@@ -170,15 +180,18 @@ impl Store for LocalStore {
     }
 
     fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<(), Why> {
-        let (file, stat) = self.open_any(path)?;
+        let (file, stat) = match self.open_any(path) {
+            Err(why) if why.code == Code::PermissionDenied => self.open_closed(path)?,
+            opened => opened?,
+        };
         if let Some(mode) = attributes.mode {
             // What haul does not carry over stays, such as the set-group-ID of a shared directory.
             let kept = metadata(&stat).mode & !PERMISSIONS;
-            fchmod(&file, Mode::from_raw_mode((kept | mode & PERMISSIONS) as _))
-                .map_err(|e| fault(path, "set its mode", e))?;
+            let _one = self.root.modes();
+            closed::set_mode(&file, kept | mode & PERMISSIONS).map_err(|e| fault(path, "set its mode", e))?;
         }
         if let Some(modified) = attributes.modified {
-            futimens(&file, &timestamps(modified)).map_err(|e| fault(path, "set its time", e))?;
+            closed::set_time(&file, modified).map_err(|e| fault(path, "set its time", e))?;
         }
         Ok(())
     }
@@ -188,13 +201,16 @@ impl Store for LocalStore {
         check_target(path, target)?;
         let directory = self.root.make(&parent)?;
         let (last, aside) = (path.name().unwrap_or_default(), temporary_name());
-        symlinkat(target, &directory, &aside).map_err(|e| fault(path, "make the symbolic link", e))?;
+        self.root
+            .change(&directory, || symlinkat(target, &directory, &aside))
+            .map_err(|e| fault(path, "make the symbolic link", e))?;
         let time = attributes
             .modified
             .map_or(Ok(()), |modified| utimensat(&directory, &aside, &timestamps(modified), AtFlags::SYMLINK_NOFOLLOW));
         // Where a directory stands, the system refuses this itself.
-        time.and_then(|()| renameat(&directory, &aside, &directory, last)).map_err(|e| {
-            let _ = unlinkat(&directory, &aside, AtFlags::empty());
+        let rename = || self.root.change(&directory, || renameat(&directory, &aside, &directory, last));
+        time.and_then(|()| rename()).map_err(|e| {
+            let _ = remove(&self.root, &directory, aside.as_bytes());
             fault(path, "rename the symbolic link into place", e)
         })
     }

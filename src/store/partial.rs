@@ -98,16 +98,15 @@ pub(super) fn timestamps(modified: Time) -> Timestamps {
 }
 
 /// Opens the partial of that name, or makes it, and locks it.
-fn acquire(directory: &Directory<'_>, name: &[u8], path: &RelativePath) -> Result<File, Why> {
+fn acquire(root: &Root, directory: &Directory<'_>, name: &[u8], path: &RelativePath) -> Result<File, Why> {
     let cannot = |what| move |e: Errno| fault(path, what, e);
     for _ in 0..ATTEMPTS {
-        let (file, found) = match open_or_make(directory, name) {
+        let (file, found) = match root.change(directory, || open_or_make(directory, name)) {
             Ok(found) => found,
             Err(Errno::EXIST) => continue,
             // A link, a socket, a file that nobody may open: none of our making.
             Err(Errno::LOOP | Errno::NXIO | Errno::ACCESS) if matches!(directory.stat(name), Ok(Some(_))) => {
-                unlinkat(directory, name, AtFlags::empty())
-                    .map_err(cannot("remove what stands in its partial's place"))?;
+                remove(root, directory, name).map_err(cannot("remove what stands in its partial's place"))?;
                 continue;
             }
             Err(e) => return Err(fault(path, "open its partial", e)),
@@ -126,7 +125,7 @@ fn acquire(directory: &Directory<'_>, name: &[u8], path: &RelativePath) -> Resul
             return Ok(file);
         } else if !regular || stat.st_nlink != 1 || stat.st_uid != rustix::process::geteuid().as_raw() {
             // Somebody else's, or also known by another name: what is written to it would show up elsewhere.
-            unlinkat(directory, name, AtFlags::empty()).map_err(cannot("remove what stands in its partial's place"))?;
+            remove(root, directory, name).map_err(cannot("remove what stands in its partial's place"))?;
         } else if found == Found::Unwritable {
             // A commit was cut short between the final mode and the final name.
             restore(&file).map_err(|e| fault(path, "take up its partial", e))?;
@@ -135,6 +134,11 @@ fn acquire(directory: &Directory<'_>, name: &[u8], path: &RelativePath) -> Resul
         }
     }
     Err(refusal(Code::Busy, path))
+}
+
+/// Removes a name.
+pub(super) fn remove(root: &Root, directory: &Directory<'_>, name: &[u8]) -> rustix::io::Result<()> {
+    root.change(directory, || unlinkat(directory, name, AtFlags::empty()))
 }
 
 /// What stood under a partial's name.
@@ -186,7 +190,7 @@ impl LocalUpload {
             return Err(refusal(Code::IsDirectory, path));
         }
         let name = claim_name(path, claim);
-        let file = acquire(&directory, name.as_bytes(), path)?;
+        let file = acquire(root, &directory, name.as_bytes(), path)?;
         let upload = Self { root: Arc::clone(root), path: path.clone(), name, file, size: claim.size, mode };
         let stat = fstat(&upload.file).map_err(|e| fault(path, "look at its partial", e))?;
         root.saw(&stat);
@@ -216,7 +220,9 @@ impl LocalUpload {
             return Err(self.gone());
         }
         // Where a directory stands, the system refuses this itself.
-        renameat(&directory, name, &directory, last).map_err(|e| fault(&self.path, "rename it into place", e))?;
+        self.root
+            .change(&directory, || renameat(&directory, name, &directory, last))
+            .map_err(|e| fault(&self.path, "rename it into place", e))?;
         Ok(directory)
     }
 
@@ -230,7 +236,7 @@ impl LocalUpload {
         if let Ok(Some((directory, _))) = self.root.parent(&self.path)
             && is_named(&directory, self.name.as_bytes(), &self.file) == Ok(true)
         {
-            let _ = unlinkat(&directory, self.name.as_bytes(), AtFlags::empty());
+            let _ = remove(&self.root, &directory, self.name.as_bytes());
         }
     }
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstat, openat, unlinkat};
+use rustix::fs::{Dir, FileType, Mode, OFlags, fstat, openat};
 
 use super::beneath::{Directory, Root};
 use super::fault::fault;
-use super::partial::{has_partial_form, is_named, lock};
+use super::partial::{has_partial_form, is_named, lock, remove};
 use crate::error::Why;
 use crate::path::RelativePath;
 use crate::wire::Time;
@@ -84,7 +84,7 @@ fn read(
             let entry = entry.map_err(cannot)?;
             let name = entry.file_name().to_bytes();
             if has_partial_form(name) {
-                *swept += u64::from(remove_stale(&directory, name, limit).unwrap_or(false));
+                *swept += u64::from(remove_stale(root, &directory, name, limit).unwrap_or(false));
             } else if is_directory(&directory, name, entry.file_type()) && after.as_deref() < Some(name) {
                 found.insert(name.to_vec());
                 if found.len() > room {
@@ -111,7 +111,7 @@ fn is_directory(directory: &Directory<'_>, name: &[u8], kind: FileType) -> bool 
 
 /// Removes a partial that was last written before the limit, unless somebody has it locked.
 #[allow(clippy::unnecessary_cast, reason = "the fields of stat have other types on other systems")]
-fn remove_stale(directory: &Directory<'_>, name: &[u8], limit: Time) -> rustix::io::Result<bool> {
+fn remove_stale(root: &Root, directory: &Directory<'_>, name: &[u8], limit: Time) -> rustix::io::Result<bool> {
     let Some(stat) = directory.stat(name)? else { return Ok(false) };
     let modified =
         |stat: &rustix::fs::Stat| Time { seconds: stat.st_mtime as i64, nanoseconds: stat.st_mtime_nsec as u32 };
@@ -135,7 +135,7 @@ fn remove_stale(directory: &Directory<'_>, name: &[u8], limit: Time) -> rustix::
         }
         _ => return Ok(false),
     };
-    unlinkat(directory, name, AtFlags::empty())?;
+    remove(root, directory, name)?;
     Ok(true)
 }
 

@@ -1,6 +1,7 @@
 //! What the integration tests share: a server and clients over real sockets on loopback, and trees to send.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod command;
 pub(crate) mod path;
 pub(crate) mod slow;
 

@@ -1,0 +1,134 @@
+//! The command itself, for tests of what a process of its own does: another user, a kill.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::Duration;
+
+use haul::client::Client;
+use haul::config::Config;
+use haul::identity::{Identity, KeyId};
+use haul::trust::ServerTrust;
+use tempfile::{TempDir, tempdir};
+
+/// The user `nobody` on every common system.
+const NOBODY: u32 = 65_534;
+
+/// Whether this process is root, whom no mode keeps out.
+pub(crate) fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Runs haul with a HAUL_HOME of its own, no terminal and no input, from a directory.
+pub(crate) fn haul(from: &Path, arguments: &[&str]) -> Output {
+    let home = private();
+    Command::new(env!("CARGO_BIN_EXE_haul"))
+        .args(arguments)
+        .current_dir(from)
+        .env("HAUL_HOME", home.path())
+        .env_remove("HAUL_LOG")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+/// A new directory that nobody else can read, as HAUL_HOME has to be.
+fn private() -> TempDir {
+    let directory = tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o700)).unwrap();
+    directory
+}
+
+/// A `haul serve` that takes from everybody, and runs until it is dropped.
+pub(crate) struct Serving {
+    child: Child,
+    pub url: String,
+    pub port: u16,
+    pub key_id: KeyId,
+    home: TempDir,
+    pub served: TempDir,
+    /// Whose key its clients have: what one leaves unfinished is for the next.
+    client: Identity,
+    _output: BufReader<ChildStdout>,
+}
+
+impl Serving {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
+        Self::start_in(private(), tempdir().unwrap(), None, arguments)
+    }
+
+    /// As a user who is not root, also where the test is.
+    pub(crate) fn start_as_nobody(arguments: &[&str]) -> Self {
+        let (home, served) = (private(), tempdir().unwrap());
+        // The build's own directory may be closed to others.
+        std::fs::copy(env!("CARGO_BIN_EXE_haul"), home.path().join("haul")).unwrap();
+        let user = is_root().then_some(NOBODY);
+        for path in [home.path(), &home.path().join("haul"), served.path()] {
+            chown(path, user, user).unwrap();
+        }
+        Self::start_in(home, served, user, arguments)
+    }
+
+    fn start_in(home: TempDir, served: TempDir, user: Option<u32>, arguments: &[&str]) -> Self {
+        let copy = home.path().join("haul");
+        let program = if copy.exists() { copy } else { env!("CARGO_BIN_EXE_haul").into() };
+        let mut command = Command::new(program);
+        command.arg("serve").arg(served.path()).args(["--listen", "127.0.0.1:0", "--anyone", "both"]);
+        command.args(arguments).current_dir(served.path()).env("HAUL_HOME", home.path()).env_remove("HAUL_LOG");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        if let Some(user) = user {
+            command.uid(user).gid(user);
+        }
+        let mut child = command.spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut said = String::new();
+        while !said.contains("Ctrl-C") {
+            assert!(output.read_line(&mut said).unwrap() > 0, "serve ended: {said}");
+        }
+        let word = |after: &str| said.split(after).nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
+        let (url, key_id) = (word("  at "), word("key id ").parse().unwrap());
+        let port = url.trim_end_matches('/').rsplit(':').next().unwrap().parse().unwrap();
+        let client = Identity::generate().unwrap();
+        Self { child, url, port, key_id, home, served, client, _output: output }
+    }
+
+    /// Ends it without a goodbye.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Ends it without a goodbye, and starts it anew on another port.
+    pub(crate) fn restart(mut self, arguments: &[&str]) -> Self {
+        self.kill();
+        let home = std::mem::replace(&mut self.home, private());
+        let served = std::mem::replace(&mut self.served, tempdir().unwrap());
+        let user = (is_root() && home.path().join("haul").exists()).then_some(NOBODY);
+        let mut again = Self::start_in(home, served, user, arguments);
+        again.client = self.client.clone();
+        again
+    }
+
+    /// A client that does not try again when the connection is lost.
+    pub(crate) async fn connect(&self) -> Client {
+        let trust = ServerTrust { pin: Some(self.key_id), ..ServerTrust::default() };
+        let config = Config { retry_for: Duration::ZERO, ..Config::default() };
+        Client::connect(&self.client, &trust, "127.0.0.1", self.port, &config).await.unwrap()
+    }
+
+    /// `haul cp ARGUMENTS haul://HERE/INTO`.
+    pub(crate) fn cp(&self, from: &Path, arguments: &[&str], into: &str) -> Output {
+        let (place, pin) = (format!("{}{into}", self.url), self.key_id.to_string());
+        let all: Vec<&str> = ["cp", "--pin", &pin].iter().chain(arguments).copied().chain([&place[..]]).collect();
+        haul(from, &all)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
