@@ -16,6 +16,11 @@ pub const MAX_UNANSWERED: u32 = 10_000;
 /// Most bytes of entries that may stand unanswered.
 pub const MAX_UNANSWERED_BYTES: u32 = 1 << 20;
 
+/// Entries that may be announced before the receiver has said how many it allows, so that they travel with the request.
+pub const EARLY_UNANSWERED: u32 = 64;
+/// Bytes of them: what fits into the first flight beside the request, and room for one entry of any length.
+pub const EARLY_UNANSWERED_BYTES: u32 = (12 << 10) + Entry::LIMIT as u32;
+
 /// A file or directory to send, and the name it travels under.
 #[derive(Clone)]
 pub struct Tree {

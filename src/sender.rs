@@ -14,23 +14,25 @@ pub use meter::Meter;
 pub(crate) use meter::{Station, Watch};
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use quinn::Connection;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::bucket::Limits;
 use crate::error::{Code, Error, Result, Why};
 use crate::limits::within_open_files;
-use crate::manifest::{Announce, Found, Tree, Verdict, Walk, WalkOptions};
+use crate::manifest::{Announce, EARLY_UNANSWERED, EARLY_UNANSWERED_BYTES, Found, Tree, Verdict, Walk, WalkOptions};
 use crate::path::RelativePath;
 use crate::progress::{Event, Observer, Settled};
 use crate::stream::{MessageReader, MessageWriter, StreamError};
-use crate::wire::{Kind, Message, Ready, StreamType, put_varint};
+use crate::wire::{End, Entry, Kind, Message, Ready, StreamType, put_varint};
 
 /// Large bodies that write at the same time on a connection: quinn wakes every writer that is blocked on connection
 /// credit, so more only cost.
@@ -54,7 +56,7 @@ pub struct Sending {
     /// The stream id of the session's control stream.
     pub handle: u64,
     /// What the receiver allows.
-    pub ready: Ready,
+    pub allowed: Arc<Allowed>,
     /// What may go out in a second: entries, plans, bodies and trailers.
     pub limits: Limits,
     /// Silence that ends a transfer.
@@ -63,6 +65,32 @@ pub struct Sending {
     pub meter: Arc<Meter>,
     /// Cancelled when the receiver goes away: nothing new is announced then.
     pub stopping: CancellationToken,
+    /// Cancelled by the sender when all is announced, answered and sent; receipts may still be on their way.
+    pub all_sent: CancellationToken,
+}
+
+/// How much may stand unanswered: little before the receiver is ready, then what it says.
+#[derive(Debug)]
+pub struct Allowed(watch::Sender<(u32, u32)>);
+
+impl Default for Allowed {
+    fn default() -> Self {
+        Self(watch::Sender::new((EARLY_UNANSWERED, EARLY_UNANSWERED_BYTES)))
+    }
+}
+
+impl Allowed {
+    /// What a receiver has said.
+    pub fn by(ready: &Ready) -> Self {
+        let allowed = Self::default();
+        allowed.set(ready);
+        allowed
+    }
+
+    /// The receiver is ready.
+    pub fn set(&self, ready: &Ready) {
+        self.0.send_replace((ready.entries, ready.entry_bytes));
+    }
 }
 
 /// One session's sender. It outlives its connections: what one of them left unsettled is announced anew on the next,
@@ -131,18 +159,10 @@ impl Sender {
         let mut walked =
             Walked { found: &mut self.found, directories: &mut self.directories, walking: &mut self.walking };
         let mut verdicts = MessageReader::new(receive);
-        {
-            let announce = run.announce(MessageWriter::new(send), &mut walked);
-            let answers = run.answers(&mut verdicts, &mut self.transfers);
-            tokio::pin!(announce, answers);
-            tokio::select! {
-                // All is settled. That the receiver ends its half too is a round trip later, and tells nothing more.
-                announced = &mut announce => announced?,
-                answered = &mut answers => {
-                    answered?;
-                    announce.await?;
-                }
-            }
+        tokio::select! {
+            // All is settled. That the receiver ends its half too may be later, and tells nothing more.
+            announced = run.announce(MessageWriter::new(send), &mut walked) => announced?,
+            never = run.answers(&mut verdicts, &mut self.transfers) => match never? {},
         }
         // Dropped, it would stop the stream under the receiver's last words.
         tokio::spawn(async move { while let Ok(Some(_)) = Verdict::read(&mut verdicts).await {} });
@@ -154,9 +174,9 @@ impl Sender {
         self.shared.state().sent()
     }
 
-    /// Notes that the receiver has gone away.
-    pub(crate) fn interrupt(&mut self, why: Why) {
-        self.shared.state().gone = Some(why);
+    /// What others see of it while it runs.
+    pub(crate) fn tally(&self) -> Tally {
+        Tally(self.shared.clone())
     }
 
     /// Grows whenever the receiver is seen to have come further: an entry is settled, or more of a file is held.
@@ -167,6 +187,23 @@ impl Sender {
     /// Takes the events.
     pub fn observer(&self) -> &Observer {
         &self.shared.observer
+    }
+}
+
+/// A running session's account.
+pub(crate) struct Tally(Arc<Shared>);
+
+impl Tally {
+    /// What the receiver is told when all is sent.
+    pub(crate) fn end(&self) -> End {
+        let Sent { entries, failed, .. } = self.0.state().sent();
+        End { entries, failed }
+    }
+
+    /// Notes that the receiver goes away.
+    pub(crate) fn interrupted(&self, why: Why) {
+        (self.0.observer)(Event::GoingAway { why: why.clone() });
+        self.0.state().gone = Some(why);
     }
 }
 
@@ -264,8 +301,11 @@ impl Run {
             }
         }
         self.write_entries(&mut manifest, &mut buffer).await?;
-        self.until(|state| state.unsettled.is_empty()).await;
+        // What is sent whole wants but its receipt, and the receiver may get the end together with the last of it.
+        self.until(State::all_sent).await;
         manifest.finish();
+        self.sending.all_sent.cancel();
+        self.until(|state| state.unsettled.is_empty()).await;
         Ok(())
     }
 
@@ -281,20 +321,27 @@ impl Run {
 
     /// Waits until one more entry may stand unanswered; meanwhile nothing gathered is kept back.
     async fn room(&self, manifest: &mut MessageWriter, buffer: &mut BytesMut) -> Result<()> {
-        // At least one, however little the receiver allows, or nothing would ever move.
-        let entries = self.sending.ready.entries.max(1);
-        let bytes = self.sending.ready.entry_bytes.saturating_sub(crate::wire::Entry::LIMIT as u32).max(1);
-        let room = |state: &State| {
-            state.unanswered < entries && state.unanswered_bytes < bytes && state.unsettled.len() < MAX_UNSETTLED
-        };
-        let has_room = room(&self.state());
-        if !has_room || buffer.len() >= MANIFEST_WRITE {
-            self.write_entries(manifest, buffer).await?;
+        let mut allowed = self.sending.allowed.0.subscribe();
+        loop {
+            let (entries, bytes) = *allowed.borrow_and_update();
+            // At least one, however little the receiver allows, or nothing would ever move.
+            let (entries, bytes) = (entries.max(1), bytes.saturating_sub(Entry::LIMIT as u32).max(1));
+            let room = |state: &State| {
+                state.unanswered < entries && state.unanswered_bytes < bytes && state.unsettled.len() < MAX_UNSETTLED
+            };
+            let has_room = room(&self.state());
+            if !has_room || buffer.len() >= MANIFEST_WRITE {
+                self.write_entries(manifest, buffer).await?;
+            }
+            if has_room {
+                return Ok(());
+            }
+            tokio::select! {
+                () = self.until(room) => return Ok(()),
+                // Cannot fail: the run holds the other end.
+                _ = allowed.changed() => {}
+            }
         }
-        if !has_room {
-            self.until(room).await;
-        }
-        Ok(())
     }
 
     async fn until(&self, condition: impl Fn(&State) -> bool) {
@@ -312,9 +359,13 @@ impl Run {
         (self.shared.observer)(Event::Found { files, bytes, complete });
     }
 
-    /// Reads verdicts and runs the transfers they ask for, until the receiver ends the stream. A wanted file is but a row
+    /// Reads verdicts and runs the transfers they ask for, as long as it is polled. A wanted file is but a row
     /// in a queue until one of the open transfers is its: tasks take kilobytes each, and thousands may be wanted.
-    async fn answers(self: &Arc<Self>, verdicts: &mut MessageReader, transfers: &mut JoinSet<()>) -> Result<()> {
+    async fn answers(
+        self: &Arc<Self>,
+        verdicts: &mut MessageReader,
+        transfers: &mut JoinSet<()>,
+    ) -> Result<Infallible> {
         let mut wanted = VecDeque::new();
         loop {
             let verdict = tokio::select! {
@@ -328,10 +379,10 @@ impl Run {
                 }
             };
             let Some(verdict) = verdict else {
-                return match self.state().unsettled.len() {
-                    0 => Ok(()),
-                    n => Err(Error::Protocol(format!("it ended the manifest with {n} entries unsettled"))),
-                };
+                if !self.state().all_sent() {
+                    return Err(Error::Protocol("it ended the manifest with entries unanswered or not sent".into()));
+                }
+                return pending().await;
             };
             let id = verdict.id();
             let (announce, sent) = self.state().answered(id, &verdict)?;
@@ -353,6 +404,7 @@ impl Run {
     /// Notes that a file was sent to its end.
     fn sent(&self, id: u64) {
         self.state().sent_whole(id);
+        self.shared.changed.notify_waiters();
     }
 
     fn settle_transfer(&self, id: u64, result: Result<(), Why>) {

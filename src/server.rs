@@ -276,7 +276,7 @@ async fn converse(
     owner: [u8; 32],
     rights: Rights,
 ) -> quinn::ConnectionError {
-    let sessions = Arc::new(Sessions::default());
+    let sessions = Sessions::of_server();
     let permits = Arc::new(Permits::new(shared.permits.clone()));
     let running = Arc::new(Running::default());
     let session = Arc::new(ServerSession {

@@ -11,16 +11,15 @@ use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::bucket::Limits;
 use crate::config::Config;
 use crate::error::{Code, Error, Result, Why};
-use crate::progress::Event;
 use crate::receiver::Receiver;
-use crate::sender::{Meter, Sender, Sending, Sent, Station, Watch};
+use crate::sender::{Allowed, Meter, Sender, Sending, Sent, Station, Watch};
 use crate::stream::{Direction, MessageReader, MessageWriter, StreamError, unless_silent};
 use crate::verdict::{Account, Bound, PathStats};
 use crate::wire::{
@@ -54,6 +53,10 @@ pub(crate) type Bi = (MessageReader, MessageWriter);
 /// The sessions of a connection in which this end receives, by handle.
 pub(crate) struct Sessions {
     receiving: Mutex<HashMap<u64, Registered>>,
+    /// Told when there is another.
+    registered: Notify,
+    /// Whether a manifest may come before its session is known, as it does where the sender is who asks.
+    early: bool,
     /// Bounds the long plans that are being read.
     long_plans: Semaphore,
 }
@@ -62,12 +65,6 @@ pub(crate) struct Sessions {
 const SHORT_PLAN: usize = 1 << 10;
 /// Longer plans that are read at the same time on a connection: each may take 64 KiB, and nothing else counts them.
 const LONG_PLANS: usize = 16;
-
-impl Default for Sessions {
-    fn default() -> Self {
-        Self { receiving: Mutex::default(), long_plans: Semaphore::new(LONG_PLANS) }
-    }
-}
 
 struct Registered {
     receiver: Arc<Receiver>,
@@ -88,6 +85,21 @@ impl Drop for Registration {
 }
 
 impl Sessions {
+    /// A connection's sessions at the server.
+    pub(crate) fn of_server() -> Arc<Self> {
+        Self::new(true)
+    }
+
+    /// A connection's sessions at the client, which knows of each before it asks for it.
+    pub(crate) fn of_client() -> Arc<Self> {
+        Self::new(false)
+    }
+
+    fn new(early: bool) -> Arc<Self> {
+        let long_plans = Semaphore::new(LONG_PLANS);
+        Arc::new(Self { receiving: Mutex::default(), registered: Notify::new(), early, long_plans })
+    }
+
     fn table(&self) -> MutexGuard<'_, HashMap<u64, Registered>> {
         self.receiving.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -96,6 +108,7 @@ impl Sessions {
     pub(crate) fn register(self: &Arc<Self>, handle: u64, receiver: Arc<Receiver>) -> Registration {
         let (to, manifest) = oneshot::channel();
         self.table().insert(handle, Registered { receiver, manifest: Some(to) });
+        self.registered.notify_waiters();
         Registration { sessions: self.clone(), handle, manifest }
     }
 
@@ -144,8 +157,13 @@ impl Sessions {
         }
         let handle = reader.varint().await.map_err(code)?;
         if kind == StreamType::Manifest {
-            let to = self.table().get_mut(&handle).and_then(|session| session.manifest.take());
-            return to.map(Head::Manifest).ok_or(Code::NotWanted);
+            // Whose control stream was not opened before it never comes.
+            let early = self.early && handle < reader.id();
+            return tokio::select! {
+                to = self.manifest_of(handle, early) => to.map(Head::Manifest).ok_or(Code::NotWanted),
+                // Its sender has given it up, most often since the session was refused.
+                () = reader.reset_by_peer() => Err(Code::NotWanted),
+            };
         }
         let receiver = self.table().get(&handle).map(|session| session.receiver.clone()).ok_or(Code::NotWanted)?;
         let plan = match reader.frame(SHORT_PLAN).await {
@@ -160,6 +178,19 @@ impl Sessions {
             return Ok(Head::Withdrawn(receiver, plan.decode().map_err(|bad| code(bad.into()))?));
         }
         Ok(Head::Transfer(receiver, plan.decode().map_err(|bad| code(bad.into()))?))
+    }
+
+    /// Where a session's manifest goes. It may come before the request has been looked at, or overtake it.
+    async fn manifest_of(&self, handle: u64, early: bool) -> Option<oneshot::Sender<Bi>> {
+        loop {
+            let registered = self.registered.notified();
+            match self.table().get_mut(&handle) {
+                Some(session) => return session.manifest.take(),
+                None if !early => return None,
+                None => {}
+            }
+            registered.await;
+        }
     }
 }
 
@@ -202,37 +233,38 @@ pub(crate) async fn accept_streams(
     }
 }
 
-/// Says hello in both directions and asks for something; the answer is [`Ready`] or an error.
-async fn request<M: Message>(
+/// Says hello and asks for something, on a stream whose id is the session's handle.
+async fn ask<M: Message>(
     connection: &Connection,
     request: &M,
     deadline: Duration,
     register: impl FnOnce(u64),
-) -> Result<(u64, Bi, Ready)> {
+) -> Result<(u64, Bi)> {
     // A peer that grants no stream or no credit is as silent as one that does not answer.
     let opened = timeout(deadline, connection.open_bi()).await.map_err(|_| Error::from(StreamError::TimedOut))?;
     let (send, receive) = opened.map_err(StreamError::from)?;
     let handle = quinn::VarInt::from(send.id()).into_inner();
     register(handle);
-    let (mut reader, mut writer) = (MessageReader::new(receive), MessageWriter::new(send));
+    let mut writer = MessageWriter::new(send);
     let mut head = BytesMut::new();
     head.put_u8(StreamType::Control as u8);
     hello().put(&mut head);
     request.put(&mut head);
     writer.write_chunks(&mut [head.freeze()], deadline).await?;
-    let answer = async {
-        reader.read::<Hello>().await?;
-        let frame = reader.frame(Refused::LIMIT).await?.ok_or(StreamError::Ended)?;
-        match frame.kind {
-            Refused::TYPE => {
-                let refused: Refused = frame.decode().map_err(StreamError::from)?;
-                Err(Error::from(Why::from(refused.why)))
-            }
-            _ => Ok(frame.decode::<Ready>().map_err(StreamError::from)?),
+    Ok((handle, (MessageReader::new(receive), writer)))
+}
+
+/// The answer to a request.
+async fn answer(reader: &mut MessageReader) -> Result<Ready> {
+    reader.read::<Hello>().await?;
+    let frame = reader.frame(Refused::LIMIT).await?.ok_or(StreamError::Ended)?;
+    match frame.kind {
+        Refused::TYPE => {
+            let refused: Refused = frame.decode().map_err(StreamError::from)?;
+            Err(Error::from(Why::from(refused.why)))
         }
-    };
-    let ready = timeout(deadline, answer).await.map_err(|_| Error::from(StreamError::TimedOut))??;
-    Ok((handle, (reader, writer), ready))
+        _ => Ok(frame.decode::<Ready>().map_err(StreamError::from)?),
+    }
 }
 
 fn hello() -> Hello {
@@ -250,13 +282,22 @@ pub(crate) async fn push(
     gone: impl Future<Output = String>,
     outcome: &mut Outcome,
 ) -> Result<()> {
-    let (handle, control, ready) = request(connection, push, deadline, |_| {}).await?;
-    begun();
+    let (handle, (mut reader, writer)) = ask(connection, push, deadline, |_| {}).await?;
     let (connection, limits, stopping) = (connection.clone(), limits.clone(), CancellationToken::new());
-    let meter = Arc::new(Meter::default());
+    let (meter, allowed) = (Arc::<Meter>::default(), Arc::<Allowed>::default());
     let mut watch = Watch::begin(connection.clone(), meter.clone()).await;
+    let answered = async {
+        let ready = timeout(deadline, answer(&mut reader)).await.map_err(|_| Error::from(StreamError::TimedOut))??;
+        allowed.set(&ready);
+        begun();
+        Ok(reader)
+    };
+    let all_sent = CancellationToken::new();
+    let allowed = allowed.clone();
+    let sending = Sending { connection, handle, allowed, limits, deadline, meter, stopping, all_sent };
     let ended = tokio::select! {
-        ended = send_all(sender, Sending { connection, handle, ready, limits, deadline, meter, stopping }, control) => ended,
+        // The first entries go with the request.
+        ended = send_all(sender, sending, answered, writer) => ended,
         why = gone => Err(Error::Lost(why)),
         never = watch.run() => match never {},
     };
@@ -278,44 +319,52 @@ pub(crate) async fn pull(
 ) -> Result<Summary> {
     let mut registration = None;
     let register = |handle| registration = Some(sessions.register(handle, receiver.clone()));
-    let (_, control, _) = request(connection, pull, config.deadline, register).await?;
+    let (_, mut control) = ask(connection, pull, config.deadline, register).await?;
+    timeout(config.deadline, answer(&mut control.0)).await.map_err(|_| Error::from(StreamError::TimedOut))??;
     let registration = registration.ok_or_else(|| Error::Protocol("no session".into()))?;
     receive_all(registration, receiver, control, config.deadline, &CancellationToken::new()).await
 }
 
-/// Sends everything, then [`End`], and reads the [`Summary`].
-async fn send_all(sender: &mut Sender, sending: Sending, (mut reader, mut writer): Bi) -> Result<Summary> {
+/// Sends everything, says [`End`], and reads the [`Summary`], once the receiver has answered.
+async fn send_all(
+    sender: &mut Sender,
+    sending: Sending,
+    answered: impl Future<Output = Result<MessageReader>>,
+    writer: MessageWriter,
+) -> Result<Summary> {
     let (deadline, stopping, meter) = (sending.deadline, sending.stopping.clone(), sending.meter.clone());
-    let observer = sender.observer().clone();
-    let mut away = None;
-    {
-        let work = sender.run(sending);
-        tokio::pin!(work);
+    let (all_sent, tally) = (sending.all_sent.clone(), sender.tally());
+    let work = async {
+        sender.run(sending).await?;
+        // Held until the summary is there.
+        Ok(meter.at(Station::Committing))
+    };
+    let end = async {
+        all_sent.cancelled().await;
+        let mut writer = writer;
+        writer.write_within(&tally.end(), deadline).await?;
+        writer.finish();
+        Ok::<_, Error>(())
+    };
+    let summary = async {
+        let mut reader = answered.await?;
         loop {
-            tokio::select! {
-                done = &mut work => break done?,
-                frame = timeout(deadline, reader.frame(GoAway::LIMIT)) => {
-                    if let Some(why) = aside(frame.map_err(|_| StreamError::TimedOut)??)? {
-                        observer(Event::GoingAway { why: why.clone() });
-                        away = Some(why);
+            let frame = timeout(deadline, reader.frame(GoAway::LIMIT)).await.map_err(|_| StreamError::TimedOut)??;
+            match frame {
+                Some(frame) if frame.kind == Summary::TYPE && all_sent.is_cancelled() => {
+                    return Ok(frame.decode().map_err(StreamError::from)?);
+                }
+                frame => {
+                    if let Some(why) = aside(frame)? {
+                        tally.interrupted(why);
                         stopping.cancel();
                     }
                 }
             }
         }
-    }
-    away.into_iter().for_each(|why| sender.interrupt(why));
-    let sent = sender.sent();
-    writer.write_within(&End { entries: sent.entries, failed: sent.failed }, deadline).await?;
-    writer.finish();
-    let _committing = meter.at(Station::Committing);
-    loop {
-        let frame = timeout(deadline, reader.frame(GoAway::LIMIT)).await.map_err(|_| StreamError::TimedOut)??;
-        match frame {
-            Some(frame) if frame.kind == Summary::TYPE => return Ok(frame.decode().map_err(StreamError::from)?),
-            frame => drop(aside(frame)?),
-        }
-    }
+    };
+    let (_, (), summary) = tokio::try_join!(work, end, summary)?;
+    Ok(summary)
 }
 
 /// What the receiver may say beside the work: that it goes away, or that it is alive.

@@ -161,6 +161,20 @@ pub struct MessageReader {
 }
 
 impl MessageReader {
+    /// The stream's id.
+    pub fn id(&self) -> u64 {
+        quinn::VarInt::from(self.stream.id()).into_inner()
+    }
+
+    /// Ends when the peer has reset the stream, or the connection is lost.
+    pub async fn reset_by_peer(&mut self) {
+        match self.stream.received_reset().await {
+            Ok(Some(_)) | Err(_) => {}
+            // All of it is there.
+            Ok(None) => std::future::pending().await,
+        }
+    }
+
     /// Reads messages from a stream of which nothing has been read yet.
     pub fn new(stream: RecvStream) -> Self {
         Self { stream, buffer: BytesMut::new(), taken: 0 }

@@ -3,6 +3,8 @@
 
 #[path = "hostile/acks.rs"]
 mod acks;
+#[path = "hostile/early.rs"]
+mod early;
 #[path = "hostile/messages.rs"]
 mod messages;
 #[path = "hostile/names.rs"]

@@ -45,7 +45,7 @@ impl Link {
         // A client has but this connection; its send window is all that bounds it.
         let most = config.limited_send_window();
         let upkeep = Upkeep::begin(connection.clone(), &SendMemory::new(most), most);
-        let sessions = Arc::new(Sessions::default());
+        let sessions = Sessions::of_client();
         let streams = {
             let (connection, sessions, deadline) = (connection.clone(), sessions.clone(), config.deadline);
             // A server opens no control streams; one that does sees them reset.

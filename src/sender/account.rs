@@ -74,6 +74,8 @@ pub(super) struct State {
     pub(super) unanswered: u32,
     pub(super) unanswered_bytes: u32,
     open_held: usize,
+    /// Entries that are wanted on this connection and not sent to their end.
+    to_send: usize,
     found_files: u64,
     found_bytes: u64,
     /// All was found and announced.
@@ -95,6 +97,8 @@ pub(super) struct Pending {
     held_bytes: Option<u64>,
     /// It was sent to its end, so it may be committed though no receipt came.
     sent: bool,
+    /// It is wanted on this connection, and not sent to its end.
+    to_send: bool,
 }
 
 impl State {
@@ -103,7 +107,7 @@ impl State {
         for (id, pending) in self.unsettled.drain() {
             self.left.insert(id, pending);
         }
-        (self.unanswered, self.unanswered_bytes, self.open_held) = (0, 0, 0);
+        (self.unanswered, self.unanswered_bytes, self.open_held, self.to_send) = (0, 0, 0, 0);
         (self.complete, self.gone) = (false, None);
     }
 
@@ -121,14 +125,18 @@ impl State {
         self.found_files += u64::from(announce.kind != Kind::Directory);
         self.found_bytes += size_of(&announce);
         let announce = Arc::new(announce);
-        self.put(id, Pending { announce, unanswered: None, held: 0, held_bytes: None, sent: false }, buffer);
+        self.put(
+            id,
+            Pending { announce, unanswered: None, held: 0, held_bytes: None, sent: false, to_send: false },
+            buffer,
+        );
     }
 
     fn put(&mut self, id: u64, mut pending: Pending, buffer: &mut BytesMut) {
         let before = buffer.len();
         pending.announce.entry(id).put(buffer);
         let length = (buffer.len() - before) as u32;
-        (pending.unanswered, pending.held) = (Some(length), 0);
+        (pending.unanswered, pending.held, pending.to_send) = (Some(length), 0, false);
         self.unanswered += 1;
         self.unanswered_bytes += length;
         self.unsettled.insert(id, pending);
@@ -149,6 +157,8 @@ impl State {
         self.unanswered -= 1;
         self.unanswered_bytes -= bytes;
         if let Verdict::Want(_, held) = verdict {
+            pending.to_send = true;
+            self.to_send += 1;
             pending.held = held.len();
             self.open_held += held.len();
             let held_bytes = held.iter().map(|held| held.range.length).fold(0, u64::saturating_add);
@@ -165,13 +175,20 @@ impl State {
     pub(super) fn sent_whole(&mut self, id: u64) {
         if let Some(pending) = self.unsettled.get_mut(&id) {
             pending.sent = true;
+            self.to_send -= usize::from(std::mem::take(&mut pending.to_send));
         }
+    }
+
+    /// Whether every entry is answered, and nothing of what is wanted is left to send.
+    pub(super) fn all_sent(&self) -> bool {
+        self.unanswered == 0 && self.to_send == 0
     }
 
     /// Takes an entry off the unsettled ones; one that met a receiver that is `stopping` comes again.
     pub(super) fn settled(&mut self, id: u64, stopping: bool) {
-        let Some(pending) = self.unsettled.remove(&id) else { return };
+        let Some(mut pending) = self.unsettled.remove(&id) else { return };
         self.open_held -= pending.held;
+        self.to_send -= usize::from(std::mem::take(&mut pending.to_send));
         if stopping {
             self.gone.get_or_insert(Code::Stopping.into());
             self.left.insert(id, pending);

@@ -15,7 +15,7 @@ use crate::path::RelativePath;
 use crate::progress::Observer;
 use crate::rate::Rate;
 use crate::receiver::{Claims, Place, Receiver};
-use crate::sender::{Sender, Sending};
+use crate::sender::{Allowed, Sender, Sending};
 use crate::store::Store;
 use crate::store::fault::refusal;
 use crate::stream::{MessageWriter, StreamError, varint_of};
@@ -117,7 +117,7 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
     if !server.may_read {
         return refuse(server, writer, Why::new(Code::NotAllowed, "this key may not read on this server")).await;
     }
-    let ready = Ready { entries: pull.entries, entry_bytes: pull.entry_bytes, place: None };
+    let allowed = Allowed::by(&Ready { entries: pull.entries, entry_bytes: pull.entry_bytes, place: None });
     let asked = pull.limit.and_then(Rate::from_bytes).map(|rate| Arc::new(Bucket::new(rate)));
     let store = server.store.clone();
     let trees = tokio::task::spawn_blocking(move || trees(&store, &pull)).await;
@@ -131,15 +131,16 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
     let sending = Sending {
         connection: server.connection.clone(),
         handle,
-        ready,
+        allowed: Arc::new(allowed),
         // First its own, so that it does not hold up other sessions.
         limits: Limits::new(asked.into_iter().chain(server.limit.clone())),
         deadline: server.config.deadline,
         meter: Arc::default(),
         // A server that stops announces nothing new.
         stopping: server.stopping.child_token(),
+        all_sent: CancellationToken::new(),
     };
-    send_all(&mut sender, sending, (reader, writer)).await.map(drop)
+    send_all(&mut sender, sending, async { Ok(reader) }, writer).await.map(drop)
 }
 
 async fn refuse(server: &ServerSession, mut writer: MessageWriter, why: Why) -> Result<()> {

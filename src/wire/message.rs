@@ -151,7 +151,7 @@ impl List {
     }
 }
 
-/// The request is accepted: the sender may open its manifest stream.
+/// The request is accepted: the sender may announce as much as this says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Ready {
@@ -175,7 +175,7 @@ pub struct Refused {
     pub why: WireWhy,
 }
 
-/// The sender has sent all it will, and has an answer or a receipt for each entry.
+/// The sender has sent all it will, and has an answer for each entry; receipts may still be on their way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct End {

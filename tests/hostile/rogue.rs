@@ -161,7 +161,9 @@ impl Rogue {
 }
 
 /// A connection of an honest client, at the rogue's end; and the client.
-async fn connect(tune: impl FnOnce(&mut quinn::TransportConfig)) -> (Connection, JoinHandle<Result<Client>>) {
+pub(crate) async fn connect(
+    tune: impl FnOnce(&mut quinn::TransportConfig),
+) -> (Connection, JoinHandle<Result<Client>>) {
     watch_panics();
     let identity = Identity::generate().unwrap();
     let mut config = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
@@ -191,7 +193,7 @@ async fn write_bytes(stream: &mut SendStream, bytes: &[u8]) {
     let _ = within(stream.write_all(bytes)).await;
 }
 
-async fn write_to(stream: &mut SendStream, message: &impl Message) {
+pub(crate) async fn write_to(stream: &mut SendStream, message: &impl Message) {
     write_bytes(stream, &message.to_bytes()).await;
 }
 
