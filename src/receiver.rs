@@ -7,6 +7,7 @@
 
 mod body;
 mod claims;
+mod disk;
 mod judge;
 mod transfer;
 mod unanswered;

@@ -5,6 +5,7 @@
 
 mod account;
 mod body;
+mod holes;
 mod meter;
 mod transfer;
 

@@ -6,6 +6,7 @@
 mod beneath;
 mod closed;
 pub(crate) mod fault;
+mod holes;
 mod local;
 mod memory;
 mod partial;
@@ -126,6 +127,10 @@ pub trait Source: Send {
 
     /// Reads at an offset until the buffer is full or the file ends; returns the bytes read.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// The first part from an offset on that is no hole; `None` when only a hole is left, or nothing. A hole reads as zeros.
+    /// A store that does not know holes has none.
+    fn data_from(&self, offset: u64) -> io::Result<Option<std::ops::Range<u64>>>;
 }
 
 /// An unfinished file. It cannot be read as a file by anybody but its owner; dropping it keeps the partial for resume.
@@ -136,6 +141,10 @@ pub trait Upload: Send {
 
     /// Writes at an offset.
     fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes a part read as zeros, also where an earlier attempt left something, and takes no space for it where the
+    /// store can. The file reaches to its end at least.
+    fn make_hole(&mut self, part: std::ops::Range<u64>) -> io::Result<()>;
 
     /// Reads back what was written, to hash it.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;

@@ -6,11 +6,13 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use minicbor::{Decode, Encode};
 
+mod content;
 mod message;
 #[cfg(test)]
 mod tests;
 mod value;
 
+pub use content::content_hasher;
 pub use message::*;
 pub use value::{Components, Durability, Held, Kind, Probe, Range, Time, WireWhy};
 
@@ -20,8 +22,10 @@ pub const ALPN: &[u8] = b"haul/1";
 pub const HELD_BLOCK: u64 = 1 << 20;
 /// Most ranges in one [`Want`].
 pub const MAX_HELD: usize = 1024;
-/// Most ranges in one [`Plan`]: the gaps between [`MAX_HELD`] held ranges.
-pub const MAX_PLAN_RANGES: usize = MAX_HELD + 1;
+/// Most holes in one [`Plan`]. A file with more sends the smallest as the zeros that they are read as.
+pub const MAX_HOLES: usize = 1024;
+/// Most ranges in one [`Plan`]: what lies between [`MAX_HELD`] held ranges and [`MAX_HOLES`] holes.
+pub const MAX_PLAN_RANGES: usize = MAX_HELD + MAX_HOLES + 1;
 /// Longest target of a symbolic link in bytes: Linux's `PATH_MAX` less the closing NUL.
 pub const MAX_SYMLINK: usize = 4095;
 /// Most bytes that a message's header can take: the type byte and an eight-byte length.

@@ -389,6 +389,9 @@ mod gate {
         fn write_at(&mut self, data: &[u8], offset: u64) -> std::io::Result<()> {
             self.0.write_at(data, offset)
         }
+        fn make_hole(&mut self, part: Range<u64>) -> std::io::Result<()> {
+            self.0.make_hole(part)
+        }
         fn read_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
             self.0.read_at(buffer, offset)
         }

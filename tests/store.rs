@@ -32,6 +32,9 @@ conformance! {
     an_upload_that_wrote_nothing_leaves_nothing_to_resume
     a_dropped_upload_is_resumed_with_what_it_held
     a_partial_longer_than_its_source_is_cut
+    holes_read_as_zeros_and_are_told
+    a_hole_takes_the_place_of_what_an_earlier_attempt_left
+    a_partial_of_holes_alone_is_not_kept
     a_partial_is_bound_to_key_path_size_and_time
     the_same_claim_twice_is_busy
     the_last_commit_wins_whole
@@ -176,6 +179,65 @@ fn a_partial_longer_than_its_source_is_cut(store: &dyn Store) {
     assert_eq!(upload.held().unwrap(), std::iter::once(0..5).collect::<Vec<_>>());
     upload.commit(&Attributes::default(), Durability::Visible).unwrap();
     assert_eq!(content(store, &path("f")), b"more ");
+}
+
+/// A block that every filesystem can leave out or not.
+const BLOCK: usize = 64 << 10;
+
+/// The parts of a file that are no holes.
+fn data(store: &dyn Store, name: &RelativePath) -> Vec<std::ops::Range<u64>> {
+    let source = store.open(name).unwrap();
+    let mut at = 0;
+    std::iter::from_fn(|| {
+        let data = source.data_from(at).unwrap()?;
+        at = data.end;
+        Some(data)
+    })
+    .collect()
+}
+
+fn holes_read_as_zeros_and_are_told(store: &dyn Store) {
+    let size = 5 * BLOCK as u64;
+    let mut upload = store.create(&path("f"), &claim(1, size)).unwrap();
+    upload.make_hole(0..BLOCK as u64).unwrap();
+    upload.write_at(&[7; BLOCK], BLOCK as u64).unwrap();
+    upload.make_hole(2 * BLOCK as u64..4 * BLOCK as u64).unwrap();
+    // Zeros that are written are no hole.
+    upload.write_at(&[0; BLOCK], 3 * BLOCK as u64).unwrap();
+    upload.make_hole(4 * BLOCK as u64..size).unwrap();
+    upload.commit(&Attributes::default(), Durability::Visible).unwrap();
+    let zeros = [0; BLOCK];
+    assert!(content(store, &path("f")) == [&zeros[..], &[7; BLOCK], &zeros, &zeros, &zeros].concat());
+    let block = BLOCK as u64;
+    assert_eq!(data(store, &path("f")), [block..2 * block, 3 * block..4 * block]);
+    let source = store.open(&path("f")).unwrap();
+    assert_eq!(source.data_from(block + 5).unwrap(), Some(block + 5..2 * block));
+    assert_eq!(source.data_from(4 * block).unwrap(), None);
+    assert_eq!(source.data_from(1 << 40).unwrap(), None);
+}
+
+fn a_hole_takes_the_place_of_what_an_earlier_attempt_left(store: &dyn Store) {
+    let block = BLOCK as u64;
+    let mut first = store.create(&path("f"), &claim(1, 4 * block)).unwrap();
+    first.write_at(&[9; 3 * BLOCK], 0).unwrap();
+    drop(first);
+    let mut upload = store.create(&path("f"), &claim(1, 4 * block)).unwrap();
+    // Its edges lie within what is there.
+    upload.make_hole(block - 10..2 * block + 10).unwrap();
+    upload.make_hole(3 * block..4 * block).unwrap();
+    let mut expected = [9; 4 * BLOCK];
+    expected[BLOCK - 10..2 * BLOCK + 10].fill(0);
+    expected[3 * BLOCK..].fill(0);
+    upload.commit(&Attributes::default(), Durability::Visible).unwrap();
+    assert!(content(store, &path("f")) == expected);
+    assert!(data(store, &path("f")).iter().all(|data| data.end <= block || data.start >= 2 * block));
+}
+
+fn a_partial_of_holes_alone_is_not_kept(store: &dyn Store) {
+    let mut upload = store.create(&path("f"), &claim(1, 1 << 20)).unwrap();
+    upload.make_hole(0..1 << 20).unwrap();
+    drop(upload);
+    assert_eq!(store.sweep(Duration::ZERO).unwrap(), 0);
 }
 
 fn a_partial_is_bound_to_key_path_size_and_time(store: &dyn Store) {

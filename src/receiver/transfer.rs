@@ -10,7 +10,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{Instrument, debug};
 
-use super::body::{Body, Disk, RUN, Run};
+use super::body::{Body, RUN, Run};
+use super::disk::Disk;
 use super::{Claimed, Incoming, Receiver, Wanted, blocking, lock};
 use crate::budget::{HeldBytes, Reservation};
 use crate::error::{Code, Result, Why};
@@ -67,7 +68,7 @@ impl Receiver {
         if plan.encoding != 0 {
             return Err(Why::new(Code::Unsupported, format!("encoding {} is not spoken here", plan.encoding)));
         }
-        if plan.ranges != [Range { offset: 0, length: file.size }] {
+        if plan.ranges != [Range { offset: 0, length: file.size }] || !plan.holes().is_empty() {
             return Err(Why::new(Code::Protocol, "the plan leaves out what this side does not hold"));
         }
         let mut content = BytesMut::with_capacity(file.size as usize + Trailer::LIMIT);
@@ -247,7 +248,10 @@ impl Slot<'_> {
         receipt: &mut MessageWriter,
     ) -> Result<(), Why> {
         let mut body = body?;
-        disk.keep(plan, held)?;
+        let (planned, offered) = (plan.clone(), held.to_vec());
+        // Claim and permit are held beyond this, and nothing else can end it.
+        let kept = blocking(move || disk.keep(&planned, &offered).map(|()| disk));
+        let disk = kept.await?;
         let mut credit = HeldBytes::new(self.receiver.session.window.clone());
         credit.add(body.take(body.start(), rest)?);
 

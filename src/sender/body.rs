@@ -1,30 +1,35 @@
-//! Reading a file to send: in blocks, hashed, and watched for changes.
+//! Reading a file to send: in blocks, without its holes, hashed, and watched for changes.
 
 use bytes::{Bytes, BytesMut};
 
+use super::holes;
 use crate::error::{Code, Why};
 use crate::manifest::Announce;
 use crate::store::{Metadata, Source};
-use crate::wire::{Held, Range};
+use crate::wire::{Held, Plan, Range, content_hasher};
 
 /// Bytes read, hashed and handed to the connection at a time.
 pub(super) const BLOCK: usize = 256 << 10;
 
-/// The range of a whole file; none for an empty one.
-pub(super) fn whole(size: u64) -> Vec<Range> {
-    if size == 0 { Vec::new() } else { vec![Range { offset: 0, length: size }] }
-}
-
-/// Reads a file from front to back. All of it is hashed; only the planned ranges come out. Blocks.
+/// Reads a file from front to back. All of it is hashed but its holes; only the planned ranges come out. Blocks.
 pub(super) struct FileReader {
     file: What,
     held: Vec<Held>,
-    ranges: Vec<Range>,
-    /// Ranges that are read to their end.
+    holes: Vec<Range>,
+    /// All but the holes, in order.
+    parts: Vec<Part>,
+    /// Parts that are read to their end.
     passed: usize,
     position: u64,
     hasher: blake3::Hasher,
     source: Option<Box<dyn Source>>,
+}
+
+/// A part of a file that is read.
+struct Part {
+    range: Range,
+    /// The receiver does not hold it.
+    planned: bool,
 }
 
 /// What must stay the same while it is read.
@@ -39,54 +44,61 @@ impl FileReader {
     /// descriptors.
     pub(super) fn open(announce: &Announce, held: Vec<Held>) -> Self {
         let file = What { tree: announce.tree.clone(), path: announce.source.clone(), seen: announce.metadata.clone() };
-        let ranges = whole(announce.metadata.size);
-        Self { file, held, ranges, passed: 0, position: 0, hasher: blake3::Hasher::new(), source: None }
+        let size = announce.metadata.size;
+        let parts =
+            if size == 0 { Vec::new() } else { vec![Part { range: Range { offset: 0, length: size }, planned: true }] };
+        let hasher = content_hasher(size, &[]);
+        Self { file, held, holes: Vec::new(), parts, passed: 0, position: 0, hasher, source: None }
     }
 
     /// What will come out.
-    pub(super) fn ranges(&self) -> &[Range] {
-        &self.ranges
+    pub(super) fn plan(&self, id: u64) -> Plan {
+        let ranges = self.parts.iter().filter(|part| part.planned).map(|part| part.range).collect();
+        Plan { id, encoding: 0, ranges, holes: (!self.holes.is_empty()).then(|| self.holes.clone()) }
     }
 
-    /// Compares what the receiver holds with the file: what is the same need not travel.
-    pub(super) fn compare_held(mut self) -> Result<Self, Why> {
+    /// Finds the holes, and compares what the receiver holds with the file: neither what is the same need travel.
+    pub(super) fn compare(mut self) -> Result<Self, Why> {
+        let size = self.file.seen.size;
         // What is gone or has changed by now is better known before a stream is opened for it.
-        self.source()?;
-        let mut missing = Vec::new();
-        let mut next = 0;
+        self.holes = holes::find(self.source()?, size).map_err(|e| unreadable(&e))?;
+        let mut apart: Vec<(Range, bool)> = self.holes.iter().map(|&hole| (hole, false)).collect();
         let mut buffer = BytesMut::zeroed(BLOCK);
         for held in std::mem::take(&mut self.held) {
-            let end = held.range.offset + held.range.length;
-            if end > self.file.seen.size || self.digest(held.range, &mut buffer)? != held.digest {
-                continue;
+            // To compare a hole takes reading its zeros, and a peer could ask for 1 TiB of them.
+            if end(held.range) <= size
+                && !overlaps(&self.holes, held.range)
+                && self.digest(held.range, &mut buffer)? == held.digest
+            {
+                apart.push((held.range, true));
             }
-            if held.range.offset > next {
-                missing.push(Range { offset: next, length: held.range.offset - next });
+        }
+        apart.sort_unstable_by_key(|(range, _)| range.offset);
+        let mut parts = Vec::new();
+        let mut next = 0;
+        for (range, held) in apart.into_iter().chain([(Range { offset: size, length: 0 }, false)]) {
+            if range.offset > next {
+                parts.push(Part { range: Range { offset: next, length: range.offset - next }, planned: true });
             }
-            next = end;
+            if held {
+                parts.push(Part { range, planned: false });
+            }
+            next = end(range);
         }
-        if next < self.file.seen.size {
-            missing.push(Range { offset: next, length: self.file.seen.size - next });
-        }
-        self.ranges = missing;
+        self.parts = parts;
+        self.hasher = content_hasher(size, &self.holes);
         Ok(self)
     }
 
     /// The next block of the planned ranges; `None` when all of the file is read and hashed.
     pub(super) fn next(&mut self) -> Result<Option<Bytes>, Why> {
-        while self.position < self.file.seen.size {
-            let (end, planned) = match self.ranges.get(self.passed) {
-                Some(range) if self.position >= range.offset => (range.offset + range.length, true),
-                Some(range) => (range.offset, false),
-                None => (self.file.seen.size, false),
-            };
-            let mut block = BytesMut::zeroed((end - self.position).min(BLOCK as u64) as usize);
-            self.read_exact(&mut block, self.position)?;
+        while let Some(&Part { range, planned }) = self.parts.get(self.passed) {
+            let at = self.position.max(range.offset);
+            let mut block = BytesMut::zeroed((end(range) - at).min(BLOCK as u64) as usize);
+            self.read_exact(&mut block, at)?;
             self.hasher.update(&block);
-            self.position += block.len() as u64;
-            if self.position == end && planned {
-                self.passed += 1;
-            }
+            self.position = at + block.len() as u64;
+            self.passed += usize::from(self.position == end(range));
             if planned {
                 return Ok(Some(block.freeze()));
             }
@@ -106,7 +118,7 @@ impl FileReader {
 
     fn digest(&mut self, range: Range, buffer: &mut [u8]) -> Result<[u8; 32], Why> {
         let mut hasher = blake3::Hasher::new();
-        let (mut at, end) = (range.offset, range.offset + range.length);
+        let (mut at, end) = (range.offset, end(range));
         while at < end {
             let part = (end - at).min(buffer.len() as u64) as usize;
             self.read_exact(&mut buffer[..part], at)?;
@@ -136,6 +148,16 @@ impl FileReader {
         }
         self.source.as_deref().ok_or_else(|| Why::from(Code::Internal))
     }
+}
+
+fn end(range: Range) -> u64 {
+    range.offset.saturating_add(range.length)
+}
+
+/// Whether a range shares a byte with ascending ones.
+fn overlaps(ranges: &[Range], range: Range) -> bool {
+    let next = ranges.partition_point(|&other| end(other) <= range.offset);
+    ranges.get(next).is_some_and(|other| other.offset < end(range))
 }
 
 fn changed() -> Why {

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::body::{BLOCK, FileReader, whole};
+use super::body::{BLOCK, FileReader};
 use super::{Run, Station, blocking};
 use crate::error::{Code, Result, Why};
 use crate::manifest::Announce;
 use crate::progress::Event;
 use crate::stream::{Direction, MessageReader, MessageWriter, StreamError, unless_silent};
-use crate::wire::{Committed, Failed, Frame, Held, Message, Plan, StreamType, Trailer, Withdraw, Working, put_varint};
+use crate::wire::{Committed, Failed, Frame, Held, Message, StreamType, Trailer, Withdraw, Working, put_varint};
 
 /// Files up to this size are read whole before their stream is opened, in bytes.
 const SMALL_BODY: u64 = BLOCK as u64;
@@ -59,6 +59,7 @@ impl Run {
         let reading = self.sending.meter.at(Station::Reading);
         let open = self.shared.files.clone().acquire_owned().await;
         let mut reader = FileReader::open(announce, Vec::new());
+        let plan = reader.plan(id);
         let read = blocking(move || {
             let _open = open;
             let mut content = BytesMut::with_capacity(size as usize);
@@ -71,7 +72,6 @@ impl Run {
         drop(reading);
         let (content, digest) = self.withdraw(id, read).await?;
         let (mut stream, mut receipt) = self.open_transfer().await?;
-        let plan = Plan { id, encoding: 0, ranges: whole(size) };
         let mut head = self.header();
         plan.put(&mut head);
         let mut chunks = [head.freeze(), content, Trailer { digest }.to_bytes()];
@@ -90,12 +90,14 @@ impl Run {
         let _open = self.shared.files.acquire().await;
         let reading = self.sending.meter.at(Station::Reading);
         let reader = FileReader::open(announce, held);
-        let mut reader = self.withdraw(id, blocking(move || reader.compare_held()).await).await?;
+        let mut reader = self.withdraw(id, blocking(move || reader.compare()).await).await?;
         drop(reading);
-        self.started(id, announce, size - reader.ranges().iter().map(|r| r.length).sum::<u64>());
+        let plan = reader.plan(id);
+        // Neither what is held nor a hole need travel.
+        self.started(id, announce, size - plan.ranges.iter().map(|r| r.length).sum::<u64>());
         let (mut stream, mut receipt) = self.open_transfer().await?;
         let mut head = self.header();
-        Plan { id, encoding: 0, ranges: reader.ranges().to_vec() }.put(&mut head);
+        plan.put(&mut head);
         if let Err(error) = self.write(&mut stream, &mut [head.freeze()]).await {
             return self.stopped(error, &mut receipt).await;
         }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use rustix::fs::{fstat, openat, renameat, symlinkat, unlinkat, utimensat};
 
 use super::beneath::{Directory, Root, device};
 use super::fault::{check_target, fault, refusal};
+use super::holes::next_data;
 use super::partial::{LocalUpload, read_full_at, remove, temporary_name, timestamps};
 use super::{Attributes, Claim, Metadata, PERMISSIONS, Source, Store, Upload, Version, closed, sweep};
 use crate::error::{Code, Error, Why};
@@ -234,6 +236,10 @@ impl Source for LocalSource {
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         read_full_at(&self.0, buffer, offset)
+    }
+
+    fn data_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        next_data(&self.0, offset, self.0.metadata()?.len())
     }
 }
 

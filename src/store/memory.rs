@@ -57,9 +57,17 @@ struct Node {
 
 #[derive(Clone)]
 enum Content {
-    File(Arc<Vec<u8>>),
+    File(Arc<Bytes>),
     Directory,
     Symlink(Vec<u8>),
+}
+
+/// Content of a file or partial. Holes take memory as other zeros do.
+#[derive(Default)]
+struct Bytes {
+    data: Vec<u8>,
+    /// What was written: ascending, not touching. The rest are holes.
+    written: Vec<Range<u64>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -72,9 +80,7 @@ struct PartialKey {
 
 #[derive(Default)]
 struct Partial {
-    data: Vec<u8>,
-    /// What was written: ascending, not touching.
-    held: Vec<Range<u64>>,
+    content: Bytes,
     open: bool,
     written: Option<SystemTime>,
 }
@@ -147,7 +153,7 @@ impl Content {
     }
 
     fn size(&self) -> u64 {
-        if let Self::File(data) = self { data.len() as u64 } else { 0 }
+        if let Self::File(bytes) = self { bytes.size() } else { 0 }
     }
 }
 
@@ -254,7 +260,7 @@ impl Store for MemoryStore {
     fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why> {
         let node = self.shared.lock().must_find(path)?;
         match node.content {
-            Content::File(data) => Ok(Box::new(MemorySource { data, metadata: node.metadata })),
+            Content::File(content) => Ok(Box::new(MemorySource { content, metadata: node.metadata })),
             Content::Directory => Err(refusal(Code::IsDirectory, path)),
             Content::Symlink(_) => Err(refusal(Code::Symlink, path)),
         }
@@ -270,15 +276,7 @@ impl Store for MemoryStore {
         if std::mem::replace(&mut partial.open, true) {
             return Err(refusal(Code::Busy, path));
         }
-        let over = (partial.data.len() as u64).saturating_sub(size);
-        if over > 0 {
-            partial.data.truncate(size as usize);
-            partial.held.retain(|range| range.start < size);
-            if let Some(last) = partial.held.last_mut() {
-                last.end = last.end.min(size);
-            }
-            state.used -= over;
-        }
+        state.used -= partial.content.cut(size);
         Ok(Box::new(MemoryUpload { shared: Arc::clone(&self.shared), key, over: false }))
     }
 
@@ -319,7 +317,7 @@ impl Store for MemoryStore {
             if partial.open || !stale {
                 return true;
             }
-            state.used -= partial.data.len() as u64;
+            state.used -= partial.content.size();
             swept += 1;
             false
         });
@@ -329,7 +327,7 @@ impl Store for MemoryStore {
 
 /// A file as it was when it was opened.
 struct MemorySource {
-    data: Arc<Vec<u8>>,
+    content: Arc<Bytes>,
     metadata: Metadata,
 }
 
@@ -339,7 +337,13 @@ impl Source for MemorySource {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        Ok(copy_at(&self.data, buffer, offset))
+        Ok(self.content.copy_at(buffer, offset))
+    }
+
+    fn data_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let written = &self.content.written;
+        let next = written.get(written.partition_point(|range| range.end <= offset));
+        Ok(next.map(|range| range.start.max(offset)..range.end))
     }
 }
 
@@ -352,7 +356,13 @@ struct MemoryUpload {
 
 impl Upload for MemoryUpload {
     fn held(&self) -> io::Result<Vec<Range<u64>>> {
-        Ok(self.shared.lock().partials.get(&self.key).map(|partial| partial.held.clone()).unwrap_or_default())
+        Ok(self
+            .shared
+            .lock()
+            .partials
+            .get(&self.key)
+            .map(|partial| partial.content.written.clone())
+            .unwrap_or_default())
     }
 
     fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
@@ -363,25 +373,23 @@ impl Upload for MemoryUpload {
         if data.is_empty() {
             return Ok(());
         }
-        let mut state = self.shared.lock();
-        let state = &mut *state;
-        let Some(partial) = state.partials.get_mut(&self.key) else { return Err(Errno::NOENT.into()) };
         let end = offset.checked_add(data.len() as u64).ok_or(Errno::FBIG)?;
-        let more = end.saturating_sub(partial.data.len() as u64);
-        if more > self.shared.capacity.saturating_sub(state.used) {
-            return Err(Errno::NOSPC.into());
-        }
-        state.used += more;
-        partial.data.resize(partial.data.len() + more as usize, 0);
-        partial.data[offset as usize..end as usize].copy_from_slice(data);
-        partial.written = Some(SystemTime::now());
-        include(&mut partial.held, offset..end);
-        Ok(())
+        self.change(end, |content| {
+            content.data[offset as usize..end as usize].copy_from_slice(data);
+            include(&mut content.written, offset..end);
+        })
+    }
+
+    fn make_hole(&mut self, part: Range<u64>) -> io::Result<()> {
+        self.change(part.end, |content| {
+            content.data[part.start as usize..part.end as usize].fill(0);
+            exclude(&mut content.written, &part);
+        })
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let state = self.shared.lock();
-        Ok(state.partials.get(&self.key).map_or(0, |partial| copy_at(&partial.data, buffer, offset)))
+        Ok(state.partials.get(&self.key).map_or(0, |partial| partial.content.copy_at(buffer, offset)))
     }
 
     fn commit(mut self: Box<Self>, attributes: &Attributes, _: Durability) -> Result<(), Why> {
@@ -392,7 +400,7 @@ impl Upload for MemoryUpload {
         self.over = true;
         let partial = state.partials.remove(&self.key).unwrap_or_default();
         let mode = attributes.mode.map_or(NEW_FILE, |mode| mode & PERMISSIONS);
-        state.put(&self.key.path, Content::File(Arc::new(partial.data)), mode, attributes.modified);
+        state.put(&self.key.path, Content::File(Arc::new(partial.content)), mode, attributes.modified);
         Ok(())
     }
 
@@ -400,8 +408,26 @@ impl Upload for MemoryUpload {
         self.over = true;
         let mut state = self.shared.lock();
         if let Some(partial) = state.partials.remove(&self.key) {
-            state.used -= partial.data.len() as u64;
+            state.used -= partial.content.size();
         }
+    }
+}
+
+impl MemoryUpload {
+    /// Changes the content, once it reaches to an end.
+    fn change(&self, end: u64, change: impl FnOnce(&mut Bytes)) -> io::Result<()> {
+        let mut state = self.shared.lock();
+        let state = &mut *state;
+        let Some(partial) = state.partials.get_mut(&self.key) else { return Err(Errno::NOENT.into()) };
+        let more = end.saturating_sub(partial.content.size());
+        if more > self.shared.capacity.saturating_sub(state.used) {
+            return Err(Errno::NOSPC.into());
+        }
+        state.used += more;
+        partial.content.data.resize(partial.content.data.len() + more as usize, 0);
+        partial.written = Some(SystemTime::now());
+        change(&mut partial.content);
+        Ok(())
     }
 }
 
@@ -414,18 +440,35 @@ impl Drop for MemoryUpload {
         let mut state = self.shared.lock();
         if let Some(partial) = state.partials.get_mut(&self.key) {
             partial.open = false;
-            if partial.data.is_empty() {
+            if partial.content.written.is_empty() {
+                state.used -= partial.content.size();
                 state.partials.remove(&self.key);
             }
         }
     }
 }
 
-fn copy_at(data: &[u8], buffer: &mut [u8], offset: u64) -> usize {
-    let rest = usize::try_from(offset).ok().and_then(|at| data.get(at..)).unwrap_or_default();
-    let length = rest.len().min(buffer.len());
-    buffer[..length].copy_from_slice(&rest[..length]);
-    length
+impl Bytes {
+    fn size(&self) -> u64 {
+        self.data.len() as u64
+    }
+
+    /// Cuts what is longer; returns how many bytes went.
+    fn cut(&mut self, size: u64) -> u64 {
+        let over = self.size().saturating_sub(size);
+        if over > 0 {
+            self.data.truncate(size as usize);
+            exclude(&mut self.written, &(size..size + over));
+        }
+        over
+    }
+
+    fn copy_at(&self, buffer: &mut [u8], offset: u64) -> usize {
+        let rest = usize::try_from(offset).ok().and_then(|at| self.data.get(at..)).unwrap_or_default();
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        length
+    }
 }
 
 /// Adds a range to ascending ones that do not touch.
@@ -434,4 +477,10 @@ fn include(ranges: &mut Vec<Range<u64>>, new: Range<u64>) {
     let last = ranges.partition_point(|r| r.start <= new.end);
     let merged = ranges[first..last].iter().fold(new, |a, b| a.start.min(b.start)..a.end.max(b.end));
     ranges.splice(first..last, [merged]);
+}
+
+/// Takes a range out of ascending ones.
+fn exclude(ranges: &mut Vec<Range<u64>>, part: &Range<u64>) {
+    let around = |range: Range<u64>| [range.start..range.end.min(part.start), range.start.max(part.end)..range.end];
+    *ranges = std::mem::take(ranges).into_iter().flat_map(around).filter(|range| range.start < range.end).collect();
 }

@@ -12,12 +12,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom, Timespec, Timestamps};
-use rustix::fs::{UTIME_NOW, UTIME_OMIT, fchmod, flock, fstat, futimens, openat, renameat, seek, unlinkat};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Timespec, Timestamps};
+use rustix::fs::{UTIME_NOW, UTIME_OMIT, fchmod, flock, fstat, futimens, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 use super::beneath::{ATTEMPTS, Directory, Root, device, fsync};
 use super::fault::{fault, refusal};
+use super::holes::{self, next_data};
 use super::{Attributes, Claim, PERMISSIONS, Upload};
 use crate::error::{Code, Why};
 use crate::path::{PARTIAL_PREFIX, PARTIAL_SUFFIX, RelativePath};
@@ -246,22 +247,21 @@ impl Upload for LocalUpload {
         let end = self.file.metadata()?.len().min(self.size);
         let mut ranges: Vec<Range<u64>> = Vec::new();
         let mut at = 0;
-        while at < end && ranges.len() < MAX_RANGES {
-            let data = match seek(&self.file, SeekFrom::Data(at)) {
-                Ok(data) if data < end => data,
-                Ok(_) | Err(Errno::NXIO) => break,
-                // A filesystem that does not tell its holes: all of it may be content.
-                Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(std::iter::once(0..end).collect()),
-                Err(e) => return Err(e.into()),
-            };
-            at = seek(&self.file, SeekFrom::Hole(data))?.min(end);
-            ranges.push(data..at);
+        while ranges.len() < MAX_RANGES
+            && let Some(data) = next_data(&self.file, at, end)?
+        {
+            at = data.end;
+            ranges.push(data);
         }
         Ok(ranges)
     }
 
     fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
         self.file.write_all_at(data, offset)
+    }
+
+    fn make_hole(&mut self, part: Range<u64>) -> io::Result<()> {
+        holes::make_hole(&self.file, part)
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -291,7 +291,8 @@ impl Upload for LocalUpload {
 impl Drop for LocalUpload {
     /// What was written is kept for resume; a partial that holds nothing would be litter.
     fn drop(&mut self) {
-        if self.file.metadata().is_ok_and(|m| m.len() == 0) {
+        let holds_nothing = |m: std::fs::Metadata| matches!(next_data(&self.file, 0, m.len()), Ok(None));
+        if self.file.metadata().is_ok_and(holds_nothing) {
             self.remove();
         }
     }

@@ -4,7 +4,8 @@ use minicbor::{Decode, Encode};
 
 use super::value::{ascending, at_most};
 use super::{
-    Components, Durability, Held, Kind, MAX_HELD, MAX_PLAN_RANGES, MAX_SYMLINK, Message, Probe, Range, Time, WireWhy,
+    Components, Durability, Held, Kind, MAX_HELD, MAX_HOLES, MAX_PLAN_RANGES, MAX_SYMLINK, Message, Probe, Range, Time,
+    WireWhy,
 };
 use crate::rate::Rate;
 
@@ -333,17 +334,25 @@ pub struct Plan {
     /// The parts of the file that the body holds: ascending, not overlapping.
     #[n(2)]
     pub ranges: Vec<Range>,
+    /// Parts that read as zeros and for which the file takes no space: ascending, not overlapping, apart from the ranges.
+    #[n(3)]
+    pub holes: Option<Vec<Range>>,
 }
 
 impl Plan {
-    /// Bytes of body in encoding 0: the sum of the ranges.
-    pub fn body_length(&self) -> u64 {
-        self.ranges.iter().map(|r| r.length).sum()
+    /// The holes, if there are any.
+    pub fn holes(&self) -> &[Range] {
+        self.holes.as_deref().unwrap_or_default()
     }
 
     fn validate(&self) -> Result<(), String> {
         at_most("ranges", self.ranges.len(), MAX_PLAN_RANGES)?;
-        ascending(self.ranges.iter().copied(), "ranges")
+        at_most("holes", self.holes().len(), MAX_HOLES)?;
+        ascending(self.ranges.iter().copied(), "ranges")?;
+        ascending(self.holes().iter().copied(), "holes")?;
+        let mut both: Vec<Range> = self.ranges.iter().chain(self.holes()).copied().collect();
+        both.sort_unstable_by_key(|range| range.offset);
+        ascending(both.into_iter(), "ranges and holes")
     }
 }
 
@@ -351,7 +360,7 @@ impl Plan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Trailer {
-    /// BLAKE3 of the file's whole content, held ranges included.
+    /// BLAKE3 of the file's whole content, held ranges included; see [`content_hasher`](super::content_hasher).
     #[cbor(n(0), with = "minicbor::bytes")]
     pub digest: [u8; 32],
 }

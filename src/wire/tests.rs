@@ -42,13 +42,28 @@ fn fields_of_a_newer_peer_are_ignored() {
 fn overlapping_or_endless_ranges_are_refused() {
     let plan = |ranges: &[(u64, u64)]| {
         let ranges = ranges.iter().map(|&(offset, length)| Range { offset, length }).collect();
-        take(&Plan { id: 1, encoding: 0, ranges }.to_bytes()).unwrap().unwrap().decode::<Plan>()
+        take(&Plan { id: 1, encoding: 0, ranges, holes: None }.to_bytes()).unwrap().unwrap().decode::<Plan>()
     };
     assert!(plan(&[(0, 10), (10, 5), (20, 1)]).is_ok());
     assert!(plan(&[(0, 10), (9, 5)]).is_err());
     assert!(plan(&[(0, 0)]).is_err());
     assert!(plan(&[(u64::MAX, 2)]).is_err());
     assert!(plan(&[(i64::MAX as u64, 1)]).is_err());
+}
+
+#[test]
+fn holes_that_overlap_anything_are_refused() {
+    let plan = |holes: &[(u64, u64)]| {
+        let holes = Some(holes.iter().map(|&(offset, length)| Range { offset, length }).collect());
+        let ranges = vec![Range { offset: 10, length: 10 }];
+        take(&Plan { id: 1, encoding: 0, ranges, holes }.to_bytes()).unwrap().unwrap().decode::<Plan>()
+    };
+    assert!(plan(&[(0, 10), (20, 5)]).is_ok());
+    for bad in [&[(0, 11)][..], &[(19, 5)], &[(10, 10)], &[(12, 1)], &[(0, 0)], &[(0, 5), (4, 3)], &[(20, u64::MAX)]] {
+        assert!(plan(bad).is_err(), "{bad:?}");
+    }
+    let many: Vec<_> = (0..=MAX_HOLES as u64).map(|i| (100 + 2 * i, 1)).collect();
+    assert!(plan(&many).is_err());
 }
 
 #[test]
@@ -68,10 +83,10 @@ fn the_longest_messages_fit_their_limits() {
         .map(|i| Held { range: Range { offset: i64::MAX as u64 / 2 + 2 * i, length: 1 }, digest: [0xff; 32] })
         .collect();
     assert!(Want { id: u64::MAX, held: Some(held) }.to_bytes().len() <= Want::LIMIT);
-    let ranges = (0..MAX_PLAN_RANGES as u64)
-        .map(|i| Range { offset: i64::MAX as u64 / 2 + (i << 40), length: 1 << 39 })
-        .collect();
-    assert!(Plan { id: u64::MAX, encoding: 0, ranges }.to_bytes().len() <= Plan::LIMIT);
+    let range = |i| Range { offset: i64::MAX as u64 / 2 + (i << 40), length: 1 << 39 };
+    let ranges = (0..MAX_PLAN_RANGES as u64).map(|i| range(2 * i)).collect();
+    let holes = Some((0..MAX_HOLES as u64).map(|i| range(2 * i + 1)).collect());
+    assert!(Plan { id: u64::MAX, encoding: u32::MAX, ranges, holes }.fits());
     let long = Entry {
         target: Some(vec![b'x'; MAX_SYMLINK]),
         kind: Kind::Symlink,

@@ -290,7 +290,13 @@ pub(crate) fn file(id: u64, name: &str, size: u64) -> Entry {
 }
 
 pub(crate) fn plan(id: u64, ranges: &[(u64, u64)]) -> Plan {
-    Plan { id, encoding: 0, ranges: ranges.iter().map(|&(offset, length)| Range { offset, length }).collect() }
+    let ranges = ranges.iter().map(|&(offset, length)| Range { offset, length }).collect();
+    Plan { id, encoding: 0, ranges, holes: None }
+}
+
+pub(crate) fn with_holes(plan: Plan, holes: &[(u64, u64)]) -> Plan {
+    let holes = holes.iter().map(|&(offset, length)| Range { offset, length }).collect();
+    Plan { holes: Some(holes), ..plan }
 }
 
 pub(crate) fn trailer(content: &[u8]) -> Vec<u8> {

@@ -70,6 +70,15 @@ async fn a_transfer_that_is_not_what_was_planned_fails_and_leaves_nothing() {
             ("far beyond", plan(0, &[(0, size), (1 << 62, 1 << 61)]), good.clone(), Code::Protocol),
             ("what is not held", plan(0, &[(1000, size - 1000)]), good[1000..].to_vec(), Code::Protocol),
             ("nothing planned", plan(0, &[]), trailer(&body), Code::Protocol),
+            ("a hole beyond the file", with_holes(plan(0, &whole), &[(size, 1)]), good.clone(), Code::Protocol),
+            ("a hole far beyond", with_holes(plan(0, &whole), &[(1 << 62, 1 << 61)]), good.clone(), Code::Protocol),
+            ("too little hole", with_holes(plan(0, &[(0, 9)]), &[(10, size - 10)]), trailer(&body), Code::Protocol),
+            (
+                "a hole for another's digest",
+                with_holes(plan(0, &[(0, size - 1)]), &[(size - 1, 1)]),
+                [&body[1..], &trailer(&body)].concat(),
+                [Code::Protocol, Code::Corrupt][usize::from(size > 256 << 10)],
+            ),
             ("another encoding", Plan { encoding: 7, ..plan(0, &whole) }, good.clone(), Code::Unsupported),
         ];
         for (what, plan, bytes, code) in cases {
@@ -97,10 +106,15 @@ async fn a_plan_that_is_no_plan_is_turned_away_before_anything_is_read() {
     let mut session = peer.session().await;
     let plans: [&[(u64, u64)]; 5] =
         [&[(0, 10), (5, 10)], &[(10, 5), (0, 5)], &[(0, 0)], &[(u64::MAX, 2)], &[(1 << 63, 1)]];
-    for (id, ranges) in (0..).zip(plans) {
+    let holes: [&[(u64, u64)]; 6] =
+        [&[(0, 10)], &[(99, 1)], &[(200, 0)], &[(200, 20), (210, 20)], &[(300, 1), (200, 1)], &[(1 << 63, 1)]];
+    let plans = plans.map(|ranges| plan(0, ranges)).into_iter();
+    let plans = plans.chain(holes.map(|holes| with_holes(plan(0, &[(0, 100)]), holes)));
+    for (id, plan) in (0..).zip(plans) {
         session.wanted(id, "f", 600_000).await;
-        let (mut send, _receipt) = session.transfer(&plan(id, ranges), &[1; 100]).await;
-        assert_eq!(stopped(&mut send).await, Code::Protocol, "{ranges:?}");
+        let plan = Plan { id, ..plan };
+        let (mut send, _receipt) = session.transfer(&plan, &[1; 100]).await;
+        assert_eq!(stopped(&mut send).await, Code::Protocol, "{plan:?}");
     }
     arena.honest().await;
     // What is still wanted has a partial until the deadline.

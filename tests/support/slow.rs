@@ -121,6 +121,10 @@ impl Upload for SlowUpload {
         Ok(())
     }
 
+    fn make_hole(&mut self, part: Range<u64>) -> io::Result<()> {
+        self.inner.make_hole(part)
+    }
+
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         self.inner.read_at(buffer, offset)
     }

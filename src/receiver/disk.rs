@@ -1,0 +1,370 @@
+//! The disk's side of a transfer: what is held, what is a hole, what is written; hashed in order.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::body::{MAX_GAPS, Run, gaps};
+use crate::error::{Code, Why};
+use crate::path::RelativePath;
+use crate::store::fault::fault;
+use crate::store::{Attributes, Upload};
+use crate::wire::{Durability, HELD_BLOCK, Held, MAX_HELD, Plan, Range, Trailer, content_hasher};
+
+/// Bytes read back at a time to hash what came out of order.
+const READ_BACK: usize = 256 << 10;
+
+/// The disk's side of a transfer: writes runs and hashes behind the contiguous frontier. All of it blocks.
+pub(super) struct Disk {
+    upload: Box<dyn Upload>,
+    path: RelativePath,
+    size: u64,
+    hasher: blake3::Hasher,
+    /// All before it is written and hashed, or a hole.
+    frontier: u64,
+    /// Written beyond the frontier: start and end of each part.
+    beyond: BTreeMap<u64, u64>,
+    /// Holes beyond the frontier.
+    holes: VecDeque<Range>,
+}
+
+impl Disk {
+    /// Begins with what an earlier attempt left, and says what of it is worth offering.
+    pub(super) fn begin(upload: Box<dyn Upload>, path: &RelativePath, size: u64) -> Result<(Self, Vec<Held>), Why> {
+        let path = path.clone();
+        let (hasher, beyond, holes) = (blake3::Hasher::new(), BTreeMap::new(), VecDeque::new());
+        let disk = Self { upload, path, size, hasher, frontier: 0, beyond, holes };
+        let mut held = Vec::new();
+        let mut buffer = vec![0; READ_BACK];
+        let parts = disk.upload.held().map_err(|e| fault(&disk.path, "read what is there of it", e))?;
+        // Of what is there, not of the size: a file of 1 TiB may be holes for the most part.
+        let bytes: u64 = parts.iter().map(|part| part.end - part.start).sum();
+        let block = bytes.div_ceil(MAX_HELD as u64).next_multiple_of(HELD_BLOCK);
+        for part in parts {
+            let mut offset = part.start.next_multiple_of(block);
+            while offset < part.end {
+                let length = block.min(size - offset);
+                if offset + length > part.end {
+                    break;
+                }
+                let mut hasher = blake3::Hasher::new();
+                disk.read_back(offset, offset + length, &mut buffer, &mut hasher)?;
+                held.push(Held { range: Range { offset, length }, digest: hasher.finalize().into() });
+                offset += length;
+            }
+        }
+        Ok((disk, held))
+    }
+
+    /// Makes the plan's holes, and counts as written what it leaves out besides; that was offered as held.
+    pub(super) fn keep(&mut self, plan: &Plan, held: &[Held]) -> Result<(), Why> {
+        let mut taken: Vec<Range> = plan.ranges.iter().chain(plan.holes()).copied().collect();
+        taken.sort_unstable_by_key(|range| range.offset);
+        let mut next = 0;
+        for (start, end) in taken.iter().map(|r| (r.offset, r.offset + r.length)).chain([(self.size, self.size)]) {
+            if end > self.size {
+                return Err(Why::new(Code::Protocol, "the plan reaches beyond the end of the file"));
+            }
+            if start > next {
+                if !covers(held, next, start) {
+                    return Err(Why::new(Code::Protocol, "the plan leaves out what this side does not hold"));
+                }
+                self.beyond.insert(next, start);
+            }
+            next = end;
+        }
+        for hole in plan.holes() {
+            let made = self.upload.make_hole(hole.offset..hole.offset + hole.length);
+            made.map_err(|e| fault(&self.path, "make a hole in it", e))?;
+        }
+        self.hasher = content_hasher(self.size, plan.holes());
+        self.holes = plan.holes().iter().copied().collect();
+        Ok(())
+    }
+
+    /// Writes runs at their offsets.
+    pub(super) fn write(&mut self, runs: Vec<Run>) -> Result<(), Why> {
+        self.catch_up()?;
+        for run in runs {
+            self.upload.write_at(&run.data, run.offset).map_err(|e| fault(&self.path, "write it", e))?;
+            if run.offset == self.frontier {
+                self.hasher.update(&run.data);
+                self.frontier = run.end();
+            } else {
+                self.mark(run.offset, run.end())?;
+            }
+            self.catch_up()?;
+        }
+        Ok(())
+    }
+
+    /// Commits the file if its content is what the trailer says; otherwise nothing of it is kept.
+    pub(super) fn finish(
+        mut self,
+        trailer: &Trailer,
+        attributes: &Attributes,
+        durability: Durability,
+    ) -> Result<(), Why> {
+        self.catch_up()?;
+        if self.frontier != self.size {
+            return Err(Why::new(Code::Protocol, format!("only {} of {} bytes came", self.frontier, self.size)));
+        }
+        if self.hasher.finalize() != trailer.digest {
+            self.upload.discard();
+            return Err(Why::new(Code::Corrupt, "the content does not match its digest; send it again"));
+        }
+        self.upload.commit(attributes, durability)
+    }
+
+    /// Removes the partial.
+    pub(super) fn discard(self) {
+        self.upload.discard();
+    }
+
+    fn mark(&mut self, start: u64, end: u64) -> Result<(), Why> {
+        let (mut start, mut end) = (start, end);
+        if let Some((&s, &e)) = self.beyond.range(..=start).next_back()
+            && e == start
+        {
+            start = s;
+        }
+        if let Some(e) = self.beyond.remove(&end) {
+            end = e;
+        }
+        self.beyond.insert(start, end);
+        if self.beyond.len() > MAX_GAPS {
+            return Err(gaps());
+        }
+        Ok(())
+    }
+
+    /// Hashes what is written right behind the frontier; it comes from the page cache most of the time. Holes are passed.
+    fn catch_up(&mut self) -> Result<(), Why> {
+        let mut buffer = Vec::new();
+        loop {
+            if let Some(hole) = self.holes.front().filter(|hole| hole.offset == self.frontier) {
+                self.frontier += hole.length;
+                self.holes.pop_front();
+            } else if let Some(end) = self.beyond.remove(&self.frontier) {
+                buffer.resize(READ_BACK, 0);
+                let mut hasher = std::mem::take(&mut self.hasher);
+                self.read_back(self.frontier, end, &mut buffer, &mut hasher)?;
+                self.hasher = hasher;
+                self.frontier = end;
+            } else {
+                return Ok(());
+            }
+        }
+    }
+
+    fn read_back(&self, mut at: u64, end: u64, buffer: &mut [u8], hasher: &mut blake3::Hasher) -> Result<(), Why> {
+        while at < end {
+            let part = (end - at).min(buffer.len() as u64) as usize;
+            let read =
+                self.upload.read_at(&mut buffer[..part], at).map_err(|e| fault(&self.path, "read it back", e))?;
+            if read == 0 {
+                return Err(Why::new(Code::Io, "the unfinished file has become shorter by another hand"));
+            }
+            hasher.update(&buffer[..read]);
+            at += read as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Whether neighbouring held ranges cover a part of the file.
+fn covers(held: &[Held], start: u64, end: u64) -> bool {
+    let mut at = start;
+    for held in held.iter().skip_while(|h| h.range.offset + h.range.length <= start) {
+        if held.range.offset > at {
+            break;
+        }
+        at = held.range.offset + held.range.length;
+        if at >= end {
+            return true;
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::body::Body;
+    use super::*;
+    use crate::store::{Claim, MemoryStore, Store};
+    use crate::wire::Message;
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    fn plan(ranges: &[(u64, u64)]) -> Plan {
+        let ranges = ranges.iter().map(|&(offset, length)| Range { offset, length }).collect();
+        Plan { id: 0, encoding: 0, ranges, holes: None }
+    }
+
+    /// A plan with holes; the rest of the size is ranges.
+    fn with_holes(size: u64, holes: &[(u64, u64)]) -> Plan {
+        let mut ranges = Vec::new();
+        let mut next = 0;
+        for &(offset, length) in holes.iter().chain([&(size, 0)]) {
+            if offset > next {
+                ranges.push((next, offset - next));
+            }
+            next = offset + length;
+        }
+        Plan { holes: Some(plan(holes).ranges), ..plan(&ranges) }
+    }
+
+    fn upload(store: &MemoryStore, size: u64) -> Result<Box<dyn Upload>, Why> {
+        let path = RelativePath::from_components(["f"])?;
+        store.create(&path, &Claim { owner: [0; 32], size, modified: None })
+    }
+
+    /// Sends `content` as the stream of a plan, cut into pieces that come in a given order.
+    fn receive(content: &[u8], plan: &Plan, held: &[Held], cuts: &[usize], turn: usize) -> Result<(), Why> {
+        let start = 17;
+        let mut stream: Vec<u8> = Vec::new();
+        for r in &plan.ranges {
+            stream.extend(&content[r.offset as usize..(r.offset + r.length) as usize]);
+        }
+        let mut hasher = content_hasher(content.len() as u64, plan.holes());
+        for (at, byte) in content.iter().enumerate() {
+            if !plan.holes().iter().any(|h| (h.offset..h.offset + h.length).contains(&(at as u64))) {
+                hasher.update(&[*byte]);
+            }
+        }
+        stream.extend(Trailer { digest: hasher.finalize().into() }.to_bytes());
+
+        let mut body = Body::new(plan, start, content.len() as u64)?;
+        let store = MemoryStore::new();
+        let mut first = upload(&store, content.len() as u64)?;
+        for h in held {
+            let (from, to) = (h.range.offset as usize, (h.range.offset + h.range.length) as usize);
+            first.write_at(&content[from..to], h.range.offset).unwrap();
+        }
+        drop(first);
+        let (mut disk, _) =
+            Disk::begin(upload(&store, content.len() as u64)?, &RelativePath::root(), content.len() as u64)?;
+        disk.keep(plan, held)?;
+
+        let mut edges: Vec<usize> = cuts.iter().map(|c| c % stream.len()).chain([0, stream.len()]).collect();
+        edges.sort_unstable();
+        let mut pieces: Vec<_> = edges.windows(2).map(|w| (w[0], &stream[w[0]..w[1]])).collect();
+        let turn = turn % pieces.len();
+        pieces.rotate_left(turn);
+        for (at, piece) in pieces {
+            body.take(start + at as u64, Bytes::copy_from_slice(piece))?;
+            if at % 3 == 0 {
+                disk.write(body.drain().0)?;
+            }
+        }
+        disk.write(body.drain().0)?;
+        disk.finish(&body.trailer()?, &Attributes::default(), Durability::Visible)?;
+        let mut back = vec![0; content.len()];
+        let path = RelativePath::from_components(["f"])?;
+        store.open(&path)?.read_at(&mut back, 0).unwrap();
+        assert_eq!(back, content);
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn a_body_in_any_order_becomes_the_file(
+            content in proptest::collection::vec(any::<u8>(), 1..5000),
+            cuts in proptest::collection::vec(any::<usize>(), 0..40), turn: usize,
+        ) {
+            let all = plan(&[(0, content.len() as u64)]);
+            prop_assert_eq!(receive(&content, &all, &[], &cuts, turn), Ok(()));
+        }
+
+        #[test]
+        fn so_does_one_with_holes(
+            mut content in proptest::collection::vec(any::<u8>(), 1..3000),
+            edges in proptest::collection::btree_set(0u64..3000, 0..12),
+            cuts in proptest::collection::vec(any::<usize>(), 0..20), turn: usize,
+        ) {
+            let size = content.len() as u64;
+            let edges: Vec<u64> = edges.into_iter().filter(|&edge| edge <= size).collect();
+            let holes: Vec<_> = edges.chunks_exact(2).map(|edge| (edge[0], edge[1] - edge[0])).collect();
+            for &(offset, length) in &holes {
+                content[offset as usize..(offset + length) as usize].fill(0);
+            }
+            prop_assert_eq!(receive(&content, &with_holes(size, &holes), &[], &cuts, turn), Ok(()));
+        }
+    }
+
+    #[test]
+    fn nothing_of_an_earlier_attempt_shows_in_a_hole() {
+        let block = HELD_BLOCK as usize;
+        let content = [vec![1; block], vec![0; block], vec![3; block]].concat();
+        let size = content.len() as u64;
+        let store = MemoryStore::new();
+        upload(&store, size).unwrap().write_at(&vec![9; 2 * block + 7], 0).unwrap();
+        let (mut disk, held) = Disk::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
+        assert_eq!(held.len(), 2, "the hole is offered too");
+        disk.keep(&with_holes(size, &[(HELD_BLOCK, HELD_BLOCK)]), &held).unwrap();
+        disk.write(vec![
+            Run { offset: 2 * HELD_BLOCK, data: content[2 * block..].into() },
+            Run { offset: 0, data: content[..block].into() },
+        ])
+        .unwrap();
+        let mut hasher = content_hasher(size, &[Range { offset: HELD_BLOCK, length: HELD_BLOCK }]);
+        hasher.update(&content[..block]).update(&content[2 * block..]);
+        let trailer = Trailer { digest: hasher.finalize().into() };
+        disk.finish(&trailer, &Attributes::default(), Durability::Visible).unwrap();
+        let source = store.open(&RelativePath::from_components(["f"]).unwrap()).unwrap();
+        let mut back = vec![7; content.len()];
+        source.read_at(&mut back, 0).unwrap();
+        assert!(back == content);
+        assert_eq!(source.data_from(HELD_BLOCK).unwrap(), Some(2 * HELD_BLOCK..size));
+    }
+
+    #[test]
+    fn a_plan_whose_holes_are_none_is_refused() {
+        let size = 3 * HELD_BLOCK;
+        let keep = |plan: &Plan| {
+            let store = MemoryStore::new();
+            let (mut disk, held) = Disk::begin(upload(&store, size)?, &RelativePath::root(), size)?;
+            disk.keep(plan, &held)
+        };
+        assert_eq!(keep(&with_holes(size, &[(0, size)])), Ok(()));
+        let beyond = Plan { holes: Some(plan(&[(size - 5, 10)]).ranges), ..plan(&[(0, size - 5)]) };
+        let far = Plan { holes: Some(plan(&[(1 << 62, 10)]).ranges), ..plan(&[(0, size)]) };
+        let gap = Plan { holes: Some(plan(&[(10, size - 10)]).ranges), ..plan(&[(0, 9)]) };
+        for bad in [beyond, far, gap] {
+            assert_eq!(keep(&bad).unwrap_err().code, Code::Protocol, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_plan_leaves_out_what_is_held_and_nothing_else() {
+        let content: Vec<u8> = (0..3 * HELD_BLOCK as usize).map(|i| (i / 7) as u8).collect();
+        let middle = Range { offset: HELD_BLOCK, length: HELD_BLOCK };
+        let held = [Held { range: middle, digest: [0; 32] }];
+        let around = plan(&[(0, HELD_BLOCK), (2 * HELD_BLOCK, HELD_BLOCK)]);
+        assert_eq!(receive(&content, &around, &held, &[1000, 2_000_000], 1), Ok(()));
+        let too_little = plan(&[(0, HELD_BLOCK)]);
+        assert_eq!(receive(&content, &too_little, &held, &[], 0).unwrap_err().code, Code::Protocol);
+    }
+
+    #[test]
+    fn what_an_earlier_attempt_left_is_offered_in_whole_blocks() {
+        let store = MemoryStore::new();
+        let size = 3 * HELD_BLOCK + 5;
+        let mut first = upload(&store, size).unwrap();
+        first.write_at(&vec![7; HELD_BLOCK as usize + 100], HELD_BLOCK - 50).unwrap();
+        first.write_at(&[1; 5], 3 * HELD_BLOCK).unwrap();
+        drop(first);
+        let (_, held) = Disk::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
+        let ranges: Vec<_> = held.iter().map(|h| (h.range.offset, h.range.length)).collect();
+        assert_eq!(ranges, [(HELD_BLOCK, HELD_BLOCK), (3 * HELD_BLOCK, 5)]);
+        assert_eq!(held[0].digest, *blake3::hash(&vec![7; HELD_BLOCK as usize]).as_bytes());
+    }
+
+    #[test]
+    fn changed_content_is_not_committed() {
+        let store = MemoryStore::new();
+        let (disk, _) = Disk::begin(upload(&store, 0).unwrap(), &RelativePath::root(), 0).unwrap();
+        let trailer = Trailer { digest: [9; 32] };
+        let result = disk.finish(&trailer, &Attributes::default(), Durability::Visible);
+        assert_eq!(result.unwrap_err().code, Code::Corrupt);
+        assert!(store.stat(&RelativePath::from_components(["f"]).unwrap()).unwrap().is_none());
+    }
+}
