@@ -106,7 +106,7 @@ Unchanged files (same size and time) are skipped; what was interrupted goes on:
 run the same command again. The path is literal; a local a:b is written ./a:b.
 Also: --congestion haul|cubic|newreno|bbr, --qlog DIR (a trace of the packets).")]
 struct Cp {
-    /// Local files and directories
+    /// Local files and directories, or - for what comes in
     #[arg(value_name = "SRC", required = true)]
     sources: Vec<OsString>,
     /// Where they go: haul://HOST[:PORT]/[PATH]

@@ -4,6 +4,7 @@ mod link;
 mod retry;
 mod watch;
 
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,6 +23,7 @@ use crate::limits::within_open_files;
 use crate::manifest::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES, Tree, WalkOptions};
 use crate::measure::{self, MeasureOptions, Measured};
 use crate::path::{RelativePath, printable};
+use crate::pipe::Pipe;
 use crate::progress::{Event, Observer};
 use crate::rate::Rate;
 use crate::receiver::{Permits, Place, Receiver, Receiving, TakeOptions};
@@ -136,7 +138,7 @@ impl Client {
     /// # Errors
     /// What ends the session as a whole. Files that fail do not: see [`Sent::failures`](crate::sender::Sent::failures).
     pub async fn push(&self, options: &PushOptions, observer: Observer) -> Result<Outcome> {
-        let mut link = self.link();
+        let link = self.link();
         observer(Event::Connected { address: link.connection.remote_address(), key_id: self.key_id.to_string() });
         let (trees, unsendable) = look_at(options.sources.clone()).await?;
         let Some(first) = trees.first() else {
@@ -151,7 +153,43 @@ impl Client {
             directory: options.sources.len() == 1 && first.directory,
             durability: options.durability,
         };
-        let mut sender = Sender::new(trees, unsendable, options.walk.clone(), self.config.parallel, observer.clone());
+        let sender = Sender::new(trees, unsendable, options.walk.clone(), self.config.parallel, observer.clone());
+        self.send(link, &push, sender, observer).await
+    }
+
+    /// Sends what a reader gives as the content of one file, until it ends. The destination is the file's own name, and
+    /// sources are not looked at. The file appears once the reader has ended and all of it has arrived; it has the time of
+    /// that. At most some MiB are read ahead. The reader has a thread of its own, which outlives this while a read lasts.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the destination is a directory; else as [`push`](Self::push), and a lost connection too once
+    /// reading has begun, since nothing can be read a second time. Where a directory turns out to stand, that failure is
+    /// in [`Outcome::sent`].
+    pub async fn push_from(
+        &self,
+        input: impl Read + Send + 'static,
+        options: &PushOptions,
+        observer: Observer,
+    ) -> Result<Outcome> {
+        let link = self.link();
+        let name = options.destination.name().filter(|_| !options.into).ok_or_else(|| {
+            Error::Usage("what comes out of a pipe needs a name there, as in haul://host/dir/name.tar".into())
+        })?;
+        observer(Event::Connected { address: link.connection.remote_address(), key_id: self.key_id.to_string() });
+        let push = Push {
+            session: session_id()?,
+            destination: Components::from(&options.destination),
+            into: false,
+            sources: 1,
+            directory: false,
+            durability: options.durability,
+        };
+        let sender = Sender::of_pipe(name, Pipe::new(input), observer.clone()).map_err(Error::Refused)?;
+        self.send(link, &push, sender, observer).await
+    }
+
+    /// Runs a push, over as many connections as it takes.
+    async fn send(&self, mut link: Arc<Link>, push: &Push, mut sender: Sender, observer: Observer) -> Result<Outcome> {
         let (mut outcome, mut retry) = (Outcome::default(), None);
         loop {
             let mut begun = false;
@@ -161,7 +199,7 @@ impl Client {
                     observer(Event::Reconnected { address: link.connection.remote_address() });
                 }
             };
-            let ended = link.push((&push, &self.limits), &mut sender, &self.config, begin, &mut outcome).await;
+            let ended = link.push((push, &self.limits), &mut sender, &self.config, begin, &mut outcome).await;
             (outcome.sent, outcome.bound) = (sender.sent(), outcome.account.bound());
             let lost = match (ended, outcome.sent.interrupted.clone().map(Error::from)) {
                 (Err(lost), _) => lost,
@@ -172,6 +210,9 @@ impl Client {
             let on_purpose = matches!(link.connection.close_reason(), Some(ConnectionError::LocallyClosed));
             if !passes(&lost) || on_purpose || self.config.retry_for.is_zero() || !(begun || retry.is_some()) {
                 return Err(lost);
+            }
+            if !sender.can_go_on() {
+                return Err(Error::Lost(format!("{}; what was read of the input is gone with it", reason(&lost))));
             }
             if begun {
                 observer(Event::Lost { why: reason(&lost), retry_for: self.config.retry_for });

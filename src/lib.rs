@@ -49,7 +49,7 @@
 //! # Rooms
 //! Each uses only those before it: [`path`], [`error`], [`rate`], [`wire`], [`progress`], [`config`] and [`target`] are
 //! plain values; [`limits`], [`budget`] and [`bucket`] bound files, memory and what is sent; [`identity`], [`trust`],
-//! [`endpoint`] and [`stream`] make connections; [`measure`] measures them; [`store`] holds files; [`manifest`],
+//! [`endpoint`] and [`stream`] make connections; [`measure`] measures them; [`store`] holds files, and a [`pipe`] is read once; [`manifest`],
 //! [`sender`] and [`receiver`] are the transfer's two roles, and [`verdict`] says what bound it; [`session`], [`server`]
 //! and [`client`] put them together. PROTOCOL.md specifies what travels.
 
@@ -65,6 +65,7 @@ pub mod limits;
 pub mod manifest;
 pub mod measure;
 pub mod path;
+pub mod pipe;
 pub mod progress;
 mod qlog;
 pub mod rate;

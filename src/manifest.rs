@@ -7,9 +7,10 @@ use tokio::sync::mpsc;
 
 use crate::error::{Code, Error, Result, Why};
 use crate::path::{RelativePath, printable};
-use crate::store::{LocalStore, Metadata, PERMISSIONS, Store};
+use crate::pipe::Pipe;
+use crate::store::{LocalStore, MemoryStore, Metadata, PERMISSIONS, Store, Version};
 use crate::stream::{MessageReader, StreamError};
-use crate::wire::{Components, Done, Entry, Frame, Held, Kind, Message, Refuse, Skip, Want};
+use crate::wire::{Components, Done, Entry, Frame, Held, Kind, Message, Refuse, Skip, Time, Want};
 
 /// Most entries that may stand unanswered. At some 100 bytes each that is 1 MB: at 100 ms, 100,000 entries a second.
 pub const MAX_UNANSWERED: u32 = 10_000;
@@ -93,18 +94,33 @@ pub struct Announce {
     pub target: Option<Vec<u8>>,
     /// Keeps the directory it stands in from being announced before it is settled.
     pub parent: Option<Arc<Directory>>,
+    /// Where its content comes from, if not from the tree's store.
+    pub pipe: Option<Arc<Pipe>>,
 }
 
 impl Announce {
+    /// A file of that name whose content comes out of a pipe.
+    pub fn of_pipe(name: &[u8], pipe: Arc<Pipe>) -> Result<Self, Why> {
+        let path = RelativePath::from_components([name])?;
+        // It stands in no store; nobody looks for it there.
+        let store = Arc::new(MemoryStore::new());
+        let tree = Tree { store, path: path.clone(), name: name.to_vec(), directory: false };
+        let (kind, modified, version) = (Kind::File, Time::default(), Version::default());
+        let metadata = Metadata { kind: Some(kind), size: 0, modified, mode: 0, version };
+        let (tree, source) = (Arc::new(tree), path.clone());
+        Ok(Self { tree, source, path, metadata, kind, target: None, parent: None, pipe: Some(pipe) })
+    }
+
     /// The entry as it goes over the wire.
     pub fn entry(&self, id: u64) -> Entry {
+        let known = self.pipe.is_none();
         Entry {
             id,
             path: Components::from(&self.path),
             kind: self.kind,
-            size: (self.kind == Kind::File).then_some(self.metadata.size),
-            modified: Some(self.metadata.modified),
-            mode: (self.kind != Kind::Symlink).then_some(self.metadata.mode & PERMISSIONS),
+            size: (self.kind == Kind::File && known).then_some(self.metadata.size),
+            modified: known.then_some(self.metadata.modified),
+            mode: (self.kind != Kind::Symlink && known).then_some(self.metadata.mode & PERMISSIONS),
             target: self.target.clone(),
         }
     }
@@ -182,7 +198,8 @@ impl Walk {
             Ok(None) => return Some(Found::Failed(path, Why::new(Code::NotFound, "gone before it could be sent"))),
             Err(why) => return Some(Found::Failed(path, why)),
         };
-        let mut announce = Announce { tree: tree.clone(), source, path, metadata, kind, target: None, parent };
+        let mut announce =
+            Announce { tree: tree.clone(), source, path, metadata, kind, target: None, parent, pipe: None };
         match kind {
             Kind::Directory => return self.enter(announce),
             Kind::Symlink => match tree.store.read_link(&announce.source) {

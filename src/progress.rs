@@ -37,7 +37,7 @@ pub enum Event {
         id: u64,
         /// Which file.
         path: RelativePath,
-        /// Its size in bytes.
+        /// Its size in bytes; 0 when nobody knows it.
         size: u64,
         /// Bytes that the receiver holds already and that need not travel.
         held: u64,

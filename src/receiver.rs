@@ -9,6 +9,7 @@ mod body;
 mod claims;
 mod disk;
 mod judge;
+mod pieces;
 mod transfer;
 mod unanswered;
 
@@ -157,9 +158,17 @@ struct Wanted {
     name: RelativePath,
     /// Where it comes to stand.
     path: RelativePath,
-    size: u64,
+    /// Bytes of content, if the sender knows.
+    size: Option<u64>,
     attributes: Attributes,
     claim: Claim,
+}
+
+impl Wanted {
+    /// Bytes of content as far as the sender knows.
+    fn known_size(&self) -> u64 {
+        self.size.unwrap_or(0)
+    }
 }
 
 impl Receiver {
@@ -273,7 +282,7 @@ impl Receiver {
             let receiver = self.clone();
             let wanted = blocking(move || Ok(receiver.judge(batch))).await.map_err(Error::Refused)?;
             for wanted in wanted {
-                let queue = if wanted.size <= SMALL_BODY { &small } else { &large };
+                let queue = if wanted.size.is_some_and(|size| size <= SMALL_BODY) { &small } else { &large };
                 // Fails only when the session is over.
                 let _ = queue.send(wanted);
             }
@@ -318,7 +327,7 @@ impl Receiver {
     /// Small files: memory first, then the Want.
     async fn admit_small(self: &Arc<Self>, mut queue: mpsc::UnboundedReceiver<Wanted>) -> Result<()> {
         while let Some(file) = queue.recv().await {
-            let bytes = file.size as usize + SMALL_OVERHEAD;
+            let bytes = file.known_size() as usize + SMALL_OVERHEAD;
             match self.or_stopping(async { Ok(self.session.window.reserve(bytes).await) }).await {
                 Err(why) => self.refuse(&file, why),
                 Ok(Some(memory)) => {
@@ -383,7 +392,7 @@ impl Receiver {
     }
 
     fn started(&self, file: &Wanted, held: u64) {
-        let (id, path, size) = (file.id, file.name.clone(), file.size);
+        let (id, path, size) = (file.id, file.name.clone(), file.known_size());
         (self.session.observer)(Event::Started { id, path, size, held });
     }
 
@@ -391,11 +400,13 @@ impl Receiver {
         (self.session.observer)(Event::Moved { id, bytes });
     }
 
-    fn settled(&self, file: &Wanted, result: Result<(), Why>) {
+    /// Counts how a transfer went; what is committed has so many bytes.
+    fn settled(&self, file: &Wanted, result: Result<u64, Why>) {
+        let size = *result.as_ref().unwrap_or(&file.known_size());
         let result = match result {
-            Ok(()) => {
+            Ok(size) => {
                 self.committed.fetch_add(1, Ordering::Relaxed);
-                self.bytes.fetch_add(file.size, Ordering::Relaxed);
+                self.bytes.fetch_add(size, Ordering::Relaxed);
                 Settled::Committed
             }
             Err(why) => {
@@ -404,7 +415,7 @@ impl Receiver {
             }
         };
         let path = file.name.clone();
-        (self.session.observer)(Event::Settled { id: Some(file.id), path, kind: Kind::File, size: file.size, result });
+        (self.session.observer)(Event::Settled { id: Some(file.id), path, kind: Kind::File, size, result });
     }
 }
 

@@ -7,6 +7,7 @@ mod account;
 mod body;
 mod holes;
 mod meter;
+mod pipe;
 mod transfer;
 
 pub use account::{MAX_FAILURES, Sent};
@@ -31,6 +32,7 @@ use crate::error::{Code, Error, Result, Why};
 use crate::limits::within_open_files;
 use crate::manifest::{Announce, EARLY_UNANSWERED, EARLY_UNANSWERED_BYTES, Found, Tree, Verdict, Walk, WalkOptions};
 use crate::path::RelativePath;
+use crate::pipe::Pipe;
 use crate::progress::{Event, Observer, Settled};
 use crate::stream::{MessageReader, MessageWriter, StreamError};
 use crate::wire::{End, Entry, Kind, Message, Ready, StreamType, put_varint};
@@ -128,16 +130,24 @@ impl Sender {
         let (found_to, found) = mpsc::channel(WALK_AHEAD);
         let (directories_to, directories) = mpsc::unbounded_channel();
         let begin = Some(Begin { walk: Walk::new(trees, options, directories_to), found: found_to, unsendable });
-        let shared = Arc::new(Shared {
-            parallel: Arc::new(Semaphore::new(parallel.max(1))),
-            large: Arc::new(Semaphore::new(LARGE_WRITERS)),
-            files: Arc::new(Semaphore::new(within_open_files(LARGE_WRITERS + SMALL_READERS))),
-            memory: Arc::new(Semaphore::new(SMALL_MEMORY_KIB)),
-            state: Mutex::default(),
-            changed: Notify::new(),
-            observer,
-        });
-        Self { shared, begin, found, directories, walking: true, transfers: JoinSet::new() }
+        let (shared, transfers) = (Arc::new(Shared::new(parallel, None, observer)), JoinSet::new());
+        Self { shared, begin, found, directories, walking: true, transfers }
+    }
+
+    /// A sender of one file, whose content comes out of a pipe.
+    pub fn of_pipe(name: &[u8], pipe: Pipe, observer: Observer) -> Result<Self, Why> {
+        let pipe = Arc::new(pipe);
+        let (found_to, found) = mpsc::channel(1);
+        let (_, directories) = mpsc::unbounded_channel();
+        // There is room for it.
+        let _ = found_to.try_send(Found::Entry(Announce::of_pipe(name, pipe.clone())?));
+        let (shared, transfers) = (Arc::new(Shared::new(1, Some(pipe), observer)), JoinSet::new());
+        Ok(Self { shared, begin: None, found, directories, walking: true, transfers })
+    }
+
+    /// Whether it can go on over another connection. What was read of a pipe is gone.
+    pub fn can_go_on(&self) -> bool {
+        !self.shared.pipe.as_ref().is_some_and(|pipe| pipe.is_spent())
     }
 
     /// Sends over a connection until everything is settled, or, when the receiver goes away, until nothing more can be.
@@ -217,6 +227,8 @@ struct Walked<'a> {
 
 /// What lasts as long as the session.
 struct Shared {
+    /// What is sent cannot be read a second time.
+    pipe: Option<Arc<Pipe>>,
     parallel: Arc<Semaphore>,
     large: Arc<Semaphore>,
     /// Bounds the files that are open.
@@ -235,6 +247,19 @@ struct Run {
 }
 
 impl Shared {
+    fn new(parallel: usize, pipe: Option<Arc<Pipe>>, observer: Observer) -> Self {
+        Self {
+            pipe,
+            parallel: Arc::new(Semaphore::new(parallel.max(1))),
+            large: Arc::new(Semaphore::new(LARGE_WRITERS)),
+            files: Arc::new(Semaphore::new(within_open_files(LARGE_WRITERS + SMALL_READERS))),
+            memory: Arc::new(Semaphore::new(SMALL_MEMORY_KIB)),
+            state: Mutex::default(),
+            changed: Notify::new(),
+            observer,
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -357,6 +382,7 @@ impl Run {
 
     fn report_found(&self, complete: bool) {
         let (files, bytes) = self.state().found();
+        let complete = complete && self.shared.pipe.as_ref().is_none_or(|pipe| pipe.is_ended());
         (self.shared.observer)(Event::Found { files, bytes, complete });
     }
 

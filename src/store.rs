@@ -58,10 +58,20 @@ pub const PERMISSIONS: u32 = 0o777;
 pub struct Claim {
     /// The key of the sender.
     pub owner: [u8; 32],
-    /// Size of the source.
+    /// Size of the source, or [`Claim::UNKNOWN_SIZE`].
     pub size: u64,
     /// Time of last modification of the source.
     pub modified: Option<Time>,
+}
+
+impl Claim {
+    /// The size of a source that tells none: an upload of it begins anew, whatever an earlier attempt left.
+    pub const UNKNOWN_SIZE: u64 = u64::MAX;
+
+    /// How long a partial of an earlier attempt may be and still be of use.
+    fn useful(&self) -> u64 {
+        if self.size == Self::UNKNOWN_SIZE { 0 } else { self.size }
+    }
 }
 
 /// Final metadata of what is committed.

@@ -26,6 +26,14 @@ pub const MAX_HELD: usize = 1024;
 pub const MAX_HOLES: usize = 1024;
 /// Most ranges in one [`Plan`]: what lies between [`MAX_HELD`] held ranges and [`MAX_HOLES`] holes.
 pub const MAX_PLAN_RANGES: usize = MAX_HELD + MAX_HOLES + 1;
+/// A body of the plan's ranges, one after the other.
+pub const ENCODING_RANGES: u32 = 0;
+/// A body in pieces, for content whose length nobody knows beforehand.
+pub const ENCODING_PIECES: u32 = 1;
+/// The byte that a piece begins with; its length follows, and its bytes.
+pub const PIECE: u8 = 0x25;
+/// Most bytes in a piece.
+pub const MAX_PIECE: u64 = 256 << 10;
 /// Longest target of a symbolic link in bytes: Linux's `PATH_MAX` less the closing NUL.
 pub const MAX_SYMLINK: usize = 4095;
 /// Most bytes that a message's header can take: the type byte and an eight-byte length.

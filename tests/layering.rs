@@ -27,6 +27,7 @@ const ROOMS: &[&str] = &[
     "stream",
     "measure",
     "store",
+    "pipe",
     "manifest",
     "verdict",
     "sender",

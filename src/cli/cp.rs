@@ -15,8 +15,14 @@ use super::{Cp, DONE, FAILED, INTERRUPTED};
 pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
     let (client, options) = begin(&cp).await.inspect_err(|error| output::never_began(cp.output.json, error))?;
     let screen = Screen::new(cp.output);
+    let push = async {
+        match from_input(&cp)? {
+            true => client.push_from(std::io::stdin(), &options, screen.observer()).await,
+            false => client.push(&options, screen.observer()).await,
+        }
+    };
     let pushed = tokio::select! {
-        pushed = client.push(&options, screen.observer()) => pushed,
+        pushed = push => pushed,
         _ = tokio::signal::ctrl_c() => {
             screen.end(&Err(Error::Lost("interrupted".into())));
             client.close().await;
@@ -29,6 +35,12 @@ pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
     match pushed {
         Ok(outcome) if outcome.sent.failed == 0 && outcome.sent.interrupted.is_none() => Ok(DONE),
         Ok(_) => Ok(FAILED),
+        Err(error @ Error::Lost(_)) if from_input(&cp)? => {
+            let how = format!(
+                "{error}. Nothing of it was committed, unless it was lost with the very end; run the whole command again"
+            );
+            Err(anyhow::Error::from(error).context(how))
+        }
         Err(error @ Error::Lost(_)) => {
             let how = format!(
                 "{error}. What is committed stays, and of the rest the server keeps what it has; run the same command again to \
@@ -72,8 +84,19 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, PushOptions)> {
     Ok((client, options))
 }
 
+/// Whether what is sent comes in through a pipe.
+fn from_input(cp: &Cp) -> Result<bool, Error> {
+    match cp.sources.iter().any(|source| source == "-") {
+        true if cp.sources.len() > 1 => {
+            Err(Error::Usage("- is what comes in, and goes alone; a file of that name is ./-".into()))
+        }
+        input => Ok(input),
+    }
+}
+
 /// Tells sources from the destination.
 fn split(cp: &Cp) -> anyhow::Result<(Vec<PathBuf>, Target)> {
+    let input = from_input(cp)?;
     let sources = cp.sources.iter().map(|source| Argument::parse(source)).collect::<Result<Vec<_>, _>>()?;
     let local = |argument: &Argument| match argument {
         Argument::Local(path) => Some(path.clone()),
@@ -81,6 +104,9 @@ fn split(cp: &Cp) -> anyhow::Result<(Vec<PathBuf>, Target)> {
     };
     let from_here: Option<Vec<_>> = sources.iter().map(local).collect();
     match (from_here, Argument::parse(&cp.destination)?) {
+        (Some(_), Argument::Remote(target)) if input && target.into => {
+            Err(usage(&format!("what comes in needs a name there, as in {target}name.tar")))
+        }
         (Some(paths), Argument::Remote(target)) => Ok((paths, target)),
         (None, Argument::Remote(_)) => {
             Err(usage("from server to server haul does not copy; run it on one of the two, with a local name"))

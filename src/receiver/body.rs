@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::error::{Code, Why};
-use crate::wire::{Frame, Message, Plan, Range, Trailer};
+use crate::wire::{ENCODING_PIECES, ENCODING_RANGES, Frame, Message, Plan, Range, Trailer};
 
 /// Bytes gathered into one write where they come in order.
 pub(super) const RUN: usize = 256 << 10;
@@ -46,14 +46,26 @@ pub(super) struct Body {
     set_aside: usize,
     /// Where in the file the last full run ended.
     next: u64,
+    /// Runs are handed over in their order only, and this is where the next one begins.
+    in_order: Option<u64>,
 }
 
 impl Body {
-    /// A body that begins at an offset of its stream. The plan must lie within the file.
-    pub(super) fn new(plan: &Plan, start: u64, size: u64) -> Result<Self, Why> {
-        if plan.encoding != 0 {
-            return Err(Why::new(Code::Unsupported, format!("encoding {} is not spoken here", plan.encoding)));
-        }
+    /// A body that begins at an offset of its stream, of a file of a size, if that is known. The plan must lie within it.
+    pub(super) fn new(plan: &Plan, start: u64, size: Option<u64>, in_order: bool) -> Result<Self, Why> {
+        let size = match (plan.encoding, size) {
+            (ENCODING_RANGES, Some(size)) => size,
+            (ENCODING_PIECES, None) if plan.ranges.is_empty() && plan.holes().is_empty() => {
+                let everything = Range { offset: 0, length: i64::MAX as u64 };
+                return Ok(Self::of(vec![(start, everything)], start, u64::MAX, true));
+            }
+            (ENCODING_RANGES | ENCODING_PIECES, _) => {
+                return Err(Why::new(Code::Protocol, "the encoding is not that of its entry"));
+            }
+            (other, _) => {
+                return Err(Why::new(Code::Unsupported, format!("encoding {other} is not spoken here")));
+            }
+        };
         let mut end = start;
         let mut parts = Vec::with_capacity(plan.ranges.len());
         for &range in &plan.ranges {
@@ -63,9 +75,13 @@ impl Body {
             parts.push((end, range));
             end += range.length;
         }
-        let next = plan.ranges.first().map_or(0, |r| r.offset);
-        let (tail, runs) = (Vec::new(), Vec::new());
-        Ok(Self { parts, start, end, received: 0, tail, tail_bytes: 0, runs, pending: 0, set_aside: 0, next })
+        Ok(Self::of(parts, start, end, in_order))
+    }
+
+    fn of(parts: Vec<(u64, Range)>, start: u64, end: u64, in_order: bool) -> Self {
+        let next = parts.first().map_or(0, |(_, range)| range.offset);
+        let (tail, runs, in_order) = (Vec::new(), Vec::new(), in_order.then_some(next));
+        Self { parts, start, end, received: 0, tail, tail_bytes: 0, runs, pending: 0, set_aside: 0, next, in_order }
     }
 
     /// Takes a piece of the stream; QUIC never delivers a byte twice. Returns the bytes now pending more than before.
@@ -123,14 +139,46 @@ impl Body {
         self.pending
     }
 
-    /// Hands over what waits to be written.
-    pub(super) fn drain(&mut self) -> (Vec<Run>, usize) {
-        self.set_aside = 0;
-        (std::mem::take(&mut self.runs), std::mem::take(&mut self.pending))
+    /// Whether some of it can be written now.
+    pub(super) fn is_ready(&self) -> bool {
+        match self.in_order {
+            None => self.pending > 0,
+            Some(next) => self.runs.iter().any(|run| run.offset == next),
+        }
     }
 
-    /// The trailer, once the stream has ended.
-    pub(super) fn trailer(&mut self) -> Result<Trailer, Why> {
+    /// Hands over what can be written now, and how many bytes it is.
+    pub(super) fn drain(&mut self) -> (Vec<Run>, usize) {
+        let Some(mut next) = self.in_order else {
+            self.set_aside = 0;
+            return (std::mem::take(&mut self.runs), std::mem::take(&mut self.pending));
+        };
+        self.runs.sort_unstable_by_key(|run| run.offset);
+        let mut ready = 0;
+        while let Some(run) = self.runs.get(ready).filter(|run| run.offset == next) {
+            next = self.behind(run.end());
+            ready += 1;
+        }
+        self.in_order = Some(next);
+        let rest = self.runs.split_off(ready);
+        let runs = std::mem::replace(&mut self.runs, rest);
+        let bytes = runs.iter().map(|run| run.data.len()).sum();
+        self.pending -= bytes;
+        self.set_aside = self.runs.iter().map(|run| run.data.capacity()).sum();
+        (runs, bytes)
+    }
+
+    /// Where in the file the next byte of the body belongs, behind one that is there.
+    fn behind(&self, offset: u64) -> u64 {
+        let passed = self.parts.partition_point(|(_, range)| range.offset + range.length <= offset);
+        self.parts.get(passed).map_or(offset, |(_, range)| range.offset.max(offset))
+    }
+
+    /// The trailer, once the stream has ended; `None` when it is among the pieces.
+    pub(super) fn trailer(&mut self) -> Result<Option<Trailer>, Why> {
+        if self.end == u64::MAX {
+            return Ok(None);
+        }
         let planned: u64 = self.parts.iter().map(|(_, range)| range.length).sum();
         if self.received != planned {
             return Err(Why::new(Code::Protocol, format!("the body ended after {} of {planned} bytes", self.received)));
@@ -140,7 +188,7 @@ impl Body {
         let bad = |e: crate::wire::Malformed| Why::new(Code::Protocol, e.to_string());
         let frame = Frame::take(&mut buffer, Trailer::LIMIT).map_err(bad)?;
         match frame {
-            Some(frame) if buffer.is_empty() => frame.decode().map_err(bad),
+            Some(frame) if buffer.is_empty() => frame.decode().map(Some).map_err(bad),
             _ => Err(Why::new(Code::Protocol, "the body is not followed by its trailer alone")),
         }
     }
@@ -161,7 +209,7 @@ mod tests {
 
     #[test]
     fn single_bytes_with_gaps_between_them_take_no_more_memory_than_bytes_of_an_honest_peer() {
-        let mut body = Body::new(&plan(&[(0, 1 << 30)]), 0, 1 << 30).unwrap();
+        let mut body = Body::new(&plan(&[(0, 1 << 30)]), 0, Some(1 << 30), false).unwrap();
         let mut offset = 0;
         let mut gapped = 0;
         loop {
@@ -181,11 +229,49 @@ mod tests {
 
     #[test]
     fn bytes_behind_the_trailer_and_plans_beyond_the_file_are_refused() {
-        let mut body = Body::new(&plan(&[(0, 10)]), 0, 10).unwrap();
+        let mut body = Body::new(&plan(&[(0, 10)]), 0, Some(10), false).unwrap();
         assert_eq!(body.take(10, vec![0; 300].into()).unwrap_err().code, Code::Protocol);
-        assert!(Body::new(&plan(&[(5, 10)]), 0, 10).is_err());
-        let mut short = Body::new(&plan(&[(0, 10)]), 0, 10).unwrap();
+        assert!(Body::new(&plan(&[(5, 10)]), 0, Some(10), false).is_err());
+        let mut short = Body::new(&plan(&[(0, 10)]), 0, Some(10), false).unwrap();
         short.take(0, vec![0; 9].into()).unwrap();
         assert_eq!(short.trailer().unwrap_err().code, Code::Protocol);
+    }
+
+    #[test]
+    fn in_order_nothing_overtakes_what_is_missing() {
+        let plan = plan(&[(10, 5), (100, 5)]);
+        let mut body = Body::new(&plan, 7, Some(200), true).unwrap();
+        let drained = |body: &mut Body| {
+            let (runs, bytes) = body.drain();
+            assert_eq!(bytes, runs.iter().map(|run| run.data.len()).sum::<usize>());
+            runs.iter().flat_map(|run| (run.offset..).zip(run.data.to_vec())).collect::<Vec<_>>()
+        };
+        body.take(7 + 6, Bytes::from_static(b"234")).unwrap();
+        body.take(7 + 3, Bytes::from_static(b"de1")).unwrap();
+        assert!(!body.is_ready() && body.pending() == 6);
+        assert_eq!(drained(&mut body), []);
+        body.take(7 + 1, Bytes::from_static(b"bc")).unwrap();
+        assert!(!body.is_ready());
+        body.take(7, Bytes::from_static(b"a")).unwrap();
+        assert!(body.is_ready());
+        let places = [10, 11, 12, 13, 14, 100, 101, 102, 103];
+        assert_eq!(drained(&mut body), places.into_iter().zip(*b"abcde1234").collect::<Vec<_>>());
+        assert!(!body.is_ready() && body.pending() == 0);
+        body.take(7 + 9, Bytes::from_static(b"5")).unwrap();
+        assert_eq!(drained(&mut body), [(104, b'5')]);
+    }
+
+    #[test]
+    fn pieces_are_for_what_has_no_size_and_ranges_for_what_has_one() {
+        let ranges = plan(&[(0, 10)]);
+        let pieces = Plan { encoding: ENCODING_PIECES, ..plan(&[]) };
+        assert!(Body::new(&pieces, 0, None, false).is_ok());
+        let code = |plan: &Plan, size| Body::new(plan, 0, size, false).err().map(|why| why.code);
+        assert_eq!(code(&pieces, Some(10)), Some(Code::Protocol));
+        assert_eq!(code(&ranges, None), Some(Code::Protocol));
+        assert_eq!(code(&Plan { encoding: ENCODING_PIECES, ..ranges.clone() }, None), Some(Code::Protocol));
+        let holes = Some(ranges.ranges.clone());
+        assert_eq!(code(&Plan { holes, ..pieces }, None), Some(Code::Protocol));
+        assert_eq!(code(&Plan { encoding: 2, ..ranges }, Some(10)), Some(Code::Unsupported));
     }
 }

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::body::{MAX_GAPS, Run, gaps};
+use super::pieces::Pieces;
 use crate::error::{Code, Why};
 use crate::path::RelativePath;
 use crate::store::fault::fault;
 use crate::store::{Attributes, Upload};
-use crate::wire::{Durability, HELD_BLOCK, Held, MAX_HELD, Plan, Range, Trailer, content_hasher};
+use crate::wire::{Durability, ENCODING_PIECES, HELD_BLOCK, Held, MAX_HELD, Plan, Range, Trailer, content_hasher};
 
 /// Bytes read back at a time to hash what came out of order.
 const READ_BACK: usize = 256 << 10;
@@ -24,6 +25,8 @@ pub(super) struct Disk {
     beyond: BTreeMap<u64, u64>,
     /// Holes beyond the frontier.
     holes: VecDeque<Range>,
+    /// Takes the body apart, where it comes in pieces.
+    pieces: Option<Pieces>,
 }
 
 impl Disk {
@@ -31,7 +34,7 @@ impl Disk {
     pub(super) fn begin(upload: Box<dyn Upload>, path: &RelativePath, size: u64) -> Result<(Self, Vec<Held>), Why> {
         let path = path.clone();
         let (hasher, beyond, holes) = (blake3::Hasher::new(), BTreeMap::new(), VecDeque::new());
-        let disk = Self { upload, path, size, hasher, frontier: 0, beyond, holes };
+        let disk = Self { upload, path, size, hasher, frontier: 0, beyond, holes, pieces: None };
         let mut held = Vec::new();
         let mut buffer = vec![0; READ_BACK];
         let parts = disk.upload.held().map_err(|e| fault(&disk.path, "read what is there of it", e))?;
@@ -56,6 +59,10 @@ impl Disk {
 
     /// Makes the plan's holes, and counts as written what it leaves out besides; that was offered as held.
     pub(super) fn keep(&mut self, plan: &Plan, held: &[Held]) -> Result<(), Why> {
+        if plan.encoding == ENCODING_PIECES {
+            self.pieces = Some(Pieces::default());
+            return Ok(());
+        }
         let mut taken: Vec<Range> = plan.ranges.iter().chain(plan.holes()).copied().collect();
         taken.sort_unstable_by_key(|range| range.offset);
         let mut next = 0;
@@ -80,8 +87,11 @@ impl Disk {
         Ok(())
     }
 
-    /// Writes runs at their offsets.
+    /// Writes runs at their offsets, or the content of the pieces that they are.
     pub(super) fn write(&mut self, runs: Vec<Run>) -> Result<(), Why> {
+        if self.pieces.is_some() {
+            return runs.iter().try_for_each(|run| self.write_pieces(&run.data));
+        }
         self.catch_up()?;
         for run in runs {
             self.upload.write_at(&run.data, run.offset).map_err(|e| fault(&self.path, "write it", e))?;
@@ -96,22 +106,55 @@ impl Disk {
         Ok(())
     }
 
-    /// Commits the file if its content is what the trailer says; otherwise nothing of it is kept.
+    fn write_pieces(&mut self, data: &[u8]) -> Result<(), Why> {
+        let Self { pieces, upload, hasher, frontier, path, .. } = self;
+        let Some(pieces) = pieces else { return Ok(()) };
+        pieces.take(data, |content| {
+            upload.write_at(content, *frontier).map_err(|e| fault(path, "write it", e))?;
+            hasher.update(content);
+            *frontier += content.len() as u64;
+            Ok(())
+        })
+    }
+
+    /// Commits the file if its content is what the trailer says, and tells its size; otherwise nothing of it is kept.
     pub(super) fn finish(
         mut self,
-        trailer: &Trailer,
+        trailer: Option<Trailer>,
         attributes: &Attributes,
         durability: Durability,
-    ) -> Result<(), Why> {
+    ) -> Result<u64, Why> {
+        match self.check(trailer) {
+            Ok(()) => self.upload.commit(attributes, durability).map(|()| self.size),
+            Err(why) => {
+                // What does not come to its end may go on from here, but for pieces.
+                if why.code == Code::Corrupt || self.pieces.is_some() {
+                    self.upload.discard();
+                }
+                Err(why)
+            }
+        }
+    }
+
+    /// Holds all that came against the trailer.
+    fn check(&mut self, trailer: Option<Trailer>) -> Result<(), Why> {
+        let trailer = match (trailer, &self.pieces) {
+            (Some(trailer), None) => trailer,
+            (_, Some(pieces)) => {
+                let trailer = pieces.trailer()?;
+                self.size = trailer.size.ok_or_else(|| Why::new(Code::Protocol, "a trailer without a size"))?;
+                trailer
+            }
+            (None, None) => return Err(Code::Internal.into()),
+        };
         self.catch_up()?;
         if self.frontier != self.size {
             return Err(Why::new(Code::Protocol, format!("only {} of {} bytes came", self.frontier, self.size)));
         }
         if self.hasher.finalize() != trailer.digest {
-            self.upload.discard();
             return Err(Why::new(Code::Corrupt, "the content does not match its digest; send it again"));
         }
-        self.upload.commit(attributes, durability)
+        Ok(())
     }
 
     /// Removes the partial.
@@ -230,9 +273,9 @@ mod tests {
                 hasher.update(&[*byte]);
             }
         }
-        stream.extend(Trailer { digest: hasher.finalize().into() }.to_bytes());
+        stream.extend(Trailer { digest: hasher.finalize().into(), size: None }.to_bytes());
 
-        let mut body = Body::new(plan, start, content.len() as u64)?;
+        let mut body = Body::new(plan, start, Some(content.len() as u64), false)?;
         let store = MemoryStore::new();
         let mut first = upload(&store, content.len() as u64)?;
         for h in held {
@@ -256,7 +299,7 @@ mod tests {
             }
         }
         disk.write(body.drain().0)?;
-        disk.finish(&body.trailer()?, &Attributes::default(), Durability::Visible)?;
+        disk.finish(body.trailer()?, &Attributes::default(), Durability::Visible)?;
         let mut back = vec![0; content.len()];
         let path = RelativePath::from_components(["f"])?;
         store.open(&path)?.read_at(&mut back, 0).unwrap();
@@ -307,8 +350,8 @@ mod tests {
         .unwrap();
         let mut hasher = content_hasher(size, &[Range { offset: HELD_BLOCK, length: HELD_BLOCK }]);
         hasher.update(&content[..block]).update(&content[2 * block..]);
-        let trailer = Trailer { digest: hasher.finalize().into() };
-        disk.finish(&trailer, &Attributes::default(), Durability::Visible).unwrap();
+        let trailer = Trailer { digest: hasher.finalize().into(), size: None };
+        disk.finish(Some(trailer), &Attributes::default(), Durability::Visible).unwrap();
         let source = store.open(&RelativePath::from_components(["f"]).unwrap()).unwrap();
         let mut back = vec![7; content.len()];
         source.read_at(&mut back, 0).unwrap();
@@ -362,8 +405,8 @@ mod tests {
     fn changed_content_is_not_committed() {
         let store = MemoryStore::new();
         let (disk, _) = Disk::begin(upload(&store, 0).unwrap(), &RelativePath::root(), 0).unwrap();
-        let trailer = Trailer { digest: [9; 32] };
-        let result = disk.finish(&trailer, &Attributes::default(), Durability::Visible);
+        let trailer = Trailer { digest: [9; 32], size: None };
+        let result = disk.finish(Some(trailer), &Attributes::default(), Durability::Visible);
         assert_eq!(result.unwrap_err().code, Code::Corrupt);
         assert!(store.stat(&RelativePath::from_components(["f"]).unwrap()).unwrap().is_none());
     }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Receiver, Wanted};
+use super::{Place, Receiver, Wanted};
 use crate::error::{Code, Result, Why};
 use crate::manifest::Verdict;
 use crate::path::RelativePath;
@@ -76,9 +76,12 @@ impl Receiver {
                 }
             }
             Kind::File => {
-                let size = entry.size.ok_or_else(|| {
-                    Why::new(Code::Unsupported, format!("{path}: files of unknown size are not taken by this version"))
-                })?;
+                let size = entry.size;
+                if size.is_none() && matches!(self.session.place, Place::Into(_)) {
+                    let text =
+                        format!("{path}: what comes out of a pipe needs a full name, and a directory stands there");
+                    return Err(Why::new(Code::IsDirectory, text));
+                }
                 match kind {
                     Some(Some(Kind::Directory)) => return Err(refusal(Code::IsDirectory, &path)),
                     Some(None) => {
@@ -86,7 +89,7 @@ impl Receiver {
                         return Err(Why::new(Code::Special, text));
                     }
                     Some(Some(Kind::File))
-                        if same_time && there.is_some_and(|m| m.size == size) && entry.modified.is_some() =>
+                        if same_time && there.is_some_and(|m| Some(m.size) == size) && entry.modified.is_some() =>
                     {
                         if !same_mode {
                             store.set_attributes(&path, &attributes)?;
@@ -95,8 +98,9 @@ impl Receiver {
                     }
                     _ => {}
                 }
-                let claim = Claim { owner: self.session.owner, size, modified: entry.modified };
-                if size == 0 {
+                let known = size.unwrap_or(Claim::UNKNOWN_SIZE);
+                let claim = Claim { owner: self.session.owner, size: known, modified: entry.modified };
+                if size == Some(0) {
                     store.create(&path, &claim)?.commit(&attributes, Durability::Visible)?;
                     self.committed.fetch_add(1, Ordering::Relaxed);
                     return Ok(Judged::Done);

@@ -18,7 +18,7 @@ use crate::error::{Code, Result, Why};
 use crate::manifest::Verdict;
 use crate::store::fault::fault;
 use crate::stream::{Direction, MessageWriter, StreamError, silence, unless_silent, varint_of};
-use crate::wire::{Committed, Failed, Held, Message, Plan, Range, Trailer, Working};
+use crate::wire::{Committed, ENCODING_RANGES, Failed, Held, Message, Plan, Range, Trailer, Working};
 
 /// Bytes that are written without waiting for more.
 const WRITE: usize = RUN;
@@ -46,8 +46,9 @@ impl Receiver {
             let (mut stream, begun, _) = stream.into_parts();
             let result = match self.small_body(&file, &plan, &mut stream, &begun).await {
                 Ok((content, trailer)) => {
-                    self.moved(file.id, file.size);
-                    working(&mut receipt, self.commit_small(&file, content, trailer)).await
+                    let size = content.len() as u64;
+                    self.moved(file.id, size);
+                    working(&mut receipt, self.commit_small(&file, content, trailer)).await.map(|()| size)
                 }
                 Err(why) => Err(why),
             };
@@ -65,16 +66,17 @@ impl Receiver {
         stream: &mut quinn::RecvStream,
         begun: &[u8],
     ) -> Result<(BytesMut, Trailer), Why> {
-        if plan.encoding != 0 {
+        let size = file.known_size();
+        if plan.encoding != ENCODING_RANGES {
             return Err(Why::new(Code::Unsupported, format!("encoding {} is not spoken here", plan.encoding)));
         }
-        if plan.ranges != [Range { offset: 0, length: file.size }] || !plan.holes().is_empty() {
+        if plan.ranges != [Range { offset: 0, length: size }] || !plan.holes().is_empty() {
             return Err(Why::new(Code::Protocol, "the plan leaves out what this side does not hold"));
         }
-        let mut content = BytesMut::with_capacity(file.size as usize + Trailer::LIMIT);
+        let mut content = BytesMut::with_capacity(size as usize + Trailer::LIMIT);
         content.extend_from_slice(begun);
         loop {
-            if content.len() > file.size as usize + Trailer::LIMIT {
+            if content.len() > size as usize + Trailer::LIMIT {
                 return Err(Why::new(Code::Protocol, "the stream goes on behind its trailer"));
             }
             let chunk = self.unless_silent(stream.read_chunk(WRITE, true)).await?;
@@ -83,10 +85,10 @@ impl Receiver {
                 None => break,
             }
         }
-        if content.len() < file.size as usize {
+        if content.len() < size as usize {
             return Err(Why::new(Code::Protocol, "the body ended too early"));
         }
-        let mut tail = content.split_off(file.size as usize);
+        let mut tail = content.split_off(size as usize);
         let bad = |e: crate::wire::Malformed| Why::new(Code::Protocol, e.to_string());
         match crate::wire::Frame::take(&mut tail, Trailer::LIMIT).map_err(bad)? {
             Some(frame) if tail.is_empty() => Ok((content, frame.decode().map_err(bad)?)),
@@ -135,7 +137,7 @@ impl Receiver {
             };
             let Incoming { plan, stream, mut receipt } = incoming;
             let (mut stream, rest, start) = stream.into_parts();
-            let body = Body::new(&plan, start, file.size);
+            let body = Body::new(&plan, start, file.size, false);
             let result = slot.receive(&file, disk, body, (&plan, &held), (&mut stream, rest), &mut receipt).await;
             drop(slot);
             // The disk is at rest, and a newer session need not wait for this peer to read.
@@ -178,11 +180,11 @@ impl Receiver {
         file: &Wanted,
         mut stream: quinn::RecvStream,
         mut receipt: MessageWriter,
-        result: Result<(), Why>,
+        result: Result<u64, Why>,
     ) {
         let sent = match &result {
-            Ok(()) => {
-                let (bytes, durability) = (file.size, self.session.durability);
+            Ok(bytes) => {
+                let (bytes, durability) = (*bytes, self.session.durability);
                 timeout(self.session.config.deadline, receipt.write(&Committed { bytes, durability })).await
             }
             Err(why) => {
@@ -202,7 +204,7 @@ impl Receiver {
 }
 
 /// Runs disk work and says on the receipt's stream every now and then that it is alive.
-async fn working(receipt: &mut MessageWriter, work: impl Future<Output = Result<(), Why>>) -> Result<(), Why> {
+async fn working<T>(receipt: &mut MessageWriter, work: impl Future<Output = Result<T, Why>>) -> Result<T, Why> {
     tokio::pin!(work);
     loop {
         match timeout(WORKING, &mut work).await {
@@ -246,7 +248,7 @@ impl Slot<'_> {
         (plan, held): (&Plan, &[Held]),
         (stream, rest): (&mut quinn::RecvStream, Bytes),
         receipt: &mut MessageWriter,
-    ) -> Result<(), Why> {
+    ) -> Result<u64, Why> {
         let mut body = body?;
         let (planned, offered) = (plan.clone(), held.to_vec());
         // Claim and permit are held beyond this, and nothing else can end it.
@@ -268,12 +270,13 @@ impl Slot<'_> {
             let disk = idle.take().ok_or_else(|| Why::from(Code::Internal))?;
             working(receipt, self.permit()).await?;
             let (attributes, durability) = (file.attributes, self.receiver.session.durability);
-            working(receipt, blocking(move || disk.finish(&trailer, &attributes, durability))).await
+            working(receipt, blocking(move || disk.finish(trailer, &attributes, durability))).await
         }
         .await;
         if let Err(why) = &result
             && let Some(disk) = idle
-            && matches!(why.code, Code::Changed | Code::Corrupt | Code::Protocol | Code::NoSpace)
+            && (file.size.is_none()
+                || matches!(why.code, Code::Changed | Code::Corrupt | Code::Protocol | Code::NoSpace))
         {
             let _ = blocking(move || {
                 disk.discard();
@@ -310,7 +313,7 @@ impl Slot<'_> {
                 || body.pending() >= WRITE
                 || since.elapsed() >= GATHER
                 || self.receiver.session.window.is_short();
-            if body.pending() > 0 && enough && idle.is_some() {
+            if enough && idle.is_some() && body.is_ready() {
                 working(receipt, self.permit()).await?;
                 if let Some(mut disk) = idle.take() {
                     let (runs, bytes): (Vec<Run>, _) = body.drain();
@@ -346,7 +349,7 @@ impl Slot<'_> {
                     credit.add(bytes);
                     ended = !more;
                 }
-                () = sleep_until(since + GATHER), if resting && body.pending() > 0 => {}
+                () = sleep_until(since + GATHER), if resting && body.is_ready() => {}
                 () = sleep_until(counted + config.stall), if resting && self.permit.is_some() => {
                     if lately < SLOW {
                         self.permit = None;

@@ -142,6 +142,11 @@ impl State {
         self.unsettled.insert(id, pending);
     }
 
+    /// Notes that a pipe had more in it.
+    pub(super) fn found_more(&mut self, bytes: u64) {
+        self.found_bytes += bytes;
+    }
+
     /// Files found so far, and their bytes.
     pub(super) fn found(&self) -> (u64, u64) {
         (self.found_files, self.found_bytes)
@@ -211,5 +216,9 @@ impl State {
 
 /// Bytes of content of an entry.
 pub(super) fn size_of(announce: &Announce) -> u64 {
-    if announce.kind == Kind::File { announce.metadata.size } else { 0 }
+    match &announce.pipe {
+        Some(pipe) => pipe.bytes(),
+        None if announce.kind == Kind::File => announce.metadata.size,
+        None => 0,
+    }
 }

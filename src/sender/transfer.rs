@@ -25,7 +25,9 @@ impl Run {
         held: Vec<Held>,
         _open: OwnedSemaphorePermit,
     ) {
-        let result = if announce.metadata.size <= SMALL_BODY {
+        let result = if let Some(pipe) = &announce.pipe {
+            self.transfer_pipe(id, &announce, pipe).await
+        } else if announce.metadata.size <= SMALL_BODY {
             self.started(id, &announce, 0);
             self.transfer_small(id, &announce).await
         } else {
@@ -36,7 +38,7 @@ impl Run {
     }
 
     /// Tells the receiver that a wanted file cannot be sent after all, so that it does not wait for it.
-    async fn withdraw<T>(&self, id: u64, read: Result<T, Why>) -> Result<T, Why> {
+    pub(super) async fn withdraw<T>(&self, id: u64, read: Result<T, Why>) -> Result<T, Why> {
         if let Err(why) = &read {
             let (mut stream, _) = self.open_transfer().await?;
             let mut head = self.header();
@@ -47,7 +49,7 @@ impl Run {
         read
     }
 
-    fn started(&self, id: u64, announce: &Announce, held: u64) {
+    pub(super) fn started(&self, id: u64, announce: &Announce, held: u64) {
         let (path, size) = (announce.path.clone(), announce.metadata.size);
         (self.shared.observer)(Event::Started { id, path, size, held });
     }
@@ -74,7 +76,7 @@ impl Run {
         let (mut stream, mut receipt) = self.open_transfer().await?;
         let mut head = self.header();
         plan.put(&mut head);
-        let mut chunks = [head.freeze(), content, Trailer { digest }.to_bytes()];
+        let mut chunks = [head.freeze(), content, Trailer { digest, size: None }.to_bytes()];
         if let Err(error) = self.write(&mut stream, &mut chunks).await {
             return self.stopped(error, &mut receipt).await;
         }
@@ -125,7 +127,7 @@ impl Run {
                 (self.shared.observer)(Event::Moved { id, bytes });
             }
         };
-        if let Err(error) = self.write(&mut stream, &mut [Trailer { digest }.to_bytes()]).await {
+        if let Err(error) = self.write(&mut stream, &mut [Trailer { digest, size: None }.to_bytes()]).await {
             return self.stopped(error, &mut receipt).await;
         }
         self.sent(id);
@@ -136,17 +138,17 @@ impl Run {
 
     /// Ends a transfer that has begun. A reset may overtake the plan, and then the receiver knows of no transfer to fail: so
     /// the file is withdrawn as well.
-    async fn give_up(&self, id: u64, stream: MessageWriter, why: Why) -> Result<(), Why> {
+    pub(super) async fn give_up(&self, id: u64, stream: MessageWriter, why: Why) -> Result<(), Why> {
         stream.reset(why.code);
         self.withdraw(id, Err(why)).await
     }
 
-    async fn open_transfer(&self) -> Result<(MessageWriter, MessageReader), Why> {
+    pub(super) async fn open_transfer(&self) -> Result<(MessageWriter, MessageReader), Why> {
         let (send, receive) = self.sending.connection.open_bi().await.map_err(StreamError::from)?;
         Ok((MessageWriter::new(send), MessageReader::new(receive)))
     }
 
-    fn header(&self) -> BytesMut {
+    pub(super) fn header(&self) -> BytesMut {
         let mut head = BytesMut::new();
         head.put_u8(StreamType::Transfer as u8);
         put_varint(&mut head, self.sending.handle);
@@ -155,7 +157,7 @@ impl Run {
 
     /// Writes chunks within the limits, unless nothing goes out on the whole connection until the deadline. Waiting for a
     /// limit is this side's doing, and is not held against the peer.
-    async fn write(&self, stream: &mut MessageWriter, chunks: &mut [Bytes]) -> Result<(), StreamError> {
+    pub(super) async fn write(&self, stream: &mut MessageWriter, chunks: &mut [Bytes]) -> Result<(), StreamError> {
         let (connection, deadline) = (&self.sending.connection, self.sending.deadline);
         let (limits, meter) = (&self.sending.limits, &self.sending.meter);
         if limits.rate().is_none() {
@@ -175,7 +177,7 @@ impl Run {
     }
 
     /// A stopped stream is no error by itself: the receipt says why. Everything else is.
-    async fn stopped(&self, error: StreamError, receipt: &mut MessageReader) -> Result<(), Why> {
+    pub(super) async fn stopped(&self, error: StreamError, receipt: &mut MessageReader) -> Result<(), Why> {
         match error {
             StreamError::Stopped(code) => match self.read_receipt(receipt).await {
                 Ok(Err(why)) => Err(why),
@@ -185,7 +187,7 @@ impl Run {
         }
     }
 
-    async fn receipt(
+    pub(super) async fn receipt(
         &self,
         receipt: &mut MessageReader,
         size: u64,
@@ -213,7 +215,7 @@ impl Run {
         }
     }
 
-    async fn read_receipt(&self, stream: &mut MessageReader) -> Result<Result<Committed, Why>, StreamError> {
+    pub(super) async fn read_receipt(&self, stream: &mut MessageReader) -> Result<Result<Committed, Why>, StreamError> {
         loop {
             let (connection, deadline) = (&self.sending.connection, self.sending.deadline);
             // What was written may still be on its way; the receiver says Working while the wait is its own.

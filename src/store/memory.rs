@@ -276,7 +276,7 @@ impl Store for MemoryStore {
         if std::mem::replace(&mut partial.open, true) {
             return Err(refusal(Code::Busy, path));
         }
-        state.used -= partial.content.cut(size);
+        state.used -= partial.content.cut(claim.useful());
         Ok(Box::new(MemoryUpload { shared: Arc::clone(&self.shared), key, over: false }))
     }
 

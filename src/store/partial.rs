@@ -195,8 +195,8 @@ impl LocalUpload {
         let upload = Self { root: Arc::clone(root), path: path.clone(), name, file, size: claim.size, mode };
         let stat = fstat(&upload.file).map_err(|e| fault(path, "look at its partial", e))?;
         root.saw(&stat);
-        if stat.st_size as u64 > claim.size {
-            upload.file.set_len(claim.size).map_err(|e| fault(path, "cut its partial", e))?;
+        if stat.st_size as u64 > claim.useful() {
+            upload.file.set_len(claim.useful()).map_err(|e| fault(path, "cut its partial", e))?;
         }
         Ok(upload)
     }

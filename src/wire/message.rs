@@ -328,7 +328,7 @@ pub struct Plan {
     /// The entry.
     #[n(0)]
     pub id: u64,
-    /// How the body is encoded: 0 is the bytes of the ranges, one after the other, without framing.
+    /// How the body is encoded: [`ENCODING_RANGES`](super::ENCODING_RANGES) or [`ENCODING_PIECES`](super::ENCODING_PIECES).
     #[n(1)]
     pub encoding: u32,
     /// The parts of the file that the body holds: ascending, not overlapping.
@@ -363,6 +363,9 @@ pub struct Trailer {
     /// BLAKE3 of the file's whole content, held ranges included; see [`content_hasher`](super::content_hasher).
     #[cbor(n(0), with = "minicbor::bytes")]
     pub digest: [u8; 32],
+    /// Bytes of content, where the entry said none.
+    #[n(1)]
+    pub size: Option<u64>,
 }
 
 /// Receipt: content and trailer agree, and the file stands under its final name.

@@ -262,6 +262,12 @@ pub(crate) fn push_into(destination: &[&[u8]]) -> Vec<u8> {
     Push { session, destination, into: true, sources: 2, directory: false, durability }.to_bytes().to_vec()
 }
 
+/// A push of one file that becomes exactly what is named.
+pub(crate) fn push_as(name: &[u8]) -> Vec<u8> {
+    let (session, destination, durability) = ([9; 16], components(&[name]), Durability::Visible);
+    Push { session, destination, into: false, sources: 1, directory: false, durability }.to_bytes().to_vec()
+}
+
 pub(crate) fn pull_of(sources: &[&[&[u8]]], entries: u32) -> Vec<u8> {
     let sources = sources.iter().map(|s| components(s)).collect();
     Pull { session: [7; 16], sources, entries, entry_bytes: 1 << 20, limit: None }.to_bytes().to_vec()
@@ -300,7 +306,7 @@ pub(crate) fn with_holes(plan: Plan, holes: &[(u64, u64)]) -> Plan {
 }
 
 pub(crate) fn trailer(content: &[u8]) -> Vec<u8> {
-    Trailer { digest: *blake3::hash(content).as_bytes() }.to_bytes().to_vec()
+    Trailer { digest: *blake3::hash(content).as_bytes(), size: None }.to_bytes().to_vec()
 }
 
 /// Bytes that look random and are the same each time.

@@ -4,7 +4,7 @@ use haul::config::Config;
 use haul::error::{Code, Why};
 use haul::identity::Identity;
 use haul::manifest::Verdict;
-use haul::wire::{Committed, Failed, Message, Plan};
+use haul::wire::{Committed, Entry, Failed, Message, Plan};
 
 use crate::peer::*;
 use crate::support::{content, write};
@@ -80,6 +80,12 @@ async fn a_transfer_that_is_not_what_was_planned_fails_and_leaves_nothing() {
                 [Code::Protocol, Code::Corrupt][usize::from(size > 256 << 10)],
             ),
             ("another encoding", Plan { encoding: 7, ..plan(0, &whole) }, good.clone(), Code::Unsupported),
+            (
+                "pieces",
+                Plan { encoding: 1, ..plan(0, &[]) },
+                good.clone(),
+                [Code::Unsupported, Code::Protocol][usize::from(size > 256 << 10)],
+            ),
         ];
         for (what, plan, bytes, code) in cases {
             let name = format!("f{id}");
@@ -95,6 +101,47 @@ async fn a_transfer_that_is_not_what_was_planned_fails_and_leaves_nothing() {
             std::fs::remove_file(arena.served().join(&name)).unwrap();
             id += 1;
         }
+    }
+    arena.unharmed().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pieces_that_do_not_come_to_a_clean_end_leave_nothing() {
+    let arena = Arena::new(impatient());
+    let peer = Peer::connect(&arena.host).await;
+    let mut session = peer.session_as(&push_as(b"f")).await;
+    let piece = |bytes: &[u8]| [&[0x25, bytes.len() as u8][..], bytes].concat();
+    let end = |size| {
+        let digest = *blake3::hash(b"hello").as_bytes();
+        haul::wire::Trailer { digest, size }.to_bytes().to_vec()
+    };
+    let pieces = Plan { encoding: 1, ..plan(0, &[]) };
+    let cases = [
+        ("no end", pieces.clone(), piece(b"hello"), Code::Protocol),
+        ("half a piece", pieces.clone(), piece(b"hello")[..4].to_vec(), Code::Protocol),
+        ("no size", pieces.clone(), [piece(b"hello"), end(None)].concat(), Code::Protocol),
+        ("less than it says", pieces.clone(), [piece(b"hello"), end(Some(6))].concat(), Code::Protocol),
+        ("another content", pieces.clone(), [piece(b"hallo"), end(Some(5))].concat(), Code::Corrupt),
+        ("more behind the end", pieces.clone(), [piece(b"hello"), end(Some(5)), piece(b"x")].concat(), Code::Protocol),
+        ("an empty piece", pieces.clone(), [piece(b""), end(Some(5))].concat(), Code::Protocol),
+        ("a large piece", pieces.clone(), vec![0x25, 0xbf, 0xff, 0xff, 0xff, 1], Code::Protocol),
+        ("another message", pieces.clone(), vec![0x22, 1, 0xa0], Code::Protocol),
+        ("ranges", plan(0, &[(0, 5)]), [b"hello", &end(None)[..]].concat(), Code::Protocol),
+        ("holes", with_holes(pieces.clone(), &[(0, 5)]), end(Some(5)), Code::Protocol),
+        ("another encoding", Plan { encoding: 2, ..pieces.clone() }, piece(b"hello"), Code::Unsupported),
+    ];
+    write(&arena.served().join("f"), b"old");
+    for (id, (what, plan, bytes, code)) in (0..).zip(cases) {
+        let entry = Entry { size: None, ..file(id, "f", 0) };
+        session.announce(&entry).await;
+        assert!(matches!(session.verdict().await, Verdict::Want(wanted, held) if wanted == id && held.is_empty()));
+        let (mut send, mut receipt) = session.transfer(&Plan { id, ..plan }, &bytes).await;
+        // It may have been stopped by now.
+        let _ = send.finish();
+        let why: Why = within(receipt.read::<Failed>()).await.expect(what).why.into();
+        assert_eq!(why.code, code, "{what}: {why}");
+        assert_eq!(arena.names(), ["f"], "{what}: no partial");
+        assert_eq!(std::fs::read(arena.served().join("f")).unwrap(), b"old", "{what}");
     }
     arena.unharmed().await;
 }
