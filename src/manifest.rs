@@ -79,6 +79,7 @@ impl Drop for Directory {
 }
 
 /// Something to announce: an entry to be, with all that the sender must know to send it.
+#[derive(Clone)]
 pub struct Announce {
     /// The tree it belongs to.
     pub tree: Arc<Tree>,
@@ -106,7 +107,7 @@ impl Announce {
         let store = Arc::new(MemoryStore::new());
         let tree = Tree { store, path: path.clone(), name: name.to_vec(), directory: false };
         let (kind, modified, version) = (Kind::File, Time::default(), Version::default());
-        let metadata = Metadata { kind: Some(kind), size: 0, modified, mode: 0, version };
+        let metadata = Metadata { kind: Some(kind), size: 0, modified, mode: 0, links: 1, version };
         let (tree, source) = (Arc::new(tree), path.clone());
         Ok(Self { tree, source, path, metadata, kind, target: None, parent: None, pipe: Some(pipe) })
     }
@@ -122,6 +123,7 @@ impl Announce {
             modified: known.then_some(self.metadata.modified),
             mode: (self.kind != Kind::Symlink && known).then_some(self.metadata.mode & PERMISSIONS),
             target: self.target.clone(),
+            ..Entry::default()
         }
     }
 }

@@ -9,12 +9,14 @@ mod body;
 mod claims;
 mod disk;
 mod judge;
+mod names;
 mod pieces;
 mod transfer;
 mod unanswered;
 
 pub(crate) use claims::Claimed;
 pub use claims::Claims;
+use names::Names;
 use unanswered::Unanswered;
 
 use std::collections::{HashMap, HashSet};
@@ -133,6 +135,7 @@ pub struct Receiver {
     age: u64,
     /// Transfers that are wanted and whose stream has not come yet.
     admitted: Mutex<HashMap<u64, oneshot::Sender<Result<Incoming, Why>>>>,
+    names: Mutex<Names>,
     verdicts: mpsc::UnboundedSender<Verdict>,
     answers: Mutex<Option<mpsc::UnboundedReceiver<Verdict>>>,
     committed: AtomicU64,
@@ -162,6 +165,8 @@ struct Wanted {
     size: Option<u64>,
     attributes: Attributes,
     claim: Claim,
+    /// What the entry said of its other names.
+    hard_link: Option<u64>,
 }
 
 impl Wanted {
@@ -181,6 +186,7 @@ impl Receiver {
             age: session.claims.age(),
             session,
             admitted: Mutex::default(),
+            names: Mutex::default(),
             verdicts,
             answers: Mutex::new(Some(answers)),
             committed: AtomicU64::new(0),

@@ -7,13 +7,15 @@ mod account;
 mod body;
 mod holes;
 mod meter;
+mod names;
 mod pipe;
 mod transfer;
 
 pub use account::{MAX_FAILURES, Sent};
-use account::{State, size_of};
+use account::{Pending, State};
 pub use meter::Meter;
 pub(crate) use meter::{Station, Watch};
+use names::{MAX_WAITING, Role};
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -288,26 +290,36 @@ impl Run {
                 break;
             }
         }
+        let mut directories = true;
         loop {
             self.room(&mut manifest, &mut buffer).await?;
+            let changed = self.shared.changed.notified();
+            if !self.sending.stopping.is_cancelled() && self.state().put_ready(&mut buffer) {
+                continue;
+            }
+            let waiting = self.state().names.pending();
+            if !directories && !*walked.walking && waiting == 0 {
+                self.state().complete = true;
+                break;
+            }
             let next = tokio::select! {
                 biased;
                 () = self.sending.stopping.cancelled() => break,
                 // Ends when the walk is over and all directories are announced.
-                directory = walked.directories.recv() => match directory {
+                directory = walked.directories.recv(), if directories => match directory {
                     Some(directory) => Some(Found::Entry(directory)),
-                    None if *walked.walking => walked.found.recv().await,
                     None => {
-                        self.state().complete = true;
-                        break;
+                        directories = false;
+                        continue;
                     }
                 },
-                next = walked.found.recv(), if *walked.walking => next,
+                next = walked.found.recv(), if *walked.walking && waiting < MAX_WAITING => next,
                 // Nothing more is found right now: what is gathered goes out before the wait.
                 () = std::future::ready(()), if !buffer.is_empty() => {
                     self.write_entries(&mut manifest, &mut buffer).await?;
                     continue;
                 }
+                () = changed, if waiting > 0 => continue,
             };
             match next {
                 Some(Found::Entry(announce)) => {
@@ -442,16 +454,17 @@ impl Run {
     }
 
     fn settle(&self, id: u64, result: Settled) {
-        let Some(announce) = self.state().unsettled.get(&id).map(|pending| pending.announce.clone()) else { return };
-        let size = size_of(&announce);
+        let settled = |pending: &Pending| (pending.announce.clone(), pending.size(), pending.role);
+        let Some((announce, size, role)) = self.state().unsettled.get(&id).map(settled) else { return };
+        let stands = !matches!(result, Settled::Failed(_));
         let stopping = matches!(&result, Settled::Failed(why) if why.code == Code::Stopping);
         // The server stops: that is said once for the session, not for each file.
         if stopping {
             self.sending.stopping.cancel();
-        } else {
+        } else if !matches!(role, Role::Again(_)) {
             self.shared.report(Some(id), announce.path.clone(), announce.kind, size, result);
         }
-        self.state().settled(id, stopping);
+        self.state().settled(id, stands, stopping);
         self.shared.changed.notify_waiters();
     }
 }

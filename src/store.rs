@@ -32,6 +32,8 @@ pub struct Metadata {
     pub modified: Time,
     /// Permission bits (07777).
     pub mode: u32,
+    /// Names that it has in all (hard links); what is no file has one.
+    pub links: u64,
     /// Tells this version of this file from any other: device, inode, size, mtime and ctime. Two equal versions have,
     /// as far as the system tells, the same content.
     pub version: Version,
@@ -121,6 +123,10 @@ pub trait Store: Send + Sync + 'static {
     /// Makes a symbolic link, atomically in the place of a file or link that stands there. What it points to is never
     /// looked at.
     fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<(), Why>;
+
+    /// Makes `new` another name of the regular file `existing` (a hard link), atomically in the place of a file or link
+    /// that stands there. Fails where the filesystem has no such thing, and between two of them.
+    fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why>;
 
     /// Brings to the disk all that was made or found in this store so far.
     fn sync(&self) -> Result<(), Why>;

@@ -2,14 +2,17 @@
 
 mod support;
 
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::collections::BTreeMap;
+use std::fs::hard_link;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use haul::error::Code;
 use haul::progress::{Event, Observer};
 use haul::session::Outcome;
 use support::command::{Serving, is_root};
-use support::{LIMIT, content, listing, to, write};
+use support::{Host, LIMIT, content, listing, to, write};
 use tempfile::tempdir;
 
 fn mode(path: &Path, mode: u32) {
@@ -97,4 +100,99 @@ async fn a_closed_directory_is_closed_also_after_a_kill_in_the_middle() {
     let server = server.restart(&[]);
     push(&server, &tree, "t").await;
     assert_eq!(listing(&arrived), listing(&tree));
+}
+
+/// The names that are of the same file, for each file that has several.
+fn names_of_files(root: &Path) -> Vec<Vec<String>> {
+    fn find(root: &Path, directory: &Path, all: &mut BTreeMap<u64, Vec<String>>) {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            let metadata = path.symlink_metadata().unwrap();
+            if metadata.is_dir() {
+                find(root, &path, all);
+            } else {
+                all.entry(metadata.ino()).or_default().push(path.strip_prefix(root).unwrap().display().to_string());
+            }
+        }
+    }
+    let mut all = BTreeMap::new();
+    find(root, root, &mut all);
+    let mut several: Vec<_> = all.into_values().filter(|names| names.len() > 1).collect();
+    several.iter_mut().for_each(|names| names.sort());
+    several.sort();
+    several
+}
+
+/// A tree in which files have several names, in one directory and across.
+fn linked_tree(tree: &Path) {
+    for (name, size) in [("empty", 0), ("small", 1000), ("large", 3 << 20)] {
+        let first = tree.join("a").join(name);
+        write(&first, &content(size as u64, size));
+        for other in ["a/then", "b/c", "b"] {
+            std::fs::create_dir_all(tree.join(other)).unwrap();
+            hard_link(&first, tree.join(other).join(format!("also {name}"))).unwrap();
+        }
+        hard_link(&first, tree.join(format!("outside of {name}"))).unwrap();
+    }
+    write(&tree.join("b/alone"), b"x");
+    hard_link(tree.join("b/alone"), tree.with_extension("elsewhere")).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_of_one_file_stay_names_of_one_file() {
+    let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
+    let (tree, arrived) = (source.path().join("t"), served.path().join("t"));
+    linked_tree(&tree);
+    let host = Host::directory(served.path());
+    let outcome = support::push(&host, &to(&[&tree], "t")).await.unwrap();
+    assert_eq!(outcome.sent.failed, 0, "{:?}", outcome.sent.failures);
+    assert_eq!((outcome.sent.files, outcome.sent.bytes), (16, 1000 + (3 << 20) + 1), "content goes once");
+    assert_eq!(outcome.summary.committed, 16);
+    assert_eq!(listing(&arrived), listing(&tree));
+    assert_eq!(names_of_files(&arrived), names_of_files(&tree));
+    assert_eq!(names_of_files(&tree).len(), 3);
+
+    let again = support::push(&host, &to(&[&tree], "t")).await.unwrap();
+    assert_eq!((again.sent.files, again.sent.skipped), (0, 16));
+
+    // Two equal files there become one again, and one that changed is sent once.
+    std::fs::remove_file(arrived.join("b/also large")).unwrap();
+    std::fs::copy(arrived.join("a/large"), arrived.join("b/also large")).unwrap();
+    let large = std::fs::File::open(arrived.join("b/also large")).unwrap();
+    large.set_modified(std::fs::metadata(tree.join("a/large")).unwrap().modified().unwrap()).unwrap();
+    write(&tree.join("a/small"), &content(9, 500));
+    let third = support::push(&host, &to(&[&tree], "t")).await.unwrap();
+    assert_eq!((third.sent.files, third.sent.bytes, third.sent.failed), (6, 500, 0));
+    assert_eq!(listing(&arrived), listing(&tree));
+    assert_eq!(names_of_files(&arrived), names_of_files(&tree));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sources_that_are_names_of_one_file_stay_so() {
+    let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
+    let names = ["one", "other"].map(|name| source.path().join(name));
+    write(&names[0], &content(1, 3 << 20));
+    hard_link(&names[0], &names[1]).unwrap();
+    let host = Host::directory(served.path());
+    let outcome = support::push(&host, &to(&[&names[0], &names[1]], "")).await.unwrap();
+    assert_eq!((outcome.sent.files, outcome.sent.bytes), (2, 3 << 20));
+    assert_eq!(names_of_files(served.path()), names_of_files(source.path()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_first_name_fails_the_next_takes_its_place() {
+    let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
+    let tree = source.path().join("t");
+    for (name, size) in [("small", 1000), ("large", 3 << 20)] {
+        write(&tree.join("1").join(name), &content(size as u64, size));
+        hard_link(tree.join("1").join(name), tree.join(format!("2 {name}"))).unwrap();
+        hard_link(tree.join("1").join(name), tree.join(format!("3 {name}"))).unwrap();
+        std::fs::create_dir_all(served.path().join("t/1").join(name)).unwrap();
+    }
+    let host = Host::directory(served.path());
+    let outcome = support::push(&host, &to(&[&tree], "t")).await.unwrap();
+    let failed: Vec<_> = outcome.sent.failures.iter().map(|(_, why)| why.code).collect();
+    assert_eq!(failed, [Code::IsDirectory, Code::IsDirectory]);
+    assert_eq!((outcome.sent.files, outcome.sent.bytes), (4, 1000 + (3 << 20)));
+    assert_eq!(names_of_files(&served.path().join("t")), [["2 large", "3 large"], ["2 small", "3 small"]]);
 }

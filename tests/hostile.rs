@@ -5,6 +5,8 @@
 mod acks;
 #[path = "hostile/early.rs"]
 mod early;
+#[path = "hostile/links.rs"]
+mod links;
 #[path = "hostile/messages.rs"]
 mod messages;
 #[path = "hostile/names.rs"]

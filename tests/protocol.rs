@@ -98,7 +98,7 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             size: Some(300),
             modified: Some(Time { seconds: -1, nanoseconds: 500_000_000 }),
             mode: Some(0o644),
-            target: None,
+            ..Entry::default()
         }),
         all(&Entry {
             id: 8,
@@ -108,6 +108,15 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             modified: None,
             mode: None,
             target: Some(b"b.txt".to_vec()),
+            ..Entry::default()
+        }),
+        all(&Entry {
+            id: 9,
+            path: components(&[b"a", b"c.txt"]),
+            kind: Kind::File,
+            size: Some(300),
+            hard_link: Some(7),
+            ..Entry::default()
         }),
         all(&Entry {
             id: 9,
@@ -116,7 +125,7 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             size: None,
             modified: None,
             mode: None,
-            target: None,
+            ..Entry::default()
         }),
         all(&Skip { id: 7 }),
         all(&Done { id: 8 }),

@@ -374,6 +374,9 @@ mod gate {
         fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<(), Why> {
             self.store.make_symlink(path, target, attributes)
         }
+        fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
+            self.store.link(existing, new)
+        }
         fn sync(&self) -> Result<(), Why> {
             self.store.sync()
         }
@@ -584,4 +587,33 @@ async fn another_port_in_the_middle_costs_no_reconnect() {
     assert_eq!((outcome.sent.files, outcome.sent.failed), (1, 0), "{:?}", outcome.sent.failures);
     assert_eq!(halt.count(is_lost), 0);
     assert_eq!(std::fs::read(machine.served.path().join("big")).unwrap(), std::fs::read(&big).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn further_names_of_what_stood_before_the_loss_are_still_its_names() {
+    use std::os::unix::fs::MetadataExt;
+    let (source, mut machine) = (tempdir().unwrap(), Machine::new());
+    let tree = source.path().join("t");
+    write(&tree.join("first"), &content(1, 400_000));
+    for name in ["second", "then/third"] {
+        std::fs::create_dir_all(tree.join("then")).unwrap();
+        std::fs::hard_link(tree.join("first"), tree.join(name)).unwrap();
+    }
+    // The first is committed, and the others are not announced before it is settled.
+    let first = |event: &Event| matches!(event, Event::Settled { result: Settled::Committed, .. });
+    let (halt, go_on, observer) =
+        Halt::when(move |event, events| first(event) && events.iter().filter(|e| first(e)).count() == 1);
+    let pushing = pushing(machine.connect(&Config::default()).await, to(&[&tree], "t"), observer);
+    halt.reached().await;
+    machine.kill();
+    machine.start(&["--anyone", "write"]);
+    drop(go_on);
+    let outcome = ended(pushing).await.unwrap();
+    assert_eq!(halt.count(is_reconnected), 1);
+    assert_eq!((outcome.sent.files, outcome.sent.bytes, outcome.sent.failed), (3, 400_000, 0));
+    assert_eq!(outcome.sent.skipped, 0, "what is announced once more does not count twice");
+    let arrived = machine.served.path().join("t");
+    assert_eq!(listing(&arrived), listing(&tree));
+    let inode = |name: &str| std::fs::metadata(arrived.join(name)).unwrap().ino();
+    assert_eq!((inode("first"), inode("first")), (inode("second"), inode("then/third")));
 }

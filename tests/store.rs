@@ -47,6 +47,9 @@ conformance! {
     symbolic_links_are_made_replaced_and_read
     a_link_to_nothing_is_refused
     links_are_never_followed
+    a_further_name_is_of_the_same_file
+    a_further_name_takes_the_place_of_a_file
+    only_files_have_further_names
     a_directory_in_the_way_of_a_file
     a_file_in_the_way_of_a_directory
     a_directory_that_came_later_keeps_the_partial
@@ -374,6 +377,56 @@ fn a_link_to_nothing_is_refused(store: &dyn Store) {
         assert_eq!(refused(store.make_symlink(&path("l"), target, &Attributes::default()), "l"), Code::BadName);
     }
     assert_eq!(store.stat(&path("l")).unwrap(), None);
+}
+
+fn a_further_name_is_of_the_same_file(store: &dyn Store) {
+    put(store, "f", b"data");
+    store.link(&path("f"), &path("d/g")).unwrap();
+    let both = || [path("f"), path("d/g")].map(|name| store.stat(&name).unwrap().unwrap());
+    let [one, other] = both();
+    assert_eq!(one, other);
+    assert_eq!((one.kind, one.size, one.links), (Some(Kind::File), 4, 2));
+    assert_eq!(content(store, &path("d/g")), b"data");
+    let attributes = Attributes { mode: Some(0o604), modified: Some(Time { seconds: 5, nanoseconds: 6 }) };
+    store.set_attributes(&path("d/g"), &attributes).unwrap();
+    let [one, other] = both();
+    assert_eq!((one.mode, one.modified), (0o604, Time { seconds: 5, nanoseconds: 6 }));
+    assert_eq!(one, other);
+
+    put(store, "f", b"another");
+    assert_eq!(content(store, &path("d/g")), b"data", "what is put under one name leaves the other");
+    let [one, other] = both();
+    assert_eq!((one.links, other.links), (1, 1));
+}
+
+fn a_further_name_takes_the_place_of_a_file(store: &dyn Store) {
+    put(store, "f", b"data");
+    put(store, "file", b"old");
+    store.make_symlink(&path("link"), b"f", &Attributes::default()).unwrap();
+    for name in ["file", "link", "file", "f"] {
+        store.link(&path("f"), &path(name)).unwrap();
+        assert_eq!(content(store, &path(name)), b"data");
+    }
+    assert_eq!(store.stat(&path("f")).unwrap().unwrap().links, 3);
+    assert_eq!(names(store, &RelativePath::root()), [b"f".as_slice(), b"file", b"link"]);
+    assert_eq!(store.sweep(Duration::ZERO).unwrap(), 0, "nothing is left beside them");
+}
+
+fn only_files_have_further_names(store: &dyn Store) {
+    put(store, "d/f", b"data");
+    store.make_symlink(&path("to-f"), b"d/f", &Attributes::default()).unwrap();
+    store.make_symlink(&path("to-d"), b"d", &Attributes::default()).unwrap();
+    assert_eq!(refused(store.link(&path("none"), &path("n")), "none"), Code::NotFound);
+    assert_eq!(refused(store.link(&path("to-f"), &path("n")), "to-f"), Code::Symlink);
+    assert_eq!(refused(store.link(&path("d"), &path("n")), "d"), Code::IsDirectory);
+    assert_eq!(refused(store.link(&path("to-d/f"), &path("n")), "to-d"), Code::Symlink);
+    assert_eq!(refused(store.link(&path("d/f"), &path("to-d/n")), "to-d"), Code::Symlink);
+    assert_eq!(refused(store.link(&path("d/f"), &path("d")), "d"), Code::IsDirectory);
+    assert_eq!(refused(store.link(&path("d/f"), &RelativePath::root()), "."), Code::IsDirectory);
+    assert_eq!(refused(store.link(&path("d/f"), &path("d/f/n")), "d/f"), Code::NotDirectory);
+    assert_eq!(names(store, &RelativePath::root()), [b"d".as_slice(), b"to-d", b"to-f"]);
+    assert_eq!(names(store, &path("d")), [b"f"]);
+    assert_eq!(store.sweep(Duration::ZERO).unwrap(), 0, "what was refused leaves no litter");
 }
 
 fn links_are_never_followed(store: &dyn Store) {

@@ -10,7 +10,7 @@ use crate::store::fault::refusal;
 use crate::store::{Attributes, Claim, PERMISSIONS};
 use crate::wire::{Durability, Entry, Kind};
 
-enum Judged {
+pub(super) enum Judged {
     Skip,
     Done,
     Want(Wanted),
@@ -82,6 +82,9 @@ impl Receiver {
                         format!("{path}: what comes out of a pipe needs a full name, and a directory stands there");
                     return Err(Why::new(Code::IsDirectory, text));
                 }
+                if let Some(judged) = self.judge_name(&entry, &path, there) {
+                    return Ok(judged);
+                }
                 match kind {
                     Some(Some(Kind::Directory)) => return Err(refusal(Code::IsDirectory, &path)),
                     Some(None) => {
@@ -94,6 +97,7 @@ impl Receiver {
                         if !same_mode {
                             store.set_attributes(&path, &attributes)?;
                         }
+                        self.stands(entry.id, entry.hard_link, &path);
                         return Ok(Judged::Skip);
                     }
                     _ => {}
@@ -102,11 +106,13 @@ impl Receiver {
                 let claim = Claim { owner: self.session.owner, size: known, modified: entry.modified };
                 if size == Some(0) {
                     store.create(&path, &claim)?.commit(&attributes, Durability::Visible)?;
+                    self.stands(entry.id, entry.hard_link, &path);
                     self.committed.fetch_add(1, Ordering::Relaxed);
                     return Ok(Judged::Done);
                 }
                 let name = RelativePath::from_components(&entry.path.0)?;
-                Ok(Judged::Want(Wanted { id: entry.id, name, path, size, attributes, claim }))
+                let hard_link = entry.hard_link;
+                Ok(Judged::Want(Wanted { id: entry.id, name, path, size, attributes, claim, hard_link }))
             }
         }
     }

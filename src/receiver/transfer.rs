@@ -184,6 +184,8 @@ impl Receiver {
     ) {
         let sent = match &result {
             Ok(bytes) => {
+                // The sender may refer to it as soon as it has the receipt.
+                self.stands(file.id, file.hard_link, &file.path);
                 let (bytes, durability) = (*bytes, self.session.durability);
                 timeout(self.session.config.deadline, receipt.write(&Committed { bytes, durability })).await
             }

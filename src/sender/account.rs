@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
+use super::names::{Names, Role};
 use crate::error::{Code, Error, Result, Why};
 use crate::manifest::{Announce, Verdict};
 use crate::path::RelativePath;
 use crate::progress::{Event, Observer, Settled};
-use crate::wire::{Kind, Message};
+use crate::wire::{Entry, Kind, Message};
 
 /// Ranges that a receiver may have offered as held in all its open Wants; over it, it is not honest.
 const MAX_OPEN_HELD: usize = 64 << 10;
@@ -76,6 +77,8 @@ pub(super) struct State {
     open_held: usize,
     /// Entries that are wanted on this connection and not sent to their end.
     to_send: usize,
+    next_id: u64,
+    pub(super) names: Names,
     found_files: u64,
     found_bytes: u64,
     /// All was found and announced.
@@ -89,6 +92,7 @@ pub(super) struct State {
 /// An entry that is not settled.
 pub(super) struct Pending {
     pub(super) announce: Arc<Announce>,
+    pub(super) role: Role,
     /// Bytes of the entry while it stands unanswered.
     unanswered: Option<u32>,
     /// Ranges that the receiver offered as held.
@@ -105,8 +109,11 @@ impl State {
     /// What the last connection left comes again.
     pub(super) fn begin_anew(&mut self) {
         for (id, pending) in self.unsettled.drain() {
-            self.left.insert(id, pending);
+            if !self.names.comes_again(&pending.announce, pending.role) {
+                self.left.insert(id, pending);
+            }
         }
+        self.names.begin_anew();
         (self.unanswered, self.unanswered_bytes, self.open_held, self.to_send) = (0, 0, 0, 0);
         (self.complete, self.gone) = (false, None);
     }
@@ -118,23 +125,34 @@ impl State {
         true
     }
 
-    /// Announces an entry for the first time.
+    /// Announces an entry for the first time, or keeps it until it may be.
     pub(super) fn put_found(&mut self, announce: Announce, buffer: &mut BytesMut) {
-        let id = self.account.entries;
         self.account.entries += 1;
         self.found_files += u64::from(announce.kind != Kind::Directory);
-        self.found_bytes += size_of(&announce);
-        let announce = Arc::new(announce);
-        self.put(
-            id,
-            Pending { announce, unanswered: None, held: 0, held_bytes: None, sent: false, to_send: false },
-            buffer,
-        );
+        if let Some((announce, role)) = self.names.found(Arc::new(announce)) {
+            self.put_new(announce, role, buffer);
+        }
+    }
+
+    /// Announces a name that had to wait for another of its file; false when there is none.
+    pub(super) fn put_ready(&mut self, buffer: &mut BytesMut) -> bool {
+        let Some((announce, role)) = self.names.next() else { return false };
+        self.put_new(announce, role, buffer);
+        true
+    }
+
+    fn put_new(&mut self, announce: Arc<Announce>, role: Role, buffer: &mut BytesMut) {
+        let id = self.next_id;
+        self.next_id += 1;
+        let pending =
+            Pending { announce, role, unanswered: None, held: 0, held_bytes: None, sent: false, to_send: false };
+        self.found_bytes += pending.size();
+        self.put(id, pending, buffer);
     }
 
     fn put(&mut self, id: u64, mut pending: Pending, buffer: &mut BytesMut) {
         let before = buffer.len();
-        pending.announce.entry(id).put(buffer);
+        pending.entry(id).put(buffer);
         let length = (buffer.len() - before) as u32;
         (pending.unanswered, pending.held, pending.to_send) = (Some(length), 0, false);
         self.unanswered += 1;
@@ -162,6 +180,12 @@ impl State {
         self.unanswered -= 1;
         self.unanswered_bytes -= bytes;
         if let Verdict::Want(_, held) = verdict {
+            if let Role::Name(..) = pending.role {
+                // The receiver cannot make it another name: it is a file of its own.
+                self.names.settled(id, pending.role, true);
+                pending.role = Role::Alone;
+                self.found_bytes += pending.size();
+            }
             pending.to_send = true;
             self.to_send += 1;
             pending.held = held.len();
@@ -190,14 +214,17 @@ impl State {
     }
 
     /// Takes an entry off the unsettled ones; one that met a receiver that is `stopping` comes again.
-    pub(super) fn settled(&mut self, id: u64, stopping: bool) {
+    pub(super) fn settled(&mut self, id: u64, stands: bool, stopping: bool) {
         let Some(mut pending) = self.unsettled.remove(&id) else { return };
         self.open_held -= pending.held;
         self.to_send -= usize::from(std::mem::take(&mut pending.to_send));
         if stopping {
             self.gone.get_or_insert(Code::Stopping.into());
-            self.left.insert(id, pending);
+            if !self.names.comes_again(&pending.announce, pending.role) {
+                self.left.insert(id, pending);
+            }
         } else {
+            self.names.settled(id, pending.role, stands);
             self.progress += 1;
         }
     }
@@ -209,16 +236,28 @@ impl State {
     /// The account so far, interrupted when something is left and the receiver has gone away.
     pub(super) fn sent(&self) -> Sent {
         let mut sent = self.account.clone();
-        sent.interrupted = self.gone.clone().filter(|_| !self.complete || !self.left.is_empty());
+        sent.interrupted =
+            self.gone.clone().filter(|_| !self.complete || !self.left.is_empty() || self.names.pending() > 0);
         sent
     }
 }
 
-/// Bytes of content of an entry.
-pub(super) fn size_of(announce: &Announce) -> u64 {
-    match &announce.pipe {
-        Some(pipe) => pipe.bytes(),
-        None if announce.kind == Kind::File => announce.metadata.size,
-        None => 0,
+impl Pending {
+    /// Bytes of content that the entry stands for.
+    pub(super) fn size(&self) -> u64 {
+        match (&self.announce.pipe, self.role) {
+            (Some(pipe), _) => pipe.bytes(),
+            (None, Role::Alone | Role::First(_)) if self.announce.kind == Kind::File => self.announce.metadata.size,
+            _ => 0,
+        }
+    }
+
+    fn entry(&self, id: u64) -> Entry {
+        let hard_link = match self.role {
+            Role::Alone => None,
+            Role::First(_) | Role::Again(_) => Some(id),
+            Role::Name(_, first) => Some(first),
+        };
+        Entry { hard_link, ..self.announce.entry(id) }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
-use rustix::fs::{fstat, openat, renameat, symlinkat, unlinkat, utimensat};
+use rustix::fs::{fstat, linkat, openat, renameat, symlinkat, unlinkat, utimensat};
 
 use super::beneath::{Directory, Root, device};
 use super::fault::{check_target, fault, refusal};
@@ -217,6 +217,25 @@ impl Store for LocalStore {
         })
     }
 
+    fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
+        let Some(parent) = new.parent() else { return Err(refusal(Code::IsDirectory, new)) };
+        let (from, name) = self.parent(existing)?;
+        linkable(existing, &from, name)?;
+        let to = self.root.make(&parent)?;
+        let (last, aside) = (new.name().unwrap_or_default(), temporary_name());
+        self.root
+            .change(&to, || linkat(&from, name, &to, &aside, AtFlags::empty()))
+            .map_err(|e| fault(new, &format!("make it another name of {existing}"), e))?;
+        // Once more: something else may have been put there meanwhile, and this is what was linked to.
+        let renamed = linkable(existing, &to, aside.as_bytes()).and_then(|()| {
+            let renamed = self.root.change(&to, || renameat(&to, &aside, &to, last));
+            renamed.map_err(|e| fault(new, "rename the hard link into place", e))
+        });
+        // It is still there when that failed, and when both were names of the same file already.
+        let _ = remove(&self.root, &to, aside.as_bytes());
+        renamed
+    }
+
     fn sync(&self) -> Result<(), Why> {
         self.root.sync().map_err(|e| fault(&RelativePath::root(), "bring the store to the disk", e))
     }
@@ -252,6 +271,14 @@ fn openable(path: &RelativePath, stat: &Stat) -> Result<(), Why> {
     }
 }
 
+/// Refuses what is to have no other names.
+fn linkable(path: &RelativePath, directory: &Directory<'_>, name: &[u8]) -> Result<(), Why> {
+    let there = directory.stat(name).map_err(|e| fault(path, "look at it", e))?;
+    let there = there.ok_or_else(|| refusal(Code::NotFound, path))?;
+    openable(path, &there)?;
+    if metadata(&there).kind == Some(Kind::Directory) { Err(refusal(Code::IsDirectory, path)) } else { Ok(()) }
+}
+
 #[allow(clippy::unnecessary_cast, reason = "the fields of stat have other types on other systems")]
 fn metadata(stat: &Stat) -> Metadata {
     let kind = match FileType::from_raw_mode(stat.st_mode) {
@@ -264,7 +291,8 @@ fn metadata(stat: &Stat) -> Metadata {
     let modified = Time { seconds: stat.st_mtime as i64, nanoseconds: stat.st_mtime_nsec as u32 };
     let changed = Time { seconds: stat.st_ctime as i64, nanoseconds: stat.st_ctime_nsec as u32 };
     let version = Version { file: (device(stat), stat.st_ino as u64), size, modified, changed };
-    Metadata { kind, size, modified, mode: stat.st_mode as u32 & ALL_PERMISSIONS, version }
+    let links = if kind == Some(Kind::File) { stat.st_nlink as u64 } else { 1 };
+    Metadata { kind, size, modified, mode: stat.st_mode as u32 & ALL_PERMISSIONS, links, version }
 }
 
 /// The umask of this process, from Linux's /proc: the call that tells it also changes it, for all threads.

@@ -211,8 +211,23 @@ impl State {
         self.clock += 1;
         let mut node = Node::new(content, mode, self.clock);
         node.change(self.clock, None, modified);
-        if let Some(old) = self.nodes.insert(path.clone(), node) {
+        self.insert(path, node);
+    }
+
+    /// Puts a node in the place of another, whose other names stay.
+    fn insert(&mut self, path: &RelativePath, node: Node) {
+        let Some(old) = self.nodes.insert(path.clone(), node) else { return };
+        if old.metadata.links == 1 {
             self.used -= old.content.size();
+        }
+        self.every_name(&old.metadata, |name| name.links -= 1);
+    }
+
+    /// Changes what is known of a file under each of its names, if it has several.
+    fn every_name(&mut self, of: &Metadata, change: impl Fn(&mut Metadata)) {
+        if of.links > 1 {
+            let names = self.nodes.values_mut().filter(|node| node.metadata.version.file == of.version.file);
+            names.for_each(|node| change(&mut node.metadata));
         }
     }
 }
@@ -222,7 +237,7 @@ impl Node {
         let modified = if number == 0 { Time::default() } else { SystemTime::now().into() };
         let size = content.size();
         let version = Version { file: (0, number), size, modified, changed: Time::default() };
-        let metadata = Metadata { kind: Some(content.kind()), size, modified, mode, version };
+        let metadata = Metadata { kind: Some(content.kind()), size, modified, mode, links: 1, version };
         Self { content, metadata }
     }
 
@@ -292,7 +307,9 @@ impl Store for MemoryStore {
         }
         state.clock += 1;
         node.change(state.clock, attributes.mode, attributes.modified);
+        let metadata = node.metadata.clone();
         state.nodes.insert(path.clone(), node);
+        state.every_name(&metadata, |name| *name = metadata.clone());
         Ok(())
     }
 
@@ -301,6 +318,25 @@ impl Store for MemoryStore {
         let mut state = self.shared.lock();
         state.make_way(path)?;
         state.put(path, Content::Symlink(target.to_vec()), PERMISSIONS, attributes.modified);
+        Ok(())
+    }
+
+    fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
+        let mut state = self.shared.lock();
+        let mut node = state.must_find(existing)?;
+        match node.content {
+            Content::File(_) => {}
+            Content::Directory => return Err(refusal(Code::IsDirectory, existing)),
+            Content::Symlink(_) => return Err(refusal(Code::Symlink, existing)),
+        }
+        state.make_way(new)?;
+        if state.find(new)?.is_some_and(|there| there.metadata.version.file == node.metadata.version.file) {
+            return Ok(());
+        }
+        node.metadata.links += 1;
+        let metadata = node.metadata.clone();
+        state.insert(new, node);
+        state.every_name(&metadata, |name| name.links = metadata.links);
         Ok(())
     }
 

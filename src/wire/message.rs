@@ -227,7 +227,7 @@ pub struct GoAway {
 pub struct Working {}
 
 /// One file, directory or link that the session is about.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Entry {
     /// The sender's number for it, unique in the session on this connection, ascending.
@@ -251,6 +251,10 @@ pub struct Entry {
     /// What a symbolic link holds; only for those. At most [`MAX_SYMLINK`] bytes, without NUL.
     #[cbor(n(6), with = "minicbor::bytes")]
     pub target: Option<Vec<u8>>,
+    /// Only for files: this is another name of the entry with this number, which stands already; its own number when
+    /// others may come to be names of this one.
+    #[n(8)]
+    pub hard_link: Option<u64>,
 }
 
 impl Entry {
@@ -265,6 +269,8 @@ impl Entry {
             (Kind::Symlink, None, _) => Err("a symbolic link without a target".into()),
             (Kind::File | Kind::Directory, Some(_), _) => Err("a target on what is no symbolic link".into()),
             (Kind::Symlink | Kind::Directory, _, Some(_)) => Err("a size on what is no file".into()),
+            _ if self.hard_link.is_some() && self.kind != Kind::File => Err("another name of what is no file".into()),
+            _ if self.hard_link.is_some_and(|first| first > self.id) => Err("a name of what comes later".into()),
             (_, _, Some(size)) if size > i64::MAX as u64 => Err("a size over 2^63 - 1".into()),
             _ => self.path.validate(),
         }

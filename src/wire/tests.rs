@@ -11,7 +11,7 @@ fn entry(path: Vec<Vec<u8>>, size: u64, seconds: i64) -> Entry {
         size: Some(size),
         modified: Some(Time { seconds, nanoseconds: 5 }),
         mode: Some(0o644),
-        target: None,
+        ..Entry::default()
     }
 }
 

@@ -43,11 +43,12 @@ impl<'b, C> Decode<'b, C> for Components {
 }
 
 /// What an entry is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Encode, Decode)]
 #[cbor(index_only)]
 pub enum Kind {
     /// A regular file.
     #[n(0)]
+    #[default]
     File,
     /// A directory. Sent after all that is in it has been settled: it carries the final mode and time.
     #[n(1)]

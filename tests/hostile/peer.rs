@@ -288,7 +288,7 @@ pub(crate) fn head(kind: u8, handle: u64) -> Vec<u8> {
 pub(crate) fn entry(id: u64, path: &[&[u8]], kind: Kind) -> Entry {
     let size = (kind == Kind::File).then_some(5);
     let target = (kind == Kind::Symlink).then(|| b"somewhere".to_vec());
-    Entry { id, path: components(path), kind, size, modified: None, mode: None, target }
+    Entry { id, path: components(path), kind, size, target, ..Entry::default() }
 }
 
 pub(crate) fn file(id: u64, name: &str, size: u64) -> Entry {

@@ -95,6 +95,10 @@ impl Store for SlowStore {
         self.inner.make_symlink(path, target, attributes)
     }
 
+    fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
+        self.inner.link(existing, new)
+    }
+
     fn sync(&self) -> Result<(), Why> {
         self.inner.sync()
     }
