@@ -1,4 +1,4 @@
-//! Content that is not just bytes one after the other: holes, and files that change, end or vanish while they are sent.
+//! Content that is not just bytes one after the other: holes.
 
 mod support;
 

@@ -109,8 +109,10 @@ impl FileReader {
     /// The digest of the whole file, if the file is still what was announced.
     pub(super) fn finish(mut self) -> Result<[u8; 32], Why> {
         let open = self.source()?.metadata().map_err(|e| unreadable(&e))?;
-        let named = self.file.tree.store.stat(&self.file.path)?;
-        if open.version != self.file.seen.version || named.is_none_or(|named| named.version != open.version) {
+        let Some(named) = self.file.tree.store.stat(&self.file.path)? else {
+            return Err(Why::new(Code::Changed, "removed while it was being sent"));
+        };
+        if open.version != self.file.seen.version || named.version != open.version {
             return Err(changed());
         }
         Ok(self.hasher.finalize().into())

@@ -36,6 +36,11 @@ pub(crate) fn refusal(code: Code, path: &RelativePath) -> Why {
 /// What the system answered when `what` (a verb phrase) was tried on `path`.
 pub(crate) fn fault(path: &RelativePath, what: &str, error: impl Into<io::Error>) -> Why {
     let error = error.into();
+    if error.raw_os_error() == Some(rustix::io::Errno::DQUOT.raw_os_error()) {
+        let sentence = "the quota on the receiver's disk is used up; what stood there before is untouched. Make room, then \
+                        run the same command again";
+        return Why::new(Code::NoSpace, format!("{path}: {sentence}"));
+    }
     match Why::from_io(&error).code {
         code @ (Code::Io | Code::NotDirectory) => Why::new(code, format!("{path}: cannot {what}: {error}")),
         code => refusal(code, path),

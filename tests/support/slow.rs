@@ -10,6 +10,7 @@ use haul::error::Why;
 use haul::path::RelativePath;
 use haul::store::{Attributes, Claim, Metadata, Source, Store, Upload};
 use haul::wire::Durability;
+use rustix::io::Errno;
 
 /// Another store, of which the writes can be paused. Clones are the same one.
 #[derive(Clone)]
@@ -22,6 +23,8 @@ pub(crate) struct SlowStore {
 struct SlowDisk {
     /// Bytes a second, or as fast as the other store.
     rate: Option<u64>,
+    /// What writes beyond so many bytes of a file fail with.
+    full: Option<(u64, Errno)>,
     held: Mutex<bool>,
     released: Condvar,
     taken: AtomicU64,
@@ -41,6 +44,12 @@ impl SlowStore {
     /// A store that takes so many bytes a second of each upload.
     pub(crate) fn around(inner: impl Store, rate: Option<u64>) -> Self {
         Self { inner: Arc::new(inner), disk: Arc::new(SlowDisk { rate, ..SlowDisk::default() }) }
+    }
+
+    /// The same, where no file gets longer than that.
+    pub(crate) fn full_after(mut self, bytes: u64, error: Errno) -> Self {
+        Arc::get_mut(&mut self.disk).unwrap().full = Some((bytes, error));
+        self
     }
 
     /// No write goes on until the guard is dropped.
@@ -120,6 +129,9 @@ impl Upload for SlowUpload {
 
     fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
         self.disk.wait(data.len());
+        if let Some((_, error)) = self.disk.full.filter(|(bytes, _)| offset + data.len() as u64 > *bytes) {
+            return Err(error.into());
+        }
         self.inner.write_at(data, offset)?;
         self.disk.taken.fetch_add(data.len() as u64, Ordering::SeqCst);
         Ok(())
