@@ -13,11 +13,13 @@ mod names;
 mod pieces;
 mod transfer;
 mod unanswered;
+mod unkept;
 
 pub(crate) use claims::Claimed;
 pub use claims::Claims;
 use names::Names;
 use unanswered::Unanswered;
+use unkept::Tally;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -136,6 +138,7 @@ pub struct Receiver {
     /// Transfers that are wanted and whose stream has not come yet.
     admitted: Mutex<HashMap<u64, oneshot::Sender<Result<Incoming, Why>>>>,
     names: Mutex<Names>,
+    unkept: Arc<Tally>,
     verdicts: mpsc::UnboundedSender<Verdict>,
     answers: Mutex<Option<mpsc::UnboundedReceiver<Verdict>>>,
     committed: AtomicU64,
@@ -187,6 +190,7 @@ impl Receiver {
             session,
             admitted: Mutex::default(),
             names: Mutex::default(),
+            unkept: Arc::default(),
             verdicts,
             answers: Mutex::new(Some(answers)),
             committed: AtomicU64::new(0),
@@ -260,6 +264,7 @@ impl Receiver {
             failed: self.failed.load(Ordering::Relaxed),
             durability,
             held_up: Some(held_up.as_millis() as u64),
+            unkept: self.unkept.unkept(),
         })
     }
 

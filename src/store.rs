@@ -3,6 +3,7 @@
 //! Every call blocks; callers run them off the network threads. Two stores exist: [`LocalStore`], one directory that is
 //! never left, and [`MemoryStore`], the reference that the conformance tests run on beside it.
 
+mod attributes;
 mod beneath;
 mod closed;
 pub(crate) mod fault;
@@ -19,7 +20,7 @@ use std::io;
 
 use crate::error::Why;
 use crate::path::RelativePath;
-use crate::wire::{Durability, Kind, Time};
+use crate::wire::{Aspect, Durability, Kind, Time};
 
 /// What is known of something in a store without reading its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +86,9 @@ pub struct Attributes {
     pub modified: Option<Time>,
 }
 
+/// What could not be kept of something that stands there whole: the kind of thing, and what the system said.
+pub type Lapses = Vec<(Aspect, String)>;
+
 /// A place that holds files, by [`RelativePath`].
 ///
 /// No call follows a symbolic link, neither as the last component nor on the way, and none leaves the store.
@@ -118,11 +122,11 @@ pub trait Store: Send + Sync + 'static {
     fn make_directory(&self, path: &RelativePath) -> Result<(), Why>;
 
     /// Sets the final metadata of a file or directory.
-    fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<(), Why>;
+    fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why>;
 
     /// Makes a symbolic link, atomically in the place of a file or link that stands there. What it points to is never
     /// looked at.
-    fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<(), Why>;
+    fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<Lapses, Why>;
 
     /// Makes `new` another name of the regular file `existing` (a hard link), atomically in the place of a file or link
     /// that stands there. Fails where the filesystem has no such thing, and between two of them.
@@ -167,7 +171,7 @@ pub trait Upload: Send {
 
     /// Makes the file appear under its final name, whole, with these attributes, and as durable as asked. What stood
     /// there before is whole until then, and gone after.
-    fn commit(self: Box<Self>, attributes: &Attributes, durability: Durability) -> Result<(), Why>;
+    fn commit(self: Box<Self>, attributes: &Attributes, durability: Durability) -> Result<Lapses, Why>;
 
     /// Removes the partial.
     fn discard(self: Box<Self>);

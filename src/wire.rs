@@ -10,10 +10,12 @@ mod content;
 mod message;
 #[cfg(test)]
 mod tests;
+mod unkept;
 mod value;
 
 pub use content::content_hasher;
 pub use message::*;
+pub use unkept::{Aspect, Unkept};
 pub use value::{Components, Durability, Held, Kind, Probe, Range, Time, WireWhy};
 
 /// The protocol's name and version in TLS (RFC 7301).

@@ -8,9 +8,12 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use haul::config::Config;
 use haul::error::Code;
 use haul::progress::{Event, Observer};
 use haul::session::Outcome;
+use haul::store::{MemoryStore, Store};
+use haul::wire::Aspect;
 use support::command::{Serving, is_root};
 use support::{Host, LIMIT, content, listing, to, write};
 use tempfile::tempdir;
@@ -195,4 +198,30 @@ async fn when_the_first_name_fails_the_next_takes_its_place() {
     assert_eq!(failed, [Code::IsDirectory, Code::IsDirectory]);
     assert_eq!((outcome.sent.files, outcome.sent.bytes), (4, 1000 + (3 << 20)));
     assert_eq!(names_of_files(&served.path().join("t")), [["2 large", "3 large"], ["2 small", "3 small"]]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_filesystem_cannot_keep_is_said_once_for_each_kind() {
+    let source = tempdir().unwrap();
+    let tree = source.path().join("t");
+    linked_tree(&tree);
+    mode(&tree.join("a/small"), 0o750);
+    mode(&tree.join("b/alone"), 0o600);
+    let store = Arc::new(MemoryStore::new().like_fat());
+    let host = Host::serving(store.clone(), Config::default());
+    let outcome = support::push(&host, &to(&[&tree], "t")).await.unwrap();
+    assert_eq!((outcome.sent.files, outcome.sent.failed), (16, 0), "{:?}", outcome.sent.failures);
+    let unkept = outcome.summary.unkept.unwrap();
+    let count = |aspect: Aspect| unkept.iter().find(|unkept| unkept.aspect == aspect as u32).map(|unkept| unkept.count);
+    assert_eq!(count(Aspect::HardLink), Some(12));
+    // a/small under each of its names, b/alone, and five directories.
+    assert_eq!(count(Aspect::Mode), Some(5 + 1 + 5));
+    assert_eq!(unkept.len(), 2);
+    let links = unkept.iter().find(|unkept| unkept.aspect == Aspect::HardLink as u32).unwrap().to_string();
+    assert!(links.starts_with("12 hard links could not be kept (first: t/"), "{links}");
+    // Each stands there as a file of its own, and a second run sends nothing though times lost their nanoseconds.
+    let size = |name: &str| store.stat(&support::path(name)).unwrap().unwrap().size;
+    assert_eq!((size("t/b/also large"), size("t/outside of large")), (3 << 20, 3 << 20));
+    let again = support::push(&host, &to(&[&tree], "t")).await.unwrap();
+    assert_eq!((again.sent.files, again.sent.skipped, again.sent.failed), (0, 16, 0));
 }

@@ -79,7 +79,7 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             skipped: 1,
             failed: 0,
             durability: Durability::Synced,
-            held_up: None,
+            ..Summary::default()
         }),
         all(&Summary {
             committed: 2,
@@ -88,6 +88,7 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             failed: 0,
             durability: Durability::Synced,
             held_up: Some(1500),
+            unkept: Some(vec![Unkept { aspect: Aspect::Xattr as u32, count: 12, first: "a/b: not supported".into() }]),
         }),
         all(&GoAway { why: why() }),
         all(&Working {}),

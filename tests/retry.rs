@@ -336,7 +336,7 @@ mod gate {
 
     use haul::error::Why;
     use haul::path::RelativePath;
-    use haul::store::{Attributes, Claim, Metadata, Source, Upload};
+    use haul::store::{Attributes, Claim, Lapses, Metadata, Source, Upload};
     use haul::wire::Durability;
 
     use super::*;
@@ -368,10 +368,10 @@ mod gate {
         fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
             self.store.make_directory(path)
         }
-        fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<(), Why> {
+        fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
             self.store.set_attributes(path, attributes)
         }
-        fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<(), Why> {
+        fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<Lapses, Why> {
             self.store.make_symlink(path, target, attributes)
         }
         fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
@@ -398,12 +398,12 @@ mod gate {
         fn read_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
             self.0.read_at(buffer, offset)
         }
-        fn commit(self: Box<Self>, attributes: &Attributes, durability: Durability) -> Result<(), Why> {
+        fn commit(self: Box<Self>, attributes: &Attributes, durability: Durability) -> Result<Lapses, Why> {
             let Self(upload, committed, go_on) = *self;
-            upload.commit(attributes, durability)?;
+            let lapses = upload.commit(attributes, durability)?;
             committed.notify_one();
             let _ = go_on.lock().unwrap().recv();
-            Ok(())
+            Ok(lapses)
         }
         fn discard(self: Box<Self>) {
             self.0.discard();

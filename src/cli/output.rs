@@ -15,7 +15,7 @@ use haul::error::{Error, Why};
 use haul::path::{RelativePath, printable};
 use haul::progress::{Event, Observer, Settled};
 use haul::session::Outcome;
-use haul::wire::Kind;
+use haul::wire::{Kind, Unkept};
 use serde_json::{Value, json};
 
 use tally::Tally;
@@ -149,6 +149,9 @@ impl Screen {
                 }
             }
             (_, Err(_)) => note(&format!("stopped after {summary}")),
+        }
+        if let (Ok(outcome), false) = (result, matches!(shared.style, Style::Json | Style::Quiet)) {
+            unkept(outcome).iter().for_each(|unkept| note(&format!("haul: {unkept}")));
         }
         if let Ok(Outcome { sent, .. }) = result
             && let Some(why) = &sent.interrupted
@@ -298,6 +301,13 @@ fn event_object(event: &Event) -> Option<Value> {
     }
 }
 
+/// What neither end could keep, each kind of thing once.
+fn unkept(outcome: &Outcome) -> Vec<Unkept> {
+    let mut all = outcome.sent.unkept.clone();
+    Unkept::join(&mut all, outcome.summary.unkept.as_deref().unwrap_or_default());
+    all
+}
+
 fn progress_object(tally: &Tally, now: Instant) -> Value {
     json!({
         "type": "progress",
@@ -317,6 +327,11 @@ fn done_object(tally: &Tally, outcome: &Outcome) -> Value {
     });
     if let Some(why) = &sent.interrupted {
         object["interrupted"] = why.to_string().into();
+    }
+    let unkept = unkept(outcome);
+    if !unkept.is_empty() {
+        object["unkept"] =
+            unkept.iter().map(|u| json!({"what": u.name(), "count": u.count, "first": u.first})).collect();
     }
     verdict::add_to(&mut object, outcome);
     object

@@ -7,7 +7,7 @@ use super::pieces::Pieces;
 use crate::error::{Code, Why};
 use crate::path::RelativePath;
 use crate::store::fault::fault;
-use crate::store::{Attributes, Upload};
+use crate::store::{Attributes, Lapses, Upload};
 use crate::wire::{Durability, ENCODING_PIECES, HELD_BLOCK, Held, MAX_HELD, Plan, Range, Trailer, content_hasher};
 
 /// Bytes read back at a time to hash what came out of order.
@@ -117,15 +117,16 @@ impl Disk {
         })
     }
 
-    /// Commits the file if its content is what the trailer says, and tells its size; otherwise nothing of it is kept.
+    /// Commits the file if its content is what the trailer says, and tells its size and what could not be kept of its
+    /// metadata; otherwise nothing of it is kept.
     pub(super) fn finish(
         mut self,
         trailer: Option<Trailer>,
         attributes: &Attributes,
         durability: Durability,
-    ) -> Result<u64, Why> {
+    ) -> Result<(u64, Lapses), Why> {
         match self.check(trailer) {
-            Ok(()) => self.upload.commit(attributes, durability).map(|()| self.size),
+            Ok(()) => self.upload.commit(attributes, durability).map(|lapses| (self.size, lapses)),
             Err(why) => {
                 // What does not come to its end may go on from here, but for pieces.
                 if why.code == Code::Corrupt || self.pieces.is_some() {

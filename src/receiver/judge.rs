@@ -8,7 +8,7 @@ use crate::manifest::Verdict;
 use crate::path::RelativePath;
 use crate::store::fault::refusal;
 use crate::store::{Attributes, Claim, PERMISSIONS};
-use crate::wire::{Durability, Entry, Kind};
+use crate::wire::{Durability, Entry, Kind, Time};
 
 pub(super) enum Judged {
     Skip,
@@ -48,7 +48,7 @@ impl Receiver {
         let attributes = Attributes { mode: entry.mode.map(|mode| mode & PERMISSIONS), modified: entry.modified };
         let there = store.stat(&path)?;
         let there = there.as_ref();
-        let same_time = there.is_some_and(|m| entry.modified.is_none_or(|modified| modified == m.modified));
+        let same_time = there.is_some_and(|m| entry.modified.is_none_or(|modified| is_kept(modified, m.modified)));
         let same_mode = there.is_some_and(|m| attributes.mode.is_none_or(|mode| mode == m.mode & PERMISSIONS));
         let kind = there.map(|m| m.kind);
         match entry.kind {
@@ -58,7 +58,7 @@ impl Receiver {
                 Some(Some(Kind::Directory)) if path.is_root() => Ok(Judged::Skip),
                 Some(Some(Kind::Directory)) | None => {
                     store.make_directory(&path)?;
-                    store.set_attributes(&path, &attributes)?;
+                    self.unkept.count(&path, store.set_attributes(&path, &attributes)?);
                     Ok(Judged::Done)
                 }
                 Some(_) => Err(refusal(Code::NotDirectory, &path)),
@@ -69,7 +69,7 @@ impl Receiver {
                     Some(Some(Kind::Symlink)) if same_time && store.read_link(&path)? == target => Ok(Judged::Skip),
                     Some(Some(Kind::Directory)) => Err(refusal(Code::IsDirectory, &path)),
                     _ => {
-                        store.make_symlink(&path, &target, &attributes)?;
+                        self.unkept.count(&path, store.make_symlink(&path, &target, &attributes)?);
                         self.committed.fetch_add(1, Ordering::Relaxed);
                         Ok(Judged::Done)
                     }
@@ -95,7 +95,7 @@ impl Receiver {
                         if same_time && there.is_some_and(|m| Some(m.size) == size) && entry.modified.is_some() =>
                     {
                         if !same_mode {
-                            store.set_attributes(&path, &attributes)?;
+                            self.unkept.count(&path, store.set_attributes(&path, &attributes)?);
                         }
                         self.stands(entry.id, entry.hard_link, &path);
                         return Ok(Judged::Skip);
@@ -105,7 +105,8 @@ impl Receiver {
                 let known = size.unwrap_or(Claim::UNKNOWN_SIZE);
                 let claim = Claim { owner: self.session.owner, size: known, modified: entry.modified };
                 if size == Some(0) {
-                    store.create(&path, &claim)?.commit(&attributes, Durability::Visible)?;
+                    let lapses = store.create(&path, &claim)?.commit(&attributes, Durability::Visible)?;
+                    self.unkept.count(&path, lapses);
                     self.stands(entry.id, entry.hard_link, &path);
                     self.committed.fetch_add(1, Ordering::Relaxed);
                     return Ok(Judged::Done);
@@ -116,4 +117,9 @@ impl Receiver {
             }
         }
     }
+}
+
+/// Whether a time stands there as it was set; a filesystem may keep whole seconds only.
+fn is_kept(modified: Time, there: Time) -> bool {
+    modified == there || (there.nanoseconds == 0 && modified.seconds == there.seconds)
 }

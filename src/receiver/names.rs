@@ -8,7 +8,7 @@ use super::judge::Judged;
 use super::{Receiver, lock};
 use crate::path::RelativePath;
 use crate::store::Metadata;
-use crate::wire::{Entry, Kind};
+use crate::wire::{Aspect, Entry, Kind};
 
 /// Bytes of places that a session may have remembered; further names of what was not are sent as files of their own.
 const MAX_BYTES: usize = 16 << 20;
@@ -43,7 +43,11 @@ impl Receiver {
         if there.is_some_and(|there| !matches!(there.kind, Some(Kind::File | Kind::Symlink))) {
             return None;
         }
-        let place = lock(&self.names).places.get(&first).cloned()?;
+        let place = lock(&self.names).places.get(&first).cloned();
+        let Some(place) = place else {
+            self.unkept.count(path, vec![(Aspect::HardLink, "the receiver remembers no more of them".into())]);
+            return None;
+        };
         let store = &*self.session.store;
         let file = store.stat(&place).ok().flatten().map(|metadata| metadata.version.file);
         if there.is_some_and(|there| Some(there.version.file) == file) {
@@ -55,7 +59,8 @@ impl Receiver {
                 Some(Judged::Done)
             }
             Err(why) => {
-                tracing::debug!(%why, "no hard link");
+                let why = why.text.strip_prefix(&format!("{path}: ")).unwrap_or(&why.text).to_owned();
+                self.unkept.count(path, vec![(Aspect::HardLink, why)]);
                 None
             }
         }

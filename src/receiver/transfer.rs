@@ -100,7 +100,7 @@ impl Receiver {
         let claim = self.claim(file).await?;
         let permit = claim.or_superseded(self.session.permits.acquire()).await?;
         let (store, path, attributes) = (self.session.store.clone(), file.path.clone(), file.attributes);
-        let (source, durability) = (file.claim.clone(), self.session.durability);
+        let (source, durability, unkept) = (file.claim.clone(), self.session.durability, self.unkept.clone());
         blocking(move || {
             // Claim and permit are held until the disk work ends, even if nobody waits for it any more.
             let _held = (claim, permit);
@@ -112,7 +112,8 @@ impl Receiver {
                 upload.discard();
                 return Err(fault(&path, "write it", error));
             }
-            upload.commit(&attributes, durability)
+            unkept.count(&path, upload.commit(&attributes, durability)?);
+            Ok(())
         })
         .await
     }
@@ -272,7 +273,11 @@ impl Slot<'_> {
             let disk = idle.take().ok_or_else(|| Why::from(Code::Internal))?;
             working(receipt, self.permit()).await?;
             let (attributes, durability) = (file.attributes, self.receiver.session.durability);
-            working(receipt, blocking(move || disk.finish(trailer, &attributes, durability))).await
+            let done = working(receipt, blocking(move || disk.finish(trailer, &attributes, durability))).await;
+            done.map(|(size, lapses)| {
+                self.receiver.unkept.count(&file.path, lapses);
+                size
+            })
         }
         .await;
         if let Err(why) = &result

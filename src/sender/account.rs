@@ -10,7 +10,7 @@ use crate::error::{Code, Error, Result, Why};
 use crate::manifest::{Announce, Verdict};
 use crate::path::RelativePath;
 use crate::progress::{Event, Observer, Settled};
-use crate::wire::{Entry, Kind, Message};
+use crate::wire::{Entry, Kind, Message, Unkept};
 
 /// Ranges that a receiver may have offered as held in all its open Wants; over it, it is not honest.
 const MAX_OPEN_HELD: usize = 64 << 10;
@@ -32,6 +32,8 @@ pub struct Sent {
     pub failed: u64,
     /// The first [`MAX_FAILURES`] of them.
     pub failures: Vec<(RelativePath, Why)>,
+    /// What was not sent of files that were: each kind of thing once.
+    pub unkept: Vec<Unkept>,
     /// Why the receiver ended the session early, if it did; what was not announced or answered by then was not sent.
     pub interrupted: Option<Why>,
 }
@@ -129,7 +131,7 @@ impl State {
     pub(super) fn put_found(&mut self, announce: Announce, buffer: &mut BytesMut) {
         self.account.entries += 1;
         self.found_files += u64::from(announce.kind != Kind::Directory);
-        if let Some((announce, role)) = self.names.found(Arc::new(announce)) {
+        if let Some((announce, role)) = self.names.found(Arc::new(announce), &mut self.account.unkept) {
             self.put_new(announce, role, buffer);
         }
     }

@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::manifest::Announce;
-use crate::wire::Kind;
+use crate::wire::{Aspect, Kind, Unkept};
 
 /// Files whose other names may still come, at some 400 bytes each: 100 MB. Past it a file with several names is sent under
 /// each of them. Only those are counted of which some name has not been met: most trees have few.
@@ -37,8 +37,6 @@ pub(super) struct Names {
     /// Names whose turn has come.
     ready: VecDeque<Arc<Announce>>,
     waiting: usize,
-    /// Names over [`MAX_FILES`].
-    over: u64,
 }
 
 /// A file with several names.
@@ -64,13 +62,15 @@ enum First {
 
 impl Names {
     /// What to announce of something that was found, and as what; `None` when it has to wait for the first name.
-    pub(super) fn found(&mut self, announce: Arc<Announce>) -> Option<(Arc<Announce>, Role)> {
+    pub(super) fn found(&mut self, announce: Arc<Announce>, unkept: &mut Vec<Unkept>) -> Option<(Arc<Announce>, Role)> {
         if announce.kind != Kind::File || announce.metadata.links < 2 {
             return Some((announce, Role::Alone));
         }
         let id = announce.metadata.version.file;
         if self.files.len() >= MAX_FILES && !self.files.contains_key(&id) {
-            self.over += 1;
+            Unkept::count_one(unkept, Aspect::HardLink, || {
+                format!("{}: more than {MAX_FILES} files with further names", announce.path)
+            });
             return Some((announce, Role::Alone));
         }
         self.place(announce)

@@ -15,10 +15,10 @@ use super::beneath::{Directory, Root, device};
 use super::fault::{check_target, fault, refusal};
 use super::holes::next_data;
 use super::partial::{LocalUpload, read_full_at, remove, temporary_name, timestamps};
-use super::{Attributes, Claim, Metadata, PERMISSIONS, Source, Store, Upload, Version, closed, sweep};
+use super::{Attributes, Claim, Lapses, Metadata, Source, Store, Upload, Version, attributes, closed, sweep};
 use crate::error::{Code, Error, Why};
 use crate::path::{RelativePath, is_partial_name, printable};
-use crate::wire::{Kind, Time};
+use crate::wire::{Aspect, Kind, Time};
 
 /// Mode of a new file before the process's umask takes its part, as every program on Unix has it.
 const NEW_FILE: u32 = 0o666;
@@ -181,24 +181,16 @@ impl Store for LocalStore {
         self.root.make(path).map(|_| ())
     }
 
-    fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<(), Why> {
-        let (file, stat) = match self.open_any(path) {
+    fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
+        let (file, _) = match self.open_any(path) {
             Err(why) if why.code == Code::PermissionDenied => self.open_closed(path)?,
             opened => opened?,
         };
-        if let Some(mode) = attributes.mode {
-            // What haul does not carry over stays, such as the set-group-ID of a shared directory.
-            let kept = metadata(&stat).mode & !PERMISSIONS;
-            let _one = self.root.modes();
-            closed::set_mode(&file, kept | mode & PERMISSIONS).map_err(|e| fault(path, "set its mode", e))?;
-        }
-        if let Some(modified) = attributes.modified {
-            closed::set_time(&file, modified).map_err(|e| fault(path, "set its time", e))?;
-        }
-        Ok(())
+        let _one = self.root.modes();
+        attributes::set(&file, path, attributes)
     }
 
-    fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<(), Why> {
+    fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<Lapses, Why> {
         let Some(parent) = path.parent() else { return Err(refusal(Code::IsDirectory, path)) };
         check_target(path, target)?;
         let directory = self.root.make(&parent)?;
@@ -206,12 +198,14 @@ impl Store for LocalStore {
         self.root
             .change(&directory, || symlinkat(target, &directory, &aside))
             .map_err(|e| fault(path, "make the symbolic link", e))?;
+        let mut lapses = Lapses::new();
         let time = attributes
             .modified
             .map_or(Ok(()), |modified| utimensat(&directory, &aside, &timestamps(modified), AtFlags::SYMLINK_NOFOLLOW));
+        let time = attributes::allow(&mut lapses, Aspect::Time, time);
         // Where a directory stands, the system refuses this itself.
         let rename = || self.root.change(&directory, || renameat(&directory, &aside, &directory, last));
-        time.and_then(|()| rename()).map_err(|e| {
+        time.and_then(|()| rename()).map(|()| lapses).map_err(|e| {
             let _ = remove(&self.root, &directory, aside.as_bytes());
             fault(path, "rename the symbolic link into place", e)
         })

@@ -9,11 +9,11 @@ use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
 
-use super::fault::{check_target, refusal};
-use super::{Attributes, Claim, Metadata, PERMISSIONS, Source, Store, Upload, Version};
+use super::fault::{check_target, fault, refusal};
+use super::{Attributes, Claim, Lapses, Metadata, PERMISSIONS, Source, Store, Upload, Version};
 use crate::error::{Code, Why};
 use crate::path::RelativePath;
-use crate::wire::{Durability, Kind, Time};
+use crate::wire::{Aspect, Durability, Kind, Time};
 
 /// Bytes that a store takes unless it is told otherwise (1 GiB).
 const DEFAULT_CAPACITY: u64 = 1 << 30;
@@ -35,6 +35,8 @@ struct Shared {
     state: Mutex<State>,
     capacity: u64,
     write_delay: Duration,
+    /// It keeps no more than FAT does.
+    fat: bool,
     writing: AtomicUsize,
     peak: AtomicUsize,
 }
@@ -103,6 +105,7 @@ impl MemoryStore {
             state: Mutex::default(),
             capacity: bytes,
             write_delay: Duration::ZERO,
+            fat: false,
             writing: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
         };
@@ -118,6 +121,15 @@ impl MemoryStore {
         store
     }
 
+    /// An empty store as this one that keeps no more than FAT does: no modes, no hard links, and times to the second.
+    pub fn like_fat(self) -> Self {
+        let mut store = Self::with_capacity(self.shared.capacity);
+        if let Some(shared) = Arc::get_mut(&mut store.shared) {
+            shared.fat = true;
+        }
+        store
+    }
+
     /// Most uploads that were inside `write_at` or `commit` at the same time.
     pub fn peak_writes(&self) -> usize {
         self.shared.peak.load(Ordering::SeqCst)
@@ -127,6 +139,19 @@ impl MemoryStore {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it keeps of attributes, and what not.
+    fn keeps(&self, attributes: &Attributes) -> (Attributes, Lapses) {
+        let (mut attributes, mut lapses) = (*attributes, Lapses::new());
+        if self.fat {
+            if attributes.mode.is_some_and(|mode| mode & PERMISSIONS != NEW_FILE) {
+                lapses.push((Aspect::Mode, "Operation not permitted".into()));
+            }
+            attributes.mode = None;
+            attributes.modified.iter_mut().for_each(|modified| modified.nanoseconds = 0);
+        }
+        (attributes, lapses)
     }
 
     /// Counts a writer for as long as the guard lives.
@@ -299,32 +324,35 @@ impl Store for MemoryStore {
         self.shared.lock().make(path)
     }
 
-    fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<(), Why> {
+    fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
         let mut state = self.shared.lock();
         let mut node = state.must_find(path)?;
         if matches!(node.content, Content::Symlink(_)) {
             return Err(refusal(Code::Symlink, path));
         }
         state.clock += 1;
+        let (attributes, lapses) = self.shared.keeps(attributes);
         node.change(state.clock, attributes.mode, attributes.modified);
         let metadata = node.metadata.clone();
         state.nodes.insert(path.clone(), node);
         state.every_name(&metadata, |name| *name = metadata.clone());
-        Ok(())
+        Ok(lapses)
     }
 
-    fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<(), Why> {
+    fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<Lapses, Why> {
         check_target(path, target)?;
         let mut state = self.shared.lock();
         state.make_way(path)?;
+        let (attributes, _) = self.shared.keeps(attributes);
         state.put(path, Content::Symlink(target.to_vec()), PERMISSIONS, attributes.modified);
-        Ok(())
+        Ok(Lapses::new())
     }
 
     fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
         let mut state = self.shared.lock();
         let mut node = state.must_find(existing)?;
         match node.content {
+            Content::File(_) if self.shared.fat => return Err(fault(new, "make a hard link", Errno::PERM)),
             Content::File(_) => {}
             Content::Directory => return Err(refusal(Code::IsDirectory, existing)),
             Content::Symlink(_) => return Err(refusal(Code::Symlink, existing)),
@@ -428,16 +456,17 @@ impl Upload for MemoryUpload {
         Ok(state.partials.get(&self.key).map_or(0, |partial| partial.content.copy_at(buffer, offset)))
     }
 
-    fn commit(mut self: Box<Self>, attributes: &Attributes, _: Durability) -> Result<(), Why> {
+    fn commit(mut self: Box<Self>, attributes: &Attributes, _: Durability) -> Result<Lapses, Why> {
         let shared = Arc::clone(&self.shared);
         let _writing = shared.writing();
         let mut state = shared.lock();
         state.make_way(&self.key.path)?;
         self.over = true;
         let partial = state.partials.remove(&self.key).unwrap_or_default();
+        let (attributes, lapses) = shared.keeps(attributes);
         let mode = attributes.mode.map_or(NEW_FILE, |mode| mode & PERMISSIONS);
         state.put(&self.key.path, Content::File(Arc::new(partial.content)), mode, attributes.modified);
-        Ok(())
+        Ok(lapses)
     }
 
     fn discard(mut self: Box<Self>) {

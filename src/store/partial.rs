@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use super::beneath::{ATTEMPTS, Directory, Root, device, fsync};
 use super::fault::{fault, refusal};
 use super::holes::{self, next_data};
-use super::{Attributes, Claim, PERMISSIONS, Upload};
+use super::{Attributes, Claim, Lapses, Upload, attributes};
 use crate::error::{Code, Why};
 use crate::path::{PARTIAL_PREFIX, PARTIAL_SUFFIX, RelativePath};
 use crate::wire::{Durability, Time};
@@ -202,16 +202,9 @@ impl LocalUpload {
     }
 
     /// Gives it its final metadata and name; returns the directory it stands in.
-    fn place(&self, attributes: &Attributes, durability: Durability) -> Result<Directory<'_>, Why> {
-        let mode = attributes.mode.map_or(self.mode, |mode| mode & PERMISSIONS);
-        match fchmod(&self.file, Mode::from_raw_mode(mode as _)) {
-            // The file is ours, so this is a filesystem without modes, such as FAT.
-            Ok(()) | Err(Errno::PERM | Errno::OPNOTSUPP) => {}
-            Err(e) => return Err(fault(&self.path, "set its mode", e)),
-        }
-        if let Some(modified) = attributes.modified {
-            futimens(&self.file, &timestamps(modified)).map_err(|e| fault(&self.path, "set its time", e))?;
-        }
+    fn place(&self, attributes: &Attributes, durability: Durability) -> Result<(Directory<'_>, Lapses), Why> {
+        let mode = Some(attributes.mode.unwrap_or(self.mode));
+        let lapses = attributes::set(&self.file, &self.path, &Attributes { mode, ..*attributes })?;
         if durability == Durability::Synced {
             fsync(&self.file).map_err(|e| fault(&self.path, "bring it to the disk", e))?;
         }
@@ -224,7 +217,7 @@ impl LocalUpload {
         self.root
             .change(&directory, || renameat(&directory, name, &directory, last))
             .map_err(|e| fault(&self.path, "rename it into place", e))?;
-        Ok(directory)
+        Ok((directory, lapses))
     }
 
     fn gone(&self) -> Why {
@@ -268,8 +261,8 @@ impl Upload for LocalUpload {
         read_full_at(&self.file, buffer, offset)
     }
 
-    fn commit(self: Box<Self>, attributes: &Attributes, durability: Durability) -> Result<(), Why> {
-        let directory = self.place(attributes, durability).inspect_err(|_| {
+    fn commit(self: Box<Self>, attributes: &Attributes, durability: Durability) -> Result<Lapses, Why> {
+        let (directory, lapses) = self.place(attributes, durability).inspect_err(|_| {
             // It stays a partial, and the next attempt goes on from here.
             let _ = restore(&self.file);
         })?;
@@ -280,7 +273,7 @@ impl Upload for LocalUpload {
                 Why::new(why.code, text)
             })?;
         }
-        Ok(())
+        Ok(lapses)
     }
 
     fn discard(self: Box<Self>) {

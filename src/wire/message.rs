@@ -5,7 +5,7 @@ use minicbor::{Decode, Encode};
 use super::value::{ascending, at_most};
 use super::{
     Components, Durability, Held, Kind, MAX_HELD, MAX_HOLES, MAX_PLAN_RANGES, MAX_SYMLINK, Message, Probe, Range, Time,
-    WireWhy,
+    Unkept, WireWhy,
 };
 use crate::rate::Rate;
 
@@ -50,7 +50,7 @@ messages! {
 }
 
 macro_rules! unchecked { ($($name:ident)*) => { $(impl $name { fn validate(&self) -> Result<(), String> { Ok(()) } })* } }
-unchecked! { Ready End Summary Working Skip Done Committed Trailer Measure Ping Pong Received }
+unchecked! { Ready End Working Skip Done Committed Trailer Measure Ping Pong Received }
 
 /// First message of both ends on every control stream: what each can do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
@@ -189,7 +189,7 @@ pub struct End {
 }
 
 /// The receiver's last word: what stands on its disk now.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Summary {
     /// Files committed in this session.
@@ -210,6 +210,15 @@ pub struct Summary {
     /// Milliseconds in which half of the connection's receive window or more was taken by what the store had not taken.
     #[n(5)]
     pub held_up: Option<u64>,
+    /// What could not be kept of what stands there; each kind once.
+    #[n(6)]
+    pub unkept: Option<Vec<Unkept>>,
+}
+
+impl Summary {
+    fn validate(&self) -> Result<(), String> {
+        Unkept::validate(self.unkept.as_deref().unwrap_or_default())
+    }
 }
 
 /// A server that stops says so: no new entry will be wanted, transfers under way may end.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use haul::error::Why;
 use haul::path::RelativePath;
-use haul::store::{Attributes, Claim, Metadata, Source, Store, Upload};
+use haul::store::{Attributes, Claim, Lapses, Metadata, Source, Store, Upload};
 use haul::wire::Durability;
 use rustix::io::Errno;
 
@@ -96,11 +96,11 @@ impl Store for SlowStore {
         self.inner.make_directory(path)
     }
 
-    fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<(), Why> {
+    fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
         self.inner.set_attributes(path, attributes)
     }
 
-    fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<(), Why> {
+    fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<Lapses, Why> {
         self.inner.make_symlink(path, target, attributes)
     }
 
@@ -145,7 +145,7 @@ impl Upload for SlowUpload {
         self.inner.read_at(buffer, offset)
     }
 
-    fn commit(self: Box<Self>, attributes: &Attributes, durability: Durability) -> Result<(), Why> {
+    fn commit(self: Box<Self>, attributes: &Attributes, durability: Durability) -> Result<Lapses, Why> {
         self.inner.commit(attributes, durability)
     }
 

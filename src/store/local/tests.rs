@@ -57,7 +57,7 @@ fn begin(store: &LocalStore, name: &str, data: &[u8]) -> Result<Box<dyn Upload>,
 }
 
 fn put(store: &LocalStore, name: &str, data: &[u8]) -> Result<(), Why> {
-    begin(store, name, data)?.commit(&Attributes::default(), Durability::Synced)
+    begin(store, name, data)?.commit(&Attributes::default(), Durability::Synced).map(drop)
 }
 
 /// All names in a directory, partials too.
@@ -153,7 +153,7 @@ fn what_is_swapped_under_our_hands_never_leads_outside() {
                 match begin(&place.store, &format!("dir/f{}", i % 50), b"data")
                     .and_then(|upload| upload.commit(&Attributes::default(), Durability::Visible))
                 {
-                    Ok(()) => committed += 1,
+                    Ok(_) => committed += 1,
                     Err(_) => refused += 1,
                 }
                 if committed > 200 && refused > 200 {
