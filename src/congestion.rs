@@ -4,6 +4,7 @@
 
 mod haul;
 mod model;
+mod others;
 
 use std::fmt;
 use std::str::FromStr;

@@ -103,6 +103,29 @@ fn beside_cubic_neither_starves() {
 }
 
 #[test]
+fn whoever_comes_late_where_cubic_has_filled_the_queue_gets_a_part() {
+    let mut network = Network::new(Link::new(50.0, 50));
+    let cubic = network.flow(Congestion::Cubic, 1000 * MEGABYTE, 0.0);
+    let late = network.flow(Congestion::Haul, 1000 * MEGABYTE, 10.0);
+    network.run(40.0);
+    let rates = [network.rate(late, 0.0, 30.0), network.rate(cubic, 10.0, 40.0)];
+    assert!(rates.iter().all(|rate| *rate > 0.2 * 0.94 * 50e6), "{rates:?}");
+}
+
+#[test]
+fn eight_transfers_on_one_uplink_neither_flood_nor_starve_each_other() {
+    let mut network = Network::new(Link::new(50.0, 50));
+    let flows: Vec<_> = (0..8).map(|i| network.flow(Congestion::Haul, 1000 * MEGABYTE, f64::from(i) * 0.7)).collect();
+    network.run(22.0);
+    let begins = |i: usize| i as f64 * 0.7;
+    let rates: Vec<_> =
+        flows.iter().enumerate().map(|(i, &flow)| network.rate(flow, 10.0 - begins(i), 22.0 - begins(i))).collect();
+    let counts = network.counts();
+    assert!(counts.overflowed * 20 < counts.packets, "{counts:?}");
+    assert!(rates.iter().all(|rate| *rate > 50e6 / 8.0 / 5.0), "{rates:?}");
+}
+
+#[test]
 fn a_fall_of_the_rate_is_followed_within_two_seconds() {
     let mut network = Network::new(Link::new(50.0, 50));
     let flow = network.flow(Congestion::Haul, 1000 * MEGABYTE, 0.0);
@@ -167,5 +190,36 @@ fn table() {
             waste * 100.0,
             clock.elapsed().as_secs_f64(),
         );
+    }
+}
+
+/// `cargo test --release --test congestion -- --ignored --nocapture shares`: the parts of a link that haul and another
+/// flow get in the 30 s after the later one began.
+#[test]
+#[ignore = "prints a table; takes some 20 s in a release build"]
+fn shares() {
+    for (rate, rtt, queue) in [(100.0, 50, 1.0), (100.0, 50, 2.0), (50.0, 20, 1.0), (20.0, 100, 1.0), (300.0, 30, 1.0)]
+    {
+        for other in [Congestion::Cubic, Congestion::Haul] {
+            for (haul, its) in [(0.0, 0.0), (5.0, 0.0), (20.0, 0.0), (0.0, 5.0), (0.0, 20.0)] {
+                let link = Link::new(rate, rtt);
+                let mut network = Network::new(Link { queue: link.queue * queue, ..link });
+                let flows = [(Congestion::Haul, haul), (other, its)];
+                let flows =
+                    flows.map(|(congestion, begins)| (network.flow(congestion, 10_000 * MEGABYTE, begins), begins));
+                let both = f64::max(haul, its);
+                network.run(both + 30.0);
+                let parts = |from: f64| {
+                    flows.map(|(flow, begins)| {
+                        network.rate(flow, both + from - begins, both + 30.0 - begins) / rate / 0.947e6
+                    })
+                };
+                let (parts, late) = (parts(0.0), parts(15.0));
+                println!(
+                    "{rate:4} Mbit/s {rtt:3} ms {queue} BDP  haul at {haul:2} s {:.2} ({:.2})  {other} at {its:2} s {:.2} ({:.2})",
+                    parts[0], late[0], parts[1], late[1]
+                );
+            }
+        }
     }
 }

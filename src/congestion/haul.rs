@@ -22,7 +22,6 @@
 //! One round is one flight; all times below are counted in rounds where no unit is named.
 
 use std::any::Any;
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -32,6 +31,7 @@ use quinn_proto::RttEstimator;
 
 use super::Steering;
 use super::model::{Path, Round};
+use super::others::Others;
 
 /// Packets that begin a connection. RFC 9002 has 10; Google's QUIC began with 32, which quinn paces over a round trip.
 const INITIAL_PACKETS: u64 = 32;
@@ -67,20 +67,6 @@ const DEEP: f64 = 0.6;
 const CRUISE_ROUNDS: u32 = 7;
 /// Rounds after which Cruise may end early, when its margin is not in the queue: there is room.
 const CRUISE_LEAST: u32 = 3;
-/// A queue that is left after Down is others' when it is longer than this part of the least round-trip time, in two Downs
-/// in a row; and after overflows the smaller one suffices.
-const FOREIGN: f64 = 0.25;
-const FOREIGN_OVERFLOWED: f64 = 0.1;
-/// Downs without others' queue until they count as gone: Cubic's own cycle leaves it for some seconds.
-const QUIET_DOWNS: u32 = 4;
-/// Overflows within this time that make a difference, and how many.
-const OVERFLOW_TIME: Duration = Duration::from_secs(10);
-const OVERFLOWS: usize = 3;
-/// What is left in flight after an overflow among others (Cubic leaves 0.7, but grows faster), and rounds until the next.
-const BACK_OFF: f64 = 0.85;
-const BACK_OFF_ROUNDS: u32 = 4;
-/// Growth among others, as a part of what is in flight each round, at most.
-const GROWTH: f64 = 0.02;
 /// Packets that a probe lets out beyond the window; quinn asks for room for two to send one.
 const PROBE_PACKETS: u64 = 4;
 /// After so long without any acknowledgement the path is learned anew, and what was lost meanwhile tells nothing of it.
@@ -92,15 +78,6 @@ enum Phase {
     Down,
     Cruise,
     Up,
-}
-
-/// A flow among others that keep a queue.
-#[derive(Debug, Clone)]
-struct Contest {
-    /// Bytes held in flight.
-    hold: f64,
-    /// Rounds until the next overflow counts.
-    rest: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -120,11 +97,7 @@ pub(super) struct Haul {
     startup: Startup,
     up: Up,
     down: Down,
-    contest: Option<Contest>,
-    /// Downs in a row that left a foreign queue, and that left none.
-    foreign_downs: u32,
-    quiet_downs: u32,
-    overflows: VecDeque<Instant>,
+    others: Others,
     last_ack: Instant,
     /// Losses of what was sent up to here were an outage's.
     forgiven: Instant,
@@ -135,6 +108,10 @@ pub(super) struct Haul {
 
 #[derive(Debug, Clone, Default)]
 struct Startup {
+    /// Nothing is known of the path's loss yet.
+    first: bool,
+    /// The loss of the round before.
+    loss: f64,
     rate: f64,
     rounds_without_growth: u32,
 }
@@ -170,13 +147,10 @@ impl Haul {
             sent_in: Phase::Startup,
             delivered: 0,
             recent_rtt: 0.0,
-            startup: Startup::default(),
+            startup: Startup { first: true, ..Startup::default() },
             up: Up { gain: UP_GAIN, from: 0.0 },
             down: Down::default(),
-            contest: None,
-            foreign_downs: 0,
-            quiet_downs: 0,
-            overflows: VecDeque::new(),
+            others: Others::default(),
             last_ack: now,
             forgiven: now,
             in_flight: 0,
@@ -190,16 +164,22 @@ impl Haul {
 
     fn set_window(&mut self) {
         let network = (self.path.bdp() + self.path.margin()).max(self.path.floor());
-        let cruise = self.contest.as_ref().map_or_else(|| self.path.in_flight(network), |contest| contest.hold);
+        let hold = self.others.hold();
+        let cruise = hold.unwrap_or_else(|| self.path.in_flight(network));
         let window = match self.phase {
             Phase::Startup => return,
             Phase::Down if self.down.deep => DEEP_GAIN * self.down.window_before,
             // Nothing is made up for here: loss that goes away with it was no random loss.
             Phase::Down => DOWN_GAIN * self.path.least_bdp(),
             Phase::Cruise => cruise,
+            Phase::Up if hold.is_some() => cruise * self.up.gain,
             Phase::Up => cruise + (self.up.gain - 1.0) * self.path.in_flight(self.path.bdp()),
         };
-        self.window = window.max((MIN_PACKETS * self.path.mtu) as f64);
+        self.window = window.max(self.least_window());
+    }
+
+    fn least_window(&self) -> f64 {
+        (MIN_PACKETS * self.path.mtu) as f64
     }
 
     fn enter(&mut self, phase: Phase) {
@@ -216,7 +196,7 @@ impl Haul {
     }
 
     fn enter_startup(&mut self, rate: f64, window: f64) {
-        self.startup = Startup { rate, rounds_without_growth: 0 };
+        self.startup = Startup { rate, ..Startup::default() };
         self.enter(Phase::Startup);
         self.window = window;
     }
@@ -233,21 +213,25 @@ impl Haul {
         let round = std::mem::replace(&mut self.round, Round::new(now));
         let sent_in = std::mem::replace(&mut self.sent_in, self.phase);
         let Some((rate, mean)) = round.sample(sent_in == Phase::Up) else { return };
-        let alone = self.contest.is_none();
-        let unhurried = alone && matches!(sent_in, Phase::Down | Phase::Startup);
-        self.path.learn(now, &round, (rate, mean), !alone, unhurried);
+        let alone = self.others.hold().is_none();
+        let unhurried = alone && (sent_in == Phase::Down || (sent_in == Phase::Startup && self.startup.first));
+        let before = std::mem::replace(&mut self.startup.loss, round.loss());
+        let known = if sent_in == Phase::Startup { before } else { 1.0 };
+        self.path.learn(now, &round, (rate, mean), !alone, unhurried.then_some(known));
         let excess = self.path.is_excess(&round);
         self.phase_rounds += 1;
         tracing::trace!(
             phase = ?self.phase, ?sent_in, rate, mean, base = self.path.base(), least = self.path.least(), loss = round.loss(),
-            excess, window = self.window, contest = ?self.contest, app_limited = round.app_limited, "round"
+            excess, window = self.window, others = ?self.others, app_limited = round.app_limited, "round"
         );
         if round.app_limited {
             // It was not the window that bounded this round, so it tells nothing of one.
             self.set_window();
             return;
         }
-        self.contend(now, excess, sent_in);
+        let lost = excess.then(|| self.path.excess_loss(&round));
+        let (steady, windows) = (matches!(sent_in, Phase::Cruise | Phase::Down), (self.window, self.least_window()));
+        self.others.note_round(now, &self.path, (lost, steady), windows);
         let found = match sent_in {
             Phase::Up => self.judge_up(rate, mean, excess),
             Phase::Down => self.judge_down(now, rate, mean),
@@ -266,24 +250,6 @@ impl Haul {
         }
     }
 
-    /// Grows and shrinks what is held among others.
-    fn contend(&mut self, now: Instant, excess: bool, sent_in: Phase) {
-        if excess && matches!(sent_in, Phase::Cruise | Phase::Down) {
-            self.overflows.push_back(now);
-        }
-        while self.overflows.front().is_some_and(|at| now - *at > OVERFLOW_TIME) {
-            self.overflows.pop_front();
-        }
-        let Some(contest) = &mut self.contest else { return };
-        contest.rest = contest.rest.saturating_sub(1);
-        if !excess {
-            let root = (contest.hold * self.path.mtu as f64).sqrt();
-            contest.hold += (root / 2.0).min(contest.hold * GROWTH);
-        } else if contest.rest == 0 {
-            *contest = Contest { hold: contest.hold * BACK_OFF, rest: BACK_OFF_ROUNDS };
-        }
-    }
-
     /// What more in flight has brought. True when it was rate, and there may be yet more.
     fn judge_up(&mut self, rate: f64, mean: f64, excess: bool) -> bool {
         let gain = self.up.gain - 1.0;
@@ -296,11 +262,12 @@ impl Haul {
         } else {
             self.up.gain = (1.0 + gain * 1.5).min(UP_GAIN);
         }
-        let queue = mean - self.path.base();
+        let base = if self.others.hold().is_some() { self.path.least() } else { self.path.base() };
         let found = self.phase == Phase::Down
             && rate > self.up.from * (1.0 + gain / 2.0)
-            && queue < self.path.base() * 0.2 + 2.0 * self.path.noise();
+            && mean - base < base * 0.2 + 2.0 * self.path.noise();
         if found {
+            self.others.leave();
             self.enter_startup(rate, self.path.in_flight((1.0 + gain) * self.path.bdp()));
         }
         found
@@ -313,10 +280,10 @@ impl Haul {
         let queue = mean - least;
         let same = (mean - self.down.mean_before).abs() < mean * 0.01 + self.path.noise() / 3.0;
         if same && queue > least * 0.15 + self.path.noise() {
-            if self.down.window <= DEEP * self.down.window_before {
+            if self.down.window <= DEEP * self.down.window_before && !self.others.overflowed() {
                 // Much less in flight, and not a bit less delay: there is no queue, the path has become longer.
                 self.path.replace_base(now, mean);
-                self.contest = None;
+                self.others.leave();
                 self.enter_startup(rate, self.down.window_before);
                 return true;
             }
@@ -327,24 +294,8 @@ impl Haul {
                 return true;
             }
         }
-        let overflowed = self.overflows.len() >= OVERFLOWS;
-        let foreign = least * if overflowed { FOREIGN_OVERFLOWED } else { FOREIGN };
-        if queue > foreign + self.path.noise() {
-            self.foreign_downs += 1;
-            self.quiet_downs = 0;
-            if self.contest.is_none() && (self.foreign_downs >= 2 || overflowed) {
-                self.contest = Some(Contest { hold: self.down.window_before, rest: 0 });
-            }
-        } else {
-            self.foreign_downs = 0;
-            if queue < foreign / 2.0 + self.path.noise() {
-                self.quiet_downs += 1;
-            }
-            if self.quiet_downs >= QUIET_DOWNS {
-                self.contest = None;
-            }
-        }
-        if self.contest.is_none() {
+        self.others.note_down(&self.path, queue, rate, self.down.window_before);
+        if self.others.hold().is_none() {
             self.path.set_base(least);
         } else {
             self.path.set_base(mean);
@@ -361,7 +312,7 @@ impl Haul {
             Phase::Startup => {
                 let startup = &mut self.startup;
                 if rate > startup.rate * STARTUP_GROWTH {
-                    *startup = Startup { rate, rounds_without_growth: 0 };
+                    *startup = Startup { rate, rounds_without_growth: 0, ..*startup };
                 } else {
                     startup.rounds_without_growth += 1;
                 }
@@ -396,7 +347,7 @@ impl Haul {
 
     fn cruise_rounds(&self) -> u32 {
         let more = (self.delivered / self.path.mtu % 4) as u32;
-        CRUISE_ROUNDS * if self.contest.is_some() { 2 } else { 1 } + more
+        CRUISE_ROUNDS * if self.others.hold().is_some() { 2 } else { 1 } + more
     }
 
     /// Whether Startup has begun to fill a queue.
@@ -415,7 +366,7 @@ impl Haul {
         self.round_over = false;
         self.sent_in = Phase::Startup;
         self.path.forget_rates();
-        self.contest = None;
+        self.others.leave();
         let window = (self.window / 4.0).max((INITIAL_PACKETS * self.path.mtu) as f64);
         self.enter_startup(0.0, window);
     }
@@ -446,8 +397,10 @@ impl Controller for Haul {
             if !app_limited && self.startup.rounds_without_growth == 0 {
                 self.window += bytes as f64;
             }
-            let most = (MAX_INITIAL_PACKETS * self.path.mtu) as f64;
-            self.window = self.window.max((INITIAL_RATE * rtt).min(most));
+            if self.startup.first && self.startup.rounds_without_growth == 0 {
+                let most = (MAX_INITIAL_PACKETS * self.path.mtu) as f64;
+                self.window = self.window.max((INITIAL_RATE * rtt).min(most));
+            }
         }
     }
 

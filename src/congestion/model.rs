@@ -14,6 +14,8 @@ const PEAK_TIME: Duration = Duration::from_secs(10);
 /// For how long the least round-trip time is remembered. BBR has 10 s; here each cycle drains the queue it has built,
 /// and a longer memory tells apart what others keep there.
 const LEAST_TIME: Duration = Duration::from_secs(30);
+/// What a round without a queue weighs in the mean of the random loss.
+const LEARN: f64 = 3.0;
 /// A packet counts as lost so long after its sending, in round-trip times: `TIME_THRESHOLD` of the endpoint.
 const DETECTION: f64 = 1.25;
 /// The highest loss that is made up for. At 50 % a path carries little anyway.
@@ -123,8 +125,9 @@ pub(super) struct Path {
     base: f64,
     /// Loss of late, of whatever cause.
     loss: f64,
-    /// Loss when there was no queue.
+    /// Loss when there was no queue, and the least round-trip time when it was learned.
     random_loss: f64,
+    learned_at: f64,
     /// The part of the usual margin that the queue has room for.
     pub(super) margin_part: f64,
 }
@@ -140,6 +143,7 @@ impl Path {
             base: f64::INFINITY,
             loss: 0.0,
             random_loss: 0.0,
+            learned_at: 0.0,
             margin_part: 1.0,
         }
     }
@@ -220,7 +224,7 @@ impl Path {
         round: &Round,
         (rate, mean): (f64, f64),
         patient: bool,
-        unhurried: bool,
+        unhurried: Option<f64>,
     ) {
         if round.rtt_count >= SAMPLES || !self.sampled {
             if round.rtt_count >= SAMPLES && !self.sampled {
@@ -238,8 +242,15 @@ impl Path {
         }
         self.peaks.forget(now, PEAK_TIME);
         self.loss += (round.loss() - self.loss) / 8.0;
-        if unhurried && mean < self.least() * (1.0 + QUIET.0) + QUIET.1 {
-            self.random_loss += (round.loss() - self.random_loss) / 4.0;
+        if mean < self.learned_at * (1.0 - QUIET.0) - QUIET.1 {
+            // There had been a queue all the time, so what was lost then was an overflow.
+            (self.random_loss, self.learned_at) = (0.0, 0.0);
+        }
+        if let Some(most) = unhurried
+            && mean < self.least() * (1.0 + QUIET.0) + QUIET.1
+        {
+            self.random_loss += (round.loss().min(most) - self.random_loss) / LEARN;
+            self.learned_at = self.least();
         }
     }
 
@@ -256,6 +267,11 @@ impl Path {
         let packets = (round.acked + round.lost) as f64 / self.mtu as f64;
         let expected = self.random_loss * packets;
         round.lost as f64 / self.mtu as f64 > expected + 3.0 * expected.sqrt() + 1.0 + 0.005 * packets
+    }
+
+    /// The part that was lost beyond what is random.
+    pub(super) fn excess_loss(&self, round: &Round) -> f64 {
+        (round.loss() - self.random_loss).max(0.0)
     }
 
     /// What was taken for random loss was an overflow.

@@ -233,10 +233,11 @@ impl Network {
     /// Runs until all flows are done, or second `until`.
     pub(crate) fn run(&mut self, until: f64) {
         let until = self.start + Duration::from_secs_f64(until);
-        while let Some(Reverse((at, order))) = self.queue.pop() {
+        while let Some(&Reverse((at, order))) = self.queue.peek() {
             if at > until || self.flows.iter().all(|flow| flow.done.is_some()) {
                 break;
             }
+            self.queue.pop();
             self.now = self.now.max(at);
             match self.what.remove(&order).unwrap() {
                 What::Arrive { flow, side, data } => self.arrive(flow, side, data),
