@@ -17,6 +17,7 @@ mod bench;
 mod connect;
 mod cp;
 mod demo;
+mod filter;
 mod id;
 mod output;
 mod serve;
@@ -104,6 +105,9 @@ Examples: haul cp photos haul://server/2026           -> 2026/...
           haul cp photos haul://server/2026/          -> 2026/photos/...
 Unchanged files (same size and time) are skipped; what was interrupted goes on:
 run the same command again. The path is literal; a local a:b is written ./a:b.
+Filters: --exclude GLOB, --include GLOB, --exclude-from FILE, --gitignore (rules
+of .gitignore, from each SRC on; the last that matches decides), --files-from
+FILE (only these names below SRC).
 Also: --congestion haul|cubic|newreno|bbr, --qlog DIR (a trace of the packets).")]
 struct Cp {
     /// Local files and directories, or - for what comes in
@@ -127,6 +131,8 @@ struct Cp {
     /// Send at most: 20M is bits a second, 2.5MB is bytes
     #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
     limit: Option<Rate>,
+    #[command(flatten)]
+    filter: filter::FilterArgs,
     #[command(flatten)]
     expert: Expert,
     #[command(flatten)]

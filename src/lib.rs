@@ -47,9 +47,10 @@
 //! ```
 //!
 //! # Rooms
-//! Each uses only those before it: [`path`], [`error`], [`rate`], [`wire`], [`progress`], [`config`] and [`target`] are
-//! plain values; [`limits`], [`budget`] and [`bucket`] bound files, memory and what is sent; [`identity`], [`trust`],
-//! [`endpoint`] and [`stream`] make connections; [`measure`] measures them; [`store`] holds files, and a [`pipe`] is read once; [`manifest`],
+//! Each uses only those before it: [`path`], [`error`], [`filter`], [`rate`], [`wire`], [`progress`], [`config`] and
+//! [`target`] are plain values; [`limits`], [`budget`] and [`bucket`] bound files, memory and what is sent;
+//! [`identity`], [`trust`], [`endpoint`] and [`stream`] make connections; [`measure`] measures them; [`store`] holds
+//! files, and a [`pipe`] is read once; [`manifest`],
 //! [`sender`] and [`receiver`] are the transfer's two roles, and [`verdict`] says what bound it; [`session`], [`server`]
 //! and [`client`] put them together. PROTOCOL.md specifies what travels.
 
@@ -60,6 +61,7 @@ pub mod config;
 pub mod congestion;
 pub mod endpoint;
 pub mod error;
+pub mod filter;
 pub mod identity;
 pub mod limits;
 pub mod manifest;

@@ -1,16 +1,21 @@
 //! What a session is about: the trees to send, walked into entries, and the receiver's verdicts.
 
+mod ignored;
+
 use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
 use crate::error::{Code, Error, Result, Why};
+use crate::filter::Filter;
 use crate::path::{RelativePath, printable};
 use crate::pipe::Pipe;
 use crate::store::{LocalStore, MemoryStore, Metadata, PERMISSIONS, Store, Version};
 use crate::stream::{MessageReader, StreamError};
 use crate::wire::{Components, Done, Entry, Frame, Held, Kind, Message, Refuse, Skip, Time, Want};
+
+use ignored::{Scope, below};
 
 /// Most entries that may stand unanswered. At some 100 bytes each that is 1 MB: at 100 ms, 100,000 entries a second.
 pub const MAX_UNANSWERED: u32 = 10_000;
@@ -60,7 +65,10 @@ impl Tree {
 
 /// What a walk makes of what it comes upon.
 #[derive(Debug, Clone, Default)]
-pub struct WalkOptions {}
+pub struct WalkOptions {
+    /// What is left out.
+    pub filter: Filter,
+}
 
 /// A directory that is being sent. It is announced when the last of its children lets go of it, since its final mode and
 /// time come after all that is in it.
@@ -134,6 +142,8 @@ pub enum Found {
     Entry(Announce),
     /// Something that cannot be sent.
     Failed(RelativePath, Why),
+    /// So many things that the filter leaves out.
+    Excluded(u64),
 }
 
 /// Walks trees depth first, in the byte order of names. An iterator, so that it holds no thread while nobody wants more;
@@ -145,7 +155,9 @@ pub struct Walk {
     /// No recursion: a tree may be deeper than a thread's stack.
     open: Vec<Open>,
     directories: mpsc::UnboundedSender<Announce>,
-    _options: WalkOptions,
+    options: WalkOptions,
+    /// What was left out and not yet told.
+    excluded: u64,
 }
 
 /// A directory that is being walked: what is left of its names, last first.
@@ -154,12 +166,14 @@ struct Open {
     path: RelativePath,
     names: Vec<Vec<u8>>,
     directory: Arc<Directory>,
+    /// The rules of the .gitignore files here and above.
+    scope: Option<Arc<Scope>>,
 }
 
 impl Walk {
     /// A walk that has not begun; `directories` takes the directories.
     pub fn new(trees: Vec<Tree>, options: WalkOptions, directories: mpsc::UnboundedSender<Announce>) -> Self {
-        Self { trees: trees.into_iter(), tree: None, open: Vec::new(), directories, _options: options }
+        Self { trees: trees.into_iter(), tree: None, open: Vec::new(), directories, options, excluded: 0 }
     }
 
     /// Looks at the next name; `None` when it is a directory, which is open then, or when a directory has no more.
@@ -167,7 +181,7 @@ impl Walk {
         let top = self.open.last_mut()?;
         let Some(name) = top.names.pop() else {
             self.open.pop();
-            return None;
+            return self.excluded();
         };
         match (top.source.join(&name), top.path.join(&name)) {
             (Ok(source), Ok(path)) => {
@@ -181,6 +195,11 @@ impl Walk {
         }
     }
 
+    /// What was left out since the last time.
+    fn excluded(&mut self) -> Option<Found> {
+        Some(std::mem::take(&mut self.excluded)).filter(|count| *count > 0).map(Found::Excluded)
+    }
+
     /// Finds out what one thing is, and opens it if it is a directory.
     fn look(
         &mut self,
@@ -190,6 +209,10 @@ impl Walk {
         parent: Option<Arc<Directory>>,
     ) -> Option<Found> {
         let (metadata, kind) = match tree.store.stat(&source) {
+            Ok(Some(metadata)) if self.excludes(tree, &source, metadata.kind) => {
+                self.excluded += 1;
+                return None;
+            }
             Ok(Some(metadata)) => match metadata.kind {
                 Some(kind) => (metadata, kind),
                 None => {
@@ -197,7 +220,11 @@ impl Walk {
                     return Some(Found::Failed(path, why));
                 }
             },
-            Ok(None) => return Some(Found::Failed(path, Why::new(Code::NotFound, "gone before it could be sent"))),
+            Ok(None) => {
+                let listed = self.options.filter.only.is_some();
+                let text = if listed { "listed, and not there" } else { "gone before it could be sent" };
+                return Some(Found::Failed(path, Why::new(Code::NotFound, text)));
+            }
             Err(why) => return Some(Found::Failed(path, why)),
         };
         let mut announce =
@@ -213,14 +240,29 @@ impl Walk {
         Some(Found::Entry(announce))
     }
 
+    fn excludes(&self, tree: &Tree, source: &RelativePath, kind: Option<Kind>) -> bool {
+        let scope = self.open.last().and_then(|open| open.scope.as_deref());
+        ignored::excludes(&self.options.filter, scope, tree, source, kind == Some(Kind::Directory))
+    }
+
     fn enter(&mut self, announce: Announce) -> Option<Found> {
-        let (source, path) = (announce.source.clone(), announce.path.clone());
-        let names = announce.tree.store.names(&source);
+        let (source, path, tree) = (announce.source.clone(), announce.path.clone(), announce.tree.clone());
+        let filter = &self.options.filter;
+        let listed = filter.only.as_ref().and_then(|only| {
+            let below = below(&tree.path, &source).split(|&byte| byte == b'/').filter(|name| !name.is_empty());
+            only.within(&RelativePath::from_components(below).ok()?)
+        });
+        let names = listed.map_or_else(|| tree.store.names(&source), Ok);
+        let above = self.open.last().and_then(|open| open.scope.clone());
+        let found = names.and_then(|names| match filter.gitignore {
+            true => Ok((names, Scope::of(&*tree.store, &source, above)?)),
+            false => Ok((names, None)),
+        });
         let directory = Arc::new(Directory { announce: Some(announce), to: self.directories.clone() });
-        match names {
-            Ok(mut names) => {
+        match found {
+            Ok((mut names, scope)) => {
                 names.sort_unstable_by(|a, b| b.cmp(a));
-                self.open.push(Open { source, path, names, directory });
+                self.open.push(Open { source, path, names, directory, scope });
                 None
             }
             Err(why) => Some(Found::Failed(path, why)),
@@ -236,7 +278,8 @@ impl Iterator for Walk {
             let found = match self.tree.clone().filter(|_| !self.open.is_empty()) {
                 Some(tree) => self.step(&tree),
                 None => {
-                    let tree = self.tree.insert(Arc::new(self.trees.next()?)).clone();
+                    let Some(tree) = self.trees.next() else { return self.excluded() };
+                    let tree = self.tree.insert(Arc::new(tree)).clone();
                     let path = RelativePath::from_components([&tree.name]);
                     path.ok().and_then(|path| self.look(&tree, tree.path.clone(), path, None))
                 }

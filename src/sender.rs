@@ -332,6 +332,7 @@ impl Run {
                 Some(Found::Failed(path, why)) => {
                     self.shared.report(None, path, Kind::File, 0, Settled::Failed(why));
                 }
+                Some(Found::Excluded(count)) => self.state().exclude(count),
                 None => {
                     *walked.walking = false;
                     self.report_found(true);

@@ -10,6 +10,7 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 const ROOMS: &[&str] = &[
     "path",
     "error",
+    "filter",
     "rate",
     "wire",
     "progress",

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use haul::client::{Client, PushOptions};
 use haul::config::Config;
 use haul::error::Error;
+use haul::manifest::WalkOptions;
 use haul::target::{Argument, Target};
 use haul::wire::Durability;
 
@@ -65,6 +66,10 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, PushOptions)> {
         return Err(usage("rsync's --bwlimit counts in KiB/s: --bwlimit 1000 is written --limit 1000KiB, 1.5m 1.5MiB"));
     }
     let (sources, target) = split(cp)?;
+    if cp.filter.has_list() && !matches!(&sources[..], [source] if source.is_dir()) {
+        return Err(usage("--files-from names what is below one directory, which is then the only source"));
+    }
+    let walk = WalkOptions { filter: cp.filter.filter(cp.recursive)? };
     let config = Config {
         parallel: cp.parallel as usize,
         congestion: cp.expert.congestion,
@@ -79,6 +84,7 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, PushOptions)> {
         destination: target.path,
         into: target.into,
         durability: if cp.no_fsync { Durability::Visible } else { Durability::Synced },
+        walk,
         ..PushOptions::default()
     };
     Ok((client, options))

@@ -145,6 +145,9 @@ impl Screen {
             (style, Ok(outcome)) => {
                 note(&verdict::summary(&summary, outcome));
                 if let Style::Plain { verbose: true } | Style::Bars { verbose: true, .. } = style {
+                    if outcome.sent.excluded > 0 {
+                        note(&format!("{} excluded", outcome.sent.excluded));
+                    }
                     verdict::details(outcome).iter().for_each(|text| note(text));
                 }
             }
@@ -322,6 +325,7 @@ fn done_object(tally: &Tally, outcome: &Outcome) -> Value {
     let mut object = json!({
         "type": "done",
         "files": sent.files, "bytes": sent.bytes, "skipped": sent.skipped, "failed": sent.failed,
+        "excluded": sent.excluded,
         "seconds": tally.elapsed(Instant::now()).as_secs_f64(),
         "durability": format!("{:?}", outcome.summary.durability).to_lowercase(),
     });

@@ -34,6 +34,8 @@ pub struct Sent {
     pub failures: Vec<(RelativePath, Why)>,
     /// What was not sent of files that were: each kind of thing once.
     pub unkept: Vec<Unkept>,
+    /// Files, links and directories that the filter left out; what is in such a directory was not looked at.
+    pub excluded: u64,
     /// Why the receiver ended the session early, if it did; what was not announced or answered by then was not sent.
     pub interrupted: Option<Why>,
 }
@@ -229,6 +231,11 @@ impl State {
             self.names.settled(id, pending.role, stands);
             self.progress += 1;
         }
+    }
+
+    /// Counts what the filter left out.
+    pub(super) fn exclude(&mut self, count: u64) {
+        self.account.excluded += count;
     }
 
     pub(super) fn count(&mut self, path: &RelativePath, kind: Kind, size: u64, result: &Settled) {
