@@ -103,12 +103,10 @@ enum AnyoneMay {
 #[command(after_help = "\
 Examples: haul cp photos haul://server/2026           -> 2026/...
           haul cp photos haul://server/2026/          -> 2026/photos/...
-Unchanged files (same size and time) are skipped; what was interrupted goes on:
-run the same command again. The path is literal; a local a:b is written ./a:b.
-Filters: --exclude GLOB, --include GLOB, --exclude-from FILE, --gitignore (rules
-of .gitignore, from each SRC on; the last that matches decides), --files-from
-FILE (only these names below SRC).
-Also: --congestion haul|cubic|newreno|bbr, --qlog DIR (a trace of the packets).")]
+Unchanged files (same size and time) are skipped; the same command goes on with
+what was interrupted. The path is literal; a local a:b is written ./a:b.
+Also: --exclude GLOB, --include GLOB, --exclude-from FILE, --gitignore, --qlog
+DIR, --files-from FILE, --parallel N, --congestion haul|cubic|newreno|bbr.")]
 struct Cp {
     /// Local files and directories, or - for what comes in
     #[arg(value_name = "SRC", required = true)]
@@ -120,7 +118,7 @@ struct Cp {
     #[arg(long, value_name = "SHA256:...")]
     pin: Option<KeyId>,
     /// Transfers open at the same time
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, hide = true, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1000))]
     parallel: u32,
     /// Keep trying when the connection is lost
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "10m")]
