@@ -26,13 +26,13 @@ use crate::path::{RelativePath, printable};
 use crate::pipe::Pipe;
 use crate::progress::{Event, Observer};
 use crate::rate::Rate;
-use crate::receiver::{Permits, Place, Receiver, Receiving, TakeOptions};
+use crate::receiver::{Permits, Place, Receiver, Receiving};
 use crate::sender::{Sender, Sent};
 use crate::session::{self, Outcome};
 use crate::store::Store;
 use crate::stream::varint_of;
 use crate::trust::ServerTrust;
-use crate::wire::{Components, Durability, Message, Pull, Push, Summary};
+use crate::wire::{Components, Durability, Message, Pull, Push, Summary, Take};
 
 use link::Link;
 use retry::{Retry, passes, reason};
@@ -71,7 +71,7 @@ pub struct PushOptions {
     /// What is announced of the sources.
     pub walk: WalkOptions,
     /// How the server takes it.
-    pub take: TakeOptions,
+    pub take: Take,
 }
 
 impl Client {
@@ -152,6 +152,7 @@ impl Client {
             sources: u32::try_from(options.sources.len()).unwrap_or(u32::MAX),
             directory: options.sources.len() == 1 && first.directory,
             durability: options.durability,
+            take: Some(options.take).filter(|take| *take != Take::default()),
         };
         let sender = Sender::new(trees, unsendable, options.walk.clone(), self.config.parallel, observer.clone());
         self.send(link, &push, sender, observer).await
@@ -183,6 +184,7 @@ impl Client {
             sources: 1,
             directory: false,
             durability: options.durability,
+            take: Some(options.take).filter(|take| *take != Take::default()),
         };
         let sender = Sender::of_pipe(name, Pipe::new(input), observer.clone()).map_err(Error::Refused)?;
         self.send(link, &push, sender, observer).await
@@ -276,7 +278,7 @@ impl Client {
             store,
             // A server could send anything under any name, such as a .profile.
             place: Place::Only(sources.iter().filter_map(|source| source.name().map(<[u8]>::to_vec)).collect()),
-            take: TakeOptions::default(),
+            take: Take::default(),
             owner: self.key_id.0,
             durability,
             permits: Arc::new(Permits::new(permits)),
@@ -292,6 +294,7 @@ impl Client {
             entries: MAX_UNANSWERED,
             entry_bytes: MAX_UNANSWERED_BYTES,
             limit: self.config.limit.map(Rate::bytes),
+            checksum: None,
         };
         if !pull.fits() {
             return Err(Error::Usage("so many sources do not fit into one request; pull them in parts".into()));

@@ -68,6 +68,8 @@ impl Tree {
 pub struct WalkOptions {
     /// What is left out.
     pub filter: Filter,
+    /// Files are announced with the digest of their content, which is read for it.
+    pub checksum: bool,
 }
 
 /// A directory that is being sent. It is announced when the last of its children lets go of it, since its final mode and
@@ -101,6 +103,8 @@ pub struct Announce {
     pub kind: Kind,
     /// What a symbolic link holds.
     pub target: Option<Vec<u8>>,
+    /// The digest of a file's content, where it is known.
+    pub digest: Option<[u8; 32]>,
     /// Keeps the directory it stands in from being announced before it is settled.
     pub parent: Option<Arc<Directory>>,
     /// Where its content comes from, if not from the tree's store.
@@ -117,7 +121,7 @@ impl Announce {
         let (kind, modified, version) = (Kind::File, Time::default(), Version::default());
         let metadata = Metadata { kind: Some(kind), size: 0, modified, mode: 0, links: 1, version };
         let (tree, source) = (Arc::new(tree), path.clone());
-        Ok(Self { tree, source, path, metadata, kind, target: None, parent: None, pipe: Some(pipe) })
+        Ok(Self { tree, source, path, metadata, kind, target: None, digest: None, parent: None, pipe: Some(pipe) })
     }
 
     /// The entry as it goes over the wire.
@@ -131,6 +135,7 @@ impl Announce {
             modified: known.then_some(self.metadata.modified),
             mode: (self.kind != Kind::Symlink && known).then_some(self.metadata.mode & PERMISSIONS),
             target: self.target.clone(),
+            digest: self.digest,
             ..Entry::default()
         }
     }
@@ -171,6 +176,11 @@ struct Open {
 }
 
 impl Walk {
+    /// Whether files are to be announced with digests.
+    pub(crate) fn checksum(&self) -> bool {
+        self.options.checksum
+    }
+
     /// A walk that has not begun; `directories` takes the directories.
     pub fn new(trees: Vec<Tree>, options: WalkOptions, directories: mpsc::UnboundedSender<Announce>) -> Self {
         Self { trees: trees.into_iter(), tree: None, open: Vec::new(), directories, options, excluded: 0 }
@@ -227,8 +237,17 @@ impl Walk {
             }
             Err(why) => return Some(Found::Failed(path, why)),
         };
-        let mut announce =
-            Announce { tree: tree.clone(), source, path, metadata, kind, target: None, parent, pipe: None };
+        let mut announce = Announce {
+            tree: tree.clone(),
+            source,
+            path,
+            metadata,
+            kind,
+            target: None,
+            digest: None,
+            parent,
+            pipe: None,
+        };
         match kind {
             Kind::Directory => return self.enter(announce),
             Kind::Symlink => match tree.store.read_link(&announce.source) {

@@ -40,7 +40,7 @@ use crate::path::RelativePath;
 use crate::progress::{Event, Observer, Settled};
 use crate::store::{Attributes, Claim, Store};
 use crate::stream::{MessageReader, MessageWriter};
-use crate::wire::{Durability, Entry, Kind, Plan, Summary, Withdraw};
+use crate::wire::{Durability, Entry, Kind, Plan, Summary, Take, Withdraw};
 
 /// Files up to this size may be received whole into memory before they take a permit, in bytes.
 const SMALL_BODY: u64 = 256 << 10;
@@ -100,10 +100,6 @@ impl Place {
     }
 }
 
-/// How entries are taken.
-#[derive(Debug, Clone, Default)]
-pub struct TakeOptions {}
-
 /// Everything that a receiver needs to know of its session.
 pub struct Receiving {
     /// Where files are committed to.
@@ -111,7 +107,7 @@ pub struct Receiving {
     /// Where in the store.
     pub place: Place,
     /// How entries are taken.
-    pub take: TakeOptions,
+    pub take: Take,
     /// The key of the sender, which partials are bound to.
     pub owner: [u8; 32],
     /// How durable a commit has to be.

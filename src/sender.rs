@@ -5,6 +5,7 @@
 
 mod account;
 mod body;
+mod digests;
 mod holes;
 mod meter;
 mod names;
@@ -13,6 +14,7 @@ mod transfer;
 
 pub use account::{MAX_FAILURES, Sent};
 use account::{Pending, State};
+use digests::put_digests;
 pub use meter::Meter;
 pub(crate) use meter::{Station, Watch};
 use names::{MAX_WAITING, Role};
@@ -166,6 +168,10 @@ impl Sender {
             for (path, why) in unsendable {
                 self.shared.report(None, path, Kind::File, 0, Settled::Failed(why));
             }
+            let found = match trees.checksum() {
+                true => digested(found),
+                false => found,
+            };
             tokio::spawn(walk(trees, found));
         }
         let run = Arc::new(Run { shared: self.shared.clone(), sending });
@@ -468,6 +474,13 @@ impl Run {
         self.state().settled(id, stands, stopping);
         self.shared.changed.notify_waiters();
     }
+}
+
+/// Puts digests to what is found on its way to there.
+fn digested(to: mpsc::Sender<Found>) -> mpsc::Sender<Found> {
+    let (found_to, found) = mpsc::channel(WALK_AHEAD);
+    tokio::spawn(put_digests(found, to));
+    found_to
 }
 
 /// Walks a part at a time, off the network threads, until the other end of the channel is gone. A peer that answers

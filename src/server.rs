@@ -22,7 +22,7 @@ use crate::limits::within_open_files;
 use crate::measure::{self, Places};
 use crate::progress::Observer;
 use crate::qlog;
-use crate::receiver::{Claims, Permits, Receiver, Receiving, TakeOptions};
+use crate::receiver::{Claims, Permits, Receiver, Receiving};
 use crate::session::{MakeReceiver, Opened, ServerSession, Sessions, accept_streams, serve};
 use crate::store::Store;
 use crate::stream::{lost_connection, varint_of};
@@ -391,7 +391,7 @@ fn receivers(shared: &Arc<Shared>, owner: [u8; 32], permits: Arc<Permits>, windo
         Receiver::new(Receiving {
             store: shared.store.clone(),
             place,
-            take: TakeOptions::default(),
+            take: push.take.unwrap_or_default(),
             owner,
             durability: push.durability,
             permits: permits.clone(),

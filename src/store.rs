@@ -56,6 +56,9 @@ pub struct Version {
 /// The permission bits that `haul` carries over: read, write and execute (0777).
 pub const PERMISSIONS: u32 = 0o777;
 
+/// Bytes read and hashed at a time: as much as keeps a disk's read-ahead busy.
+const DIGEST_BLOCK: usize = 256 << 10;
+
 /// Whose partial it is and of which source: what it is bound to, besides its path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
@@ -132,6 +135,10 @@ pub trait Store: Send + Sync + 'static {
     /// that stands there. Fails where the filesystem has no such thing, and between two of them.
     fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why>;
 
+    /// Removes what stands there: a file, link, device or the like, or an empty directory. What a link points to is never
+    /// touched, and neither are a directory with anything in it, such as a partial, and the store itself.
+    fn remove(&self, path: &RelativePath) -> Result<(), Why>;
+
     /// Brings to the disk all that was made or found in this store so far.
     fn sync(&self) -> Result<(), Why>;
 
@@ -151,6 +158,22 @@ pub trait Source: Send {
     /// The first part from an offset on that is no hole; `None` when only a hole is left, or nothing. A hole reads as zeros.
     /// A store that does not know holes has none.
     fn data_from(&self, offset: u64) -> io::Result<Option<std::ops::Range<u64>>>;
+}
+
+/// BLAKE3 of what a source reads as, holes included. Blocks; reads no more than this size, and fails when there is less.
+pub fn digest(source: &dyn Source, size: u64) -> io::Result<[u8; 32]> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; DIGEST_BLOCK.min(size as usize)];
+    let mut at = 0;
+    while at < size {
+        let length = buffer.len().min((size - at) as usize);
+        if source.read_at(&mut buffer[..length], at)? < length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        hasher.update(&buffer[..length]);
+        at += length as u64;
+    }
+    Ok(*hasher.finalize().as_bytes())
 }
 
 /// An unfinished file. It cannot be read as a file by anybody but its owner; dropping it keeps the partial for resume.

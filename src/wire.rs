@@ -8,6 +8,7 @@ use minicbor::{Decode, Encode};
 
 mod content;
 mod message;
+mod take;
 #[cfg(test)]
 mod tests;
 mod unkept;
@@ -15,6 +16,7 @@ mod value;
 
 pub use content::content_hasher;
 pub use message::*;
+pub use take::{Delete, Existing, Take};
 pub use unkept::{Aspect, Unkept};
 pub use value::{Components, Durability, Held, Kind, Probe, Range, Time, WireWhy};
 

@@ -60,14 +60,32 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             sources: 2,
             directory: false,
             durability: Durability::Synced,
+            take: None,
         }),
-        all(&Pull { session, sources: vec![components(&[b"a"])], entries: 10_000, entry_bytes: 1 << 20, limit: None }),
+        all(&Push {
+            session,
+            destination: components(&[b"in"]),
+            into: false,
+            sources: 1,
+            directory: true,
+            durability: Durability::Synced,
+            take: Some(Take { checksum: true, delete: Some(Delete { most: Some(100) }), ..Take::default() }),
+        }),
+        all(&Pull {
+            session,
+            sources: vec![components(&[b"a"])],
+            entries: 10_000,
+            entry_bytes: 1 << 20,
+            limit: None,
+            checksum: None,
+        }),
         all(&Pull {
             session,
             sources: vec![components(&[b"a"])],
             entries: 10_000,
             entry_bytes: 1 << 20,
             limit: Some(2_500_000),
+            checksum: None,
         }),
         all(&List { session, path: components(&[b"a"]), recursive: true }),
         all(&Ready { entries: 10_000, entry_bytes: 1 << 20, place: None }),
@@ -117,6 +135,14 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             kind: Kind::File,
             size: Some(300),
             hard_link: Some(7),
+            ..Entry::default()
+        }),
+        all(&Entry {
+            id: 9,
+            path: components(&[b"a", b"c.txt"]),
+            kind: Kind::File,
+            size: Some(300),
+            digest: Some([5; 32]),
             ..Entry::default()
         }),
         all(&Entry {

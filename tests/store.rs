@@ -50,6 +50,7 @@ conformance! {
     a_further_name_is_of_the_same_file
     a_further_name_takes_the_place_of_a_file
     only_files_have_further_names
+    what_is_removed_is_gone_and_nothing_else
     a_directory_in_the_way_of_a_file
     a_file_in_the_way_of_a_directory
     a_directory_that_came_later_keeps_the_partial
@@ -410,6 +411,27 @@ fn a_further_name_takes_the_place_of_a_file(store: &dyn Store) {
     assert_eq!(store.stat(&path("f")).unwrap().unwrap().links, 3);
     assert_eq!(names(store, &RelativePath::root()), [b"f".as_slice(), b"file", b"link"]);
     assert_eq!(store.sweep(Duration::ZERO).unwrap(), 0, "nothing is left beside them");
+}
+
+fn what_is_removed_is_gone_and_nothing_else(store: &dyn Store) {
+    put(store, "d/f", b"data");
+    store.link(&path("d/f"), &path("g")).unwrap();
+    store.make_symlink(&path("to-d"), b"d", &Attributes::default()).unwrap();
+    assert!(store.remove(&path("d")).is_err(), "it is not empty");
+    assert_eq!(refused(store.remove(&path("to-d/f")), "to-d"), Code::Symlink);
+    assert_eq!(refused(store.remove(&path("none")), "none"), Code::NotFound);
+    assert_eq!(refused(store.remove(&RelativePath::root()), "."), Code::IsDirectory);
+    store.remove(&path("to-d")).unwrap();
+    assert_eq!(content(store, &path("d/f")), b"data", "a link went, and not what it points to");
+    store.remove(&path("d/f")).unwrap();
+    assert_eq!(content(store, &path("g")), b"data", "the other name stays");
+    store.remove(&path("d")).unwrap();
+    assert_eq!(names(store, &RelativePath::root()), [b"g"]);
+
+    let mut upload = begin(store, &path("e/f"), b"data");
+    upload.write_at(b"data", 0).unwrap();
+    drop(upload);
+    assert!(store.remove(&path("e")).is_err(), "a partial is in it");
 }
 
 fn only_files_have_further_names(store: &dyn Store) {

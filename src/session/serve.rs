@@ -194,7 +194,15 @@ mod tests {
         let claim = crate::store::Claim { owner: [0; 32], size: 0, modified: None };
         store.create(&path("file"), &claim).unwrap().commit(&Default::default(), Durability::Visible).unwrap();
         let destination = Components::from(&path(destination));
-        let push = Push { session: [0; 16], destination, into, sources, directory, durability: Durability::Visible };
+        let push = Push {
+            session: [0; 16],
+            destination,
+            into,
+            sources,
+            directory,
+            durability: Durability::Visible,
+            take: None,
+        };
         settle(&store, &push).map_err(|why| why.code)
     }
 

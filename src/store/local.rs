@@ -230,6 +230,17 @@ impl Store for LocalStore {
         renamed
     }
 
+    fn remove(&self, path: &RelativePath) -> Result<(), Why> {
+        let (directory, name) = self.parent(path)?;
+        let there = directory.stat(name).map_err(|e| fault(path, "look at it", e))?;
+        let there = there.ok_or_else(|| refusal(Code::NotFound, path))?;
+        let how = match FileType::from_raw_mode(there.st_mode) {
+            FileType::Directory => AtFlags::REMOVEDIR,
+            _ => AtFlags::empty(),
+        };
+        self.root.change(&directory, || unlinkat(&directory, name, how)).map_err(|e| fault(path, "remove it", e))
+    }
+
     fn sync(&self) -> Result<(), Why> {
         self.root.sync().map_err(|e| fault(&RelativePath::root(), "bring the store to the disk", e))
     }

@@ -241,7 +241,13 @@ impl State {
 
     /// Puts a node in the place of another, whose other names stay.
     fn insert(&mut self, path: &RelativePath, node: Node) {
-        let Some(old) = self.nodes.insert(path.clone(), node) else { return };
+        if let Some(old) = self.nodes.insert(path.clone(), node) {
+            self.forget(old);
+        }
+    }
+
+    /// A name is gone; others of the same file stay.
+    fn forget(&mut self, old: Node) {
         if old.metadata.links == 1 {
             self.used -= old.content.size();
         }
@@ -365,6 +371,25 @@ impl Store for MemoryStore {
         let metadata = node.metadata.clone();
         state.insert(new, node);
         state.every_name(&metadata, |name| name.links = metadata.links);
+        Ok(())
+    }
+
+    fn remove(&self, path: &RelativePath) -> Result<(), Why> {
+        let mut state = self.shared.lock();
+        if path.is_root() {
+            return Err(refusal(Code::IsDirectory, path));
+        }
+        let node = state.must_find(path)?;
+        if state
+            .nodes
+            .keys()
+            .chain(state.partials.keys().map(|key| &key.path))
+            .any(|key| key.parent().as_ref() == Some(path))
+        {
+            return Err(fault(path, "remove it", Errno::NOTEMPTY));
+        }
+        state.nodes.remove(path);
+        state.forget(node);
         Ok(())
     }
 

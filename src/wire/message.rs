@@ -4,8 +4,8 @@ use minicbor::{Decode, Encode};
 
 use super::value::{ascending, at_most};
 use super::{
-    Components, Durability, Held, Kind, MAX_HELD, MAX_HOLES, MAX_PLAN_RANGES, MAX_SYMLINK, Message, Probe, Range, Time,
-    Unkept, WireWhy,
+    Components, Durability, Held, Kind, MAX_HELD, MAX_HOLES, MAX_PLAN_RANGES, MAX_SYMLINK, Message, Probe, Range, Take,
+    Time, Unkept, WireWhy,
 };
 use crate::rate::Rate;
 
@@ -92,6 +92,9 @@ pub struct Push {
     /// How durable a commit has to be.
     #[n(5)]
     pub durability: Durability,
+    /// How entries are to be taken, if not as usual.
+    #[n(6)]
+    pub take: Option<Take>,
 }
 
 impl Push {
@@ -119,6 +122,9 @@ pub struct Pull {
     /// Bytes a second that the client wants to be sent at most, within [`Rate`]'s bounds.
     #[n(4)]
     pub limit: Option<u64>,
+    /// Whether the entries of files are to carry digests, for the client to compare.
+    #[n(6)]
+    pub checksum: Option<bool>,
 }
 
 impl Pull {
@@ -260,6 +266,10 @@ pub struct Entry {
     /// What a symbolic link holds; only for those. At most [`MAX_SYMLINK`] bytes, without NUL.
     #[cbor(n(6), with = "minicbor::bytes")]
     pub target: Option<Vec<u8>>,
+    /// Only for files: BLAKE3 of the content, where the sender knows it. The receiver may compare it with what stands there, and
+    /// trusts it in nothing else.
+    #[cbor(n(7), with = "minicbor::bytes")]
+    pub digest: Option<[u8; 32]>,
     /// Only for files: this is another name of the entry with this number, which stands already; its own number when
     /// others may come to be names of this one.
     #[n(8)]
