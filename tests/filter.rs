@@ -70,7 +70,7 @@ impl Case {
     fn walked(&self, root: &Path) -> BTreeSet<Vec<u8>> {
         let filter = Filter { rules: Rules::new(self.rules.clone()).unwrap(), gitignore: true, only: None };
         let (directories, _announced) = tokio::sync::mpsc::unbounded_channel();
-        let options = WalkOptions { filter };
+        let options = WalkOptions { filter, ..WalkOptions::default() };
         let walk = Walk::new(vec![Tree::local(root).unwrap()], options, directories);
         let names = walk.filter_map(|found| match found {
             Found::Entry(entry) => Some(entry.path.split_first().unwrap().1.as_bytes().to_vec()),

@@ -69,7 +69,7 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, PushOptions)> {
     if cp.filter.has_list() && !matches!(&sources[..], [source] if source.is_dir()) {
         return Err(usage("--files-from names what is below one directory, which is then the only source"));
     }
-    let walk = WalkOptions { filter: cp.filter.filter(cp.recursive)? };
+    let walk = WalkOptions { filter: cp.filter.filter(cp.recursive)?, ..WalkOptions::default() };
     let config = Config {
         parallel: cp.parallel as usize,
         congestion: cp.expert.congestion,

@@ -108,6 +108,10 @@ impl Store for SlowStore {
         self.inner.link(existing, new)
     }
 
+    fn remove(&self, path: &RelativePath) -> Result<(), Why> {
+        self.inner.remove(path)
+    }
+
     fn sync(&self) -> Result<(), Why> {
         self.inner.sync()
     }
