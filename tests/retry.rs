@@ -377,6 +377,9 @@ mod gate {
         fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
             self.store.link(existing, new)
         }
+        fn remove(&self, path: &RelativePath) -> Result<(), Why> {
+            self.store.remove(path)
+        }
         fn sync(&self) -> Result<(), Why> {
             self.store.sync()
         }
