@@ -105,8 +105,8 @@ Examples: haul cp photos haul://server/2026           -> 2026/...
           haul cp photos haul://server/2026/          -> 2026/photos/...
 Unchanged files (same size and time) are skipped; the same command goes on with
 what was interrupted. The path is literal; a local a:b is written ./a:b.
-Also: --exclude GLOB, --include GLOB, --exclude-from FILE, --gitignore, --qlog
-DIR, --files-from FILE, --parallel N, --congestion haul|cubic|newreno|bbr.")]
+Also: --exclude GLOB, --include GLOB, --exclude-from FILE, --gitignore,
+--files-from FILE, --follow, --parallel N, --qlog DIR, --congestion NAME.")]
 struct Cp {
     /// Local files and directories, or - for what comes in
     #[arg(value_name = "SRC", required = true)]
@@ -131,6 +131,8 @@ struct Cp {
     limit: Option<Rate>,
     #[command(flatten)]
     filter: filter::FilterArgs,
+    #[arg(short = 'L', long, visible_alias = "copy-links", hide = true)]
+    follow: bool,
     #[command(flatten)]
     expert: Expert,
     #[command(flatten)]

@@ -20,7 +20,7 @@ use crate::endpoint;
 use crate::error::{Code, Error, Result, Why};
 use crate::identity::{Identity, KeyId};
 use crate::limits::within_open_files;
-use crate::manifest::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES, Tree, WalkOptions};
+use crate::manifest::{Follow, MAX_UNANSWERED, MAX_UNANSWERED_BYTES, Tree, WalkOptions};
 use crate::measure::{self, MeasureOptions, Measured};
 use crate::path::{RelativePath, printable};
 use crate::pipe::Pipe;
@@ -140,7 +140,7 @@ impl Client {
     pub async fn push(&self, options: &PushOptions, observer: Observer) -> Result<Outcome> {
         let link = self.link();
         observer(Event::Connected { address: link.connection.remote_address(), key_id: self.key_id.to_string() });
-        let (trees, unsendable) = look_at(options.sources.clone()).await?;
+        let (trees, unsendable) = look_at(options.sources.clone(), options.walk.follow).await?;
         let Some(first) = trees.first() else {
             // Nothing to ask the server for.
             return Ok(Outcome { sent: Sent::of_failures(unsendable, &observer), ..Outcome::default() });
@@ -343,11 +343,11 @@ impl Client {
 type Unsendable = (RelativePath, Why);
 
 /// Looks at the sources, off the network threads. One that is missing does not keep the others from being sent.
-async fn look_at(sources: Vec<PathBuf>) -> Result<(Vec<Tree>, Vec<Unsendable>)> {
+async fn look_at(sources: Vec<PathBuf>, follow: Follow) -> Result<(Vec<Tree>, Vec<Unsendable>)> {
     let looked = tokio::task::spawn_blocking(move || {
         let (mut trees, mut unsendable) = (Vec::<Tree>::new(), Vec::new());
         for source in sources {
-            match Tree::local(&source) {
+            match Tree::local(&source, follow) {
                 Ok(tree) if trees.iter().any(|other| other.name == tree.name) => {
                     let name = printable(&tree.name);
                     return Err(Error::Usage(format!("two sources are named {name}; they would fall on each other")));

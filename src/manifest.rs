@@ -1,5 +1,6 @@
 //! What a session is about: the trees to send, walked into entries, and the receiver's verdicts.
 
+mod follow;
 mod ignored;
 
 use std::path::Path;
@@ -46,7 +47,7 @@ impl Tree {
     ///
     /// # Errors
     /// [`Error::Io`] naming the path when it is missing or out of reach; [`Error::Usage`] when it has no name.
-    pub fn local(path: &Path) -> Result<Self> {
+    pub fn local(path: &Path, follow: Follow) -> Result<Self> {
         let failed = || Error::io(printable(path.as_os_str().as_encoded_bytes()));
         let real = path.canonicalize().map_err(failed())?;
         let (Some(parent), Some(real_name)) = (real.parent(), real.file_name()) else {
@@ -58,9 +59,36 @@ impl Tree {
         };
         named(&name)?;
         let directory = real.metadata().map_err(failed())?.is_dir();
-        let store = Arc::new(LocalStore::open(parent)?);
-        Ok(Self { store, path: named(real_name.as_encoded_bytes())?, name, directory })
+        if follow == Follow::Never {
+            let store = Arc::new(LocalStore::open(parent)?);
+            return Ok(Self { store, path: named(real_name.as_encoded_bytes())?, name, directory });
+        }
+        // Links may lead anywhere, and one descriptor is enough for all of that.
+        let components = real.iter().skip(1).map(|component| component.as_encoded_bytes());
+        let whole = RelativePath::from_components(components);
+        let whole =
+            whole.map_err(|bad| Error::Usage(format!("{}: {bad}", printable(real.as_os_str().as_encoded_bytes()))))?;
+        Ok(Self { store: Arc::new(LocalStore::open(Path::new("/"))?), path: whole, name, directory })
     }
+}
+
+impl Tree {
+    /// What its entries are below.
+    fn top(&self) -> RelativePath {
+        RelativePath::from_components(Some(&self.name).filter(|name| !name.is_empty())).unwrap_or_default()
+    }
+}
+
+/// Which symbolic links found in directories are sent as what they point to, and not as links.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Follow {
+    /// None.
+    #[default]
+    Never,
+    /// Those that stay within the store; one that leads out of it fails. For a peer who asks.
+    Within,
+    /// All, wherever they lead: the store is the whole filesystem.
+    Anywhere,
 }
 
 /// What a walk makes of what it comes upon.
@@ -70,6 +98,8 @@ pub struct WalkOptions {
     pub filter: Filter,
     /// Files are announced with the digest of their content, which is read for it.
     pub checksum: bool,
+    /// What becomes of symbolic links. One that leads to a directory that it stands in fails, as does one to nothing.
+    pub follow: Follow,
 }
 
 /// A directory that is being sent. It is announced when the last of its children lets go of it, since its final mode and
@@ -173,6 +203,8 @@ struct Open {
     directory: Arc<Directory>,
     /// The rules of the .gitignore files here and above.
     scope: Option<Arc<Scope>>,
+    /// Device and inode.
+    file: (u64, u64),
 }
 
 impl Walk {
@@ -218,24 +250,17 @@ impl Walk {
         path: RelativePath,
         parent: Option<Arc<Directory>>,
     ) -> Option<Found> {
-        let (metadata, kind) = match tree.store.stat(&source) {
-            Ok(Some(metadata)) if self.excludes(tree, &source, metadata.kind) => {
+        let (source, metadata) = match self.locate(tree, source, &path) {
+            Ok(Some(found)) => found,
+            Ok(None) => {
                 self.excluded += 1;
                 return None;
             }
-            Ok(Some(metadata)) => match metadata.kind {
-                Some(kind) => (metadata, kind),
-                None => {
-                    let why = Why::new(Code::Special, "a FIFO, socket or device; skipped, it has no content to send");
-                    return Some(Found::Failed(path, why));
-                }
-            },
-            Ok(None) => {
-                let listed = self.options.filter.only.is_some();
-                let text = if listed { "listed, and not there" } else { "gone before it could be sent" };
-                return Some(Found::Failed(path, Why::new(Code::NotFound, text)));
-            }
             Err(why) => return Some(Found::Failed(path, why)),
+        };
+        let Some(kind) = metadata.kind else {
+            let why = Why::new(Code::Special, "a FIFO, socket or device; skipped, it has no content to send");
+            return Some(Found::Failed(path, why));
         };
         let mut announce = Announce {
             tree: tree.clone(),
@@ -259,29 +284,57 @@ impl Walk {
         Some(Found::Entry(announce))
     }
 
-    fn excludes(&self, tree: &Tree, source: &RelativePath, kind: Option<Kind>) -> bool {
+    /// Where something is that goes under that path, and what it is; `None` if it is left out.
+    fn locate(
+        &self,
+        tree: &Tree,
+        source: RelativePath,
+        path: &RelativePath,
+    ) -> Result<Option<(RelativePath, Metadata)>, Why> {
+        let there = tree.store.stat(&source)?.ok_or_else(|| {
+            let listed = self.options.filter.only.is_some();
+            Why::new(Code::NotFound, if listed { "listed, and not there" } else { "gone before it could be sent" })
+        })?;
+        let follow = self.options.follow;
+        if self.excludes(tree, path, there.kind) {
+            return Ok(None);
+        }
+        if there.kind != Some(Kind::Symlink) || follow == Follow::Never {
+            return Ok(Some((source, there)));
+        }
+        let (end, there) = follow::resolve(&*tree.store, &source, follow)?;
+        // It may be a directory now.
+        Ok((!self.excludes(tree, path, there.kind)).then_some((end, there)))
+    }
+
+    fn excludes(&self, tree: &Tree, path: &RelativePath, kind: Option<Kind>) -> bool {
         let scope = self.open.last().and_then(|open| open.scope.as_deref());
-        ignored::excludes(&self.options.filter, scope, tree, source, kind == Some(Kind::Directory))
+        ignored::excludes(&self.options.filter, scope, &tree.top(), path, kind == Some(Kind::Directory))
     }
 
     fn enter(&mut self, announce: Announce) -> Option<Found> {
         let (source, path, tree) = (announce.source.clone(), announce.path.clone(), announce.tree.clone());
+        let file = announce.metadata.version.file;
+        if self.options.follow != Follow::Never && self.open.iter().any(|open| open.file == file) {
+            let why = Why::new(Code::Symlink, "a loop: a symbolic link leads to a directory that it stands in");
+            return Some(Found::Failed(path, why));
+        }
         let filter = &self.options.filter;
         let listed = filter.only.as_ref().and_then(|only| {
-            let below = below(&tree.path, &source).split(|&byte| byte == b'/').filter(|name| !name.is_empty());
+            let below = below(&tree.top(), &path).split(|&byte| byte == b'/').filter(|name| !name.is_empty());
             only.within(&RelativePath::from_components(below).ok()?)
         });
         let names = listed.map_or_else(|| tree.store.names(&source), Ok);
         let above = self.open.last().and_then(|open| open.scope.clone());
         let found = names.and_then(|names| match filter.gitignore {
-            true => Ok((names, Scope::of(&*tree.store, &source, above)?)),
+            true => Ok((names, Scope::of(&*tree.store, &source, &path, above)?)),
             false => Ok((names, None)),
         });
         let directory = Arc::new(Directory { announce: Some(announce), to: self.directories.clone() });
         match found {
             Ok((mut names, scope)) => {
                 names.sort_unstable_by(|a, b| b.cmp(a));
-                self.open.push(Open { source, path, names, directory, scope });
+                self.open.push(Open { source, path, names, directory, scope, file });
                 None
             }
             Err(why) => Some(Found::Failed(path, why)),

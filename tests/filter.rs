@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use haul::filter::{Filter, Rules};
-use haul::manifest::{Found, Tree, Walk, WalkOptions};
+use haul::manifest::{Follow, Found, Tree, Walk, WalkOptions};
 use proptest::prelude::*;
 use support::command::{Serving, haul};
 use support::write;
@@ -71,7 +71,7 @@ impl Case {
         let filter = Filter { rules: Rules::new(self.rules.clone()).unwrap(), gitignore: true, only: None };
         let (directories, _announced) = tokio::sync::mpsc::unbounded_channel();
         let options = WalkOptions { filter, ..WalkOptions::default() };
-        let walk = Walk::new(vec![Tree::local(root).unwrap()], options, directories);
+        let walk = Walk::new(vec![Tree::local(root, Follow::Never).unwrap()], options, directories);
         let names = walk.filter_map(|found| match found {
             Found::Entry(entry) => Some(entry.path.split_first().unwrap().1.as_bytes().to_vec()),
             Found::Failed(path, why) => panic!("{path}: {why}"),

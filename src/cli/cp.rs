@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use haul::client::{Client, PushOptions};
 use haul::config::Config;
 use haul::error::Error;
-use haul::manifest::WalkOptions;
+use haul::manifest::{Follow, WalkOptions};
 use haul::target::{Argument, Target};
 use haul::wire::Durability;
 
@@ -69,7 +69,8 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, PushOptions)> {
     if cp.filter.has_list() && !matches!(&sources[..], [source] if source.is_dir()) {
         return Err(usage("--files-from names what is below one directory, which is then the only source"));
     }
-    let walk = WalkOptions { filter: cp.filter.filter(cp.recursive)?, ..WalkOptions::default() };
+    let follow = if cp.follow { Follow::Anywhere } else { Follow::Never };
+    let walk = WalkOptions { filter: cp.filter.filter(cp.recursive)?, follow, ..WalkOptions::default() };
     let config = Config {
         parallel: cp.parallel as usize,
         congestion: cp.expert.congestion,

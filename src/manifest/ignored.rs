@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::Tree;
 use crate::error::{Code, Why};
 use crate::filter::{Filter, MAX_RULES_BYTES, Rules};
 use crate::path::RelativePath;
@@ -12,7 +11,7 @@ use crate::wire::Kind;
 /// The rules of one .gitignore, and those that hold where it says nothing.
 pub(super) struct Scope {
     rules: Rules,
-    /// The directory that they are anchored at.
+    /// The directory that they are anchored at, as it is named on the wire.
     base: RelativePath,
     above: Option<Arc<Scope>>,
 }
@@ -23,6 +22,7 @@ impl Scope {
     pub(super) fn of(
         store: &dyn Store,
         directory: &RelativePath,
+        base: &RelativePath,
         above: Option<Arc<Self>>,
     ) -> Result<Option<Arc<Self>>, Why> {
         let below = |name: &[u8]| directory.join(name).ok();
@@ -31,9 +31,9 @@ impl Scope {
             && store.stat(&git).is_ok_and(|there| there.is_some())
         {
             let exclude = git.join(b"info").and_then(|info| info.join(b"exclude")).ok();
-            scope = Self::with(store, exclude.filter(|path| is_file(store, path)), directory, None)?;
+            scope = Self::with(store, exclude.filter(|path| is_file(store, path)), base, None)?;
         }
-        Self::with(store, below(b".gitignore").filter(|path| is_file(store, path)), directory, scope)
+        Self::with(store, below(b".gitignore").filter(|path| is_file(store, path)), base, scope)
     }
 
     fn with(
@@ -50,10 +50,10 @@ impl Scope {
         Ok(Some(Arc::new(Self { rules, base: base.clone(), above })))
     }
 
-    fn excludes(&self, source: &RelativePath, directory: bool) -> bool {
+    fn excludes(&self, path: &RelativePath, directory: bool) -> bool {
         let mut scope = Some(self);
         while let Some(this) = scope {
-            if let Some(excluded) = this.rules.excludes(below(&this.base, source), directory) {
+            if let Some(excluded) = this.rules.excludes(below(&this.base, path), directory) {
                 return excluded;
             }
             scope = this.above.as_deref();
@@ -62,21 +62,22 @@ impl Scope {
     }
 }
 
-/// Whether something is to be left out. A source that is a directory is where rules are anchored, and never is.
+/// Whether something is to be left out, by its name on the wire, where all of its tree stands below `top`. A source that
+/// is a directory is where rules are anchored, and never is.
 pub(super) fn excludes(
     filter: &Filter,
     scope: Option<&Scope>,
-    tree: &Tree,
-    source: &RelativePath,
+    top: &RelativePath,
+    path: &RelativePath,
     directory: bool,
 ) -> bool {
-    let name = match below(&tree.path, source) {
+    let name = match below(top, path) {
         b"" if directory => return false,
-        b"" => source.name().unwrap_or_default(),
+        b"" => path.name().unwrap_or_default(),
         name => name,
     };
     let excluded = filter.rules.excludes(name, directory);
-    excluded.unwrap_or_else(|| scope.is_some_and(|scope| scope.excludes(source, directory)))
+    excluded.unwrap_or_else(|| scope.is_some_and(|scope| scope.excludes(path, directory)))
 }
 
 /// A name relative to a directory that it stands below.
