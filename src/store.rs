@@ -1,7 +1,8 @@
 //! Where files are read from or committed to.
 //!
 //! Every call blocks; callers run them off the network threads. Two stores exist: [`LocalStore`], one directory that is
-//! never left, and [`MemoryStore`], the reference that the conformance tests run on beside it.
+//! never left, and [`MemoryStore`], the reference that the conformance tests run on beside it. [`OutputStore`] is half a
+//! one: a place for one file, that nobody can read.
 
 mod attributes;
 mod beneath;
@@ -10,11 +11,13 @@ pub(crate) mod fault;
 mod holes;
 mod local;
 mod memory;
+mod output;
 mod partial;
 mod sweep;
 
 pub use local::LocalStore;
 pub use memory::MemoryStore;
+pub use output::OutputStore;
 
 use std::io;
 
@@ -181,6 +184,11 @@ pub trait Upload: Send {
     /// The parts that may hold content of an earlier attempt: ascending, not touching. What they hold must be checked
     /// by content before it counts.
     fn held(&self) -> io::Result<Vec<std::ops::Range<u64>>>;
+
+    /// Whether it takes bytes in their order only, each once; then it cannot be read back, and holes are written as zeros.
+    fn in_order(&self) -> bool {
+        false
+    }
 
     /// Writes at an offset.
     fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()>;

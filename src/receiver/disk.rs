@@ -12,6 +12,8 @@ use crate::wire::{Durability, ENCODING_PIECES, HELD_BLOCK, Held, MAX_HELD, Plan,
 
 /// Bytes read back at a time to hash what came out of order.
 const READ_BACK: usize = 256 << 10;
+/// Zeros written at a time where no hole can be made, in bytes.
+const ZEROS: u64 = 256 << 10;
 
 /// The disk's side of a transfer: writes runs and hashes behind the contiguous frontier. All of it blocks.
 pub(super) struct Disk {
@@ -78,7 +80,8 @@ impl Disk {
             }
             next = end;
         }
-        for hole in plan.holes() {
+        let made = if self.in_order() { &[] } else { plan.holes() };
+        for hole in made {
             let made = self.upload.make_hole(hole.offset..hole.offset + hole.length);
             made.map_err(|e| fault(&self.path, "make a hole in it", e))?;
         }
@@ -158,6 +161,11 @@ impl Disk {
         Ok(())
     }
 
+    /// Whether it takes runs in their order only.
+    pub(super) fn in_order(&self) -> bool {
+        self.upload.in_order()
+    }
+
     /// Removes the partial.
     pub(super) fn discard(self) {
         self.upload.discard();
@@ -184,7 +192,10 @@ impl Disk {
     fn catch_up(&mut self) -> Result<(), Why> {
         let mut buffer = Vec::new();
         loop {
-            if let Some(hole) = self.holes.front().filter(|hole| hole.offset == self.frontier) {
+            if let Some(hole) = self.holes.front().copied().filter(|hole| hole.offset == self.frontier) {
+                if self.in_order() {
+                    self.write_zeros(hole)?;
+                }
                 self.frontier += hole.length;
                 self.holes.pop_front();
             } else if let Some(end) = self.beyond.remove(&self.frontier) {
@@ -197,6 +208,18 @@ impl Disk {
                 return Ok(());
             }
         }
+    }
+
+    /// Writes out a hole, where none can be made.
+    fn write_zeros(&mut self, hole: Range) -> Result<(), Why> {
+        let zeros = vec![0; hole.length.min(ZEROS) as usize];
+        let mut written = 0;
+        while written < hole.length {
+            let part = &zeros[..(hole.length - written).min(ZEROS) as usize];
+            self.upload.write_at(part, hole.offset + written).map_err(|e| fault(&self.path, "write it", e))?;
+            written += part.len() as u64;
+        }
+        Ok(())
     }
 
     fn read_back(&self, mut at: u64, end: u64, buffer: &mut [u8], hasher: &mut blake3::Hasher) -> Result<(), Why> {
@@ -233,7 +256,7 @@ fn covers(held: &[Held], start: u64, end: u64) -> bool {
 mod tests {
     use super::super::body::Body;
     use super::*;
-    use crate::store::{Claim, MemoryStore, Store};
+    use crate::store::{Claim, MemoryStore, OutputStore, Store};
     use crate::wire::Message;
     use bytes::Bytes;
     use proptest::prelude::*;
@@ -358,6 +381,30 @@ mod tests {
         source.read_at(&mut back, 0).unwrap();
         assert!(back == content);
         assert_eq!(source.data_from(HELD_BLOCK).unwrap(), Some(2 * HELD_BLOCK..size));
+    }
+
+    #[test]
+    fn what_takes_bytes_in_order_gets_holes_as_zeros() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let name = RelativePath::from_components(["f"]).unwrap();
+        let store = OutputStore::new(name.clone(), writer);
+        let upload = store.create(&name, &Claim { owner: [0; 32], size: 30, modified: None }).unwrap();
+        let (mut disk, held) = Disk::begin(upload, &name, 30).unwrap();
+        assert!(disk.in_order() && held.is_empty());
+        let plan = with_holes(30, &[(0, 5), (10, 5), (25, 5)]);
+        disk.keep(&plan, &held).unwrap();
+        let mut body = Body::new(&plan, 0, Some(30), true).unwrap();
+        body.take(5, Bytes::from_static(b"klmnopqrst")).unwrap();
+        disk.write(body.drain().0).unwrap();
+        assert_eq!(store.written(), 5, "the first hole");
+        body.take(0, Bytes::from_static(b"abcde")).unwrap();
+        disk.write(body.drain().0).unwrap();
+        let mut hasher = content_hasher(30, plan.holes());
+        hasher.update(b"abcdeklmnopqrst");
+        let trailer = Trailer { digest: hasher.finalize().into(), size: None };
+        disk.finish(Some(trailer), &Attributes::default(), Durability::Visible).unwrap();
+        let content = std::io::read_to_string(reader).unwrap();
+        assert_eq!(content, "\0\0\0\0\0abcde\0\0\0\0\0klmnopqrst\0\0\0\0\0");
     }
 
     #[test]

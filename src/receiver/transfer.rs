@@ -138,7 +138,7 @@ impl Receiver {
             };
             let Incoming { plan, stream, mut receipt } = incoming;
             let (mut stream, rest, start) = stream.into_parts();
-            let body = Body::new(&plan, start, file.size, false);
+            let body = Body::new(&plan, start, file.size, disk.in_order());
             let result = slot.receive(&file, disk, body, (&plan, &held), (&mut stream, rest), &mut receipt).await;
             drop(slot);
             // The disk is at rest, and a newer session need not wait for this peer to read.
