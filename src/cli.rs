@@ -39,6 +39,7 @@ const EXAMPLES: &str = "\
 Try it:     haul demo
 Receive:    haul serve ~/inbox
 Send:       haul cp photos/ report.pdf haul://server/
+Fetch:      haul cp haul://server/photos .
 
 Exit codes: 0 all done; 1 some files failed, each named; 2 usage; 3 no
 connection; 4 not trusted or not admitted; 130 interrupted.
@@ -62,7 +63,7 @@ enum Command {
     Demo(Demo),
 }
 
-/// Serve a directory: take uploads from many clients at once.
+/// Serve a directory: take uploads and give downloads, many at once.
 #[derive(Args)]
 #[command(after_help = "\
 Example: haul serve ~/inbox
@@ -98,20 +99,20 @@ enum AnyoneMay {
     Both,
 }
 
-/// Copy files and directories to a server.
+/// Copy files and directories to a server, or from one.
 #[derive(Args)]
 #[command(after_help = "\
-Examples: haul cp photos haul://server/2026           -> 2026/...
-          haul cp photos haul://server/2026/          -> 2026/photos/...
+Examples: haul cp photos haul://server/2026    -> 2026/... there
+          haul cp haul://server/2026 photos/   -> photos/2026/... here
 Unchanged files (same size and time) are skipped; the same command goes on with
-what was interrupted. The path is literal; a local a:b is written ./a:b.
+what was interrupted. A local a:b is written ./a:b.
 Also: --exclude GLOB, --include GLOB, --exclude-from FILE, --gitignore,
 --files-from FILE, --follow, --parallel N, --qlog DIR, --congestion NAME.")]
 struct Cp {
-    /// Local files and directories, or - for what comes in
+    /// Files and directories, here or as haul://HOST[:PORT]/[PATH]; - for what comes in
     #[arg(value_name = "SRC", required = true)]
     sources: Vec<OsString>,
-    /// Where they go: haul://HOST[:PORT]/[PATH]
+    /// Where they go: the other of the two
     #[arg(value_name = "DST", required = true)]
     destination: OsString,
     /// The key id that the server must have
@@ -123,7 +124,7 @@ struct Cp {
     /// Keep trying when the connection is lost
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "10m")]
     retry_for: Duration,
-    /// Do not wait for the server's disk
+    /// Do not wait for the disk of whoever receives
     #[arg(long)]
     no_fsync: bool,
     /// Send at most: 20M is bits a second, 2.5MB is bytes

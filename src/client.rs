@@ -1,6 +1,8 @@
 //! The client: connect, run a session, reconnect and go on with it.
 
+mod destination;
 mod link;
+mod operation;
 mod retry;
 mod watch;
 
@@ -10,31 +12,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quinn::{Connection, ConnectionError};
-use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
-use tokio_util::sync::CancellationToken;
 
 use crate::bucket::{Bucket, Limits};
 use crate::config::{Config, written};
 use crate::endpoint;
 use crate::error::{Code, Error, Result, Why};
 use crate::identity::{Identity, KeyId};
-use crate::limits::within_open_files;
-use crate::manifest::{Follow, MAX_UNANSWERED, MAX_UNANSWERED_BYTES, Tree, WalkOptions};
+use crate::manifest::{Follow, Tree, WalkOptions};
 use crate::measure::{self, MeasureOptions, Measured};
 use crate::path::{RelativePath, printable};
 use crate::pipe::Pipe;
 use crate::progress::{Event, Observer};
-use crate::rate::Rate;
-use crate::receiver::{Permits, Place, Receiver, Receiving};
 use crate::sender::{Sender, Sent};
-use crate::session::{self, Outcome};
-use crate::store::Store;
+use crate::session::Outcome;
 use crate::stream::varint_of;
 use crate::trust::ServerTrust;
-use crate::wire::{Components, Durability, Message, Pull, Push, Summary, Take};
+use crate::wire::{Components, Durability, Push, Take};
 
 use link::Link;
+use operation::{Operation, Pulling};
 use retry::{Retry, passes, reason};
 
 /// How long closing waits for its last packet to go out.
@@ -71,6 +68,23 @@ pub struct PushOptions {
     /// What is announced of the sources.
     pub walk: WalkOptions,
     /// How the server takes it.
+    pub take: Take,
+}
+
+/// What to receive, where to, and how.
+#[derive(Debug, Clone, Default)]
+pub struct PullOptions {
+    /// Below the served directory; the empty path is all that is in it.
+    pub sources: Vec<RelativePath>,
+    /// Where on this machine. Symbolic links on the way there are followed, those in it are not.
+    pub destination: PathBuf,
+    /// The destination is a directory to put the sources into, as a trailing `/` says.
+    pub into: bool,
+    /// How durable a commit has to be.
+    pub durability: Durability,
+    /// What the server announces of the sources.
+    pub walk: WalkOptions,
+    /// How this machine takes it.
     pub take: Take,
 }
 
@@ -155,7 +169,7 @@ impl Client {
             take: Some(options.take).filter(|take| *take != Take::default()),
         };
         let sender = Sender::new(trees, unsendable, options.walk.clone(), self.config.parallel, observer.clone());
-        self.send(link, &push, sender, observer).await
+        self.persist(link, Operation::Push { push, sender: Box::new(sender) }, &observer).await
     }
 
     /// Sends what a reader gives as the content of one file, until it ends. The destination is the file's own name, and
@@ -187,11 +201,27 @@ impl Client {
             take: Some(options.take).filter(|take| *take != Take::default()),
         };
         let sender = Sender::of_pipe(name, Pipe::new(input), observer.clone()).map_err(Error::Refused)?;
-        self.send(link, &push, sender, observer).await
+        self.persist(link, Operation::Push { push, sender: Box::new(sender) }, &observer).await
     }
 
-    /// Runs a push, over as many connections as it takes.
-    async fn send(&self, mut link: Arc<Link>, push: &Push, mut sender: Sender, observer: Observer) -> Result<Outcome> {
+    /// Receives files and directories from the server, and waits until each is committed on this machine, or has failed.
+    /// Where they come to stand is settled as in a push, once the server has said what the source is: see
+    /// [`Place::settle`](crate::receiver::Place::settle). All else is as in [`push`](Self::push), with the roles turned
+    /// about: what the server could not send is counted among the failures, and a lost connection is followed by others,
+    /// over which the server looks for everything anew.
+    ///
+    /// # Errors
+    /// What ends the session as a whole; [`Error::Usage`] for sources that cannot be asked for together; [`Error::Io`] when
+    /// the destination cannot be made or opened.
+    pub async fn pull(&self, options: &PullOptions, observer: Observer) -> Result<Outcome> {
+        let link = self.link();
+        observer(Event::Connected { address: link.connection.remote_address(), key_id: self.key_id.to_string() });
+        let pulling = Pulling::new(options.clone(), self.key_id, &self.config, observer.clone())?;
+        self.persist(link, Operation::Pull(Box::new(pulling)), &observer).await
+    }
+
+    /// Runs an operation to its end, over as many connections as it takes.
+    async fn persist(&self, mut link: Arc<Link>, mut operation: Operation, observer: &Observer) -> Result<Outcome> {
         let (mut outcome, mut retry) = (Outcome::default(), None);
         loop {
             let mut begun = false;
@@ -201,8 +231,8 @@ impl Client {
                     observer(Event::Reconnected { address: link.connection.remote_address() });
                 }
             };
-            let ended = link.push((push, &self.limits), &mut sender, &self.config, begin, &mut outcome).await;
-            (outcome.sent, outcome.bound) = (sender.sent(), outcome.account.bound());
+            let ended = operation.run((&link, &self.limits, &self.config), begin, &mut outcome).await;
+            (outcome.sent, outcome.bound) = (operation.sent(), outcome.account.bound());
             let lost = match (ended, outcome.sent.interrupted.clone().map(Error::from)) {
                 (Err(lost), _) => lost,
                 // The server goes away, and something is left to send.
@@ -213,16 +243,16 @@ impl Client {
             if !passes(&lost) || on_purpose || self.config.retry_for.is_zero() || !(begun || retry.is_some()) {
                 return Err(lost);
             }
-            if !sender.can_go_on() {
+            if !operation.can_go_on() {
                 return Err(Error::Lost(format!("{}; what was read of the input is gone with it", reason(&lost))));
             }
             if begun {
                 observer(Event::Lost { why: reason(&lost), retry_for: self.config.retry_for });
             }
-            let progress = sender.progress();
+            let progress = operation.progress();
             let retry = retry.get_or_insert_with(|| Retry::new(self.config.retry_for, progress));
             retry.lost(progress);
-            link = self.reconnect(&link, &lost, retry, &observer).await?;
+            link = self.reconnect(&link, &lost, retry, observer).await?;
         }
     }
 
@@ -259,47 +289,6 @@ impl Client {
         let link = Arc::new(link);
         *self.link.lock().unwrap_or_else(PoisonError::into_inner) = link.clone();
         Ok(link)
-    }
-
-    /// Receives files and directories from the server into a store, each under its own name.
-    ///
-    /// # Errors
-    /// As [`push`](Self::push); a lost connection too: a pull does not go on by itself yet.
-    pub async fn pull(
-        &self,
-        sources: &[RelativePath],
-        store: Arc<dyn Store>,
-        durability: Durability,
-        observer: Observer,
-    ) -> Result<Summary> {
-        let link = self.link();
-        let permits = Arc::new(Semaphore::new(within_open_files(self.config.max_transfers)));
-        let receiver = Receiver::new(Receiving {
-            store,
-            // A server could send anything under any name, such as a .profile.
-            place: Place::Only(sources.iter().filter_map(|source| source.name().map(<[u8]>::to_vec)).collect()),
-            take: Take::default(),
-            owner: self.key_id.0,
-            durability,
-            permits: Arc::new(Permits::new(permits)),
-            window: link.window.clone(),
-            claims: Arc::default(),
-            config: self.config.clone(),
-            observer,
-            stopping: CancellationToken::new(),
-        });
-        let pull = Pull {
-            session: session_id()?,
-            sources: sources.iter().map(Components::from).collect(),
-            entries: MAX_UNANSWERED,
-            entry_bytes: MAX_UNANSWERED_BYTES,
-            limit: self.config.limit.map(Rate::bytes),
-            checksum: None,
-        };
-        if !pull.fits() {
-            return Err(Error::Usage("so many sources do not fit into one request; pull them in parts".into()));
-        }
-        link.honest(session::pull(&link.connection, &pull, &link.sessions, receiver, &self.config).await)
     }
 
     /// Measures the way to the server and back, without touching a disk at either end. What the observer hears of is

@@ -35,7 +35,8 @@ pub struct Tree {
     pub store: Arc<dyn Store>,
     /// Where it stands in the store.
     pub path: RelativePath,
-    /// First component of all its entries.
+    /// First component of all its entries. Without one it is all of a served directory: what is in it is sent under its
+    /// own names, and the directory itself is not an entry.
     pub name: Vec<u8>,
     /// Whether it is a directory, as far as a first look shows.
     pub directory: bool,
@@ -319,6 +320,17 @@ impl Walk {
             let why = Why::new(Code::Symlink, "a loop: a symbolic link leads to a directory that it stands in");
             return Some(Found::Failed(path, why));
         }
+        self.open_names(&tree, source, path, file, Some(announce))
+    }
+
+    fn open_names(
+        &mut self,
+        tree: &Tree,
+        source: RelativePath,
+        path: RelativePath,
+        file: (u64, u64),
+        announce: Option<Announce>,
+    ) -> Option<Found> {
         let filter = &self.options.filter;
         let listed = filter.only.as_ref().and_then(|only| {
             let below = below(&tree.top(), &path).split(|&byte| byte == b'/').filter(|name| !name.is_empty());
@@ -330,7 +342,7 @@ impl Walk {
             true => Ok((names, Scope::of(&*tree.store, &source, &path, above)?)),
             false => Ok((names, None)),
         });
-        let directory = Arc::new(Directory { announce: Some(announce), to: self.directories.clone() });
+        let directory = Arc::new(Directory { announce, to: self.directories.clone() });
         match found {
             Ok((mut names, scope)) => {
                 names.sort_unstable_by(|a, b| b.cmp(a));
@@ -352,6 +364,12 @@ impl Iterator for Walk {
                 None => {
                     let Some(tree) = self.trees.next() else { return self.excluded() };
                     let tree = self.tree.insert(Arc::new(tree)).clone();
+                    if tree.name.is_empty() {
+                        match self.open_names(&tree, tree.path.clone(), RelativePath::root(), (0, 0), None) {
+                            Some(failed) => return Some(failed),
+                            None => continue,
+                        }
+                    }
                     let path = RelativePath::from_components([&tree.name]);
                     path.ok().and_then(|path| self.look(&tree, tree.path.clone(), path, None))
                 }

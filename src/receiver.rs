@@ -9,19 +9,23 @@ mod body;
 mod claims;
 mod disk;
 mod judge;
+mod ledger;
 mod names;
 mod pieces;
+mod place;
 mod transfer;
 mod unanswered;
 mod unkept;
 
 pub(crate) use claims::Claimed;
 pub use claims::Claims;
+pub use ledger::Ledger;
 use names::Names;
+pub use place::{Asked, Place, Sources};
 use unanswered::Unanswered;
 use unkept::Tally;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -39,8 +43,8 @@ use crate::manifest::Verdict;
 use crate::path::RelativePath;
 use crate::progress::{Event, Observer, Settled};
 use crate::store::{Attributes, Claim, Store};
-use crate::stream::{MessageReader, MessageWriter};
-use crate::wire::{Durability, Entry, Kind, Plan, Summary, Take, Withdraw};
+use crate::stream::{MessageReader, MessageWriter, StreamError};
+use crate::wire::{Complete, Durability, End, Entry, Frame, Kind, Message, Plan, Summary, Take, Unsendable, Withdraw};
 
 /// Files up to this size may be received whole into memory before they take a permit, in bytes.
 const SMALL_BODY: u64 = 256 << 10;
@@ -71,41 +75,14 @@ impl Permits {
     }
 }
 
-/// Where the sources of a session come to stand.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
-    /// Each source goes into this directory, under its own name.
-    Into(RelativePath),
-    /// The only source becomes exactly this.
-    As(RelativePath),
-    /// Each source goes into the store itself, and only these were asked for: whoever pulls takes no other name.
-    Only(HashSet<Vec<u8>>),
-}
-
-impl Place {
-    /// Where an entry of this name comes to stand.
-    pub fn of(&self, entry: &Entry) -> Result<RelativePath, Why> {
-        let path = RelativePath::from_components(&entry.path.0)?;
-        match self {
-            Self::Into(directory) => Ok(directory.join_path(&path)?),
-            Self::As(place) => {
-                let (_, below) = path.split_first().ok_or_else(|| Why::from(Code::BadName))?;
-                Ok(place.join_path(&below)?)
-            }
-            Self::Only(asked) => match path.split_first() {
-                Some((name, _)) if asked.contains(name) => Ok(path),
-                _ => Err(Why::new(Code::NotWanted, format!("{path} was not asked for"))),
-            },
-        }
-    }
-}
-
 /// Everything that a receiver needs to know of its session.
 pub struct Receiving {
     /// Where files are committed to.
     pub store: Arc<dyn Store>,
     /// Where in the store.
     pub place: Place,
+    /// What was asked for.
+    pub asked: Asked,
     /// How entries are taken.
     pub take: Take,
     /// The key of the sender, which partials are bound to.
@@ -120,6 +97,8 @@ pub struct Receiving {
     pub claims: Arc<Claims>,
     /// Limits and deadlines.
     pub config: Config,
+    /// The session's account, over all its connections.
+    pub ledger: Arc<Ledger>,
     /// Takes the events.
     pub observer: Observer,
     /// Cancelled when nothing new is to be admitted.
@@ -142,6 +121,8 @@ pub struct Receiver {
     skipped: AtomicU64,
     failed: AtomicU64,
     transfers: TaskTracker,
+    /// The session goes on over another connection, or is over: what fails here from now on has not failed by itself.
+    given_up: CancellationToken,
     /// What the window had been held up when this began; other sessions may share it.
     held_up_before: Duration,
 }
@@ -194,6 +175,7 @@ impl Receiver {
             skipped: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             transfers: TaskTracker::new(),
+            given_up: CancellationToken::new(),
         })
     }
 
@@ -242,6 +224,13 @@ impl Receiver {
         }
     }
 
+    /// Takes note of how the sender has ended.
+    pub(crate) fn ended(&self, end: End) {
+        if let Some(why) = end.interrupted {
+            self.session.ledger.interrupted(why.into());
+        }
+    }
+
     /// What stands on the disk of all that this session brought. To be called when the sender has ended it.
     pub async fn summary(self: &Arc<Self>) -> Result<Summary, Why> {
         self.transfers.close();
@@ -272,20 +261,29 @@ impl Receiver {
         large: mpsc::UnboundedSender<Wanted>,
     ) -> Result<()> {
         let mut last_id = None;
-        while let Some(frame) = entries.frame(<Entry as crate::wire::Message>::LIMIT).await? {
+        while let Some(frame) = entries.frame(Entry::LIMIT).await? {
             let mut batch = Vec::new();
             let mut frame = Some(frame);
             while let Some(this) = frame {
-                let entry: Entry = this.decode().map_err(crate::stream::StreamError::from)?;
+                if this.kind != Entry::TYPE {
+                    self.aside(&this)?;
+                    frame = entries.buffered(Entry::LIMIT)?;
+                    continue;
+                }
+                let entry: Entry = this.decode().map_err(StreamError::from)?;
+                self.session.ledger.found(entry.kind, entry.size.unwrap_or(0));
                 if let Some(last) = last_id.filter(|&last| entry.id <= last) {
                     return Err(Error::Protocol(format!("entry {} after entry {last}", entry.id)));
                 }
                 last_id = Some(entry.id);
                 unanswered.add(entry.id, this.payload.len())?;
                 batch.push(entry);
-                frame =
-                    if batch.len() < BATCH { entries.buffered(<Entry as crate::wire::Message>::LIMIT)? } else { None };
+                frame = if batch.len() < BATCH { entries.buffered(Entry::LIMIT)? } else { None };
             }
+            if batch.is_empty() {
+                continue;
+            }
+            (self.session.observer)(self.session.ledger.tell_found());
             let receiver = self.clone();
             let wanted = blocking(move || Ok(receiver.judge(batch))).await.map_err(Error::Refused)?;
             for wanted in wanted {
@@ -295,6 +293,20 @@ impl Receiver {
             }
         }
         unanswered.end();
+        Ok(())
+    }
+
+    /// What stands between the entries of a manifest.
+    fn aside(&self, frame: &Frame) -> Result<()> {
+        if frame.kind == Complete::TYPE {
+            frame.decode::<Complete>().map_err(StreamError::from)?;
+            self.session.ledger.complete();
+            (self.session.observer)(self.session.ledger.tell_found());
+            return Ok(());
+        }
+        let Unsendable { path, why } = frame.decode().map_err(StreamError::from)?;
+        let path = RelativePath::from_components(&path.0).map_err(|bad| Error::Protocol(bad.to_string()))?;
+        self.report(None, path, Kind::File, 0, Settled::Failed(why.into()));
         Ok(())
     }
 
@@ -394,8 +406,8 @@ impl Receiver {
     }
 
     fn refuse(&self, file: &Wanted, why: Why) {
-        self.failed.fetch_add(1, Ordering::Relaxed);
-        self.answer(Verdict::Refuse(file.id, why));
+        self.answer(Verdict::Refuse(file.id, why.clone()));
+        self.settled(file, Err(why));
     }
 
     fn started(&self, file: &Wanted, held: u64) {
@@ -404,6 +416,7 @@ impl Receiver {
     }
 
     fn moved(&self, id: u64, bytes: u64) {
+        self.session.ledger.moved(bytes);
         (self.session.observer)(Event::Moved { id, bytes });
     }
 
@@ -421,8 +434,26 @@ impl Receiver {
                 Settled::Failed(why)
             }
         };
-        let path = file.name.clone();
-        (self.session.observer)(Event::Settled { id: Some(file.id), path, kind: Kind::File, size, result });
+        self.report(Some(file.id), file.name.clone(), Kind::File, size, result);
+    }
+
+    /// Counts a result for the session's user and tells the observer.
+    fn report(&self, id: Option<u64>, path: RelativePath, kind: Kind, size: u64, result: Settled) {
+        let ledger = &self.session.ledger;
+        let lost = self.given_up.is_cancelled() || self.session.window.connection().close_reason().is_some();
+        match &result {
+            // Once the connection is gone, that is what ended it.
+            Settled::Failed(_) if lost => return,
+            result if self.given_up.is_cancelled() => ledger.settled_late(&path, kind, size, result),
+            result if !ledger.settled(&path, kind, size, result) => return,
+            _ => {}
+        }
+        (self.session.observer)(Event::Settled { id, path, kind, size, result });
+    }
+
+    /// The session goes on without this receiver, which may still have a disk to wait for.
+    pub(crate) fn give_up(&self) {
+        self.given_up.cancel();
     }
 }
 

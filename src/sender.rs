@@ -39,7 +39,7 @@ use crate::path::RelativePath;
 use crate::pipe::Pipe;
 use crate::progress::{Event, Observer, Settled};
 use crate::stream::{MessageReader, MessageWriter, StreamError};
-use crate::wire::{End, Entry, Kind, Message, Ready, StreamType, put_varint};
+use crate::wire::{Complete, Components, End, Entry, Kind, Message, Ready, StreamType, Unsendable, put_varint};
 
 /// Large bodies that write at the same time on a connection: quinn wakes every writer that is blocked on connection
 /// credit, so more only cost.
@@ -88,10 +88,8 @@ impl Default for Allowed {
 
 impl Allowed {
     /// What a receiver has said.
-    pub fn by(ready: &Ready) -> Self {
-        let allowed = Self::default();
-        allowed.set(ready);
-        allowed
+    pub fn by(entries: u32, entry_bytes: u32) -> Self {
+        Self(watch::Sender::new((entries, entry_bytes)))
     }
 
     /// The receiver is ready.
@@ -165,14 +163,18 @@ impl Sender {
         self.shared.state().begin_anew();
         let (send, receive) = sending.connection.open_bi().await.map_err(StreamError::from)?;
         if let Some(Begin { walk: trees, found, unsendable }) = self.begin.take() {
-            for (path, why) in unsendable {
-                self.shared.report(None, path, Kind::File, 0, Settled::Failed(why));
-            }
             let found = match trees.checksum() {
                 true => digested(found),
                 false => found,
             };
-            tokio::spawn(walk(trees, found));
+            tokio::spawn(async move {
+                for (path, why) in unsendable {
+                    if found.send(Found::Failed(path, why)).await.is_err() {
+                        return;
+                    }
+                }
+                walk(trees, found).await;
+            });
         }
         let run = Arc::new(Run { shared: self.shared.clone(), sending });
         let mut walked =
@@ -215,8 +217,8 @@ pub(crate) struct Tally(Arc<Shared>);
 impl Tally {
     /// What the receiver is told when all is sent.
     pub(crate) fn end(&self) -> End {
-        let Sent { entries, failed, .. } = self.0.state().sent();
-        End { entries, failed }
+        let Sent { entries, failed, interrupted, .. } = self.0.state().sent();
+        End { entries, failed, interrupted: interrupted.map(Into::into) }
     }
 
     /// Notes that the receiver goes away.
@@ -310,7 +312,10 @@ impl Run {
             }
             let next = tokio::select! {
                 biased;
-                () = self.sending.stopping.cancelled() => break,
+                () = self.sending.stopping.cancelled() => {
+                    self.state().gone.get_or_insert(Code::Stopping.into());
+                    break;
+                }
                 // Ends when the walk is over and all directories are announced.
                 directory = walked.directories.recv(), if directories => match directory {
                     Some(directory) => Some(Found::Entry(directory)),
@@ -336,11 +341,13 @@ impl Run {
                     }
                 }
                 Some(Found::Failed(path, why)) => {
+                    Unsendable { path: Components::from(&path), why: why.clone().into() }.put(&mut buffer);
                     self.shared.report(None, path, Kind::File, 0, Settled::Failed(why));
                 }
                 Some(Found::Excluded(count)) => self.state().exclude(count),
                 None => {
                     *walked.walking = false;
+                    Complete {}.put(&mut buffer);
                     self.report_found(true);
                 }
             }

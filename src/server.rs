@@ -22,7 +22,7 @@ use crate::limits::within_open_files;
 use crate::measure::{self, Places};
 use crate::progress::Observer;
 use crate::qlog;
-use crate::receiver::{Claims, Permits, Receiver, Receiving};
+use crate::receiver::{Asked, Claims, Permits, Receiver, Receiving};
 use crate::session::{MakeReceiver, Opened, ServerSession, Sessions, accept_streams, serve};
 use crate::store::Store;
 use crate::stream::{lost_connection, varint_of};
@@ -391,6 +391,7 @@ fn receivers(shared: &Arc<Shared>, owner: [u8; 32], permits: Arc<Permits>, windo
         Receiver::new(Receiving {
             store: shared.store.clone(),
             place,
+            asked: Asked::any(),
             take: push.take.unwrap_or_default(),
             owner,
             durability: push.durability,
@@ -398,6 +399,7 @@ fn receivers(shared: &Arc<Shared>, owner: [u8; 32], permits: Arc<Permits>, windo
             window: window.clone(),
             claims: shared.claims.clone(),
             config: shared.config.clone(),
+            ledger: Arc::default(),
             observer: shared.observer.clone(),
             stopping: shared.stopping.clone(),
         })

@@ -4,6 +4,7 @@
 //! *handle*: it stands at the head of the session's other streams.
 
 mod serve;
+mod sources;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +17,6 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::bucket::Limits;
-use crate::config::Config;
 use crate::error::{Code, Error, Result, Why};
 use crate::receiver::Receiver;
 use crate::sender::{Allowed, Meter, Sender, Sending, Sent, Station, Watch};
@@ -67,7 +67,8 @@ const SHORT_PLAN: usize = 1 << 10;
 const LONG_PLANS: usize = 16;
 
 struct Registered {
-    receiver: Arc<Receiver>,
+    /// A client's is made once the server has answered.
+    receiver: Option<Arc<Receiver>>,
     manifest: Option<oneshot::Sender<Bi>>,
 }
 
@@ -76,6 +77,15 @@ pub(crate) struct Registration {
     sessions: Arc<Sessions>,
     handle: u64,
     manifest: oneshot::Receiver<Bi>,
+}
+
+impl Registration {
+    /// From here on its transfers find their receiver.
+    fn attach(&self, receiver: &Arc<Receiver>) {
+        if let Some(session) = self.sessions.table().get_mut(&self.handle) {
+            session.receiver = Some(receiver.clone());
+        }
+    }
 }
 
 impl Drop for Registration {
@@ -104,10 +114,10 @@ impl Sessions {
         self.receiving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a receiver known, so that its streams find it.
-    pub(crate) fn register(self: &Arc<Self>, handle: u64, receiver: Arc<Receiver>) -> Registration {
+    /// Makes a session known, so that its streams find it.
+    pub(crate) fn register(self: &Arc<Self>, handle: u64) -> Registration {
         let (to, manifest) = oneshot::channel();
-        self.table().insert(handle, Registered { receiver, manifest: Some(to) });
+        self.table().insert(handle, Registered { receiver: None, manifest: Some(to) });
         self.registered.notify_waiters();
         Registration { sessions: self.clone(), handle, manifest }
     }
@@ -165,7 +175,7 @@ impl Sessions {
                 () = reader.reset_by_peer() => Err(Code::NotWanted),
             };
         }
-        let receiver = self.table().get(&handle).map(|session| session.receiver.clone()).ok_or(Code::NotWanted)?;
+        let receiver = self.table().get(&handle).and_then(|session| session.receiver.clone()).ok_or(Code::NotWanted)?;
         let plan = match reader.frame(SHORT_PLAN).await {
             Err(StreamError::Malformed(Malformed::TooLong { .. })) => {
                 let _long = self.long_plans.acquire().await;
@@ -309,20 +319,48 @@ pub(crate) async fn push(
     Ok(())
 }
 
-/// The client's side of a pull.
+/// The client's side of a pull, over one connection, until `gone` says why that one is lost. `receiver` makes the receiver
+/// once the server is ready. What was seen on the way, and the summary, are added to the outcome.
 pub(crate) async fn pull(
-    connection: &Connection,
+    (connection, sessions): (&Connection, &Arc<Sessions>),
     pull: &Pull,
-    sessions: &Arc<Sessions>,
-    receiver: Arc<Receiver>,
-    config: &Config,
-) -> Result<Summary> {
-    let mut registration = None;
-    let register = |handle| registration = Some(sessions.register(handle, receiver.clone()));
-    let (_, mut control) = ask(connection, pull, config.deadline, register).await?;
-    timeout(config.deadline, answer(&mut control.0)).await.map_err(|_| Error::from(StreamError::TimedOut))??;
-    let registration = registration.ok_or_else(|| Error::Protocol("no session".into()))?;
-    receive_all(registration, receiver, control, config.deadline, &CancellationToken::new()).await
+    receiver: impl AsyncFnOnce(&Ready) -> Result<Arc<Receiver>>,
+    deadline: Duration,
+    gone: impl Future<Output = String>,
+    outcome: &mut Outcome,
+) -> Result<()> {
+    let mut watch = Watch::begin(connection.clone(), Arc::default()).await;
+    let session = async {
+        let mut registration = None;
+        let register = |handle| registration = Some(sessions.register(handle));
+        let (_, mut control) = ask(connection, pull, deadline, register).await?;
+        let ready =
+            timeout(deadline, answer(&mut control.0)).await.map_err(|_| Error::from(StreamError::TimedOut))??;
+        let registration = registration.ok_or_else(|| Error::Protocol("no session".into()))?;
+        let receiver = GivenUp(receiver(&ready).await?);
+        receive_all(registration, receiver.0.clone(), control, deadline, &CancellationToken::new()).await
+    };
+    let ended = tokio::select! {
+        ended = session => ended,
+        why = gone => Err(Error::Lost(why)),
+        never = watch.run() => match never {},
+    };
+    let held_up = ended.as_ref().ok().and_then(|summary| summary.held_up).map(Duration::from_millis);
+    let (mut path, account) = watch.end(held_up).await;
+    path.rate = (path.received_bytes as f64 / account.elapsed.as_secs_f64().max(f64::EPSILON)) as u64;
+    outcome.path.join(&path, outcome.account.elapsed, account.elapsed);
+    outcome.account.join(&account);
+    outcome.summary = ended?;
+    Ok(())
+}
+
+/// A receiver that nobody waits for any more once this is dropped.
+struct GivenUp(Arc<Receiver>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.give_up();
+    }
 }
 
 /// Sends everything, says [`End`], and reads the [`Summary`], once the receiver has answered.
@@ -385,13 +423,15 @@ async fn receive_all(
     deadline: Duration,
     stopping: &CancellationToken,
 ) -> Result<Summary> {
+    registration.attach(&receiver);
     let (entries, verdicts) = timeout(deadline, &mut registration.manifest)
         .await
         .map_err(|_| StreamError::TimedOut)?
         .map_err(|_| StreamError::Ended)?;
     let work = async {
         // Either failure ends the session: a peer that breaks the protocol on one stream may never end the other.
-        tokio::try_join!(receiver.run(entries, verdicts), async { Ok(reader.read::<End>().await?) })?;
+        let (_, end) = tokio::try_join!(receiver.run(entries, verdicts), async { Ok(reader.read::<End>().await?) })?;
+        receiver.ended(end);
         Ok::<_, Error>(())
     };
     tokio::pin!(work);

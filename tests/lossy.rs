@@ -16,10 +16,9 @@ use haul::progress::{Event, Observer, ignore};
 use haul::session::Outcome;
 use haul::store::LocalStore;
 use haul::trust::ServerTrust;
-use haul::wire::Durability;
 use support::path::{Path, Settings};
 use support::slow::SlowStore;
-use support::{Host, LIMIT, content, listing, path, recorder, to, write};
+use support::{Host, LIMIT, content, listing, recorder, to, write};
 use tempfile::{TempDir, tempdir};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot};
@@ -189,11 +188,9 @@ async fn a_pull_arrives_over_loss_as_well() {
         write(&way.served.path().join(format!("t/{i}")), &content(i as u64, size));
     }
     let client = way.connect(&patient()).await.unwrap();
-    let into = Arc::new(LocalStore::open(way.source.path()).unwrap());
-    let sources = [path("t")];
-    let pulling = client.pull(&sources, into, Durability::Visible, ignore());
-    let summary = timeout(LIMIT, pulling).await.expect("it ends").unwrap();
-    assert_eq!((summary.committed, summary.failed), (4, 0));
+    let options = support::from(&["t"], &way.source.path().join("t"));
+    let outcome = timeout(LIMIT, client.pull(&options, ignore())).await.expect("it ends").unwrap();
+    assert_eq!((outcome.sent.files, outcome.sent.failed), (4, 0));
     assert_eq!(listing(&way.source.path().join("t")), listing(&way.served.path().join("t")));
     assert!(way.path.down.counts().dropped > 10, "{:?}", way.path.down.counts());
     client.close().await;

@@ -620,3 +620,46 @@ async fn further_names_of_what_stood_before_the_loss_are_still_its_names() {
     let inode = |name: &str| std::fs::metadata(arrived.join(name)).unwrap().ino();
     assert_eq!((inode("first"), inode("first")), (inode("second"), inode("then/third")));
 }
+
+/// Fetches a tree from a server that is killed and started anew in the middle; the account and the events.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_pull_goes_on_as_a_push_does() {
+    let (here, mut machine) = (tempdir().unwrap(), Machine::new());
+    machine.stop();
+    let tree = machine.served.path().join("t");
+    let mut bytes = 64 << 20;
+    write(&tree.join("big"), &content(1, 64 << 20));
+    for i in 0..200 {
+        bytes += i * 100;
+        write(&tree.join(format!("d{}/{i}", i % 7)), &content(i, i as usize * 100));
+    }
+    // There before, so it is skipped, once.
+    let (there, unchanged) = (tree.join("d1/1"), here.path().join("t/d1/1"));
+    write(&unchanged, &content(1, 100));
+    std::fs::File::open(&unchanged).unwrap().set_modified(there.metadata().unwrap().modified().unwrap()).unwrap();
+    machine.start(&["--anyone", "read"]);
+
+    let (halt, go_on, observer) = Halt::when(in_the_middle);
+    let client = machine.connect(&Config::default()).await;
+    let options = support::from(&["t", "missing"], here.path());
+    let pulling = tokio::spawn(async move { client.pull(&options, observer).await });
+    halt.reached().await;
+    machine.kill();
+    machine.start(&["--anyone", "read"]);
+    drop(go_on);
+    let outcome = ended(pulling).await.unwrap();
+
+    assert_eq!(listing(&here.path().join("t")), listing(&tree));
+    assert!(halt.count(is_lost) >= 1 && halt.count(is_reconnected) >= 1);
+    let sent = &outcome.sent;
+    assert_eq!((sent.files, sent.bytes, sent.skipped, sent.failed), (200, bytes - 100, 1, 1), "{sent:?}");
+    let is_file = |e: &Event| matches!(e, Event::Settled { kind: haul::wire::Kind::File, .. });
+    assert_eq!(halt.count(is_file), 202, "each file is told once");
+    let events = halt.events.lock().unwrap();
+    assert!(moved(&events) < bytes * 5 / 4, "what was there did not travel again: {}", moved(&events));
+    let last = events.iter().rev().find_map(|e| match e {
+        Event::Found { files, bytes, complete } => Some((*files, *bytes, *complete)),
+        _ => None,
+    });
+    assert_eq!(last, Some((201, bytes, true)));
+}

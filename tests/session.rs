@@ -242,14 +242,13 @@ async fn both_directions_at_once_on_one_connection() {
     let store = Arc::new(LocalStore::open(served.path()).unwrap());
     let host = Host::serving(store, Config { max_transfers: 1, memory: 1 << 20, ..Config::default() });
     let client = host.connect().await.unwrap();
-    let into = Arc::new(LocalStore::open(back.path()).unwrap());
-    let (options, sources) = (to(&[&up], "up"), [path("down")]);
-    let pushing = client.push(&options, haul::progress::ignore());
-    let pulling = client.pull(&sources, into, Durability::Visible, haul::progress::ignore());
+    let (up_options, down_options) = (to(&[&up], "up"), support::from(&["down"], &back.path().join("down")));
+    let pushing = client.push(&up_options, haul::progress::ignore());
+    let pulling = client.pull(&down_options, haul::progress::ignore());
     let (pushed, pulled) =
         tokio::time::timeout(support::LIMIT, async { tokio::join!(pushing, pulling) }).await.expect("no deadlock");
     assert_eq!(pushed.unwrap().sent.failed, 0);
-    assert_eq!(pulled.unwrap().failed, 0);
+    assert_eq!(pulled.unwrap().sent.failed, 0);
     assert_eq!(listing(&served.path().join("up")), listing(&up));
     assert_eq!(listing(&back.path().join("down")), listing(&down));
 }
@@ -476,10 +475,10 @@ async fn a_pull_is_sent_at_the_lower_of_what_it_asks_for_and_what_the_server_has
         let config = |limit: Option<u64>| limit.map_or_else(Config::default, limited);
         let host = Host::serving(Arc::new(LocalStore::open(served.path()).unwrap()), config(own));
         let client = host.connect_as(&haul::identity::Identity::generate().unwrap(), &config(asked)).await.unwrap();
-        let store = Arc::new(MemoryStore::new());
+        let into = tempdir().unwrap();
         let begun = std::time::Instant::now();
-        let pulled = client.pull(&[path("f")], store, Durability::Visible, haul::progress::ignore()).await.unwrap();
-        assert_eq!(pulled.bytes, 1_000_000);
+        let pulled = client.pull(&support::from(&["f"], into.path()), haul::progress::ignore()).await.unwrap();
+        assert_eq!((pulled.sent.bytes, pulled.summary.bytes), (1_000_000, 1_000_000));
         assert!(begun.elapsed() >= Duration::from_millis(1_950), "{own:?} {asked:?}: {:?}", begun.elapsed());
     }
 }

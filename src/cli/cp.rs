@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 
-use haul::client::{Client, PushOptions};
+use haul::client::{Client, PullOptions, PushOptions};
 use haul::config::Config;
 use haul::error::Error;
 use haul::manifest::{Follow, WalkOptions};
+use haul::path::RelativePath;
+use haul::progress::Observer;
+use haul::session::Outcome;
 use haul::target::{Argument, Target};
 use haul::wire::Durability;
 
@@ -13,17 +16,37 @@ use super::connect::connect;
 use super::output::{self, Screen};
 use super::{Cp, DONE, FAILED, INTERRUPTED};
 
-pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
-    let (client, options) = begin(&cp).await.inspect_err(|error| output::never_began(cp.output.json, error))?;
-    let screen = Screen::new(cp.output);
-    let push = async {
-        match from_input(&cp)? {
-            true => client.push_from(std::io::stdin(), &options, screen.observer()).await,
-            false => client.push(&options, screen.observer()).await,
+/// What is to be done, once there is a connection.
+enum Job {
+    Push(PushOptions),
+    /// What comes in through a pipe.
+    Input(PushOptions),
+    Pull(PullOptions),
+}
+
+impl Job {
+    async fn run(&self, client: &Client, observer: Observer) -> Result<Outcome, Error> {
+        match self {
+            Self::Push(options) => client.push(options, observer).await,
+            Self::Input(options) => client.push_from(std::io::stdin(), options, observer).await,
+            Self::Pull(options) => client.pull(options, observer).await,
         }
-    };
-    let pushed = tokio::select! {
-        pushed = push => pushed,
+    }
+
+    /// Who keeps what was not finished.
+    fn keeper(&self) -> &'static str {
+        match self {
+            Self::Push(_) | Self::Input(_) => "the server",
+            Self::Pull(_) => "this machine",
+        }
+    }
+}
+
+pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
+    let (client, job) = begin(&cp).await.inspect_err(|error| output::never_began(cp.output.json, error))?;
+    let screen = Screen::new(cp.output);
+    let ended = tokio::select! {
+        ended = job.run(&client, screen.observer()) => ended,
         _ = tokio::signal::ctrl_c() => {
             screen.end(&Err(Error::Lost("interrupted".into())));
             client.close().await;
@@ -31,20 +54,21 @@ pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
             return Ok(INTERRUPTED);
         }
     };
-    screen.end(&pushed);
+    screen.end(&ended);
     client.close().await;
-    match pushed {
+    match ended {
         Ok(outcome) if outcome.sent.failed == 0 && outcome.sent.interrupted.is_none() => Ok(DONE),
         Ok(_) => Ok(FAILED),
-        Err(error @ Error::Lost(_)) if from_input(&cp)? => {
+        Err(error @ Error::Lost(_)) if matches!(job, Job::Input(_)) => {
             let how = format!(
                 "{error}. Nothing of it was committed, unless it was lost with the very end; run the whole command again"
             );
             Err(anyhow::Error::from(error).context(how))
         }
         Err(error @ Error::Lost(_)) => {
+            let keeper = job.keeper();
             let how = format!(
-                "{error}. What is committed stays, and of the rest the server keeps what it has; run the same command again to \
+                "{error}. What is committed stays, and of the rest {keeper} keeps what it has; run the same command again to \
                  go on"
             );
             Err(anyhow::Error::from(error).context(how))
@@ -54,9 +78,9 @@ pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
 }
 
 /// All that comes before the session.
-async fn begin(cp: &Cp) -> anyhow::Result<(Client, PushOptions)> {
+async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
     if cp.port.is_some() {
-        return Err(usage("the port goes into the destination, as in haul://host:4433/"));
+        return Err(usage("the port stands behind the host, as in haul://host:4433/"));
     }
     if let Some(kbit) = &cp.scp_limit {
         let kbit = output::shown(kbit.as_ref());
@@ -65,8 +89,9 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, PushOptions)> {
     if cp.bwlimit.is_some() {
         return Err(usage("rsync's --bwlimit counts in KiB/s: --bwlimit 1000 is written --limit 1000KiB, 1.5m 1.5MiB"));
     }
-    let (sources, target) = split(cp)?;
-    if cp.filter.has_list() && !matches!(&sources[..], [source] if source.is_dir()) {
+    let (server, way) = split(cp)?;
+    let one_directory = matches!(&way, Way::Up(sources) if matches!(&sources[..], [source] if source.is_dir()));
+    if cp.filter.has_list() && !one_directory {
         return Err(usage("--files-from names what is below one directory, which is then the only source"));
     }
     let follow = if cp.follow { Follow::Anywhere } else { Follow::Never };
@@ -79,16 +104,20 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, PushOptions)> {
         retry_for: cp.retry_for,
         ..Config::default()
     };
-    let client = connect(&target, cp.pin, &config).await?;
-    let options = PushOptions {
-        sources,
-        destination: target.path,
-        into: target.into,
-        durability: if cp.no_fsync { Durability::Visible } else { Durability::Synced },
-        walk,
-        ..PushOptions::default()
+    let client = connect(&server, cp.pin, &config).await?;
+    let durability = if cp.no_fsync { Durability::Visible } else { Durability::Synced };
+    let job = match way {
+        Way::Up(sources) => {
+            let (destination, into) = (server.path, server.into);
+            let options = PushOptions { sources, destination, into, durability, walk, ..PushOptions::default() };
+            if from_input(cp)? { Job::Input(options) } else { Job::Push(options) }
+        }
+        Way::Down(sources, destination) => {
+            let into = destination.as_os_str().as_encoded_bytes().ends_with(b"/");
+            Job::Pull(PullOptions { sources, destination, into, durability, walk, ..PullOptions::default() })
+        }
     };
-    Ok((client, options))
+    Ok((client, job))
 }
 
 /// Whether what is sent comes in through a pipe.
@@ -101,30 +130,47 @@ fn from_input(cp: &Cp) -> Result<bool, Error> {
     }
 }
 
-/// Tells sources from the destination.
-fn split(cp: &Cp) -> anyhow::Result<(Vec<PathBuf>, Target)> {
+/// To a server, or from it.
+enum Way {
+    Up(Vec<PathBuf>),
+    Down(Vec<RelativePath>, PathBuf),
+}
+
+/// Tells sources from the destination, and which is the server.
+fn split(cp: &Cp) -> anyhow::Result<(Target, Way)> {
+    let (mut here, mut there) = (Vec::new(), Vec::<Target>::new());
+    for source in &cp.sources {
+        match Argument::parse(source)? {
+            Argument::Local(path) => here.push(path),
+            Argument::Remote(target) => there.push(target),
+        }
+    }
     let input = from_input(cp)?;
-    let sources = cp.sources.iter().map(|source| Argument::parse(source)).collect::<Result<Vec<_>, _>>()?;
-    let local = |argument: &Argument| match argument {
-        Argument::Local(path) => Some(path.clone()),
-        Argument::Remote(_) => None,
-    };
-    let from_here: Option<Vec<_>> = sources.iter().map(local).collect();
-    match (from_here, Argument::parse(&cp.destination)?) {
-        (Some(_), Argument::Remote(target)) if input && target.into => {
+    match (Argument::parse(&cp.destination)?, there.first().cloned()) {
+        (Argument::Remote(target), None) if input && target.into => {
             Err(usage(&format!("what comes in needs a name there, as in {target}name.tar")))
         }
-        (Some(paths), Argument::Remote(target)) => Ok((paths, target)),
-        (None, Argument::Remote(_)) => {
+        (Argument::Remote(target), None) => Ok((target, Way::Up(here))),
+        (Argument::Remote(_), Some(_)) => {
             Err(usage("from server to server haul does not copy; run it on one of the two, with a local name"))
         }
-        (None, Argument::Local(_)) => {
-            Err(usage("copying from a server comes with a later version; today the destination is haul://HOST/PATH"))
-        }
-        (Some(_), Argument::Local(path)) => {
+        (Argument::Local(path), None) => {
             let path = output::shown(&path);
             let example = path.trim_start_matches(['.', '/']);
             Err(usage(&format!("{path} is no server; the destination comes last, as in haul://host/{example}")))
+        }
+        (Argument::Local(path), Some(server)) => {
+            if let Some(local) = here.first() {
+                let local = output::shown(local);
+                return Err(usage(&format!(
+                    "{local} is here already, and the others are on a server; copy it with cp"
+                )));
+            }
+            if let Some(other) = there.iter().find(|t| (&t.host, t.port) != (&server.host, server.port)) {
+                let (one, other) = (&server.host, &other.host);
+                return Err(usage(&format!("{one} and {other} are two servers; copy from one after the other")));
+            }
+            Ok((server, Way::Down(there.into_iter().map(|target| target.path).collect(), path)))
         }
     }
 }

@@ -151,6 +151,8 @@ impl Screen {
                     verdict::details(outcome).iter().for_each(|text| note(text));
                 }
             }
+            // Nothing was begun: what is said of it says all.
+            (_, Err(_)) if state.tally.found_files == 0 => {}
             (_, Err(_)) => note(&format!("stopped after {summary}")),
         }
         if let (Ok(outcome), false) = (result, matches!(shared.style, Style::Json | Style::Quiet)) {

@@ -12,12 +12,13 @@ use crate::config::Config;
 use crate::endpoint::{self, Connected};
 use crate::error::{Code, Error, Result};
 use crate::identity::{Identity, KeyId};
+use crate::receiver::Receiver;
 use crate::sender::Sender;
 use crate::session::{self, Outcome, Sessions, accept_streams};
 use crate::stream::varint_of;
 use crate::trust::ServerTrust;
 use crate::upkeep::{SendMemory, Upkeep};
-use crate::wire::Push;
+use crate::wire::{Pull, Push, Ready};
 
 /// A connection to the right server. It ends with the last that uses it.
 pub(super) struct Link {
@@ -66,6 +67,19 @@ impl Link {
         let gone = watch::gone(&self.endpoint, &self.connection, config.keep_alive);
         let over = (&self.connection, limits);
         self.honest(session::push(over, push, sender, config.deadline, begun, gone, outcome).await)
+    }
+
+    /// This connection's part of a pull.
+    pub(super) async fn pull(
+        &self,
+        pull: &Pull,
+        receiver: impl AsyncFnOnce(&Ready) -> Result<Arc<Receiver>>,
+        config: &Config,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        let gone = watch::gone(&self.endpoint, &self.connection, config.keep_alive);
+        let over = (&self.connection, &self.sessions);
+        self.honest(session::pull(over, pull, receiver, config.deadline, gone, outcome).await)
     }
 
     /// A server that breaks the protocol is told so, and left.

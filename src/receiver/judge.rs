@@ -6,6 +6,7 @@ use super::{Place, Receiver, Wanted};
 use crate::error::{Code, Result, Why};
 use crate::manifest::Verdict;
 use crate::path::RelativePath;
+use crate::progress::Settled;
 use crate::store::fault::refusal;
 use crate::store::{Attributes, Claim, PERMISSIONS};
 use crate::wire::{Durability, Entry, Kind, Time};
@@ -21,30 +22,42 @@ impl Receiver {
     pub(super) fn judge(&self, batch: Vec<Entry>) -> Vec<Wanted> {
         let mut wanted = Vec::new();
         for entry in batch {
-            let id = entry.id;
+            let (id, kind, size) = (entry.id, entry.kind, entry.size.unwrap_or(0));
             if self.session.stopping.is_cancelled() {
                 self.answer(Verdict::Refuse(id, Code::Stopping.into()));
                 continue;
             }
-            match self.judge_one(entry) {
-                Ok(Judged::Want(file)) => wanted.push(file),
+            // One whose name is none cannot be named.
+            let name = RelativePath::from_components(&entry.path.0).unwrap_or_default();
+            let result = match self.judge_one(entry) {
+                Ok(Judged::Want(file)) => {
+                    wanted.push(file);
+                    continue;
+                }
                 Ok(Judged::Skip) => {
                     self.skipped.fetch_add(1, Ordering::Relaxed);
                     self.answer(Verdict::Skip(id));
+                    Settled::Skipped
                 }
-                Ok(Judged::Done) => self.answer(Verdict::Done(id)),
+                Ok(Judged::Done) => {
+                    self.answer(Verdict::Done(id));
+                    Settled::Committed
+                }
                 Err(why) => {
                     self.failed.fetch_add(1, Ordering::Relaxed);
-                    self.answer(Verdict::Refuse(id, why));
+                    self.answer(Verdict::Refuse(id, why.clone()));
+                    Settled::Failed(why)
                 }
-            }
+            };
+            self.report(Some(id), name, kind, size, result);
         }
         wanted
     }
 
     fn judge_one(&self, entry: Entry) -> Result<Judged, Why> {
         let store = &*self.session.store;
-        let path = self.session.place.of(&entry)?;
+        let name = self.session.asked.check(&entry)?;
+        let path = self.session.place.of(&name)?;
         let attributes = Attributes { mode: entry.mode.map(|mode| mode & PERMISSIONS), modified: entry.modified };
         let there = store.stat(&path)?;
         let there = there.as_ref();
@@ -111,7 +124,6 @@ impl Receiver {
                     self.committed.fetch_add(1, Ordering::Relaxed);
                     return Ok(Judged::Done);
                 }
-                let name = RelativePath::from_components(&entry.path.0)?;
                 let hard_link = entry.hard_link;
                 Ok(Judged::Want(Wanted { id: entry.id, name, path, size, attributes, claim, hard_link }))
             }

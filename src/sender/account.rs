@@ -51,7 +51,7 @@ impl Sent {
         sent
     }
 
-    fn count(&mut self, path: &RelativePath, kind: Kind, size: u64, result: &Settled) {
+    pub(crate) fn count(&mut self, path: &RelativePath, kind: Kind, size: u64, result: &Settled) {
         match result {
             Settled::Failed(why) => {
                 self.failed += 1;

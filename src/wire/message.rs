@@ -38,6 +38,8 @@ messages! {
     Done = 0x12, limit 64;
     Want = 0x13, limit 65536;
     Refuse = 0x14, limit 4096;
+    Unsendable = 0x15, limit 8192;
+    Complete = 0x16, limit 64;
     Plan = 0x20, limit 65536;
     Trailer = 0x21, limit 256;
     Committed = 0x22, limit 256;
@@ -50,7 +52,7 @@ messages! {
 }
 
 macro_rules! unchecked { ($($name:ident)*) => { $(impl $name { fn validate(&self) -> Result<(), String> { Ok(()) } })* } }
-unchecked! { Ready End Working Skip Done Committed Trailer Measure Ping Pong Received }
+unchecked! { Ready Complete Working Skip Done Committed Trailer Measure Ping Pong Received }
 
 /// First message of both ends on every control stream: what each can do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
@@ -171,6 +173,9 @@ pub struct Ready {
     /// Where the sources come to stand, as the receiver settled it; components. For people only.
     #[n(2)]
     pub place: Option<Components>,
+    /// In a pull of one source without a pattern: what that is. It settles where it comes to stand at the client.
+    #[n(3)]
+    pub only: Option<Kind>,
 }
 
 /// The request is refused.
@@ -183,7 +188,7 @@ pub struct Refused {
 }
 
 /// The sender has sent all it will, and has an answer for each entry; receipts may still be on their way.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct End {
     /// Entries sent on the manifest stream.
@@ -192,6 +197,15 @@ pub struct End {
     /// Sources that the sender could not send at all.
     #[n(1)]
     pub failed: u64,
+    /// Why the sender did not announce the rest, if it did not.
+    #[n(2)]
+    pub interrupted: Option<WireWhy>,
+}
+
+impl End {
+    fn validate(&self) -> Result<(), String> {
+        self.interrupted.as_ref().map_or(Ok(()), WireWhy::validate)
+    }
 }
 
 /// The receiver's last word: what stands on its disk now.
@@ -295,6 +309,23 @@ impl Entry {
         }
     }
 }
+
+/// On the manifest: something that is to be sent and cannot be. It has no id and no verdict.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Unsendable {
+    /// As in an entry, or as it was asked for; empty for the served directory itself.
+    #[n(0)]
+    pub path: Components,
+    /// Why.
+    #[n(1)]
+    pub why: WireWhy,
+}
+
+/// On the manifest: all there is was found, only directories are still to come. For people, whom it tells how much is left.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Complete {}
 
 /// Verdict: it is there already, as announced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
@@ -478,4 +509,4 @@ pub struct Received {
 }
 
 macro_rules! carries_why { ($($name:ident)*) => { $(impl $name { fn validate(&self) -> Result<(), String> { self.why.validate() } })* } }
-carries_why! { Refused GoAway Refuse Failed Withdraw }
+carries_why! { Refused GoAway Refuse Failed Withdraw Unsendable }

@@ -58,7 +58,7 @@ async fn little_is_announced_before_the_answer_and_the_end_comes_with_the_last_b
     assert!(!early.is_empty(), "nothing came with the request");
     assert!(early.len() <= EARLY_UNANSWERED as usize && bytes <= EARLY_UNANSWERED_BYTES as usize, "{}", early.len());
 
-    let ready = Ready { entries: 1000, entry_bytes: 1 << 20, place: None };
+    let ready = Ready { entries: 1000, entry_bytes: 1 << 20, ..Ready::default() };
     within(control.write_all(&[&hello()[..], &ready.to_bytes()].concat())).await.unwrap();
     while early.len() < FILES {
         early.push(within(manifest.read::<Entry>()).await.unwrap().id);

@@ -11,7 +11,6 @@ use haul::error::{Code, Error, Result, Why};
 use haul::identity::Identity;
 use haul::progress::{Event, Observer};
 use haul::session::Outcome;
-use haul::store::LocalStore;
 use haul::stream::MessageReader;
 use haul::trust::ServerTrust;
 use haul::wire::{
@@ -24,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::peer::*;
-use crate::support::{content, path, to, write};
+use crate::support::{content, from, to, write};
 
 /// A server that holds a key and keeps to nothing else, and an honest client that pushes to it.
 struct Rogue {
@@ -82,7 +81,7 @@ impl Rogue {
     /// Answers as it should, and reads the manifest until this many entries have come.
     async fn ready(entries: usize) -> (Self, SendStream, Vec<Entry>) {
         let mut rogue = Self::begin().await;
-        rogue.answer(&Ready { entries: 100, entry_bytes: 1 << 20, place: None }).await;
+        rogue.answer(&Ready { entries: 100, entry_bytes: 1 << 20, ..Ready::default() }).await;
         let (verdicts, manifest) = within(rogue.connection.accept_bi()).await.unwrap();
         let mut manifest = MessageReader::new(manifest);
         assert_eq!(within(manifest.byte()).await.unwrap(), 2);
@@ -239,7 +238,7 @@ async fn a_server_that_is_ready_and_then_silent_is_given_up() {
     assert!(matches!(outcome, Err(Error::Lost(_))), "{outcome:?}");
     // One that does not even read.
     let mut rogue = Rogue::begin().await;
-    rogue.answer(&Ready { entries: 100, entry_bytes: 1 << 20, place: None }).await;
+    rogue.answer(&Ready { entries: 100, entry_bytes: 1 << 20, ..Ready::default() }).await;
     let outcome = rogue.outcome().await;
     assert!(matches!(outcome, Err(Error::Lost(_))), "{outcome:?}");
 }
@@ -411,7 +410,7 @@ async fn answers_out_of_place_break_the_protocol() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_goes_away_at_once_is_no_error_of_any_file() {
     let mut rogue = Rogue::begin().await;
-    rogue.answer(&Ready { entries: 100, entry_bytes: 1 << 20, place: None }).await;
+    rogue.answer(&Ready { entries: 100, entry_bytes: 1 << 20, ..Ready::default() }).await;
     rogue.say(&GoAway { why: Why::new(Code::Stopping, "\x1b]0;gone\x07").into() }).await;
     let (mut verdicts, manifest) = within(rogue.connection.accept_bi()).await.unwrap();
     let mut manifest = MessageReader::new(manifest);
@@ -476,10 +475,10 @@ async fn a_pull_brings_what_was_asked_for_and_nothing_else() {
     let (connection, client) = connect(|_| {}).await;
     let directory = tempfile::tempdir().unwrap();
     write(&directory.path().join("into/.profile"), b"mine");
-    let store = Arc::new(LocalStore::open(&directory.path().join("into")).unwrap());
+    let options = from(&["some/notes"], &directory.path().join("into/"));
     let pulling = tokio::spawn(async move {
         let client = client.await.unwrap()?;
-        client.pull(&[path("some/notes")], store, Durability::Visible, haul::progress::ignore()).await
+        client.pull(&options, haul::progress::ignore()).await
     });
     let (mut control, requests) = within(connection.accept_bi()).await.unwrap();
     let handle = quinn::VarInt::from(control.id()).into_inner();

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use haul::client::{Client, PushOptions};
+use haul::client::{Client, PullOptions, PushOptions};
 use haul::config::Config;
 use haul::error::Result;
 use haul::identity::{Identity, KeyId};
@@ -96,6 +96,25 @@ pub(crate) fn to(sources: &[&Path], destination: &str) -> PushOptions {
         durability: Durability::Visible,
         ..PushOptions::default()
     }
+}
+
+/// Options of a pull such as `haul cp haul://HOST/SOURCE... DESTINATION`.
+pub(crate) fn from(sources: &[&str], destination: &Path) -> PullOptions {
+    PullOptions {
+        sources: sources.iter().map(|source| path(source)).collect(),
+        destination: destination.to_path_buf(),
+        into: destination.as_os_str().as_encoded_bytes().ends_with(b"/"),
+        durability: Durability::Visible,
+        ..PullOptions::default()
+    }
+}
+
+/// Pulls over a connection of its own.
+pub(crate) async fn pull(host: &Host, options: &PullOptions) -> Result<Outcome> {
+    let client = host.connect().await?;
+    let outcome = tokio::time::timeout(LIMIT, client.pull(options, haul::progress::ignore())).await.expect("it ends");
+    client.close().await;
+    outcome
 }
 
 /// Pushes over a connection of its own.

@@ -1,0 +1,73 @@
+//! Where on this machine a pull goes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::PullOptions;
+use crate::error::{Code, Error, Result, Why};
+use crate::path::{RelativePath, printable};
+use crate::receiver::{Place, Sources};
+use crate::store::LocalStore;
+use crate::wire::Kind;
+
+/// A directory that is held open, and where in it the sources come to stand.
+#[derive(Clone)]
+pub(super) struct Destination {
+    pub(super) store: Arc<LocalStore>,
+    pub(super) place: Place,
+}
+
+impl Destination {
+    /// Settles it for the session; `only` is what the only source is. Directories that are missing are made.
+    pub(super) async fn settle(options: &PullOptions, only: Option<Kind>) -> Result<Self> {
+        let several = options.sources.len() != 1 || options.sources.iter().any(RelativePath::is_root) || only.is_none();
+        let sources = Sources { into: options.into, several, directory: only == Some(Kind::Directory) };
+        let path = options.destination.clone();
+        let settled = tokio::task::spawn_blocking(move || Self::open(&path, sources)).await;
+        settled.map_err(|_| Error::Usage("a fault inside haul while looking at the destination".into()))?
+    }
+
+    fn open(path: &Path, sources: Sources) -> Result<Self> {
+        let shown = || printable(path.as_os_str().as_encoded_bytes());
+        // What ends in `..`, or is `/`, names a directory and not what to make of one.
+        let nameless = path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/.");
+        let is_there = fs::metadata(path).is_ok();
+        if !is_there {
+            let into = sources.into || sources.several || nameless;
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let missing = if into { Some(path) } else { parent };
+            if let Some(missing) = missing {
+                let what = format!("cannot make the directory {}", printable(missing.as_os_str().as_encoded_bytes()));
+                fs::create_dir_all(missing).map_err(Error::io(what))?;
+            }
+        }
+        let real = real_path(path).map_err(Error::io(shown()))?;
+        let (directory, name) = match (real.parent(), real.file_name()) {
+            (Some(parent), Some(name)) if !nameless => (parent, Some(name)),
+            _ => (&*real, None),
+        };
+        let destination = RelativePath::from_components(name.map(|name| name.as_encoded_bytes()))
+            .map_err(|bad| Error::Usage(format!("{}: {bad}", shown())))?;
+        let store = LocalStore::open(directory)?;
+        let place = Place::settle(&store, destination, sources).map_err(|why| match why.code {
+            Code::NotDirectory => Error::Refused(Why::new(
+                why.code,
+                format!("{} is no directory; several sources, or a directory, need one", shown()),
+            )),
+            _ => Error::Refused(why),
+        })?;
+        Ok(Self { store: Arc::new(store), place })
+    }
+}
+
+/// The path with no symbolic link in it, of what is there or could be made there.
+fn real_path(path: &Path) -> std::io::Result<PathBuf> {
+    match (path.canonicalize(), path.file_name()) {
+        (Err(error), Some(name)) if error.kind() == std::io::ErrorKind::NotFound => {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            Ok(parent.unwrap_or(Path::new(".")).canonicalize()?.join(name))
+        }
+        (real, _) => real,
+    }
+}

@@ -1,0 +1,152 @@
+//! What a client does over one connection after the other.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::destination::Destination;
+use super::link::Link;
+use super::{PullOptions, session_id};
+use crate::bucket::Limits;
+use crate::budget::Window;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::identity::KeyId;
+use crate::limits::within_open_files;
+use crate::manifest::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
+use crate::path::printable;
+use crate::progress::Observer;
+use crate::rate::Rate;
+use crate::receiver::{Asked, Claims, Ledger, Permits, Receiver, Receiving};
+use crate::sender::{Sender, Sent};
+use crate::session::Outcome;
+use crate::wire::{Components, Message, Pull, Push, Ready};
+
+/// A session, as it outlives its connections.
+pub(super) enum Operation {
+    Push { push: Push, sender: Box<Sender> },
+    Pull(Box<Pulling>),
+}
+
+impl Operation {
+    /// Runs over a connection. `begun` is called once the server is ready.
+    pub(super) async fn run(
+        &mut self,
+        (link, limits, config): (&Link, &Limits, &Config),
+        begun: impl FnOnce(),
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        match self {
+            Self::Push { push, sender } => link.push((push, limits), sender, config, begun, outcome).await,
+            Self::Pull(pulling) => {
+                let pull = pulling.pull.clone();
+                let receiver = async |ready: &Ready| {
+                    let receiver = pulling.receiver(&link.window, ready).await?;
+                    begun();
+                    Ok(receiver)
+                };
+                link.pull(&pull, receiver, config, outcome).await
+            }
+        }
+    }
+
+    /// The account so far.
+    pub(super) fn sent(&self) -> Sent {
+        match self {
+            Self::Push { sender, .. } => sender.sent(),
+            Self::Pull(pulling) => pulling.ledger.sent(),
+        }
+    }
+
+    /// Whether it can go on over another connection.
+    pub(super) fn can_go_on(&self) -> bool {
+        match self {
+            Self::Push { sender, .. } => sender.can_go_on(),
+            Self::Pull(_) => true,
+        }
+    }
+
+    /// Grows whenever the receiver has come further.
+    pub(super) fn progress(&self) -> u64 {
+        match self {
+            Self::Push { sender, .. } => sender.progress(),
+            Self::Pull(pulling) => pulling.ledger.progress(),
+        }
+    }
+}
+
+/// A pull, and what of it lasts as long as the session.
+pub(super) struct Pulling {
+    pull: Pull,
+    options: PullOptions,
+    asked: Asked,
+    /// Settled with the server's first answer.
+    destination: Option<Destination>,
+    ledger: Arc<Ledger>,
+    /// So that a connection takes files over from the one before, which may not know yet that it is dead.
+    claims: Arc<Claims>,
+    permits: Arc<Semaphore>,
+    /// The server's key, to which partials are bound.
+    key_id: KeyId,
+    config: Config,
+    observer: Observer,
+}
+
+impl Pulling {
+    pub(super) fn new(options: PullOptions, key_id: KeyId, config: &Config, observer: Observer) -> Result<Self> {
+        let mut names: Vec<_> = options.sources.iter().filter_map(|source| source.name()).collect();
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|two| two[0] == two[1]) {
+            let name = printable(twice[0]);
+            return Err(Error::Usage(format!("two sources are named {name}; they would fall on each other")));
+        }
+        let pull = Pull {
+            session: session_id()?,
+            sources: options.sources.iter().map(Components::from).collect(),
+            entries: MAX_UNANSWERED,
+            entry_bytes: MAX_UNANSWERED_BYTES,
+            limit: config.limit.map(Rate::bytes),
+            checksum: options.walk.checksum.then_some(true),
+        };
+        if !pull.fits() {
+            return Err(Error::Usage("so many sources do not fit into one request; pull them in parts".into()));
+        }
+        Ok(Self {
+            pull,
+            asked: Asked::of(&options.sources),
+            options,
+            destination: None,
+            ledger: Arc::default(),
+            claims: Arc::default(),
+            permits: Arc::new(Semaphore::new(within_open_files(config.max_transfers.min(config.parallel).max(1)))),
+            key_id,
+            config: config.clone(),
+            observer,
+        })
+    }
+
+    /// The receiver over a connection on which the server is ready.
+    async fn receiver(&mut self, window: &Arc<Window>, ready: &Ready) -> Result<Arc<Receiver>> {
+        let destination = match &self.destination {
+            Some(destination) => destination.clone(),
+            None => self.destination.insert(Destination::settle(&self.options, ready.only).await?).clone(),
+        };
+        self.ledger.begin_anew();
+        Ok(Receiver::new(Receiving {
+            store: destination.store,
+            place: destination.place,
+            asked: self.asked.clone(),
+            take: self.options.take,
+            owner: self.key_id.0,
+            durability: self.options.durability,
+            permits: Arc::new(Permits::new(self.permits.clone())),
+            window: window.clone(),
+            claims: self.claims.clone(),
+            config: self.config.clone(),
+            ledger: self.ledger.clone(),
+            observer: self.observer.clone(),
+            stopping: CancellationToken::new(),
+        }))
+    }
+}
