@@ -166,13 +166,17 @@ impl MessageReader {
         quinn::VarInt::from(self.stream.id()).into_inner()
     }
 
-    /// Ends when the peer has reset the stream, or the connection is lost.
+    /// Ends when the peer has reset the stream, or the connection is lost; a little is read ahead meanwhile. (quinn's
+    /// `received_reset` leaves a waker behind when it is cancelled, against which quinn's own drop asserts.)
     pub async fn reset_by_peer(&mut self) {
-        match self.stream.received_reset().await {
-            Ok(Some(_)) | Err(_) => {}
-            // All of it is there.
-            Ok(None) => std::future::pending().await,
+        while self.buffer.len() < READ_SIZE {
+            match self.fill().await {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(_) => return,
+            }
         }
+        std::future::pending().await
     }
 
     /// Reads messages from a stream of which nothing has been read yet.

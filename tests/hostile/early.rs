@@ -5,7 +5,7 @@ use std::time::Duration;
 use haul::error::Code;
 use haul::manifest::{EARLY_UNANSWERED, EARLY_UNANSWERED_BYTES, Verdict};
 use haul::stream::MessageReader;
-use haul::wire::{Committed, Durability, End, Entry, Hello, Message, Push, Ready, Skip, Summary, Want};
+use haul::wire::{Committed, Complete, Durability, End, Entry, Hello, Message, Push, Ready, Skip, Summary, Want};
 
 use crate::peer::{Peer, Session, file, head, hello, impatient, push_into, stopped, within};
 use crate::rogue::{connect, write_to};
@@ -70,6 +70,7 @@ async fn little_is_announced_before_the_answer_and_the_end_comes_with_the_last_b
     write_to(&mut verdicts, &Want { id: *wanted, held: None }).await;
     let (mut receipt, _body) = within(connection.accept_bi()).await.unwrap();
     within(requests.read::<End>()).await.unwrap();
+    within(manifest.read::<Complete>()).await.unwrap();
     assert!(within(manifest.frame(Entry::LIMIT)).await.unwrap().is_none(), "the manifest has ended");
     within(control.write_all(&Summary::default().to_bytes())).await.unwrap();
     write_to(&mut receipt, &Committed { bytes: 5, durability: Durability::Visible }).await;
