@@ -43,8 +43,7 @@ Fetch:      haul cp haul://server/photos .
 
 Exit codes: 0 all done; 1 some files failed, each named; 2 usage; 3 no
 connection; 4 not trusted or not admitted; 130 interrupted.
-Keys and trust are in HAUL_HOME (default: ~/.config/haul); HAUL_LOG=debug
-shows what happens inside.";
+HAUL_HOME (~/.config/haul) holds keys and trust; HAUL_LOG=debug tells more.";
 
 /// Moves files between machines over QUIC: verified, atomic, many at a time.
 #[derive(Parser)]
@@ -109,10 +108,10 @@ what was interrupted. A local a:b is written ./a:b.
 Also: --exclude GLOB, --include GLOB, --exclude-from FILE, --gitignore,
 --files-from FILE, --follow, --parallel N, --qlog DIR, --congestion NAME.")]
 struct Cp {
-    /// Files and directories, here or as haul://HOST[:PORT]/[PATH]; - for what comes in
+    /// Files and directories, or - for what comes in
     #[arg(value_name = "SRC", required = true)]
     sources: Vec<OsString>,
-    /// Where they go: the other of the two
+    /// Where they go; one side is here, the other haul://HOST[:PORT]/[PATH]
     #[arg(value_name = "DST", required = true)]
     destination: OsString,
     /// The key id that the server must have
@@ -213,7 +212,7 @@ struct Bench {
 Example: haul id | ssh server 'cat >> ~/.config/haul/authorized_keys'")]
 struct Id {}
 
-/// See it work: a server and a client in one, over real QUIC on this machine.
+/// See it work: a server and a client in one, on this machine.
 #[derive(Args)]
 #[command(after_help = "\
 Example: haul demo ~/photos
