@@ -101,6 +101,12 @@ impl Pulling {
             let name = printable(twice[0]);
             return Err(Error::Usage(format!("two sources are named {name}; they would fall on each other")));
         }
+        let filter = &options.walk.filter;
+        if filter.gitignore || filter.only.is_some() || !filter.rules.is_empty() {
+            return Err(Error::Usage(
+                "filters apply to what is sent from here; what a server sends is not filtered yet".into(),
+            ));
+        }
         let pull = Pull {
             session: session_id()?,
             sources: options.sources.iter().map(Components::from).collect(),
