@@ -108,7 +108,7 @@ what was interrupted. A local a:b is written ./a:b.
 Also: --exclude GLOB, --include GLOB, --exclude-from FILE, --gitignore,
 --files-from FILE, --follow, --parallel N, --qlog DIR, --congestion NAME.")]
 struct Cp {
-    /// Files and directories, or - for what comes in
+    /// Files and directories; - is standard input, as DST output
     #[arg(value_name = "SRC", required = true)]
     sources: Vec<OsString>,
     /// Where they go; one side is here, the other haul://HOST[:PORT]/[PATH]
@@ -246,6 +246,12 @@ impl Cli {
             exit_code(&error)
         }))
     }
+}
+
+/// The system gives no threads.
+pub(crate) fn failed_to_begin(error: std::io::Error) -> ExitCode {
+    output::failure(&Error::io("cannot start threads")(error).into());
+    ExitCode::from(FAILED)
 }
 
 /// What the exit code says of an error.

@@ -6,7 +6,7 @@ mod operation;
 mod retry;
 mod watch;
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -26,6 +26,7 @@ use crate::pipe::Pipe;
 use crate::progress::{Event, Observer};
 use crate::sender::{Sender, Sent};
 use crate::session::Outcome;
+use crate::store::OutputStore;
 use crate::stream::varint_of;
 use crate::trust::ServerTrust;
 use crate::wire::{Components, Durability, Push, Take};
@@ -220,6 +221,31 @@ impl Client {
         self.persist(link, Operation::Pull(Box::new(pulling)), &observer).await
     }
 
+    /// Receives one file, and writes its content to a writer, in order and as it comes: it is verified when all of it is
+    /// out. If this fails in whatever way, [`Outcome::sent`] included, what came out is not the whole file. The destination
+    /// is not looked at. A writer that takes nothing holds back what comes; some MiB wait here.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for any other number of sources; [`Error::Refused`] with [`Code::IsDirectory`] for a directory; else
+    /// as [`pull`](Self::pull), and a lost connection too once anything has come.
+    pub async fn pull_to(
+        &self,
+        output: impl Write + Send + 'static,
+        options: &PullOptions,
+        observer: Observer,
+    ) -> Result<Outcome> {
+        let link = self.link();
+        let name = match &options.sources[..] {
+            [source] => source.name().and_then(|name| RelativePath::from_components([name]).ok()),
+            _ => None,
+        };
+        let name = name.ok_or_else(|| Error::Usage("one file can be written to a pipe, and no other number".into()))?;
+        observer(Event::Connected { address: link.connection.remote_address(), key_id: self.key_id.to_string() });
+        let pulling = Pulling::new(options.clone(), self.key_id, &self.config, observer.clone())?;
+        let pulling = pulling.with_output(OutputStore::new(name, output));
+        self.persist(link, Operation::Pull(Box::new(pulling)), &observer).await
+    }
+
     /// Runs an operation to its end, over as many connections as it takes.
     async fn persist(&self, mut link: Arc<Link>, mut operation: Operation, observer: &Observer) -> Result<Outcome> {
         let (mut outcome, mut retry) = (Outcome::default(), None);
@@ -243,8 +269,8 @@ impl Client {
             if !passes(&lost) || on_purpose || self.config.retry_for.is_zero() || !(begun || retry.is_some()) {
                 return Err(lost);
             }
-            if !operation.can_go_on() {
-                return Err(Error::Lost(format!("{}; what was read of the input is gone with it", reason(&lost))));
+            if let Some(spent) = operation.spent() {
+                return Err(Error::Lost(format!("{}; {spent}", reason(&lost))));
             }
             if begun {
                 observer(Event::Lost { why: reason(&lost), retry_for: self.config.retry_for });

@@ -4,17 +4,26 @@ mod cli;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// How long the end of the program waits for a disk that still writes. A pipe that nobody reads would hold it up for good.
+const LAST_WRITES: Duration = Duration::from_secs(2);
+
+fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     let filter = EnvFilter::try_from_env("HAUL_LOG").unwrap_or_else(|_| EnvFilter::new(cli.default_log()));
     let colours = std::io::stderr().is_terminal();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     log.with_ansi(colours).with_target(false).init();
     haul::limits::raise_open_files();
-    cli.run().await
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return cli::failed_to_begin(error),
+    };
+    let code = runtime.block_on(cli.run());
+    runtime.shutdown_timeout(LAST_WRITES);
+    code
 }

@@ -1,4 +1,5 @@
-//! Content that comes in through a pipe: nobody knows its length beforehand, and only a clean end commits it.
+//! Content that comes in through a pipe, of which nobody knows the length and which only a clean end commits, and content
+//! that goes out through one, in order.
 
 mod support;
 
@@ -234,4 +235,146 @@ async fn an_input_may_be_silent_for_longer_than_any_deadline() {
     assert_eq!(outcome.unwrap().sent.failed, 0);
     assert_eq!(std::fs::read(there.path().join("f")).unwrap(), b"before after");
     client.close().await;
+}
+
+/// `haul cp haul://HOST/SOURCE -`, and what came out of it.
+fn haul_out(host: &Host, home: &Path, arguments: &[&str], source: &str) -> std::process::Output {
+    std::fs::set_permissions(home, PermissionsExt::from_mode(0o700)).unwrap();
+    Command::new(env!("CARGO_BIN_EXE_haul"))
+        .args(["cp", "--pin", &host.key_id.to_string(), &format!("haul://{}/{source}", host.address), "-"])
+        .args(arguments)
+        .env("HAUL_HOME", home)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_goes_out_through_a_pipe_as_it_is() {
+    let (served, home) = (tempdir().unwrap(), tempdir().unwrap());
+    let large = content(1, 5 << 20);
+    write(&served.path().join("d/large"), &large);
+    write(&served.path().join("small"), b"small");
+    write(&served.path().join("empty"), b"");
+    let sparse = std::fs::File::create(served.path().join("sparse")).unwrap();
+    sparse.set_len(3 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"in the middle", 1 << 20).unwrap();
+    let host = Host::directory(served.path());
+    for source in ["d/large", "small", "empty", "sparse"] {
+        let output = haul_out(&host, home.path(), &[], source);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{source}: {said}");
+        assert!(output.stdout == std::fs::read(served.path().join(source)).unwrap(), "{source}");
+        assert!(said.contains("1 file, "), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_does_not_go_out_whole_is_said_and_ends_with_1() {
+    let (served, home) = (tempdir().unwrap(), tempdir().unwrap());
+    write(&served.path().join("d/f"), b"inside");
+    write(&served.path().join("f"), &content(1, 3 << 20));
+    let host = Host::directory(served.path());
+    for (arguments, source, code, says) in [
+        (&[][..], "missing", 1, "missing"),
+        (&[], "d", 1, "d is a directory, and only the content of a file can be written to a pipe"),
+        (&[], "", 2, "- takes the content of one file"),
+        (&["--json"], "f", 2, "--json and - would both write to standard output"),
+    ] {
+        let output = haul_out(&host, home.path(), arguments, source);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(code) && said.contains(says), "{source}: {said}");
+        assert!(code == 2 || said.contains("what came out is not the whole file"), "{source}: {said}");
+        assert!(code == 2 || output.stdout.is_empty(), "{source}");
+    }
+    // Nobody reads it to its end.
+    let mut haul = Command::new(env!("CARGO_BIN_EXE_haul"))
+        .args(["cp", "--pin", &host.key_id.to_string(), &format!("haul://{}/f", host.address), "-"])
+        .env("HAUL_HOME", home.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut begin = [0; 10];
+    haul.stdout.take().unwrap().read_exact(&mut begin).unwrap();
+    assert_eq!(begin, content(1, 3 << 20)[..10]);
+    let ended = haul.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(said.contains("f: cannot write it: Broken pipe") && said.contains("is not the whole file"), "{said}");
+}
+
+/// A writer that takes nothing until it is told to.
+struct Gate(mpsc::Receiver<()>, Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl Write for Gate {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        // Open for good once nobody can close it.
+        let _ = self.0.recv();
+        self.1.lock().unwrap().extend_from_slice(data);
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_waits_holds_back_the_sender_and_loses_nothing() {
+    let served = tempdir().unwrap();
+    let bytes = content(1, 40 << 20);
+    write(&served.path().join("f"), &bytes);
+    let host = Host::directory(served.path());
+    let config = Config { memory: 4 << 20, ..Config::default() };
+    let client = host.connect_as(&haul::identity::Identity::generate().unwrap(), &config).await.unwrap();
+    let (open, gate) = mpsc::channel();
+    let out = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let options = haul::client::PullOptions { sources: vec![path("f")], ..haul::client::PullOptions::default() };
+    let pull = client.pull_to(Gate(gate, out.clone()), &options, haul::progress::ignore());
+    let waiting = async {
+        let received = || client.connection().stats().udp_rx.bytes;
+        // It comes to rest, far from the end; what goes on are acknowledgements.
+        let mut before = 0;
+        while before == 0 || received() > before + (64 << 10) {
+            before = received();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert!(before < 20 << 20, "{before} bytes wait here");
+        drop(open);
+    };
+    let (outcome, ()) = tokio::time::timeout(LIMIT, async { tokio::join!(pull, waiting) }).await.expect("it ends");
+    assert_eq!(outcome.unwrap().sent.failed, 0);
+    assert!(*out.lock().unwrap() == bytes);
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_lost_after_something_came_out_is_not_made_again() {
+    let served = tempdir().unwrap();
+    write(&served.path().join("f"), &content(1, 40 << 20));
+    let mut host = Host::directory(served.path());
+    let client = host.connect().await.unwrap();
+    let (open, gate) = mpsc::channel();
+    let out = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let options = haul::client::PullOptions { sources: vec![path("f")], ..haul::client::PullOptions::default() };
+    let (observer, events) = recorder();
+    let pull = client.pull_to(Gate(gate, out.clone()), &options, observer);
+    tokio::pin!(pull);
+    open.send(()).unwrap();
+    tokio::select! {
+        ended = &mut pull => panic!("{ended:?}"),
+        () = until(|| !out.lock().unwrap().is_empty()) => {}
+    }
+    host.stop();
+    host.stop_now();
+    host.stopped().await;
+    drop(open);
+    let lost = tokio::time::timeout(LIMIT, pull).await.expect("it ends").unwrap_err();
+    assert!(
+        matches!(&lost, Error::Lost(why) if why.contains("what came out already cannot be taken back")),
+        "{lost:?}"
+    );
+    assert!(!events.lock().unwrap().iter().any(|event| matches!(event, Event::Reconnecting { .. })));
 }

@@ -22,6 +22,8 @@ enum Job {
     /// What comes in through a pipe.
     Input(PushOptions),
     Pull(PullOptions),
+    /// What goes out through a pipe.
+    Output(PullOptions),
 }
 
 impl Job {
@@ -30,6 +32,16 @@ impl Job {
             Self::Push(options) => client.push(options, observer).await,
             Self::Input(options) => client.push_from(std::io::stdin(), options, observer).await,
             Self::Pull(options) => client.pull(options, observer).await,
+            Self::Output(options) => client.pull_to(output::raw()?, options, observer).await,
+        }
+    }
+
+    /// What an end in the middle leaves.
+    fn left(&self) -> &'static str {
+        match self {
+            Self::Push(_) | Self::Pull(_) => "what is committed stays. Run the same command again to go on.",
+            Self::Input(_) => "nothing of it was committed.",
+            Self::Output(_) => "what came out is not the whole file.",
         }
     }
 
@@ -37,7 +49,7 @@ impl Job {
     fn keeper(&self) -> &'static str {
         match self {
             Self::Push(_) | Self::Input(_) => "the server",
-            Self::Pull(_) => "this machine",
+            Self::Pull(_) | Self::Output(_) => "this machine",
         }
     }
 }
@@ -50,12 +62,16 @@ pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
         _ = tokio::signal::ctrl_c() => {
             screen.end(&Err(Error::Lost("interrupted".into())));
             client.close().await;
-            output::note("haul: interrupted; what is committed stays. Run the same command again to go on.");
+            output::note(&format!("haul: interrupted; {}", job.left()));
             return Ok(INTERRUPTED);
         }
     };
     screen.end(&ended);
     client.close().await;
+    let whole = ended.as_ref().is_ok_and(|outcome| outcome.sent.failed == 0 && outcome.sent.interrupted.is_none());
+    if matches!(job, Job::Output(_)) && !whole {
+        output::note("haul: what came out is not the whole file");
+    }
     match ended {
         Ok(outcome) if outcome.sent.failed == 0 && outcome.sent.interrupted.is_none() => Ok(DONE),
         Ok(_) => Ok(FAILED),
@@ -65,6 +81,7 @@ pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
             );
             Err(anyhow::Error::from(error).context(how))
         }
+        Err(error @ Error::Lost(_)) if matches!(job, Job::Output(_)) => Err(error.into()),
         Err(error @ Error::Lost(_)) => {
             let keeper = job.keeper();
             let how = format!(
@@ -114,7 +131,9 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
         }
         Way::Down(sources, destination) => {
             let into = destination.as_os_str().as_encoded_bytes().ends_with(b"/");
-            Job::Pull(PullOptions { sources, destination, into, durability, walk, ..PullOptions::default() })
+            let output = destination.as_os_str() == "-";
+            let options = PullOptions { sources, destination, into, durability, walk, ..PullOptions::default() };
+            if output { Job::Output(options) } else { Job::Pull(options) }
         }
     };
     Ok((client, job))
@@ -127,6 +146,17 @@ fn from_input(cp: &Cp) -> Result<bool, Error> {
             Err(Error::Usage("- is what comes in, and goes alone; a file of that name is ./-".into()))
         }
         input => Ok(input),
+    }
+}
+
+/// Whether something can go out through a pipe.
+fn check_output(cp: &Cp, sources: &[Target]) -> anyhow::Result<()> {
+    if cp.output.json {
+        return Err(usage("--json and - would both write to standard output; leave one of them out"));
+    }
+    match sources {
+        [one] if !one.path.is_root() => Ok(()),
+        _ => Err(usage("- takes the content of one file; a directory of that name is ./-")),
     }
 }
 
@@ -169,6 +199,9 @@ fn split(cp: &Cp) -> anyhow::Result<(Target, Way)> {
             if let Some(other) = there.iter().find(|t| (&t.host, t.port) != (&server.host, server.port)) {
                 let (one, other) = (&server.host, &other.host);
                 return Err(usage(&format!("{one} and {other} are two servers; copy from one after the other")));
+            }
+            if path.as_os_str() == "-" {
+                check_output(cp, &there)?;
             }
             Ok((server, Way::Down(there.into_iter().map(|target| target.path).collect(), path)))
         }

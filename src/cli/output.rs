@@ -6,6 +6,7 @@ mod terminal;
 mod verdict;
 
 use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,12 @@ const PLAIN_PROGRESS: Duration = Duration::from_secs(5);
 /// Prints a line on standard output. A reader that has gone away is no reason to panic.
 pub(super) fn line(text: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// Standard output as it is: what comes is passed on at once, and is no text.
+pub(super) fn raw() -> Result<std::fs::File, Error> {
+    let output = std::io::stdout().as_fd().try_clone_to_owned().map_err(Error::io("standard output"))?;
+    Ok(output.into())
 }
 
 /// Prints a line on standard error.

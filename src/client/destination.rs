@@ -8,17 +8,27 @@ use super::PullOptions;
 use crate::error::{Code, Error, Result, Why};
 use crate::path::{RelativePath, printable};
 use crate::receiver::{Place, Sources};
-use crate::store::LocalStore;
+use crate::store::{LocalStore, OutputStore, Store};
 use crate::wire::Kind;
 
-/// A directory that is held open, and where in it the sources come to stand.
+/// A directory that is held open, and where in it the sources come to stand; or a writer for the only one.
 #[derive(Clone)]
 pub(super) struct Destination {
-    pub(super) store: Arc<LocalStore>,
+    pub(super) store: Arc<dyn Store>,
     pub(super) place: Place,
 }
 
 impl Destination {
+    /// A writer, for what the only source is, as far as that is known.
+    pub(super) fn output(output: &OutputStore, options: &PullOptions, only: Option<Kind>) -> Result<Self> {
+        if only == Some(Kind::Directory) {
+            let path = options.sources.first().cloned().unwrap_or_default();
+            let text = format!("{path} is a directory, and only the content of a file can be written to a pipe");
+            return Err(Error::Refused(Why::new(Code::IsDirectory, text)));
+        }
+        Ok(Self { store: Arc::new(output.clone()), place: Place::Into(RelativePath::root()) })
+    }
+
     /// Settles it for the session; `only` is what the only source is. Directories that are missing are made.
     pub(super) async fn settle(options: &PullOptions, only: Option<Kind>) -> Result<Self> {
         let several = options.sources.len() != 1 || options.sources.iter().any(RelativePath::is_root) || only.is_none();

@@ -21,6 +21,7 @@ use crate::rate::Rate;
 use crate::receiver::{Asked, Claims, Ledger, Permits, Receiver, Receiving};
 use crate::sender::{Sender, Sent};
 use crate::session::Outcome;
+use crate::store::OutputStore;
 use crate::wire::{Components, Message, Pull, Push, Ready};
 
 /// A session, as it outlives its connections.
@@ -59,11 +60,14 @@ impl Operation {
         }
     }
 
-    /// Whether it can go on over another connection.
-    pub(super) fn can_go_on(&self) -> bool {
+    /// Why it cannot go on over another connection, if it cannot.
+    pub(super) fn spent(&self) -> Option<&'static str> {
         match self {
-            Self::Push { sender, .. } => sender.can_go_on(),
-            Self::Pull(_) => true,
+            Self::Push { sender, .. } if !sender.can_go_on() => Some("what was read of the input is gone with it"),
+            Self::Pull(pulling) if pulling.output.as_ref().is_some_and(OutputStore::is_taken) => {
+                Some("what came out already cannot be taken back")
+            }
+            Self::Push { .. } | Self::Pull(_) => None,
         }
     }
 
@@ -81,6 +85,8 @@ pub(super) struct Pulling {
     pull: Pull,
     options: PullOptions,
     asked: Asked,
+    /// Takes the only file, if not the destination.
+    output: Option<OutputStore>,
     /// Settled with the server's first answer.
     destination: Option<Destination>,
     ledger: Arc<Ledger>,
@@ -122,6 +128,7 @@ impl Pulling {
             pull,
             asked: Asked::of(&options.sources),
             options,
+            output: None,
             destination: None,
             ledger: Arc::default(),
             claims: Arc::default(),
@@ -132,11 +139,23 @@ impl Pulling {
         })
     }
 
+    /// One file, whose content goes to a writer.
+    pub(super) fn with_output(mut self, output: OutputStore) -> Self {
+        self.output = Some(output);
+        self
+    }
+
     /// The receiver over a connection on which the server is ready.
     async fn receiver(&mut self, window: &Arc<Window>, ready: &Ready) -> Result<Arc<Receiver>> {
         let destination = match &self.destination {
             Some(destination) => destination.clone(),
-            None => self.destination.insert(Destination::settle(&self.options, ready.only).await?).clone(),
+            None => {
+                let settled = match &self.output {
+                    Some(output) => Destination::output(output, &self.options, ready.only)?,
+                    None => Destination::settle(&self.options, ready.only).await?,
+                };
+                self.destination.insert(settled).clone()
+            }
         };
         self.ledger.begin_anew();
         Ok(Receiver::new(Receiving {

@@ -70,7 +70,9 @@ impl Tally {
             Event::Moved { id, bytes } => {
                 self.travelled += bytes;
                 if let Some(running) = self.running.get_mut(id) {
-                    running.moved = (running.moved + bytes).min(running.size);
+                    // Nobody knows how long a pipe is.
+                    let most = if running.size == 0 { u64::MAX } else { running.size };
+                    running.moved = (running.moved + bytes).min(most);
                 }
             }
             Event::Settled { id, kind, size, result, .. } => {
@@ -214,6 +216,16 @@ mod tests {
         assert!(tally.total(later).ends_with("  verifying"), "sent is not committed");
         tally.take(&settled(0, 2000, Settled::Committed));
         assert_eq!(tally.summary(later, true), "1 file, 1.95 KiB in 1.0 s (1.95 KiB/s), 1 unchanged");
+    }
+
+    #[test]
+    fn a_pipe_is_as_long_as_what_came_out_of_it() {
+        let start = Instant::now();
+        let mut tally = Tally::new(start);
+        tally.take(&Event::Started { id: 0, path: path("a"), size: 0, held: 0 });
+        tally.take(&Event::Found { files: 1, bytes: 2048, complete: false });
+        tally.take(&Event::Moved { id: 0, bytes: 2048 });
+        assert_eq!(tally.total(start + Duration::from_secs(1)), "0/1+ files  2.00 KiB/2.00 KiB+  2.00 KiB/s");
     }
 
     #[test]
