@@ -87,6 +87,9 @@ struct Serve {
     /// Send at most: 20M is bits a second, 2.5MB is bytes
     #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
     limit: Option<Rate>,
+    /// Set owners and set-user-ID as clients say; needs root
+    #[arg(long)]
+    allow_owner: bool,
     #[command(flatten)]
     expert: Expert,
 }
@@ -105,8 +108,8 @@ Examples: haul cp photos haul://server/2026    -> 2026/... there
           haul cp haul://server/2026 photos/   -> photos/2026/... here
 Unchanged files (same size and time) are skipped; the same command goes on with
 what was interrupted. A local a:b is written ./a:b.
-Also: --exclude GLOB, --include GLOB, --exclude-from FILE, --gitignore,
---files-from FILE, --follow, --parallel N, --qlog DIR, --congestion NAME.")]
+Also: --exclude, --include GLOB, --exclude-from, --files-from FILE, --gitignore,
+--follow, --xattrs, --owner, --numeric-ids, --parallel, --qlog, --congestion.")]
 struct Cp {
     /// Files and directories; - is standard input, as DST output
     #[arg(value_name = "SRC", required = true)]
@@ -129,6 +132,12 @@ struct Cp {
     /// Send at most: 20M is bits a second, 2.5MB is bytes
     #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
     limit: Option<Rate>,
+    #[arg(long, hide = true)]
+    xattrs: bool,
+    #[arg(long, hide = true)]
+    owner: bool,
+    #[arg(long, hide = true)]
+    numeric_ids: bool,
     #[command(flatten)]
     filter: filter::FilterArgs,
     #[arg(short = 'L', long, visible_alias = "copy-links", hide = true)]

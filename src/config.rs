@@ -37,6 +37,9 @@ pub struct Config {
     /// Where each connection, and each attempt at one, writes a qlog trace: a directory, made if it is missing. Needs the
     /// feature `qlog`. A trace that cannot be written ends there, and is no error to the connection.
     pub qlog: Option<PathBuf>,
+    /// A server lets its clients set owners, groups, set-user-ID and the like: as root it then takes programs that run as
+    /// root from whoever may write.
+    pub allow_owner: bool,
     /// Partials that were not written to for so long are removed by a server, at its start and once a day.
     pub keep_partials: Duration,
     /// How long a stopping server lets transfers under way go on.
@@ -87,6 +90,7 @@ impl Default for Config {
             parallel: 1000,
             limit: None,
             qlog: None,
+            allow_owner: false,
             keep_partials: Duration::from_secs(7 * 24 * 3600),
             grace: Duration::from_secs(30),
             stall: Duration::from_secs(10),

@@ -66,6 +66,7 @@ pub mod identity;
 pub mod limits;
 pub mod manifest;
 pub mod measure;
+mod owners;
 pub mod path;
 pub mod pipe;
 pub mod progress;

@@ -10,11 +10,14 @@ use tokio::sync::mpsc;
 
 use crate::error::{Code, Error, Result, Why};
 use crate::filter::Filter;
+use crate::owners::Owners;
 use crate::path::{RelativePath, printable};
 use crate::pipe::Pipe;
-use crate::store::{LocalStore, MemoryStore, Metadata, PERMISSIONS, Store, Version};
+use crate::store::{ALL_PERMISSIONS, Lapses, LocalStore, MemoryStore, Metadata, PERMISSIONS, Store, Version};
 use crate::stream::{MessageReader, StreamError};
-use crate::wire::{Components, Done, Entry, Frame, Held, Kind, Message, Refuse, Skip, Time, Want};
+use crate::wire::{
+    Aspect, Components, Done, Entry, Frame, Held, Kind, Message, Owner, Refuse, Skip, Time, Want, Xattr,
+};
 
 use ignored::{Scope, below};
 
@@ -101,6 +104,12 @@ pub struct WalkOptions {
     pub checksum: bool,
     /// What becomes of symbolic links. One that leads to a directory that it stands in fails, as does one to nothing.
     pub follow: Follow,
+    /// Owners and groups are announced, and with them all bits of the mode and the extended attributes that give rights.
+    pub owner: bool,
+    /// Owners are announced by their numbers alone.
+    pub numeric_ids: bool,
+    /// Extended attributes of files and directories are announced.
+    pub xattrs: bool,
 }
 
 /// A directory that is being sent. It is announced when the last of its children lets go of it, since its final mode and
@@ -140,6 +149,19 @@ pub struct Announce {
     pub parent: Option<Arc<Directory>>,
     /// Where its content comes from, if not from the tree's store.
     pub pipe: Option<Arc<Pipe>>,
+    /// What is announced on demand only.
+    pub extra: Option<Box<Extra>>,
+}
+
+/// Metadata that is announced on demand only.
+#[derive(Debug, Clone, Default)]
+pub struct Extra {
+    /// Owner and group, if they are to be kept.
+    pub owner: Option<Owner>,
+    /// Extended attributes, if they are to be kept.
+    pub xattrs: Option<Vec<Xattr>>,
+    /// What of these cannot be announced.
+    pub lapses: Lapses,
 }
 
 impl Announce {
@@ -150,23 +172,30 @@ impl Announce {
         let store = Arc::new(MemoryStore::new());
         let tree = Tree { store, path: path.clone(), name: name.to_vec(), directory: false };
         let (kind, modified, version) = (Kind::File, Time::default(), Version::default());
-        let metadata = Metadata { kind: Some(kind), size: 0, modified, mode: 0, links: 1, version };
+        let metadata = Metadata { kind: Some(kind), size: 0, modified, mode: 0, owner: (0, 0), links: 1, version };
         let (tree, source) = (Arc::new(tree), path.clone());
-        Ok(Self { tree, source, path, metadata, kind, target: None, digest: None, parent: None, pipe: Some(pipe) })
+        let (digest, parent, extra) = (None, None, None);
+        Ok(Self { tree, source, path, metadata, kind, target: None, digest, parent, pipe: Some(pipe), extra })
     }
 
     /// The entry as it goes over the wire.
     pub fn entry(&self, id: u64) -> Entry {
         let known = self.pipe.is_none();
+        let (owner, xattrs) =
+            self.extra.as_ref().map(|extra| (extra.owner.clone(), extra.xattrs.clone())).unwrap_or_default();
+        let special = owner.is_some() && self.kind == Kind::File;
+        let bits = if special { ALL_PERMISSIONS } else { PERMISSIONS };
         Entry {
             id,
             path: Components::from(&self.path),
             kind: self.kind,
             size: (self.kind == Kind::File && known).then_some(self.metadata.size),
             modified: known.then_some(self.metadata.modified),
-            mode: (self.kind != Kind::Symlink && known).then_some(self.metadata.mode & PERMISSIONS),
+            mode: (self.kind != Kind::Symlink && known).then_some(self.metadata.mode & bits),
             target: self.target.clone(),
             digest: self.digest,
+            owner,
+            xattrs,
             ..Entry::default()
         }
     }
@@ -194,6 +223,7 @@ pub struct Walk {
     options: WalkOptions,
     /// What was left out and not yet told.
     excluded: u64,
+    owners: Owners,
 }
 
 /// A directory that is being walked: what is left of its names, last first.
@@ -216,7 +246,8 @@ impl Walk {
 
     /// A walk that has not begun; `directories` takes the directories.
     pub fn new(trees: Vec<Tree>, options: WalkOptions, directories: mpsc::UnboundedSender<Announce>) -> Self {
-        Self { trees: trees.into_iter(), tree: None, open: Vec::new(), directories, options, excluded: 0 }
+        let owners = Owners::default();
+        Self { trees: trees.into_iter(), tree: None, open: Vec::new(), directories, options, owners, excluded: 0 }
     }
 
     /// Looks at the next name; `None` when it is a directory, which is open then, or when a directory has no more.
@@ -263,6 +294,7 @@ impl Walk {
             let why = Why::new(Code::Special, "a FIFO, socket or device; skipped, it has no content to send");
             return Some(Found::Failed(path, why));
         };
+        let extra = self.extra(tree, &source, &metadata, kind);
         let mut announce = Announce {
             tree: tree.clone(),
             source,
@@ -273,6 +305,7 @@ impl Walk {
             digest: None,
             parent,
             pipe: None,
+            extra,
         };
         match kind {
             Kind::Directory => return self.enter(announce),
@@ -311,6 +344,26 @@ impl Walk {
     fn excludes(&self, tree: &Tree, path: &RelativePath, kind: Option<Kind>) -> bool {
         let scope = self.open.last().and_then(|open| open.scope.as_deref());
         ignored::excludes(&self.options.filter, scope, &tree.top(), path, kind == Some(Kind::Directory))
+    }
+
+    /// Looks up what is announced on demand.
+    fn extra(&self, tree: &Tree, source: &RelativePath, metadata: &Metadata, kind: Kind) -> Option<Box<Extra>> {
+        let options = &self.options;
+        if !options.owner && !options.xattrs {
+            return None;
+        }
+        let mut extra = Extra::default();
+        if options.owner {
+            extra.owner = Some(self.owners.announced(metadata.owner, !options.numeric_ids));
+        }
+        if options.xattrs && kind != Kind::Symlink {
+            let (xattrs, lapses) = match tree.store.xattrs(source, options.owner) {
+                Ok(read) => read,
+                Err(why) => (Vec::new(), vec![(Aspect::Xattr, why.to_string())]),
+            };
+            (extra.xattrs, extra.lapses) = (Some(xattrs), lapses);
+        }
+        Some(Box::new(extra))
     }
 
     fn enter(&mut self, announce: Announce) -> Option<Found> {

@@ -5,6 +5,7 @@
 //! large file that waits holds up no small one. A [`Want`](crate::wire::Want) is the admission: by then the room is set
 //! aside, and nothing that waits holds anything that something else needs.
 
+mod attributes;
 mod body;
 mod claims;
 mod disk;
@@ -40,6 +41,7 @@ use crate::budget::Window;
 use crate::config::Config;
 use crate::error::{Code, Error, Result, Why};
 use crate::manifest::Verdict;
+use crate::owners::Owners;
 use crate::path::RelativePath;
 use crate::progress::{Event, Observer, Settled};
 use crate::store::{Attributes, Claim, Store};
@@ -75,6 +77,18 @@ impl Permits {
     }
 }
 
+/// What of the metadata that is announced on demand is kept here.
+#[derive(Debug, Clone, Default)]
+pub struct Keep {
+    /// Owners and groups are set as the sender says, and with them set-user-ID, set-group-ID and sticky on files, and the
+    /// extended attributes that give rights. The system must permit it, as it does to root.
+    pub owner: bool,
+    /// Owners are taken by their numbers, also where their names are known.
+    pub numeric_ids: bool,
+    /// Extended attributes are set as the sender says.
+    pub xattrs: bool,
+}
+
 /// Everything that a receiver needs to know of its session.
 pub struct Receiving {
     /// Where files are committed to.
@@ -85,6 +99,8 @@ pub struct Receiving {
     pub asked: Asked,
     /// How entries are taken.
     pub take: Take,
+    /// What of the metadata that is announced on demand is kept.
+    pub keep: Keep,
     /// The key of the sender, which partials are bound to.
     pub owner: [u8; 32],
     /// How durable a commit has to be.
@@ -114,6 +130,7 @@ pub struct Receiver {
     admitted: Mutex<HashMap<u64, oneshot::Sender<Result<Incoming, Why>>>>,
     names: Mutex<Names>,
     unkept: Arc<Tally>,
+    owners: Owners,
     verdicts: mpsc::UnboundedSender<Verdict>,
     answers: Mutex<Option<mpsc::UnboundedReceiver<Verdict>>>,
     committed: AtomicU64,
@@ -168,6 +185,7 @@ impl Receiver {
             admitted: Mutex::default(),
             names: Mutex::default(),
             unkept: Arc::default(),
+            owners: Owners::default(),
             verdicts,
             answers: Mutex::new(Some(answers)),
             committed: AtomicU64::new(0),

@@ -22,7 +22,7 @@ use crate::limits::within_open_files;
 use crate::measure::{self, Places};
 use crate::progress::Observer;
 use crate::qlog;
-use crate::receiver::{Asked, Claims, Permits, Receiver, Receiving};
+use crate::receiver::{Asked, Claims, Keep, Permits, Receiver, Receiving};
 use crate::session::{MakeReceiver, Opened, ServerSession, Sessions, accept_streams, serve};
 use crate::store::Store;
 use crate::stream::{lost_connection, varint_of};
@@ -393,6 +393,7 @@ fn receivers(shared: &Arc<Shared>, owner: [u8; 32], permits: Arc<Permits>, windo
             place,
             asked: Asked::any(),
             take: push.take.unwrap_or_default(),
+            keep: Keep { owner: shared.config.allow_owner, xattrs: true, ..Keep::default() },
             owner,
             durability: push.durability,
             permits: permits.clone(),

@@ -14,16 +14,18 @@ mod memory;
 mod output;
 mod partial;
 mod sweep;
+mod xattr;
 
 pub use local::LocalStore;
 pub use memory::MemoryStore;
 pub use output::OutputStore;
 
 use std::io;
+use std::sync::Arc;
 
 use crate::error::Why;
 use crate::path::RelativePath;
-use crate::wire::{Aspect, Durability, Kind, Time};
+use crate::wire::{Aspect, Durability, Kind, Time, Xattr};
 
 /// What is known of something in a store without reading its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub struct Metadata {
     pub modified: Time,
     /// Permission bits (07777).
     pub mode: u32,
+    /// Numbers of its user and group.
+    pub owner: (u32, u32),
     /// Names that it has in all (hard links); what is no file has one.
     pub links: u64,
     /// Tells this version of this file from any other: device, inode, size, mtime and ctime. Two equal versions have,
@@ -83,13 +87,29 @@ impl Claim {
     }
 }
 
+/// All bits of a mode: with set-user-ID, set-group-ID and sticky.
+pub const ALL_PERMISSIONS: u32 = 0o7777;
+
 /// Final metadata of what is committed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attributes {
-    /// Permission bits, within [`PERMISSIONS`]; `None` leaves the store's default.
+    /// Permission bits; `None` leaves the store's default. Only those in [`PERMISSIONS`] count, and with an owner, on a file,
+    /// all.
     pub mode: Option<u32>,
     /// Time of last modification; `None` leaves the time of the commit.
     pub modified: Option<Time>,
+    /// Numbers of user and group; `None` leaves what there is.
+    pub owner: Option<(u32, u32)>,
+    /// The extended attributes, by name; all others that travel are removed. `None` leaves what there is. Those of the
+    /// system's administration count with an owner only.
+    pub xattrs: Option<Arc<Vec<Xattr>>>,
+}
+
+impl Attributes {
+    /// The bits of the mode that count on a file, or on something else.
+    pub fn mode_bits(&self, file: bool) -> u32 {
+        if file && self.owner.is_some() { ALL_PERMISSIONS } else { PERMISSIONS }
+    }
 }
 
 /// What could not be kept of something that stands there whole: the kind of thing, and what the system said.
@@ -105,6 +125,13 @@ pub trait Store: Send + Sync + 'static {
 
     /// The names in a directory, in no order, partials left out.
     fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Why>;
+
+    /// The extended attributes of a file or directory that travel, by name, and a lapse for each that does not fit an entry;
+    /// `privileged` are those that go with an owner. A store that knows none has none.
+    fn xattrs(&self, path: &RelativePath, privileged: bool) -> Result<(Vec<Xattr>, Lapses), Why> {
+        let _ = (path, privileged);
+        Ok((Vec::new(), Lapses::new()))
+    }
 
     /// What a symbolic link holds.
     fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why>;

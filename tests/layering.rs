@@ -27,6 +27,7 @@ const ROOMS: &[&str] = &[
     "upkeep",
     "stream",
     "measure",
+    "owners",
     "store",
     "pipe",
     "manifest",

@@ -78,6 +78,8 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             entry_bytes: 1 << 20,
             limit: None,
             checksum: None,
+            xattrs: None,
+            owner: None,
         }),
         all(&Pull {
             session,
@@ -86,6 +88,8 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             entry_bytes: 1 << 20,
             limit: Some(2_500_000),
             checksum: None,
+            xattrs: Some(true),
+            owner: Some(true),
         }),
         all(&List { session, path: components(&[b"a"]), recursive: true }),
         all(&Ready { entries: 10_000, entry_bytes: 1 << 20, ..Ready::default() }),
@@ -145,6 +149,15 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             kind: Kind::File,
             size: Some(300),
             digest: Some([5; 32]),
+            ..Entry::default()
+        }),
+        all(&Entry {
+            id: 9,
+            path: components(&[b"a", b"d"]),
+            kind: Kind::Directory,
+            mode: Some(0o755),
+            owner: Some(Owner { user: 1000, group: 100, user_name: Some(b"bob".to_vec()), group_name: None }),
+            xattrs: Some(vec![Xattr { name: b"user.note".to_vec(), value: b"\x00\xff".to_vec() }]),
             ..Entry::default()
         }),
         all(&Entry {

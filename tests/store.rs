@@ -309,7 +309,7 @@ fn mode_and_time_are_set_before_the_name(store: &dyn Store) {
         [(-2_000_000_000, 0o640), (-1, 0o400), (0, 0o777), (1_700_000_000, 0), (5_000_000_000, 0o604)]
     {
         let modified = Time { seconds, nanoseconds: 123_456_789 };
-        let attributes = Attributes { mode: Some(mode), modified: Some(modified) };
+        let attributes = Attributes { mode: Some(mode), modified: Some(modified), ..Attributes::default() };
         begin(store, &path("f"), b"data").commit(&attributes, Durability::Synced).unwrap();
         let metadata = store.stat(&path("f")).unwrap().unwrap();
         assert_eq!((metadata.modified, metadata.mode), (modified, mode));
@@ -317,7 +317,11 @@ fn mode_and_time_are_set_before_the_name(store: &dyn Store) {
 }
 
 fn only_permissions_are_carried_over(store: &dyn Store) {
-    let attributes = Attributes { mode: Some(0o7755), modified: Some(Time { seconds: 1, nanoseconds: u32::MAX }) };
+    let attributes = Attributes {
+        mode: Some(0o7755),
+        modified: Some(Time { seconds: 1, nanoseconds: u32::MAX }),
+        ..Attributes::default()
+    };
     begin(store, &path("f"), b"data").commit(&attributes, Durability::Visible).unwrap();
     assert_eq!(store.stat(&path("f")).unwrap().unwrap().mode, 0o755);
 }
@@ -326,10 +330,17 @@ fn attributes_of_files_and_directories(store: &dyn Store) {
     put(store, "d/f", b"data");
     for name in ["d/f", "d"] {
         let modified = Time { seconds: -5, nanoseconds: 7 };
-        store.set_attributes(&path(name), &Attributes { mode: Some(0o555), modified: Some(modified) }).unwrap();
+        store
+            .set_attributes(
+                &path(name),
+                &Attributes { mode: Some(0o555), modified: Some(modified), ..Attributes::default() },
+            )
+            .unwrap();
         let metadata = store.stat(&path(name)).unwrap().unwrap();
         assert_eq!((metadata.modified, metadata.mode), (modified, 0o555));
-        store.set_attributes(&path(name), &Attributes { mode: Some(0o755), modified: None }).unwrap();
+        store
+            .set_attributes(&path(name), &Attributes { mode: Some(0o755), modified: None, ..Attributes::default() })
+            .unwrap();
         let metadata = store.stat(&path(name)).unwrap().unwrap();
         assert_eq!((metadata.modified, metadata.mode), (modified, 0o755));
     }
@@ -338,7 +349,7 @@ fn attributes_of_files_and_directories(store: &dyn Store) {
 }
 
 fn every_change_makes_another_version(store: &dyn Store) {
-    let attributes = Attributes { mode: None, modified: Some(Time::default()) };
+    let attributes = Attributes { mode: None, modified: Some(Time::default()), ..Attributes::default() };
     let version = || store.stat(&path("f")).unwrap().unwrap().version;
     begin(store, &path("f"), b"one").commit(&attributes, Durability::Visible).unwrap();
     let first = version();
@@ -350,7 +361,8 @@ fn every_change_makes_another_version(store: &dyn Store) {
 
 fn symbolic_links_are_made_replaced_and_read(store: &dyn Store) {
     let link = path("d/link");
-    let attributes = Attributes { mode: None, modified: Some(Time { seconds: -100, nanoseconds: 9 }) };
+    let attributes =
+        Attributes { mode: None, modified: Some(Time { seconds: -100, nanoseconds: 9 }), ..Attributes::default() };
     store.make_symlink(&link, b"../\xff/nowhere", &attributes).unwrap();
     assert_eq!(store.read_link(&link).unwrap(), b"../\xff/nowhere");
     let metadata = store.stat(&link).unwrap().unwrap();
@@ -388,7 +400,8 @@ fn a_further_name_is_of_the_same_file(store: &dyn Store) {
     assert_eq!(one, other);
     assert_eq!((one.kind, one.size, one.links), (Some(Kind::File), 4, 2));
     assert_eq!(content(store, &path("d/g")), b"data");
-    let attributes = Attributes { mode: Some(0o604), modified: Some(Time { seconds: 5, nanoseconds: 6 }) };
+    let attributes =
+        Attributes { mode: Some(0o604), modified: Some(Time { seconds: 5, nanoseconds: 6 }), ..Attributes::default() };
     store.set_attributes(&path("d/g"), &attributes).unwrap();
     let [one, other] = both();
     assert_eq!((one.mode, one.modified), (0o604, Time { seconds: 5, nanoseconds: 6 }));
@@ -495,7 +508,8 @@ fn a_file_in_the_way_of_a_directory(store: &dyn Store) {
 fn a_directory_that_came_later_keeps_the_partial(store: &dyn Store) {
     let upload = begin(store, &path("f"), b"12345");
     store.make_directory(&path("f")).unwrap();
-    let attributes = Attributes { mode: Some(0), modified: Some(Time { seconds: -1, nanoseconds: 0 }) };
+    let attributes =
+        Attributes { mode: Some(0), modified: Some(Time { seconds: -1, nanoseconds: 0 }), ..Attributes::default() };
     assert_eq!(refused(upload.commit(&attributes, Durability::Visible), "f"), Code::IsDirectory);
     assert_eq!(names(store, &RelativePath::root()), [b"f"]);
     assert_eq!(store.sweep(Duration::from_secs(3600)).unwrap(), 0, "the partial is as young as the failed commit");
@@ -530,7 +544,8 @@ fn the_root_is_a_directory(store: &dyn Store) {
     store.make_directory(&path("a/b")).unwrap();
     store.make_directory(&path("a/b")).unwrap();
     assert_eq!(names(store, &path("a")), [b"b"]);
-    let attributes = Attributes { mode: Some(0o750), modified: Some(Time { seconds: 1, nanoseconds: 2 }) };
+    let attributes =
+        Attributes { mode: Some(0o750), modified: Some(Time { seconds: 1, nanoseconds: 2 }), ..Attributes::default() };
     store.set_attributes(&root, &attributes).unwrap();
     let metadata = store.stat(&root).unwrap().unwrap();
     assert_eq!((Some(metadata.mode), Some(metadata.modified)), (attributes.mode, attributes.modified));

@@ -112,7 +112,14 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
         return Err(usage("--files-from names what is below one directory, which is then the only source"));
     }
     let follow = if cp.follow { Follow::Anywhere } else { Follow::Never };
-    let walk = WalkOptions { filter: cp.filter.filter(cp.recursive)?, follow, ..WalkOptions::default() };
+    let walk = WalkOptions {
+        filter: cp.filter.filter(cp.recursive)?,
+        follow,
+        owner: cp.owner,
+        numeric_ids: cp.numeric_ids,
+        xattrs: cp.xattrs,
+        ..WalkOptions::default()
+    };
     let config = Config {
         parallel: cp.parallel as usize,
         congestion: cp.expert.congestion,

@@ -35,6 +35,7 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
         congestion: serve.expert.congestion,
         limit: serve.limit,
         qlog: serve.expert.qlog,
+        allow_owner: serve.allow_owner,
         ..Config::default()
     };
     let observer = haul::progress::ignore();

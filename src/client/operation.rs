@@ -18,7 +18,7 @@ use crate::manifest::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
 use crate::path::printable;
 use crate::progress::Observer;
 use crate::rate::Rate;
-use crate::receiver::{Asked, Claims, Ledger, Permits, Receiver, Receiving};
+use crate::receiver::{Asked, Claims, Keep, Ledger, Permits, Receiver, Receiving};
 use crate::sender::{Sender, Sent};
 use crate::session::Outcome;
 use crate::store::OutputStore;
@@ -120,6 +120,8 @@ impl Pulling {
             entry_bytes: MAX_UNANSWERED_BYTES,
             limit: config.limit.map(Rate::bytes),
             checksum: options.walk.checksum.then_some(true),
+            xattrs: options.walk.xattrs.then_some(true),
+            owner: options.walk.owner.then_some(true),
         };
         if !pull.fits() {
             return Err(Error::Usage("so many sources do not fit into one request; pull them in parts".into()));
@@ -158,11 +160,13 @@ impl Pulling {
             }
         };
         self.ledger.begin_anew();
+        let walk = &self.options.walk;
         Ok(Receiver::new(Receiving {
             store: destination.store,
             place: destination.place,
             asked: self.asked.clone(),
             take: self.options.take,
+            keep: Keep { owner: walk.owner, numeric_ids: walk.numeric_ids, xattrs: walk.xattrs },
             owner: self.key_id.0,
             durability: self.options.durability,
             permits: Arc::new(Permits::new(self.permits.clone())),

@@ -7,10 +7,11 @@ use crate::error::{Code, Result, Why};
 use crate::manifest::Verdict;
 use crate::path::RelativePath;
 use crate::progress::Settled;
+use crate::store::Claim;
 use crate::store::fault::refusal;
-use crate::store::{Attributes, Claim, PERMISSIONS};
 use crate::wire::{Durability, Entry, Kind, Time};
 
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 pub(super) enum Judged {
     Skip,
     Done,
@@ -58,15 +59,15 @@ impl Receiver {
         let store = &*self.session.store;
         let name = self.session.asked.check(&entry)?;
         let path = self.session.place.of(&name)?;
-        let attributes = Attributes { mode: entry.mode.map(|mode| mode & PERMISSIONS), modified: entry.modified };
+        let attributes = self.attributes(&entry, &path);
         let there = store.stat(&path)?;
         let there = there.as_ref();
         let same_time = there.is_some_and(|m| entry.modified.is_none_or(|modified| is_kept(modified, m.modified)));
-        let same_mode = there.is_some_and(|m| attributes.mode.is_none_or(|mode| mode == m.mode & PERMISSIONS));
+        let stands_so = || there.is_some_and(|there| self.stands_so(&attributes, &path, there));
         let kind = there.map(|m| m.kind);
         match entry.kind {
             Kind::Directory => match kind {
-                Some(Some(Kind::Directory)) if same_time && same_mode => Ok(Judged::Skip),
+                Some(Some(Kind::Directory)) if same_time && stands_so() => Ok(Judged::Skip),
                 // The served directory itself belongs to whoever serves it.
                 Some(Some(Kind::Directory)) if path.is_root() => Ok(Judged::Skip),
                 Some(Some(Kind::Directory)) | None => {
@@ -79,7 +80,9 @@ impl Receiver {
             Kind::Symlink => {
                 let target = entry.target.unwrap_or_default();
                 match kind {
-                    Some(Some(Kind::Symlink)) if same_time && store.read_link(&path)? == target => Ok(Judged::Skip),
+                    Some(Some(Kind::Symlink)) if same_time && stands_so() && store.read_link(&path)? == target => {
+                        Ok(Judged::Skip)
+                    }
                     Some(Some(Kind::Directory)) => Err(refusal(Code::IsDirectory, &path)),
                     _ => {
                         self.unkept.count(&path, store.make_symlink(&path, &target, &attributes)?);
@@ -107,7 +110,7 @@ impl Receiver {
                     Some(Some(Kind::File))
                         if same_time && there.is_some_and(|m| Some(m.size) == size) && entry.modified.is_some() =>
                     {
-                        if !same_mode {
+                        if !stands_so() {
                             self.unkept.count(&path, store.set_attributes(&path, &attributes)?);
                         }
                         self.stands(entry.id, entry.hard_link, &path);

@@ -99,7 +99,7 @@ impl Receiver {
     async fn commit_small(&self, file: &Wanted, content: BytesMut, trailer: Trailer) -> Result<(), Why> {
         let claim = self.claim(file).await?;
         let permit = claim.or_superseded(self.session.permits.acquire()).await?;
-        let (store, path, attributes) = (self.session.store.clone(), file.path.clone(), file.attributes);
+        let (store, path, attributes) = (self.session.store.clone(), file.path.clone(), file.attributes.clone());
         let (source, durability, unkept) = (file.claim.clone(), self.session.durability, self.unkept.clone());
         blocking(move || {
             // Claim and permit are held until the disk work ends, even if nobody waits for it any more.
@@ -272,7 +272,7 @@ impl Slot<'_> {
             let trailer = body.trailer()?;
             let disk = idle.take().ok_or_else(|| Why::from(Code::Internal))?;
             working(receipt, self.permit()).await?;
-            let (attributes, durability) = (file.attributes, self.receiver.session.durability);
+            let (attributes, durability) = (file.attributes.clone(), self.receiver.session.durability);
             let done = working(receipt, blocking(move || disk.finish(trailer, &attributes, durability))).await;
             done.map(|(size, lapses)| {
                 self.receiver.unkept.count(&file.path, lapses);

@@ -133,6 +133,9 @@ impl State {
     pub(super) fn put_found(&mut self, announce: Announce, buffer: &mut BytesMut) {
         self.account.entries += 1;
         self.found_files += u64::from(announce.kind != Kind::Directory);
+        for (aspect, why) in announce.extra.iter().flat_map(|extra| &extra.lapses) {
+            Unkept::count_one(&mut self.account.unkept, *aspect, || format!("{}: {why}", announce.path));
+        }
         if let Some((announce, role)) = self.names.found(Arc::new(announce), &mut self.account.unkept) {
             self.put_new(announce, role, buffer);
         }

@@ -151,7 +151,12 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
 
 /// How a pull wants the server to walk.
 fn walk_options(pull: &Pull) -> WalkOptions {
-    WalkOptions { checksum: pull.checksum.unwrap_or(false), ..WalkOptions::default() }
+    WalkOptions {
+        checksum: pull.checksum.unwrap_or(false),
+        xattrs: pull.xattrs.unwrap_or(false),
+        owner: pull.owner.unwrap_or(false),
+        ..WalkOptions::default()
+    }
 }
 
 async fn refuse(server: &ServerSession, mut writer: MessageWriter, why: Why) -> Result<()> {

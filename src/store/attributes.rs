@@ -4,12 +4,11 @@
 use std::fs::File;
 use std::io;
 
-use rustix::fs::{Stat, fstat};
+use rustix::fs::{FileType, Stat, fstat};
 use rustix::io::Errno;
 
-use super::closed;
 use super::fault::fault;
-use super::{Attributes, Lapses, PERMISSIONS};
+use super::{ALL_PERMISSIONS, Attributes, Lapses, PERMISSIONS, closed, xattr};
 use crate::error::Why;
 use crate::path::RelativePath;
 use crate::wire::{Aspect, Time};
@@ -18,13 +17,46 @@ use crate::wire::{Aspect, Time};
 const LAPSES: &[Errno] =
     &[Errno::PERM, Errno::ACCESS, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOSYS, Errno::OVERFLOW, Errno::INVAL];
 
+/// What the owner needs to set extended attributes.
+const READ_WRITE: u32 = 0o600;
+
 /// Sets what is to be set; what is not carried over stays, such as the set-group-ID of a shared directory.
 pub(super) fn set(file: &File, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
     let there = fstat(file).map_err(|e| fault(path, "look at it", e))?;
     let mut lapses = Lapses::new();
-    if let Some(mode) = attributes.mode {
-        let kept = mode_of(&there) & !PERMISSIONS;
-        let set = closed::set_mode(file, kept | mode & PERMISSIONS);
+    // A new owner takes away set-user-ID and the like, so the mode comes later; and so it does after the extended
+    // attributes, since to set those takes a permission that the final mode may not give.
+    let owned = match attributes.owner {
+        Some(owner) if owner != owner_of(&there) => {
+            let set = closed::set_owner(file, owner);
+            let before = lapses.len();
+            allow(&mut lapses, Aspect::Owner, set).map_err(|e| fault(path, "set its owner", e))?;
+            lapses.len() == before
+        }
+        Some(_) => true,
+        None => false,
+    };
+    let mut mode = mode_of(&there);
+    let mut opened = false;
+    if let Some(xattrs) = &attributes.xattrs {
+        opened = mode & READ_WRITE != READ_WRITE && closed::set_mode(file, mode | READ_WRITE).is_ok();
+        let set = xattr::set(file, xattrs, owned).map_err(|e| fault(path, "set its extended attributes", e));
+        match set {
+            Ok(more) => lapses.extend(more),
+            Err(why) => {
+                let _ = closed::set_mode(file, mode);
+                return Err(why);
+            }
+        }
+    }
+    if let Some(wanted) = attributes.mode {
+        let regular = FileType::from_raw_mode(there.st_mode) == FileType::RegularFile;
+        // Without its owner a set-user-ID program would run as somebody else.
+        let bits = if owned { attributes.mode_bits(regular) } else { PERMISSIONS };
+        mode = mode & !bits | wanted & bits;
+    }
+    if attributes.mode.is_some() || opened {
+        let set = closed::set_mode(file, mode);
         allow(&mut lapses, Aspect::Mode, set).map_err(|e| fault(path, "set its mode", e))?;
     }
     if let Some(modified) = attributes.modified {
@@ -53,12 +85,17 @@ pub(super) fn allow(lapses: &mut Lapses, aspect: Aspect, result: rustix::io::Res
 }
 
 /// What the system calls an error, without its number.
-fn said(error: Errno) -> String {
+pub(super) fn said(error: Errno) -> String {
     let text = io::Error::from(error).to_string();
     text.split(" (os error").next().unwrap_or(&text).to_owned()
 }
 
 #[allow(clippy::unnecessary_cast, reason = "the fields of stat have other types on other systems")]
 fn mode_of(stat: &Stat) -> u32 {
-    stat.st_mode as u32 & 0o7777
+    stat.st_mode as u32 & ALL_PERMISSIONS
+}
+
+#[allow(clippy::unnecessary_cast, reason = "the fields of stat have other types on other systems")]
+fn owner_of(stat: &Stat) -> (u32, u32) {
+    (stat.st_uid as u32, stat.st_gid as u32)
 }

@@ -8,7 +8,8 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{MutexGuard, PoisonError};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fchmod, fstat, futimens, openat, utimensat};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
+use rustix::fs::{chownat, fchmod, fchown, fstat, futimens, openat, utimensat};
 use rustix::io::Errno;
 
 use super::beneath::{Directory, Root};
@@ -73,6 +74,17 @@ pub(super) fn set_time(file: impl AsFd, modified: Time) -> rustix::io::Result<()
     }
 }
 
+/// Sets the owner and group of what a descriptor is of, also of one that is `O_PATH`.
+pub(super) fn set_owner(file: impl AsFd, (user, group): (u32, u32)) -> rustix::io::Result<()> {
+    let (user, group) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
+    match fchown(&file, user, group) {
+        Err(Errno::BADF) if cfg!(target_os = "linux") => {
+            chownat(CWD, descriptor_path(file), user, group, AtFlags::empty())
+        }
+        other => other,
+    }
+}
+
 /// Opens what has a name only so far that its owner can change its mode and time, whatever its mode; nothing is followed.
 pub(super) fn open(directory: &Directory<'_>, name: &[u8]) -> rustix::io::Result<File> {
     #[cfg(target_os = "linux")]
@@ -83,6 +95,6 @@ pub(super) fn open(directory: &Directory<'_>, name: &[u8]) -> rustix::io::Result
 }
 
 /// The name that the system gives to an open file.
-fn descriptor_path(file: impl AsFd) -> String {
+pub(super) fn descriptor_path(file: impl AsFd) -> String {
     format!("/proc/self/fd/{}", file.as_fd().as_raw_fd())
 }

@@ -8,24 +8,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, chownat};
 use rustix::fs::{fstat, linkat, openat, renameat, symlinkat, unlinkat, utimensat};
 
 use super::beneath::{Directory, Root, device};
 use super::fault::{check_target, fault, refusal};
 use super::holes::next_data;
 use super::partial::{LocalUpload, read_full_at, remove, temporary_name, timestamps};
-use super::{Attributes, Claim, Lapses, Metadata, Source, Store, Upload, Version, attributes, closed, sweep};
+use super::{
+    ALL_PERMISSIONS, Attributes, Claim, Lapses, Metadata, Source, Store, Upload, Version, attributes, closed, sweep,
+    xattr,
+};
 use crate::error::{Code, Error, Why};
 use crate::path::{RelativePath, is_partial_name, printable};
-use crate::wire::{Aspect, Kind, Time};
+use crate::wire::{Aspect, Kind, Time, Xattr};
 
 /// Mode of a new file before the process's umask takes its part, as every program on Unix has it.
 const NEW_FILE: u32 = 0o666;
 /// The umask where the system does not say.
 const COMMON_UMASK: u32 = 0o022;
-/// Permission bits, with set-user-ID, set-group-ID and sticky.
-const ALL_PERMISSIONS: u32 = 0o7777;
 
 /// A directory on disk as a [`Store`].
 ///
@@ -117,14 +118,17 @@ impl LocalStore {
         Ok((file, stat))
     }
 
-    /// Opens a file or directory that we may not read, for its owner to change its metadata.
-    fn open_closed(&self, path: &RelativePath) -> Result<(File, Stat), Why> {
+    /// Opens a file or directory for its metadata, also one that we may not read.
+    fn open_for_metadata(&self, path: &RelativePath) -> Result<File, Why> {
+        match self.open_any(path) {
+            Err(why) if why.code == Code::PermissionDenied => {}
+            opened => return opened.map(|(file, _)| file),
+        }
         let cannot = |e: rustix::io::Errno| fault(path, "open it", e);
         let (directory, name) = self.parent(path)?;
         let file = closed::open(&directory, name).map_err(cannot)?;
-        let stat = fstat(&file).map_err(cannot)?;
-        openable(path, &stat)?;
-        Ok((file, stat))
+        openable(path, &fstat(&file).map_err(cannot)?)?;
+        Ok(file)
     }
 }
 
@@ -156,6 +160,11 @@ impl Store for LocalStore {
         Ok(names)
     }
 
+    fn xattrs(&self, path: &RelativePath, privileged: bool) -> Result<(Vec<Xattr>, Lapses), Why> {
+        let file = self.open_for_metadata(path)?;
+        xattr::read(&file, privileged).map_err(|e| fault(path, "read its extended attributes", e))
+    }
+
     fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why> {
         let (directory, name) = self.parent(path)?;
         match rustix::fs::readlinkat(&directory, name, Vec::new()) {
@@ -182,10 +191,7 @@ impl Store for LocalStore {
     }
 
     fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
-        let (file, _) = match self.open_any(path) {
-            Err(why) if why.code == Code::PermissionDenied => self.open_closed(path)?,
-            opened => opened?,
-        };
+        let file = self.open_for_metadata(path)?;
         let _one = self.root.modes();
         attributes::set(&file, path, attributes)
     }
@@ -203,9 +209,14 @@ impl Store for LocalStore {
             .modified
             .map_or(Ok(()), |modified| utimensat(&directory, &aside, &timestamps(modified), AtFlags::SYMLINK_NOFOLLOW));
         let time = attributes::allow(&mut lapses, Aspect::Time, time);
+        let owner = attributes.owner.map_or(Ok(()), |(user, group)| {
+            let (user, group) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
+            chownat(&directory, &aside, user, group, AtFlags::SYMLINK_NOFOLLOW)
+        });
+        let owner = attributes::allow(&mut lapses, Aspect::Owner, owner);
         // Where a directory stands, the system refuses this itself.
         let rename = || self.root.change(&directory, || renameat(&directory, &aside, &directory, last));
-        time.and_then(|()| rename()).map(|()| lapses).map_err(|e| {
+        time.and(owner).and_then(|()| rename()).map(|()| lapses).map_err(|e| {
             let _ = remove(&self.root, &directory, aside.as_bytes());
             fault(path, "rename the symbolic link into place", e)
         })
@@ -297,7 +308,8 @@ fn metadata(stat: &Stat) -> Metadata {
     let changed = Time { seconds: stat.st_ctime as i64, nanoseconds: stat.st_ctime_nsec as u32 };
     let version = Version { file: (device(stat), stat.st_ino as u64), size, modified, changed };
     let links = if kind == Some(Kind::File) { stat.st_nlink as u64 } else { 1 };
-    Metadata { kind, size, modified, mode: stat.st_mode as u32 & ALL_PERMISSIONS, links, version }
+    let (mode, owner) = (stat.st_mode as u32 & ALL_PERMISSIONS, (stat.st_uid as u32, stat.st_gid as u32));
+    Metadata { kind, size, modified, mode, owner, links, version }
 }
 
 /// The umask of this process, from Linux's /proc: the call that tells it also changes it, for all threads.

@@ -143,7 +143,12 @@ impl Shared {
 
     /// What it keeps of attributes, and what not.
     fn keeps(&self, attributes: &Attributes) -> (Attributes, Lapses) {
-        let (mut attributes, mut lapses) = (*attributes, Lapses::new());
+        let (mut attributes, mut lapses) = (attributes.clone(), Lapses::new());
+        if attributes.owner.is_some() {
+            lapses.push((Aspect::Owner, "this store has none".into()));
+        }
+        let xattrs = attributes.xattrs.take();
+        lapses.extend(xattrs.iter().flat_map(|all| all.iter()).map(|_| (Aspect::Xattr, "this store has none".into())));
         if self.fat {
             if attributes.mode.is_some_and(|mode| mode & PERMISSIONS != NEW_FILE) {
                 lapses.push((Aspect::Mode, "Operation not permitted".into()));
@@ -268,7 +273,7 @@ impl Node {
         let modified = if number == 0 { Time::default() } else { SystemTime::now().into() };
         let size = content.size();
         let version = Version { file: (0, number), size, modified, changed: Time::default() };
-        let metadata = Metadata { kind: Some(content.kind()), size, modified, mode, links: 1, version };
+        let metadata = Metadata { kind: Some(content.kind()), size, modified, mode, owner: (0, 0), links: 1, version };
         Self { content, metadata }
     }
 

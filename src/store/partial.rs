@@ -204,7 +204,7 @@ impl LocalUpload {
     /// Gives it its final metadata and name; returns the directory it stands in.
     fn place(&self, attributes: &Attributes, durability: Durability) -> Result<(Directory<'_>, Lapses), Why> {
         let mode = Some(attributes.mode.unwrap_or(self.mode));
-        let lapses = attributes::set(&self.file, &self.path, &Attributes { mode, ..*attributes })?;
+        let lapses = attributes::set(&self.file, &self.path, &Attributes { mode, ..attributes.clone() })?;
         if durability == Durability::Synced {
             fsync(&self.file).map_err(|e| fault(&self.path, "bring it to the disk", e))?;
         }

@@ -4,8 +4,8 @@ use minicbor::{Decode, Encode};
 
 use super::value::{ascending, at_most};
 use super::{
-    Components, Durability, Held, Kind, MAX_HELD, MAX_HOLES, MAX_PLAN_RANGES, MAX_SYMLINK, Message, Probe, Range, Take,
-    Time, Unkept, WireWhy,
+    Components, Durability, Held, Kind, MAX_HELD, MAX_HOLES, MAX_PLAN_RANGES, MAX_SYMLINK, Message, Owner, Probe,
+    Range, Take, Time, Unkept, WireWhy, Xattr,
 };
 use crate::rate::Rate;
 
@@ -127,6 +127,12 @@ pub struct Pull {
     /// Whether the entries of files are to carry digests, for the client to compare.
     #[n(6)]
     pub checksum: Option<bool>,
+    /// Extended attributes are asked for.
+    #[n(9)]
+    pub xattrs: Option<bool>,
+    /// Owners are asked for.
+    #[n(10)]
+    pub owner: Option<bool>,
 }
 
 impl Pull {
@@ -274,7 +280,7 @@ pub struct Entry {
     /// When its content was last modified.
     #[n(4)]
     pub modified: Option<Time>,
-    /// Permission bits (07777).
+    /// Permission bits (0777).
     #[n(5)]
     pub mode: Option<u32>,
     /// What a symbolic link holds; only for those. At most [`MAX_SYMLINK`] bytes, without NUL.
@@ -288,6 +294,12 @@ pub struct Entry {
     /// others may come to be names of this one.
     #[n(8)]
     pub hard_link: Option<u64>,
+    /// Whose it is. Only when it is to be kept; then the mode has all bits (07777) on files.
+    #[n(9)]
+    pub owner: Option<Owner>,
+    /// Its extended attributes by name, in order; only when they are to be kept, and not of symbolic links.
+    #[n(10)]
+    pub xattrs: Option<Vec<Xattr>>,
 }
 
 impl Entry {
@@ -298,6 +310,8 @@ impl Entry {
                 return Err("a symbolic link to nothing".into());
             }
         }
+        self.owner.iter().try_for_each(Owner::validate)?;
+        self.xattrs.iter().try_for_each(|xattrs| Xattr::validate(xattrs))?;
         match (self.kind, &self.target, self.size) {
             (Kind::Symlink, None, _) => Err("a symbolic link without a target".into()),
             (Kind::File | Kind::Directory, Some(_), _) => Err("a target on what is no symbolic link".into()),

@@ -94,6 +94,23 @@ fn the_longest_messages_fit_their_limits() {
         ..entry(vec![b"a".to_vec(); 2048], 0, i64::MIN)
     };
     assert!(long.to_bytes().len() <= Entry::LIMIT);
+    let xattr = |at: u8, value| Xattr { name: vec![b'x', at], value: vec![at; value] };
+    let name = Some(vec![b'x'; MAX_OWNER_NAME]);
+    let owner = Owner { user: u32::MAX - 1, group: u32::MAX - 1, user_name: name.clone(), group_name: name };
+    let entry = Entry { owner: Some(owner), ..entry(vec![b"a".to_vec(); 2048], 1 << 62, i64::MIN) };
+    let many = MAX_XATTR_BYTES / (2 + XATTR_OVERHEAD);
+    for xattrs in [
+        vec![xattr(1, MAX_XATTR_BYTES - 2 - XATTR_OVERHEAD)],
+        (1..=many.min(255) as u8).map(|at| xattr(at, 14)).collect(),
+    ] {
+        let long = Entry { xattrs: Some(xattrs), hard_link: Some(1), ..entry.clone() };
+        assert!(long.fits() && long.check().is_ok(), "{:?}", long.check());
+        assert!(take(&long.to_bytes()).unwrap().is_some());
+    }
+    let two = |first, second| Entry { xattrs: Some(vec![xattr(first, 1), xattr(second, 1)]), ..entry.clone() };
+    assert!(two(1, 2).check().is_ok() && two(1, 1).check().is_err() && two(2, 1).check().is_err());
+    assert!(Entry { xattrs: Some(vec![xattr(1, MAX_XATTR_BYTES)]), ..entry.clone() }.check().is_err());
+    assert!(Entry { owner: Some(Owner { user: u32::MAX, ..Owner::default() }), ..entry }.check().is_err());
 }
 
 #[test]

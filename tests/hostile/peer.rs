@@ -270,7 +270,18 @@ pub(crate) fn push_as(name: &[u8]) -> Vec<u8> {
 
 pub(crate) fn pull_of(sources: &[&[&[u8]]], entries: u32) -> Vec<u8> {
     let sources = sources.iter().map(|s| components(s)).collect();
-    Pull { session: [7; 16], sources, entries, entry_bytes: 1 << 20, limit: None, checksum: None }.to_bytes().to_vec()
+    Pull {
+        session: [7; 16],
+        sources,
+        entries,
+        entry_bytes: 1 << 20,
+        limit: None,
+        checksum: None,
+        xattrs: None,
+        owner: None,
+    }
+    .to_bytes()
+    .to_vec()
 }
 
 pub(crate) fn components(names: &[&[u8]]) -> Components {

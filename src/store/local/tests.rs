@@ -119,7 +119,7 @@ fn the_last_component_is_never_followed() {
     symlink(&secret, inside.join("f")).unwrap();
     symlink(outside, inside.join("d")).unwrap();
 
-    let attributes = Attributes { mode: Some(0o777), modified: Some(Time::default()) };
+    let attributes = Attributes { mode: Some(0o777), modified: Some(Time::default()), ..Attributes::default() };
     assert_eq!(place.refused(store.open(&path("f")), "f"), Code::Symlink);
     assert_eq!(place.refused(store.set_attributes(&path("f"), &attributes), "f"), Code::Symlink);
     assert_eq!(place.refused(store.set_attributes(&path("d"), &attributes), "d"), Code::Symlink);
@@ -295,7 +295,10 @@ fn the_group_of_a_shared_directory_stays() {
     let shared = place.inside.join("shared");
     fs::create_dir(&shared).unwrap();
     fs::set_permissions(&shared, fs::Permissions::from_mode(0o2775)).unwrap();
-    place.store.set_attributes(&path("shared"), &Attributes { mode: Some(0o750), modified: None }).unwrap();
+    place
+        .store
+        .set_attributes(&path("shared"), &Attributes { mode: Some(0o750), modified: None, ..Attributes::default() })
+        .unwrap();
     assert_eq!(fs::metadata(&shared).unwrap().mode() & 0o7777, 0o2750);
 }
 
