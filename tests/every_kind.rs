@@ -141,7 +141,7 @@ fn found(root: &Path) -> Vec<String> {
         let found = Command::new("find").arg(root).args(["-mindepth", "1", "-type", kind, "-printf", format]).output();
         let found = found.expect("find is there");
         assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
-        all.extend(found.stdout.split(|&byte| byte == 0).map(|line| haul::path::printable(line)));
+        all.extend(found.stdout.split(|&byte| byte == 0).map(haul::path::printable));
     }
     all.sort();
     all
