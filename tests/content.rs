@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use haul::progress::Event;
-use support::{Host, content, push, recorder, to, write};
+use support::{Host, content, from, pull, push, recorder, to, write};
 
 /// Size of a file that is holes for the most part.
 const TIB: u64 = 1 << 40;
@@ -88,6 +88,22 @@ async fn a_tebibyte_of_holes_travels_as_what_is_between_them() {
     let again = client.push(&to(&[&big, &hole, &middle], ""), haul::progress::ignore()).await.unwrap();
     assert_eq!((again.sent.skipped, again.sent.files), (3, 0));
     client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sparse_file_comes_back_as_sparse() {
+    let (served, here) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    if !has_holes(here.path()) {
+        return;
+    }
+    let bytes = content(4, 3 << 20);
+    let parts: &[(u64, &[u8])] = &[(1 << 30, &bytes), (TIB - 3, b"end")];
+    sparse(&served.path().join("f"), TIB, parts);
+    let host = Host::directory(served.path());
+    let outcome = pull(&host, &from(&["f"], &here.path().join("f"))).await.unwrap();
+    assert_eq!((outcome.sent.files, outcome.sent.failed), (1, 0));
+    holds(&here.path().join("f"), TIB, parts);
+    assert!(allocated(&here.path().join("f")) <= allocated(&served.path().join("f")) + SLACK);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

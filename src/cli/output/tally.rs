@@ -151,7 +151,8 @@ impl Tally {
         if whole && self.skipped > 0 && self.files == 0 && self.failed == 0 {
             return format!("nothing to do in {}: {} unchanged", seconds(elapsed), count(self.skipped, "file"));
         }
-        let rate = self.committed_bytes as f64 / elapsed.as_secs_f64().max(0.001);
+        // What was held, or is a hole, did not travel.
+        let rate = self.committed_bytes.min(self.travelled) as f64 / elapsed.as_secs_f64().max(0.001);
         let (files, size) = (count(self.files, "file"), bytes(self.committed_bytes));
         let mut line = format!("{files}, {size} in {} ({}/s)", seconds(elapsed), bytes(rate as u64));
         for (count, what) in [(self.skipped, "unchanged"), (self.failed, "failed")] {
@@ -215,7 +216,7 @@ mod tests {
         tally.take(&Event::Moved { id: 0, bytes: 500 });
         assert!(tally.total(later).ends_with("  verifying"), "sent is not committed");
         tally.take(&settled(0, 2000, Settled::Committed));
-        assert_eq!(tally.summary(later, true), "1 file, 1.95 KiB in 1.0 s (1.95 KiB/s), 1 unchanged");
+        assert_eq!(tally.summary(later, true), "1 file, 1.95 KiB in 1.0 s (1000 B/s), 1 unchanged");
     }
 
     #[test]
