@@ -432,10 +432,13 @@ impl Controller for Haul {
             // quinn's pacer stands aside above 4 GiB.
             return u64::MAX;
         }
+        // Whatever was found, and however datagrams have grown since: through a window that is smaller than one, quinn sends
+        // nothing more, nor any ACK while there is something to send, and with nothing in flight no timer makes up for it.
+        let window = self.window.max(self.least_window()) as u64;
         if self.steering.probing.load(Relaxed) {
-            return (self.window as u64).max(self.in_flight + PROBE_PACKETS * self.path.mtu);
+            return window.max(self.in_flight + PROBE_PACKETS * self.path.mtu);
         }
-        self.window as u64
+        window
     }
 
     fn metrics(&self) -> ControllerMetrics {
@@ -454,5 +457,22 @@ impl Controller for Haul {
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_never_falls_below_some_datagrams_however_little_the_path_seems_to_hold_or_large_they_become() {
+        let mut haul = Haul::new(Instant::now(), 1_200);
+        // What Up found on a busy machine: 45 kB/s at 0.8 ms.
+        haul.enter_startup(45_000.0, 36.0);
+        assert!(haul.window() >= MIN_PACKETS * 1_200);
+        haul.on_mtu_update(6_500);
+        assert!(haul.window() >= MIN_PACKETS * 6_500);
+        haul.steering.probe();
+        assert!(haul.window() >= MIN_PACKETS * 6_500);
     }
 }
