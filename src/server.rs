@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use quinn::{Connection, Endpoint, Incoming};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, info, info_span, warn};
@@ -146,7 +146,7 @@ impl Server {
         tokio::select! {
             () = shared.tasks.wait() => {}
             () = now => info!("stopping at once"),
-            () = tokio::time::sleep(shared.config.grace) => info!("the time is up; partials stay for resume"),
+            () = sleep(shared.config.grace) => info!("the time is up; partials stay for resume"),
         }
         close(&self.endpoints);
         // The goodbyes go out; a peer that is gone does not keep us.
@@ -177,6 +177,11 @@ const MAX_SESSIONS: usize = 8;
 
 /// How long a stopping server waits for its last packets to go out.
 const GOODBYE: Duration = Duration::from_millis(500);
+
+/// A server that stops does not wait for a client that acknowledges nothing for so long, and for so many round trips: quinn
+/// has asked four times by then.
+const SILENCE: Duration = Duration::from_secs(3);
+const ROUND_TRIPS: u32 = 16;
 
 /// How often stale partials are looked for.
 const SWEEP: Duration = Duration::from_secs(24 * 3600);
@@ -234,7 +239,12 @@ async fn connection(incoming: Incoming, shared: Arc<Shared>, _place: OwnedSemaph
             None => incoming.await,
         }
     };
-    let connection = match timeout(shared.config.handshake, connecting).await {
+    let connected = tokio::select! {
+        connected = timeout(shared.config.handshake, connecting) => connected,
+        // Nothing new from here on; and it may be somebody who is gone.
+        () = shared.stopping.cancelled() => return,
+    };
+    let connection = match connected {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return debug!(%error, "no handshake"),
         Err(_) => return debug!("the handshake took too long"),
@@ -296,6 +306,7 @@ async fn converse(
     let places = Arc::new(Places::of_connection(shared.measurements.clone()));
     let opened = {
         let (session, running, connection) = (session, running.clone(), connection.clone());
+        let window = window.clone();
         let tasks = shared.tasks.clone();
         // The streams are accepted in tasks that stand outside of the connection's span.
         let span = tracing::Span::current();
@@ -342,6 +353,26 @@ async fn converse(
             } => {
                 connection.close(varint_of(Code::Stopping), b"the server is stopping");
             }
+            () = async {
+                shared.stopping.cancelled().await;
+                gone(&window).await;
+            } => {
+                debug!("nothing comes back, and the server is stopping");
+                connection.close(varint_of(Code::TimedOut), b"nothing came back while the server was stopping");
+            }
+        }
+    }
+}
+
+/// Ends once a peer acknowledges nothing any more.
+async fn gone(window: &Window) {
+    let connection = window.connection();
+    loop {
+        let before = connection.stats().udp_rx.datagrams;
+        window.ask();
+        sleep(SILENCE.max(connection.rtt() * ROUND_TRIPS)).await;
+        if connection.stats().udp_rx.datagrams == before {
+            return;
         }
     }
 }

@@ -431,6 +431,41 @@ async fn stands_still(config: Config) {
     client.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stops_waits_for_a_client_that_is_there_and_not_for_one_that_is_gone() {
+    let served = tempdir().unwrap();
+    let config = Config { grace: Duration::from_secs(3600), ..Config::default() };
+    let host = Host::serving(Arc::new(LocalStore::open(served.path()).unwrap()), config);
+    let mut way = Way::of(host, served, Settings { rate: Some(1 << 20), ..settings() }).await;
+    way.files([16 << 20]);
+    write(&way.source.path().join("live"), &content(9, 3_000_000));
+
+    let gone = way.connect(&Config { retry_for: Duration::ZERO, ..patient() }).await.unwrap();
+    let (observer, moving) = moved(1 << 20);
+    let options = to(&[&way.source.path().join("t")], "t");
+    let pushing = tokio::spawn(async move { gone.push(&options, observer).await });
+    moving.await.unwrap_err();
+
+    // It takes longer than anybody who is gone is waited for.
+    let config = Config { limit: haul::rate::Rate::from_bytes(500_000), retry_for: Duration::ZERO, ..patient() };
+    let live = way.host.connect_as(&Identity::generate().unwrap(), &config).await.unwrap();
+    let (observer, moving) = moved(1);
+    let (options, live) = (to(&[&way.source.path().join("live")], "live"), &live);
+    let stop = async {
+        moving.await.unwrap_err();
+        // As if it had been killed: nobody says goodbye.
+        way.path.set(|path| path.blackout = true);
+        way.host.stop();
+    };
+    let pushed = timeout(LIMIT, live.push(&options, observer));
+    let (outcome, ()) = tokio::join!(pushed, stop);
+    let sent = outcome.expect("it ends").unwrap().sent;
+    assert_eq!((sent.files, sent.failed), (1, 0), "{:?}", sent.failures);
+    way.host.stopped().await;
+    assert!(!way.served.path().join("t/0/0").exists());
+    pushing.abort();
+}
+
 /// Sends numbered datagrams over a path, one after the other; returns which of them arrived.
 async fn arrivals(path: &Path, server: &UdpSocket, count: u64) -> Vec<u64> {
     let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
