@@ -365,6 +365,27 @@ async fn what_answers_gets_the_longer_deadline() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_killed_in_the_middle_of_a_handshake_is_said_to_be_gone_and_not_waited_for() {
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let port = socket.local_addr().unwrap().port();
+    let config = Config { first_reply: FAR, handshake: FAR, ..Config::default() };
+    let killed = async move {
+        let mut buffer = [0; 2048];
+        loop {
+            let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
+            // The first of a server's answer, and no more.
+            if length > 1 {
+                return socket.send_to(b"\xffwhat?", from).await.unwrap();
+            }
+        }
+    };
+    let (error, _) = tokio::join!(dial("127.0.0.1", port, ServerTrust::default(), config), killed);
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("gone before the handshake ended"), "{error}");
+    assert!(error.contains(&format!("nothing listens on port {port} any more")), "{error}");
+}
+
+#[tokio::test]
 async fn a_server_that_speaks_another_quic_is_told_from_a_dead_one() {
     let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let port = socket.local_addr().unwrap().port();

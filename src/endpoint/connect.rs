@@ -6,8 +6,7 @@ use std::future::pending;
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -36,6 +35,13 @@ const PROBE: [u8; 1] = [0];
 /// Set in the first byte of every packet of a handshake (RFC 8999, section 5.1). What answers without it has stopped to
 /// serve: a stateless reset.
 const LONG_HEADER: u8 = 0x80;
+/// Silence, once something was heard, after which the system is asked whether the server is still there; and how often, as
+/// a firewall that is being set up may refuse for a moment.
+const SILENCE: Duration = Duration::from_secs(1);
+const REFUSALS: u32 = 2;
+/// A handshake that did not end in time has broken off when its last answer is as old as this, or else goes too slowly. At
+/// twice a lost answer, quinn asks again after 1 s, then 2 s.
+const BROKEN_OFF: Duration = Duration::from_secs(5);
 /// TLS alert no_application_protocol (RFC 7301, section 3.2).
 const NO_APPLICATION_PROTOCOL: u8 = 120;
 
@@ -157,7 +163,7 @@ impl Attempt {
         let socket = Arc::new(Listening {
             inner: runtime.wrap_udp_socket(udp_socket(unspecified)?).map_err(what())?,
             from: self.address,
-            heard: AtomicBool::new(false),
+            heard: Mutex::default(),
         });
         let endpoint = quinn::Endpoint::new_with_abstract_socket(endpoint_config(), None, socket.clone(), runtime)
             .map_err(what())?;
@@ -172,7 +178,7 @@ impl Attempt {
                     "nothing answers: is `haul serve` running there, and UDP port {} open on the way?", self.address.port()
                 ),
             };
-            if socket.heard.load(Ordering::Relaxed) { pending().await } else { why }
+            if socket.heard().is_some() { pending().await } else { why }
         };
         tokio::select! {
             ended = connecting => match ended {
@@ -180,10 +186,26 @@ impl Attempt {
                 Err(error) => Err(self.failed(error)),
             },
             why = nobody_there => Err(self.unreachable(why)),
-            () = sleep_until(self.handshake) => Err(self.unreachable(
-                "something answers, but the handshake did not end in time. Is the network losing large packets?"
-            )),
+            why = self.gone(&socket) => Err(self.unreachable(why)),
+            () = sleep_until(self.handshake) => Err(self.unreachable(unfinished(socket.heard()))),
         }
+    }
+
+    /// Ends, with a sentence, when a server that has answered goes away before the handshake is over.
+    async fn gone(&self, socket: &Listening) -> String {
+        let (mut before, mut refusals) = (None, 0);
+        while refusals < REFUSALS {
+            sleep(SILENCE).await;
+            let heard = socket.heard();
+            let silent = heard.is_some() && heard == before;
+            before = heard;
+            let refused = silent && timeout(SILENCE, nobody_listens(self.address)).await.is_ok();
+            refusals = if refused { refusals + 1 } else { 0 };
+        }
+        format!(
+            "it answered and was gone before the handshake ended: nothing listens on port {} any more. Was it stopped?",
+            self.address.port()
+        )
     }
 
     /// The name in TLS: the host, or the address where the resolver knows a host by a name that TLS has no form for.
@@ -216,11 +238,31 @@ impl Attempt {
             ConnectionError::ConnectionClosed(_) if code == Some(TransportErrorCode::CONNECTION_REFUSED) => {
                 self.unreachable("the server is full; try again later")
             }
+            ConnectionError::ConnectionClosed(_) if code == Some(TransportErrorCode::APPLICATION_ERROR) => {
+                self.unreachable("it ended the connection in the middle of the handshake. Is the server being stopped?")
+            }
             ConnectionError::VersionMismatch => self.unreachable("it speaks another version of QUIC"),
             ConnectionError::TransportError(e) if is_tls(e.code) => {
                 Error::NotTrusted { host: self.verifier.host().to_owned(), why: printable(e.reason.as_bytes()) }
             }
             error => self.unreachable(printable(error.to_string().as_bytes())),
+        }
+    }
+}
+
+/// What is known when the time for a handshake is up, by when something was last heard.
+fn unfinished(heard: Option<Instant>) -> String {
+    match heard.map(|heard| heard.elapsed()) {
+        None => "nothing answers".into(),
+        Some(silence) if silence >= BROKEN_OFF => format!(
+            "something answered, but nothing came in the last {} s and the handshake did not end in time. Was the server \
+             stopped, or the network cut?",
+            silence.as_secs()
+        ),
+        Some(_) => {
+            "something answers, but the handshake did not end in time. Does the network lose most of it, or has the \
+                    server too much to do?"
+                .into()
         }
     }
 }
@@ -283,12 +325,18 @@ pub fn rebind(endpoint: &quinn::Endpoint, remote: SocketAddr) -> Result<()> {
     endpoint.rebind(udp_socket(unspecified)?).map_err(Error::io(format!("cannot open a UDP socket on {unspecified}")))
 }
 
-/// A socket that notes whether anything came back from where we connect to.
+/// A socket that notes when something last came back from where we connect to.
 #[derive(Debug)]
 struct Listening {
     inner: Arc<dyn AsyncUdpSocket>,
     from: SocketAddr,
-    heard: AtomicBool,
+    heard: Mutex<Option<Instant>>,
+}
+
+impl Listening {
+    fn heard(&self) -> Option<Instant> {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl AsyncUdpSocket for Listening {
@@ -307,12 +355,13 @@ impl AsyncUdpSocket for Listening {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         let received = ready!(self.inner.poll_recv(cx, bufs, meta))?;
-        if !self.heard.load(Ordering::Relaxed) {
-            let heard = bufs.iter().zip(&meta[..received]).any(|(packet, meta)| {
-                let from_there = (meta.addr.ip(), meta.addr.port()) == (self.from.ip(), self.from.port());
-                from_there && packet.first().is_some_and(|first| first & LONG_HEADER != 0)
-            });
-            self.heard.fetch_or(heard, Ordering::Relaxed);
+        let heard = bufs.iter().zip(&meta[..received]).any(|(packet, meta)| {
+            let from_there = (meta.addr.ip(), meta.addr.port()) == (self.from.ip(), self.from.port());
+            from_there && packet.first().is_some_and(|first| first & LONG_HEADER != 0)
+        });
+        // Packets after the handshake have a short header.
+        if heard {
+            *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
         Poll::Ready(Ok(received))
     }
