@@ -22,6 +22,7 @@ use names::{MAX_WAITING, Role};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::pending;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -176,7 +177,7 @@ impl Sender {
                 walk(trees, found).await;
             });
         }
-        let run = Arc::new(Run { shared: self.shared.clone(), sending });
+        let run = Arc::new(Run { shared: self.shared.clone(), sending, working: AtomicU64::new(0) });
         let mut walked =
             Walked { found: &mut self.found, directories: &mut self.directories, walking: &mut self.walking };
         let mut verdicts = MessageReader::new(receive);
@@ -254,6 +255,8 @@ struct Shared {
 struct Run {
     shared: Arc<Shared>,
     sending: Sending,
+    /// Times that the receiver said of a file that it is at work on it.
+    working: AtomicU64,
 }
 
 impl Shared {

@@ -432,6 +432,30 @@ async fn stands_still(config: Config) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_stands_still_for_longer_than_any_deadline_fails_no_file() {
+    // Over the 5 s between two Workings.
+    let deadline = Duration::from_secs(8);
+    let config = Config { deadline, ..frugal() };
+    let (way, store) = way_to_slow_disk(None, config.clone(), settings()).await;
+    way.files([3 << 20, 3 << 20, 100_000, 100_000, 100_000, 10]);
+    let held = store.hold();
+    let client = way.connect(&config).await.unwrap();
+    let (observer, events) = recorder();
+    let (begun, moving) = oneshot::channel();
+    let begun = once_moved(1, move || begun.send(()).unwrap());
+    let standing = async {
+        moving.await.unwrap();
+        // A silence is found within twice its time.
+        tokio::time::sleep(deadline * 2 + QUIET).await;
+        assert_eq!(store.taken(), 0);
+        drop(held);
+    };
+    let (outcome, ()) = tokio::join!(way.push(&client, both(observer, begun)), standing);
+    way.arrived(&client, &outcome.unwrap(), &events.lock().unwrap());
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_stops_waits_for_a_client_that_is_there_and_not_for_one_that_is_gone() {
     let served = tempdir().unwrap();
     let config = Config { grace: Duration::from_secs(3600), ..Config::default() };

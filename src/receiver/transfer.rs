@@ -17,7 +17,7 @@ use crate::budget::{HeldBytes, Reservation};
 use crate::error::{Code, Result, Why};
 use crate::manifest::Verdict;
 use crate::store::fault::fault;
-use crate::stream::{Direction, MessageWriter, StreamError, silence, unless_silent, varint_of};
+use crate::stream::{Direction, MessageWriter, StreamError, silence, varint_of};
 use crate::wire::{Committed, ENCODING_RANGES, Failed, Held, Message, Plan, Range, Trailer, Working};
 
 /// Bytes that are written without waiting for more.
@@ -149,9 +149,23 @@ impl Receiver {
         .await;
     }
 
+    /// Waits for what the peer sends, unless it is silent until the deadline though this side's disk leaves it credit.
     async fn unless_silent<T>(&self, wait: impl Future<Output = T>) -> Result<T, StreamError> {
-        let deadline = self.session.config.deadline;
-        unless_silent(self.session.window.connection(), Direction::Receiving, deadline, wait).await
+        let (window, deadline) = (&self.session.window, self.session.config.deadline);
+        let silence = async {
+            loop {
+                let before = window.held_up();
+                silence(window.connection(), Direction::Receiving, deadline).await;
+                if window.held_up() == before {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            done = wait => Ok(done),
+            () = silence => Err(StreamError::TimedOut),
+        }
     }
 
     /// Waits for the stream of a wanted file, until a newer session takes the file over.

@@ -5,12 +5,12 @@ use std::time::Duration;
 use bytes::{BufMut, BytesMut};
 use tokio::time::sleep;
 
+use super::transfer::Receipt;
 use super::{Run, Station};
 use crate::error::{Code, Result, Why};
 use crate::manifest::Announce;
 use crate::pipe::{Piece, Pipe};
 use crate::progress::Event;
-use crate::stream::MessageReader;
 use crate::wire::{ENCODING_PIECES, Message, PIECE, Plan, Trailer, Working, put_varint};
 
 /// How often an input that gives nothing is said to be alive.
@@ -24,7 +24,7 @@ impl Run {
         let (mut stream, mut receipt) = self.open_transfer().await?;
         let mut head = self.header();
         Plan { id, encoding: ENCODING_PIECES, ranges: Vec::new(), holes: None }.put(&mut head);
-        if let Err(error) = self.write(&mut stream, &mut [head.freeze()]).await {
+        if let Err(error) = self.write((&mut stream, &mut receipt), &mut [head.freeze()]).await {
             return self.stopped(error, &mut receipt).await;
         }
         let (digest, size) = loop {
@@ -35,7 +35,7 @@ impl Run {
                 // An input may give nothing for hours, and nobody should wait so long to learn of a full disk.
                 () = stopped => return self.ended_early(&mut receipt).await,
                 () = sleep(WORKING) => {
-                    if let Err(error) = self.write(&mut stream, &mut [Working {}.to_bytes()]).await {
+                    if let Err(error) = self.write((&mut stream, &mut receipt), &mut [Working {}.to_bytes()]).await {
                         return self.stopped(error, &mut receipt).await;
                     }
                     continue;
@@ -55,7 +55,7 @@ impl Run {
             let mut head = BytesMut::new();
             head.put_u8(PIECE);
             put_varint(&mut head, moved);
-            if let Err(error) = self.write(&mut stream, &mut [head.freeze(), bytes]).await {
+            if let Err(error) = self.write((&mut stream, &mut receipt), &mut [head.freeze(), bytes]).await {
                 return self.stopped(error, &mut receipt).await;
             }
             pipe.moved(moved);
@@ -63,7 +63,9 @@ impl Run {
             self.report_found(false);
             (self.shared.observer)(Event::Moved { id, bytes: moved });
         };
-        if let Err(error) = self.write(&mut stream, &mut [Trailer { digest, size: Some(size) }.to_bytes()]).await {
+        if let Err(error) =
+            self.write((&mut stream, &mut receipt), &mut [Trailer { digest, size: Some(size) }.to_bytes()]).await
+        {
             return self.stopped(error, &mut receipt).await;
         }
         pipe.end();
@@ -75,7 +77,7 @@ impl Run {
     }
 
     /// The receiver has ended the transfer before the input did, and says why.
-    async fn ended_early(&self, receipt: &mut MessageReader) -> Result<(), Why> {
+    async fn ended_early(&self, receipt: &mut Receipt) -> Result<(), Why> {
         match self.read_receipt(receipt).await? {
             Err(why) => Err(why),
             Ok(_) => Err(Why::new(Code::Protocol, "it was committed before its end")),

@@ -1,6 +1,9 @@
 //! One transfer: plan, body, trailer, and the receipt that comes back.
 
+use std::convert::Infallible;
+use std::future::pending;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::OwnedSemaphorePermit;
@@ -10,11 +13,40 @@ use super::{Run, Station, blocking};
 use crate::error::{Code, Result, Why};
 use crate::manifest::Announce;
 use crate::progress::Event;
-use crate::stream::{Direction, MessageReader, MessageWriter, StreamError, unless_silent};
+use crate::stream::{Direction, MessageReader, MessageWriter, StreamError, silence};
 use crate::wire::{Committed, Failed, Frame, Held, Message, StreamType, Trailer, Withdraw, Working, put_varint};
 
 /// Files up to this size are read whole before their stream is opened, in bytes.
 const SMALL_BODY: u64 = BLOCK as u64;
+
+/// The receiver's half of a transfer: that it is at work, and at last the receipt.
+pub(super) struct Receipt {
+    stream: MessageReader,
+    /// What came while it was only listened for.
+    last: Option<Result<Option<Frame>, StreamError>>,
+}
+
+impl Receipt {
+    /// Counts each time that the receiver says it is at work, for as long as it is polled. What else comes is kept.
+    async fn listen(&mut self, working: &AtomicU64) -> Infallible {
+        while self.last.is_none() {
+            match self.stream.frame(Failed::LIMIT).await {
+                Ok(Some(frame)) if frame.kind == Working::TYPE && frame.decode::<Working>().is_ok() => {
+                    working.fetch_add(1, Relaxed);
+                }
+                other => self.last = Some(other),
+            }
+        }
+        pending().await
+    }
+
+    async fn frame(&mut self) -> Result<Option<Frame>, StreamError> {
+        match self.last.take() {
+            Some(last) => last,
+            None => self.stream.frame(Failed::LIMIT).await,
+        }
+    }
+}
 
 impl Run {
     /// Sends one wanted file, reads the receipt and settles it. Its place among the open transfers is held until then.
@@ -40,10 +72,10 @@ impl Run {
     /// Tells the receiver that a wanted file cannot be sent after all, so that it does not wait for it.
     pub(super) async fn withdraw<T>(&self, id: u64, read: Result<T, Why>) -> Result<T, Why> {
         if let Err(why) = &read {
-            let (mut stream, _) = self.open_transfer().await?;
+            let (mut stream, mut receipt) = self.open_transfer().await?;
             let mut head = self.header();
             Withdraw { id, why: why.clone().into() }.put(&mut head);
-            self.write(&mut stream, &mut [head.freeze()]).await?;
+            self.write((&mut stream, &mut receipt), &mut [head.freeze()]).await?;
             stream.finish();
         }
         read
@@ -77,7 +109,7 @@ impl Run {
         let mut head = self.header();
         plan.put(&mut head);
         let mut chunks = [head.freeze(), content, Trailer { digest, size: None }.to_bytes()];
-        if let Err(error) = self.write(&mut stream, &mut chunks).await {
+        if let Err(error) = self.write((&mut stream, &mut receipt), &mut chunks).await {
             return self.stopped(error, &mut receipt).await;
         }
         (self.shared.observer)(Event::Moved { id, bytes: size });
@@ -100,7 +132,7 @@ impl Run {
         let (mut stream, mut receipt) = self.open_transfer().await?;
         let mut head = self.header();
         plan.put(&mut head);
-        if let Err(error) = self.write(&mut stream, &mut [head.freeze()]).await {
+        if let Err(error) = self.write((&mut stream, &mut receipt), &mut [head.freeze()]).await {
             return self.stopped(error, &mut receipt).await;
         }
         let digest = loop {
@@ -121,13 +153,15 @@ impl Run {
             // In parts, so that progress shows under a low limit too.
             for part in parts(block, self.sending.limits.block()) {
                 let bytes = part.len() as u64;
-                if let Err(error) = self.write(&mut stream, &mut [part]).await {
+                if let Err(error) = self.write((&mut stream, &mut receipt), &mut [part]).await {
                     return self.stopped(error, &mut receipt).await;
                 }
                 (self.shared.observer)(Event::Moved { id, bytes });
             }
         };
-        if let Err(error) = self.write(&mut stream, &mut [Trailer { digest, size: None }.to_bytes()]).await {
+        if let Err(error) =
+            self.write((&mut stream, &mut receipt), &mut [Trailer { digest, size: None }.to_bytes()]).await
+        {
             return self.stopped(error, &mut receipt).await;
         }
         self.sent(id);
@@ -143,9 +177,9 @@ impl Run {
         self.withdraw(id, Err(why)).await
     }
 
-    pub(super) async fn open_transfer(&self) -> Result<(MessageWriter, MessageReader), Why> {
+    pub(super) async fn open_transfer(&self) -> Result<(MessageWriter, Receipt), Why> {
         let (send, receive) = self.sending.connection.open_bi().await.map_err(StreamError::from)?;
-        Ok((MessageWriter::new(send), MessageReader::new(receive)))
+        Ok((MessageWriter::new(send), Receipt { stream: MessageReader::new(receive), last: None }))
     }
 
     pub(super) fn header(&self) -> BytesMut {
@@ -157,12 +191,23 @@ impl Run {
 
     /// Writes chunks within the limits, unless nothing goes out on the whole connection until the deadline. Waiting for a
     /// limit is this side's doing, and is not held against the peer.
-    pub(super) async fn write(&self, stream: &mut MessageWriter, chunks: &mut [Bytes]) -> Result<(), StreamError> {
-        let (connection, deadline) = (&self.sending.connection, self.sending.deadline);
+    pub(super) async fn write(
+        &self,
+        (stream, receipt): (&mut MessageWriter, &mut Receipt),
+        chunks: &mut [Bytes],
+    ) -> Result<(), StreamError> {
+        tokio::select! {
+            biased;
+            written = self.write_limited(stream, chunks) => written,
+            never = receipt.listen(&self.working) => match never {},
+        }
+    }
+
+    async fn write_limited(&self, stream: &mut MessageWriter, chunks: &mut [Bytes]) -> Result<(), StreamError> {
         let (limits, meter) = (&self.sending.limits, &self.sending.meter);
         if limits.rate().is_none() {
             let _writing = meter.at(Station::Writing);
-            return unless_silent(connection, Direction::Sending, deadline, stream.write_all_chunks(chunks)).await?;
+            return self.unless_silent(stream.write_all_chunks(chunks)).await?;
         }
         for chunk in chunks {
             for part in parts(std::mem::take(chunk), limits.block()) {
@@ -170,14 +215,33 @@ impl Run {
                 limits.take(part.len()).await;
                 drop(limited);
                 let _writing = meter.at(Station::Writing);
-                unless_silent(connection, Direction::Sending, deadline, stream.write_bytes(part)).await??;
+                self.unless_silent(stream.write_bytes(part)).await??;
             }
         }
         Ok(())
     }
 
+    /// Waits for something of the receiver, unless nothing goes out until the deadline and it does not say of any file that
+    /// it is at work. A disk that stands still takes the credit of all, also of those of which it has not heard yet.
+    async fn unless_silent<T>(&self, wait: impl Future<Output = T>) -> Result<T, StreamError> {
+        let silence = async {
+            loop {
+                let before = self.working.load(Relaxed);
+                silence(&self.sending.connection, Direction::Sending, self.sending.deadline).await;
+                if self.working.load(Relaxed) == before {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            done = wait => Ok(done),
+            () = silence => Err(StreamError::TimedOut),
+        }
+    }
+
     /// A stopped stream is no error by itself: the receipt says why. Everything else is.
-    pub(super) async fn stopped(&self, error: StreamError, receipt: &mut MessageReader) -> Result<(), Why> {
+    pub(super) async fn stopped(&self, error: StreamError, receipt: &mut Receipt) -> Result<(), Why> {
         match error {
             StreamError::Stopped(code) => match self.read_receipt(receipt).await {
                 Ok(Err(why)) => Err(why),
@@ -189,7 +253,7 @@ impl Run {
 
     pub(super) async fn receipt(
         &self,
-        receipt: &mut MessageReader,
+        receipt: &mut Receipt,
         size: u64,
         delivered: impl Future<Output = ()>,
     ) -> Result<(), Why> {
@@ -215,14 +279,15 @@ impl Run {
         }
     }
 
-    pub(super) async fn read_receipt(&self, stream: &mut MessageReader) -> Result<Result<Committed, Why>, StreamError> {
+    pub(super) async fn read_receipt(&self, receipt: &mut Receipt) -> Result<Result<Committed, Why>, StreamError> {
         loop {
-            let (connection, deadline) = (&self.sending.connection, self.sending.deadline);
             // What was written may still be on its way; the receiver says Working while the wait is its own.
-            let frame = unless_silent(connection, Direction::Sending, deadline, stream.frame(Failed::LIMIT)).await?;
-            let frame: Frame = frame?.ok_or(StreamError::Ended)?;
+            let frame = self.unless_silent(receipt.frame()).await??.ok_or(StreamError::Ended)?;
             match frame.kind {
-                Working::TYPE => frame.decode::<Working>().map(drop)?,
+                Working::TYPE => {
+                    frame.decode::<Working>()?;
+                    self.working.fetch_add(1, Relaxed);
+                }
                 Failed::TYPE => return Ok(Err(frame.decode::<Failed>()?.why.into())),
                 _ => return Ok(Ok(frame.decode::<Committed>()?)),
             }
