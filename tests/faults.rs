@@ -237,3 +237,15 @@ async fn what_is_gone_before_its_turn_is_named_and_the_rest_arrives() {
         assert!(std::fs::read(there.path().join(name)).unwrap() == content(1, 1 << 20), "{name}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partials_that_a_dying_server_still_has_open_are_waited_for() {
+    let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
+    write(&source.path().join("t/large"), &content(1, 1 << 20));
+    write(&source.path().join("t/small"), &content(2, 1_000));
+    let store = SlowStore::around(LocalStore::open(served.path()).unwrap(), None).busy(5);
+    let host = Host::serving(Arc::new(store), Config::default());
+    let outcome = push(&host, &to(&[&source.path().join("t")], "t")).await.unwrap();
+    assert_eq!((outcome.sent.files, outcome.sent.failed), (2, 0), "{:?}", outcome.sent.failures);
+    assert_eq!(listing(&served.path().join("t")), listing(&source.path().join("t")));
+}

@@ -41,7 +41,7 @@ pub(crate) struct Claimed<K: Eq + Hash + Clone = RelativePath> {
     holder: Arc<Holder>,
 }
 
-impl<K: Eq + Hash + Clone> Claims<K> {
+impl<K: Eq + Hash + Clone + Send + 'static> Claims<K> {
     /// The age of a session that begins now: the newer, the higher.
     pub(crate) fn age(&self) -> u64 {
         self.ages.fetch_add(1, Ordering::Relaxed)
@@ -49,6 +49,7 @@ impl<K: Eq + Hash + Clone> Claims<K> {
 
     /// Takes something for a session of this age; an older one that has it is told, and has let go of it when this returns.
     /// A newer one keeps it: what comes up late in the queue of a dead connection must not disturb the session after it.
+    /// Cancelling it while it waits gives up nothing that it does not have: who comes next waits as long.
     pub(crate) async fn take(self: &Arc<Self>, owner: [u8; 32], what: &K, age: u64) -> Result<Claimed<K>, Why> {
         let key = (owner, what.clone());
         let holder = Arc::new(Holder { age, superseded: CancellationToken::new(), gone: CancellationToken::new() });
@@ -60,11 +61,31 @@ impl<K: Eq + Hash + Clone> Claims<K> {
             holders.insert(key.clone(), holder.clone())
         };
         let claimed = Claimed { claims: self.clone(), key, holder };
-        if let Some(before) = before {
-            before.superseded.cancel();
-            before.gone.cancelled().await;
+        let Some(before) = before else { return Ok(claimed) };
+        before.superseded.cancel();
+        let mut waiting = Waiting { claimed: Some(claimed), before };
+        waiting.before.gone.cancelled().await;
+        waiting.claimed.take().ok_or_else(|| Code::Internal.into())
+    }
+}
+
+/// A claim whose holder before has not let go yet, such as one whose disk stands still. Dropped meanwhile, it stays in its
+/// place until then: the next one finds only this, and would write beside a holder that it knows nothing of.
+struct Waiting<K: Eq + Hash + Clone + Send + 'static> {
+    claimed: Option<Claimed<K>>,
+    before: Arc<Holder>,
+}
+
+impl<K: Eq + Hash + Clone + Send + 'static> Drop for Waiting<K> {
+    fn drop(&mut self) {
+        // Without a runtime nobody comes next.
+        if let (Some(claimed), Ok(runtime)) = (self.claimed.take(), tokio::runtime::Handle::try_current()) {
+            let before = self.before.clone();
+            runtime.spawn(async move {
+                before.gone.cancelled().await;
+                drop(claimed);
+            });
         }
-        Ok(claimed)
     }
 }
 
@@ -116,6 +137,25 @@ mod tests {
         assert_eq!(lock(&claims.holders).len(), 2);
         drop((newer, other_key));
         assert!(lock(&claims.holders).is_empty(), "the table keeps nothing of what is over");
+    }
+
+    #[tokio::test]
+    async fn a_session_that_is_cut_off_while_it_waits_lets_nobody_past_the_one_that_still_writes() {
+        let claims = Arc::new(Claims::default());
+        let path = RelativePath::from_components(["a"]).unwrap();
+        let ages = [claims.age(), claims.age(), claims.age()];
+        let writing = claims.take([1; 32], &path, ages[0]).await.unwrap();
+        let mut cut_off = Box::pin(claims.take([1; 32], &path, ages[1]));
+        assert!(futures_poll(&mut cut_off).await.is_none());
+        drop(cut_off);
+        let mut next = Box::pin(claims.take([1; 32], &path, ages[2]));
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+            assert!(futures_poll(&mut next).await.is_none(), "the first one's disk work has not ended");
+        }
+        drop(writing);
+        drop(next.await.unwrap());
+        assert!(lock(&claims.holders).is_empty());
     }
 
     async fn futures_poll<T>(future: &mut (impl Future<Output = T> + Unpin)) -> Option<T> {

@@ -1,19 +1,36 @@
 //! The disk's side of a transfer: what is held, what is a hole, what is written; hashed in order.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use super::body::{MAX_GAPS, Run, gaps};
 use super::pieces::Pieces;
 use crate::error::{Code, Why};
 use crate::path::RelativePath;
 use crate::store::fault::fault;
-use crate::store::{Attributes, Lapses, Upload};
+use crate::store::{Attributes, Claim, Lapses, Store, Upload};
 use crate::wire::{Durability, ENCODING_PIECES, HELD_BLOCK, Held, MAX_HELD, Plan, Range, Trailer, content_hasher};
 
 /// Bytes read back at a time to hash what came out of order.
 const READ_BACK: usize = 256 << 10;
 /// Zeros written at a time where no hole can be made, in bytes.
 const ZEROS: u64 = 256 << 10;
+
+/// How long a partial may be another process's before its file is refused, and how often it is tried: a server that was
+/// killed may still be closing its files while the next one serves.
+const LET_GO: Duration = Duration::from_secs(3);
+const LET_GO_STEP: Duration = Duration::from_millis(50);
+
+/// Opens a file's partial. Blocks, also until whoever has it open lets go of it, though not for long.
+pub(super) fn create(store: &dyn Store, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
+    let begun = Instant::now();
+    loop {
+        match store.create(path, claim) {
+            Err(why) if why.code == Code::Busy && begun.elapsed() < LET_GO => std::thread::sleep(LET_GO_STEP),
+            created => return created,
+        }
+    }
+}
 
 /// The disk's side of a transfer: writes runs and hashes behind the contiguous frontier. All of it blocks.
 pub(super) struct Disk {

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{Instrument, debug};
 
 use super::body::{Body, RUN, Run};
-use super::disk::Disk;
+use super::disk::{Disk, create};
 use super::{Claimed, Incoming, Receiver, Wanted, blocking, lock};
 use crate::budget::{HeldBytes, Reservation};
 use crate::error::{Code, Result, Why};
@@ -107,7 +107,7 @@ impl Receiver {
             if blake3::hash(&content) != trailer.digest {
                 return Err(Why::new(Code::Corrupt, "the content does not match its digest; send it again"));
             }
-            let mut upload = store.create(&path, &source)?;
+            let mut upload = create(&*store, &path, &source)?;
             if let Err(error) = upload.write_at(&content, 0) {
                 upload.discard();
                 return Err(fault(&path, "write it", error));
@@ -123,7 +123,7 @@ impl Receiver {
         let span = tracing::debug_span!("transfer", id = file.id, path = %file.path, size = file.size);
         async {
             let (store, path, source) = (self.session.store.clone(), file.path.clone(), file.claim.clone());
-            let begun = blocking(move || Disk::begin(store.create(&path, &source)?, &path, source.size)).await;
+            let begun = blocking(move || Disk::begin(create(&*store, &path, &source)?, &path, source.size)).await;
             let (disk, held) = match begun {
                 Ok(begun) => begun,
                 Err(why) => return self.refuse(&file, why),

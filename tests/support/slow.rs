@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use haul::error::Why;
+use haul::error::{Code, Why};
 use haul::path::RelativePath;
 use haul::store::{Attributes, Claim, Lapses, Metadata, Source, Store, Upload};
 use haul::wire::Durability;
@@ -28,6 +28,8 @@ struct SlowDisk {
     held: Mutex<bool>,
     released: Condvar,
     taken: AtomicU64,
+    /// Times yet that a partial is somebody else's.
+    busy: AtomicU64,
 }
 
 impl SlowDisk {
@@ -49,6 +51,12 @@ impl SlowStore {
     /// The same, where no file gets longer than that.
     pub(crate) fn full_after(mut self, bytes: u64, error: Errno) -> Self {
         Arc::get_mut(&mut self.disk).unwrap().full = Some((bytes, error));
+        self
+    }
+
+    /// The same, where another process has every partial open for so many tries.
+    pub(crate) fn busy(mut self, tries: u64) -> Self {
+        Arc::get_mut(&mut self.disk).unwrap().busy = tries.into();
         self
     }
 
@@ -89,6 +97,10 @@ impl Store for SlowStore {
     }
 
     fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
+        let less = |tries: u64| tries.checked_sub(1);
+        if self.disk.busy.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok() {
+            return Err(Why::from(Code::Busy));
+        }
         Ok(Box::new(SlowUpload { inner: self.inner.create(path, claim)?, disk: self.disk.clone() }))
     }
 
