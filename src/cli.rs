@@ -19,6 +19,7 @@ mod cp;
 mod demo;
 mod filter;
 mod id;
+mod ls;
 mod output;
 mod serve;
 
@@ -39,7 +40,7 @@ const EXAMPLES: &str = "\
 Try it:     haul demo
 Receive:    haul serve ~/inbox
 Send:       haul cp photos/ report.pdf haul://server/
-Fetch:      haul cp haul://server/photos .
+Fetch:      haul ls haul://server/, then haul cp haul://server/photos .
 
 Exit codes: 0 all done; 1 some files failed, each named; 2 usage; 3 no
 connection; 4 not trusted or not admitted; 130 interrupted.
@@ -57,6 +58,7 @@ pub(crate) struct Cli {
 enum Command {
     Serve(Serve),
     Cp(Cp),
+    Ls(Ls),
     Bench(Bench),
     Id(Id),
     Demo(Demo),
@@ -185,6 +187,38 @@ struct Output {
     json: bool,
 }
 
+/// List what is on a server.
+#[derive(Args)]
+#[command(after_help = "\
+Examples: haul ls haul://server/               what is in the served directory
+          haul ls -lR haul://server/photos     all below, with sizes and times
+          haul ls 'haul://server/logs/*.gz'    what matches, expanded there
+Hidden names are listed too; directories end in /. Names are escaped where they
+could steer the terminal; --json has their bytes. Times are UTC. What could not
+be read is named on standard error, and the exit code is 1.")]
+struct Ls {
+    /// haul://HOST[:PORT]/[PATH]
+    #[arg(value_name = "PLACE")]
+    place: OsString,
+    /// Mode, size, time and target of links too
+    #[arg(short, long)]
+    long: bool,
+    /// All that is below, too
+    #[arg(short = 'R', short_alias = 'r', long)]
+    recursive: bool,
+    /// The key id that the server must have
+    #[arg(long, value_name = "SHA256:...")]
+    pin: Option<KeyId>,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    expert: Expert,
+    // What hands that know ls type; it is what happens anyway.
+    #[arg(short = 'a', short_alias = 'A', hide = true)]
+    all: bool,
+}
+
 /// Measure the way to a server, without touching disks.
 #[derive(Args)]
 #[command(after_help = "\
@@ -246,6 +280,7 @@ impl Cli {
         let ended = match self.command {
             Command::Serve(serve) => serve::run(serve).await,
             Command::Cp(cp) => cp::run(cp).await,
+            Command::Ls(ls) => ls::run(ls).await,
             Command::Bench(bench) => bench::run(bench).await,
             Command::Id(_) => id::run(),
             Command::Demo(demo) => demo::run(demo).await,

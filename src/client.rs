@@ -25,11 +25,11 @@ use crate::path::{RelativePath, printable};
 use crate::pipe::Pipe;
 use crate::progress::{Event, Observer};
 use crate::sender::{Sender, Sent};
-use crate::session::Outcome;
+use crate::session::{Listing, Outcome};
 use crate::store::OutputStore;
 use crate::stream::varint_of;
 use crate::trust::ServerTrust;
-use crate::wire::{Components, Durability, Push, Take};
+use crate::wire::{Components, Durability, List, Push, Take};
 
 use link::Link;
 use operation::{Operation, Pulling};
@@ -244,6 +244,18 @@ impl Client {
         let pulling = Pulling::new(options.clone(), self.key_id, &self.config, observer.clone())?;
         let pulling = pulling.with_output(OutputStore::new(name, output));
         self.persist(link, Operation::Pull(Box::new(pulling)), &observer).await
+    }
+
+    /// Lists what stands under a path, as it is read from the result: see [`Listing::next`]. A directory stands for what is in
+    /// it, with `recursive` also for all below; anything else, and what a pattern matches, for itself. Names of a directory
+    /// come in the order of their bytes.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when there is no such thing, or it cannot be read, or this key may not; what ends a connection.
+    pub async fn list(&self, path: &RelativePath, recursive: bool) -> Result<Listing> {
+        let list = List { session: session_id()?, path: Components::from(path), recursive };
+        let link = self.link();
+        link.honest(Listing::begin(&link.connection, &list, self.config.deadline).await)
     }
 
     /// Runs an operation to its end, over as many connections as it takes.

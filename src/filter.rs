@@ -5,6 +5,10 @@
 //! neither the crate `ignore` nor `globset` has of git's rules is why it is translated here: bytes that are no UTF-8,
 //! POSIX classes, escapes in classes, and braces that mean nothing.
 
+mod pattern;
+
+pub use pattern::{Patterns, is_pattern};
+
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;

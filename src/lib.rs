@@ -64,6 +64,7 @@ pub mod error;
 pub mod filter;
 pub mod identity;
 pub mod limits;
+mod listing;
 pub mod manifest;
 pub mod measure;
 mod owners;

@@ -23,7 +23,7 @@ use crate::measure::{self, Places};
 use crate::progress::Observer;
 use crate::qlog;
 use crate::receiver::{Asked, Claims, Keep, Permits, Receiver, Receiving};
-use crate::session::{MakeReceiver, Opened, ServerSession, Sessions, accept_streams, serve};
+use crate::session::{MakeReceiver, Opened, ServerSession, Sessions, accept_streams, listings, serve};
 use crate::store::Store;
 use crate::stream::{lost_connection, varint_of};
 use crate::trust::{Admission, Rights};
@@ -66,6 +66,8 @@ struct Shared {
     send_memory: Arc<SendMemory>,
     /// Bounds the streams of measurements.
     measurements: Arc<Semaphore>,
+    /// Bounds the listings.
+    listings: Arc<Semaphore>,
     /// The limit of what all connections send.
     limit: Option<Arc<Bucket>>,
     claims: Arc<Claims>,
@@ -108,6 +110,7 @@ impl Server {
             budget: Budget::new(config.memory),
             send_memory: SendMemory::new(config.send_memory),
             measurements: Places::of_server(),
+            listings: listings(),
             limit: config.limit.map(|rate| Arc::new(Bucket::new(rate))),
             claims: Arc::default(),
             pushes: Arc::default(),
@@ -298,6 +301,7 @@ async fn converse(
         may_read: rights.read,
         may_write: rights.write,
         config: shared.config.clone(),
+        listings: shared.listings.clone(),
         limit: shared.limit.clone(),
         observer: shared.observer.clone(),
         stopping: shared.stopping.clone(),
@@ -422,7 +426,7 @@ fn receivers(shared: &Arc<Shared>, owner: [u8; 32], permits: Arc<Permits>, windo
         Receiver::new(Receiving {
             store: shared.store.clone(),
             place,
-            asked: Asked::any(),
+            asked: Asked::Any,
             take: push.take.unwrap_or_default(),
             keep: Keep { owner: shared.config.allow_owner, xattrs: true, ..Keep::default() },
             owner,

@@ -3,6 +3,7 @@
 //! A connection may carry several sessions, each with a control stream of its own, whose stream id is the session's
 //! *handle*: it stands at the head of the session's other streams.
 
+mod list;
 mod serve;
 mod sources;
 
@@ -27,6 +28,8 @@ use crate::wire::{
     Working,
 };
 
+pub(crate) use list::listings;
+pub use list::{Found, Listing};
 pub(crate) use serve::{MakeReceiver, ServerSession, serve};
 
 /// How often a receiver says that it is alive, while entries wait for their turn or the last writes for the disk.

@@ -133,6 +133,14 @@ pub trait Store: Send + Sync + 'static {
         Ok((Vec::new(), Lapses::new()))
     }
 
+    /// Calls for each name in a directory, in no order, partials left out, until the call says `false`. A store that can
+    /// keeps no more of them in memory than the one.
+    fn visit(&self, directory: &RelativePath, each: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), Why> {
+        let names = self.names(directory)?;
+        names.iter().all(|name| each(name));
+        Ok(())
+    }
+
     /// What a symbolic link holds.
     fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why>;
 

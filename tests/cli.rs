@@ -150,6 +150,7 @@ fn every_help_fits_a_screen_and_shows_an_example() {
         &["--help"][..],
         &["serve", "--help"],
         &["cp", "--help"],
+        &["ls", "--help"],
         &["bench", "--help"],
         &["id", "--help"],
         &["demo", "--help"],

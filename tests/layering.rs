@@ -30,6 +30,7 @@ const ROOMS: &[&str] = &[
     "owners",
     "store",
     "pipe",
+    "listing",
     "manifest",
     "verdict",
     "sender",

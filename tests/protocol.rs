@@ -188,6 +188,14 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
         all(&Ping { id: 3 }),
         all(&Pong { id: 3, packets_sent: 1000, packets_lost: 10, rtt: 100_000 }),
         all(&Received { bytes: 1 << 20, microseconds: 100_000 }),
+        all(&Listed {
+            path: components(&[b"a", b"link"]),
+            kind: Some(Kind::Symlink),
+            size: None,
+            modified: Some(Time { seconds: -1, nanoseconds: 500_000_000 }),
+            mode: Some(0o777),
+            target: Some(b"b.txt".to_vec()),
+        }),
     ]
 }
 

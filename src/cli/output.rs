@@ -1,5 +1,6 @@
 //! All printing of the binary.
 
+pub(super) mod listing;
 pub(super) mod measured;
 mod tally;
 mod terminal;

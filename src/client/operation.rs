@@ -12,13 +12,14 @@ use crate::bucket::Limits;
 use crate::budget::Window;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::filter::is_pattern;
 use crate::identity::KeyId;
 use crate::limits::within_open_files;
 use crate::manifest::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
 use crate::path::printable;
 use crate::progress::Observer;
 use crate::rate::Rate;
-use crate::receiver::{Asked, Claims, Keep, Ledger, Permits, Receiver, Receiving};
+use crate::receiver::{Asked, Claims, Keep, Ledger, Permits, Place, Receiver, Receiving};
 use crate::sender::{Sender, Sent};
 use crate::session::Outcome;
 use crate::store::OutputStore;
@@ -101,7 +102,8 @@ pub(super) struct Pulling {
 
 impl Pulling {
     pub(super) fn new(options: PullOptions, key_id: KeyId, config: &Config, observer: Observer) -> Result<Self> {
-        let mut names: Vec<_> = options.sources.iter().filter_map(|source| source.name()).collect();
+        let mut names: Vec<_> =
+            options.sources.iter().filter_map(|source| source.name().filter(|name| !is_pattern(name))).collect();
         names.sort_unstable();
         if let Some(twice) = names.windows(2).find(|two| two[0] == two[1]) {
             let name = printable(twice[0]);
@@ -128,7 +130,7 @@ impl Pulling {
         }
         Ok(Self {
             pull,
-            asked: Asked::of(&options.sources),
+            asked: Asked::of(&options.sources).map_err(|bad| Error::Usage(bad.to_string()))?,
             options,
             output: None,
             destination: None,
@@ -163,8 +165,12 @@ impl Pulling {
         let walk = &self.options.walk;
         Ok(Receiver::new(Receiving {
             store: destination.store,
+            asked: match &destination.place {
+                // The one source, which is really named so.
+                Place::As(_) => self.asked.clone().without_patterns(),
+                Place::Into(_) => self.asked.clone(),
+            },
             place: destination.place,
-            asked: self.asked.clone(),
             take: self.options.take,
             keep: Keep { owner: walk.owner, numeric_ids: walk.numeric_ids, xattrs: walk.xattrs },
             owner: self.key_id.0,

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use crate::error::{Code, Result, Why};
+use crate::filter::{BadRules, Patterns, is_pattern};
 use crate::path::RelativePath;
 use crate::store::Store;
 use crate::store::fault::refusal;
@@ -58,27 +59,47 @@ impl Place {
 }
 
 /// The sources that a receiver takes, by their names: the first component of each entry.
-#[derive(Debug, Clone, Default)]
-pub struct Asked(Option<HashSet<Vec<u8>>>);
+#[derive(Debug, Clone)]
+pub enum Asked {
+    /// Of any name: whoever sends names them.
+    Any,
+    /// Only those that were asked for: a server could send anything under any name, such as a .profile.
+    Only {
+        /// Their names as they were written.
+        names: HashSet<Vec<u8>>,
+        /// Those that may be patterns.
+        patterns: Patterns,
+    },
+}
 
 impl Asked {
-    /// Of any name: whoever sends names them.
-    pub fn any() -> Self {
-        Self(None)
+    /// What a pull asks for. All of the served directory is of any name.
+    ///
+    /// # Errors
+    /// [`BadRules`] for patterns past the limits.
+    pub fn of(sources: &[RelativePath]) -> Result<Self, BadRules> {
+        let names: Option<HashSet<_>> = sources.iter().map(|source| source.name().map(<[u8]>::to_vec)).collect();
+        let Some(names) = names else { return Ok(Self::Any) };
+        let patterns = Patterns::new(names.iter().map(Vec::as_slice).filter(|name| is_pattern(name)))?;
+        Ok(Self::Only { names, patterns })
     }
 
-    /// Only those that were asked for: a server could send anything under any name, such as a .profile. All of the served
-    /// directory is of any name.
-    pub fn of(sources: &[RelativePath]) -> Self {
-        Self(sources.iter().map(|source| source.name().map(<[u8]>::to_vec)).collect())
+    /// Takes patterns for nothing but the names that they are.
+    pub fn without_patterns(self) -> Self {
+        match self {
+            Self::Any => Self::Any,
+            Self::Only { names, .. } => Self::Only { names, patterns: Patterns::default() },
+        }
     }
 
     /// The path of an entry, if that was asked for.
     pub fn check(&self, entry: &Entry) -> Result<RelativePath, Why> {
         let path = RelativePath::from_components(&entry.path.0)?;
-        match (&self.0, path.split_first()) {
-            (None, _) => Ok(path),
-            (Some(asked), Some((name, _))) if asked.contains(name) => Ok(path),
+        match (self, path.split_first()) {
+            (Self::Any, _) => Ok(path),
+            (Self::Only { names, patterns }, Some((name, _))) if names.contains(name) || patterns.matches(name) => {
+                Ok(path)
+            }
             _ => Err(Why::new(Code::NotWanted, format!("{path} was not asked for"))),
         }
     }

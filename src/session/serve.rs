@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use quinn::Connection;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::sources::{self, Looked};
-use super::{Bi, Sessions, hello, receive_all, send_all};
+use super::{Bi, Sessions, hello, list, receive_all, send_all};
 use crate::bucket::{Bucket, Limits};
 use crate::config::Config;
 use crate::error::{Code, Error, Result, Why};
@@ -19,7 +20,7 @@ use crate::receiver::{Claims, Place, Receiver, Sources};
 use crate::sender::{Allowed, Sender, Sending};
 use crate::store::Store;
 use crate::stream::{MessageWriter, StreamError, varint_of};
-use crate::wire::{Components, Hello, Message, Pull, Push, Ready, Refused, Summary};
+use crate::wire::{Components, Hello, List, Message, Pull, Push, Ready, Refused, Summary};
 
 /// Serves one control stream: hello, request, and the session it asks for if there is room for one.
 pub(crate) async fn serve(server: &ServerSession, handle: u64, (mut reader, mut writer): Bi, room: bool) -> Result<()> {
@@ -40,6 +41,10 @@ pub(crate) async fn serve(server: &ServerSession, handle: u64, (mut reader, mut 
             let pull: Pull = frame.decode().map_err(StreamError::from)?;
             serve_pull(server, handle, pull, (reader, writer)).await
         }
+        List::TYPE => {
+            let list: List = frame.decode().map_err(StreamError::from)?;
+            list::serve(server, list, (reader, writer)).await
+        }
         _ => refuse(server, writer, Why::new(Code::Unsupported, "this server does not know the request")).await,
     }
 }
@@ -56,6 +61,8 @@ pub(crate) struct ServerSession {
     pub(crate) may_read: bool,
     pub(crate) may_write: bool,
     pub(crate) config: Config,
+    /// Bounds the listings.
+    pub(crate) listings: Arc<Semaphore>,
     /// The limit of all that this server sends.
     pub(crate) limit: Option<Arc<Bucket>>,
     pub(crate) observer: Observer,
@@ -159,7 +166,7 @@ fn walk_options(pull: &Pull) -> WalkOptions {
     }
 }
 
-async fn refuse(server: &ServerSession, mut writer: MessageWriter, why: Why) -> Result<()> {
+pub(super) async fn refuse(server: &ServerSession, mut writer: MessageWriter, why: Why) -> Result<()> {
     writer.write_within(&Refused { why: why.into() }, server.config.deadline).await?;
     writer.finish();
     Ok(())
@@ -172,6 +179,6 @@ fn settle(store: &dyn Store, push: &Push) -> Result<Place, Why> {
     Place::settle(store, destination, sources)
 }
 
-fn hex(id: &[u8; 16]) -> String {
+pub(super) fn hex(id: &[u8; 16]) -> String {
     id.iter().map(|byte| format!("{byte:02x}")).collect()
 }

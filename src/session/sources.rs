@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::error::{Code, Result, Why};
+use crate::listing::{Effort, expand};
 use crate::manifest::Tree;
 use crate::path::{RelativePath, printable};
 use crate::store::Store;
@@ -26,24 +27,33 @@ pub(super) struct Looked {
 pub(super) fn look(store: &Arc<dyn Store>, sources: &[Components]) -> Result<Looked, Why> {
     let mut looked = Looked { trees: Vec::new(), unsendable: Vec::new(), only: None };
     let mut paths = HashMap::<Vec<u8>, RelativePath>::new();
+    let mut effort = Effort::default();
     for source in sources {
         let path = RelativePath::from_components(&source.0)?;
-        match tree(store, &path) {
-            Ok((tree, kind)) => {
-                looked.only = kind.filter(|_| sources.len() == 1);
-                match paths.insert(tree.name.clone(), path) {
-                    None => looked.trees.push(tree),
-                    // Asked for twice.
-                    Some(other) if other == tree.path => {}
-                    Some(_) => {
-                        let name = printable(&tree.name);
-                        let text = format!("two sources are named {name}; they would fall on each other");
-                        return Err(Why::new(Code::BadName, text));
-                    }
+        let expanded = expand(&**store, &path, &mut effort).and_then(|expanded| {
+            let trees = expanded.paths.iter().map(|path| tree(store, path)).collect::<Result<Vec<_>, _>>()?;
+            Ok((trees, expanded.by_pattern))
+        });
+        let (trees, by_pattern) = match expanded {
+            Ok(expanded) => expanded,
+            Err(why) if sources.len() == 1 => return Err(why),
+            Err(why) => {
+                looked.unsendable.push((path, why));
+                continue;
+            }
+        };
+        for (tree, kind) in trees {
+            looked.only = kind.filter(|_| sources.len() == 1 && !by_pattern);
+            match paths.insert(tree.name.clone(), tree.path.clone()) {
+                None => looked.trees.push(tree),
+                // Asked for twice.
+                Some(other) if other == tree.path => {}
+                Some(_) => {
+                    let name = printable(&tree.name);
+                    let text = format!("two sources are named {name}; they would fall on each other");
+                    return Err(Why::new(Code::BadName, text));
                 }
             }
-            Err(why) if sources.len() == 1 => return Err(why),
-            Err(why) => looked.unsendable.push((path, why)),
         }
     }
     Ok(looked)

@@ -148,16 +148,25 @@ impl Store for LocalStore {
     }
 
     fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Why> {
+        let mut names = Vec::new();
+        self.visit(directory, &mut |name| {
+            names.push(name.to_vec());
+            true
+        })?;
+        Ok(names)
+    }
+
+    fn visit(&self, directory: &RelativePath, each: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), Why> {
         let cannot = |e| fault(directory, "read the directory", e);
         let open = self.root.find(directory)?.ok_or_else(|| refusal(Code::NotFound, directory))?;
-        let mut names = Vec::new();
         for entry in Dir::new(open.readable().map_err(cannot)?).map_err(cannot)? {
-            let name = entry.map_err(cannot)?.file_name().to_bytes().to_vec();
-            if name != b"." && name != b".." && !is_partial_name(&name) {
-                names.push(name);
+            let entry = entry.map_err(cannot)?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." && !is_partial_name(name) && !each(name) {
+                break;
             }
         }
-        Ok(names)
+        Ok(())
     }
 
     fn xattrs(&self, path: &RelativePath, privileged: bool) -> Result<(Vec<Xattr>, Lapses), Why> {

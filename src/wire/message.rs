@@ -49,6 +49,7 @@ messages! {
     Ping = 0x31, limit 64;
     Pong = 0x32, limit 64;
     Received = 0x33, limit 64;
+    Listed = 0x40, limit 16384;
 }
 
 macro_rules! unchecked { ($($name:ident)*) => { $(impl $name { fn validate(&self) -> Result<(), String> { Ok(()) } })* } }
@@ -520,6 +521,37 @@ pub struct Received {
     /// Since the stream began.
     #[n(1)]
     pub microseconds: u64,
+}
+
+/// Part of a listing: something that stands there.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Listed {
+    /// Below the directory that was asked for; what is no directory, or was asked for by a pattern, with its whole path.
+    #[n(0)]
+    pub path: Components,
+    /// What it is; absent for a device, a FIFO, a socket and the like.
+    #[n(1)]
+    pub kind: Option<Kind>,
+    /// Bytes of content; only for files.
+    #[n(2)]
+    pub size: Option<u64>,
+    /// When its content was last modified.
+    #[n(3)]
+    pub modified: Option<Time>,
+    /// Permission bits (07777).
+    #[n(4)]
+    pub mode: Option<u32>,
+    /// What a symbolic link holds; at most [`MAX_SYMLINK`] bytes.
+    #[cbor(n(5), with = "minicbor::bytes")]
+    pub target: Option<Vec<u8>>,
+}
+
+impl Listed {
+    fn validate(&self) -> Result<(), String> {
+        at_most("target", self.target.as_ref().map_or(0, Vec::len), MAX_SYMLINK)?;
+        self.path.validate()
+    }
 }
 
 macro_rules! carries_why { ($($name:ident)*) => { $(impl $name { fn validate(&self) -> Result<(), String> { self.why.validate() } })* } }

@@ -1,0 +1,64 @@
+//! `haul ls`.
+
+use haul::config::Config;
+use haul::error::Error;
+use haul::session::{Found, Listing};
+use haul::target::Argument;
+
+use super::connect::connect;
+use super::output;
+use super::output::listing::{Form, Lines};
+use super::{DONE, FAILED, INTERRUPTED, Ls};
+
+pub(super) async fn run(ls: Ls) -> anyhow::Result<u8> {
+    let form = if ls.json { Form::Json } else { Form::Text { long: ls.long } };
+    let begin = async {
+        let Argument::Remote(target) = Argument::parse(&ls.place)? else {
+            let why = "what is on this machine, ls lists; a server is written haul://HOST/PATH";
+            return Err(Error::Usage(why.into()).into());
+        };
+        let config = Config { congestion: ls.expert.congestion, qlog: ls.expert.qlog.clone(), ..Config::default() };
+        let client = connect(&target, ls.pin, &config).await?;
+        let listing = client.list(&target.path, ls.recursive).await?;
+        anyhow::Ok((client, listing))
+    };
+    let (client, listing) = begin.await.inspect_err(|error| output::never_began(ls.json, error))?;
+    let ended = tokio::select! {
+        ended = print(listing, Lines::new(form)) => ended,
+        _ = tokio::signal::ctrl_c() => Ok(INTERRUPTED),
+    };
+    client.close().await;
+    ended.inspect_err(|error| output::never_began(ls.json, error))
+}
+
+/// Prints what comes until the end, or until nobody reads it any more.
+async fn print(mut listing: Listing, mut lines: Lines) -> anyhow::Result<u8> {
+    let mut code = DONE;
+    loop {
+        let found = tokio::select! {
+            biased;
+            found = listing.next() => found,
+            // Nothing more is here: what is gathered goes out before the wait.
+            () = std::future::ready(()) => {
+                if !lines.flush() {
+                    return Ok(code);
+                }
+                listing.next().await
+            }
+        };
+        let reads_on = match found? {
+            Some(Found::Listed(path, listed)) => lines.print(&path, &listed),
+            Some(Found::Failed(path, why)) => {
+                code = FAILED;
+                lines.failed(&path, &why)
+            }
+            None => {
+                lines.flush();
+                return Ok(code);
+            }
+        };
+        if !reads_on {
+            return Ok(code);
+        }
+    }
+}

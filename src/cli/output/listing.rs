@@ -1,0 +1,193 @@
+//! The lines of a listing.
+
+use std::io::{BufWriter, Stdout, Write};
+
+use base64::prelude::{BASE64_STANDARD, Engine};
+use haul::error::Why;
+use haul::path::{RelativePath, printable};
+use haul::wire::{Kind, Listed, Time};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+use super::{failed, note};
+
+/// How a listing is shown.
+#[derive(Clone, Copy)]
+pub(in crate::cli) enum Form {
+    Text { long: bool },
+    Json,
+}
+
+/// Standard output, and what is to go there.
+pub(in crate::cli) struct Lines {
+    form: Form,
+    out: BufWriter<Stdout>,
+}
+
+impl Lines {
+    pub(in crate::cli) fn new(form: Form) -> Self {
+        Self { form, out: BufWriter::new(std::io::stdout()) }
+    }
+
+    /// Prints a line; false once nobody reads it. May wait as long as whoever reads it does, such as a pager.
+    pub(in crate::cli) fn print(&mut self, path: &RelativePath, listed: &Listed) -> bool {
+        let line = match self.form {
+            Form::Text { long: true } => long(path, listed),
+            Form::Text { long: false } => short(path, listed),
+            Form::Json => object(path, listed).to_string(),
+        };
+        // Meanwhile the server is told that somebody is there.
+        tokio::task::block_in_place(|| writeln!(self.out, "{line}")).is_ok()
+    }
+
+    /// Says what could not be looked at.
+    pub(in crate::cli) fn failed(&mut self, path: &RelativePath, why: &Why) -> bool {
+        if let Form::Json = self.form {
+            let mut object = json!({"type": "failed", "code": why.code.name(), "why": why.to_string()});
+            name(&mut object, path);
+            return writeln!(self.out, "{object}").is_ok();
+        }
+        let reads_on = self.flush();
+        note(&format!("haul: {}", failed(path, why)));
+        reads_on
+    }
+
+    /// Lets go out what is gathered; false once nobody reads it.
+    pub(in crate::cli) fn flush(&mut self) -> bool {
+        tokio::task::block_in_place(|| self.out.flush()).is_ok()
+    }
+}
+
+fn short(path: &RelativePath, listed: &Listed) -> String {
+    let slash = if listed.kind == Some(Kind::Directory) { "/" } else { "" };
+    format!("{path}{slash}")
+}
+
+/// Mode, size, time and name in columns, as `ls -l` has them.
+fn long(path: &RelativePath, listed: &Listed) -> String {
+    let size = listed.size.map_or_else(|| "-".into(), |size| size.to_string());
+    let time = listed.modified.map_or_else(|| "-".into(), |time| clock(time, false));
+    let mut line = format!("{}  {size:>12}  {time:>20}  {path}", mode(listed));
+    if let Some(target) = &listed.target {
+        line += &format!(" -> {}", printable(target));
+    }
+    line
+}
+
+fn mode(listed: &Listed) -> String {
+    let mode = listed.mode.unwrap_or(0);
+    let kind = match listed.kind {
+        Some(Kind::File) => '-',
+        Some(Kind::Directory) => 'd',
+        Some(Kind::Symlink) => 'l',
+        None => '?',
+    };
+    let mut text = String::from(kind);
+    for (shift, special, letter) in [(6, 0o4000, 's'), (3, 0o2000, 's'), (0, 0o1000, 't')] {
+        let bits = mode >> shift;
+        text.push(if bits & 4 > 0 { 'r' } else { '-' });
+        text.push(if bits & 2 > 0 { 'w' } else { '-' });
+        text.push(match (mode & special > 0, bits & 1 > 0) {
+            (false, executable) => {
+                if executable {
+                    'x'
+                } else {
+                    '-'
+                }
+            }
+            (true, true) => letter,
+            (true, false) => letter.to_ascii_uppercase(),
+        });
+    }
+    text
+}
+
+/// UTC as RFC 3339 has it; years that it has no form for are seconds since 1970, as `date` takes them.
+fn clock(time: Time, nanoseconds: bool) -> String {
+    let Some(at) = OffsetDateTime::from_unix_timestamp(time.seconds).ok().filter(|at| (0..10_000).contains(&at.year()))
+    else {
+        return format!("@{}", time.seconds);
+    };
+    let fraction = if nanoseconds { format!(".{:09}", time.nanoseconds) } else { String::new() };
+    let (month, (hour, minute, second)) = (u8::from(at.month()), at.to_hms());
+    format!("{:04}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}{fraction}Z", at.year(), at.day())
+}
+
+fn object(path: &RelativePath, listed: &Listed) -> Value {
+    let kind = listed.kind.map_or("special", |kind| match kind {
+        Kind::File => "file",
+        Kind::Directory => "directory",
+        Kind::Symlink => "symlink",
+    });
+    let mut object = json!({"type": "entry", "kind": kind});
+    name(&mut object, path);
+    if let Some(size) = listed.size {
+        object["bytes"] = size.into();
+    }
+    if let Some(time) = listed.modified {
+        object["modified"] = clock(time, true).into();
+    }
+    if let Some(mode) = listed.mode {
+        object["mode"] = format!("{mode:04o}").into();
+    }
+    if let Some(target) = &listed.target {
+        bytes_of(&mut object, "target", target);
+    }
+    object
+}
+
+fn name(object: &mut Value, path: &RelativePath) {
+    bytes_of(object, "path", path.as_bytes());
+}
+
+/// A name as text, and as bytes too where it is none.
+pub(super) fn bytes_of(object: &mut Value, field: &str, bytes: &[u8]) {
+    object[field] = String::from_utf8_lossy(bytes).into();
+    if std::str::from_utf8(bytes).is_err() {
+        object[format!("{field}_bytes")] = BASE64_STANDARD.encode(bytes).into();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use haul::wire::Components;
+
+    fn listed(name: &[u8], kind: Option<Kind>, mode: u32) -> (RelativePath, Listed) {
+        let path = RelativePath::from_components([name]).unwrap();
+        let (modified, target) = (Some(Time { seconds: -1, nanoseconds: 5 }), None);
+        let size = (kind == Some(Kind::File)).then_some(1_234_567);
+        let components = Components::from(&path);
+        (path, Listed { path: components, kind, size, modified, mode: Some(mode), target })
+    }
+
+    #[test]
+    fn a_long_line_is_what_ls_has_and_steers_no_terminal() {
+        let (path, mut link) = listed(b"a\x1b[2J\n", Some(Kind::Symlink), 0o777);
+        link.target = Some(b"to\x07".to_vec());
+        assert_eq!(long(&path, &link), "lrwxrwxrwx             -  1969-12-31T23:59:59Z  a\\u{1b}[2J\\n -> to\\u{7}");
+        let (path, file) = listed(b"f", Some(Kind::File), 0o4640);
+        assert_eq!(long(&path, &file), "-rwSr-----       1234567  1969-12-31T23:59:59Z  f");
+        let (_, fifo) = listed(b"p", None, 0o1777);
+        assert_eq!(mode(&fifo), "?rwxrwxrwt");
+        let (path, directory) = listed(b"d", Some(Kind::Directory), 0o755);
+        assert_eq!(short(&path, &directory), "d/");
+    }
+
+    #[test]
+    fn json_keeps_bytes_and_nanoseconds() {
+        let (path, file) = listed(b"\xff\n", Some(Kind::File), 0o644);
+        let object = object(&path, &file);
+        assert_eq!((&object["path"], &object["path_bytes"]), (&"\u{fffd}\n".into(), &"/wo=".into()));
+        assert_eq!((&object["modified"], &object["mode"]), (&"1969-12-31T23:59:59.000000005Z".into(), &"0644".into()));
+        assert_eq!((&object["bytes"], &object["kind"]), (&1_234_567.into(), &"file".into()));
+    }
+
+    #[test]
+    fn any_time_has_a_form() {
+        for (seconds, shown) in [(4_300_000_000, "2106-04-05T22:26:40Z"), (i64::MAX, "@9223372036854775807")] {
+            assert_eq!(clock(Time { seconds, nanoseconds: 0 }, false), shown);
+        }
+        assert_eq!(clock(Time { seconds: i64::MIN, nanoseconds: 0 }, false), "@-9223372036854775808");
+    }
+}
