@@ -7,6 +7,7 @@
 
 mod attributes;
 mod body;
+mod case;
 mod claims;
 mod disk;
 mod judge;
@@ -18,6 +19,7 @@ mod transfer;
 mod unanswered;
 mod unkept;
 
+use case::Cases;
 pub(crate) use claims::Claimed;
 pub use claims::Claims;
 pub use ledger::Ledger;
@@ -129,6 +131,7 @@ pub struct Receiver {
     /// Transfers that are wanted and whose stream has not come yet.
     admitted: Mutex<HashMap<u64, oneshot::Sender<Result<Incoming, Why>>>>,
     names: Mutex<Names>,
+    cases: Cases,
     unkept: Arc<Tally>,
     owners: Owners,
     verdicts: mpsc::UnboundedSender<Verdict>,
@@ -184,6 +187,7 @@ impl Receiver {
             session,
             admitted: Mutex::default(),
             names: Mutex::default(),
+            cases: Cases::default(),
             unkept: Arc::default(),
             owners: Owners::default(),
             verdicts,

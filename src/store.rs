@@ -6,6 +6,7 @@
 
 mod attributes;
 mod beneath;
+mod case;
 mod closed;
 pub(crate) mod fault;
 mod holes;
@@ -176,6 +177,12 @@ pub trait Store: Send + Sync + 'static {
     /// Removes what stands there: a file, link, device or the like, or an empty directory. What a link points to is never
     /// touched, and neither are a directory with anything in it, such as a partial, and the store itself.
     fn remove(&self, path: &RelativePath) -> Result<(), Why>;
+
+    /// Whether names that differ only in case are the same in a directory, or in what is to be made of that name.
+    fn folds_case(&self, directory: &RelativePath) -> bool {
+        let _ = directory;
+        false
+    }
 
     /// Brings to the disk all that was made or found in this store so far.
     fn sync(&self) -> Result<(), Why>;

@@ -225,3 +225,32 @@ async fn what_a_filesystem_cannot_keep_is_said_once_for_each_kind() {
     let again = support::push(&host, &to(&[&tree], "t")).await.unwrap();
     assert_eq!((again.sent.files, again.sent.skipped, again.sent.failed), (0, 16, 0));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_that_differ_only_in_case_do_not_fall_on_each_other() {
+    let source = tempdir().unwrap();
+    let tree = source.path().join("t");
+    for (name, size) in [("README", 10), ("readme", 3 << 20), ("ReadMe", 0), ("\u{c4}", 1), ("\u{e4}", 2), ("other", 3)]
+    {
+        write(&tree.join(name), &content(size as u64, size));
+    }
+    write(&tree.join("D/x"), b"1");
+    write(&tree.join("d/y"), b"2");
+    let store = Arc::new(MemoryStore::new().like_fat());
+    let host = Host::serving(store.clone(), Config::default());
+    for (sent, skipped) in [(4, 0), (0, 4)] {
+        let outcome = support::push(&host, &to(&[&tree], "t")).await.unwrap();
+        let mut failed: Vec<_> = outcome.sent.failures.iter().map(|(path, why)| (path.to_string(), why.code)).collect();
+        failed.sort_by(|a, b| a.0.cmp(&b.0));
+        let refused = ["t/ReadMe", "t/d", "t/d/y", "t/readme", "t/\u{e4}"].map(|name| (name.to_owned(), Code::BadName));
+        assert_eq!(failed, refused);
+        assert_eq!((outcome.sent.files, outcome.sent.skipped), (sent, skipped));
+        let size = |name: &str| store.stat(&support::path(name)).unwrap().map(|metadata| metadata.size);
+        assert_eq!((size("t/README"), size("t/D/x"), size("t/d/y")), (Some(10), Some(1), None));
+    }
+    // Where case counts, all of them stand.
+    let served = tempdir().unwrap();
+    let outcome = support::push(&Host::directory(served.path()), &to(&[&tree], "t")).await.unwrap();
+    assert_eq!((outcome.sent.files, outcome.sent.failed), (8, 0));
+    assert_eq!(listing(&served.path().join("t")), listing(&tree));
+}

@@ -59,6 +59,7 @@ impl Receiver {
         let store = &*self.session.store;
         let name = self.session.asked.check(&entry)?;
         let path = self.session.place.of(&name)?;
+        self.check_case(&path)?;
         let attributes = self.attributes(&entry, &path);
         let there = store.stat(&path)?;
         let there = there.as_ref();

@@ -46,6 +46,13 @@ impl Place {
         Ok(if into { Self::Into(destination) } else { Self::As(destination) })
     }
 
+    /// The directory that all of it goes into, or the name that it gets.
+    pub fn directory(&self) -> &RelativePath {
+        match self {
+            Self::Into(place) | Self::As(place) => place,
+        }
+    }
+
     /// Where an entry of this name comes to stand.
     pub fn of(&self, path: &RelativePath) -> Result<RelativePath, Why> {
         match self {

@@ -16,8 +16,8 @@ use super::fault::{check_target, fault, refusal};
 use super::holes::next_data;
 use super::partial::{LocalUpload, read_full_at, remove, temporary_name, timestamps};
 use super::{
-    ALL_PERMISSIONS, Attributes, Claim, Lapses, Metadata, Source, Store, Upload, Version, attributes, closed, sweep,
-    xattr,
+    ALL_PERMISSIONS, Attributes, Claim, Lapses, Metadata, Source, Store, Upload, Version, attributes, case, closed,
+    sweep, xattr,
 };
 use crate::error::{Code, Error, Why};
 use crate::path::{RelativePath, is_partial_name, printable};
@@ -259,6 +259,18 @@ impl Store for LocalStore {
             _ => AtFlags::empty(),
         };
         self.root.change(&directory, || unlinkat(&directory, name, how)).map_err(|e| fault(path, "remove it", e))
+    }
+
+    fn folds_case(&self, directory: &RelativePath) -> bool {
+        // What is not there yet will be as what it is made in.
+        let mut above = Some(directory.clone());
+        while let Some(path) = above {
+            match self.root.find(&path) {
+                Ok(Some(found)) => return found.readable().is_ok_and(|found| case::folds(&found)),
+                _ => above = path.parent(),
+            }
+        }
+        false
     }
 
     fn sync(&self) -> Result<(), Why> {

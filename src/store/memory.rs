@@ -121,7 +121,8 @@ impl MemoryStore {
         store
     }
 
-    /// An empty store as this one that keeps no more than FAT does: no modes, no hard links, and times to the second.
+    /// An empty store as this one that keeps no more than FAT does: no modes, no hard links, times to the second, and
+    /// names without their case.
     pub fn like_fat(self) -> Self {
         let mut store = Self::with_capacity(self.shared.capacity);
         if let Some(shared) = Arc::get_mut(&mut store.shared) {
@@ -139,6 +140,14 @@ impl MemoryStore {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The name that it keeps of another.
+    fn fold(&self, path: &RelativePath) -> RelativePath {
+        if !self.fat {
+            return path.clone();
+        }
+        RelativePath::from_components(path.components().map(<[u8]>::to_ascii_lowercase)).unwrap_or_default()
     }
 
     /// What it keeps of attributes, and what not.
@@ -287,10 +296,12 @@ impl Node {
 
 impl Store for MemoryStore {
     fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Why> {
+        let path = &self.shared.fold(path);
         Ok(self.shared.lock().find(path)?.map(|node| node.metadata))
     }
 
     fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Why> {
+        let directory = &self.shared.fold(directory);
         let state = self.shared.lock();
         match state.must_find(directory)?.content.kind() {
             Kind::Directory => {}
@@ -302,6 +313,7 @@ impl Store for MemoryStore {
     }
 
     fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why> {
+        let path = &self.shared.fold(path);
         match self.shared.lock().must_find(path)?.content {
             Content::Symlink(target) => Ok(target),
             _ => Err(Why::new(Code::Unreadable, format!("{path}: it is no symbolic link"))),
@@ -309,6 +321,7 @@ impl Store for MemoryStore {
     }
 
     fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why> {
+        let path = &self.shared.fold(path);
         let node = self.shared.lock().must_find(path)?;
         match node.content {
             Content::File(content) => Ok(Box::new(MemorySource { content, metadata: node.metadata })),
@@ -318,6 +331,7 @@ impl Store for MemoryStore {
     }
 
     fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
+        let path = &self.shared.fold(path);
         let mut state = self.shared.lock();
         let state = &mut *state;
         state.make_way(path)?;
@@ -332,10 +346,12 @@ impl Store for MemoryStore {
     }
 
     fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
+        let path = &self.shared.fold(path);
         self.shared.lock().make(path)
     }
 
     fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
+        let path = &self.shared.fold(path);
         let mut state = self.shared.lock();
         let mut node = state.must_find(path)?;
         if matches!(node.content, Content::Symlink(_)) {
@@ -351,6 +367,7 @@ impl Store for MemoryStore {
     }
 
     fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<Lapses, Why> {
+        let path = &self.shared.fold(path);
         check_target(path, target)?;
         let mut state = self.shared.lock();
         state.make_way(path)?;
@@ -360,6 +377,8 @@ impl Store for MemoryStore {
     }
 
     fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
+        let existing = &self.shared.fold(existing);
+        let new = &self.shared.fold(new);
         let mut state = self.shared.lock();
         let mut node = state.must_find(existing)?;
         match node.content {
@@ -380,6 +399,7 @@ impl Store for MemoryStore {
     }
 
     fn remove(&self, path: &RelativePath) -> Result<(), Why> {
+        let path = &self.shared.fold(path);
         let mut state = self.shared.lock();
         if path.is_root() {
             return Err(refusal(Code::IsDirectory, path));
@@ -396,6 +416,10 @@ impl Store for MemoryStore {
         state.nodes.remove(path);
         state.forget(node);
         Ok(())
+    }
+
+    fn folds_case(&self, _: &RelativePath) -> bool {
+        self.shared.fat
     }
 
     fn sync(&self) -> Result<(), Why> {
