@@ -72,7 +72,7 @@ Who may connect: the key ids in HAUL_HOME/authorized_keys, one a line. A client
 that is refused is told the line that would admit it. --anyone admits every key,
 for what it names only.
 The first Ctrl-C lets transfers under way end (30 s at most); a second stops.
-Also: --congestion haul|cubic|newreno|bbr, --qlog DIR (a trace of the packets).")]
+Also: --congestion haul|cubic|newreno|bbr, --qlog DIR (a trace), --no-dedupe.")]
 struct Serve {
     /// The directory to serve
     #[arg(default_value = ".")]
@@ -92,6 +92,8 @@ struct Serve {
     /// Set owners and set-user-ID as clients say; needs root
     #[arg(long)]
     allow_owner: bool,
+    #[arg(long, hide = true)]
+    no_dedupe: bool,
     #[command(flatten)]
     expert: Expert,
 }
@@ -111,7 +113,7 @@ Examples: haul cp photos haul://server/2026    -> 2026/... there
 Unchanged files (same size and time) are skipped; the same command goes on with
 what was interrupted. A local a:b is written ./a:b.
 Also: --exclude, --include GLOB, --exclude-from, --files-from FILE, --gitignore,
---follow, --xattrs, --owner, --numeric-ids, --parallel, --qlog, --congestion.")]
+--follow, --xattrs, --owner, --no-dedupe, --parallel, --qlog, --congestion.")]
 struct Cp {
     /// Files and directories; - is standard input, as DST output
     #[arg(value_name = "SRC", required = true)]
@@ -142,6 +144,8 @@ struct Cp {
     numeric_ids: bool,
     #[command(flatten)]
     filter: filter::FilterArgs,
+    #[arg(long, hide = true)]
+    no_dedupe: bool,
     #[arg(short = 'L', long, visible_alias = "copy-links", hide = true)]
     follow: bool,
     #[command(flatten)]

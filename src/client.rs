@@ -169,7 +169,9 @@ impl Client {
             durability: options.durability,
             take: Some(options.take).filter(|take| *take != Take::default()),
         };
-        let sender = Sender::new(trees, unsendable, options.walk.clone(), self.config.parallel, observer.clone());
+        let index = self.config.index.clone().filter(|_| !options.take.no_dedupe);
+        let walk = WalkOptions { index, ..options.walk.clone() };
+        let sender = Sender::new(trees, unsendable, walk, self.config.parallel, observer.clone());
         self.persist(link, Operation::Push { push, sender: Box::new(sender) }, &observer).await
     }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::congestion::Congestion;
+use crate::index::Index;
 use crate::rate::Rate;
 
 /// The UDP port of a server, unless it is told another.
@@ -40,6 +41,9 @@ pub struct Config {
     /// A server lets its clients set owners, groups, set-user-ID and the like: as root it then takes programs that run as
     /// root from whoever may write.
     pub allow_owner: bool,
+    /// Where the digests of large files are remembered, so that content that is there already need not be sent: a client
+    /// announces what it knows, a server looks for it. None: everything that is wanted is sent.
+    pub index: Option<Index>,
     /// Partials that were not written to for so long are removed by a server, at its start and once a day.
     pub keep_partials: Duration,
     /// How long a stopping server lets transfers under way go on.
@@ -91,6 +95,7 @@ impl Default for Config {
             limit: None,
             qlog: None,
             allow_owner: false,
+            index: None,
             keep_partials: Duration::from_secs(7 * 24 * 3600),
             grace: Duration::from_secs(30),
             stall: Duration::from_secs(10),

@@ -188,6 +188,7 @@ fn self_signed() -> Result<(String, String)> {
 /// | `key.pem`, `cert.pem` | this machine's [`Identity`]; made at first use |
 /// | `known_hosts` | servers that this machine's clients know |
 /// | `authorized_keys` | clients that this machine's servers admit |
+/// | `index.redb` | the digests of large files; a cache |
 /// | `authorities.pem` | certificates whose holders may vouch for servers and clients |
 #[derive(Debug, Clone)]
 pub struct Home {
@@ -228,6 +229,11 @@ impl Home {
     /// Clients that servers admit: `SHA256:... [NAME]` one a line.
     pub fn authorized_keys(&self) -> PathBuf {
         self.path.join("authorized_keys")
+    }
+
+    /// The [`Index`](crate::index::Index) of digests; a cache, of which nothing is lost with it.
+    pub fn index(&self) -> PathBuf {
+        self.path.join("index.redb")
     }
 
     /// Certificates of authorities, as PEM.

@@ -48,7 +48,7 @@
 //!
 //! # Rooms
 //! Each uses only those before it: [`path`], [`error`], [`filter`], [`rate`], [`wire`], [`progress`], [`config`] and
-//! [`target`] are plain values; [`limits`], [`budget`] and [`bucket`] bound files, memory and what is sent;
+//! [`target`] are plain values; [`index`] remembers digests; [`limits`], [`budget`] and [`bucket`] bound files, memory and what is sent;
 //! [`identity`], [`trust`], [`endpoint`] and [`stream`] make connections; [`measure`] measures them; [`store`] holds
 //! files, and a [`pipe`] is read once; [`manifest`],
 //! [`sender`] and [`receiver`] are the transfer's two roles, and [`verdict`] says what bound it; [`session`], [`server`]
@@ -63,6 +63,7 @@ pub mod endpoint;
 pub mod error;
 pub mod filter;
 pub mod identity;
+pub mod index;
 pub mod limits;
 mod listing;
 pub mod manifest;

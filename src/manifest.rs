@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::error::{Code, Error, Result, Why};
 use crate::filter::Filter;
+use crate::index::{Index, LARGE_FILE};
 use crate::owners::Owners;
 use crate::path::{RelativePath, printable};
 use crate::pipe::Pipe;
@@ -102,6 +103,8 @@ pub struct WalkOptions {
     pub filter: Filter,
     /// Files are announced with the digest of their content, which is read for it.
     pub checksum: bool,
+    /// Where the digests of large files may be known from.
+    pub index: Option<Index>,
     /// What becomes of symbolic links. One that leads to a directory that it stands in fails, as does one to nothing.
     pub follow: Follow,
     /// Owners and groups are announced, and with them all bits of the mode and the extended attributes that give rights.
@@ -308,6 +311,10 @@ impl Walk {
             extra,
         };
         match kind {
+            Kind::File if announce.metadata.size >= LARGE_FILE => {
+                let index = self.options.index.as_ref();
+                announce.digest = index.and_then(|index| index.digest(&announce.metadata.version.key()));
+            }
             Kind::Directory => return self.enter(announce),
             Kind::Symlink => match tree.store.read_link(&announce.source) {
                 Ok(target) => announce.target = Some(target),

@@ -11,6 +11,7 @@ mod case;
 mod claims;
 mod disk;
 mod judge;
+mod known;
 mod ledger;
 mod names;
 mod pieces;
@@ -42,6 +43,7 @@ use tracing::Instrument;
 use crate::budget::Window;
 use crate::config::Config;
 use crate::error::{Code, Error, Result, Why};
+use crate::index::Index;
 use crate::manifest::Verdict;
 use crate::owners::Owners;
 use crate::path::RelativePath;
@@ -111,6 +113,8 @@ pub struct Receiving {
     pub permits: Arc<Permits>,
     /// The connection's share of the memory.
     pub window: Arc<Window>,
+    /// Where content stands that need not be sent again. Only for a key that may read all of the store.
+    pub index: Option<Index>,
     /// Who is receiving which file.
     pub claims: Arc<Claims>,
     /// Limits and deadlines.
@@ -167,6 +171,8 @@ struct Wanted {
     claim: Claim,
     /// What the entry said of its other names.
     hard_link: Option<u64>,
+    /// What the entry said of its content.
+    digest: Option<[u8; 32]>,
 }
 
 impl Wanted {

@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bucket::Limits;
 use crate::error::{Code, Error, Result, Why};
+use crate::index::Index;
 use crate::limits::within_open_files;
 use crate::manifest::{Announce, EARLY_UNANSWERED, EARLY_UNANSWERED_BYTES, Found, Tree, Verdict, Walk, WalkOptions};
 use crate::path::RelativePath;
@@ -132,8 +133,9 @@ impl Sender {
     ) -> Self {
         let (found_to, found) = mpsc::channel(WALK_AHEAD);
         let (directories_to, directories) = mpsc::unbounded_channel();
+        let shared = Shared { index: options.index.clone(), ..Shared::new(parallel, None, observer) };
         let begin = Some(Begin { walk: Walk::new(trees, options, directories_to), found: found_to, unsendable });
-        let (shared, transfers) = (Arc::new(Shared::new(parallel, None, observer)), JoinSet::new());
+        let (shared, transfers) = (Arc::new(shared), JoinSet::new());
         Self { shared, begin, found, directories, walking: true, transfers }
     }
 
@@ -245,6 +247,8 @@ struct Shared {
     /// Bounds the files that are open.
     files: Arc<Semaphore>,
     memory: Arc<Semaphore>,
+    /// Where the digests of what was sent are remembered.
+    index: Option<Index>,
     state: Mutex<State>,
     /// Told whenever an entry is answered or settled.
     changed: Notify,
@@ -267,6 +271,7 @@ impl Shared {
             large: Arc::new(Semaphore::new(LARGE_WRITERS)),
             files: Arc::new(Semaphore::new(within_open_files(LARGE_WRITERS + SMALL_READERS))),
             memory: Arc::new(Semaphore::new(SMALL_MEMORY_KIB)),
+            index: None,
             state: Mutex::default(),
             changed: Notify::new(),
             observer,

@@ -305,7 +305,7 @@ async fn converse(
         limit: shared.limit.clone(),
         observer: shared.observer.clone(),
         stopping: shared.stopping.clone(),
-        receiver: receivers(&shared, owner, permits, window.clone()),
+        receiver: receivers(&shared, (owner, rights.read), permits, window.clone()),
     });
     let places = Arc::new(Places::of_connection(shared.measurements.clone()));
     let opened = {
@@ -420,7 +420,12 @@ impl Running {
 }
 
 /// How a session of this connection makes its receiver.
-fn receivers(shared: &Arc<Shared>, owner: [u8; 32], permits: Arc<Permits>, window: Arc<Window>) -> MakeReceiver {
+fn receivers(
+    shared: &Arc<Shared>,
+    (owner, may_read): ([u8; 32], bool),
+    permits: Arc<Permits>,
+    window: Arc<Window>,
+) -> MakeReceiver {
     let shared = shared.clone();
     Box::new(move |push, place| {
         Receiver::new(Receiving {
@@ -433,6 +438,8 @@ fn receivers(shared: &Arc<Shared>, owner: [u8; 32], permits: Arc<Permits>, windo
             durability: push.durability,
             permits: permits.clone(),
             window: window.clone(),
+            // Whoever may not read must not find out what is there, not even by the time that it takes.
+            index: shared.config.index.clone().filter(|_| may_read && !push.take.unwrap_or_default().no_dedupe),
             claims: shared.claims.clone(),
             config: shared.config.clone(),
             ledger: Arc::default(),

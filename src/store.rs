@@ -22,9 +22,11 @@ pub use memory::MemoryStore;
 pub use output::OutputStore;
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use crate::error::Why;
+use crate::index::FileKey;
 use crate::path::RelativePath;
 use crate::wire::{Aspect, Durability, Kind, Time, Xattr};
 
@@ -59,6 +61,13 @@ pub struct Version {
     pub modified: Time,
     /// Time of last change of content or metadata; nobody can set it.
     pub changed: Time,
+}
+
+impl Version {
+    /// What the [`Index`](crate::index::Index) knows this file by.
+    pub fn key(&self) -> FileKey {
+        FileKey { file: self.file, size: self.size, modified: self.modified }
+    }
 }
 
 /// The permission bits that `haul` carries over: read, write and execute (0777).
@@ -203,6 +212,11 @@ pub trait Source: Send {
     /// The first part from an offset on that is no hole; `None` when only a hole is left, or nothing. A hole reads as zeros.
     /// A store that does not know holes has none.
     fn data_from(&self, offset: u64) -> io::Result<Option<std::ops::Range<u64>>>;
+
+    /// The file itself, where it is one of the system's.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// BLAKE3 of what a source reads as, holes included. Blocks; reads no more than this size, and fails when there is less.
@@ -234,6 +248,11 @@ pub trait Upload: Send {
 
     /// Writes at an offset.
     fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Takes all that a source holds by sharing its blocks (a reflink); false where the filesystem cannot.
+    fn share(&mut self, _source: &dyn Source) -> io::Result<bool> {
+        Ok(false)
+    }
 
     /// Makes a part read as zeros, also where an earlier attempt left something, and takes no space for it where the
     /// store can. The file reaches to its end at least.

@@ -14,6 +14,7 @@ const ROOMS: &[&str] = &[
     "rate",
     "wire",
     "progress",
+    "index",
     "congestion",
     "config",
     "target",

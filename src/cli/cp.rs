@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use haul::client::{Client, PullOptions, PushOptions};
 use haul::config::Config;
 use haul::error::Error;
+use haul::identity::Home;
+use haul::index::Index;
 use haul::manifest::{Follow, WalkOptions};
 use haul::path::RelativePath;
 use haul::progress::Observer;
 use haul::session::Outcome;
 use haul::target::{Argument, Target};
-use haul::wire::Durability;
+use haul::wire::{Durability, Take};
 
 use super::connect::connect;
 use super::output::{self, Screen};
@@ -120,20 +122,23 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
         xattrs: cp.xattrs,
         ..WalkOptions::default()
     };
+    let home = Home::from_env()?;
     let config = Config {
         parallel: cp.parallel as usize,
         congestion: cp.expert.congestion,
         limit: cp.limit,
         qlog: cp.expert.qlog.clone(),
+        index: (!cp.no_dedupe).then(|| Index::new(home.index())),
         retry_for: cp.retry_for,
         ..Config::default()
     };
     let client = connect(&server, cp.pin, &config).await?;
     let durability = if cp.no_fsync { Durability::Visible } else { Durability::Synced };
+    let take = Take { no_dedupe: cp.no_dedupe, ..Take::default() };
     let job = match way {
         Way::Up(sources) => {
             let (destination, into) = (server.path, server.into);
-            let options = PushOptions { sources, destination, into, durability, walk, ..PushOptions::default() };
+            let options = PushOptions { sources, destination, into, durability, walk, take };
             if from_input(cp)? { Job::Input(options) } else { Job::Push(options) }
         }
         Way::Down(sources, destination) => {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use haul::config::{Config, DEFAULT_PORT};
 use haul::identity::{Home, KeyId};
+use haul::index::Index;
 use haul::path::printable;
 use haul::server::{Server, ServerOptions};
 use haul::store::LocalStore;
@@ -36,6 +37,7 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
         limit: serve.limit,
         qlog: serve.expert.qlog,
         allow_owner: serve.allow_owner,
+        index: (!serve.no_dedupe).then(|| Index::new(home.index())),
         ..Config::default()
     };
     let observer = haul::progress::ignore();

@@ -177,6 +177,8 @@ impl Pulling {
             durability: self.options.durability,
             permits: Arc::new(Permits::new(self.permits.clone())),
             window: window.clone(),
+            // A server must not find out what is here.
+            index: None,
             claims: self.claims.clone(),
             config: self.config.clone(),
             ledger: self.ledger.clone(),

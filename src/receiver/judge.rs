@@ -15,7 +15,7 @@ use crate::wire::{Durability, Entry, Kind, Time};
 pub(super) enum Judged {
     Skip,
     Done,
-    Want(Wanted),
+    Want(Box<Wanted>),
 }
 
 impl Receiver {
@@ -32,7 +32,7 @@ impl Receiver {
             let name = RelativePath::from_components(&entry.path.0).unwrap_or_default();
             let result = match self.judge_one(entry) {
                 Ok(Judged::Want(file)) => {
-                    wanted.push(file);
+                    wanted.push(*file);
                     continue;
                 }
                 Ok(Judged::Skip) => {
@@ -128,8 +128,9 @@ impl Receiver {
                     self.committed.fetch_add(1, Ordering::Relaxed);
                     return Ok(Judged::Done);
                 }
-                let hard_link = entry.hard_link;
-                Ok(Judged::Want(Wanted { id: entry.id, name, path, size, attributes, claim, hard_link }))
+                let (hard_link, digest) = (entry.hard_link, entry.digest);
+                let id = entry.id;
+                Ok(Judged::Want(Box::new(Wanted { id, name, path, size, attributes, claim, hard_link, digest })))
             }
         }
     }

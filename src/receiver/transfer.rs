@@ -122,6 +122,11 @@ impl Receiver {
     pub(super) async fn receive_large(self: Arc<Self>, file: Wanted, permit: OwnedSemaphorePermit, claim: Claimed) {
         let span = tracing::debug_span!("transfer", id = file.id, path = %file.path, size = file.size);
         async {
+            if self.made_of_known(&file, &claim).await {
+                drop((permit, claim));
+                self.settled(&file, Ok(file.known_size()));
+                return self.answer(Verdict::Done(file.id));
+            }
             let (store, path, source) = (self.session.store.clone(), file.path.clone(), file.claim.clone());
             let begun = blocking(move || Disk::begin(create(&*store, &path, &source)?, &path, source.size)).await;
             let (disk, held) = match begun {
@@ -281,17 +286,17 @@ impl Slot<'_> {
         if let Some(running) = job {
             idle = running.await.ok().map(|(disk, ..)| disk);
         }
-        let result = async {
+        let result: Result<_, Why> = async {
             moved?;
             let trailer = body.trailer()?;
             let disk = idle.take().ok_or_else(|| Why::from(Code::Internal))?;
             working(receipt, self.permit()).await?;
             let (attributes, durability) = (file.attributes.clone(), self.receiver.session.durability);
             let done = working(receipt, blocking(move || disk.finish(trailer, &attributes, durability))).await;
-            done.map(|(size, lapses)| {
-                self.receiver.unkept.count(&file.path, lapses);
-                size
-            })
+            let (size, lapses) = done?;
+            self.receiver.unkept.count(&file.path, lapses);
+            self.receiver.remember(file, plan, trailer).await;
+            Ok(size)
         }
         .await;
         if let Err(why) = &result

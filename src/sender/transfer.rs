@@ -11,6 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::body::{BLOCK, FileReader};
 use super::{Run, Station, blocking};
 use crate::error::{Code, Result, Why};
+use crate::index::LARGE_FILE;
 use crate::manifest::Announce;
 use crate::progress::Event;
 use crate::stream::{Direction, MessageReader, MessageWriter, StreamError, silence};
@@ -127,6 +128,9 @@ impl Run {
         let mut reader = self.withdraw(id, blocking(move || reader.compare()).await).await?;
         drop(reading);
         let plan = reader.plan(id);
+        let key = announce.metadata.version.key();
+        // A digest that speaks of holes is none of the content alone.
+        let lasts = size >= LARGE_FILE && plan.holes().is_empty() && key.is_settled();
         // Neither what is held nor a hole need travel.
         self.started(id, announce, size - plan.ranges.iter().map(|r| r.length).sum::<u64>());
         let (mut stream, mut receipt) = self.open_transfer().await?;
@@ -167,7 +171,15 @@ impl Run {
         self.sent(id);
         let delivered = stream.delivered();
         stream.finish();
-        self.receipt(&mut receipt, size, delivered).await
+        self.receipt(&mut receipt, size, delivered).await?;
+        if let Some(index) = self.shared.index.clone().filter(|_| lasts) {
+            let remembered = blocking(move || {
+                index.remember(&key, &digest);
+                Ok(())
+            });
+            remembered.await?;
+        }
+        Ok(())
     }
 
     /// Ends a transfer that has begun. A reset may overtake the plan, and then the receiver knows of no transfer to fail: so

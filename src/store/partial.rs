@@ -253,6 +253,15 @@ impl Upload for LocalUpload {
         self.file.write_all_at(data, offset)
     }
 
+    fn share(&mut self, source: &dyn super::Source) -> io::Result<bool> {
+        #[cfg(target_os = "linux")]
+        if let Some(source) = source.descriptor() {
+            return Ok(rustix::fs::ioctl_ficlone(&self.file, source).is_ok());
+        }
+        let _ = source;
+        Ok(false)
+    }
+
     fn make_hole(&mut self, part: Range<u64>) -> io::Result<()> {
         holes::make_hole(&self.file, part)
     }

@@ -21,6 +21,9 @@ pub struct Take {
     /// What stands at the destination and was not announced is removed in the end.
     #[n(3)]
     pub delete: Option<Delete>,
+    /// Everything wanted is sent: no file is made of what stands elsewhere.
+    #[cbor(n(4), default)]
+    pub no_dedupe: bool,
 }
 
 /// What may be removed.

@@ -1,0 +1,303 @@
+//! The index of digests: what large files hold, and where. A cache and nothing more: losing it costs time alone, and
+//! nothing that it says is believed without a look at the content.
+//!
+//! One process at a time has it open; others go on without. A file is known by device, inode, size and modification time,
+//! as rsync knows it to be unchanged, so that another name makes no difference.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use redb::{Database, DatabaseError, ReadableTable, ReadableTableMetadata, TableDefinition};
+
+use crate::path::RelativePath;
+use crate::wire::Time;
+
+/// Files from this size on, in bytes, are worth a place in the index: sending less costs little more than a round trip.
+pub const LARGE_FILE: u64 = 16 << 20;
+/// Most rows in each table, of some 100 bytes; past it the oldest go.
+const MAX_ROWS: u64 = 100_000;
+/// As many go in one go, since to find the oldest takes a look at all.
+const EVICTED: usize = 10_000;
+/// Memory for the pages of the database, in bytes. The library's default is 1 GiB.
+const CACHE: usize = 1 << 20;
+/// A file whose last modification is not so long ago may change again without its time telling: what a filesystem's clock
+/// may fail to tell apart (2 s on FAT).
+const SETTLES: Duration = Duration::from_secs(2);
+
+/// Digests by file.
+const DIGESTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("digests");
+/// Files by digest.
+const PLACES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("places");
+/// What each row ends in: when it was made, in nanoseconds since 1970.
+const STAMP: usize = 8;
+
+/// A file and its content, as far as a look at it tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileKey {
+    /// Device and inode.
+    pub file: (u64, u64),
+    /// Bytes of content.
+    pub size: u64,
+    /// Time of last modification.
+    pub modified: Time,
+}
+
+impl FileKey {
+    const LENGTH: usize = 36;
+
+    fn bytes(&self) -> [u8; Self::LENGTH] {
+        let mut bytes = [0; Self::LENGTH];
+        let numbers = [self.file.0, self.file.1, self.size, self.modified.seconds as u64];
+        for (place, number) in bytes.chunks_exact_mut(8).zip(numbers) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        bytes[32..].copy_from_slice(&self.modified.nanoseconds.to_le_bytes());
+        bytes
+    }
+
+    /// Whether the file's time would tell if it changed from now on.
+    pub fn is_settled(&self) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.modified.seconds < (now.saturating_sub(SETTLES)).as_secs() as i64
+    }
+}
+
+/// What the database says.
+type Worked<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// The index in a file. Cheap to clone; the file is opened, or made, at first use. All calls block, and none fails: what
+/// cannot be found out is not known.
+#[derive(Clone)]
+pub struct Index(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    state: Mutex<State>,
+}
+
+enum State {
+    Closed,
+    Open(Database),
+    /// Another process has it, or it cannot be used.
+    Without,
+}
+
+impl fmt::Debug for Index {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Index").field(&self.0.path).finish()
+    }
+}
+
+impl Index {
+    /// The index in this file.
+    pub fn new(path: PathBuf) -> Self {
+        Self(Arc::new(Inner { path, state: Mutex::new(State::Closed) }))
+    }
+
+    /// The digest of a file, if it was hashed before.
+    pub fn digest(&self, key: &FileKey) -> Option<[u8; 32]> {
+        let row = self.row(DIGESTS, &key.bytes())?;
+        row.try_into().ok()
+    }
+
+    /// Remembers the digest of a file. It was settled when the hashing began: see [`FileKey::is_settled`].
+    pub fn remember(&self, key: &FileKey, digest: &[u8; 32]) {
+        self.put(DIGESTS, &key.bytes(), digest);
+    }
+
+    /// A file in a store that had this content once, and where it stood. The store is told by device and inode.
+    pub fn place(&self, store: (u64, u64), digest: &[u8; 32]) -> Option<(FileKey, RelativePath)> {
+        let row = self.row(PLACES, &place_key(store, digest))?;
+        let (key, path) = row.split_at_checked(FileKey::LENGTH)?;
+        let number = |at: usize| key[at..at + 8].try_into().map(u64::from_le_bytes).unwrap_or_default();
+        let nanoseconds = u32::from_le_bytes(key[32..].try_into().ok()?);
+        let modified = Time { seconds: number(24) as i64, nanoseconds };
+        let path = RelativePath::from_components(path.split(|&byte| byte == b'/')).ok()?;
+        Some((FileKey { file: (number(0), number(8)), size: number(16), modified }, path))
+    }
+
+    /// Remembers that a file with this content stands in a store.
+    pub fn stands(&self, store: (u64, u64), digest: &[u8; 32], key: &FileKey, path: &RelativePath) {
+        self.put(PLACES, &place_key(store, digest), &[&key.bytes(), path.as_bytes()].concat());
+    }
+
+    /// Forgets where that content stood: it does no more.
+    pub fn forget(&self, store: (u64, u64), digest: &[u8; 32]) {
+        let key = place_key(store, digest);
+        self.with(|database| {
+            let writing = database.begin_write()?;
+            writing.open_table(PLACES)?.remove(&key[..])?;
+            Ok(writing.commit()?)
+        });
+    }
+
+    fn row(&self, table: TableDefinition<&[u8], &[u8]>, key: &[u8]) -> Option<Vec<u8>> {
+        self.with(|database| {
+            let table = match database.begin_read()?.open_table(table) {
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+                table => table?,
+            };
+            let row = table.get(key)?;
+            Ok(row.map(|row| row.value()[..row.value().len().saturating_sub(STAMP)].to_vec()))
+        })?
+    }
+
+    fn put(&self, table: TableDefinition<&[u8], &[u8]>, key: &[u8], value: &[u8]) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+        self.with(|database| {
+            let mut writing = database.begin_write()?;
+            // A crash may lose it, and nothing else.
+            writing.set_durability(redb::Durability::Eventual);
+            {
+                let mut rows = writing.open_table(table)?;
+                rows.insert(key, &[value, &now.to_le_bytes()].concat()[..])?;
+                if rows.len()? > MAX_ROWS {
+                    evict(&mut rows, EVICTED)?;
+                }
+            }
+            Ok(writing.commit()?)
+        });
+    }
+
+    /// Works on the database, as long as there is one that can be worked on. One that cannot is removed.
+    fn with<T>(&self, work: impl FnOnce(&Database) -> Worked<T>) -> Option<T> {
+        let mut state = self.state();
+        if let State::Closed = *state {
+            *state = self.open();
+        }
+        let State::Open(database) = &*state else { return None };
+        // The library trusts its file in places, and panics on one that was tampered with.
+        let worked = catch_unwind(AssertUnwindSafe(|| work(database)));
+        match worked {
+            Ok(Ok(done)) => Some(done),
+            failed => {
+                let why = failed.ok().and_then(Result::err).map_or_else(|| "a panic".into(), |error| error.to_string());
+                tracing::debug!(path = ?self.0.path, why, "the index is given up");
+                let broken = std::mem::replace(&mut *state, State::Without);
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
+                let _ = std::fs::remove_file(&self.0.path);
+                None
+            }
+        }
+    }
+
+    fn open(&self) -> State {
+        let open = || {
+            let create = || Database::builder().set_cache_size(CACHE).create(&self.0.path);
+            catch_unwind(AssertUnwindSafe(create)).unwrap_or(Err(DatabaseError::RepairAborted))
+        };
+        let opened = match open() {
+            Err(DatabaseError::DatabaseAlreadyOpen) => return State::Without,
+            Err(error) => {
+                tracing::debug!(path = ?self.0.path, %error, "the index is begun anew");
+                let _ = std::fs::remove_file(&self.0.path);
+                open()
+            }
+            opened => opened,
+        };
+        opened.map_or(State::Without, State::Open)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Two stores may hold the same content, and one must not push out the other.
+fn place_key(store: (u64, u64), digest: &[u8; 32]) -> [u8; 48] {
+    let mut key = [0; 48];
+    key[..8].copy_from_slice(&store.0.to_le_bytes());
+    key[8..16].copy_from_slice(&store.1.to_le_bytes());
+    key[16..].copy_from_slice(digest);
+    key
+}
+
+fn evict(rows: &mut redb::Table<'_, &[u8], &[u8]>, count: usize) -> Worked<()> {
+    let stamp = |row: &[u8]| {
+        let stamp = row.len().checked_sub(STAMP).and_then(|at| row[at..].try_into().ok());
+        stamp.map_or(0, u64::from_le_bytes)
+    };
+    let mut stamps = Vec::new();
+    for row in rows.iter()? {
+        stamps.push(stamp(row?.1.value()));
+    }
+    let nth = count.min(stamps.len() - 1);
+    let (_, &mut last, _) = stamps.select_nth_unstable(nth);
+    rows.retain(|_, row| stamp(row) > last)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::tempdir;
+
+    fn key(inode: u64) -> FileKey {
+        FileKey { file: (7, inode), size: LARGE_FILE, modified: Time { seconds: -5, nanoseconds: 3 } }
+    }
+
+    #[test]
+    fn what_was_remembered_is_there_the_next_time_and_for_one_process_alone() {
+        let home = tempdir().unwrap();
+        let file = home.path().join("index");
+        let index = Index::new(file.clone());
+        assert_eq!(index.digest(&key(1)), None);
+        index.remember(&key(1), &[1; 32]);
+        let path = RelativePath::from_components([b"a\xff", &b"b"[..]]).unwrap();
+        index.stands((1, 2), &[1; 32], &key(2), &path);
+        let other = Index::new(file.clone());
+        assert_eq!(other.digest(&key(1)), None);
+        drop(index);
+        // It does not try again: a process has it for as long as it runs.
+        assert_eq!(other.digest(&key(1)), None);
+        let next = Index::new(file);
+        assert_eq!(next.digest(&key(1)), Some([1; 32]));
+        assert_eq!(next.digest(&FileKey { size: 1, ..key(1) }), None);
+        assert_eq!(next.place((1, 2), &[1; 32]), Some((key(2), path)));
+        assert_eq!(next.place((1, 3), &[1; 32]), None);
+        next.forget((1, 2), &[1; 32]);
+        assert_eq!(next.place((1, 2), &[1; 32]), None);
+    }
+
+    #[test]
+    fn a_file_that_is_no_index_is_begun_anew_and_a_place_without_one_is_no_error() {
+        let home = tempdir().unwrap();
+        let file = home.path().join("index");
+        std::fs::write(&file, vec![0xa5; 100_000]).unwrap();
+        let index = Index::new(file.clone());
+        index.remember(&key(1), &[1; 32]);
+        assert_eq!(index.digest(&key(1)), Some([1; 32]));
+        drop(index);
+        // Damaged in the middle: whatever it says, nothing fails.
+        let mut bytes = std::fs::read(&file).unwrap();
+        let length = bytes.len();
+        bytes[1000..length].iter_mut().step_by(3).for_each(|byte| *byte ^= 0x5a);
+        std::fs::write(&file, bytes).unwrap();
+        let index = Index::new(file);
+        let _ = index.digest(&key(1));
+        index.remember(&key(1), &[1; 32]);
+        let nowhere = Index::new(home.path().join("none/index"));
+        nowhere.remember(&key(1), &[1; 32]);
+        assert_eq!(nowhere.digest(&key(1)), None);
+    }
+
+    #[test]
+    fn the_oldest_give_way() {
+        let home = tempdir().unwrap();
+        let database = Database::create(home.path().join("index")).unwrap();
+        let writing = database.begin_write().unwrap();
+        {
+            let mut rows = writing.open_table(DIGESTS).unwrap();
+            let count = 105_u64;
+            for at in 0..count {
+                rows.insert(&at.to_be_bytes()[..], &(count - at).to_le_bytes()[..]).unwrap();
+            }
+            evict(&mut rows, 100).unwrap();
+            assert_eq!(rows.len().unwrap(), 4);
+            assert!(rows.get(&0u64.to_be_bytes()[..]).unwrap().is_some());
+        }
+    }
+}
