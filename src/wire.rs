@@ -24,8 +24,10 @@ pub use value::{Components, Durability, Held, Kind, Probe, Range, Time, WireWhy}
 
 /// The protocol's name and version in TLS (RFC 7301).
 pub const ALPN: &[u8] = b"haul/1";
-/// Alignment in bytes of the ranges that a receiver offers as held.
+/// Length in bytes, or a part of it, of the ranges that a receiver offers as held, where so much is there.
 pub const HELD_BLOCK: u64 = 1 << 20;
+/// Alignment in bytes of those ranges: an interrupted file loses half of it at the end, rather than half of a block.
+pub const HELD_STEP: u64 = 64 << 10;
 /// Most ranges in one [`Want`].
 pub const MAX_HELD: usize = 1024;
 /// Most holes in one [`Plan`]. A file with more sends the smallest as the zeros that they are read as.

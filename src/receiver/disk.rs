@@ -9,8 +9,13 @@ use crate::error::{Code, Why};
 use crate::path::RelativePath;
 use crate::store::fault::fault;
 use crate::store::{Attributes, Claim, Lapses, Store, Upload};
-use crate::wire::{Durability, ENCODING_PIECES, HELD_BLOCK, Held, MAX_HELD, Plan, Range, Trailer, content_hasher};
+use crate::wire::{
+    Durability, ENCODING_PIECES, HELD_BLOCK, HELD_STEP, Held, MAX_HELD, Plan, Range, Trailer, content_hasher,
+};
 
+/// Most ranges that are offered of blocks which are there in part: those at the ends of what was written. They are half, less
+/// one for the end of the file.
+const MAX_ENDS: u64 = MAX_HELD as u64 / 2 - 1;
 /// Bytes read back at a time to hash what came out of order.
 const READ_BACK: usize = 256 << 10;
 /// Zeros written at a time where no hole can be made, in bytes.
@@ -59,18 +64,22 @@ impl Disk {
         let parts = disk.upload.held().map_err(|e| fault(&disk.path, "read what is there of it", e))?;
         // Of what is there, not of the size: a file of 1 TiB may be holes for the most part.
         let bytes: u64 = parts.iter().map(|part| part.end - part.start).sum();
-        let block = bytes.div_ceil(MAX_HELD as u64).next_multiple_of(HELD_BLOCK);
+        let block = bytes.div_ceil(MAX_HELD as u64 - MAX_ENDS).next_multiple_of(HELD_BLOCK);
+        let mut ends = 0;
         for part in parts {
-            let mut offset = part.start.next_multiple_of(block);
-            while offset < part.end {
-                let length = block.min(size - offset);
-                if offset + length > part.end {
-                    break;
+            let mut offset = part.start.next_multiple_of(HELD_STEP);
+            let end = if part.end < size { part.end - part.end % HELD_STEP } else { size };
+            while offset < end {
+                let next = (offset - offset % block).saturating_add(block).min(end);
+                let whole = offset % block == 0 && (next % block == 0 || next == size);
+                if whole || ends < MAX_ENDS {
+                    ends += u64::from(!whole);
+                    let mut hasher = blake3::Hasher::new();
+                    disk.read_back(offset, next, &mut buffer, &mut hasher)?;
+                    let range = Range { offset, length: next - offset };
+                    held.push(Held { range, digest: hasher.finalize().into() });
                 }
-                let mut hasher = blake3::Hasher::new();
-                disk.read_back(offset, offset + length, &mut buffer, &mut hasher)?;
-                held.push(Held { range: Range { offset, length }, digest: hasher.finalize().into() });
-                offset += length;
+                offset = next;
             }
         }
         Ok((disk, held))
@@ -453,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_attempt_left_is_offered_in_whole_blocks() {
+    fn what_an_earlier_attempt_left_is_offered_in_blocks() {
         let store = MemoryStore::new();
         let size = 3 * HELD_BLOCK + 5;
         let mut first = upload(&store, size).unwrap();
@@ -464,6 +473,30 @@ mod tests {
         let ranges: Vec<_> = held.iter().map(|h| (h.range.offset, h.range.length)).collect();
         assert_eq!(ranges, [(HELD_BLOCK, HELD_BLOCK), (3 * HELD_BLOCK, 5)]);
         assert_eq!(held[0].digest, *blake3::hash(&vec![7; HELD_BLOCK as usize]).as_bytes());
+    }
+
+    #[test]
+    fn blocks_that_are_there_in_part_are_offered_up_to_their_last_step_and_never_more_ranges_than_may_be() {
+        let store = MemoryStore::new();
+        let size = 8 * HELD_BLOCK;
+        let mut first = upload(&store, size).unwrap();
+        first.write_at(&vec![7; HELD_BLOCK as usize + 2 * HELD_STEP as usize], HELD_BLOCK - HELD_STEP - 1).unwrap();
+        first.write_at(&vec![8; HELD_STEP as usize], 5 * HELD_BLOCK + HELD_STEP).unwrap();
+        drop(first);
+        let (_, held) = Disk::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
+        let ranges: Vec<_> = held.iter().map(|h| (h.range.offset, h.range.length)).collect();
+        let (block, step) = (HELD_BLOCK, HELD_STEP);
+        assert_eq!(ranges, [(block - step, step), (block, block), (5 * block + step, step)]);
+        assert_eq!(held[2].digest, *blake3::hash(&vec![8; HELD_STEP as usize]).as_bytes());
+
+        let size = 600 * 2 * HELD_STEP;
+        let mut scattered = upload(&store, size).unwrap();
+        for i in 0..600 {
+            scattered.write_at(&vec![9; HELD_STEP as usize], i * 2 * HELD_STEP).unwrap();
+        }
+        drop(scattered);
+        let (_, held) = Disk::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
+        assert_eq!(held.len(), MAX_ENDS as usize);
     }
 
     #[test]

@@ -367,7 +367,7 @@ pub struct Want {
     /// The entry.
     #[n(0)]
     pub id: u64,
-    /// What the receiver holds of an earlier attempt: ascending, not touching, aligned to [`HELD_BLOCK`](super::HELD_BLOCK).
+    /// What the receiver holds of an earlier attempt: ascending, not touching, aligned to [`HELD_STEP`](super::HELD_STEP).
     #[n(1)]
     pub held: Option<Vec<Held>>,
 }
