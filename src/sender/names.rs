@@ -163,3 +163,86 @@ impl Names {
         self.waiting + self.ready.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::Tree;
+    use crate::path::RelativePath;
+    use crate::store::{MemoryStore, Store};
+
+    /// A name of a file that has so many.
+    fn name(name: &str, file: u64, links: u64) -> Arc<Announce> {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let path = RelativePath::from_components([name]).unwrap();
+        let mut metadata = store.stat(&RelativePath::root()).unwrap().unwrap();
+        (metadata.links, metadata.version.file) = (links, (1, file));
+        let tree = Arc::new(Tree { store, path: path.clone(), name: name.into(), directory: false });
+        let pipe = Arc::new(crate::pipe::Pipe::new(std::io::empty()));
+        let announce = Announce::of_pipe(name.as_bytes(), pipe).unwrap();
+        Arc::new(Announce { tree, metadata, pipe: None, ..announce })
+    }
+
+    fn found(names: &mut Names, announce: Arc<Announce>) -> Option<Role> {
+        names.found(announce, &mut Vec::new()).map(|(_, role)| role)
+    }
+
+    fn next(names: &mut Names) -> Option<(String, Role)> {
+        names.next().map(|(announce, role)| (announce.path.to_string(), role))
+    }
+
+    #[test]
+    fn further_names_wait_for_the_first_and_are_forgotten_when_all_are_settled() {
+        let (mut names, of) = (Names::default(), (1, 7));
+        assert_eq!(found(&mut names, name("alone", 1, 1)), Some(Role::Alone));
+        assert_eq!(found(&mut names, name("a", 7, 3)), Some(Role::First(of)));
+        assert_eq!(found(&mut names, name("b", 7, 3)), None);
+        assert_eq!(names.pending(), 1);
+        names.settled(5, Role::First(of), true);
+        assert_eq!(next(&mut names), Some(("b".into(), Role::Name(of, 5))));
+        assert_eq!(found(&mut names, name("c", 7, 3)), Some(Role::Name(of, 5)));
+        names.settled(6, Role::Name(of, 5), true);
+        names.settled(8, Role::Name(of, 5), false);
+        assert!(names.files.is_empty() && names.pending() == 0);
+    }
+
+    #[test]
+    fn where_the_first_fails_the_next_is_the_first() {
+        let (mut names, of) = (Names::default(), (1, 7));
+        found(&mut names, name("a", 7, 3));
+        found(&mut names, name("b", 7, 3));
+        found(&mut names, name("c", 7, 3));
+        names.settled(0, Role::First(of), false);
+        assert_eq!(next(&mut names), Some(("b".into(), Role::First(of))));
+        assert_eq!(next(&mut names), None);
+        names.settled(1, Role::First(of), true);
+        assert_eq!(next(&mut names), Some(("c".into(), Role::Name(of, 1))));
+    }
+
+    #[test]
+    fn another_receiver_hears_of_the_first_again_and_only_if_a_name_is_left() {
+        let (mut names, of) = (Names::default(), (1, 7));
+        found(&mut names, name("a", 7, 3));
+        names.settled(0, Role::First(of), true);
+        let b = name("b", 7, 3);
+        assert_eq!(found(&mut names, b.clone()), Some(Role::Name(of, 0)));
+        // The connection is lost before it is settled, and the next one too.
+        for again in [4, 9] {
+            assert!(names.comes_again(&b, Role::Name(of, 0)));
+            names.begin_anew();
+            assert_eq!(next(&mut names), Some(("a".into(), Role::Again(of))));
+            assert_eq!(next(&mut names), None);
+            if again == 4 {
+                names.comes_again(&b, Role::Again(of));
+                assert_eq!(names.ready.len(), 1);
+                names.ready.clear();
+                continue;
+            }
+            names.settled(again, Role::Again(of), true);
+            assert_eq!(next(&mut names), Some(("b".into(), Role::Name(of, 9))));
+        }
+        names.settled(10, Role::Name(of, 9), true);
+        names.begin_anew();
+        assert_eq!(next(&mut names), None);
+    }
+}
