@@ -20,7 +20,9 @@ pub use message::*;
 pub use metadata::{MAX_OWNER_NAME, MAX_XATTR_BYTES, MAX_XATTR_NAME, Owner, XATTR_OVERHEAD, Xattr};
 pub use take::{Delete, Existing, Take};
 pub use unkept::{Aspect, Unkept};
-pub use value::{Components, Durability, Held, Kind, Probe, Range, Time, WireWhy};
+pub use value::{
+    Components, Durability, Held, Kind, MAX_WIRE_RULES, MAX_WIRE_RULES_BYTES, Probe, Range, Time, WireFilter, WireWhy,
+};
 
 /// The protocol's name and version in TLS (RFC 7301).
 pub const ALPN: &[u8] = b"haul/1";

@@ -363,3 +363,28 @@ fn a_gitignore_that_is_no_file_of_rules_keeps_its_directory_out() {
     assert!(server.cp(from.path(), &["--gitignore", "src"], "there").status.success());
     assert!(server.served.path().join("there/a/secret").exists());
 }
+
+#[test]
+fn a_server_leaves_out_what_a_pull_excludes() {
+    let (here, server) = (tempdir().unwrap(), Serving::start(&[]));
+    for name in ["a.o", "keep.o", "b", "d/b", "d/c"] {
+        write(&server.served.path().join("src").join(name), name.as_bytes());
+    }
+    write(&server.served.path().join("src/d/.gitignore"), b"/c\n");
+    let pull = |options: &[&str], into: &str| {
+        let (source, pin) = (format!("{}src", server.url), server.key_id.to_string());
+        let output = haul(here.path(), &[&["cp", "--pin", &pin], options, &[&source, into]].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let listed = support::listing(&here.path().join(into));
+        listed.iter().map(|line| line.split('"').nth(1).unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let got = pull(&["--gitignore", "--exclude", "*.o", "--include", "keep.o", "--exclude", "/b"], "one");
+    assert_eq!(got, ["d", "d/.gitignore", "d/b", "keep.o"]);
+    // As many as a server takes, and no more.
+    let many = vec!["--exclude=none"; 1025];
+    let source = format!("{}src", server.url);
+    let pin = server.key_id.to_string();
+    let output = haul(here.path(), &[&["cp", "--pin", &pin][..], &many, &[&source, "two"]].concat());
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(pull(&many[..1024], "three").len(), 7);
+}

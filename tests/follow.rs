@@ -81,3 +81,25 @@ fn a_dangling_link_is_a_failure_and_an_excluded_one_is_none() {
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!(names(&server.served.path().join("three")), ["d directory", "d/f file", "to_d directory"]);
 }
+
+#[test]
+fn a_server_follows_no_link_out_of_what_it_serves() {
+    let (here, outside, server) = (tempdir().unwrap(), tempdir().unwrap(), Serving::start(&[]));
+    write(&outside.path().join("secret"), b"secret");
+    let served = server.served.path();
+    write(&served.join("beside/f"), b"f");
+    write(&served.join("src/x"), b"x");
+    let link = |target: &Path, name: &str| symlink(target, served.join("src").join(name)).unwrap();
+    link(Path::new("../beside"), "inside");
+    link(&outside.path().join("secret"), "absolute");
+    let up: std::path::PathBuf = std::iter::repeat_n("..", 40).collect();
+    link(&up.join(outside.path().strip_prefix("/").unwrap()).join("secret"), "up");
+    link(&outside.path().join("secret"), "../stairs");
+    link(Path::new("../stairs"), "by_another");
+    let (source, pin) = (format!("{}src", server.url), server.key_id.to_string());
+    let output = support::command::haul(here.path(), &["cp", "--pin", &pin, "--follow", &source, "got"]);
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said.matches("leads out of the served directory").count(), 3, "{said}");
+    assert_eq!(names(&here.path().join("got")), ["inside directory", "inside/f file", "x file"]);
+}

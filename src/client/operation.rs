@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::filter::is_pattern;
 use crate::identity::KeyId;
 use crate::limits::within_open_files;
-use crate::manifest::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
+use crate::manifest::{Follow, MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
 use crate::path::printable;
 use crate::progress::Observer;
 use crate::rate::Rate;
@@ -23,7 +23,7 @@ use crate::receiver::{Asked, Claims, Keep, Ledger, Permits, Place, Receiver, Rec
 use crate::sender::{Sender, Sent};
 use crate::session::Outcome;
 use crate::store::OutputStore;
-use crate::wire::{Components, Message, Pull, Push, Ready};
+use crate::wire::{Components, MAX_WIRE_RULES, MAX_WIRE_RULES_BYTES, Message, Pull, Push, Ready, WireFilter};
 
 /// A session, as it outlives its connections.
 pub(super) enum Operation {
@@ -110,11 +110,19 @@ impl Pulling {
             return Err(Error::Usage(format!("two sources are named {name}; they would fall on each other")));
         }
         let filter = &options.walk.filter;
-        if filter.gitignore || filter.only.is_some() || !filter.rules.is_empty() {
+        if filter.only.is_some() {
             return Err(Error::Usage(
-                "filters apply to what is sent from here; what a server sends is not filtered yet".into(),
+                "a list of names is for what is sent from here; name to the server what it is to send".into(),
             ));
         }
+        let written = filter.rules.written();
+        if written.len() > MAX_WIRE_RULES || written.iter().map(Vec::len).sum::<usize>() > MAX_WIRE_RULES_BYTES {
+            return Err(Error::Usage(format!(
+                "a server takes {MAX_WIRE_RULES} rules and {MAX_WIRE_RULES_BYTES} bytes of them; use fewer"
+            )));
+        }
+        let rules: Vec<_> = written.iter().map(|rule| rule.clone().into()).collect();
+        let filter = (filter.gitignore || !rules.is_empty()).then(|| WireFilter { rules, gitignore: filter.gitignore });
         let pull = Pull {
             session: session_id()?,
             sources: options.sources.iter().map(Components::from).collect(),
@@ -122,11 +130,15 @@ impl Pulling {
             entry_bytes: MAX_UNANSWERED_BYTES,
             limit: config.limit.map(Rate::bytes),
             checksum: options.walk.checksum.then_some(true),
+            follow: (options.walk.follow != Follow::Never).then_some(true),
+            filter,
             xattrs: options.walk.xattrs.then_some(true),
             owner: options.walk.owner.then_some(true),
         };
         if !pull.fits() {
-            return Err(Error::Usage("so many sources do not fit into one request; pull them in parts".into()));
+            return Err(Error::Usage(
+                "so many sources, or rules, do not fit into one request; pull them in parts".into(),
+            ));
         }
         Ok(Self {
             pull,

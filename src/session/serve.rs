@@ -12,7 +12,8 @@ use super::{Bi, Sessions, hello, list, receive_all, send_all};
 use crate::bucket::{Bucket, Limits};
 use crate::config::Config;
 use crate::error::{Code, Error, Result, Why};
-use crate::manifest::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES, WalkOptions};
+use crate::filter::{Filter, Rules};
+use crate::manifest::{Follow, MAX_UNANSWERED, MAX_UNANSWERED_BYTES, WalkOptions};
 use crate::path::RelativePath;
 use crate::progress::Observer;
 use crate::rate::Rate;
@@ -130,9 +131,9 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
     let asked = pull.limit.and_then(Rate::from_bytes).map(|rate| Arc::new(Bucket::new(rate)));
     let store = server.store.clone();
     tracing::info!(id = %hex(&pull.session), sources = pull.sources.len(), "pull");
-    let options = walk_options(&pull);
-    let looked = tokio::task::spawn_blocking(move || sources::look(&store, &pull.sources)).await;
-    let Looked { trees, unsendable, only } = match looked.unwrap_or_else(|_| Err(Code::Internal.into())) {
+    let looked =
+        tokio::task::spawn_blocking(move || Ok((sources::look(&store, &pull.sources)?, walk_options(&pull)?))).await;
+    let (Looked { trees, unsendable, only }, options) = match looked.unwrap_or_else(|_| Err(Code::Internal.into())) {
         Ok(looked) => looked,
         Err(why) => return refuse(server, writer, why).await,
     };
@@ -157,13 +158,18 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
 }
 
 /// How a pull wants the server to walk.
-fn walk_options(pull: &Pull) -> WalkOptions {
-    WalkOptions {
+fn walk_options(pull: &Pull) -> Result<WalkOptions, Why> {
+    let asked = pull.filter.clone().unwrap_or_default();
+    let rules = Rules::new(asked.rules.into_iter().map(Vec::from).collect());
+    let rules = rules.map_err(|bad| Why::new(Code::Unsupported, bad.to_string()))?;
+    Ok(WalkOptions {
+        filter: Filter { rules, gitignore: asked.gitignore, only: None },
+        follow: if pull.follow == Some(true) { Follow::Within } else { Follow::Never },
         checksum: pull.checksum.unwrap_or(false),
         xattrs: pull.xattrs.unwrap_or(false),
         owner: pull.owner.unwrap_or(false),
         ..WalkOptions::default()
-    }
+    })
 }
 
 pub(super) async fn refuse(server: &ServerSession, mut writer: MessageWriter, why: Why) -> Result<()> {

@@ -5,7 +5,7 @@ use minicbor::{Decode, Encode};
 use super::value::{ascending, at_most};
 use super::{
     Components, Durability, Held, Kind, MAX_HELD, MAX_HOLES, MAX_PLAN_RANGES, MAX_SYMLINK, Message, Owner, Probe,
-    Range, Take, Time, Unkept, WireWhy, Xattr,
+    Range, Take, Time, Unkept, WireFilter, WireWhy, Xattr,
 };
 use crate::rate::Rate;
 
@@ -128,6 +128,12 @@ pub struct Pull {
     /// Whether the entries of files are to carry digests, for the client to compare.
     #[n(6)]
     pub checksum: Option<bool>,
+    /// Symbolic links are asked for as what they point to, as far as that is served.
+    #[n(7)]
+    pub follow: Option<bool>,
+    /// What is not asked for.
+    #[n(8)]
+    pub filter: Option<WireFilter>,
     /// Extended attributes are asked for.
     #[n(9)]
     pub xattrs: Option<bool>,
@@ -138,6 +144,7 @@ pub struct Pull {
 
 impl Pull {
     fn validate(&self) -> Result<(), String> {
+        self.filter.as_ref().map_or(Ok(()), WireFilter::validate)?;
         match self.limit {
             _ if self.sources.is_empty() => Err("no sources".into()),
             Some(limit) if Rate::from_bytes(limit).is_none() => Err(format!("a limit of {limit} bytes a second")),

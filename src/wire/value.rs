@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
 use crate::error::{Code, MAX_TEXT, Why};
@@ -39,6 +40,30 @@ impl<'b, C> Decode<'b, C> for Components {
             .map(|c| c.map(|c| c.to_vec()))
             .collect::<Result<_, _>>()
             .map(Self)
+    }
+}
+
+/// Most rules in a [`WireFilter`].
+pub const MAX_WIRE_RULES: usize = 1024;
+/// Most bytes in them: matching takes time in proportion to these and to the name.
+pub const MAX_WIRE_RULES_BYTES: usize = 16 << 10;
+
+/// What a pull leaves out; see [`Filter`](crate::filter::Filter).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct WireFilter {
+    /// Rules of .gitignore, the last that matches decides; anchored at each source that is a directory.
+    #[n(0)]
+    pub rules: Vec<ByteVec>,
+    /// Whether the .gitignore files that are found count too.
+    #[n(1)]
+    pub gitignore: bool,
+}
+
+impl WireFilter {
+    pub(super) fn validate(&self) -> Result<(), String> {
+        at_most("rules", self.rules.len(), MAX_WIRE_RULES)?;
+        at_most("bytes of rules", self.rules.iter().map(|rule| rule.len()).sum(), MAX_WIRE_RULES_BYTES)
     }
 }
 

@@ -277,6 +277,8 @@ pub(crate) fn pull_of(sources: &[&[&[u8]]], entries: u32) -> Vec<u8> {
         entry_bytes: 1 << 20,
         limit: None,
         checksum: None,
+        follow: None,
+        filter: None,
         xattrs: None,
         owner: None,
     }
