@@ -122,7 +122,8 @@ impl Pulling {
             )));
         }
         let rules: Vec<_> = written.iter().map(|rule| rule.clone().into()).collect();
-        let filter = (filter.gitignore || !rules.is_empty()).then(|| WireFilter { rules, gitignore: filter.gitignore });
+        let filter =
+            (filter.gitignore || !rules.is_empty()).then_some(WireFilter { rules, gitignore: filter.gitignore });
         let pull = Pull {
             session: session_id()?,
             sources: options.sources.iter().map(Components::from).collect(),
