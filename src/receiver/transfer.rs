@@ -154,22 +154,25 @@ impl Receiver {
         .await;
     }
 
-    /// Waits for what the peer sends, unless it is silent until the deadline though this side's disk leaves it credit.
+    /// Waits for what the peer sends, unless it is silent until the deadline.
     async fn unless_silent<T>(&self, wait: impl Future<Output = T>) -> Result<T, StreamError> {
-        let (window, deadline) = (&self.session.window, self.session.config.deadline);
-        let silence = async {
-            loop {
-                let before = window.held_up();
-                silence(window.connection(), Direction::Receiving, deadline).await;
-                if window.held_up() == before {
-                    return;
-                }
-            }
-        };
         tokio::select! {
             biased;
             done = wait => Ok(done),
-            () = silence => Err(StreamError::TimedOut),
+            () = self.silence() => Err(StreamError::TimedOut),
+        }
+    }
+
+    /// Ends when the peer has been silent until the deadline, though this side's disk left it credit: one file that stands
+    /// still takes that of all.
+    async fn silence(&self) {
+        let (window, deadline) = (&self.session.window, self.session.config.deadline);
+        loop {
+            let before = window.held_up();
+            silence(window.connection(), Direction::Receiving, deadline).await;
+            if window.held_up() == before {
+                return;
+            }
         }
     }
 
@@ -326,8 +329,7 @@ impl Slot<'_> {
     ) -> Result<(), Why> {
         let config = self.receiver.session.config.clone();
         let receiver = self.receiver;
-        let silence = || silence(receiver.session.window.connection(), Direction::Receiving, config.deadline);
-        let quiet = silence();
+        let quiet = receiver.silence();
         tokio::pin!(quiet);
         let mut told = Instant::now();
         let mut since = Instant::now();
@@ -361,7 +363,7 @@ impl Slot<'_> {
                     let (disk, bytes, written) = done.map_err(|_| Why::from(Code::Internal))?;
                     credit.release(bytes);
                     // While the disk was slow the peer may have had no credit to send with.
-                    quiet.set(silence());
+                    quiet.set(receiver.silence());
                     *idle = Some(disk);
                     written?;
                     self.receiver.moved(file.id, bytes as u64);
