@@ -458,13 +458,16 @@ async fn a_disk_that_stands_still_for_longer_than_any_deadline_fails_no_file() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_stops_waits_for_a_client_that_is_there_and_not_for_one_that_is_gone() {
     let served = tempdir().unwrap();
-    let config = Config { grace: Duration::from_secs(3600), ..Config::default() };
+    // Nothing else ends it in the time of this test.
+    let hour = Duration::from_secs(3600);
+    let config = Config { grace: hour, idle_timeout: hour, deadline: hour, ..Config::default() };
     let host = Host::serving(Arc::new(LocalStore::open(served.path()).unwrap()), config);
     let mut way = Way::of(host, served, Settings { rate: Some(1 << 20), ..settings() }).await;
     way.files([16 << 20]);
     write(&way.source.path().join("live"), &content(9, 3_000_000));
 
-    let gone = way.connect(&Config { retry_for: Duration::ZERO, ..patient() }).await.unwrap();
+    let config = Config { retry_for: Duration::ZERO, idle_timeout: hour, ..patient() };
+    let gone = way.connect(&config).await.unwrap();
     let (observer, moving) = moved(1 << 20);
     let options = to(&[&way.source.path().join("t")], "t");
     let pushing = tokio::spawn(async move { gone.push(&options, observer).await });
