@@ -5,6 +5,8 @@
 mod acks;
 #[path = "hostile/early.rs"]
 mod early;
+#[path = "hostile/fetch.rs"]
+mod fetch;
 #[path = "hostile/links.rs"]
 mod links;
 #[path = "hostile/messages.rs"]
