@@ -8,7 +8,7 @@ use haul::identity::Identity;
 use haul::manifest::Verdict;
 use haul::store::MemoryStore;
 use haul::trust::Admission;
-use haul::wire::{Committed, Hello, List, Message, Refused, put_varint};
+use haul::wire::{Committed, Hello, Message, Refused, put_varint};
 use quinn::ConnectionError;
 
 use crate::peer::*;
@@ -129,11 +129,10 @@ async fn two_streams_for_one_wanted_file_write_one_file() {
 async fn a_request_of_another_time_is_refused_as_unsupported() {
     let arena = Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
-    let list = List { session: [1; 16], path: components(&[b"a"]), recursive: true }.to_bytes().to_vec();
     let mut unknown = bytes::BytesMut::from(&[0x77][..]);
     put_varint(&mut unknown, 60_000);
     unknown.resize(unknown.len() + 60_000, 1);
-    for request in [list, unknown.to_vec(), vec![0xff, 0]] {
+    for request in [unknown.to_vec(), vec![0xff, 0]] {
         let (_, _control, mut answers) = peer.ask(&request).await;
         within(answers.read::<Hello>()).await.unwrap();
         let refused: haul::error::Why = within(answers.read::<Refused>()).await.unwrap().why.into();
