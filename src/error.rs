@@ -106,6 +106,10 @@ codes! {
     NotAllowed = 0x1c, "this key may not do that here";
     /// Neither a file nor a directory nor a symbolic link.
     Special = 0x1d, "not a regular file, directory or symbolic link";
+    /// What stands there is to be left.
+    Exists = 0x1e, "another stands there already, and is to be left";
+    /// More would be removed than may be.
+    TooMany = 0x1f, "more would be removed than may be";
 }
 
 /// Why something did not go through, as it crosses the wire: a [`Code`] and a sentence.

@@ -63,6 +63,11 @@ pub enum Event {
         /// How it went.
         result: Settled,
     },
+    /// A mirror has removed something at the destination, or would in a dry run.
+    Removed {
+        /// Below the destination.
+        path: RelativePath,
+    },
     /// A measurement is under way.
     Measuring {
         /// What is measured.

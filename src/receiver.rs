@@ -9,10 +9,12 @@ mod attributes;
 mod body;
 mod case;
 mod claims;
+mod compare;
 mod disk;
 mod judge;
 mod known;
 mod ledger;
+mod mirror;
 mod names;
 mod pieces;
 mod place;
@@ -23,7 +25,9 @@ mod unkept;
 use case::Cases;
 pub(crate) use claims::Claimed;
 pub use claims::Claims;
+use compare::Compare;
 pub use ledger::Ledger;
+use mirror::{Announced, Mirror};
 use names::Names;
 pub use place::{Asked, Place, Sources};
 use unanswered::Unanswered;
@@ -31,7 +35,7 @@ use unkept::Tally;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -145,6 +149,10 @@ pub struct Receiver {
     skipped: AtomicU64,
     failed: AtomicU64,
     transfers: TaskTracker,
+    /// Where a mirror's entries stand.
+    announced: Announced,
+    /// How many things a mirror has removed, and why not all.
+    removed: OnceLock<(u64, Option<Why>)>,
     /// The session goes on over another connection, or is over: what fails here from now on has not failed by itself.
     given_up: CancellationToken,
     /// What the window had been held up when this began; other sessions may share it.
@@ -173,6 +181,8 @@ struct Wanted {
     hard_link: Option<u64>,
     /// What the entry said of its content.
     digest: Option<[u8; 32]>,
+    /// What to compare with first, if it may be there already.
+    compare: Option<Compare>,
 }
 
 impl Wanted {
@@ -203,6 +213,8 @@ impl Receiver {
             skipped: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             transfers: TaskTracker::new(),
+            announced: Announced::default(),
+            removed: OnceLock::new(),
             given_up: CancellationToken::new(),
         })
     }
@@ -218,8 +230,15 @@ impl Receiver {
         let unanswered = Arc::new(Unanswered::default());
         let (small_to, small) = mpsc::unbounded_channel();
         let (large_to, large) = mpsc::unbounded_channel();
+        let (compare_to, compare) = mpsc::unbounded_channel();
+        let admit = move |wanted: Wanted| {
+            let queue = if wanted.size.is_some_and(|size| size <= SMALL_BODY) { &small_to } else { &large_to };
+            // Fails only when the session is over.
+            let _ = queue.send(wanted);
+        };
         let written = tokio::try_join!(
-            self.read_entries(entries, unanswered.clone(), small_to, large_to),
+            self.read_entries(entries, unanswered.clone(), admit.clone(), compare_to),
+            self.compare(compare, admit),
             self.write_verdicts(verdicts, answers, unanswered),
             self.admit_small(small),
             self.admit_large(large),
@@ -259,6 +278,37 @@ impl Receiver {
         }
     }
 
+    /// Removes what a mirror has to, once everything else has gone well, and tells of each thing. Cancelled, it ends with
+    /// the thing that it is at.
+    pub(crate) async fn mirror(self: &Arc<Self>, tell: mpsc::Sender<RelativePath>) {
+        let Some(delete) = self.session.take.delete else { return };
+        self.transfers.close();
+        self.transfers.wait().await;
+        let receiver = self.clone();
+        let removed = match self.session.ledger.is_whole() {
+            false => Err(Why::new(Code::Cancelled, "not everything was there to compare with, or has arrived")),
+            true => {
+                blocking(move || {
+                    let (Place::Into(place) | Place::As(place)) = &receiver.session.place;
+                    let mirror = Mirror {
+                        store: &*receiver.session.store,
+                        place,
+                        announced: &receiver.announced,
+                        delete,
+                        dry_run: receiver.session.take.dry_run,
+                    };
+                    Ok(mirror.remove(|path| {
+                        (receiver.session.observer)(Event::Removed { path: path.clone() });
+                        tell.blocking_send(path).is_ok()
+                    }))
+                })
+                .await
+            }
+        };
+        // Set once: a session has one mirror.
+        let _ = self.removed.set(removed.unwrap_or_else(|why| (0, Some(why))));
+    }
+
     /// What stands on the disk of all that this session brought. To be called when the sender has ended it.
     pub async fn summary(self: &Arc<Self>) -> Result<Summary, Why> {
         self.transfers.close();
@@ -278,6 +328,8 @@ impl Receiver {
             durability,
             held_up: Some(held_up.as_millis() as u64),
             unkept: self.unkept.unkept(),
+            removed: self.removed.get().map(|(removed, _)| *removed),
+            unremoved: self.removed.get().and_then(|(_, why)| why.clone()).map(Into::into),
         })
     }
 
@@ -285,8 +337,8 @@ impl Receiver {
         self: &Arc<Self>,
         mut entries: MessageReader,
         unanswered: Arc<Unanswered>,
-        small: mpsc::UnboundedSender<Wanted>,
-        large: mpsc::UnboundedSender<Wanted>,
+        admit: impl Fn(Wanted),
+        compare: mpsc::UnboundedSender<Wanted>,
     ) -> Result<()> {
         let mut last_id = None;
         while let Some(frame) = entries.frame(Entry::LIMIT).await? {
@@ -315,9 +367,11 @@ impl Receiver {
             let receiver = self.clone();
             let wanted = blocking(move || Ok(receiver.judge(batch))).await.map_err(Error::Refused)?;
             for wanted in wanted {
-                let queue = if wanted.size.is_some_and(|size| size <= SMALL_BODY) { &small } else { &large };
-                // Fails only when the session is over.
-                let _ = queue.send(wanted);
+                match wanted.compare {
+                    // Fails only when the session is over.
+                    Some(_) => drop(compare.send(wanted)),
+                    None => admit(wanted),
+                }
             }
         }
         unanswered.end();

@@ -41,7 +41,9 @@ use crate::path::RelativePath;
 use crate::pipe::Pipe;
 use crate::progress::{Event, Observer, Settled};
 use crate::stream::{MessageReader, MessageWriter, StreamError};
-use crate::wire::{Complete, Components, End, Entry, Kind, Message, Ready, StreamType, Unsendable, put_varint};
+use crate::wire::{
+    Complete, Components, End, Entry, Kind, Message, Ready, Removed, StreamType, Unsendable, put_varint,
+};
 
 /// Large bodies that write at the same time on a connection: quinn wakes every writer that is blocked on connection
 /// credit, so more only cost.
@@ -222,6 +224,13 @@ impl Tally {
     pub(crate) fn end(&self) -> End {
         let Sent { entries, failed, interrupted, .. } = self.0.state().sent();
         End { entries, failed, interrupted: interrupted.map(Into::into) }
+    }
+
+    /// Tells of what a mirror has removed. A name that is none is nobody's to show.
+    pub(crate) fn removed(&self, removed: &Removed) {
+        if let Ok(path) = RelativePath::from_components(&removed.path.0) {
+            (self.0.observer)(Event::Removed { path });
+        }
     }
 
     /// Notes that the receiver goes away.

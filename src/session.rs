@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -24,14 +24,16 @@ use crate::sender::{Allowed, Meter, Sender, Sending, Sent, Station, Watch};
 use crate::stream::{Direction, MessageReader, MessageWriter, StreamError, unless_silent};
 use crate::verdict::{Account, Bound, PathStats};
 use crate::wire::{
-    End, Frame, GoAway, Hello, Malformed, Message, Plan, Pull, Push, Ready, Refused, StreamType, Summary, Withdraw,
-    Working,
+    Components, End, Frame, GoAway, Hello, Malformed, Message, Plan, Pull, Push, Ready, Refused, Removed, StreamType,
+    Summary, Withdraw, Working,
 };
 
 pub(crate) use list::listings;
 pub use list::{Found, Listing};
 pub(crate) use serve::{MakeReceiver, ServerSession, serve};
 
+/// Things that a mirror may have removed and not yet told of.
+const REMOVED_AHEAD: usize = 256;
 /// How often a receiver says that it is alive, while entries wait for their turn or the last writes for the disk.
 const WORKING: Duration = Duration::from_secs(5);
 
@@ -390,10 +392,14 @@ async fn send_all(
     let summary = async {
         let mut reader = answered.await?;
         loop {
-            let frame = timeout(deadline, reader.frame(GoAway::LIMIT)).await.map_err(|_| StreamError::TimedOut)??;
+            let frame = timeout(deadline, reader.frame(Removed::LIMIT)).await.map_err(|_| StreamError::TimedOut)??;
             match frame {
                 Some(frame) if frame.kind == Summary::TYPE && all_sent.is_cancelled() => {
                     return Ok(frame.decode().map_err(StreamError::from)?);
+                }
+                Some(frame) if frame.kind == Removed::TYPE => {
+                    let removed: Removed = frame.decode().map_err(StreamError::from)?;
+                    tally.removed(&removed);
                 }
                 frame => {
                     if let Some(why) = aside(frame)? {
@@ -447,6 +453,20 @@ async fn receive_all(
                 writer.write_within(&GoAway { why: Why::from(Code::Stopping).into() }, deadline).await?;
             }
             // An entry may wait long for its turn; only this tells the sender that somebody is there.
+            () = sleep(WORKING) => writer.write_within(&Working {}, deadline).await?,
+        }
+    }
+    let (tell, mut removed) = mpsc::channel(REMOVED_AHEAD);
+    let mirror = receiver.mirror(tell);
+    tokio::pin!(mirror);
+    let mut mirroring = true;
+    loop {
+        tokio::select! {
+            () = &mut mirror, if mirroring => mirroring = false,
+            path = removed.recv() => match path {
+                Some(path) => writer.write_within(&Removed { path: Components::from(&path) }, deadline).await?,
+                None => break,
+            },
             () = sleep(WORKING) => writer.write_within(&Working {}, deadline).await?,
         }
     }

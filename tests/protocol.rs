@@ -117,9 +117,13 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             durability: Durability::Synced,
             held_up: Some(1500),
             unkept: Some(vec![Unkept { aspect: Aspect::Xattr as u32, count: 12, first: "a/b: not supported".into() }]),
+            removed: None,
+            unremoved: None,
         }),
+        all(&Summary { durability: Durability::Synced, removed: Some(3), unremoved: Some(why()), ..Summary::default() }),
         all(&GoAway { why: why() }),
         all(&Working {}),
+        all(&Removed { path: components(&[b"old", b"a"]) }),
         all(&Entry {
             id: 7,
             path: components(&[b"a", b"b.txt"]),

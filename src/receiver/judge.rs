@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::compare::Compare;
 use super::{Place, Receiver, Wanted};
 use crate::error::{Code, Result, Why};
 use crate::manifest::Verdict;
@@ -9,12 +10,12 @@ use crate::path::RelativePath;
 use crate::progress::Settled;
 use crate::store::Claim;
 use crate::store::fault::refusal;
-use crate::wire::{Durability, Entry, Kind, Time};
+use crate::wire::{Durability, Entry, Existing, Kind, Time};
 
-#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 pub(super) enum Judged {
     Skip,
     Done,
+    /// Also what is compared first.
     Want(Box<Wanted>),
 }
 
@@ -66,11 +67,23 @@ impl Receiver {
         let same_time = there.is_some_and(|m| entry.modified.is_none_or(|modified| is_kept(modified, m.modified)));
         let stands_so = || there.is_some_and(|there| self.stands_so(&attributes, &path, there));
         let kind = there.map(|m| m.kind);
+        let take = self.session.take;
+        if take.delete.is_some() {
+            self.announced.insert(&path);
+        }
+        if entry.kind != Kind::Directory && take.existing == Existing::Skip && there.is_some() {
+            self.stands(entry.id, entry.hard_link, &path);
+            return Ok(Judged::Skip);
+        }
+        // Whether what is the same may stay, and whether what is not must.
+        let (stays, guarded) =
+            (take.existing != Existing::Overwrite, take.existing == Existing::Fail && there.is_some());
         match entry.kind {
             Kind::Directory => match kind {
                 Some(Some(Kind::Directory)) if same_time && stands_so() => Ok(Judged::Skip),
                 // The served directory itself belongs to whoever serves it.
                 Some(Some(Kind::Directory)) if path.is_root() => Ok(Judged::Skip),
+                Some(Some(Kind::Directory)) | None if take.dry_run => Ok(Judged::Done),
                 Some(Some(Kind::Directory)) | None => {
                     store.make_directory(&path)?;
                     self.unkept.count(&path, store.set_attributes(&path, &attributes)?);
@@ -81,10 +94,12 @@ impl Receiver {
             Kind::Symlink => {
                 let target = entry.target.unwrap_or_default();
                 match kind {
-                    Some(Some(Kind::Symlink)) if same_time && stands_so() && store.read_link(&path)? == target => {
+                    Some(Some(Kind::Symlink)) if stays && same_time && stands_so() && store.read_link(&path)? == target => {
                         Ok(Judged::Skip)
                     }
                     Some(Some(Kind::Directory)) => Err(refusal(Code::IsDirectory, &path)),
+                    _ if guarded => Err(refusal(Code::Exists, &path)),
+                    _ if take.dry_run => Ok(Judged::Done),
                     _ => {
                         self.unkept.count(&path, store.make_symlink(&path, &target, &attributes)?);
                         self.committed.fetch_add(1, Ordering::Relaxed);
@@ -99,7 +114,10 @@ impl Receiver {
                         format!("{path}: what comes out of a pipe needs a full name, and a directory stands there");
                     return Err(Why::new(Code::IsDirectory, text));
                 }
-                if let Some(judged) = self.judge_name(&entry, &path, there) {
+                if take.dry_run && !guarded && entry.hard_link.is_some_and(|first| first != entry.id) {
+                    return Ok(if stays && there.is_some_and(|m| m.links > 1) { Judged::Skip } else { Judged::Done });
+                }
+                if !guarded && let Some(judged) = self.judge_name(&entry, &path, there) {
                     return Ok(judged);
                 }
                 match kind {
@@ -109,9 +127,13 @@ impl Receiver {
                         return Err(Why::new(Code::Special, text));
                     }
                     Some(Some(Kind::File))
-                        if same_time && there.is_some_and(|m| Some(m.size) == size) && entry.modified.is_some() =>
+                        if stays
+                            && !take.checksum
+                            && same_time
+                            && there.is_some_and(|m| Some(m.size) == size)
+                            && entry.modified.is_some() =>
                     {
-                        if !stands_so() {
+                        if !take.dry_run && !stands_so() {
                             self.unkept.count(&path, store.set_attributes(&path, &attributes)?);
                         }
                         self.stands(entry.id, entry.hard_link, &path);
@@ -119,18 +141,27 @@ impl Receiver {
                     }
                     _ => {}
                 }
+                let same_size = there.is_some_and(|m| m.kind == Some(Kind::File) && Some(m.size) == size);
+                let compare = entry.digest.filter(|_| take.checksum && stays && same_size);
+                let compare = compare.map(|digest| Compare { digest, same_attributes: same_time && stands_so() });
+                if compare.is_none() && guarded {
+                    return Err(refusal(Code::Exists, &path));
+                }
+                if compare.is_none() && take.dry_run {
+                    return Ok(Judged::Done);
+                }
                 let known = size.unwrap_or(Claim::UNKNOWN_SIZE);
                 let claim = Claim { owner: self.session.owner, size: known, modified: entry.modified };
-                if size == Some(0) {
+                if size == Some(0) && compare.is_none() {
                     let lapses = store.create(&path, &claim)?.commit(&attributes, Durability::Visible)?;
                     self.unkept.count(&path, lapses);
                     self.stands(entry.id, entry.hard_link, &path);
                     self.committed.fetch_add(1, Ordering::Relaxed);
                     return Ok(Judged::Done);
                 }
-                let (hard_link, digest) = (entry.hard_link, entry.digest);
-                let id = entry.id;
-                Ok(Judged::Want(Box::new(Wanted { id, name, path, size, attributes, claim, hard_link, digest })))
+                let (id, hard_link, digest) = (entry.id, entry.hard_link, entry.digest);
+                let wanted = Wanted { id, name, path, size, attributes, claim, hard_link, digest, compare };
+                Ok(Judged::Want(Box::new(wanted)))
             }
         }
     }

@@ -102,6 +102,12 @@ impl Ledger {
         self.state().sent.interrupted = Some(why);
     }
 
+    /// Whether all is found and announced, and nothing has failed.
+    pub(super) fn is_whole(&self) -> bool {
+        let state = self.state();
+        state.complete && state.sent.failed == 0 && state.sent.interrupted.is_none()
+    }
+
     /// The account so far.
     pub fn sent(&self) -> Sent {
         self.state().sent.clone()

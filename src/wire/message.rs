@@ -33,6 +33,7 @@ messages! {
     Summary = 0x08, limit 4096;
     GoAway = 0x09, limit 4096;
     Working = 0x0a, limit 4096;
+    Removed = 0x0b, limit 8192;
     Entry = 0x10, limit 16384;
     Skip = 0x11, limit 64;
     Done = 0x12, limit 64;
@@ -247,6 +248,12 @@ pub struct Summary {
     /// What could not be kept of what stands there; each kind once.
     #[n(6)]
     pub unkept: Option<Vec<Unkept>>,
+    /// How many things a mirror has removed.
+    #[n(7)]
+    pub removed: Option<u64>,
+    /// Why it has removed nothing, or not all.
+    #[n(8)]
+    pub unremoved: Option<WireWhy>,
 }
 
 impl Summary {
@@ -262,6 +269,21 @@ pub struct GoAway {
     /// Why.
     #[n(0)]
     pub why: WireWhy,
+}
+
+/// A mirror has removed this, or would in a dry run. For people only.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Removed {
+    /// Below the destination.
+    #[n(0)]
+    pub path: Components,
+}
+
+impl Removed {
+    fn validate(&self) -> Result<(), String> {
+        self.path.validate()
+    }
 }
 
 /// Sent every 5 s while long disk work keeps an answer back.
