@@ -12,6 +12,7 @@ use haul::congestion::Congestion;
 use haul::error::{Code, Error};
 use haul::identity::KeyId;
 use haul::rate::Rate;
+use haul::wire::{Delete, Existing};
 
 mod bench;
 mod connect;
@@ -59,6 +60,7 @@ enum Command {
     Serve(Serve),
     Cp(Cp),
     Ls(Ls),
+    Sync(Sync),
     Bench(Bench),
     Id(Id),
     Demo(Demo),
@@ -94,6 +96,9 @@ struct Serve {
     allow_owner: bool,
     #[arg(long, hide = true)]
     no_dedupe: bool,
+    /// Let whoever may write remove, too (haul sync)
+    #[arg(long)]
+    allow_delete: bool,
     #[command(flatten)]
     expert: Expert,
 }
@@ -121,6 +126,13 @@ struct Cp {
     /// Where they go; one side is here, the other haul://HOST[:PORT]/[PATH]
     #[arg(value_name = "DST", required = true)]
     destination: OsString,
+    #[command(flatten)]
+    how: How,
+}
+
+/// How to copy.
+#[derive(Args)]
+struct How {
     /// The key id that the server must have
     #[arg(long, value_name = "SHA256:...")]
     pin: Option<KeyId>,
@@ -142,6 +154,8 @@ struct Cp {
     owner: bool,
     #[arg(long, hide = true)]
     numeric_ids: bool,
+    #[command(flatten)]
+    taking: Taking,
     #[command(flatten)]
     filter: filter::FilterArgs,
     #[arg(long, hide = true)]
@@ -168,6 +182,22 @@ struct Cp {
     bwlimit: Option<OsString>,
 }
 
+/// What becomes of what is there already.
+#[derive(Args, Clone, Copy, Default)]
+struct Taking {
+    /// Show what would be done, and write nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Compare content, not size and time
+    #[arg(short, long)]
+    checksum: bool,
+    /// What is there already: skip, update, overwrite or fail
+    #[arg(long, value_name = "HOW", default_value_t)]
+    existing: Existing,
+    #[arg(skip)]
+    delete: Option<Delete>,
+}
+
 /// What few need; the help of a command names it in its last lines.
 #[derive(Args)]
 struct Expert {
@@ -189,6 +219,39 @@ struct Output {
     /// One JSON object a line on standard output
     #[arg(long)]
     json: bool,
+    #[arg(skip)]
+    dry_run: bool,
+}
+
+/// Make a directory the same as another: cp of its content, and removal of the rest.
+#[derive(Args)]
+#[command(after_help = "\
+Examples: haul sync photos haul://server/photos
+          haul sync --dry-run haul://server/photos photos
+What the source no longer has is removed at the destination, once everything has
+arrived, and only if everything has. A server lets nobody remove anything unless
+it runs with --allow-delete. An empty source needs --max-delete.
+Also: all that haul cp takes, but filters.")]
+struct Sync {
+    /// The directory to copy: here, or haul://HOST[:PORT]/[PATH]
+    #[arg(value_name = "SRC")]
+    source: OsString,
+    /// The directory that becomes the same
+    #[arg(value_name = "DST")]
+    destination: OsString,
+    /// Remove nothing if there is more to remove than this
+    #[arg(long, value_name = "N")]
+    max_delete: Option<u64>,
+    #[command(flatten)]
+    how: How,
+}
+
+impl Sync {
+    fn into_cp(self) -> Cp {
+        let mut cp = Cp { sources: vec![self.source], destination: self.destination, how: self.how };
+        cp.how.taking.delete = Some(Delete { most: self.max_delete });
+        cp
+    }
 }
 
 /// List what is on a server.
@@ -285,6 +348,7 @@ impl Cli {
             Command::Serve(serve) => serve::run(serve).await,
             Command::Cp(cp) => cp::run(cp).await,
             Command::Ls(ls) => ls::run(ls).await,
+            Command::Sync(sync) => cp::run(sync.into_cp()).await,
             Command::Bench(bench) => bench::run(bench).await,
             Command::Id(_) => id::run(),
             Command::Demo(demo) => demo::run(demo).await,

@@ -262,7 +262,7 @@ impl Client {
 
     /// Runs an operation to its end, over as many connections as it takes.
     async fn persist(&self, mut link: Arc<Link>, mut operation: Operation, observer: &Observer) -> Result<Outcome> {
-        let (mut outcome, mut retry) = (Outcome::default(), None);
+        let (mut outcome, mut retry, mut stopped_mirroring) = (Outcome::default(), None, false);
         loop {
             let mut begun = false;
             let begin = || {
@@ -277,7 +277,13 @@ impl Client {
                 (Err(lost), _) => lost,
                 // The server goes away, and something is left to send.
                 (Ok(()), Some(stopping)) if passes(&stopping) && !self.config.retry_for.is_zero() => stopping,
-                (Ok(()), _) => return Ok(outcome),
+                (Ok(()), _) => {
+                    if stopped_mirroring {
+                        let text = "the connection was lost meanwhile; run the same command again";
+                        outcome.summary.unremoved = Some(Why::new(Code::Cancelled, text).into());
+                    }
+                    return Ok(outcome);
+                }
             };
             let on_purpose = matches!(link.connection.close_reason(), Some(ConnectionError::LocallyClosed));
             if !passes(&lost) || on_purpose || self.config.retry_for.is_zero() || !(begun || retry.is_some()) {
@@ -292,6 +298,7 @@ impl Client {
             let progress = operation.progress();
             let retry = retry.get_or_insert_with(|| Retry::new(self.config.retry_for, progress));
             retry.lost(progress);
+            stopped_mirroring |= operation.stop_mirroring();
             link = self.reconnect(&link, &lost, retry, observer).await?;
         }
     }

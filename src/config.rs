@@ -44,6 +44,8 @@ pub struct Config {
     /// Where the digests of large files are remembered, so that content that is there already need not be sent: a client
     /// announces what it knows, a server looks for it. None: everything that is wanted is sent.
     pub index: Option<Index>,
+    /// Whether a server lets clients that may write remove what stands in its directory, as a mirror does.
+    pub allow_delete: bool,
     /// Partials that were not written to for so long are removed by a server, at its start and once a day.
     pub keep_partials: Duration,
     /// How long a stopping server lets transfers under way go on.
@@ -96,6 +98,7 @@ impl Default for Config {
             qlog: None,
             allow_owner: false,
             index: None,
+            allow_delete: false,
             keep_partials: Duration::from_secs(7 * 24 * 3600),
             grace: Duration::from_secs(30),
             stall: Duration::from_secs(10),

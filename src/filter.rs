@@ -46,6 +46,13 @@ pub struct Filter {
     pub only: Option<Only>,
 }
 
+impl Filter {
+    /// Whether it leaves nothing out.
+    pub fn is_empty(&self) -> bool {
+        !self.gitignore && self.only.is_none() && self.rules.is_empty()
+    }
+}
+
 /// A list of rules, each as a line of .gitignore has it; the last one that matches decides. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Rules(Option<Arc<Compiled>>);

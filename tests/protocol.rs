@@ -120,7 +120,12 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             removed: None,
             unremoved: None,
         }),
-        all(&Summary { durability: Durability::Synced, removed: Some(3), unremoved: Some(why()), ..Summary::default() }),
+        all(&Summary {
+            durability: Durability::Synced,
+            removed: Some(3),
+            unremoved: Some(why()),
+            ..Summary::default()
+        }),
         all(&GoAway { why: why() }),
         all(&Working {}),
         all(&Removed { path: components(&[b"old", b"a"]) }),

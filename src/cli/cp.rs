@@ -16,7 +16,7 @@ use haul::wire::{Durability, Take};
 
 use super::connect::connect;
 use super::output::{self, Screen};
-use super::{Cp, DONE, FAILED, INTERRUPTED};
+use super::{Cp, DONE, FAILED, INTERRUPTED, Taking};
 
 /// What is to be done, once there is a connection.
 enum Job {
@@ -57,8 +57,9 @@ impl Job {
 }
 
 pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
-    let (client, job) = begin(&cp).await.inspect_err(|error| output::never_began(cp.output.json, error))?;
-    let screen = Screen::new(cp.output);
+    let output = super::Output { dry_run: cp.how.taking.dry_run, ..cp.how.output };
+    let (client, job) = begin(&cp).await.inspect_err(|error| output::never_began(cp.how.output.json, error))?;
+    let screen = Screen::new(output);
     let ended = tokio::select! {
         ended = job.run(&client, screen.observer()) => ended,
         _ = tokio::signal::ctrl_c() => {
@@ -75,7 +76,11 @@ pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
         output::note("haul: what came out is not the whole file");
     }
     match ended {
-        Ok(outcome) if outcome.sent.failed == 0 && outcome.sent.interrupted.is_none() => Ok(DONE),
+        Ok(Outcome { sent, summary, .. })
+            if sent.failed == 0 && sent.interrupted.is_none() && summary.unremoved.is_none() =>
+        {
+            Ok(DONE)
+        }
         Ok(_) => Ok(FAILED),
         Err(error @ Error::Lost(_)) if matches!(job, Job::Input(_)) => {
             let how = format!(
@@ -98,43 +103,47 @@ pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
 
 /// All that comes before the session.
 async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
-    if cp.port.is_some() {
+    if cp.how.port.is_some() {
         return Err(usage("the port stands behind the host, as in haul://host:4433/"));
     }
-    if let Some(kbit) = &cp.scp_limit {
+    if let Some(kbit) = &cp.how.scp_limit {
         let kbit = output::shown(kbit.as_ref());
         return Err(usage(&format!("scp's -l {kbit} (kbit/s) is written --limit {kbit}k")));
     }
-    if cp.bwlimit.is_some() {
+    if cp.how.bwlimit.is_some() {
         return Err(usage("rsync's --bwlimit counts in KiB/s: --bwlimit 1000 is written --limit 1000KiB, 1.5m 1.5MiB"));
     }
     let (server, way) = split(cp)?;
     let one_directory = matches!(&way, Way::Up(sources) if matches!(&sources[..], [source] if source.is_dir()));
-    if cp.filter.has_list() && !one_directory {
+    if cp.how.filter.has_list() && !one_directory {
         return Err(usage("--files-from names what is below one directory, which is then the only source"));
     }
-    let follow = if cp.follow { Follow::Anywhere } else { Follow::Never };
+    let follow = if cp.how.follow { Follow::Anywhere } else { Follow::Never };
     let walk = WalkOptions {
-        filter: cp.filter.filter(cp.recursive)?,
+        filter: cp.how.filter.filter(cp.how.recursive)?,
         follow,
-        owner: cp.owner,
-        numeric_ids: cp.numeric_ids,
-        xattrs: cp.xattrs,
-        ..WalkOptions::default()
+        owner: cp.how.owner,
+        numeric_ids: cp.how.numeric_ids,
+        xattrs: cp.how.xattrs,
+        checksum: cp.how.taking.checksum,
     };
+    let Taking { dry_run, checksum, existing, delete } = cp.how.taking;
+    let take = Take { existing, checksum, dry_run, delete, no_dedupe: cp.how.no_dedupe };
+    if delete.is_some() && !walk.filter.is_empty() {
+        return Err(usage("haul sync takes no filters yet: it would have to know what they spare there; use haul cp"));
+    }
     let home = Home::from_env()?;
     let config = Config {
-        parallel: cp.parallel as usize,
-        congestion: cp.expert.congestion,
-        limit: cp.limit,
-        qlog: cp.expert.qlog.clone(),
-        index: (!cp.no_dedupe).then(|| Index::new(home.index())),
-        retry_for: cp.retry_for,
+        parallel: cp.how.parallel as usize,
+        congestion: cp.how.expert.congestion,
+        limit: cp.how.limit,
+        qlog: cp.how.expert.qlog.clone(),
+        index: (!cp.how.no_dedupe).then(|| Index::new(home.index())),
+        retry_for: cp.how.retry_for,
         ..Config::default()
     };
-    let client = connect(&server, cp.pin, &config).await?;
-    let durability = if cp.no_fsync { Durability::Visible } else { Durability::Synced };
-    let take = Take { no_dedupe: cp.no_dedupe, ..Take::default() };
+    let client = connect(&server, cp.how.pin, &config).await?;
+    let durability = if cp.how.no_fsync { Durability::Visible } else { Durability::Synced };
     let job = match way {
         Way::Up(sources) => {
             let (destination, into) = (server.path, server.into);
@@ -144,7 +153,7 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
         Way::Down(sources, destination) => {
             let into = destination.as_os_str().as_encoded_bytes().ends_with(b"/");
             let output = destination.as_os_str() == "-";
-            let options = PullOptions { sources, destination, into, durability, walk, ..PullOptions::default() };
+            let options = PullOptions { sources, destination, into, durability, walk, take };
             if output { Job::Output(options) } else { Job::Pull(options) }
         }
     };
@@ -163,7 +172,7 @@ fn from_input(cp: &Cp) -> Result<bool, Error> {
 
 /// Whether something can go out through a pipe.
 fn check_output(cp: &Cp, sources: &[Target]) -> anyhow::Result<()> {
-    if cp.output.json {
+    if cp.how.output.json {
         return Err(usage("--json and - would both write to standard output; leave one of them out"));
     }
     match sources {

@@ -77,6 +77,8 @@ pub(super) struct Screen {
 
 struct Shared {
     style: Style,
+    /// What is told is what would be done.
+    dry_run: bool,
     state: Mutex<State>,
 }
 
@@ -113,7 +115,7 @@ impl Screen {
         } else {
             Style::Plain { verbose }
         };
-        let shared = Arc::new(Shared::new(style));
+        let shared = Arc::new(Shared { dry_run: output.dry_run, ..Shared::new(style) });
         if matches!(shared.style, Style::Bars { .. }) {
             let weak = Arc::downgrade(&shared);
             // Rates fall and times run also while no event comes.
@@ -151,7 +153,11 @@ impl Screen {
             (Style::Json, Err(error)) => line(&error_object(error).to_string()),
             (Style::Quiet, _) => {}
             (style, Ok(outcome)) => {
-                note(&verdict::summary(&summary, outcome));
+                match shared.dry_run {
+                    true => note(&format!("dry run, nothing was written; would copy {}", state.tally.would())),
+                    false => note(&verdict::summary(&summary, outcome)),
+                }
+                mirrored(outcome, shared.dry_run).iter().for_each(|text| note(text));
                 if let Style::Plain { verbose: true } | Style::Bars { verbose: true, .. } = style {
                     if outcome.sent.excluded > 0 {
                         note(&format!("{} excluded", outcome.sent.excluded));
@@ -178,7 +184,7 @@ impl Screen {
 impl Shared {
     fn new(style: Style) -> Self {
         let now = Instant::now();
-        Self { style, state: Mutex::new(State { tally: Tally::new(now), told: now, ended: false }) }
+        Self { style, dry_run: false, state: Mutex::new(State { tally: Tally::new(now), told: now, ended: false }) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -203,7 +209,7 @@ impl Shared {
             }
             Style::Quiet => failed_lines(event).iter().for_each(|text| note(text)),
             Style::Plain { verbose } => {
-                lines(event, *verbose).iter().for_each(|text| note(text));
+                self.lines(event, *verbose).iter().for_each(|text| note(text));
                 if now - state.told >= PLAIN_PROGRESS {
                     state.told = now;
                     state.tally.tick(now);
@@ -213,13 +219,24 @@ impl Shared {
             Style::Bars { bars, verbose } => {
                 // A terminal that is held (Ctrl-S) holds up whoever prints, and nobody who only counts.
                 drop(state);
-                let texts = lines(event, *verbose);
+                let texts = self.lines(event, *verbose);
                 if !texts.is_empty()
                     && let Some(bars) = lock(bars).as_ref()
                 {
                     texts.iter().for_each(|text| bars.print(text));
                 }
             }
+        }
+    }
+
+    /// Lines that an event is worth, whatever else is shown.
+    fn lines(&self, event: &Event, verbose: bool) -> Vec<String> {
+        match event {
+            Event::Settled { path, kind, result: Settled::Committed, .. } if self.dry_run => {
+                if *kind == Kind::Directory { Vec::new() } else { vec![format!("would copy {path}")] }
+            }
+            Event::Removed { path } if self.dry_run => vec![format!("would remove {path}")],
+            event => lines(event, verbose),
         }
     }
 
@@ -242,7 +259,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Lines that an event is worth, whatever else is shown.
+/// Those of what is really done.
 fn lines(event: &Event, verbose: bool) -> Vec<String> {
     match event {
         Event::Connected { address, key_id } if verbose => vec![format!("connected to {address}, {key_id}")],
@@ -255,6 +272,7 @@ fn lines(event: &Event, verbose: bool) -> Vec<String> {
         Event::Reconnected { .. } => vec!["haul: connected again, going on".into()],
         Event::GoingAway { why } => vec![format!("{why}; waiting for what is under way")],
         Event::Settled { path, result: Settled::Committed, .. } if verbose => vec![path.to_string()],
+        Event::Removed { path } if verbose => vec![format!("removed {path}")],
         Event::Settled { path, result: Settled::Skipped, kind, .. } if verbose && *kind != Kind::Directory => {
             vec![format!("{path} (unchanged)")]
         }
@@ -302,6 +320,7 @@ fn event_object(event: &Event) -> Option<Value> {
             }
             Some(object)
         }
+        Event::Removed { path } => Some(json!({"type": "removed", "path": String::from_utf8_lossy(path.as_bytes())})),
         Event::Lost { why, retry_for } => {
             Some(json!({"type": "lost", "why": why, "retry_for": retry_for.as_secs_f64()}))
         }
@@ -312,6 +331,20 @@ fn event_object(event: &Event) -> Option<Value> {
         Event::GoingAway { why } => Some(json!({"type": "going_away", "why": why.to_string()})),
         _ => None,
     }
+}
+
+/// What a mirror has removed, and why not more.
+fn mirrored(outcome: &Outcome, dry_run: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(removed @ 1..) = outcome.summary.removed {
+        let done = if dry_run { "would remove" } else { "removed" };
+        lines.push(format!("{done} {removed} at the destination that the source does not have"));
+    }
+    if let Some(why) = outcome.summary.unremoved.clone().map(Why::from) {
+        let what = if outcome.summary.removed.unwrap_or(0) > 0 { "not all was removed" } else { "nothing was removed" };
+        lines.push(format!("haul: {what}: {}", why.text));
+    }
+    lines
 }
 
 /// What neither end could keep, each kind of thing once.
@@ -339,6 +372,12 @@ fn done_object(tally: &Tally, outcome: &Outcome) -> Value {
         "seconds": tally.elapsed(Instant::now()).as_secs_f64(),
         "durability": format!("{:?}", outcome.summary.durability).to_lowercase(),
     });
+    if let Some(removed) = outcome.summary.removed {
+        object["removed"] = removed.into();
+    }
+    if let Some(why) = outcome.summary.unremoved.clone().map(Why::from) {
+        object["unremoved"] = why.to_string().into();
+    }
     if let Some(why) = &sent.interrupted {
         object["interrupted"] = why.to_string().into();
     }

@@ -35,6 +35,7 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
         max_transfers: serve.max_transfers as usize,
         congestion: serve.expert.congestion,
         limit: serve.limit,
+        allow_delete: serve.allow_delete,
         qlog: serve.expert.qlog,
         allow_owner: serve.allow_owner,
         index: (!serve.no_dedupe).then(|| Index::new(home.index())),

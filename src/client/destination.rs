@@ -32,7 +32,13 @@ impl Destination {
     /// Settles it for the session; `only` is what the only source is. Directories that are missing are made.
     pub(super) async fn settle(options: &PullOptions, only: Option<Kind>) -> Result<Self> {
         let several = options.sources.len() != 1 || options.sources.iter().any(RelativePath::is_root) || only.is_none();
-        let sources = Sources { into: options.into, several, directory: only == Some(Kind::Directory) };
+        let directory = only == Some(Kind::Directory);
+        let root = options.sources.iter().any(RelativePath::is_root);
+        let mirror = options.take.delete.is_some();
+        if mirror && !directory && !root {
+            return Err(Error::Usage("only a directory can be mirrored, and the source is none".into()));
+        }
+        let sources = Sources { into: options.into, several, directory, mirror: mirror && !root };
         let path = options.destination.clone();
         let settled = tokio::task::spawn_blocking(move || Self::open(&path, sources)).await;
         settled.map_err(|_| Error::Usage("a fault inside haul while looking at the destination".into()))?

@@ -72,6 +72,16 @@ impl Operation {
         }
     }
 
+    /// A push announces over another connection only what is left, so the receiver no longer knows what a mirror may remove.
+    /// Whether it would have.
+    pub(super) fn stop_mirroring(&mut self) -> bool {
+        match self {
+            Self::Push { push, .. } => push.take.as_mut().is_some_and(|take| take.delete.take().is_some()),
+            // Here everything is announced anew.
+            Self::Pull(_) => false,
+        }
+    }
+
     /// Grows whenever the receiver has come further.
     pub(super) fn progress(&self) -> u64 {
         match self {

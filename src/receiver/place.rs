@@ -27,6 +27,8 @@ pub struct Sources {
     pub several: bool,
     /// The only one is a directory.
     pub directory: bool,
+    /// The only one is a directory whose content becomes that of the destination.
+    pub mirror: bool,
 }
 
 impl Place {
@@ -34,12 +36,15 @@ impl Place {
     /// becomes exactly what was named, unless that is the root of the store, ends in `/`, or there are several sources; a
     /// file goes into a directory that is there. Blocks.
     pub fn settle(store: &dyn Store, destination: RelativePath, sources: Sources) -> Result<Self, Why> {
+        if destination.is_root() && sources.mirror {
+            return Ok(Self::As(destination));
+        }
         if destination.is_root() {
             return Ok(Self::Into(destination));
         }
         let there = store.stat(&destination)?.map(|metadata| metadata.kind);
         let is_directory = there == Some(Some(Kind::Directory));
-        let into = sources.into || sources.several || (is_directory && !sources.directory);
+        let into = (sources.into && !sources.mirror) || sources.several || (is_directory && !sources.directory);
         if (into || sources.directory) && there.is_some() && !is_directory {
             return Err(refusal(Code::NotDirectory, &destination));
         }
@@ -124,7 +129,7 @@ mod tests {
         store.make_directory(&path("dir")).unwrap();
         let claim = Claim { owner: [0; 32], size: 0, modified: None };
         store.create(&path("file"), &claim).unwrap().commit(&Default::default(), Durability::Visible).unwrap();
-        let sources = Sources { into, several, directory };
+        let sources = Sources { into, several, directory, mirror: false };
         Place::settle(&store, path(destination), sources).map_err(|why| why.code)
     }
 

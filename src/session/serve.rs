@@ -82,6 +82,10 @@ async fn serve_push(server: &ServerSession, handle: u64, push: Push, (reader, mu
     if server.stopping.is_cancelled() {
         return refuse(server, writer, Code::Stopping.into()).await;
     }
+    if push.take.is_some_and(|take| take.delete.is_some()) && !server.config.allow_delete {
+        let text = "this server removes nothing: it was not started with --allow-delete";
+        return refuse(server, writer, Why::new(Code::NotAllowed, text)).await;
+    }
     // The client has come back over another connection: the one before is dead, and holds nothing up from here on.
     let claim = match server.pushes.take(server.owner, &push.session, server.pushes.age()).await {
         Ok(claim) => claim,
@@ -181,7 +185,11 @@ pub(super) async fn refuse(server: &ServerSession, mut writer: MessageWriter, wh
 /// Settles where the sources of a push come to stand. Blocks.
 fn settle(store: &dyn Store, push: &Push) -> Result<Place, Why> {
     let destination = RelativePath::from_components(&push.destination.0)?;
-    let sources = Sources { into: push.into, several: push.sources > 1, directory: push.directory };
+    let mirror = push.take.is_some_and(|take| take.delete.is_some());
+    if mirror && (push.sources != 1 || !push.directory) {
+        return Err(Why::new(Code::NotDirectory, "only one directory can be mirrored"));
+    }
+    let sources = Sources { into: push.into, several: push.sources > 1, directory: push.directory, mirror };
     Place::settle(store, destination, sources)
 }
 

@@ -95,6 +95,17 @@ impl Tally {
         }
     }
 
+    /// What a dry run would have done.
+    pub(super) fn would(&self) -> String {
+        let unchanged = match self.skipped {
+            0 => String::new(),
+            skipped => format!("; {} unchanged", HumanCount(skipped)),
+        };
+        let failed = if self.failed == 0 { String::new() } else { format!("; {} would fail", HumanCount(self.failed)) };
+        let files = if self.files == 1 { "file" } else { "files" };
+        format!("{} {files}, {}{unchanged}{failed}", HumanCount(self.files), bytes(self.committed_bytes))
+    }
+
     /// Keeps the recent past, from which the rate is taken.
     pub(super) fn tick(&mut self, now: Instant) {
         self.recent.push_back((now, self.travelled));
