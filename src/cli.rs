@@ -43,9 +43,8 @@ Receive:    haul serve ~/inbox
 Send:       haul cp photos/ report.pdf haul://server/
 Fetch:      haul ls haul://server/, then haul cp haul://server/photos .
 
-Exit codes: 0 all done; 1 some files failed, each named; 2 usage; 3 no
-connection; 4 not trusted or not admitted; 130 interrupted.
-HAUL_HOME (~/.config/haul) holds keys and trust; HAUL_LOG=debug tells more.";
+Exit: 0 done; 1 some failed, each named; 2 usage; 3 no connection; 4 not trusted
+or admitted; 130 interrupted. Keys: HAUL_HOME (~/.config/haul). Log: HAUL_LOG.";
 
 /// Moves files between machines over QUIC: verified, atomic, many at a time.
 #[derive(Parser)]
@@ -116,9 +115,9 @@ enum AnyoneMay {
 Examples: haul cp photos haul://server/2026    -> 2026/... there
           haul cp haul://server/2026 photos/   -> photos/2026/... here
 Unchanged files (same size and time) are skipped; the same command goes on with
-what was interrupted. A local a:b is written ./a:b.
-Also: --exclude, --include GLOB, --exclude-from, --files-from FILE, --gitignore,
---follow, --xattrs, --owner, --no-dedupe, --parallel, --qlog, --congestion.")]
+what was interrupted. A local a:b is written ./a:b. Also: -c (compare content),
+--existing HOW, --no-fsync, --follow, --xattrs, --owner, --exclude, --include,
+--exclude-from, --files-from, --gitignore and others, which README tells.")]
 struct Cp {
     /// Files and directories; - is standard input, as DST output
     #[arg(value_name = "SRC", required = true)]
@@ -142,8 +141,7 @@ struct How {
     /// Keep trying when the connection is lost
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "10m")]
     retry_for: Duration,
-    /// Do not wait for the disk of whoever receives
-    #[arg(long)]
+    #[arg(long, hide = true)]
     no_fsync: bool,
     /// Send at most: 20M is bits a second, 2.5MB is bytes
     #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
@@ -188,11 +186,9 @@ struct Taking {
     /// Show what would be done, and write nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Compare content, not size and time
-    #[arg(short, long)]
+    #[arg(short, long, hide = true)]
     checksum: bool,
-    /// What is there already: skip, update, overwrite or fail
-    #[arg(long, value_name = "HOW", default_value_t)]
+    #[arg(long, hide = true, value_name = "HOW", default_value_t)]
     existing: Existing,
     #[arg(skip)]
     delete: Option<Delete>,
@@ -228,10 +224,9 @@ struct Output {
 #[command(after_help = "\
 Examples: haul sync photos haul://server/photos
           haul sync --dry-run haul://server/photos photos
-What the source no longer has is removed at the destination, once everything has
-arrived, and only if everything has. A server lets nobody remove anything unless
-it runs with --allow-delete. An empty source needs --max-delete.
-Also: all that haul cp takes, but filters.")]
+What the source no longer has is removed at the destination, once all the rest
+has arrived. A server lets nobody remove anything unless it runs with
+--allow-delete. An empty source needs --max-delete. Also: what haul cp takes.")]
 struct Sync {
     /// The directory to copy: here, or haul://HOST[:PORT]/[PATH]
     #[arg(value_name = "SRC")]

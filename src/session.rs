@@ -459,13 +459,13 @@ async fn receive_all(
     let (tell, mut removed) = mpsc::channel(REMOVED_AHEAD);
     let mirror = receiver.mirror(tell);
     tokio::pin!(mirror);
-    let mut mirroring = true;
-    loop {
+    let (mut mirroring, mut telling) = (true, true);
+    while mirroring || telling {
         tokio::select! {
             () = &mut mirror, if mirroring => mirroring = false,
-            path = removed.recv() => match path {
+            path = removed.recv(), if telling => match path {
                 Some(path) => writer.write_within(&Removed { path: Components::from(&path) }, deadline).await?,
-                None => break,
+                None => telling = false,
             },
             () = sleep(WORKING) => writer.write_within(&Working {}, deadline).await?,
         }
