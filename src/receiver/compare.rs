@@ -57,7 +57,7 @@ impl Receiver {
 
     async fn is_same(self: &Arc<Self>, file: Wanted) -> (Result<bool, Why>, Wanted) {
         let (receiver, path, size) = (self.clone(), file.path.clone(), file.size.unwrap_or(0));
-        let (compare, attributes) = (file.compare, file.attributes);
+        let (compare, attributes) = (file.compare, file.attributes.clone());
         let same = blocking(move || {
             let Some(compare) = compare else { return Ok(false) };
             let store = &*receiver.session.store;

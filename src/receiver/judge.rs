@@ -94,7 +94,9 @@ impl Receiver {
             Kind::Symlink => {
                 let target = entry.target.unwrap_or_default();
                 match kind {
-                    Some(Some(Kind::Symlink)) if stays && same_time && stands_so() && store.read_link(&path)? == target => {
+                    Some(Some(Kind::Symlink))
+                        if stays && same_time && stands_so() && store.read_link(&path)? == target =>
+                    {
                         Ok(Judged::Skip)
                     }
                     Some(Some(Kind::Directory)) => Err(refusal(Code::IsDirectory, &path)),
