@@ -42,7 +42,6 @@ Try it:     haul demo
 Receive:    haul serve ~/inbox
 Send:       haul cp photos/ report.pdf haul://server/
 Fetch:      haul ls haul://server/, then haul cp haul://server/photos .
-
 Exit: 0 done; 1 some failed, each named; 2 usage; 3 no connection; 4 not trusted
 or admitted; 130 interrupted. Keys: HAUL_HOME (~/.config/haul). Log: HAUL_LOG.";
 
@@ -70,8 +69,7 @@ enum Command {
 #[command(after_help = "\
 Example: haul serve ~/inbox
 Who may connect: the key ids in HAUL_HOME/authorized_keys, one a line. A client
-that is refused is told the line that would admit it. --anyone admits every key,
-for what it names only.
+that is refused is told the line that would admit it. --anyone admits every key.
 The first Ctrl-C lets transfers under way end (30 s at most); a second stops.
 Also: --congestion haul|cubic|newreno|bbr, --qlog DIR (a trace), --no-dedupe.")]
 struct Serve {
