@@ -153,6 +153,12 @@ impl Client {
     /// # Errors
     /// What ends the session as a whole. Files that fail do not: see [`Sent::failures`](crate::sender::Sent::failures).
     pub async fn push(&self, options: &PushOptions, observer: Observer) -> Result<Outcome> {
+        if options.take.delete.is_some() && !options.walk.filter.is_empty() {
+            // The receiver would remove what was left out.
+            return Err(Error::Usage(
+                "a mirror takes no filters yet: it would have to know what they spare there".into(),
+            ));
+        }
         let link = self.link();
         observer(Event::Connected { address: link.connection.remote_address(), key_id: self.key_id.to_string() });
         let (trees, unsendable) = look_at(options.sources.clone(), options.walk.follow).await?;

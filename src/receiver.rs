@@ -148,6 +148,8 @@ pub struct Receiver {
     bytes: AtomicU64,
     skipped: AtomicU64,
     failed: AtomicU64,
+    /// What failed as the sender saw it.
+    unsent: AtomicU64,
     transfers: TaskTracker,
     /// Where a mirror's entries stand.
     announced: Announced,
@@ -212,6 +214,7 @@ impl Receiver {
             bytes: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            unsent: AtomicU64::new(0),
             transfers: TaskTracker::new(),
             announced: Announced::default(),
             removed: OnceLock::new(),
@@ -273,6 +276,7 @@ impl Receiver {
 
     /// Takes note of how the sender has ended.
     pub(crate) fn ended(&self, end: End) {
+        self.unsent.fetch_add(end.failed, Ordering::Relaxed);
         if let Some(why) = end.interrupted {
             self.session.ledger.interrupted(why.into());
         }
@@ -285,7 +289,9 @@ impl Receiver {
         self.transfers.close();
         self.transfers.wait().await;
         let receiver = self.clone();
-        let removed = match self.session.ledger.is_whole() {
+        let failed = self.failed.load(Ordering::Relaxed) + self.unsent.load(Ordering::Relaxed);
+        let connected = self.session.window.connection().close_reason().is_none();
+        let removed = match failed == 0 && connected && self.session.ledger.is_whole() {
             false => Err(Why::new(Code::Cancelled, "not everything was there to compare with, or has arrived")),
             true => {
                 blocking(move || {

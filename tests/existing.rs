@@ -112,6 +112,15 @@ async fn a_dry_run_says_what_would_be_done_and_writes_nothing_at_all() {
     let output = serving.cp(source.path(), &["-n", "t"], "elsewhere");
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(listing(serving.served.path()), before);
+    // Nor does a fetch make the directories that it would need.
+    let here = tempdir().unwrap();
+    let place = format!("{}t", serving.url);
+    let pin = serving.key_id.to_string();
+    for there in ["new", "new/deep/", "new/deep/er"] {
+        let output = support::command::haul(here.path(), &["cp", "-n", "--pin", &pin, &place, there]);
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(listing(here.path()).is_empty());
     // And what it said is what happens.
     assert_eq!(serving.cp(source.path(), &["t"], "t").status.code(), Some(0));
     assert_eq!(fs::read(serving.served.path().join("t/deep/er/file")).unwrap(), b"x");

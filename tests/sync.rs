@@ -120,9 +120,11 @@ fn one_failure_is_enough_to_remove_nothing() {
     let there = serving.served.path();
     // A directory stands where a file should come.
     tree(there, &["t/old", "t/becomes/x"]);
-    let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("nothing was removed: "), "{said}");
+    for how in [&[][..], &["--existing", "skip"], &["--existing", "overwrite"]] {
+        let (code, said) = sync(&serving, how, source.path(), ["t", "haul:t"]);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("nothing was removed: "), "{said}");
+    }
     assert!(there.join("t/old").exists() && there.join("t/becomes/x").exists() && there.join("t/a").exists());
 }
 

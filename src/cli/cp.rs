@@ -126,12 +126,10 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
         numeric_ids: cp.how.numeric_ids,
         xattrs: cp.how.xattrs,
         checksum: cp.how.taking.checksum,
+        ..WalkOptions::default()
     };
     let Taking { dry_run, checksum, existing, delete } = cp.how.taking;
     let take = Take { existing, checksum, dry_run, delete, no_dedupe: cp.how.no_dedupe };
-    if delete.is_some() && !walk.filter.is_empty() {
-        return Err(usage("haul sync takes no filters yet: it would have to know what they spare there; use haul cp"));
-    }
     let home = Home::from_env()?;
     let config = Config {
         parallel: cp.how.parallel as usize,

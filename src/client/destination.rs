@@ -40,8 +40,25 @@ impl Destination {
         }
         let sources = Sources { into: options.into, several, directory, mirror: mirror && !root };
         let path = options.destination.clone();
-        let settled = tokio::task::spawn_blocking(move || Self::open(&path, sources)).await;
+        let dry_run = options.take.dry_run;
+        let settled = tokio::task::spawn_blocking(move || match dry_run && fs::metadata(&path).is_err() {
+            true => Self::imagine(&path, sources),
+            false => Self::open(&path, sources),
+        })
+        .await;
         settled.map_err(|_| Error::Usage("a fault inside haul while looking at the destination".into()))?
+    }
+
+    /// What is not there and is not to be made, below what is.
+    fn imagine(path: &Path, sources: Sources) -> Result<Self> {
+        let failed = || Error::io(printable(path.as_os_str().as_encoded_bytes()));
+        let path = std::path::absolute(path).map_err(failed())?;
+        let there = path.ancestors().find(|above| above.is_dir()).unwrap_or(Path::new("/"));
+        let below = path.strip_prefix(there).unwrap_or(&path).iter().map(|name| name.as_encoded_bytes());
+        let destination = RelativePath::from_components(below).map_err(|bad| Error::Usage(bad.to_string()))?;
+        let store = LocalStore::open(there)?;
+        let place = Place::settle(&store, destination, sources).map_err(Error::Refused)?;
+        Ok(Self { store: Arc::new(store), place })
     }
 
     fn open(path: &Path, sources: Sources) -> Result<Self> {

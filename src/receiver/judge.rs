@@ -72,6 +72,10 @@ impl Receiver {
             self.announced.insert(&path);
         }
         if entry.kind != Kind::Directory && take.existing == Existing::Skip && there.is_some() {
+            if take.delete.is_some() && kind == Some(Some(Kind::Directory)) {
+                // A mirror would take what is in it for left over.
+                return Err(refusal(Code::IsDirectory, &path));
+            }
             self.stands(entry.id, entry.hard_link, &path);
             return Ok(Judged::Skip);
         }

@@ -44,6 +44,7 @@ impl Ledger {
         state.again = state.sent.files + state.sent.skipped;
         state.failed_before = state.sent.failures.iter().map(|(path, _)| path.clone()).collect();
         state.found = (0, 0);
+        state.complete = false;
         state.sent.interrupted = None;
     }
 
