@@ -153,12 +153,7 @@ impl Client {
     /// # Errors
     /// What ends the session as a whole. Files that fail do not: see [`Sent::failures`](crate::sender::Sent::failures).
     pub async fn push(&self, options: &PushOptions, observer: Observer) -> Result<Outcome> {
-        if options.take.delete.is_some() && !options.walk.filter.is_empty() {
-            // The receiver would remove what was left out.
-            return Err(Error::Usage(
-                "a mirror takes no filters yet: it would have to know what they spare there".into(),
-            ));
-        }
+        unfiltered_mirror(&options.take, &options.walk)?;
         let link = self.link();
         observer(Event::Connected { address: link.connection.remote_address(), key_id: self.key_id.to_string() });
         let (trees, unsendable) = look_at(options.sources.clone(), options.walk.follow).await?;
@@ -223,6 +218,7 @@ impl Client {
     /// What ends the session as a whole; [`Error::Usage`] for sources that cannot be asked for together; [`Error::Io`] when
     /// the destination cannot be made or opened.
     pub async fn pull(&self, options: &PullOptions, observer: Observer) -> Result<Outcome> {
+        unfiltered_mirror(&options.take, &options.walk)?;
         let link = self.link();
         observer(Event::Connected { address: link.connection.remote_address(), key_id: self.key_id.to_string() });
         let pulling = Pulling::new(options.clone(), self.key_id, &self.config, observer.clone())?;
@@ -378,6 +374,14 @@ impl Client {
             }
         })
         .await;
+    }
+}
+
+/// A mirror would remove what was left out.
+fn unfiltered_mirror(take: &Take, walk: &WalkOptions) -> Result<()> {
+    match take.delete.is_some() && !walk.filter.is_empty() {
+        true => Err(Error::Usage("a mirror takes no filters yet: it would have to know what they spare there".into())),
+        false => Ok(()),
     }
 }
 
