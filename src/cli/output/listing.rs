@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn any_time_has_a_form() {
-        for (seconds, shown) in [(4_300_000_000, "2106-04-05T22:26:40Z"), (i64::MAX, "@9223372036854775807")] {
+        for (seconds, shown) in [(4_300_000_000, "2106-04-06T12:26:40Z"), (i64::MAX, "@9223372036854775807")] {
             assert_eq!(clock(Time { seconds, nanoseconds: 0 }, false), shown);
         }
         assert_eq!(clock(Time { seconds: i64::MIN, nanoseconds: 0 }, false), "@-9223372036854775808");
