@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use haul::client::{Client, PushOptions};
 use haul::config::Config;
+use haul::error::{Code, Error};
 use haul::identity::Identity;
 use haul::index::{Index, LARGE_FILE};
 use haul::progress::Event;
@@ -186,6 +187,19 @@ async fn who_may_not_read_learns_nothing_of_what_is_there() {
     // The index is not even opened for it.
     assert!(!pair.home.path().join("server").exists());
     assert!(pair.home.path().join("client").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_read_cannot_find_out_by_a_checksum_whether_a_guess_is_right() {
+    let pair = Pair::with(tempdir().unwrap(), Anyone { read: false, write: true }, true).await;
+    pair.write("a", 1);
+    let mut options = to(&[&pair.from.path().join("src")], "src");
+    (options.walk.checksum, options.take.checksum) = (true, true);
+    match tokio::time::timeout(LIMIT, pair.client.push(&options, haul::progress::ignore())).await.expect("it ends") {
+        Err(Error::Refused(why)) => assert_eq!(why.code, Code::NotAllowed),
+        other => panic!("{other:?}"),
+    }
+    assert!(listing(pair.served.path()).is_empty(), "it is said before anything is written");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

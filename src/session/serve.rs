@@ -21,7 +21,7 @@ use crate::receiver::{Claims, Place, Receiver, Sources};
 use crate::sender::{Allowed, Sender, Sending};
 use crate::store::Store;
 use crate::stream::{MessageWriter, StreamError, varint_of};
-use crate::wire::{Components, Hello, List, Message, Pull, Push, Ready, Refused, Summary};
+use crate::wire::{Components, Hello, List, Message, Pull, Push, Ready, Refused, Summary, Take};
 
 /// Serves one control stream: hello, request, and the session it asks for if there is room for one.
 pub(crate) async fn serve(server: &ServerSession, handle: u64, (mut reader, mut writer): Bi, room: bool) -> Result<()> {
@@ -82,9 +82,8 @@ async fn serve_push(server: &ServerSession, handle: u64, push: Push, (reader, mu
     if server.stopping.is_cancelled() {
         return refuse(server, writer, Code::Stopping.into()).await;
     }
-    if push.take.is_some_and(|take| take.delete.is_some()) && !server.config.allow_delete {
-        let text = "this server removes nothing: it was not started with --allow-delete";
-        return refuse(server, writer, Why::new(Code::NotAllowed, text)).await;
+    if let Err(why) = permitted(server, &push.take.unwrap_or_default()) {
+        return refuse(server, writer, why).await;
     }
     // The client has come back over another connection: the one before is dead, and holds nothing up from here on.
     let claim = match server.pushes.take(server.owner, &push.session, server.pushes.age()).await {
@@ -115,6 +114,21 @@ async fn serve_push(server: &ServerSession, handle: u64, push: Push, (reader, mu
     let Summary { committed, bytes, skipped, failed, .. } = summary;
     tracing::info!(committed, bytes, skipped, failed, "done");
     Ok(())
+}
+
+/// Whether the client may ask for entries to be taken so.
+fn permitted(server: &ServerSession, take: &Take) -> Result<(), Why> {
+    let text = match take {
+        Take { delete: Some(_), .. } if !server.config.allow_delete => {
+            "this server removes nothing: it was not started with --allow-delete"
+        }
+        // Whether a guess is right, and what is removed, tell of what stands there.
+        Take { checksum: true, .. } | Take { delete: Some(_), .. } if !server.may_read => {
+            "this key may not read on this server, so it may neither compare with what is there nor mirror"
+        }
+        _ => return Ok(()),
+    };
+    Err(Why::new(Code::NotAllowed, text))
 }
 
 /// The answer to a push. The place is for people only: one so long that it would not fit stays out.
