@@ -146,9 +146,9 @@ impl Client {
     /// hears of is counted in the outcome too. Dropping the future cancels: files that are committed stay, of the rest
     /// the server keeps partials.
     ///
-    /// Once the server has taken up the session, a lost connection does not end it: for [`Config::retry_for`] others are
-    /// tried, to a server with the same key, and the session goes on over them. What is settled stays settled, and of an
-    /// unfinished file only what the server does not hold is sent.
+    /// A connection that is lost does not end the session: for [`Config::retry_for`] others are tried, to a server with the
+    /// same key, and the session goes on over them. What is settled stays settled, and of an unfinished file only what the
+    /// server does not hold is sent.
     ///
     /// # Errors
     /// What ends the session as a whole. Files that fail do not: see [`Sent::failures`](crate::sender::Sent::failures).
@@ -288,13 +288,15 @@ impl Client {
                 }
             };
             let on_purpose = matches!(link.connection.close_reason(), Some(ConnectionError::LocallyClosed));
-            if !passes(&lost) || on_purpose || self.config.retry_for.is_zero() || !(begun || retry.is_some()) {
+            // What a server answers to begin with is its answer; a connection that is lost before is no answer.
+            let answered = !begun && retry.is_none() && !matches!(lost, Error::Lost(_));
+            if !passes(&lost) || on_purpose || self.config.retry_for.is_zero() || answered {
                 return Err(lost);
             }
             if let Some(spent) = operation.spent() {
                 return Err(Error::Lost(format!("{}; {spent}", reason(&lost))));
             }
-            if begun {
+            if begun || retry.is_none() {
                 observer(Event::Lost { why: reason(&lost), retry_for: self.config.retry_for });
             }
             let progress = operation.progress();

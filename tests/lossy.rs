@@ -271,6 +271,27 @@ async fn a_handshake_that_breaks_off_is_unreachable_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handshake_without_luck_is_overtaken_by_another() {
+    let way = Way::new(Settings { first_connection_is_lost: true, ..settings() }).await;
+    way.files([1000]);
+    way.push_whole().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handshake_whose_end_is_lost_is_made_anew_before_the_idle_timeout() {
+    // The client's first flight is two datagrams. With what it says next it is done, and the server hears none of it.
+    let way = Way::new(Settings { of_first_client: 2, ..settings() }).await;
+    way.files([1000]);
+    let client = way.connect(&Config { idle_timeout: LIMIT * 2, ..patient() }).await.unwrap();
+    let (observer, events) = recorder();
+    let outcome = way.push(&client, observer).await.unwrap();
+    let events = events.lock().unwrap();
+    way.arrived(&client, &outcome, &events);
+    let lost = events.iter().find_map(|event| if let Event::Lost { why, .. } = event { Some(why) } else { None });
+    assert!(lost.is_some_and(|why| why.contains("handshake")), "{lost:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_path_that_goes_dark_for_good_ends_with_an_error_and_a_rerun_goes_on_from_the_partial() {
     const SIZE: usize = 8 << 20;
     let dark: Arc<std::sync::OnceLock<Box<dyn Fn() + Send + Sync>>> = Arc::default();

@@ -64,7 +64,7 @@ impl Link {
         begun: impl FnOnce(),
         outcome: &mut Outcome,
     ) -> Result<()> {
-        let gone = watch::gone(&self.endpoint, &self.connection, config.keep_alive);
+        let gone = self.gone(config);
         let over = (&self.connection, limits);
         self.honest(session::push(over, push, sender, config.deadline, begun, gone, outcome).await)
     }
@@ -77,9 +77,17 @@ impl Link {
         config: &Config,
         outcome: &mut Outcome,
     ) -> Result<()> {
-        let gone = watch::gone(&self.endpoint, &self.connection, config.keep_alive);
+        let gone = self.gone(config);
         let over = (&self.connection, &self.sessions);
         self.honest(session::pull(over, pull, receiver, config.deadline, gone, outcome).await)
+    }
+
+    /// Ends, with the reason, when nothing more can be expected of this connection.
+    async fn gone(&self, config: &Config) -> String {
+        tokio::select! {
+            why = watch::gone(&self.endpoint, &self.connection, config.keep_alive) => why,
+            why = watch::unconfirmed(&self.connection) => why,
+        }
     }
 
     /// A server that breaks the protocol is told so, and left.

@@ -1,5 +1,6 @@
 //! Finds out that a server is gone before the idle timeout does, and never takes an outage for that.
 
+use std::future::pending;
 use std::time::Duration;
 
 use quinn::Connection;
@@ -12,6 +13,20 @@ const ANSWER: Duration = Duration::from_secs(1);
 /// Times in a row that the port is seen closed before the server counts as gone: a firewall that is being set up may
 /// refuse for a moment.
 const REFUSALS: u32 = 3;
+
+/// How long the server may take to confirm a handshake (RFC 9001, section 4.1.2), at least, and in round-trip times.
+const CONFIRM: Duration = Duration::from_secs(3);
+const CONFIRM_ROUND_TRIPS: u32 = 8;
+
+/// Ends when the handshake's last packet, or what answers it, must have been lost: the server reads nothing before it has
+/// that packet, and quinn sends it again only after the patience that it has learned in the handshake, which may be a minute.
+pub(super) async fn unconfirmed(connection: &Connection) -> String {
+    sleep(CONFIRM.max(connection.rtt() * CONFIRM_ROUND_TRIPS)).await;
+    if connection.stats().frame_rx.handshake_done > 0 {
+        return pending().await;
+    }
+    "the end of the handshake was lost".into()
+}
 
 /// Ends once the connection is silent and the system tells that nothing has the server's port: its process is gone, and
 /// with it the connection. When the next process comes it says so itself, by a stateless reset. In an outage nobody

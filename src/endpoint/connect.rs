@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::future::pending;
+use std::future::{IntoFuture, pending};
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
@@ -11,10 +11,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use quinn::udp::{RecvMeta, Transmit};
-use quinn::{AsyncUdpSocket, ConnectionError, TransportErrorCode, UdpPoller};
+use quinn::{AsyncUdpSocket, Connecting, Connection, ConnectionError, TransportErrorCode, UdpPoller};
 use rustls::pki_types::ServerName;
 use tokio::net::{UdpSocket, lookup_host};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{client_config, closed, endpoint_config, runtime, udp_socket};
@@ -42,6 +42,11 @@ const REFUSALS: u32 = 2;
 /// A handshake that did not end in time has broken off when its last answer is as old as this, or else goes too slowly. At
 /// twice a lost answer, quinn asks again after 1 s, then 2 s.
 const BROKEN_OFF: Duration = Duration::from_secs(5);
+/// Age of a handshake that is not over at which another begins beside it, each time doubled. quinn doubles its patience with
+/// every packet that is lost and does not forget it before the handshake ends: at 20 % loss each way some took a minute.
+const BESIDE: Duration = Duration::from_secs(1);
+/// How many begin beside the first, at most: at 1, 3 and 7 s.
+const MAX_BESIDE: usize = 3;
 /// TLS alert no_application_protocol (RFC 7301, section 3.2).
 const NO_APPLICATION_PROTOCOL: u8 = 120;
 
@@ -87,12 +92,12 @@ pub async fn connect(
             let attempt = Attempt {
                 host: host.to_owned(),
                 address,
+                identity: identity.clone(),
                 verifier: verifier.clone(),
-                first_reply: started + config.first_reply,
-                handshake: started + config.handshake,
+                config: config.clone(),
+                started,
             };
-            // Each has its own, since each is traced apart.
-            attempts.spawn(attempt.run(client_config(identity, verifier.clone(), config)?));
+            attempts.spawn(attempt.run());
         }
         tokio::select! {
             Some(ended) = attempts.join_next() => match ended {
@@ -147,15 +152,15 @@ fn without_brackets(host: &str) -> &str {
 struct Attempt {
     host: String,
     address: SocketAddr,
+    identity: Identity,
     verifier: Arc<ServerVerifier>,
-    /// When to give up if nothing came back.
-    first_reply: Instant,
-    /// When to give up in any case.
-    handshake: Instant,
+    config: Config,
+    /// The time for all attempts runs from then.
+    started: Instant,
 }
 
 impl Attempt {
-    async fn run(self, client: quinn::ClientConfig) -> Result<Connected> {
+    async fn run(self) -> Result<Connected> {
         // A socket for each attempt: of the address's family, and what it hears comes from there or is a stray.
         let unspecified = unspecified(self.address);
         let what = || Error::io(format!("cannot open a UDP socket on {unspecified}"));
@@ -167,28 +172,52 @@ impl Attempt {
         });
         let endpoint = quinn::Endpoint::new_with_abstract_socket(endpoint_config(), None, socket.clone(), runtime)
             .map_err(what())?;
-        let connecting = endpoint
-            .connect_with(client, self.address, &self.server_name())
-            .map_err(|e| self.unreachable(e.to_string()))?;
-
         let nobody_there = async {
             let why = tokio::select! {
                 why = refusal(self.address) => why,
-                () = sleep_until(self.first_reply) => format!(
+                () = sleep_until(self.started + self.config.first_reply) => format!(
                     "nothing answers: is `haul serve` running there, and UDP port {} open on the way?", self.address.port()
                 ),
             };
             if socket.heard().is_some() { pending().await } else { why }
         };
         tokio::select! {
-            ended = connecting => match ended {
-                Ok(connection) => Ok(Connected { endpoint, connection }),
-                Err(error) => Err(self.failed(error)),
-            },
+            ended = self.handshake(&endpoint) => ended.map(|connection| Connected { endpoint, connection }),
             why = nobody_there => Err(self.unreachable(why)),
             why = self.gone(&socket) => Err(self.unreachable(why)),
-            () = sleep_until(self.handshake) => Err(self.unreachable(unfinished(socket.heard()))),
+            () = sleep_until(self.started + self.config.handshake) => Err(self.unreachable(unfinished(socket.heard()))),
         }
+    }
+
+    /// The first connection that comes about. One that fails decides too: it was answered, or the endpoint is broken.
+    async fn handshake(&self, endpoint: &quinn::Endpoint) -> Result<Connection> {
+        let mut handshakes = JoinSet::new();
+        let mut patience = BESIDE;
+        for _ in 0..MAX_BESIDE {
+            handshakes.spawn(self.begin(endpoint)?.into_future());
+            tokio::select! {
+                Some(ended) = handshakes.join_next() => return self.ended(ended),
+                () = sleep(patience) => patience *= 2,
+            }
+        }
+        handshakes.spawn(self.begin(endpoint)?.into_future());
+        match handshakes.join_next().await {
+            Some(ended) => self.ended(ended),
+            None => pending().await,
+        }
+    }
+
+    /// Each handshake has its own configuration, since each is traced apart.
+    fn begin(&self, endpoint: &quinn::Endpoint) -> Result<Connecting> {
+        let client = client_config(&self.identity, self.verifier.clone(), &self.config)?;
+        endpoint
+            .connect_with(client, self.address, &self.server_name())
+            .map_err(|error| self.unreachable(error.to_string()))
+    }
+
+    fn ended(&self, ended: Result<Result<Connection, ConnectionError>, JoinError>) -> Result<Connection> {
+        let ended = ended.map_err(|error| self.unreachable(error.to_string()))?;
+        ended.map_err(|error| self.failed(error))
     }
 
     /// Ends, with a sentence, when a server that has answered goes away before the handshake is over.

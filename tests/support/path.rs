@@ -47,6 +47,10 @@ pub(crate) struct Settings {
     pub blackout: bool,
     /// So many datagrams are taken, of all clients, and none of those behind them.
     pub dark_after: u64,
+    /// So many datagrams of the first client's socket are taken, and none behind them.
+    pub of_first_client: u64,
+    /// Nothing of the first connection that is asked for gets to the server.
+    pub first_connection_is_lost: bool,
 }
 
 impl Default for Settings {
@@ -64,6 +68,8 @@ impl Default for Settings {
             mtu: 1472,
             blackout: false,
             dark_after: u64::MAX,
+            of_first_client: u64::MAX,
+            first_connection_is_lost: false,
         }
     }
 }
@@ -139,6 +145,7 @@ impl Relay {
         let mut sockets: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
         let mut answers = JoinSet::new();
         let mut buffer = vec![0; MAX_DATAGRAM];
+        let mut first = None;
         loop {
             let (length, client) = tokio::select! {
                 biased;
@@ -163,8 +170,36 @@ impl Relay {
                     unknown.insert(socket)
                 }
             };
-            self.up.take(&buffer[..length], socket, self.server);
+            let datagram = &buffer[..length];
+            let first =
+                first.get_or_insert_with(|| First { client, connection: destination_id(datagram).into(), came: 0 });
+            first.came += u64::from(first.client == client);
+            let settings = lock(&self.up.state).settings.clone();
+            let late = first.client == client && first.came > settings.of_first_client;
+            let unheard = settings.first_connection_is_lost && destination_id(datagram) == first.connection;
+            if !late && !unheard {
+                self.up.take(datagram, socket, self.server);
+            }
         }
+    }
+}
+
+/// Who came first.
+struct First {
+    client: SocketAddr,
+    /// The id that a client gives its server until that has answered.
+    connection: Vec<u8>,
+    came: u64,
+}
+
+/// Of a packet with a long header (RFC 8999, section 5.1).
+fn destination_id(datagram: &[u8]) -> &[u8] {
+    const LONG_HEADER: u8 = 0x80;
+    match datagram {
+        [first, _, _, _, _, length, rest @ ..] if first & LONG_HEADER != 0 => {
+            rest.get(..usize::from(*length)).unwrap_or_default()
+        }
+        _ => &[],
     }
 }
 
