@@ -82,6 +82,15 @@ fn a_shallow_queue_is_not_flooded() {
 }
 
 #[test]
+fn a_way_back_with_a_hundredth_of_the_rate_holds_nothing_up() {
+    let mut network = Network::new(Link::new(50.0, 50).loss(0.005));
+    network.change_back(|back| back.rate = 0.5e6);
+    let flow = network.flow(Congestion::Haul, 1000 * MEGABYTE, 0.0);
+    network.run(10.0);
+    assert!(network.rate(flow, 4.0, 10.0) > 0.85 * 0.947 * 50e6, "{}", network.rate(flow, 4.0, 10.0));
+}
+
+#[test]
 fn two_transfers_at_once_get_equal_parts_and_keep_the_queue_short() {
     let mut network = Network::new(Link::new(40.0, 50));
     let flows = [0, 1].map(|_| network.flow(Congestion::Haul, 1000 * MEGABYTE, 0.0));

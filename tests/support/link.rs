@@ -225,6 +225,11 @@ impl Network {
         flow
     }
 
+    /// Changes the way back from the server.
+    pub(crate) fn change_back(&mut self, change: impl Fn(&mut Link)) {
+        change(&mut self.wires[SERVER].link);
+    }
+
     /// Changes both directions of the link at second `at`.
     pub(crate) fn change(&mut self, at: f64, change: impl Fn(&mut Link) + 'static) {
         self.at(self.start + Duration::from_secs_f64(at), What::Change(Box::new(change)));

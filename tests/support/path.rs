@@ -171,13 +171,14 @@ impl Relay {
                 }
             };
             let datagram = &buffer[..length];
-            let first =
-                first.get_or_insert_with(|| First { client, connection: destination_id(datagram).into(), came: 0 });
-            first.came += u64::from(first.client == client);
+            let id = destination_id(datagram);
+            // What asks the system whether anybody listens may come before it.
+            if first.is_none() && !id.is_empty() {
+                first = Some(First { client, connection: id.into(), came: 0 });
+            }
             let settings = lock(&self.up.state).settings.clone();
-            let late = first.client == client && first.came > settings.of_first_client;
-            let unheard = settings.first_connection_is_lost && destination_id(datagram) == first.connection;
-            if !late && !unheard {
+            let lost = first.as_mut().is_some_and(|first| first.is_lost(client, id, &settings));
+            if !lost {
                 self.up.take(datagram, socket, self.server);
             }
         }
@@ -190,6 +191,15 @@ struct First {
     /// The id that a client gives its server until that has answered.
     connection: Vec<u8>,
     came: u64,
+}
+
+impl First {
+    /// Whether another datagram is lost, because it is of the first.
+    fn is_lost(&mut self, client: SocketAddr, id: &[u8], settings: &Settings) -> bool {
+        self.came += u64::from(self.client == client);
+        let late = self.client == client && self.came > settings.of_first_client;
+        late || settings.first_connection_is_lost && id == self.connection
+    }
 }
 
 /// Of a packet with a long header (RFC 8999, section 5.1).
