@@ -32,7 +32,7 @@ use crate::trust::ServerTrust;
 use crate::wire::{Components, Durability, List, Push, Take};
 
 use link::Link;
-use operation::{Operation, Pulling};
+use operation::{Operation, Pulling, wire_filter};
 use retry::{Retry, passes, reason};
 
 /// How long closing waits for its last packet to go out.
@@ -153,7 +153,7 @@ impl Client {
     /// # Errors
     /// What ends the session as a whole. Files that fail do not: see [`Sent::failures`](crate::sender::Sent::failures).
     pub async fn push(&self, options: &PushOptions, observer: Observer) -> Result<Outcome> {
-        unfiltered_mirror(&options.take, &options.walk)?;
+        unlisted_mirror(&options.take, &options.walk)?;
         let link = self.link();
         observer(Event::Connected { address: link.connection.remote_address(), key_id: self.key_id.to_string() });
         let (trees, unsendable) = look_at(options.sources.clone(), options.walk.follow).await?;
@@ -169,6 +169,7 @@ impl Client {
             directory: options.sources.len() == 1 && first.directory,
             durability: options.durability,
             take: Some(options.take).filter(|take| *take != Take::default()),
+            filter: if options.take.delete.is_some() { wire_filter(&options.walk.filter)? } else { None },
         };
         let index = self.config.index.clone().filter(|_| !options.take.no_dedupe);
         let walk = WalkOptions { index, ..options.walk.clone() };
@@ -203,6 +204,7 @@ impl Client {
             directory: false,
             durability: options.durability,
             take: Some(options.take).filter(|take| *take != Take::default()),
+            filter: None,
         };
         let sender = Sender::of_pipe(name, Pipe::new(input), observer.clone()).map_err(Error::Refused)?;
         self.persist(link, Operation::Push { push, sender: Box::new(sender) }, &observer).await
@@ -218,7 +220,7 @@ impl Client {
     /// What ends the session as a whole; [`Error::Usage`] for sources that cannot be asked for together; [`Error::Io`] when
     /// the destination cannot be made or opened.
     pub async fn pull(&self, options: &PullOptions, observer: Observer) -> Result<Outcome> {
-        unfiltered_mirror(&options.take, &options.walk)?;
+        unlisted_mirror(&options.take, &options.walk)?;
         let link = self.link();
         observer(Event::Connected { address: link.connection.remote_address(), key_id: self.key_id.to_string() });
         let pulling = Pulling::new(options.clone(), self.key_id, &self.config, observer.clone())?;
@@ -379,10 +381,10 @@ impl Client {
     }
 }
 
-/// A mirror would remove what was left out.
-fn unfiltered_mirror(take: &Take, walk: &WalkOptions) -> Result<()> {
-    match take.delete.is_some() && !walk.filter.is_empty() {
-        true => Err(Error::Usage("a mirror takes no filters yet: it would have to know what they spare there".into())),
+/// What a list does not name would go.
+fn unlisted_mirror(take: &Take, walk: &WalkOptions) -> Result<()> {
+    match take.delete.is_some() && walk.filter.only.is_some() {
+        true => Err(Error::Usage("a mirror takes no list of names: all that is not on it would go; use rules".into())),
         false => Ok(()),
     }
 }

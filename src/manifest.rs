@@ -1,7 +1,7 @@
 //! What a session is about: the trees to send, walked into entries, and the receiver's verdicts.
 
 mod follow;
-mod ignored;
+pub(crate) mod ignored;
 
 use std::path::Path;
 use std::sync::Arc;

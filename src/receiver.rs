@@ -27,7 +27,7 @@ pub(crate) use claims::Claimed;
 pub use claims::Claims;
 use compare::Compare;
 pub use ledger::Ledger;
-use mirror::{Announced, Mirror};
+use mirror::{Announced, Cleared};
 use names::Names;
 pub use place::{Asked, Place, Sources};
 use unanswered::Unanswered;
@@ -47,6 +47,7 @@ use tracing::Instrument;
 use crate::budget::Window;
 use crate::config::Config;
 use crate::error::{Code, Error, Result, Why};
+use crate::filter::Filter;
 use crate::index::Index;
 use crate::manifest::Verdict;
 use crate::owners::Owners;
@@ -107,6 +108,8 @@ pub struct Receiving {
     pub asked: Asked,
     /// How entries are taken.
     pub take: Take,
+    /// What a mirror does not remove, though it is not announced. It is left out at the sender by the same rules.
+    pub spared: Filter,
     /// What of the metadata that is announced on demand is kept.
     pub keep: Keep,
     /// The key of the sender, which partials are bound to.
@@ -153,6 +156,7 @@ pub struct Receiver {
     transfers: TaskTracker,
     /// Where a mirror's entries stand.
     announced: Announced,
+    cleared: Cleared,
     /// How many things a mirror has removed, and why not all.
     removed: OnceLock<(u64, Option<Why>)>,
     /// The session goes on over another connection, or is over: what fails here from now on has not failed by itself.
@@ -217,6 +221,7 @@ impl Receiver {
             unsent: AtomicU64::new(0),
             transfers: TaskTracker::new(),
             announced: Announced::default(),
+            cleared: Cleared::default(),
             removed: OnceLock::new(),
             given_up: CancellationToken::new(),
         })
@@ -285,34 +290,24 @@ impl Receiver {
     /// Removes what a mirror has to, once everything else has gone well, and tells of each thing. Cancelled, it ends with
     /// the thing that it is at.
     pub(crate) async fn mirror(self: &Arc<Self>, tell: mpsc::Sender<RelativePath>) {
-        let Some(delete) = self.session.take.delete else { return };
+        if self.session.take.delete.is_none() {
+            return;
+        }
         self.transfers.close();
         self.transfers.wait().await;
         let receiver = self.clone();
         let failed = self.failed.load(Ordering::Relaxed) + self.unsent.load(Ordering::Relaxed);
         let connected = self.session.window.connection().close_reason().is_none();
-        let removed = match failed == 0 && connected && self.session.ledger.is_whole() {
-            false => Err(Why::new(Code::Cancelled, "not everything was there to compare with, or has arrived")),
-            true => {
-                blocking(move || {
-                    let (Place::Into(place) | Place::As(place)) = &receiver.session.place;
-                    let mirror = Mirror {
-                        store: &*receiver.session.store,
-                        place,
-                        announced: &receiver.announced,
-                        delete,
-                        dry_run: receiver.session.take.dry_run,
-                    };
-                    Ok(mirror.remove(|path| {
-                        (receiver.session.observer)(Event::Removed { path: path.clone() });
-                        tell.blocking_send(path).is_ok()
-                    }))
-                })
-                .await
-            }
-        };
+        let is_whole = failed == 0 && connected && self.session.ledger.is_whole();
+        let removed = blocking(move || {
+            let tell = |path: RelativePath| {
+                (receiver.session.observer)(Event::Removed { path: path.clone() });
+                tell.blocking_send(path).is_ok()
+            };
+            Ok(receiver.as_mirror().map_or((0, None), |mirror| mirror.remove(is_whole, tell)))
+        });
         // Set once: a session has one mirror.
-        let _ = self.removed.set(removed.unwrap_or_else(|why| (0, Some(why))));
+        let _ = self.removed.set(removed.await.unwrap_or_else(|why| (0, Some(why))));
     }
 
     /// What stands on the disk of all that this session brought. To be called when the sender has ended it.

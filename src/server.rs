@@ -427,12 +427,13 @@ fn receivers(
     window: Arc<Window>,
 ) -> MakeReceiver {
     let shared = shared.clone();
-    Box::new(move |push, place| {
+    Box::new(move |push, place, spared| {
         Receiver::new(Receiving {
             store: shared.store.clone(),
             place,
             asked: Asked::Any,
             take: push.take.unwrap_or_default(),
+            spared,
             keep: Keep { owner: shared.config.allow_owner, xattrs: true, ..Keep::default() },
             owner,
             durability: push.durability,

@@ -61,6 +61,7 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             directory: false,
             durability: Durability::Synced,
             take: None,
+            filter: None,
         }),
         all(&Push {
             session,
@@ -70,6 +71,7 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             directory: true,
             durability: Durability::Synced,
             take: Some(Take { checksum: true, delete: Some(Delete { most: Some(100) }), ..Take::default() }),
+            filter: Some(WireFilter { rules: vec![b"*.o".to_vec().into()], gitignore: false }),
         }),
         all(&Pull {
             session,

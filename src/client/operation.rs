@@ -12,7 +12,7 @@ use crate::bucket::Limits;
 use crate::budget::Window;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::filter::is_pattern;
+use crate::filter::{Filter, is_pattern};
 use crate::identity::KeyId;
 use crate::limits::within_open_files;
 use crate::manifest::{Follow, MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
@@ -91,6 +91,18 @@ impl Operation {
     }
 }
 
+/// Rules as they travel, if there are any.
+pub(super) fn wire_filter(filter: &Filter) -> Result<Option<WireFilter>> {
+    let written = filter.rules.written();
+    if written.len() > MAX_WIRE_RULES || written.iter().map(Vec::len).sum::<usize>() > MAX_WIRE_RULES_BYTES {
+        return Err(Error::Usage(format!(
+            "a server takes {MAX_WIRE_RULES} rules and {MAX_WIRE_RULES_BYTES} bytes of them; use fewer"
+        )));
+    }
+    let rules: Vec<_> = written.iter().map(|rule| rule.clone().into()).collect();
+    Ok((filter.gitignore || !rules.is_empty()).then_some(WireFilter { rules, gitignore: filter.gitignore }))
+}
+
 /// A pull, and what of it lasts as long as the session.
 pub(super) struct Pulling {
     pull: Pull,
@@ -125,15 +137,6 @@ impl Pulling {
                 "a list of names is for what is sent from here; name to the server what it is to send".into(),
             ));
         }
-        let written = filter.rules.written();
-        if written.len() > MAX_WIRE_RULES || written.iter().map(Vec::len).sum::<usize>() > MAX_WIRE_RULES_BYTES {
-            return Err(Error::Usage(format!(
-                "a server takes {MAX_WIRE_RULES} rules and {MAX_WIRE_RULES_BYTES} bytes of them; use fewer"
-            )));
-        }
-        let rules: Vec<_> = written.iter().map(|rule| rule.clone().into()).collect();
-        let filter =
-            (filter.gitignore || !rules.is_empty()).then_some(WireFilter { rules, gitignore: filter.gitignore });
         let pull = Pull {
             session: session_id()?,
             sources: options.sources.iter().map(Components::from).collect(),
@@ -142,7 +145,7 @@ impl Pulling {
             limit: config.limit.map(Rate::bytes),
             checksum: options.walk.checksum.then_some(true),
             follow: (options.walk.follow != Follow::Never).then_some(true),
-            filter,
+            filter: wire_filter(filter)?,
             xattrs: options.walk.xattrs.then_some(true),
             owner: options.walk.owner.then_some(true),
         };
@@ -195,6 +198,7 @@ impl Pulling {
             },
             place: destination.place,
             take: self.options.take,
+            spared: self.options.walk.filter.clone(),
             keep: Keep { owner: walk.owner, numeric_ids: walk.numeric_ids, xattrs: walk.xattrs },
             owner: self.key_id.0,
             durability: self.options.durability,

@@ -9,7 +9,7 @@ use crate::store::Store;
 use crate::wire::Kind;
 
 /// The rules of one .gitignore, and those that hold where it says nothing.
-pub(super) struct Scope {
+pub(crate) struct Scope {
     rules: Rules,
     /// The directory that they are anchored at, as it is named on the wire.
     base: RelativePath,
@@ -19,7 +19,7 @@ pub(super) struct Scope {
 impl Scope {
     /// The rules that hold in a directory: its own before those from above. A directory with a `.git` is a repository of
     /// its own, in which none from above hold.
-    pub(super) fn of(
+    pub(crate) fn of(
         store: &dyn Store,
         directory: &RelativePath,
         base: &RelativePath,
@@ -64,7 +64,7 @@ impl Scope {
 
 /// Whether something is to be left out, by its name on the wire, where all of its tree stands below `top`. A source that
 /// is a directory is where rules are anchored, and never is.
-pub(super) fn excludes(
+pub(crate) fn excludes(
     filter: &Filter,
     scope: Option<&Scope>,
     top: &RelativePath,
@@ -81,7 +81,7 @@ pub(super) fn excludes(
 }
 
 /// A name relative to a directory that it stands below.
-pub(super) fn below<'a>(base: &RelativePath, path: &'a RelativePath) -> &'a [u8] {
+pub(crate) fn below<'a>(base: &RelativePath, path: &'a RelativePath) -> &'a [u8] {
     let below = path.as_bytes().get(base.as_bytes().len()..).unwrap_or_default();
     below.strip_prefix(b"/").unwrap_or(below)
 }

@@ -26,7 +26,7 @@ impl Receiver {
     }
 
     /// Whether all that is to be set, but for the time, stands as it should.
-    pub(super) fn stands_so(&self, attributes: &Attributes, path: &RelativePath, there: &Metadata) -> bool {
+    pub(super) fn has_attributes(&self, attributes: &Attributes, path: &RelativePath, there: &Metadata) -> bool {
         let bits = attributes.mode_bits(there.kind == Some(Kind::File));
         let same_mode = attributes.mode.is_none_or(|mode| mode == there.mode & bits);
         let same_owner = attributes.owner.is_none_or(|owner| owner == there.owner);

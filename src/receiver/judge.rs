@@ -8,8 +8,8 @@ use crate::error::{Code, Result, Why};
 use crate::manifest::Verdict;
 use crate::path::RelativePath;
 use crate::progress::Settled;
-use crate::store::Claim;
 use crate::store::fault::refusal;
+use crate::store::{Attributes, Claim, Metadata};
 use crate::wire::{Durability, Entry, Existing, Kind, Time};
 
 pub(super) enum Judged {
@@ -57,119 +57,172 @@ impl Receiver {
     }
 
     fn judge_one(&self, entry: Entry) -> Result<Judged, Why> {
-        let store = &*self.session.store;
         let name = self.session.asked.check(&entry)?;
         let path = self.session.place.of(&name)?;
         self.check_case(&path)?;
+        let there = match self.session.store.stat(&path) {
+            // What stands in the place of a directory above goes as well.
+            Err(why) if matches!(why.code, Code::NotDirectory | Code::Symlink) && self.replaces() => None,
+            there => there?,
+        };
         let attributes = self.attributes(&entry, &path);
-        let there = store.stat(&path)?;
-        let there = there.as_ref();
-        let same_time = there.is_some_and(|m| entry.modified.is_none_or(|modified| is_kept(modified, m.modified)));
-        let stands_so = || there.is_some_and(|there| self.stands_so(&attributes, &path, there));
-        let kind = there.map(|m| m.kind);
+        let same_time =
+            there.as_ref().is_some_and(|m| entry.modified.is_none_or(|modified| is_kept(modified, m.modified)));
+        let case = Case { attributes, there, same_time, name, path, entry };
         let take = self.session.take;
         if take.delete.is_some() {
-            self.announced.insert(&path);
+            self.announced.insert(&case.path);
         }
-        if entry.kind != Kind::Directory && take.existing == Existing::Skip && there.is_some() {
-            if take.delete.is_some() && kind == Some(Some(Kind::Directory)) {
+        if case.entry.kind != Kind::Directory && take.existing == Existing::Skip && case.there.is_some() {
+            if take.delete.is_some() && case.is(Kind::Directory) {
                 // A mirror would take what is in it for left over.
-                return Err(refusal(Code::IsDirectory, &path));
+                return Err(refusal(Code::IsDirectory, &case.path));
             }
-            self.stands(entry.id, entry.hard_link, &path);
+            self.stands(case.entry.id, case.entry.hard_link, &case.path);
             return Ok(Judged::Skip);
         }
-        // Whether what is the same may stay, and whether what is not must.
-        let (stays, guarded) =
-            (take.existing != Existing::Overwrite, take.existing == Existing::Fail && there.is_some());
-        match entry.kind {
-            Kind::Directory => match kind {
-                Some(Some(Kind::Directory)) if same_time && stands_so() => Ok(Judged::Skip),
-                // The served directory itself belongs to whoever serves it.
-                Some(Some(Kind::Directory)) if path.is_root() => Ok(Judged::Skip),
-                Some(Some(Kind::Directory)) | None if take.dry_run => Ok(Judged::Done),
-                Some(Some(Kind::Directory)) | None => {
-                    store.make_directory(&path)?;
-                    self.unkept.count(&path, store.set_attributes(&path, &attributes)?);
-                    Ok(Judged::Done)
-                }
-                Some(_) => Err(refusal(Code::NotDirectory, &path)),
-            },
-            Kind::Symlink => {
-                let target = entry.target.unwrap_or_default();
-                match kind {
-                    Some(Some(Kind::Symlink))
-                        if stays && same_time && stands_so() && store.read_link(&path)? == target =>
-                    {
-                        Ok(Judged::Skip)
-                    }
-                    Some(Some(Kind::Directory)) => Err(refusal(Code::IsDirectory, &path)),
-                    _ if guarded => Err(refusal(Code::Exists, &path)),
-                    _ if take.dry_run => Ok(Judged::Done),
-                    _ => {
-                        self.unkept.count(&path, store.make_symlink(&path, &target, &attributes)?);
-                        self.committed.fetch_add(1, Ordering::Relaxed);
-                        Ok(Judged::Done)
-                    }
-                }
-            }
-            Kind::File => {
-                let size = entry.size;
-                if size.is_none() && matches!(self.session.place, Place::Into(_)) {
-                    let text =
-                        format!("{path}: what comes out of a pipe needs a full name, and a directory stands there");
-                    return Err(Why::new(Code::IsDirectory, text));
-                }
-                if take.dry_run && !guarded && entry.hard_link.is_some_and(|first| first != entry.id) {
-                    return Ok(if stays && there.is_some_and(|m| m.links > 1) { Judged::Skip } else { Judged::Done });
-                }
-                if !guarded && let Some(judged) = self.judge_name(&entry, &path, there) {
-                    return Ok(judged);
-                }
-                match kind {
-                    Some(Some(Kind::Directory)) => return Err(refusal(Code::IsDirectory, &path)),
-                    Some(None) => {
-                        let text = format!("{path} is a FIFO, socket or device there; remove it first");
-                        return Err(Why::new(Code::Special, text));
-                    }
-                    Some(Some(Kind::File))
-                        if stays
-                            && !take.checksum
-                            && same_time
-                            && there.is_some_and(|m| Some(m.size) == size)
-                            && entry.modified.is_some() =>
-                    {
-                        if !take.dry_run && !stands_so() {
-                            self.unkept.count(&path, store.set_attributes(&path, &attributes)?);
-                        }
-                        self.stands(entry.id, entry.hard_link, &path);
-                        return Ok(Judged::Skip);
-                    }
-                    _ => {}
-                }
-                let same_size = there.is_some_and(|m| m.kind == Some(Kind::File) && Some(m.size) == size);
-                let compare = entry.digest.filter(|_| take.checksum && stays && same_size);
-                let compare = compare.map(|digest| Compare { digest, same_attributes: same_time && stands_so() });
-                if compare.is_none() && guarded {
-                    return Err(refusal(Code::Exists, &path));
-                }
-                if compare.is_none() && take.dry_run {
-                    return Ok(Judged::Done);
-                }
-                let known = size.unwrap_or(Claim::UNKNOWN_SIZE);
-                let claim = Claim { owner: self.session.owner, size: known, modified: entry.modified };
-                if size == Some(0) && compare.is_none() {
-                    let lapses = store.create(&path, &claim)?.commit(&attributes, Durability::Visible)?;
-                    self.unkept.count(&path, lapses);
-                    self.stands(entry.id, entry.hard_link, &path);
-                    self.committed.fetch_add(1, Ordering::Relaxed);
-                    return Ok(Judged::Done);
-                }
-                let (id, hard_link, digest) = (entry.id, entry.hard_link, entry.digest);
-                let wanted = Wanted { id, name, path, size, attributes, claim, hard_link, digest, compare };
-                Ok(Judged::Want(Box::new(wanted)))
-            }
+        match case.entry.kind {
+            Kind::Directory => self.judge_directory(&case),
+            Kind::Symlink => self.judge_symlink(&case),
+            Kind::File => self.judge_file(case),
         }
+    }
+
+    fn judge_directory(&self, case: &Case) -> Result<Judged, Why> {
+        let Case { path, attributes, .. } = case;
+        let (store, dry_run) = (&*self.session.store, self.session.take.dry_run);
+        if case.is(Kind::Directory) {
+            // The served directory itself belongs to whoever serves it.
+            if path.is_root() || case.same_time && self.stands_so(case) {
+                return Ok(Judged::Skip);
+            }
+        } else if case.there.is_some() && !self.replaces() {
+            return Err(refusal(Code::NotDirectory, path));
+        }
+        if !dry_run {
+            self.make_room(path, Kind::Directory)?;
+            store.make_directory(path)?;
+            self.unkept.count(path, store.set_attributes(path, attributes)?);
+        }
+        Ok(Judged::Done)
+    }
+
+    fn judge_symlink(&self, case: &Case) -> Result<Judged, Why> {
+        let Case { path, attributes, .. } = case;
+        let store = &*self.session.store;
+        let target = case.entry.target.as_deref().unwrap_or_default();
+        let same = case.is(Kind::Symlink) && case.same_time && self.may_stay() && self.stands_so(case);
+        if same && store.read_link(path)? == target {
+            return Ok(Judged::Skip);
+        }
+        if case.is(Kind::Directory) && !self.replaces() {
+            return Err(refusal(Code::IsDirectory, path));
+        }
+        if self.guards(case) {
+            return Err(refusal(Code::Exists, path));
+        }
+        if !self.session.take.dry_run {
+            self.make_room(path, case.entry.kind)?;
+            self.unkept.count(path, store.make_symlink(path, target, attributes)?);
+            self.committed.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(Judged::Done)
+    }
+
+    fn judge_file(&self, case: Case) -> Result<Judged, Why> {
+        let (store, take, stays, guarded) =
+            (&*self.session.store, self.session.take, self.may_stay(), self.guards(&case));
+        let Case { entry, path, .. } = &case;
+        let (size, there) = (entry.size, case.there.as_ref());
+        if size.is_none() && matches!(self.session.place, Place::Into(_)) {
+            let text = format!("{path}: what comes out of a pipe needs a full name, and a directory stands there");
+            return Err(Why::new(Code::IsDirectory, text));
+        }
+        if take.dry_run && !guarded && entry.hard_link.is_some_and(|first| first != entry.id) {
+            return Ok(if stays && there.is_some_and(|m| m.links > 1) { Judged::Skip } else { Judged::Done });
+        }
+        if !guarded && let Some(judged) = self.judge_name(entry, path, there) {
+            return Ok(judged);
+        }
+        match there.map(|m| m.kind) {
+            _ if self.replaces() => {}
+            Some(Some(Kind::Directory)) => return Err(refusal(Code::IsDirectory, path)),
+            Some(None) => {
+                let text = format!("{path} is a FIFO, socket or device there; remove it first");
+                return Err(Why::new(Code::Special, text));
+            }
+            _ => {}
+        }
+        let same_size = case.is(Kind::File) && there.is_some_and(|m| Some(m.size) == size);
+        let may_be_same = stays && same_size;
+        if may_be_same && !take.checksum && case.same_time && entry.modified.is_some() {
+            if !take.dry_run && !self.stands_so(&case) {
+                self.unkept.count(path, store.set_attributes(path, &case.attributes)?);
+            }
+            self.stands(entry.id, entry.hard_link, path);
+            return Ok(Judged::Skip);
+        }
+        let compare = entry.digest.filter(|_| take.checksum && may_be_same);
+        let compare =
+            compare.map(|digest| Compare { digest, same_attributes: case.same_time && self.stands_so(&case) });
+        if compare.is_none() && guarded {
+            return Err(refusal(Code::Exists, path));
+        }
+        if compare.is_none() && take.dry_run {
+            return Ok(Judged::Done);
+        }
+        let known = size.unwrap_or(Claim::UNKNOWN_SIZE);
+        let claim = Claim { owner: self.session.owner, size: known, modified: entry.modified };
+        if size == Some(0) && compare.is_none() {
+            self.make_room(path, case.entry.kind)?;
+            let lapses = store.create(path, &claim)?.commit(&case.attributes, Durability::Visible)?;
+            self.unkept.count(path, lapses);
+            self.stands(entry.id, entry.hard_link, path);
+            self.committed.fetch_add(1, Ordering::Relaxed);
+            return Ok(Judged::Done);
+        }
+        let (id, hard_link, digest) = (entry.id, entry.hard_link, entry.digest);
+        let Case { name, path, attributes, .. } = case;
+        let wanted = Wanted { id, name, path, size, attributes, claim, hard_link, digest, compare };
+        Ok(Judged::Want(Box::new(wanted)))
+    }
+
+    /// Whether what is the same may stay.
+    fn may_stay(&self) -> bool {
+        self.session.take.existing != Existing::Overwrite
+    }
+
+    /// Whether what is there and differs must stay.
+    fn guards(&self, case: &Case) -> bool {
+        self.session.take.existing == Existing::Fail && case.there.is_some()
+    }
+
+    /// Whether a thing of another kind goes, with all that is in it: only a mirror does that.
+    pub(super) fn replaces(&self) -> bool {
+        let take = self.session.take;
+        take.delete.is_some() && matches!(take.existing, Existing::Update | Existing::Overwrite)
+    }
+
+    fn stands_so(&self, case: &Case) -> bool {
+        case.there.as_ref().is_some_and(|there| self.has_attributes(&case.attributes, &case.path, there))
+    }
+}
+
+/// An entry, and what stands where it is to come.
+struct Case {
+    entry: Entry,
+    /// As the sender named it.
+    name: RelativePath,
+    path: RelativePath,
+    attributes: Attributes,
+    there: Option<Metadata>,
+    same_time: bool,
+}
+
+impl Case {
+    /// Whether what stands there is one.
+    fn is(&self, kind: Kind) -> bool {
+        self.there.as_ref().is_some_and(|there| there.kind == Some(kind))
     }
 }
 

@@ -1,16 +1,21 @@
 //! A mirror's last step: what stands at the destination and was not announced is removed.
 
 use std::collections::HashSet;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use super::lock;
+use super::{Place, Receiver, lock};
 use crate::error::{Code, Result, Why};
+use crate::filter::Filter;
+use crate::manifest::ignored::{Scope, excludes};
 use crate::path::RelativePath;
 use crate::store::{Attributes, Store};
-use crate::wire::{Delete, Kind, Time};
+use crate::wire::{Delete, Kind, Take, Time};
 
 /// Entries that are remembered, at most: some 32 bytes each. A larger mirror removes nothing.
 const MAX_ANNOUNCED: usize = 4 << 20;
+
+/// Paths that are remembered to tell of them; what has gone beyond is counted only.
+const MAX_TOLD: usize = 1 << 14;
 
 /// What was announced, by digest: a path takes ten times that.
 #[derive(Debug, Default)]
@@ -41,28 +46,69 @@ fn short(path: &RelativePath) -> [u8; 16] {
     digest
 }
 
+/// What has gone before the end, from directories that stood where files and links were to come.
+#[derive(Debug, Default)]
+pub(super) struct Cleared(Mutex<(u64, Vec<RelativePath>)>);
+
 /// What is removed, and how.
 pub(super) struct Mirror<'a> {
     pub(super) store: &'a dyn Store,
     /// Everything is below this.
     pub(super) place: &'a RelativePath,
     pub(super) announced: &'a Announced,
+    /// What stays though it was not announced.
+    pub(super) spared: &'a Filter,
+    pub(super) cleared: &'a Cleared,
     pub(super) delete: Delete,
     pub(super) dry_run: bool,
 }
 
+impl Receiver {
+    /// What this session mirrors, if it does.
+    pub(super) fn as_mirror(&self) -> Option<Mirror<'_>> {
+        let (Place::Into(place) | Place::As(place)) = &self.session.place;
+        let Take { delete, dry_run, .. } = self.session.take;
+        let (store, spared) = (&*self.session.store, &self.session.spared);
+        let (announced, cleared) = (&self.announced, &self.cleared);
+        delete.map(|delete| Mirror { store, place, announced, spared, cleared, delete, dry_run })
+    }
+
+    /// Removes what stands where a mirror's entry of another kind is about to come, and in the place of the directories above
+    /// it. Nothing else than a mirror does that. Blocks.
+    pub(super) fn make_room(&self, path: &RelativePath, kind: Kind) -> Result<(), Why> {
+        let Some(mirror) = self.as_mirror().filter(|_| self.replaces() && !self.session.take.dry_run) else {
+            return Ok(());
+        };
+        let mut above = RelativePath::default();
+        for (depth, name) in path.components().enumerate() {
+            if depth > mirror.place.components().count() {
+                mirror.make_way(&above)?;
+            }
+            above = above.join(name)?;
+        }
+        if kind == Kind::Directory { mirror.make_way(path) } else { mirror.clear(path) }
+    }
+}
+
 impl Mirror<'_> {
-    /// Removes all that was not announced, or nothing; tells of each thing, as long as somebody listens. Returns how much went,
-    /// and why not all of it. Directories keep their time. Blocks.
-    pub(super) fn remove(&self, tell: impl FnMut(RelativePath) -> bool) -> (u64, Option<Why>) {
-        match self.check().and_then(|()| self.remove_all(tell)) {
-            Ok(removed) => removed,
-            Err(why) => (0, Some(why)),
+    /// Removes all that was not announced, or nothing if not all of the source `is_whole`; tells of each thing, as long as
+    /// somebody listens. Returns how much went, and why not all of it. Directories keep their time. Blocks.
+    pub(super) fn remove(&self, is_whole: bool, mut tell: impl FnMut(RelativePath) -> bool) -> (u64, Option<Why>) {
+        let (cleared, paths) = std::mem::take(&mut *lock(&self.cleared.0));
+        let heard = paths.into_iter().all(&mut tell);
+        let whole = match (is_whole, heard) {
+            (true, true) => Ok(()),
+            (true, false) => Err(Code::Cancelled.into()),
+            (false, _) => Err(Why::new(Code::Cancelled, "not everything was there to compare with, or has arrived")),
+        };
+        match whole.and_then(|()| self.check(cleared)).and_then(|()| self.remove_all(cleared, tell)) {
+            Ok((removed, why)) => (cleared + removed, why),
+            Err(why) => (cleared, Some(why)),
         }
     }
 
-    /// Whether anything may be removed at all.
-    fn check(&self) -> Result<(), Why> {
+    /// Whether anything may be removed at all, after so many.
+    fn check(&self, cleared: u64) -> Result<(), Why> {
         if self.announced.count() > MAX_ANNOUNCED {
             return Err(Why::new(Code::TooMany, format!("over {MAX_ANNOUNCED} entries were announced")));
         }
@@ -71,27 +117,39 @@ impl Mirror<'_> {
             let text = "the source is empty, so all would go; if that is meant, say --max-delete";
             return Err(Why::new(Code::TooMany, text));
         }
-        let mut doomed = 0;
-        self.walk(|_| {
-            doomed += 1;
-            Ok(true)
-        })?;
+        self.may_go(cleared + self.count(self.place, false)?)
+    }
+
+    /// Whether so many may go in all.
+    fn may_go(&self, count: u64) -> Result<(), Why> {
         match self.delete.most {
-            Some(most) if doomed > most => Err(Why::new(Code::TooMany, format!("{doomed} would go, and {most} may"))),
+            Some(most) if count > most => Err(Why::new(Code::TooMany, format!("{count} would go, and {most} may"))),
             _ => Ok(()),
         }
     }
 
-    fn remove_all(&self, mut tell: impl FnMut(RelativePath) -> bool) -> Result<(u64, Option<Why>), Why> {
+    fn count(&self, root: &RelativePath, doomed: bool) -> Result<u64, Why> {
+        let mut count = 0;
+        self.walk(root, doomed, |path| {
+            count += u64::from(path != root);
+            Ok(true)
+        })?;
+        Ok(count)
+    }
+
+    fn remove_all(&self, cleared: u64, mut tell: impl FnMut(RelativePath) -> bool) -> Result<(u64, Option<Why>), Why> {
         let (mut removed, mut failed) = (0, None);
-        let depth = self.place.components().count();
-        self.walk(|path| {
+        self.walk(self.place, false, |path| {
+            // Something may have come since it was counted.
+            if let Err(why) = self.may_go(cleared + removed + 1) {
+                failed.get_or_insert(why);
+                return Ok(false);
+            }
             let gone = if self.dry_run { Ok(()) } else { self.store.remove(path) };
             match gone {
                 Ok(()) => {
                     removed += 1;
-                    let below = RelativePath::from_components(path.components().skip(depth))?;
-                    if tell(below) { Ok(true) } else { Err(Code::Cancelled.into()) }
+                    if tell(self.below(path)?) { Ok(true) } else { Err(Code::Cancelled.into()) }
                 }
                 // Somebody else was faster.
                 Err(why) if why.code == Code::NotFound => Ok(true),
@@ -104,11 +162,60 @@ impl Mirror<'_> {
         Ok((removed, failed))
     }
 
+    fn below(&self, path: &RelativePath) -> Result<RelativePath, Why> {
+        Ok(RelativePath::from_components(path.components().skip(self.place.components().count()))?)
+    }
+
+    /// Removes what stands in the place of a directory.
+    fn make_way(&self, path: &RelativePath) -> Result<(), Why> {
+        let stands = || Ok::<_, Why>(self.store.stat(path)?.is_some_and(|there| there.kind != Some(Kind::Directory)));
+        if !stands()? {
+            return Ok(());
+        }
+        // One at a time, so that none removes what another has made there meanwhile.
+        let _cleared = lock(&self.cleared.0);
+        if stands()? { self.store.remove(path) } else { Ok(()) }
+    }
+
+    /// Removes a directory, with all that is in it, if one stands there. What is in it counts among what has gone.
+    fn clear(&self, path: &RelativePath) -> Result<(), Why> {
+        let is_directory =
+            || Ok::<_, Why>(self.store.stat(path)?.is_some_and(|there| there.kind == Some(Kind::Directory)));
+        if !is_directory()? {
+            return Ok(());
+        }
+        let count = self.count(path, true)?;
+        let so_far = lock(&self.cleared.0).0;
+        self.may_go(so_far + count).map_err(|why| Why::new(why.code, format!("{path} is a directory there: {why}")))?;
+        self.walk(path, true, |gone| {
+            self.store.remove(gone)?;
+            if gone != path {
+                let mut cleared = lock(&self.cleared.0);
+                cleared.0 += 1;
+                if cleared.1.len() < MAX_TOLD {
+                    cleared.1.push(self.below(gone)?);
+                }
+            }
+            Ok(true)
+        })?;
+        match is_directory()? {
+            true => {
+                Err(Why::new(Code::IsDirectory, format!("{path} is a directory there with something that is spared")))
+            }
+            false => Ok(()),
+        }
+    }
+
     /// Walks what was not announced, what is in a directory before the directory itself, without following links. `visit`
     /// says whether it is gone: a directory in which something stays is left out.
-    fn walk(&self, mut visit: impl FnMut(&RelativePath) -> Result<bool, Why>) -> Result<(), Why> {
-        let top = self.store.stat(self.place)?.map(|there| there.modified);
-        let mut open = vec![self.level(self.place.clone(), top, false)?];
+    fn walk(
+        &self,
+        root: &RelativePath,
+        doomed: bool,
+        mut visit: impl FnMut(&RelativePath) -> Result<bool, Why>,
+    ) -> Result<(), Why> {
+        let top = self.store.stat(root)?.map(|there| there.modified);
+        let mut open = vec![self.level(root.clone(), top, doomed, self.scope_above(root)?)?];
         while let Some(level) = open.last_mut() {
             let Some(name) = level.names.pop() else {
                 let Some(level) = open.pop() else { break };
@@ -129,8 +236,16 @@ impl Mirror<'_> {
             };
             let Some(there) = self.store.stat(&path)? else { continue };
             let doomed = level.doomed || !self.announced.contains(&path);
+            let directory = there.kind == Some(Kind::Directory);
+            if doomed && excludes(self.spared, level.scope.as_deref(), self.place, &path, directory) {
+                level.stays = true;
+                continue;
+            }
             match there.kind {
-                Some(Kind::Directory) => open.push(self.level(path, Some(there.modified), doomed)?),
+                Some(Kind::Directory) => {
+                    let scope = level.scope.clone();
+                    open.push(self.level(path, Some(there.modified), doomed, scope)?);
+                }
                 _ if doomed => {
                     let gone = visit(&path)?;
                     level.stays |= !gone;
@@ -142,13 +257,32 @@ impl Mirror<'_> {
         Ok(())
     }
 
-    fn level(&self, path: RelativePath, modified: Option<Time>, doomed: bool) -> Result<Level, Why> {
+    /// The rules of .gitignore files that hold around a directory. They stand there as they do at the source.
+    fn scope_above(&self, directory: &RelativePath) -> Result<Option<Arc<Scope>>, Why> {
+        let (mut scope, mut above) = (None, RelativePath::default());
+        for (depth, name) in directory.components().enumerate() {
+            if self.spared.gitignore && depth >= self.place.components().count() {
+                scope = Scope::of(self.store, &above, &above, scope)?;
+            }
+            above = above.join(name)?;
+        }
+        Ok(scope)
+    }
+
+    fn level(
+        &self,
+        path: RelativePath,
+        modified: Option<Time>,
+        doomed: bool,
+        above: Option<Arc<Scope>>,
+    ) -> Result<Level, Why> {
+        let scope = if self.spared.gitignore { Scope::of(self.store, &path, &path, above)? } else { None };
         let mut names = match self.store.names(&path) {
             Err(why) if why.code == Code::NotFound => Vec::new(),
             names => names?,
         };
         names.sort_unstable_by(|a, b| b.cmp(a));
-        Ok(Level { path, names, modified, doomed, stays: false, changed: false })
+        Ok(Level { path, names, modified, doomed, scope, stays: false, changed: false })
     }
 
     /// Gives a directory the time back that it had before something in it went. It is no loss if it cannot be.
@@ -169,6 +303,7 @@ struct Level {
     modified: Option<Time>,
     /// It was not announced itself.
     doomed: bool,
+    scope: Option<Arc<Scope>>,
     /// Something in it stays that was not announced either.
     stays: bool,
     /// Something in it is gone.
@@ -203,8 +338,10 @@ mod tests {
         let all = Announced::default();
         announced.iter().for_each(|name| all.insert(&path(name)));
         let mut told = Vec::new();
-        let mirror = Mirror { store, place: &path("m"), announced: &all, delete: Delete { most }, dry_run };
-        let (removed, why) = mirror.remove(|path| {
+        let (place, spared, cleared) = (path("m"), Filter::default(), Cleared::default());
+        let (delete, announced) = (Delete { most }, &all);
+        let mirror = Mirror { store, place: &place, announced, spared: &spared, cleared: &cleared, delete, dry_run };
+        let (removed, why) = mirror.remove(true, |path| {
             told.push(path.to_string());
             true
         });

@@ -18,7 +18,7 @@ use crate::error::{Code, Result, Why};
 use crate::manifest::Verdict;
 use crate::store::fault::fault;
 use crate::stream::{Direction, MessageWriter, StreamError, silence, varint_of};
-use crate::wire::{Committed, ENCODING_RANGES, Failed, Held, Message, Plan, Range, Trailer, Working};
+use crate::wire::{Committed, ENCODING_RANGES, Failed, Held, Kind, Message, Plan, Range, Trailer, Working};
 
 /// Bytes that are written without waiting for more.
 const WRITE: usize = RUN;
@@ -96,17 +96,19 @@ impl Receiver {
         }
     }
 
-    async fn commit_small(&self, file: &Wanted, content: BytesMut, trailer: Trailer) -> Result<(), Why> {
+    async fn commit_small(self: &Arc<Self>, file: &Wanted, content: BytesMut, trailer: Trailer) -> Result<(), Why> {
         let claim = self.claim(file).await?;
         let permit = claim.or_superseded(self.session.permits.acquire()).await?;
         let (store, path, attributes) = (self.session.store.clone(), file.path.clone(), file.attributes.clone());
         let (source, durability, unkept) = (file.claim.clone(), self.session.durability, self.unkept.clone());
+        let receiver = self.clone();
         blocking(move || {
             // Claim and permit are held until the disk work ends, even if nobody waits for it any more.
             let _held = (claim, permit);
             if blake3::hash(&content) != trailer.digest {
                 return Err(Why::new(Code::Corrupt, "the content does not match its digest; send it again"));
             }
+            receiver.make_room(&path, Kind::File)?;
             let mut upload = create(&*store, &path, &source)?;
             if let Err(error) = upload.write_at(&content, 0) {
                 upload.discard();
@@ -128,7 +130,12 @@ impl Receiver {
                 return self.answer(Verdict::Done(file.id));
             }
             let (store, path, source) = (self.session.store.clone(), file.path.clone(), file.claim.clone());
-            let begun = blocking(move || Disk::begin(create(&*store, &path, &source)?, &path, source.size)).await;
+            let receiver = self.clone();
+            let begin = move || {
+                receiver.make_room(&path, Kind::File)?;
+                Disk::begin(create(&*store, &path, &source)?, &path, source.size)
+            };
+            let begun = blocking(begin).await;
             let (disk, held) = match begun {
                 Ok(begun) => begun,
                 Err(why) => return self.refuse(&file, why),

@@ -21,7 +21,7 @@ use crate::receiver::{Claims, Place, Receiver, Sources};
 use crate::sender::{Allowed, Sender, Sending};
 use crate::store::Store;
 use crate::stream::{MessageWriter, StreamError, varint_of};
-use crate::wire::{Components, Hello, List, Message, Pull, Push, Ready, Refused, Summary, Take};
+use crate::wire::{Components, Hello, List, Message, Pull, Push, Ready, Refused, Summary, Take, WireFilter};
 
 /// Serves one control stream: hello, request, and the session it asks for if there is room for one.
 pub(crate) async fn serve(server: &ServerSession, handle: u64, (mut reader, mut writer): Bi, room: bool) -> Result<()> {
@@ -72,8 +72,8 @@ pub(crate) struct ServerSession {
     pub(crate) receiver: MakeReceiver,
 }
 
-/// Makes the receiver of a push whose place is settled.
-pub(crate) type MakeReceiver = Box<dyn Fn(&Push, Place) -> Arc<Receiver> + Send + Sync>;
+/// Makes the receiver of a push whose place is settled, as is what it spares.
+pub(crate) type MakeReceiver = Box<dyn Fn(&Push, Place, Filter) -> Arc<Receiver> + Send + Sync>;
 
 async fn serve_push(server: &ServerSession, handle: u64, push: Push, (reader, mut writer): Bi) -> Result<()> {
     if !server.may_write {
@@ -92,14 +92,14 @@ async fn serve_push(server: &ServerSession, handle: u64, push: Push, (reader, mu
     };
     let (store, asked) = (server.store.clone(), push.clone());
     let settled = tokio::task::spawn_blocking(move || settle(&*store, &asked)).await;
-    let place = match settled.unwrap_or_else(|_| Err(Code::Internal.into())) {
-        Ok(place) => place,
+    let (place, spared) = match settled.unwrap_or_else(|_| Err(Code::Internal.into())) {
+        Ok(settled) => settled,
         Err(why) => return refuse(server, writer, why).await,
     };
     tracing::info!(id = %hex(&push.session), ?place, "push");
     let (Place::Into(shown) | Place::As(shown)) = &place;
     let ready = ready(shown.into());
-    let receiver = (server.receiver)(&push, place);
+    let receiver = (server.receiver)(&push, place, spared);
     let registration = server.sessions.register(handle);
     writer.write_within(&ready, server.config.deadline).await?;
     let received = receive_all(registration, receiver, (reader, writer), server.config.deadline, &server.stopping);
@@ -177,11 +177,8 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
 
 /// How a pull wants the server to walk.
 fn walk_options(pull: &Pull) -> Result<WalkOptions, Why> {
-    let asked = pull.filter.clone().unwrap_or_default();
-    let rules = Rules::new(asked.rules.into_iter().map(Vec::from).collect());
-    let rules = rules.map_err(|bad| Why::new(Code::Unsupported, bad.to_string()))?;
     Ok(WalkOptions {
-        filter: Filter { rules, gitignore: asked.gitignore, only: None },
+        filter: filter(pull.filter.as_ref())?,
         follow: if pull.follow == Some(true) { Follow::Within } else { Follow::Never },
         checksum: pull.checksum.unwrap_or(false),
         xattrs: pull.xattrs.unwrap_or(false),
@@ -190,21 +187,28 @@ fn walk_options(pull: &Pull) -> Result<WalkOptions, Why> {
     })
 }
 
+fn filter(asked: Option<&WireFilter>) -> Result<Filter, Why> {
+    let asked = asked.cloned().unwrap_or_default();
+    let rules = Rules::new(asked.rules.into_iter().map(Vec::from).collect());
+    let rules = rules.map_err(|bad| Why::new(Code::Unsupported, bad.to_string()))?;
+    Ok(Filter { rules, gitignore: asked.gitignore, only: None })
+}
+
 pub(super) async fn refuse(server: &ServerSession, mut writer: MessageWriter, why: Why) -> Result<()> {
     writer.write_within(&Refused { why: why.into() }, server.config.deadline).await?;
     writer.finish();
     Ok(())
 }
 
-/// Settles where the sources of a push come to stand. Blocks.
-fn settle(store: &dyn Store, push: &Push) -> Result<Place, Why> {
+/// Settles where the sources of a push come to stand, and what a mirror spares there. Blocks.
+fn settle(store: &dyn Store, push: &Push) -> Result<(Place, Filter), Why> {
     let destination = RelativePath::from_components(&push.destination.0)?;
     let mirror = push.take.is_some_and(|take| take.delete.is_some());
     if mirror && (push.sources != 1 || !push.directory) {
         return Err(Why::new(Code::NotDirectory, "only one directory can be mirrored"));
     }
     let sources = Sources { into: push.into, several: push.sources > 1, directory: push.directory, mirror };
-    Place::settle(store, destination, sources)
+    Ok((Place::settle(store, destination, sources)?, filter(push.filter.as_ref())?))
 }
 
 pub(super) fn hex(id: &[u8; 16]) -> String {

@@ -24,7 +24,7 @@ macro_rules! messages {
 
 messages! {
     Hello = 0x01, limit 4096;
-    Push = 0x02, limit 8192;
+    Push = 0x02, limit 65536;
     Pull = 0x03, limit 65536;
     List = 0x04, limit 8192;
     Ready = 0x05, limit 4096;
@@ -99,10 +99,14 @@ pub struct Push {
     /// How entries are to be taken, if not as usual.
     #[n(6)]
     pub take: Option<Take>,
+    /// What a mirror leaves out, and spares.
+    #[n(7)]
+    pub filter: Option<WireFilter>,
 }
 
 impl Push {
     fn validate(&self) -> Result<(), String> {
+        self.filter.as_ref().map_or(Ok(()), WireFilter::validate)?;
         if self.sources == 0 { Err("no sources".into()) } else { Ok(()) }
     }
 }

@@ -48,7 +48,7 @@ pub const MAX_WIRE_RULES: usize = 1024;
 /// Most bytes in them: matching takes time in proportion to these and to the name.
 pub const MAX_WIRE_RULES_BYTES: usize = 16 << 10;
 
-/// What a pull leaves out; see [`Filter`](crate::filter::Filter).
+/// What a pull leaves out, or a mirror spares; see [`Filter`](crate::filter::Filter).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct WireFilter {

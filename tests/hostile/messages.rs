@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 use haul::error::Code;
-use haul::wire::{Entry, HELD_BLOCK, Kind, Message, Plan, Push, put_varint};
+use haul::wire::{Entry, HELD_BLOCK, Kind, List, Message, Plan, put_varint};
 
 use crate::peer::*;
 
@@ -47,7 +47,7 @@ async fn a_message_on_the_control_stream_that_is_none_closes_the_connection() {
         too_long(1, 4096),
         [&good[..], &message(2, 1 << 60, &[])].concat(),
         [&good[..], &too_long(3, 65_536)].concat(),
-        [&good[..], &message(2, Push::LIMIT as u64 + 1, &vec![0; Push::LIMIT + 1])].concat(),
+        [&good[..], &message(4, List::LIMIT as u64 + 1, &vec![0; List::LIMIT + 1])].concat(),
         push_into(&[]),
     ];
     for payload in garbage() {
