@@ -25,6 +25,7 @@ use crate::path::{RelativePath, printable};
 use crate::pipe::Pipe;
 use crate::progress::{Event, Observer};
 use crate::sender::{Sender, Sent};
+use crate::session::origin::origin;
 use crate::session::{Listing, Outcome};
 use crate::store::OutputStore;
 use crate::stream::varint_of;
@@ -161,14 +162,21 @@ impl Client {
             // Nothing to ask the server for.
             return Ok(Outcome { sent: Sent::of_failures(unsendable, &observer), ..Outcome::default() });
         };
+        let (session, directory) = (session_id()?, options.sources.len() == 1 && first.directory);
+        let (trees, origin) = blocking(move || {
+            let origin = origin(&trees, &session);
+            (trees, origin)
+        })
+        .await?;
         let push = Push {
-            session: session_id()?,
+            session,
             destination: Components::from(&options.destination),
             into: options.into,
             sources: u32::try_from(options.sources.len()).unwrap_or(u32::MAX),
-            directory: options.sources.len() == 1 && first.directory,
+            directory,
             durability: options.durability,
             take: Some(options.take).filter(|take| *take != Take::default()),
+            origin,
             filter: if options.take.delete.is_some() { wire_filter(&options.walk.filter)? } else { None },
         };
         let index = self.config.index.clone().filter(|_| !options.take.no_dedupe);
@@ -205,6 +213,7 @@ impl Client {
             durability: options.durability,
             take: Some(options.take).filter(|take| *take != Take::default()),
             filter: None,
+            origin: None,
         };
         let sender = Sender::of_pipe(name, Pipe::new(input), observer.clone()).map_err(Error::Refused)?;
         self.persist(link, Operation::Push { push, sender: Box::new(sender) }, &observer).await
@@ -389,12 +398,17 @@ fn unlisted_mirror(take: &Take, walk: &WalkOptions) -> Result<()> {
     }
 }
 
+/// Off the network threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Usage("a fault inside haul; please report it".into()))
+}
+
 /// A source that could not be looked at, and why.
 type Unsendable = (RelativePath, Why);
 
 /// Looks at the sources, off the network threads. One that is missing does not keep the others from being sent.
 async fn look_at(sources: Vec<PathBuf>, follow: Follow) -> Result<(Vec<Tree>, Vec<Unsendable>)> {
-    let looked = tokio::task::spawn_blocking(move || {
+    blocking(move || {
         let (mut trees, mut unsendable) = (Vec::<Tree>::new(), Vec::new());
         for source in sources {
             match Tree::local(&source, follow) {
@@ -418,8 +432,8 @@ async fn look_at(sources: Vec<PathBuf>, follow: Follow) -> Result<(Vec<Tree>, Ve
             }
         }
         Ok((trees, unsendable))
-    });
-    looked.await.map_err(|_| Error::Usage("a fault inside haul while looking at the sources".into()))?
+    })
+    .await?
 }
 
 fn session_id() -> Result<[u8; 16]> {

@@ -110,6 +110,8 @@ codes! {
     Exists = 0x1e, "another stands there already, and is to be left";
     /// More would be removed than may be.
     TooMany = 0x1f, "more would be removed than may be";
+    /// Source and destination lie in each other.
+    Nested = 0x20, "source and destination lie in each other";
 }
 
 /// Why something did not go through, as it crosses the wire: a [`Code`] and a sentence.

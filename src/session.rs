@@ -4,6 +4,7 @@
 //! *handle*: it stands at the head of the session's other streams.
 
 mod list;
+pub(crate) mod origin;
 mod serve;
 mod sources;
 

@@ -187,6 +187,13 @@ pub trait Store: Send + Sync + 'static {
     /// touched, and neither are a directory with anything in it, such as a partial, and the store itself.
     fn remove(&self, path: &RelativePath) -> Result<(), Why>;
 
+    /// Device and inode of a directory, or of the nearest above it that is there, and of all above that, also above the store:
+    /// to tell whether it lies in another. Nothing for a store that is no part of a filesystem.
+    fn ancestry(&self, path: &RelativePath) -> Vec<(u64, u64)> {
+        let _ = path;
+        Vec::new()
+    }
+
     /// Whether names that differ only in case are the same in a directory, or in what is to be made of that name.
     fn folds_case(&self, directory: &RelativePath) -> bool {
         let _ = directory;

@@ -21,7 +21,8 @@ pub use metadata::{MAX_OWNER_NAME, MAX_XATTR_BYTES, MAX_XATTR_NAME, Owner, XATTR
 pub use take::{Delete, Existing, Take};
 pub use unkept::{Aspect, Unkept};
 pub use value::{
-    Components, Durability, Held, Kind, MAX_WIRE_RULES, MAX_WIRE_RULES_BYTES, Probe, Range, Time, WireFilter, WireWhy,
+    Components, Durability, Held, Kind, MAX_MARKS, MAX_WIRE_RULES, MAX_WIRE_RULES_BYTES, Mark, Origin, Probe, Range,
+    Time, WireFilter, WireWhy,
 };
 
 /// The protocol's name and version in TLS (RFC 7301).

@@ -62,6 +62,7 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             durability: Durability::Synced,
             take: None,
             filter: None,
+            origin: None,
         }),
         all(&Push {
             session,
@@ -72,6 +73,7 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             durability: Durability::Synced,
             take: Some(Take { checksum: true, delete: Some(Delete { most: Some(100) }), ..Take::default() }),
             filter: Some(WireFilter { rules: vec![b"*.o".to_vec().into()], gitignore: false }),
+            origin: Some(Origin { sources: vec![[1; 16].into()], above: vec![[2; 16].into()] }),
         }),
         all(&Pull {
             session,

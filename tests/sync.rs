@@ -320,3 +320,47 @@ fn names(root: &Path) -> Vec<String> {
     names.sort();
     names
 }
+
+#[test]
+fn a_destination_inside_the_source_is_refused_before_anything_is_written_and_beside_it_is_not() {
+    let serving = Serving::start(&["--allow-delete"]);
+    let here = serving.served.path();
+    tree(here, &["d/a", "d/sub/b", "e/c"]);
+    let before = listing(here);
+    let cp = |way: [&str; 2]| {
+        let way = way.map(|name| name.strip_prefix("haul:").map_or(name.to_owned(), |n| format!("{}{n}", serving.url)));
+        let output = haul(here, &["cp", "--pin", &serving.key_id.to_string(), &way[0], &way[1]]);
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for way in [["d", "haul:d/"], ["d", "haul:d/sub"], ["d", "haul:d/new/new"], ["haul:d", "d/"], ["haul:d", "d/sub/"]]
+    {
+        let (code, said) = cp(way);
+        assert_eq!(code, Some(1), "{way:?}: {said}");
+        assert!(said.contains("lies inside of what is to be sent"), "{way:?}: {said}");
+    }
+    assert_eq!(listing(here), before);
+    for way in [["d", "haul:d"], ["haul:d", "d"], ["d", "haul:"]] {
+        let (code, said) = cp(way);
+        assert_eq!(code, Some(0), "{way:?}: {said}");
+    }
+    assert_eq!(listing(here), before, "on itself it changes nothing");
+    assert_eq!(cp(["d", "haul:e/"]).0, Some(0));
+    assert_eq!(listing(&here.join("e/d")), listing(&here.join("d")));
+}
+
+#[test]
+fn a_mirror_never_removes_its_own_source() {
+    let serving = Serving::start(&["--allow-delete"]);
+    let here = serving.served.path();
+    tree(here, &["d/a", "d/sub/b", "d/sub/deep/c"]);
+    let before = listing(here);
+    for way in [["d/sub", "haul:d"], ["d/sub/deep", "haul:"], ["haul:d/sub", "d"], ["haul:d/sub/deep", "."]] {
+        let (code, said) = sync(&serving, &[], here, way);
+        assert_eq!(code, Some(1), "{way:?}: {said}");
+        assert!(said.contains("the source lies inside of the destination"), "{way:?}: {said}");
+        assert_eq!(listing(here), before, "{way:?}");
+    }
+    let (code, said) = sync(&serving, &[], here, ["d", "haul:d"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(listing(here), before);
+}

@@ -368,7 +368,7 @@ fn done_object(tally: &Tally, outcome: &Outcome) -> Value {
     let mut object = json!({
         "type": "done",
         "files": sent.files, "bytes": sent.bytes, "skipped": sent.skipped, "failed": sent.failed,
-        "excluded": sent.excluded,
+        "excluded": sent.excluded, "moved": tally.travelled, "held": tally.held,
         "seconds": tally.elapsed(Instant::now()).as_secs_f64(),
         "durability": format!("{:?}", outcome.summary.durability).to_lowercase(),
     });

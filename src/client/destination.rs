@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::PullOptions;
+use super::{PullOptions, blocking};
 use crate::error::{Code, Error, Result, Why};
 use crate::path::{RelativePath, printable};
 use crate::receiver::{Place, Sources};
@@ -41,12 +41,11 @@ impl Destination {
         let sources = Sources { into: options.into, several, directory, mirror: mirror && !root };
         let path = options.destination.clone();
         let dry_run = options.take.dry_run;
-        let settled = tokio::task::spawn_blocking(move || match dry_run && fs::metadata(&path).is_err() {
+        blocking(move || match dry_run && fs::metadata(&path).is_err() {
             true => Self::imagine(&path, sources),
             false => Self::open(&path, sources),
         })
-        .await;
-        settled.map_err(|_| Error::Usage("a fault inside haul while looking at the destination".into()))?
+        .await?
     }
 
     /// What is not there and is not to be made, below what is.

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::destination::Destination;
 use super::link::Link;
-use super::{PullOptions, session_id};
+use super::{PullOptions, blocking, session_id};
 use crate::bucket::Limits;
 use crate::budget::Window;
 use crate::config::Config;
@@ -21,7 +21,7 @@ use crate::progress::Observer;
 use crate::rate::Rate;
 use crate::receiver::{Asked, Claims, Keep, Ledger, Permits, Place, Receiver, Receiving};
 use crate::sender::{Sender, Sent};
-use crate::session::Outcome;
+use crate::session::{Outcome, origin};
 use crate::store::OutputStore;
 use crate::wire::{Components, MAX_WIRE_RULES, MAX_WIRE_RULES_BYTES, Message, Pull, Push, Ready, WireFilter};
 
@@ -184,6 +184,11 @@ impl Pulling {
                     Some(output) => Destination::output(output, &self.options, ready.only)?,
                     None => Destination::settle(&self.options, ready.only).await?,
                 };
+                let (store, place) = (settled.store.clone(), settled.place.clone());
+                let (origin, session) = (ready.origin.clone(), self.pull.session);
+                let mirror = self.options.take.delete.is_some();
+                let check = move || origin::check(&*store, &place, origin.as_ref(), &session, mirror);
+                blocking(check).await?.map_err(Error::Refused)?;
                 self.destination.insert(settled).clone()
             }
         };

@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::origin;
 use super::sources::{self, Looked};
 use super::{Bi, Sessions, hello, list, receive_all, send_all};
 use crate::bucket::{Bucket, Limits};
@@ -149,13 +150,18 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
     let asked = pull.limit.and_then(Rate::from_bytes).map(|rate| Arc::new(Bucket::new(rate)));
     let store = server.store.clone();
     tracing::info!(id = %hex(&pull.session), sources = pull.sources.len(), "pull");
-    let looked =
-        tokio::task::spawn_blocking(move || Ok((sources::look(&store, &pull.sources)?, walk_options(&pull)?))).await;
-    let (Looked { trees, unsendable, only }, options) = match looked.unwrap_or_else(|_| Err(Code::Internal.into())) {
-        Ok(looked) => looked,
-        Err(why) => return refuse(server, writer, why).await,
+    let look = move || {
+        let looked = sources::look(&store, &pull.sources)?;
+        let origin = origin::origin(&looked.trees, &pull.session);
+        Ok((looked, origin, walk_options(&pull)?))
     };
-    writer.write_within(&Ready { only, ..Ready::default() }, server.config.deadline).await?;
+    let looked = tokio::task::spawn_blocking(look).await;
+    let (Looked { trees, unsendable, only }, origin, options) =
+        match looked.unwrap_or_else(|_| Err(Code::Internal.into())) {
+            Ok(looked) => looked,
+            Err(why) => return refuse(server, writer, why).await,
+        };
+    writer.write_within(&Ready { only, origin, ..Ready::default() }, server.config.deadline).await?;
     let mut sender = Sender::new(trees, unsendable, options, server.config.parallel, server.observer.clone());
     let sending = Sending {
         connection: server.connection.clone(),
@@ -208,7 +214,9 @@ fn settle(store: &dyn Store, push: &Push) -> Result<(Place, Filter), Why> {
         return Err(Why::new(Code::NotDirectory, "only one directory can be mirrored"));
     }
     let sources = Sources { into: push.into, several: push.sources > 1, directory: push.directory, mirror };
-    Ok((Place::settle(store, destination, sources)?, filter(push.filter.as_ref())?))
+    let place = Place::settle(store, destination, sources)?;
+    origin::check(store, &place, push.origin.as_ref(), &push.session, mirror)?;
+    Ok((place, filter(push.filter.as_ref())?))
 }
 
 pub(super) fn hex(id: &[u8; 16]) -> String {

@@ -26,6 +26,8 @@ const PASS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEX
 const PRIVATE: Mode = Mode::RWXU;
 /// How often something that another process keeps changing under our hands is tried anew.
 pub(super) const ATTEMPTS: u32 = 8;
+/// Directories above each other that are looked at.
+const MAX_DEPTH: usize = 4096;
 /// Most directories remembered as durable (32 bytes each); past it they are forgotten, which only costs time.
 const MAX_DURABLE: usize = 65_536;
 
@@ -122,6 +124,31 @@ impl Root {
             // Also EAGAIN, when something was renamed meanwhile: the walk does not mind, since it never goes up.
             Err(_) => self.walk(path, false),
         }
+    }
+
+    /// Device and inode of a directory, or the nearest above it that is there, and of all above that. Those above the root are
+    /// only looked at.
+    pub(super) fn ancestry(&self, path: &RelativePath) -> Vec<(u64, u64)> {
+        let identity = |directory: &dyn AsFd| fstat(directory.as_fd()).ok().map(|stat| (device(&stat), stat.st_ino));
+        let mut chain = Vec::new();
+        let mut below = Some(path.clone()).filter(|path| !path.is_root());
+        while let Some(path) = below {
+            chain.extend(self.find(&path).ok().flatten().and_then(|directory| identity(&directory)));
+            below = path.parent().filter(|path| !path.is_root());
+        }
+        chain.extend(identity(&self.descriptor));
+        let up = |from: BorrowedFd<'_>| openat(from, "..", PASS, Mode::empty()).ok();
+        let mut above = up(self.descriptor.as_fd());
+        while let Some(directory) = above.take() {
+            // The root of the filesystem is its own parent.
+            let Some(next) = identity(&directory).filter(|next| chain.last() != Some(next)) else { break };
+            if chain.len() >= MAX_DEPTH {
+                break;
+            }
+            chain.push(next);
+            above = up(directory.as_fd());
+        }
+        chain
     }
 
     /// Opens a directory, and makes it and those above it if they are missing.

@@ -262,6 +262,10 @@ impl Store for LocalStore {
         self.root.change(&directory, || unlinkat(&directory, name, how)).map_err(|e| fault(path, "remove it", e))
     }
 
+    fn ancestry(&self, path: &RelativePath) -> Vec<(u64, u64)> {
+        self.root.ancestry(path)
+    }
+
     fn folds_case(&self, directory: &RelativePath) -> bool {
         // What is not there yet will be as what it is made in.
         let mut above = Some(directory.clone());

@@ -4,8 +4,8 @@ use minicbor::{Decode, Encode};
 
 use super::value::{ascending, at_most};
 use super::{
-    Components, Durability, Held, Kind, MAX_HELD, MAX_HOLES, MAX_PLAN_RANGES, MAX_SYMLINK, Message, Owner, Probe,
-    Range, Take, Time, Unkept, WireFilter, WireWhy, Xattr,
+    Components, Durability, Held, Kind, MAX_HELD, MAX_HOLES, MAX_PLAN_RANGES, MAX_SYMLINK, Message, Origin, Owner,
+    Probe, Range, Take, Time, Unkept, WireFilter, WireWhy, Xattr,
 };
 use crate::rate::Rate;
 
@@ -54,7 +54,7 @@ messages! {
 }
 
 macro_rules! unchecked { ($($name:ident)*) => { $(impl $name { fn validate(&self) -> Result<(), String> { Ok(()) } })* } }
-unchecked! { Ready Complete Working Skip Done Committed Trailer Measure Ping Pong Received }
+unchecked! { Complete Working Skip Done Committed Trailer Measure Ping Pong Received }
 
 /// First message of both ends on every control stream: what each can do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
@@ -102,11 +102,15 @@ pub struct Push {
     /// What a mirror leaves out, and spares.
     #[n(7)]
     pub filter: Option<WireFilter>,
+    /// Where it comes from.
+    #[n(8)]
+    pub origin: Option<Origin>,
 }
 
 impl Push {
     fn validate(&self) -> Result<(), String> {
         self.filter.as_ref().map_or(Ok(()), WireFilter::validate)?;
+        self.origin.as_ref().map_or(Ok(()), Origin::validate)?;
         if self.sources == 0 { Err("no sources".into()) } else { Ok(()) }
     }
 }
@@ -195,6 +199,15 @@ pub struct Ready {
     /// In a pull of one source without a pattern: what that is. It settles where it comes to stand at the client.
     #[n(3)]
     pub only: Option<Kind>,
+    /// In a pull: where it comes from.
+    #[n(4)]
+    pub origin: Option<Origin>,
+}
+
+impl Ready {
+    fn validate(&self) -> Result<(), String> {
+        self.origin.as_ref().map_or(Ok(()), Origin::validate)
+    }
 }
 
 /// The request is refused.

@@ -67,6 +67,31 @@ impl WireFilter {
     }
 }
 
+/// Most marks of each kind in an [`Origin`].
+pub const MAX_MARKS: usize = 64;
+
+/// A directory of a running system, as only that system can tell it within one session.
+pub type Mark = minicbor::bytes::ByteArray<16>;
+
+/// Which directories are sent, for a receiver on the same running system.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Origin {
+    /// The sources that are directories.
+    #[n(0)]
+    pub sources: Vec<Mark>,
+    /// The directories that the only source lies in, nearest first.
+    #[n(1)]
+    pub above: Vec<Mark>,
+}
+
+impl Origin {
+    pub(super) fn validate(&self) -> Result<(), String> {
+        at_most("marks", self.sources.len(), MAX_MARKS)?;
+        at_most("marks", self.above.len(), MAX_MARKS)
+    }
+}
+
 /// What an entry is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Encode, Decode)]
 #[cbor(index_only)]

@@ -259,17 +259,37 @@ pub(crate) fn push_into(destination: &[&[u8]]) -> Vec<u8> {
     session[..8].copy_from_slice(&NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_le_bytes());
     let destination = components(destination);
     let durability = Durability::Visible;
-    Push { session, destination, into: true, sources: 2, directory: false, durability, take: None, filter: None }
-        .to_bytes()
-        .to_vec()
+    Push {
+        session,
+        destination,
+        into: true,
+        sources: 2,
+        directory: false,
+        durability,
+        take: None,
+        filter: None,
+        origin: None,
+    }
+    .to_bytes()
+    .to_vec()
 }
 
 /// A push of one file that becomes exactly what is named.
 pub(crate) fn push_as(name: &[u8]) -> Vec<u8> {
     let (session, destination, durability) = ([9; 16], components(&[name]), Durability::Visible);
-    Push { session, destination, into: false, sources: 1, directory: false, durability, take: None, filter: None }
-        .to_bytes()
-        .to_vec()
+    Push {
+        session,
+        destination,
+        into: false,
+        sources: 1,
+        directory: false,
+        durability,
+        take: None,
+        filter: None,
+        origin: None,
+    }
+    .to_bytes()
+    .to_vec()
 }
 
 pub(crate) fn pull_of(sources: &[&[&[u8]]], entries: u32) -> Vec<u8> {

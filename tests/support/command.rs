@@ -59,6 +59,13 @@ impl Serving {
         Self::start_in(private(), tempdir().unwrap(), None, arguments)
     }
 
+    /// With something in what it serves.
+    pub(crate) fn start_with(arguments: &[&str], fill: impl FnOnce(&Path)) -> Self {
+        let served = tempdir().unwrap();
+        fill(served.path());
+        Self::start_in(private(), served, None, arguments)
+    }
+
     /// As a user who is not root, also where the test is.
     pub(crate) fn start_as_nobody(arguments: &[&str]) -> Self {
         let (home, served) = (private(), tempdir().unwrap());
@@ -72,10 +79,14 @@ impl Serving {
     }
 
     fn start_in(home: TempDir, served: TempDir, user: Option<u32>, arguments: &[&str]) -> Self {
+        Self::start_on(0, home, served, user, arguments)
+    }
+
+    fn start_on(port: u16, home: TempDir, served: TempDir, user: Option<u32>, arguments: &[&str]) -> Self {
         let copy = home.path().join("haul");
         let program = if copy.exists() { copy } else { env!("CARGO_BIN_EXE_haul").into() };
         let mut command = Command::new(program);
-        command.arg("serve").arg(served.path()).args(["--listen", "127.0.0.1:0", "--anyone", "both"]);
+        command.arg("serve").arg(served.path()).args(["--listen", &format!("127.0.0.1:{port}"), "--anyone", "both"]);
         command.args(arguments).current_dir(served.path()).env("HAUL_HOME", home.path()).env_remove("HAUL_LOG");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         if let Some(user) = user {
@@ -109,6 +120,13 @@ impl Serving {
         let mut again = Self::start_in(home, served, user, arguments);
         again.client = self.client.clone();
         again
+    }
+
+    /// The same on the same port, for one that has been killed.
+    pub(crate) fn restart_there(mut self, arguments: &[&str]) -> Self {
+        let home = std::mem::replace(&mut self.home, private());
+        let served = std::mem::replace(&mut self.served, tempdir().unwrap());
+        Self::start_on(self.port, home, served, None, arguments)
     }
 
     /// A client that does not try again when the connection is lost.

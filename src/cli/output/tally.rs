@@ -35,7 +35,9 @@ pub(super) struct Tally {
     settled_bytes: u64,
     pub(super) running: HashMap<u64, Running>,
     /// Bytes that really travelled.
-    travelled: u64,
+    pub(super) travelled: u64,
+    /// Bytes that were there from before, of files that were gone on with.
+    pub(super) held: u64,
     recent: VecDeque<(Instant, u64)>,
 }
 
@@ -54,6 +56,7 @@ impl Tally {
             settled_bytes: 0,
             running: HashMap::new(),
             travelled: 0,
+            held: 0,
             recent: VecDeque::from([(start, 0)]),
         }
     }
@@ -65,6 +68,7 @@ impl Tally {
                 self.complete |= complete;
             }
             Event::Started { id, path, size, held } => {
+                self.held += held;
                 self.running.insert(*id, Running { path: path.clone(), size: *size, moved: *held });
             }
             Event::Moved { id, bytes } => {
@@ -166,6 +170,9 @@ impl Tally {
         let rate = self.committed_bytes.min(self.travelled) as f64 / elapsed.as_secs_f64().max(0.001);
         let (files, size) = (count(self.files, "file"), bytes(self.committed_bytes));
         let mut line = format!("{files}, {size} in {} ({}/s)", seconds(elapsed), bytes(rate as u64));
+        if self.held > 0 {
+            line += &format!(", {} of it held already", bytes(self.held));
+        }
         for (count, what) in [(self.skipped, "unchanged"), (self.failed, "failed")] {
             if count > 0 {
                 line += &format!(", {} {what}", HumanCount(count));
