@@ -153,6 +153,8 @@ pub struct Receiver {
     failed: AtomicU64,
     /// What failed as the sender saw it.
     unsent: AtomicU64,
+    /// What a mirror's source has of devices, FIFOs and sockets: never sent, and named.
+    specials: AtomicU64,
     transfers: TaskTracker,
     /// Where a mirror's entries stand.
     announced: Announced,
@@ -219,6 +221,7 @@ impl Receiver {
             skipped: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             unsent: AtomicU64::new(0),
+            specials: AtomicU64::new(0),
             transfers: TaskTracker::new(),
             announced: Announced::default(),
             cleared: Cleared::default(),
@@ -296,9 +299,10 @@ impl Receiver {
         self.transfers.close();
         self.transfers.wait().await;
         let receiver = self.clone();
+        let specials = self.specials.load(Ordering::Relaxed);
         let failed = self.failed.load(Ordering::Relaxed) + self.unsent.load(Ordering::Relaxed);
         let connected = self.session.window.connection().close_reason().is_none();
-        let is_whole = failed == 0 && connected && self.session.ledger.is_whole();
+        let is_whole = failed == specials && connected && self.session.ledger.is_whole_but(specials);
         let removed = blocking(move || {
             let tell = |path: RelativePath| {
                 (receiver.session.observer)(Event::Removed { path: path.clone() });
@@ -389,7 +393,15 @@ impl Receiver {
         }
         let Unsendable { path, why } = frame.decode().map_err(StreamError::from)?;
         let path = RelativePath::from_components(&path.0).map_err(|bad| Error::Protocol(bad.to_string()))?;
-        self.report(None, path, Kind::File, 0, Settled::Failed(why.into()));
+        let why = Why::from(why);
+        if why.code == Code::Special && self.session.take.delete.is_some() {
+            // It is there, and so is no reason to remove anything, nor to keep it.
+            self.specials.fetch_add(1, Ordering::Relaxed);
+            if let Ok(place) = self.session.place.of(&path) {
+                self.announced.insert(&place);
+            }
+        }
+        self.report(None, path, Kind::File, 0, Settled::Failed(why));
         Ok(())
     }
 

@@ -364,3 +364,28 @@ fn a_mirror_never_removes_its_own_source() {
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(listing(here), before);
 }
+
+#[test]
+fn a_fifo_in_the_source_is_named_and_keeps_nothing_from_being_removed() {
+    let (source, serving) = (tempdir().unwrap(), Serving::start(&["--allow-delete"]));
+    tree(source.path(), &["t/a", "t/sub/b"]);
+    let make = |path: &Path| {
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    };
+    make(&source.path().join("t/sub/fifo"));
+    let there = serving.served.path();
+    tree(there, &["t/old", "t/sub/fifo", "back/old"]);
+    let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("sub/fifo: ") && said.contains("removed 1 at the destination"), "{said}");
+    assert!(!there.join("t/old").exists() && there.join("t/sub/fifo").exists(), "what it would replace is left");
+    // Fetched.
+    fs::remove_file(there.join("t/sub/fifo")).unwrap();
+    make(&there.join("t/sub/fifo"));
+    tree(source.path(), &["back/old"]);
+    let (code, said) = sync(&serving, &[], source.path(), ["haul:t", "back"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("removed 1 at the destination"), "{said}");
+    assert!(!source.path().join("back/old").exists() && source.path().join("back/sub/b").exists());
+}

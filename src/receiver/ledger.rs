@@ -103,10 +103,10 @@ impl Ledger {
         self.state().sent.interrupted = Some(why);
     }
 
-    /// Whether all is found and announced, and nothing has failed.
-    pub(super) fn is_whole(&self) -> bool {
+    /// Whether all is found and announced, and no more has failed than so many things.
+    pub(super) fn is_whole_but(&self, failed: u64) -> bool {
         let state = self.state();
-        state.complete && state.sent.failed == 0 && state.sent.interrupted.is_none()
+        state.complete && state.sent.failed == failed && state.sent.interrupted.is_none()
     }
 
     /// The account so far.
