@@ -71,7 +71,7 @@ Example: haul serve ~/inbox
 Who may connect: the key ids in HAUL_HOME/authorized_keys, one a line. A client
 that is refused is told the line that would admit it. --anyone admits every key.
 The first Ctrl-C lets transfers under way end (30 s at most); a second stops.
-Also: --congestion haul|cubic|newreno|bbr, --qlog DIR (a trace), --no-dedupe.")]
+Also: --keep-partials 7d, --no-dedupe, --congestion NAME, --qlog DIR (a trace).")]
 struct Serve {
     /// The directory to serve
     #[arg(default_value = ".")]
@@ -93,6 +93,8 @@ struct Serve {
     allow_owner: bool,
     #[arg(long, hide = true)]
     no_dedupe: bool,
+    #[arg(long, hide = true, value_name = "TIME", value_parser = time, default_value = "7d")]
+    keep_partials: Duration,
     /// Let whoever may write remove, too (haul sync)
     #[arg(long)]
     allow_delete: bool,
@@ -377,17 +379,18 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// `30s`, `10m`, `2h`, or seconds.
+/// `30s`, `10m`, `2h`, `7d`, or seconds.
 fn time(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let unit = match unit {
         "" | "s" => Some(1),
         "m" => Some(60),
         "h" => Some(3600),
+        "d" => Some(24 * 3600),
         _ => None,
     };
     let seconds = unit.and_then(|unit| number.parse::<u64>().ok()?.checked_mul(unit));
-    seconds.map(Duration::from_secs).ok_or_else(|| "a time is written 30s, 10m or 2h; 0 is never".into())
+    seconds.map(Duration::from_secs).ok_or_else(|| "a time is written 30s, 10m, 2h or 7d".into())
 }
 
 /// `ADDR:PORT`, `ADDR`, `:PORT` or `PORT`.

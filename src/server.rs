@@ -186,13 +186,13 @@ const GOODBYE: Duration = Duration::from_millis(500);
 const SILENCE: Duration = Duration::from_secs(3);
 const ROUND_TRIPS: u32 = 16;
 
-/// How often stale partials are looked for.
-const SWEEP: Duration = Duration::from_secs(24 * 3600);
+/// How often stale partials are looked for: as often as they may grow old, within these bounds, as it reads all directories.
+const SWEEP: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(24 * 3600));
 
 async fn sweep(store: Arc<dyn Store>, age: Duration) {
-    let mut day = tokio::time::interval(SWEEP);
+    let mut turn = tokio::time::interval(age.clamp(SWEEP.0, SWEEP.1));
     loop {
-        day.tick().await;
+        turn.tick().await;
         let store = store.clone();
         match tokio::task::spawn_blocking(move || store.sweep(age)).await {
             Ok(Ok(0)) => {}

@@ -236,7 +236,7 @@ fn what_makes_no_sense_is_said_before_anything_happens() {
         (&["bench", "host"], "haul://"),
         (&["bench", "--time", "61", "haul://h"], "60"),
         (&["bench", "--up", "--down", "haul://h"], "--down"),
-        (&["cp", "--retry-for", "soon", "f", "haul://h/"], "30s, 10m or 2h"),
+        (&["cp", "--retry-for", "soon", "f", "haul://h/"], "30s, 10m, 2h or 7d"),
         (&["cp", "--retry-for", "-5", "f", "haul://h/"], "-5"),
         (&["serve", "--listen", "nowhere"], "192.0.2.1:4433"),
         (&["serve", "--max-transfers", "0"], "max-transfers"),
@@ -587,4 +587,50 @@ fn the_demo_proves_itself() {
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let said = text(&output.stdout);
     assert!(said.contains("2 files compared byte by byte: 2 equal, 0 different"), "{said}");
+}
+
+#[test]
+fn partials_go_when_they_are_older_than_is_said() {
+    use haul::store::{Claim, LocalStore, Store};
+    use std::time::{Duration, SystemTime};
+    let served = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(served.path()).unwrap();
+    let claim = Claim { owner: [7; 32], size: 100, modified: None };
+    for name in ["old", "young"] {
+        store
+            .create(&haul::path::RelativePath::from_components([name]).unwrap(), &claim)
+            .unwrap()
+            .write_at(b"some", 0)
+            .unwrap();
+    }
+    let partials = || fs_names(served.path());
+    let [old, young] = &partials()[..] else { panic!("{:?}", partials()) };
+    // Whichever is which: their names are digests.
+    let old = std::fs::File::options().write(true).open(served.path().join(old)).unwrap();
+    old.set_modified(SystemTime::now() - Duration::from_secs(2 * 3600)).unwrap();
+    drop(old);
+    let home = private();
+    let address = ["--listen", "127.0.0.1:0", "--anyone", "both", "--keep-partials", "1h"];
+    let mut serving = Command::new(env!("CARGO_BIN_EXE_haul"))
+        .args(["serve", served.path().to_str().unwrap()])
+        .args(address)
+        .env("HAUL_HOME", home.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    while partials().len() > 1 {
+        assert!(serving.try_wait().unwrap().is_none(), "it ended");
+        std::thread::yield_now();
+    }
+    assert_eq!(&partials()[0], young);
+    serving.kill().unwrap();
+    serving.wait().unwrap();
+}
+
+fn fs_names(directory: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(directory).unwrap();
+    let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
 }

@@ -38,6 +38,7 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
         allow_delete: serve.allow_delete,
         qlog: serve.expert.qlog,
         allow_owner: serve.allow_owner,
+        keep_partials: serve.keep_partials,
         index: (!serve.no_dedupe).then(|| Index::new(home.index())),
         ..Config::default()
     };
