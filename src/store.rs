@@ -113,6 +113,8 @@ pub struct Attributes {
     /// The extended attributes, by name; all others that travel are removed. `None` leaves what there is. Those of the
     /// system's administration count with an owner only.
     pub xattrs: Option<Arc<Vec<Xattr>>>,
+    /// Nothing is replaced: where something stands by the time of the commit, that fails ([`Code::Exists`](crate::error::Code)).
+    pub exclusive: bool,
 }
 
 impl Attributes {

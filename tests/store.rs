@@ -38,6 +38,7 @@ conformance! {
     a_partial_is_bound_to_key_path_size_and_time
     the_same_claim_twice_is_busy
     the_last_commit_wins_whole
+    an_exclusive_commit_replaces_nothing
     names_are_bytes
     an_empty_file_is_a_file
     mode_and_time_are_set_before_the_name
@@ -549,6 +550,21 @@ fn the_root_is_a_directory(store: &dyn Store) {
     store.set_attributes(&root, &attributes).unwrap();
     let metadata = store.stat(&root).unwrap().unwrap();
     assert_eq!((Some(metadata.mode), Some(metadata.modified)), (attributes.mode, attributes.modified));
+}
+
+fn an_exclusive_commit_replaces_nothing(store: &dyn Store) {
+    let exclusive = Attributes { exclusive: true, ..Attributes::default() };
+    let upload = begin(store, &path("d/a"), b"mine");
+    // Somebody else is faster.
+    put(store, "d/a", b"theirs");
+    assert_eq!(refused(upload.commit(&exclusive, Durability::Synced), "d/a"), Code::Exists);
+    assert_eq!(content(store, &path("d/a")), b"theirs");
+    store.make_symlink(&path("d/link"), b"a", &exclusive).unwrap();
+    assert_eq!(refused(store.make_symlink(&path("d/link"), b"b", &exclusive), "d/link"), Code::Exists);
+    assert_eq!(store.read_link(&path("d/link")).unwrap(), b"a");
+    begin(store, &path("d/new"), b"new").commit(&exclusive, Durability::Synced).unwrap();
+    assert_eq!(content(store, &path("d/new")), b"new");
+    assert_eq!(names(store, &path("d")), [&b"a"[..], b"link", b"new"]);
 }
 
 fn sweeping_takes_only_old_partials_that_are_closed(store: &dyn Store) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Receiver;
 use crate::path::RelativePath;
 use crate::store::{Attributes, Metadata};
-use crate::wire::{Aspect, Entry, Kind};
+use crate::wire::{Aspect, Entry, Existing, Kind};
 
 impl Receiver {
     /// What is to be set. What the sender says and may not be kept here is counted.
@@ -19,7 +19,9 @@ impl Receiver {
             None
         });
         let xattrs = entry.xattrs.clone().filter(|_| keep.xattrs && entry.kind != Kind::Symlink).map(Arc::new);
-        let mut attributes = Attributes { mode: entry.mode, modified: entry.modified, owner, xattrs };
+        // What comes there while the content is on its way is to be left as well.
+        let exclusive = matches!(self.session.take.existing, Existing::Skip | Existing::Fail);
+        let mut attributes = Attributes { mode: entry.mode, modified: entry.modified, owner, xattrs, exclusive };
         let bits = attributes.mode_bits(entry.kind == Kind::File);
         attributes.mode.iter_mut().for_each(|mode| *mode &= bits);
         attributes

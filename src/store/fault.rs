@@ -17,6 +17,9 @@ pub(crate) fn refusal(code: Code, path: &RelativePath) -> Why {
         Code::NotDirectory => "it is no directory, so nothing can stand below it; move it away or choose another name",
         Code::IsDirectory => "a directory stands there, where a file should be; move it away or choose another name",
         Code::Special => "it is no regular file, directory or symbolic link; only those are carried over",
+        Code::Exists => {
+            "another stands there already, and is to be left; choose another name, or another way with --existing"
+        }
         Code::NotFound => "no such file or directory; check the name",
         Code::Busy => "another session has this file open; wait until it ends, then run the same command again",
         Code::NoSpace => {

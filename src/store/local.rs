@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, chownat};
 use rustix::fs::{fstat, linkat, openat, renameat, symlinkat, unlinkat, utimensat};
+use rustix::io::Errno;
 
 use super::beneath::{Directory, Root, device};
 use super::fault::{check_target, fault, refusal};
 use super::holes::next_data;
-use super::partial::{LocalUpload, read_full_at, remove, temporary_name, timestamps};
+use super::partial::{LocalUpload, read_full_at, remove, rename_exclusively, temporary_name, timestamps};
 use super::{
     ALL_PERMISSIONS, Attributes, Claim, Lapses, Metadata, Source, Store, Upload, Version, attributes, case, closed,
     sweep, xattr,
@@ -225,10 +226,16 @@ impl Store for LocalStore {
         });
         let owner = attributes::allow(&mut lapses, Aspect::Owner, owner);
         // Where a directory stands, the system refuses this itself.
-        let rename = || self.root.change(&directory, || renameat(&directory, &aside, &directory, last));
-        time.and(owner).and_then(|()| rename()).map(|()| lapses).map_err(|e| {
+        let rename = || match attributes.exclusive {
+            true => rename_exclusively(&directory, aside.as_bytes(), last),
+            false => renameat(&directory, &aside, &directory, last),
+        };
+        time.and(owner).and_then(|()| self.root.change(&directory, rename)).map(|()| lapses).map_err(|e| {
             let _ = remove(&self.root, &directory, aside.as_bytes());
-            fault(path, "rename the symbolic link into place", e)
+            match e {
+                Errno::EXIST => refusal(Code::Exists, path),
+                e => fault(path, "rename the symbolic link into place", e),
+            }
         })
     }
 

@@ -246,6 +246,14 @@ impl State {
         }
     }
 
+    fn make_way_for(&mut self, path: &RelativePath, attributes: &Attributes) -> Result<(), Why> {
+        self.make_way(path)?;
+        match attributes.exclusive && self.find(path)?.is_some() {
+            true => Err(refusal(Code::Exists, path)),
+            false => Ok(()),
+        }
+    }
+
     fn put(&mut self, path: &RelativePath, content: Content, mode: u32, modified: Option<Time>) {
         self.clock += 1;
         let mut node = Node::new(content, mode, self.clock);
@@ -370,7 +378,7 @@ impl Store for MemoryStore {
         let path = &self.shared.fold(path);
         check_target(path, target)?;
         let mut state = self.shared.lock();
-        state.make_way(path)?;
+        state.make_way_for(path, attributes)?;
         let (attributes, _) = self.shared.keeps(attributes);
         state.put(path, Content::Symlink(target.to_vec()), PERMISSIONS, attributes.modified);
         Ok(Lapses::new())
@@ -514,7 +522,7 @@ impl Upload for MemoryUpload {
         let shared = Arc::clone(&self.shared);
         let _writing = shared.writing();
         let mut state = shared.lock();
-        state.make_way(&self.key.path)?;
+        state.make_way_for(&self.key.path, attributes)?;
         self.over = true;
         let partial = state.partials.remove(&self.key).unwrap_or_default();
         let (attributes, lapses) = shared.keeps(attributes);

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Timespec, Timestamps};
-use rustix::fs::{UTIME_NOW, UTIME_OMIT, fchmod, flock, fstat, futimens, openat, renameat, unlinkat};
+use rustix::fs::{UTIME_NOW, UTIME_OMIT, fchmod, flock, fstat, futimens, linkat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 use super::beneath::{ATTEMPTS, Directory, Root, device, fsync};
@@ -71,6 +71,19 @@ pub(super) fn has_partial_form(name: &[u8]) -> bool {
     name.strip_prefix(PARTIAL_PREFIX)
         .and_then(|rest| rest.strip_suffix(PARTIAL_SUFFIX))
         .is_some_and(|digits| digits.len() == DIGITS && digits.iter().all(|d| matches!(d, b'0'..=b'9' | b'a'..=b'f')))
+}
+
+/// Renames, unless something stands there: a second name fails where there is one, and then the first goes. On a filesystem
+/// without hard links it is looked at first, and what comes in that moment is replaced.
+pub(super) fn rename_exclusively(directory: &Directory<'_>, from: &[u8], to: &[u8]) -> rustix::io::Result<()> {
+    match linkat(directory, from, directory, to, AtFlags::empty()) {
+        Ok(()) => unlinkat(directory, from, AtFlags::empty()),
+        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => match directory.stat(to)? {
+            Some(_) => Err(Errno::EXIST),
+            None => renameat(directory, from, directory, to),
+        },
+        Err(other) => Err(other),
+    }
 }
 
 /// Whether a name still stands for an open file.
@@ -214,9 +227,14 @@ impl LocalUpload {
             return Err(self.gone());
         }
         // Where a directory stands, the system refuses this itself.
-        self.root
-            .change(&directory, || renameat(&directory, name, &directory, last))
-            .map_err(|e| fault(&self.path, "rename it into place", e))?;
+        let rename = || match attributes.exclusive {
+            true => rename_exclusively(&directory, name, last),
+            false => renameat(&directory, name, &directory, last),
+        };
+        self.root.change(&directory, rename).map_err(|e| match e {
+            Errno::EXIST => refusal(Code::Exists, &self.path),
+            e => fault(&self.path, "rename it into place", e),
+        })?;
         Ok((directory, lapses))
     }
 
