@@ -55,7 +55,9 @@ use crate::path::RelativePath;
 use crate::progress::{Event, Observer, Settled};
 use crate::store::{Attributes, Claim, Store};
 use crate::stream::{MessageReader, MessageWriter, StreamError};
-use crate::wire::{Complete, Durability, End, Entry, Frame, Kind, Message, Plan, Summary, Take, Unsendable, Withdraw};
+use crate::wire::{
+    Complete, Durability, End, Entry, Frame, Kind, Message, Plan, Spent, Summary, Take, Unsendable, Withdraw,
+};
 
 /// Files up to this size may be received whole into memory before they take a permit, in bytes.
 const SMALL_BODY: u64 = 256 << 10;
@@ -155,6 +157,7 @@ pub struct Receiver {
     unsent: AtomicU64,
     /// What a mirror's source has of devices, FIFOs and sockets: never sent, and named.
     specials: AtomicU64,
+    spent: OnceLock<Spent>,
     transfers: TaskTracker,
     /// Where a mirror's entries stand.
     announced: Announced,
@@ -222,6 +225,7 @@ impl Receiver {
             failed: AtomicU64::new(0),
             unsent: AtomicU64::new(0),
             specials: AtomicU64::new(0),
+            spent: OnceLock::new(),
             transfers: TaskTracker::new(),
             announced: Announced::default(),
             cleared: Cleared::default(),
@@ -285,9 +289,19 @@ impl Receiver {
     /// Takes note of how the sender has ended.
     pub(crate) fn ended(&self, end: End) {
         self.unsent.fetch_add(end.failed, Ordering::Relaxed);
+        self.session.ledger.unkept(&end.unkept.unwrap_or_default());
+        if let Some(spent) = end.spent {
+            // A session has one end.
+            let _ = self.spent.set(spent);
+        }
         if let Some(why) = end.interrupted {
             self.session.ledger.interrupted(why.into());
         }
+    }
+
+    /// Where the sender's time went, as it told.
+    pub(crate) fn spent(&self) -> Option<Spent> {
+        self.spent.get().copied()
     }
 
     /// Removes what a mirror has to, once everything else has gone well, and tells of each thing. Cancelled, it ends with

@@ -42,7 +42,7 @@ use crate::pipe::Pipe;
 use crate::progress::{Event, Observer, Settled};
 use crate::stream::{MessageReader, MessageWriter, StreamError};
 use crate::wire::{
-    Complete, Components, End, Entry, Kind, Message, Ready, Removed, StreamType, Unsendable, put_varint,
+    Complete, Components, End, Entry, Kind, Message, Ready, Removed, Spent, StreamType, Unsendable, put_varint,
 };
 
 /// Large bodies that write at the same time on a connection: quinn wakes every writer that is blocked on connection
@@ -221,9 +221,11 @@ pub(crate) struct Tally(Arc<Shared>);
 
 impl Tally {
     /// What the receiver is told when all is sent.
-    pub(crate) fn end(&self) -> End {
-        let Sent { entries, failed, interrupted, .. } = self.0.state().sent();
-        End { entries, failed, interrupted: interrupted.map(Into::into) }
+    pub(crate) fn end(&self, spent: Option<Spent>) -> End {
+        let Sent { entries, failed, interrupted, unkept, .. } = self.0.state().sent();
+        // Only a client has somebody to tell it to otherwise.
+        let unkept = Some(unkept).filter(|unkept| spent.is_some() && !unkept.is_empty());
+        End { entries, failed, interrupted: interrupted.map(Into::into), spent, unkept }
     }
 
     /// Tells of what a mirror has removed. A name that is none is nobody's to show.

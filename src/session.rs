@@ -25,8 +25,8 @@ use crate::sender::{Allowed, Meter, Sender, Sending, Sent, Station, Watch};
 use crate::stream::{Direction, MessageReader, MessageWriter, StreamError, unless_silent};
 use crate::verdict::{Account, Bound, PathStats};
 use crate::wire::{
-    Components, End, Frame, GoAway, Hello, Malformed, Message, Plan, Pull, Push, Ready, Refused, Removed, StreamType,
-    Summary, Withdraw, Working,
+    Components, End, Frame, GoAway, Hello, Malformed, Message, Plan, Pull, Push, Ready, Refused, Removed, Spent,
+    StreamType, Summary, Withdraw, Working,
 };
 
 pub(crate) use list::listings;
@@ -51,6 +51,8 @@ pub struct Outcome {
     pub bound: Bound,
     /// Where the time went, while there was a connection.
     pub account: Account,
+    /// Whether the sender was the server.
+    pub pulled: bool,
 }
 
 /// The two halves of a stream.
@@ -313,7 +315,7 @@ pub(crate) async fn push(
     let sending = Sending { connection, handle, allowed, limits, deadline, meter, stopping, all_sent };
     let ended = tokio::select! {
         // The first entries go with the request.
-        ended = send_all(sender, sending, answered, writer) => ended,
+        ended = send_all(sender, sending, (answered, || None), writer) => ended,
         why = gone => Err(Error::Lost(why)),
         never = watch.run() => match never {},
     };
@@ -336,6 +338,8 @@ pub(crate) async fn pull(
     outcome: &mut Outcome,
 ) -> Result<()> {
     let mut watch = Watch::begin(connection.clone(), Arc::default()).await;
+    outcome.pulled = true;
+    let mut spent = None;
     let session = async {
         let mut registration = None;
         let register = |handle| registration = Some(sessions.register(handle));
@@ -344,7 +348,10 @@ pub(crate) async fn pull(
             timeout(deadline, answer(&mut control.0)).await.map_err(|_| Error::from(StreamError::TimedOut))??;
         let registration = registration.ok_or_else(|| Error::Protocol("no session".into()))?;
         let receiver = GivenUp(receiver(&ready).await?);
-        receive_all(registration, receiver.0.clone(), control, deadline, &CancellationToken::new()).await
+        let stopping = CancellationToken::new();
+        let summary = receive_all(registration, receiver.0.clone(), control, deadline, &stopping).await;
+        spent = receiver.0.spent();
+        summary
     };
     let ended = tokio::select! {
         ended = session => ended,
@@ -352,7 +359,10 @@ pub(crate) async fn pull(
         never = watch.run() => match never {},
     };
     let held_up = ended.as_ref().ok().and_then(|summary| summary.held_up).map(Duration::from_millis);
-    let (mut path, account) = watch.end(held_up).await;
+    let (mut path, mut account) = watch.end(held_up).await;
+    if let Some(spent) = spent {
+        path.tell(&mut account, &spent);
+    }
     path.rate = (path.received_bytes as f64 / account.elapsed.as_secs_f64().max(f64::EPSILON)) as u64;
     outcome.path.join(&path, outcome.account.elapsed, account.elapsed);
     outcome.account.join(&account);
@@ -373,7 +383,7 @@ impl Drop for GivenUp {
 async fn send_all(
     sender: &mut Sender,
     sending: Sending,
-    answered: impl Future<Output = Result<MessageReader>>,
+    (answered, spent): (impl Future<Output = Result<MessageReader>>, impl FnOnce() -> Option<Spent>),
     writer: MessageWriter,
 ) -> Result<Summary> {
     let (deadline, stopping, meter) = (sending.deadline, sending.stopping.clone(), sending.meter.clone());
@@ -386,7 +396,7 @@ async fn send_all(
     let end = async {
         all_sent.cancelled().await;
         let mut writer = writer;
-        writer.write_within(&tally.end(), deadline).await?;
+        writer.write_within(&tally.end(spent()), deadline).await?;
         writer.finish();
         Ok::<_, Error>(())
     };

@@ -11,6 +11,8 @@ pub(crate) use cpu::Usage;
 
 use std::time::Duration;
 
+use crate::wire::Spent;
+
 /// A session shorter than this is over before anything has settled.
 const TOO_SHORT: Duration = Duration::from_secs(1);
 /// The station that took this part of the time is what bound the transfer.
@@ -58,13 +60,13 @@ impl PathStats {
             rate: ((self.rate as f64 * before.as_secs_f64() + later.rate as f64 * after.as_secs_f64()) / time) as u64,
             rtt: mean(self.rtt, later.rtt),
             min_rtt: if self.sent_packets == 0 { later.min_rtt } else { self.min_rtt.min(later.min_rtt) },
-            sent_packets: self.sent_packets + later.sent_packets,
-            lost_packets: self.lost_packets + later.lost_packets,
-            sent_bytes: self.sent_bytes + later.sent_bytes,
-            lost_bytes: self.lost_bytes + later.lost_bytes,
-            received_bytes: self.received_bytes + later.received_bytes,
-            congestion_events: self.congestion_events + later.congestion_events,
-            black_holes: self.black_holes + later.black_holes,
+            sent_packets: self.sent_packets.saturating_add(later.sent_packets),
+            lost_packets: self.lost_packets.saturating_add(later.lost_packets),
+            sent_bytes: self.sent_bytes.saturating_add(later.sent_bytes),
+            lost_bytes: self.lost_bytes.saturating_add(later.lost_bytes),
+            received_bytes: self.received_bytes.saturating_add(later.received_bytes),
+            congestion_events: self.congestion_events.saturating_add(later.congestion_events),
+            black_holes: self.black_holes.saturating_add(later.black_holes),
             window: later.window,
             mtu: later.mtu,
         };
@@ -128,6 +130,41 @@ impl Bound {
             Self::Cpu => "cpu",
             Self::Limit => "limit",
         }
+    }
+}
+
+impl PathStats {
+    /// As a sender tells its receiver.
+    pub(crate) fn spent(&self, account: &Account) -> Spent {
+        let (ms, us) = (|time: Duration| time.as_millis() as u64, |time: Duration| time.as_micros() as u64);
+        Spent {
+            reading: ms(account.reading),
+            limited: ms(account.limited),
+            network: ms(account.network),
+            rtt: us(self.rtt),
+            min_rtt: us(self.min_rtt),
+            sent_packets: self.sent_packets,
+            lost_packets: self.lost_packets,
+            sent_bytes: self.sent_bytes,
+            lost_bytes: self.lost_bytes,
+            congestion_events: self.congestion_events,
+            black_holes: self.black_holes,
+            window: self.window,
+            mtu: self.mtu,
+        }
+    }
+
+    /// Takes what a sender told for what this end, which received, saw.
+    pub(crate) fn tell(&mut self, account: &mut Account, spent: &Spent) {
+        // It may say what it likes: no more than there was.
+        let ms = |ms| Duration::from_millis(ms).min(account.elapsed);
+        (account.reading, account.limited, account.network) = (ms(spent.reading), ms(spent.limited), ms(spent.network));
+        self.rtt = Duration::from_micros(spent.rtt);
+        self.min_rtt = Duration::from_micros(spent.min_rtt);
+        (self.sent_packets, self.lost_packets) = (spent.sent_packets, spent.lost_packets.min(spent.sent_packets));
+        (self.sent_bytes, self.lost_bytes) = (spent.sent_bytes, spent.lost_bytes);
+        (self.congestion_events, self.black_holes) = (spent.congestion_events, spent.black_holes);
+        (self.window, self.mtu) = (spent.window, spent.mtu);
     }
 }
 

@@ -9,6 +9,7 @@ use minicbor::{Decode, Encode};
 mod content;
 mod message;
 mod metadata;
+mod spent;
 mod take;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ mod value;
 pub use content::content_hasher;
 pub use message::*;
 pub use metadata::{MAX_OWNER_NAME, MAX_XATTR_BYTES, MAX_XATTR_NAME, Owner, XATTR_OVERHEAD, Xattr};
+pub use spent::Spent;
 pub use take::{Delete, Existing, Take};
 pub use unkept::{Aspect, Unkept};
 pub use value::{

@@ -386,6 +386,26 @@ fn the_summary_says_what_bound_the_transfer() {
 }
 
 #[test]
+fn the_summary_of_a_pull_says_what_bound_the_server() {
+    let (server, client) = (Serving::start(&["--anyone", "read"]), client());
+    write(&server.served.path().join("f"), &content(1, 2 << 20));
+    let fetch = |arguments: &[&str], to: &str| {
+        let from = format!("{}f", server.url);
+        let all: Vec<&str> =
+            ["cp", "--pin", &server.key_id].iter().chain(arguments).copied().chain([&from[..], to]).collect();
+        haul(client.home.path(), client.files.path(), &all)
+    };
+    let output = fetch(&["--json", "--limit", "1MB/s"], "json");
+    let done: serde_json::Value = serde_json::from_str(text(&output.stdout).lines().last().unwrap()).unwrap();
+    assert_eq!((&done["type"], &done["bound"]), (&"done".into(), &"limit".into()), "{done}");
+    // The figures of the path are the server's, which sent.
+    assert!(done["path"]["sent_bytes"].as_f64().unwrap() > f64::from(2 << 20), "{done}");
+    assert_eq!((&done["moved"], &done["held"]), (&(2 << 20).into(), &0.into()), "{done}");
+    let said = text(&fetch(&["-v", "--limit", "8Mbit"], "plain").stderr);
+    assert!(said.contains(", bound by --limit"), "{said}");
+}
+
+#[test]
 fn qlog_traces_each_connection_at_both_ends() {
     let client = client();
     write(&client.files.path().join("f"), &content(1, 300_000));

@@ -103,8 +103,14 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
         all(&Ready { entries: 10_000, entry_bytes: 1 << 20, ..Ready::default() }),
         all(&Ready { only: Some(Kind::Directory), ..Ready::default() }),
         all(&Refused { why: why() }),
-        all(&End { entries: 3, failed: 1, interrupted: None }),
-        all(&End { entries: 3, failed: 0, interrupted: Some(why()) }),
+        all(&End { entries: 3, failed: 1, ..End::default() }),
+        all(&End { entries: 3, failed: 0, interrupted: Some(why()), ..End::default() }),
+        all(&End {
+            entries: 3,
+            spent: Some(Spent { network: 1500, rtt: 100_000, sent_packets: 7, mtu: 1452, ..Spent::default() }),
+            unkept: Some(vec![Unkept { aspect: 3, count: 1, first: "a".into() }]),
+            ..End::default()
+        }),
         all(&Summary {
             committed: 2,
             bytes: 300,

@@ -11,7 +11,7 @@ use crate::error::Why;
 use crate::path::RelativePath;
 use crate::progress::{Event, Settled};
 use crate::sender::Sent;
-use crate::wire::{HELD_BLOCK, Kind};
+use crate::wire::{HELD_BLOCK, Kind, Unkept};
 
 /// A session's account, for the receiver's user.
 #[derive(Debug, Default)]
@@ -101,6 +101,11 @@ impl Ledger {
     /// Notes that the sender did not announce all it was asked for.
     pub(crate) fn interrupted(&self, why: Why) {
         self.state().sent.interrupted = Some(why);
+    }
+
+    /// Notes what the sender could not tell of what it sent.
+    pub(super) fn unkept(&self, unkept: &[Unkept]) {
+        Unkept::join(&mut self.state().sent.unkept, unkept);
     }
 
     /// Whether all is found and announced, and no more has failed than so many things.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use quinn::{Connection, ConnectionStats};
 
 use crate::verdict::{Account, PathStats, Usage};
+use crate::wire::Spent;
 
 /// Time between two samples. A session that is long enough for a verdict has fifty.
 const SAMPLE: Duration = Duration::from_millis(20);
@@ -84,13 +85,24 @@ impl Watch {
         }
     }
 
+    /// What was seen so far, for the receiver.
+    pub(crate) fn spent(&mut self) -> Spent {
+        self.tick();
+        let elapsed = self.begun.elapsed();
+        self.path(elapsed).spent(&self.account)
+    }
+
+    pub(crate) fn tick(&mut self) {
+        let now = Instant::now();
+        self.sample(now - self.sampled);
+        self.sampled = now;
+    }
+
     /// Samples until it is cancelled.
     pub(crate) async fn run(&mut self) -> Infallible {
         loop {
             tokio::time::sleep(SAMPLE).await;
-            let now = Instant::now();
-            self.sample(now - self.sampled);
-            self.sampled = now;
+            self.tick();
         }
     }
 
@@ -110,10 +122,10 @@ impl Watch {
         self.account.elapsed = now - self.begun;
         self.account.held_up = held_up;
         self.account.cpu = cpu.since(&self.cpu);
-        (self.path(), self.account)
+        (self.path(self.account.elapsed), self.account)
     }
 
-    fn path(&self) -> PathStats {
+    fn path(&self, elapsed: Duration) -> PathStats {
         let (before, after) = (&self.before, &self.last);
         let mut path = PathStats::default();
         path.rtt = self.round_trips / self.samples.max(1);
@@ -127,7 +139,7 @@ impl Watch {
         path.black_holes = after.path.black_holes_detected.saturating_sub(before.path.black_holes_detected);
         path.window = after.path.cwnd;
         path.mtu = after.path.current_mtu;
-        let seconds = self.account.elapsed.as_secs_f64().max(f64::EPSILON);
+        let seconds = elapsed.as_secs_f64().max(f64::EPSILON);
         path.rate = (path.sent_bytes.saturating_sub(path.lost_bytes) as f64 / seconds) as u64;
         path
     }

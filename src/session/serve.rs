@@ -1,6 +1,7 @@
 //! The server's side of a session: what is asked for, whether it may be, and where it goes.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use quinn::Connection;
 use tokio::sync::Semaphore;
@@ -19,10 +20,13 @@ use crate::path::RelativePath;
 use crate::progress::Observer;
 use crate::rate::Rate;
 use crate::receiver::{Claims, Place, Receiver, Sources};
-use crate::sender::{Allowed, Sender, Sending};
+use crate::sender::{Allowed, Sender, Sending, Watch};
 use crate::store::Store;
 use crate::stream::{MessageWriter, StreamError, varint_of};
 use crate::wire::{Components, Hello, List, Message, Pull, Push, Ready, Refused, Summary, Take, WireFilter};
+
+/// Time between two samples of where a pull stands. There may be many; a client samples its own more often.
+const SAMPLE: Duration = Duration::from_millis(100);
 
 /// Serves one control stream: hello, request, and the session it asks for if there is room for one.
 pub(crate) async fn serve(server: &ServerSession, handle: u64, (mut reader, mut writer): Bi, room: bool) -> Result<()> {
@@ -175,8 +179,20 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
         stopping: server.stopping.child_token(),
         all_sent: CancellationToken::new(),
     };
-    let Summary { committed, bytes, skipped, failed, .. } =
-        send_all(&mut sender, sending, async { Ok(reader) }, writer).await?;
+    let watch = Mutex::new(Watch::begin(server.connection.clone(), sending.meter.clone()).await);
+    let lock = || watch.lock().unwrap_or_else(PoisonError::into_inner);
+    let spent = || Some(lock().spent());
+    let sampling = async {
+        loop {
+            tokio::time::sleep(SAMPLE).await;
+            lock().tick();
+        }
+    };
+    let summary = tokio::select! {
+        summary = send_all(&mut sender, sending, (async { Ok(reader) }, spent), writer) => summary?,
+        () = sampling => return Ok(()),
+    };
+    let Summary { committed, bytes, skipped, failed, .. } = summary;
     tracing::info!(committed, bytes, skipped, failed, "done");
     Ok(())
 }

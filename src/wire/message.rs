@@ -5,7 +5,7 @@ use minicbor::{Decode, Encode};
 use super::value::{ascending, at_most};
 use super::{
     Components, Durability, Held, Kind, MAX_HELD, MAX_HOLES, MAX_PLAN_RANGES, MAX_SYMLINK, Message, Origin, Owner,
-    Probe, Range, Take, Time, Unkept, WireFilter, WireWhy, Xattr,
+    Probe, Range, Spent, Take, Time, Unkept, WireFilter, WireWhy, Xattr,
 };
 use crate::rate::Rate;
 
@@ -232,10 +232,17 @@ pub struct End {
     /// Why the sender did not announce the rest, if it did not.
     #[n(2)]
     pub interrupted: Option<WireWhy>,
+    /// Where the sender's time went.
+    #[n(3)]
+    pub spent: Option<Spent>,
+    /// What the sender could not tell of files that it sent.
+    #[n(4)]
+    pub unkept: Option<Vec<Unkept>>,
 }
 
 impl End {
     fn validate(&self) -> Result<(), String> {
+        Unkept::validate(self.unkept.as_deref().unwrap_or_default())?;
         self.interrupted.as_ref().map_or(Ok(()), WireWhy::validate)
     }
 }

@@ -83,7 +83,11 @@ async fn failures_without_end_take_no_memory_and_steer_no_terminal() {
     }
     within(session.manifest.write_all(&Complete {}.to_bytes())).await.unwrap();
     session.manifest.finish().unwrap();
-    within(session.control.write_all(&End { entries: 0, failed: MANY, interrupted: None }.to_bytes())).await.unwrap();
+    within(
+        session.control.write_all(&End { entries: 0, failed: MANY, interrupted: None, ..End::default() }.to_bytes()),
+    )
+    .await
+    .unwrap();
     within(session.answers.read::<Summary>()).await.unwrap();
     let outcome = within(pulling).await.unwrap().unwrap();
     assert_eq!(outcome.sent.failed, MANY);

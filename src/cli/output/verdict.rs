@@ -26,12 +26,17 @@ fn bound(outcome: &Outcome) -> Option<String> {
     match outcome.bound {
         Bound::Nothing => None,
         Bound::Network => Some(format!("network ({}, {}, {})", rate(path.rate), milliseconds(path.rtt), lost(path))),
-        other => Some(name(other).into()),
+        other => Some(name(other, outcome.pulled).into()),
     }
 }
 
-/// The sender is here in a push.
-fn name(bound: Bound) -> &'static str {
+/// The sender is here in a push, and there in a pull.
+fn name(bound: Bound, pulled: bool) -> &'static str {
+    match (bound, pulled) {
+        (Bound::SenderStore, true) => return "the server's disk",
+        (Bound::ReceiverStore, true) => return "this disk",
+        _ => {}
+    }
     match bound {
         Bound::Network => "network",
         Bound::SenderStore => "this disk",
@@ -66,17 +71,19 @@ pub(super) fn details(outcome: &Outcome) -> Vec<String> {
         ),
         format!("  window   {}, {} congestion events{black_holes}", bytes(path.window), path.congestion_events),
     ];
-    lines.extend(times(&outcome.account));
+    lines.extend(times(&outcome.account, outcome.pulled));
     lines
 }
 
-fn times(account: &Account) -> Option<String> {
+fn times(account: &Account, pulled: bool) -> Option<String> {
     let share = |&(bound, part): &(Bound, f64)| {
         // What was waited for; why it took so long is the verdict's.
         let station = match bound {
+            Bound::SenderStore if pulled => "the server's reading",
             Bound::SenderStore => "reading",
+            Bound::ReceiverStore if pulled => "writing",
             Bound::ReceiverStore => "the server's writing",
-            other => name(other),
+            other => name(other, pulled),
         };
         (part >= SMALL).then(|| format!("{station} {:.0} %", (part * 100.0).min(100.0)))
     };
