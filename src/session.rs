@@ -349,9 +349,9 @@ pub(crate) async fn pull(
         let registration = registration.ok_or_else(|| Error::Protocol("no session".into()))?;
         let receiver = GivenUp(receiver(&ready).await?);
         let stopping = CancellationToken::new();
-        let summary = receive_all(registration, receiver.0.clone(), control, deadline, &stopping).await;
+        let received = receive_all(registration, receiver.0.clone(), control, deadline, &stopping).await;
         spent = receiver.0.spent();
-        summary
+        Ok(received?.0)
     };
     let ended = tokio::select! {
         ended = session => ended,
@@ -435,14 +435,14 @@ fn aside(frame: Option<Frame>) -> Result<Option<Why>> {
     .map_err(StreamError::from)?)
 }
 
-/// Receives until the sender has ended, and writes the [`Summary`].
+/// Receives until the sender has ended, and writes the [`Summary`]; with it comes what waits until that is delivered.
 async fn receive_all(
     mut registration: Registration,
     receiver: Arc<Receiver>,
     (mut reader, mut writer): Bi,
     deadline: Duration,
     stopping: &CancellationToken,
-) -> Result<Summary> {
+) -> Result<(Summary, impl Future<Output = ()> + use<>)> {
     registration.attach(&receiver);
     let (entries, verdicts) = timeout(deadline, &mut registration.manifest)
         .await
@@ -490,6 +490,7 @@ async fn receive_all(
         }
     };
     writer.write_within(&summary, deadline).await?;
+    let delivered = writer.delivered();
     writer.finish();
-    Ok(summary)
+    Ok((summary, delivered))
 }

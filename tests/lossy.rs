@@ -514,6 +514,28 @@ async fn a_server_that_stops_waits_for_a_client_that_is_there_and_not_for_one_th
     pushing.abort();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_ends_while_the_server_stops_still_hears_its_summary() {
+    for _ in 0..10 {
+        let (told, settled) = oneshot::channel::<()>();
+        let told = std::sync::Mutex::new(Some(told));
+        let committed: Observer = Arc::new(move |event: Event| {
+            if matches!(event, Event::Settled { .. }) {
+                drop(told.lock().unwrap().take());
+            }
+        });
+        let mut way = Way::observed(settings(), committed).await;
+        write(&way.source.path().join("f"), &content(1, 1000));
+        let client = way.connect(&Config { retry_for: Duration::ZERO, ..patient() }).await.unwrap();
+        let options = to(&[&way.source.path().join("f")], "f");
+        let pushing = tokio::spawn(async move { client.push(&options, ignore()).await });
+        settled.await.unwrap_err();
+        way.host.stop();
+        let outcome = timeout(LIMIT, pushing).await.expect("it ends").unwrap().unwrap();
+        assert_eq!((outcome.sent.files, outcome.summary.committed), (1, 1));
+    }
+}
+
 /// Sends numbered datagrams over a path, one after the other; returns which of them arrived.
 async fn arrivals(path: &Path, server: &UdpSocket, count: u64) -> Vec<u64> {
     let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();

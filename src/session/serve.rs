@@ -108,7 +108,7 @@ async fn serve_push(server: &ServerSession, handle: u64, push: Push, (reader, mu
     let registration = server.sessions.register(handle);
     writer.write_within(&ready, server.config.deadline).await?;
     let received = receive_all(registration, receiver, (reader, writer), server.config.deadline, &server.stopping);
-    let summary = tokio::select! {
+    let (summary, delivered) = tokio::select! {
         received = received => received?,
         () = claim.superseded() => {
             let why = Why::new(Code::Superseded, "the session goes on over another connection");
@@ -118,6 +118,8 @@ async fn serve_push(server: &ServerSession, handle: u64, push: Push, (reader, mu
     };
     let Summary { committed, bytes, skipped, failed, .. } = summary;
     tracing::info!(committed, bytes, skipped, failed, "done");
+    // A server that stops closes the connection once no session runs, and what is under way then is lost.
+    let _ = timeout(server.config.deadline, delivered).await;
     Ok(())
 }
 
