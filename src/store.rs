@@ -258,6 +258,10 @@ pub trait Upload: Send {
     /// Writes at an offset.
     fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()>;
 
+    /// Begins to bring to the disk what was written so far, where the store can, so that a durable commit waits for less. It does
+    /// not wait, and what fails shows at the commit.
+    fn write_back(&mut self) {}
+
     /// Takes all that a source holds by sharing its blocks (a reflink); false where the filesystem cannot.
     fn share(&mut self, _source: &dyn Source) -> io::Result<bool> {
         Ok(false)

@@ -610,6 +610,50 @@ fn the_demo_proves_itself() {
 }
 
 #[test]
+fn a_large_file_that_was_renamed_is_not_sent_again_unless_that_is_asked_for() {
+    let (server, client) = (Serving::start(&["--anyone", "both"]), client());
+    let size = haul::index::LARGE_FILE;
+    let place = |name: &str| client.files.path().join(name);
+    write(&place("a"), &content(1, size as usize));
+    // What has just been written may change again unnoticed.
+    let hour = std::time::Duration::from_secs(3600);
+    std::fs::File::options()
+        .write(true)
+        .open(place("a"))
+        .unwrap()
+        .set_modified(std::time::SystemTime::now() - hour)
+        .unwrap();
+    let moved = |arguments: &[&str]| {
+        let output = server.cp(&client, arguments, "");
+        let done: serde_json::Value = serde_json::from_str(text(&output.stdout).lines().last().unwrap()).unwrap();
+        assert_eq!((&done["type"], &done["files"]), (&"done".into(), &1.into()), "{done}");
+        done["moved"].as_u64().unwrap()
+    };
+    assert_eq!(moved(&["--json", "a"]), size);
+    std::fs::rename(place("a"), place("b")).unwrap();
+    assert_eq!(moved(&["--json", "b"]), 0);
+    std::fs::rename(place("b"), place("c")).unwrap();
+    assert_eq!(moved(&["--json", "--no-dedupe", "c"]), size);
+    let whole = std::fs::read(place("c")).unwrap();
+    for name in ["a", "b", "c"] {
+        assert!(std::fs::read(server.served.path().join(name)).unwrap() == whole, "{name}");
+    }
+}
+
+#[test]
+fn a_key_that_may_only_write_is_told_why_it_may_not_mirror() {
+    let (server, client) = (Serving::start(&["--anyone", "write", "--allow-delete"]), client());
+    write(&client.files.path().join("t/a"), b"a");
+    write(&server.served.path().join("t/old"), b"old");
+    let url = format!("{}t", server.url);
+    let output = haul(client.home.path(), client.files.path(), &["sync", "--pin", &server.key_id, "t", &url]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(said.contains("may not read on this server"), "{said}");
+    assert!(server.served.path().join("t/old").exists() && !server.served.path().join("t/a").exists());
+}
+
+#[test]
 fn partials_go_when_they_are_older_than_is_said() {
     use haul::store::{Claim, LocalStore, Store};
     use std::time::{Duration, SystemTime};

@@ -26,6 +26,10 @@ const ZEROS: u64 = 256 << 10;
 const LET_GO: Duration = Duration::from_secs(3);
 const LET_GO_STEP: Duration = Duration::from_millis(50);
 
+/// Bytes after which the disk begins with them, while more comes: a tenth of a second and more of any disk. Left to the end,
+/// 256 MiB took 0.1 to 0.2 s of a link of 300 Mbit/s here, and on a slow disk most of the time.
+const WRITE_BACK: u64 = 32 << 20;
+
 /// Opens a file's partial. Blocks, also until whoever has it open lets go of it, though not for long.
 pub(super) fn create(store: &dyn Store, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
     let begun = Instant::now();
@@ -51,6 +55,8 @@ pub(super) struct Disk {
     holes: VecDeque<Range>,
     /// Takes the body apart, where it comes in pieces.
     pieces: Option<Pieces>,
+    /// Bytes written since the disk was last asked to begin with them; `None` where the commit need not reach it.
+    unsynced: Option<u64>,
 }
 
 impl Disk {
@@ -58,7 +64,7 @@ impl Disk {
     pub(super) fn begin(upload: Box<dyn Upload>, path: &RelativePath, size: u64) -> Result<(Self, Vec<Held>), Why> {
         let path = path.clone();
         let (hasher, beyond, holes) = (blake3::Hasher::new(), BTreeMap::new(), VecDeque::new());
-        let disk = Self { upload, path, size, hasher, frontier: 0, beyond, holes, pieces: None };
+        let disk = Self { upload, path, size, hasher, frontier: 0, beyond, holes, pieces: None, unsynced: None };
         let mut held = Vec::new();
         let mut buffer = vec![0; READ_BACK];
         let parts = disk.upload.held().map_err(|e| fault(&disk.path, "read what is there of it", e))?;
@@ -116,8 +122,23 @@ impl Disk {
         Ok(())
     }
 
+    /// Lets the disk work while more comes, if the commit is to be as durable as that.
+    pub(super) fn write_back_for(&mut self, durability: Durability) {
+        self.unsynced = (durability == Durability::Synced).then_some(0);
+    }
+
+    fn write_back(&mut self, written: u64) {
+        let Some(unsynced) = &mut self.unsynced else { return };
+        *unsynced += written;
+        if *unsynced >= WRITE_BACK {
+            *unsynced = 0;
+            self.upload.write_back();
+        }
+    }
+
     /// Writes runs at their offsets, or the content of the pieces that they are.
     pub(super) fn write(&mut self, runs: Vec<Run>) -> Result<(), Why> {
+        self.write_back(runs.iter().map(|run| run.data.len() as u64).sum());
         if self.pieces.is_some() {
             return runs.iter().try_for_each(|run| self.write_pieces(&run.data));
         }

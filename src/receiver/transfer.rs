@@ -133,7 +133,9 @@ impl Receiver {
             let receiver = self.clone();
             let begin = move || {
                 receiver.make_room(&path, Kind::File)?;
-                Disk::begin(create(&*store, &path, &source)?, &path, source.size)
+                let (mut disk, held) = Disk::begin(create(&*store, &path, &source)?, &path, source.size)?;
+                disk.write_back_for(receiver.session.durability);
+                Ok((disk, held))
             };
             let begun = blocking(begin).await;
             let (disk, held) = match begun {

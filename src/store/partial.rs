@@ -7,9 +7,10 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Timespec, Timestamps};
@@ -191,6 +192,8 @@ pub(super) struct LocalUpload {
     size: u64,
     /// Mode of the file where the sender says none.
     mode: u32,
+    /// A thread writes back.
+    writing_back: Arc<AtomicBool>,
 }
 
 impl LocalUpload {
@@ -205,7 +208,15 @@ impl LocalUpload {
         }
         let name = claim_name(path, claim);
         let file = acquire(root, &directory, name.as_bytes(), path)?;
-        let upload = Self { root: Arc::clone(root), path: path.clone(), name, file, size: claim.size, mode };
+        let upload = Self {
+            root: Arc::clone(root),
+            path: path.clone(),
+            name,
+            file,
+            size: claim.size,
+            mode,
+            writing_back: Arc::default(),
+        };
         let stat = fstat(&upload.file).map_err(|e| fault(path, "look at its partial", e))?;
         root.saw(&stat);
         if stat.st_size as u64 > claim.useful() {
@@ -269,6 +280,24 @@ impl Upload for LocalUpload {
 
     fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
         self.file.write_all_at(data, offset)
+    }
+
+    fn write_back(&mut self) {
+        if self.writing_back.load(Ordering::Acquire) {
+            return;
+        }
+        // An open file of its own: it holds no lock, and takes no error from the one that the commit brings to the disk (Linux
+        // tells each of them once). Where there is no /proc, the commit does all of it.
+        let Ok(file) = File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd())) else { return };
+        let writing_back = self.writing_back.clone();
+        writing_back.store(true, Ordering::Release);
+        let work = move || {
+            let _ = file.sync_data();
+            writing_back.store(false, Ordering::Release);
+        };
+        if std::thread::Builder::new().name("write-back".into()).spawn(work).is_err() {
+            self.writing_back.store(false, Ordering::Release);
+        }
     }
 
     fn share(&mut self, source: &dyn super::Source) -> io::Result<bool> {
