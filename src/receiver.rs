@@ -409,10 +409,10 @@ impl Receiver {
         let path = RelativePath::from_components(&path.0).map_err(|bad| Error::Protocol(bad.to_string()))?;
         let why = Why::from(why);
         if why.code == Code::Special && self.session.take.delete.is_some() {
-            // It is there, and so is no reason to remove anything, nor to keep it.
+            // It is there, and keeps nothing else from being removed; what stands in its place is left, whatever it is.
             self.specials.fetch_add(1, Ordering::Relaxed);
             if let Ok(place) = self.session.place.of(&path) {
-                self.announced.insert(&place);
+                self.announced.insert_special(&place);
             }
         }
         self.report(None, path, Kind::File, 0, Settled::Failed(why));

@@ -389,3 +389,76 @@ fn a_fifo_in_the_source_is_named_and_keeps_nothing_from_being_removed() {
     assert!(said.contains("removed 1 at the destination"), "{said}");
     assert!(!source.path().join("back/old").exists() && source.path().join("back/sub/b").exists());
 }
+
+#[test]
+fn a_fifo_in_the_source_empties_no_directory_of_its_name() {
+    let (source, serving) = (tempdir().unwrap(), Serving::start(&["--allow-delete"]));
+    tree(source.path(), &["t/a"]);
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    let fifo = source.path().join("t/pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let there = serving.served.path();
+    tree(there, &["t/old", "t/pipe/kept", "t/pipe/sub/kept"]);
+    let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(names(&there.join("t")), ["a", "pipe/kept", "pipe/sub/kept"], "{said}");
+}
+
+#[test]
+fn a_source_of_nothing_but_a_fifo_is_empty() {
+    let (source, serving) = (tempdir().unwrap(), Serving::start(&["--allow-delete"]));
+    fs::create_dir(source.path().join("t")).unwrap();
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    let fifo = source.path().join("t/pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let there = serving.served.path();
+    tree(there, &["t/old"]);
+    let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(there.join("t/old").exists() && said.contains("--max-delete"), "{said}");
+}
+
+#[test]
+fn a_source_however_deep_in_the_destination_is_not_removed() {
+    let serving = Serving::start(&["--allow-delete"]);
+    let here = serving.served.path();
+    // Deeper than an origin has marks.
+    let deep = vec!["d"; 80].join("/");
+    tree(here, &[&format!("{deep}/a"), "beside"]);
+    let before = listing(here);
+    for way in [[&*deep, "haul:"], [&format!("haul:{deep}"), "."]] {
+        let (code, said) = sync(&serving, &[], here, way);
+        assert_eq!(code, Some(1), "{said}");
+        assert_eq!(listing(here), before, "{said}");
+    }
+}
+
+#[test]
+fn a_key_that_may_only_write_is_told_that_it_may_not_mirror() {
+    let source = tempdir().unwrap();
+    tree(source.path(), &["t/a"]);
+    let serving = Serving::start(&["--allow-delete", "--anyone", "write"]);
+    tree(serving.served.path(), &["t/old"]);
+    let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(4), "{said}");
+    assert!(said.contains("this key may not read on this server, so it may neither compare"), "{said}");
+    assert!(serving.served.path().join("t/old").exists() && !serving.served.path().join("t/a").exists());
+}
+
+#[test]
+fn what_a_mirror_removed_is_told_every_time() {
+    // A race between the summary and what is told before it: once is not enough to see it lost.
+    let source = tempdir().unwrap();
+    tree(source.path(), &["t/a"]);
+    let serving = Serving::start(&["--allow-delete"]);
+    for _ in 0..20 {
+        tree(serving.served.path(), &["t/old/x", "t/old/y"]);
+        tree(source.path(), &["back/a", "back/old/x", "back/old/y"]);
+        for way in [["t", "haul:t"], ["haul:t", "back"]] {
+            let (code, said) = sync(&serving, &["-v"], source.path(), way);
+            assert_eq!(code, Some(0), "{said}");
+            let told = said.lines().filter(|line| line.starts_with("removed old")).count();
+            assert!(told == 3 && said.contains("removed 3 at the destination"), "{way:?}: {said}");
+        }
+    }
+}

@@ -167,16 +167,19 @@ impl Disk {
         })
     }
 
-    /// Commits the file if its content is what the trailer says, and tells its size and what could not be kept of its
-    /// metadata; otherwise nothing of it is kept.
+    /// Commits the file if its content is what the trailer says, once there is room for it, and tells its size and what could
+    /// not be kept of its metadata; otherwise nothing of it is kept, unless there was no room.
     pub(super) fn finish(
         mut self,
         trailer: Option<Trailer>,
         attributes: &Attributes,
         durability: Durability,
+        make_room: impl FnOnce() -> Result<(), Why>,
     ) -> Result<(u64, Lapses), Why> {
         match self.check(trailer) {
-            Ok(()) => self.upload.commit(attributes, durability).map(|lapses| (self.size, lapses)),
+            Ok(()) => {
+                make_room().and_then(|()| self.upload.commit(attributes, durability)).map(|lapses| (self.size, lapses))
+            }
             Err(why) => {
                 // What does not come to its end may go on from here, but for pieces.
                 if why.code == Code::Corrupt || self.pieces.is_some() {
@@ -370,7 +373,7 @@ mod tests {
             }
         }
         disk.write(body.drain().0)?;
-        disk.finish(body.trailer()?, &Attributes::default(), Durability::Visible)?;
+        disk.finish(body.trailer()?, &Attributes::default(), Durability::Visible, || Ok(()))?;
         let mut back = vec![0; content.len()];
         let path = RelativePath::from_components(["f"])?;
         store.open(&path)?.read_at(&mut back, 0).unwrap();
@@ -422,7 +425,7 @@ mod tests {
         let mut hasher = content_hasher(size, &[Range { offset: HELD_BLOCK, length: HELD_BLOCK }]);
         hasher.update(&content[..block]).update(&content[2 * block..]);
         let trailer = Trailer { digest: hasher.finalize().into(), size: None };
-        disk.finish(Some(trailer), &Attributes::default(), Durability::Visible).unwrap();
+        disk.finish(Some(trailer), &Attributes::default(), Durability::Visible, || Ok(())).unwrap();
         let source = store.open(&RelativePath::from_components(["f"]).unwrap()).unwrap();
         let mut back = vec![7; content.len()];
         source.read_at(&mut back, 0).unwrap();
@@ -449,7 +452,7 @@ mod tests {
         let mut hasher = content_hasher(30, plan.holes());
         hasher.update(b"abcdeklmnopqrst");
         let trailer = Trailer { digest: hasher.finalize().into(), size: None };
-        disk.finish(Some(trailer), &Attributes::default(), Durability::Visible).unwrap();
+        disk.finish(Some(trailer), &Attributes::default(), Durability::Visible, || Ok(())).unwrap();
         let content = std::io::read_to_string(reader).unwrap();
         assert_eq!(content, "\0\0\0\0\0abcde\0\0\0\0\0klmnopqrst\0\0\0\0\0");
     }
@@ -525,7 +528,7 @@ mod tests {
         let store = MemoryStore::new();
         let (disk, _) = Disk::begin(upload(&store, 0).unwrap(), &RelativePath::root(), 0).unwrap();
         let trailer = Trailer { digest: [9; 32], size: None };
-        let result = disk.finish(Some(trailer), &Attributes::default(), Durability::Visible);
+        let result = disk.finish(Some(trailer), &Attributes::default(), Durability::Visible, || Ok(()));
         assert_eq!(result.unwrap_err().code, Code::Corrupt);
         assert!(store.stat(&RelativePath::from_components(["f"]).unwrap()).unwrap().is_none());
     }

@@ -8,7 +8,7 @@ use crate::error::{Code, Result, Why};
 use crate::manifest::Verdict;
 use crate::path::RelativePath;
 use crate::progress::Settled;
-use crate::store::fault::refusal;
+use crate::store::fault::{check_target, refusal};
 use crate::store::{Attributes, Claim, Metadata};
 use crate::wire::{Durability, Entry, Existing, Kind, Time};
 
@@ -122,6 +122,8 @@ impl Receiver {
             return Err(refusal(Code::Exists, path));
         }
         if !self.session.take.dry_run {
+            // What it replaces is not to be lost to one that cannot be made.
+            check_target(path, target)?;
             self.make_room(path, case.entry.kind)?;
             self.unkept.count(path, store.make_symlink(path, target, attributes)?);
             self.committed.fetch_add(1, Ordering::Relaxed);
@@ -174,8 +176,10 @@ impl Receiver {
         let known = size.unwrap_or(Claim::UNKNOWN_SIZE);
         let claim = Claim { owner: self.session.owner, size: known, modified: entry.modified };
         if size == Some(0) && compare.is_none() {
+            self.make_way_above(path)?;
+            let upload = store.create(path, &claim)?;
             self.make_room(path, case.entry.kind)?;
-            let lapses = store.create(path, &claim)?.commit(&case.attributes, Durability::Visible)?;
+            let lapses = upload.commit(&case.attributes, Durability::Visible)?;
             self.unkept.count(path, lapses);
             self.stands(entry.id, entry.hard_link, path);
             self.committed.fetch_add(1, Ordering::Relaxed);

@@ -11,10 +11,11 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use super::{Claimed, Receiver, Wanted, blocking};
+use crate::error::{Result, Why};
 use crate::index::{Index, LARGE_FILE};
 use crate::path::RelativePath;
 use crate::store::{Attributes, Claim, Lapses, Source, Store, Upload};
-use crate::wire::{Durability, Plan, Trailer};
+use crate::wire::{Durability, Kind, Plan, Trailer};
 
 /// Bytes copied and hashed at a time.
 const BLOCK: usize = 1 << 20;
@@ -35,7 +36,7 @@ struct Copy {
 
 impl Receiver {
     /// Makes a file of what stands elsewhere; false when it has to be sent. A permit is held meanwhile.
-    pub(super) async fn made_of_known(&self, file: &Wanted, claim: &Claimed) -> bool {
+    pub(super) async fn made_of_known(self: &Arc<Self>, file: &Wanted, claim: &Claimed) -> bool {
         let (Some(index), Some(digest), Some(size)) = (self.session.index.clone(), file.digest, file.size) else {
             return false;
         };
@@ -51,7 +52,8 @@ impl Receiver {
             durability: self.session.durability,
             cancelled: cancelled.clone(),
         };
-        let made = blocking(move || Ok(copy.make()));
+        let receiver = self.clone();
+        let made = blocking(move || Ok(copy.make(|path| receiver.make_room(path, Kind::File))));
         tokio::pin!(made);
         let made = tokio::select! {
             made = &mut made => made,
@@ -94,8 +96,8 @@ fn identity(store: &dyn Store) -> Option<(u64, u64)> {
 }
 
 impl Copy {
-    /// Makes the file; `None` when it cannot be made so. Blocks.
-    fn make(self) -> Option<Lapses> {
+    /// Makes the file, once there is room for it; `None` when it cannot be made so. Blocks.
+    fn make(self, make_room: impl FnOnce(&RelativePath) -> Result<(), Why>) -> Option<Lapses> {
         let root = identity(&*self.store)?;
         let (key, place) = self.index.place(root, &self.digest)?;
         let source = self.store.open(&place).ok();
@@ -124,6 +126,7 @@ impl Copy {
                 return None;
             }
         }
+        make_room(&self.path).ok()?;
         let lapses = upload.commit(&self.attributes, self.durability).ok()?;
         remember(&*self.store, &self.index, &self.digest, &self.path);
         Some(lapses)

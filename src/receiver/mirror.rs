@@ -19,23 +19,45 @@ const MAX_TOLD: usize = 1 << 14;
 
 /// What was announced, by digest: a path takes ten times that.
 #[derive(Debug, Default)]
-pub(super) struct Announced(Mutex<HashSet<[u8; 16]>>);
+pub(super) struct Announced {
+    entries: Mutex<HashSet<[u8; 16]>>,
+    /// Where the source has a FIFO, socket or device, which is never sent: what stands there is left as it is.
+    specials: Mutex<HashSet<[u8; 16]>>,
+}
 
 impl Announced {
     /// Remembers where an entry comes to stand.
     pub(super) fn insert(&self, path: &RelativePath) {
-        let mut all = lock(&self.0);
-        if all.len() <= MAX_ANNOUNCED {
-            all.insert(short(path));
-        }
+        remember(&self.entries, path);
+    }
+
+    /// Remembers where the source has what is never sent. It counts for nothing: a source of only such is empty.
+    pub(super) fn insert_special(&self, path: &RelativePath) {
+        remember(&self.specials, path);
     }
 
     fn contains(&self, path: &RelativePath) -> bool {
-        lock(&self.0).contains(&short(path))
+        lock(&self.entries).contains(&short(path))
+    }
+
+    fn is_special(&self, path: &RelativePath) -> bool {
+        lock(&self.specials).contains(&short(path))
     }
 
     fn count(&self) -> usize {
-        lock(&self.0).len()
+        lock(&self.entries).len()
+    }
+
+    /// Whether there was more than is remembered.
+    fn overflows(&self) -> bool {
+        self.count() > MAX_ANNOUNCED || lock(&self.specials).len() > MAX_ANNOUNCED
+    }
+}
+
+fn remember(all: &Mutex<HashSet<[u8; 16]>>, path: &RelativePath) {
+    let mut all = lock(all);
+    if all.len() <= MAX_ANNOUNCED {
+        all.insert(short(path));
     }
 }
 
@@ -73,12 +95,25 @@ impl Receiver {
         delete.map(|delete| Mirror { store, place, announced, spared, cleared, delete, dry_run })
     }
 
-    /// Removes what stands where a mirror's entry of another kind is about to come, and in the place of the directories above
-    /// it. Nothing else than a mirror does that. Blocks.
+    /// A mirror that replaces what is of another kind. Nothing else does that.
+    fn as_replacing(&self) -> Option<Mirror<'_>> {
+        self.as_mirror().filter(|_| self.replaces() && !self.session.take.dry_run)
+    }
+
+    /// Removes what stands where a mirror's entry of another kind comes: to be called when its content is whole, right
+    /// before it is committed. Blocks.
     pub(super) fn make_room(&self, path: &RelativePath, kind: Kind) -> Result<(), Why> {
-        let Some(mirror) = self.as_mirror().filter(|_| self.replaces() && !self.session.take.dry_run) else {
-            return Ok(());
-        };
+        self.make_way_above(path)?;
+        match self.as_replacing() {
+            Some(mirror) if kind == Kind::Directory => mirror.make_way(path),
+            Some(mirror) => mirror.clear(path),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes what stands in the place of the directories above a mirror's entry, so that its partial can be made. Blocks.
+    pub(super) fn make_way_above(&self, path: &RelativePath) -> Result<(), Why> {
+        let Some(mirror) = self.as_replacing() else { return Ok(()) };
         let mut above = RelativePath::default();
         for (depth, name) in path.components().enumerate() {
             if depth > mirror.place.components().count() {
@@ -86,7 +121,7 @@ impl Receiver {
             }
             above = above.join(name)?;
         }
-        if kind == Kind::Directory { mirror.make_way(path) } else { mirror.clear(path) }
+        Ok(())
     }
 }
 
@@ -109,7 +144,7 @@ impl Mirror<'_> {
 
     /// Whether anything may be removed at all, after so many.
     fn check(&self, cleared: u64) -> Result<(), Why> {
-        if self.announced.count() > MAX_ANNOUNCED {
+        if self.announced.overflows() {
             return Err(Why::new(Code::TooMany, format!("over {MAX_ANNOUNCED} entries were announced")));
         }
         // The directory itself is one of them.
@@ -177,33 +212,47 @@ impl Mirror<'_> {
         if stands()? { self.store.remove(path) } else { Ok(()) }
     }
 
-    /// Removes a directory, with all that is in it, if one stands there. What is in it counts among what has gone.
+    /// Removes a directory, with all that is in it, if one stands there: all of it, or nothing if any of it is spared or it
+    /// is too much. What is in it counts among what has gone.
     fn clear(&self, path: &RelativePath) -> Result<(), Why> {
         let is_directory =
             || Ok::<_, Why>(self.store.stat(path)?.is_some_and(|there| there.kind == Some(Kind::Directory)));
+        // One at a time, so that together they stay within the maximum.
+        let mut cleared = lock(&self.cleared.0);
         if !is_directory()? {
             return Ok(());
         }
-        let count = self.count(path, true)?;
-        let so_far = lock(&self.cleared.0).0;
-        self.may_go(so_far + count).map_err(|why| Why::new(why.code, format!("{path} is a directory there: {why}")))?;
+        let (mut count, mut all) = (0, false);
         self.walk(path, true, |gone| {
+            // It comes last, and not if anything in it stays.
+            all |= gone == path;
+            count += u64::from(gone != path);
+            Ok(true)
+        })?;
+        let spared =
+            || Why::new(Code::IsDirectory, format!("{path} is a directory there with something that is spared"));
+        if !all {
+            return Err(spared());
+        }
+        let within = |count| {
+            let too_many = |why: Why| Why::new(why.code, format!("{path} is a directory there: {why}"));
+            self.may_go(count).map_err(too_many)
+        };
+        within(cleared.0 + count)?;
+        self.walk(path, true, |gone| {
+            if gone == path {
+                return self.store.remove(gone).map(|()| true);
+            }
+            // Something may have come since it was counted.
+            within(cleared.0 + 1)?;
             self.store.remove(gone)?;
-            if gone != path {
-                let mut cleared = lock(&self.cleared.0);
-                cleared.0 += 1;
-                if cleared.1.len() < MAX_TOLD {
-                    cleared.1.push(self.below(gone)?);
-                }
+            cleared.0 += 1;
+            if cleared.1.len() < MAX_TOLD {
+                cleared.1.push(self.below(gone)?);
             }
             Ok(true)
         })?;
-        match is_directory()? {
-            true => {
-                Err(Why::new(Code::IsDirectory, format!("{path} is a directory there with something that is spared")))
-            }
-            false => Ok(()),
-        }
+        if is_directory()? { Err(spared()) } else { Ok(()) }
     }
 
     /// Walks what was not announced, what is in a directory before the directory itself, without following links. `visit`
@@ -234,6 +283,10 @@ impl Mirror<'_> {
                 level.stays = true;
                 continue;
             };
+            if self.announced.is_special(&path) {
+                level.stays = true;
+                continue;
+            }
             let Some(there) = self.store.stat(&path)? else { continue };
             let doomed = level.doomed || !self.announced.contains(&path);
             let directory = there.kind == Some(Kind::Directory);
@@ -392,5 +445,38 @@ mod tests {
         let (removed, why, told) = remove(&store, &["m", "m/a"], None, false);
         assert_eq!((removed, told), (1, vec!["old/b".to_owned()]));
         assert!(why.unwrap().starts_with("m/old: "), "it says which");
+    }
+
+    #[test]
+    fn directories_cleared_at_once_stay_within_the_maximum_together() {
+        // A race: once is not enough to see it lost.
+        for _ in 0..20 {
+            let names: Vec<_> = (0..8).flat_map(|n| ["a", "b", "c"].map(|name| format!("m/{n}/{name}"))).collect();
+            let store = store(&names.iter().map(String::as_str).collect::<Vec<_>>());
+            let (place, spared, cleared, announced) =
+                (path("m"), Filter::default(), Cleared::default(), Announced::default());
+            let delete = Delete { most: Some(7) };
+            let mirror = Mirror {
+                store: &store,
+                place: &place,
+                announced: &announced,
+                spared: &spared,
+                cleared: &cleared,
+                delete,
+                dry_run: false,
+            };
+            let begin = std::sync::Barrier::new(8);
+            std::thread::scope(|scope| {
+                for n in 0..8 {
+                    let (mirror, begin) = (&mirror, &begin);
+                    scope.spawn(move || {
+                        begin.wait();
+                        mirror.clear(&path(&format!("m/{n}")))
+                    });
+                }
+            });
+            let left = (0..8).filter(|n| store.stat(&path(&format!("m/{n}"))).unwrap().is_some()).count();
+            assert_eq!(left, 6, "two of three things each may go, and a third of its own not");
+        }
     }
 }

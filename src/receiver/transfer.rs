@@ -108,11 +108,15 @@ impl Receiver {
             if blake3::hash(&content) != trailer.digest {
                 return Err(Why::new(Code::Corrupt, "the content does not match its digest; send it again"));
             }
-            receiver.make_room(&path, Kind::File)?;
+            receiver.make_way_above(&path)?;
             let mut upload = create(&*store, &path, &source)?;
             if let Err(error) = upload.write_at(&content, 0) {
                 upload.discard();
                 return Err(fault(&path, "write it", error));
+            }
+            if let Err(why) = receiver.make_room(&path, Kind::File) {
+                upload.discard();
+                return Err(why);
             }
             unkept.count(&path, upload.commit(&attributes, durability)?);
             Ok(())
@@ -132,7 +136,7 @@ impl Receiver {
             let (store, path, source) = (self.session.store.clone(), file.path.clone(), file.claim.clone());
             let receiver = self.clone();
             let begin = move || {
-                receiver.make_room(&path, Kind::File)?;
+                receiver.make_way_above(&path)?;
                 let (mut disk, held) = Disk::begin(create(&*store, &path, &source)?, &path, source.size)?;
                 disk.write_back_for(receiver.session.durability);
                 Ok((disk, held))
@@ -304,7 +308,10 @@ impl Slot<'_> {
             let disk = idle.take().ok_or_else(|| Why::from(Code::Internal))?;
             working(receipt, self.permit()).await?;
             let (attributes, durability) = (file.attributes.clone(), self.receiver.session.durability);
-            let done = working(receipt, blocking(move || disk.finish(trailer, &attributes, durability))).await;
+            let (receiver, path) = (self.receiver.clone(), file.path.clone());
+            let finish =
+                move || disk.finish(trailer, &attributes, durability, || receiver.make_room(&path, Kind::File));
+            let done = working(receipt, blocking(finish)).await;
             let (size, lapses) = done?;
             self.receiver.unkept.count(&file.path, lapses);
             self.receiver.remember(file, plan, trailer).await;

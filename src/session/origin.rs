@@ -49,6 +49,13 @@ pub(crate) fn check(
     let is_there = store.stat(place.directory())?.is_some();
     // What becomes the destination itself may be the same directory: then nothing happens.
     let own = usize::from(is_there && matches!(place, Place::As(_)));
+    if mirror && origin.above.len() >= MAX_MARKS {
+        let text = format!(
+            "the source lies {MAX_MARKS} directories deep or more, where it cannot be told whether a mirror would remove it; \
+             mirror a directory above it"
+        );
+        return Err(Why::new(Code::Nested, text));
+    }
     let text = if marks.iter().skip(own).any(|mark| origin.sources.contains(mark)) {
         "the destination lies inside of what is to be sent; choose one outside of it"
     } else if mirror && is_there && marks.first().is_some_and(|mark| origin.above.contains(mark)) {

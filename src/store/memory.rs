@@ -342,7 +342,7 @@ impl Store for MemoryStore {
         let path = &self.shared.fold(path);
         let mut state = self.shared.lock();
         let state = &mut *state;
-        state.make_way(path)?;
+        state.make(&path.parent().ok_or_else(|| refusal(Code::IsDirectory, path))?)?;
         let Claim { owner, size, modified } = *claim;
         let key = PartialKey { path: path.clone(), owner, size, modified };
         let partial = state.partials.entry(key.clone()).or_default();

@@ -198,14 +198,8 @@ pub(super) struct LocalUpload {
 
 impl LocalUpload {
     pub(super) fn create(root: &Arc<Root>, path: &RelativePath, claim: &Claim, mode: u32) -> Result<Self, Why> {
-        let (Some(parent), Some(last)) = (path.parent(), path.name()) else {
-            return Err(refusal(Code::IsDirectory, path));
-        };
+        let Some(parent) = path.parent() else { return Err(refusal(Code::IsDirectory, path)) };
         let directory = root.make(&parent)?;
-        let there = directory.stat(last).map_err(|e| fault(path, "look at it", e))?;
-        if there.is_some_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory) {
-            return Err(refusal(Code::IsDirectory, path));
-        }
         let name = claim_name(path, claim);
         let file = acquire(root, &directory, name.as_bytes(), path)?;
         let upload = Self {

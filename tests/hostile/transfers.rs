@@ -4,7 +4,7 @@ use haul::config::Config;
 use haul::error::{Code, Why};
 use haul::identity::Identity;
 use haul::manifest::Verdict;
-use haul::wire::{Committed, Entry, Failed, Message, Plan};
+use haul::wire::{Committed, Delete, Durability, Entry, Failed, Kind, Message, Plan, Push, Take};
 
 use crate::peer::*;
 use crate::support::{content, write};
@@ -302,4 +302,43 @@ async fn a_file_of_all_the_bytes_there_are_is_only_a_number_until_they_come() {
     assert!(file(0, "huge", size).to_bytes().len() < 100);
     assert_eq!(arena.names(), Vec::<String>::new());
     arena.unharmed().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_mirror_replaces_stays_until_the_content_is_whole() {
+    let arena = Arena::new(Config { allow_delete: true, ..impatient() });
+    for size in [5, 400_000_u64] {
+        write(&arena.served().join("m/big/kept"), b"kept");
+        let peer = Peer::connect(&arena.host).await;
+        let mut session = peer.session_as(&mirror_to(b"m")).await;
+        session.announce(&entry(0, &[b"m"], Kind::Directory)).await;
+        session.verdict().await;
+        session.announce(&Entry { size: Some(size), ..entry(1, &[b"m", b"big"], Kind::File) }).await;
+        assert_eq!(session.verdict().await, Verdict::Want(1, vec![]));
+        let body = vec![1; size as usize];
+        let all = [&body[..], &trailer(b"something else")].concat();
+        let (mut send, mut receipt) = session.transfer(&plan(1, &[(0, size)]), &all).await;
+        send.finish().unwrap();
+        let failed = within(receipt.read::<Failed>()).await.unwrap();
+        assert_eq!(Why::from(failed.why).code, Code::Corrupt);
+        assert_eq!(std::fs::read(arena.served().join("m/big/kept")).unwrap(), b"kept", "{size}");
+    }
+    arena.unharmed().await;
+}
+
+/// A push that mirrors a directory.
+fn mirror_to(name: &[u8]) -> Vec<u8> {
+    Push {
+        session: [3; 16],
+        destination: components(&[name]),
+        into: false,
+        sources: 1,
+        directory: true,
+        durability: Durability::Visible,
+        take: Some(Take { delete: Some(Delete::default()), ..Take::default() }),
+        filter: None,
+        origin: None,
+    }
+    .to_bytes()
+    .to_vec()
 }

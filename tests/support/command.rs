@@ -86,7 +86,10 @@ impl Serving {
         let copy = home.path().join("haul");
         let program = if copy.exists() { copy } else { env!("CARGO_BIN_EXE_haul").into() };
         let mut command = Command::new(program);
-        command.arg("serve").arg(served.path()).args(["--listen", &format!("127.0.0.1:{port}"), "--anyone", "both"]);
+        command.arg("serve").arg(served.path()).args(["--listen", &format!("127.0.0.1:{port}")]);
+        if !arguments.contains(&"--anyone") {
+            command.args(["--anyone", "both"]);
+        }
         command.args(arguments).current_dir(served.path()).env("HAUL_HOME", home.path()).env_remove("HAUL_LOG");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         if let Some(user) = user {
