@@ -432,10 +432,10 @@ mod tests {
 
     #[test]
     fn times_are_what_people_write() {
-        for (text, seconds) in [("30s", 30), ("10m", 600), ("2h", 7200), ("45", 45), ("0", 0)] {
+        for (text, seconds) in [("30s", 30), ("10m", 600), ("2h", 7200), ("7d", 604_800), ("45", 45), ("0", 0)] {
             assert_eq!(time(text), Ok(Duration::from_secs(seconds)));
         }
-        for text in ["", "s", "-1", "1.5h", "10 m", "5d", "99999999999999999999", "18446744073709551615h"] {
+        for text in ["", "s", "-1", "1.5h", "10 m", "5w", "99999999999999999999", "18446744073709551615h"] {
             assert!(time(text).is_err(), "{text}");
         }
     }

@@ -234,7 +234,10 @@ mod tests {
         tally.take(&Event::Moved { id: 0, bytes: 500 });
         assert!(tally.total(later).ends_with("  verifying"), "sent is not committed");
         tally.take(&settled(0, 2000, Settled::Committed));
-        assert_eq!(tally.summary(later, true), "1 file, 1.95 KiB in 1.0 s (1000 B/s), 1 unchanged");
+        assert_eq!(
+            tally.summary(later, true),
+            "1 file, 1.95 KiB in 1.0 s (1000 B/s), 1000 B of it held already, 1 unchanged"
+        );
     }
 
     #[test]
