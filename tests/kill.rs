@@ -99,6 +99,10 @@ impl Arena {
         command.stdout(File::create(self.home.path().join("out")).unwrap()).stderr(Stdio::null()).spawn().unwrap()
     }
 
+    fn said(&self) -> String {
+        fs::read_to_string(self.home.path().join("out")).unwrap()
+    }
+
     /// Waits for a copy that has to succeed; returns the bytes of content that it moved.
     fn ended(&self, mut copy: Child) -> u64 {
         let begun = Instant::now();
@@ -107,12 +111,12 @@ impl Arena {
                 Some(status) => break status,
                 None if begun.elapsed() > LIMIT => {
                     copy.kill().unwrap();
-                    panic!("it hangs: {}", fs::read_to_string(self.home.path().join("out")).unwrap());
+                    panic!("it hangs: {}", self.said());
                 }
                 None => std::thread::sleep(Duration::from_millis(5)),
             }
         };
-        let said = fs::read_to_string(self.home.path().join("out")).unwrap();
+        let said = self.said();
         let last = said.lines().last().unwrap_or_default();
         assert!(status.success(), "{status}: {last}");
         last.split("\"moved\":").nth(1).and_then(|rest| rest.split([',', '}']).next()).unwrap().parse().unwrap()
@@ -131,6 +135,11 @@ impl Arena {
         let mut copy = self.copy(&serving, pull, to.path());
         std::thread::sleep(takes.mul_f64(dice.below(1000) as f64 / 1000.0));
         let goes_on = victim == Victim::Server && dice.below(2) == 0;
+        // A first contact is not tried again.
+        while goes_on && !self.said().contains("\"start\"") {
+            assert!(copy.try_wait().unwrap().is_none(), "{}", self.said());
+            std::thread::yield_now();
+        }
         if victim != Victim::Client {
             serving.kill();
         }
