@@ -79,11 +79,12 @@ async fn connections_that_fill_their_windows_and_stop_leave_room_for_a_newcomer(
         // A body of which the first byte never comes keeps nothing back, since it is read unordered; a message does.
         let mut filled = Vec::new();
         for _ in 0..20 {
-            let (mut send, receive) = within(peer.connection.open_bi()).await.unwrap();
-            let head = [&head(3, session.handle)[..], &[0x20, 0x80, 0, 0xff, 0xff]].concat();
-            within(send.write_all(&head)).await.unwrap();
+            let (connection, head) = (peer.connection.clone(), head(3, session.handle));
+            // What came before may have filled the window already: then not even a head goes out.
             filled.push(tokio::spawn(async move {
-                let _ = send.write_all(&vec![0; 65_000]).await;
+                let (mut send, receive) = connection.open_bi().await.unwrap();
+                let plan = [0x20, 0x80, 0, 0xff, 0xff];
+                let _ = send.write_all(&[&head[..], &plan, &[0; 65_000]].concat()).await;
                 std::future::pending::<()>().await;
                 drop(receive);
             }));
