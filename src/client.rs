@@ -284,6 +284,7 @@ impl Client {
                     observer(Event::Reconnected { address: link.connection.remote_address() });
                 }
             };
+            let was_open = link.connection.close_reason().is_none();
             let ended = operation.run((&link, &self.limits, &self.config), begin, &mut outcome).await;
             (outcome.sent, outcome.bound) = (operation.sent(), outcome.account.bound());
             let lost = match (ended, outcome.sent.interrupted.clone().map(Error::from)) {
@@ -298,9 +299,16 @@ impl Client {
                     return Ok(outcome);
                 }
             };
-            let on_purpose = matches!(link.connection.close_reason(), Some(ConnectionError::LocallyClosed));
-            // What a server answers to begin with is its answer; a connection that is lost before is no answer.
-            let answered = !begun && retry.is_none() && !matches!(lost, Error::Lost(_));
+            let closed = link.connection.close_reason();
+            let on_purpose = matches!(closed, Some(ConnectionError::LocallyClosed));
+            // What a server answers to begin with is its answer; a connection that is lost before is no answer. Nor is one that a
+            // stopping server closes under the session: that discards answers which have come and were not read yet.
+            let unanswered = match lost {
+                Error::Lost(_) => true,
+                Error::Stopping => was_open && closed.is_some(),
+                _ => false,
+            };
+            let answered = !begun && retry.is_none() && !unanswered;
             if !passes(&lost) || on_purpose || self.config.retry_for.is_zero() || answered {
                 return Err(lost);
             }

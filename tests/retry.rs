@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use haul::client::{Client, PushOptions};
 use haul::config::Config;
-use haul::error::{Error, Result};
+use haul::error::{Code, Error, Result};
 use haul::identity::{Identity, KeyId};
 use haul::progress::{Event, Observer, Settled};
 use haul::server::{Server, ServerOptions};
 use haul::session::Outcome;
 use haul::store::{LocalStore, Store};
+use haul::stream::varint_of;
 use haul::trust::{Admission, Anyone, ServerTrust};
 use rustix::process::{Pid, Signal, kill_process};
 use support::{LIMIT, content, listing, recorder, to, write};
@@ -536,10 +537,36 @@ async fn the_first_contact_is_not_tried_again() {
     write(&source.path().join("f"), b"f");
     let client = machine.connect(&Config::default()).await;
     machine.stop();
+    client.connection().closed().await;
     let (observer, events) = recorder();
     let ended = ended(pushing(client, to(&[&source.path().join("f")], "f"), observer)).await;
     assert!(matches!(ended, Err(Error::Stopping)), "{ended:?}");
     assert!(!events.lock().unwrap().iter().any(is_lost));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_server_that_stops_under_a_session_is_come_back_to_also_before_its_answer_was_read() {
+    let (source, identity) = (tempdir().unwrap(), Identity::generate().unwrap());
+    write(&source.path().join("f"), b"f");
+    let config = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
+    let server = haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(config)).unwrap();
+    let port = server.local_addr().unwrap().port();
+    let trust = ServerTrust { pin: Some(identity.key_id()), ..ServerTrust::default() };
+    let (observer, events) = recorder();
+    let pushing = tokio::spawn(async move {
+        let client = Client::connect(&identity, &trust, "127.0.0.1", port, &Config::default()).await?;
+        client.push(&to(&[&source.path().join("f")], "f"), observer).await
+    });
+    let asked = async || {
+        let connection = server.accept().await.unwrap().await.unwrap();
+        let request = connection.accept_bi().await.unwrap();
+        (connection, request)
+    };
+    let (connection, _request) = tokio::time::timeout(LIMIT, asked()).await.unwrap();
+    connection.close(varint_of(Code::Stopping), b"the server is stopping");
+    let _again = tokio::time::timeout(LIMIT, asked()).await.expect("it comes back");
+    assert_eq!(events.lock().unwrap().iter().filter(|event| is_lost(event)).count(), 1);
+    pushing.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
