@@ -193,17 +193,12 @@ impl Attempt {
     async fn handshake(&self, endpoint: &quinn::Endpoint) -> Result<Connection> {
         let mut handshakes = JoinSet::new();
         let mut patience = BESIDE;
-        for _ in 0..MAX_BESIDE {
+        loop {
             handshakes.spawn(self.begin(endpoint)?.into_future());
             tokio::select! {
                 Some(ended) = handshakes.join_next() => return self.ended(ended),
-                () = sleep(patience) => patience *= 2,
+                () = sleep(patience), if handshakes.len() <= MAX_BESIDE => patience *= 2,
             }
-        }
-        handshakes.spawn(self.begin(endpoint)?.into_future());
-        match handshakes.join_next().await {
-            Some(ended) => self.ended(ended),
-            None => pending().await,
         }
     }
 

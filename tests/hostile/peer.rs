@@ -258,38 +258,19 @@ pub(crate) fn push_into(destination: &[&[u8]]) -> Vec<u8> {
     let mut session = [7; 16];
     session[..8].copy_from_slice(&NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_le_bytes());
     let destination = components(destination);
-    let durability = Durability::Visible;
-    Push {
-        session,
-        destination,
-        into: true,
-        sources: 2,
-        directory: false,
-        durability,
-        take: None,
-        filter: None,
-        origin: None,
-    }
-    .to_bytes()
-    .to_vec()
+    request(session, destination, (true, 2))
 }
 
 /// A push of one file that becomes exactly what is named.
 pub(crate) fn push_as(name: &[u8]) -> Vec<u8> {
-    let (session, destination, durability) = ([9; 16], components(&[name]), Durability::Visible);
-    Push {
-        session,
-        destination,
-        into: false,
-        sources: 1,
-        directory: false,
-        durability,
-        take: None,
-        filter: None,
-        origin: None,
-    }
-    .to_bytes()
-    .to_vec()
+    request([9; 16], components(&[name]), (false, 1))
+}
+
+fn request(session: [u8; 16], destination: Components, (into, sources): (bool, u32)) -> Vec<u8> {
+    let (directory, durability) = (false, Durability::Visible);
+    let push =
+        Push { session, destination, into, sources, directory, durability, take: None, filter: None, origin: None };
+    push.to_bytes().to_vec()
 }
 
 pub(crate) fn pull_of(sources: &[&[&[u8]]], entries: u32) -> Vec<u8> {

@@ -32,15 +32,11 @@ fn bound(outcome: &Outcome) -> Option<String> {
 
 /// The sender is here in a push, and there in a pull.
 fn name(bound: Bound, pulled: bool) -> &'static str {
-    match (bound, pulled) {
-        (Bound::SenderStore, true) => return "the server's disk",
-        (Bound::ReceiverStore, true) => return "this disk",
-        _ => {}
-    }
     match bound {
         Bound::Network => "network",
-        Bound::SenderStore => "this disk",
-        Bound::ReceiverStore => "the server's disk",
+        Bound::SenderStore if pulled => "the server's disk",
+        Bound::ReceiverStore if !pulled => "the server's disk",
+        Bound::SenderStore | Bound::ReceiverStore => "this disk",
         Bound::Cpu => "CPU",
         Bound::Limit => "--limit",
         _ => "nothing in particular",
