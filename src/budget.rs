@@ -6,11 +6,14 @@
 //! is its share less what it holds. What quinn buffers and what is held stay within the share together; the shares of
 //! all connections stay within the [`Budget`].
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use quinn::{Connection, VarInt};
 use tokio::sync::Notify;
+
+use crate::stream::{Direction, StreamError, silence};
 
 /// Share of every admitted connection, in bytes: some 20 packets, so that even then a window is worth a round trip.
 pub const MIN_SHARE: usize = 32 << 10;
@@ -102,6 +105,10 @@ pub struct Window {
     state: Mutex<WindowState>,
     /// Told whenever a reservation may have become possible.
     freed: Notify,
+    /// How much is at work on this side, see [`Window::at_work`].
+    at_work: AtomicUsize,
+    /// How much ever was.
+    worked: AtomicUsize,
 }
 
 struct WindowState {
@@ -150,7 +157,9 @@ impl Window {
         let round_trip = connection.rtt();
         let (since, held_up) = (Instant::now(), HeldUp::default());
         let state = WindowState { share, held: 0, reserved: 0, applied: 0, read: 0, since, round_trip, held_up };
-        Some(Arc::new(Self { connection, budget: budget.clone(), state: Mutex::new(state), freed: Notify::new() }))
+        let (budget, state, freed) = (budget.clone(), Mutex::new(state), Notify::new());
+        let (at_work, worked) = Default::default();
+        Some(Arc::new(Self { connection, budget, state, freed, at_work, worked }))
     }
 
     /// The connection whose window this is.
@@ -191,6 +200,39 @@ impl Window {
     pub fn held_up(&self) -> Duration {
         let held_up = &lock(&self.state).held_up;
         held_up.total + held_up.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Says that this side is at work on what came, on its disk or in the queue for it, until what this returns is dropped.
+    pub(crate) fn at_work(self: &Arc<Self>) -> AtWork {
+        self.worked.fetch_add(1, Ordering::SeqCst);
+        self.at_work.fetch_add(1, Ordering::SeqCst);
+        AtWork(self.clone())
+    }
+
+    /// Ends when the peer has been silent for `time`, and up to as long again, while this side was not at work: what one
+    /// file holds may be the credit of all, and the peer has none to send with then.
+    pub(crate) async fn silence(&self, time: Duration) {
+        loop {
+            let before = self.worked.load(Ordering::SeqCst);
+            let began_at_work = self.at_work.load(Ordering::SeqCst) > 0;
+            silence(&self.connection, Direction::Receiving, time).await;
+            if !began_at_work && self.worked.load(Ordering::SeqCst) == before {
+                return;
+            }
+        }
+    }
+
+    /// Waits for something of the peer, but not beyond its [`silence`](Self::silence).
+    pub(crate) async fn unless_silent<T>(
+        &self,
+        time: Duration,
+        wait: impl Future<Output = T>,
+    ) -> Result<T, StreamError> {
+        tokio::select! {
+            biased;
+            done = wait => Ok(done),
+            () = self.silence(time) => Err(StreamError::TimedOut),
+        }
     }
 
     /// Has the peer acknowledge something if it is there. quinn has no PING to ask for, but what grants credit is acknowledged
@@ -259,6 +301,15 @@ impl Window {
 impl Drop for Window {
     fn drop(&mut self) {
         self.budget.give_back(lock(&self.state).share, true);
+    }
+}
+
+/// Work of this side on what came over a connection.
+pub(crate) struct AtWork(Arc<Window>);
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        self.0.at_work.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

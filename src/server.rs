@@ -341,7 +341,7 @@ async fn converse(
             tasks.spawn(serve.instrument(info_span!(parent: &span, "session", handle)));
         }
     };
-    let streams = accept_streams(&connection, &sessions, shared.config.deadline, opened);
+    let streams = accept_streams(&window, &sessions, shared.config.deadline, opened);
     tokio::pin!(streams);
     loop {
         tokio::select! {

@@ -19,10 +19,11 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::bucket::Limits;
+use crate::budget::Window;
 use crate::error::{Code, Error, Result, Why};
 use crate::receiver::Receiver;
 use crate::sender::{Allowed, Meter, Sender, Sending, Sent, Station, Watch};
-use crate::stream::{Direction, MessageReader, MessageWriter, StreamError, unless_silent};
+use crate::stream::{MessageReader, MessageWriter, StreamError};
 use crate::verdict::{Account, Bound, PathStats};
 use crate::wire::{
     Components, End, Frame, GoAway, Hello, Malformed, Message, Plan, Pull, Push, Ready, Refused, Removed, Spent,
@@ -133,13 +134,13 @@ impl Sessions {
     /// Reads the head of a stream that the peer opened, and hands it to its session. What the client opens comes back.
     pub(crate) async fn dispatch(
         &self,
-        connection: &Connection,
+        window: &Window,
         stream: (SendStream, RecvStream),
         deadline: Duration,
     ) -> Option<(Opened, Bi)> {
         let id = quinn::VarInt::from(stream.1.id()).into_inner();
         let (mut reader, writer) = (MessageReader::new(stream.1), MessageWriter::new(stream.0));
-        let head = unless_silent(connection, Direction::Receiving, deadline, self.head(&mut reader)).await;
+        let head = window.unless_silent(deadline, self.head(&mut reader)).await;
         let code = match head {
             Ok(Ok(Head::Control)) => return Some((Opened::Session(id), (reader, writer))),
             Ok(Ok(Head::Measurement)) => return Some((Opened::Measurement, (reader, writer))),
@@ -231,17 +232,17 @@ enum Head {
 /// Accepts the streams of a connection. Never reads itself: quinn yields streams by id, also those on which nothing has
 /// come yet, so each is read in a task of its own. What a client opens goes to `opened`. Returns when the connection is lost.
 pub(crate) async fn accept_streams(
-    connection: &Connection,
+    window: &Arc<Window>,
     sessions: &Arc<Sessions>,
     deadline: Duration,
     opened: impl Fn(Opened, Bi) + Clone + Send + 'static,
 ) -> ConnectionError {
     loop {
-        match connection.accept_bi().await {
+        match window.connection().accept_bi().await {
             Ok(stream) => {
-                let (connection, sessions, opened) = (connection.clone(), sessions.clone(), opened.clone());
+                let (window, sessions, opened) = (window.clone(), sessions.clone(), opened.clone());
                 tokio::spawn(async move {
-                    if let Some((what, bi)) = sessions.dispatch(&connection, stream, deadline).await {
+                    if let Some((what, bi)) = sessions.dispatch(&window, stream, deadline).await {
                         opened(what, bi);
                     }
                 });

@@ -458,7 +458,9 @@ async fn a_disk_that_stands_still_for_longer_than_any_deadline_fails_no_file() {
     let deadline = Duration::from_secs(8);
     let config = Config { deadline, ..frugal() };
     let (way, store) = way_to_slow_disk(None, config.clone(), settings()).await;
-    way.files([3 << 20, 3 << 20, 100_000, 100_000, 100_000, 10]);
+    // The small ones set half of the window aside, and the large ones hold no more than the rest of it.
+    let small = [8 << 10; 100];
+    way.files([3 << 20, 3 << 20].into_iter().chain(small));
     let held = store.hold();
     let client = way.connect(&config).await.unwrap();
     let (observer, events) = recorder();

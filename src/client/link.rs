@@ -48,9 +48,9 @@ impl Link {
         let upkeep = Upkeep::begin(connection.clone(), &SendMemory::new(most), most);
         let sessions = Sessions::of_client();
         let streams = {
-            let (connection, sessions, deadline) = (connection.clone(), sessions.clone(), config.deadline);
+            let (window, sessions, deadline) = (window.clone(), sessions.clone(), config.deadline);
             // A server opens no control streams; one that does sees them reset.
-            tokio::spawn(async move { drop(accept_streams(&connection, &sessions, deadline, |_, _| {}).await) })
+            tokio::spawn(async move { drop(accept_streams(&window, &sessions, deadline, |_, _| {}).await) })
         };
         Ok((Self { endpoint, connection, sessions, window, streams, _upkeep: upkeep }, key_id))
     }

@@ -13,11 +13,11 @@ use tracing::{Instrument, debug};
 use super::body::{Body, RUN, Run};
 use super::disk::{Disk, create};
 use super::{Claimed, Incoming, Receiver, Wanted, blocking, lock};
-use crate::budget::{HeldBytes, Reservation};
+use crate::budget::{AtWork, HeldBytes, Reservation};
 use crate::error::{Code, Result, Why};
 use crate::manifest::Verdict;
 use crate::store::fault::fault;
-use crate::stream::{Direction, MessageWriter, StreamError, silence, varint_of};
+use crate::stream::{MessageWriter, StreamError, varint_of};
 use crate::wire::{Committed, ENCODING_RANGES, Failed, Held, Kind, Message, Plan, Range, Trailer, Working};
 
 /// Bytes that are written without waiting for more.
@@ -48,7 +48,7 @@ impl Receiver {
                 Ok((content, trailer)) => {
                     let size = content.len() as u64;
                     self.moved(file.id, size);
-                    working(&mut receipt, self.commit_small(&file, content, trailer)).await.map(|()| size)
+                    self.working(&mut receipt, self.commit_small(&file, content, trailer)).await.map(|()| size)
                 }
                 Err(why) => Err(why),
             };
@@ -169,22 +169,22 @@ impl Receiver {
 
     /// Waits for what the peer sends, unless it is silent until the deadline.
     async fn unless_silent<T>(&self, wait: impl Future<Output = T>) -> Result<T, StreamError> {
-        tokio::select! {
-            biased;
-            done = wait => Ok(done),
-            () = self.silence() => Err(StreamError::TimedOut),
-        }
+        self.session.window.unless_silent(self.session.config.deadline, wait).await
     }
 
-    /// Ends when the peer has been silent until the deadline, though this side's disk left it credit: one file that stands
-    /// still takes that of all.
-    async fn silence(&self) {
-        let (window, deadline) = (&self.session.window, self.session.config.deadline);
+    /// Runs disk work, or waits for a turn at it, and says on the receipt's stream every now and then that it is alive.
+    async fn working<T>(
+        &self,
+        receipt: &mut MessageWriter,
+        work: impl Future<Output = Result<T, Why>>,
+    ) -> Result<T, Why> {
+        let _at_work = self.session.window.at_work();
+        tokio::pin!(work);
         loop {
-            let before = window.held_up();
-            silence(window.connection(), Direction::Receiving, deadline).await;
-            if window.held_up() == before {
-                return;
+            match timeout(WORKING, &mut work).await {
+                Ok(done) => return done,
+                // A peer that does not read it will not read the receipt either; the work goes on all the same.
+                Err(_) => drop(timeout(WORKING, receipt.write(&Working {})).await),
             }
         }
     }
@@ -241,18 +241,6 @@ impl Receiver {
     }
 }
 
-/// Runs disk work and says on the receipt's stream every now and then that it is alive.
-async fn working<T>(receipt: &mut MessageWriter, work: impl Future<Output = Result<T, Why>>) -> Result<T, Why> {
-    tokio::pin!(work);
-    loop {
-        match timeout(WORKING, &mut work).await {
-            Ok(done) => return done,
-            // A peer that does not read it will not read the receipt either; the work goes on all the same.
-            Err(_) => drop(timeout(WORKING, receipt.write(&Working {})).await),
-        }
-    }
-}
-
 /// A large transfer's permit and claim while it runs.
 struct Slot<'a> {
     receiver: &'a Arc<Receiver>,
@@ -262,7 +250,10 @@ struct Slot<'a> {
 }
 
 /// Writing on the disk, off the network threads; brings the disk back, and how many bytes it took.
-type Job = JoinHandle<(Disk, usize, Result<(), Why>)>;
+struct Job {
+    running: JoinHandle<(Disk, usize, Result<(), Why>)>,
+    _at_work: AtWork,
+}
 
 impl Slot<'_> {
     /// Waits, and gives the permit back when it takes long.
@@ -290,8 +281,8 @@ impl Slot<'_> {
         let mut body = body?;
         let (planned, offered) = (plan.clone(), held.to_vec());
         // Claim and permit are held beyond this, and nothing else can end it.
-        let kept = blocking(move || disk.keep(&planned, &offered).map(|()| disk));
-        let disk = kept.await?;
+        let keep = blocking(move || disk.keep(&planned, &offered).map(|()| disk));
+        let disk = self.receiver.working(receipt, keep).await?;
         let mut credit = HeldBytes::new(self.receiver.session.window.clone());
         credit.add(body.take(body.start(), rest)?);
 
@@ -299,19 +290,19 @@ impl Slot<'_> {
         let mut job: Option<Job> = None;
         let moved = self.pump(file, stream, &mut body, &mut credit, (&mut idle, &mut job), receipt).await;
         // Whatever ended it, the disk comes to rest before claim and permit go on to somebody else.
-        if let Some(running) = job {
-            idle = running.await.ok().map(|(disk, ..)| disk);
+        if let Some(job) = job {
+            idle = job.running.await.ok().map(|(disk, ..)| disk);
         }
         let result: Result<_, Why> = async {
             moved?;
             let trailer = body.trailer()?;
             let disk = idle.take().ok_or_else(|| Why::from(Code::Internal))?;
-            working(receipt, self.permit()).await?;
+            self.receiver.working(receipt, self.permit()).await?;
             let (attributes, durability) = (file.attributes.clone(), self.receiver.session.durability);
             let (receiver, path) = (self.receiver.clone(), file.path.clone());
             let finish =
                 move || disk.finish(trailer, &attributes, durability, || receiver.make_room(&path, Kind::File));
-            let done = working(receipt, blocking(finish)).await;
+            let done = self.receiver.working(receipt, blocking(finish)).await;
             let (size, lapses) = done?;
             self.receiver.unkept.count(&file.path, lapses);
             self.receiver.remember(file, plan, trailer).await;
@@ -345,7 +336,7 @@ impl Slot<'_> {
     ) -> Result<(), Why> {
         let config = self.receiver.session.config.clone();
         let receiver = self.receiver;
-        let quiet = receiver.silence();
+        let quiet = receiver.session.window.silence(config.deadline);
         tokio::pin!(quiet);
         let mut told = Instant::now();
         let mut since = Instant::now();
@@ -358,13 +349,14 @@ impl Slot<'_> {
                 || since.elapsed() >= GATHER
                 || self.receiver.session.window.is_short();
             if enough && idle.is_some() && body.is_ready() {
-                working(receipt, self.permit()).await?;
+                self.receiver.working(receipt, self.permit()).await?;
                 if let Some(mut disk) = idle.take() {
                     let (runs, bytes): (Vec<Run>, _) = body.drain();
-                    *job = Some(tokio::task::spawn_blocking(move || {
+                    let running = tokio::task::spawn_blocking(move || {
                         let written = disk.write(runs);
                         (disk, bytes, written)
-                    }));
+                    });
+                    *job = Some(Job { running, _at_work: receiver.session.window.at_work() });
                 }
             }
             if ended && job.is_none() {
@@ -374,12 +366,12 @@ impl Slot<'_> {
             tokio::select! {
                 biased;
                 () = self.claim.superseded() => return Err(Code::Superseded.into()),
-                done = async { job.as_mut().expect("guarded").await }, if !resting => {
+                done = async { (&mut job.as_mut().expect("guarded").running).await }, if !resting => {
                     *job = None;
                     let (disk, bytes, written) = done.map_err(|_| Why::from(Code::Internal))?;
                     credit.release(bytes);
                     // While the disk was slow the peer may have had no credit to send with.
-                    quiet.set(receiver.silence());
+                    quiet.set(receiver.session.window.silence(config.deadline));
                     *idle = Some(disk);
                     written?;
                     self.receiver.moved(file.id, bytes as u64);

@@ -10,7 +10,7 @@ use haul::config::Config;
 use haul::error::Code;
 use haul::identity::{Identity, KeyId};
 use haul::manifest::Verdict;
-use haul::store::LocalStore;
+use haul::store::{LocalStore, MemoryStore};
 use haul::stream::{MessageReader, code_of};
 use haul::trust::ServerTrust;
 use haul::wire::{
@@ -19,6 +19,7 @@ use haul::wire::{
 use quinn::{Connection, ConnectionError, Endpoint, SendStream, TransportConfig};
 use tempfile::TempDir;
 
+use crate::support::slow::SlowStore;
 use crate::support::{Host, content, push, to, write};
 
 /// Short, so that what a deadline ends is soon over; no test depends on how long they are.
@@ -72,6 +73,14 @@ impl Arena {
         std::fs::create_dir(directory.path().join("served")).unwrap();
         let store = LocalStore::open(&directory.path().join("served")).unwrap();
         Self { host: Host::serving(Arc::new(store), config), directory }
+    }
+
+    /// One whose disk can be held up.
+    pub(crate) fn with_slow_disk(config: Config) -> (Self, SlowStore) {
+        watch_panics();
+        let directory = tempfile::tempdir().unwrap();
+        let store = SlowStore::around(MemoryStore::default(), None);
+        (Self { host: Host::serving(Arc::new(store.clone()), config), directory }, store)
     }
 
     pub(crate) fn served(&self) -> std::path::PathBuf {

@@ -7,11 +7,13 @@ use haul::error::{Code, Error};
 use haul::identity::Identity;
 use haul::manifest::Verdict;
 use haul::store::MemoryStore;
+use haul::stream::MessageReader;
 use haul::trust::Admission;
 use haul::wire::{Committed, Hello, Message, Refused, put_varint};
 use quinn::ConnectionError;
 
 use crate::peer::*;
+use crate::support::content;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_streams_that_say_nothing_are_given_up_and_disturb_nobody() {
@@ -30,6 +32,37 @@ async fn a_thousand_streams_that_say_nothing_are_given_up_and_disturb_nobody() {
         assert_eq!(stopped(send).await, Code::TimedOut);
     }
     arena.unharmed().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_has_to_wait_while_the_disk_stands_still_is_not_given_up() {
+    const LARGE: usize = 3 << 20;
+    let config = impatient();
+    let deadline = config.deadline;
+    let (arena, store) = Arena::with_slow_disk(config);
+    let peer = Peer::connect(&arena.host).await;
+    let mut session = peer.session().await;
+    session.wanted(0, "large", LARGE as u64).await;
+    session.wanted(1, "small", 5).await;
+    let held = store.hold();
+    // Opened first, and with no credit to begin on it, as when what the other sent took all.
+    let (mut late, receipt) = within(peer.connection.open_bi()).await.unwrap();
+    let mut late_receipt = MessageReader::new(receipt);
+    let body = content(7, LARGE);
+    let bytes = [&body[..], &trailer(&body)].concat();
+    let plan_of_it = plan(0, &[(0, LARGE as u64)]);
+    let standing = async {
+        tokio::time::sleep(deadline * 4).await;
+        drop(held);
+    };
+    let ((mut large, mut receipt), ()) = tokio::join!(session.transfer(&plan_of_it, &bytes), standing);
+    large.finish().unwrap();
+    let whole = [&head(3, session.handle), &plan(1, &[(0, 5)]).to_bytes()[..], b"small", &trailer(b"small")].concat();
+    within(late.write_all(&whole)).await.unwrap();
+    late.finish().unwrap();
+    for (receipt, size) in [(&mut receipt, LARGE as u64), (&mut late_receipt, 5)] {
+        assert_eq!(within(receipt.read::<Committed>()).await.unwrap().bytes, size);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
