@@ -48,8 +48,8 @@
 //!
 //! # Rooms
 //! Each uses only those before it: [`path`], [`error`], [`filter`], [`rate`], [`wire`], [`progress`], [`config`] and
-//! [`target`] are plain values; [`index`] remembers digests; [`limits`], [`budget`] and [`bucket`] bound files, memory and what is sent;
-//! [`identity`], [`trust`], [`endpoint`] and [`stream`] make connections; [`measure`] measures them; [`store`] holds
+//! [`target`] are plain values; [`index`] remembers digests; [`limits`] and [`bucket`] bound files and what is sent; [`identity`],
+//! [`trust`], [`endpoint`] and [`stream`] make connections, and a [`budget`] bounds their memory; [`measure`] measures them; [`store`] holds
 //! files, and a [`pipe`] is read once; [`manifest`],
 //! [`sender`] and [`receiver`] are the transfer's two roles, and [`verdict`] says what bound it; [`session`], [`server`]
 //! and [`client`] put them together. PROTOCOL.md specifies what travels.
