@@ -19,14 +19,14 @@ use crate::config::{Config, written};
 use crate::endpoint;
 use crate::error::{Code, Error, Result, Why};
 use crate::identity::{Identity, KeyId};
-use crate::manifest::{Follow, Tree, WalkOptions};
+use crate::manifest::WalkOptions;
 use crate::measure::{self, MeasureOptions, Measured};
-use crate::path::{RelativePath, printable};
+use crate::path::RelativePath;
 use crate::pipe::Pipe;
 use crate::progress::{Event, Observer};
 use crate::sender::{Sender, Sent};
 use crate::session::origin::origin;
-use crate::session::{Listing, Outcome};
+use crate::session::{Listing, Outcome, look_here};
 use crate::store::OutputStore;
 use crate::stream::varint_of;
 use crate::trust::ServerTrust;
@@ -88,6 +88,8 @@ pub struct PullOptions {
     pub walk: WalkOptions,
     /// How this machine takes it.
     pub take: Take,
+    /// The sources are names and no patterns.
+    pub literal: bool,
 }
 
 impl Client {
@@ -157,7 +159,8 @@ impl Client {
         unlisted_mirror(&options.take, &options.walk)?;
         let link = self.link();
         observer(Event::Connected { address: link.connection.remote_address(), key_id: self.key_id.to_string() });
-        let (trees, unsendable) = look_at(options.sources.clone(), options.walk.follow).await?;
+        let (sources, follow) = (options.sources.clone(), options.walk.follow);
+        let (trees, unsendable) = blocking(move || look_here(&sources, follow)).await??;
         let Some(first) = trees.first() else {
             // Nothing to ask the server for.
             return Ok(Outcome { sent: Sent::of_failures(unsendable, &observer), ..Outcome::default() });
@@ -409,39 +412,6 @@ fn unlisted_mirror(take: &Take, walk: &WalkOptions) -> Result<()> {
 /// Off the network threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|_| Error::Usage("a fault inside haul; please report it".into()))
-}
-
-/// A source that could not be looked at, and why.
-type Unsendable = (RelativePath, Why);
-
-/// Looks at the sources, off the network threads. One that is missing does not keep the others from being sent.
-async fn look_at(sources: Vec<PathBuf>, follow: Follow) -> Result<(Vec<Tree>, Vec<Unsendable>)> {
-    blocking(move || {
-        let (mut trees, mut unsendable) = (Vec::<Tree>::new(), Vec::new());
-        for source in sources {
-            match Tree::local(&source, follow) {
-                Ok(tree) if trees.iter().any(|other| other.name == tree.name) => {
-                    let name = printable(&tree.name);
-                    return Err(Error::Usage(format!("two sources are named {name}; they would fall on each other")));
-                }
-                Ok(tree) => trees.push(tree),
-                Err(Error::Io { what: _, source: error }) => {
-                    let name = source.components().filter_map(|c| match c {
-                        std::path::Component::Normal(name) => Some(name.as_encoded_bytes()),
-                        _ => None,
-                    });
-                    let path = RelativePath::from_components(name).unwrap_or_default();
-                    // The name as it was typed: a relative path alone would not tell which file of that name.
-                    let typed = printable(source.as_os_str().as_encoded_bytes());
-                    let code = Why::from_io(&error).code;
-                    unsendable.push((path, Why::new(code, format!("{typed}: {error}"))));
-                }
-                Err(other) => return Err(other),
-            }
-        }
-        Ok((trees, unsendable))
-    })
-    .await?
 }
 
 fn session_id() -> Result<[u8; 16]> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{Connection, Endpoint, Incoming};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,9 +23,9 @@ use crate::measure::{self, Places};
 use crate::progress::Observer;
 use crate::qlog;
 use crate::receiver::{Asked, Claims, Keep, Permits, Receiver, Receiving};
-use crate::session::{MakeReceiver, Opened, ServerSession, Sessions, accept_streams, listings, serve};
+use crate::session::{MakeReceiver, Offered, Opened, ServerSession, Sessions, accept_streams, listings, serve};
 use crate::store::Store;
-use crate::stream::{lost_connection, varint_of};
+use crate::stream::{MessageReader, MessageWriter, lost_connection, varint_of};
 use crate::trust::{Admission, Rights};
 use crate::upkeep::{SendMemory, Upkeep};
 
@@ -51,10 +51,22 @@ pub struct Server {
     shared: Arc<Shared>,
 }
 
+/// Somebody who wants to show that it knows a code.
+pub struct Introduction {
+    /// The connection, which lasts for as long as the streams do.
+    pub connection: Connection,
+    /// What it has to say.
+    pub reader: MessageReader,
+    /// For the answers.
+    pub writer: MessageWriter,
+}
+
 /// What all connections share.
 struct Shared {
     admission: Admission,
     store: Arc<dyn Store>,
+    offered: Option<Arc<Offered>>,
+    introductions: Option<mpsc::Sender<Introduction>>,
     quic: quinn::ServerConfig,
     config: Config,
     observer: Observer,
@@ -104,6 +116,8 @@ impl Server {
         let shared = Arc::new(Shared {
             admission,
             store,
+            offered: None,
+            introductions: None,
             quic,
             permits: Arc::new(Semaphore::new(permits)),
             connections: Arc::new(Semaphore::new(config.max_connections)),
@@ -120,6 +134,16 @@ impl Server {
             observer,
         });
         Ok(Self { endpoints, shared })
+    }
+
+    /// The same server, which offers something in the place of its store. Those who want to show that they know a code are
+    /// handed on; whoever finds no room there is turned away.
+    pub fn offering(mut self, offered: Offered, introductions: mpsc::Sender<Introduction>) -> Self {
+        // It does not run yet, so nobody else has it.
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            (shared.offered, shared.introductions) = (Some(Arc::new(offered)), Some(introductions));
+        }
+        self
     }
 
     /// The addresses it listens on, with the ports that the system gave.
@@ -296,6 +320,7 @@ async fn converse(
         connection: connection.clone(),
         sessions: sessions.clone(),
         store: shared.store.clone(),
+        offered: shared.offered.clone(),
         owner,
         pushes: shared.pushes.clone(),
         may_read: rights.read,
@@ -311,17 +336,23 @@ async fn converse(
     let opened = {
         let (session, running, connection) = (session, running.clone(), connection.clone());
         let window = window.clone();
-        let tasks = shared.tasks.clone();
+        let shared = shared.clone();
         // The streams are accepted in tasks that stand outside of the connection's span.
         let span = tracing::Span::current();
         move |what, bi| {
             let others = running.begin();
             let (session, running, connection) = (session.clone(), running.clone(), connection.clone());
-            let (window, places) = (window.clone(), places.clone());
+            let (window, places, shared) = (window.clone(), places.clone(), shared.clone());
+            let tasks = shared.tasks.clone();
             let handle = if let Opened::Session(handle) = what { Some(handle) } else { None };
             let serve = async move {
                 let result = match what {
                     Opened::Session(handle) => serve(&session, handle, bi, others < MAX_SESSIONS).await,
+                    Opened::Introduction => {
+                        introduce(&shared, connection.clone(), bi).await;
+                        Ok(())
+                    }
+                    Opened::Measurement if !session.may_read && !session.may_write => Ok(()),
                     Opened::Measurement => {
                         let limits = Limits::new(session.limit.clone());
                         let within = (&session.config, &limits);
@@ -365,6 +396,15 @@ async fn converse(
                 connection.close(varint_of(Code::TimedOut), b"nothing came back while the server was stopping");
             }
         }
+    }
+}
+
+/// Hands somebody over to whoever knows the code, and waits until that is done with.
+async fn introduce(shared: &Shared, connection: Connection, (reader, writer): (MessageReader, MessageWriter)) {
+    let done = writer.delivered();
+    let introduction = Introduction { connection, reader, writer };
+    if shared.introductions.as_ref().is_some_and(|to| to.try_send(introduction).is_ok()) {
+        done.await;
     }
 }
 

@@ -33,6 +33,8 @@ use crate::wire::{
 pub(crate) use list::listings;
 pub use list::{Found, Listing};
 pub(crate) use serve::{MakeReceiver, ServerSession, serve};
+pub use serve::{Offered, Told};
+pub(crate) use sources::look_here;
 
 /// Things that a mirror may have removed and not yet told of.
 const REMOVED_AHEAD: usize = 256;
@@ -143,6 +145,7 @@ impl Sessions {
         let head = window.unless_silent(deadline, self.head(&mut reader)).await;
         let code = match head {
             Ok(Ok(Head::Control)) => return Some((Opened::Session(id), (reader, writer))),
+            Ok(Ok(Head::Introduction)) => return Some((Opened::Introduction, (reader, writer))),
             Ok(Ok(Head::Measurement)) => return Some((Opened::Measurement, (reader, writer))),
             Ok(Ok(Head::Manifest(to))) => {
                 // Fails only when the session has just ended.
@@ -172,6 +175,7 @@ impl Sessions {
         match kind {
             StreamType::Control => return Ok(Head::Control),
             StreamType::Measurement => return Ok(Head::Measurement),
+            StreamType::Introduction => return Ok(Head::Introduction),
             StreamType::Manifest | StreamType::Transfer => {}
         }
         let handle = reader.varint().await.map_err(code)?;
@@ -219,11 +223,14 @@ pub(crate) enum Opened {
     Session(u64),
     /// A measurement.
     Measurement,
+    /// To show that it knows a code.
+    Introduction,
 }
 
 enum Head {
     Control,
     Measurement,
+    Introduction,
     Manifest(oneshot::Sender<Bi>),
     Transfer(Arc<Receiver>, Plan),
     Withdrawn(Arc<Receiver>, Withdraw),
@@ -286,7 +293,7 @@ async fn answer(reader: &mut MessageReader) -> Result<Ready> {
     }
 }
 
-fn hello() -> Hello {
+pub(crate) fn hello() -> Hello {
     Hello { features: Vec::new(), agent: concat!("haul/", env!("CARGO_PKG_VERSION")).into() }
 }
 

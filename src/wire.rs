@@ -7,6 +7,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use minicbor::{Decode, Encode};
 
 mod content;
+mod introduce;
 mod message;
 mod metadata;
 mod spent;
@@ -17,6 +18,7 @@ mod unkept;
 mod value;
 
 pub use content::content_hasher;
+pub use introduce::{Accept, Confirm, Introduce, Introduced, MAX_OFFER_FROM, MAX_OFFER_TEXT, MAX_OFFERED, Offer};
 pub use message::*;
 pub use metadata::{MAX_OWNER_NAME, MAX_XATTR_BYTES, MAX_XATTR_NAME, Owner, XATTR_OVERHEAD, Xattr};
 pub use spent::Spent;
@@ -64,12 +66,15 @@ pub enum StreamType {
     Transfer = 0x03,
     /// Opened by the client, to measure the way.
     Measurement = 0x04,
+    /// Opened by the client, to show that it knows a code.
+    Introduction = 0x05,
 }
 
 impl StreamType {
     /// The type of a first byte, if it is known.
     pub fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Control, Self::Manifest, Self::Transfer, Self::Measurement].into_iter().find(|&t| t as u8 == byte)
+        let all = [Self::Control, Self::Manifest, Self::Transfer, Self::Measurement, Self::Introduction];
+        all.into_iter().find(|&t| t as u8 == byte)
     }
 }
 

@@ -39,6 +39,7 @@ const ROOMS: &[&str] = &[
     "session",
     "server",
     "client",
+    "peer",
 ];
 /// The binary's rooms. They use the library as any other program does, by `haul::`, and each other by `crate::`.
 const BINARY: &[&str] = &["main", "cli"];

@@ -32,11 +32,13 @@ fn every_code_stands_in_the_table() {
 
 #[test]
 fn every_stream_type_stands_in_the_table() {
-    for (byte, name) in [(0x01, "control"), (0x02, "manifest"), (0x03, "transfer"), (0x04, "measurement")] {
+    for (byte, name) in
+        [(0x01, "control"), (0x02, "manifest"), (0x03, "transfer"), (0x04, "measurement"), (0x05, "introduction")]
+    {
         assert!(StreamType::from_byte(byte).is_some());
         assert!(DOCUMENT.contains(&format!("| {byte:#04x} | {name} |")));
     }
-    assert_eq!(StreamType::from_byte(0x05), None);
+    assert_eq!(StreamType::from_byte(0x06), None);
 }
 
 /// The vectors: name, bytes, and whether decoding and encoding again gives the same bytes.
@@ -219,6 +221,19 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             mode: Some(0o777),
             target: Some(b"b.txt".to_vec()),
         }),
+        all(&Introduce { number: 417, exchange: [0x42; 33] }),
+        all(&Introduced { exchange: [0x41; 33] }),
+        all(&Confirm { tag: [0xef; 32] }),
+        all(&Offer {
+            from: "alice".into(),
+            names: components(&[b"holiday"]),
+            directory: true,
+            files: 1204,
+            bytes: 3 << 30,
+            text: None,
+        }),
+        all(&Offer { from: "alice".into(), text: Some("under the mat".into()), ..Offer::default() }),
+        all(&Accept {}),
     ]
 }
 

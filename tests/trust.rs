@@ -303,8 +303,7 @@ async fn a_refused_client_learns_the_line_that_admits_it() {
     let (server, client, directory) = (new(), new(), TempDir::new().unwrap());
     let mut listening = Server::start(&server);
     let authorized_keys = directory.path().join("authorized_keys");
-    let admission =
-        Admission { authorized_keys: Some(authorized_keys.clone()), authorities: vec![], anyone: Anyone::default() };
+    let admission = Admission { authorized_keys: Some(authorized_keys.clone()), ..Admission::default() };
 
     let connected = listening.connect(&client, &pin(&server)).await.unwrap();
     let accepted = listening.next().await.unwrap();

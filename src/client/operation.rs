@@ -156,7 +156,10 @@ impl Pulling {
         }
         Ok(Self {
             pull,
-            asked: Asked::of(&options.sources).map_err(|bad| Error::Usage(bad.to_string()))?,
+            asked: match Asked::of(&options.sources).map_err(|bad| Error::Usage(bad.to_string()))? {
+                asked if options.literal => asked.without_patterns(),
+                asked => asked,
+            },
             options,
             output: None,
             destination: None,

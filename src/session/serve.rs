@@ -4,26 +4,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quinn::Connection;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::origin;
 use super::sources::{self, Looked};
-use super::{Bi, Sessions, hello, list, receive_all, send_all};
+use super::{Bi, Outcome, Sessions, hello, list, receive_all, send_all};
 use crate::bucket::{Bucket, Limits};
 use crate::config::Config;
 use crate::error::{Code, Error, Result, Why};
 use crate::filter::{Filter, Rules};
-use crate::manifest::{Follow, MAX_UNANSWERED, MAX_UNANSWERED_BYTES, WalkOptions};
+use crate::manifest::{Follow, MAX_UNANSWERED, MAX_UNANSWERED_BYTES, Tree, WalkOptions};
 use crate::path::RelativePath;
 use crate::progress::Observer;
 use crate::rate::Rate;
 use crate::receiver::{Claims, Place, Receiver, Sources};
-use crate::sender::{Allowed, Sender, Sending, Watch};
+use crate::sender::{Allowed, Sender, Sending, Sent, Watch};
 use crate::store::Store;
 use crate::stream::{MessageWriter, StreamError, varint_of};
-use crate::wire::{Components, Hello, List, Message, Pull, Push, Ready, Refused, Summary, Take, WireFilter};
+use crate::wire::{Components, Hello, Kind, List, Message, Pull, Push, Ready, Refused, Summary, Take, WireFilter};
 
 /// Time between two samples of where a pull stands. There may be many; a client samples its own more often.
 const SAMPLE: Duration = Duration::from_millis(100);
@@ -60,6 +60,8 @@ pub(crate) struct ServerSession {
     pub(crate) connection: Connection,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) store: Arc<dyn Store>,
+    /// What is sent in the place of what the store has.
+    pub(crate) offered: Option<Arc<Offered>>,
     /// The client's key.
     pub(crate) owner: [u8; 32],
     /// The pushes that run, by session id, over all connections.
@@ -75,6 +77,42 @@ pub(crate) struct ServerSession {
     pub(crate) stopping: CancellationToken,
     /// Makes the receiver of a push whose place is settled.
     pub(crate) receiver: MakeReceiver,
+}
+
+/// What a server sends to whoever may read, in the place of a store.
+pub struct Offered {
+    /// Files and directories, by their names.
+    pub trees: Vec<Tree>,
+    /// What is announced of them.
+    pub walk: WalkOptions,
+    /// Transfers open at the same time.
+    pub parallel: usize,
+    /// Takes what becomes of it.
+    pub told: mpsc::Sender<Told>,
+}
+
+/// What becomes of an offer. Each session has one connection.
+pub enum Told {
+    /// A session has begun.
+    Begun,
+    /// One that had begun has ended.
+    Ended(Result<Box<Outcome>>),
+}
+
+impl Offered {
+    /// What is asked for of it.
+    fn look(&self, sources: &[Components]) -> Result<Looked, Why> {
+        let asked = |tree: &&Tree| sources.iter().any(|source| source.0 == [&tree.name[..]]);
+        let trees: Vec<_> = self.trees.iter().filter(asked).cloned().collect();
+        match &trees[..] {
+            [] => Err(Why::new(Code::NotFound, "nothing of that name is offered")),
+            [one] => {
+                let only = Some(if one.directory { Kind::Directory } else { Kind::File });
+                Ok(Looked { only, trees, unsendable: Vec::new() })
+            }
+            _ => Ok(Looked { trees, unsendable: Vec::new(), only: None }),
+        }
+    }
 }
 
 /// Makes the receiver of a push whose place is settled, as is what it spares.
@@ -154,12 +192,24 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
     }
     let allowed = Allowed::by(pull.entries, pull.entry_bytes);
     let asked = pull.limit.and_then(Rate::from_bytes).map(|rate| Arc::new(Bucket::new(rate)));
-    let store = server.store.clone();
+    let (store, offered) = (server.store.clone(), server.offered.clone());
     tracing::info!(id = %hex(&pull.session), sources = pull.sources.len(), "pull");
     let look = move || {
-        let looked = sources::look(&store, &pull.sources)?;
+        let looked = match &offered {
+            Some(offered) => offered.look(&pull.sources)?,
+            None => sources::look(&store, &pull.sources)?,
+        };
         let origin = origin::origin(&looked.trees, &pull.session);
-        Ok((looked, origin, walk_options(&pull)?))
+        let options = walk_options(&pull)?;
+        Ok((
+            looked,
+            origin,
+            match &offered {
+                // The sender's user has said what of it goes.
+                Some(offered) => WalkOptions { checksum: options.checksum, ..offered.walk.clone() },
+                None => options,
+            },
+        ))
     };
     let looked = tokio::task::spawn_blocking(look).await;
     let (Looked { trees, unsendable, only }, origin, options) =
@@ -181,6 +231,9 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
         stopping: server.stopping.child_token(),
         all_sent: CancellationToken::new(),
     };
+    if let Some(offered) = &server.offered {
+        let _ = offered.told.send(Told::Begun).await;
+    }
     let watch = Mutex::new(Watch::begin(server.connection.clone(), sending.meter.clone()).await);
     let lock = || watch.lock().unwrap_or_else(PoisonError::into_inner);
     let spent = || Some(lock().spent());
@@ -190,13 +243,35 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
             lock().tick();
         }
     };
-    let summary = tokio::select! {
-        summary = send_all(&mut sender, sending, (async { Ok(reader) }, spent), writer) => summary?,
+    let ended = tokio::select! {
+        ended = send_all(&mut sender, sending, (async { Ok(reader) }, spent), writer) => ended,
         () = sampling => return Ok(()),
+    };
+    let summary = match &server.offered {
+        Some(offered) => {
+            let watch = watch.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let (sent, told) = (sender.sent(), ended.as_ref().map(Summary::clone).ok());
+            // Fails only when nobody waits for it any more.
+            let _ = offered.told.send(Told::Ended(outcome(watch, sent, ended).await.map(Box::new))).await;
+            let Some(summary) = told else { return Ok(()) };
+            summary
+        }
+        None => ended?,
     };
     let Summary { committed, bytes, skipped, failed, .. } = summary;
     tracing::info!(committed, bytes, skipped, failed, "done");
     Ok(())
+}
+
+/// How a session has ended for the sender.
+async fn outcome(watch: Watch, sent: Sent, ended: Result<Summary>) -> Result<Outcome> {
+    let summary = ended?;
+    let (path, account) = watch.end(summary.held_up.map(Duration::from_millis)).await;
+    let mut outcome = Outcome { sent, summary, ..Outcome::default() };
+    outcome.path.join(&path, Duration::ZERO, account.elapsed);
+    outcome.account.join(&account);
+    outcome.bound = outcome.account.bound();
+    Ok(outcome)
 }
 
 /// How a pull wants the server to walk.

@@ -1,21 +1,55 @@
-//! What a pull asks for, as trees.
+//! What is to be sent, as trees: sources of this machine, or what a pull asks for.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::error::{Code, Result, Why};
+use crate::error::{Code, Error, Result, Why};
 use crate::listing::{Effort, expand};
-use crate::manifest::Tree;
+use crate::manifest::{Follow, Tree};
 use crate::path::{RelativePath, printable};
 use crate::store::Store;
 use crate::store::fault::refusal;
 use crate::wire::{Components, Kind};
 
+/// A source that could not be looked at, and why.
+pub(crate) type Unsendable = (RelativePath, Why);
+
+/// Looks at sources of this machine. One that is missing does not keep the others from being sent. Blocks.
+///
+/// # Errors
+/// [`Error::Usage`] when two would fall on each other, or one has no name.
+pub(crate) fn look_here(sources: &[PathBuf], follow: Follow) -> Result<(Vec<Tree>, Vec<Unsendable>), Error> {
+    let (mut trees, mut unsendable) = (Vec::<Tree>::new(), Vec::new());
+    for source in sources {
+        match Tree::local(source, follow) {
+            Ok(tree) if trees.iter().any(|other| other.name == tree.name) => {
+                let name = printable(&tree.name);
+                return Err(Error::Usage(format!("two sources are named {name}; they would fall on each other")));
+            }
+            Ok(tree) => trees.push(tree),
+            Err(Error::Io { what: _, source: error }) => {
+                let name = source.components().filter_map(|c| match c {
+                    std::path::Component::Normal(name) => Some(name.as_encoded_bytes()),
+                    _ => None,
+                });
+                let path = RelativePath::from_components(name).unwrap_or_default();
+                // The name as it was typed: a relative path alone would not tell which file of that name.
+                let typed = printable(source.as_os_str().as_encoded_bytes());
+                let code = Why::from_io(&error).code;
+                unsendable.push((path, Why::new(code, format!("{typed}: {error}"))));
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    Ok((trees, unsendable))
+}
+
 /// The sources of a pull.
 pub(super) struct Looked {
     pub(super) trees: Vec<Tree>,
     /// Those that cannot be sent: they do not keep the others from it.
-    pub(super) unsendable: Vec<(RelativePath, Why)>,
+    pub(super) unsendable: Vec<Unsendable>,
     /// What the only one is, if it was named without a pattern.
     pub(super) only: Option<Kind>,
 }

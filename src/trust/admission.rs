@@ -1,8 +1,9 @@
 //! Whom a server admits, and for what.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -23,7 +24,27 @@ pub struct Anyone {
     pub write: bool,
 }
 
-/// What a client may do. A client that may do neither is not admitted, so at least one is true.
+/// Keys that a code has admitted, to read. Others connect too where there are guests, but only to introduce themselves.
+#[derive(Debug, Default)]
+pub struct Guests(Mutex<HashSet<KeyId>>);
+
+impl Guests {
+    /// From here on this key may read.
+    pub fn admit(&self, key_id: KeyId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key_id);
+    }
+
+    /// Nobody may any more, on new connections.
+    pub fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn has(&self, key_id: KeyId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&key_id)
+    }
+}
+
+/// What a client may do. A client that may do neither is not admitted, unless it may still [introduce itself](Guests).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rights {
     /// May read.
@@ -45,6 +66,8 @@ pub struct Admission {
     pub authorities: Vec<CertificateDer<'static>>,
     /// What every other key may do.
     pub anyone: Anyone,
+    /// Who may read since it knew a code.
+    pub guests: Option<Arc<Guests>>,
 }
 
 impl Admission {
@@ -54,7 +77,7 @@ impl Admission {
     /// [`Error::Home`](crate::error::Error::Home) when the authorities cannot be read.
     pub fn of_home(home: &Home, anyone: Anyone) -> crate::error::Result<Self> {
         let authorities = read_authorities(&home.authorities())?;
-        Ok(Self { authorized_keys: Some(home.authorized_keys()), authorities, anyone })
+        Ok(Self { authorized_keys: Some(home.authorized_keys()), authorities, anyone, guests: None })
     }
 
     /// What a client may do that has shown this chain in a handshake and so proved that it holds the key of the first
@@ -65,6 +88,9 @@ impl Admission {
     pub fn judge(&self, chain: &[CertificateDer<'_>]) -> Result<Rights, Why> {
         let (certificate, others) = chain.split_first().ok_or(Code::NotAdmitted)?;
         let key_id = KeyId::of_certificate(certificate).map_err(|e| Why::new(Code::NotAdmitted, e.to_string()))?;
+        if let Some(guests) = &self.guests {
+            return Ok(Rights { read: guests.has(key_id), write: false, name: None });
+        }
         let on_file = match self.authorized_keys.as_deref().map(|file| find(file, key_id)) {
             None => Ok(None),
             Some(found) => found,

@@ -2,6 +2,7 @@
 
 use minicbor::{Decode, Encode};
 
+use super::introduce::{Accept, Confirm, Introduce, Introduced, Offer};
 use super::value::{ascending, at_most};
 use super::{
     Components, Durability, Held, Kind, MAX_HELD, MAX_HOLES, MAX_PLAN_RANGES, MAX_SYMLINK, Message, Origin, Owner,
@@ -51,10 +52,15 @@ messages! {
     Pong = 0x32, limit 64;
     Received = 0x33, limit 64;
     Listed = 0x40, limit 16384;
+    Introduce = 0x50, limit 128;
+    Introduced = 0x51, limit 128;
+    Confirm = 0x52, limit 128;
+    Offer = 0x53, limit 65536;
+    Accept = 0x54, limit 64;
 }
 
 macro_rules! unchecked { ($($name:ident)*) => { $(impl $name { fn validate(&self) -> Result<(), String> { Ok(()) } })* } }
-unchecked! { Complete Working Skip Done Committed Trailer Measure Ping Pong Received }
+unchecked! { Complete Working Skip Done Committed Trailer Measure Ping Pong Received Introduce Introduced Confirm Accept }
 
 /// First message of both ends on every control stream: what each can do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]

@@ -182,11 +182,11 @@ impl Tally {
     }
 }
 
-pub(super) fn bytes(bytes: u64) -> String {
+pub(in crate::cli) fn bytes(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }
 
-fn count(count: u64, what: &str) -> String {
+pub(in crate::cli) fn count(count: u64, what: &str) -> String {
     format!("{} {what}{}", HumanCount(count), if count == 1 { "" } else { "s" })
 }
 

@@ -1,0 +1,177 @@
+//! `haul send`.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use haul::config::Config;
+use haul::error::Error;
+use haul::identity::Home;
+use haul::index::Index;
+use haul::manifest::WalkOptions;
+use haul::path::printable;
+use haul::peer::discovery::Announcement;
+use haul::peer::send::{Met, Offering, SendOptions};
+use haul::progress::{Event, Observer};
+
+use super::output::{self, Screen};
+use super::{DONE, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, Send};
+
+pub(super) async fn run(send: Send) -> anyhow::Result<u8> {
+    let json = send.output.json;
+    let stage = Stage::default();
+    let mut offering = begin(&send, &stage).await.inspect_err(|error| output::never_began(json, error))?;
+    let ended = tokio::select! {
+        ended = offer(&mut offering, &send, &stage) => ended,
+        _ = tokio::signal::ctrl_c() => {
+            output::note("haul: interrupted; the code is worth nothing any more. A receiver keeps what it has.");
+            Ok(INTERRUPTED)
+        }
+    };
+    offering.close().await;
+    ended
+}
+
+async fn begin(send: &Send, stage: &Stage) -> anyhow::Result<Offering> {
+    let home = Home::from_env()?;
+    if send.sources.iter().any(|source| source == "-") {
+        return Err(Error::Usage("a pipe cannot be sent yet; write it into a file first".into()).into());
+    }
+    let config = Config {
+        limit: send.limit,
+        congestion: send.expert.congestion,
+        qlog: send.expert.qlog.clone(),
+        index: Some(Index::new(home.index())),
+        retry_for: send.retry_for,
+        ..Config::default()
+    };
+    let options = SendOptions {
+        sources: send.sources.iter().map(Into::into).collect(),
+        text: send.text.clone(),
+        walk: WalkOptions { filter: send.filter.filter(false)?, ..WalkOptions::default() },
+        from: machine(),
+        listen: vec![send.listen],
+        expires: send.expires,
+    };
+    Ok(Offering::begin(options, home.identity()?, config, stage.observer()).await?)
+}
+
+/// What this machine is called.
+fn machine() -> String {
+    let name = haul::peer::machine_name();
+    if name.is_empty() { "a machine without a name".into() } else { printable(name.as_bytes()) }
+}
+
+async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::Result<u8> {
+    loop {
+        let announcement = announce(offering, send)?;
+        let met = offering.meet().await?;
+        drop(announcement);
+        match met {
+            Met::Accepted { from } => {
+                let ended = served(offering, send, stage, from).await;
+                if !send.keep {
+                    return ended;
+                }
+                if let Err(error) = ended {
+                    output::failure(&error);
+                }
+            }
+            Met::Declined { from } => {
+                output::note(&format!("haul: the receiver at {from} declined; nothing was sent"));
+                if !send.keep {
+                    return Ok(FAILED);
+                }
+            }
+            Met::Burnt { from } => {
+                let what = format!("haul: a wrong guess from {from} has burnt the code; nothing was sent or shown.");
+                match another(&what).await {
+                    true => {}
+                    false => return Ok(NOT_TRUSTED),
+                }
+            }
+            Met::Expired => match another("haul: nobody came, and the code has expired.").await {
+                true => {}
+                false => return Ok(NO_CONNECTION),
+            },
+        }
+        offering.renew()?;
+    }
+}
+
+/// Shows the code, and tells the network its number.
+fn announce(offering: &Offering, send: &Send) -> anyhow::Result<Option<Announcement>> {
+    let Some(code) = offering.code() else { return Ok(None) };
+    let port = offering.addresses().first().map_or(0, SocketAddr::port);
+    output::code(send.output, &code.to_string(), port);
+    match Announcement::of(code.number(), port) {
+        Ok(announcement) => Ok(Some(announcement)),
+        Err(error) => {
+            output::note(&format!("haul: {error}; the receiver needs --at HOST:{port}"));
+            Ok(None)
+        }
+    }
+}
+
+/// Until the receiver has it.
+async fn served(offering: &mut Offering, send: &Send, stage: &Stage, from: SocketAddr) -> anyhow::Result<u8> {
+    if send.text.is_some() {
+        output::note(&format!("{from} has the text."));
+        return Ok(DONE);
+    }
+    let screen = Screen::new(send.output);
+    stage.show(screen.observer());
+    let ended = offering.serve().await;
+    stage.clear();
+    screen.end(&ended);
+    let outcome = ended?;
+    let whole = outcome.sent.failed == 0 && outcome.summary.failed == 0 && outcome.sent.interrupted.is_none();
+    Ok(if whole { DONE } else { FAILED })
+}
+
+/// Takes the events of whichever receiver is served; what happens before there is a screen for it is kept until then.
+#[derive(Clone, Default)]
+struct Stage(Arc<Mutex<Showing>>);
+
+#[derive(Default)]
+struct Showing {
+    on: Option<Observer>,
+    before: Vec<Event>,
+}
+
+impl Stage {
+    fn observer(&self) -> Observer {
+        let stage = self.clone();
+        Arc::new(move |event| {
+            let mut showing = stage.showing();
+            match &showing.on {
+                Some(screen) => screen(event),
+                None => showing.before.push(event),
+            }
+        })
+    }
+
+    fn show(&self, screen: Observer) {
+        let mut showing = self.showing();
+        showing.before.drain(..).for_each(|event| screen(event));
+        showing.on = Some(screen);
+    }
+
+    fn clear(&self) {
+        *self.showing() = Showing::default();
+    }
+
+    fn showing(&self) -> std::sync::MutexGuard<'_, Showing> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether the user wants another code.
+async fn another(what: &str) -> bool {
+    let question = format!("{what}\nEnter for a new code, Ctrl-C to end.");
+    let asked = tokio::task::spawn_blocking(move || output::ask(&question)).await;
+    let answer = asked.ok().flatten();
+    if answer.is_none() {
+        output::note(what);
+    }
+    answer.is_some()
+}

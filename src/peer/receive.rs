@@ -1,0 +1,192 @@
+//! The receiver's end: it finds the sender by a code, sees what there is, and asks for it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::{BufMut, BytesMut};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::code::ShortCode;
+use super::pake::{Exchange, Parties, Role};
+use crate::client::Client;
+use crate::config::Config;
+use crate::endpoint::{self, Connected};
+use crate::error::{Code, Error, Result, Why};
+use crate::identity::{Identity, KeyId};
+use crate::path::RelativePath;
+use crate::session::hello;
+use crate::stream::{MessageReader, MessageWriter, StreamError, varint_of};
+use crate::trust::ServerTrust;
+use crate::wire::{Accept, Confirm, Hello, Introduce, Introduced, Message, Offer, Refused, StreamType, Working};
+
+/// Time for each answer of the sender.
+const ANSWER: Duration = Duration::from_secs(20);
+
+/// A sender that knew the code, and what it offers.
+pub struct Met {
+    offer: Offer,
+    names: Vec<RelativePath>,
+    key_id: KeyId,
+    connected: Connected,
+    writer: MessageWriter,
+    identity: Identity,
+    config: Config,
+}
+
+/// Goes to whoever is at one of these addresses, and shows that it knows the code; the first that answers counts. Nothing is
+/// said about this machine but its key, and no name of a file is read, before both have shown that they know the words.
+///
+/// # Errors
+/// [`Error::Unreachable`] when nothing answers at any; [`Error::Refused`] with [`Code::NotAdmitted`] when a word was wrong,
+/// which has burnt the code, and with [`Code::NotFound`] when the code is not in use there; what ends a connection.
+pub async fn meet(code: &ShortCode, addresses: &[SocketAddr], identity: &Identity, config: &Config) -> Result<Met> {
+    let connected = connect(addresses, identity, config).await?;
+    let (sender, _) = endpoint::peer(&connected.connection).ok_or_else(|| nobody("it presented no certificate"))?;
+    let parties = Parties::of(&connected.connection, sender, identity.key_id()).ok_or_else(|| nobody("no TLS"))?;
+    let opened = timeout(ANSWER, connected.connection.open_bi()).await.map_err(|_| silent())?;
+    let (send, receive) = opened.map_err(StreamError::from)?;
+    let (mut reader, mut writer) = (MessageReader::new(receive), MessageWriter::new(send));
+    let (exchange, ours) = Exchange::begin(Role::Receiver, code, &parties);
+    let mut head = BytesMut::new();
+    head.put_u8(StreamType::Introduction as u8);
+    hello().put(&mut head);
+    Introduce { number: code.number(), exchange: ours }.put(&mut head);
+    writer.write_chunks(&mut [head.freeze()], ANSWER).await?;
+    timeout(ANSWER, reader.read::<Hello>()).await.map_err(|_| silent())??;
+    let theirs: Introduced = answer(&mut reader).await?;
+    let confirmation = exchange.finish(&theirs.exchange).ok_or_else(|| Error::Protocol("no exchange".into()))?;
+    writer.write_within(&Confirm { tag: confirmation.ours() }, ANSWER).await?;
+    let confirm: Confirm = answer(&mut reader).await?;
+    if !confirmation.is_right(confirm.tag) {
+        let text = "whoever answered does not know the code; it is burnt, so ask for a new one";
+        return Err(Error::Refused(Why::new(Code::NotAdmitted, text)));
+    }
+    let offer: Offer = answer(&mut reader).await?;
+    let name = |name: &Vec<u8>| RelativePath::from_components([name]);
+    let names = offer.names.0.iter().map(name).collect::<Result<_, _>>();
+    let names = names.map_err(|bad| Error::Protocol(format!("it offers something under a bad name: {bad}")))?;
+    Ok(Met { offer, names, key_id: sender, connected, writer, identity: identity.clone(), config: config.clone() })
+}
+
+impl Met {
+    /// What there is. Print it escaped: it is the sender's.
+    pub fn offer(&self) -> &Offer {
+        &self.offer
+    }
+
+    /// The names of the sources.
+    pub fn names(&self) -> &[RelativePath] {
+        &self.names
+    }
+
+    /// The sender's key.
+    pub fn key_id(&self) -> KeyId {
+        self.key_id
+    }
+
+    /// Where the sender is.
+    pub fn address(&self) -> SocketAddr {
+        self.connected.connection.remote_address()
+    }
+
+    /// Takes it. A text is all that there is then; files are pulled from the client, by their [`names`](Self::names) and
+    /// [`literal`](crate::client::PullOptions::literal)ly, so that nothing comes under another name.
+    ///
+    /// # Errors
+    /// What ends a connection.
+    pub async fn accept(mut self) -> Result<Option<Client>> {
+        self.writer.write_within(&Accept {}, ANSWER).await?;
+        let delivered = self.writer.delivered();
+        self.writer.finish();
+        let address = self.connected.connection.remote_address();
+        let client = if self.offer.text.is_none() {
+            let trust = ServerTrust { pin: Some(self.key_id), ..ServerTrust::default() };
+            let host = host(address);
+            Some(Client::connect(&self.identity, &trust, &host, address.port(), &self.config).await?)
+        } else {
+            None
+        };
+        // The sender must know before this goes.
+        let _ = timeout(ANSWER, delivered).await;
+        self.connected.connection.close(varint_of(Code::Done), b"");
+        let _ = timeout(Duration::from_millis(500), self.connected.endpoint.wait_idle()).await;
+        Ok(client)
+    }
+
+    /// Does not take it, and says so.
+    pub async fn decline(mut self) {
+        let refused = Refused { why: Why::new(Code::Cancelled, "declined").into() };
+        if self.writer.write_within(&refused, ANSWER).await.is_ok() {
+            let delivered = self.writer.delivered();
+            self.writer.finish();
+            let _ = timeout(ANSWER, delivered).await;
+        }
+        self.connected.connection.close(varint_of(Code::Done), b"");
+        let _ = timeout(Duration::from_millis(500), self.connected.endpoint.wait_idle()).await;
+    }
+}
+
+/// Bytes that are free for this user where a directory stands, or would; `None` when the system does not say.
+pub fn free_space(directory: &Path) -> Option<u64> {
+    let there = directory.ancestors().find(|path| path.exists()).filter(|path| !path.as_os_str().is_empty());
+    let stats = rustix::fs::statvfs(there.unwrap_or(Path::new("."))).ok()?;
+    stats.f_bavail.checked_mul(stats.f_frsize)
+}
+
+/// The first connection of those that are tried at the same time.
+async fn connect(addresses: &[SocketAddr], identity: &Identity, config: &Config) -> Result<Connected> {
+    let mut attempts = JoinSet::new();
+    for &address in addresses {
+        let (identity, config) = (identity.clone(), config.clone());
+        attempts.spawn(async move {
+            let trust = ServerTrust { by_code: true, ..ServerTrust::default() };
+            endpoint::connect(&identity, &trust, &host(address), address.port(), &config).await
+        });
+    }
+    let mut failure = nobody("no address is known");
+    while let Some(ended) = attempts.join_next().await {
+        match ended {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(error)) => failure = error,
+            Err(_) => {}
+        }
+    }
+    Err(failure)
+}
+
+/// An address as a resolver takes it, with the interface that a link-local one is of.
+fn host(address: SocketAddr) -> String {
+    match address {
+        SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
+        other => match other.ip() {
+            IpAddr::V4(ip) => ip.to_string(),
+            IpAddr::V6(ip) => ip.to_string(),
+        },
+    }
+}
+
+/// The next message, or why there is none.
+async fn answer<M: Message>(reader: &mut MessageReader) -> Result<M> {
+    loop {
+        let frame = timeout(ANSWER, reader.frame(M::LIMIT.max(Refused::LIMIT))).await.map_err(|_| silent())??;
+        let frame = frame.ok_or_else(|| Error::from(StreamError::Ended))?;
+        match frame.kind {
+            Working::TYPE => drop(frame.decode::<Working>().map_err(StreamError::from)?),
+            Refused::TYPE => {
+                let refused: Refused = frame.decode().map_err(StreamError::from)?;
+                return Err(Error::Refused(refused.why.into()));
+            }
+            _ => return Ok(frame.decode().map_err(StreamError::from)?),
+        }
+    }
+}
+
+fn silent() -> Error {
+    StreamError::TimedOut.into()
+}
+
+fn nobody(why: &str) -> Error {
+    Error::NotTrusted { host: "the sender".into(), why: why.into() }
+}

@@ -1,0 +1,363 @@
+//! The sender's end: it offers files under a code, and waits for whoever knows it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use super::code::ShortCode;
+use super::pake::{Exchange, Parties, Role};
+use crate::config::Config;
+use crate::endpoint;
+use crate::error::{Code, Error, Result, Why};
+use crate::identity::{Identity, KeyId};
+use crate::manifest::{Found, Tree, Walk, WalkOptions};
+use crate::progress::Observer;
+use crate::server::{Introduction, Server, ServerOptions};
+use crate::session::{Offered, Outcome, Told, hello, look_here};
+use crate::store::MemoryStore;
+use crate::stream::StreamError;
+use crate::trust::{Admission, Guests};
+use crate::wire::{
+    Accept, Components, Confirm, Hello, Introduce, Introduced, Kind, MAX_OFFER_TEXT, MAX_OFFERED, Message, Offer,
+    Refused, Working,
+};
+
+/// Connections at the same time: one receiver, and those who are turned away.
+const MAX_CONNECTIONS: usize = 16;
+/// Those who wait to show that they know the code.
+const MAX_WAITING: usize = 4;
+/// Time for an exchange, from its first message to its last.
+const EXCHANGE: Duration = Duration::from_secs(15);
+/// How long whoever failed holds up the next: guesses are burnt by the first wrong one, and the rest only makes work.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How often the receiver is told that the files are still being counted.
+const WORKING: Duration = Duration::from_secs(5);
+
+/// What to send, and how.
+#[derive(Debug, Clone)]
+pub struct SendOptions {
+    /// Local files and directories; or none, where there is a text.
+    pub sources: Vec<PathBuf>,
+    /// A text in the place of files; at most [`MAX_OFFER_TEXT`] bytes.
+    pub text: Option<String>,
+    /// What is announced of the sources.
+    pub walk: WalkOptions,
+    /// What this machine is called; the receiver's user sees it.
+    pub from: String,
+    /// Addresses to listen on; port 0 takes a free one.
+    pub listen: Vec<SocketAddr>,
+    /// How long a code lasts.
+    pub expires: Duration,
+}
+
+/// Offers something under a code, one after the other. Nothing else can be had from it.
+///
+/// Dropping it ends it at once; a receiver keeps what it has.
+pub struct Offering {
+    /// The code, until somebody has used or burnt it.
+    code: Option<ShortCode>,
+    /// Who used the last one, and which that was.
+    guest: Option<(KeyId, ShortCode)>,
+    expires: Duration,
+    until: Instant,
+    key_id: KeyId,
+    offer: watch::Receiver<Option<Offer>>,
+    guests: Arc<Guests>,
+    introductions: mpsc::Receiver<Introduction>,
+    told: mpsc::Receiver<Told>,
+    addresses: Vec<SocketAddr>,
+    patience: Duration,
+    stop: CancellationToken,
+    running: Option<JoinHandle<()>>,
+}
+
+/// Whom the code has brought.
+#[derive(Debug)]
+pub enum Met {
+    /// Somebody who knew the code and accepts. A text has arrived then; files are asked for next: see [`Offering::serve`].
+    Accepted {
+        /// Where it is.
+        from: SocketAddr,
+    },
+    /// Somebody who knew the code and does not want it.
+    Declined {
+        /// Where it is.
+        from: SocketAddr,
+    },
+    /// Somebody who knew the number and not the words. Nobody can use the code any more.
+    Burnt {
+        /// Where it is.
+        from: SocketAddr,
+    },
+    /// Nobody came in time.
+    Expired,
+}
+
+impl Offering {
+    /// Begins to listen. What is sent is only counted: nothing is read. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for nothing, too much or two of one name; [`Error::Refused`] for a source that is not there;
+    /// [`Error::Io`] when an address cannot be had.
+    pub async fn begin(options: SendOptions, identity: Identity, config: Config, observer: Observer) -> Result<Self> {
+        let SendOptions { sources, text, walk, from, listen, expires } = options;
+        let follow = walk.follow;
+        let looked = tokio::task::spawn_blocking(move || look_here(&sources, follow)).await;
+        let (trees, unsendable) = looked.map_err(|_| Error::Refused(Code::Internal.into()))??;
+        if let Some((_, why)) = unsendable.into_iter().next() {
+            return Err(Error::Refused(why));
+        }
+        check(&trees, text.as_deref())?;
+        let code = ShortCode::draw()?;
+        let (guests, key_id, patience) = (Arc::<Guests>::default(), identity.key_id(), config.retry_for);
+        let admission = Admission { guests: Some(guests.clone()), ..Admission::default() };
+        let config = Config { max_connections: MAX_CONNECTIONS, ..config };
+        let parallel = config.parallel;
+        let store = Arc::new(MemoryStore::default());
+        let server = Server::bind(ServerOptions { listen, identity, admission, store, config, observer })?;
+        let (introduce, introductions) = mpsc::channel(MAX_WAITING);
+        let (tell, told) = mpsc::channel(MAX_WAITING);
+        let (counted, offer) = watch::channel(None);
+        let (counting, options) = (trees.clone(), walk.clone());
+        // Whoever accepts sees how much it is; until somebody comes there is time to find out.
+        tokio::task::spawn_blocking(move || counted.send_replace(Some(offer_of(from, text, counting, options))));
+        let server = server.offering(Offered { trees, walk, parallel, told: tell }, introduce);
+        let (addresses, stop) = (server.local_addresses(), CancellationToken::new());
+        let running = tokio::spawn(server.run(stop.clone().cancelled_owned(), std::future::pending()));
+        let until = Instant::now() + expires;
+        let (code, running) = (Some(code), Some(running));
+        Ok(Self {
+            code,
+            guest: None,
+            expires,
+            until,
+            key_id,
+            offer,
+            guests,
+            introductions,
+            told,
+            addresses,
+            patience,
+            stop,
+            running,
+        })
+    }
+
+    /// The code, unless it has been used, burnt or has expired.
+    pub fn code(&self) -> Option<&ShortCode> {
+        self.code.as_ref()
+    }
+
+    /// The addresses it listens on.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Draws another code. The one before is worth nothing any more, and whoever used it is no guest.
+    ///
+    /// # Errors
+    /// As [`ShortCode::draw`].
+    pub fn renew(&mut self) -> Result<&ShortCode> {
+        self.guests.clear();
+        self.guest = None;
+        self.until = Instant::now() + self.expires;
+        Ok(self.code.insert(ShortCode::draw()?))
+    }
+
+    /// Waits for somebody who uses the code up, one way or another. Cancelling it turns away whoever is just being met.
+    ///
+    /// # Errors
+    /// [`Error::Stopping`] when it has ended.
+    pub async fn meet(&mut self) -> Result<Met> {
+        loop {
+            let mut somebody = tokio::select! {
+                somebody = self.introductions.recv() => somebody.ok_or(Error::Stopping)?,
+                () = sleep_until(self.until), if self.code.is_some() => {
+                    self.code = None;
+                    return Ok(Met::Expired);
+                }
+            };
+            let from = canonical(somebody.connection.remote_address());
+            match self.introduce(&mut somebody).await {
+                Ok(Some(met)) => {
+                    somebody.writer.finish();
+                    return Ok(met);
+                }
+                Ok(None) => somebody.writer.finish(),
+                Err(why) => debug!(%from, %why, "an introduction came to nothing"),
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Serves whoever has accepted, until it says that it has all, or what failed. A connection that is lost may come back,
+    /// or the receiver be started again with the same code, for [`Config::retry_for`].
+    ///
+    /// # Errors
+    /// [`Error::Lost`] when nobody comes, or comes back; [`Error::Stopping`] when it has ended.
+    pub async fn serve(&mut self) -> Result<Outcome> {
+        let (mut sessions, mut since, mut lost) = (0_u32, Instant::now(), None);
+        loop {
+            tokio::select! {
+                told = self.told.recv() => match told.ok_or(Error::Stopping)? {
+                    Told::Begun => sessions += 1,
+                    Told::Ended(Ok(outcome)) => return Ok(*outcome),
+                    Told::Ended(Err(error)) => {
+                        (sessions, since, lost) = (sessions.saturating_sub(1), Instant::now(), Some(error));
+                    }
+                },
+                somebody = self.introductions.recv() => {
+                    let mut somebody = somebody.ok_or(Error::Stopping)?;
+                    match self.introduce(&mut somebody).await {
+                        Ok(_) => somebody.writer.finish(),
+                        Err(why) => debug!(%why, "an introduction came to nothing"),
+                    }
+                    since = Instant::now();
+                }
+                () = sleep_until(since + self.patience), if sessions == 0 => {
+                    let why = lost.map_or_else(|| "nobody came for it".into(), |lost: Error| lost.to_string());
+                    return Err(Error::Lost(why));
+                }
+            }
+        }
+    }
+
+    /// Ends it: says goodbye, and waits until that has gone out.
+    pub async fn close(mut self) {
+        self.stop.cancel();
+        if let Some(running) = self.running.take() {
+            let _ = running.await;
+        }
+    }
+
+    /// Lets somebody show that it knows the code. `None` when that says nothing about the code.
+    async fn introduce(&mut self, somebody: &mut Introduction) -> Result<Option<Met>, StreamError> {
+        let from = canonical(somebody.connection.remote_address());
+        let Some((key_id, _)) = endpoint::peer(&somebody.connection) else { return Ok(None) };
+        let begun = timeout(EXCHANGE, read_introduce(somebody)).await.map_err(|_| StreamError::TimedOut)??;
+        // Whoever was killed comes back with the code that it has used.
+        let again = self.guest.as_ref().filter(|(guest, _)| *guest == key_id).map(|(_, code)| code);
+        let Some(code) = self.code.as_ref().or(again).filter(|code| code.number() == begun.number).cloned() else {
+            return refuse(somebody, Why::new(Code::NotFound, "the code is not, or no longer, in use here")).await;
+        };
+        let Some(parties) = Parties::of(&somebody.connection, self.key_id, key_id) else { return Ok(None) };
+        let (exchange, ours) = Exchange::begin(Role::Sender, &code, &parties);
+        let Some(confirmation) = exchange.finish(&begun.exchange) else {
+            return refuse(somebody, Code::Protocol.into()).await;
+        };
+        somebody.writer.write_within(&Introduced { exchange: ours }, EXCHANGE).await?;
+        let theirs =
+            timeout(EXCHANGE, somebody.reader.read::<Confirm>()).await.map_err(|_| StreamError::TimedOut)??;
+        if !confirmation.is_right(theirs.tag) {
+            info!(%from, "a wrong word: the code is burnt");
+            self.code = None;
+            let text = "a word of the code was wrong, so nobody can use it any more; ask for a new one";
+            refuse(somebody, Why::new(Code::NotAdmitted, text)).await?;
+            return Ok(Some(Met::Burnt { from }));
+        }
+        self.code = None;
+        self.guests.admit(key_id);
+        self.guest = Some((key_id, code));
+        somebody.writer.write_within(&Confirm { tag: confirmation.ours() }, EXCHANGE).await?;
+        match self.offer_to(somebody).await {
+            Ok(true) => Ok(Some(Met::Accepted { from })),
+            Ok(false) => {
+                self.guests.clear();
+                Ok(Some(Met::Declined { from }))
+            }
+            // It knew the words, so it may come back with them.
+            Err(lost) => Err(self.take_back(lost)),
+        }
+    }
+
+    fn take_back(&mut self, lost: StreamError) -> StreamError {
+        if let Some((_, code)) = &self.guest {
+            self.code = Some(code.clone());
+        }
+        lost
+    }
+
+    /// Shows what there is, and waits for what the other user says to it.
+    async fn offer_to(&mut self, somebody: &mut Introduction) -> Result<bool, StreamError> {
+        loop {
+            match timeout(WORKING, self.offer.wait_for(Option::is_some)).await {
+                Ok(Ok(_)) => break,
+                Ok(Err(_)) => return Err(StreamError::Ended),
+                Err(_) => somebody.writer.write_within(&Working {}, EXCHANGE).await?,
+            }
+        }
+        let offer = self.offer.borrow().clone().unwrap_or_default();
+        somebody.writer.write_within(&offer, EXCHANGE).await?;
+        let frame = somebody.reader.frame(Refused::LIMIT).await?.ok_or(StreamError::Ended)?;
+        Ok(match frame.kind {
+            Refused::TYPE => {
+                frame.decode::<Refused>()?;
+                false
+            }
+            _ => frame.decode::<Accept>().map(|_| true)?,
+        })
+    }
+}
+
+impl Drop for Offering {
+    fn drop(&mut self) {
+        if let Some(running) = &self.running {
+            running.abort();
+        }
+    }
+}
+
+/// As people write it: a socket that takes both families shows IPv4 as IPv6.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+async fn read_introduce(somebody: &mut Introduction) -> Result<Introduce, StreamError> {
+    somebody.reader.read::<Hello>().await?;
+    somebody.writer.write_within(&hello(), EXCHANGE).await?;
+    somebody.reader.read().await
+}
+
+async fn refuse(somebody: &mut Introduction, why: Why) -> Result<Option<Met>, StreamError> {
+    somebody.writer.write_within(&Refused { why: why.into() }, EXCHANGE).await?;
+    Ok(None)
+}
+
+fn check(trees: &[Tree], text: Option<&str>) -> Result<()> {
+    let usage = |why: String| Err(Error::Usage(why));
+    match text {
+        None if trees.is_empty() => usage("there is nothing to send".into()),
+        None if trees.len() > MAX_OFFERED => usage(format!(
+            "so many names are more than anybody reads; put them into a directory ({MAX_OFFERED} at most)"
+        )),
+        Some(_) if !trees.is_empty() => usage("a text goes alone, without files".into()),
+        Some(text) if text.len() > MAX_OFFER_TEXT => {
+            usage(format!("a text has at most {} KiB; send it as a file", MAX_OFFER_TEXT >> 10))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What the receiver's user is shown. Blocks for as long as walking takes.
+fn offer_of(from: String, text: Option<String>, trees: Vec<Tree>, walk: WalkOptions) -> Offer {
+    let names = Components(trees.iter().map(|tree| tree.name.clone()).collect());
+    let directory = matches!(&trees[..], [one] if one.directory);
+    let mut offer = Offer { from, names, directory, text, ..Offer::default() };
+    let (directories, _unused) = mpsc::unbounded_channel();
+    for found in Walk::new(trees, walk, directories) {
+        if let Found::Entry(announce) = found {
+            if announce.kind == Kind::File {
+                offer.files += 1;
+            }
+            offer.bytes += announce.metadata.size;
+        }
+    }
+    offer
+}
