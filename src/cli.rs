@@ -22,6 +22,7 @@ mod filter;
 mod id;
 mod ls;
 mod output;
+mod prompt;
 mod receive;
 mod send;
 mod serve;

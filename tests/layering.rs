@@ -44,7 +44,8 @@ const ROOMS: &[&str] = &[
 /// The binary's rooms. They use the library as any other program does, by `haul::`, and each other by `crate::`.
 const BINARY: &[&str] = &["main", "cli"];
 /// What only the binary may know.
-const FOREIGN: &[&str] = &["anyhow", "clap", "console", "if_addrs", "indicatif", "serde_json", "tracing_subscriber"];
+const FOREIGN: &[&str] =
+    &["anyhow", "clap", "console", "if_addrs", "indicatif", "rustyline", "serde_json", "tracing_subscriber"];
 /// Macros that print. `write!` to a standard stream needs a handle from `stdout()` or `stderr()`: see [`HANDLES`].
 const PRINTING: &[&str] = &["print", "println", "eprint", "eprintln", "dbg"];
 const HANDLES: &[&str] = &["stdout", "stderr"];

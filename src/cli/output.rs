@@ -72,11 +72,8 @@ pub(super) fn ask(question: &str) -> Option<String> {
     Some(answer.trim().to_owned())
 }
 
-/// Asks for something on the terminal, or takes a line of what comes in; `None` when nothing comes.
-pub(super) fn prompt(question: &str) -> Option<String> {
-    if std::io::stdin().is_terminal() {
-        return ask(question);
-    }
+/// A line of what comes in; `None` when nothing comes.
+pub(super) fn line_in() -> Option<String> {
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).ok().filter(|read| *read > 0).map(|_| line)
 }

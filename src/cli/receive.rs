@@ -16,7 +16,7 @@ use haul::peer::receive::{self, Met};
 use haul::wire::{Durability, Offer, Take};
 
 use super::output::{self, Screen, shown};
-use super::{DONE, FAILED, INTERRUPTED, NO_CONNECTION, Receive, Taking};
+use super::{DONE, FAILED, INTERRUPTED, NO_CONNECTION, Receive, Taking, prompt};
 
 /// How long the sender is looked for.
 const SEARCH: Duration = Duration::from_secs(15);
@@ -73,7 +73,7 @@ async fn code(receive: &Receive) -> anyhow::Result<ShortCode> {
         return Ok(parse(&receive.code.join(" "))?);
     }
     loop {
-        let asked = tokio::task::spawn_blocking(|| output::prompt("Code:")).await?;
+        let asked = tokio::task::spawn_blocking(prompt::code).await?;
         match asked {
             None => return Err(Error::Usage("which code? There is no terminal to ask on".into()).into()),
             Some(text) if text.trim().is_empty() => return Err(Error::Usage("no code was given".into()).into()),
