@@ -41,11 +41,9 @@ const NOT_TRUSTED: u8 = 4;
 const INTERRUPTED: u8 = 130;
 
 const EXAMPLES: &str = "\
-Try it:     haul demo
-Hand over:  haul send photos/, then haul receive on the other machine
-Receive:    haul serve ~/inbox
-Send:       haul cp photos/ report.pdf haul://server/
-Fetch:      haul ls haul://server/, then haul cp haul://server/photos .
+Try it: haul demo.  Hand over: haul send photos/, and haul receive over there.
+Upload: haul serve ~/inbox on one machine, haul cp photos/ haul://server/ on
+the other. Fetch: haul ls haul://server/, haul cp haul://server/photos .
 Exit: 0 done; 1 some failed, each named; 2 usage; 3 no connection; 4 not trusted
 or admitted; 130 interrupted. Keys: HAUL_HOME (~/.config/haul). Log: HAUL_LOG.";
 
@@ -293,9 +291,12 @@ struct Output {
     json: bool,
     #[arg(skip)]
     dry_run: bool,
+    /// What the other end is called.
+    #[arg(skip = "the server")]
+    peer: &'static str,
 }
 
-/// Make a directory the same as another: cp of its content, and removal of the rest.
+/// Make a directory the same as another, and remove the rest.
 #[derive(Args)]
 #[command(after_help = "\
 Examples: haul sync photos haul://server/photos

@@ -152,6 +152,8 @@ fn every_help_fits_a_screen_and_shows_an_example() {
         &["cp", "--help"],
         &["ls", "--help"],
         &["bench", "--help"],
+        &["send", "--help"],
+        &["receive", "--help"],
         &["id", "--help"],
         &["demo", "--help"],
     ] {
@@ -697,4 +699,57 @@ fn fs_names(directory: &Path) -> Vec<String> {
     let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
+}
+
+/// A `haul send` that shows its code and port as JSON, and what it has said by its end.
+fn send(home: &Path, arguments: &[&str]) -> (std::process::Child, String, String) {
+    let arguments = [&["send", "--json", "--listen", "127.0.0.1:0"], arguments].concat();
+    let mut child = command(home, home, &arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    let mut output = BufReader::new(child.stdout.as_mut().unwrap());
+    output.read_line(&mut line).unwrap();
+    let told: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
+    (child, told["code"].as_str().unwrap().to_owned(), format!("127.0.0.1:{}", told["port"]))
+}
+
+#[test]
+fn what_one_sends_another_receives_by_the_code_alone() {
+    let (alice, bob, source, to) = (private(), private(), tempdir().unwrap(), tempdir().unwrap());
+    write(&source.path().join("holiday/a"), b"a");
+    let holiday = source.path().join("holiday");
+    let (child, code, at) = send(alice.path(), &[holiday.to_str().unwrap()]);
+    // As somebody types it.
+    let spoken = code.to_uppercase().replace('-', " ");
+    let received = haul(bob.path(), to.path(), &["receive", "--yes", "--at", &at, &spoken]);
+    assert_eq!(received.status.code(), Some(0), "{}", text(&received.stderr));
+    assert_eq!(std::fs::read(to.path().join("holiday/a")).unwrap(), b"a");
+    assert!(text(&received.stderr).contains("holiday/  1 file, "), "{}", text(&received.stderr));
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0));
+}
+
+#[test]
+fn a_wrong_word_is_told_to_both_and_without_a_terminal_nothing_is_accepted() {
+    let (alice, bob, source) = (private(), private(), tempdir().unwrap());
+    write(&source.path().join("a"), b"a");
+    let a = source.path().join("a");
+    let (child, code, at) = send(alice.path(), &[a.to_str().unwrap()]);
+    let (most, last) = code.rsplit_once('-').unwrap();
+    let wrong = format!("{most}-{}", if last == "zoo" { "zone" } else { "zoo" });
+    let guessed = haul(bob.path(), source.path(), &["receive", "--yes", "--at", &at, &wrong]);
+    assert_eq!(guessed.status.code(), Some(4));
+    assert!(text(&guessed.stderr).contains("ask for a new one"), "{}", text(&guessed.stderr));
+    let sent = child.wait_with_output().unwrap();
+    assert_eq!(sent.status.code(), Some(4));
+    assert!(text(&sent.stderr).contains("burnt the code"), "{}", text(&sent.stderr));
+
+    let (child, code, at) = send(alice.path(), &[a.to_str().unwrap()]);
+    let asked = haul(bob.path(), bob.path(), &["receive", "--at", &at, &code]);
+    assert_eq!(asked.status.code(), Some(1));
+    assert!(text(&asked.stderr).contains("--yes"), "{}", text(&asked.stderr));
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(1));
+    assert!(!bob.path().join("a").exists());
+
+    let unknown = haul(bob.path(), bob.path(), &["receive", "417-mapel-canyon-orbit"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(text(&unknown.stderr).contains("mapel"), "{}", text(&unknown.stderr));
 }

@@ -52,7 +52,7 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
         into: true,
         ..PushOptions::default()
     };
-    let screen = Screen::new(Output { quiet: false, verbose: false, json: false, dry_run: false });
+    let screen = Screen::new(Output { quiet: false, verbose: false, json: false, dry_run: false, peer: "the server" });
     let begun = Instant::now();
     let pushed = client.push(&options, screen.observer()).await;
     let seconds = begun.elapsed().as_secs_f64();

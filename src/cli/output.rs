@@ -121,6 +121,8 @@ struct Shared {
     style: Style,
     /// What is told is what would be done.
     dry_run: bool,
+    /// What the other end is called.
+    peer: &'static str,
     state: Mutex<State>,
 }
 
@@ -157,7 +159,7 @@ impl Screen {
         } else {
             Style::Plain { verbose }
         };
-        let shared = Arc::new(Shared { dry_run: output.dry_run, ..Shared::new(style) });
+        let shared = Arc::new(Shared { dry_run: output.dry_run, peer: output.peer, ..Shared::new(style) });
         if matches!(shared.style, Style::Bars { .. }) {
             let weak = Arc::downgrade(&shared);
             // Rates fall and times run also while no event comes.
@@ -197,14 +199,14 @@ impl Screen {
             (style, Ok(outcome)) => {
                 match shared.dry_run {
                     true => note(&format!("dry run, nothing was written; would copy {}", state.tally.would())),
-                    false => note(&verdict::summary(&summary, outcome)),
+                    false => note(&verdict::summary(&summary, outcome, shared.peer)),
                 }
                 mirrored(outcome, shared.dry_run).iter().for_each(|text| note(text));
                 if let Style::Plain { verbose: true } | Style::Bars { verbose: true, .. } = style {
                     if outcome.sent.excluded > 0 {
                         note(&format!("{} excluded", outcome.sent.excluded));
                     }
-                    verdict::details(outcome).iter().for_each(|text| note(text));
+                    verdict::details(outcome, shared.peer).iter().for_each(|text| note(text));
                 }
             }
             // Nothing was begun: what is said of it says all.
@@ -226,7 +228,12 @@ impl Screen {
 impl Shared {
     fn new(style: Style) -> Self {
         let now = Instant::now();
-        Self { style, dry_run: false, state: Mutex::new(State { tally: Tally::new(now), told: now, ended: false }) }
+        Self {
+            style,
+            dry_run: false,
+            peer: "the server",
+            state: Mutex::new(State { tally: Tally::new(now), told: now, ended: false }),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -164,7 +164,7 @@ async fn take(receive: &Receive, met: Met) -> anyhow::Result<u8> {
         output::text(&text);
         return Ok(DONE);
     };
-    let screen = Screen::new(super::Output { dry_run, ..receive.output });
+    let screen = Screen::new(super::Output { dry_run, peer: "the sender", ..receive.output });
     let ended = tokio::select! {
         ended = client.pull(&options, screen.observer()) => ended,
         _ = tokio::signal::ctrl_c() => {

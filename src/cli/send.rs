@@ -118,7 +118,7 @@ async fn served(offering: &mut Offering, send: &Send, stage: &Stage, from: Socke
         output::note(&format!("{from} has the text."));
         return Ok(DONE);
     }
-    let screen = Screen::new(send.output);
+    let screen = Screen::new(super::Output { peer: "the receiver", ..send.output });
     stage.show(screen.observer());
     let ended = offering.serve().await;
     stage.clear();

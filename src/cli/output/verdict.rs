@@ -15,36 +15,37 @@ const COLUMNS: usize = 79;
 const SMALL: f64 = 0.01;
 
 /// The summary line with what bound the transfer, in a line of its own where it would not fit.
-pub(super) fn summary(line: &str, outcome: &Outcome) -> String {
-    let Some(bound) = bound(outcome) else { return line.to_owned() };
+pub(super) fn summary(line: &str, outcome: &Outcome, peer: &str) -> String {
+    let Some(bound) = bound(outcome, peer) else { return line.to_owned() };
     let joined = format!("{line}, bound by {bound}");
     if measure_text_width(&joined) <= COLUMNS { joined } else { format!("{line},\nbound by {bound}") }
 }
 
-fn bound(outcome: &Outcome) -> Option<String> {
+fn bound(outcome: &Outcome, peer: &str) -> Option<String> {
     let path = &outcome.path;
     match outcome.bound {
         Bound::Nothing => None,
         Bound::Network => Some(format!("network ({}, {}, {})", rate(path.rate), milliseconds(path.rtt), lost(path))),
-        other => Some(name(other, outcome.pulled).into()),
+        other => Some(name(other, outcome.pulled, peer)),
     }
 }
 
 /// The sender is here in a push, and there in a pull.
-fn name(bound: Bound, pulled: bool) -> &'static str {
-    match bound {
+fn name(bound: Bound, pulled: bool, peer: &str) -> String {
+    let name = match bound {
         Bound::Network => "network",
-        Bound::SenderStore if pulled => "the server's disk",
-        Bound::ReceiverStore if !pulled => "the server's disk",
+        Bound::SenderStore if pulled => return format!("{peer}'s disk"),
+        Bound::ReceiverStore if !pulled => return format!("{peer}'s disk"),
         Bound::SenderStore | Bound::ReceiverStore => "this disk",
         Bound::Cpu => "CPU",
         Bound::Limit => "--limit",
         _ => "nothing in particular",
-    }
+    };
+    name.into()
 }
 
 /// The path's figures, for who wants to know.
-pub(super) fn details(outcome: &Outcome) -> Vec<String> {
+pub(super) fn details(outcome: &Outcome, peer: &str) -> Vec<String> {
     let path = &outcome.path;
     if path.sent_packets == 0 {
         return Vec::new();
@@ -67,19 +68,20 @@ pub(super) fn details(outcome: &Outcome) -> Vec<String> {
         ),
         format!("  window   {}, {} congestion events{black_holes}", bytes(path.window), path.congestion_events),
     ];
-    lines.extend(times(&outcome.account, outcome.pulled));
+    lines.extend(times(&outcome.account, outcome.pulled, peer));
     lines
 }
 
-fn times(account: &Account, pulled: bool) -> Option<String> {
+fn times(account: &Account, pulled: bool, peer: &str) -> Option<String> {
     let share = |&(bound, part): &(Bound, f64)| {
-        // What was waited for; why it took so long is the verdict's.
+        // What was waited for; why it took so long is the verdict's. Four stations and an article would not fit.
+        let peer = peer.trim_start_matches("the ");
         let station = match bound {
-            Bound::SenderStore if pulled => "the server's reading",
-            Bound::SenderStore => "reading",
-            Bound::ReceiverStore if pulled => "writing",
-            Bound::ReceiverStore => "the server's writing",
-            other => name(other, pulled),
+            Bound::SenderStore if pulled => format!("{peer}'s reading"),
+            Bound::SenderStore => "reading".into(),
+            Bound::ReceiverStore if pulled => "writing".into(),
+            Bound::ReceiverStore => format!("{peer}'s writing"),
+            other => name(other, pulled, peer),
         };
         (part >= SMALL).then(|| format!("{station} {:.0} %", (part * 100.0).min(100.0)))
     };
@@ -152,8 +154,12 @@ mod tests {
 
     #[test]
     fn the_summary_says_what_bound_the_transfer() {
-        let said = |bound| summary("1 file, 256.00 MiB in 23.1 s (11.08 MiB/s)", &outcome(bound));
+        let said = |bound| summary("1 file, 256.00 MiB in 23.1 s (11.08 MiB/s)", &outcome(bound), "the server");
         assert_eq!(said(Bound::Nothing), "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s)");
+        assert_eq!(
+            summary("1 file", &outcome(Bound::ReceiverStore), "the receiver"),
+            "1 file, bound by the receiver's disk"
+        );
         assert_eq!(said(Bound::Limit), "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s), bound by --limit");
         assert_eq!(
             said(Bound::Network),
@@ -164,12 +170,12 @@ mod tests {
     #[test]
     fn no_line_wraps_on_80_columns() {
         let outcome = outcome(Bound::Network);
-        let (lines, said) = (details(&outcome), summary(&"x".repeat(70), &outcome));
+        let (lines, said) = (details(&outcome, "the receiver"), summary(&"x".repeat(70), &outcome, "the receiver"));
         assert_eq!(lines.len(), 5);
         for line in lines.iter().map(String::as_str).chain(said.lines()) {
             assert!(line.len() < 80, "{line}");
         }
-        assert!(details(&Outcome::default()).is_empty(), "nothing was sent");
+        assert!(details(&Outcome::default(), "the server").is_empty(), "nothing was sent");
     }
 
     #[test]
