@@ -1,0 +1,160 @@
+//! Two machines on one network, as two network namespaces on a bridge: they find each other by the code alone. Needs root and
+//! `ip`; skipped with the reason where either is missing.
+
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use support::command::is_root;
+use support::{LIMIT, content, listing, write};
+use tempfile::{TempDir, tempdir};
+
+/// Two namespaces, a and b, on the bridge of a third; gone when dropped.
+struct Lan {
+    names: [String; 3],
+}
+
+/// What an interface of each end gets.
+#[derive(Clone, Copy, PartialEq)]
+enum Addresses {
+    /// IPv4, and of IPv6 what each interface gives itself.
+    Both,
+    /// Only the latter.
+    LinkLocal,
+}
+
+fn ip(arguments: &str) -> Result<(), String> {
+    let output = Command::new("ip").args(arguments.split(' ')).output().map_err(|error| error.to_string())?;
+    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+}
+
+impl Lan {
+    /// `None`, with the reason printed, where there can be none.
+    fn new(addresses: Addresses) -> Option<Self> {
+        if !is_root() {
+            println!("skipped: network namespaces need root");
+            return None;
+        }
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let lan = Self { names: ["a", "b", "s"].map(|end| format!("haul{}-{number}{end}", std::process::id())) };
+        match lan.build(addresses) {
+            Ok(()) => Some(lan),
+            Err(why) => {
+                println!("skipped: no network namespaces here: {why}");
+                None
+            }
+        }
+    }
+
+    fn build(&self, addresses: Addresses) -> Result<(), String> {
+        for name in &self.names {
+            ip(&format!("netns add {name}"))?;
+            ip(&format!("-n {name} link set lo up"))?;
+        }
+        let [a, b, switch] = &self.names;
+        ip(&format!("-n {switch} link add br0 type bridge"))?;
+        ip(&format!("-n {switch} link set br0 up"))?;
+        for (end, number) in [(a, 1), (b, 2)] {
+            ip(&format!("link add eth0 netns {end} type veth peer name port{number} netns {switch}"))?;
+            ip(&format!("-n {switch} link set port{number} master br0 up"))?;
+            if addresses == Addresses::Both {
+                ip(&format!("-n {end} addr add 10.77.0.{number}/24 dev eth0"))?;
+            }
+            ip(&format!("-n {end} link set eth0 up"))?;
+        }
+        // An address that a link gives itself may be used once it has been asked about on the link.
+        let settled = Instant::now() + LIMIT;
+        while [a, b].iter().any(|end| !has_link_local(end)) {
+            if Instant::now() > settled {
+                return Err("no link-local address".into());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    fn haul(&self, end: usize, home: &TempDir, from: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.names[end], env!("CARGO_BIN_EXE_haul")]).args(arguments);
+        command.current_dir(from).env("HAUL_HOME", home.path()).env_remove("HAUL_LOG").stdin(Stdio::null());
+        command
+    }
+}
+
+fn has_link_local(end: &str) -> bool {
+    let output = Command::new("ip").args(["-n", end, "-6", "addr", "show", "dev", "eth0", "scope", "link"]).output();
+    let output = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    output.contains("fe80") && !output.contains("tentative")
+}
+
+impl Drop for Lan {
+    fn drop(&mut self) {
+        for name in &self.names {
+            let _ = ip(&format!("netns del {name}"));
+        }
+    }
+}
+
+fn private() -> TempDir {
+    let directory = tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o700)).unwrap();
+    directory
+}
+
+/// A sender that is killed when it is dropped, and its code.
+struct Sending(Child, String);
+
+impl Sending {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let code = line.trim().strip_prefix("Code: ").unwrap_or_else(|| panic!("{line}")).to_owned();
+        Self(child, code)
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn a_tree_goes_over(addresses: Addresses) {
+    let Some(lan) = Lan::new(addresses) else { return };
+    let (alice, bob, source, to) = (private(), private(), tempdir().unwrap(), tempdir().unwrap());
+    write(&source.path().join("holiday/small"), b"small");
+    write(&source.path().join("holiday/large"), &content(1, 3 << 20));
+    let mut sending = Sending::start(lan.haul(0, &alice, source.path(), &["send", "holiday"]));
+    let received = lan.haul(1, &bob, to.path(), &["receive", "--yes", &sending.1]).output().unwrap();
+    assert!(received.status.success(), "{}", String::from_utf8_lossy(&received.stderr));
+    assert!(sending.0.wait().unwrap().success());
+    assert_eq!(listing(to.path()), listing(source.path()));
+}
+
+#[test]
+fn two_machines_on_one_network_find_each_other_by_the_code() {
+    a_tree_goes_over(Addresses::Both);
+}
+
+#[test]
+fn they_do_so_without_any_address_but_those_that_links_give_themselves() {
+    a_tree_goes_over(Addresses::LinkLocal);
+}
+
+#[test]
+fn whoever_is_not_there_is_said_so_in_time() {
+    let Some(lan) = Lan::new(Addresses::Both) else { return };
+    let bob = private();
+    let received = lan.haul(1, &bob, bob.path(), &["receive", "--yes", "417-maple-canyon-orbit"]).output().unwrap();
+    assert_eq!(received.status.code(), Some(3));
+    let said = String::from_utf8_lossy(&received.stderr);
+    assert!(said.contains("nobody on this network offered 417"), "{said}");
+}
