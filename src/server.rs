@@ -402,9 +402,17 @@ async fn converse(
 /// Hands somebody over to whoever knows the code, and waits until that is done with.
 async fn introduce(shared: &Shared, connection: Connection, (reader, writer): (MessageReader, MessageWriter)) {
     let done = writer.delivered();
+    let turn_away = |mut introduction: Introduction, code| {
+        introduction.reader.stop(code);
+        introduction.writer.reset(code);
+    };
     let introduction = Introduction { connection, reader, writer };
-    if shared.introductions.as_ref().is_some_and(|to| to.try_send(introduction).is_ok()) {
-        done.await;
+    match &shared.introductions {
+        None => turn_away(introduction, Code::Unsupported),
+        Some(to) => match to.try_send(introduction) {
+            Ok(()) => done.await,
+            Err(full) => turn_away(full.into_inner(), Code::Busy),
+        },
     }
 }
 

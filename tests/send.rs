@@ -307,6 +307,42 @@ async fn what_makes_no_sense_is_told_before_there_is_a_code() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sender_that_is_stopped_waits_for_nothing_and_the_receiver_is_told() {
+    let mut sending = Sending::tree().await;
+    let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
+    // So slow that it outlasts any grace.
+    let slow = Config { limit: haul::rate::Rate::from_bytes(20_000), retry_for: Duration::ZERO, ..Config::default() };
+    let (moving, moves) = tokio::sync::oneshot::channel();
+    let moving = std::sync::Mutex::new(Some(moving));
+    let observer: haul::progress::Observer = std::sync::Arc::new(move |event| {
+        if matches!(event, haul::progress::Event::Started { .. })
+            && let Some(moving) = moving.lock().unwrap().take()
+        {
+            let _ = moving.send(());
+        }
+    });
+    let receiving = async {
+        let met = receive::meet(&code, &at, &Identity::generate().unwrap(), &slow).await.unwrap();
+        let sources = met.names().to_vec();
+        let options = PullOptions { sources, destination: to.path().into(), into: true, ..PullOptions::default() };
+        let client = met.accept().await.unwrap().unwrap();
+        timeout(LIMIT, client.pull(&options, observer)).await.expect("it ends")
+    };
+    let serving = async {
+        sending.offering.meet().await.unwrap();
+        moves.await.unwrap();
+        timeout(LIMIT, sending.offering.stop()).await.expect("it ends");
+    };
+    let (received, ()) = tokio::join!(receiving, serving);
+    match received {
+        Err(Error::Stopping) => {}
+        Ok(outcome) => assert!(outcome.sent.interrupted.is_some(), "{outcome:?}"),
+        Err(other) => panic!("{other:?}"),
+    }
+    assert!(!to.path().join("t/below/large").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_code_that_has_expired_is_worth_nothing() {
     let source = tempdir().unwrap();
     write(&source.path().join("a"), b"a");

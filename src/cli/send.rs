@@ -24,7 +24,8 @@ pub(super) async fn run(send: Send) -> anyhow::Result<u8> {
         ended = offer(&mut offering, &send, &stage) => ended,
         _ = tokio::signal::ctrl_c() => {
             output::note("haul: interrupted; the code is worth nothing any more. A receiver keeps what it has.");
-            Ok(INTERRUPTED)
+            offering.stop().await;
+            return Ok(INTERRUPTED);
         }
     };
     offering.close().await;

@@ -75,6 +75,7 @@ pub struct Offering {
     addresses: Vec<SocketAddr>,
     patience: Duration,
     stop: CancellationToken,
+    now: CancellationToken,
     running: Option<JoinHandle<()>>,
 }
 
@@ -129,8 +130,8 @@ impl Offering {
         // Whoever accepts sees how much it is; until somebody comes there is time to find out.
         tokio::task::spawn_blocking(move || counted.send_replace(Some(offer_of(from, text, counting, options))));
         let server = server.offering(Offered { trees, walk, parallel, told: tell }, introduce);
-        let (addresses, stop) = (server.local_addresses(), CancellationToken::new());
-        let running = tokio::spawn(server.run(stop.clone().cancelled_owned(), std::future::pending()));
+        let (addresses, stop, now) = (server.local_addresses(), CancellationToken::new(), CancellationToken::new());
+        let running = tokio::spawn(server.run(stop.clone().cancelled_owned(), now.clone().cancelled_owned()));
         let until = Instant::now() + expires;
         let (code, running) = (Some(code), Some(running));
         Ok(Self {
@@ -146,6 +147,7 @@ impl Offering {
             addresses,
             patience,
             stop,
+            now,
             running,
         })
     }
@@ -229,12 +231,18 @@ impl Offering {
         }
     }
 
-    /// Ends it: says goodbye, and waits until that has gone out.
+    /// Ends it: lets a receiver that has all hear so, says goodbye, and waits until that has gone out.
     pub async fn close(mut self) {
         self.stop.cancel();
         if let Some(running) = self.running.take() {
             let _ = running.await;
         }
+    }
+
+    /// Ends it at once, whatever is under way, and says so to the receiver.
+    pub async fn stop(self) {
+        self.now.cancel();
+        self.close().await;
     }
 
     /// Lets somebody show that it knows the code. `None` when that says nothing about the code.
