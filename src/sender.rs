@@ -200,6 +200,11 @@ impl Sender {
         self.shared.state().sent()
     }
 
+    /// Whether all is announced and settled.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.shared.state().is_settled()
+    }
+
     /// What others see of it while it runs.
     pub(crate) fn tally(&self) -> Tally {
         Tally(self.shared.clone())

@@ -248,9 +248,13 @@ impl State {
     /// The account so far, interrupted when something is left and the receiver has gone away.
     pub(super) fn sent(&self) -> Sent {
         let mut sent = self.account.clone();
-        sent.interrupted =
-            self.gone.clone().filter(|_| !self.complete || !self.left.is_empty() || self.names.pending() > 0);
+        sent.interrupted = self.gone.clone().filter(|_| !self.is_settled());
         sent
+    }
+
+    /// Whether all is announced and settled.
+    pub(super) fn is_settled(&self) -> bool {
+        self.complete && self.left.is_empty() && self.names.pending() == 0
     }
 }
 

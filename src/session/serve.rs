@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use quinn::Connection;
+use quinn::{Connection, ConnectionError};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -250,6 +250,15 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
     let summary = match &server.offered {
         Some(offered) => {
             let watch = watch.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let ended = match (ended, server.connection.close_reason()) {
+                // Its goodbye has overtaken its summary: quinn discards what was not read yet.
+                (Err(_), Some(ConnectionError::ApplicationClosed(close)))
+                    if close.error_code == varint_of(Code::Done) && sender.is_settled() =>
+                {
+                    Ok(Summary::default())
+                }
+                (ended, _) => ended,
+            };
             let (sent, told) = (sender.sent(), ended.as_ref().map(Summary::clone).ok());
             // Fails only when nobody waits for it any more.
             let _ = offered.told.send(Told::Ended(outcome(watch, sent, ended).await.map(Box::new))).await;
