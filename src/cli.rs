@@ -58,8 +58,8 @@ pub(crate) struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Serve(Serve),
-    Send(Send),
-    Receive(Receive),
+    Send(send::Send),
+    Receive(receive::Receive),
     Cp(Cp),
     Ls(Ls),
     Sync(Sync),
@@ -111,76 +111,6 @@ enum AnyoneMay {
     Read,
     Write,
     Both,
-}
-
-/// Send files to another machine on this network, by a short code.
-#[derive(Args)]
-#[command(after_help = "\
-Examples: haul send photos/ notes.txt
-          haul send --text 'the key is under the mat'
-It shows a code such as 417-maple-canyon-orbit; whoever types it into `haul
-receive` sees what there is and takes it. The words are a secret, the number is
-none. One wrong guess burns the code. Changed your mind? Ctrl-C.
-Also: --exclude GLOB and the like, --retry-for, --listen ADDR, --congestion.")]
-struct Send {
-    /// Files and directories
-    #[arg(value_name = "PATH", required_unless_present = "text")]
-    sources: Vec<OsString>,
-    /// Send a text in the place of files
-    #[arg(long, conflicts_with = "sources")]
-    text: Option<String>,
-    /// Go on with a new code for each receiver, until Ctrl-C
-    #[arg(long)]
-    keep: bool,
-    /// How long a code lasts
-    #[arg(long, value_name = "TIME", value_parser = time, default_value = "1h")]
-    expires: Duration,
-    /// Send at most: 20M is bits a second, 2.5MB is bytes
-    #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
-    limit: Option<Rate>,
-    #[arg(long, hide = true, value_name = "ADDR", value_parser = listen_address, default_value = "[::]:0")]
-    listen: SocketAddr,
-    #[arg(long, hide = true, value_name = "TIME", value_parser = time, default_value = "10m")]
-    retry_for: Duration,
-    #[command(flatten)]
-    filter: filter::FilterArgs,
-    #[command(flatten)]
-    output: Output,
-    #[command(flatten)]
-    expert: Expert,
-}
-
-/// Receive what another machine sends, by its code.
-#[derive(Args)]
-#[command(after_help = "\
-Examples: haul receive                    asks for the code; Tab completes words
-          haul receive --to ~/Downloads 417-maple-canyon-orbit
-You see names, number and size before anything is written. What is interrupted
-goes on when both run again, or here alone with the same code. Also: --existing
-HOW, -c, -n, --retry-for and --limit, as in haul cp.")]
-struct Receive {
-    /// The code; better typed at the prompt, which no list of processes shows
-    #[arg(value_name = "CODE")]
-    code: Vec<String>,
-    /// Where it goes
-    #[arg(long, value_name = "DIR", default_value = ".")]
-    to: PathBuf,
-    /// Accept without being asked
-    #[arg(short, long)]
-    yes: bool,
-    /// Where the sender is, for a network on which it cannot be found
-    #[arg(long, value_name = "HOST:PORT")]
-    at: Option<String>,
-    #[arg(long, hide = true, value_name = "RATE", allow_hyphen_values = true)]
-    limit: Option<Rate>,
-    #[arg(long, hide = true, value_name = "TIME", value_parser = time, default_value = "10m")]
-    retry_for: Duration,
-    #[command(flatten)]
-    taking: Taking,
-    #[command(flatten)]
-    output: Output,
-    #[command(flatten)]
-    expert: Expert,
 }
 
 /// Copy files and directories to a server, or from one.

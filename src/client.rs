@@ -9,10 +9,9 @@ mod watch;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use quinn::{Connection, ConnectionError};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::bucket::{Bucket, Limits};
 use crate::config::{Config, written};
@@ -28,18 +27,12 @@ use crate::sender::{Sender, Sent};
 use crate::session::origin::origin;
 use crate::session::{Listing, Outcome, look_here};
 use crate::store::OutputStore;
-use crate::stream::varint_of;
 use crate::trust::ServerTrust;
 use crate::wire::{Components, Durability, List, Push, Take};
 
 use link::Link;
 use operation::{Operation, Pulling, wire_filter};
 use retry::{Retry, passes, reason};
-
-/// How long closing waits for its last packet to go out.
-const GOODBYE: Duration = Duration::from_secs(1);
-/// How often it looks.
-const GOODBYE_STEP: Duration = Duration::from_millis(2);
 
 /// A client of one server, and its connection there.
 pub struct Client {
@@ -380,24 +373,7 @@ impl Client {
     /// not waited for: what it committed is committed, and a connection that nobody speaks on ends by itself.
     pub async fn close(self) {
         let link = self.link();
-        let sent = || link.connection.stats().udp_tx.datagrams;
-        let before = sent();
-        link.connection.close(varint_of(Code::Done), b"");
-        let gone = async {
-            // Waiting for quinn to be idle would take three timeouts more (RFC 9000, section 10.2), 0.4 s at 100 ms.
-            while sent() == before {
-                sleep(GOODBYE_STEP).await;
-            }
-            // It is counted when it is made, and sent right after.
-            sleep(GOODBYE_STEP).await;
-        };
-        let _ = timeout(GOODBYE, async {
-            tokio::select! {
-                () = gone => {}
-                () = link.endpoint.wait_idle() => {}
-            }
-        })
-        .await;
+        endpoint::goodbye(&link.endpoint, &link.connection).await;
     }
 }
 

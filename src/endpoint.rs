@@ -16,6 +16,7 @@ use quinn_proto::HashedConnectionIdGenerator;
 use rustls::pki_types::CertificateDer;
 use rustls::version::TLS13;
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::time::{sleep, timeout};
 
 use crate::config::Config;
 use crate::error::{Code, Error, Result, Why};
@@ -65,6 +66,11 @@ const ACK_REORDERED: u32 = 0;
 /// Asked of the system for each direction, in bytes: 30 ms of 1 Gbit/s. Linux gives 208 KiB by default and at most
 /// `net.core.rmem_max`.
 const SOCKET_BUFFER: usize = 4 << 20;
+
+/// How long closing waits for its last packet to go out.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// How often it looks.
+const GOODBYE_STEP: Duration = Duration::from_millis(2);
 
 /// What a connection keeps until it is acknowledged, in bytes, before upkeep fits it to the path.
 pub(crate) const FIRST_SEND_WINDOW: usize = 1 << 20;
@@ -288,6 +294,28 @@ pub fn peer(connection: &quinn::Connection) -> Option<(KeyId, Vec<CertificateDer
     let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     let key_id = KeyId::of_certificate(chain.first()?).ok()?;
     Some((key_id, *chain))
+}
+
+/// Closes a connection with [`Code::Done`], and waits until that has gone out, for a second at most.
+pub(crate) async fn goodbye(endpoint: &quinn::Endpoint, connection: &quinn::Connection) {
+    let sent = || connection.stats().udp_tx.datagrams;
+    let before = sent();
+    connection.close(Code::Done.number().into(), b"");
+    let gone = async {
+        // Waiting for quinn to be idle would take three timeouts more (RFC 9000, section 10.2), 0.4 s at 100 ms.
+        while sent() == before {
+            sleep(GOODBYE_STEP).await;
+        }
+        // It is counted when it is made, and sent right after.
+        sleep(GOODBYE_STEP).await;
+    };
+    let _ = timeout(GOODBYE, async {
+        tokio::select! {
+            () = gone => {}
+            () = endpoint.wait_idle() => {}
+        }
+    })
+    .await;
 }
 
 /// What a peer meant by closing the connection with a [`Code`] of ours.

@@ -22,7 +22,7 @@ use crate::budget::Window;
 use crate::config::Config;
 use crate::error::{Code, Error, Result, Why};
 use crate::progress::{Event, Observer};
-use crate::stream::{Direction, MessageReader, MessageWriter, StreamError, unless_silent};
+use crate::stream::{MessageReader, MessageWriter, StreamError};
 use crate::wire::{Measure, Message, Ping, Pong, Probe, Received, StreamType};
 
 use filler::{drain, fill};
@@ -127,8 +127,7 @@ impl<'a> Way<'a> {
         self.next += 1;
         // It waits for credit behind what is under way, and that moves.
         self.writer.write_within(&Ping { id }, self.deadline).await?;
-        let connection = self.window.connection();
-        let pong = unless_silent(connection, Direction::Receiving, self.deadline, self.reader.read::<Pong>()).await??;
+        let pong = self.window.unless_silent(self.deadline, self.reader.read::<Pong>()).await??;
         // Nobody else is asked in between.
         if pong.id == id { Ok((sent.elapsed(), pong)) } else { Err(StreamError::Ended) }
     }
@@ -162,7 +161,7 @@ impl<'a> Way<'a> {
             let load = async {
                 match probe {
                     Probe::Down => down(window, time, deadline, told).await,
-                    Probe::Up | Probe::Echo => up(window.connection(), time, deadline, told).await,
+                    Probe::Up | Probe::Echo => up(window, time, deadline, told).await,
                 }
             };
             timeout(time + deadline, load).await.map_err(|_| StreamError::TimedOut)?
@@ -210,12 +209,12 @@ async fn open(
 
 /// Sends filler, and hears from the server what of it has come.
 async fn up(
-    connection: &Connection,
+    window: &Window,
     time: Duration,
     deadline: Duration,
     told: impl Fn(Duration, u64),
 ) -> Result<Samples, StreamError> {
-    let (mut reader, mut writer) = open(connection, Probe::Up, time, deadline).await?;
+    let (mut reader, mut writer) = open(window.connection(), Probe::Up, time, deadline).await?;
     let filling = async {
         // Why a server stopped it, it says on the other half.
         let _ = fill(&mut writer, time, &Limits::default()).await;
@@ -224,9 +223,8 @@ async fn up(
     };
     let counting = async {
         let mut samples = Samples::default();
-        let next = async |reader: &mut MessageReader| {
-            unless_silent(connection, Direction::Receiving, deadline, reader.frame(Received::LIMIT)).await?
-        };
+        let next =
+            async |reader: &mut MessageReader| window.unless_silent(deadline, reader.frame(Received::LIMIT)).await?;
         while let Some(frame) = next(&mut reader).await? {
             let Received { bytes, microseconds } = frame.decode()?;
             let elapsed = Duration::from_micros(microseconds);
@@ -251,8 +249,7 @@ async fn down(
     deadline: Duration,
     told: impl Fn(Duration, u64),
 ) -> Result<Samples, StreamError> {
-    let connection = window.connection();
-    let (reader, writer) = open(connection, Probe::Down, time, deadline).await?;
+    let (reader, writer) = open(window.connection(), Probe::Down, time, deadline).await?;
     writer.finish();
     let (begun, bytes, mut samples) = (Instant::now(), AtomicU64::new(0), Samples::default());
     let sampling = async {
@@ -266,7 +263,7 @@ async fn down(
         }
     };
     let ended = tokio::select! {
-        ended = unless_silent(connection, Direction::Receiving, deadline, drain(reader, window, &bytes)) => ended?,
+        ended = window.unless_silent(deadline, drain(reader, window, &bytes)) => ended?,
         () = sampling => Ok(()),
     };
     match ended {

@@ -1,13 +1,15 @@
 //! The server: accept loop, limits, graceful stop.
 
+mod running;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{Connection, Endpoint, Incoming};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, info, info_span, warn};
@@ -28,6 +30,8 @@ use crate::store::Store;
 use crate::stream::{MessageReader, MessageWriter, lost_connection, varint_of};
 use crate::trust::{Admission, Rights};
 use crate::upkeep::{SendMemory, Upkeep};
+
+use running::Running;
 
 /// What a server needs to begin.
 pub struct ServerOptions {
@@ -352,7 +356,10 @@ async fn converse(
                         introduce(&shared, connection.clone(), bi).await;
                         Ok(())
                     }
-                    Opened::Measurement if !session.may_read && !session.may_write => Ok(()),
+                    Opened::Measurement if !session.may_read && !session.may_write => {
+                        turn_away(bi.0, bi.1, Code::NotAllowed);
+                        Ok(())
+                    }
                     Opened::Measurement => {
                         let limits = Limits::new(session.limit.clone());
                         let within = (&session.config, &limits);
@@ -401,19 +408,20 @@ async fn converse(
 
 /// Hands somebody over to whoever knows the code, and waits until that is done with.
 async fn introduce(shared: &Shared, connection: Connection, (reader, writer): (MessageReader, MessageWriter)) {
+    let Some(introductions) = &shared.introductions else { return turn_away(reader, writer, Code::Unsupported) };
     let done = writer.delivered();
-    let turn_away = |mut introduction: Introduction, code| {
-        introduction.reader.stop(code);
-        introduction.writer.reset(code);
-    };
-    let introduction = Introduction { connection, reader, writer };
-    match &shared.introductions {
-        None => turn_away(introduction, Code::Unsupported),
-        Some(to) => match to.try_send(introduction) {
-            Ok(()) => done.await,
-            Err(full) => turn_away(full.into_inner(), Code::Busy),
-        },
+    match introductions.try_send(Introduction { connection, reader, writer }) {
+        Ok(()) => done.await,
+        Err(full) => {
+            let Introduction { reader, writer, .. } = full.into_inner();
+            turn_away(reader, writer, Code::Busy);
+        }
     }
+}
+
+fn turn_away(mut reader: MessageReader, writer: MessageWriter, code: Code) {
+    reader.stop(code);
+    writer.reset(code);
 }
 
 /// Ends once a peer acknowledges nothing any more.
@@ -425,44 +433,6 @@ async fn gone(window: &Window) {
         sleep(SILENCE.max(connection.rtt() * ROUND_TRIPS)).await;
         if connection.stats().udp_rx.datagrams == before {
             return;
-        }
-    }
-}
-
-/// How many sessions run on a connection, and since when none does.
-struct Running(watch::Sender<(usize, Instant)>);
-
-impl Default for Running {
-    fn default() -> Self {
-        Self(watch::Sender::new((0, Instant::now())))
-    }
-}
-
-impl Running {
-    /// One more; returns how many others run.
-    fn begin(&self) -> usize {
-        let mut others = 0;
-        self.0.send_modify(|(running, _)| {
-            others = *running;
-            *running += 1;
-        });
-        others
-    }
-
-    fn end(&self) {
-        self.0.send_modify(|(running, since)| (*running, *since) = (*running - 1, Instant::now()));
-    }
-
-    /// Waits until no session has run for so long.
-    async fn idle_for(&self, time: Duration) {
-        let mut state = self.0.subscribe();
-        loop {
-            let (running, since) = *state.borrow_and_update();
-            tokio::select! {
-                () = sleep_until(since + time), if running == 0 => return,
-                // Cannot fail: the sending half is this.
-                _ = state.changed() => {}
-            }
         }
     }
 }

@@ -58,6 +58,14 @@ pub struct Outcome {
     pub pulled: bool,
 }
 
+impl Outcome {
+    /// Adds what was seen over one connection.
+    fn saw(&mut self, path: &PathStats, account: &Account) {
+        self.path.join(path, self.account.elapsed, account.elapsed);
+        self.account.join(account);
+    }
+}
+
 /// The two halves of a stream.
 pub(crate) type Bi = (MessageReader, MessageWriter);
 
@@ -329,8 +337,7 @@ pub(crate) async fn push(
     };
     let held_up = ended.as_ref().ok().and_then(|summary| summary.held_up).map(Duration::from_millis);
     let (path, account) = watch.end(held_up).await;
-    outcome.path.join(&path, outcome.account.elapsed, account.elapsed);
-    outcome.account.join(&account);
+    outcome.saw(&path, &account);
     outcome.summary = ended?;
     Ok(())
 }
@@ -372,8 +379,7 @@ pub(crate) async fn pull(
         path.tell(&mut account, &spent);
     }
     path.rate = (path.received_bytes as f64 / account.elapsed.as_secs_f64().max(f64::EPSILON)) as u64;
-    outcome.path.join(&path, outcome.account.elapsed, account.elapsed);
-    outcome.account.join(&account);
+    outcome.saw(&path, &account);
     outcome.summary = ended?;
     Ok(())
 }

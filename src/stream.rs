@@ -138,20 +138,6 @@ pub async fn silence(connection: &quinn::Connection, direction: Direction, time:
     }
 }
 
-/// Waits for something on a stream, but not beyond the [`silence`] of its connection.
-pub async fn unless_silent<T>(
-    connection: &quinn::Connection,
-    direction: Direction,
-    time: Duration,
-    wait: impl Future<Output = T>,
-) -> Result<T, StreamError> {
-    tokio::select! {
-        biased;
-        done = wait => Ok(done),
-        () = silence(connection, direction, time) => Err(StreamError::TimedOut),
-    }
-}
-
 /// The receiving half of a stream, read message by message.
 pub struct MessageReader {
     stream: RecvStream,

@@ -4,13 +4,12 @@
 mod support;
 
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use support::command::is_root;
+use support::command::{is_root, private};
 use support::{LIMIT, content, listing, write};
 use tempfile::{TempDir, tempdir};
 
@@ -99,12 +98,6 @@ impl Drop for Lan {
             let _ = ip(&format!("netns del {name}"));
         }
     }
-}
-
-fn private() -> TempDir {
-    let directory = tempdir().unwrap();
-    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o700)).unwrap();
-    directory
 }
 
 /// A sender that is killed when it is dropped, and its code.

@@ -17,6 +17,7 @@ use haul::peer::code::ShortCode;
 use haul::peer::receive::{self, Met};
 use haul::peer::send::{self, Offering, SendOptions};
 use haul::session::Outcome;
+use haul::stream::MessageReader;
 use haul::trust::ServerTrust;
 use haul::wire::{Confirm, Hello, Introduce, Introduced, Message, Refused, StreamType};
 use support::{LIMIT, content, listing, write};
@@ -99,6 +100,40 @@ fn refused(result: Result<Met, Error>) -> Code {
     }
 }
 
+/// A message of SPAKE2's receiver, made without any word: "B", and the base point of edwards25519 (RFC 8032, section 5.1).
+fn exchange() -> [u8; 33] {
+    let mut message = [0x66; 33];
+    (message[0], message[1]) = (b'B', 0x58);
+    message
+}
+
+/// Somebody who knows the number alone.
+struct Guess {
+    connection: quinn::Connection,
+    _send: quinn::SendStream,
+    reader: MessageReader,
+    _endpoint: quinn::Endpoint,
+}
+
+impl Guess {
+    /// Asks, says something more, and has the sender's part of an exchange.
+    async fn begin(at: &[SocketAddr], code: &ShortCode, more: &[u8]) -> Self {
+        let trust = ServerTrust { by_code: true, ..ServerTrust::default() };
+        let (identity, config, port) = (Identity::generate().unwrap(), Config::default(), at[0].port());
+        let connected = haul::endpoint::connect(&identity, &trust, "127.0.0.1", port, &config).await.unwrap();
+        let (mut send, receive) = connected.connection.open_bi().await.unwrap();
+        let mut bytes = BytesMut::from(&[StreamType::Introduction as u8][..]);
+        Hello { features: vec![], agent: "guess".into() }.put(&mut bytes);
+        Introduce { number: code.number(), exchange: exchange() }.put(&mut bytes);
+        bytes.extend_from_slice(more);
+        send.write_all(&bytes).await.unwrap();
+        let mut reader = MessageReader::new(receive);
+        reader.read::<Hello>().await.unwrap();
+        reader.read::<Introduced>().await.unwrap();
+        Self { connection: connected.connection, _send: send, reader, _endpoint: connected.endpoint }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_knows_the_code_sees_what_there_is_and_takes_it_and_both_hear_how_it_went() {
     let mut sending = Sending::tree().await;
@@ -162,32 +197,12 @@ async fn a_number_that_is_not_in_use_or_an_exchange_that_breaks_off_burns_nothin
     let tries = async {
         assert_eq!(refused(meet(&other, &at, &Identity::generate().unwrap()).await), Code::NotFound);
         // Somebody who asks, and goes away before showing anything.
-        let trust = ServerTrust { by_code: true, ..ServerTrust::default() };
-        let identity = Identity::generate().unwrap();
-        let port = at[0].port();
-        let connected =
-            haul::endpoint::connect(&identity, &trust, "127.0.0.1", port, &Config::default()).await.unwrap();
-        let (mut send, receive) = connected.connection.open_bi().await.unwrap();
-        let mut head = BytesMut::from(&[StreamType::Introduction as u8][..]);
-        Hello { features: vec![], agent: "guess".into() }.put(&mut head);
-        Introduce { number: code.number(), exchange: exchange() }.put(&mut head);
-        send.write_all(&head).await.unwrap();
-        let mut reader = haul::stream::MessageReader::new(receive);
-        reader.read::<Hello>().await.unwrap();
-        reader.read::<Introduced>().await.unwrap();
-        drop((send, reader));
-        connected.connection.close(0_u8.into(), b"");
+        let asked = Guess::begin(&at, &code, &[]).await;
+        asked.connection.close(0_u8.into(), b"");
         meet(&code, &at, &Identity::generate().unwrap()).await.unwrap().decline().await;
     };
     let ((), met) = tokio::join!(tries, sending.offering.meet());
     assert!(matches!(met.unwrap(), send::Met::Declined { .. }));
-}
-
-/// A message of SPAKE2's receiver, made without any word: "B", and the base point of edwards25519 (RFC 8032, section 5.1).
-fn exchange() -> [u8; 33] {
-    let mut message = [0x66; 33];
-    (message[0], message[1]) = (b'B', 0x58);
-    message
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -195,20 +210,8 @@ async fn whoever_shows_no_key_of_the_exchange_burns_the_code_and_learns_nothing(
     let mut sending = Sending::tree().await;
     let (code, at) = (sending.code(), sending.at());
     let guess = async {
-        let trust = ServerTrust { by_code: true, ..ServerTrust::default() };
-        let identity = Identity::generate().unwrap();
-        let port = at[0].port();
-        let connected =
-            haul::endpoint::connect(&identity, &trust, "127.0.0.1", port, &Config::default()).await.unwrap();
-        let (mut send, receive) = connected.connection.open_bi().await.unwrap();
-        let mut head = BytesMut::from(&[StreamType::Introduction as u8][..]);
-        Hello { features: vec![], agent: "guess".into() }.put(&mut head);
-        Introduce { number: code.number(), exchange: exchange() }.put(&mut head);
-        Confirm { tag: [0; 32] }.put(&mut head);
-        send.write_all(&head).await.unwrap();
-        let mut reader = haul::stream::MessageReader::new(receive);
-        reader.read::<Hello>().await.unwrap();
-        reader.read::<Introduced>().await.unwrap();
+        let Guess { mut reader, connection: _connection, .. } =
+            Guess::begin(&at, &code, &Confirm { tag: [0; 32] }.to_bytes()).await;
         let refused: Refused = reader.read().await.unwrap();
         assert_eq!(haul::error::Why::from(refused.why).code, Code::NotAdmitted);
         assert!(reader.frame(65536).await.unwrap().is_none(), "no confirmation, no offer");
@@ -257,6 +260,40 @@ async fn a_receiver_that_was_killed_goes_on_with_the_same_code_and_nobody_else_d
     assert_eq!((received.sent.files, received.sent.failed), (2, 0));
     assert_eq!(sent.sent.failed, 0);
     assert_eq!(listing(&to.path().join("t")), listing(&sending.source.path().join("t")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_knows_the_code_and_has_not_accepted_gets_nothing() {
+    let mut sending = Sending::tree().await;
+    let (code, at, key_id, to) = (sending.code(), sending.at(), sending.key_id, tempdir().unwrap());
+    let identity = Identity::generate().unwrap();
+    let receiving = async {
+        let met = meet(&code, &at, &identity).await.unwrap();
+        let trust = ServerTrust { pin: Some(key_id), ..ServerTrust::default() };
+        let client = Client::connect(&identity, &trust, "127.0.0.1", at[0].port(), &Config::default()).await.unwrap();
+        let pulled = client.pull(&support::from(&["t"], to.path()), haul::progress::ignore()).await;
+        assert!(matches!(pulled, Err(Error::Refused(why)) if why.code == Code::NotAllowed));
+        met.decline().await;
+    };
+    let ((), met) = tokio::join!(receiving, sending.offering.meet());
+    assert!(matches!(met.unwrap(), send::Met::Declined { .. }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_new_code_is_for_another_receiver_and_one_of_before_ends_nothing() {
+    let mut sending = Sending::tree().await;
+    for _ in 0..2 {
+        let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
+        let receiving =
+            async { take(meet(&code, &at, &Identity::generate().unwrap()).await.unwrap(), to.path()).await };
+        let serving = async {
+            assert!(matches!(sending.offering.meet().await.unwrap(), send::Met::Accepted { .. }));
+            sending.offering.serve().await.unwrap()
+        };
+        let (received, sent) = tokio::join!(receiving, serving);
+        assert_eq!((received.sent.files, sent.sent.files), (2, 2));
+        sending.offering.renew().unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,12 +2,12 @@
 
 pub(super) mod listing;
 pub(super) mod measured;
+pub(super) mod offer;
 mod tally;
 mod terminal;
 mod verdict;
 
 use std::io::{IsTerminal, Write};
-use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,11 +18,11 @@ use haul::error::{Error, Why};
 use haul::path::{RelativePath, printable};
 use haul::progress::{Event, Observer, Settled};
 use haul::session::Outcome;
-use haul::wire::{Kind, Offer, Unkept};
+use haul::wire::{Kind, Unkept};
 use serde_json::{Value, json};
 
 use tally::Tally;
-pub(super) use tally::{bytes, count};
+pub(super) use tally::bytes;
 use terminal::Bars;
 pub(super) use terminal::Status;
 
@@ -76,40 +76,6 @@ pub(super) fn ask(question: &str) -> Option<String> {
 pub(super) fn line_in() -> Option<String> {
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).ok().filter(|read| *read > 0).map(|_| line)
-}
-
-/// Shows a code, and what to do with it.
-pub(super) fn code(output: super::Output, code: &str, port: u16) {
-    if output.json {
-        return line(&json!({"type": "code", "code": code, "port": port}).to_string());
-    }
-    line(&format!("Code: {code}"));
-    if !output.quiet {
-        note("On the other machine:  haul receive");
-    }
-    if output.verbose {
-        note(&format!(
-            "Listening on UDP port {port}; where this network blocks multicast: haul receive --at HOST:{port}"
-        ));
-    }
-}
-
-/// Tells a reader of JSON what is offered.
-pub(super) fn offer(offer: &Offer, names: &[RelativePath], from: SocketAddr, free: Option<u64>) {
-    let names: Vec<_> = names.iter().map(|name| String::from_utf8_lossy(name.as_bytes())).collect();
-    line(&json!({
-        "type": "offer", "from": offer.from, "address": from.to_string(), "names": names, "directory": offer.directory,
-        "files": offer.files, "bytes": offer.bytes, "text": offer.text, "free": free,
-    }).to_string());
-}
-
-/// A text of the other machine: escaped on a terminal, line by line, and else as it is.
-pub(super) fn text(text: &str) {
-    if std::io::stdout().is_terminal() {
-        text.lines().for_each(|text| line(&printable(text.as_bytes())));
-    } else {
-        line(text);
-    }
 }
 
 /// What a session shows while it runs and when it ends.

@@ -2,39 +2,77 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::Args;
 use haul::client::PullOptions;
 use haul::config::{Config, written};
 use haul::error::Error;
-use haul::identity::Home;
+use haul::identity::{Home, Identity};
 use haul::index::Index;
 use haul::path::printable;
 use haul::peer::code::ShortCode;
 use haul::peer::discovery;
 use haul::peer::receive::{self, Met};
-use haul::wire::{Durability, Offer, Take};
+use haul::rate::Rate;
+use haul::wire::{Durability, Take};
 
 use super::output::{self, Screen, shown};
-use super::{DONE, FAILED, INTERRUPTED, NO_CONNECTION, Receive, Taking, prompt};
+use super::{DONE, Expert, FAILED, INTERRUPTED, Output, Taking, prompt, time};
+
+/// Receive what another machine sends, by its code.
+#[derive(Args)]
+#[command(after_help = "\
+Examples: haul receive                    asks for the code; Tab completes words
+          haul receive --to ~/Downloads 417-maple-canyon-orbit
+You see names, number and size before anything is written. What is interrupted
+goes on when both run again, or here alone with the same code. Also: --existing
+HOW, -c, -n, --retry-for and --limit, as in haul cp.")]
+pub(super) struct Receive {
+    /// The code; better typed at the prompt, which no list of processes shows
+    #[arg(value_name = "CODE")]
+    code: Vec<String>,
+    /// Where it goes
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    to: PathBuf,
+    /// Accept without being asked
+    #[arg(short, long)]
+    yes: bool,
+    /// Where the sender is, for a network on which it cannot be found
+    #[arg(long, value_name = "HOST:PORT")]
+    at: Option<String>,
+    #[arg(long, hide = true, value_name = "RATE", allow_hyphen_values = true)]
+    limit: Option<Rate>,
+    #[arg(long, hide = true, value_name = "TIME", value_parser = time, default_value = "10m")]
+    retry_for: Duration,
+    #[command(flatten)]
+    taking: Taking,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    expert: Expert,
+}
 
 /// How long the sender is looked for.
 const SEARCH: Duration = Duration::from_secs(15);
-/// Names that are shown one a line.
-const NAMED: usize = 8;
 
 pub(super) async fn run(receive: Receive) -> anyhow::Result<u8> {
     let json = receive.output.json;
+    let Some(code) = code(&receive).await.inspect_err(|error| output::never_began(json, error))? else {
+        return Ok(INTERRUPTED);
+    };
+    let home = Home::from_env()?;
     let config = Config {
         limit: receive.limit,
         congestion: receive.expert.congestion,
         qlog: receive.expert.qlog.clone(),
-        index: Some(Index::new(Home::from_env()?.index())),
+        index: Some(Index::new(home.index())),
         retry_for: receive.retry_for,
         ..Config::default()
     };
-    let met = meet(&receive, &config).await.inspect_err(|error| output::never_began(json, error))?;
-    let Some(met) = met else { return Ok(NO_CONNECTION) };
+    let met = meet(&receive, &code, &home.identity()?, &config).await;
+    let met = met.inspect_err(|error| output::never_began(json, error))?;
     if !accepted(&receive, &met).await {
         met.decline().await;
         output::note("haul: declined; nothing was received");
@@ -44,43 +82,37 @@ pub(super) async fn run(receive: Receive) -> anyhow::Result<u8> {
 }
 
 /// Finds the sender and shows it that the code is known.
-async fn meet(receive: &Receive, config: &Config) -> anyhow::Result<Option<Met>> {
-    let code = code(receive).await?;
+async fn meet(receive: &Receive, code: &ShortCode, identity: &Identity, config: &Config) -> anyhow::Result<Met> {
     let addresses = match &receive.at {
         Some(at) => resolve(at).await?,
-        None => {
-            let found = discovery::find(code.number(), SEARCH).await?;
-            if found.is_empty() {
-                let number = code.number();
-                let time = written(SEARCH);
-                output::note(&format!(
-                    "haul: nobody on this network offered {number} within {time}. Is `haul send` still running, and on the \
-                     same network? Where that blocks multicast, add --at HOST:PORT, as the sender shows it."
-                ));
-                return Ok(None);
-            }
-            found
-        }
+        None => discovery::find(code.number(), SEARCH).await?,
     };
-    let identity = Home::from_env()?.identity()?;
-    Ok(Some(receive::meet(&code, &addresses, &identity, config).await?))
+    if addresses.is_empty() {
+        let (number, searched) = (code.number(), written(SEARCH));
+        let why = format!(
+            "nobody on this network offered {number} within {searched}. Is `haul send` still running, and on the same \
+             network? Where that blocks multicast, add --at HOST:PORT, as `haul send -v` shows it"
+        );
+        return Err(anyhow::Error::from(Error::Lost(why.clone())).context(why));
+    }
+    Ok(receive::meet(code, &addresses, identity, config).await?)
 }
 
-/// The code: as given, or asked for, so that it does not stand in the list of processes.
-async fn code(receive: &Receive) -> anyhow::Result<ShortCode> {
+/// The code: as given, or asked for, so that it does not stand in the list of processes. `None` for Ctrl-C.
+async fn code(receive: &Receive) -> anyhow::Result<Option<ShortCode>> {
     let parse = |text: &str| text.parse::<ShortCode>().map_err(|bad| Error::Usage(bad.to_string()));
     if !receive.code.is_empty() {
-        return Ok(parse(&receive.code.join(" "))?);
+        return Ok(Some(parse(&receive.code.join(" "))?));
     }
+    let on_terminal = std::io::stdin().is_terminal();
     loop {
-        let asked = tokio::task::spawn_blocking(prompt::code).await?;
-        match asked {
+        match tokio::task::spawn_blocking(prompt::code).await? {
+            None if on_terminal => return Ok(None),
             None => return Err(Error::Usage("which code? There is no terminal to ask on".into()).into()),
-            Some(text) if text.trim().is_empty() => return Err(Error::Usage("no code was given".into()).into()),
             Some(text) => match parse(&text) {
-                Ok(code) => return Ok(code),
+                Ok(code) => return Ok(Some(code)),
                 // Nothing was tried with it, so nothing is burnt.
-                Err(bad) if std::io::stdin().is_terminal() => output::note(&format!("{bad}.")),
+                Err(bad) if on_terminal => output::note(&format!("{bad}.")),
                 Err(bad) => return Err(bad.into()),
             },
         }
@@ -100,9 +132,9 @@ async fn accepted(receive: &Receive, met: &Met) -> bool {
     let (offer, free) = (met.offer(), receive::free_space(&receive.to));
     let from = printable(offer.from.as_bytes());
     if receive.output.json {
-        output::offer(offer, met.names(), met.address(), free);
+        output::offer::json(offer, met.names(), met.address(), free);
     } else if offer.text.is_none() {
-        described(offer, met).iter().for_each(|line| output::note(line));
+        output::offer::lines(offer, met.names()).iter().for_each(|line| output::note(line));
     }
     let small = free.filter(|free| *free < offer.bytes);
     if let Some(free) = small {
@@ -129,23 +161,6 @@ async fn accepted(receive: &Receive, met: &Met) -> bool {
     }
 }
 
-/// What there is, in lines.
-fn described(offer: &Offer, met: &Met) -> Vec<String> {
-    let total = format!("{}, {}", output::count(offer.files, "file"), output::bytes(offer.bytes));
-    match met.names() {
-        [one] if offer.directory => vec![format!("{one}/  {total}")],
-        [one] => vec![format!("{one}  {}", output::bytes(offer.bytes))],
-        names => {
-            let mut lines: Vec<_> = names.iter().take(NAMED).map(|name| format!("  {name}")).collect();
-            if names.len() > NAMED {
-                lines.push(format!("  and {} more", names.len() - NAMED));
-            }
-            lines.push(format!("{} names, {total}", names.len()));
-            lines
-        }
-    }
-}
-
 async fn take(receive: &Receive, met: Met) -> anyhow::Result<u8> {
     let Taking { dry_run, checksum, existing, .. } = receive.taking;
     let options = PullOptions {
@@ -159,12 +174,10 @@ async fn take(receive: &Receive, met: Met) -> anyhow::Result<u8> {
     };
     let text = met.offer().text.clone();
     let Some(client) = met.accept().await? else {
-        // It is the sender's, and may steer a terminal; where it goes into a file, it is what it is.
-        let text = text.unwrap_or_default();
-        output::text(&text);
+        output::offer::text(&text.unwrap_or_default());
         return Ok(DONE);
     };
-    let screen = Screen::new(super::Output { dry_run, peer: "the sender", ..receive.output });
+    let screen = Screen::new(Output { dry_run, peer: "the sender", ..receive.output });
     let ended = tokio::select! {
         ended = client.pull(&options, screen.observer()) => ended,
         _ = tokio::signal::ctrl_c() => {

@@ -1,8 +1,11 @@
 //! `haul send`.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use clap::Args;
 use haul::config::Config;
 use haul::error::Error;
 use haul::identity::Home;
@@ -12,9 +15,48 @@ use haul::path::printable;
 use haul::peer::discovery::Announcement;
 use haul::peer::send::{Met, Offering, SendOptions};
 use haul::progress::{Event, Observer};
+use haul::rate::Rate;
 
+use super::filter::FilterArgs;
 use super::output::{self, Screen};
-use super::{DONE, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, Send};
+use super::{DONE, Expert, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, Output, listen_address, time};
+
+/// Send files to another machine on this network, by a short code.
+#[derive(Args)]
+#[command(after_help = "\
+Examples: haul send photos/ notes.txt
+          haul send --text 'the key is under the mat'
+It shows a code such as 417-maple-canyon-orbit; whoever types it into `haul
+receive` sees what there is and takes it. The words are a secret, the number is
+none. One wrong guess burns the code. Changed your mind? Ctrl-C.
+Also: --exclude GLOB and the like, --retry-for, --listen ADDR, --congestion.")]
+pub(super) struct Send {
+    /// Files and directories
+    #[arg(value_name = "PATH", required_unless_present = "text")]
+    sources: Vec<OsString>,
+    /// Send a text in the place of files
+    #[arg(long, conflicts_with = "sources")]
+    text: Option<String>,
+    /// Go on with a new code for each receiver, until Ctrl-C
+    #[arg(long)]
+    keep: bool,
+    /// How long a code lasts
+    #[arg(long, value_name = "TIME", value_parser = time, default_value = "1h")]
+    expires: Duration,
+    /// Send at most: 20M is bits a second, 2.5MB is bytes
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
+    limit: Option<Rate>,
+    #[arg(long, hide = true, value_name = "ADDR", value_parser = listen_address, default_value = "[::]:0")]
+    listen: SocketAddr,
+    #[arg(long, hide = true, value_name = "TIME", value_parser = time, default_value = "10m")]
+    retry_for: Duration,
+    #[command(flatten)]
+    filter: FilterArgs,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    expert: Expert,
+}
 
 pub(super) async fn run(send: Send) -> anyhow::Result<u8> {
     let json = send.output.json;
@@ -64,10 +106,9 @@ fn machine() -> String {
 
 async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::Result<u8> {
     loop {
-        let announcement = announce(offering, send)?;
-        let met = offering.meet().await?;
-        drop(announcement);
-        match met {
+        // Also while somebody is served: if that one is killed, it looks for the number again.
+        let announcement = announce(offering, send);
+        match offering.meet().await? {
             Met::Accepted { from } => {
                 let ended = served(offering, send, stage, from).await;
                 if !send.keep {
@@ -85,30 +126,31 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
             }
             Met::Burnt { from } => {
                 let what = format!("haul: a wrong guess from {from} has burnt the code; nothing was sent or shown.");
-                match another(&what).await {
-                    true => {}
-                    false => return Ok(NOT_TRUSTED),
+                if !another(&what).await {
+                    return Ok(NOT_TRUSTED);
                 }
             }
-            Met::Expired => match another("haul: nobody came, and the code has expired.").await {
-                true => {}
-                false => return Ok(NO_CONNECTION),
-            },
+            Met::Expired => {
+                if !another("haul: nobody came, and the code has expired.").await {
+                    return Ok(NO_CONNECTION);
+                }
+            }
         }
+        drop(announcement);
         offering.renew()?;
     }
 }
 
 /// Shows the code, and tells the network its number.
-fn announce(offering: &Offering, send: &Send) -> anyhow::Result<Option<Announcement>> {
-    let Some(code) = offering.code() else { return Ok(None) };
+fn announce(offering: &Offering, send: &Send) -> Option<Announcement> {
+    let code = offering.code()?;
     let port = offering.addresses().first().map_or(0, SocketAddr::port);
-    output::code(send.output, &code.to_string(), port);
+    output::offer::code(send.output, &code.to_string(), port);
     match Announcement::of(code.number(), port) {
-        Ok(announcement) => Ok(Some(announcement)),
+        Ok(announcement) => Some(announcement),
         Err(error) => {
             output::note(&format!("haul: {error}; the receiver needs --at HOST:{port}"));
-            Ok(None)
+            None
         }
     }
 }
@@ -119,7 +161,7 @@ async fn served(offering: &mut Offering, send: &Send, stage: &Stage, from: Socke
         output::note(&format!("{from} has the text."));
         return Ok(DONE);
     }
-    let screen = Screen::new(super::Output { peer: "the receiver", ..send.output });
+    let screen = Screen::new(Output { peer: "the receiver", ..send.output });
     stage.show(screen.observer());
     let ended = offering.serve().await;
     stage.clear();
@@ -161,7 +203,7 @@ impl Stage {
         *self.showing() = Showing::default();
     }
 
-    fn showing(&self) -> std::sync::MutexGuard<'_, Showing> {
+    fn showing(&self) -> MutexGuard<'_, Showing> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

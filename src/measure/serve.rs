@@ -14,7 +14,7 @@ use crate::bucket::Limits;
 use crate::budget::Window;
 use crate::config::Config;
 use crate::error::{Code, Result};
-use crate::stream::{Direction, MessageReader, MessageWriter, StreamError, silence, unless_silent};
+use crate::stream::{MessageReader, MessageWriter, StreamError};
 use crate::wire::{Measure, Message, Ping, Probe, Received};
 
 /// Streams of measurements at the same time on all connections: some clients at once would measure each other.
@@ -92,9 +92,8 @@ async fn run(
     writer: &mut MessageWriter,
     (config, limits): (&Config, &Limits),
 ) -> Result<Option<Received>, StreamError> {
-    let (connection, deadline) = (window.connection(), config.deadline);
-    let head = unless_silent(connection, Direction::Receiving, deadline, reader.read::<Measure>());
-    let Measure { probe, milliseconds } = head.await??;
+    let deadline = config.deadline;
+    let Measure { probe, milliseconds } = window.unless_silent(deadline, reader.read()).await??;
     let asked = Duration::from_millis(milliseconds.into());
     let time = asked.min(config.max_measurement);
     tracing::info!(?probe, ?time, "measuring");
@@ -121,12 +120,11 @@ async fn echo(
     writer: &mut MessageWriter,
     deadline: Duration,
 ) -> Result<(), StreamError> {
-    let connection = window.connection();
     loop {
-        let frame = unless_silent(connection, Direction::Receiving, deadline, reader.frame(Ping::LIMIT)).await??;
+        let frame = window.unless_silent(deadline, reader.frame(Ping::LIMIT)).await??;
         let Some(frame) = frame else { return Ok(()) };
         let Ping { id } = frame.decode()?;
-        writer.write_within(&pong(connection, id), deadline).await?;
+        writer.write_within(&pong(window.connection(), id), deadline).await?;
     }
 }
 
@@ -159,7 +157,7 @@ async fn up(
             Err(error) => return Err(error),
         },
         error = telling => return Err(error),
-        () = silence(window.connection(), Direction::Receiving, deadline) => return Err(StreamError::TimedOut),
+        () = window.silence(deadline) => return Err(StreamError::TimedOut),
         // What was sent in time may still be under way for as long as anything may.
         () = sleep(time + deadline) => {}
     }

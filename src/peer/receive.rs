@@ -1,6 +1,6 @@
 //! The receiver's end: it finds the sender by a code, sees what there is, and asks for it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,10 +17,12 @@ use crate::error::{Code, Error, Result, Why};
 use crate::identity::{Identity, KeyId};
 use crate::path::RelativePath;
 use crate::session::hello;
-use crate::stream::{MessageReader, MessageWriter, StreamError, varint_of};
+use crate::stream::{MessageReader, MessageWriter, StreamError};
 use crate::trust::ServerTrust;
 use crate::wire::{Accept, Confirm, Hello, Introduce, Introduced, Message, Offer, Refused, StreamType, Working};
 
+/// Addresses of a sender that are tried, at most: their attempts run at the same time, and anybody may announce some.
+const MAX_ADDRESSES: usize = 16;
 /// Time for each answer of the sender.
 const ANSWER: Duration = Duration::from_secs(20);
 
@@ -30,6 +32,7 @@ pub struct Met {
     names: Vec<RelativePath>,
     key_id: KeyId,
     connected: Connected,
+    reader: MessageReader,
     writer: MessageWriter,
     identity: Identity,
     config: Config,
@@ -67,7 +70,8 @@ pub async fn meet(code: &ShortCode, addresses: &[SocketAddr], identity: &Identit
     let name = |name: &Vec<u8>| RelativePath::from_components([name]);
     let names = offer.names.0.iter().map(name).collect::<Result<_, _>>();
     let names = names.map_err(|bad| Error::Protocol(format!("it offers something under a bad name: {bad}")))?;
-    Ok(Met { offer, names, key_id: sender, connected, writer, identity: identity.clone(), config: config.clone() })
+    let (identity, config) = (identity.clone(), config.clone());
+    Ok(Met { offer, names, key_id: sender, connected, reader, writer, identity, config })
 }
 
 impl Met {
@@ -98,21 +102,16 @@ impl Met {
     /// What ends a connection.
     pub async fn accept(mut self) -> Result<Option<Client>> {
         self.writer.write_within(&Accept {}, ANSWER).await?;
-        let delivered = self.writer.delivered();
         self.writer.finish();
+        // The sender ends it once it has admitted this key.
+        timeout(ANSWER, self.reader.frame(Refused::LIMIT)).await.map_err(|_| silent())??;
         let address = self.connected.connection.remote_address();
-        let client = if self.offer.text.is_none() {
-            let trust = ServerTrust { pin: Some(self.key_id), ..ServerTrust::default() };
-            let host = host(address);
-            Some(Client::connect(&self.identity, &trust, &host, address.port(), &self.config).await?)
-        } else {
-            None
-        };
-        // The sender must know before this goes.
-        let _ = timeout(ANSWER, delivered).await;
-        self.connected.connection.close(varint_of(Code::Done), b"");
-        let _ = timeout(Duration::from_millis(500), self.connected.endpoint.wait_idle()).await;
-        Ok(client)
+        endpoint::goodbye(&self.connected.endpoint, &self.connected.connection).await;
+        if self.offer.text.is_some() {
+            return Ok(None);
+        }
+        let trust = ServerTrust { pin: Some(self.key_id), ..ServerTrust::default() };
+        Client::connect(&self.identity, &trust, &host(address), address.port(), &self.config).await.map(Some)
     }
 
     /// Does not take it, and says so.
@@ -123,8 +122,7 @@ impl Met {
             self.writer.finish();
             let _ = timeout(ANSWER, delivered).await;
         }
-        self.connected.connection.close(varint_of(Code::Done), b"");
-        let _ = timeout(Duration::from_millis(500), self.connected.endpoint.wait_idle()).await;
+        endpoint::goodbye(&self.connected.endpoint, &self.connected.connection).await;
     }
 }
 
@@ -138,7 +136,7 @@ pub fn free_space(directory: &Path) -> Option<u64> {
 /// The first connection of those that are tried at the same time.
 async fn connect(addresses: &[SocketAddr], identity: &Identity, config: &Config) -> Result<Connected> {
     let mut attempts = JoinSet::new();
-    for &address in addresses {
+    for &address in addresses.iter().take(MAX_ADDRESSES) {
         let (identity, config) = (identity.clone(), config.clone());
         attempts.spawn(async move {
             let trust = ServerTrust { by_code: true, ..ServerTrust::default() };
@@ -160,10 +158,7 @@ async fn connect(addresses: &[SocketAddr], identity: &Identity, config: &Config)
 fn host(address: SocketAddr) -> String {
     match address {
         SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
-        other => match other.ip() {
-            IpAddr::V4(ip) => ip.to_string(),
-            IpAddr::V6(ip) => ip.to_string(),
-        },
+        other => other.ip().to_string(),
     }
 }
 

@@ -71,7 +71,7 @@ pub struct Offering {
     offer: watch::Receiver<Option<Offer>>,
     guests: Arc<Guests>,
     introductions: mpsc::Receiver<Introduction>,
-    told: mpsc::Receiver<Told>,
+    told: mpsc::Receiver<(KeyId, Told)>,
     addresses: Vec<SocketAddr>,
     patience: Duration,
     stop: CancellationToken,
@@ -167,8 +167,9 @@ impl Offering {
     /// # Errors
     /// As [`ShortCode::draw`].
     pub fn renew(&mut self) -> Result<&ShortCode> {
-        self.guests.clear();
-        self.guest = None;
+        self.forget();
+        // What is still told is of whoever is no guest any more.
+        while self.told.try_recv().is_ok() {}
         self.until = Instant::now() + self.expires;
         Ok(self.code.insert(ShortCode::draw()?))
     }
@@ -179,21 +180,15 @@ impl Offering {
     /// [`Error::Stopping`] when it has ended.
     pub async fn meet(&mut self) -> Result<Met> {
         loop {
-            let mut somebody = tokio::select! {
+            let somebody = tokio::select! {
                 somebody = self.introductions.recv() => somebody.ok_or(Error::Stopping)?,
-                () = sleep_until(self.until), if self.code.is_some() => {
-                    self.code = None;
+                () = sleep_until(self.until), if self.code.is_some() || self.guest.is_some() => {
+                    self.forget();
                     return Ok(Met::Expired);
                 }
             };
-            let from = canonical(somebody.connection.remote_address());
-            match self.introduce(&mut somebody).await {
-                Ok(Some(met)) => {
-                    somebody.writer.finish();
-                    return Ok(met);
-                }
-                Ok(None) => somebody.writer.finish(),
-                Err(why) => debug!(%from, %why, "an introduction came to nothing"),
+            if let Some(met) = self.introduced(somebody).await {
+                return Ok(met);
             }
             sleep(PAUSE).await;
         }
@@ -209,19 +204,18 @@ impl Offering {
         loop {
             tokio::select! {
                 told = self.told.recv() => match told.ok_or(Error::Stopping)? {
-                    Told::Begun => sessions += 1,
-                    Told::Ended(Ok(outcome)) => return Ok(*outcome),
-                    Told::Ended(Err(error)) => {
+                    // A guest of before, over a connection that it still has.
+                    (key_id, _) if self.guest.as_ref().is_none_or(|(guest, _)| *guest != key_id) => {}
+                    (_, Told::Begun) => sessions += 1,
+                    (_, Told::Ended(Ok(outcome))) => return Ok(*outcome),
+                    (_, Told::Ended(Err(error))) => {
                         (sessions, since, lost) = (sessions.saturating_sub(1), Instant::now(), Some(error));
                     }
                 },
                 somebody = self.introductions.recv() => {
-                    let mut somebody = somebody.ok_or(Error::Stopping)?;
-                    match self.introduce(&mut somebody).await {
-                        Ok(_) => somebody.writer.finish(),
-                        Err(why) => debug!(%why, "an introduction came to nothing"),
+                    if let Some(Met::Accepted { .. }) = self.introduced(somebody.ok_or(Error::Stopping)?).await {
+                        since = Instant::now();
                     }
-                    since = Instant::now();
                 }
                 () = sleep_until(since + self.patience), if sessions == 0 => {
                     let why = lost.map_or_else(|| "nobody came for it".into(), |lost: Error| lost.to_string());
@@ -234,6 +228,9 @@ impl Offering {
     /// Ends it: lets a receiver that has all hear so, says goodbye, and waits until that has gone out.
     pub async fn close(mut self) {
         self.stop.cancel();
+        // Whoever waits to be met is not waited for.
+        self.introductions.close();
+        while self.introductions.try_recv().is_ok() {}
         if let Some(running) = self.running.take() {
             let _ = running.await;
         }
@@ -245,12 +242,32 @@ impl Offering {
         self.close().await;
     }
 
+    /// No code is worth anything, and nobody is a guest.
+    fn forget(&mut self) {
+        self.guests.clear();
+        (self.code, self.guest) = (None, None);
+    }
+
+    /// Meets somebody, to the end of what there is to say.
+    async fn introduced(&mut self, mut somebody: Introduction) -> Option<Met> {
+        match self.introduce(&mut somebody).await {
+            Ok(met) => {
+                somebody.writer.finish();
+                met
+            }
+            Err(why) => {
+                debug!(from = %somebody.connection.remote_address(), %why, "an introduction came to nothing");
+                None
+            }
+        }
+    }
+
     /// Lets somebody show that it knows the code. `None` when that says nothing about the code.
     async fn introduce(&mut self, somebody: &mut Introduction) -> Result<Option<Met>, StreamError> {
         let from = canonical(somebody.connection.remote_address());
         let Some((key_id, _)) = endpoint::peer(&somebody.connection) else { return Ok(None) };
         let begun = timeout(EXCHANGE, read_introduce(somebody)).await.map_err(|_| StreamError::TimedOut)??;
-        // Whoever was killed comes back with the code that it has used.
+        // Whoever was killed, or lost its connection, comes back with the code that it has used.
         let again = self.guest.as_ref().filter(|(guest, _)| *guest == key_id).map(|(_, code)| code);
         let Some(code) = self.code.as_ref().or(again).filter(|code| code.number() == begun.number).cloned() else {
             return refuse(somebody, Why::new(Code::NotFound, "the code is not, or no longer, in use here")).await;
@@ -271,25 +288,15 @@ impl Offering {
             return Ok(Some(Met::Burnt { from }));
         }
         self.code = None;
-        self.guests.admit(key_id);
         self.guest = Some((key_id, code));
         somebody.writer.write_within(&Confirm { tag: confirmation.ours() }, EXCHANGE).await?;
-        match self.offer_to(somebody).await {
-            Ok(true) => Ok(Some(Met::Accepted { from })),
-            Ok(false) => {
-                self.guests.clear();
-                Ok(Some(Met::Declined { from }))
-            }
-            // It knew the words, so it may come back with them.
-            Err(lost) => Err(self.take_back(lost)),
+        if !self.offer_to(somebody).await? {
+            self.forget();
+            return Ok(Some(Met::Declined { from }));
         }
-    }
-
-    fn take_back(&mut self, lost: StreamError) -> StreamError {
-        if let Some((_, code)) = &self.guest {
-            self.code = Some(code.clone());
-        }
-        lost
+        // Before the stream ends: that is what the receiver waits for.
+        self.guests.admit(key_id);
+        Ok(Some(Met::Accepted { from }))
     }
 
     /// Shows what there is, and waits for what the other user says to it.
@@ -360,11 +367,12 @@ fn offer_of(from: String, text: Option<String>, trees: Vec<Tree>, walk: WalkOpti
     let mut offer = Offer { from, names, directory, text, ..Offer::default() };
     let (directories, _unused) = mpsc::unbounded_channel();
     for found in Walk::new(trees, walk, directories) {
-        if let Found::Entry(announce) = found {
-            if announce.kind == Kind::File {
-                offer.files += 1;
-            }
-            offer.bytes += announce.metadata.size;
+        if let Found::Entry(announce) = found
+            && announce.kind == Kind::File
+        {
+            offer.files += 1;
+            // Sparse files may say that they are as long as they like.
+            offer.bytes = offer.bytes.saturating_add(announce.metadata.size);
         }
     }
     offer

@@ -370,7 +370,7 @@ impl Slot<'_> {
                     *job = None;
                     let (disk, bytes, written) = done.map_err(|_| Why::from(Code::Internal))?;
                     credit.release(bytes);
-                    // While the disk was slow the peer may have had no credit to send with.
+                    // Counted anew from here, not from the next look.
                     quiet.set(receiver.session.window.silence(config.deadline));
                     *idle = Some(disk);
                     written?;

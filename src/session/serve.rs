@@ -15,6 +15,7 @@ use crate::bucket::{Bucket, Limits};
 use crate::config::Config;
 use crate::error::{Code, Error, Result, Why};
 use crate::filter::{Filter, Rules};
+use crate::identity::KeyId;
 use crate::manifest::{Follow, MAX_UNANSWERED, MAX_UNANSWERED_BYTES, Tree, WalkOptions};
 use crate::path::RelativePath;
 use crate::progress::Observer;
@@ -87,8 +88,8 @@ pub struct Offered {
     pub walk: WalkOptions,
     /// Transfers open at the same time.
     pub parallel: usize,
-    /// Takes what becomes of it.
-    pub told: mpsc::Sender<Told>,
+    /// Takes what becomes of it, and who it is that takes it.
+    pub told: mpsc::Sender<(KeyId, Told)>,
 }
 
 /// What becomes of an offer. Each session has one connection.
@@ -200,16 +201,12 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
             None => sources::look(&store, &pull.sources)?,
         };
         let origin = origin::origin(&looked.trees, &pull.session);
-        let options = walk_options(&pull)?;
-        Ok((
-            looked,
-            origin,
-            match &offered {
-                // The sender's user has said what of it goes.
-                Some(offered) => WalkOptions { checksum: options.checksum, ..offered.walk.clone() },
-                None => options,
-            },
-        ))
+        let mut options = walk_options(&pull)?;
+        if let Some(offered) = &offered {
+            // The sender's user has said what of it goes.
+            options = WalkOptions { checksum: options.checksum, ..offered.walk.clone() };
+        }
+        Ok((looked, origin, options))
     };
     let looked = tokio::task::spawn_blocking(look).await;
     let (Looked { trees, unsendable, only }, origin, options) =
@@ -232,7 +229,7 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
         all_sent: CancellationToken::new(),
     };
     if let Some(offered) = &server.offered {
-        let _ = offered.told.send(Told::Begun).await;
+        let _ = offered.told.send((KeyId(server.owner), Told::Begun)).await;
     }
     let watch = Mutex::new(Watch::begin(server.connection.clone(), sending.meter.clone()).await);
     let lock = || watch.lock().unwrap_or_else(PoisonError::into_inner);
@@ -247,28 +244,25 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
         ended = send_all(&mut sender, sending, (async { Ok(reader) }, spent), writer) => ended,
         () = sampling => return Ok(()),
     };
-    let summary = match &server.offered {
-        Some(offered) => {
-            let watch = watch.into_inner().unwrap_or_else(PoisonError::into_inner);
-            let ended = match (ended, server.connection.close_reason()) {
-                // Its goodbye has overtaken its summary: quinn discards what was not read yet.
-                (Err(_), Some(ConnectionError::ApplicationClosed(close)))
-                    if close.error_code == varint_of(Code::Done) && sender.is_settled() =>
-                {
-                    Ok(Summary::default())
-                }
-                (ended, _) => ended,
-            };
-            let (sent, told) = (sender.sent(), ended.as_ref().map(Summary::clone).ok());
-            // Fails only when nobody waits for it any more.
-            let _ = offered.told.send(Told::Ended(outcome(watch, sent, ended).await.map(Box::new))).await;
-            let Some(summary) = told else { return Ok(()) };
-            summary
+    let ended = match (ended, server.connection.close_reason()) {
+        // Its goodbye has overtaken its summary: quinn discards what was not read yet.
+        (Err(_), Some(ConnectionError::ApplicationClosed(close)))
+            if close.error_code == varint_of(Code::Done) && sender.is_settled() =>
+        {
+            Ok(Summary::default())
         }
-        None => ended?,
+        (ended, _) => ended,
     };
-    let Summary { committed, bytes, skipped, failed, .. } = summary;
-    tracing::info!(committed, bytes, skipped, failed, "done");
+    let sent = sender.sent();
+    if ended.is_ok() {
+        let Sent { files, bytes, skipped, failed, .. } = sent;
+        tracing::info!(committed = files, bytes, skipped, failed, "done");
+    }
+    let Some(offered) = &server.offered else { return ended.map(drop) };
+    let watch = watch.into_inner().unwrap_or_else(PoisonError::into_inner);
+    // Fails only when nobody waits for it any more.
+    let _ =
+        offered.told.send((KeyId(server.owner), Told::Ended(outcome(watch, sent, ended).await.map(Box::new)))).await;
     Ok(())
 }
 
@@ -277,8 +271,7 @@ async fn outcome(watch: Watch, sent: Sent, ended: Result<Summary>) -> Result<Out
     let summary = ended?;
     let (path, account) = watch.end(summary.held_up.map(Duration::from_millis)).await;
     let mut outcome = Outcome { sent, summary, ..Outcome::default() };
-    outcome.path.join(&path, Duration::ZERO, account.elapsed);
-    outcome.account.join(&account);
+    outcome.saw(&path, &account);
     outcome.bound = outcome.account.bound();
     Ok(outcome)
 }

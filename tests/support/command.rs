@@ -35,7 +35,7 @@ pub(crate) fn haul(from: &Path, arguments: &[&str]) -> Output {
 }
 
 /// A new directory that nobody else can read, as HAUL_HOME has to be.
-fn private() -> TempDir {
+pub(crate) fn private() -> TempDir {
     let directory = tempdir().unwrap();
     std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o700)).unwrap();
     directory
