@@ -65,7 +65,7 @@ pub(super) async fn run(send: Send) -> anyhow::Result<u8> {
     let ended = tokio::select! {
         ended = offer(&mut offering, &send, &stage) => ended,
         _ = tokio::signal::ctrl_c() => {
-            output::note("haul: interrupted; the code is worth nothing any more. A receiver keeps what it has.");
+            output::note("haul: interrupted; the code is void. A receiver keeps what it has.");
             offering.stop().await;
             return Ok(INTERRUPTED);
         }
@@ -125,7 +125,7 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
                 }
             }
             Met::Burnt { from } => {
-                let what = format!("haul: a wrong guess from {from} has burnt the code; nothing was sent or shown.");
+                let what = format!("haul: a wrong guess from {from} has burnt the code.\nNothing was sent or shown.");
                 if !another(&what).await {
                     return Ok(NOT_TRUSTED);
                 }

@@ -283,7 +283,7 @@ impl Offering {
         if !confirmation.is_right(theirs.tag) {
             info!(%from, "a wrong word: the code is burnt");
             self.code = None;
-            let text = "a word of the code was wrong, so nobody can use it any more; ask for a new one";
+            let text = "a word of the code was wrong. It is burnt now: ask for a new one";
             refuse(somebody, Why::new(Code::NotAdmitted, text)).await?;
             return Ok(Some(Met::Burnt { from }));
         }
