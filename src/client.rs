@@ -9,9 +9,10 @@ mod watch;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use quinn::{Connection, ConnectionError};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::bucket::{Bucket, Limits};
 use crate::config::{Config, written};
@@ -33,6 +34,9 @@ use crate::wire::{Components, Durability, List, Push, Take};
 use link::Link;
 use operation::{Operation, Pulling, wire_filter};
 use retry::{Retry, passes, reason};
+
+/// How long a server that offers by a code may take to say goodbye.
+const SERVERS_GOODBYE: Duration = Duration::from_secs(10);
 
 /// A client of one server, and its connection there.
 pub struct Client {
@@ -367,6 +371,15 @@ impl Client {
         let link = self.link();
         observer(Event::Connected { address: link.connection.remote_address(), key_id: self.key_id.to_string() });
         link.honest(measure::measure(&link.window, options, &self.config, &observer).await)
+    }
+
+    /// Waits until the server has closed the connection, as whoever offers by a code does once it has read how a pull went, for
+    /// some seconds at most; then closes it. QUIC lets a goodbye overtake what the server has not read yet.
+    pub async fn close_after_server(self) {
+        let connection = self.connection();
+        if timeout(SERVERS_GOODBYE, connection.closed()).await.is_err() {
+            self.close().await;
+        }
     }
 
     /// Closes the connection and waits until that has gone out, for a second at most. Whether the server has heard of it is

@@ -89,7 +89,7 @@ async fn take(met: Met, to: &Path) -> Outcome {
     };
     let client = met.accept().await.unwrap().unwrap();
     let outcome = timeout(LIMIT, client.pull(&options, haul::progress::ignore())).await.expect("it ends").unwrap();
-    client.close().await;
+    client.close_after_server().await;
     outcome
 }
 

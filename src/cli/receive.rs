@@ -188,7 +188,10 @@ async fn take(receive: &Receive, met: Met) -> anyhow::Result<u8> {
         }
     };
     screen.end(&ended);
-    client.close().await;
+    match &ended {
+        Ok(_) => client.close_after_server().await,
+        Err(_) => client.close().await,
+    }
     let outcome = ended?;
     Ok(if outcome.sent.failed == 0 && outcome.sent.interrupted.is_none() { DONE } else { FAILED })
 }

@@ -96,7 +96,8 @@ impl Met {
     }
 
     /// Takes it. A text is all that there is then; files are pulled from the client, by their [`names`](Self::names) and
-    /// [`literal`](crate::client::PullOptions::literal)ly, so that nothing comes under another name.
+    /// [`literal`](crate::client::PullOptions::literal)ly, so that nothing comes under another name, and the
+    /// connection is closed [after the sender's](Client::close_after_server).
     ///
     /// # Errors
     /// What ends a connection.

@@ -260,6 +260,10 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
     }
     let Some(offered) = &server.offered else { return ended.map(drop) };
     let watch = watch.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if ended.is_ok() {
+        // A guest has what it came for, and waits for this: its own goodbye would discard what has not been read here.
+        server.connection.close(varint_of(Code::Done), b"");
+    }
     // Fails only when nobody waits for it any more.
     let _ =
         offered.told.send((KeyId(server.owner), Told::Ended(outcome(watch, sent, ended).await.map(Box::new)))).await;
