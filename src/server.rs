@@ -187,10 +187,16 @@ impl Server {
     }
 }
 
+const STOPPING: &[u8] = b"the server is stopping";
+
 fn close(endpoints: &[Endpoint]) {
     for endpoint in endpoints {
-        endpoint.close(varint_of(Code::Stopping), b"the server is stopping");
+        endpoint.close(varint_of(Code::Stopping), STOPPING);
     }
+}
+
+fn stop(connection: &Connection) {
+    connection.close(varint_of(Code::Stopping), STOPPING);
 }
 
 /// A server whose future is dropped goes on no further: its connections are tasks of their own.
@@ -264,16 +270,26 @@ async fn traced(shared: Arc<Shared>) -> Arc<quinn::ServerConfig> {
 
 /// A connection from handshake to end. It takes its place among the connections with it.
 async fn connection(incoming: Incoming, shared: Arc<Shared>, _place: OwnedSemaphorePermit) {
-    let connecting = async {
-        match &shared.config.qlog {
-            Some(_) => incoming.accept_with(traced(shared.clone()).await)?.await,
+    let handshake = shared.config.handshake;
+    let tracing = shared.clone();
+    let mut connecting = Box::pin(timeout(handshake, async move {
+        match &tracing.config.qlog {
+            Some(_) => incoming.accept_with(traced(tracing).await)?.await,
             None => incoming.await,
         }
-    };
+    }));
     let connected = tokio::select! {
-        connected = timeout(shared.config.handshake, connecting) => connected,
-        // Nothing new from here on; and it may be somebody who is gone.
-        () = shared.stopping.cancelled() => return,
+        connected = &mut connecting => connected,
+        // Nothing new from here on; and it may be somebody who is gone, who is not waited for. Dropped, it would be closed
+        // without a reason, while its client may think already that it is connected.
+        () = shared.stopping.cancelled() => {
+            tokio::spawn(async move {
+                if let Ok(Ok(connection)) = connecting.await {
+                    stop(&connection);
+                }
+            });
+            return;
+        }
     };
     let connection = match connected {
         Ok(Ok(connection)) => connection,
@@ -393,7 +409,7 @@ async fn converse(
                 shared.stopping.cancelled().await;
                 running.idle_for(Duration::ZERO).await;
             } => {
-                connection.close(varint_of(Code::Stopping), b"the server is stopping");
+                stop(&connection);
             }
             () = async {
                 shared.stopping.cancelled().await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use quinn::{ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
+use quinn::{ConnectionError, ReadError, RecvStream, SendStream, TransportErrorCode, VarInt, WriteError};
 
 use crate::endpoint;
 use crate::error::{Code, Error, Why};
@@ -89,6 +89,11 @@ impl From<StreamError> for Why {
 pub fn lost_connection(lost: &ConnectionError) -> Error {
     match lost {
         ConnectionError::ApplicationClosed(close) => endpoint::closed(close),
+        // Closing with a code of ours before the handshake is over hides the code (RFC 9000, section 10.2.3), and who closes
+        // so early is stopping.
+        ConnectionError::ConnectionClosed(close) if close.error_code == TransportErrorCode::APPLICATION_ERROR => {
+            Error::Stopping
+        }
         ConnectionError::TimedOut => Error::Lost("nothing came from the peer for too long".into()),
         ConnectionError::Reset => Error::Lost("the peer has restarted".into()),
         ConnectionError::LocallyClosed => Error::Lost("it was closed on this side".into()),
@@ -327,9 +332,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_server_that_stops_before_the_handshake_is_over_is_stopping() {
+        let error_code = TransportErrorCode::APPLICATION_ERROR;
+        let close = quinn::ConnectionClose { error_code, frame_type: None, reason: Bytes::new() };
+        assert!(matches!(lost_connection(&ConnectionError::ConnectionClosed(close)), Error::Stopping));
+    }
+
+    #[test]
     fn a_peers_reason_for_closing_is_escaped_whichever_layer_it_comes_by() {
         let reason = Bytes::from_static(b"\x1b[2J");
-        let error_code = quinn::TransportErrorCode::NO_ERROR;
+        let error_code = TransportErrorCode::NO_ERROR;
         let transport = quinn::ConnectionClose { error_code, frame_type: None, reason: reason.clone() };
         let application = quinn::ApplicationClose { error_code: 1_u8.into(), reason };
         for lost in [ConnectionError::ConnectionClosed(transport), ConnectionError::ApplicationClosed(application)] {

@@ -18,10 +18,10 @@ use haul::progress::{Event, Observer, Settled};
 use haul::server::{Server, ServerOptions};
 use haul::session::Outcome;
 use haul::store::{LocalStore, Store};
-use haul::stream::varint_of;
+use haul::stream::{lost_connection, varint_of};
 use haul::trust::{Admission, Anyone, ServerTrust};
 use rustix::process::{Pid, Signal, kill_process};
-use support::{LIMIT, content, listing, recorder, to, write};
+use support::{Host, LIMIT, content, listing, recorder, to, write};
 use tempfile::{TempDir, tempdir};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, block_in_place};
@@ -542,6 +542,19 @@ async fn the_first_contact_is_not_tried_again() {
     let ended = ended(pushing(client, to(&[&source.path().join("f")], "f"), observer)).await;
     assert!(matches!(ended, Err(Error::Stopping)), "{ended:?}");
     assert!(!events.lock().unwrap().iter().any(is_lost));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whoever_connects_while_the_server_stops_is_told_why() {
+    for _ in 0..24 {
+        let directory = tempdir().unwrap();
+        let mut host = Host::directory(directory.path());
+        let client = host.connect().await.unwrap();
+        host.stop();
+        let why = tokio::time::timeout(LIMIT, client.connection().closed()).await.expect("it says goodbye");
+        assert!(matches!(lost_connection(&why), Error::Stopping), "{why:?}");
+        host.stopped().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
