@@ -24,8 +24,10 @@ mod ls;
 mod output;
 mod prompt;
 mod receive;
+mod relay;
 mod send;
 mod serve;
+mod settings;
 
 /// All done.
 const DONE: u8 = 0;
@@ -60,6 +62,7 @@ enum Command {
     Serve(Serve),
     Send(send::Send),
     Receive(receive::Receive),
+    Relay(relay::RelayCommand),
     Cp(Cp),
     Ls(Ls),
     Sync(Sync),
@@ -339,7 +342,7 @@ impl Cli {
     /// The filter of HAUL_LOG when it is not set: a server's operator sees who connects and what came; others see nothing.
     pub(crate) fn default_log(&self) -> &'static str {
         match self.command {
-            Command::Serve(_) => "haul=info",
+            Command::Serve(_) | Command::Relay(_) => "haul=info",
             _ => "off",
         }
     }
@@ -350,6 +353,7 @@ impl Cli {
             Command::Serve(serve) => serve::run(serve).await,
             Command::Send(send) => send::run(send).await,
             Command::Receive(receive) => receive::run(receive).await,
+            Command::Relay(relay) => relay::run(relay).await,
             Command::Cp(cp) => cp::run(cp).await,
             Command::Ls(ls) => ls::run(ls).await,
             Command::Sync(sync) => cp::run(sync.into_cp()).await,

@@ -6,6 +6,7 @@ mod operation;
 mod retry;
 mod watch;
 
+use std::future::pending;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,28 +24,32 @@ use crate::manifest::WalkOptions;
 use crate::measure::{self, MeasureOptions, Measured};
 use crate::path::RelativePath;
 use crate::pipe::Pipe;
-use crate::progress::{Event, Observer};
+use crate::progress::{Event, Observer, Route};
 use crate::sender::{Sender, Sent};
 use crate::session::origin::origin;
 use crate::session::{Listing, Outcome, look_here};
 use crate::store::OutputStore;
+use crate::stream::varint_of;
 use crate::trust::ServerTrust;
 use crate::wire::{Components, Durability, List, Push, Take};
 
 use link::Link;
+pub(crate) use link::{Dial, Dialed, Dialing};
 use operation::{Operation, Pulling, wire_filter};
 use retry::{Retry, passes, reason};
 
 /// How long a server that offers by a code may take to say goodbye.
 const SERVERS_GOODBYE: Duration = Duration::from_secs(10);
+/// How long a relay is used before a direct way is looked for again: at first, and at most.
+const BETTER: Duration = Duration::from_secs(2);
+const BETTER_AT_MOST: Duration = Duration::from_secs(60);
 
 /// A client of one server, and its connection there.
 pub struct Client {
-    identity: Identity,
-    /// The very key that the first connection had.
-    trust: ServerTrust,
-    host: String,
-    port: u16,
+    /// Connects again, to the very key that the first connection had.
+    dial: Dial,
+    /// Whether there are several ways, so that users want to know which it is.
+    routed: bool,
     key_id: KeyId,
     config: Config,
     limits: Limits,
@@ -104,12 +109,28 @@ impl Client {
         port: u16,
         config: &Config,
     ) -> Result<Self> {
-        let (link, key_id) = Link::open(identity, trust, host, port, config).await?;
+        let dialed = |connected| Dialed { connected, route: Route::Direct, own_port: true };
+        let first = endpoint::connect(identity, trust, host, port, config).await?;
+        let (key_id, _) = endpoint::peer(&first.connection)
+            .ok_or_else(|| Error::NotTrusted { host: host.into(), why: "it presented no certificate".into() })?;
+        let again = (identity.clone(), host.to_owned(), config.clone());
+        let any = Box::new(move || -> Dialing {
+            let (identity, host, config) = again.clone();
+            let trust = ServerTrust { pin: Some(key_id), ..ServerTrust::default() };
+            Box::pin(async move { endpoint::connect(&identity, &trust, &host, port, &config).await.map(dialed) })
+        });
+        Ok(Self { routed: false, ..Self::over(dialed(first), Dial { any, direct: None }, config)? })
+    }
+
+    /// A client over a connection that is there already, and that can be made again.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect), of what comes after the connection.
+    pub(crate) fn over(first: Dialed, dial: Dial, config: &Config) -> Result<Self> {
+        let (link, key_id) = Link::over(first, config)?;
         Ok(Self {
-            identity: identity.clone(),
-            trust: ServerTrust { pin: Some(key_id), ..ServerTrust::default() },
-            host: host.to_owned(),
-            port,
+            dial,
+            routed: true,
             key_id,
             config: config.clone(),
             limits: Limits::new(config.limit.map(|rate| Arc::new(Bucket::new(rate)))),
@@ -136,6 +157,12 @@ impl Client {
     pub fn rebind(&self) -> Result<()> {
         let link = self.link();
         endpoint::rebind(&link.endpoint, link.connection.remote_address())
+    }
+
+    fn tell_route(&self, link: &Link, observer: &Observer) {
+        if self.routed {
+            observer(Event::Routed { address: link.connection.remote_address(), route: link.route });
+        }
     }
 
     fn link(&self) -> Arc<Link> {
@@ -232,6 +259,7 @@ impl Client {
         unlisted_mirror(&options.take, &options.walk)?;
         let link = self.link();
         observer(Event::Connected { address: link.connection.remote_address(), key_id: self.key_id.to_string() });
+        self.tell_route(&link, &observer);
         let pulling = Pulling::new(options.clone(), self.key_id, &self.config, observer.clone())?;
         self.persist(link, Operation::Pull(Box::new(pulling)), &observer).await
     }
@@ -275,17 +303,27 @@ impl Client {
 
     /// Runs an operation to its end, over as many connections as it takes.
     async fn persist(&self, mut link: Arc<Link>, mut operation: Operation, observer: &Observer) -> Result<Outcome> {
-        let (mut outcome, mut retry, mut stopped_mirroring) = (Outcome::default(), None, false);
+        let (mut outcome, mut retry, mut stopped_mirroring, mut moved) = (Outcome::default(), None, false, false);
         loop {
             let mut begun = false;
+            let over_another = std::mem::take(&mut moved);
             let begin = || {
                 begun = true;
-                if retry.is_some() {
+                if retry.is_some() && !over_another {
                     observer(Event::Reconnected { address: link.connection.remote_address() });
+                    self.tell_route(&link, observer);
                 }
             };
             let was_open = link.connection.close_reason().is_none();
-            let ended = operation.run((&link, &self.limits, &self.config), begin, &mut outcome).await;
+            let moves = operation.moves();
+            let ended = {
+                let run = operation.run((&link, &self.limits, &self.config), begin, &mut outcome);
+                tokio::pin!(run);
+                tokio::select! {
+                    ended = &mut run => ended,
+                    () = self.better(&link, observer), if moves => run.await,
+                }
+            };
             (outcome.sent, outcome.bound) = (operation.sent(), outcome.account.bound());
             let lost = match (ended, outcome.sent.interrupted.clone().map(Error::from)) {
                 (Err(lost), _) => lost,
@@ -299,6 +337,12 @@ impl Client {
                     return Ok(outcome);
                 }
             };
+            let now = self.link();
+            if moves && !Arc::ptr_eq(&now, &link) && !matches!(lost, Error::Protocol(_)) {
+                (link, moved) = (now, true);
+                stopped_mirroring |= operation.stop_mirroring();
+                continue;
+            }
             let closed = link.connection.close_reason();
             let on_purpose = matches!(closed, Some(ConnectionError::LocallyClosed));
             // What a server answers to begin with is its answer; a connection that is lost before is no answer. Nor is one that a
@@ -323,6 +367,23 @@ impl Client {
             retry.lost(progress);
             stopped_mirroring |= operation.stop_mirroring();
             link = self.reconnect(&link, &lost, retry, observer).await?;
+        }
+    }
+
+    /// Ends once there is a way that needs no relay, and the session has been moved there: the connection by the relay is closed then.
+    async fn better(&self, link: &Arc<Link>, observer: &Observer) {
+        let Some(direct) = self.dial.direct.as_ref().filter(|_| link.route == Route::Relayed) else {
+            return pending().await;
+        };
+        let mut wait = BETTER;
+        loop {
+            sleep(wait).await;
+            wait = (wait * 2).min(BETTER_AT_MOST);
+            let Ok((better, _)) = direct().await.and_then(|dialed| Link::over(dialed, &self.config)) else { continue };
+            self.tell_route(&better, observer);
+            *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(better);
+            link.connection.close(varint_of(Code::Cancelled), b"there is a better way");
+            return;
         }
     }
 
@@ -355,8 +416,7 @@ impl Client {
         if !Arc::ptr_eq(&now, old) && now.connection.close_reason().is_none() {
             return Ok(now);
         }
-        let (link, _) = Link::open(&self.identity, &self.trust, &self.host, self.port, &self.config).await?;
-        let link = Arc::new(link);
+        let link = Arc::new(Link::over((self.dial.any)().await?, &self.config)?.0);
         *self.link.lock().unwrap_or_else(PoisonError::into_inner) = link.clone();
         Ok(link)
     }

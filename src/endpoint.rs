@@ -3,6 +3,7 @@
 mod connect;
 
 pub use connect::{Connected, connect, nobody_listens, rebind};
+pub(crate) use connect::{connect_over, connect_relay};
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -23,7 +24,7 @@ use crate::error::{Code, Error, Result, Why};
 use crate::identity::{Identity, KeyId, provider};
 use crate::qlog::Role;
 use crate::trust::{ClientVerifier, ServerVerifier};
-use crate::wire::ALPN;
+use crate::wire::{ALPN, RELAY_ALPN};
 
 /// Streams that a peer may have open at the same time: a thousand transfers, since at 100 ms 1,000 streams carry 2,400
 /// small files a second and 100 only 450; and room for control and manifest of some sessions.
@@ -82,7 +83,17 @@ pub(crate) const FIRST_SEND_WINDOW: usize = 1 << 20;
 /// # Errors
 /// [`Error::Usage`] when key, certificate or limits cannot be used.
 pub fn server_config(identity: &Identity, config: &Config) -> Result<quinn::ServerConfig> {
-    let crypto = QuicServerConfig::try_from(server_tls(identity)?).map_err(unusable)?;
+    let mut tls = server_tls(identity)?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    accepting(tls, config)
+}
+
+fn accepting(mut tls: rustls::ServerConfig, config: &Config) -> Result<quinn::ServerConfig> {
+    // No resumption, so that each connection proves its key anew; and no 0-RTT, which anybody can replay.
+    tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    tls.send_tls13_tickets = 0;
+    tls.max_early_data_size = 0;
+    let crypto = QuicServerConfig::try_from(tls).map_err(unusable)?;
     let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     server
         .transport_config(Arc::new(transport(config)?))
@@ -91,6 +102,19 @@ pub fn server_config(identity: &Identity, config: &Config) -> Result<quinn::Serv
         .incoming_buffer_size(INCOMING_BUFFER)
         .incoming_buffer_size_total(INCOMING_BUFFERS);
     Ok(server)
+}
+
+/// What a relay needs to listen: it asks nobody for a key.
+///
+/// # Errors
+/// As [`server_config`].
+pub(crate) fn relay_server_config(identity: &Identity, config: &Config) -> Result<quinn::ServerConfig> {
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider().clone())
+        .with_protocol_versions(&[&TLS13])
+        .and_then(|b| b.with_no_client_auth().with_single_cert(identity.chain().to_vec(), identity.private_key()))
+        .map_err(unusable)?;
+    tls.alpn_protocols = vec![RELAY_ALPN.to_vec()];
+    accepting(tls, config)
 }
 
 /// The same server for one connection, which is traced if [`Config::qlog`] says so; it takes no second one.
@@ -122,7 +146,19 @@ pub fn client_config(
     verifier: Arc<ServerVerifier>,
     config: &Config,
 ) -> Result<quinn::ClientConfig> {
-    let crypto = QuicClientConfig::try_from(client_tls(identity, verifier)?).map_err(unusable)?;
+    dialing(client_tls(Some(identity), verifier, ALPN)?, config)
+}
+
+/// What either end needs to connect to a relay, which learns no key of it.
+///
+/// # Errors
+/// As [`client_config`].
+fn relay_client_config(verifier: Arc<ServerVerifier>, config: &Config) -> Result<quinn::ClientConfig> {
+    dialing(client_tls(None, verifier, RELAY_ALPN)?, config)
+}
+
+fn dialing(tls: rustls::ClientConfig, config: &Config) -> Result<quinn::ClientConfig> {
+    let crypto = QuicClientConfig::try_from(tls).map_err(unusable)?;
     let mut client = quinn::ClientConfig::new(Arc::new(crypto));
     let mut transport = transport(config)?;
     transport.keep_alive_interval(Some(config.keep_alive));
@@ -132,31 +168,28 @@ pub fn client_config(
 }
 
 fn server_tls(identity: &Identity) -> Result<rustls::ServerConfig> {
-    let mut tls = rustls::ServerConfig::builder_with_provider(provider().clone())
+    rustls::ServerConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&TLS13])
         .and_then(|b| {
             b.with_client_cert_verifier(Arc::new(ClientVerifier))
                 .with_single_cert(identity.chain().to_vec(), identity.private_key())
         })
-        .map_err(unusable)?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
-    // No resumption, so that each connection proves its key anew; and no 0-RTT, which anybody can replay.
-    tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-    tls.send_tls13_tickets = 0;
-    tls.max_early_data_size = 0;
-    Ok(tls)
+        .map_err(unusable)
 }
 
-fn client_tls(identity: &Identity, verifier: Arc<ServerVerifier>) -> Result<rustls::ClientConfig> {
-    let mut tls = rustls::ClientConfig::builder_with_provider(provider().clone())
+fn client_tls(identity: Option<&Identity>, verifier: Arc<ServerVerifier>, alpn: &[u8]) -> Result<rustls::ClientConfig> {
+    let builder = rustls::ClientConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&TLS13])
-        .and_then(|b| {
-            b.dangerous()
-                .with_custom_certificate_verifier(verifier)
-                .with_client_auth_cert(identity.chain().to_vec(), identity.private_key())
-        })
-        .map_err(unusable)?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+        .map_err(unusable)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut tls = match identity {
+        Some(identity) => {
+            builder.with_client_auth_cert(identity.chain().to_vec(), identity.private_key()).map_err(unusable)?
+        }
+        None => builder.with_no_client_auth(),
+    };
+    tls.alpn_protocols = vec![alpn.to_vec()];
     tls.resumption = rustls::client::Resumption::disabled();
     tls.enable_early_data = false;
     Ok(tls)
@@ -207,16 +240,52 @@ pub fn bind(address: SocketAddr, server: Option<quinn::ServerConfig>) -> Result<
         .map_err(Error::io(format!("cannot open UDP {address}")))
 }
 
-/// Opens a UDP port as a server that, when it is started anew on the same address, tells the clients of before that their
-/// connections are gone: by stateless resets (RFC 9000, section 10.3.2), whose key comes from the server's own.
-///
-/// # Errors
-/// As [`bind`].
-pub fn listen(address: SocketAddr, identity: &Identity, server: quinn::ServerConfig) -> Result<quinn::Endpoint> {
-    let failed = || Error::io(format!("cannot open UDP {address}"));
-    let socket = udp_socket(address)?;
-    let config = resetting(identity, socket.local_addr().map_err(failed())?);
-    quinn::Endpoint::new(config, Some(server), socket, runtime()?).map_err(failed())
+/// A UDP port with an endpoint on it, beside which single datagrams can be sent from it.
+#[derive(Debug, Clone)]
+pub struct Port {
+    /// The endpoint. It alone receives.
+    pub endpoint: quinn::Endpoint,
+    beside: Arc<std::net::UdpSocket>,
+}
+
+impl Port {
+    /// Opens a UDP port as a server that, when it is started anew on the same address, tells the clients of before that their
+    /// connections are gone: by stateless resets (RFC 9000, section 10.3.2), whose key comes from the server's own.
+    ///
+    /// # Errors
+    /// As [`bind`].
+    pub fn listening(address: SocketAddr, identity: &Identity, server: quinn::ServerConfig) -> Result<Self> {
+        let socket = udp_socket(address)?;
+        let local = socket.local_addr().map_err(Error::io(format!("cannot open UDP {address}")))?;
+        Self::on(socket, resetting(identity, local), Some(server))
+    }
+
+    /// Opens a UDP port for a client.
+    ///
+    /// # Errors
+    /// As [`bind`].
+    pub fn dialing(address: SocketAddr) -> Result<Self> {
+        Self::on(udp_socket(address)?, endpoint_config(), None)
+    }
+
+    fn on(socket: std::net::UdpSocket, config: EndpointConfig, server: Option<quinn::ServerConfig>) -> Result<Self> {
+        let failed = || Error::io("cannot open an endpoint on a UDP socket");
+        let beside = Arc::new(socket.try_clone().map_err(failed())?);
+        let endpoint = quinn::Endpoint::new(config, server, socket, runtime()?).map_err(failed())?;
+        Ok(Self { endpoint, beside })
+    }
+
+    /// Sends a datagram from this port. Like any datagram, it may be lost, also because the system has no room for it now.
+    pub fn send(&self, datagram: &[u8], to: SocketAddr) {
+        let is_ipv6 = self.beside.local_addr().is_ok_and(|local| local.is_ipv6());
+        let to = match to {
+            SocketAddr::V4(v4) if is_ipv6 => SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port())),
+            other => other,
+        };
+        if let Err(error) = self.beside.send_to(datagram, to) {
+            tracing::trace!(%to, %error, "a datagram could not be sent");
+        }
+    }
 }
 
 /// Whoever learned a connection's id could have a second endpoint of the same key reset it (RFC 9000, section 21.11): so
@@ -251,7 +320,8 @@ fn runtime() -> Result<Arc<dyn quinn::Runtime>> {
         .ok_or_else(|| Error::io("cannot open an endpoint")(io::Error::other("no tokio runtime is running")))
 }
 
-fn udp_socket(address: SocketAddr) -> Result<std::net::UdpSocket> {
+/// A UDP socket on an address, with buffers for much traffic. `[::]` takes IPv4 too.
+pub(crate) fn udp_socket(address: SocketAddr) -> Result<std::net::UdpSocket> {
     use io::ErrorKind::{AddrInUse, AddrNotAvailable, Unsupported};
     let any_v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
     match open_socket(address) {

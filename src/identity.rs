@@ -236,6 +236,11 @@ impl Home {
         self.path.join("index.redb")
     }
 
+    /// What the commands use unless an option says otherwise.
+    pub fn config(&self) -> PathBuf {
+        self.path.join("config.toml")
+    }
+
     /// Certificates of authorities, as PEM.
     pub fn authorities(&self) -> PathBuf {
         self.path.join("authorities.pem")

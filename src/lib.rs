@@ -52,7 +52,7 @@
 //! [`trust`], [`endpoint`] and [`stream`] make connections, and a [`budget`] bounds their memory; [`measure`] measures them; [`store`] holds
 //! files, and a [`pipe`] is read once; [`manifest`],
 //! [`sender`] and [`receiver`] are the transfer's two roles, and [`verdict`] says what bound it; [`session`], [`server`]
-//! and [`client`] put them together, and a [`peer`] is met by a code. PROTOCOL.md specifies what travels.
+//! and [`client`] put them together, and a [`peer`] is met by a code, perhaps at a [`relay`]. PROTOCOL.md specifies what travels.
 
 pub mod bucket;
 pub mod budget;
@@ -76,6 +76,7 @@ pub mod progress;
 mod qlog;
 pub mod rate;
 pub mod receiver;
+pub mod relay;
 pub mod sender;
 pub mod server;
 pub mod session;

@@ -5,6 +5,8 @@ pub mod code;
 pub mod discovery;
 mod pake;
 pub mod receive;
+pub mod rendezvous;
+pub mod route;
 pub mod send;
 
 /// What the system calls this machine, as far as its first dot.

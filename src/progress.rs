@@ -8,6 +8,28 @@ use crate::error::Why;
 use crate::path::RelativePath;
 use crate::wire::{Kind, Probe};
 
+/// How a connection goes to the peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// To an address of the peer's own.
+    Direct,
+    /// To an address that a NAT has given the peer, opened from both sides.
+    Punched,
+    /// By a relay that forwards.
+    Relayed,
+}
+
+impl Route {
+    /// In a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Punched => "punched",
+            Self::Relayed => "relayed",
+        }
+    }
+}
+
 /// Something that a front end may want to show.
 ///
 /// Paths begin with the name of the source. They come from the peer where the peer is the sender: print them with
@@ -21,6 +43,13 @@ pub enum Event {
         address: SocketAddr,
         /// Who it is, as `SHA256:...`.
         key_id: String,
+    },
+    /// The way to the peer is known, or has become another: only where it is met by a code.
+    Routed {
+        /// Where the peer is, or seems to be.
+        address: SocketAddr,
+        /// What way it is.
+        route: Route,
     },
     /// More was found to send; totals so far.
     Found {

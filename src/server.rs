@@ -17,7 +17,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use crate::bucket::{Bucket, Limits};
 use crate::budget::{Budget, Window};
 use crate::config::Config;
-use crate::endpoint;
+use crate::endpoint::{self, Port};
 use crate::error::{Code, Error, Result};
 use crate::identity::Identity;
 use crate::limits::within_open_files;
@@ -51,7 +51,7 @@ pub struct ServerOptions {
 
 /// A server that is bound to its addresses, and takes connections once it runs.
 pub struct Server {
-    endpoints: Vec<Endpoint>,
+    ports: Vec<Port>,
     shared: Arc<Shared>,
 }
 
@@ -107,8 +107,8 @@ impl Server {
             qlog::prepare(directory)?;
         }
         let quic = endpoint::server_config(&identity, &config)?;
-        let endpoints = listen.into_iter().map(|address| endpoint::listen(address, &identity, quic.clone()));
-        let endpoints = endpoints.collect::<Result<_>>()?;
+        let ports = listen.into_iter().map(|address| Port::listening(address, &identity, quic.clone()));
+        let ports = ports.collect::<Result<_>>()?;
         let permits = within_open_files(config.max_transfers);
         if permits < config.max_transfers {
             warn!(
@@ -137,7 +137,7 @@ impl Server {
             config,
             observer,
         });
-        Ok(Self { endpoints, shared })
+        Ok(Self { ports, shared })
     }
 
     /// The same server, which offers something in the place of its store. Those who want to show that they know a code are
@@ -152,7 +152,12 @@ impl Server {
 
     /// The addresses it listens on, with the ports that the system gave.
     pub fn local_addresses(&self) -> Vec<SocketAddr> {
-        self.endpoints.iter().filter_map(|endpoint| endpoint.local_addr().ok()).collect()
+        self.ports.iter().filter_map(|port| port.endpoint.local_addr().ok()).collect()
+    }
+
+    /// The UDP ports that it listens on.
+    pub fn ports(&self) -> &[Port] {
+        &self.ports
     }
 
     /// Serves until `stop` is done; then takes no new transfers, lets those under way end within
@@ -161,8 +166,9 @@ impl Server {
     /// Dropping the future stops without grace; nothing that was committed is lost by it.
     pub async fn run(self, stop: impl Future<Output = ()>, now: impl Future<Output = ()>) {
         let shared = &self.shared;
-        let _closes = CloseOnDrop(&self.endpoints);
-        for endpoint in &self.endpoints {
+        let endpoints: Vec<_> = self.ports.iter().map(|port| port.endpoint.clone()).collect();
+        let _closes = CloseOnDrop(&endpoints);
+        for endpoint in &endpoints {
             shared.tasks.spawn(accept(endpoint.clone(), shared.clone()));
         }
         let sweeping = tokio::spawn(sweep(shared.store.clone(), shared.config.keep_partials));
@@ -170,7 +176,7 @@ impl Server {
         sweeping.abort();
         info!("stopping: no new transfers, those under way may end");
         shared.stopping.cancel();
-        for endpoint in &self.endpoints {
+        for endpoint in &endpoints {
             endpoint.set_server_config(None);
         }
         shared.tasks.close();
@@ -179,9 +185,9 @@ impl Server {
             () = now => info!("stopping at once"),
             () = sleep(shared.config.grace) => info!("the time is up; partials stay for resume"),
         }
-        close(&self.endpoints);
+        close(&endpoints);
         // The goodbyes go out; a peer that is gone does not keep us.
-        for endpoint in &self.endpoints {
+        for endpoint in &endpoints {
             let _ = timeout(GOODBYE, endpoint.wait_idle()).await;
         }
     }

@@ -10,6 +10,7 @@ mod content;
 mod introduce;
 mod message;
 mod metadata;
+mod rendezvous;
 mod spent;
 mod take;
 #[cfg(test)]
@@ -21,6 +22,7 @@ pub use content::content_hasher;
 pub use introduce::{Accept, Confirm, Introduce, Introduced, MAX_OFFER_FROM, MAX_OFFER_TEXT, MAX_OFFERED, Offer};
 pub use message::*;
 pub use metadata::{MAX_OWNER_NAME, MAX_XATTR_BYTES, MAX_XATTR_NAME, Owner, XATTR_OVERHEAD, Xattr};
+pub use rendezvous::{Address, BIND, Forward, Found, MAX_ADDRESSES, MAX_RELAY_TOKEN, Place, Placed, Seek};
 pub use spent::Spent;
 pub use take::{Delete, Existing, Take};
 pub use unkept::{Aspect, Unkept};
@@ -31,6 +33,8 @@ pub use value::{
 
 /// The protocol's name and version in TLS (RFC 7301).
 pub const ALPN: &[u8] = b"haul/1";
+/// The same of what both ends of a transfer speak with a relay.
+pub const RELAY_ALPN: &[u8] = b"haul-relay/1";
 /// Length in bytes, or a part of it, of the ranges that a receiver offers as held, where so much is there.
 pub const HELD_BLOCK: u64 = 1 << 20;
 /// Alignment in bytes of those ranges: an interrupted file loses half of it at the end, rather than half of a block.

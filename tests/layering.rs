@@ -25,6 +25,7 @@ const ROOMS: &[&str] = &[
     "qlog",
     "endpoint",
     "stream",
+    "relay",
     "budget",
     "upkeep",
     "measure",

@@ -16,7 +16,7 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use haul::config::written;
 use haul::error::{Error, Why};
 use haul::path::{RelativePath, printable};
-use haul::progress::{Event, Observer, Settled};
+use haul::progress::{Event, Observer, Route, Settled};
 use haul::session::Outcome;
 use haul::wire::{Kind, Unkept};
 use serde_json::{Value, json};
@@ -108,6 +108,8 @@ enum Style {
 struct State {
     tally: Tally,
     told: Instant,
+    /// The way to the peer, where there are several.
+    route: Option<Route>,
     /// The summary is out: what tasks that are slow to end still report is no longer shown.
     ended: bool,
 }
@@ -146,6 +148,11 @@ impl Screen {
         Arc::new(move |event| shared.take(&event))
     }
 
+    /// Says in the summary which way it was.
+    pub(super) fn routed(&self, route: Route) {
+        self.shared.state().route = Some(route);
+    }
+
     /// Ends the display with the summary line, or with what ended the session.
     pub(super) fn end(self, result: &Result<Outcome, Error>) {
         let shared = &self.shared;
@@ -158,6 +165,7 @@ impl Screen {
         state.ended = true;
         let whole = matches!(result, Ok(outcome) if outcome.sent.interrupted.is_none());
         let summary = state.tally.summary(Instant::now(), whole);
+        let summary = state.route.map_or(summary.clone(), |route| format!("{summary}, {}", route.word()));
         match (&shared.style, result) {
             (Style::Json, Ok(outcome)) => line(&done_object(&state.tally, outcome).to_string()),
             (Style::Json, Err(error)) => line(&error_object(error).to_string()),
@@ -198,7 +206,7 @@ impl Shared {
             style,
             dry_run: false,
             peer: "the server",
-            state: Mutex::new(State { tally: Tally::new(now), told: now, ended: false }),
+            state: Mutex::new(State { tally: Tally::new(now), told: now, route: None, ended: false }),
         }
     }
 
@@ -212,6 +220,9 @@ impl Shared {
             return;
         }
         state.tally.take(event);
+        if let Event::Routed { route, .. } = event {
+            state.route = Some(*route);
+        }
         let now = Instant::now();
         match &self.style {
             Style::Json => {
@@ -284,6 +295,13 @@ fn lines(event: &Event, verbose: bool) -> Vec<String> {
         Event::Reconnecting { attempt, wait } if verbose => {
             vec![format!("trying again in {:.1} s (attempt {attempt})", wait.as_secs_f64())]
         }
+        Event::Routed { address, route: Route::Direct } if verbose => vec![format!("direct, at {address}")],
+        Event::Routed { address, route: Route::Punched } if verbose => {
+            vec![format!("direct through the NATs, to {address}")]
+        }
+        Event::Routed { route: Route::Relayed, .. } => {
+            vec!["by the relay, until a direct way opens".into()]
+        }
         Event::Reconnected { .. } => vec!["haul: connected again, going on".into()],
         Event::GoingAway { why } => vec![format!("{why}; waiting for what is under way")],
         Event::Settled { path, result: Settled::Committed, .. } if verbose => vec![path.to_string()],
@@ -312,6 +330,9 @@ fn event_object(event: &Event) -> Option<Value> {
     match event {
         Event::Connected { address, key_id } => {
             Some(json!({"type": "start", "address": address.to_string(), "key_id": key_id}))
+        }
+        Event::Routed { address, route } => {
+            Some(json!({"type": "route", "route": route.word(), "address": address.to_string()}))
         }
         Event::Settled { path, kind, size, result, .. } => {
             let kind = match kind {

@@ -7,18 +7,19 @@ use std::time::Duration;
 
 use clap::Args;
 use haul::client::PullOptions;
-use haul::config::{Config, written};
+use haul::config::Config;
 use haul::error::Error;
-use haul::identity::{Home, Identity};
+use haul::identity::Home;
 use haul::index::Index;
 use haul::path::printable;
 use haul::peer::code::ShortCode;
-use haul::peer::discovery;
 use haul::peer::receive::{self, Met};
+use haul::peer::route::Whereabouts;
 use haul::rate::Rate;
 use haul::wire::{Durability, Take};
 
 use super::output::{self, Screen, shown};
+use super::settings::{Relayed, own_addresses};
 use super::{DONE, Expert, FAILED, INTERRUPTED, Output, Taking, prompt, time};
 
 /// Receive what another machine sends, by its code.
@@ -42,6 +43,8 @@ pub(super) struct Receive {
     /// Where the sender is, for a network on which it cannot be found
     #[arg(long, value_name = "HOST:PORT")]
     at: Option<String>,
+    #[command(flatten)]
+    relayed: Relayed,
     #[arg(long, hide = true, value_name = "RATE", allow_hyphen_values = true)]
     limit: Option<Rate>,
     #[arg(long, hide = true, value_name = "TIME", value_parser = time, default_value = "10m")]
@@ -53,9 +56,6 @@ pub(super) struct Receive {
     #[command(flatten)]
     expert: Expert,
 }
-
-/// How long the sender is looked for.
-const SEARCH: Duration = Duration::from_secs(15);
 
 pub(super) async fn run(receive: Receive) -> anyhow::Result<u8> {
     let json = receive.output.json;
@@ -71,7 +71,7 @@ pub(super) async fn run(receive: Receive) -> anyhow::Result<u8> {
         retry_for: receive.retry_for,
         ..Config::default()
     };
-    let met = meet(&receive, &code, &home.identity()?, &config).await;
+    let met = meet(&receive, &code, &home, &config).await;
     let met = met.inspect_err(|error| output::never_began(json, error))?;
     if !accepted(&receive, &met).await {
         met.decline().await;
@@ -82,20 +82,31 @@ pub(super) async fn run(receive: Receive) -> anyhow::Result<u8> {
 }
 
 /// Finds the sender and shows it that the code is known.
-async fn meet(receive: &Receive, code: &ShortCode, identity: &Identity, config: &Config) -> anyhow::Result<Met> {
-    let addresses = match &receive.at {
-        Some(at) => resolve(at).await?,
-        None => discovery::find(code.number(), SEARCH).await?,
+async fn meet(receive: &Receive, code: &ShortCode, home: &Home, config: &Config) -> anyhow::Result<Met> {
+    let relay = receive.relayed.relay(home)?;
+    let at = match &receive.at {
+        Some(at) => Whereabouts { addresses: resolve(at).await?, ..Whereabouts::default() },
+        None => Whereabouts { relay: relay.clone(), own: own_addresses(), ..Whereabouts::default() },
     };
-    if addresses.is_empty() {
-        let (number, searched) = (code.number(), written(SEARCH));
-        let why = format!(
-            "nobody on this network offered {number} within {searched}. Is `haul send` still running, and on the same \
-             network? Where that blocks multicast, add --at HOST:PORT, as `haul send -v` shows it"
-        );
-        return Err(anyhow::Error::from(Error::Lost(why.clone())).context(why));
+    let nowhere = at.addresses.is_empty() && relay.is_none();
+    let met = receive::meet(code, at, &home.identity()?, config).await;
+    met.map_err(|error| match error {
+        Error::Lost(why) if nowhere => anyhow::Error::from(Error::Lost(why.clone())).context(nobody(&why, code)),
+        error => error.into(),
+    })
+}
+
+/// Why nobody was found, and what to do.
+fn nobody(why: &str, code: &ShortCode) -> String {
+    match code.is_of_relay() {
+        true => format!(
+            "{why}, and the sender uses a relay: set HAUL_RELAY=HOST as it does there, or --relay HOST"
+        ),
+        false => format!(
+            "{why}. Is `haul send` still running, and on the same network? Where that blocks multicast, add --at \
+             HOST:PORT, as `haul send -v` shows it; between networks, a relay helps: haul relay --help"
+        ),
     }
-    Ok(receive::meet(code, &addresses, identity, config).await?)
 }
 
 /// The code: as given, or asked for, so that it does not stand in the list of processes. `None` for Ctrl-C.

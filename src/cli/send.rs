@@ -19,6 +19,7 @@ use haul::rate::Rate;
 
 use super::filter::FilterArgs;
 use super::output::{self, Screen};
+use super::settings::{Relayed, own_addresses};
 use super::{DONE, Expert, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, Output, listen_address, time};
 
 /// Send files to another machine on this network, by a short code.
@@ -46,6 +47,8 @@ pub(super) struct Send {
     /// Send at most: 20M is bits a second, 2.5MB is bytes
     #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
     limit: Option<Rate>,
+    #[command(flatten)]
+    relayed: Relayed,
     #[arg(long, hide = true, value_name = "ADDR", value_parser = listen_address, default_value = "[::]:0")]
     listen: SocketAddr,
     #[arg(long, hide = true, value_name = "TIME", value_parser = time, default_value = "10m")]
@@ -94,6 +97,8 @@ async fn begin(send: &Send, stage: &Stage) -> anyhow::Result<Offering> {
         from: machine(),
         listen: vec![send.listen],
         expires: send.expires,
+        relay: send.relayed.relay(&home)?,
+        own: own_addresses(),
     };
     Ok(Offering::begin(options, home.identity()?, config, stage.observer()).await?)
 }
@@ -137,7 +142,7 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
             }
         }
         drop(announcement);
-        offering.renew()?;
+        offering.renew().await?;
     }
 }
 
@@ -145,6 +150,9 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
 fn announce(offering: &Offering, send: &Send) -> Option<Announcement> {
     let code = offering.code()?;
     let port = offering.addresses().first().map_or(0, SocketAddr::port);
+    if let Some(error) = offering.relay_failure() {
+        output::note(&format!("haul: no help from the relay: {error}\nThis network only:"));
+    }
     output::offer::code(send.output, &code.to_string(), port);
     match Announcement::of(code.number(), port) {
         Ok(announcement) => Some(announcement),
@@ -164,6 +172,9 @@ async fn served(offering: &mut Offering, send: &Send, stage: &Stage, from: Socke
     let screen = Screen::new(Output { peer: "the receiver", ..send.output });
     stage.show(screen.observer());
     let ended = offering.serve().await;
+    if let Some((_, route)) = offering.route() {
+        screen.routed(route);
+    }
     stage.clear();
     screen.end(&ended);
     let outcome = ended?;

@@ -14,6 +14,7 @@ use haul::trust::{Admission, Anyone};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::settings::own_addresses;
 use super::{AnyoneMay, DONE, Serve, output};
 
 pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
@@ -64,7 +65,7 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
 }
 
 /// Tokens for the first and the second Ctrl-C or SIGTERM.
-fn signals() -> anyhow::Result<(CancellationToken, CancellationToken)> {
+pub(super) fn signals() -> anyhow::Result<(CancellationToken, CancellationToken)> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let tokens = (CancellationToken::new(), CancellationToken::new());
@@ -91,16 +92,8 @@ fn urls(address: &SocketAddr) -> Vec<String> {
     if !address.ip().is_unspecified() {
         return vec![url(address.ip())];
     }
-    let mut own: Vec<IpAddr> = if_addrs::get_if_addrs()
-        .unwrap_or_default()
-        .into_iter()
-        .map(|interface| interface.ip())
-        .filter(|ip| address.is_ipv6() || ip.is_ipv4())
-        // A link-local address means nothing without the interface of the machine that connects.
-        .filter(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()))
-        .collect();
-    own.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6()));
-    own.into_iter().map(url).collect()
+    let own = own_addresses().into_iter().filter(|ip| address.is_ipv6() || ip.is_ipv4());
+    own.map(url).collect()
 }
 
 fn example(addresses: &[SocketAddr], key_id: &KeyId) -> String {

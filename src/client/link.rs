@@ -1,5 +1,6 @@
 //! A client's connection, and what belongs to it.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use quinn::Connection;
@@ -11,12 +12,12 @@ use crate::budget::{Budget, Window};
 use crate::config::Config;
 use crate::endpoint::{self, Connected};
 use crate::error::{Code, Error, Result};
-use crate::identity::{Identity, KeyId};
+use crate::identity::KeyId;
+use crate::progress::Route;
 use crate::receiver::Receiver;
 use crate::sender::Sender;
 use crate::session::{self, Outcome, Sessions, accept_streams};
 use crate::stream::varint_of;
-use crate::trust::ServerTrust;
 use crate::upkeep::{SendMemory, Upkeep};
 use crate::wire::{Pull, Push, Ready};
 
@@ -26,21 +27,39 @@ pub(super) struct Link {
     pub(super) connection: Connection,
     pub(super) sessions: Arc<Sessions>,
     pub(super) window: Arc<Window>,
+    pub(super) route: Route,
+    own_port: bool,
     streams: JoinHandle<()>,
     _upkeep: Upkeep,
 }
 
+/// A connection to the right server, and how it goes there.
+pub(crate) struct Dialed {
+    pub(crate) connected: Connected,
+    pub(crate) route: Route,
+    /// The endpoint is this connection's own: it may go on from another port.
+    pub(crate) own_port: bool,
+}
+
+pub(crate) type Dialing = Pin<Box<dyn Future<Output = Result<Dialed>> + Send>>;
+
+/// Makes a connection to the right server, as often as it is needed.
+pub(crate) struct Dial {
+    /// By whatever way.
+    pub(crate) any: Box<dyn Fn() -> Dialing + Send + Sync>,
+    /// By a way that is not relayed. It may take long to fail.
+    pub(crate) direct: Option<Box<dyn Fn() -> Dialing + Send + Sync>>,
+}
+
 impl Link {
-    pub(super) async fn open(
-        identity: &Identity,
-        trust: &ServerTrust,
-        host: &str,
-        port: u16,
-        config: &Config,
-    ) -> Result<(Self, KeyId)> {
-        let Connected { endpoint, connection } = endpoint::connect(identity, trust, host, port, config).await?;
-        let (key_id, _) = endpoint::peer(&connection)
-            .ok_or_else(|| Error::NotTrusted { host: host.into(), why: "it presented no certificate".into() })?;
+    /// A link over a connection that is new.
+    pub(super) fn over(dialed: Dialed, config: &Config) -> Result<(Self, KeyId)> {
+        let Dialed { connected: Connected { endpoint, connection }, route, own_port } = dialed;
+        let nobody = || {
+            let host = connection.remote_address().to_string();
+            Error::NotTrusted { host, why: "it presented no certificate".into() }
+        };
+        let (key_id, _) = endpoint::peer(&connection).ok_or_else(nobody)?;
         let window = Window::open(connection.clone(), &Budget::new(config.memory))
             .ok_or_else(|| Error::Usage("no memory is allowed for a connection".into()))?;
         // A client has but this connection; its send window is all that bounds it.
@@ -52,7 +71,7 @@ impl Link {
             // A server opens no control streams; one that does sees them reset.
             tokio::spawn(async move { drop(accept_streams(&window, &sessions, deadline, |_, _| {}).await) })
         };
-        Ok((Self { endpoint, connection, sessions, window, streams, _upkeep: upkeep }, key_id))
+        Ok((Self { endpoint, connection, sessions, window, route, own_port, streams, _upkeep: upkeep }, key_id))
     }
 
     /// This connection's part of a push.
@@ -85,7 +104,7 @@ impl Link {
     /// Ends, with the reason, when nothing more can be expected of this connection.
     async fn gone(&self, config: &Config) -> String {
         tokio::select! {
-            why = watch::gone(&self.endpoint, &self.connection, config.keep_alive) => why,
+            why = watch::gone(self.own_port.then_some(&self.endpoint), &self.connection, config.keep_alive) => why,
             why = watch::unconfirmed(&self.connection) => why,
         }
     }

@@ -72,6 +72,11 @@ impl Operation {
         }
     }
 
+    /// Whether it can go on over another connection at any time.
+    pub(super) fn moves(&self) -> bool {
+        matches!(self, Self::Pull(pulling) if pulling.output.is_none())
+    }
+
     /// A push announces over another connection only what is left, so the receiver no longer knows what a mirror may remove.
     /// Whether it would have.
     pub(super) fn stop_mirroring(&mut self) -> bool {

@@ -32,8 +32,8 @@ pub(super) async fn unconfirmed(connection: &Connection) -> String {
 /// with it the connection. When the next process comes it says so itself, by a stateless reset. In an outage nobody
 /// tells anything, and only the idle timeout decides.
 ///
-/// A connection that falls silent goes on from another port, once each time.
-pub(super) async fn gone(endpoint: &quinn::Endpoint, connection: &Connection, keep_alive: Duration) -> String {
+/// A connection that falls silent goes on from another port, once each time, where it has an endpoint of its own.
+pub(super) async fn gone(endpoint: Option<&quinn::Endpoint>, connection: &Connection, keep_alive: Duration) -> String {
     let arrived = || connection.stats().udp_rx.datagrams;
     let mut before = arrived();
     let (mut silent, mut refusals) = (false, 0);
@@ -45,7 +45,10 @@ pub(super) async fn gone(endpoint: &quinn::Endpoint, connection: &Connection, ke
             continue;
         }
         let address = connection.remote_address();
-        if !silent && let Err(error) = endpoint::rebind(endpoint, address) {
+        if !silent
+            && let Some(endpoint) = endpoint
+            && let Err(error) = endpoint::rebind(endpoint, address)
+        {
             tracing::debug!(%error, "no other port");
         }
         silent = true;

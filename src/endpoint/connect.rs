@@ -17,7 +17,7 @@ use tokio::net::{UdpSocket, lookup_host};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::{client_config, closed, endpoint_config, runtime, udp_socket};
+use super::{client_config, closed, endpoint_config, relay_client_config, runtime, udp_socket};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::identity::Identity;
@@ -92,7 +92,7 @@ pub async fn connect(
             let attempt = Attempt {
                 host: host.to_owned(),
                 address,
-                identity: identity.clone(),
+                identity: Some(identity.clone()),
                 verifier: verifier.clone(),
                 config: config.clone(),
                 started,
@@ -111,6 +111,67 @@ pub async fn connect(
             else => return Err(failure.unwrap_or_else(|| no_address(host, "no address"))),
         }
     }
+}
+
+/// Connects to somebody who may be at any of these addresses, over an endpoint that is there already; the first connection
+/// counts. Addresses come as they are found, and are tried at once.
+///
+/// # Errors
+/// As [`connect`]; [`Error::Unreachable`] too when none of the addresses is any better by the time for a handshake.
+pub(crate) async fn connect_over(
+    endpoint: &quinn::Endpoint,
+    identity: &Identity,
+    trust: &ServerTrust,
+    addresses: &[SocketAddr],
+    config: &Config,
+) -> Result<Connected> {
+    let started = Instant::now();
+    let mut attempts = JoinSet::new();
+    let mut failure = None;
+    for &address in addresses {
+        let host = address.ip().to_string();
+        let verifier = trust.verifier(&host, address.port())?;
+        let config = Config { qlog: None, ..config.clone() };
+        let attempt = Attempt { host, address, identity: Some(identity.clone()), verifier, config, started };
+        let endpoint = endpoint.clone();
+        attempts.spawn(async move { attempt.over(&endpoint).await });
+    }
+    while let Some(ended) = attempts.join_next().await {
+        match ended {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(error)) => failure = Some(error),
+            Err(_) => {}
+        }
+    }
+    Err(failure.unwrap_or_else(|| no_address("the other machine", "no address of it is known")))
+}
+
+/// Connects to a relay, over an endpoint that is there already.
+///
+/// # Errors
+/// As [`connect`].
+pub(crate) async fn connect_relay(
+    endpoint: &quinn::Endpoint,
+    trust: &ServerTrust,
+    (host, port): (&str, u16),
+    config: &Config,
+) -> Result<Connection> {
+    let verifier = trust.verifier(host, port)?;
+    let is_ipv6 = endpoint.local_addr().is_ok_and(|local| local.is_ipv6());
+    let config = Config { qlog: None, handshake: config.first_reply, ..config.clone() };
+    let mut failure = no_address(host, "no address");
+    for address in resolve(host, port, config.handshake).await? {
+        if address.is_ipv6() && !is_ipv6 {
+            continue;
+        }
+        let (host, verifier, config) = (host.to_owned(), verifier.clone(), config.clone());
+        let attempt = Attempt { host, address, identity: None, verifier, config, started: Instant::now() };
+        match attempt.over(endpoint).await {
+            Ok(connected) => return Ok(connected.connection),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
 }
 
 /// The addresses of a host in the resolver's order, but with IPv6 and IPv4 in turn (RFC 8305, section 4).
@@ -152,7 +213,8 @@ fn without_brackets(host: &str) -> &str {
 struct Attempt {
     host: String,
     address: SocketAddr,
-    identity: Identity,
+    /// None towards a relay.
+    identity: Option<Identity>,
     verifier: Arc<ServerVerifier>,
     config: Config,
     /// The time for all attempts runs from then.
@@ -189,6 +251,16 @@ impl Attempt {
         }
     }
 
+    /// The same over an endpoint that others use too: nothing is known then of what was heard from this address alone.
+    async fn over(&self, endpoint: &quinn::Endpoint) -> Result<Connected> {
+        tokio::select! {
+            ended = self.handshake(endpoint) => {
+                ended.map(|connection| Connected { endpoint: endpoint.clone(), connection })
+            }
+            () = sleep_until(self.started + self.config.handshake) => Err(self.unreachable("nothing answers")),
+        }
+    }
+
     /// The first connection that comes about. One that fails decides too: it was answered, or the endpoint is broken.
     async fn handshake(&self, endpoint: &quinn::Endpoint) -> Result<Connection> {
         let mut handshakes = JoinSet::new();
@@ -204,7 +276,10 @@ impl Attempt {
 
     /// Each handshake has its own configuration, since each is traced apart.
     fn begin(&self, endpoint: &quinn::Endpoint) -> Result<Connecting> {
-        let client = client_config(&self.identity, self.verifier.clone(), &self.config)?;
+        let client = match &self.identity {
+            Some(identity) => client_config(identity, self.verifier.clone(), &self.config)?,
+            None => relay_client_config(self.verifier.clone(), &self.config)?,
+        };
         endpoint
             .connect_with(client, self.address, &self.server_name())
             .map_err(|error| self.unreachable(error.to_string()))

@@ -12,7 +12,7 @@ use crate::path::printable;
 /// Words of a code. Each is one of 2,048 of BIP-39's English list, so 11 bits, and all are 33: a single guess is right once
 /// in 8.6 thousand million times, and a wrong one burns the code.
 pub const WORDS: usize = 3;
-/// Numbers that are drawn: three digits, as they are easily said and are no secret.
+/// Numbers that are drawn: three digits, as they are easily said and are no secret. Those that relays give are higher.
 const NUMBERS: std::ops::Range<u32> = 100..1000;
 /// Highest number that is understood, so that a meeting place that is shared by many can draw longer ones.
 const MAX_NUMBER: u32 = 99_999_999;
@@ -30,13 +30,21 @@ impl ShortCode {
     /// # Errors
     /// [`Error::Usage`] when the system gives no random numbers.
     pub fn draw() -> Result<Self> {
-        let mut random = [0; 4 + 2 * WORDS];
-        rand::fill(&mut random).map_err(|_| Error::Usage("the system gives no random numbers".into()))?;
-        let (number, words) = random.split_at(4);
-        let number = u32::from_le_bytes([number[0], number[1], number[2], number[3]]);
-        // 2,048 divides 65,536, so that all words are as likely; that the numbers are not quite does no harm.
+        let mut number = [0; 4];
+        fill(&mut number)?;
+        // That the numbers are not quite as likely does no harm.
+        Self::draw_at(NUMBERS.start + u32::from_le_bytes(number) % (NUMBERS.end - NUMBERS.start))
+    }
+
+    /// The same at a meeting place that has given the number.
+    ///
+    /// # Errors
+    /// As [`draw`](Self::draw).
+    pub fn draw_at(number: u32) -> Result<Self> {
+        let mut words = [0; 2 * WORDS];
+        fill(&mut words)?;
+        // 2,048 divides 65,536, so that all words are as likely.
         let word = |i: usize| usize::from(u16::from_le_bytes([words[2 * i], words[2 * i + 1]])) % list().len();
-        let number = NUMBERS.start + number % (NUMBERS.end - NUMBERS.start);
         Ok(Self { number, words: std::array::from_fn(|i| list()[word(i)]) })
     }
 
@@ -45,10 +53,19 @@ impl ShortCode {
         self.number
     }
 
+    /// Whether a relay has given the number.
+    pub fn is_of_relay(&self) -> bool {
+        self.number >= NUMBERS.end
+    }
+
     /// What both must know.
     pub(super) fn secret(&self) -> String {
         self.words.join("-")
     }
+}
+
+fn fill(random: &mut [u8]) -> Result<()> {
+    rand::fill(random).map_err(|_| Error::Usage("the system gives no random numbers".into()))
 }
 
 /// All words that a code may have, in alphabetical order. No two begin with the same four letters.

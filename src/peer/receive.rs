@@ -2,27 +2,27 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::code::ShortCode;
 use super::pake::{Exchange, Parties, Role};
-use crate::client::Client;
+use super::route::{Ways, Whereabouts};
+use crate::client::{Client, Dialed};
 use crate::config::Config;
 use crate::endpoint::{self, Connected};
 use crate::error::{Code, Error, Result, Why};
 use crate::identity::{Identity, KeyId};
 use crate::path::RelativePath;
+use crate::progress::Route;
 use crate::session::hello;
 use crate::stream::{MessageReader, MessageWriter, StreamError};
 use crate::trust::ServerTrust;
 use crate::wire::{Accept, Confirm, Hello, Introduce, Introduced, Message, Offer, Refused, StreamType, Working};
 
-/// Addresses of a sender that are tried, at most: their attempts run at the same time, and anybody may announce some.
-const MAX_ADDRESSES: usize = 16;
 /// Time for each answer of the sender.
 const ANSWER: Duration = Duration::from_secs(20);
 
@@ -31,21 +31,24 @@ pub struct Met {
     offer: Offer,
     names: Vec<RelativePath>,
     key_id: KeyId,
+    ways: Arc<Ways>,
     connected: Connected,
+    route: Route,
     reader: MessageReader,
     writer: MessageWriter,
-    identity: Identity,
     config: Config,
 }
 
-/// Goes to whoever is at one of these addresses, and shows that it knows the code; the first that answers counts. Nothing is
+/// Goes to whoever is at one of these places, and shows that it knows the code; the first that answers counts. Nothing is
 /// said about this machine but its key, and no name of a file is read, before both have shown that they know the words.
 ///
 /// # Errors
 /// [`Error::Unreachable`] when nothing answers at any; [`Error::Refused`] with [`Code::NotAdmitted`] when a word was wrong,
 /// which has burnt the code, and with [`Code::NotFound`] when the code is not in use there; what ends a connection.
-pub async fn meet(code: &ShortCode, addresses: &[SocketAddr], identity: &Identity, config: &Config) -> Result<Met> {
-    let connected = connect(addresses, identity, config).await?;
+pub async fn meet(code: &ShortCode, at: Whereabouts, identity: &Identity, config: &Config) -> Result<Met> {
+    let ways = Ways::new(at, code.number(), identity, config)?;
+    let Dialed { connected, route, .. } =
+        ways.connect(&ServerTrust { by_code: true, ..ServerTrust::default() }).await?;
     let (sender, _) = endpoint::peer(&connected.connection).ok_or_else(|| nobody("it presented no certificate"))?;
     let parties = Parties::of(&connected.connection, sender, identity.key_id()).ok_or_else(|| nobody("no TLS"))?;
     let opened = timeout(ANSWER, connected.connection.open_bi()).await.map_err(|_| silent())?;
@@ -70,8 +73,7 @@ pub async fn meet(code: &ShortCode, addresses: &[SocketAddr], identity: &Identit
     let name = |name: &Vec<u8>| RelativePath::from_components([name]);
     let names = offer.names.0.iter().map(name).collect::<Result<_, _>>();
     let names = names.map_err(|bad| Error::Protocol(format!("it offers something under a bad name: {bad}")))?;
-    let (identity, config) = (identity.clone(), config.clone());
-    Ok(Met { offer, names, key_id: sender, connected, reader, writer, identity, config })
+    Ok(Met { offer, names, key_id: sender, ways, connected, route, reader, writer, config: config.clone() })
 }
 
 impl Met {
@@ -95,6 +97,11 @@ impl Met {
         self.connected.connection.remote_address()
     }
 
+    /// How it is reached.
+    pub fn route(&self) -> Route {
+        self.route
+    }
+
     /// Takes it. A text is all that there is then; files are pulled from the client, by their [`names`](Self::names) and
     /// [`literal`](crate::client::PullOptions::literal)ly, so that nothing comes under another name, and the
     /// connection is closed [after the sender's](Client::close_after_server).
@@ -106,13 +113,13 @@ impl Met {
         self.writer.finish();
         // The sender ends it once it has admitted this key.
         timeout(ANSWER, self.reader.frame(Refused::LIMIT)).await.map_err(|_| silent())??;
-        let address = self.connected.connection.remote_address();
         endpoint::goodbye(&self.connected.endpoint, &self.connected.connection).await;
         if self.offer.text.is_some() {
             return Ok(None);
         }
         let trust = ServerTrust { pin: Some(self.key_id), ..ServerTrust::default() };
-        Client::connect(&self.identity, &trust, &host(address), address.port(), &self.config).await.map(Some)
+        let again = self.ways.connect(&trust).await?;
+        Client::over(again, self.ways.dial(trust), &self.config).map(Some)
     }
 
     /// Does not take it, and says so.
@@ -132,35 +139,6 @@ pub fn free_space(directory: &Path) -> Option<u64> {
     let there = directory.ancestors().find(|path| path.exists()).filter(|path| !path.as_os_str().is_empty());
     let stats = rustix::fs::statvfs(there.unwrap_or(Path::new("."))).ok()?;
     stats.f_bavail.checked_mul(stats.f_frsize)
-}
-
-/// The first connection of those that are tried at the same time.
-async fn connect(addresses: &[SocketAddr], identity: &Identity, config: &Config) -> Result<Connected> {
-    let mut attempts = JoinSet::new();
-    for &address in addresses.iter().take(MAX_ADDRESSES) {
-        let (identity, config) = (identity.clone(), config.clone());
-        attempts.spawn(async move {
-            let trust = ServerTrust { by_code: true, ..ServerTrust::default() };
-            endpoint::connect(&identity, &trust, &host(address), address.port(), &config).await
-        });
-    }
-    let mut failure = nobody("no address is known");
-    while let Some(ended) = attempts.join_next().await {
-        match ended {
-            Ok(Ok(connected)) => return Ok(connected),
-            Ok(Err(error)) => failure = error,
-            Err(_) => {}
-        }
-    }
-    Err(failure)
-}
-
-/// An address as a resolver takes it, with the interface that a link-local one is of.
-fn host(address: SocketAddr) -> String {
-    match address {
-        SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
-        other => other.ip().to_string(),
-    }
 }
 
 /// The next message, or why there is none.

@@ -1,6 +1,6 @@
 //! The sender's end: it offers files under a code, and waits for whoever knows it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +13,13 @@ use tracing::{debug, info};
 
 use super::code::ShortCode;
 use super::pake::{Exchange, Parties, Role};
+use super::rendezvous::{Placement, RelayAt};
 use crate::config::Config;
-use crate::endpoint;
+use crate::endpoint::{self, Port};
 use crate::error::{Code, Error, Result, Why};
 use crate::identity::{Identity, KeyId};
 use crate::manifest::{Found, Tree, Walk, WalkOptions};
-use crate::progress::Observer;
+use crate::progress::{Observer, Route};
 use crate::server::{Introduction, Server, ServerOptions};
 use crate::session::{Offered, Outcome, Told, hello, look_here};
 use crate::store::MemoryStore;
@@ -55,16 +56,25 @@ pub struct SendOptions {
     pub listen: Vec<SocketAddr>,
     /// How long a code lasts.
     pub expires: Duration,
+    /// Where receivers of other networks find it, if anywhere.
+    pub relay: Option<RelayAt>,
+    /// Addresses of this machine, for receivers that the relay sends.
+    pub own: Vec<IpAddr>,
 }
 
 /// Offers something under a code, one after the other. Nothing else can be had from it.
 ///
 /// Dropping it ends it at once; a receiver keeps what it has.
 pub struct Offering {
+    rendezvous: Rendezvous,
+    /// The number at the relay, or why there is none.
+    placement: Option<Result<Placement>>,
     /// The code, until somebody has used or burnt it.
     code: Option<ShortCode>,
     /// Who used the last one, and which that was.
     guest: Option<(KeyId, ShortCode)>,
+    /// Where it has asked from.
+    from: Option<SocketAddr>,
     expires: Duration,
     until: Instant,
     key_id: KeyId,
@@ -77,6 +87,22 @@ pub struct Offering {
     stop: CancellationToken,
     now: CancellationToken,
     running: Option<JoinHandle<()>>,
+}
+
+/// Where numbers come from that receivers of other networks find.
+struct Rendezvous {
+    port: Port,
+    relay: Option<RelayAt>,
+    own: Vec<IpAddr>,
+    config: Config,
+}
+
+impl Rendezvous {
+    /// A number at the relay, if there is one.
+    async fn place(&self) -> Option<Result<Placement>> {
+        let relay = self.relay.clone()?;
+        Some(Placement::take(self.port.clone(), relay, self.own.clone(), self.config.clone()).await)
+    }
 }
 
 /// Whom the code has brought.
@@ -108,7 +134,7 @@ impl Offering {
     /// [`Error::Usage`] for nothing, too much or two of one name; [`Error::Refused`] for a source that is not there;
     /// [`Error::Io`] when an address cannot be had.
     pub async fn begin(options: SendOptions, identity: Identity, config: Config, observer: Observer) -> Result<Self> {
-        let SendOptions { sources, text, walk, from, listen, expires } = options;
+        let SendOptions { sources, text, walk, from, listen, expires, relay, own } = options;
         let follow = walk.follow;
         let looked = tokio::task::spawn_blocking(move || look_here(&sources, follow)).await;
         let (trees, unsendable) = looked.map_err(|_| Error::Refused(Code::Internal.into()))??;
@@ -116,10 +142,10 @@ impl Offering {
             return Err(Error::Refused(why));
         }
         check(&trees, text.as_deref())?;
-        let code = ShortCode::draw()?;
         let (guests, key_id, patience) = (Arc::<Guests>::default(), identity.key_id(), config.retry_for);
         let admission = Admission { guests: Some(guests.clone()), ..Admission::default() };
         let config = Config { max_connections: MAX_CONNECTIONS, ..config };
+        let asking = config.clone();
         let parallel = config.parallel;
         let store = Arc::new(MemoryStore::default());
         let server = Server::bind(ServerOptions { listen, identity, admission, store, config, observer })?;
@@ -130,15 +156,17 @@ impl Offering {
         // Whoever accepts sees how much it is; until somebody comes there is time to find out.
         tokio::task::spawn_blocking(move || counted.send_replace(Some(offer_of(from, text, counting, options))));
         let server = server.offering(Offered { trees, walk, parallel, told: tell }, introduce);
+        let rendezvous = Rendezvous { port: server.ports()[0].clone(), relay, own, config: asking };
         let (addresses, stop, now) = (server.local_addresses(), CancellationToken::new(), CancellationToken::new());
         let running = tokio::spawn(server.run(stop.clone().cancelled_owned(), now.clone().cancelled_owned()));
-        let until = Instant::now() + expires;
-        let (code, running) = (Some(code), Some(running));
-        Ok(Self {
-            code,
+        let mut offering = Self {
+            rendezvous,
+            placement: None,
+            code: None,
             guest: None,
+            from: None,
             expires,
-            until,
+            until: Instant::now(),
             key_id,
             offer,
             guests,
@@ -148,8 +176,27 @@ impl Offering {
             patience,
             stop,
             now,
-            running,
-        })
+            running: Some(running),
+        };
+        offering.renew().await?;
+        Ok(offering)
+    }
+
+    /// Whether the relay is why nobody of another network can find it: what has kept it from this code.
+    pub fn relay_failure(&self) -> Option<&Error> {
+        self.placement.as_ref()?.as_ref().err()
+    }
+
+    /// Whether a relay helps others find this.
+    pub fn has_relay(&self) -> bool {
+        matches!(self.placement, Some(Ok(_)))
+    }
+
+    /// Where the last receiver has asked from, and by what way it has come.
+    pub fn route(&self) -> Option<(SocketAddr, Route)> {
+        let from = self.from?;
+        let by_relay = self.placement.as_ref().and_then(|placement| placement.as_ref().ok()?.route(from));
+        Some((from, by_relay.unwrap_or(Route::Direct)))
     }
 
     /// The code, unless it has been used, burnt or has expired.
@@ -166,12 +213,17 @@ impl Offering {
     ///
     /// # Errors
     /// As [`ShortCode::draw`].
-    pub fn renew(&mut self) -> Result<&ShortCode> {
+    pub async fn renew(&mut self) -> Result<&ShortCode> {
         self.forget();
+        // Its number too: somebody may be waiting there.
+        self.placement = self.rendezvous.place().await;
         // What is still told is of whoever is no guest any more.
         while self.told.try_recv().is_ok() {}
         self.until = Instant::now() + self.expires;
-        Ok(self.code.insert(ShortCode::draw()?))
+        Ok(self.code.insert(match &self.placement {
+            Some(Ok(placement)) => ShortCode::draw_at(placement.number())?,
+            _ => ShortCode::draw()?,
+        }))
     }
 
     /// Waits for somebody who uses the code up, one way or another. Cancelling it turns away whoever is just being met.
@@ -206,7 +258,10 @@ impl Offering {
                 told = self.told.recv() => match told.ok_or(Error::Stopping)? {
                     // A guest of before, over a connection that it still has.
                     (key_id, _) if self.guest.as_ref().is_none_or(|(guest, _)| *guest != key_id) => {}
-                    (_, Told::Begun) => sessions += 1,
+                    (_, Told::Begun { from }) => {
+                        sessions += 1;
+                        self.from = Some(canonical(from));
+                    }
                     (_, Told::Ended(Ok(outcome))) => return Ok(*outcome),
                     (_, Told::Ended(Err(error))) => {
                         (sessions, since, lost) = (sessions.saturating_sub(1), Instant::now(), Some(error));

@@ -1,5 +1,6 @@
 //! The server's side of a session: what is asked for, whether it may be, and where it goes.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -95,7 +96,10 @@ pub struct Offered {
 /// What becomes of an offer. Each session has one connection.
 pub enum Told {
     /// A session has begun.
-    Begun,
+    Begun {
+        /// Where it is asked for.
+        from: SocketAddr,
+    },
     /// One that had begun has ended.
     Ended(Result<Box<Outcome>>),
 }
@@ -229,7 +233,8 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
         all_sent: CancellationToken::new(),
     };
     if let Some(offered) = &server.offered {
-        let _ = offered.told.send((KeyId(server.owner), Told::Begun)).await;
+        let from = server.connection.remote_address();
+        let _ = offered.told.send((KeyId(server.owner), Told::Begun { from })).await;
     }
     let watch = Mutex::new(Watch::begin(server.connection.clone(), sending.meter.clone()).await);
     let lock = || watch.lock().unwrap_or_else(PoisonError::into_inner);

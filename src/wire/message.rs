@@ -3,6 +3,7 @@
 use minicbor::{Decode, Encode};
 
 use super::introduce::{Accept, Confirm, Introduce, Introduced, Offer};
+use super::rendezvous::{Found, Place, Placed, Seek};
 use super::value::{ascending, at_most};
 use super::{
     Components, Durability, Held, Kind, MAX_HELD, MAX_HOLES, MAX_PLAN_RANGES, MAX_SYMLINK, Message, Origin, Owner,
@@ -57,10 +58,14 @@ messages! {
     Confirm = 0x52, limit 128;
     Offer = 0x53, limit 65536;
     Accept = 0x54, limit 64;
+    Place = 0x60, limit 1024;
+    Placed = 0x61, limit 64;
+    Seek = 0x62, limit 1024;
+    Found = 0x63, limit 1024;
 }
 
 macro_rules! unchecked { ($($name:ident)*) => { $(impl $name { fn validate(&self) -> Result<(), String> { Ok(()) } })* } }
-unchecked! { Complete Working Skip Done Committed Trailer Measure Ping Pong Received Introduce Introduced Confirm Accept }
+unchecked! { Complete Working Skip Done Committed Trailer Measure Ping Pong Received Introduce Introduced Confirm Accept Placed }
 
 /// First message of both ends on every control stream: what each can do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]

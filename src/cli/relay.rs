@@ -1,0 +1,104 @@
+//! `haul relay`.
+
+use std::net::{AddrParseError, IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use haul::identity::Home;
+use haul::path::printable;
+use haul::peer::rendezvous::RELAY_PORT;
+use haul::rate::Rate;
+use haul::relay::{Allowance, Relay, RelayOptions};
+use haul::wire::MAX_RELAY_TOKEN;
+
+use super::serve::signals;
+use super::settings::own_addresses;
+use super::{DONE, output, time};
+
+/// Help machines of different networks find each other, and forward if need be.
+#[derive(Args)]
+#[command(after_help = "\
+Example: haul relay                    on a host with a public address
+         HAUL_RELAY=that.host haul send photos/    and so for haul receive
+It needs UDP ports 4440 to 4448: the first to be found at, the others to forward
+on where no direct way opens. It sees addresses and volume, and no content, name
+or code. Without --token-file anybody may use it. Ctrl-C stops it; those who have
+found a direct way go on.")]
+pub(super) struct RelayCommand {
+    /// Address and UDP port to listen on; it forwards on the ports after it
+    #[arg(long, value_name = "ADDR", value_parser = address, default_value = "[::]:4440")]
+    listen: SocketAddr,
+    /// Only for those who have the token in this file
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// How many ports to forward on; one receiver needs one
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
+    ports: u16,
+    /// Forward at most, for each pair: 20M is bits a second
+    #[arg(long, value_name = "RATE", default_value = "100M")]
+    limit: Rate,
+    /// Forward at most so many GB for each pair
+    #[arg(long, value_name = "GB", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    quota: u64,
+    /// Forward at most so long for each pair
+    #[arg(long, value_name = "TIME", value_parser = time, default_value = "24h")]
+    time: Duration,
+    /// Pairs that it forwards for at the same time
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pairs: u32,
+}
+
+/// An address with a port, or alone.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let ip = text.parse().map(|ip| SocketAddr::new(ip, RELAY_PORT));
+    ip.or_else(|_: AddrParseError| text.parse()).map_err(|_| "an address is written 192.0.2.1:4440 or [::]:4440".into())
+}
+
+/// Senders that can be found at the same time.
+const PLACES: usize = 10_000;
+
+pub(super) async fn run(command: RelayCommand) -> anyhow::Result<u8> {
+    let RelayCommand { listen, token_file, ports, limit, quota, time, pairs } = command;
+    let token = token_file.as_deref().map(token).transpose()?;
+    let identity = Home::from_env()?.identity()?;
+    let key_id = identity.key_id();
+    let forward = SocketAddr::new(listen.ip(), listen.port().checked_add(u16::from(listen.port() != 0)).unwrap_or(1));
+    let rate = Some(limit);
+    let allowance = Allowance { pairs: pairs as usize, rate, bytes: quota.saturating_mul(1_000_000_000), time };
+    let closed = token.is_some();
+    let relay = Relay::bind(RelayOptions { listen, forward, ports, identity, token, places: PLACES, allowance })?;
+    let (stop, _) = signals()?;
+    let at = relay.address()?;
+    let first = relay.forwards_on().first().copied().unwrap_or_default();
+    let last = relay.forwards_on().last().copied().unwrap_or_default();
+    output::line(&format!("Relaying on {at}, forwarding on UDP {first} to {last}"));
+    output::line(&format!("  key id  {key_id}"));
+    output::line(&format!("  admits  {}", if closed { "those with the token" } else { "everybody" }));
+    output::line(&format!("Use it on both machines with:\n  export HAUL_RELAY={}", example(at)));
+    output::line("Ctrl-C stops it.");
+    relay.run(stop.cancelled_owned()).await;
+    output::line("Stopped.");
+    Ok(DONE)
+}
+
+/// What the file holds, without what an editor puts at its end.
+fn token(file: &std::path::Path) -> anyhow::Result<String> {
+    let name = printable(file.as_os_str().as_encoded_bytes());
+    let token = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
+    let token = token.trim().to_owned();
+    anyhow::ensure!(!token.is_empty(), "{name} holds no token");
+    anyhow::ensure!(token.len() <= MAX_RELAY_TOKEN, "the token in {name} is longer than {MAX_RELAY_TOKEN} bytes");
+    Ok(token)
+}
+
+/// How others may write where it is.
+fn example(at: SocketAddr) -> String {
+    let ip = if at.ip().is_unspecified() { own_addresses().into_iter().next().unwrap_or(at.ip()) } else { at.ip() };
+    match (ip, at.port()) {
+        (ip, RELAY_PORT) => ip.to_string(),
+        (IpAddr::V6(ip), port) => format!("[{ip}]:{port}"),
+        (ip, port) => format!("{ip}:{port}"),
+    }
+}

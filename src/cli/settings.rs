@@ -1,0 +1,83 @@
+//! Which relay is used: by an option, HAUL_RELAY, or config.toml in HAUL_HOME, in this order.
+
+use std::net::IpAddr;
+
+use clap::Args;
+use haul::error::Error;
+use haul::identity::Home;
+use haul::path::printable;
+use haul::peer::rendezvous::RelayAt;
+
+/// Whose help to take.
+#[derive(Args)]
+pub(super) struct Relayed {
+    /// Relay for other networks; also HAUL_RELAY, or relay = "..." in config.toml
+    #[arg(long, value_name = "HOST[:PORT]")]
+    relay: Option<String>,
+    /// This network only
+    #[arg(long, hide = true, conflicts_with = "relay")]
+    no_relay: bool,
+}
+
+const KEYS: [&str; 3] = ["relay", "relay_pin", "relay_token"];
+
+impl Relayed {
+    /// The relay, if there is any.
+    pub(super) fn relay(&self, home: &Home) -> Result<Option<RelayAt>, Error> {
+        if self.no_relay {
+            return Ok(None);
+        }
+        let [configured, pin, token] = configured(home)?;
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let Some(at) = self.relay.clone().or_else(|| variable("HAUL_RELAY")).or(configured) else { return Ok(None) };
+        let mut relay: RelayAt = at.parse()?;
+        relay.token = variable("HAUL_RELAY_TOKEN").or(token);
+        relay.pin = pin
+            .map(|pin| pin.parse())
+            .transpose()
+            .map_err(|bad| Error::Usage(format!("relay_pin in {}: {bad}", file(home))))?;
+        Ok(Some(relay))
+    }
+}
+
+fn file(home: &Home) -> String {
+    printable(home.config().as_os_str().as_encoded_bytes())
+}
+
+/// What the file says, if there is one.
+fn configured(home: &Home) -> Result<[Option<String>; 3], Error> {
+    let path = home.config();
+    let wrong = |why: String| Error::Usage(format!("{}: {why}", file(home)));
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok([None, None, None]),
+        Err(error) => return Err(wrong(error.to_string())),
+    };
+    let table: toml::Table = text.parse().map_err(|bad: toml::de::Error| wrong(bad.message().to_owned()))?;
+    if let Some(unknown) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
+        let (unknown, known) = (printable(unknown.as_bytes()), KEYS.join(", "));
+        return Err(wrong(format!("{unknown} is nothing that can be set; there are {known}")));
+    }
+    let mut values = [None, None, None];
+    for (value, key) in values.iter_mut().zip(KEYS) {
+        *value = match table.get(key) {
+            None => None,
+            Some(toml::Value::String(text)) => Some(text.clone()),
+            Some(_) => return Err(wrong(format!("{key} wants a text in quotes"))),
+        };
+    }
+    Ok(values)
+}
+
+/// Addresses of this machine that others may reach.
+pub(super) fn own_addresses() -> Vec<IpAddr> {
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    let mut own: Vec<_> = interfaces
+        .into_iter()
+        .map(|interface| interface.ip())
+        // A link-local address means nothing without the interface of the machine that connects.
+        .filter(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()))
+        .collect();
+    own.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6()));
+    own
+}

@@ -1,0 +1,306 @@
+//! Finding each other at a relay: each end tells it where it may be reached and hears where the other may be, the sender
+//! opens its NAT for the receiver, and both bind their addresses where the relay forwards.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+use std::time::Duration;
+
+use aws_lc_rs::rand;
+use quinn::Connection;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info, warn};
+
+use crate::config::Config;
+use crate::endpoint::{self, Port};
+use crate::error::{Error, Result};
+use crate::identity::KeyId;
+use crate::progress::Route;
+use crate::stream::{MessageReader, MessageWriter, StreamError};
+use crate::trust::ServerTrust;
+use crate::wire::{Address, BIND, Forward, Found, MAX_ADDRESSES, Message, Place, Placed, Refused, Seek};
+
+/// The port of a relay, unless another is said; it forwards on the next.
+pub const RELAY_PORT: u16 = 4440;
+
+/// Time for each answer of a relay.
+const ANSWER: Duration = Duration::from_secs(10);
+/// How often a NAT is opened, and for how long: as long as whoever comes is likely to try.
+const PUNCH_EVERY: Duration = Duration::from_millis(100);
+const PUNCHES: usize = 50;
+/// A byte that QUIC endpoints drop: neither a long header nor, without the fixed bit, a short one.
+const PUNCH: [u8; 1] = [0];
+/// How often an address is bound at first, as datagrams get lost, and then: a NAT that has given it another mapping is noticed so
+/// soon, and none forgets it meanwhile.
+const BIND_AT_FIRST: Duration = Duration::from_millis(200);
+const BINDS_AT_FIRST: usize = 10;
+const BIND_EVERY: Duration = Duration::from_secs(5);
+/// Receivers that are attended to at the same time: the last ones. A relay has no more ports for them.
+const MAX_ATTENDED: usize = 8;
+/// How long a sender waits before it goes to a relay again that it has lost: at first, and at most.
+const AGAIN: Duration = Duration::from_millis(500);
+const AGAIN_AT_MOST: Duration = Duration::from_secs(15);
+
+/// Where a relay is, and what it wants.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RelayAt {
+    /// Its name or address.
+    pub host: String,
+    /// Its UDP port.
+    pub port: u16,
+    /// What it wants to see.
+    pub token: Option<String>,
+    /// Its key; without, any relay is taken at its word, and one that lies keeps the two ends apart and nothing more.
+    pub pin: Option<KeyId>,
+}
+
+impl std::fmt::Debug for RelayAt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RelayAt({}:{})", self.host, self.port)
+    }
+}
+
+impl FromStr for RelayAt {
+    type Err = Error;
+
+    /// `HOST`, `HOST:PORT` or `[IPV6]:PORT`.
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || {
+            Error::Usage(format!(
+                "a relay is written HOST or HOST:PORT, not {}",
+                crate::path::printable(text.as_bytes())
+            ))
+        };
+        let text = text.trim();
+        let (host, port) = match text.parse::<IpAddr>() {
+            Ok(ip) => (ip.to_string(), RELAY_PORT),
+            Err(_) => match text.rsplit_once(':') {
+                Some((host, port)) => (host.to_owned(), port.parse().map_err(|_| wrong())?),
+                None => (text.to_owned(), RELAY_PORT),
+            },
+        };
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&host);
+        if bare.is_empty() || bare.contains(char::is_whitespace) || bare.contains('/') || port == 0 {
+            return Err(wrong());
+        }
+        Ok(Self { host: bare.to_owned(), port, token: None, pin: None })
+    }
+}
+
+/// A task that ends with this.
+struct Task(JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A connection to a relay, from the very port that the transfer is to use.
+pub(super) struct Meeting {
+    port: Port,
+    relay: RelayAt,
+    connection: Connection,
+    /// Where this end may be reached besides where the relay sees it.
+    own: Vec<Address>,
+}
+
+/// The other end, as the relay has told.
+#[derive(Debug, Clone)]
+pub(super) struct OtherEnd {
+    /// Where the relay sees it.
+    pub(super) seen: Option<SocketAddr>,
+    /// Where else it says it may be reached.
+    pub(super) told: Vec<SocketAddr>,
+    /// Where the relay forwards to it.
+    pub(super) relayed: Option<SocketAddr>,
+}
+
+impl OtherEnd {
+    /// What way an address of it is; none where the relay has told nothing of it.
+    pub(super) fn route(&self, address: SocketAddr) -> Option<Route> {
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        match address {
+            own if self.told.contains(&own) => Some(Route::Direct),
+            relay if self.relayed == Some(relay) => Some(Route::Relayed),
+            nat if self.seen == Some(nat) => Some(Route::Punched),
+            _ => None,
+        }
+    }
+}
+
+/// Binds this end's address where the relay forwards, until it is dropped.
+pub(super) struct Binding {
+    _task: Option<Task>,
+}
+
+impl Meeting {
+    /// Goes to a relay. `own` are addresses of this machine; the port is the endpoint's.
+    ///
+    /// # Errors
+    /// What ends a connection before it has begun.
+    pub(super) async fn at(port: &Port, relay: &RelayAt, own: &[IpAddr], config: &Config) -> Result<Self> {
+        let trust = ServerTrust { pin: relay.pin, by_code: true, ..ServerTrust::default() };
+        let at = (relay.host.as_str(), relay.port);
+        let connection = endpoint::connect_relay(&port.endpoint, &trust, at, config).await?;
+        let local = port.endpoint.local_addr().map(|local| local.port()).unwrap_or_default();
+        let own = own.iter().map(|ip| Address(SocketAddr::new(*ip, local))).take(MAX_ADDRESSES).collect();
+        debug!(%relay.host, at = %connection.remote_address(), "at the relay");
+        Ok(Self { port: port.clone(), relay: relay.clone(), connection, own })
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.connection.close_reason().is_some()
+    }
+
+    /// Asks who is at a number, and to forward if there is no other way.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with [`Code::NotFound`](crate::error::Code::NotFound) when nobody is, and with what else the relay
+    /// refuses; what ends a connection.
+    pub(super) async fn seek(&self, number: u32, forward: bool) -> Result<(OtherEnd, Binding)> {
+        let seek = Seek { number, token: self.relay.token.clone(), addresses: self.own.clone(), forward };
+        let (mut reader, _writer) = self.ask(&seek).await?;
+        let found = answer(&mut reader).await?;
+        Ok(self.other_end(found))
+    }
+
+    /// Takes a number, or the one that it had before.
+    async fn place(&self, claim: [u8; 16], number: Option<u32>) -> Result<(u32, MessageReader, MessageWriter)> {
+        let place = Place { claim, number, token: self.relay.token.clone(), addresses: self.own.clone() };
+        let (mut reader, writer) = self.ask(&place).await?;
+        let placed: Placed = answer(&mut reader).await?;
+        info!(number = placed.number, seen = %placed.seen.0, "has a number at the relay");
+        Ok((placed.number, reader, writer))
+    }
+
+    async fn ask<M: Message>(&self, message: &M) -> Result<(MessageReader, MessageWriter)> {
+        let opened = timeout(ANSWER, self.connection.open_bi()).await.map_err(|_| StreamError::TimedOut)?;
+        let (send, receive) = opened.map_err(StreamError::from)?;
+        let mut writer = MessageWriter::new(send);
+        writer.write_within(message, ANSWER).await?;
+        Ok((MessageReader::new(receive), writer))
+    }
+
+    fn other_end(&self, found: Found) -> (OtherEnd, Binding) {
+        let relay = self.connection.remote_address();
+        let near = relay.ip().to_canonical().is_loopback();
+        let mut addresses = found.addresses.iter().map(|address| address.0);
+        let seen = addresses.next().filter(|address| usable(*address, near));
+        let told = addresses.filter(|address| usable(*address, near)).collect();
+        let relayed = found.forward.as_ref().map(|forward| SocketAddr::new(relay.ip().to_canonical(), forward.port));
+        let binding =
+            found.forward.zip(relayed).map(|(forward, at)| Task(tokio::spawn(bind(self.port.clone(), forward, at))));
+        (OtherEnd { seen, told, relayed }, Binding { _task: binding })
+    }
+}
+
+/// Whether somebody's address may be sent to. Those of this machine itself only where the relay is on it too.
+fn usable(address: SocketAddr, near: bool) -> bool {
+    let ip = address.ip().to_canonical();
+    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    address.port() != 0 && !ip.is_unspecified() && !ip.is_multicast() && !broadcast && (near || !ip.is_loopback())
+}
+
+/// Makes this port's address, as the relay sees it there, the one that it forwards to; until it is dropped.
+async fn bind(port: Port, forward: Forward, at: SocketAddr) {
+    let datagram = [&[BIND][..], &forward.token].concat();
+    for sent in 0.. {
+        port.send(&datagram, at);
+        sleep(if sent < BINDS_AT_FIRST { BIND_AT_FIRST } else { BIND_EVERY }).await;
+    }
+}
+
+/// Opens this end's NAT for what comes from there.
+async fn punch(port: Port, addresses: Vec<SocketAddr>) {
+    for _ in 0..PUNCHES {
+        addresses.iter().for_each(|address| port.send(&PUNCH, *address));
+        sleep(PUNCH_EVERY).await;
+    }
+}
+
+/// A number under which a sender can be found, until this is dropped.
+pub(super) struct Placement {
+    number: u32,
+    /// Those who came last.
+    came: watch::Receiver<Vec<OtherEnd>>,
+    _attending: Task,
+}
+
+impl Placement {
+    /// Goes to a relay and takes a number; comes back to it whenever it is lost.
+    ///
+    /// # Errors
+    /// As [`Meeting::at`] and [`Meeting::seek`].
+    pub(super) async fn take(port: Port, relay: RelayAt, own: Vec<IpAddr>, config: Config) -> Result<Self> {
+        let mut claim = [0; 16];
+        rand::fill(&mut claim).map_err(|_| Error::Usage("the system gives no random numbers".into()))?;
+        let meeting = Meeting::at(&port, &relay, &own, &config).await?;
+        let (number, reader, writer) = meeting.place(claim, None).await?;
+        let (tell, came) = watch::channel(Vec::new());
+        let attending = async move {
+            attend(&meeting, reader, &tell).await;
+            drop((meeting, writer));
+            let mut wait = AGAIN;
+            loop {
+                sleep(wait).await;
+                wait = (wait * 2).min(AGAIN_AT_MOST);
+                let again = async {
+                    let meeting = Meeting::at(&port, &relay, &own, &config).await?;
+                    let (given, reader, writer) = meeting.place(claim, Some(number)).await?;
+                    Ok::<_, Error>((meeting, given, reader, writer))
+                };
+                match again.await {
+                    Ok((meeting, given, reader, _writer)) if given == number => {
+                        wait = AGAIN;
+                        attend(&meeting, reader, &tell).await;
+                    }
+                    Ok(_) => warn!(number, "somebody else has the number at the relay now"),
+                    Err(error) => debug!(%error, "the relay is not back yet"),
+                }
+            }
+        };
+        Ok(Self { number, came, _attending: Task(tokio::spawn(attending)) })
+    }
+
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// By what way somebody has come; none where it is not by the relay's help.
+    pub(super) fn route(&self, from: SocketAddr) -> Option<Route> {
+        self.came.borrow().iter().find_map(|end| end.route(from))
+    }
+}
+
+/// Makes way for those who look for this end, until the relay is gone.
+async fn attend(meeting: &Meeting, mut reader: MessageReader, tell: &watch::Sender<Vec<OtherEnd>>) {
+    let mut attended = VecDeque::new();
+    loop {
+        let found = match reader.read::<Found>().await {
+            Ok(found) => found,
+            Err(why) => return debug!(%why, "the relay is gone"),
+        };
+        let (end, binding) = meeting.other_end(found);
+        let addresses = end.seen.into_iter().chain(end.told.iter().copied()).collect();
+        if attended.len() == MAX_ATTENDED {
+            attended.pop_front();
+        }
+        let punching = Task(tokio::spawn(punch(meeting.port.clone(), addresses)));
+        attended.push_back((end, binding, punching));
+        tell.send_replace(attended.iter().map(|(end, ..)| end.clone()).collect());
+    }
+}
+
+/// The next message, or why there is none.
+async fn answer<M: Message>(reader: &mut MessageReader) -> Result<M> {
+    let frame = timeout(ANSWER, reader.frame(M::LIMIT.max(Refused::LIMIT))).await;
+    let frame = frame.map_err(|_| StreamError::TimedOut)??.ok_or(StreamError::Ended)?;
+    if frame.kind == Refused::TYPE {
+        let refused: Refused = frame.decode().map_err(StreamError::from)?;
+        return Err(Error::Refused(refused.why.into()));
+    }
+    Ok(frame.decode().map_err(StreamError::from)?)
+}
