@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quinn::{Connection, ConnectionError};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::bucket::{Bucket, Limits};
 use crate::config::{Config, written};
@@ -43,6 +43,8 @@ const SERVERS_GOODBYE: Duration = Duration::from_secs(10);
 /// How long a relay is used before a direct way is looked for again: at first, and at most.
 const BETTER: Duration = Duration::from_secs(2);
 const BETTER_AT_MOST: Duration = Duration::from_secs(60);
+/// How often it is looked whether anything comes.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A client of one server, and its connection there.
 pub struct Client {
@@ -161,7 +163,7 @@ impl Client {
 
     fn tell_route(&self, link: &Link, observer: &Observer) {
         if self.routed {
-            observer(Event::Routed { address: link.connection.remote_address(), route: link.route });
+            observer(Event::Routed { address: link.address(), route: link.route });
         }
     }
 
@@ -182,7 +184,7 @@ impl Client {
     pub async fn push(&self, options: &PushOptions, observer: Observer) -> Result<Outcome> {
         unlisted_mirror(&options.take, &options.walk)?;
         let link = self.link();
-        observer(Event::Connected { address: link.connection.remote_address(), key_id: self.key_id.to_string() });
+        observer(Event::Connected { address: link.address(), key_id: self.key_id.to_string() });
         let (sources, follow) = (options.sources.clone(), options.walk.follow);
         let (trees, unsendable) = blocking(move || look_here(&sources, follow)).await??;
         let Some(first) = trees.first() else {
@@ -230,7 +232,7 @@ impl Client {
         let name = options.destination.name().filter(|_| !options.into).ok_or_else(|| {
             Error::Usage("what comes out of a pipe needs a name there, as in haul://host/dir/name.tar".into())
         })?;
-        observer(Event::Connected { address: link.connection.remote_address(), key_id: self.key_id.to_string() });
+        observer(Event::Connected { address: link.address(), key_id: self.key_id.to_string() });
         let push = Push {
             session: session_id()?,
             destination: Components::from(&options.destination),
@@ -258,7 +260,7 @@ impl Client {
     pub async fn pull(&self, options: &PullOptions, observer: Observer) -> Result<Outcome> {
         unlisted_mirror(&options.take, &options.walk)?;
         let link = self.link();
-        observer(Event::Connected { address: link.connection.remote_address(), key_id: self.key_id.to_string() });
+        observer(Event::Connected { address: link.address(), key_id: self.key_id.to_string() });
         self.tell_route(&link, &observer);
         let pulling = Pulling::new(options.clone(), self.key_id, &self.config, observer.clone())?;
         self.persist(link, Operation::Pull(Box::new(pulling)), &observer).await
@@ -283,7 +285,7 @@ impl Client {
             _ => None,
         };
         let name = name.ok_or_else(|| Error::Usage("one file can be written to a pipe, and no other number".into()))?;
-        observer(Event::Connected { address: link.connection.remote_address(), key_id: self.key_id.to_string() });
+        observer(Event::Connected { address: link.address(), key_id: self.key_id.to_string() });
         let pulling = Pulling::new(options.clone(), self.key_id, &self.config, observer.clone())?;
         let pulling = pulling.with_output(OutputStore::new(name, output));
         self.persist(link, Operation::Pull(Box::new(pulling)), &observer).await
@@ -310,7 +312,7 @@ impl Client {
             let begin = || {
                 begun = true;
                 if retry.is_some() && !over_another {
-                    observer(Event::Reconnected { address: link.connection.remote_address() });
+                    observer(Event::Reconnected { address: link.address() });
                     self.tell_route(&link, observer);
                 }
             };
@@ -370,16 +372,35 @@ impl Client {
         }
     }
 
-    /// Ends once there is a way that needs no relay, and the session has been moved there: the connection by the relay is closed then.
+    /// Ends once there is a better way, and the session has been moved there: one that needs no relay, or any where nothing comes by this
+    /// one, as after a NAT has given one end another address. The connection of before is closed then.
     async fn better(&self, link: &Arc<Link>, observer: &Observer) {
-        let Some(direct) = self.dial.direct.as_ref().filter(|_| link.route == Route::Relayed) else {
-            return pending().await;
-        };
-        let mut wait = BETTER;
+        let Some(direct) = &self.dial.direct else { return pending().await };
+        let arrived = || link.connection.stats().udp_rx.datagrams;
+        let (mut wait, mut due) = (BETTER, Instant::now() + BETTER);
+        let (mut before, mut since) = (arrived(), Instant::now());
         loop {
-            sleep(wait).await;
-            wait = (wait * 2).min(BETTER_AT_MOST);
-            let Ok((better, _)) = direct().await.and_then(|dialed| Link::over(dialed, &self.config)) else { continue };
+            sleep(LOOK).await;
+            let now = arrived();
+            if now != before {
+                (before, since) = (now, Instant::now());
+            }
+            let silent = since.elapsed() > self.config.keep_alive + LOOK;
+            let dialed = if silent {
+                (self.dial.any)().await
+            } else if link.route == Route::Relayed && Instant::now() >= due {
+                let dialed = direct().await;
+                wait = (wait * 2).min(BETTER_AT_MOST);
+                due = Instant::now() + wait;
+                dialed
+            } else {
+                continue;
+            };
+            // What has come meanwhile says that the way is as good as any other.
+            if silent && arrived() != before {
+                continue;
+            }
+            let Ok((better, _)) = dialed.and_then(|dialed| Link::over(dialed, &self.config)) else { continue };
             self.tell_route(&better, observer);
             *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(better);
             link.connection.close(varint_of(Code::Cancelled), b"there is a better way");
@@ -429,7 +450,7 @@ impl Client {
     /// too old for it, and with [`Code::Busy`] by one that is measuring for others; what ends a connection.
     pub async fn measure(&self, options: &MeasureOptions, observer: Observer) -> Result<Measured> {
         let link = self.link();
-        observer(Event::Connected { address: link.connection.remote_address(), key_id: self.key_id.to_string() });
+        observer(Event::Connected { address: link.address(), key_id: self.key_id.to_string() });
         link.honest(measure::measure(&link.window, options, &self.config, &observer).await)
     }
 

@@ -99,9 +99,7 @@ async fn meet(receive: &Receive, code: &ShortCode, home: &Home, config: &Config)
 /// Why nobody was found, and what to do.
 fn nobody(why: &str, code: &ShortCode) -> String {
     match code.is_of_relay() {
-        true => format!(
-            "{why}, and the sender uses a relay: set HAUL_RELAY=HOST as it does there, or --relay HOST"
-        ),
+        true => format!("{why}, and the sender uses a relay: set HAUL_RELAY=HOST as it does there, or --relay HOST"),
         false => format!(
             "{why}. Is `haul send` still running, and on the same network? Where that blocks multicast, add --at \
              HOST:PORT, as `haul send -v` shows it; between networks, a relay helps: haul relay --help"

@@ -1,5 +1,6 @@
 //! A client's connection, and what belongs to it.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -72,6 +73,12 @@ impl Link {
             tokio::spawn(async move { drop(accept_streams(&window, &sessions, deadline, |_, _| {}).await) })
         };
         Ok((Self { endpoint, connection, sessions, window, route, own_port, streams, _upkeep: upkeep }, key_id))
+    }
+
+    /// Where the server is, as people write it: a socket that takes both families shows IPv4 as IPv6.
+    pub(super) fn address(&self) -> SocketAddr {
+        let remote = self.connection.remote_address();
+        SocketAddr::new(remote.ip().to_canonical(), remote.port())
     }
 
     /// This connection's part of a push.

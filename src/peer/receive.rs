@@ -94,7 +94,8 @@ impl Met {
 
     /// Where the sender is.
     pub fn address(&self) -> SocketAddr {
-        self.connected.connection.remote_address()
+        let remote = self.connected.connection.remote_address();
+        SocketAddr::new(remote.ip().to_canonical(), remote.port())
     }
 
     /// How it is reached.

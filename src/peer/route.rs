@@ -24,7 +24,7 @@ const MAX_ADDRESSES: usize = 16;
 /// it does not work.
 const HEAD_START: Duration = Duration::from_secs(1);
 /// How long a sender is looked for.
-const SEARCH: Duration = Duration::from_secs(15);
+const SEARCH: Duration = Duration::from_secs(12);
 /// How often a relay is asked again meanwhile.
 const AGAIN: Duration = Duration::from_secs(2);
 /// How long a way may take that the relay knows.

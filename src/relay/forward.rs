@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::rand;
 use quinn::Connection;
 use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::interval;
 use tracing::{debug, info};
 
 use super::canonical;
+use crate::bucket::Bucket;
 use crate::endpoint;
 use crate::error::{Error, Result};
 use crate::rate::Rate;
@@ -24,8 +26,13 @@ const IDLE: Duration = Duration::from_secs(60);
 const UNBOUND: Duration = Duration::from_secs(15);
 /// How often pairs are looked at that may have ended.
 const SWEEP: Duration = Duration::from_secs(5);
-/// What may go out at once after a pause, as time at the rate: some round trips of a short path.
-const BURST: Duration = Duration::from_millis(100);
+/// What may wait for its turn at the rate of a pair, as time, and in datagrams at least and at most. A short queue slows both ends down
+/// as any bottleneck does, where dropping all that is above would lose a third.
+const QUEUE: Duration = Duration::from_millis(50);
+const QUEUE_AT_LEAST: usize = 32;
+const QUEUE_AT_MOST: usize = 1_024;
+/// What a datagram is taken for where queues are measured in them.
+const USUAL_DATAGRAM: u64 = 1_200;
 /// A datagram cannot be longer.
 const MAX_DATAGRAM: usize = 65_536;
 const TOKEN: usize = 32;
@@ -35,8 +42,7 @@ const TOKEN: usize = 32;
 pub struct Allowance {
     /// Pairs at the same time.
     pub pairs: usize,
-    /// Bytes a second of each pair, both directions together; none is no limit. What is above is dropped, so that both ends slow
-    /// down.
+    /// Bytes a second of each pair, both directions together; none is no limit. Some of what is above waits, for 50 ms at most.
     pub rate: Option<Rate>,
     /// Bytes that a pair has in all, both directions together.
     pub bytes: u64,
@@ -75,8 +81,8 @@ struct Pair {
     /// When something came last.
     last: Instant,
     bytes: u64,
-    /// When what was carried so far is paid for at the rate.
-    paid: Instant,
+    /// Takes what has to wait for its turn; it ends with the pair. None without a rate.
+    queue: Option<mpsc::Sender<(Vec<u8>, SocketAddr)>>,
 }
 
 struct PairEnd {
@@ -114,7 +120,7 @@ impl Forwarder {
     }
 
     /// Room for two ends: the port, and the token of each; none where there is none.
-    pub(super) fn pair(&self, ends: [Connection; 2]) -> Option<(u16, [[u8; TOKEN]; 2])> {
+    pub(super) fn pair(self: &Arc<Self>, ends: [Connection; 2]) -> Option<(u16, [[u8; TOKEN]; 2])> {
         let mut tokens = [[0; TOKEN]; 2];
         for token in &mut tokens {
             rand::fill(token).ok()?;
@@ -133,8 +139,24 @@ impl Forwarder {
             PairEnd { connection, token: *token, bound: None }
         });
         let now = Instant::now();
-        state.pairs.insert(number, Pair { port, ends, since: now, last: now, bytes: 0, paid: now });
+        let queue = self.allowance.rate.map(|rate| self.queue(port, rate));
+        state.pairs.insert(number, Pair { port, ends, since: now, last: now, bytes: 0, queue });
         Some((self.ports[port], tokens))
+    }
+
+    /// What goes in comes out at the rate.
+    fn queue(self: &Arc<Self>, port: usize, rate: Rate) -> mpsc::Sender<(Vec<u8>, SocketAddr)> {
+        let datagrams = (rate.bytes() as f64 * QUEUE.as_secs_f64()) as u64 / USUAL_DATAGRAM;
+        let length = usize::try_from(datagrams).unwrap_or(usize::MAX).clamp(QUEUE_AT_LEAST, QUEUE_AT_MOST);
+        let (queue, mut waiting) = mpsc::channel::<(Vec<u8>, SocketAddr)>(length);
+        let (forwarder, bucket) = (self.clone(), Bucket::new(rate));
+        tokio::spawn(async move {
+            while let Some((datagram, to)) = waiting.recv().await {
+                bucket.take(datagram.len()).await;
+                let _ = forwarder.sockets[port].try_send_to(&datagram, to);
+            }
+        });
+        queue
     }
 
     /// Forwards until it is dropped.
@@ -177,7 +199,7 @@ impl State {
         load.iter().enumerate().filter_map(|(port, load)| load.map(|load| (load, port))).min().map(|(_, port)| port)
     }
 
-    /// Where a datagram goes, if anywhere.
+    /// Where a datagram goes at once, if anywhere.
     fn take(&mut self, datagram: &[u8], from: (usize, SocketAddr), allowance: &Allowance) -> Option<SocketAddr> {
         if let Some((&BIND, token)) = datagram.split_first()
             && let Some(&end) = <&[u8; TOKEN]>::try_from(token).ok().and_then(|token| self.tokens.get(token))
@@ -193,15 +215,13 @@ impl State {
         if pair.bytes >= allowance.bytes {
             return None;
         }
-        if let Some(rate) = allowance.rate {
-            let paid = now.checked_sub(BURST).map_or(pair.paid, |earliest| earliest.max(pair.paid));
-            if paid > now {
-                return None;
-            }
-            pair.paid = paid + Duration::from_secs_f64(datagram.len() as f64 / rate.bytes() as f64);
-        }
         pair.bytes += datagram.len() as u64;
-        Some(to)
+        match &pair.queue {
+            // What finds no room is lost, as on any path that is full.
+            Some(queue) => drop(queue.try_send((datagram.to_vec(), to))),
+            None => return Some(to),
+        }
+        None
     }
 
     /// An end is at this address now.
