@@ -15,6 +15,7 @@ use haul::manifest::WalkOptions;
 use haul::path::RelativePath;
 use haul::peer::code::ShortCode;
 use haul::peer::receive::{self, Met};
+use haul::peer::route::Whereabouts;
 use haul::peer::send::{self, Offering, SendOptions};
 use haul::session::Outcome;
 use haul::stream::MessageReader;
@@ -39,7 +40,13 @@ fn options(sources: &[PathBuf]) -> SendOptions {
         from: "alice".into(),
         listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))],
         expires: Duration::from_secs(3600),
+        relay: None,
+        own: Vec::new(),
     }
+}
+
+fn whereabouts(addresses: &[SocketAddr]) -> Whereabouts {
+    Whereabouts { addresses: addresses.to_vec(), relay: None, own: Vec::new() }
 }
 
 async fn offering(options: SendOptions) -> (Offering, KeyId) {
@@ -75,8 +82,8 @@ fn wrong(code: &ShortCode) -> ShortCode {
     format!("{most}-{}", if last == "zoo" { "zone" } else { "zoo" }).parse().unwrap()
 }
 
-async fn meet(code: &ShortCode, at: &[SocketAddr], identity: &Identity) -> Result<Met, Error> {
-    timeout(LIMIT, receive::meet(code, at, identity, &Config::default())).await.expect("it ends")
+async fn meet(code: &ShortCode, addresses: &[SocketAddr], identity: &Identity) -> Result<Met, Error> {
+    timeout(LIMIT, receive::meet(code, whereabouts(addresses), identity, &Config::default())).await.expect("it ends")
 }
 
 async fn take(met: Met, to: &Path) -> Outcome {
@@ -178,7 +185,7 @@ async fn one_wrong_word_burns_the_code_and_a_new_one_works() {
         () = late => {}
         met = sending.offering.meet() => panic!("{met:?}"),
     }
-    let new = sending.offering.renew().unwrap().clone();
+    let new = sending.offering.renew().await.unwrap().clone();
     assert_ne!(new, code);
     let honest = Identity::generate().unwrap();
     let (met, accepted) = tokio::join!(
@@ -292,7 +299,7 @@ async fn each_new_code_is_for_another_receiver_and_one_of_before_ends_nothing() 
         };
         let (received, sent) = tokio::join!(receiving, serving);
         assert_eq!((received.sent.files, sent.sent.files), (2, 2));
-        sending.offering.renew().unwrap();
+        sending.offering.renew().await.unwrap();
     }
 }
 
@@ -359,7 +366,7 @@ async fn a_sender_that_is_stopped_waits_for_nothing_and_the_receiver_is_told() {
         }
     });
     let receiving = async {
-        let met = receive::meet(&code, &at, &Identity::generate().unwrap(), &slow).await.unwrap();
+        let met = receive::meet(&code, whereabouts(&at), &Identity::generate().unwrap(), &slow).await.unwrap();
         let sources = met.names().to_vec();
         let options = PullOptions { sources, destination: to.path().into(), into: true, ..PullOptions::default() };
         let client = met.accept().await.unwrap().unwrap();
