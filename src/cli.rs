@@ -22,6 +22,8 @@ mod filter;
 mod id;
 mod ls;
 mod output;
+mod pair;
+mod peers;
 mod prompt;
 mod receive;
 mod relay;
@@ -43,11 +45,8 @@ const NOT_TRUSTED: u8 = 4;
 const INTERRUPTED: u8 = 130;
 
 const EXAMPLES: &str = "\
-Try it: haul demo.  Hand over: haul send photos/, and haul receive over there.
-Upload: haul serve ~/inbox on one machine, haul cp photos/ haul://server/ on
-the other. Fetch: haul ls haul://server/, haul cp haul://server/photos .
-Exit: 0 done; 1 some failed, each named; 2 usage; 3 no connection; 4 not trusted
-or admitted; 130 interrupted. Keys: HAUL_HOME (~/.config/haul). Log: HAUL_LOG.";
+Try it: haul demo. Hand over: haul send photos/ here, and haul receive there.
+Exit: 0 done; 1 some failed; 2 usage; 3 no connection; 4 no trust; 130 Ctrl-C.";
 
 /// Moves files between machines over QUIC: verified, atomic, many at a time.
 #[derive(Parser)]
@@ -62,6 +61,8 @@ enum Command {
     Serve(Serve),
     Send(send::Send),
     Receive(receive::Receive),
+    Pair(pair::Pair),
+    Peers(peers::Peers),
     Relay(relay::RelayCommand),
     Cp(Cp),
     Ls(Ls),
@@ -83,14 +84,14 @@ struct Serve {
     /// The directory to serve
     #[arg(default_value = ".")]
     dir: PathBuf,
-    /// Address and UDP port to listen on; may be given several times
+    /// Address and UDP port; several times for several
     #[arg(long, value_name = "ADDR", value_parser = listen_address, default_value = "[::]:4433")]
     listen: Vec<SocketAddr>,
-    /// Transfers that write at the same time, over all connections
+    /// Transfers that write at a time
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     max_transfers: u32,
-    /// Admit every key, to read, to write or both
-    #[arg(long, value_name = "WHAT")]
+    /// Admit every key to read, to write or both
+    #[arg(long, value_name = "WHAT", hide_possible_values = true)]
     anyone: Option<AnyoneMay>,
     /// Send at most: 20M is bits a second, 2.5MB is bytes
     #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
@@ -105,6 +106,8 @@ struct Serve {
     /// Let whoever may write remove, too (haul sync)
     #[arg(long)]
     allow_delete: bool,
+    #[command(flatten)]
+    relayed: settings::Relayed,
     #[command(flatten)]
     expert: Expert,
 }
@@ -353,6 +356,8 @@ impl Cli {
             Command::Serve(serve) => serve::run(serve).await,
             Command::Send(send) => send::run(send).await,
             Command::Receive(receive) => receive::run(receive).await,
+            Command::Pair(pair) => pair::run(pair).await,
+            Command::Peers(peers) => peers::run(&peers),
             Command::Relay(relay) => relay::run(relay).await,
             Command::Cp(cp) => cp::run(cp).await,
             Command::Ls(ls) => ls::run(ls).await,

@@ -185,6 +185,7 @@ impl Client {
         unlisted_mirror(&options.take, &options.walk)?;
         let link = self.link();
         observer(Event::Connected { address: link.address(), key_id: self.key_id.to_string() });
+        self.tell_route(&link, &observer);
         let (sources, follow) = (options.sources.clone(), options.walk.follow);
         let (trees, unsendable) = blocking(move || look_here(&sources, follow)).await??;
         let Some(first) = trees.first() else {
@@ -244,7 +245,7 @@ impl Client {
             filter: None,
             origin: None,
         };
-        let sender = Sender::of_pipe(name, Pipe::new(input), observer.clone()).map_err(Error::Refused)?;
+        let sender = Sender::of_pipe(name, Arc::new(Pipe::new(input)), observer.clone()).map_err(Error::Refused)?;
         self.persist(link, Operation::Push { push, sender: Box::new(sender) }, &observer).await
     }
 

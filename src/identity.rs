@@ -231,6 +231,11 @@ impl Home {
         self.path.join("authorized_keys")
     }
 
+    /// Machines that this one was paired with; see [`peers`](crate::trust::peers).
+    pub fn peers(&self) -> PathBuf {
+        self.path.join("peers")
+    }
+
     /// The [`Index`](crate::index::Index) of digests; a cache, of which nothing is lost with it.
     pub fn index(&self) -> PathBuf {
         self.path.join("index.redb")
@@ -279,8 +284,8 @@ impl Home {
         check_private(&self.path, &metadata, 0o700)
     }
 
-    /// Held while the identity is made; released when dropped.
-    fn lock(&self) -> Result<File> {
+    /// Held while the identity is made, or peers are; released when dropped.
+    pub(crate) fn lock(&self) -> Result<File> {
         let path = self.path.join("lock");
         let lock = || -> io::Result<File> {
             let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;

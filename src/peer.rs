@@ -3,11 +3,14 @@
 
 pub mod code;
 pub mod discovery;
+pub mod offer;
+pub mod pair;
 mod pake;
 pub mod receive;
 pub mod rendezvous;
 pub mod route;
 pub mod send;
+pub mod ticket;
 
 /// What the system calls this machine, as far as its first dot.
 pub fn machine_name() -> String {

@@ -142,8 +142,7 @@ impl Sender {
     }
 
     /// A sender of one file, whose content comes out of a pipe.
-    pub fn of_pipe(name: &[u8], pipe: Pipe, observer: Observer) -> Result<Self, Why> {
-        let pipe = Arc::new(pipe);
+    pub fn of_pipe(name: &[u8], pipe: Arc<Pipe>, observer: Observer) -> Result<Self, Why> {
         let (found_to, found) = mpsc::channel(1);
         let (_, directories) = mpsc::unbounded_channel();
         // There is room for it.
@@ -155,6 +154,11 @@ impl Sender {
     /// Whether it can go on over another connection. What was read of a pipe is gone.
     pub fn can_go_on(&self) -> bool {
         !self.shared.pipe.as_ref().is_some_and(|pipe| pipe.is_spent())
+    }
+
+    /// Whether it can do so at any time.
+    pub(crate) fn can_move(&self) -> bool {
+        self.shared.pipe.is_none()
     }
 
     /// Sends over a connection until everything is settled, or, when the receiver goes away, until nothing more can be.

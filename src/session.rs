@@ -32,8 +32,8 @@ use crate::wire::{
 
 pub(crate) use list::listings;
 pub use list::{Found, Listing};
+pub use serve::{Content, Offered, Told};
 pub(crate) use serve::{MakeReceiver, ServerSession, serve};
-pub use serve::{Offered, Told};
 pub(crate) use sources::look_here;
 
 /// Things that a mirror may have removed and not yet told of.

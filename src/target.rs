@@ -1,4 +1,4 @@
-//! `haul://HOST[:PORT]/[PATH]`: a place on a server, and how it is told from a local file.
+//! `haul://HOST[:PORT]/[PATH]` and `NAME:[PATH]`: a place on a server, and how it is told from a local file.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -18,14 +18,59 @@ const EXAMPLE: &str = "haul://host:4433/photos/";
 /// What stands behind the host is literal: `%`, `?`, `#` and spaces are ordinary characters, and any bytes may occur.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// Name or address; IPv6 without brackets.
-    pub host: String,
-    /// UDP port.
-    pub port: u16,
+    /// Which server.
+    pub host: Host,
     /// Below the served directory.
     pub path: RelativePath,
     /// It ends in `/` or is the served directory: sources go into it.
     pub into: bool,
+}
+
+/// A server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Host {
+    /// `haul://HOST[:PORT]/`.
+    Address {
+        /// Name or address; IPv6 without brackets.
+        name: String,
+        /// UDP port.
+        port: u16,
+    },
+    /// `NAME:`, a machine that this one was paired with.
+    Peer(Petname),
+}
+
+/// Most bytes of a petname.
+const MAX_PETNAME: usize = 64;
+
+/// What a user calls a machine that this one was paired with: letters, digits, `-`, `_` and `.`, as in host names.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Petname(String);
+
+impl Petname {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::str::FromStr for Petname {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let good = (1..=MAX_PETNAME).contains(&text.len()) && text.chars().all(plain) && !text.starts_with(['-', '.']);
+        match good {
+            true => Ok(Self(text.to_owned())),
+            false => Err(format!("a name has up to {MAX_PETNAME} letters, digits, - and _, as in bob or office-nas")),
+        }
+    }
+}
+
+impl fmt::Display for Petname {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// What an argument of `haul cp` names.
@@ -38,7 +83,8 @@ pub enum Argument {
 }
 
 impl Argument {
-    /// Tells the two apart as scp does: a colon before the first slash is no local name.
+    /// Tells the two apart as scp does: a colon before the first slash is no local name. `NAME:PATH` is on a machine that this one
+    /// was paired with, whether or not there is one of that name.
     ///
     /// # Errors
     /// [`Error::Usage`] for what is neither, saying how it is written.
@@ -52,17 +98,23 @@ impl Argument {
             return Err(Error::Usage("an empty name is no file".into()));
         }
         let head = bytes.split(|&b| b == b'/').next().unwrap_or_default();
-        match head.iter().position(|&b| b == b':') {
-            None => Ok(Self::Local(argument.into())),
-            Some(at) if bytes[at..].starts_with(b"://") => Err(Error::Usage(format!(
+        let Some(at) = head.iter().position(|&b| b == b':') else { return Ok(Self::Local(argument.into())) };
+        let (name, behind) = (&bytes[..at], &bytes[at + 1..]);
+        if behind.starts_with(b"//") {
+            return Err(Error::Usage(format!(
                 "{shown}: only haul://HOST/PATH is a place to copy to; a local file of that name is written ./{shown}"
-            ))),
-            Some(at) => Err(Error::Usage(format!(
-                "{shown}: copies over an ssh login come with a later version. A haul server is written {}, and a local \
-                 file with a colon ./{shown}",
-                as_target(&bytes[..at], &bytes[at + 1..]),
-            ))),
+            )));
         }
+        if let Some(name) = petname(name) {
+            let path = Place::parse(behind);
+            let Place { path, into } = path.map_err(|why| Error::Usage(format!("{shown}: {why}")))?;
+            return Ok(Self::Remote(Target { host: Host::Peer(name), path, into }));
+        }
+        Err(Error::Usage(format!(
+            "{shown}: copies over an ssh login come with a later version. A haul server is written {}, and a local \
+             file with a colon ./{shown}",
+            as_target(name, behind),
+        )))
     }
 }
 
@@ -90,17 +142,34 @@ impl Target {
         let end = rest.iter().position(|&b| b == b'/').unwrap_or(rest.len());
         let authority = std::str::from_utf8(&rest[..end]).map_err(|_| bad("the host is no text"))?;
         let (host, port) = split_authority(authority).map_err(bad)?;
-        let path = &rest[end..];
+        let Place { path, into } = Place::parse(&rest[end..]).map_err(|why| bad(&why))?;
+        Ok(Self { host: Host::Address { name: host.to_owned(), port }, path, into })
+    }
+}
+
+/// What stands behind the host.
+struct Place {
+    path: RelativePath,
+    into: bool,
+}
+
+impl Place {
+    fn parse(path: &[u8]) -> Result<Self, String> {
         let mut components = RelativePath::root();
         for component in path.split(|&b| b == b'/').filter(|c| !c.is_empty() && *c != b".") {
             if component == b".." {
-                return Err(bad("`..` would lead out of the served directory; write the path without it"));
+                return Err("`..` would lead out of the served directory; write the path without it".into());
             }
-            components.push(component).map_err(|why| bad(&why.to_string()))?;
+            components.push(component).map_err(|why| why.to_string())?;
         }
         let into = components.is_root() || path.ends_with(b"/") || path.ends_with(b"/.");
-        Ok(Self { host: host.to_owned(), port, path: components, into })
+        Ok(Self { path: components, into })
     }
+}
+
+fn petname(name: &[u8]) -> Option<Petname> {
+    // `haul:` and a path is the scheme with a slash too few, not a machine of that name.
+    std::str::from_utf8(name).ok().filter(|name| *name != "haul").and_then(|name| name.parse().ok())
 }
 
 impl std::str::FromStr for Target {
@@ -141,16 +210,34 @@ fn split_authority(authority: &str) -> Result<(&str, u16), &'static str> {
     Ok((host, port))
 }
 
+impl Host {
+    /// How a place on it begins.
+    fn prefix(&self) -> String {
+        match self {
+            Self::Peer(name) => format!("{name}:"),
+            Self::Address { name, port } => {
+                let (open, close) = if name.contains([':', '%']) { ("[", "]") } else { ("", "") };
+                let port = if *port == DEFAULT_PORT { String::new() } else { format!(":{port}") };
+                format!("haul://{open}{name}{close}{port}/")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address { name, .. } => f.write_str(name),
+            Self::Peer(name) => name.fmt(f),
+        }
+    }
+}
+
 /// As it can be typed again, except that a name with control characters or without an encoding is escaped.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (open, close) = if self.host.contains([':', '%']) { ("[", "]") } else { ("", "") };
-        write!(f, "haul://{open}{}{close}", self.host)?;
-        if self.port != DEFAULT_PORT {
-            write!(f, ":{}", self.port)?;
-        }
         let slash = if self.into && !self.path.is_root() { "/" } else { "" };
-        write!(f, "/{}{slash}", printable(self.path.as_bytes()))
+        write!(f, "{}{}{slash}", self.host.prefix(), printable(self.path.as_bytes()))
     }
 }
 
@@ -161,7 +248,8 @@ mod tests {
 
     fn target(text: &str) -> Option<(String, u16, String, bool)> {
         let target: Target = text.parse().ok()?;
-        Some((target.host, target.port, String::from_utf8_lossy(target.path.as_bytes()).into_owned(), target.into))
+        let Host::Address { name, port } = target.host else { return None };
+        Some((name, port, String::from_utf8_lossy(target.path.as_bytes()).into_owned(), target.into))
     }
 
     #[test]
@@ -209,9 +297,9 @@ mod tests {
     fn what_is_suggested_can_be_typed() {
         let said = |text: &str| Argument::parse(OsStr::new(text)).unwrap_err().to_string();
         assert!(said("bob@h:a/b").contains("haul://h/a/b, "), "{}", said("bob@h:a/b"));
-        assert!(said("h:/srv/a").contains("haul://h/srv/a, "));
-        assert!(said("h:").contains("haul://h/, "));
-        assert!(said("h:../a").contains(EXAMPLE));
+        assert!(said("bob@h:/srv/a").contains("haul://h/srv/a, "));
+        assert!(said("bob@h:").contains("haul://h/, "));
+        assert!(said("bob@h:../a").contains(EXAMPLE));
         assert!(said("[::1]:a").contains(EXAMPLE));
         assert!(said("haul:/h/a").contains(EXAMPLE));
     }
@@ -222,9 +310,30 @@ mod tests {
         assert_eq!(parse("./a:b").unwrap(), Argument::Local("./a:b".into()));
         assert_eq!(parse("d/a:b").unwrap(), Argument::Local("d/a:b".into()));
         assert!(matches!(parse("haul://h/x").unwrap(), Argument::Remote(_)));
-        assert!(parse("host:file").unwrap_err().to_string().contains("haul://host/file"));
+        for (text, name, path, into, again) in [
+            ("bob:", "bob", "", true, "bob:"),
+            ("bob:a/b", "bob", "a/b", false, "bob:a/b"),
+            ("office-nas:/a//b/", "office-nas", "a/b", true, "office-nas:a/b/"),
+        ] {
+            let Argument::Remote(target) = parse(text).unwrap() else { panic!("{text}") };
+            assert_eq!(target.host, Host::Peer(name.parse().unwrap()));
+            assert_eq!((target.path.as_bytes(), target.into), (path.as_bytes(), into));
+            assert_eq!(target.to_string(), again);
+        }
+        assert!(parse("bob:../a").unwrap_err().to_string().contains("`..`"));
+        assert!(parse("-bob:a").is_err());
         assert!(parse("http://h/x").unwrap_err().to_string().contains("haul://"));
         assert!(parse("").is_err());
+    }
+
+    #[test]
+    fn petnames_are_plain() {
+        for good in ["bob", "office-nas", "a.b_c", "7"] {
+            assert_eq!(good.parse::<Petname>().unwrap().as_str(), good);
+        }
+        for bad in ["", "-bob", ".", "..", "a b", "a/b", "a:b", "b\u{f6}b", "a@b", &"x".repeat(65)] {
+            assert!(bad.parse::<Petname>().is_err(), "{bad}");
+        }
     }
 
     proptest! {

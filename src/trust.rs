@@ -6,6 +6,7 @@
 
 mod admission;
 pub mod known_hosts;
+pub mod peers;
 
 pub use admission::{Admission, Anyone, Guests, Rights};
 

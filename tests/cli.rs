@@ -154,6 +154,10 @@ fn every_help_fits_a_screen_and_shows_an_example() {
         &["bench", "--help"],
         &["send", "--help"],
         &["receive", "--help"],
+        &["pair", "--help"],
+        &["peers", "--help"],
+        &["relay", "--help"],
+        &["sync", "--help"],
         &["id", "--help"],
         &["demo", "--help"],
     ] {

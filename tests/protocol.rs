@@ -230,10 +230,19 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             directory: true,
             files: 1204,
             bytes: 3 << 30,
-            text: None,
+            ..Offer::default()
         }),
+        all(&Offer {
+            from: "alice".into(),
+            names: components(&[b"d.tar"]),
+            files: 1,
+            piped: Some(true),
+            ..Offer::default()
+        }),
+        all(&Offer { from: "alice".into(), pair: Some(12_345_678), ..Offer::default() }),
         all(&Offer { from: "alice".into(), text: Some("under the mat".into()), ..Offer::default() }),
-        all(&Accept {}),
+        all(&Accept::default()),
+        all(&Accept { pair: Some(87_654_321) }),
     ]
 }
 

@@ -14,6 +14,7 @@ use haul::identity::{Identity, KeyId};
 use haul::manifest::WalkOptions;
 use haul::path::RelativePath;
 use haul::peer::code::ShortCode;
+use haul::peer::offer::Content;
 use haul::peer::receive::{self, Met};
 use haul::peer::route::Whereabouts;
 use haul::peer::send::{self, Offering, SendOptions};
@@ -34,8 +35,8 @@ struct Sending {
 
 fn options(sources: &[PathBuf]) -> SendOptions {
     SendOptions {
-        sources: sources.to_vec(),
-        text: None,
+        content: Content::Files(sources.to_vec()),
+        to: None,
         walk: WalkOptions::default(),
         from: "alice".into(),
         listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))],
@@ -83,7 +84,9 @@ fn wrong(code: &ShortCode) -> ShortCode {
 }
 
 async fn meet(code: &ShortCode, addresses: &[SocketAddr], identity: &Identity) -> Result<Met, Error> {
-    timeout(LIMIT, receive::meet(code, whereabouts(addresses), identity, &Config::default())).await.expect("it ends")
+    timeout(LIMIT, receive::meet(&code.into(), whereabouts(addresses), identity, &Config::default()))
+        .await
+        .expect("it ends")
 }
 
 async fn take(met: Met, to: &Path) -> Outcome {
@@ -185,7 +188,8 @@ async fn one_wrong_word_burns_the_code_and_a_new_one_works() {
         () = late => {}
         met = sending.offering.meet() => panic!("{met:?}"),
     }
-    let new = sending.offering.renew().await.unwrap().clone();
+    sending.offering.renew().await.unwrap();
+    let new = sending.code();
     assert_ne!(new, code);
     let honest = Identity::generate().unwrap();
     let (met, accepted) = tokio::join!(
@@ -322,7 +326,7 @@ async fn names_are_names_and_a_text_needs_none() {
         assert_eq!(std::fs::read(to.path().join(name)).unwrap(), name.as_bytes());
     }
 
-    let (mut text, _) = offering(SendOptions { text: Some("under the mat".into()), ..options(&[]) }).await;
+    let (mut text, _) = offering(SendOptions { content: Content::Text("under the mat".into()), ..options(&[]) }).await;
     let (code, at) = (text.code().unwrap().clone(), text.addresses().to_vec());
     let receiving = async {
         let met = meet(&code, &at, &Identity::generate().unwrap()).await.unwrap();
@@ -345,7 +349,7 @@ async fn what_makes_no_sense_is_told_before_there_is_a_code() {
     let usage = |error| matches!(error, Err(Error::Usage(_)));
     assert!(usage(begin(options(&[])).await));
     assert!(usage(begin(options(&[source.path().join("a"), source.path().join("b/a")])).await));
-    assert!(usage(begin(SendOptions { text: Some("x".repeat(40_000)), ..options(&[]) }).await));
+    assert!(usage(begin(SendOptions { content: Content::Text("x".repeat(40_000)), ..options(&[]) }).await));
     let missing = begin(options(&[source.path().join("missing")])).await;
     assert!(matches!(missing, Err(Error::Refused(why)) if why.code == Code::NotFound));
 }
@@ -366,7 +370,8 @@ async fn a_sender_that_is_stopped_waits_for_nothing_and_the_receiver_is_told() {
         }
     });
     let receiving = async {
-        let met = receive::meet(&code, whereabouts(&at), &Identity::generate().unwrap(), &slow).await.unwrap();
+        let met =
+            receive::meet(&(&code).into(), whereabouts(&at), &Identity::generate().unwrap(), &slow).await.unwrap();
         let sources = met.names().to_vec();
         let options = PullOptions { sources, destination: to.path().into(), into: true, ..PullOptions::default() };
         let client = met.accept().await.unwrap().unwrap();

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use haul::config::Config;
+use haul::error::Error;
 use haul::measure::MeasureOptions;
 use haul::progress::{Event, Observer};
-use haul::target::Target;
+use haul::target::Argument;
 
 use super::connect::connect;
 use super::output::{self, Status, measured};
@@ -19,7 +20,9 @@ pub(super) async fn run(bench: Bench) -> anyhow::Result<u8> {
 
 async fn measure(bench: Bench) -> anyhow::Result<u8> {
     // A path, as in what was typed for cp, says nothing about the way.
-    let target = Target::parse(&bench.server)?;
+    let Argument::Remote(target) = Argument::parse(&bench.server)? else {
+        return Err(Error::Usage("a server is written haul://HOST, or NAME: where it was paired".into()).into());
+    };
     let Expert { congestion, qlog } = &bench.expert;
     let config = Config { congestion: *congestion, qlog: qlog.clone(), ..Config::default() };
     let client = connect(&target, bench.pin, &config).await?;

@@ -3,18 +3,24 @@
 use haul::client::Client;
 use haul::config::Config;
 use haul::error::Error;
-use haul::identity::{Home, KeyId};
-use haul::target::Target;
-use haul::trust::{ServerTrust, known_hosts};
+use haul::identity::{Home, Identity, KeyId};
+use haul::peer::pair;
+use haul::target::{Host, Petname, Target};
+use haul::trust::{ServerTrust, known_hosts, peers};
 
 use super::output;
+use super::settings::{Relayed, own_addresses};
 
 /// Connects as HAUL_HOME has it; at a first contact it asks on the terminal whether the server's key is the right one.
 pub(super) async fn connect(target: &Target, pin: Option<KeyId>, config: &Config) -> anyhow::Result<Client> {
     let home = Home::from_env()?;
     let identity = home.identity()?;
+    let (name, port) = match &target.host {
+        Host::Address { name, port } => (name, *port),
+        Host::Peer(name) => return to_peer(name, target, pin, (&home, &identity), config).await,
+    };
     let trust = ServerTrust::of_home(&home, pin)?;
-    let (host, key_id) = match Client::connect(&identity, &trust, &target.host, target.port, config).await {
+    let (host, key_id) = match Client::connect(&identity, &trust, name, port, config).await {
         Err(Error::UnknownHost { host, key_id }) => (host, key_id),
         connected => return Ok(connected?),
     };
@@ -39,5 +45,43 @@ pub(super) async fn connect(target: &Target, pin: Option<KeyId>, config: &Config
     known_hosts::add(&home.known_hosts(), &host, &parsed)?;
     // Connected with the very key that was shown, whoever answers now.
     let pinned = ServerTrust { pin: Some(parsed), ..ServerTrust::default() };
-    Ok(Client::connect(&identity, &pinned, &target.host, target.port, config).await?)
+    Ok(Client::connect(&identity, &pinned, name, port, config).await?)
+}
+
+/// To the server of a machine that this one was paired with.
+async fn to_peer(
+    name: &Petname,
+    target: &Target,
+    pin: Option<KeyId>,
+    (home, identity): (&Home, &Identity),
+    config: &Config,
+) -> anyhow::Result<Client> {
+    let shown = target.to_string();
+    let peer = peers::named(home, name).map_err(|error| match error {
+        // It may have been meant for scp.
+        Error::Usage(why) => {
+            let path = shown.split_once(':').map_or("", |(_, path)| path);
+            Error::Usage(format!(
+                "{shown}: {why}. A haul server is written haul://{name}/{path}, a local file with a colon ./{shown}; \
+                 copies over an ssh login come with a later version"
+            ))
+        }
+        other => other,
+    })?;
+    if pin.is_some_and(|pin| pin != peer.key_id) {
+        return Err(Error::Usage(format!("{name} was paired with the key {}; leave out --pin", peer.key_id)).into());
+    }
+    let relay = Relayed::default().relay(home)?;
+    let relayed = relay.is_some();
+    pair::connect(&peer, relay, own_addresses(), identity, config).await.map_err(|error| match error {
+        Error::Lost(_) => {
+            let elsewhere = if relayed { ", nor did the relay know of it" } else { "" };
+            let how = format!(
+                "{name} was not found on this network{elsewhere}. Does `haul serve` run there? Between networks both ends need \
+                 the same relay (HAUL_RELAY)"
+            );
+            anyhow::Error::from(error).context(how)
+        }
+        other => other.into(),
+    })
 }

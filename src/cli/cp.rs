@@ -215,7 +215,7 @@ fn split(cp: &Cp) -> anyhow::Result<(Target, Way)> {
                     "{local} is here already, and the others are on a server; copy it with cp"
                 )));
             }
-            if let Some(other) = there.iter().find(|t| (&t.host, t.port) != (&server.host, server.port)) {
+            if let Some(other) = there.iter().find(|target| target.host != server.host) {
                 let (one, other) = (&server.host, &other.host);
                 return Err(usage(&format!("{one} and {other} are two servers; copy from one after the other")));
             }

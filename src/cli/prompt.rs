@@ -13,14 +13,14 @@ use rustyline::{Config, Context, Editor, Helper};
 use super::output;
 
 /// Asks for a code on the terminal, or takes a line of what comes in; `None` when nothing comes. Blocks.
-pub(super) fn code() -> Option<String> {
+pub(super) fn code(question: &str) -> Option<String> {
     if !std::io::stdin().is_terminal() {
         return output::line_in();
     }
     let mut editor = Editor::<Words, MemHistory>::with_history(Config::default(), MemHistory::new()).ok()?;
     editor.set_helper(Some(Words));
     // Ctrl-C and Ctrl-D are no code.
-    editor.readline("Code: ").ok()
+    editor.readline(question).ok()
 }
 
 /// Completes the word at the cursor.

@@ -1,22 +1,30 @@
 //! `haul receive`.
 
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{IsTerminal, Read};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use haul::client::PullOptions;
+use haul::client::{Client, PullOptions};
 use haul::config::Config;
 use haul::error::Error;
 use haul::identity::Home;
 use haul::index::Index;
 use haul::path::printable;
-use haul::peer::code::ShortCode;
+use haul::peer::code::{Credential, ShortCode};
+use haul::peer::pair;
 use haul::peer::receive::{self, Met};
+use haul::peer::rendezvous::RelayAt;
 use haul::peer::route::Whereabouts;
+use haul::peer::ticket::{BadTicket, Ticket};
+use haul::progress::Observer;
 use haul::rate::Rate;
-use haul::wire::{Durability, Take};
+use haul::session::Outcome;
+use haul::target::Petname;
+use haul::trust::peers::{self, Peer};
+use haul::wire::{Durability, Offer, Take};
 
 use super::output::{self, Screen, shown};
 use super::settings::{Relayed, own_addresses};
@@ -25,22 +33,27 @@ use super::{DONE, Expert, FAILED, INTERRUPTED, Output, Taking, prompt, time};
 /// Receive what another machine sends, by its code.
 #[derive(Args)]
 #[command(after_help = "\
-Examples: haul receive                    asks for the code; Tab completes words
-          haul receive --to ~/Downloads 417-maple-canyon-orbit
+Example: haul receive --to ~/Downloads    asks for the code; Tab completes words
 You see names, number and size before anything is written. What is interrupted
-goes on when both run again, or here alone with the same code. Also: --existing
-HOW, -c, -n, --retry-for and --limit, as in haul cp.")]
+goes on when both run again, or here alone with the same code. Also: -c, -n,
+--existing HOW, --retry-for, --limit, as in haul cp.")]
 pub(super) struct Receive {
-    /// The code; better typed at the prompt, which no list of processes shows
-    #[arg(value_name = "CODE")]
+    /// Code or ticket; best typed when asked for
+    #[arg(value_name = "CODE", conflicts_with_all = ["from", "ticket_file"])]
     code: Vec<String>,
-    /// Where it goes
+    /// From a paired machine, without a code
+    #[arg(long, value_name = "NAME", conflicts_with = "ticket_file")]
+    from: Option<Petname>,
+    /// The ticket is in this file; - is standard input
+    #[arg(long, value_name = "FILE")]
+    ticket_file: Option<PathBuf>,
+    /// Where it goes; - is standard output
     #[arg(long, value_name = "DIR", default_value = ".")]
     to: PathBuf,
     /// Accept without being asked
     #[arg(short, long)]
     yes: bool,
-    /// Where the sender is, for a network on which it cannot be found
+    /// Where the sender is, if it is not found
     #[arg(long, value_name = "HOST:PORT")]
     at: Option<String>,
     #[command(flatten)]
@@ -57,22 +70,49 @@ pub(super) struct Receive {
     expert: Expert,
 }
 
+/// What the sender is found by.
+pub(super) enum By {
+    Code(ShortCode),
+    Ticket(Ticket),
+    Peer(Peer),
+}
+
+impl By {
+    /// A code, or a ticket.
+    pub(super) fn parse(text: &str) -> Result<Self, Error> {
+        match Ticket::is_meant(text) {
+            true => text.parse().map(Self::Ticket).map_err(|bad| Error::Usage(bad.to_string())),
+            false => text.parse().map(Self::Code).map_err(|bad| Error::Usage(bad.to_string())),
+        }
+    }
+
+    fn credential(&self) -> Credential {
+        match self {
+            Self::Code(code) => code.into(),
+            Self::Ticket(ticket) => ticket.credential(),
+            Self::Peer(peer) => pair::sent_by(peer),
+        }
+    }
+
+    /// Where the sender may be, if the user does not know better.
+    fn whereabouts(&self, relay: Option<RelayAt>) -> Whereabouts {
+        let own = own_addresses();
+        match self {
+            Self::Ticket(ticket) => ticket.whereabouts(relay, own),
+            Self::Code(_) | Self::Peer(_) => Whereabouts { relay, own, ..Whereabouts::default() },
+        }
+    }
+}
+
 pub(super) async fn run(receive: Receive) -> anyhow::Result<u8> {
     let json = receive.output.json;
-    let Some(code) = code(&receive).await.inspect_err(|error| output::never_began(json, error))? else {
+    let Some(met) = begin(&receive).await.inspect_err(|error| output::never_began(json, error))? else {
         return Ok(INTERRUPTED);
     };
-    let home = Home::from_env()?;
-    let config = Config {
-        limit: receive.limit,
-        congestion: receive.expert.congestion,
-        qlog: receive.expert.qlog.clone(),
-        index: Some(Index::new(home.index())),
-        retry_for: receive.retry_for,
-        ..Config::default()
-    };
-    let met = meet(&receive, &code, &home, &config).await;
-    let met = met.inspect_err(|error| output::never_began(json, error))?;
+    if let Err(why) = check(&receive, &met) {
+        met.decline().await;
+        return Err(why.into());
+    }
     if !accepted(&receive, &met).await {
         met.decline().await;
         output::note("haul: declined; nothing was received");
@@ -81,18 +121,62 @@ pub(super) async fn run(receive: Receive) -> anyhow::Result<u8> {
     take(&receive, met).await
 }
 
-/// Finds the sender and shows it that the code is known.
-async fn meet(receive: &Receive, code: &ShortCode, home: &Home, config: &Config) -> anyhow::Result<Met> {
-    let relay = receive.relayed.relay(home)?;
-    let at = match &receive.at {
-        Some(at) => Whereabouts { addresses: resolve(at).await?, ..Whereabouts::default() },
-        None => Whereabouts { relay: relay.clone(), own: own_addresses(), ..Whereabouts::default() },
+/// Whether what is offered can go where it is to go.
+fn check(receive: &Receive, met: &Met) -> Result<(), Error> {
+    let (offer, output) = (met.offer(), receive.to.as_os_str() == "-");
+    let why = match offer {
+        Offer { pair: Some(_), .. } => "the other machine wants to pair: run haul pair NAME here, with its next code",
+        Offer { text: None, directory, .. } if output && (*directory || met.names().len() != 1) => {
+            "one file can go to standard output, and more or a directory is offered; --to DIR takes it"
+        }
+        _ if output && receive.output.json => "--json and --to - would both write to standard output",
+        _ => return Ok(()),
     };
-    let nowhere = at.addresses.is_empty() && relay.is_none();
-    let met = receive::meet(code, at, &home.identity()?, config).await;
-    met.map_err(|error| match error {
-        Error::Lost(why) if nowhere => anyhow::Error::from(Error::Lost(why.clone())).context(nobody(&why, code)),
-        error => error.into(),
+    Err(Error::Usage(why.into()))
+}
+
+/// Finds the sender; `None` where the user gave up.
+async fn begin(receive: &Receive) -> anyhow::Result<Option<Met>> {
+    let home = Home::from_env()?;
+    let Some(by) = by(receive, &home).await? else { return Ok(None) };
+    let config = Config {
+        limit: receive.limit,
+        congestion: receive.expert.congestion,
+        qlog: receive.expert.qlog.clone(),
+        index: Some(Index::new(home.index())),
+        retry_for: receive.retry_for,
+        ..Config::default()
+    };
+    let relay = receive.relayed.relay(&home)?;
+    meet(&by, receive.at.as_deref(), relay, &home, &config).await.map(Some)
+}
+
+/// Finds the sender and shows it that the code is known.
+pub(super) async fn meet(
+    by: &By,
+    at: Option<&str>,
+    relay: Option<RelayAt>,
+    home: &Home,
+    config: &Config,
+) -> anyhow::Result<Met> {
+    let at = match at {
+        Some(at) => Whereabouts { addresses: resolve(at).await?, ..Whereabouts::default() },
+        None => by.whereabouts(relay),
+    };
+    let nowhere = at.addresses.is_empty() && at.relay.is_none();
+    let met = receive::meet(&by.credential(), at, &home.identity()?, config).await;
+    met.map_err(|error| match (error, by) {
+        (Error::Lost(why), By::Code(code)) if nowhere => {
+            anyhow::Error::from(Error::Lost(why.clone())).context(nobody(&why, code))
+        }
+        (error @ Error::Lost(_), By::Peer(Peer { name, .. })) => {
+            let how = format!(
+                "{name} was not found. Does `haul send --to NAME` run there, with the name that this machine has there? Between \
+                 networks both ends need the same relay (HAUL_RELAY)"
+            );
+            anyhow::Error::from(error).context(how)
+        }
+        (error, _) => error.into(),
     })
 }
 
@@ -107,25 +191,44 @@ fn nobody(why: &str, code: &ShortCode) -> String {
     }
 }
 
-/// The code: as given, or asked for, so that it does not stand in the list of processes. `None` for Ctrl-C.
-async fn code(receive: &Receive) -> anyhow::Result<Option<ShortCode>> {
-    let parse = |text: &str| text.parse::<ShortCode>().map_err(|bad| Error::Usage(bad.to_string()));
+/// What the sender is found by: as given, or asked for, so that it does not stand in the list of processes. `None` for Ctrl-C.
+async fn by(receive: &Receive, home: &Home) -> anyhow::Result<Option<By>> {
+    if let Some(name) = &receive.from {
+        return Ok(Some(By::Peer(peers::named(home, name)?)));
+    }
+    if let Some(file) = &receive.ticket_file {
+        let text = ticket_in(file)?;
+        return Ok(Some(By::Ticket(text.parse().map_err(|bad: BadTicket| Error::Usage(bad.to_string()))?)));
+    }
     if !receive.code.is_empty() {
-        return Ok(Some(parse(&receive.code.join(" "))?));
+        return Ok(Some(By::parse(&receive.code.join(" "))?));
     }
     let on_terminal = std::io::stdin().is_terminal();
     loop {
-        match tokio::task::spawn_blocking(prompt::code).await? {
+        match tokio::task::spawn_blocking(|| prompt::code("Code: ")).await? {
             None if on_terminal => return Ok(None),
             None => return Err(Error::Usage("which code? There is no terminal to ask on".into()).into()),
-            Some(text) => match parse(&text) {
-                Ok(code) => return Ok(Some(code)),
+            Some(text) => match By::parse(&text) {
+                Ok(by) => return Ok(Some(by)),
                 // Nothing was tried with it, so nothing is burnt.
                 Err(bad) if on_terminal => output::note(&format!("{bad}.")),
                 Err(bad) => return Err(bad.into()),
             },
         }
     }
+}
+
+/// Most bytes of a file with a ticket that are looked at.
+const MAX_TICKET_FILE: u64 = 16 << 10;
+
+fn ticket_in(file: &Path) -> Result<String, Error> {
+    let failed = || Error::io(format!("cannot read {}", shown(file)));
+    let mut text = String::new();
+    let read = match file.as_os_str() == "-" {
+        true => std::io::stdin().take(MAX_TICKET_FILE).read_to_string(&mut text),
+        false => File::open(file).map_err(failed())?.take(MAX_TICKET_FILE).read_to_string(&mut text),
+    };
+    read.map(|_| text).map_err(failed())
 }
 
 async fn resolve(at: &str) -> anyhow::Result<Vec<SocketAddr>> {
@@ -138,7 +241,8 @@ async fn resolve(at: &str) -> anyhow::Result<Vec<SocketAddr>> {
 
 /// Shows what there is, and asks.
 async fn accepted(receive: &Receive, met: &Met) -> bool {
-    let (offer, free) = (met.offer(), receive::free_space(&receive.to));
+    let (offer, output) = (met.offer(), receive.to.as_os_str() == "-");
+    let free = if output { None } else { receive::free_space(&receive.to) };
     let from = printable(offer.from.as_bytes());
     if receive.output.json {
         output::offer::json(offer, met.names(), met.address(), free);
@@ -186,9 +290,10 @@ async fn take(receive: &Receive, met: Met) -> anyhow::Result<u8> {
         output::offer::text(&text.unwrap_or_default());
         return Ok(DONE);
     };
+    let output = receive.to.as_os_str() == "-";
     let screen = Screen::new(Output { dry_run, peer: "the sender", ..receive.output });
     let ended = tokio::select! {
-        ended = client.pull(&options, screen.observer()) => ended,
+        ended = pull(&client, &options, output, screen.observer()) => ended,
         _ = tokio::signal::ctrl_c() => {
             screen.end(&Err(Error::Lost("interrupted".into())));
             client.close().await;
@@ -201,6 +306,17 @@ async fn take(receive: &Receive, met: Met) -> anyhow::Result<u8> {
         Ok(_) => client.close_after_server().await,
         Err(_) => client.close().await,
     }
-    let outcome = ended?;
-    Ok(if outcome.sent.failed == 0 && outcome.sent.interrupted.is_none() { DONE } else { FAILED })
+    let whole = ended.as_ref().is_ok_and(|outcome| outcome.sent.failed == 0 && outcome.sent.interrupted.is_none());
+    if output && !whole {
+        output::note("haul: what came out is not the whole file");
+    }
+    ended?;
+    Ok(if whole { DONE } else { FAILED })
+}
+
+async fn pull(client: &Client, options: &PullOptions, output: bool, observer: Observer) -> Result<Outcome, Error> {
+    match output {
+        true => client.pull_to(output::raw()?, options, observer).await,
+        false => client.pull(options, observer).await,
+    }
 }

@@ -17,26 +17,25 @@ use super::serve::signals;
 use super::settings::own_addresses;
 use super::{DONE, output, time};
 
-/// Help machines of different networks find each other, and forward if need be.
+/// Help machines of different networks meet, and forward.
 #[derive(Args)]
 #[command(after_help = "\
 Example: haul relay                    on a host with a public address
          HAUL_RELAY=that.host haul send photos/    and so for haul receive
 It needs UDP ports 4440 to 4448: the first to be found at, the others to forward
 on where no direct way opens. It sees addresses and volume, and no content, name
-or code. Without --token-file anybody may use it. Ctrl-C stops it; those who have
-found a direct way go on.")]
+or code. Without --token-file anybody may use it. Ctrl-C stops it.")]
 pub(super) struct RelayCommand {
-    /// Address and UDP port to listen on; it forwards on the ports after it
+    /// Address and port; it forwards on those after it
     #[arg(long, value_name = "ADDR", value_parser = address, default_value = "[::]:4440")]
     listen: SocketAddr,
     /// Only for those who have the token in this file
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// How many ports to forward on; one receiver needs one
+    /// Ports to forward on; one receiver needs one
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     ports: u16,
-    /// Forward at most, for each pair: 20M is bits a second
+    /// Forward at most for each pair; 20M is bits
     #[arg(long, value_name = "RATE", default_value = "100M")]
     limit: Rate,
     /// Forward at most so many GB for each pair
@@ -45,7 +44,7 @@ pub(super) struct RelayCommand {
     /// Forward at most so long for each pair
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "24h")]
     time: Duration,
-    /// Pairs that it forwards for at the same time
+    /// Forward for so many pairs at a time
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pairs: u32,
 }

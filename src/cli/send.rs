@@ -12,40 +12,51 @@ use haul::identity::Home;
 use haul::index::Index;
 use haul::manifest::WalkOptions;
 use haul::path::printable;
-use haul::peer::discovery::Announcement;
+use haul::peer::discovery::{self, Announcement};
+use haul::peer::offer::Content;
 use haul::peer::send::{Met, Offering, SendOptions};
+use haul::pipe::Pipe;
 use haul::progress::{Event, Observer};
 use haul::rate::Rate;
+use haul::target::Petname;
+use haul::trust::peers;
 
 use super::filter::FilterArgs;
 use super::output::{self, Screen};
 use super::settings::{Relayed, own_addresses};
 use super::{DONE, Expert, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, Output, listen_address, time};
 
-/// Send files to another machine on this network, by a short code.
+/// Send files to another machine, by a short code.
 #[derive(Args)]
 #[command(after_help = "\
 Examples: haul send photos/ notes.txt
-          haul send --text 'the key is under the mat'
-It shows a code such as 417-maple-canyon-orbit; whoever types it into `haul
-receive` sees what there is and takes it. The words are a secret, the number is
-none. One wrong guess burns the code. Changed your mind? Ctrl-C.
-Also: --exclude GLOB and the like, --retry-for, --listen ADDR, --congestion.")]
+          tar c photos | haul send - --name photos.tar
+Whoever types the code into `haul receive` sees what there is and takes it. One
+wrong guess burns the code. Changed your mind? Ctrl-C.
+Also: --limit RATE, --exclude GLOB and the like, --retry-for, --listen ADDR.")]
 pub(super) struct Send {
-    /// Files and directories
+    /// Files and directories; - is standard input
     #[arg(value_name = "PATH", required_unless_present = "text")]
     sources: Vec<OsString>,
     /// Send a text in the place of files
     #[arg(long, conflicts_with = "sources")]
     text: Option<String>,
-    /// Go on with a new code for each receiver, until Ctrl-C
+    /// What standard input is called over there
+    #[arg(long, value_name = "NAME", hide = true, default_value = "stdin")]
+    name: OsString,
+    /// To a paired machine, without a code
+    #[arg(long, value_name = "NAME", conflicts_with = "ticket")]
+    to: Option<Petname>,
+    /// Show a ticket, to be copied or scanned
+    #[arg(long)]
+    ticket: bool,
+    /// A new code for each receiver, until Ctrl-C
     #[arg(long)]
     keep: bool,
     /// How long a code lasts
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "1h")]
     expires: Duration,
-    /// Send at most: 20M is bits a second, 2.5MB is bytes
-    #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
+    #[arg(long, hide = true, value_name = "RATE", allow_hyphen_values = true)]
     limit: Option<Rate>,
     #[command(flatten)]
     relayed: Relayed,
@@ -79,9 +90,6 @@ pub(super) async fn run(send: Send) -> anyhow::Result<u8> {
 
 async fn begin(send: &Send, stage: &Stage) -> anyhow::Result<Offering> {
     let home = Home::from_env()?;
-    if send.sources.iter().any(|source| source == "-") {
-        return Err(Error::Usage("a pipe cannot be sent yet; write it into a file first".into()).into());
-    }
     let config = Config {
         limit: send.limit,
         congestion: send.expert.congestion,
@@ -91,8 +99,8 @@ async fn begin(send: &Send, stage: &Stage) -> anyhow::Result<Offering> {
         ..Config::default()
     };
     let options = SendOptions {
-        sources: send.sources.iter().map(Into::into).collect(),
-        text: send.text.clone(),
+        content: content(send)?,
+        to: send.to.as_ref().map(|name| peers::named(&home, name)).transpose()?,
         walk: WalkOptions { filter: send.filter.filter(false)?, ..WalkOptions::default() },
         from: machine(),
         listen: vec![send.listen],
@@ -103,8 +111,21 @@ async fn begin(send: &Send, stage: &Stage) -> anyhow::Result<Offering> {
     Ok(Offering::begin(options, home.identity()?, config, stage.observer()).await?)
 }
 
+fn content(send: &Send) -> Result<Content, Error> {
+    let input = send.sources.iter().any(|source| source == "-");
+    Ok(match &send.text {
+        Some(text) => Content::Text(text.clone()),
+        None if input && (send.sources.len() > 1 || send.keep) => {
+            let why = "- is what comes in: it goes alone, and to one receiver; a file of that name is ./-";
+            return Err(Error::Usage(why.into()));
+        }
+        None if input => Content::Pipe(send.name.as_encoded_bytes().to_vec(), Pipe::new(std::io::stdin())),
+        None => Content::Files(send.sources.iter().map(Into::into).collect()),
+    })
+}
+
 /// What this machine is called.
-fn machine() -> String {
+pub(super) fn machine() -> String {
     let name = haul::peer::machine_name();
     if name.is_empty() { "a machine without a name".into() } else { printable(name.as_bytes()) }
 }
@@ -112,7 +133,7 @@ fn machine() -> String {
 async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::Result<u8> {
     loop {
         // Also while somebody is served: if that one is killed, it looks for the number again.
-        let announcement = announce(offering, send);
+        let announcement = announce(offering, &Asking::of(send)).await?;
         match offering.meet().await? {
             Met::Accepted { from } => {
                 let ended = served(offering, send, stage, from).await;
@@ -123,6 +144,8 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
                     output::failure(&error);
                 }
             }
+            // Nobody is asked to.
+            Met::Paired(_) => {}
             Met::Declined { from } => {
                 output::note(&format!("haul: the receiver at {from} declined; nothing was sent"));
                 if !send.keep {
@@ -146,21 +169,50 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
     }
 }
 
+/// How others are asked to come.
+pub(super) struct Asking<'a> {
+    pub(super) output: Output,
+    pub(super) ticket: bool,
+    /// Whoever needs no code.
+    pub(super) to: Option<&'a Petname>,
+    /// What is typed on the other machine.
+    pub(super) command: &'a str,
+}
+
+impl<'a> Asking<'a> {
+    fn of(send: &'a Send) -> Self {
+        Self { output: send.output, ticket: send.ticket, to: send.to.as_ref(), command: "haul receive" }
+    }
+}
+
+/// Numbers that are drawn one after the other while others on this network have them.
+const DRAWS: usize = 3;
+
 /// Shows the code, and tells the network its number.
-fn announce(offering: &Offering, send: &Send) -> Option<Announcement> {
-    let code = offering.code()?;
+pub(super) async fn announce(offering: &mut Offering, asking: &Asking<'_>) -> anyhow::Result<Option<Announcement>> {
+    for _ in 0..DRAWS {
+        match offering.code() {
+            Some(code) if !code.is_of_relay() && discovery::is_taken(code.number()).await => offering.renew().await?,
+            _ => break,
+        }
+    }
+    let Some(number) = offering.number() else { return Ok(None) };
     let port = offering.addresses().first().map_or(0, SocketAddr::port);
     if let Some(error) = offering.relay_failure() {
         output::note(&format!("haul: no help from the relay: {error}\nThis network only:"));
     }
-    output::offer::code(send.output, &code.to_string(), port);
-    match Announcement::of(code.number(), port) {
+    match (offering.ticket(), offering.code()) {
+        (Some(ticket), _) if asking.ticket => output::offer::ticket(asking.output, &ticket.to_string()),
+        (_, Some(code)) => output::offer::code(asking.output, &code.to_string(), port, asking.command),
+        _ => output::offer::waiting(asking.output, asking.to.map_or("", Petname::as_str), port),
+    }
+    Ok(match Announcement::of(number, port) {
         Ok(announcement) => Some(announcement),
         Err(error) => {
             output::note(&format!("haul: {error}; the receiver needs --at HOST:{port}"));
             None
         }
-    }
+    })
 }
 
 /// Until the receiver has it.
@@ -220,7 +272,7 @@ impl Stage {
 }
 
 /// Whether the user wants another code.
-async fn another(what: &str) -> bool {
+pub(super) async fn another(what: &str) -> bool {
     let question = format!("{what}\nEnter for a new code, Ctrl-C to end.");
     let asked = tokio::task::spawn_blocking(move || output::ask(&question)).await;
     let answer = asked.ok().flatten();

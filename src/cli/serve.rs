@@ -2,15 +2,17 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use haul::config::{Config, DEFAULT_PORT};
 use haul::identity::{Home, KeyId};
 use haul::index::Index;
 use haul::path::printable;
+use haul::peer::pair;
 use haul::server::{Server, ServerOptions};
 use haul::store::LocalStore;
-use haul::trust::{Admission, Anyone};
+use haul::trust::{Admission, Anyone, peers};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -44,7 +46,9 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
         ..Config::default()
     };
     let observer = haul::progress::ignore();
-    let listen = serve.listen;
+    let (listen, relay) = (serve.listen, serve.relayed.relay(&home)?);
+    let paired = peers::all(&home.peers())?.len();
+    let (known, asking) = (identity.clone(), config.clone());
     let server = Server::bind(ServerOptions { listen, identity, admission, store: Arc::new(store), config, observer })?;
 
     // Before anybody is told that it runs, and may want to stop it.
@@ -56,12 +60,40 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
     }
     output::line(&format!("  key id  {key_id}"));
     output::line(&format!("  admits  {}", admits(serve.anyone, &home)));
+    if paired > 0 {
+        output::line(&format!("  and     {}, which need no address (haul peers)", machines(paired)));
+    }
     output::line(&format!("Send files here with:\n  {}", example(&addresses, &key_id)));
     output::line("Ctrl-C stops it.");
 
+    let port = server.ports()[0].clone();
+    let found = tokio::spawn(async move {
+        until_paired(&home).await;
+        pair::be_found(port, relay, own_addresses(), known, asking).await;
+    });
     server.run(stop.cancelled_owned(), now.cancelled_owned()).await;
+    found.abort();
     output::line("Stopped.");
     Ok(DONE)
+}
+
+fn machines(paired: usize) -> String {
+    if paired == 1 { "a paired machine".into() } else { format!("{paired} paired machines") }
+}
+
+/// How often it is looked whether this machine was paired meanwhile.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Nobody is told of a server that nobody knows.
+async fn until_paired(home: &Home) {
+    loop {
+        let file = home.peers();
+        let known = tokio::task::spawn_blocking(move || peers::all(&file)).await;
+        if matches!(known, Ok(Ok(known)) if !known.is_empty()) {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// Tokens for the first and the second Ctrl-C or SIGTERM.

@@ -9,9 +9,9 @@ use haul::path::printable;
 use haul::peer::rendezvous::RelayAt;
 
 /// Whose help to take.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(super) struct Relayed {
-    /// Relay for other networks; also HAUL_RELAY, or relay = "..." in config.toml
+    /// Relay for other networks (or HAUL_RELAY)
     #[arg(long, value_name = "HOST[:PORT]")]
     relay: Option<String>,
     /// This network only

@@ -72,9 +72,14 @@ impl Operation {
         }
     }
 
-    /// Whether it can go on over another connection at any time.
+    /// Whether it can go on over another connection at any time, and lose nothing by it.
     pub(super) fn moves(&self) -> bool {
-        matches!(self, Self::Pull(pulling) if pulling.output.is_none())
+        match self {
+            Self::Push { push, sender } => {
+                sender.can_move() && push.take.as_ref().is_none_or(|take| take.delete.is_none())
+            }
+            Self::Pull(pulling) => pulling.output.is_none(),
+        }
     }
 
     /// A push announces over another connection only what is left, so the receiver no longer knows what a mirror may remove.

@@ -7,6 +7,7 @@ use aws_lc_rs::rand;
 use bip39::Language;
 
 use crate::error::{Error, Result};
+use crate::identity::KeyId;
 use crate::path::printable;
 
 /// Words of a code. Each is one of 2,048 of BIP-39's English list, so 11 bits, and all are 33: a single guess is right once
@@ -59,8 +60,32 @@ impl ShortCode {
     }
 
     /// What both must know.
-    pub(super) fn secret(&self) -> String {
+    fn secret(&self) -> String {
         self.words.join("-")
+    }
+}
+
+/// How two ends find each other and know that they are the right ones.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credential {
+    /// Names the meeting place.
+    pub(super) number: u32,
+    /// What both must know.
+    pub(super) secret: String,
+    /// The key of the other end, where it is known; nobody else is listened to then.
+    pub(super) key_id: Option<KeyId>,
+}
+
+impl Credential {
+    /// Names the meeting place; anybody may know it.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+}
+
+impl From<&ShortCode> for Credential {
+    fn from(code: &ShortCode) -> Self {
+        Self { number: code.number, secret: code.secret(), key_id: None }
     }
 }
 

@@ -11,6 +11,8 @@ use tokio::time::timeout;
 use crate::error::{Error, Result};
 
 const SERVICE: &str = "_haul._udp.local.";
+/// Time for whoever has a number to say so: answers are spread over 120 ms (RFC 6762, section 6).
+const TAKEN: Duration = Duration::from_millis(200);
 
 /// A number that is announced until this is dropped.
 pub struct Announcement {
@@ -69,6 +71,11 @@ pub async fn find(number: u32, within: Duration) -> Result<Vec<SocketAddr>> {
     .await;
     let _ = daemon.shutdown();
     Ok(found.unwrap_or_default())
+}
+
+/// Whether somebody on this network announces a number already, as far as that is told within [`TAKEN`].
+pub async fn is_taken(number: u32) -> bool {
+    find(number, TAKEN).await.is_ok_and(|addresses| !addresses.is_empty())
 }
 
 /// An address that can be gone to; one of a single link on each interface that it was seen on.

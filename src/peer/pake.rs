@@ -8,7 +8,7 @@ use blake3::Hasher;
 use quinn::Connection;
 use spake2::{Ed25519Group, Identity, Password, Spake2};
 
-use super::code::ShortCode;
+use super::code::Credential;
 use crate::identity::KeyId;
 
 /// Length of either side's message in bytes.
@@ -17,6 +17,7 @@ const EXPORTER: &[u8] = b"EXPORTER-haul-code";
 const TRANSCRIPT: &str = "haul/1 code: transcript";
 const CONFIRM_SENDER: &str = "haul/1 code: the sender confirms";
 const CONFIRM_RECEIVER: &str = "haul/1 code: the receiver confirms";
+const PAIR: &str = "haul/1 code: a pair";
 
 /// Who takes part, and over which connection.
 #[derive(Debug, Clone)]
@@ -53,11 +54,11 @@ pub(super) struct Exchange {
 
 impl Exchange {
     /// Begins an exchange; the message is for the other end.
-    pub(super) fn begin(role: Role, code: &ShortCode, parties: &Parties) -> (Self, [u8; MESSAGE]) {
+    pub(super) fn begin(role: Role, credential: &Credential, parties: &Parties) -> (Self, [u8; MESSAGE]) {
         let mut transcript = Hasher::new_derive_key(TRANSCRIPT);
-        transcript.update(crate::wire::ALPN).update(&code.number().to_le_bytes());
+        transcript.update(crate::wire::ALPN).update(&credential.number.to_le_bytes());
         transcript.update(&parties.sender.0).update(&parties.receiver.0).update(&parties.exported);
-        let password = Password::new(code.secret().as_bytes());
+        let password = Password::new(credential.secret.as_bytes());
         let bound = transcript.finalize();
         let name = |role: &[u8]| Identity::new(&[role, &bound.as_bytes()[..]].concat());
         let (sender, receiver) = (name(b"sender"), name(b"receiver"));
@@ -84,10 +85,11 @@ impl Exchange {
             hasher.finalize()
         };
         let (sender, receiver) = (tag(CONFIRM_SENDER), tag(CONFIRM_RECEIVER));
-        Some(match role {
-            Role::Sender => Confirmation { ours: sender, theirs: receiver },
-            Role::Receiver => Confirmation { ours: receiver, theirs: sender },
-        })
+        let (ours, theirs) = match role {
+            Role::Sender => (sender, receiver),
+            Role::Receiver => (receiver, sender),
+        };
+        Some(Confirmation { ours, theirs, pair: *tag(PAIR).as_bytes() })
     }
 }
 
@@ -95,12 +97,18 @@ impl Exchange {
 pub(super) struct Confirmation {
     ours: blake3::Hash,
     theirs: blake3::Hash,
+    pair: [u8; 32],
 }
 
 impl Confirmation {
     /// For the other end. The receiver, which may be guessing, shows its own first.
     pub(super) fn ours(&self) -> [u8; 32] {
         *self.ours.as_bytes()
+    }
+
+    /// What only these two ends know from here on, once each has found the other right.
+    pub(super) fn pair(&self) -> [u8; 32] {
+        self.pair
     }
 
     /// Whether the other end knew the words. Takes the same time whatever it shows.
@@ -112,6 +120,11 @@ impl Confirmation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peer::code::ShortCode;
+
+    fn credential(code: &str) -> Credential {
+        (&code.parse::<ShortCode>().unwrap()).into()
+    }
 
     fn parties() -> Parties {
         Parties { sender: KeyId([1; 32]), receiver: KeyId([2; 32]), exported: [3; 32] }
@@ -119,11 +132,13 @@ mod tests {
 
     /// Whether each end finds the other right.
     fn exchange(codes: [&str; 2], parties: [Parties; 2]) -> [bool; 2] {
-        let [sent, received] = codes.map(|code| code.parse::<ShortCode>().unwrap());
+        let [sent, received] = codes.map(credential);
         let (sender, first) = Exchange::begin(Role::Sender, &sent, &parties[0]);
         let (receiver, second) = Exchange::begin(Role::Receiver, &received, &parties[1]);
         let (sender, receiver) = (sender.finish(&second).unwrap(), receiver.finish(&first).unwrap());
-        [sender.is_right(receiver.ours()), receiver.is_right(sender.ours())]
+        let right = [sender.is_right(receiver.ours()), receiver.is_right(sender.ours())];
+        assert_eq!(right[0], sender.pair() == receiver.pair());
+        right
     }
 
     const CODE: &str = "417-maple-canyon-orbit";
@@ -149,7 +164,7 @@ mod tests {
 
     #[test]
     fn what_is_sent_back_proves_nothing() {
-        let code = CODE.parse().unwrap();
+        let code = credential(CODE);
         let (sender, first) = Exchange::begin(Role::Sender, &code, &parties());
         // The crate tells the sides apart.
         assert!(sender.finish(&first).is_none());
@@ -165,7 +180,7 @@ mod tests {
         message[0] = b'B';
         let turned_away = (0..32).filter(|&y| {
             message[1] = y;
-            let (sender, _) = Exchange::begin(Role::Sender, &CODE.parse().unwrap(), &parties());
+            let (sender, _) = Exchange::begin(Role::Sender, &credential(CODE), &parties());
             sender.finish(&message).is_none()
         });
         // Half of all numbers are the height of no point on the curve.

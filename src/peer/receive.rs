@@ -8,8 +8,9 @@ use std::time::Duration;
 use bytes::{BufMut, BytesMut};
 use tokio::time::timeout;
 
-use super::code::ShortCode;
-use super::pake::{Exchange, Parties, Role};
+use super::code::Credential;
+use super::pair::{self, Paired};
+use super::pake::{Confirmation, Exchange, Parties, Role};
 use super::route::{Ways, Whereabouts};
 use crate::client::{Client, Dialed};
 use crate::config::Config;
@@ -36,6 +37,8 @@ pub struct Met {
     route: Route,
     reader: MessageReader,
     writer: MessageWriter,
+    confirmation: Confirmation,
+    identity: Identity,
     config: Config,
 }
 
@@ -45,20 +48,20 @@ pub struct Met {
 /// # Errors
 /// [`Error::Unreachable`] when nothing answers at any; [`Error::Refused`] with [`Code::NotAdmitted`] when a word was wrong,
 /// which has burnt the code, and with [`Code::NotFound`] when the code is not in use there; what ends a connection.
-pub async fn meet(code: &ShortCode, at: Whereabouts, identity: &Identity, config: &Config) -> Result<Met> {
-    let ways = Ways::new(at, code.number(), identity, config)?;
-    let Dialed { connected, route, .. } =
-        ways.connect(&ServerTrust { by_code: true, ..ServerTrust::default() }).await?;
+pub async fn meet(credential: &Credential, at: Whereabouts, identity: &Identity, config: &Config) -> Result<Met> {
+    let ways = Ways::new(at, credential.number, identity, config)?;
+    let trust = ServerTrust { pin: credential.key_id, by_code: true, ..ServerTrust::default() };
+    let Dialed { connected, route, .. } = ways.connect(&trust).await?;
     let (sender, _) = endpoint::peer(&connected.connection).ok_or_else(|| nobody("it presented no certificate"))?;
     let parties = Parties::of(&connected.connection, sender, identity.key_id()).ok_or_else(|| nobody("no TLS"))?;
     let opened = timeout(ANSWER, connected.connection.open_bi()).await.map_err(|_| silent())?;
     let (send, receive) = opened.map_err(StreamError::from)?;
     let (mut reader, mut writer) = (MessageReader::new(receive), MessageWriter::new(send));
-    let (exchange, ours) = Exchange::begin(Role::Receiver, code, &parties);
+    let (exchange, ours) = Exchange::begin(Role::Receiver, credential, &parties);
     let mut head = BytesMut::new();
     head.put_u8(StreamType::Introduction as u8);
     hello().put(&mut head);
-    Introduce { number: code.number(), exchange: ours }.put(&mut head);
+    Introduce { number: credential.number, exchange: ours }.put(&mut head);
     writer.write_chunks(&mut [head.freeze()], ANSWER).await?;
     timeout(ANSWER, reader.read::<Hello>()).await.map_err(|_| silent())??;
     let theirs: Introduced = answer(&mut reader).await?;
@@ -73,7 +76,8 @@ pub async fn meet(code: &ShortCode, at: Whereabouts, identity: &Identity, config
     let name = |name: &Vec<u8>| RelativePath::from_components([name]);
     let names = offer.names.0.iter().map(name).collect::<Result<_, _>>();
     let names = names.map_err(|bad| Error::Protocol(format!("it offers something under a bad name: {bad}")))?;
-    Ok(Met { offer, names, key_id: sender, ways, connected, route, reader, writer, config: config.clone() })
+    let (identity, config) = (identity.clone(), config.clone());
+    Ok(Met { offer, names, key_id: sender, ways, connected, route, reader, writer, confirmation, identity, config })
 }
 
 impl Met {
@@ -109,18 +113,28 @@ impl Met {
     ///
     /// # Errors
     /// What ends a connection.
-    pub async fn accept(mut self) -> Result<Option<Client>> {
-        self.writer.write_within(&Accept {}, ANSWER).await?;
-        self.writer.finish();
-        // The sender ends it once it has admitted this key.
-        timeout(ANSWER, self.reader.frame(Refused::LIMIT)).await.map_err(|_| silent())??;
-        endpoint::goodbye(&self.connected.endpoint, &self.connected.connection).await;
+    pub async fn accept(self) -> Result<Option<Client>> {
+        agree((self.reader, self.writer), &self.connected, None).await?;
         if self.offer.text.is_some() {
             return Ok(None);
         }
         let trust = ServerTrust { pin: Some(self.key_id), ..ServerTrust::default() };
         let again = self.ways.connect(&trust).await?;
         Client::over(again, self.ways.dial(trust), &self.config).map(Some)
+    }
+
+    /// Agrees that the two know each other from here on, where that is what is offered.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when something else is offered; what ends a connection.
+    pub async fn pair(self) -> Result<Paired> {
+        let Some(number) = self.offer.pair else {
+            self.decline().await;
+            return Err(Error::Usage("the other machine sends something; it does not run `haul pair`".into()));
+        };
+        let own = pair::number_of_server(&self.identity);
+        agree((self.reader, self.writer), &self.connected, Some(own)).await?;
+        Ok(Paired { key_id: self.key_id, secret: self.confirmation.pair(), number })
     }
 
     /// Does not take it, and says so.
@@ -133,6 +147,20 @@ impl Met {
         }
         endpoint::goodbye(&self.connected.endpoint, &self.connected.connection).await;
     }
+}
+
+/// Says yes, and waits until the sender has heard it.
+async fn agree(
+    (mut reader, mut writer): (MessageReader, MessageWriter),
+    connected: &Connected,
+    pair: Option<u32>,
+) -> Result<()> {
+    writer.write_within(&Accept { pair }, ANSWER).await?;
+    writer.finish();
+    // The sender ends it once it has admitted this key.
+    timeout(ANSWER, reader.frame(Refused::LIMIT)).await.map_err(|_| silent())??;
+    endpoint::goodbye(&connected.endpoint, &connected.connection).await;
+    Ok(())
 }
 
 /// Bytes that are free for this user where a directory stands, or would; `None` when the system does not say.

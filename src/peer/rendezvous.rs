@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::Config;
 use crate::endpoint::{self, Port};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result, Why};
 use crate::identity::KeyId;
 use crate::progress::Route;
 use crate::stream::{MessageReader, MessageWriter, StreamError};
@@ -59,6 +59,16 @@ pub struct RelayAt {
 impl std::fmt::Debug for RelayAt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "RelayAt({}:{})", self.host, self.port)
+    }
+}
+
+/// Without token and pin.
+impl std::fmt::Display for RelayAt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
     }
 }
 
@@ -168,12 +178,12 @@ impl Meeting {
     }
 
     /// Takes a number, or the one that it had before.
-    async fn place(&self, claim: [u8; 16], number: Option<u32>) -> Result<(u32, MessageReader, MessageWriter)> {
+    async fn place(&self, claim: [u8; 16], number: Option<u32>) -> Result<(Placed, MessageReader, MessageWriter)> {
         let place = Place { claim, number, token: self.relay.token.clone(), addresses: self.own.clone() };
         let (mut reader, writer) = self.ask(&place).await?;
         let placed: Placed = answer(&mut reader).await?;
         info!(number = placed.number, seen = %placed.seen.0, "has a number at the relay");
-        Ok((placed.number, reader, writer))
+        Ok((placed, reader, writer))
     }
 
     async fn ask<M: Message>(&self, message: &M) -> Result<(MessageReader, MessageWriter)> {
@@ -221,9 +231,17 @@ async fn punch(port: Port, addresses: Vec<SocketAddr>) {
     }
 }
 
+/// A number that no relay has given, and what shows whose it is.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted {
+    pub(super) number: u32,
+    pub(super) claim: [u8; 16],
+}
+
 /// A number under which a sender can be found, until this is dropped.
 pub(super) struct Placement {
     number: u32,
+    seen: SocketAddr,
     /// Those who came last.
     came: watch::Receiver<Vec<OtherEnd>>,
     _attending: Task,
@@ -233,12 +251,25 @@ impl Placement {
     /// Goes to a relay and takes a number; comes back to it whenever it is lost.
     ///
     /// # Errors
-    /// As [`Meeting::at`] and [`Meeting::seek`].
-    pub(super) async fn take(port: Port, relay: RelayAt, own: Vec<IpAddr>, config: Config) -> Result<Self> {
+    /// As [`Meeting::at`] and [`Meeting::seek`]; [`Error::Refused`] with [`Code::Busy`] when another has the number that is wanted.
+    pub(super) async fn take(
+        port: Port,
+        relay: RelayAt,
+        own: Vec<IpAddr>,
+        config: Config,
+        wanted: Option<Wanted>,
+    ) -> Result<Self> {
         let mut claim = [0; 16];
-        rand::fill(&mut claim).map_err(|_| Error::Usage("the system gives no random numbers".into()))?;
+        match wanted {
+            Some(wanted) => claim = wanted.claim,
+            None => rand::fill(&mut claim).map_err(|_| Error::Usage("the system gives no random numbers".into()))?,
+        }
+        let wanted = wanted.map(|wanted| wanted.number);
         let meeting = Meeting::at(&port, &relay, &own, &config).await?;
-        let (number, reader, writer) = meeting.place(claim, None).await?;
+        let (Placed { number, seen }, reader, writer) = meeting.place(claim, wanted).await?;
+        if wanted.is_some_and(|wanted| wanted != number) {
+            return Err(Error::Refused(Why::new(Code::Busy, "somebody else has the number at the relay")));
+        }
         let (tell, came) = watch::channel(Vec::new());
         let attending = async move {
             attend(&meeting, reader, &tell).await;
@@ -253,7 +284,7 @@ impl Placement {
                     Ok::<_, Error>((meeting, given, reader, writer))
                 };
                 match again.await {
-                    Ok((meeting, given, reader, _writer)) if given == number => {
+                    Ok((meeting, given, reader, _writer)) if given.number == number => {
                         wait = AGAIN;
                         attend(&meeting, reader, &tell).await;
                     }
@@ -262,11 +293,16 @@ impl Placement {
                 }
             }
         };
-        Ok(Self { number, came, _attending: Task(tokio::spawn(attending)) })
+        Ok(Self { number, seen: seen.0, came, _attending: Task(tokio::spawn(attending)) })
     }
 
     pub(super) fn number(&self) -> u32 {
         self.number
+    }
+
+    /// Where the relay saw this end when it came.
+    pub(super) fn seen(&self) -> SocketAddr {
+        self.seen
     }
 
     /// By what way somebody has come; none where it is not by the relay's help.

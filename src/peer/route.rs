@@ -68,9 +68,7 @@ impl Ways {
     /// What kept the last way from being one; what a relay says counts more than that nothing answers.
     pub(super) async fn connect(self: &Arc<Self>, trust: &ServerTrust) -> Result<Dialed> {
         let relay = async {
-            if self.at.relay.is_none() {
-                return None;
-            }
+            self.at.relay.as_ref()?;
             let until = Instant::now() + SEARCH;
             loop {
                 match self.by_relay(trust, true).await {

@@ -1,7 +1,7 @@
 //! The sender's end: it offers files under a code, and waits for whoever knows it.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,24 +11,25 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use super::code::ShortCode;
+use super::code::{Credential, ShortCode};
+use super::offer::{self, Content};
+use super::pair::{self, Paired};
 use super::pake::{Exchange, Parties, Role};
-use super::rendezvous::{Placement, RelayAt};
+use super::rendezvous::{Placement, RelayAt, Wanted};
+use super::ticket::{self, Ticket};
 use crate::config::Config;
 use crate::endpoint::{self, Port};
 use crate::error::{Code, Error, Result, Why};
 use crate::identity::{Identity, KeyId};
-use crate::manifest::{Found, Tree, Walk, WalkOptions};
+use crate::manifest::WalkOptions;
 use crate::progress::{Observer, Route};
 use crate::server::{Introduction, Server, ServerOptions};
-use crate::session::{Offered, Outcome, Told, hello, look_here};
+use crate::session::{self, Offered, Outcome, Told, hello};
 use crate::store::MemoryStore;
 use crate::stream::StreamError;
+use crate::trust::peers::Peer;
 use crate::trust::{Admission, Guests};
-use crate::wire::{
-    Accept, Components, Confirm, Hello, Introduce, Introduced, Kind, MAX_OFFER_TEXT, MAX_OFFERED, Message, Offer,
-    Refused, Working,
-};
+use crate::wire::{Accept, Confirm, Hello, Introduce, Introduced, Malformed, Message, Offer, Refused, Working};
 
 /// Connections at the same time: one receiver, and those who are turned away.
 const MAX_CONNECTIONS: usize = 16;
@@ -42,13 +43,12 @@ const PAUSE: Duration = Duration::from_secs(1);
 const WORKING: Duration = Duration::from_secs(5);
 
 /// What to send, and how.
-#[derive(Debug, Clone)]
 pub struct SendOptions {
-    /// Local files and directories; or none, where there is a text.
-    pub sources: Vec<PathBuf>,
-    /// A text in the place of files; at most [`MAX_OFFER_TEXT`] bytes.
-    pub text: Option<String>,
-    /// What is announced of the sources.
+    /// What to send.
+    pub content: Content,
+    /// For this machine alone, which then needs no code; for whoever has the code otherwise.
+    pub to: Option<Peer>,
+    /// What is announced of files.
     pub walk: WalkOptions,
     /// What this machine is called; the receiver's user sees it.
     pub from: String,
@@ -69,15 +69,17 @@ pub struct Offering {
     rendezvous: Rendezvous,
     /// The number at the relay, or why there is none.
     placement: Option<Result<Placement>>,
-    /// The code, until somebody has used or burnt it.
+    /// The code, and what it comes to, until somebody has used or burnt it.
     code: Option<ShortCode>,
+    credential: Option<Credential>,
     /// Who used the last one, and which that was.
-    guest: Option<(KeyId, ShortCode)>,
+    guest: Option<(KeyId, Credential)>,
+    to: Option<Peer>,
     /// Where it has asked from.
     from: Option<SocketAddr>,
     expires: Duration,
     until: Instant,
-    key_id: KeyId,
+    identity: Identity,
     offer: watch::Receiver<Option<Offer>>,
     guests: Arc<Guests>,
     introductions: mpsc::Receiver<Introduction>,
@@ -99,9 +101,9 @@ struct Rendezvous {
 
 impl Rendezvous {
     /// A number at the relay, if there is one.
-    async fn place(&self) -> Option<Result<Placement>> {
+    async fn place(&self, wanted: Option<Wanted>) -> Option<Result<Placement>> {
         let relay = self.relay.clone()?;
-        Some(Placement::take(self.port.clone(), relay, self.own.clone(), self.config.clone()).await)
+        Some(Placement::take(self.port.clone(), relay, self.own.clone(), self.config.clone(), wanted).await)
     }
 }
 
@@ -113,6 +115,8 @@ pub enum Met {
         /// Where it is.
         from: SocketAddr,
     },
+    /// Somebody who knew the code, and knows this machine from here on.
+    Paired(Paired),
     /// Somebody who knew the code and does not want it.
     Declined {
         /// Where it is.
@@ -134,28 +138,24 @@ impl Offering {
     /// [`Error::Usage`] for nothing, too much or two of one name; [`Error::Refused`] for a source that is not there;
     /// [`Error::Io`] when an address cannot be had.
     pub async fn begin(options: SendOptions, identity: Identity, config: Config, observer: Observer) -> Result<Self> {
-        let SendOptions { sources, text, walk, from, listen, expires, relay, own } = options;
-        let follow = walk.follow;
-        let looked = tokio::task::spawn_blocking(move || look_here(&sources, follow)).await;
-        let (trees, unsendable) = looked.map_err(|_| Error::Refused(Code::Internal.into()))??;
-        if let Some((_, why)) = unsendable.into_iter().next() {
-            return Err(Error::Refused(why));
-        }
-        check(&trees, text.as_deref())?;
-        let (guests, key_id, patience) = (Arc::<Guests>::default(), identity.key_id(), config.retry_for);
+        let SendOptions { content, to, walk, from, listen, expires, relay, own } = options;
+        let (follow, server) = (walk.follow, pair::number_of_server(&identity));
+        let prepared = tokio::task::spawn_blocking(move || content.prepare(from, follow, server)).await;
+        let (begun, content) = prepared.map_err(|_| Error::Refused(Code::Internal.into()))??;
+        let (guests, patience) = (Arc::<Guests>::default(), config.retry_for);
         let admission = Admission { guests: Some(guests.clone()), ..Admission::default() };
         let config = Config { max_connections: MAX_CONNECTIONS, ..config };
-        let asking = config.clone();
-        let parallel = config.parallel;
-        let store = Arc::new(MemoryStore::default());
-        let server = Server::bind(ServerOptions { listen, identity, admission, store, config, observer })?;
+        let (asking, store) = (config.clone(), Arc::new(MemoryStore::default()));
+        let options = ServerOptions { listen, identity: identity.clone(), admission, store, config, observer };
+        let server = Server::bind(options)?;
         let (introduce, introductions) = mpsc::channel(MAX_WAITING);
         let (tell, told) = mpsc::channel(MAX_WAITING);
         let (counted, offer) = watch::channel(None);
-        let (counting, options) = (trees.clone(), walk.clone());
+        let trees = if let session::Content::Trees(trees) = &content { trees.clone() } else { Vec::new() };
+        let counting = walk.clone();
         // Whoever accepts sees how much it is; until somebody comes there is time to find out.
-        tokio::task::spawn_blocking(move || counted.send_replace(Some(offer_of(from, text, counting, options))));
-        let server = server.offering(Offered { trees, walk, parallel, told: tell }, introduce);
+        tokio::task::spawn_blocking(move || counted.send_replace(Some(offer::counted(begun, trees, counting))));
+        let server = server.offering(Offered { content, walk, told: tell }, introduce);
         let rendezvous = Rendezvous { port: server.ports()[0].clone(), relay, own, config: asking };
         let (addresses, stop, now) = (server.local_addresses(), CancellationToken::new(), CancellationToken::new());
         let running = tokio::spawn(server.run(stop.clone().cancelled_owned(), now.clone().cancelled_owned()));
@@ -163,11 +163,13 @@ impl Offering {
             rendezvous,
             placement: None,
             code: None,
+            credential: None,
             guest: None,
+            to,
             from: None,
             expires,
             until: Instant::now(),
-            key_id,
+            identity,
             offer,
             guests,
             introductions,
@@ -199,9 +201,30 @@ impl Offering {
         Some((from, by_relay.unwrap_or(Route::Direct)))
     }
 
-    /// The code, unless it has been used, burnt or has expired.
+    /// The code, unless it has been used, burnt or has expired; none for a machine that needs none.
     pub fn code(&self) -> Option<&ShortCode> {
         self.code.as_ref()
+    }
+
+    /// The number under which it can be found, for as long as there is one.
+    pub fn number(&self) -> Option<u32> {
+        self.credential.as_ref().map(Credential::number)
+    }
+
+    /// The code as a ticket, with the addresses of this machine that others may reach, as far as they are known.
+    pub fn ticket(&self) -> Option<Ticket> {
+        let code = self.code.clone()?;
+        let port = self.addresses.first()?.port();
+        let placement = self.placement.as_ref().and_then(|placement| placement.as_ref().ok());
+        let own = self.rendezvous.own.iter().map(|ip| SocketAddr::new(*ip, port));
+        let mut addresses: Vec<_> = placement.map(Placement::seen).into_iter().chain(own).collect();
+        let mut known = HashSet::new();
+        addresses.retain(|address| known.insert(*address));
+        let far = addresses.iter().any(|address| !address.ip().is_loopback());
+        addresses.retain(|address| !far || !address.ip().is_loopback());
+        addresses.truncate(ticket::MAX_ADDRESSES);
+        let relay = self.rendezvous.relay.clone().filter(|_| placement.is_some());
+        Some(Ticket { code, key_id: self.identity.key_id(), addresses, relay })
     }
 
     /// The addresses it listens on.
@@ -209,21 +232,32 @@ impl Offering {
         &self.addresses
     }
 
-    /// Draws another code. The one before is worth nothing any more, and whoever used it is no guest.
+    /// Draws another code, unless it is for a machine that needs none. The one before is worth nothing any more, and whoever used it
+    /// is no guest.
     ///
     /// # Errors
     /// As [`ShortCode::draw`].
-    pub async fn renew(&mut self) -> Result<&ShortCode> {
+    pub async fn renew(&mut self) -> Result<()> {
         self.forget();
+        let paired = self.to.as_ref().map(|peer| pair::credential(peer, self.identity.key_id()));
+        let wanted = paired.as_ref().map(|paired| pair::wanted(paired.number, &self.identity));
         // Its number too: somebody may be waiting there.
-        self.placement = self.rendezvous.place().await;
+        self.placement = None;
+        self.placement = self.rendezvous.place(wanted).await;
         // What is still told is of whoever is no guest any more.
         while self.told.try_recv().is_ok() {}
         self.until = Instant::now() + self.expires;
-        Ok(self.code.insert(match &self.placement {
+        if paired.is_some() {
+            self.credential = paired;
+            return Ok(());
+        }
+        let code = match &self.placement {
             Some(Ok(placement)) => ShortCode::draw_at(placement.number())?,
             _ => ShortCode::draw()?,
-        }))
+        };
+        self.credential = Some((&code).into());
+        self.code = Some(code);
+        Ok(())
     }
 
     /// Waits for somebody who uses the code up, one way or another. Cancelling it turns away whoever is just being met.
@@ -234,7 +268,7 @@ impl Offering {
         loop {
             let somebody = tokio::select! {
                 somebody = self.introductions.recv() => somebody.ok_or(Error::Stopping)?,
-                () = sleep_until(self.until), if self.code.is_some() || self.guest.is_some() => {
+                () = sleep_until(self.until), if self.credential.is_some() || self.guest.is_some() => {
                     self.forget();
                     return Ok(Met::Expired);
                 }
@@ -300,7 +334,13 @@ impl Offering {
     /// No code is worth anything, and nobody is a guest.
     fn forget(&mut self) {
         self.guests.clear();
-        (self.code, self.guest) = (None, None);
+        self.use_up();
+        self.guest = None;
+    }
+
+    /// Nobody else can use the code.
+    fn use_up(&mut self) {
+        (self.code, self.credential) = (None, None);
     }
 
     /// Meets somebody, to the end of what there is to say.
@@ -323,31 +363,44 @@ impl Offering {
         let Some((key_id, _)) = endpoint::peer(&somebody.connection) else { return Ok(None) };
         let begun = timeout(EXCHANGE, read_introduce(somebody)).await.map_err(|_| StreamError::TimedOut)??;
         // Whoever was killed, or lost its connection, comes back with the code that it has used.
-        let again = self.guest.as_ref().filter(|(guest, _)| *guest == key_id).map(|(_, code)| code);
-        let Some(code) = self.code.as_ref().or(again).filter(|code| code.number() == begun.number).cloned() else {
+        let again = self.guest.as_ref().filter(|(guest, _)| *guest == key_id).map(|(_, credential)| credential);
+        let usable = |credential: &&Credential| {
+            credential.number == begun.number && credential.key_id.is_none_or(|expected| expected == key_id)
+        };
+        let Some(credential) = self.credential.as_ref().or(again).filter(usable).cloned() else {
             return refuse(somebody, Why::new(Code::NotFound, "the code is not, or no longer, in use here")).await;
         };
-        let Some(parties) = Parties::of(&somebody.connection, self.key_id, key_id) else { return Ok(None) };
-        let (exchange, ours) = Exchange::begin(Role::Sender, &code, &parties);
+        let Some(parties) = Parties::of(&somebody.connection, self.identity.key_id(), key_id) else { return Ok(None) };
+        let (exchange, ours) = Exchange::begin(Role::Sender, &credential, &parties);
         let Some(confirmation) = exchange.finish(&begun.exchange) else {
             return refuse(somebody, Code::Protocol.into()).await;
         };
         somebody.writer.write_within(&Introduced { exchange: ours }, EXCHANGE).await?;
         let theirs =
             timeout(EXCHANGE, somebody.reader.read::<Confirm>()).await.map_err(|_| StreamError::TimedOut)??;
+        if !confirmation.is_right(theirs.tag) && credential.key_id.is_some() {
+            // It holds the key, so it is no guess: one of the two was paired anew.
+            let text = "the two machines do not share a secret any more; pair them again";
+            return refuse(somebody, Why::new(Code::NotAdmitted, text)).await;
+        }
         if !confirmation.is_right(theirs.tag) {
             info!(%from, "a wrong word: the code is burnt");
-            self.code = None;
+            self.use_up();
             let text = "a word of the code was wrong. It is burnt now: ask for a new one";
             refuse(somebody, Why::new(Code::NotAdmitted, text)).await?;
             return Ok(Some(Met::Burnt { from }));
         }
-        self.code = None;
-        self.guest = Some((key_id, code));
+        self.use_up();
+        self.guest = Some((key_id, credential));
         somebody.writer.write_within(&Confirm { tag: confirmation.ours() }, EXCHANGE).await?;
-        if !self.offer_to(somebody).await? {
+        let Some(accept) = self.offer_to(somebody).await? else {
             self.forget();
             return Ok(Some(Met::Declined { from }));
+        };
+        if self.offer.borrow().as_ref().is_some_and(|offer| offer.pair.is_some()) {
+            self.forget();
+            let number = accept.pair.ok_or_else(|| Malformed::Payload { name: Accept::NAME, why: "no pair".into() })?;
+            return Ok(Some(Met::Paired(Paired { key_id, secret: confirmation.pair(), number })));
         }
         // Before the stream ends: that is what the receiver waits for.
         self.guests.admit(key_id);
@@ -355,7 +408,7 @@ impl Offering {
     }
 
     /// Shows what there is, and waits for what the other user says to it.
-    async fn offer_to(&mut self, somebody: &mut Introduction) -> Result<bool, StreamError> {
+    async fn offer_to(&mut self, somebody: &mut Introduction) -> Result<Option<Accept>, StreamError> {
         loop {
             match timeout(WORKING, self.offer.wait_for(Option::is_some)).await {
                 Ok(Ok(_)) => break,
@@ -369,9 +422,9 @@ impl Offering {
         Ok(match frame.kind {
             Refused::TYPE => {
                 frame.decode::<Refused>()?;
-                false
+                None
             }
-            _ => frame.decode::<Accept>().map(|_| true)?,
+            _ => Some(frame.decode::<Accept>()?),
         })
     }
 }
@@ -398,37 +451,4 @@ async fn read_introduce(somebody: &mut Introduction) -> Result<Introduce, Stream
 async fn refuse(somebody: &mut Introduction, why: Why) -> Result<Option<Met>, StreamError> {
     somebody.writer.write_within(&Refused { why: why.into() }, EXCHANGE).await?;
     Ok(None)
-}
-
-fn check(trees: &[Tree], text: Option<&str>) -> Result<()> {
-    let usage = |why: String| Err(Error::Usage(why));
-    match text {
-        None if trees.is_empty() => usage("there is nothing to send".into()),
-        None if trees.len() > MAX_OFFERED => usage(format!(
-            "so many names are more than anybody reads; put them into a directory ({MAX_OFFERED} at most)"
-        )),
-        Some(_) if !trees.is_empty() => usage("a text goes alone, without files".into()),
-        Some(text) if text.len() > MAX_OFFER_TEXT => {
-            usage(format!("a text has at most {} KiB; send it as a file", MAX_OFFER_TEXT >> 10))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// What the receiver's user is shown. Blocks for as long as walking takes.
-fn offer_of(from: String, text: Option<String>, trees: Vec<Tree>, walk: WalkOptions) -> Offer {
-    let names = Components(trees.iter().map(|tree| tree.name.clone()).collect());
-    let directory = matches!(&trees[..], [one] if one.directory);
-    let mut offer = Offer { from, names, directory, text, ..Offer::default() };
-    let (directories, _unused) = mpsc::unbounded_channel();
-    for found in Walk::new(trees, walk, directories) {
-        if let Found::Entry(announce) = found
-            && announce.kind == Kind::File
-        {
-            offer.files += 1;
-            // Sparse files may say that they are as long as they like.
-            offer.bytes = offer.bytes.saturating_add(announce.metadata.size);
-        }
-    }
-    offer
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::compare::Compare;
-use super::{Place, Receiver, Wanted};
+use super::{Asked, Place, Receiver, Wanted};
 use crate::error::{Code, Result, Why};
 use crate::manifest::Verdict;
 use crate::path::RelativePath;
@@ -136,7 +136,9 @@ impl Receiver {
             (&*self.session.store, self.session.take, self.may_stay(), self.guards(&case));
         let Case { entry, path, .. } = &case;
         let (size, there) = (entry.size, case.there.as_ref());
-        if size.is_none() && matches!(self.session.place, Place::Into(_)) {
+        // A pull has asked for its name.
+        let named_here = matches!(self.session.asked, Asked::Only { .. });
+        if size.is_none() && !named_here && matches!(self.session.place, Place::Into(_)) {
             let text = format!("{path}: what comes out of a pipe needs a full name, and a directory stands there");
             return Err(Why::new(Code::IsDirectory, text));
         }

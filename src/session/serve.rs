@@ -19,6 +19,7 @@ use crate::filter::{Filter, Rules};
 use crate::identity::KeyId;
 use crate::manifest::{Follow, MAX_UNANSWERED, MAX_UNANSWERED_BYTES, Tree, WalkOptions};
 use crate::path::RelativePath;
+use crate::pipe::Pipe;
 use crate::progress::Observer;
 use crate::rate::Rate;
 use crate::receiver::{Claims, Place, Receiver, Sources};
@@ -83,12 +84,10 @@ pub(crate) struct ServerSession {
 
 /// What a server sends to whoever may read, in the place of a store.
 pub struct Offered {
-    /// Files and directories, by their names.
-    pub trees: Vec<Tree>,
+    /// What there is.
+    pub content: Content,
     /// What is announced of them.
     pub walk: WalkOptions,
-    /// Transfers open at the same time.
-    pub parallel: usize,
     /// Takes what becomes of it, and who it is that takes it.
     pub told: mpsc::Sender<(KeyId, Told)>,
 }
@@ -104,20 +103,48 @@ pub enum Told {
     Ended(Result<Box<Outcome>>),
 }
 
+/// What is offered.
+pub enum Content {
+    /// Files and directories, by their names.
+    Trees(Vec<Tree>),
+    /// What comes out of a pipe, under a name; once.
+    Pipe(Vec<u8>, Arc<Pipe>),
+}
+
 impl Offered {
-    /// What is asked for of it.
-    fn look(&self, sources: &[Components]) -> Result<Looked, Why> {
-        let asked = |tree: &&Tree| sources.iter().any(|source| source.0 == [&tree.name[..]]);
-        let trees: Vec<_> = self.trees.iter().filter(asked).cloned().collect();
-        match &trees[..] {
-            [] => Err(Why::new(Code::NotFound, "nothing of that name is offered")),
-            [one] => {
-                let only = Some(if one.directory { Kind::Directory } else { Kind::File });
-                Ok(Looked { only, trees, unsendable: Vec::new() })
+    /// What is asked for of it. The sender's user has said what goes; the client only whether to compare.
+    fn look(&self, pull: &Pull, parallel: usize, observer: Observer) -> Result<(Ready, Sender), Why> {
+        let asked = |name: &[u8]| pull.sources.iter().any(|source| source.0 == [name]);
+        let nothing = || Why::new(Code::NotFound, "nothing of that name is offered");
+        match &self.content {
+            Content::Pipe(name, _) if !asked(name) => Err(nothing()),
+            Content::Pipe(_, pipe) if pipe.is_spent() => {
+                Err(Why::new(Code::Unreadable, "what comes out of a pipe cannot be sent a second time"))
             }
-            _ => Ok(Looked { trees, unsendable: Vec::new(), only: None }),
+            Content::Pipe(name, pipe) => {
+                let sender = Sender::of_pipe(name, pipe.clone(), observer)?;
+                Ok((Ready { only: Some(Kind::File), ..Ready::default() }, sender))
+            }
+            Content::Trees(trees) => {
+                let trees: Vec<_> = trees.iter().filter(|tree| asked(&tree.name)).cloned().collect();
+                let only = match &trees[..] {
+                    [] => return Err(nothing()),
+                    [one] => Some(if one.directory { Kind::Directory } else { Kind::File }),
+                    _ => None,
+                };
+                let walk = WalkOptions { checksum: pull.checksum.unwrap_or(false), ..self.walk.clone() };
+                let looked = Looked { only, trees, unsendable: Vec::new() };
+                Ok(found(looked, walk, pull, parallel, observer))
+            }
         }
     }
+}
+
+/// The answer to a pull, and who sends.
+fn found(looked: Looked, walk: WalkOptions, pull: &Pull, parallel: usize, observer: Observer) -> (Ready, Sender) {
+    let Looked { trees, unsendable, only } = looked;
+    let ready = Ready { only, origin: origin::origin(&trees, &pull.session), ..Ready::default() };
+    (ready, Sender::new(trees, unsendable, walk, parallel, observer))
 }
 
 /// Makes the receiver of a push whose place is settled, as is what it spares.
@@ -198,28 +225,21 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
     let allowed = Allowed::by(pull.entries, pull.entry_bytes);
     let asked = pull.limit.and_then(Rate::from_bytes).map(|rate| Arc::new(Bucket::new(rate)));
     let (store, offered) = (server.store.clone(), server.offered.clone());
+    let (parallel, observer) = (server.config.parallel, server.observer.clone());
     tracing::info!(id = %hex(&pull.session), sources = pull.sources.len(), "pull");
-    let look = move || {
-        let looked = match &offered {
-            Some(offered) => offered.look(&pull.sources)?,
-            None => sources::look(&store, &pull.sources)?,
-        };
-        let origin = origin::origin(&looked.trees, &pull.session);
-        let mut options = walk_options(&pull)?;
-        if let Some(offered) = &offered {
-            // The sender's user has said what of it goes.
-            options = WalkOptions { checksum: options.checksum, ..offered.walk.clone() };
+    let look = move || match &offered {
+        Some(offered) => offered.look(&pull, parallel, observer),
+        None => {
+            let looked = sources::look(&store, &pull.sources)?;
+            Ok(found(looked, walk_options(&pull)?, &pull, parallel, observer))
         }
-        Ok((looked, origin, options))
     };
     let looked = tokio::task::spawn_blocking(look).await;
-    let (Looked { trees, unsendable, only }, origin, options) =
-        match looked.unwrap_or_else(|_| Err(Code::Internal.into())) {
-            Ok(looked) => looked,
-            Err(why) => return refuse(server, writer, why).await,
-        };
-    writer.write_within(&Ready { only, origin, ..Ready::default() }, server.config.deadline).await?;
-    let mut sender = Sender::new(trees, unsendable, options, server.config.parallel, server.observer.clone());
+    let (ready, mut sender) = match looked.unwrap_or_else(|_| Err(Code::Internal.into())) {
+        Ok(looked) => looked,
+        Err(why) => return refuse(server, writer, why).await,
+    };
+    writer.write_within(&ready, server.config.deadline).await?;
     let sending = Sending {
         connection: server.connection.clone(),
         handle,

@@ -12,7 +12,9 @@ use rustls::server::WebPkiClientVerifier;
 use crate::error::{Code, Why};
 use crate::identity::{BadKeyId, Home, KeyId, provider};
 use crate::path::printable;
+use crate::target::Petname;
 
+use super::peers;
 use super::{read_authorities, roots};
 
 /// What every key may do, known or not. The default is nothing.
@@ -62,6 +64,8 @@ pub struct Admission {
     /// The file of keys that may read and write: `SHA256:... [NAME]` one a line, `#` before comments. Read afresh for
     /// each client; nobody when there is no such file.
     pub authorized_keys: Option<PathBuf>,
+    /// The file of machines that this one was [paired](super::peers) with: they may read and write. Read afresh too.
+    pub peers: Option<PathBuf>,
     /// Certificates of authorities: a client whose certificate is valid now and leads to one may read and write.
     pub authorities: Vec<CertificateDer<'static>>,
     /// What every other key may do.
@@ -77,7 +81,8 @@ impl Admission {
     /// [`Error::Home`](crate::error::Error::Home) when the authorities cannot be read.
     pub fn of_home(home: &Home, anyone: Anyone) -> crate::error::Result<Self> {
         let authorities = read_authorities(&home.authorities())?;
-        Ok(Self { authorized_keys: Some(home.authorized_keys()), authorities, anyone, guests: None })
+        let (authorized_keys, peers) = (Some(home.authorized_keys()), Some(home.peers()));
+        Ok(Self { authorized_keys, peers, authorities, anyone, guests: None })
     }
 
     /// What a client may do that has shown this chain in a handshake and so proved that it holds the key of the first
@@ -95,6 +100,9 @@ impl Admission {
             None => Ok(None),
             Some(found) => found,
         };
+        if let Some(peer) = self.paired(key_id) {
+            return Ok(Rights { read: true, write: true, name: Some(peer.to_string()) });
+        }
         if let Ok(Some(name)) = on_file {
             return Ok(Rights { read: true, write: true, name });
         }
@@ -118,6 +126,14 @@ impl Admission {
                 ),
             )),
         }
+    }
+
+    /// What this machine calls a key that it was paired with. A file that makes no sense admits nobody.
+    fn paired(&self, key_id: KeyId) -> Option<Petname> {
+        let file = self.peers.as_deref()?;
+        let peers =
+            peers::all(file).inspect_err(|error| tracing::warn!(%error, "no paired machine is admitted")).ok()?;
+        peers.into_iter().find(|peer| peer.key_id == key_id).map(|peer| peer.name)
     }
 
     /// Whether a chain, valid now, leads to an authority.

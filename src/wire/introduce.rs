@@ -57,6 +57,12 @@ pub struct Offer {
     /// A text in the place of files; at most [`MAX_OFFER_TEXT`] bytes.
     #[n(5)]
     pub text: Option<String>,
+    /// The only source comes out of a pipe: nobody knows its size yet, and it can be had once.
+    #[n(6)]
+    pub piped: Option<bool>,
+    /// Nothing but to know each other from here on: the number under which the sending machine's server can be found.
+    #[n(7)]
+    pub pair: Option<u32>,
 }
 
 /// Most bytes of the name of a machine.
@@ -71,9 +77,9 @@ impl Offer {
         at_most("from", self.from.len(), MAX_OFFER_FROM)?;
         at_most("names", self.names.0.len(), MAX_OFFERED)?;
         at_most("text", self.text.as_ref().map_or(0, String::len), MAX_OFFER_TEXT)?;
-        match self.names.0.is_empty() == self.text.is_some() {
-            true => Ok(()),
-            false => Err("either names or a text".into()),
+        match [!self.names.0.is_empty(), self.text.is_some(), self.pair.is_some()].iter().filter(|is| **is).count() {
+            1 => Ok(()),
+            _ => Err("either names, a text, or a pair".into()),
         }
     }
 }
@@ -81,4 +87,8 @@ impl Offer {
 /// The receiver takes what is offered, and asks for it over another connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
-pub struct Accept {}
+pub struct Accept {
+    /// In answer to an offer to pair: the number under which the receiving machine's server can be found.
+    #[n(0)]
+    pub pair: Option<u32>,
+}

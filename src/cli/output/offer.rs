@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 
 use haul::path::{RelativePath, printable};
 use haul::wire::Offer;
+use qrcode::render::unicode::Dense1x2;
+use qrcode::{EcLevel, QrCode};
 use serde_json::json;
 
 use super::tally::{bytes, count};
@@ -15,27 +17,71 @@ use crate::cli::Output;
 const NAMED: usize = 8;
 
 /// Shows a code, and what to do with it.
-pub(in crate::cli) fn code(output: Output, code: &str, port: u16) {
+pub(in crate::cli) fn code(output: Output, code: &str, port: u16, command: &str) {
     if output.json {
         return line(&json!({"type": "code", "code": code, "port": port}).to_string());
     }
     line(&format!("Code: {code}"));
     if !output.quiet {
-        note("On the other machine:  haul receive");
+        note(&format!("On the other machine:  {command}"));
     }
     if output.verbose {
-        note(&format!(
-            "Listening on UDP port {port}; where this network blocks multicast: haul receive --at HOST:{port}"
-        ));
+        note(&format!("Listening on UDP port {port}; where this network blocks multicast: {command} --at HOST:{port}"));
+    }
+}
+
+/// Shows a ticket, on a terminal as a picture too, and what to do with it.
+pub(in crate::cli) fn ticket(output: Output, ticket: &str) {
+    if output.json {
+        return line(&json!({"type": "ticket", "ticket": ticket}).to_string());
+    }
+    line(ticket);
+    if output.quiet {
+        return;
+    }
+    if std::io::stderr().is_terminal()
+        && let Some(picture) = picture(ticket)
+    {
+        note(&picture);
+    }
+    note(
+        "Whoever has this ticket can take it, once. On the other machine: haul receive,\nand paste it, or haul receive --ticket-file FILE.",
+    );
+}
+
+/// A QR code, dark on light whatever the terminal's colours are; none where it would not fit into 80 columns.
+fn picture(ticket: &str) -> Option<String> {
+    let code = QrCode::with_error_correction_level(ticket, EcLevel::L).ok()?;
+    if code.width() + 2 * QUIET > COLUMNS {
+        return None;
+    }
+    // Blocks are drawn in the foreground, which is mostly light: what is dark in a QR code stays background.
+    let blocks = code.render::<Dense1x2>().dark_color(Dense1x2::Dark).light_color(Dense1x2::Light).build();
+    Some(blocks.lines().map(|row| format!("\u{1b}[40;97m{row}\u{1b}[0m")).collect::<Vec<_>>().join("\n"))
+}
+
+/// Modules that are left free around a QR code (ISO/IEC 18004).
+const QUIET: usize = 4;
+/// What everybody's terminal has.
+const COLUMNS: usize = 80;
+
+/// Says for whom it waits.
+pub(in crate::cli) fn waiting(output: Output, name: &str, port: u16) {
+    if output.json {
+        return line(&json!({"type": "waiting", "for": name, "port": port}).to_string());
+    }
+    if !output.quiet {
+        note(&format!("Waiting for {name}. There:  haul receive --from NAME, as this machine is called there"));
     }
 }
 
 /// Tells a reader of JSON what is offered.
 pub(in crate::cli) fn json(offer: &Offer, names: &[RelativePath], from: SocketAddr, free: Option<u64>) {
+    let piped = offer.piped == Some(true);
     let names: Vec<_> = names.iter().map(|name| String::from_utf8_lossy(name.as_bytes())).collect();
     line(&json!({
         "type": "offer", "from": offer.from, "address": from.to_string(), "names": names, "directory": offer.directory,
-        "files": offer.files, "bytes": offer.bytes, "text": offer.text, "free": free,
+        "files": offer.files, "bytes": (!piped).then_some(offer.bytes), "text": offer.text, "free": free,
     }).to_string());
 }
 
@@ -44,6 +90,7 @@ pub(in crate::cli) fn lines(offer: &Offer, names: &[RelativePath]) -> Vec<String
     let total = format!("{}, {}", count(offer.files, "file"), bytes(offer.bytes));
     match names {
         [one] if offer.directory => vec![format!("{one}/  {total}")],
+        [one] if offer.piped == Some(true) => vec![format!("{one}  out of a pipe: nobody knows how much")],
         [one] => vec![format!("{one}  {}", bytes(offer.bytes))],
         names => {
             let mut lines: Vec<_> = names.iter().take(NAMED).map(|name| format!("  {name}")).collect();
