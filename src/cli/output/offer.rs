@@ -39,7 +39,7 @@ pub(in crate::cli) fn ticket(output: Output, ticket: &str) {
     if output.quiet {
         return;
     }
-    if std::io::stderr().is_terminal()
+    if std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
         && let Some(picture) = picture(ticket)
     {
         note(&picture);
@@ -55,9 +55,9 @@ fn picture(ticket: &str) -> Option<String> {
     if code.width() + 2 * QUIET > COLUMNS {
         return None;
     }
-    // Blocks are drawn in the foreground, which is mostly light: what is dark in a QR code stays background.
+    // Black on white, whatever the colours of the terminal are: not every scanner takes the other way round.
     let blocks = code.render::<Dense1x2>().dark_color(Dense1x2::Dark).light_color(Dense1x2::Light).build();
-    Some(blocks.lines().map(|row| format!("\u{1b}[40;97m{row}\u{1b}[0m")).collect::<Vec<_>>().join("\n"))
+    Some(blocks.lines().map(|row| format!("\u{1b}[30;107m{row}\u{1b}[0m")).collect::<Vec<_>>().join("\n"))
 }
 
 /// Modules that are left free around a QR code (ISO/IEC 18004).
