@@ -120,6 +120,89 @@ impl Drop for Sending {
     }
 }
 
+/// Ends well, and what it has said.
+fn done(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{command:?}: {said}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A process that is killed when it is dropped.
+struct Running(Child);
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn two_machines_that_were_paired_need_no_code_and_no_address() {
+    let Some(lan) = Lan::new(Addresses::Both) else { return };
+    let (alice, bob, source, to) = (private(), private(), tempdir().unwrap(), tempdir().unwrap());
+    write(&source.path().join("holiday/large"), &content(1, 1 << 20));
+    let mut pairing = Sending::start(lan.haul(0, &alice, source.path(), &["pair", "bob"]));
+    let paired = done(lan.haul(1, &bob, to.path(), &["pair", "alice", &pairing.1]));
+    assert!(paired.starts_with("Paired: alice is SHA256:"), "{paired}");
+    assert!(pairing.0.wait().unwrap().success());
+    let again = lan.haul(1, &bob, to.path(), &["pair", "alice", &pairing.1]).output().unwrap();
+    assert_eq!(again.status.code(), Some(2), "a name is not given away in silence");
+
+    let mut sending = Running::start(lan.haul(0, &alice, source.path(), &["send", "--to", "bob", "holiday"]));
+    done(lan.haul(1, &bob, to.path(), &["receive", "--from", "alice", "--yes"]));
+    assert!(sending.0.wait().unwrap().success());
+    assert_eq!(listing(to.path()), listing(source.path()));
+
+    let inbox = tempdir().unwrap();
+    let serving = Running::start(lan.haul(1, &bob, inbox.path(), &["serve"]));
+    done(lan.haul(0, &alice, source.path(), &["cp", "holiday", "bob:"]));
+    assert_eq!(done(lan.haul(0, &alice, source.path(), &["ls", "bob:holiday"])), "large\n");
+    done(lan.haul(0, &alice, source.path(), &["cp", "bob:holiday/large", "again"]));
+    assert!(std::fs::read(source.path().join("again")).unwrap() == content(1, 1 << 20));
+
+    // Forgotten there, alice is nobody.
+    done(lan.haul(1, &bob, to.path(), &["peers", "--remove", "alice"]));
+    let refused = lan.haul(0, &alice, source.path(), &["ls", "bob:"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(4), "{}", String::from_utf8_lossy(&refused.stderr));
+    drop(serving);
+    let unknown = lan.haul(0, &alice, source.path(), &["cp", "holiday", "carol:"]).output().unwrap();
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("haul pair carol"));
+}
+
+#[test]
+fn a_ticket_works_where_nobody_announces_anything_and_a_pipe_ends_in_one() {
+    let Some(lan) = Lan::new(Addresses::Both) else { return };
+    let (alice, bob, source, to) = (private(), private(), tempdir().unwrap(), tempdir().unwrap());
+    write(&source.path().join("small"), b"small");
+    // A ticket names the port, so that nothing has to be looked for.
+    let mut command = lan.haul(0, &alice, source.path(), &["send", "--ticket", "small"]);
+    let mut sending = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut ticket = String::new();
+    BufReader::new(sending.stdout.as_mut().unwrap()).read_line(&mut ticket).unwrap();
+    assert!(ticket.starts_with("HAUL:"), "{ticket}");
+    write(&to.path().join("ticket"), ticket.as_bytes());
+    let cut = lan.haul(1, &bob, to.path(), &["receive", ticket.trim().trim_end_matches(char::is_alphanumeric)]);
+    assert_eq!({ cut }.output().unwrap().status.code(), Some(2), "and nothing is burnt by it");
+    done(lan.haul(1, &bob, to.path(), &["receive", "--yes", "--ticket-file", "ticket"]));
+    assert!(sending.wait().unwrap().success());
+    assert_eq!(std::fs::read(to.path().join("small")).unwrap(), b"small");
+
+    let mut command = lan.haul(0, &alice, source.path(), &["send", "-", "--name", "d.tar"]);
+    command.stdin(std::fs::File::open(source.path().join("small")).unwrap());
+    let mut sending = Sending::start(command);
+    assert_eq!(done(lan.haul(1, &bob, to.path(), &["receive", "--yes", "--to", "-", &sending.1])), "small");
+    assert!(sending.0.wait().unwrap().success());
+}
+
 fn a_tree_goes_over(addresses: Addresses) {
     let Some(lan) = Lan::new(addresses) else { return };
     let (alice, bob, source, to) = (private(), private(), tempdir().unwrap(), tempdir().unwrap());
