@@ -405,3 +405,17 @@ async fn a_code_that_has_expired_is_worth_nothing() {
         met = offering.meet() => panic!("{met:?}"),
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sender_that_quits_before_it_is_accepted_leaves_nobody_waiting() {
+    let mut sending = Sending::tree().await;
+    let (code, at) = (sending.code(), sending.at());
+    let identity = Identity::generate().unwrap();
+    let met = tokio::select! {
+        met = meet(&code, &at, &identity) => met.unwrap(),
+        met = sending.offering.meet() => panic!("{met:?}"),
+    };
+    timeout(LIMIT, sending.offering.stop()).await.expect("it ends");
+    let accepted = timeout(LIMIT, met.accept()).await.expect("it ends");
+    assert!(matches!(accepted, Err(Error::Stopping | Error::Lost(_) | Error::Unreachable { .. })), "it is gone");
+}

@@ -91,3 +91,28 @@ fn reachable(ip: &ScopedIp, port: u16) -> Vec<SocketAddr> {
 fn failed(error: mdns_sd::Error) -> Error {
     Error::io("multicast DNS cannot be used here")(std::io::Error::other(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A number of nobody's code.
+    const NUMBER: u32 = 4_000_000_017;
+
+    #[tokio::test]
+    async fn a_number_that_somebody_announces_is_taken() {
+        let Ok(_announcement) = Announcement::of(NUMBER, 4433) else {
+            return println!("skipped: no multicast DNS here");
+        };
+        // What is not found with patience cannot be found in a hurry.
+        if find(NUMBER, Duration::from_secs(5)).await.is_ok_and(|found| found.is_empty()) {
+            return println!("skipped: multicast does not come back on this machine");
+        }
+        let mut taken = false;
+        for _ in 0..10 {
+            taken |= is_taken(NUMBER).await;
+        }
+        assert!(taken);
+        assert!(!is_taken(NUMBER + 1).await);
+    }
+}

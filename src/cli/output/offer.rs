@@ -39,7 +39,8 @@ pub(in crate::cli) fn ticket(output: Output, ticket: &str) {
     if output.quiet {
         return;
     }
-    if std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+    if std::io::stderr().is_terminal()
+        && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
         && let Some(picture) = picture(ticket)
     {
         note(&picture);
