@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::path::{RelativePath, printable};
 
 const SCHEME: &[u8] = b"haul://";
+const SCHEME_NAME: &str = "haul";
 /// What a message shows where nothing better can be made of what was typed.
 const EXAMPLE: &str = "haul://host:4433/photos/";
 
@@ -60,7 +61,8 @@ impl std::str::FromStr for Petname {
     fn from_str(text: &str) -> Result<Self, String> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let good = (1..=MAX_PETNAME).contains(&text.len()) && text.chars().all(plain) && !text.starts_with(['-', '.']);
-        match good {
+        // `haul:` and a path is the scheme with a slash too few.
+        match good && text != SCHEME_NAME {
             true => Ok(Self(text.to_owned())),
             false => Err(format!("a name has up to {MAX_PETNAME} letters, digits, - and _, as in bob or office-nas")),
         }
@@ -168,8 +170,7 @@ impl Place {
 }
 
 fn petname(name: &[u8]) -> Option<Petname> {
-    // `haul:` and a path is the scheme with a slash too few, not a machine of that name.
-    std::str::from_utf8(name).ok().filter(|name| *name != "haul").and_then(|name| name.parse().ok())
+    std::str::from_utf8(name).ok()?.parse().ok()
 }
 
 impl std::str::FromStr for Target {
@@ -331,7 +332,7 @@ mod tests {
         for good in ["bob", "office-nas", "a.b_c", "7"] {
             assert_eq!(good.parse::<Petname>().unwrap().as_str(), good);
         }
-        for bad in ["", "-bob", ".", "..", "a b", "a/b", "a:b", "b\u{f6}b", "a@b", &"x".repeat(65)] {
+        for bad in ["", "haul", "-bob", ".", "..", "a b", "a/b", "a:b", "b\u{f6}b", "a@b", &"x".repeat(65)] {
             assert!(bad.parse::<Petname>().is_err(), "{bad}");
         }
     }

@@ -11,7 +11,7 @@ use haul::manifest::{Follow, WalkOptions};
 use haul::path::RelativePath;
 use haul::progress::Observer;
 use haul::session::Outcome;
-use haul::target::{Argument, Target};
+use haul::target::{Argument, Host, Target};
 use haul::wire::{Durability, Take};
 
 use super::connect::connect;
@@ -200,6 +200,13 @@ fn split(cp: &Cp) -> anyhow::Result<(Target, Way)> {
             Err(usage(&format!("what comes in needs a name there, as in {target}name.tar")))
         }
         (Argument::Remote(target), None) => Ok((target, Way::Up(here))),
+        (Argument::Remote(_), Some(Target { host: Host::Peer(_), .. })) => {
+            let shown = output::shown(cp.sources[0].as_ref());
+            Err(usage(&format!(
+                "from server to server haul does not copy; run it on one of the two, with a local name. If {shown} is a file \
+                 here, write ./{shown}"
+            )))
+        }
         (Argument::Remote(_), Some(_)) => {
             Err(usage("from server to server haul does not copy; run it on one of the two, with a local name"))
         }

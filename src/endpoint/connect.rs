@@ -257,7 +257,10 @@ impl Attempt {
             ended = self.handshake(endpoint) => {
                 ended.map(|connection| Connected { endpoint: endpoint.clone(), connection })
             }
-            () = sleep_until(self.started + self.config.handshake) => Err(self.unreachable("nothing answers")),
+            () = sleep_until(self.started + self.config.handshake) => Err(self.unreachable(match &self.identity {
+                Some(_) => "nothing answers",
+                None => "nothing answers: is `haul relay` running there, and does the network let UDP through to it?",
+            })),
         }
     }
 

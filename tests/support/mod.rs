@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub(crate) mod command;
+pub(crate) mod netns;
 pub(crate) mod path;
 pub(crate) mod slow;
 

@@ -1,0 +1,357 @@
+//! Two machines of different networks and a relay, as hosts and routers in network namespaces: by which way they reach each
+//! other, and what becomes of a transfer when that way changes. Needs root, `ip` and `nft`; skipped with the reason where one is
+//! missing.
+//!
+//! The routers are Linux's own. Masquerading keeps a port for all destinations, which punching needs, or draws another for
+//! each (fully-random: a symmetric NAT). Nothing comes in that nothing asked for.
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use support::command::private;
+use support::netns::{Hosts, Running, done, or_skip};
+use support::{content, listing, write};
+use tempfile::{TempDir, tempdir};
+
+/// What a host is behind.
+#[derive(Clone, Copy, PartialEq)]
+enum Behind {
+    /// Nothing: it has a public address.
+    Nothing,
+    /// A NAT that gives a socket one port for whoever it speaks to.
+    Nat,
+    /// One that gives it another for each.
+    Symmetric,
+    /// A firewall, with public addresses, which are IPv6 all over.
+    Firewall6,
+}
+
+/// Hosts a and b behind routers na and nb, and a relay on r, all on one switch.
+struct Net {
+    hosts: Hosts,
+    ipv6: bool,
+    homes: [TempDir; 3],
+}
+
+/// Where the relay is, and the outer addresses of a and b.
+const RELAY: &str = "203.0.113.1";
+const RELAY6: &str = "2001:db8:1::1";
+
+const GUARD: &str = "
+table inet guard {
+  chain forwarded {
+    type filter hook forward priority 0; policy drop;
+    ct state established,related accept
+    iifname \"lan\" accept
+  }
+  chain arriving {
+    type filter hook input priority 0;
+    iifname \"wan\" ct state new meta l4proto udp drop
+  }
+}
+";
+
+fn masquerade(how: &str) -> String {
+    format!(
+        "table ip nat {{\n chain out {{\n type nat hook postrouting priority 100;\n oifname \"wan\" masquerade {how}\n }}\n}}\n"
+    )
+}
+
+impl Net {
+    /// `None`, with the reason printed, where there can be none.
+    fn new(a: Behind, b: Behind) -> Option<Self> {
+        or_skip(Self::build(a, b))
+    }
+
+    fn build(a: Behind, b: Behind) -> Result<Self, String> {
+        let net = Self {
+            hosts: Hosts::new(&["s", "r", "na", "nb", "a", "b"])?,
+            ipv6: a == Behind::Firewall6,
+            homes: [private(), private(), private()],
+        };
+        net.hosts.switch("s")?;
+        net.attach("r", "eth0", 1)?;
+        for (host, router, number, behind) in [("a", "na", 11, a), ("b", "nb", 12, b)] {
+            match behind {
+                Behind::Nothing => net.attach(host, "eth0", number)?,
+                _ => net.behind((host, router), number, behind)?,
+            }
+        }
+        Ok(net)
+    }
+
+    /// Gives a host a public address.
+    fn attach(&self, host: &str, device: &str, number: u8) -> Result<(), String> {
+        self.hosts.plug((host, device), "s")?;
+        let address = match self.ipv6 {
+            true => format!("2001:db8:1::{number}/64"),
+            false => format!("203.0.113.{number}/24"),
+        };
+        self.hosts.ip(host, &format!("addr add {address} dev {device}{}", self.at_once()))?;
+        self.hosts.ip(host, &format!("link set {device} up"))?;
+        // The way to what is behind the routers.
+        if self.ipv6 {
+            for other in [11, 12].iter().filter(|other| **other != number) {
+                self.hosts.ip(host, &format!("-6 route add 2001:db8:{other}::/64 via 2001:db8:1::{other}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a host behind a router.
+    fn behind(&self, (host, router): (&str, &str), number: u8, behind: Behind) -> Result<(), String> {
+        self.attach(router, "wan", number)?;
+        self.hosts.wire((router, "lan"), (host, "eth0"))?;
+        let (family, [inside, outside]) = match self.ipv6 {
+            true => ("-6 ", [1, 2].map(|end| format!("2001:db8:{number}::{end}"))),
+            false => ("", [1, 2].map(|end| format!("10.0.{number}.{end}"))),
+        };
+        let bits = if self.ipv6 { 64 } else { 24 };
+        self.hosts.ip(router, &format!("addr add {inside}/{bits} dev lan{}", self.at_once()))?;
+        self.hosts.ip(host, &format!("addr add {outside}/{bits} dev eth0{}", self.at_once()))?;
+        self.hosts.ip(router, "link set lan up")?;
+        self.hosts.ip(host, "link set eth0 up")?;
+        self.hosts.ip(host, &format!("{family}route add default via {inside}"))?;
+        let forward = if self.ipv6 { "net/ipv6/conf/all/forwarding" } else { "net/ipv4/ip_forward" };
+        self.hosts.set(router, forward, "1")?;
+        self.hosts.nft(router, GUARD)?;
+        match behind {
+            Behind::Nat => self.hosts.nft(router, &masquerade("")),
+            Behind::Symmetric => self.hosts.nft(router, &masquerade("fully-random")),
+            Behind::Nothing | Behind::Firewall6 => Ok(()),
+        }
+    }
+
+    /// An IPv6 address may be used without being asked about first.
+    fn at_once(&self) -> &'static str {
+        if self.ipv6 { " nodad" } else { "" }
+    }
+
+    fn relay(&self) -> &'static str {
+        if self.ipv6 { RELAY6 } else { RELAY }
+    }
+
+    /// A relay that runs.
+    fn relaying(&self) -> Running {
+        let at = if self.ipv6 { format!("[{RELAY6}]:4440") } else { format!("{RELAY}:4440") };
+        let relay = self.hosts.haul("r", &self.homes[2], self.homes[2].path(), &["relay", "--listen", &at]);
+        let relaying = Running::start(relay);
+        assert!(relaying.first.starts_with("Relaying on"), "{}", relaying.first);
+        relaying
+    }
+
+    /// haul on host a or b, which use the relay.
+    fn haul(&self, end: usize, from: &Path, arguments: &[&str]) -> Command {
+        let mut command = self.hosts.haul(["a", "b"][end], &self.homes[end], from, arguments);
+        command.env("HAUL_RELAY", self.relay());
+        command
+    }
+}
+
+/// A tree that goes from a to b.
+struct Transfer {
+    source: TempDir,
+    to: TempDir,
+    sending: Running,
+    code: String,
+}
+
+impl Transfer {
+    /// One that is offered. With a limit it lasts for some seconds.
+    fn offered(net: &Net, bytes: usize, limit: Option<&str>) -> Self {
+        let (source, to) = (tempdir().unwrap(), tempdir().unwrap());
+        write(&source.path().join("holiday/small"), b"small");
+        write(&source.path().join("holiday/large"), &content(1, bytes));
+        let limited = limit.into_iter().flat_map(|limit| ["--limit", limit]);
+        let arguments: Vec<_> = ["send", "holiday"].into_iter().chain(limited).collect();
+        let sending = Running::start(net.haul(0, source.path(), &arguments));
+        let code = sending.code();
+        Self { source, to, sending, code }
+    }
+
+    fn receive(&self, net: &Net) -> Running {
+        Running::start(net.haul(1, self.to.path(), &["receive", "--yes", "--json", &self.code]))
+    }
+
+    /// Reads on to its end, and gives the last way that it went by.
+    fn ends(mut self, mut receiving: Running) -> String {
+        while !receiving.line().is_empty() {}
+        assert!(receiving.ends_well() && self.sending.ends_well(), "{}", receiving.said);
+        assert_eq!(listing(self.to.path()), listing(self.source.path()));
+        receiving.said.lines().rev().find_map(route).unwrap_or_else(|| panic!("no way: {}", receiving.said))
+    }
+}
+
+/// The way in a line of JSON.
+fn route(line: &str) -> Option<String> {
+    let (_, way) = line.contains("\"type\":\"route\"").then_some(line)?.split_once("\"route\":\"")?;
+    way.split('"').next().map(str::to_owned)
+}
+
+/// Reads on until a line says so.
+fn until(receiving: &mut Running, says: impl Fn(&str) -> bool) {
+    loop {
+        let line = receiving.line();
+        assert!(!line.is_empty(), "it ended before: {}", receiving.said);
+        if says(&line) {
+            return;
+        }
+    }
+}
+
+/// Some content has moved.
+fn moves(line: &str) -> bool {
+    line.contains("\"type\":\"progress\"") && !line.contains("\"bytes\":0,")
+}
+
+/// By which way a tree goes.
+fn way(a: Behind, b: Behind) -> Option<String> {
+    let net = Net::new(a, b)?;
+    let _relaying = net.relaying();
+    let transfer = Transfer::offered(&net, 1 << 20, None);
+    let receiving = transfer.receive(&net);
+    Some(transfer.ends(receiving))
+}
+
+#[test]
+fn two_nats_that_keep_a_port_are_punched_through() {
+    if let Some(way) = way(Behind::Nat, Behind::Nat) {
+        assert_eq!(way, "punched");
+    }
+}
+
+#[test]
+fn a_nat_on_one_side_alone_keeps_nobody_apart() {
+    if let Some(way) = way(Behind::Nothing, Behind::Nat) {
+        assert_eq!(way, "direct");
+    }
+    if let Some(way) = way(Behind::Nat, Behind::Nothing) {
+        assert_eq!(way, "punched");
+    }
+    if let Some(way) = way(Behind::Nothing, Behind::Symmetric) {
+        assert_eq!(way, "direct");
+    }
+}
+
+#[test]
+fn two_symmetric_nats_need_the_relay() {
+    if let Some(way) = way(Behind::Symmetric, Behind::Symmetric) {
+        assert_eq!(way, "relayed");
+    }
+}
+
+#[test]
+fn without_ipv4_two_firewalls_are_opened_for_each_other() {
+    if let Some(way) = way(Behind::Firewall6, Behind::Firewall6) {
+        assert_eq!(way, "direct");
+    }
+}
+
+#[test]
+fn a_relay_that_dies_is_not_missed_once_the_way_is_direct() {
+    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else { return };
+    let mut relaying = net.relaying();
+    let transfer = Transfer::offered(&net, 4 << 20, Some("10M"));
+    let mut receiving = transfer.receive(&net);
+    until(&mut receiving, |line| route(line).is_some_and(|way| way == "punched"));
+    until(&mut receiving, moves);
+    relaying.kill();
+    transfer.ends(receiving);
+}
+
+#[test]
+fn a_relay_that_was_started_anew_is_found_by_both_under_the_same_number() {
+    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else { return };
+    let mut relaying = net.relaying();
+    let transfer = Transfer::offered(&net, 1 << 20, None);
+    relaying.kill();
+    let _relaying = net.relaying();
+    let receiving = transfer.receive(&net);
+    assert_eq!(transfer.ends(receiving), "punched");
+}
+
+/// A NAT's outer address is taken away, with all that it has mapped, and it gets another, or the same again.
+fn remap(net: &Net, router: &str, before: u8, after: u8) {
+    net.hosts.ip(router, &format!("addr del 203.0.113.{before}/24 dev wan")).unwrap();
+    net.hosts.ip(router, &format!("addr add 203.0.113.{after}/24 dev wan")).unwrap();
+}
+
+fn another_address_in_the_middle(router: &str, before: u8) {
+    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else { return };
+    let _relaying = net.relaying();
+    let transfer = Transfer::offered(&net, 6 << 20, Some("10M"));
+    let mut receiving = transfer.receive(&net);
+    until(&mut receiving, moves);
+    remap(&net, router, before, before + 10);
+    transfer.ends(receiving);
+}
+
+#[test]
+fn a_receiver_whose_nat_gets_another_address_in_the_middle_loses_some_seconds_and_no_byte() {
+    another_address_in_the_middle("nb", 12);
+}
+
+#[test]
+fn a_sender_whose_nat_does_is_found_again() {
+    another_address_in_the_middle("na", 11);
+}
+
+#[test]
+fn a_symmetric_nat_that_forgets_its_mappings_stays_relayed() {
+    let Some(net) = Net::new(Behind::Symmetric, Behind::Symmetric) else { return };
+    let _relaying = net.relaying();
+    let transfer = Transfer::offered(&net, 6 << 20, Some("10M"));
+    let mut receiving = transfer.receive(&net);
+    until(&mut receiving, moves);
+    remap(&net, "nb", 12, 12);
+    remap(&net, "na", 11, 11);
+    assert_eq!(transfer.ends(receiving), "relayed");
+}
+
+#[test]
+fn what_began_over_the_relay_moves_once_a_direct_way_opens() {
+    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else { return };
+    let _relaying = net.relaying();
+    let closed = "table inet closed {\n chain forwarded {\n type filter hook forward priority -10;\n ip daddr 203.0.113.11 drop\n }\n}\n";
+    net.hosts.nft("nb", closed).unwrap();
+    let transfer = Transfer::offered(&net, 12 << 20, Some("10M"));
+    let mut receiving = transfer.receive(&net);
+    until(&mut receiving, |line| route(line).is_some_and(|way| way == "relayed"));
+    until(&mut receiving, moves);
+    net.hosts.nft("nb", "delete table inet closed\n").unwrap();
+    assert_eq!(transfer.ends(receiving), "punched");
+}
+
+#[test]
+fn where_udp_is_blocked_that_is_said_in_time() {
+    let Some(net) = Net::new(Behind::Nothing, Behind::Nat) else { return };
+    let _relaying = net.relaying();
+    let blocked = "table inet blocked {\n chain forwarded {\n type filter hook forward priority -10;\n meta l4proto udp drop\n }\n}\n";
+    net.hosts.nft("nb", blocked).unwrap();
+    let transfer = Transfer::offered(&net, 1, None);
+    let began = Instant::now();
+    let received = net.haul(1, transfer.to.path(), &["receive", "--yes", &transfer.code]).output().unwrap();
+    println!("it took {:.1} s", began.elapsed().as_secs_f64());
+    let said = String::from_utf8_lossy(&received.stderr);
+    assert_eq!(received.status.code(), Some(3), "{said}");
+    assert!(said.contains(RELAY) && said.contains("UDP"), "{said}");
+    assert!(began.elapsed() < Duration::from_secs(25), "15 s, and some for a busy machine");
+}
+
+#[test]
+fn a_paired_machine_is_found_through_the_relay_and_its_nat() {
+    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else { return };
+    let _relaying = net.relaying();
+    let (source, inbox) = (tempdir().unwrap(), tempdir().unwrap());
+    write(&source.path().join("large"), &content(1, 1 << 20));
+    let mut pairing = Running::start(net.haul(0, source.path(), &["pair", "bob"]));
+    done(net.haul(1, inbox.path(), &["pair", "alice", &pairing.code()]));
+    assert!(pairing.ends_well());
+    let _serving = Running::start(net.haul(1, inbox.path(), &["serve"]));
+    let sent = done(net.haul(0, source.path(), &["cp", "--json", "large", "bob:"]));
+    assert_eq!(sent.lines().rev().find_map(route).as_deref(), Some("punched"), "{sent}");
+    assert!(std::fs::read(inbox.path().join("large")).unwrap() == content(1, 1 << 20));
+}
