@@ -25,6 +25,7 @@ use crate::measure::{self, MeasureOptions, Measured};
 use crate::path::RelativePath;
 use crate::pipe::Pipe;
 use crate::progress::{Event, Observer, Route};
+use crate::receiver::Most;
 use crate::sender::{Sender, Sent};
 use crate::session::origin::origin;
 use crate::session::{Listing, Outcome, look_here};
@@ -94,6 +95,8 @@ pub struct PullOptions {
     pub take: Take,
     /// The sources are names and no patterns.
     pub literal: bool,
+    /// The most that is taken, for whoever has agreed to so much.
+    pub most: Option<Most>,
 }
 
 impl Client {

@@ -15,6 +15,7 @@ mod judge;
 mod known;
 mod ledger;
 mod mirror;
+mod most;
 mod names;
 mod pieces;
 mod place;
@@ -28,6 +29,8 @@ pub use claims::Claims;
 use compare::Compare;
 pub use ledger::Ledger;
 use mirror::{Announced, Cleared};
+use most::Counted;
+pub use most::Most;
 use names::Names;
 pub use place::{Asked, Place, Sources};
 use unanswered::Unanswered;
@@ -108,6 +111,8 @@ pub struct Receiving {
     pub place: Place,
     /// What was asked for.
     pub asked: Asked,
+    /// The most that is taken, if that was agreed.
+    pub most: Option<Most>,
     /// How entries are taken.
     pub take: Take,
     /// What a mirror does not remove, though it is not announced. It is left out at the sender by the same rules.
@@ -145,6 +150,7 @@ pub struct Receiver {
     admitted: Mutex<HashMap<u64, oneshot::Sender<Result<Incoming, Why>>>>,
     names: Mutex<Names>,
     cases: Cases,
+    counted: Counted,
     unkept: Arc<Tally>,
     owners: Owners,
     verdicts: mpsc::UnboundedSender<Verdict>,
@@ -215,6 +221,7 @@ impl Receiver {
             admitted: Mutex::default(),
             names: Mutex::default(),
             cases: Cases::default(),
+            counted: Counted::default(),
             unkept: Arc::default(),
             owners: Owners::default(),
             verdicts,

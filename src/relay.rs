@@ -36,6 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_STREAMS: u8 = 16;
 /// Connections from one address, or IPv6 network of 64 bits: several people behind one NAT.
 const MAX_CONNECTIONS_EACH: usize = 64;
+/// Connections in all.
+const MAX_CONNECTIONS: usize = 20_000;
 /// Tries to find a number, or to get one, that an address has at once and then each minute.
 const TRIES: NonZeroU32 = NonZeroU32::new(20).unwrap();
 /// How often addresses are forgotten that have not tried for long.
@@ -80,8 +82,15 @@ struct Shared {
     places: Mutex<HashMap<u32, Placement>>,
     most_places: usize,
     tries: Limiter,
-    connected: Mutex<HashMap<IpAddr, usize>>,
+    connected: Mutex<Connected>,
     forwarder: Arc<Forwarder>,
+}
+
+/// How many connections there are, and of each address.
+#[derive(Default)]
+struct Connected {
+    all: usize,
+    each: HashMap<IpAddr, usize>,
 }
 
 /// A sender that can be found.
@@ -184,11 +193,11 @@ struct Counted(Arc<Shared>, IpAddr);
 impl Counted {
     fn one(shared: &Arc<Shared>, from: IpAddr) -> Option<Self> {
         let mut connected = shared.connected.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = connected.entry(from).or_default();
-        if *count >= MAX_CONNECTIONS_EACH {
+        if connected.all >= MAX_CONNECTIONS || connected.each.get(&from).is_some_and(|n| *n >= MAX_CONNECTIONS_EACH) {
             return None;
         }
-        *count += 1;
+        connected.all += 1;
+        *connected.each.entry(from).or_default() += 1;
         Some(Self(shared.clone(), from))
     }
 }
@@ -196,10 +205,11 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         let mut connected = self.0.connected.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = connected.get_mut(&self.1) {
+        connected.all -= 1;
+        if let Some(count) = connected.each.get_mut(&self.1) {
             *count -= 1;
             if *count == 0 {
-                connected.remove(&self.1);
+                connected.each.remove(&self.1);
             }
         }
     }

@@ -472,6 +472,7 @@ fn receivers(
             store: shared.store.clone(),
             place,
             asked: Asked::Any,
+            most: None,
             take: push.take.unwrap_or_default(),
             spared,
             keep: Keep { owner: shared.config.allow_owner, xattrs: true, ..Keep::default() },

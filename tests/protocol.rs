@@ -46,6 +46,8 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
     let session = *b"0123456789abcdef";
     let components = |names: &[&[u8]]| Components(names.iter().map(|n| n.to_vec()).collect());
     let why = || haul::error::Why::new(Code::NoSpace, "full").into();
+    let address =
+        |version| Address(if version == 4 { "192.0.2.7:4433" } else { "[2001:db8::7]:4433" }.parse().unwrap());
     let range = Range { offset: 1 << 20, length: 5 };
     fn all<M: Message>(message: &M) -> (&'static str, Vec<u8>) {
         let bytes = message.to_bytes();
@@ -230,6 +232,7 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             directory: true,
             files: 1204,
             bytes: 3 << 30,
+            others: Some(17),
             ..Offer::default()
         }),
         all(&Offer {
@@ -243,6 +246,11 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
         all(&Offer { from: "alice".into(), text: Some("under the mat".into()), ..Offer::default() }),
         all(&Accept::default()),
         all(&Accept { pair: Some(87_654_321) }),
+        all(&Place { claim: session, number: Some(4170), token: Some("t".into()), addresses: vec![address(4)] }),
+        all(&Placed { number: 4170, seen: address(4) }),
+        all(&Seek { number: 4170, token: None, addresses: vec![address(6)], forward: true }),
+        all(&Found { addresses: vec![address(4), address(6)], forward: None }),
+        all(&Found { addresses: vec![], forward: Some(Forward { port: 4441, token: [0xbb; 32] }) }),
     ]
 }
 

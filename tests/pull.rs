@@ -7,10 +7,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use haul::client::PullOptions;
 use haul::config::Config;
-use haul::error::{Code, Error};
+use haul::error::{Code, Error, Why};
 use haul::identity::Identity;
 use haul::progress::{Event, Observer, Settled};
+use haul::receiver::Most;
 use haul::store::LocalStore;
 use support::command::{Serving, haul, is_root};
 use support::{Host, LIMIT, content, from, listing, pull, recorder, write};
@@ -41,6 +43,30 @@ async fn a_tree_arrives_whole_and_a_rerun_fetches_nothing() {
     let again = pull(&host, &options).await.unwrap();
     assert_eq!((again.sent.files, again.sent.bytes, again.sent.skipped, again.sent.failed), (0, 0, 5, 0));
     assert!(again.path.received_bytes > 0, "the path is known from this end too");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_is_taken_than_was_agreed_to() {
+    let (served, here) = (tempdir().unwrap(), tempdir().unwrap());
+    for number in 0..20 {
+        write(&served.path().join(format!("t/{number:02}")), &content(number, 1000));
+    }
+    let host = Host::directory(served.path());
+    for (most, files) in [
+        // The last entry is the directory itself.
+        (Most { entries: 21, bytes: Some(20_000) }, 20),
+        (Most { entries: 5, bytes: Some(20_000) }, 5),
+        (Most { entries: 21, bytes: Some(7_999) }, 7),
+        (Most { entries: 21, bytes: None }, 20),
+    ] {
+        let here = here.path().join(format!("{most:?}"));
+        let outcome = pull(&host, &PullOptions { most: Some(most), ..from(&["t"], &here) }).await.unwrap();
+        assert_eq!(outcome.sent.files, files, "{most:?}");
+        assert_eq!(std::fs::read_dir(&here).unwrap().count() as u64, files);
+        let refused = |(_, why): &(_, Why)| why.code == Code::NotWanted && why.text.contains("than was offered");
+        assert_eq!(outcome.sent.failed > 0, files < 20);
+        assert!(outcome.sent.failures.iter().all(refused), "{:?}", outcome.sent.failures);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -151,7 +151,7 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
         Way::Down(sources, destination) => {
             let into = destination.as_os_str().as_encoded_bytes().ends_with(b"/");
             let output = destination.as_os_str() == "-";
-            let options = PullOptions { sources, destination, into, durability, walk, take, literal: false };
+            let options = PullOptions { sources, destination, into, durability, walk, take, ..PullOptions::default() };
             if output { Job::Output(options) } else { Job::Pull(options) }
         }
     };

@@ -21,6 +21,7 @@ use haul::peer::route::Whereabouts;
 use haul::peer::ticket::{BadTicket, Ticket};
 use haul::progress::Observer;
 use haul::rate::Rate;
+use haul::receiver::Most;
 use haul::session::Outcome;
 use haul::target::Petname;
 use haul::trust::peers::{self, Peer};
@@ -249,15 +250,15 @@ async fn accepted(receive: &Receive, met: &Met) -> bool {
     } else if offer.text.is_none() {
         output::offer::lines(offer, met.names()).iter().for_each(|line| output::note(line));
     }
-    let small = free.filter(|free| *free < offer.bytes);
+    let missing = offer.bytes.saturating_sub(receive::held(&receive.to, met.names()));
+    let small = free.filter(|free| *free < missing);
     if let Some(free) = small {
-        let (free, to) = (output::bytes(free), shown(&receive.to));
-        output::note(&format!(
-            "haul: only {free} are free in {to}; unless much of it is there already, it will not fit"
-        ));
+        let (free, to, missing) = (output::bytes(free), shown(&receive.to), output::bytes(missing));
+        output::note(&format!("haul: {missing} are to come, and only {free} are free in {to}: it will not fit"));
     }
     if receive.yes {
-        return true;
+        // Nobody is there to say that it will fit all the same.
+        return small.is_none();
     }
     let what = if offer.text.is_some() { format!("A text from \"{from}\"") } else { format!("From \"{from}\"") };
     let default = if small.is_some() { "[y/N]" } else { "[Y/n]" };
@@ -283,6 +284,7 @@ async fn take(receive: &Receive, met: Met) -> anyhow::Result<u8> {
         durability: Durability::Synced,
         take: Take { existing, checksum, dry_run, ..Take::default() },
         literal: true,
+        most: Some(Most::of(met.offer())),
         ..PullOptions::default()
     };
     let text = met.offer().text.clone();

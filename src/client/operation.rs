@@ -215,6 +215,7 @@ impl Pulling {
                 Place::Into(_) => self.asked.clone(),
             },
             place: destination.place,
+            most: self.options.most,
             take: self.options.take,
             spared: self.options.walk.filter.clone(),
             keep: Keep { owner: walk.owner, numeric_ids: walk.numeric_ids, xattrs: walk.xattrs },

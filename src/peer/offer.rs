@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::error::{Error, Result};
 use crate::manifest::{Follow, Found, Tree, Walk, WalkOptions};
@@ -66,17 +66,46 @@ fn check_names(trees: &[Tree]) -> Result<()> {
     }
 }
 
+/// What is there to count.
+pub(super) struct Counting {
+    /// The offer, without its numbers.
+    pub(super) begun: Offer,
+    pub(super) trees: Vec<Tree>,
+    pub(super) walk: WalkOptions,
+    pub(super) counted: watch::Sender<Option<Offer>>,
+}
+
+impl Counting {
+    /// Counts anew, and tells when that is done: trees change from one receiver to the next.
+    pub(super) fn begin(&self) {
+        self.counted.send_replace(None);
+        let (begun, trees, walk) = (self.begun.clone(), self.trees.clone(), self.walk.clone());
+        let counted = self.counted.clone();
+        tokio::task::spawn_blocking(move || counted.send_replace(Some(count(begun, trees, walk))));
+    }
+}
+
 /// The offer with all files counted. Blocks for as long as walking takes.
-pub(super) fn counted(mut offer: Offer, trees: Vec<Tree>, walk: WalkOptions) -> Offer {
-    let (directories, _unused) = mpsc::unbounded_channel();
+fn count(mut offer: Offer, trees: Vec<Tree>, walk: WalkOptions) -> Offer {
+    let (directories, mut entered) = mpsc::unbounded_channel();
+    let mut others = 0;
     for found in Walk::new(trees, walk, directories) {
-        if let Found::Entry(announce) = found
-            && announce.kind == Kind::File
-        {
-            offer.files += 1;
-            // Sparse files may say that they are as long as they like.
-            offer.bytes = offer.bytes.saturating_add(announce.metadata.size);
+        match found {
+            Found::Entry(announce) if announce.kind == Kind::File => {
+                offer.files += 1;
+                // Sparse files may say that they are as long as they like.
+                offer.bytes = offer.bytes.saturating_add(announce.metadata.size);
+            }
+            Found::Entry(_) => others += 1,
+            _ => {}
+        }
+        while entered.try_recv().is_ok() {
+            others += 1;
         }
     }
+    while entered.try_recv().is_ok() {
+        others += 1;
+    }
+    offer.others = Some(others).filter(|others| *others > 0);
     offer
 }

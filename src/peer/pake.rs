@@ -162,6 +162,16 @@ mod tests {
         }
     }
 
+    /// Whoever knows all of a code but a word has the chance that the list says, with its one guess.
+    #[test]
+    fn of_all_words_that_a_guess_may_be_one_alone_is_right() {
+        const WORDS: usize = 128;
+        let words = &crate::peer::code::list()[..WORDS];
+        let code = |word: &str| format!("417-maple-canyon-{word}");
+        let right = words.iter().filter(|word| exchange([&code(words[77]), &code(word)], [parties(), parties()])[0]);
+        assert_eq!(right.collect::<Vec<_>>(), [&words[77]]);
+    }
+
     #[test]
     fn what_is_sent_back_proves_nothing() {
         let code = credential(CODE);

@@ -1,6 +1,9 @@
 //! The receiver's end: it finds the sender by a code, sees what there is, and asks for it.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +20,7 @@ use crate::config::Config;
 use crate::endpoint::{self, Connected};
 use crate::error::{Code, Error, Result, Why};
 use crate::identity::{Identity, KeyId};
-use crate::path::RelativePath;
+use crate::path::{RelativePath, is_partial_name};
 use crate::progress::Route;
 use crate::session::hello;
 use crate::stream::{MessageReader, MessageWriter, StreamError};
@@ -169,6 +172,31 @@ pub fn free_space(directory: &Path) -> Option<u64> {
     let stats = rustix::fs::statvfs(there.unwrap_or(Path::new("."))).ok()?;
     stats.f_bavail.checked_mul(stats.f_frsize)
 }
+
+/// Bytes on the disk of what stands in a directory under some names already, partials among them: what a transfer need not find
+/// room for again. Blocks.
+pub fn held(directory: &Path, names: &[RelativePath]) -> u64 {
+    let own = names.iter().map(|name| directory.join(OsStr::from_bytes(name.as_bytes())));
+    let beside = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let partials = beside.map(|entry| entry.path()).filter(|path| is_partial(path));
+    own.chain(partials).map(|path| on_disk(&path)).sum()
+}
+
+fn is_partial(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| is_partial_name(name.as_bytes()))
+}
+
+/// Bytes that a file, or all in a directory, takes. What cannot be read is not counted.
+fn on_disk(path: &Path) -> u64 {
+    let Ok(metadata) = path.symlink_metadata() else { return 0 };
+    if !metadata.is_dir() {
+        return metadata.blocks() * STAT_BLOCK;
+    }
+    std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| on_disk(&entry.path())).sum()
+}
+
+/// Bytes in a block of `st_blocks` (POSIX, sys/stat.h, as Linux has it).
+const STAT_BLOCK: u64 = 512;
 
 /// The next message, or why there is none.
 async fn answer<M: Message>(reader: &mut MessageReader) -> Result<M> {

@@ -39,6 +39,11 @@ const BINDS_AT_FIRST: usize = 10;
 const BIND_EVERY: Duration = Duration::from_secs(5);
 /// Receivers that are attended to at the same time: the last ones. A relay has no more ports for them.
 const MAX_ATTENDED: usize = 8;
+/// Addresses of a receiver that a NAT is opened for, and how soon after one receiver the next is attended to. Whoever knows the number,
+/// and every relay, can name addresses of third machines: so 8 x 8 x 10 datagrams of a byte a second are the most that these ever
+/// get.
+const MAX_PUNCHED: usize = 8;
+const ATTEND_EVERY: Duration = Duration::from_millis(250);
 /// How long a sender waits before it goes to a relay again that it has lost: at first, and at most.
 const AGAIN: Duration = Duration::from_millis(500);
 const AGAIN_AT_MOST: Duration = Duration::from_secs(15);
@@ -320,13 +325,14 @@ async fn attend(meeting: &Meeting, mut reader: MessageReader, tell: &watch::Send
             Err(why) => return debug!(%why, "the relay is gone"),
         };
         let (end, binding) = meeting.other_end(found);
-        let addresses = end.seen.into_iter().chain(end.told.iter().copied()).collect();
+        let addresses = end.seen.into_iter().chain(end.told.iter().copied()).take(MAX_PUNCHED).collect();
         if attended.len() == MAX_ATTENDED {
             attended.pop_front();
         }
         let punching = Task(tokio::spawn(punch(meeting.port.clone(), addresses)));
         attended.push_back((end, binding, punching));
         tell.send_replace(attended.iter().map(|(end, ..)| end.clone()).collect());
+        sleep(ATTEND_EVERY).await;
     }
 }
 

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::code::{Credential, ShortCode};
-use super::offer::{self, Content};
+use super::offer::{Content, Counting};
 use super::pair::{self, Paired};
 use super::pake::{Exchange, Parties, Role};
 use super::rendezvous::{Placement, RelayAt, Wanted};
@@ -37,6 +37,8 @@ const MAX_CONNECTIONS: usize = 16;
 const MAX_WAITING: usize = 4;
 /// Time for an exchange, from its first message to its last.
 const EXCHANGE: Duration = Duration::from_secs(15);
+/// Time for the first message of somebody who has just opened a stream: it comes with that.
+const FIRST: Duration = Duration::from_secs(3);
 /// How long whoever failed holds up the next: guesses are burnt by the first wrong one, and the rest only makes work.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How often the receiver is told that the files are still being counted.
@@ -80,6 +82,7 @@ pub struct Offering {
     expires: Duration,
     until: Instant,
     identity: Identity,
+    counting: Counting,
     offer: watch::Receiver<Option<Offer>>,
     guests: Arc<Guests>,
     introductions: mpsc::Receiver<Introduction>,
@@ -152,9 +155,7 @@ impl Offering {
         let (tell, told) = mpsc::channel(MAX_WAITING);
         let (counted, offer) = watch::channel(None);
         let trees = if let session::Content::Trees(trees) = &content { trees.clone() } else { Vec::new() };
-        let counting = walk.clone();
-        // Whoever accepts sees how much it is; until somebody comes there is time to find out.
-        tokio::task::spawn_blocking(move || counted.send_replace(Some(offer::counted(begun, trees, counting))));
+        let counting = Counting { begun, trees, walk: walk.clone(), counted };
         let server = server.offering(Offered { content, walk, told: tell }, introduce);
         let rendezvous = Rendezvous { port: server.ports()[0].clone(), relay, own, config: asking };
         let (addresses, stop, now) = (server.local_addresses(), CancellationToken::new(), CancellationToken::new());
@@ -170,6 +171,7 @@ impl Offering {
             expires,
             until: Instant::now(),
             identity,
+            counting,
             offer,
             guests,
             introductions,
@@ -239,6 +241,8 @@ impl Offering {
     /// As [`ShortCode::draw`].
     pub async fn renew(&mut self) -> Result<()> {
         self.forget();
+        // Whoever accepts sees how much it is; until somebody comes there is time to find out.
+        self.counting.begin();
         let paired = self.to.as_ref().map(|peer| pair::credential(peer, self.identity.key_id()));
         let wanted = paired.as_ref().map(|paired| pair::wanted(paired.number, &self.identity));
         // Its number too: somebody may be waiting there.
@@ -361,7 +365,7 @@ impl Offering {
     async fn introduce(&mut self, somebody: &mut Introduction) -> Result<Option<Met>, StreamError> {
         let from = canonical(somebody.connection.remote_address());
         let Some((key_id, _)) = endpoint::peer(&somebody.connection) else { return Ok(None) };
-        let begun = timeout(EXCHANGE, read_introduce(somebody)).await.map_err(|_| StreamError::TimedOut)??;
+        let begun = timeout(FIRST, read_introduce(somebody)).await.map_err(|_| StreamError::TimedOut)??;
         // Whoever was killed, or lost its connection, comes back with the code that it has used.
         let again = self.guest.as_ref().filter(|(guest, _)| *guest == key_id).map(|(_, credential)| credential);
         let usable = |credential: &&Credential| {

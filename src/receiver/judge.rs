@@ -58,6 +58,7 @@ impl Receiver {
 
     fn judge_one(&self, entry: Entry) -> Result<Judged, Why> {
         let name = self.session.asked.check(&entry)?;
+        self.check_most(&entry)?;
         let path = self.session.place.of(&name)?;
         self.check_case(&path)?;
         let there = match self.session.store.stat(&path) {

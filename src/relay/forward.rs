@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::interval;
 use tracing::{debug, info};
 
-use super::canonical;
+use super::{canonical, network};
 use crate::bucket::Bucket;
 use crate::endpoint;
 use crate::error::{Error, Result};
@@ -36,6 +36,8 @@ const USUAL_DATAGRAM: u64 = 1_200;
 /// A datagram cannot be longer.
 const MAX_DATAGRAM: usize = 65_536;
 const TOKEN: usize = 32;
+/// Pairs that those who ask from one address have at the same time, so that nobody takes all the room.
+const MAX_PAIRS_EACH: usize = 16;
 
 /// What a relay carries.
 #[derive(Debug, Clone)]
@@ -119,14 +121,16 @@ impl Forwarder {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Room for two ends: the port, and the token of each; none where there is none.
+    /// Room for two ends, of which the second has asked: the port, and the token of each; none where there is none.
     pub(super) fn pair(self: &Arc<Self>, ends: [Connection; 2]) -> Option<(u16, [[u8; TOKEN]; 2])> {
         let mut tokens = [[0; TOKEN]; 2];
         for token in &mut tokens {
             rand::fill(token).ok()?;
         }
         let mut state = self.state();
-        if state.pairs.len() >= self.allowance.pairs {
+        let asks = network(ends[1].remote_address().ip());
+        let of_it = state.pairs.values().filter(|pair| network(pair.ends[1].connection.remote_address().ip()) == asks);
+        if state.pairs.len() >= self.allowance.pairs || of_it.count() >= MAX_PAIRS_EACH {
             return None;
         }
         let port = state.free_port(&ends, self.ports.len())?;

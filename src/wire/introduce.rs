@@ -63,6 +63,9 @@ pub struct Offer {
     /// Nothing but to know each other from here on: the number under which the sending machine's server can be found.
     #[n(7)]
     pub pair: Option<u32>,
+    /// Directories and links in all.
+    #[n(8)]
+    pub others: Option<u64>,
 }
 
 /// Most bytes of the name of a machine.

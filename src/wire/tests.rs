@@ -1,3 +1,4 @@
+use std::net::SocketAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::*;
@@ -146,6 +147,25 @@ proptest! {
     }
 
     #[test]
+    fn what_is_said_at_a_relay_survives_at_its_largest(
+        claim: [u8; 16], number: u32, token in ".{0,64}", ip: std::net::IpAddr, port: u16, forward: bool, bound: [u8; 32],
+    ) {
+        fn survives<M: Message + PartialEq + std::fmt::Debug>(message: M) {
+            let frame = take(&message.to_bytes()).unwrap().unwrap();
+            assert!(message.fits());
+            assert_eq!(frame.decode::<M>(), Ok(message));
+        }
+        let (seen, token) = (Address(SocketAddr::new(ip, port)), Some(token));
+        let addresses = vec![seen; MAX_ADDRESSES];
+        survives(Place { claim, number: Some(number), token: token.clone(), addresses: addresses.clone() });
+        survives(Placed { number, seen });
+        survives(Seek { number, token, addresses: addresses.clone(), forward });
+        let forward = Some(Forward { port, token: bound });
+        survives(Found { addresses: [&addresses[..], &[seen]].concat(), forward });
+        prop_assert!(minicbor::decode::<Address>(&minicbor::to_vec(minicbor::bytes::ByteVec::from(bound.to_vec())).unwrap()).is_err());
+    }
+
+    #[test]
     fn measurements_survive_at_their_largest(id: u64, packets_sent: u64, packets_lost: u64, rtt: u64, milliseconds: u32) {
         fn survives<M: Message>(message: M) -> bool {
             let bytes = message.to_bytes();
@@ -166,6 +186,7 @@ proptest! {
         let frame = Frame { kind, payload: payload.clone().into() };
         macro_rules! try_all { ($($m:ident)*) => { $( let _ = Frame { kind: $m::TYPE, ..frame.clone() }.decode::<$m>(); )* } }
         try_all!(Hello Push Pull List Ready Refused End Summary GoAway Working Entry Skip Done Want Refuse Plan Trailer Committed Failed Withdraw Measure Ping Pong Received);
+        try_all!(Removed Unsendable Complete Listed Introduce Introduced Confirm Offer Accept Place Placed Seek Found);
         let _ = take(&payload);
     }
 }
