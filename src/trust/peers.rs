@@ -145,7 +145,7 @@ mod tests {
     }
 
     fn peer(name: &str, key: u8) -> Peer {
-        Peer { name: name.parse().unwrap(), key_id: KeyId([key; 32]), secret: [key; 32], number: 12_345_678 }
+        Peer { name: name.parse().unwrap(), key_id: KeyId([key; 32]), secret: [key + 100; 32], number: 12_345_678 }
     }
 
     #[test]
@@ -177,7 +177,7 @@ mod tests {
         let (_directory, home) = home();
         add(&home, &peer("bob", 7)).unwrap();
         assert_eq!(fs::metadata(home.peers()).unwrap().permissions().mode() & 0o777, 0o600);
-        let secret = STANDARD_NO_PAD.encode([7; 32]);
+        let secret = STANDARD_NO_PAD.encode([107; 32]);
         assert!(!format!("{:?}", peer("bob", 7)).contains(&secret));
         fs::write(home.peers(), format!("# ours\n\nbob SHA256:x {secret} 1\n")).unwrap();
         let error = all(&home.peers()).unwrap_err().to_string();
