@@ -1,5 +1,6 @@
 //! The ways to a sender: to its own addresses, to what its NAT has given it, and by a relay.
 
+use std::future::pending;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +51,8 @@ pub(super) struct Ways {
     meeting: Mutex<Option<Arc<Meeting>>>,
     /// For as long as the relay forwards.
     relayed: Mutex<Option<Binding>>,
+    /// Where it was found nearby.
+    last: Mutex<Option<SocketAddr>>,
     identity: Identity,
     config: Config,
 }
@@ -59,7 +62,8 @@ impl Ways {
         let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
         let port = at.relay.as_ref().map(|_| Port::dialing(any)).transpose()?;
         let (identity, config) = (identity.clone(), config.clone());
-        Ok(Arc::new(Self { at, number, port, meeting: Mutex::default(), relayed: Mutex::default(), identity, config }))
+        let (meeting, relayed, last) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Arc::new(Self { at, number, port, meeting, relayed, last, identity, config }))
     }
 
     /// The first connection that comes about, by whatever way.
@@ -95,8 +99,26 @@ impl Ways {
         }
     }
 
-    /// To addresses that are known, or that are found on the local network.
+    /// To where it was a moment ago, or else to addresses that are known, or that are found on the local network. Multicast DNS
+    /// gives no answer twice within a second (RFC 6762, section 6).
     async fn nearby(self: &Arc<Self>, trust: &ServerTrust) -> Result<Dialed> {
+        let last = *self.last.lock().await;
+        let again = async {
+            match last {
+                Some(address) => self.known(address, trust).await,
+                None => pending().await,
+            }
+        };
+        let dialed = tokio::select! {
+            Ok(dialed) = again => dialed,
+            dialed = self.search(trust) => dialed?,
+        };
+        *self.last.lock().await = Some(dialed.connected.connection.remote_address());
+        Ok(dialed)
+    }
+
+    /// To addresses that are known, or that are found on the local network.
+    async fn search(self: &Arc<Self>, trust: &ServerTrust) -> Result<Dialed> {
         let found;
         let addresses = match &self.at.addresses[..] {
             [] => {
