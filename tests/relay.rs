@@ -459,7 +459,7 @@ async fn a_relay_that_puts_itself_between_has_one_guess_and_sees_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_a_hostile_relay_says_a_receiver_ends_with_an_error_in_time() {
+async fn a_receiver_ends_with_an_error_in_time_whatever_a_hostile_relay_says() {
     let mut oversized = BytesMut::from(&[Found::TYPE][..]);
     haul::wire::put_varint(&mut oversized, 1 << 30);
     let crowd = Found { addresses: vec![Address("127.0.0.1:9".parse().unwrap()); 18], forward: None }.to_bytes();

@@ -188,7 +188,11 @@ impl Tap {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pair_has_so_many_bytes_and_then_it_ends() {
+async fn a_pair_has_so_many_bytes_and_so_much_time_and_then_it_ends() {
+    tokio::join!(so_many_bytes(), so_much_time());
+}
+
+async fn so_many_bytes() {
     let allowance = Allowance { bytes: 3_000, ..Allowance::default() };
     let pair = Pair::bound(Host::with(|options| (options.ports, options.allowance) = (1, allowance))).await;
     let [a, b] = &pair.sockets;
@@ -208,8 +212,7 @@ async fn a_pair_has_so_many_bytes_and_then_it_ends() {
     assert_eq!(next(b).await.0, b"again", "nothing of what was above");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pair_has_so_much_time_and_then_it_ends() {
+async fn so_much_time() {
     let allowance = Allowance { time: Duration::from_millis(1), ..Allowance::default() };
     let pair = Pair::bound(Host::with(|options| (options.ports, options.allowance) = (1, allowance))).await;
     again(&pair).await;

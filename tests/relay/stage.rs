@@ -1,6 +1,7 @@
 //! A relay, those who come to it as they should and as they like, and a NAT.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -58,6 +59,10 @@ impl Host {
     }
 
     pub(crate) fn with(change: impl FnOnce(&mut RelayOptions)) -> Self {
+        Self::try_with(change).unwrap()
+    }
+
+    pub(crate) fn try_with(change: impl FnOnce(&mut RelayOptions)) -> Result<Self> {
         let identity = Identity::generate().unwrap();
         let mut options = RelayOptions {
             listen: LOOPBACK,
@@ -69,11 +74,11 @@ impl Host {
             allowance: Allowance::default(),
         };
         change(&mut options);
-        let relay = Relay::bind(options).unwrap();
+        let relay = Relay::bind(options)?;
         let (address, forwards_on) = (relay.address().unwrap(), relay.forwards_on().to_vec());
         let (stop, stopped) = oneshot::channel::<()>();
         let running = tokio::spawn(relay.run(async { drop(stopped.await) }));
-        Self { address, forwards_on, identity, stop: Some(stop), running: Some(running) }
+        Ok(Self { address, forwards_on, identity, stop: Some(stop), running: Some(running) })
     }
 
     pub(crate) fn at(&self) -> RelayAt {
@@ -127,7 +132,7 @@ impl Sending {
 
 /// Gives up soon where it looks for a direct way; nothing that should work takes so long.
 pub(crate) fn impatient() -> Config {
-    Config { handshake: Duration::from_secs(3), ..Config::default() }
+    Config { handshake: Duration::from_secs(2), ..Config::default() }
 }
 
 pub(crate) async fn meet(code: &ShortCode, relay: RelayAt) -> Result<Met> {
@@ -277,19 +282,21 @@ async fn translate(relay: SocketAddr, inside: Arc<UdpSocket>, outside: Arc<UdpSo
                 if !open.load(Ordering::SeqCst) {
                     continue;
                 }
-                if !others.contains_key(&from) {
+                if let Entry::Vacant(other) = others.entry(from) {
                     let socket = Arc::new(UdpSocket::bind(LOOPBACK).await.unwrap());
-                    let (inner, outer) = (socket.clone(), outside.clone());
-                    replies.spawn(async move {
-                        let mut datagram = vec![0; 1 << 16];
-                        while let Ok((length, _)) = inner.recv_from(&mut datagram).await {
-                            let _ = outer.send_to(&datagram[..length], from).await;
-                        }
-                    });
-                    others.insert(from, socket);
+                    replies.spawn(reply(socket.clone(), outside.clone(), from));
+                    other.insert(socket);
                 }
                 let _ = others[&from].send_to(&back[..length], machine).await;
             }
         }
+    }
+}
+
+/// Takes what the machine says to somebody outside to the port that the NAT has for it.
+async fn reply(inner: Arc<UdpSocket>, outer: Arc<UdpSocket>, to: SocketAddr) {
+    let mut datagram = vec![0; 1 << 16];
+    while let Ok((length, _)) = inner.recv_from(&mut datagram).await {
+        let _ = outer.send_to(&datagram[..length], to).await;
     }
 }
