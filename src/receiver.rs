@@ -218,10 +218,10 @@ impl Receiver {
             held_up_before,
             age: session.claims.age(),
             session,
+            counted: Counted::default(),
             admitted: Mutex::default(),
             names: Mutex::default(),
             cases: Cases::default(),
-            counted: Counted::default(),
             unkept: Arc::default(),
             owners: Owners::default(),
             verdicts,
@@ -247,6 +247,7 @@ impl Receiver {
     /// What ends the session as a whole: the connection is lost, or the sender breaks the protocol. Transfers under way
     /// end with the connection; what they brought stays as partials.
     pub async fn run(self: &Arc<Self>, entries: MessageReader, verdicts: MessageWriter) -> Result<()> {
+        self.count_before();
         let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner).take();
         let answers = answers.ok_or_else(|| Error::Protocol("a second manifest in one session".into()))?;
         let unanswered = Arc::new(Unanswered::default());

@@ -3,6 +3,8 @@
 
 #[path = "hostile/acks.rs"]
 mod acks;
+#[path = "hostile/agreed.rs"]
+mod agreed;
 #[path = "hostile/early.rs"]
 mod early;
 #[path = "hostile/fetch.rs"]

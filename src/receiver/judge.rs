@@ -32,10 +32,13 @@ impl Receiver {
             // One whose name is none cannot be named.
             let name = RelativePath::from_components(&entry.path.0).unwrap_or_default();
             let result = match self.judge_one(entry) {
-                Ok(Judged::Want(file)) => {
-                    wanted.push(*file);
-                    continue;
-                }
+                Ok(Judged::Want(file)) => match self.check_wanted(&file) {
+                    Ok(()) => {
+                        wanted.push(*file);
+                        continue;
+                    }
+                    Err(why) => self.refused(id, why),
+                },
                 Ok(Judged::Skip) => {
                     self.skipped.fetch_add(1, Ordering::Relaxed);
                     self.answer(Verdict::Skip(id));
@@ -45,15 +48,17 @@ impl Receiver {
                     self.answer(Verdict::Done(id));
                     Settled::Committed
                 }
-                Err(why) => {
-                    self.failed.fetch_add(1, Ordering::Relaxed);
-                    self.answer(Verdict::Refuse(id, why.clone()));
-                    Settled::Failed(why)
-                }
+                Err(why) => self.refused(id, why),
             };
             self.report(Some(id), name, kind, size, result);
         }
         wanted
+    }
+
+    fn refused(&self, id: u64, why: Why) -> Settled {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        self.answer(Verdict::Refuse(id, why.clone()));
+        Settled::Failed(why)
     }
 
     fn judge_one(&self, entry: Entry) -> Result<Judged, Why> {

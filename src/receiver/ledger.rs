@@ -31,6 +31,8 @@ struct State {
     failed_before: HashSet<RelativePath>,
     settled: u64,
     moved: u64,
+    /// Directories that were made.
+    directories: u64,
 }
 
 impl Ledger {
@@ -83,6 +85,9 @@ impl Ledger {
             Settled::Failed(_) => {}
             _ => state.settled += 1,
         }
+        if kind == Kind::Directory && *result == Settled::Committed {
+            state.directories += 1;
+        }
         state.sent.count(path, kind, size, result);
         true
     }
@@ -112,6 +117,12 @@ impl Ledger {
     pub(super) fn is_whole_but(&self, failed: u64) -> bool {
         let state = self.state();
         state.complete && state.sent.failed == failed && state.sent.interrupted.is_none()
+    }
+
+    /// Entries that the session has made here so far, and the bytes of its files.
+    pub(super) fn brought(&self) -> (u64, u64) {
+        let state = self.state();
+        (state.sent.files + state.directories, state.sent.bytes)
     }
 
     /// The account so far.
