@@ -73,7 +73,7 @@ pub async fn find(number: u32, within: Duration) -> Result<Vec<SocketAddr>> {
     Ok(found.unwrap_or_default())
 }
 
-/// Whether somebody on this network announces a number already, as far as that is told within [`TAKEN`].
+/// Whether somebody on this network announces a number already, as far as that is told within 200 ms.
 pub async fn is_taken(number: u32) -> bool {
     find(number, TAKEN).await.is_ok_and(|addresses| !addresses.is_empty())
 }

@@ -110,6 +110,9 @@ pub fn add(home: &Home, peer: &Peer) -> Result<()> {
 /// # Errors
 /// As [`add`].
 pub fn remove(home: &Home, name: &Petname) -> Result<bool> {
+    if !home.peers().exists() {
+        return Ok(false);
+    }
     let _lock = home.lock()?;
     let mut peers = all(&home.peers())?;
     let before = peers.len();
