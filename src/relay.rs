@@ -93,10 +93,18 @@ struct Connected {
     each: HashMap<IpAddr, usize>,
 }
 
+/// Somebody who has connected.
+#[derive(Clone)]
+struct Caller {
+    connection: Connection,
+    /// Its IP, validated before the handshake.
+    validated: IpAddr,
+}
+
 /// A sender that can be found.
 struct Placement {
     claim: [u8; 16],
-    connection: Connection,
+    caller: Caller,
     addresses: Vec<Address>,
     tell: mpsc::Sender<Found>,
 }
@@ -153,9 +161,10 @@ impl Relay {
                     continue;
                 };
                 let (shared, span) = (shared.clone(), info_span!("connection", from = %incoming.remote_address()));
+                let validated = canonical(incoming.remote_address()).ip();
                 let connection = async move {
                     if let Ok(Ok(connection)) = timeout(PATIENCE, incoming).await {
-                        serve_connection(connection, shared).await;
+                        serve_connection(Caller { connection, validated }, shared).await;
                     }
                     drop(counted);
                 };
@@ -223,7 +232,8 @@ fn network(ip: IpAddr) -> IpAddr {
     }
 }
 
-async fn serve_connection(connection: Connection, shared: Arc<Shared>) {
+async fn serve_connection(caller: Caller, shared: Arc<Shared>) {
+    let connection = caller.connection.clone();
     let streams = Arc::new(Semaphore::new(MAX_STREAMS.into()));
     while let Ok((send, receive)) = connection.accept_bi().await {
         let (reader, writer) = (MessageReader::new(receive), MessageWriter::new(send));
@@ -231,12 +241,12 @@ async fn serve_connection(connection: Connection, shared: Arc<Shared>) {
             writer.reset(Code::Busy);
             continue;
         };
-        let (shared, connection) = (shared.clone(), connection.clone());
+        let (shared, caller) = (shared.clone(), caller.clone());
         let serve = async move {
-            if let Err(why) = serve_stream(&shared, &connection, (reader, writer)).await {
+            if let Err(why) = serve_stream(&shared, &caller, (reader, writer)).await {
                 debug!(%why, "given up");
                 if matches!(why, StreamError::Malformed(_)) {
-                    connection.close(varint_of(Code::Protocol), why.to_string().as_bytes());
+                    caller.connection.close(varint_of(Code::Protocol), why.to_string().as_bytes());
                 }
             }
             drop(permit);
@@ -247,7 +257,7 @@ async fn serve_connection(connection: Connection, shared: Arc<Shared>) {
 
 async fn serve_stream(
     shared: &Arc<Shared>,
-    connection: &Connection,
+    caller: &Caller,
     (mut reader, mut writer): (MessageReader, MessageWriter),
 ) -> Result<(), StreamError> {
     let limit = Place::LIMIT.max(Seek::LIMIT);
@@ -256,7 +266,7 @@ async fn serve_stream(
     let place = match frame.kind {
         Seek::TYPE => {
             let seek: Seek = frame.decode()?;
-            match shared.admit(connection, seek.token.as_deref()).and_then(|()| shared.seek(connection, &seek)) {
+            match shared.admit(caller, seek.token.as_deref()).and_then(|()| shared.seek(caller, &seek)) {
                 Ok(found) => writer.write_within(&found, PATIENCE).await?,
                 Err(why) => writer.write_within(&Refused { why: why.into() }, PATIENCE).await?,
             }
@@ -266,8 +276,8 @@ async fn serve_stream(
         _ => frame.decode::<Place>()?,
     };
     let (tell, mut untold) = mpsc::channel(MAX_UNTOLD);
-    let placed = shared.admit(connection, place.token.as_deref());
-    let taken = match placed.and_then(|()| shared.place(connection, place, tell)) {
+    let placed = shared.admit(caller, place.token.as_deref());
+    let taken = match placed.and_then(|()| shared.place(caller, place, tell)) {
         Ok(taken) => taken,
         Err(why) => {
             writer.write_within(&Refused { why: why.into() }, PATIENCE).await?;
@@ -275,7 +285,7 @@ async fn serve_stream(
             return Ok(());
         }
     };
-    let seen = Address(canonical(connection.remote_address()));
+    let seen = Address(canonical(caller.connection.remote_address()));
     writer.write_within(&Placed { number: taken.number, seen }, PATIENCE).await?;
     loop {
         tokio::select! {
@@ -314,8 +324,8 @@ impl Shared {
     }
 
     /// Whether somebody may try at all.
-    fn admit(&self, connection: &Connection, token: Option<&str>) -> Result<(), Why> {
-        let from = network(connection.remote_address().ip());
+    fn admit(&self, caller: &Caller, token: Option<&str>) -> Result<(), Why> {
+        let from = network(caller.validated);
         if self.tries.check_key(&from).is_err() {
             return Err(Why::new(Code::Busy, "too many tries from this address; wait a minute"));
         }
@@ -328,7 +338,7 @@ impl Shared {
     }
 
     /// Gives somebody a number, the one it had if that can be.
-    fn place(self: &Arc<Self>, connection: &Connection, place: Place, tell: mpsc::Sender<Found>) -> Result<Taken, Why> {
+    fn place(self: &Arc<Self>, caller: &Caller, place: Place, tell: mpsc::Sender<Found>) -> Result<Taken, Why> {
         let mut places = self.places();
         let again = place.number.filter(|number| places.get(number).is_none_or(|there| there.claim == place.claim));
         if again.is_none_or(|number| !places.contains_key(&number)) && places.len() >= self.most_places {
@@ -340,25 +350,24 @@ impl Shared {
         };
         let own = tell.downgrade();
         let Place { claim, addresses, .. } = place;
-        places.insert(number, Placement { claim, connection: connection.clone(), addresses, tell });
+        places.insert(number, Placement { claim, caller: caller.clone(), addresses, tell });
         drop(places);
         info!(number, "placed");
         Ok(Taken { shared: self.clone(), number, tell: own })
     }
 
     /// Tells two ends of each other.
-    fn seek(&self, connection: &Connection, seek: &Seek) -> Result<Found, Why> {
+    fn seek(&self, caller: &Caller, seek: &Seek) -> Result<Found, Why> {
         let nobody = || Why::new(Code::NotFound, "nobody is at this number");
         let places = self.places();
         let there = places.get(&seek.number).ok_or_else(nobody)?;
-        let pair =
-            if seek.forward { self.forwarder.pair([there.connection.clone(), connection.clone()]) } else { None };
+        let pair = if seek.forward { self.forwarder.pair([&there.caller, caller]) } else { None };
         let [to_sender, to_receiver] =
             pair.map_or([None, None], |(port, tokens)| tokens.map(|token| Some(Forward { port, token })));
-        let told = Found { addresses: addresses(connection, &seek.addresses), forward: to_sender };
+        let told = Found { addresses: addresses(&caller.connection, &seek.addresses), forward: to_sender };
         there.tell.try_send(told).map_err(|_| Why::new(Code::Busy, "too many look for this number; wait a moment"))?;
         info!(number = seek.number, forwarded = to_receiver.is_some(), "found");
-        Ok(Found { addresses: addresses(&there.connection, &there.addresses), forward: to_receiver })
+        Ok(Found { addresses: addresses(&there.caller.connection, &there.addresses), forward: to_receiver })
     }
 }
 

@@ -312,6 +312,19 @@ fn a_symmetric_nat_that_forgets_its_mappings_stays_relayed() {
 }
 
 #[test]
+fn a_relayed_end_that_gets_another_address_comes_to_the_relay_again() {
+    for (router, before) in [("nb", 12), ("na", 11)] {
+        let Some(net) = Net::new(Behind::Symmetric, Behind::Symmetric) else { return };
+        let _relaying = net.relaying();
+        let transfer = Transfer::offered(&net, 4 << 20, Some("10M"));
+        let mut receiving = transfer.receive(&net);
+        until(&mut receiving, moves);
+        remap(&net, router, before, before + 10);
+        assert_eq!(transfer.ends(receiving), "relayed");
+    }
+}
+
+#[test]
 fn what_began_over_the_relay_moves_once_a_direct_way_opens() {
     let Some(net) = Net::new(Behind::Nat, Behind::Nat) else { return };
     let _relaying = net.relaying();

@@ -13,11 +13,12 @@ use tokio::task::JoinSet;
 use tokio::time::interval;
 use tracing::{debug, info};
 
-use super::{canonical, network};
+use super::{Caller, canonical, network};
 use crate::bucket::Bucket;
 use crate::endpoint;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::rate::Rate;
+use crate::stream::varint_of;
 use crate::wire::BIND;
 
 /// A pair over which nothing comes for so long ends. Both ends of a connection that is idle keep it alive.
@@ -88,9 +89,11 @@ struct Pair {
 }
 
 struct PairEnd {
-    /// The relay's connection to it: an address is its own if it has the IP that QUIC has validated (RFC 9000, section 8.1). The port may
-    /// be another, where a NAT gives each destination one of its own.
+    /// The relay's connection to it.
     connection: Connection,
+    /// An address is its own if it has this IP, which was validated before the handshake (RFC 9000, section 8.1): quinn takes a new one for
+    /// the connection's before that has answered. The port may be another, where a NAT gives each destination one of its own.
+    validated: IpAddr,
     token: [u8; TOKEN],
     bound: Option<SocketAddr>,
 }
@@ -122,14 +125,14 @@ impl Forwarder {
     }
 
     /// Room for two ends, of which the second has asked: the port, and the token of each; none where there is none.
-    pub(super) fn pair(self: &Arc<Self>, ends: [Connection; 2]) -> Option<(u16, [[u8; TOKEN]; 2])> {
+    pub(super) fn pair(self: &Arc<Self>, ends: [&Caller; 2]) -> Option<(u16, [[u8; TOKEN]; 2])> {
         let mut tokens = [[0; TOKEN]; 2];
         for token in &mut tokens {
             rand::fill(token).ok()?;
         }
         let mut state = self.state();
-        let asks = network(ends[1].remote_address().ip());
-        let of_it = state.pairs.values().filter(|pair| network(pair.ends[1].connection.remote_address().ip()) == asks);
+        let asks = network(ends[1].validated);
+        let of_it = state.pairs.values().filter(|pair| network(pair.ends[1].validated) == asks);
         if state.pairs.len() >= self.allowance.pairs || of_it.count() >= MAX_PAIRS_EACH {
             return None;
         }
@@ -138,9 +141,10 @@ impl Forwarder {
         state.next += 1;
         let mut of = tokens.iter().zip(ends);
         let ends = std::array::from_fn(|end| {
-            let (token, connection) = of.next().expect("two of each");
+            let (token, caller) = of.next().expect("two of each");
             state.tokens.insert(*token, (number, end));
-            PairEnd { connection, token: *token, bound: None }
+            let Caller { connection, validated } = caller.clone();
+            PairEnd { connection, validated, token: *token, bound: None }
         });
         let now = Instant::now();
         let queue = self.allowance.rate.map(|rate| self.queue(port, rate));
@@ -192,9 +196,10 @@ impl Forwarder {
 
 impl State {
     /// The port with the fewest pairs on which neither end is in one.
-    fn free_port(&self, ends: &[Connection; 2], ports: usize) -> Option<usize> {
+    fn free_port(&self, ends: &[&Caller; 2], ports: usize) -> Option<usize> {
         let same = |pair: &Pair| {
-            pair.ends.iter().any(|there| ends.iter().any(|end| end.stable_id() == there.connection.stable_id()))
+            let ids = ends.map(|end| end.connection.stable_id());
+            pair.ends.iter().any(|there| ids.contains(&there.connection.stable_id()))
         };
         let mut load = vec![Some(0_usize); ports];
         for pair in self.pairs.values() {
@@ -232,9 +237,13 @@ impl State {
     fn bind(&mut self, (number, end): End, (port, from): (usize, SocketAddr)) {
         let Some(pair) = self.pairs.get_mut(&number).filter(|pair| pair.port == port) else { return };
         let this = &mut pair.ends[end];
-        let validated: IpAddr = canonical(this.connection.remote_address()).ip();
-        if canonical(from).ip() != validated {
-            return debug!(%from, %validated, "an address that was not validated is not bound");
+        if canonical(from).ip() != this.validated {
+            debug!(%from, validated = %this.validated, "an address that was not validated is not bound");
+            if canonical(this.connection.remote_address()).ip() == canonical(from).ip() {
+                // Its network has given it another. When it comes again, that is validated.
+                this.connection.close(varint_of(Code::Superseded), b"your address has changed; come again");
+            }
+            return;
         }
         if this.bound == Some(from) {
             return;
