@@ -36,7 +36,7 @@ pub const INITIAL_WINDOW: u32 = 64 << 10;
 const STREAM_WINDOW: u32 = u32::MAX;
 /// Largest UDP payload in bytes that is probed for and taken. Above 6,550, ten segments of one GSO batch are over
 /// 64 KiB, and quinn falls back to single packets.
-const MAX_DATAGRAM: u16 = 6_500;
+pub(crate) const MAX_DATAGRAM: u16 = 6_500;
 /// The UDP payload that every path of QUIC carries (RFC 9000, section 14); discovery goes up from here.
 const INITIAL_DATAGRAM: u16 = 1_200;
 /// Handshakes that wait for the server to take or refuse them.

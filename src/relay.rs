@@ -28,7 +28,7 @@ use crate::stream::{MessageReader, MessageWriter, StreamError, varint_of};
 use crate::wire::{Address, Forward, Found, Message, Place, Placed, Refused, Seek};
 
 pub use forward::Allowance;
-use forward::Forwarder;
+use forward::{Forwarder, Party};
 
 /// Time for each message.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_STREAMS: u8 = 16;
 /// Connections from one address, or IPv6 network of 64 bits: several people behind one NAT.
 const MAX_CONNECTIONS_EACH: usize = 64;
-/// Connections in all.
+/// Connections in all: each takes some tens of kilobytes, and 64 KiB more at most while it sends what nobody reads.
 const MAX_CONNECTIONS: usize = 20_000;
 /// Tries to find a number, or to get one, that an address has at once and then each minute.
 const TRIES: NonZeroU32 = NonZeroU32::new(20).unwrap();
@@ -93,20 +93,38 @@ struct Connected {
     each: HashMap<IpAddr, usize>,
 }
 
-/// Somebody who has connected.
-#[derive(Clone)]
-struct Caller {
-    connection: Connection,
-    /// Its IP, validated before the handshake.
-    validated: IpAddr,
-}
-
 /// A sender that can be found.
 struct Placement {
     claim: [u8; 16],
-    caller: Caller,
+    guest: Guest,
     addresses: Vec<Address>,
     tell: mpsc::Sender<Found>,
+}
+
+/// Whoever has connected, from the IP that QUIC has validated in the handshake (RFC 9000, section 8.1).
+#[derive(Debug, Clone)]
+struct Guest {
+    connection: Connection,
+    ip: IpAddr,
+}
+
+impl Guest {
+    /// As the forwarder knows it.
+    fn party(&self) -> Party {
+        Party { id: self.connection.stable_id(), ip: self.ip }
+    }
+
+    /// Where it is seen. Where that is another IP than it came from, it is told to come again: quinn takes the new one for the
+    /// peer's before anything has answered there (RFC 9000, section 9.3), and a datagram may claim to come from anywhere.
+    fn seen(&self) -> Result<Address, Why> {
+        let seen = canonical(self.connection.remote_address());
+        if seen.ip() != self.ip {
+            let text = "the address has changed; connect again";
+            self.connection.close(varint_of(Code::Stopping), text.as_bytes());
+            return Err(Why::new(Code::Stopping, text));
+        }
+        Ok(Address(seen))
+    }
 }
 
 impl Relay {
@@ -155,16 +173,15 @@ impl Relay {
                     let _ = incoming.retry();
                     continue;
                 }
-                let from = network(incoming.remote_address().ip());
-                let Some(counted) = Counted::one(&shared, from) else {
+                let ip = incoming.remote_address().ip().to_canonical();
+                let Some(counted) = Counted::one(&shared, network(ip)) else {
                     incoming.refuse();
                     continue;
                 };
                 let (shared, span) = (shared.clone(), info_span!("connection", from = %incoming.remote_address()));
-                let validated = canonical(incoming.remote_address()).ip();
                 let connection = async move {
                     if let Ok(Ok(connection)) = timeout(PATIENCE, incoming).await {
-                        serve_connection(Caller { connection, validated }, shared).await;
+                        serve_connection(Guest { connection, ip }, shared).await;
                     }
                     drop(counted);
                 };
@@ -232,21 +249,20 @@ fn network(ip: IpAddr) -> IpAddr {
     }
 }
 
-async fn serve_connection(caller: Caller, shared: Arc<Shared>) {
-    let connection = caller.connection.clone();
+async fn serve_connection(guest: Guest, shared: Arc<Shared>) {
     let streams = Arc::new(Semaphore::new(MAX_STREAMS.into()));
-    while let Ok((send, receive)) = connection.accept_bi().await {
+    while let Ok((send, receive)) = guest.connection.accept_bi().await {
         let (reader, writer) = (MessageReader::new(receive), MessageWriter::new(send));
         let Ok(permit) = streams.clone().try_acquire_owned() else {
             writer.reset(Code::Busy);
             continue;
         };
-        let (shared, caller) = (shared.clone(), caller.clone());
+        let (shared, guest) = (shared.clone(), guest.clone());
         let serve = async move {
-            if let Err(why) = serve_stream(&shared, &caller, (reader, writer)).await {
+            if let Err(why) = serve_stream(&shared, &guest, (reader, writer)).await {
                 debug!(%why, "given up");
                 if matches!(why, StreamError::Malformed(_)) {
-                    caller.connection.close(varint_of(Code::Protocol), why.to_string().as_bytes());
+                    guest.connection.close(varint_of(Code::Protocol), why.to_string().as_bytes());
                 }
             }
             drop(permit);
@@ -257,7 +273,7 @@ async fn serve_connection(caller: Caller, shared: Arc<Shared>) {
 
 async fn serve_stream(
     shared: &Arc<Shared>,
-    caller: &Caller,
+    guest: &Guest,
     (mut reader, mut writer): (MessageReader, MessageWriter),
 ) -> Result<(), StreamError> {
     let limit = Place::LIMIT.max(Seek::LIMIT);
@@ -266,7 +282,7 @@ async fn serve_stream(
     let place = match frame.kind {
         Seek::TYPE => {
             let seek: Seek = frame.decode()?;
-            match shared.admit(caller, seek.token.as_deref()).and_then(|()| shared.seek(caller, &seek)) {
+            match shared.admit(guest, seek.token.as_deref()).and_then(|seen| shared.seek((guest, seen), &seek)) {
                 Ok(found) => writer.write_within(&found, PATIENCE).await?,
                 Err(why) => writer.write_within(&Refused { why: why.into() }, PATIENCE).await?,
             }
@@ -276,16 +292,16 @@ async fn serve_stream(
         _ => frame.decode::<Place>()?,
     };
     let (tell, mut untold) = mpsc::channel(MAX_UNTOLD);
-    let placed = shared.admit(caller, place.token.as_deref());
-    let taken = match placed.and_then(|()| shared.place(caller, place, tell)) {
-        Ok(taken) => taken,
+    let admitted = shared.admit(guest, place.token.as_deref());
+    let placed = admitted.and_then(|seen| Ok((shared.place(guest, place, tell)?, seen)));
+    let (taken, seen) = match placed {
+        Ok(placed) => placed,
         Err(why) => {
             writer.write_within(&Refused { why: why.into() }, PATIENCE).await?;
             writer.finish();
             return Ok(());
         }
     };
-    let seen = Address(canonical(caller.connection.remote_address()));
     writer.write_within(&Placed { number: taken.number, seen }, PATIENCE).await?;
     loop {
         tokio::select! {
@@ -323,22 +339,22 @@ impl Shared {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether somebody may try at all.
-    fn admit(&self, caller: &Caller, token: Option<&str>) -> Result<(), Why> {
-        let from = network(caller.validated);
-        if self.tries.check_key(&from).is_err() {
+    /// Where somebody is seen who may try at all.
+    fn admit(&self, guest: &Guest, token: Option<&str>) -> Result<Address, Why> {
+        let seen = guest.seen()?;
+        if self.tries.check_key(&network(guest.ip)).is_err() {
             return Err(Why::new(Code::Busy, "too many tries from this address; wait a minute"));
         }
         match &self.token {
             Some(wanted) if token.is_none_or(|token| blake3::hash(token.as_bytes()) != *wanted) => {
                 Err(Why::new(Code::NotAdmitted, "this relay wants a token, and this is not the one"))
             }
-            _ => Ok(()),
+            _ => Ok(seen),
         }
     }
 
     /// Gives somebody a number, the one it had if that can be.
-    fn place(self: &Arc<Self>, caller: &Caller, place: Place, tell: mpsc::Sender<Found>) -> Result<Taken, Why> {
+    fn place(self: &Arc<Self>, guest: &Guest, place: Place, tell: mpsc::Sender<Found>) -> Result<Taken, Why> {
         let mut places = self.places();
         let again = place.number.filter(|number| places.get(number).is_none_or(|there| there.claim == place.claim));
         if again.is_none_or(|number| !places.contains_key(&number)) && places.len() >= self.most_places {
@@ -350,30 +366,32 @@ impl Shared {
         };
         let own = tell.downgrade();
         let Place { claim, addresses, .. } = place;
-        places.insert(number, Placement { claim, caller: caller.clone(), addresses, tell });
+        places.insert(number, Placement { claim, guest: guest.clone(), addresses, tell });
         drop(places);
         info!(number, "placed");
         Ok(Taken { shared: self.clone(), number, tell: own })
     }
 
     /// Tells two ends of each other.
-    fn seek(&self, caller: &Caller, seek: &Seek) -> Result<Found, Why> {
+    fn seek(&self, (guest, seen): (&Guest, Address), seek: &Seek) -> Result<Found, Why> {
         let nobody = || Why::new(Code::NotFound, "nobody is at this number");
         let places = self.places();
         let there = places.get(&seek.number).ok_or_else(nobody)?;
-        let pair = if seek.forward { self.forwarder.pair([&there.caller, caller]) } else { None };
+        let its = there.guest.seen().map_err(|_| nobody())?;
+        // Before there is a pair: nobody would bind one that the sender does not hear of.
+        let tell = there.tell.try_reserve();
+        let tell = tell.map_err(|_| Why::new(Code::Busy, "too many look for this number; wait a moment"))?;
+        let pair = if seek.forward { self.forwarder.pair([there.guest.party(), guest.party()]) } else { None };
         let [to_sender, to_receiver] =
             pair.map_or([None, None], |(port, tokens)| tokens.map(|token| Some(Forward { port, token })));
-        let told = Found { addresses: addresses(&caller.connection, &seek.addresses), forward: to_sender };
-        there.tell.try_send(told).map_err(|_| Why::new(Code::Busy, "too many look for this number; wait a moment"))?;
         info!(number = seek.number, forwarded = to_receiver.is_some(), "found");
-        Ok(Found { addresses: addresses(&there.caller.connection, &there.addresses), forward: to_receiver })
+        tell.send(Found { addresses: addresses(seen, &seek.addresses), forward: to_sender });
+        Ok(Found { addresses: addresses(its, &there.addresses), forward: to_receiver })
     }
 }
 
 /// Where an end is seen, and what it tells of itself.
-fn addresses(connection: &Connection, own: &[Address]) -> Vec<Address> {
-    let seen = Address(canonical(connection.remote_address()));
+fn addresses(seen: Address, own: &[Address]) -> Vec<Address> {
     std::iter::once(seen).chain(own.iter().copied()).collect()
 }
 

@@ -10,7 +10,7 @@ use aws_lc_rs::rand;
 use quinn::Connection;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::config::Config;
@@ -30,6 +30,9 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// How often a NAT is opened, and for how long: as long as whoever comes is likely to try.
 const PUNCH_EVERY: Duration = Duration::from_millis(100);
 const PUNCHES: usize = 50;
+/// Addresses that are sent to each time, those of whoever came last first. Whoever knows the number, and every relay, can name addresses of
+/// third machines: so 320 datagrams of a byte a second are the most that these ever get together, and ten the most of any one.
+const MAX_PUNCHED: usize = 32;
 /// A byte that QUIC endpoints drop: neither a long header nor, without the fixed bit, a short one.
 const PUNCH: [u8; 1] = [0];
 /// How often an address is bound at first, as datagrams get lost, and then: a NAT that has given it another mapping is noticed so
@@ -39,10 +42,7 @@ const BINDS_AT_FIRST: usize = 10;
 const BIND_EVERY: Duration = Duration::from_secs(5);
 /// Receivers that are attended to at the same time: the last ones. A relay has no more ports for them.
 const MAX_ATTENDED: usize = 8;
-/// Addresses of a receiver that a NAT is opened for, and how soon after one receiver the next is attended to. Whoever knows the number,
-/// and every relay, can name addresses of third machines: so 8 x 8 x 10 datagrams of a byte a second are the most that these ever
-/// get.
-const MAX_PUNCHED: usize = 8;
+/// How soon after one receiver the next is attended to: each is answered with a datagram to the relay at once.
 const ATTEND_EVERY: Duration = Duration::from_millis(250);
 /// How long a sender waits before it goes to a relay again that it has lost: at first, and at most.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -136,8 +136,7 @@ pub(super) struct OtherEnd {
 impl OtherEnd {
     /// What way an address of it is; none where the relay has told nothing of it.
     pub(super) fn route(&self, address: SocketAddr) -> Option<Route> {
-        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-        match address {
+        match canonical(address) {
             own if self.told.contains(&own) => Some(Route::Direct),
             relay if self.relayed == Some(relay) => Some(Route::Relayed),
             nat if self.seen == Some(nat) => Some(Route::Punched),
@@ -202,9 +201,15 @@ impl Meeting {
     fn other_end(&self, found: Found) -> (OtherEnd, Binding) {
         let relay = self.connection.remote_address();
         let near = relay.ip().to_canonical().is_loopback();
-        let mut addresses = found.addresses.iter().map(|address| address.0);
+        let mut addresses = found.addresses.iter().map(|address| canonical(address.0));
         let seen = addresses.next().filter(|address| usable(*address, near));
-        let told = addresses.filter(|address| usable(*address, near)).collect();
+        let mut told = Vec::new();
+        for address in addresses.filter(|address| usable(*address, near)) {
+            // Each is tried once, however often a relay names it.
+            if !told.contains(&address) {
+                told.push(address);
+            }
+        }
         let relayed = found.forward.as_ref().map(|forward| SocketAddr::new(relay.ip().to_canonical(), forward.port));
         let binding =
             found.forward.zip(relayed).map(|(forward, at)| Task(tokio::spawn(bind(self.port.clone(), forward, at))));
@@ -228,12 +233,31 @@ async fn bind(port: Port, forward: Forward, at: SocketAddr) {
     }
 }
 
-/// Opens this end's NAT for what comes from there.
-async fn punch(port: Port, addresses: Vec<SocketAddr>) {
-    for _ in 0..PUNCHES {
-        addresses.iter().for_each(|address| port.send(&PUNCH, *address));
-        sleep(PUNCH_EVERY).await;
+/// As the other end's `told` and `seen` are written, and whoever comes by them is compared.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Somebody who looks for this end.
+struct Attended {
+    end: OtherEnd,
+    _binding: Binding,
+    /// How often its addresses are still to be sent to.
+    punches: usize,
+}
+
+/// Where to send to now, so that this end's NAT opens for those who look for it.
+fn to_punch(attended: &mut VecDeque<Attended>) -> Vec<SocketAddr> {
+    let mut addresses = Vec::new();
+    for other in attended.iter_mut().rev().filter(|other| other.punches > 0) {
+        other.punches -= 1;
+        for address in other.end.seen.iter().chain(&other.end.told) {
+            if addresses.len() < MAX_PUNCHED && !addresses.contains(address) {
+                addresses.push(*address);
+            }
+        }
     }
+    addresses
 }
 
 /// A number that no relay has given, and what shows whose it is.
@@ -322,21 +346,33 @@ impl Placement {
 
 /// Makes way for those who look for this end, until the relay is gone.
 async fn attend(meeting: &Meeting, mut reader: MessageReader, tell: &watch::Sender<Vec<OtherEnd>>) {
-    let mut attended = VecDeque::new();
+    let mut attended = VecDeque::<Attended>::new();
+    let mut tick = interval(PUNCH_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut next = Instant::now();
     loop {
-        let found = match reader.read::<Found>().await {
+        let found = async {
+            sleep_until(next).await;
+            reader.read::<Found>().await
+        };
+        let found = tokio::select! {
+            found = found => found,
+            _ = tick.tick(), if attended.iter().any(|other| other.punches > 0) => {
+                to_punch(&mut attended).into_iter().for_each(|address| meeting.port.send(&PUNCH, address));
+                continue;
+            }
+        };
+        let found = match found {
             Ok(found) => found,
             Err(why) => return debug!(%why, "the relay is gone"),
         };
+        next = Instant::now() + ATTEND_EVERY;
         let (end, binding) = meeting.other_end(found);
-        let addresses = end.seen.into_iter().chain(end.told.iter().copied()).take(MAX_PUNCHED).collect();
         if attended.len() == MAX_ATTENDED {
             attended.pop_front();
         }
-        let punching = Task(tokio::spawn(punch(meeting.port.clone(), addresses)));
-        attended.push_back((end, binding, punching));
-        tell.send_replace(attended.iter().map(|(end, ..)| end.clone()).collect());
-        sleep(ATTEND_EVERY).await;
+        attended.push_back(Attended { end, _binding: binding, punches: PUNCHES });
+        tell.send_replace(attended.iter().map(|other| other.end.clone()).collect());
     }
 }
 
@@ -349,4 +385,45 @@ async fn answer<M: Message>(reader: &mut MessageReader) -> Result<M> {
         return Err(Error::Refused(refused.why.into()));
     }
     Ok(frame.decode().map_err(StreamError::from)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn other(addresses: impl IntoIterator<Item = u16>) -> Attended {
+        let told = addresses.into_iter().map(|port| SocketAddr::from(([192, 0, 2, 1], port))).collect();
+        let end = OtherEnd { seen: None, told, relayed: None };
+        Attended { end, _binding: Binding { _task: None }, punches: PUNCHES }
+    }
+
+    #[test]
+    fn no_relay_has_a_sender_send_more_than_so_much_nor_to_one_address_more_than_once_each_time() {
+        let mut all: VecDeque<_> = (0..8).map(|end| other(end * 17..end * 17 + 17)).collect();
+        let first = to_punch(&mut all);
+        assert_eq!(first.len(), MAX_PUNCHED);
+        assert!(first.iter().all(|address| address.port() >= 6 * 17), "those of whoever came last");
+        let mut one: VecDeque<_> = (0..8).map(|_| other([7; 17])).collect();
+        assert_eq!(to_punch(&mut one).len(), 1);
+        let times = 1 + std::iter::from_fn(|| Some(to_punch(&mut one).len())).take_while(|count| *count > 0).count();
+        assert_eq!(times, PUNCHES, "then it ends");
+    }
+
+    #[test]
+    fn addresses_that_are_nobodys_are_not_sent_to() {
+        for (address, near, far) in [
+            ("192.0.2.1:7", true, true),
+            ("127.0.0.1:7", true, false),
+            ("[::ffff:127.0.0.1]:7", true, false),
+            ("192.0.2.1:0", false, false),
+            ("0.0.0.0:7", false, false),
+            ("255.255.255.255:7", false, false),
+            ("224.0.0.251:5353", false, false),
+            ("[ff02::fb]:5353", false, false),
+            ("[::]:7", false, false),
+        ] {
+            let address = address.parse().unwrap();
+            assert_eq!((usable(address, true), usable(address, false)), (near, far), "{address}");
+        }
+    }
 }

@@ -218,7 +218,11 @@ impl Ways {
                 else => return Err(Error::Unreachable {
                     host: "the sender".into(),
                     address: end.seen.or(end.relayed).unwrap_or(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))),
-                    why: "nothing answers, neither where the relay sees it nor through the relay".into(),
+                    why: match end.relayed {
+                        Some(_) => "nothing answers, neither where the relay sees it nor through the relay".into(),
+                        None if relayed => "nothing answers where the relay sees it, and the relay has no room to forward".into(),
+                        None => "nothing answers where the relay sees it".into(),
+                    },
                 }),
             }
         };

@@ -6,36 +6,33 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::rand;
-use quinn::Connection;
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::interval;
 use tracing::{debug, info};
 
-use super::{Caller, canonical, network};
+use super::{canonical, network};
 use crate::bucket::Bucket;
 use crate::endpoint;
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::rate::Rate;
-use crate::stream::varint_of;
 use crate::wire::BIND;
 
-/// A pair over which nothing comes for so long ends. Both ends of a connection that is idle keep it alive.
+/// A pair ends when one of its ends is not heard for so long: each binds its address every 5 s while it wants the pair. Otherwise
+/// whoever is the other end could have a relay send to somebody who is long gone.
 const IDLE: Duration = Duration::from_secs(60);
-/// One whose ends have not both come for so long ends too.
+/// One of whose ends one has not come yet for so long ends too.
 const UNBOUND: Duration = Duration::from_secs(15);
 /// How often pairs are looked at that may have ended.
 const SWEEP: Duration = Duration::from_secs(5);
-/// What may wait for its turn at the rate of a pair, as time, and in datagrams at least and at most. A short queue slows both ends down
-/// as any bottleneck does, where dropping all that is above would lose a third.
+/// What may wait for its turn at the rate of a pair, as time, and in bytes at least and at most: 32 and 1,024 usual datagrams. A
+/// short queue slows both ends down as any bottleneck does, where dropping all that is above would lose a third.
 const QUEUE: Duration = Duration::from_millis(50);
-const QUEUE_AT_LEAST: usize = 32;
-const QUEUE_AT_MOST: usize = 1_024;
-/// What a datagram is taken for where queues are measured in them.
-const USUAL_DATAGRAM: u64 = 1_200;
-/// A datagram cannot be longer.
-const MAX_DATAGRAM: usize = 65_536;
+const QUEUE_AT_LEAST: usize = 32 * 1_328;
+const QUEUE_AT_MOST: usize = 1_024 * 1_328;
+/// What a datagram takes in a queue beyond its bytes, so that empty ones are not free.
+const OVERHEAD: usize = 128;
 const TOKEN: usize = 32;
 /// Pairs that those who ask from one address have at the same time, so that nobody takes all the room.
 const MAX_PAIRS_EACH: usize = 16;
@@ -51,6 +48,16 @@ pub struct Allowance {
     pub bytes: u64,
     /// How long a pair has.
     pub time: Duration,
+}
+
+/// Whoever is to be an end: which connection to the relay it has, and from where.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Party {
+    /// Of the connection.
+    pub(super) id: usize,
+    /// Validated by QUIC. An address is the party's own if it has this IP; the port may be another, where a NAT gives each destination
+    /// one of its own.
+    pub(super) ip: IpAddr,
 }
 
 /// Which of all pairs, and which of its ends.
@@ -81,21 +88,23 @@ struct Pair {
     port: usize,
     ends: [PairEnd; 2],
     since: Instant,
-    /// When something came last.
-    last: Instant,
     bytes: u64,
-    /// Takes what has to wait for its turn; it ends with the pair. None without a rate.
-    queue: Option<mpsc::Sender<(Vec<u8>, SocketAddr)>>,
+    /// What has to wait for its turn. None without a rate.
+    queue: Option<Queue>,
+}
+
+/// Takes what has to wait for its turn at the rate of a pair; it ends with that.
+struct Queue {
+    room: Arc<Semaphore>,
+    to: mpsc::UnboundedSender<(Vec<u8>, SocketAddr, OwnedSemaphorePermit)>,
 }
 
 struct PairEnd {
-    /// The relay's connection to it.
-    connection: Connection,
-    /// An address is its own if it has this IP, which was validated before the handshake (RFC 9000, section 8.1): quinn takes a new one for
-    /// the connection's before that has answered. The port may be another, where a NAT gives each destination one of its own.
-    validated: IpAddr,
+    party: Party,
     token: [u8; TOKEN],
     bound: Option<SocketAddr>,
+    /// When it was heard last.
+    heard: Instant,
 }
 
 impl Forwarder {
@@ -125,46 +134,43 @@ impl Forwarder {
     }
 
     /// Room for two ends, of which the second has asked: the port, and the token of each; none where there is none.
-    pub(super) fn pair(self: &Arc<Self>, ends: [&Caller; 2]) -> Option<(u16, [[u8; TOKEN]; 2])> {
+    pub(super) fn pair(self: &Arc<Self>, ends: [Party; 2]) -> Option<(u16, [[u8; TOKEN]; 2])> {
         let mut tokens = [[0; TOKEN]; 2];
         for token in &mut tokens {
             rand::fill(token).ok()?;
         }
         let mut state = self.state();
-        let asks = network(ends[1].validated);
-        let of_it = state.pairs.values().filter(|pair| network(pair.ends[1].validated) == asks);
-        if state.pairs.len() >= self.allowance.pairs || of_it.count() >= MAX_PAIRS_EACH {
+        let network = network(ends[1].ip);
+        let of_network = state.pairs.values().filter(|pair| pair.is_of(network)).count();
+        if state.pairs.len() >= self.allowance.pairs || of_network >= MAX_PAIRS_EACH {
             return None;
         }
         let port = state.free_port(&ends, self.ports.len())?;
         let number = state.next;
         state.next += 1;
-        let mut of = tokens.iter().zip(ends);
-        let ends = std::array::from_fn(|end| {
-            let (token, caller) = of.next().expect("two of each");
-            state.tokens.insert(*token, (number, end));
-            let Caller { connection, validated } = caller.clone();
-            PairEnd { connection, validated, token: *token, bound: None }
-        });
         let now = Instant::now();
+        let ends = std::array::from_fn(|end| {
+            state.tokens.insert(tokens[end], (number, end));
+            PairEnd { party: ends[end], token: tokens[end], bound: None, heard: now }
+        });
         let queue = self.allowance.rate.map(|rate| self.queue(port, rate));
-        state.pairs.insert(number, Pair { port, ends, since: now, last: now, bytes: 0, queue });
+        state.pairs.insert(number, Pair { port, ends, since: now, bytes: 0, queue });
         Some((self.ports[port], tokens))
     }
 
     /// What goes in comes out at the rate.
-    fn queue(self: &Arc<Self>, port: usize, rate: Rate) -> mpsc::Sender<(Vec<u8>, SocketAddr)> {
-        let datagrams = (rate.bytes() as f64 * QUEUE.as_secs_f64()) as u64 / USUAL_DATAGRAM;
-        let length = usize::try_from(datagrams).unwrap_or(usize::MAX).clamp(QUEUE_AT_LEAST, QUEUE_AT_MOST);
-        let (queue, mut waiting) = mpsc::channel::<(Vec<u8>, SocketAddr)>(length);
+    fn queue(self: &Arc<Self>, port: usize, rate: Rate) -> Queue {
+        let bytes = (rate.bytes() as f64 * QUEUE.as_secs_f64()) as usize;
+        let room = Arc::new(Semaphore::new(bytes.clamp(QUEUE_AT_LEAST, QUEUE_AT_MOST)));
+        let (to, mut waiting) = mpsc::unbounded_channel::<(Vec<u8>, SocketAddr, OwnedSemaphorePermit)>();
         let (forwarder, bucket) = (self.clone(), Bucket::new(rate));
         tokio::spawn(async move {
-            while let Some((datagram, to)) = waiting.recv().await {
+            while let Some((datagram, to, _room)) = waiting.recv().await {
                 bucket.take(datagram.len()).await;
                 let _ = forwarder.sockets[port].try_send_to(&datagram, to);
             }
         });
-        queue
+        Queue { room, to }
     }
 
     /// Forwards until it is dropped.
@@ -176,15 +182,19 @@ impl Forwarder {
         let mut sweep = interval(SWEEP);
         loop {
             sweep.tick().await;
-            self.state().sweep(&self.allowance);
+            self.state().sweep(Instant::now(), &self.allowance);
         }
     }
 
     async fn forward(self: Arc<Self>, port: usize) {
-        let (mut datagram, socket) = (vec![0; MAX_DATAGRAM], &self.sockets[port]);
+        let (mut datagram, socket) = (vec![0; usize::from(endpoint::MAX_DATAGRAM) + 1], &self.sockets[port]);
         loop {
             // What a receiver's port refused is told here, and concerns nobody else.
             let Ok((length, from)) = socket.recv_from(&mut datagram).await else { continue };
+            // Longer than any of haul's, and cut off here.
+            if length == datagram.len() {
+                continue;
+            }
             let to = self.state().take(&datagram[..length], (port, from), &self.allowance);
             if let Some(to) = to {
                 // Where the system has no room for it, it is lost like any datagram.
@@ -194,13 +204,28 @@ impl Forwarder {
     }
 }
 
+impl Queue {
+    /// What finds no room is lost, as on any path that is full.
+    fn put(&self, datagram: &[u8], to: SocketAddr) {
+        let length = u32::try_from(datagram.len() + OVERHEAD).unwrap_or(u32::MAX);
+        if let Ok(room) = self.room.clone().try_acquire_many_owned(length) {
+            // Fails only when the process ends.
+            let _ = self.to.send((datagram.to_vec(), to, room));
+        }
+    }
+}
+
+impl Pair {
+    /// Whether it was asked for from there.
+    fn is_of(&self, asking: IpAddr) -> bool {
+        network(self.ends[1].party.ip) == asking
+    }
+}
+
 impl State {
     /// The port with the fewest pairs on which neither end is in one.
-    fn free_port(&self, ends: &[&Caller; 2], ports: usize) -> Option<usize> {
-        let same = |pair: &Pair| {
-            let ids = ends.map(|end| end.connection.stable_id());
-            pair.ends.iter().any(|there| ids.contains(&there.connection.stable_id()))
-        };
+    fn free_port(&self, ends: &[Party; 2], ports: usize) -> Option<usize> {
+        let same = |pair: &Pair| pair.ends.iter().any(|there| ends.iter().any(|end| end.id == there.party.id));
         let mut load = vec![Some(0_usize); ports];
         for pair in self.pairs.values() {
             load[pair.port] = load[pair.port].filter(|_| !same(pair)).map(|pairs| pairs + 1);
@@ -219,15 +244,13 @@ impl State {
         let (number, end) = *self.addresses.get(&from)?;
         let pair = self.pairs.get_mut(&number)?;
         let to = pair.ends[1 - end].bound?;
-        let now = Instant::now();
-        pair.last = now;
+        pair.ends[end].heard = Instant::now();
         if pair.bytes >= allowance.bytes {
             return None;
         }
         pair.bytes += datagram.len() as u64;
         match &pair.queue {
-            // What finds no room is lost, as on any path that is full.
-            Some(queue) => drop(queue.try_send((datagram.to_vec(), to))),
+            Some(queue) => queue.put(datagram, to),
             None => return Some(to),
         }
         None
@@ -237,18 +260,13 @@ impl State {
     fn bind(&mut self, (number, end): End, (port, from): (usize, SocketAddr)) {
         let Some(pair) = self.pairs.get_mut(&number).filter(|pair| pair.port == port) else { return };
         let this = &mut pair.ends[end];
-        if canonical(from).ip() != this.validated {
-            debug!(%from, validated = %this.validated, "an address that was not validated is not bound");
-            if canonical(this.connection.remote_address()).ip() == canonical(from).ip() {
-                // Its network has given it another. When it comes again, that is validated.
-                this.connection.close(varint_of(Code::Superseded), b"your address has changed; come again");
-            }
-            return;
+        if canonical(from).ip() != this.party.ip {
+            return debug!(%from, validated = %this.party.ip, "an address that was not validated is not bound");
         }
+        this.heard = Instant::now();
         if this.bound == Some(from) {
             return;
         }
-        pair.last = Instant::now();
         let before = this.bound.replace(from);
         // An address belongs to the end that has bound it last: a sender that serves one receiver after another has but one.
         if let Some((other, its)) = self.addresses.insert((port, from), (number, end))
@@ -270,10 +288,11 @@ impl State {
         }
     }
 
-    fn sweep(&mut self, allowance: &Allowance) {
+    fn sweep(&mut self, now: Instant, allowance: &Allowance) {
         let ended = |pair: &Pair| {
             let idle = if pair.ends.iter().all(|end| end.bound.is_some()) { IDLE } else { UNBOUND };
-            pair.last.elapsed() > idle || pair.since.elapsed() > allowance.time
+            let silent = pair.ends.iter().any(|end| now.duration_since(end.heard) > idle);
+            silent || now.duration_since(pair.since) > allowance.time || pair.bytes >= allowance.bytes
         };
         let numbers: Vec<_> = self.pairs.iter().filter(|(_, pair)| ended(pair)).map(|(number, _)| *number).collect();
         for number in numbers {
@@ -286,5 +305,128 @@ impl State {
             }
             info!(bytes = pair.bytes, seconds = pair.since.elapsed().as_secs(), "a pair has ended");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "192.0.2.1:7";
+    const B: &str = "192.0.2.2:7";
+
+    /// Two ends that have bound their addresses, on the only port.
+    fn bound() -> State {
+        let mut state = unbound();
+        assert_eq!([bind(&mut state, 0, A), bind(&mut state, 1, B)], [None, None]);
+        state
+    }
+
+    fn unbound() -> State {
+        let mut state = State::default();
+        let now = Instant::now();
+        let ends = [A, B].map(|at| address(at).ip()).into_iter().enumerate();
+        let ends: Vec<_> = ends
+            .map(|(end, ip)| {
+                state.tokens.insert([end as u8; TOKEN], (0, end));
+                PairEnd { party: Party { id: end, ip }, token: [end as u8; TOKEN], bound: None, heard: now }
+            })
+            .collect();
+        let Ok(ends) = ends.try_into() else { unreachable!() };
+        state.pairs.insert(0, Pair { port: 0, ends, since: now, bytes: 0, queue: None });
+        state
+    }
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn bind(state: &mut State, token: u8, from: &str) -> Option<SocketAddr> {
+        state.take(&[&[BIND][..], &[token; TOKEN]].concat(), (0, address(from)), &Allowance::default())
+    }
+
+    fn goes(state: &mut State, from: &str) -> Option<SocketAddr> {
+        state.take(b"anything", (0, address(from)), &Allowance::default())
+    }
+
+    /// As if so many seconds had passed since anything was heard.
+    fn swept(state: &mut State, seconds: u64, allowance: &Allowance) -> bool {
+        state.sweep(Instant::now() + Duration::from_secs(seconds), allowance);
+        assert!(
+            !state.pairs.is_empty() || (state.tokens.is_empty() && state.addresses.is_empty()),
+            "nothing is left of it"
+        );
+        state.pairs.is_empty()
+    }
+
+    #[test]
+    fn what_comes_from_one_end_goes_to_the_other_and_nowhere_else() {
+        let mut state = bound();
+        assert_eq!(goes(&mut state, A), Some(address(B)));
+        assert_eq!(goes(&mut state, B), Some(address(A)));
+        for stranger in ["192.0.2.1:8", "192.0.2.3:7", "[2001:db8::1]:7"] {
+            assert_eq!(goes(&mut state, stranger), None);
+        }
+        assert_eq!(state.take(b"anything", (1, address(A)), &Allowance::default()), None, "on another port");
+    }
+
+    #[test]
+    fn a_token_is_worth_nothing_from_another_ip_and_moves_an_end_within_its_own() {
+        let mut state = bound();
+        assert_eq!(bind(&mut state, 0, "192.0.2.3:7"), None);
+        assert_eq!((goes(&mut state, "192.0.2.3:7"), goes(&mut state, B)), (None, Some(address(A))));
+        // As a NAT does that gives it another port.
+        bind(&mut state, 0, "192.0.2.1:9");
+        assert_eq!((goes(&mut state, A), goes(&mut state, B)), (None, Some(address("192.0.2.1:9"))));
+        // As a socket of both families shows it.
+        bind(&mut state, 0, "[::ffff:192.0.2.1]:9");
+        assert_eq!(goes(&mut state, B), Some(address("[::ffff:192.0.2.1]:9")));
+    }
+
+    #[test]
+    fn nobody_is_sent_to_who_is_gone_however_much_the_other_end_sends() {
+        let mut state = bound();
+        assert!(!swept(&mut state, IDLE.as_secs() - 1, &Allowance::default()));
+        let Some(pair) = state.pairs.get_mut(&0) else { unreachable!() };
+        pair.ends[1].heard += IDLE;
+        assert!(swept(&mut state, IDLE.as_secs() + 1, &Allowance::default()), "only one of them still comes");
+        assert_eq!(goes(&mut state, B), None);
+    }
+
+    #[test]
+    fn a_pair_whose_other_end_never_comes_makes_room() {
+        let mut state = unbound();
+        bind(&mut state, 1, B);
+        assert_eq!(goes(&mut state, B), None);
+        assert!(!swept(&mut state, UNBOUND.as_secs() - 1, &Allowance::default()));
+        assert!(swept(&mut state, UNBOUND.as_secs() + 1, &Allowance::default()));
+    }
+
+    #[test]
+    fn bytes_and_time_are_bounded() {
+        let allowance = Allowance { bytes: 20, time: Duration::from_secs(10), ..Allowance::default() };
+        let mut state = bound();
+        let forwarded = (0..9).filter(|_| state.take(b"8 bytes.", (0, address(A)), &allowance).is_some());
+        assert_eq!(forwarded.count(), 3, "what reaches the limit is the last");
+        assert!(swept(&mut state, 0, &allowance));
+        let mut state = bound();
+        assert!(!swept(&mut state, 9, &allowance));
+        assert!(swept(&mut state, 11, &allowance));
+    }
+
+    #[tokio::test]
+    async fn a_queue_is_bounded_in_bytes_and_empty_datagrams_are_not_free() {
+        let (to, mut waiting) = mpsc::unbounded_channel();
+        let queue = Queue { room: Arc::new(Semaphore::new(QUEUE_AT_LEAST)), to };
+        (0..1_000).for_each(|_| queue.put(&[0; 6_000], address(B)));
+        (0..1_000).for_each(|_| queue.put(&[], address(B)));
+        drop(queue);
+        let mut held = 0;
+        let mut all = Vec::new();
+        while let Some(waits) = waiting.recv().await {
+            held += waits.0.len() + OVERHEAD;
+            all.push(waits);
+        }
+        assert!(held <= QUEUE_AT_LEAST && all.len() <= QUEUE_AT_LEAST / OVERHEAD, "{held}");
     }
 }
