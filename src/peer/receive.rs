@@ -66,7 +66,7 @@ pub async fn meet(credential: &Credential, at: Whereabouts, identity: &Identity,
     hello().put(&mut head);
     Introduce { number: credential.number, exchange: ours }.put(&mut head);
     writer.write_chunks(&mut [head.freeze()], ANSWER).await?;
-    timeout(ANSWER, reader.read::<Hello>()).await.map_err(|_| silent())??;
+    timeout(ANSWER, reader.read::<Hello>()).await.map_err(|_| silent())?.map_err(busy)?;
     let theirs: Introduced = answer(&mut reader, false).await?;
     let confirmation = exchange.finish(&theirs.exchange).ok_or_else(|| Error::Protocol("no exchange".into()))?;
     writer.write_within(&Confirm { tag: confirmation.ours() }, ANSWER).await?;
@@ -201,7 +201,8 @@ const STAT_BLOCK: u64 = 512;
 /// The next message, or why there is none. Who `may_work` still counts what there is.
 async fn answer<M: Message>(reader: &mut MessageReader, may_work: bool) -> Result<M> {
     loop {
-        let frame = timeout(ANSWER, reader.frame(M::LIMIT.max(Refused::LIMIT))).await.map_err(|_| silent())??;
+        let frame = timeout(ANSWER, reader.frame(M::LIMIT.max(Refused::LIMIT))).await.map_err(|_| silent())?;
+        let frame = frame.map_err(busy)?;
         let frame = frame.ok_or_else(|| Error::from(StreamError::Ended))?;
         match frame.kind {
             Working::TYPE if may_work => drop(frame.decode::<Working>().map_err(StreamError::from)?),
@@ -211,6 +212,16 @@ async fn answer<M: Message>(reader: &mut MessageReader, may_work: bool) -> Resul
             }
             _ => return Ok(frame.decode().map_err(StreamError::from)?),
         }
+    }
+}
+
+/// A sender that has no time for another turns its stream away.
+fn busy(error: StreamError) -> Error {
+    match error {
+        StreamError::Reset(Code::Busy) => {
+            Error::Refused(Why::new(Code::Busy, "the sender is busy with somebody else; try again in a moment"))
+        }
+        other => other.into(),
     }
 }
 
