@@ -1,6 +1,7 @@
 //! A relay, those who come to it as they should and as they like, and a NAT.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -277,18 +278,21 @@ async fn translate(relay: SocketAddr, inside: Arc<UdpSocket>, outside: Arc<UdpSo
                 if !open.load(Ordering::SeqCst) {
                     continue;
                 }
-                if !others.contains_key(&from) {
-                    let socket = Arc::new(UdpSocket::bind(LOOPBACK).await.unwrap());
-                    let (inner, outer) = (socket.clone(), outside.clone());
-                    replies.spawn(async move {
-                        let mut datagram = vec![0; 1 << 16];
-                        while let Ok((length, _)) = inner.recv_from(&mut datagram).await {
-                            let _ = outer.send_to(&datagram[..length], from).await;
-                        }
-                    });
-                    others.insert(from, socket);
-                }
-                let _ = others[&from].send_to(&back[..length], machine).await;
+                let socket = match others.entry(from) {
+                    Entry::Occupied(there) => there.into_mut(),
+                    Entry::Vacant(new) => {
+                        let socket = Arc::new(UdpSocket::bind(LOOPBACK).await.unwrap());
+                        let (inner, outer) = (socket.clone(), outside.clone());
+                        replies.spawn(async move {
+                            let mut datagram = vec![0; 1 << 16];
+                            while let Ok((length, _)) = inner.recv_from(&mut datagram).await {
+                                let _ = outer.send_to(&datagram[..length], from).await;
+                            }
+                        });
+                        new.insert(socket)
+                    }
+                };
+                let _ = socket.send_to(&back[..length], machine).await;
             }
         }
     }
