@@ -166,9 +166,9 @@ impl Transfer {
         write(&source.path().join("holiday/small"), b"small");
         write(&source.path().join("holiday/large"), &content(1, bytes));
         let limited = limit.into_iter().flat_map(|limit| ["--limit", limit]);
-        let arguments: Vec<_> = ["send", "holiday"].into_iter().chain(limited).collect();
+        let arguments: Vec<_> = ["send", "--json", "holiday"].into_iter().chain(limited).collect();
         let sending = Running::start(net.haul(0, source.path(), &arguments));
-        let code = sending.code();
+        let code = text(&sending.first, "code").unwrap_or_else(|| panic!("{}", sending.first));
         Self { source, to, sending, code }
     }
 
@@ -176,19 +176,27 @@ impl Transfer {
         Running::start(net.haul(1, self.to.path(), &["receive", "--yes", "--json", &self.code]))
     }
 
-    /// Reads on to its end, and gives the last way that it went by.
+    /// Reads on to its end, and gives the last way that it went by, as both ends call it.
     fn ends(mut self, mut receiving: Running) -> String {
         while !receiving.line().is_empty() {}
+        while !self.sending.line().is_empty() {}
         assert!(receiving.ends_well() && self.sending.ends_well(), "{}", receiving.said);
         assert_eq!(listing(self.to.path()), listing(self.source.path()));
-        receiving.said.lines().rev().find_map(route).unwrap_or_else(|| panic!("no way: {}", receiving.said))
+        let [way, other] = [&receiving, &self.sending].map(|end| end.said.lines().rev().find_map(route));
+        assert_eq!(way, other, "{}{}", receiving.said, self.sending.said);
+        way.unwrap_or_else(|| panic!("no way: {}", receiving.said))
     }
 }
 
 /// The way in a line of JSON.
 fn route(line: &str) -> Option<String> {
-    let (_, way) = line.contains("\"type\":\"route\"").then_some(line)?.split_once("\"route\":\"")?;
-    way.split('"').next().map(str::to_owned)
+    text(line, "route").filter(|_| line.contains("\"type\":\"route\""))
+}
+
+/// A text in a line of JSON.
+fn text(line: &str, name: &str) -> Option<String> {
+    let (_, text) = line.split_once(&format!("\"{name}\":\""))?;
+    text.split('"').next().map(str::to_owned)
 }
 
 /// Reads on until a line says so.

@@ -8,6 +8,7 @@ mod terminal;
 mod verdict;
 
 use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -156,9 +157,12 @@ impl Screen {
         Arc::new(move |event| shared.take(&event))
     }
 
-    /// Says in the summary which way it was.
-    pub(super) fn routed(&self, route: Route) {
+    /// Says which way it was, for whoever hears of that at the end.
+    pub(super) fn routed(&self, address: SocketAddr, route: Route) {
         self.shared.state().route = Some(route);
+        if let (Style::Json, Some(object)) = (&self.shared.style, event_object(&Event::Routed { address, route })) {
+            line(&object.to_string());
+        }
     }
 
     /// Ends the display with the summary line, or with what ended the session.

@@ -245,8 +245,8 @@ async fn served(offering: &mut Offering, send: &Send, stage: &Stage, from: Socke
     let screen = Screen::new(Output { peer: output::RECEIVER, ..send.output });
     stage.show(screen.observer());
     let ended = offering.serve().await;
-    if let Some((_, route)) = offering.route() {
-        screen.routed(route);
+    if let Some((from, route)) = offering.route() {
+        screen.routed(from, route);
     }
     stage.clear();
     screen.end(&ended);
