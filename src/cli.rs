@@ -132,7 +132,7 @@ struct Cp {
     /// Files and directories; - is standard input, as DST output
     #[arg(value_name = "SRC", required = true)]
     sources: Vec<OsString>,
-    /// Where they go; the side not here is haul://HOST[:PORT]/[PATH] or NAME:[PATH]
+    /// Where they go; the other side is haul://HOST/PATH or NAME:PATH
     #[arg(value_name = "DST", required = true)]
     destination: OsString,
     #[command(flatten)]
@@ -241,7 +241,7 @@ What the source no longer has is removed at the destination, once all the rest
 has arrived. A server lets nobody remove anything unless it runs with
 --allow-delete. An empty source needs --max-delete. Also: what haul cp takes.")]
 struct Sync {
-    /// The directory to copy: here, haul://HOST[:PORT]/[PATH] or NAME:[PATH]
+    /// The directory to copy: here, haul://HOST/PATH or NAME:PATH
     #[arg(value_name = "SRC")]
     source: OsString,
     /// The directory that becomes the same
