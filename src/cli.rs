@@ -132,7 +132,7 @@ struct Cp {
     /// Files and directories; - is standard input, as DST output
     #[arg(value_name = "SRC", required = true)]
     sources: Vec<OsString>,
-    /// Where they go; one side is here, the other haul://HOST[:PORT]/[PATH]
+    /// Where they go; the other side is haul://HOST/PATH or NAME:PATH
     #[arg(value_name = "DST", required = true)]
     destination: OsString,
     #[command(flatten)]
@@ -241,7 +241,7 @@ What the source no longer has is removed at the destination, once all the rest
 has arrived. A server lets nobody remove anything unless it runs with
 --allow-delete. An empty source needs --max-delete. Also: what haul cp takes.")]
 struct Sync {
-    /// The directory to copy: here, or haul://HOST[:PORT]/[PATH]
+    /// The directory to copy: here, haul://HOST/PATH or NAME:PATH
     #[arg(value_name = "SRC")]
     source: OsString,
     /// The directory that becomes the same
@@ -272,7 +272,7 @@ Hidden names are listed too; directories end in /. Names are escaped where they
 could steer the terminal; --json has their bytes. Times are UTC. What could not
 be read is named on standard error, and the exit code is 1.")]
 struct Ls {
-    /// haul://HOST[:PORT]/[PATH]
+    /// haul://HOST[:PORT]/[PATH], or NAME:[PATH]
     #[arg(value_name = "PLACE")]
     place: OsString,
     /// Mode, size, time and target of links too
@@ -302,7 +302,7 @@ It loads the way, first up, then down, with bytes that mean nothing. RTT idle is
 that of small messages, RTT under load the sender's estimate, loss what it found
 lost. Whoever uses the same way meanwhile will notice it.")]
 struct Bench {
-    /// The server: haul://HOST[:PORT]
+    /// The server: haul://HOST[:PORT], or NAME:
     #[arg(value_name = "SERVER")]
     server: OsString,
     /// Load each direction for so long; 5, or more where round trips are long

@@ -470,8 +470,17 @@ impl Client {
     /// Closes the connection and waits until that has gone out, for a second at most. Whether the server has heard of it is
     /// not waited for: what it committed is committed, and a connection that nobody speaks on ends by itself.
     pub async fn close(self) {
+        self.close_with(Code::Done).await;
+    }
+
+    /// The same in the middle of something, which is told to the server.
+    pub async fn cancel(self) {
+        self.close_with(Code::Cancelled).await;
+    }
+
+    async fn close_with(self, code: Code) {
         let link = self.link();
-        endpoint::goodbye(&link.endpoint, &link.connection).await;
+        endpoint::goodbye(&link.endpoint, &link.connection, code).await;
     }
 }
 

@@ -366,11 +366,11 @@ pub fn peer(connection: &quinn::Connection) -> Option<(KeyId, Vec<CertificateDer
     Some((key_id, *chain))
 }
 
-/// Closes a connection with [`Code::Done`], and waits until that has gone out, for a second at most.
-pub(crate) async fn goodbye(endpoint: &quinn::Endpoint, connection: &quinn::Connection) {
+/// Closes a connection, and waits until that has gone out, for a second at most.
+pub(crate) async fn goodbye(endpoint: &quinn::Endpoint, connection: &quinn::Connection, code: Code) {
     let sent = || connection.stats().udp_tx.datagrams;
     let before = sent();
-    connection.close(Code::Done.number().into(), b"");
+    connection.close(code.number().into(), b"");
     let gone = async {
         // Waiting for quinn to be idle would take three timeouts more (RFC 9000, section 10.2), 0.4 s at 100 ms.
         while sent() == before {

@@ -362,7 +362,7 @@ fn put(path: &Path, content: &[u8]) -> Result<()> {
 }
 
 /// Refuses what belongs to somebody else or is open to others.
-fn check_private(path: &Path, metadata: &fs::Metadata, mode: u32) -> Result<()> {
+pub(crate) fn check_private(path: &Path, metadata: &fs::Metadata, mode: u32) -> Result<()> {
     let refuse = |why| Err(Error::Home { path: path.to_owned(), why });
     let me = rustix::process::geteuid().as_raw();
     if metadata.uid() != me {

@@ -106,6 +106,16 @@ pub enum Event {
         /// Since it began in this direction.
         elapsed: Duration,
     },
+    /// Somebody has shown that it knows the code, and its user is asked now.
+    Asked {
+        /// Where it is.
+        address: SocketAddr,
+    },
+    /// It has gone away without an answer; it can come again with the same code.
+    Left {
+        /// Where it was.
+        address: SocketAddr,
+    },
     /// A connection was lost in the middle of a session. What is committed stays; the session goes on over another
     /// connection if one comes about. An entry keeps its number; one that was under way is started anew.
     Lost {

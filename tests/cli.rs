@@ -732,7 +732,7 @@ fn what_one_sends_another_receives_by_the_code_alone() {
 }
 
 #[test]
-fn a_wrong_word_is_told_to_both_and_without_a_terminal_nothing_is_accepted() {
+fn a_wrong_word_is_told_to_both_and_without_a_terminal_nobody_is_even_met() {
     let (alice, bob, source) = (private(), private(), tempdir().unwrap());
     write(&source.path().join("a"), b"a");
     let a = source.path().join("a");
@@ -748,10 +748,13 @@ fn a_wrong_word_is_told_to_both_and_without_a_terminal_nothing_is_accepted() {
 
     let (child, code, at) = send(alice.path(), &[a.to_str().unwrap()]);
     let asked = haul(bob.path(), bob.path(), &["receive", "--at", &at, &code]);
-    assert_eq!(asked.status.code(), Some(1));
+    assert_eq!(asked.status.code(), Some(2));
     assert!(text(&asked.stderr).contains("--yes"), "{}", text(&asked.stderr));
-    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(1));
     assert!(!bob.path().join("a").exists());
+    // Nobody was met, so the code is as good as before.
+    let received = haul(bob.path(), bob.path(), &["receive", "--yes", "--at", &at, &code]);
+    assert_eq!(received.status.code(), Some(0), "{}", text(&received.stderr));
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0));
 
     let unknown = haul(bob.path(), bob.path(), &["receive", "417-mapel-canyon-orbit"]);
     assert_eq!(unknown.status.code(), Some(2));

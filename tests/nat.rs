@@ -166,9 +166,9 @@ impl Transfer {
         write(&source.path().join("holiday/small"), b"small");
         write(&source.path().join("holiday/large"), &content(1, bytes));
         let limited = limit.into_iter().flat_map(|limit| ["--limit", limit]);
-        let arguments: Vec<_> = ["send", "holiday"].into_iter().chain(limited).collect();
+        let arguments: Vec<_> = ["send", "--json", "holiday"].into_iter().chain(limited).collect();
         let sending = Running::start(net.haul(0, source.path(), &arguments));
-        let code = sending.code();
+        let code = text(&sending.first, "code").unwrap_or_else(|| panic!("{}", sending.first));
         Self { source, to, sending, code }
     }
 
@@ -176,19 +176,27 @@ impl Transfer {
         Running::start(net.haul(1, self.to.path(), &["receive", "--yes", "--json", &self.code]))
     }
 
-    /// Reads on to its end, and gives the last way that it went by.
+    /// Reads on to its end, and gives the last way that it went by, as both ends call it.
     fn ends(mut self, mut receiving: Running) -> String {
         while !receiving.line().is_empty() {}
+        while !self.sending.line().is_empty() {}
         assert!(receiving.ends_well() && self.sending.ends_well(), "{}", receiving.said);
         assert_eq!(listing(self.to.path()), listing(self.source.path()));
-        receiving.said.lines().rev().find_map(route).unwrap_or_else(|| panic!("no way: {}", receiving.said))
+        let [way, other] = [&receiving, &self.sending].map(|end| end.said.lines().rev().find_map(route));
+        assert_eq!(way, other, "{}{}", receiving.said, self.sending.said);
+        way.unwrap_or_else(|| panic!("no way: {}", receiving.said))
     }
 }
 
 /// The way in a line of JSON.
 fn route(line: &str) -> Option<String> {
-    let (_, way) = line.contains("\"type\":\"route\"").then_some(line)?.split_once("\"route\":\"")?;
-    way.split('"').next().map(str::to_owned)
+    text(line, "route").filter(|_| line.contains("\"type\":\"route\""))
+}
+
+/// A text in a line of JSON.
+fn text(line: &str, name: &str) -> Option<String> {
+    let (_, text) = line.split_once(&format!("\"{name}\":\""))?;
+    text.split('"').next().map(str::to_owned)
 }
 
 /// Reads on until a line says so.
@@ -309,6 +317,19 @@ fn a_symmetric_nat_that_forgets_its_mappings_stays_relayed() {
     remap(&net, "nb", 12, 12);
     remap(&net, "na", 11, 11);
     assert_eq!(transfer.ends(receiving), "relayed");
+}
+
+#[test]
+fn a_relayed_end_that_gets_another_address_comes_to_the_relay_again() {
+    for (router, before) in [("nb", 12), ("na", 11)] {
+        let Some(net) = Net::new(Behind::Symmetric, Behind::Symmetric) else { return };
+        let _relaying = net.relaying();
+        let transfer = Transfer::offered(&net, 4 << 20, Some("10M"));
+        let mut receiving = transfer.receive(&net);
+        until(&mut receiving, moves);
+        remap(&net, router, before, before + 10);
+        assert_eq!(transfer.ends(receiving), "relayed");
+    }
 }
 
 #[test]

@@ -64,7 +64,7 @@ pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
         ended = job.run(&client, screen.observer()) => ended,
         _ = tokio::signal::ctrl_c() => {
             screen.end(&Err(Error::Lost("interrupted".into())));
-            client.close().await;
+            client.cancel().await;
             output::note(&format!("haul: interrupted; {}", job.left()));
             return Ok(INTERRUPTED);
         }

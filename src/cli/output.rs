@@ -8,6 +8,7 @@ mod terminal;
 mod verdict;
 
 use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -60,16 +61,21 @@ pub(super) fn never_began(json: bool, error: &anyhow::Error) {
     }
 }
 
-/// Asks on the terminal; `None` when there is none.
+/// Whether there is a terminal to ask on.
+pub(super) fn can_ask() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}
+
+/// Asks on the terminal; `None` when there is none, or where it is closed (Ctrl-D).
 pub(super) fn ask(question: &str) -> Option<String> {
     let (input, mut output) = (std::io::stdin(), std::io::stderr());
-    if !input.is_terminal() || !output.is_terminal() {
+    if !can_ask() {
         return None;
     }
     write!(output, "{question} ").and_then(|()| output.flush()).ok()?;
     let mut answer = String::new();
-    input.read_line(&mut answer).ok()?;
-    Some(answer.trim().to_owned())
+    let read = input.read_line(&mut answer).ok()?;
+    (read > 0).then(|| answer.trim().to_owned())
 }
 
 /// A line of what comes in; `None` when nothing comes.
@@ -77,6 +83,9 @@ pub(super) fn line_in() -> Option<String> {
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).ok().filter(|read| *read > 0).map(|_| line)
 }
+
+/// What the other end is called where it comes to this one.
+pub(super) const RECEIVER: &str = "the receiver";
 
 /// What a session shows while it runs and when it ends.
 pub(super) struct Screen {
@@ -148,9 +157,12 @@ impl Screen {
         Arc::new(move |event| shared.take(&event))
     }
 
-    /// Says in the summary which way it was.
-    pub(super) fn routed(&self, route: Route) {
+    /// Says which way it was, for whoever hears of that at the end.
+    pub(super) fn routed(&self, address: SocketAddr, route: Route) {
         self.shared.state().route = Some(route);
+        if let (Style::Json, Some(object)) = (&self.shared.style, event_object(&Event::Routed { address, route })) {
+            line(&object.to_string());
+        }
     }
 
     /// Ends the display with the summary line, or with what ended the session.
@@ -262,6 +274,10 @@ impl Shared {
                 if *kind == Kind::Directory { Vec::new() } else { vec![format!("would copy {path}")] }
             }
             Event::Removed { path } if self.dry_run => vec![format!("would remove {path}")],
+            Event::Lost { why, retry_for } if self.peer == RECEIVER => {
+                vec![format!("haul: the receiver is gone ({why}); waiting for it, for {} at most", written(*retry_for))]
+            }
+            Event::Reconnected { .. } if self.peer == RECEIVER => vec!["haul: the receiver is back, going on".into()],
             event => lines(event, verbose),
         }
     }

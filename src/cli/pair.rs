@@ -17,7 +17,7 @@ use haul::target::Petname;
 use haul::trust::peers::{self, Peer};
 
 use super::receive::{By, meet};
-use super::send::{Asking, announce, another, machine};
+use super::send::{Asking, EXPIRED, announce, another, machine};
 use super::settings::{Relayed, own_addresses};
 use super::{DONE, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, Output, listen_address, output, prompt, time};
 
@@ -74,8 +74,17 @@ pub(super) async fn run(pair: Pair) -> anyhow::Result<u8> {
         Ended::Paired(paired) => paired,
         Ended::With(code) => return Ok(code),
     };
+    if key_id == home.identity()?.key_id() {
+        return Err(
+            Error::Usage("that is this very machine, or one with the same key; nothing was paired".into()).into()
+        );
+    }
+    let before = peers::all(&home.peers())?.into_iter().find(|peer| peer.key_id == key_id && peer.name != *name);
     peers::add(&home, &Peer { name: name.clone(), key_id, secret, number })?;
     output::line(&format!("Paired: {name} is {key_id}"));
+    if let Some(before) = before {
+        output::note(&format!("It was known as {}, and is called {name} from now on.", before.name));
+    }
     output::note(&format!(
         "Now: haul send --to {name} FILE, haul receive --from {name}, and while\n`haul serve` runs there: haul cp FILE {name}:"
     ));
@@ -107,6 +116,7 @@ async fn code(pair: &Pair) -> anyhow::Result<Option<Option<By>>> {
 
 async fn by_code(pair: &Pair, by: &By, home: &Home) -> anyhow::Result<Paired> {
     let relay = pair.relayed.relay(home)?;
+    let relay = (relay, pair.relayed.none());
     let met = meet(by, pair.at.as_deref(), relay, home, &Config::default()).await?;
     output::note(&format!("Met \"{}\".", printable(met.offer().from.as_bytes())));
     Ok(met.pair().await?)
@@ -139,9 +149,16 @@ async fn by_showing(pair: &Pair, home: &Home) -> anyhow::Result<Ended> {
 
 /// Until somebody has typed the code.
 async fn shown(offering: &mut Offering) -> anyhow::Result<Ended> {
-    let output = Output { quiet: false, verbose: false, json: false, dry_run: false, peer: "the other machine" };
-    let asking =
-        Asking { output, ticket: false, to: None, command: "haul pair NAME, as this machine is to be called there" };
+    let output = Output { quiet: false, verbose: true, json: false, dry_run: false, peer: "the other machine" };
+    let asking = Asking {
+        output,
+        ticket: false,
+        to: None,
+        command: "haul pair NAME   (what this machine is to be called there)",
+    };
+    if std::io::stdin().is_terminal() {
+        output::note("(If the other machine shows a code as well: Ctrl-C here, and type that one.)");
+    }
     loop {
         let _announcement = announce(offering, &asking).await?;
         match offering.meet().await? {
@@ -158,7 +175,7 @@ async fn shown(offering: &mut Offering) -> anyhow::Result<Ended> {
                 }
             }
             Met::Expired => {
-                if !another("haul: nobody came, and the code has expired.").await {
+                if !another(EXPIRED).await {
                     return Ok(Ended::With(NO_CONNECTION));
                 }
             }

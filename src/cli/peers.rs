@@ -13,8 +13,8 @@ use super::{DONE, output};
 #[derive(Args)]
 #[command(after_help = "\
 Example: haul peers --remove bob
-Whoever is removed is neither found nor admitted here from then on; connections
-that it has stay. The other machine still knows this one: remove it there too.")]
+Whoever is removed is not admitted here from then on; connections that it has
+stay. The other machine still knows and finds this one: remove it there too.")]
 pub(super) struct Peers {
     /// Forget this machine; may be given several times
     #[arg(long, value_name = "NAME")]

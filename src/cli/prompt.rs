@@ -8,7 +8,7 @@ use rustyline::highlight::Highlighter;
 use rustyline::hint::Hinter;
 use rustyline::history::MemHistory;
 use rustyline::validate::Validator;
-use rustyline::{Config, Context, Editor, Helper};
+use rustyline::{Behavior, Config, Context, Editor, Helper};
 
 use super::output;
 
@@ -17,7 +17,9 @@ pub(super) fn code(question: &str) -> Option<String> {
     if !std::io::stdin().is_terminal() {
         return output::line_in();
     }
-    let mut editor = Editor::<Words, MemHistory>::with_history(Config::default(), MemHistory::new()).ok()?;
+    // On the terminal itself: what goes to standard output may go into a file, and the code is a secret.
+    let config = Config::builder().behavior(Behavior::PreferTerm).build();
+    let mut editor = Editor::<Words, MemHistory>::with_history(config, MemHistory::new()).ok()?;
     editor.set_helper(Some(Words));
     // Ctrl-C and Ctrl-D are no code.
     editor.readline(question).ok()

@@ -25,18 +25,18 @@ use haul::receiver::Most;
 use haul::session::Outcome;
 use haul::target::Petname;
 use haul::trust::peers::{self, Peer};
-use haul::wire::{Durability, Offer, Take};
+use haul::wire::{Durability, Existing, Offer, Take};
 
 use super::output::{self, Screen, shown};
 use super::settings::{Relayed, own_addresses};
-use super::{DONE, Expert, FAILED, INTERRUPTED, Output, Taking, prompt, time};
+use super::{DONE, Expert, FAILED, INTERRUPTED, Output, prompt, time};
 
 /// Receive what another machine sends, by its code.
 #[derive(Args)]
 #[command(after_help = "\
 Example: haul receive --to ~/Downloads    asks for the code; Tab completes words
 You see names, number and size before anything is written. What is interrupted
-goes on when both run again, or here alone with the same code. Also: -c, -n,
+goes on when both run again, or here alone with the same code. Also: -c,
 --existing HOW, --retry-for, --limit, as in haul cp.")]
 pub(super) struct Receive {
     /// Code or ticket; best typed when asked for
@@ -63,8 +63,10 @@ pub(super) struct Receive {
     limit: Option<Rate>,
     #[arg(long, hide = true, value_name = "TIME", value_parser = time, default_value = "10m")]
     retry_for: Duration,
-    #[command(flatten)]
-    taking: Taking,
+    #[arg(short, long, hide = true)]
+    checksum: bool,
+    #[arg(long, hide = true, value_name = "HOW", default_value_t)]
+    existing: Existing,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -96,9 +98,10 @@ impl By {
     }
 
     /// Where the sender may be, if the user does not know better.
-    fn whereabouts(&self, relay: Option<RelayAt>) -> Whereabouts {
+    fn whereabouts(&self, relay: Option<RelayAt>, no_relay: bool) -> Whereabouts {
         let own = own_addresses();
         match self {
+            Self::Ticket(ticket) if no_relay => Whereabouts { relay: None, ..ticket.whereabouts(None, own) },
             Self::Ticket(ticket) => ticket.whereabouts(relay, own),
             Self::Code(_) | Self::Peer(_) => Whereabouts { relay, own, ..Whereabouts::default() },
         }
@@ -107,26 +110,48 @@ impl By {
 
 pub(super) async fn run(receive: Receive) -> anyhow::Result<u8> {
     let json = receive.output.json;
-    let Some(met) = begin(&receive).await.inspect_err(|error| output::never_began(json, error))? else {
-        return Ok(INTERRUPTED);
+    let begun = tokio::select! {
+        begun = begin(&receive) => begun.inspect_err(|error| output::never_began(json, error))?,
+        _ = tokio::signal::ctrl_c() => None,
     };
+    let Some(met) = begun else { return Ok(INTERRUPTED) };
     if let Err(why) = check(&receive, &met) {
         met.decline().await;
         return Err(why.into());
     }
-    if !accepted(&receive, &met).await {
-        met.decline().await;
-        output::note("haul: declined; nothing was received");
-        return Ok(FAILED);
+    let accepted = tokio::select! {
+        accepted = accepted(&receive, &met) => Some(accepted),
+        _ = tokio::signal::ctrl_c() => None,
+    };
+    match accepted {
+        Some(true) => return take(&receive, met).await,
+        Some(false) => output::note("haul: declined; nothing was received"),
+        None => output::note("\nhaul: interrupted; nothing was received"),
     }
-    take(&receive, met).await
+    met.decline().await;
+    output::offer::ended(receive.output, Some("declined"));
+    Ok(if accepted.is_some() { FAILED } else { INTERRUPTED })
+}
+
+/// What can be known to make no sense before anybody is met, and a code spent.
+fn sensible(receive: &Receive) -> Result<(), Error> {
+    let why = match () {
+        () if !receive.yes && !output::can_ask() => "there is no terminal to ask on; --yes accepts without being asked",
+        () if receive.to.as_os_str() != "-" && receive.to.exists() && !receive.to.is_dir() => {
+            "--to wants a directory, and something else stands there"
+        }
+        () => return Ok(()),
+    };
+    Err(Error::Usage(why.into()))
 }
 
 /// Whether what is offered can go where it is to go.
 fn check(receive: &Receive, met: &Met) -> Result<(), Error> {
     let (offer, output) = (met.offer(), receive.to.as_os_str() == "-");
     let why = match offer {
-        Offer { pair: Some(_), .. } => "the other machine wants to pair: run haul pair NAME here, with its next code",
+        Offer { pair: Some(_), .. } => {
+            "the other machine wants to pair: let it show a new code, and type that into haul pair NAME here"
+        }
         Offer { text: None, directory, .. } if output && (*directory || met.names().len() != 1) => {
             "one file can go to standard output, and more or a directory is offered; --to DIR takes it"
         }
@@ -140,6 +165,7 @@ fn check(receive: &Receive, met: &Met) -> Result<(), Error> {
 async fn begin(receive: &Receive) -> anyhow::Result<Option<Met>> {
     let home = Home::from_env()?;
     let Some(by) = by(receive, &home).await? else { return Ok(None) };
+    sensible(receive)?;
     let config = Config {
         limit: receive.limit,
         congestion: receive.expert.congestion,
@@ -149,20 +175,20 @@ async fn begin(receive: &Receive) -> anyhow::Result<Option<Met>> {
         ..Config::default()
     };
     let relay = receive.relayed.relay(&home)?;
-    meet(&by, receive.at.as_deref(), relay, &home, &config).await.map(Some)
+    meet(&by, receive.at.as_deref(), (relay, receive.relayed.none()), &home, &config).await.map(Some)
 }
 
 /// Finds the sender and shows it that the code is known.
 pub(super) async fn meet(
     by: &By,
     at: Option<&str>,
-    relay: Option<RelayAt>,
+    (relay, no_relay): (Option<RelayAt>, bool),
     home: &Home,
     config: &Config,
 ) -> anyhow::Result<Met> {
     let at = match at {
         Some(at) => Whereabouts { addresses: resolve(at).await?, ..Whereabouts::default() },
-        None => by.whereabouts(relay),
+        None => by.whereabouts(relay, no_relay),
     };
     let nowhere = at.addresses.is_empty() && at.relay.is_none();
     let met = receive::meet(&by.credential(), at, &home.identity()?, config).await;
@@ -173,7 +199,7 @@ pub(super) async fn meet(
         (error @ Error::Lost(_), By::Peer(Peer { name, .. })) => {
             let how = format!(
                 "{name} was not found. Does `haul send --to NAME` run there, with the name that this machine has there? Between \
-                 networks both ends need the same relay (HAUL_RELAY)"
+                 networks both ends need the same relay (HAUL_RELAY). If one of the two was paired anew, pair both again"
             );
             anyhow::Error::from(error).context(how)
         }
@@ -269,36 +295,38 @@ async fn accepted(receive: &Receive, met: &Met) -> bool {
         Some("") => small.is_none(),
         Some(_) => false,
         None => {
-            output::note("haul: there is no terminal to ask on; --yes accepts");
+            output::note("");
             false
         }
     }
 }
 
 async fn take(receive: &Receive, met: Met) -> anyhow::Result<u8> {
-    let Taking { dry_run, checksum, existing, .. } = receive.taking;
     let options = PullOptions {
         sources: met.names().to_vec(),
         destination: receive.to.clone(),
         into: true,
         durability: Durability::Synced,
-        take: Take { existing, checksum, dry_run, ..Take::default() },
+        take: Take { existing: receive.existing, checksum: receive.checksum, ..Take::default() },
         literal: true,
         most: Some(Most::of(met.offer())),
         ..PullOptions::default()
     };
     let text = met.offer().text.clone();
     let Some(client) = met.accept().await? else {
-        output::offer::text(&text.unwrap_or_default());
+        if !receive.output.json {
+            output::offer::text(&text.unwrap_or_default());
+        }
+        output::offer::ended(receive.output, None);
         return Ok(DONE);
     };
     let output = receive.to.as_os_str() == "-";
-    let screen = Screen::new(Output { dry_run, peer: "the sender", ..receive.output });
+    let screen = Screen::new(Output { peer: "the sender", ..receive.output });
     let ended = tokio::select! {
         ended = pull(&client, &options, output, screen.observer()) => ended,
         _ = tokio::signal::ctrl_c() => {
             screen.end(&Err(Error::Lost("interrupted".into())));
-            client.close().await;
+            client.cancel().await;
             output::note("haul: interrupted; what is committed stays. Run it again with the same code to go on.");
             return Ok(INTERRUPTED);
         }

@@ -74,7 +74,7 @@ pub(super) struct Send {
 
 pub(super) async fn run(send: Send) -> anyhow::Result<u8> {
     let json = send.output.json;
-    let stage = Stage::default();
+    let stage = Stage::new(send.output);
     let mut offering = begin(&send, &stage).await.inspect_err(|error| output::never_began(json, error))?;
     let ended = tokio::select! {
         ended = offer(&mut offering, &send, &stage) => ended,
@@ -149,17 +149,21 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
             Met::Declined { from } => {
                 output::note(&format!("haul: the receiver at {from} declined; nothing was sent"));
                 if !send.keep {
+                    output::offer::ended(send.output, Some("the receiver declined"));
                     return Ok(FAILED);
                 }
             }
             Met::Burnt { from } => {
                 let what = format!("haul: a wrong guess from {from} has burnt the code.\nNothing was sent or shown.");
-                if !another(&what).await {
+                if !goes_on(send, &what).await {
+                    output::offer::ended(send.output, Some("a wrong guess has burnt the code"));
                     return Ok(NOT_TRUSTED);
                 }
             }
             Met::Expired => {
-                if !another("haul: nobody came, and the code has expired.").await {
+                let what = if send.to.is_some() { "haul: nobody came in time." } else { EXPIRED };
+                if !goes_on(send, what).await {
+                    output::offer::ended(send.output, Some("nobody came in time"));
                     return Ok(NO_CONNECTION);
                 }
             }
@@ -167,6 +171,20 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
         drop(announcement);
         offering.renew().await?;
     }
+}
+
+pub(super) const EXPIRED: &str = "haul: nobody came, and the code has expired.";
+/// How long a burnt code is not replaced where nobody is asked: whoever guesses is not to fill the screen.
+const AFTER_A_GUESS: Duration = Duration::from_secs(1);
+
+/// Whether there is to be another code.
+async fn goes_on(send: &Send, what: &str) -> bool {
+    if !send.keep {
+        return another(what).await;
+    }
+    output::note(what);
+    tokio::time::sleep(AFTER_A_GUESS).await;
+    true
 }
 
 /// How others are asked to come.
@@ -218,14 +236,17 @@ pub(super) async fn announce(offering: &mut Offering, asking: &Asking<'_>) -> an
 /// Until the receiver has it.
 async fn served(offering: &mut Offering, send: &Send, stage: &Stage, from: SocketAddr) -> anyhow::Result<u8> {
     if send.text.is_some() {
-        output::note(&format!("{from} has the text."));
+        if !send.output.quiet && !send.output.json {
+            output::note(&format!("{from} has the text."));
+        }
+        output::offer::ended(send.output, None);
         return Ok(DONE);
     }
-    let screen = Screen::new(Output { peer: "the receiver", ..send.output });
+    let screen = Screen::new(Output { peer: output::RECEIVER, ..send.output });
     stage.show(screen.observer());
     let ended = offering.serve().await;
-    if let Some((_, route)) = offering.route() {
-        screen.routed(route);
+    if let Some((from, route)) = offering.route() {
+        screen.routed(from, route);
     }
     stage.clear();
     screen.end(&ended);
@@ -235,8 +256,11 @@ async fn served(offering: &mut Offering, send: &Send, stage: &Stage, from: Socke
 }
 
 /// Takes the events of whichever receiver is served; what happens before there is a screen for it is kept until then.
-#[derive(Clone, Default)]
-struct Stage(Arc<Mutex<Showing>>);
+#[derive(Clone)]
+struct Stage {
+    output: Output,
+    showing: Arc<Mutex<Showing>>,
+}
 
 #[derive(Default)]
 struct Showing {
@@ -245,9 +269,18 @@ struct Showing {
 }
 
 impl Stage {
+    fn new(output: Output) -> Self {
+        Self { output, showing: Arc::default() }
+    }
+
     fn observer(&self) -> Observer {
         let stage = self.clone();
         Arc::new(move |event| {
+            match &event {
+                Event::Asked { address } => return output::offer::asked(stage.output, *address, false),
+                Event::Left { address } => return output::offer::asked(stage.output, *address, true),
+                _ => {}
+            }
             let mut showing = stage.showing();
             match &showing.on {
                 Some(screen) => screen(event),
@@ -267,7 +300,7 @@ impl Stage {
     }
 
     fn showing(&self) -> MutexGuard<'_, Showing> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.showing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -68,8 +68,14 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
 
     let port = server.ports()[0].clone();
     let found = tokio::spawn(async move {
-        until_paired(&home).await;
-        pair::be_found(port, relay, own_addresses(), known, asking).await;
+        loop {
+            until_paired(&home, true).await;
+            let be_found = pair::be_found(port.clone(), relay.clone(), own_addresses(), known.clone(), asking.clone());
+            tokio::select! {
+                () = be_found => {}
+                () = until_paired(&home, false) => {}
+            }
+        }
     });
     server.run(stop.cancelled_owned(), now.cancelled_owned()).await;
     found.abort();
@@ -84,12 +90,12 @@ fn machines(paired: usize) -> String {
 /// How often it is looked whether this machine was paired meanwhile.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Nobody is told of a server that nobody knows.
-async fn until_paired(home: &Home) {
+/// Until there is a paired machine, or none any more: nobody is told of a server that nobody knows.
+async fn until_paired(home: &Home, paired: bool) {
     loop {
         let file = home.peers();
         let known = tokio::task::spawn_blocking(move || peers::all(&file)).await;
-        if matches!(known, Ok(Ok(known)) if !known.is_empty()) {
+        if matches!(known, Ok(Ok(known)) if known.is_empty() != paired) {
             return;
         }
         tokio::time::sleep(LOOK).await;

@@ -22,15 +22,24 @@ pub(super) struct Relayed {
 const KEYS: [&str; 3] = ["relay", "relay_pin", "relay_token"];
 
 impl Relayed {
+    /// Whether no relay is to be used, whoever names it.
+    pub(super) fn none(&self) -> bool {
+        self.no_relay
+    }
+
     /// The relay, if there is any.
     pub(super) fn relay(&self, home: &Home) -> Result<Option<RelayAt>, Error> {
         if self.no_relay {
             return Ok(None);
         }
         let [configured, pin, token] = configured(home)?;
+        let configured: Option<RelayAt> = configured.map(|at| at.parse()).transpose()?;
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let Some(at) = self.relay.clone().or_else(|| variable("HAUL_RELAY")).or(configured) else { return Ok(None) };
-        let mut relay: RelayAt = at.parse()?;
+        let named = self.relay.clone().or_else(|| variable("HAUL_RELAY")).map(|at| at.parse()).transpose()?;
+        let Some(mut relay) = named.or_else(|| configured.clone()) else { return Ok(None) };
+        // What stands in the file is for the relay in it, and told to no other.
+        let its_own = configured.as_ref() == Some(&relay);
+        let (pin, token) = (pin.filter(|_| its_own), token.filter(|_| its_own));
         relay.token = variable("HAUL_RELAY_TOKEN").or(token);
         relay.pin = pin
             .map(|pin| pin.parse())

@@ -54,8 +54,8 @@ impl Drop for Announcement {
 /// # Errors
 /// [`Error::Io`] when multicast DNS cannot be used here.
 pub async fn find(number: u32, within: Duration) -> Result<Vec<SocketAddr>> {
-    let daemon = ServiceDaemon::new().map_err(failed)?;
-    let events = daemon.browse(SERVICE).map_err(failed)?;
+    let daemon = Daemon(ServiceDaemon::new().map_err(failed)?);
+    let events = daemon.0.browse(SERVICE).map_err(failed)?;
     let wanted = format!("{number}.{SERVICE}");
     let found = timeout(within, async {
         while let Ok(event) = events.recv_async().await {
@@ -69,11 +69,20 @@ pub async fn find(number: u32, within: Duration) -> Result<Vec<SocketAddr>> {
         Vec::new()
     })
     .await;
-    let _ = daemon.shutdown();
     Ok(found.unwrap_or_default())
 }
 
-/// Whether somebody on this network announces a number already, as far as that is told within [`TAKEN`].
+/// Its thread ends with this, and not by itself.
+struct Daemon(ServiceDaemon);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Fails only when it has ended already.
+        let _ = self.0.shutdown();
+    }
+}
+
+/// Whether somebody on this network announces a number already, as far as that is told within 200 ms.
 pub async fn is_taken(number: u32) -> bool {
     find(number, TAKEN).await.is_ok_and(|addresses| !addresses.is_empty())
 }

@@ -66,16 +66,16 @@ pub async fn meet(credential: &Credential, at: Whereabouts, identity: &Identity,
     hello().put(&mut head);
     Introduce { number: credential.number, exchange: ours }.put(&mut head);
     writer.write_chunks(&mut [head.freeze()], ANSWER).await?;
-    timeout(ANSWER, reader.read::<Hello>()).await.map_err(|_| silent())??;
-    let theirs: Introduced = answer(&mut reader).await?;
+    timeout(ANSWER, reader.read::<Hello>()).await.map_err(|_| silent())?.map_err(busy)?;
+    let theirs: Introduced = answer(&mut reader, false).await?;
     let confirmation = exchange.finish(&theirs.exchange).ok_or_else(|| Error::Protocol("no exchange".into()))?;
     writer.write_within(&Confirm { tag: confirmation.ours() }, ANSWER).await?;
-    let confirm: Confirm = answer(&mut reader).await?;
+    let confirm: Confirm = answer(&mut reader, false).await?;
     if !confirmation.is_right(confirm.tag) {
         let text = "whoever answered does not know the code; it is burnt, so ask for a new one";
         return Err(Error::Refused(Why::new(Code::NotAdmitted, text)));
     }
-    let offer: Offer = answer(&mut reader).await?;
+    let offer: Offer = answer(&mut reader, true).await?;
     let name = |name: &Vec<u8>| RelativePath::from_components([name]);
     let names = offer.names.0.iter().map(name).collect::<Result<_, _>>();
     let names = names.map_err(|bad| Error::Protocol(format!("it offers something under a bad name: {bad}")))?;
@@ -148,7 +148,7 @@ impl Met {
             self.writer.finish();
             let _ = timeout(ANSWER, delivered).await;
         }
-        endpoint::goodbye(&self.connected.endpoint, &self.connected.connection).await;
+        endpoint::goodbye(&self.connected.endpoint, &self.connected.connection, Code::Done).await;
     }
 }
 
@@ -162,7 +162,7 @@ async fn agree(
     writer.finish();
     // The sender ends it once it has admitted this key.
     timeout(ANSWER, reader.frame(Refused::LIMIT)).await.map_err(|_| silent())??;
-    endpoint::goodbye(&connected.endpoint, &connected.connection).await;
+    endpoint::goodbye(&connected.endpoint, &connected.connection, Code::Done).await;
     Ok(())
 }
 
@@ -198,19 +198,30 @@ fn on_disk(path: &Path) -> u64 {
 /// Bytes in a block of `st_blocks` (POSIX, sys/stat.h, as Linux has it).
 const STAT_BLOCK: u64 = 512;
 
-/// The next message, or why there is none.
-async fn answer<M: Message>(reader: &mut MessageReader) -> Result<M> {
+/// The next message, or why there is none. Who `may_work` still counts what there is.
+async fn answer<M: Message>(reader: &mut MessageReader, may_work: bool) -> Result<M> {
     loop {
-        let frame = timeout(ANSWER, reader.frame(M::LIMIT.max(Refused::LIMIT))).await.map_err(|_| silent())??;
+        let frame = timeout(ANSWER, reader.frame(M::LIMIT.max(Refused::LIMIT))).await.map_err(|_| silent())?;
+        let frame = frame.map_err(busy)?;
         let frame = frame.ok_or_else(|| Error::from(StreamError::Ended))?;
         match frame.kind {
-            Working::TYPE => drop(frame.decode::<Working>().map_err(StreamError::from)?),
+            Working::TYPE if may_work => drop(frame.decode::<Working>().map_err(StreamError::from)?),
             Refused::TYPE => {
                 let refused: Refused = frame.decode().map_err(StreamError::from)?;
                 return Err(Error::Refused(refused.why.into()));
             }
             _ => return Ok(frame.decode().map_err(StreamError::from)?),
         }
+    }
+}
+
+/// A sender that has no time for another turns its stream away.
+fn busy(error: StreamError) -> Error {
+    match error {
+        StreamError::Reset(Code::Busy) => {
+            Error::Refused(Why::new(Code::Busy, "the sender is busy with somebody else; try again in a moment"))
+        }
+        other => other.into(),
     }
 }
 

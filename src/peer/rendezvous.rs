@@ -271,6 +271,8 @@ pub(super) struct Wanted {
 pub(super) struct Placement {
     number: u32,
     seen: SocketAddr,
+    /// Whether that is an address of its own, so that no NAT is in the way here.
+    open: bool,
     /// Those who came last.
     came: watch::Receiver<Vec<OtherEnd>>,
     _attending: Task,
@@ -299,6 +301,7 @@ impl Placement {
         if wanted.is_some_and(|wanted| wanted != number) {
             return Err(Error::Refused(Why::new(Code::Busy, "somebody else has the number at the relay")));
         }
+        let open = own.contains(&seen.0.ip());
         let (tell, came) = watch::channel(Vec::new());
         let attending = async move {
             attend(&meeting, reader, &tell).await;
@@ -314,15 +317,19 @@ impl Placement {
                 };
                 match again.await {
                     Ok((meeting, given, reader, _writer)) if given.number == number => {
-                        wait = AGAIN;
+                        let placed = Instant::now();
                         attend(&meeting, reader, &tell).await;
+                        // Whoever loses it at once shares its claim with another process, and the two would take it in turn.
+                        if placed.elapsed() > AGAIN_AT_MOST {
+                            wait = AGAIN;
+                        }
                     }
                     Ok(_) => warn!(number, "somebody else has the number at the relay now"),
                     Err(error) => debug!(%error, "the relay is not back yet"),
                 }
             }
         };
-        Ok(Self { number, seen: seen.0, came, _attending: Task(tokio::spawn(attending)) })
+        Ok(Self { number, seen: seen.0, open, came, _attending: Task(tokio::spawn(attending)) })
     }
 
     pub(super) fn number(&self) -> u32 {
@@ -334,9 +341,14 @@ impl Placement {
         self.seen
     }
 
-    /// By what way somebody has come; none where it is not by the relay's help.
+    /// By what way somebody has come; none where it is not by the relay's help. Whoever comes from where the relay sees it comes
+    /// through this end's NAT, if there is one, and that had to be opened. So both ends call the way the same.
     pub(super) fn route(&self, from: SocketAddr) -> Option<Route> {
-        self.came.borrow().iter().find_map(|end| end.route(from))
+        self.came.borrow().iter().find_map(|end| match end.route(from)? {
+            Route::Relayed => Some(Route::Relayed),
+            _ if end.seen == Some(from) && !self.open => Some(Route::Punched),
+            _ => Some(Route::Direct),
+        })
     }
 }
 

@@ -26,7 +26,7 @@ const MAX_ADDRESSES: usize = 16;
 const HEAD_START: Duration = Duration::from_secs(1);
 /// How long a sender is looked for.
 const SEARCH: Duration = Duration::from_secs(12);
-/// How often a relay is asked again meanwhile.
+/// When a relay is asked again meanwhile, and then after twice that: each time is one of the tries that an address has.
 const AGAIN: Duration = Duration::from_secs(2);
 /// How long a way may take that the relay knows.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -73,12 +73,19 @@ impl Ways {
     pub(super) async fn connect(self: &Arc<Self>, trust: &ServerTrust) -> Result<Dialed> {
         let relay = async {
             self.at.relay.as_ref()?;
-            let until = Instant::now() + SEARCH;
+            let (until, mut wait) = (Instant::now() + SEARCH, AGAIN);
             loop {
                 match self.by_relay(trust, true).await {
                     // The sender may be coming back to a relay that was started anew.
-                    Err(Error::Refused(why)) if why.code == Code::NotFound && Instant::now() < until => {
-                        sleep(AGAIN).await;
+                    Err(Error::Refused(why)) if why.code == Code::NotFound && Instant::now() + wait < until => {
+                        sleep(wait).await;
+                        wait *= 2;
+                    }
+                    Err(Error::Refused(why)) if why.code == Code::NotFound => {
+                        let number = self.number;
+                        return Some(Err(Error::Lost(format!(
+                            "nobody offers {number}, on this network or at the relay"
+                        ))));
                     }
                     ended => return Some(ended),
                 }
@@ -167,7 +174,14 @@ impl Ways {
 
     /// To an address, from a port of its own.
     async fn known(&self, address: SocketAddr, trust: &ServerTrust) -> Result<Dialed> {
-        let connected = endpoint::connect(&self.identity, trust, &host(address), address.port(), &self.config).await?;
+        let connected = endpoint::connect(&self.identity, trust, &host(address), address.port(), &self.config).await;
+        let connected = connected.map_err(|error| match error {
+            Error::Unreachable { host, address, why } if trust.by_code => {
+                let why = why.replace("`haul serve`", "`haul send`");
+                Error::Unreachable { host, address, why }
+            }
+            other => other,
+        })?;
         Ok(Dialed { connected, route: Route::Direct, own_port: true })
     }
 

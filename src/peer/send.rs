@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info};
 
 use super::code::{Credential, ShortCode};
@@ -22,21 +23,22 @@ use crate::endpoint::{self, Port};
 use crate::error::{Code, Error, Result, Why};
 use crate::identity::{Identity, KeyId};
 use crate::manifest::WalkOptions;
-use crate::progress::{Observer, Route};
+use crate::pipe::Pipe;
+use crate::progress::{Event, Observer, Route};
 use crate::server::{Introduction, Server, ServerOptions};
 use crate::session::{self, Offered, Outcome, Told, hello};
 use crate::store::MemoryStore;
-use crate::stream::StreamError;
+use crate::stream::{StreamError, varint_of};
 use crate::trust::peers::Peer;
 use crate::trust::{Admission, Guests};
-use crate::wire::{Accept, Confirm, Hello, Introduce, Introduced, Malformed, Message, Offer, Refused, Working};
+use crate::wire::{self, Accept, Confirm, Hello, Introduce, Message, Offer, Refused, Working};
 
 /// Connections at the same time: one receiver, and those who are turned away.
 const MAX_CONNECTIONS: usize = 16;
 /// Those who wait to show that they know the code.
 const MAX_WAITING: usize = 4;
-/// Time for an exchange, from its first message to its last.
-const EXCHANGE: Duration = Duration::from_secs(15);
+/// Time for each answer of somebody who shows the code, and for what it is told to be taken.
+const ANSWER: Duration = Duration::from_secs(5);
 /// Time for the first message of somebody who has just opened a stream: it comes with that.
 const FIRST: Duration = Duration::from_secs(3);
 /// How long whoever failed holds up the next: guesses are burnt by the first wrong one, and the rest only makes work.
@@ -86,6 +88,13 @@ pub struct Offering {
     offer: watch::Receiver<Option<Offer>>,
     guests: Arc<Guests>,
     introductions: mpsc::Receiver<Introduction>,
+    /// Whoever is asked now, and what those say who were.
+    asking: Option<AbortOnDropHandle<()>>,
+    answer: mpsc::Sender<Answered>,
+    answers: mpsc::Receiver<Answered>,
+    observer: Observer,
+    /// What is sent, if it can be had once.
+    pipe: Option<Arc<Pipe>>,
     told: mpsc::Receiver<(KeyId, Told)>,
     addresses: Vec<SocketAddr>,
     patience: Duration,
@@ -149,14 +158,17 @@ impl Offering {
         let admission = Admission { guests: Some(guests.clone()), ..Admission::default() };
         let config = Config { max_connections: MAX_CONNECTIONS, ..config };
         let (asking, store) = (config.clone(), Arc::new(MemoryStore::default()));
+        let watching = observer.clone();
         let options = ServerOptions { listen, identity: identity.clone(), admission, store, config, observer };
         let server = Server::bind(options)?;
         let (introduce, introductions) = mpsc::channel(MAX_WAITING);
         let (tell, told) = mpsc::channel(MAX_WAITING);
+        let (answer, answers) = mpsc::channel(MAX_WAITING);
+        let pipe = if let session::Content::Pipe(_, pipe) = &content { Some(pipe.clone()) } else { None };
         let (counted, offer) = watch::channel(None);
         let trees = if let session::Content::Trees(trees) = &content { trees.clone() } else { Vec::new() };
         let counting = Counting { begun, trees, walk: walk.clone(), counted };
-        let server = server.offering(Offered { content, walk, told: tell }, introduce);
+        let server = server.offering(Offered { content, walk, guests: guests.clone(), told: tell }, introduce);
         let rendezvous = Rendezvous { port: server.ports()[0].clone(), relay, own, config: asking };
         let (addresses, stop, now) = (server.local_addresses(), CancellationToken::new(), CancellationToken::new());
         let running = tokio::spawn(server.run(stop.clone().cancelled_owned(), now.clone().cancelled_owned()));
@@ -175,6 +187,11 @@ impl Offering {
             offer,
             guests,
             introductions,
+            asking: None,
+            answer,
+            answers,
+            observer: watching,
+            pipe,
             told,
             addresses,
             patience,
@@ -270,17 +287,28 @@ impl Offering {
     /// [`Error::Stopping`] when it has ended.
     pub async fn meet(&mut self) -> Result<Met> {
         loop {
-            let somebody = tokio::select! {
-                somebody = self.introductions.recv() => somebody.ok_or(Error::Stopping)?,
+            tokio::select! {
+                somebody = self.introductions.recv() => {
+                    match self.introduced(somebody.ok_or(Error::Stopping)?).await {
+                        Introduced::Asked => {}
+                        Introduced::Burnt(from) => return Ok(Met::Burnt { from }),
+                        Introduced::Nothing => sleep(PAUSE).await,
+                    }
+                }
+                Some(answered) = self.answers.recv() => {
+                    let met = self.answered(answered);
+                    if matches!(met, Some(Met::Declined { .. } | Met::Paired(_))) {
+                        self.forget();
+                    }
+                    if let Some(met) = met {
+                        return Ok(met);
+                    }
+                }
                 () = sleep_until(self.until), if self.credential.is_some() || self.guest.is_some() => {
                     self.forget();
                     return Ok(Met::Expired);
                 }
-            };
-            if let Some(met) = self.introduced(somebody).await {
-                return Ok(met);
             }
-            sleep(PAUSE).await;
         }
     }
 
@@ -288,7 +316,8 @@ impl Offering {
     /// or the receiver be started again with the same code, for [`Config::retry_for`].
     ///
     /// # Errors
-    /// [`Error::Lost`] when nobody comes, or comes back; [`Error::Stopping`] when it has ended.
+    /// [`Error::Lost`] when nobody comes, or comes back, or what comes out of a pipe was begun; [`Error::Refused`] when it comes back and declines;
+    /// [`Error::Stopping`] when this has ended.
     pub async fn serve(&mut self) -> Result<Outcome> {
         let (mut sessions, mut since, mut lost) = (0_u32, Instant::now(), None);
         loop {
@@ -299,20 +328,35 @@ impl Offering {
                     (_, Told::Begun { from }) => {
                         sessions += 1;
                         self.from = Some(canonical(from));
+                        if sessions == 1 && lost.take().is_some() {
+                            (self.observer)(Event::Reconnected { address: canonical(from) });
+                        }
                     }
                     (_, Told::Ended(Ok(outcome))) => return Ok(*outcome),
                     (_, Told::Ended(Err(error))) => {
-                        (sessions, since, lost) = (sessions.saturating_sub(1), Instant::now(), Some(error));
+                        (sessions, since) = (sessions.saturating_sub(1), Instant::now());
+                        let why = if let Error::Lost(why) = error { why } else { error.to_string() };
+                        if self.pipe.as_ref().is_some_and(|pipe| pipe.is_spent()) {
+                            return Err(Error::Lost(format!("{why}; what was read of the input is gone with it")));
+                        }
+                        if sessions == 0 {
+                            (self.observer)(Event::Lost { why: why.clone(), retry_for: self.patience });
+                        }
+                        lost = Some(why);
                     }
                 },
                 somebody = self.introductions.recv() => {
-                    if let Some(Met::Accepted { .. }) = self.introduced(somebody.ok_or(Error::Stopping)?).await {
-                        since = Instant::now();
-                    }
+                    self.introduced(somebody.ok_or(Error::Stopping)?).await;
                 }
+                Some(answered) = self.answers.recv() => match self.answered(answered) {
+                    Some(Met::Accepted { .. }) => since = Instant::now(),
+                    Some(Met::Declined { .. }) if sessions == 0 => {
+                        return Err(Error::Refused(Why::new(Code::Cancelled, "the receiver declined in the end")));
+                    }
+                    _ => {}
+                },
                 () = sleep_until(since + self.patience), if sessions == 0 => {
-                    let why = lost.map_or_else(|| "nobody came for it".into(), |lost: Error| lost.to_string());
-                    return Err(Error::Lost(why));
+                    return Err(Error::Lost(lost.unwrap_or_else(|| "nobody came for it".into())));
                 }
             }
         }
@@ -331,6 +375,8 @@ impl Offering {
 
     /// Ends it at once, whatever is under way, and says so to the receiver.
     pub async fn stop(self) {
+        // Not as a server that is started again: nothing is to be waited for.
+        self.rendezvous.port.endpoint.close(varint_of(Code::Cancelled), b"the sender was stopped");
         self.now.cancel();
         self.close().await;
     }
@@ -339,7 +385,7 @@ impl Offering {
     fn forget(&mut self) {
         self.guests.clear();
         self.use_up();
-        self.guest = None;
+        (self.guest, self.asking) = (None, None);
     }
 
     /// Nobody else can use the code.
@@ -347,24 +393,31 @@ impl Offering {
         (self.code, self.credential) = (None, None);
     }
 
-    /// Meets somebody, to the end of what there is to say.
-    async fn introduced(&mut self, mut somebody: Introduction) -> Option<Met> {
+    /// Lets somebody show that it knows the code.
+    async fn introduced(&mut self, mut somebody: Introduction) -> Introduced {
         match self.introduce(&mut somebody).await {
-            Ok(met) => {
+            Ok(Shown::Right(key_id, secret)) => {
+                self.ask(somebody, key_id, secret);
+                Introduced::Asked
+            }
+            Ok(Shown::Wrong(from)) => {
                 somebody.writer.finish();
-                met
+                Introduced::Burnt(from)
+            }
+            Ok(Shown::Nothing) => {
+                somebody.writer.finish();
+                Introduced::Nothing
             }
             Err(why) => {
                 debug!(from = %somebody.connection.remote_address(), %why, "an introduction came to nothing");
-                None
+                Introduced::Nothing
             }
         }
     }
 
-    /// Lets somebody show that it knows the code. `None` when that says nothing about the code.
-    async fn introduce(&mut self, somebody: &mut Introduction) -> Result<Option<Met>, StreamError> {
+    async fn introduce(&mut self, somebody: &mut Introduction) -> Result<Shown, StreamError> {
         let from = canonical(somebody.connection.remote_address());
-        let Some((key_id, _)) = endpoint::peer(&somebody.connection) else { return Ok(None) };
+        let Some((key_id, _)) = endpoint::peer(&somebody.connection) else { return Ok(Shown::Nothing) };
         let begun = timeout(FIRST, read_introduce(somebody)).await.map_err(|_| StreamError::TimedOut)??;
         // Whoever was killed, or lost its connection, comes back with the code that it has used.
         let again = self.guest.as_ref().filter(|(guest, _)| *guest == key_id).map(|(_, credential)| credential);
@@ -374,14 +427,14 @@ impl Offering {
         let Some(credential) = self.credential.as_ref().or(again).filter(usable).cloned() else {
             return refuse(somebody, Why::new(Code::NotFound, "the code is not, or no longer, in use here")).await;
         };
-        let Some(parties) = Parties::of(&somebody.connection, self.identity.key_id(), key_id) else { return Ok(None) };
+        let parties = Parties::of(&somebody.connection, self.identity.key_id(), key_id);
+        let Some(parties) = parties else { return Ok(Shown::Nothing) };
         let (exchange, ours) = Exchange::begin(Role::Sender, &credential, &parties);
         let Some(confirmation) = exchange.finish(&begun.exchange) else {
             return refuse(somebody, Code::Protocol.into()).await;
         };
-        somebody.writer.write_within(&Introduced { exchange: ours }, EXCHANGE).await?;
-        let theirs =
-            timeout(EXCHANGE, somebody.reader.read::<Confirm>()).await.map_err(|_| StreamError::TimedOut)??;
+        somebody.writer.write_within(&wire::Introduced { exchange: ours }, ANSWER).await?;
+        let theirs = timeout(ANSWER, somebody.reader.read::<Confirm>()).await.map_err(|_| StreamError::TimedOut)??;
         if !confirmation.is_right(theirs.tag) && credential.key_id.is_some() {
             // It holds the key, so it is no guess: one of the two was paired anew.
             let text = "the two machines do not share a secret any more; pair them again";
@@ -392,45 +445,101 @@ impl Offering {
             self.use_up();
             let text = "a word of the code was wrong. It is burnt now: ask for a new one";
             refuse(somebody, Why::new(Code::NotAdmitted, text)).await?;
-            return Ok(Some(Met::Burnt { from }));
+            return Ok(Shown::Wrong(from));
         }
         self.use_up();
         self.guest = Some((key_id, credential));
-        somebody.writer.write_within(&Confirm { tag: confirmation.ours() }, EXCHANGE).await?;
-        let Some(accept) = self.offer_to(somebody).await? else {
-            self.forget();
-            return Ok(Some(Met::Declined { from }));
-        };
-        if self.offer.borrow().as_ref().is_some_and(|offer| offer.pair.is_some()) {
-            self.forget();
-            let number = accept.pair.ok_or_else(|| Malformed::Payload { name: Accept::NAME, why: "no pair".into() })?;
-            return Ok(Some(Met::Paired(Paired { key_id, secret: confirmation.pair(), number })));
-        }
-        // Before the stream ends: that is what the receiver waits for.
-        self.guests.admit(key_id);
-        Ok(Some(Met::Accepted { from }))
+        somebody.writer.write_within(&Confirm { tag: confirmation.ours() }, ANSWER).await?;
+        Ok(Shown::Right(key_id, confirmation.pair()))
     }
 
-    /// Shows what there is, and waits for what the other user says to it.
-    async fn offer_to(&mut self, somebody: &mut Introduction) -> Result<Option<Accept>, StreamError> {
-        loop {
-            match timeout(WORKING, self.offer.wait_for(Option::is_some)).await {
-                Ok(Ok(_)) => break,
-                Ok(Err(_)) => return Err(StreamError::Ended),
-                Err(_) => somebody.writer.write_within(&Working {}, EXCHANGE).await?,
-            }
-        }
-        let offer = self.offer.borrow().clone().unwrap_or_default();
-        somebody.writer.write_within(&offer, EXCHANGE).await?;
-        let frame = somebody.reader.frame(Refused::LIMIT).await?.ok_or(StreamError::Ended)?;
-        Ok(match frame.kind {
-            Refused::TYPE => {
-                frame.decode::<Refused>()?;
-                None
-            }
-            _ => Some(frame.decode::<Accept>()?),
-        })
+    /// Shows what there is to somebody who knows the code, and lets it take its time to answer. Whoever was asked before, the same
+    /// user in another process, is not waited for any more.
+    fn ask(&mut self, mut somebody: Introduction, key_id: KeyId, secret: [u8; 32]) {
+        (self.observer)(Event::Asked { address: canonical(somebody.connection.remote_address()) });
+        let (offer, answer) = (self.offer.clone(), self.answer.clone());
+        let asking = tokio::spawn(async move {
+            let said = offer_to(&mut somebody, offer).await;
+            // Fails only when nobody waits for it any more.
+            let _ = answer.send(Answered { somebody, key_id, secret, said }).await;
+        });
+        self.asking = Some(AbortOnDropHandle::new(asking));
     }
+
+    /// What an answer comes to, if anything.
+    fn answered(&mut self, answered: Answered) -> Option<Met> {
+        let Answered { somebody, key_id, secret, said } = answered;
+        if self.guest.as_ref().is_none_or(|(guest, _)| *guest != key_id) {
+            return None;
+        }
+        let from = canonical(somebody.connection.remote_address());
+        let pairs = self.offer.borrow().as_ref().is_some_and(|offer| offer.pair.is_some());
+        let met = match said {
+            Ok(None) => Met::Declined { from },
+            Ok(Some(Accept { pair: Some(number) })) if pairs => Met::Paired(Paired { key_id, secret, number }),
+            Ok(Some(_)) if !pairs => {
+                // Before the stream ends: that is what the receiver waits for.
+                self.guests.admit(key_id);
+                Met::Accepted { from }
+            }
+            said => {
+                debug!(%from, ok = said.is_ok(), "it went away without an answer");
+                (self.observer)(Event::Left { address: from });
+                return None;
+            }
+        };
+        somebody.writer.finish();
+        Some(met)
+    }
+}
+
+/// Whether somebody has shown that it knows the code.
+enum Shown {
+    /// It has, under this key; and what only the two know from then on.
+    Right(KeyId, [u8; 32]),
+    /// It has guessed.
+    Wrong(SocketAddr),
+    /// It said nothing about the code.
+    Nothing,
+}
+
+/// What an introduction comes to.
+enum Introduced {
+    Asked,
+    Burnt(SocketAddr),
+    Nothing,
+}
+
+/// What somebody who knew the code says to the offer; nothing, if it does not want it.
+struct Answered {
+    somebody: Introduction,
+    key_id: KeyId,
+    secret: [u8; 32],
+    said: Result<Option<Accept>, StreamError>,
+}
+
+/// Shows what there is, and waits for what the other user says to it.
+async fn offer_to(
+    somebody: &mut Introduction,
+    mut offer: watch::Receiver<Option<Offer>>,
+) -> Result<Option<Accept>, StreamError> {
+    loop {
+        match timeout(WORKING, async { offer.wait_for(Option::is_some).await.is_ok() }).await {
+            Ok(true) => break,
+            Ok(false) => return Err(StreamError::Ended),
+            Err(_) => somebody.writer.write_within(&Working {}, ANSWER).await?,
+        }
+    }
+    let offer = offer.borrow().clone().unwrap_or_default();
+    somebody.writer.write_within(&offer, ANSWER).await?;
+    let frame = somebody.reader.frame(Refused::LIMIT).await?.ok_or(StreamError::Ended)?;
+    Ok(match frame.kind {
+        Refused::TYPE => {
+            frame.decode::<Refused>()?;
+            None
+        }
+        _ => Some(frame.decode::<Accept>()?),
+    })
 }
 
 impl Drop for Offering {
@@ -448,11 +557,11 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 
 async fn read_introduce(somebody: &mut Introduction) -> Result<Introduce, StreamError> {
     somebody.reader.read::<Hello>().await?;
-    somebody.writer.write_within(&hello(), EXCHANGE).await?;
+    somebody.writer.write_within(&hello(), ANSWER).await?;
     somebody.reader.read().await
 }
 
-async fn refuse(somebody: &mut Introduction, why: Why) -> Result<Option<Met>, StreamError> {
-    somebody.writer.write_within(&Refused { why: why.into() }, EXCHANGE).await?;
-    Ok(None)
+async fn refuse(somebody: &mut Introduction, why: Why) -> Result<Shown, StreamError> {
+    somebody.writer.write_within(&Refused { why: why.into() }, ANSWER).await?;
+    Ok(Shown::Nothing)
 }

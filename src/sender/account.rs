@@ -254,7 +254,7 @@ impl State {
 
     /// Whether all is announced and settled.
     pub(super) fn is_settled(&self) -> bool {
-        self.complete && self.left.is_empty() && self.names.pending() == 0
+        self.complete && self.left.is_empty() && self.unsettled.is_empty() && self.names.pending() == 0
     }
 }
 

@@ -26,6 +26,7 @@ use crate::receiver::{Claims, Place, Receiver, Sources};
 use crate::sender::{Allowed, Sender, Sending, Sent, Watch};
 use crate::store::Store;
 use crate::stream::{MessageWriter, StreamError, varint_of};
+use crate::trust::Guests;
 use crate::wire::{Components, Hello, Kind, List, Message, Pull, Push, Ready, Refused, Summary, Take, WireFilter};
 
 /// Time between two samples of where a pull stands. There may be many; a client samples its own more often.
@@ -88,6 +89,8 @@ pub struct Offered {
     pub content: Content,
     /// What is announced of them.
     pub walk: WalkOptions,
+    /// Who may have it, now and not when it connected.
+    pub guests: Arc<Guests>,
     /// Takes what becomes of it, and who it is that takes it.
     pub told: mpsc::Sender<(KeyId, Told)>,
 }
@@ -216,8 +219,14 @@ fn ready(place: Components) -> Ready {
 }
 
 async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mut writer): Bi) -> Result<()> {
-    if !server.may_read {
-        return refuse(server, writer, Why::new(Code::NotAllowed, "this key may not read on this server")).await;
+    let refused = match &server.offered {
+        Some(offered) if offered.guests.has(KeyId(server.owner)) => None,
+        Some(_) => Some("what is offered here was not accepted, or it is over; run haul receive again"),
+        None if server.may_read => None,
+        None => Some("this key may not read on this server"),
+    };
+    if let Some(text) = refused {
+        return refuse(server, writer, Why::new(Code::NotAllowed, text)).await;
     }
     if server.stopping.is_cancelled() {
         return refuse(server, writer, Code::Stopping.into()).await;

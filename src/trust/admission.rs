@@ -41,7 +41,8 @@ impl Guests {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    fn has(&self, key_id: KeyId) -> bool {
+    /// Whether this key may.
+    pub(crate) fn has(&self, key_id: KeyId) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&key_id)
     }
 }

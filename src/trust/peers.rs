@@ -14,7 +14,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 
 use crate::error::{Error, Result};
-use crate::identity::{Home, KeyId};
+use crate::identity::{Home, KeyId, check_private};
 use crate::target::Petname;
 
 /// A machine that this one was paired with. Its `Debug` does not show the secret.
@@ -65,13 +65,15 @@ impl FromStr for Peer {
 /// All of a file, in its order; none when there is no such file.
 ///
 /// # Errors
-/// [`Error::Home`] when it cannot be read, or with the number of a line that makes no sense.
+/// [`Error::Home`] when it cannot be read, when others can read it, or with the number of a line that makes no sense.
 pub fn all(file: &Path) -> Result<Vec<Peer>> {
     let bad = |why| Error::Home { path: file.to_owned(), why };
     let text = match fs::read_to_string(file) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         text => text.map_err(|e| bad(format!("cannot be read: {e}")))?,
     };
+    let metadata = fs::metadata(file).map_err(|e| bad(format!("cannot be read: {e}")))?;
+    check_private(file, &metadata, 0o600)?;
     let mut peers = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         let line = line.split_once('#').map_or(line, |(before, _)| before).trim();
@@ -110,6 +112,9 @@ pub fn add(home: &Home, peer: &Peer) -> Result<()> {
 /// # Errors
 /// As [`add`].
 pub fn remove(home: &Home, name: &Petname) -> Result<bool> {
+    if !home.peers().exists() {
+        return Ok(false);
+    }
     let _lock = home.lock()?;
     let mut peers = all(&home.peers())?;
     let before = peers.len();

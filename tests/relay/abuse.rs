@@ -202,3 +202,46 @@ async fn a_sender_that_does_not_read_whom_it_is_told_of_is_looked_for_in_vain() 
     let (mut reader, _writer) = guest.ask(&seek(placed.number, false).to_bytes()).await;
     assert!(matches!(within(reader.frame(4096)).await, Ok(Some(frame)) if frame.kind == Refused::TYPE));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_takes_all_the_room_to_forward() {
+    let relay = Host::with(|options| options.ports = 64);
+    let (owner, guest) = (Guest::at(relay.address).await, Guest::at(relay.address).await);
+    let (placed, mut reader, _writer) = owner.place(&place(1, None)).await.unwrap();
+    let mut forwarded = 0;
+    while let Ok(found) = guest.seek(&seek(placed.number, true)).await {
+        answer::<Found>(&mut reader).await.unwrap();
+        forwarded += u32::from(found.forward.is_some());
+    }
+    assert_eq!(forwarded, 16, "of an address, before its tries are used up");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_admits_and_nothing_that_is_like_it() {
+    let relay = Host::with(|options| options.token = Some("swordfish".into()));
+    let guest = Guest::at(relay.address).await;
+    for wrong in [None, Some(""), Some("swordfis"), Some("swordfish "), Some("Swordfish")] {
+        let token = wrong.map(String::from);
+        assert_eq!(
+            refusal(guest.place(&Place { token: token.clone(), ..place(1, None) }).await).code,
+            Code::NotAdmitted
+        );
+        assert_eq!(refusal(guest.seek(&Seek { token, ..seek(1_000, true) }).await).code, Code::NotAdmitted);
+    }
+    let right = Place { token: Some("swordfish".into()), ..place(1, None) };
+    assert!(guest.place(&right).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_tries_from_one_address_are_some_twenty() {
+    let relay = Host::new();
+    let mut tried = 0;
+    for _ in 0..20 {
+        let guest = Guest::at(relay.address).await;
+        for number in 1_000..1_050 {
+            tried += u32::from(refusal(guest.seek(&seek(number, false)).await).code == Code::NotFound);
+        }
+    }
+    // A minute of it is 20 more.
+    assert!((20..=60).contains(&tried), "{tried}");
+}

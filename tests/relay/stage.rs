@@ -282,21 +282,22 @@ async fn translate(relay: SocketAddr, inside: Arc<UdpSocket>, outside: Arc<UdpSo
                 if !open.load(Ordering::SeqCst) {
                     continue;
                 }
-                if let Entry::Vacant(other) = others.entry(from) {
-                    let socket = Arc::new(UdpSocket::bind(LOOPBACK).await.unwrap());
-                    replies.spawn(reply(socket.clone(), outside.clone(), from));
-                    other.insert(socket);
-                }
-                let _ = others[&from].send_to(&back[..length], machine).await;
+                let socket = match others.entry(from) {
+                    Entry::Occupied(there) => there.into_mut(),
+                    Entry::Vacant(new) => {
+                        let socket = Arc::new(UdpSocket::bind(LOOPBACK).await.unwrap());
+                        let (inner, outer) = (socket.clone(), outside.clone());
+                        replies.spawn(async move {
+                            let mut datagram = vec![0; 1 << 16];
+                            while let Ok((length, _)) = inner.recv_from(&mut datagram).await {
+                                let _ = outer.send_to(&datagram[..length], from).await;
+                            }
+                        });
+                        new.insert(socket)
+                    }
+                };
+                let _ = socket.send_to(&back[..length], machine).await;
             }
         }
-    }
-}
-
-/// Takes what the machine says to somebody outside to the port that the NAT has for it.
-async fn reply(inner: Arc<UdpSocket>, outer: Arc<UdpSocket>, to: SocketAddr) {
-    let mut datagram = vec![0; 1 << 16];
-    while let Ok((length, _)) = inner.recv_from(&mut datagram).await {
-        let _ = outer.send_to(&datagram[..length], to).await;
     }
 }

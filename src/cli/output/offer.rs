@@ -26,7 +26,7 @@ pub(in crate::cli) fn code(output: Output, code: &str, port: u16, command: &str)
         note(&format!("On the other machine:  {command}"));
     }
     if output.verbose {
-        note(&format!("Listening on UDP port {port}; where this network blocks multicast: {command} --at HOST:{port}"));
+        note(&format!("Listening on UDP port {port}; where this network blocks multicast: --at HOST:{port}"));
     }
 }
 
@@ -66,6 +66,31 @@ const QUIET: usize = 4;
 /// What everybody's terminal has.
 const COLUMNS: usize = 80;
 
+/// Says that somebody knows the code, or has gone away again.
+pub(in crate::cli) fn asked(output: Output, at: SocketAddr, gone: bool) {
+    if output.json {
+        let what = if gone { "left" } else { "asked" };
+        return line(&json!({"type": what, "address": at.to_string()}).to_string());
+    }
+    if output.quiet {
+        return;
+    }
+    match gone {
+        false => note(&format!("{at} knows the code, and is asked whether it accepts.")),
+        true => note(&format!("{at} went away without an answer; it may come again with the same code.")),
+    }
+}
+
+/// Says how something without a session has ended, to a reader of JSON.
+pub(in crate::cli) fn ended(output: Output, error: Option<&str>) {
+    if output.json {
+        line(&match error {
+            Some(why) => json!({"type": "error", "why": why}).to_string(),
+            None => json!({"type": "done", "files": 0, "bytes": 0}).to_string(),
+        });
+    }
+}
+
 /// Says for whom it waits.
 pub(in crate::cli) fn waiting(output: Output, name: &str, port: u16) {
     if output.json {
@@ -73,6 +98,9 @@ pub(in crate::cli) fn waiting(output: Output, name: &str, port: u16) {
     }
     if !output.quiet {
         note(&format!("Waiting for {name}. There:  haul receive --from NAME, as this machine is called there"));
+    }
+    if output.verbose {
+        note(&format!("Listening on UDP port {port}; where this network blocks multicast: --at HOST:{port}"));
     }
 }
 
