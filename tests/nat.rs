@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use haul::peer::code::ShortCode;
 use support::command::private;
 use support::netns::{Hosts, Running, done, or_skip};
 use support::{content, listing, write};
@@ -23,6 +24,8 @@ enum Behind {
     Nothing,
     /// A NAT that gives a socket one port for whoever it speaks to.
     Nat,
+    /// The same, with the addresses that every home has; what it does not let in it refuses, as OpenWrt does.
+    Home,
     /// One that gives it another for each.
     Symmetric,
     /// A firewall, with public addresses, which are IPv6 all over.
@@ -105,9 +108,10 @@ impl Net {
     fn behind(&self, (host, router): (&str, &str), number: u8, behind: Behind) -> Result<(), String> {
         self.attach(router, "wan", number)?;
         self.hosts.wire((router, "lan"), (host, "eth0"))?;
-        let (family, [inside, outside]) = match self.ipv6 {
-            true => ("-6 ", [1, 2].map(|end| format!("2001:db8:{number}::{end}"))),
-            false => ("", [1, 2].map(|end| format!("10.0.{number}.{end}"))),
+        let (family, [inside, outside]) = match behind {
+            _ if self.ipv6 => ("-6 ", [1, 2].map(|end| format!("2001:db8:{number}::{end}"))),
+            Behind::Home => ("", [1, 2].map(|end| format!("192.168.1.{end}"))),
+            _ => ("", [1, 2].map(|end| format!("10.0.{number}.{end}"))),
         };
         let bits = if self.ipv6 { 64 } else { 24 };
         self.hosts.ip(router, &format!("addr add {inside}/{bits} dev lan{}", self.at_once()))?;
@@ -117,9 +121,10 @@ impl Net {
         self.hosts.ip(host, &format!("{family}route add default via {inside}"))?;
         let forward = if self.ipv6 { "net/ipv6/conf/all/forwarding" } else { "net/ipv4/ip_forward" };
         self.hosts.set(router, forward, "1")?;
-        self.hosts.nft(router, GUARD)?;
+        let refused = if behind == Behind::Home { "udp reject" } else { "udp drop" };
+        self.hosts.nft(router, &GUARD.replace("udp drop", refused))?;
         match behind {
-            Behind::Nat => self.hosts.nft(router, &masquerade("")),
+            Behind::Nat | Behind::Home => self.hosts.nft(router, &masquerade("")),
             Behind::Symmetric => self.hosts.nft(router, &masquerade("fully-random")),
             Behind::Nothing | Behind::Firewall6 => Ok(()),
         }
@@ -136,9 +141,13 @@ impl Net {
 
     /// A relay that runs.
     fn relaying(&self) -> Running {
+        self.relaying_with(&[])
+    }
+
+    fn relaying_with(&self, arguments: &[&str]) -> Running {
         let at = if self.ipv6 { format!("[{RELAY6}]:4440") } else { format!("{RELAY}:4440") };
-        let relay = self.hosts.haul("r", &self.homes[2], self.homes[2].path(), &["relay", "--listen", &at]);
-        let relaying = Running::start(relay);
+        let all = [&["relay", "--listen", &at], arguments].concat();
+        let relaying = Running::start(self.hosts.haul("r", &self.homes[2], self.homes[2].path(), &all));
         assert!(relaying.first.starts_with("Relaying on"), "{}", relaying.first);
         relaying
     }
@@ -232,6 +241,13 @@ fn two_nats_that_keep_a_port_are_punched_through() {
 }
 
 #[test]
+fn two_homes_whose_addresses_are_the_same_are_not_taken_for_one() {
+    if let Some(way) = way(Behind::Home, Behind::Home) {
+        assert_eq!(way, "punched");
+    }
+}
+
+#[test]
 fn a_nat_on_one_side_alone_keeps_nobody_apart() {
     if let Some(way) = way(Behind::Nothing, Behind::Nat) {
         assert_eq!(way, "direct");
@@ -245,9 +261,11 @@ fn a_nat_on_one_side_alone_keeps_nobody_apart() {
 }
 
 #[test]
-fn two_symmetric_nats_need_the_relay() {
-    if let Some(way) = way(Behind::Symmetric, Behind::Symmetric) {
-        assert_eq!(way, "relayed");
+fn two_nats_of_which_one_is_symmetric_need_the_relay() {
+    for (a, b) in [(Behind::Symmetric, Behind::Symmetric), (Behind::Nat, Behind::Symmetric)] {
+        if let Some(way) = way(a, b) {
+            assert_eq!(way, "relayed");
+        }
     }
 }
 
@@ -307,6 +325,44 @@ fn a_sender_whose_nat_does_is_found_again() {
     another_address_in_the_middle("na", 11);
 }
 
+/// From now on another port is drawn for whatever begins, as after a restart of the NAT; its address stays.
+fn other_ports_in_the_middle(router: &str, address: u8) {
+    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else { return };
+    let _relaying = net.relaying();
+    let transfer = Transfer::offered(&net, 6 << 20, Some("10M"));
+    let mut receiving = transfer.receive(&net);
+    until(&mut receiving, moves);
+    let another = format!(
+        "flush chain ip nat out\n{}",
+        masquerade("to :50000-50999").replace("oifname", "meta l4proto udp oifname")
+    );
+    net.hosts.nft(router, &another).unwrap();
+    remap(&net, router, address, address);
+    assert_eq!(transfer.ends(receiving), "punched");
+}
+
+#[test]
+fn other_ports_of_the_receivers_nat_are_found() {
+    other_ports_in_the_middle("nb", 12);
+}
+
+#[test]
+fn other_ports_of_the_senders_nat_are_found() {
+    other_ports_in_the_middle("na", 11);
+}
+
+#[test]
+fn what_goes_over_the_relay_waits_until_the_relay_is_back() {
+    let Some(net) = Net::new(Behind::Symmetric, Behind::Symmetric) else { return };
+    let mut relaying = net.relaying();
+    let transfer = Transfer::offered(&net, 4 << 20, Some("10M"));
+    let mut receiving = transfer.receive(&net);
+    until(&mut receiving, moves);
+    relaying.kill();
+    let _relaying = net.relaying();
+    assert_eq!(transfer.ends(receiving), "relayed");
+}
+
 #[test]
 fn a_symmetric_nat_that_forgets_its_mappings_stays_relayed() {
     let Some(net) = Net::new(Behind::Symmetric, Behind::Symmetric) else { return };
@@ -360,6 +416,40 @@ fn where_udp_is_blocked_that_is_said_in_time() {
     assert_eq!(received.status.code(), Some(3), "{said}");
     assert!(said.contains(RELAY) && said.contains("UDP"), "{said}");
     assert!(began.elapsed() < Duration::from_secs(25), "15 s, and some for a busy machine");
+    // It can still be found on its own network, under a number that no relay has given.
+    let sending = Running::start(net.haul(1, transfer.source.path(), &["send", "holiday"]));
+    assert!(!is_of_relay(&sending.code()), "{}", sending.first);
+}
+
+/// Whether a relay has given the code's number.
+fn is_of_relay(code: &str) -> bool {
+    code.parse::<ShortCode>().unwrap().is_of_relay()
+}
+
+#[test]
+fn a_relay_that_wants_a_token_helps_those_who_have_it() {
+    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else { return };
+    std::fs::write(net.homes[2].path().join("token"), "swordfish\n").unwrap();
+    let _relaying = net.relaying_with(&["--token-file", "token"]);
+    let (source, to) = (tempdir().unwrap(), tempdir().unwrap());
+    write(&source.path().join("note"), b"note");
+    let with = |token: &str, mut command: Command| {
+        command.env("HAUL_RELAY_TOKEN", token);
+        command
+    };
+    let send = || net.haul(0, source.path(), &["send", "note"]);
+    let sending = Running::start(with("catfish", send()));
+    assert!(!is_of_relay(&sending.code()), "{}", sending.first);
+    let mut sending = Running::start(with("swordfish", send()));
+    let code = sending.code();
+    assert!(is_of_relay(&code), "{code}");
+    let receive = || net.haul(1, to.path(), &["receive", "--yes", &code]);
+    let refused = with("catfish", receive()).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(4) && said.contains("token"), "{:?}: {said}", refused.status);
+    done(with("swordfish", receive()));
+    assert!(sending.ends_well());
+    assert_eq!(listing(to.path()), listing(source.path()));
 }
 
 #[test]
