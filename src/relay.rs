@@ -3,6 +3,7 @@
 //! that cheats gains nothing but that they do not find each other.
 
 mod forward;
+mod socket;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

@@ -6,16 +6,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::rand;
-use tokio::net::UdpSocket;
+use quinn::udp::EcnCodepoint;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::interval;
 use tracing::{debug, info};
 
+use super::socket::{Buffer, Datagrams, Socket};
 use super::{canonical, network};
 use crate::bucket::Bucket;
 use crate::endpoint;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::rate::Rate;
 use crate::wire::BIND;
 
@@ -34,6 +35,8 @@ const QUEUE_AT_MOST: usize = 1_024 * 1_328;
 /// What a datagram takes in a queue beyond its bytes, so that empty ones are not free.
 const OVERHEAD: usize = 128;
 const TOKEN: usize = 32;
+/// What binds an address.
+const BINDING: usize = 1 + TOKEN;
 /// Pairs that those who ask from one address have at the same time, so that nobody takes all the room.
 const MAX_PAIRS_EACH: usize = 16;
 
@@ -68,7 +71,7 @@ type End = (u64, usize);
 /// A datagram is told by its port and where it came from. So an end is in one pair at most on each port: whoever asks for it after
 /// another gets another port.
 pub(super) struct Forwarder {
-    sockets: Vec<UdpSocket>,
+    sockets: Vec<Socket>,
     ports: Vec<u16>,
     allowance: Allowance,
     state: Mutex<State>,
@@ -96,7 +99,17 @@ struct Pair {
 /// Takes what has to wait for its turn at the rate of a pair; it ends with that.
 struct Queue {
     room: Arc<Semaphore>,
-    to: mpsc::UnboundedSender<(Vec<u8>, SocketAddr, OwnedSemaphorePermit)>,
+    to: mpsc::UnboundedSender<Waiting>,
+}
+
+/// Datagrams that wait for their turn.
+struct Waiting {
+    bytes: Vec<u8>,
+    /// As of [`Datagrams`].
+    each: usize,
+    ecn: Option<EcnCodepoint>,
+    to: SocketAddr,
+    _room: OwnedSemaphorePermit,
 }
 
 struct PairEnd {
@@ -114,11 +127,8 @@ impl Forwarder {
         for number in 0..ports {
             let port = if first.port() == 0 { 0 } else { first.port().saturating_add(number) };
             let address = SocketAddr::new(first.ip(), port);
-            let failed = || Error::io(format!("cannot forward on UDP {address}"));
-            let socket = endpoint::udp_socket(address)?;
-            socket.set_nonblocking(true).map_err(failed())?;
-            let socket = UdpSocket::from_std(socket).map_err(failed())?;
-            forwarder.ports.push(socket.local_addr().map_err(failed())?.port());
+            let socket = Socket::bind(address)?;
+            forwarder.ports.push(socket.port);
             forwarder.sockets.push(socket);
         }
         Ok(forwarder)
@@ -162,12 +172,14 @@ impl Forwarder {
     fn queue(self: &Arc<Self>, port: usize, rate: Rate) -> Queue {
         let bytes = (rate.bytes() as f64 * QUEUE.as_secs_f64()) as usize;
         let room = Arc::new(Semaphore::new(bytes.clamp(QUEUE_AT_LEAST, QUEUE_AT_MOST)));
-        let (to, mut waiting) = mpsc::unbounded_channel::<(Vec<u8>, SocketAddr, OwnedSemaphorePermit)>();
+        let (to, mut waiting) = mpsc::unbounded_channel::<Waiting>();
         let (forwarder, bucket) = (self.clone(), Bucket::new(rate));
         tokio::spawn(async move {
-            while let Some((datagram, to, _room)) = waiting.recv().await {
-                bucket.take(datagram.len()).await;
-                let _ = forwarder.sockets[port].try_send_to(&datagram, to);
+            while let Some(Waiting { bytes, each, ecn, to, _room }) = waiting.recv().await {
+                for part in (Datagrams { bytes: &bytes, each, ecn }).parts(bucket.block()) {
+                    bucket.take(part.bytes.len()).await;
+                    forwarder.sockets[port].send(part, to);
+                }
             }
         });
         Queue { room, to }
@@ -187,18 +199,18 @@ impl Forwarder {
     }
 
     async fn forward(self: Arc<Self>, port: usize) {
-        let (mut datagram, socket) = (vec![0; usize::from(endpoint::MAX_DATAGRAM) + 1], &self.sockets[port]);
+        let (mut buffer, socket) = (Buffer::new(), &self.sockets[port]);
         loop {
-            // What a receiver's port refused is told here, and concerns nobody else.
-            let Ok((length, from)) = socket.recv_from(&mut datagram).await else { continue };
-            // Longer than any of haul's, and cut off here.
-            if length == datagram.len() {
+            let (datagrams, from) = socket.receive(&mut buffer).await;
+            // Longer than any of haul's.
+            if datagrams.each > usize::from(endpoint::MAX_DATAGRAM) {
                 continue;
             }
-            let to = self.state().take(&datagram[..length], (port, from), &self.allowance);
-            if let Some(to) = to {
-                // Where the system has no room for it, it is lost like any datagram.
-                let _ = socket.try_send_to(&datagram[..length], to);
+            for datagrams in datagrams.with_alone(BINDING) {
+                let to = self.state().take(datagrams, (port, from), &self.allowance);
+                if let Some(to) = to {
+                    socket.send(datagrams, to);
+                }
             }
         }
     }
@@ -206,11 +218,16 @@ impl Forwarder {
 
 impl Queue {
     /// What finds no room is lost, as on any path that is full.
-    fn put(&self, datagram: &[u8], to: SocketAddr) {
-        let length = u32::try_from(datagram.len() + OVERHEAD).unwrap_or(u32::MAX);
-        if let Ok(room) = self.room.clone().try_acquire_many_owned(length) {
+    fn put(&self, datagrams: Datagrams<'_>, to: SocketAddr) {
+        // Only one puts here, so that nobody else takes the room meanwhile.
+        let fitting = datagrams.first(self.room.available_permits() / (datagrams.each + OVERHEAD));
+        let (Datagrams { bytes, each, ecn }, count) = (fitting, fitting.count());
+        let length = u32::try_from(bytes.len() + count * OVERHEAD).unwrap_or(u32::MAX);
+        if count > 0
+            && let Ok(room) = self.room.clone().try_acquire_many_owned(length)
+        {
             // Fails only when the process ends.
-            let _ = self.to.send((datagram.to_vec(), to, room));
+            let _ = self.to.send(Waiting { bytes: bytes.to_vec(), each, ecn, to, _room: room });
         }
     }
 }
@@ -233,9 +250,9 @@ impl State {
         load.iter().enumerate().filter_map(|(port, load)| load.map(|load| (load, port))).min().map(|(_, port)| port)
     }
 
-    /// Where a datagram goes at once, if anywhere.
-    fn take(&mut self, datagram: &[u8], from: (usize, SocketAddr), allowance: &Allowance) -> Option<SocketAddr> {
-        if let Some((&BIND, token)) = datagram.split_first()
+    /// Where datagrams go at once, if anywhere. One that may bind an address comes alone.
+    fn take(&mut self, datagrams: Datagrams, from: (usize, SocketAddr), allowance: &Allowance) -> Option<SocketAddr> {
+        if let Some((&BIND, token)) = datagrams.bytes.split_first()
             && let Some(&end) = <&[u8; TOKEN]>::try_from(token).ok().and_then(|token| self.tokens.get(token))
         {
             self.bind(end, from);
@@ -248,9 +265,9 @@ impl State {
         if pair.bytes >= allowance.bytes {
             return None;
         }
-        pair.bytes += datagram.len() as u64;
+        pair.bytes += datagrams.bytes.len() as u64;
         match &pair.queue {
-            Some(queue) => queue.put(datagram, to),
+            Some(queue) => queue.put(datagrams, to),
             None => return Some(to),
         }
         None
@@ -342,11 +359,15 @@ mod tests {
     }
 
     fn bind(state: &mut State, token: u8, from: &str) -> Option<SocketAddr> {
-        state.take(&[&[BIND][..], &[token; TOKEN]].concat(), (0, address(from)), &Allowance::default())
+        state.take(one(&[&[BIND][..], &[token; TOKEN]].concat()), (0, address(from)), &Allowance::default())
+    }
+
+    fn one(bytes: &[u8]) -> Datagrams<'_> {
+        Datagrams { bytes, each: bytes.len(), ecn: None }
     }
 
     fn goes(state: &mut State, from: &str) -> Option<SocketAddr> {
-        state.take(b"anything", (0, address(from)), &Allowance::default())
+        state.take(one(b"anything"), (0, address(from)), &Allowance::default())
     }
 
     /// As if so many seconds had passed since anything was heard.
@@ -367,7 +388,7 @@ mod tests {
         for stranger in ["192.0.2.1:8", "192.0.2.3:7", "[2001:db8::1]:7"] {
             assert_eq!(goes(&mut state, stranger), None);
         }
-        assert_eq!(state.take(b"anything", (1, address(A)), &Allowance::default()), None, "on another port");
+        assert_eq!(state.take(one(b"anything"), (1, address(A)), &Allowance::default()), None, "on another port");
     }
 
     #[test]
@@ -406,7 +427,7 @@ mod tests {
     fn bytes_and_time_are_bounded() {
         let allowance = Allowance { bytes: 20, time: Duration::from_secs(10), ..Allowance::default() };
         let mut state = bound();
-        let forwarded = (0..9).filter(|_| state.take(b"8 bytes.", (0, address(A)), &allowance).is_some());
+        let forwarded = (0..9).filter(|_| state.take(one(b"8 bytes."), (0, address(A)), &allowance).is_some());
         assert_eq!(forwarded.count(), 3, "what reaches the limit is the last");
         assert!(swept(&mut state, 0, &allowance));
         let mut state = bound();
@@ -415,18 +436,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_queue_is_bounded_in_bytes_and_empty_datagrams_are_not_free() {
+    async fn a_queue_is_bounded_in_bytes_and_short_datagrams_are_not_free() {
         let (to, mut waiting) = mpsc::unbounded_channel();
         let queue = Queue { room: Arc::new(Semaphore::new(QUEUE_AT_LEAST)), to };
-        (0..1_000).for_each(|_| queue.put(&[0; 6_000], address(B)));
-        (0..1_000).for_each(|_| queue.put(&[], address(B)));
+        // Of what comes together, what fits goes in.
+        queue.put(Datagrams { bytes: &[0; 60_000], each: 1_200, ecn: None }, address(B));
+        (0..1_000).for_each(|_| queue.put(one(&[0]), address(B)));
         drop(queue);
-        let mut held = 0;
-        let mut all = Vec::new();
-        while let Some(waits) = waiting.recv().await {
-            held += waits.0.len() + OVERHEAD;
-            all.push(waits);
+        let (mut held, mut lengths) = (0, Vec::new());
+        while let Some(Waiting { bytes, each, .. }) = waiting.recv().await {
+            held += bytes.len() + bytes.len().div_ceil(each) * OVERHEAD;
+            lengths.push(bytes.len());
         }
-        assert!(held <= QUEUE_AT_LEAST && all.len() <= QUEUE_AT_LEAST / OVERHEAD, "{held}");
+        assert!(held <= QUEUE_AT_LEAST && lengths.len() <= QUEUE_AT_LEAST / OVERHEAD, "{held}");
+        assert_eq!(lengths[0], 32 * 1_200);
     }
 }
