@@ -105,6 +105,8 @@ struct Placement {
 /// Whoever has connected, from the IP that QUIC has validated in the handshake (RFC 9000, section 8.1).
 #[derive(Debug, Clone)]
 struct Guest {
+    /// No other has it, where quinn's `stable_id` is that of another once this one is gone.
+    id: u64,
     connection: Connection,
     ip: IpAddr,
 }
@@ -112,7 +114,7 @@ struct Guest {
 impl Guest {
     /// As the forwarder knows it.
     fn party(&self) -> Party {
-        Party { id: self.connection.stable_id(), ip: self.ip }
+        Party { id: self.id, ip: self.ip }
     }
 
     /// Where it is seen. Where that is another IP than it came from, it is told to come again: quinn takes the new one for the
@@ -167,6 +169,7 @@ impl Relay {
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let Self { endpoint, shared } = self;
         let serve = async {
+            let mut id = 0;
             loop {
                 let Some(incoming) = endpoint.accept().await else { return };
                 // An address that is not its sender's would be counted against somebody else.
@@ -179,10 +182,11 @@ impl Relay {
                     incoming.refuse();
                     continue;
                 };
+                id += 1;
                 let (shared, span) = (shared.clone(), info_span!("connection", from = %incoming.remote_address()));
                 let connection = async move {
                     if let Ok(Ok(connection)) = timeout(PATIENCE, incoming).await {
-                        serve_connection(Guest { connection, ip }, shared).await;
+                        serve_connection(Guest { id, connection, ip }, shared).await;
                     }
                     drop(counted);
                 };

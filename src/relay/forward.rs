@@ -21,8 +21,9 @@ use crate::rate::Rate;
 use crate::wire::BIND;
 
 /// A pair ends when one of its ends is not heard for so long: each binds its address every 5 s while it wants the pair. Otherwise
-/// whoever is the other end could have a relay send to somebody who is long gone.
-const IDLE: Duration = Duration::from_secs(60);
+/// whoever is the other end could have a relay send to somebody who is long gone; and pairs of transfers that are over, or have gone
+/// another way, would leave no room for those who come from the same office.
+const IDLE: Duration = Duration::from_secs(20);
 /// One of whose ends one has not come yet for so long ends too.
 const UNBOUND: Duration = Duration::from_secs(15);
 /// How often pairs are looked at that may have ended.
@@ -56,8 +57,8 @@ pub struct Allowance {
 /// Whoever is to be an end: which connection to the relay it has, and from where.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Party {
-    /// Of the connection.
-    pub(super) id: usize,
+    /// Of the connection, and of no other before it.
+    pub(super) id: u64,
     /// Validated by QUIC. An address is the party's own if it has this IP; the port may be another, where a NAT gives each destination
     /// one of its own.
     pub(super) ip: IpAddr,
@@ -143,13 +144,24 @@ impl Forwarder {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Room for two ends, of which the second has asked: the port, and the token of each; none where there is none.
+    /// Room for two ends, of which the second has asked: the port, and the token of each; none where there is none. Two that ask
+    /// again, as for each of their connections, have what they had.
     pub(super) fn pair(self: &Arc<Self>, ends: [Party; 2]) -> Option<(u16, [[u8; TOKEN]; 2])> {
         let mut tokens = [[0; TOKEN]; 2];
         for token in &mut tokens {
             rand::fill(token).ok()?;
         }
-        let mut state = self.state();
+        let (now, mut state) = (Instant::now(), self.state());
+        let allowance = &self.allowance;
+        if let Some(pair) =
+            state.pairs.values_mut().find(|pair| pair.is_between(&ends) && !pair.is_over(now, allowance))
+        {
+            let tokens = pair.ends.each_mut().map(|end| {
+                end.heard = now;
+                end.token
+            });
+            return Some((self.ports[pair.port], tokens));
+        }
         let network = network(ends[1].ip);
         let of_network = state.pairs.values().filter(|pair| pair.is_of(network)).count();
         if state.pairs.len() >= self.allowance.pairs || of_network >= MAX_PAIRS_EACH {
@@ -158,7 +170,6 @@ impl Forwarder {
         let port = state.free_port(&ends, self.ports.len())?;
         let number = state.next;
         state.next += 1;
-        let now = Instant::now();
         let ends = std::array::from_fn(|end| {
             state.tokens.insert(tokens[end], (number, end));
             PairEnd { party: ends[end], token: tokens[end], bound: None, heard: now }
@@ -233,6 +244,16 @@ impl Queue {
 }
 
 impl Pair {
+    /// Whether these are its ends, the same way around.
+    fn is_between(&self, ends: &[Party; 2]) -> bool {
+        self.ends.each_ref().map(|end| end.party.id) == ends.map(|end| end.id)
+    }
+
+    /// Whether it has had all that it may have.
+    fn is_over(&self, now: Instant, allowance: &Allowance) -> bool {
+        now.duration_since(self.since) > allowance.time || self.bytes >= allowance.bytes
+    }
+
     /// Whether it was asked for from there.
     fn is_of(&self, asking: IpAddr) -> bool {
         network(self.ends[1].party.ip) == asking
@@ -309,7 +330,7 @@ impl State {
         let ended = |pair: &Pair| {
             let idle = if pair.ends.iter().all(|end| end.bound.is_some()) { IDLE } else { UNBOUND };
             let silent = pair.ends.iter().any(|end| now.duration_since(end.heard) > idle);
-            silent || now.duration_since(pair.since) > allowance.time || pair.bytes >= allowance.bytes
+            silent || pair.is_over(now, allowance)
         };
         let numbers: Vec<_> = self.pairs.iter().filter(|(_, pair)| ended(pair)).map(|(number, _)| *number).collect();
         for number in numbers {
@@ -346,7 +367,7 @@ mod tests {
         let ends: Vec<_> = ends
             .map(|(end, ip)| {
                 state.tokens.insert([end as u8; TOKEN], (0, end));
-                PairEnd { party: Party { id: end, ip }, token: [end as u8; TOKEN], bound: None, heard: now }
+                PairEnd { party: Party { id: end as u64, ip }, token: [end as u8; TOKEN], bound: None, heard: now }
             })
             .collect();
         let Ok(ends) = ends.try_into() else { unreachable!() };

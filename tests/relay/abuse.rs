@@ -83,11 +83,11 @@ async fn pairs_are_bounded_in_all_and_an_end_has_one_on_each_port() {
         let relay = Host::with(|options| {
             (options.ports, options.allowance) = (ports, Allowance { pairs, ..Allowance::default() });
         });
-        let (owner, guest) = (Guest::at(relay.address).await, Guest::at(relay.address).await);
+        let owner = Guest::at(relay.address).await;
         let (placed, mut reader, _writer) = owner.place(&place(1, None)).await.unwrap();
         let mut forwarded = Vec::new();
         for _ in 0..most + 2 {
-            let found = guest.seek(&seek(placed.number, true)).await.unwrap();
+            let found = Guest::at(relay.address).await.seek(&seek(placed.number, true)).await.unwrap();
             let told: Found = answer(&mut reader).await.unwrap();
             assert_eq!(found.forward.is_some(), told.forward.is_some());
             forwarded.extend(found.forward.map(|forward| forward.port));
@@ -97,6 +97,24 @@ async fn pairs_are_bounded_in_all_and_an_end_has_one_on_each_port() {
         forwarded.dedup();
         assert_eq!(forwarded.len(), most);
     }
+}
+
+/// A receiver seeks for each of its connections, and each time when one was lost: so a dozen people of one office would have used up
+/// what an address has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_seek_each_other_again_take_no_more_room() {
+    let relay = Host::with(|options| options.allowance.pairs = 1);
+    let (owner, guest) = (Guest::at(relay.address).await, Guest::at(relay.address).await);
+    let (placed, mut reader, _writer) = owner.place(&place(1, None)).await.unwrap();
+    let mut forwards = Vec::new();
+    for _ in 0..3 {
+        let found = guest.seek(&seek(placed.number, true)).await.unwrap();
+        let told: Found = answer(&mut reader).await.unwrap();
+        forwards.push([told, found].map(|found| found.forward.expect("room").token));
+    }
+    assert!(forwards.iter().all(|same| *same == forwards[0]) && forwards[0][0] != forwards[0][1]);
+    let another = Guest::at(relay.address).await.seek(&seek(placed.number, true)).await.unwrap();
+    assert!(another.forward.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -206,10 +224,10 @@ async fn a_sender_that_does_not_read_whom_it_is_told_of_is_looked_for_in_vain() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_takes_all_the_room_to_forward() {
     let relay = Host::with(|options| options.ports = 64);
-    let (owner, guest) = (Guest::at(relay.address).await, Guest::at(relay.address).await);
+    let owner = Guest::at(relay.address).await;
     let (placed, mut reader, _writer) = owner.place(&place(1, None)).await.unwrap();
     let mut forwarded = 0;
-    while let Ok(found) = guest.seek(&seek(placed.number, true)).await {
+    while let Ok(found) = Guest::at(relay.address).await.seek(&seek(placed.number, true)).await {
         answer::<Found>(&mut reader).await.unwrap();
         forwarded += u32::from(found.forward.is_some());
     }

@@ -88,6 +88,13 @@ impl Host {
     pub(crate) async fn stop(&mut self) {
         self.stop = None;
         within(self.running.take().unwrap()).await.unwrap();
+        // quinn has the port for as long as a task has any connection of it, which may be a moment longer.
+        within(async {
+            while std::net::UdpSocket::bind(self.address).is_err() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
     }
 }
 
