@@ -3,6 +3,7 @@
 mod support;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use haul::peer::send::{Met, Offering, SendOptions};
 use haul::pipe::Pipe;
 use haul::relay::{Allowance, Relay, RelayOptions};
 use haul::server::{Server, ServerOptions};
+use haul::session::Outcome;
 use haul::store::LocalStore;
 use haul::trust::peers::{self, Peer};
 use haul::trust::{Admission, Anyone};
@@ -51,6 +53,16 @@ fn at(offering: &Offering) -> Whereabouts {
 
 async fn meet(credential: &Credential, at: Whereabouts, identity: &Identity) -> Result<receive::Met, Error> {
     timeout(LIMIT, receive::meet(credential, at, identity, &Config::default())).await.expect("it ends")
+}
+
+/// Accepts all that is offered.
+async fn take(met: receive::Met, to: &Path) -> Outcome {
+    let (sources, destination) = (met.names().to_vec(), to.to_owned());
+    let client = met.accept().await.unwrap().unwrap();
+    let pull = PullOptions { sources, destination, into: true, literal: true, ..PullOptions::default() };
+    let outcome = client.pull(&pull, haul::progress::ignore()).await.unwrap();
+    client.close_after_server().await;
+    outcome
 }
 
 /// What two machines have of each other once they are paired: what the first knows, and what the second does.
@@ -94,12 +106,7 @@ async fn who_is_paired_takes_files_without_a_code_and_strangers_spoil_nothing() 
         let stale = pair::sent_by(&Peer { secret: [0; 32], ..of_alice.clone() });
         assert!(matches!(meet(&stale, at.clone(), &bob).await, Err(Error::Refused(why)) if why.code == Code::NotFound));
         let met = meet(&credential, at, &bob).await.unwrap();
-        let (sources, destination) = (met.names().to_vec(), to.path().to_owned());
-        let client = met.accept().await.unwrap().unwrap();
-        let pull = PullOptions { sources, destination, into: true, literal: true, ..PullOptions::default() };
-        let outcome = client.pull(&pull, haul::progress::ignore()).await.unwrap();
-        client.close_after_server().await;
-        outcome
+        take(met, to.path()).await
     };
     let sending = async {
         assert!(matches!(offering.meet().await.unwrap(), Met::Accepted { .. }));
@@ -131,12 +138,7 @@ async fn what_comes_out_of_a_pipe_goes_to_one_receiver_whole() {
     let receiving = async {
         let met = meet(&credential, at.clone(), &bob).await.unwrap();
         assert_eq!((met.offer().piped, met.offer().files, met.names().len()), (Some(true), 1, 1));
-        let (sources, destination) = (met.names().to_vec(), to.path().to_owned());
-        let client = met.accept().await.unwrap().unwrap();
-        let pull = PullOptions { sources, destination, into: true, literal: true, ..PullOptions::default() };
-        let outcome = client.pull(&pull, haul::progress::ignore()).await.unwrap();
-        client.close_after_server().await;
-        outcome
+        take(met, to.path()).await
     };
     let sending = async {
         assert!(matches!(offering.meet().await.unwrap(), Met::Accepted { .. }));
