@@ -1,4 +1,4 @@
-//! What only a real directory can do to us; what every store promises is held in `tests/store.rs`.
+//! What only a real directory can do to us; what every store promises is held in `tests/it/store.rs`.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};

@@ -1,0 +1,240 @@
+//! Content that is there already: a large file that was renamed costs no transfer, and nobody learns more from it than
+//! they may read.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::support::{LIMIT, content, listing, recorder, to, write};
+use haul::client::{Client, PushOptions};
+use haul::config::Config;
+use haul::error::{Code, Error};
+use haul::identity::Identity;
+use haul::index::{Index, LARGE_FILE};
+use haul::progress::Event;
+use haul::server::{Server, ServerOptions};
+use haul::store::{LocalStore, Store};
+use haul::trust::{Admission, Anyone, ServerTrust};
+use haul::wire::Take;
+use tempfile::{TempDir, tempdir};
+
+const SIZE: usize = LARGE_FILE as usize;
+
+/// A server and a client, each with an index of its own.
+struct Pair {
+    from: TempDir,
+    served: TempDir,
+    home: TempDir,
+    client: Client,
+    /// The server's and the client's.
+    indexes: [Index; 2],
+}
+
+impl Pair {
+    async fn new() -> Self {
+        Self::with(tempdir().unwrap(), Anyone { read: true, write: true }, true).await
+    }
+
+    async fn with(home: TempDir, anyone: Anyone, server_has_index: bool) -> Self {
+        let (from, served) = (tempdir().unwrap(), tempdir().unwrap());
+        let indexes = ["server", "client"].map(|name| Index::new(home.path().join(name)));
+        let config = |index: &Index, has: bool| {
+            let index = has.then(|| index.clone());
+            Config { index, retry_for: Duration::ZERO, ..Config::default() }
+        };
+        let identity = Identity::generate().unwrap();
+        let trust = ServerTrust { pin: Some(identity.key_id()), ..ServerTrust::default() };
+        let server = Server::bind(ServerOptions {
+            listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))],
+            identity,
+            admission: Admission { anyone, ..Admission::default() },
+            store: Arc::new(LocalStore::open(served.path()).unwrap()),
+            config: config(&indexes[0], server_has_index),
+            observer: haul::progress::ignore(),
+        })
+        .unwrap();
+        let port = server.local_addresses()[0].port();
+        tokio::spawn(server.run(std::future::pending(), std::future::pending()));
+        let config = config(&indexes[1], true);
+        let identity = Identity::generate().unwrap();
+        let client = Client::connect(&identity, &trust, "127.0.0.1", port, &config).await.unwrap();
+        Self { from, served, home, client, indexes }
+    }
+
+    /// A large file in the source, last modified a while ago.
+    fn write(&self, name: &str, seed: u64) {
+        let path = self.from.path().join("src").join(name);
+        write(&path, &content(seed, SIZE));
+        age(&path);
+    }
+
+    fn rename(&self, old: &str, new: &str) {
+        let source = self.from.path().join("src");
+        std::fs::rename(source.join(old), source.join(new)).unwrap();
+    }
+
+    /// Pushes the source, which must go through; returns the names of the files whose content travelled.
+    async fn push_with(&self, options: PushOptions) -> Vec<String> {
+        let (observer, events) = recorder();
+        let outcome =
+            tokio::time::timeout(LIMIT, self.client.push(&options, observer)).await.expect("it ends").unwrap();
+        assert_eq!(outcome.sent.failed, 0, "{:?}", outcome.sent.failures);
+        let events = events.lock().unwrap();
+        let started = events.iter().filter_map(|event| match event {
+            Event::Started { path, .. } => Some(path.to_string()),
+            _ => None,
+        });
+        started.collect()
+    }
+
+    async fn push(&self) -> Vec<String> {
+        let started = self.push_with(to(&[&self.from.path().join("src")], "src")).await;
+        // Nothing is removed there: what is here must be there too.
+        let there = listing(&self.served.path().join("src"));
+        for line in listing(&self.from.path().join("src")) {
+            assert!(there.contains(&line), "{line}\n{there:#?}");
+        }
+        started
+    }
+}
+
+fn age(path: &Path) {
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renamed_file_is_made_there_of_what_is_there() {
+    let pair = Pair::new().await;
+    pair.write("a", 1);
+    assert_eq!(pair.push().await, ["src/a"]);
+    pair.rename("a", "b");
+    assert_eq!(pair.push().await, [""; 0]);
+    // Once more, of the copy as well as of the first.
+    std::fs::remove_file(pair.served.path().join("src/a")).unwrap();
+    pair.rename("b", "c");
+    assert_eq!(pair.push().await, [""; 0]);
+    assert_eq!(listing(&pair.served.path().join("src")).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_changed_behind_the_index_is_found_out_by_its_content() {
+    let pair = Pair::new().await;
+    pair.write("a", 1);
+    pair.push().await;
+    // Of the same size and time, and in the same place.
+    let there = pair.served.path().join("src/a");
+    let time = there.metadata().unwrap().modified().unwrap();
+    let file = std::fs::File::options().write(true).open(&there).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"x", SIZE as u64 / 2).unwrap();
+    file.set_modified(time).unwrap();
+    pair.rename("a", "b");
+    assert_eq!(pair.push().await, ["src/b"]);
+    // One that shows by its time is not even read.
+    age(&pair.served.path().join("src/b"));
+    pair.rename("b", "c");
+    assert_eq!(pair.push().await, ["src/c"]);
+    std::fs::remove_file(pair.served.path().join("src/c")).unwrap();
+    pair.rename("c", "d");
+    assert_eq!(pair.push().await, ["src/d"]);
+    assert!(listing(&pair.served.path().join("src")).iter().all(|line| !line.contains("partial")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_index_says_of_other_content_makes_no_file() {
+    let pair = Pair::new().await;
+    pair.write("a", 1);
+    pair.push().await;
+    pair.write("b", 2);
+    let digest = blake3::hash(&content(2, SIZE));
+    let key = |directory: &Path, name: &str| {
+        let there = LocalStore::open(directory).unwrap().stat(&crate::support::path(name)).unwrap().unwrap();
+        there.version.key()
+    };
+    let (served, from) = (pair.served.path(), pair.from.path());
+    pair.indexes[0].stands(
+        key(served, "").file,
+        digest.as_bytes(),
+        &key(served, "src/a"),
+        &crate::support::path("src/a"),
+    );
+    pair.indexes[1].remember(&key(from, "src/b"), digest.as_bytes());
+    assert_eq!(pair.push().await, ["src/b"]);
+    // It is mended by now.
+    pair.rename("b", "c");
+    assert_eq!(pair.push().await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_index_costs_time_and_nothing_else() {
+    let home = tempdir().unwrap();
+    for name in ["server", "client"] {
+        std::fs::write(home.path().join(name), content(9, 100_000)).unwrap();
+    }
+    let pair = Pair::with(home, Anyone { read: true, write: true }, true).await;
+    pair.write("a", 1);
+    assert_eq!(pair.push().await, ["src/a"]);
+    // Begun anew, it works again.
+    pair.rename("a", "b");
+    assert_eq!(pair.push().await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_read_learns_nothing_of_what_is_there() {
+    let pair = Pair::with(tempdir().unwrap(), Anyone { read: false, write: true }, true).await;
+    pair.write("a", 1);
+    assert_eq!(pair.push().await, ["src/a"]);
+    pair.rename("a", "b");
+    assert_eq!(pair.push().await, ["src/b"]);
+    // The index is not even opened for it.
+    assert!(!pair.home.path().join("server").exists());
+    assert!(pair.home.path().join("client").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_read_cannot_find_out_by_a_checksum_whether_a_guess_is_right() {
+    let pair = Pair::with(tempdir().unwrap(), Anyone { read: false, write: true }, true).await;
+    pair.write("a", 1);
+    let mut options = to(&[&pair.from.path().join("src")], "src");
+    (options.walk.checksum, options.take.checksum) = (true, true);
+    match tokio::time::timeout(LIMIT, pair.client.push(&options, haul::progress::ignore())).await.expect("it ends") {
+        Err(Error::Refused(why)) => assert_eq!(why.code, Code::NotAllowed),
+        other => panic!("{other:?}"),
+    }
+    assert!(listing(pair.served.path()).is_empty(), "it is said before anything is written");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn either_side_can_do_without() {
+    let pair = Pair::with(tempdir().unwrap(), Anyone { read: true, write: true }, false).await;
+    pair.write("a", 1);
+    pair.push().await;
+    pair.rename("a", "b");
+    assert_eq!(pair.push().await, ["src/b"]);
+
+    let pair = Pair::new().await;
+    pair.write("a", 1);
+    pair.push().await;
+    pair.rename("a", "b");
+    let mut options = to(&[&pair.from.path().join("src")], "src");
+    options.take = Take { no_dedupe: true, ..Take::default() };
+    // Though the digest is announced for another reason.
+    options.walk.checksum = true;
+    assert_eq!(pair.push_with(options).await, ["src/b"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_was_written_a_moment_ago_is_not_known_by_its_time() {
+    let pair = Pair::new().await;
+    write(&pair.from.path().join("src/a"), &content(1, SIZE));
+    assert_eq!(pair.push().await, ["src/a"]);
+    pair.rename("a", "b");
+    assert_eq!(pair.push().await, ["src/b"]);
+    // Nor is a small one.
+    write(&pair.from.path().join("src/small"), &content(2, SIZE - 1));
+    age(&pair.from.path().join("src/small"));
+    pair.push().await;
+    pair.rename("small", "other");
+    assert_eq!(pair.push().await, ["src/other"]);
+}

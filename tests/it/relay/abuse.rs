@@ -1,0 +1,265 @@
+//! Those who come to a relay for something else.
+
+use haul::error::{Code, Error, Why};
+use haul::relay::Allowance;
+use haul::stream::StreamError;
+use haul::wire::{Address, Found, Message, Place, Refused, Seek, put_varint};
+use quinn::ConnectionError;
+use tokio::task::JoinSet;
+
+use crate::relay::stage::*;
+
+fn closed_with(closed: &ConnectionError) -> Option<Code> {
+    match closed {
+        ConnectionError::ApplicationClosed(close) => Some(haul::stream::code_of(close.error_code)),
+        _ => None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_number_is_whoevers_claim_it_is() {
+    let relay = Host::new();
+    let (first, second) = (Guest::at(relay.address).await, Guest::at(relay.address).await);
+    let (placed, mut reader, _writer) = first.place(&place(1, None)).await.unwrap();
+    assert_eq!(placed.seen.0.ip(), relay.address.ip());
+    assert!(placed.number >= 1_000, "three digits are of codes that no relay has given");
+    // Nobody else's, whatever number they say that they had.
+    let (other, _other_reader, _other_writer) = second.place(&place(2, Some(placed.number))).await.unwrap();
+    assert_ne!(other.number, placed.number);
+    let found = second.seek(&seek(placed.number, false)).await.unwrap();
+    assert_eq!(addresses(&found)[0], canonical(first.endpoint.local_addr().unwrap()));
+    answer::<Found>(&mut reader).await.unwrap();
+    // Over another connection, as when the first is dead and the relay does not know it yet.
+    let again = Guest::at(relay.address).await;
+    let (kept, mut its, _its_writer) = again.place(&place(1, Some(placed.number))).await.unwrap();
+    assert_eq!(kept.number, placed.number);
+    assert!(within(reader.frame(4096)).await.is_err(), "the first is told nothing any more");
+    let found = second.seek(&seek(placed.number, false)).await.unwrap();
+    assert_eq!(addresses(&found)[0], canonical(again.endpoint.local_addr().unwrap()));
+    answer::<Found>(&mut its).await.unwrap();
+    // Numbers that no relay gives are nobody's.
+    for number in [0, 417, 999, u32::MAX] {
+        let (placed, _reader, _writer) = second.place(&place(3, Some(number))).await.unwrap();
+        assert_ne!(placed.number, number);
+    }
+}
+
+fn canonical(address: std::net::SocketAddr) -> std::net::SocketAddr {
+    std::net::SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_number_ends_with_its_stream_or_its_connection() {
+    let relay = Host::new();
+    let (owner, other) = (Guest::at(relay.address).await, Guest::at(relay.address).await);
+    let (first, _reader, writer) = owner.place(&place(1, None)).await.unwrap();
+    let (second, mut its, _writer) = owner.place(&place(2, None)).await.unwrap();
+    assert_ne!(first.number, second.number);
+    writer.finish();
+    while other.seek(&seek(first.number, false)).await.is_ok() {}
+    other.seek(&seek(second.number, false)).await.unwrap();
+    answer::<Found>(&mut its).await.unwrap();
+    owner.connection.close(0_u8.into(), b"");
+    while other.seek(&seek(second.number, false)).await.is_ok() {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_is_full_says_so_and_takes_the_next_once_there_is_room() {
+    let relay = Host::with(|options| options.places = 1);
+    let guest = Guest::at(relay.address).await;
+    let (placed, _reader, writer) = guest.place(&place(1, None)).await.unwrap();
+    assert_eq!(refusal(guest.place(&place(2, None)).await).code, Code::Busy);
+    let (again, _its, its_writer) = guest.place(&place(1, Some(placed.number))).await.unwrap();
+    assert_eq!(again.number, placed.number, "who has a place needs no other");
+    drop((writer, its_writer));
+    while let Err(error) = guest.place(&place(2, None)).await {
+        assert!(matches!(error, Error::Refused(why) if why.code == Code::Busy));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pairs_are_bounded_in_all_and_an_end_has_one_on_each_port() {
+    for (ports, pairs, most) in [(2, 100, 2), (8, 3, 3)] {
+        let relay = Host::with(|options| {
+            (options.ports, options.allowance) = (ports, Allowance { pairs, ..Allowance::default() });
+        });
+        let owner = Guest::at(relay.address).await;
+        let (placed, mut reader, _writer) = owner.place(&place(1, None)).await.unwrap();
+        let mut forwarded = Vec::new();
+        for _ in 0..most + 2 {
+            let found = Guest::at(relay.address).await.seek(&seek(placed.number, true)).await.unwrap();
+            let told: Found = answer(&mut reader).await.unwrap();
+            assert_eq!(found.forward.is_some(), told.forward.is_some());
+            forwarded.extend(found.forward.map(|forward| forward.port));
+        }
+        assert_eq!(forwarded.len(), most, "beyond that each hears of the other all the same");
+        forwarded.sort_unstable();
+        forwarded.dedup();
+        assert_eq!(forwarded.len(), most);
+    }
+}
+
+/// A receiver seeks for each of its connections, and each time when one was lost: so a dozen people of one office would have used up
+/// what an address has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_seek_each_other_again_take_no_more_room() {
+    let relay = Host::with(|options| options.allowance.pairs = 1);
+    let (owner, guest) = (Guest::at(relay.address).await, Guest::at(relay.address).await);
+    let (placed, mut reader, _writer) = owner.place(&place(1, None)).await.unwrap();
+    let mut forwards = Vec::new();
+    for _ in 0..3 {
+        let found = guest.seek(&seek(placed.number, true)).await.unwrap();
+        let told: Found = answer(&mut reader).await.unwrap();
+        forwards.push([told, found].map(|found| found.forward.expect("room").token));
+    }
+    assert!(forwards.iter().all(|same| *same == forwards[0]) && forwards[0][0] != forwards[0][1]);
+    let another = Guest::at(relay.address).await.seek(&seek(placed.number, true)).await.unwrap();
+    assert!(another.forward.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_message_ends_that_connection_and_no_other() {
+    let relay = Host::new();
+    let honest = Guest::at(relay.address).await;
+    let (placed, mut reader, _writer) = honest.place(&place(1, None)).await.unwrap();
+    let raw = |kind: u8, payload: &[u8]| {
+        let mut bytes = bytes::BytesMut::from(&[kind][..]);
+        put_varint(&mut bytes, payload.len() as u64);
+        bytes.extend_from_slice(payload);
+        bytes.to_vec()
+    };
+    let many = vec![Address(relay.address); 17];
+    let long = Place { token: Some("x".repeat(257)), ..place(1, None) };
+    for bytes in [
+        raw(Place::TYPE, b"\xff\xff"),
+        raw(Seek::TYPE, &[]),
+        raw(0x01, b"\xa0"),
+        raw(0x7f, b""),
+        raw(Found::TYPE, b"\xa0"),
+        // An address of five bytes, and lists of any length.
+        raw(Seek::TYPE, b"\xa3\x00\x19\x03\xe8\x02\x81\x45\x7f\x00\x00\x01\x00\x03\xf4"),
+        raw(Seek::TYPE, b"\xa3\x00\x19\x03\xe8\x02\x9b\xff\xff\xff\xff\xff\xff\xff\xff\x03\xf4"),
+        Place { addresses: many.clone(), ..place(1, None) }.to_bytes().to_vec(),
+        Seek { addresses: many, ..seek(placed.number, true) }.to_bytes().to_vec(),
+        long.to_bytes().to_vec(),
+        // Lengths alone.
+        vec![Place::TYPE, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
+        vec![Seek::TYPE, 0x44, 0x01],
+    ] {
+        let guest = Guest::at(relay.address).await;
+        let _streams = guest.ask(&bytes).await;
+        let closed = within(guest.connection.closed()).await;
+        assert_eq!(closed_with(&closed), Some(Code::Protocol), "{bytes:02x?}: {closed}");
+    }
+    let found = Guest::at(relay.address).await.seek(&seek(placed.number, false)).await.unwrap();
+    assert_eq!(addresses(&found).len(), 1);
+    answer::<Found>(&mut reader).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_ten_thousand_streams_some_are_served_and_the_rest_is_turned_away() {
+    let relay = Host::new();
+    let (flood, honest) = (Guest::at(relay.address).await, Guest::at(relay.address).await);
+    let mut held = Vec::new();
+    let mut waiting = JoinSet::new();
+    // Begun, and never ended: these are waited for, for 10 s.
+    for _ in 0..16 {
+        held.push(flood.ask(&[Place::TYPE]).await);
+    }
+    let mut refused = 0;
+    for _ in 0..10_000 {
+        let (mut reader, writer) = flood.ask(&[Place::TYPE]).await;
+        waiting.spawn(async move {
+            let ended = reader.frame(4096).await;
+            drop(writer);
+            matches!(ended, Err(StreamError::Reset(Code::Busy)))
+        });
+        while let Some(busy) = waiting.try_join_next() {
+            refused += u32::from(busy.unwrap());
+        }
+    }
+    while let Some(busy) = within(waiting.join_next()).await {
+        refused += u32::from(busy.unwrap());
+    }
+    assert!(refused > 9_000, "{refused}");
+    honest.place(&place(1, None)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_from_one_address_are_bounded_and_a_place_is_kept_meanwhile() {
+    let relay = Host::new();
+    let mut guests = Vec::new();
+    let refused = loop {
+        match Guest::try_at(relay.address).await {
+            Ok(guest) => guests.push(guest),
+            Err(error) => break error,
+        }
+        assert!(guests.len() <= 64);
+    };
+    assert_eq!(guests.len(), 64);
+    assert!(
+        matches!(&refused, ConnectionError::ConnectionClosed(close) if close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED),
+        "{refused:?}"
+    );
+    guests.pop().unwrap().connection.close(0_u8.into(), b"");
+    // Once the relay has heard of it.
+    while Guest::try_at(relay.address).await.is_err() {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sender_that_does_not_read_whom_it_is_told_of_is_looked_for_in_vain() {
+    let relay = Host::new();
+    let (owner, guest) = (Guest::at(relay.address).await, Guest::at(relay.address).await);
+    let (placed, _reader, _writer) = owner.place(&place(1, None)).await.unwrap();
+    // What fills its window is far more than an address may ask for in a minute; nothing is kept waiting for it.
+    let mut last = None;
+    for _ in 0..30 {
+        last = guest.seek(&seek(placed.number, false)).await.err();
+    }
+    assert!(matches!(last, Some(Error::Refused(Why { code: Code::Busy, .. }))));
+    let (mut reader, _writer) = guest.ask(&seek(placed.number, false).to_bytes()).await;
+    assert!(matches!(within(reader.frame(4096)).await, Ok(Some(frame)) if frame.kind == Refused::TYPE));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_takes_all_the_room_to_forward() {
+    let relay = Host::with(|options| options.ports = 64);
+    let owner = Guest::at(relay.address).await;
+    let (placed, mut reader, _writer) = owner.place(&place(1, None)).await.unwrap();
+    let mut forwarded = 0;
+    while let Ok(found) = Guest::at(relay.address).await.seek(&seek(placed.number, true)).await {
+        answer::<Found>(&mut reader).await.unwrap();
+        forwarded += u32::from(found.forward.is_some());
+    }
+    assert_eq!(forwarded, 16, "of an address, before its tries are used up");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_admits_and_nothing_that_is_like_it() {
+    let relay = Host::with(|options| options.token = Some("swordfish".into()));
+    let guest = Guest::at(relay.address).await;
+    for wrong in [None, Some(""), Some("swordfis"), Some("swordfish "), Some("Swordfish")] {
+        let token = wrong.map(String::from);
+        assert_eq!(
+            refusal(guest.place(&Place { token: token.clone(), ..place(1, None) }).await).code,
+            Code::NotAdmitted
+        );
+        assert_eq!(refusal(guest.seek(&Seek { token, ..seek(1_000, true) }).await).code, Code::NotAdmitted);
+    }
+    let right = Place { token: Some("swordfish".into()), ..place(1, None) };
+    assert!(guest.place(&right).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_tries_from_one_address_are_some_twenty() {
+    let relay = Host::new();
+    let mut tried = 0;
+    for _ in 0..20 {
+        let guest = Guest::at(relay.address).await;
+        for number in 1_000..1_050 {
+            tried += u32::from(refusal(guest.seek(&seek(number, false)).await).code == Code::NotFound);
+        }
+    }
+    // A minute of it is 20 more.
+    assert!((20..=60).contains(&tried), "{tried}");
+}

@@ -1,0 +1,7 @@
+//! A relay over real sockets on loopback, what it gives and refuses, and relays and guests that break every rule.
+
+mod abuse;
+mod datagrams;
+mod finding;
+mod rogue;
+mod stage;

@@ -1,0 +1,344 @@
+//! Relays that keep to nothing: each end finds out, or finds another way, and the words of the code stay with the two.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use haul::config::Config;
+use haul::error::{Code, Error};
+use haul::identity::Identity;
+use haul::peer::receive;
+use haul::peer::route::Whereabouts;
+use haul::peer::send;
+use haul::stream::{MessageReader, MessageWriter};
+use haul::trust::ServerTrust;
+use haul::wire::{Address, Forward, Found, Message, Place, Placed, RELAY_ALPN, Seek};
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::{Connection, Endpoint};
+use tokio::net::UdpSocket;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::relay::stage::*;
+
+/// What a rogue makes of a stream on which this type of message has come.
+type Script = Arc<dyn Fn(u8, Stream) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+struct Stream {
+    connection: Connection,
+    /// Kept, so that it is not stopped.
+    _reader: MessageReader,
+    writer: MessageWriter,
+}
+
+impl Stream {
+    async fn say(&mut self, message: &impl Message) {
+        // Whoever asked may be gone.
+        let _ = self.writer.write(message).await;
+    }
+
+    async fn say_bytes(&mut self, bytes: &[u8]) {
+        let _ = self.writer.write_bytes(bytes.to_vec().into()).await;
+    }
+
+    /// For as long as the connection lasts.
+    async fn hold(self) {
+        self.connection.closed().await;
+    }
+}
+
+/// A relay that follows a script.
+struct Rogue {
+    address: SocketAddr,
+    /// Connections so far.
+    came: Arc<AtomicUsize>,
+    _task: JoinSet<()>,
+}
+
+fn server(alpn: &[u8]) -> Endpoint {
+    let identity = Identity::generate().unwrap();
+    if alpn == haul::wire::ALPN {
+        let config = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
+        return haul::endpoint::bind(LOOPBACK, Some(config)).unwrap();
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(identity.chain().to_vec(), identity.private_key())
+        .unwrap();
+    tls.alpn_protocols = vec![alpn.to_vec()];
+    let config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
+    haul::endpoint::bind(LOOPBACK, Some(config)).unwrap()
+}
+
+impl Rogue {
+    fn follows<F: Future<Output = ()> + Send + 'static>(
+        script: impl Fn(u8, Stream) -> F + Send + Sync + 'static,
+    ) -> Self {
+        let script: Script = Arc::new(move |kind, stream| Box::pin(script(kind, stream)));
+        let endpoint = server(RELAY_ALPN);
+        let address = endpoint.local_addr().unwrap();
+        let came = Arc::new(AtomicUsize::new(0));
+        let mut task = JoinSet::new();
+        let count = Arc::clone(&came);
+        task.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Some(incoming) = endpoint.accept().await {
+                count.fetch_add(1, Ordering::SeqCst);
+                let script = script.clone();
+                connections.spawn(async move {
+                    let Ok(connection) = incoming.await else { return };
+                    let mut streams = JoinSet::new();
+                    while let Ok((send, receive)) = connection.accept_bi().await {
+                        let (script, connection) = (script.clone(), connection.clone());
+                        streams.spawn(async move {
+                            let mut reader = MessageReader::new(receive);
+                            let Ok(Some(frame)) = reader.frame(4096).await else { return };
+                            let writer = MessageWriter::new(send);
+                            script(frame.kind, Stream { connection, _reader: reader, writer }).await;
+                        });
+                    }
+                });
+            }
+        });
+        Self { address, came, _task: task }
+    }
+
+    fn at(&self) -> haul::peer::rendezvous::RelayAt {
+        at(self.address)
+    }
+}
+
+fn placed() -> Placed {
+    Placed { number: 5_555, seen: Address(NOWHERE) }
+}
+
+fn found(addresses: impl IntoIterator<Item = SocketAddr>) -> Found {
+    Found { addresses: addresses.into_iter().map(Address).collect(), forward: None }
+}
+
+/// What the other end is told that looks for 5555.
+fn code() -> haul::peer::code::ShortCode {
+    "5555-maple-canyon-orbit".parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_sits_in_the_middle_of_both_is_found_out_by_both_and_sees_nothing() {
+    let (middle, honest) = (server(haul::wire::ALPN), Host::new());
+    let mut sending = Sending::by(honest.at()).await;
+    let code = sending.code();
+    let address = middle.local_addr().unwrap();
+    let rogue = Rogue::follows(move |_, mut stream| async move {
+        stream.say(&found([address])).await;
+        stream.hold().await;
+    });
+    let sender = sending.offering.addresses()[0];
+    // It passes on whatever both say, having a connection with each.
+    let between = async {
+        let receiver = middle.accept().await.unwrap().await.unwrap();
+        let trust = ServerTrust { by_code: true, ..ServerTrust::default() };
+        let identity = Identity::generate().unwrap();
+        let to = haul::endpoint::connect(&identity, &trust, "127.0.0.1", sender.port(), &Config::default()).await;
+        let to = to.unwrap();
+        let (mut back, mut there) = receiver.accept_bi().await.unwrap();
+        let (mut onward, mut answers) = to.connection.open_bi().await.unwrap();
+        let mut seen = Vec::new();
+        let (mut up, mut down) = (vec![0; 4096], vec![0; 4096]);
+        loop {
+            tokio::select! {
+                read = there.read(&mut up) => match read {
+                    Ok(Some(length)) => drop(onward.write_all(&up[..length]).await),
+                    _ => break,
+                },
+                read = answers.read(&mut down) => match read {
+                    Ok(Some(length)) => {
+                        seen.extend_from_slice(&down[..length]);
+                        let _ = back.write_all(&down[..length]).await;
+                    }
+                    _ => break,
+                },
+            }
+        }
+        let _ = back.finish();
+        receiver.closed().await;
+        seen
+    };
+    let (met, came, seen) = tokio::join!(meet(&code, rogue.at()), sending.offering.meet(), within(between));
+    assert_eq!(refusal(met).code, Code::NotAdmitted);
+    assert!(matches!(came.unwrap(), send::Met::Burnt { .. }));
+    for secret in [&b"alice"[..], b"small", b"large"] {
+        assert!(!seen.windows(secret.len()).any(|window| window == secret));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receiver_that_is_sent_to_a_third_machine_finds_another_code_there_and_burns_none() {
+    let honest = Host::new();
+    let (mut asked, mut third) = (Sending::by(honest.at()).await, Sending::by(honest.at()).await);
+    let (code, elsewhere) = (asked.code(), third.offering.addresses()[0]);
+    let rogue = Rogue::follows(move |_, mut stream| async move {
+        stream.say(&found([elsewhere])).await;
+        stream.hold().await;
+    });
+    tokio::select! {
+        met = meet(&code, rogue.at()) => assert_eq!(refusal(met).code, Code::NotFound),
+        met = third.offering.meet() => panic!("{met:?}"),
+        met = asked.offering.meet() => panic!("{met:?}"),
+    }
+    // Both codes are as good as before.
+    for sending in [&mut asked, &mut third] {
+        let code = sending.code();
+        let receiving = async { meet(&code, honest.at()).await.unwrap().decline().await };
+        let ((), met) = tokio::join!(receiving, sending.offering.meet());
+        assert!(matches!(met.unwrap(), send::Met::Declined { .. }));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receiver_hears_from_a_relay_that_is_none_within_bounds() {
+    type Answer = fn() -> Vec<u8>;
+    let answers: [(&str, Answer); 8] = [
+        ("noise", || vec![0x17; 500]),
+        ("another message", || placed().to_bytes().to_vec()),
+        ("a length alone", || vec![Found::TYPE, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]),
+        ("18 addresses", || found(vec![NOWHERE; 18]).to_bytes().to_vec()),
+        ("half a message", || found([NOWHERE]).to_bytes()[..5].to_vec()),
+        ("no address", || found([]).to_bytes().to_vec()),
+        ("nowhere", || {
+            found([NOWHERE, "0.0.0.0:0".parse().unwrap(), "224.0.0.1:1".parse().unwrap()]).to_bytes().to_vec()
+        }),
+        ("a refusal to steer terminals", || {
+            let why = haul::error::Why::new(Code::Busy, "\x1b[2Jno").into();
+            haul::wire::Refused { why }.to_bytes().to_vec()
+        }),
+    ];
+    let mut running = JoinSet::new();
+    for (name, answer) in answers {
+        running.spawn(async move {
+            let rogue = Rogue::follows(move |kind, mut stream| async move {
+                assert_eq!(kind, Seek::TYPE);
+                stream.say_bytes(&answer()).await;
+                if name == "half a message" {
+                    stream.writer.finish();
+                    stream.connection.closed().await;
+                } else {
+                    stream.hold().await;
+                }
+            });
+            let error = meet(&code(), rogue.at()).await.map(|_| ()).unwrap_err();
+            let text = error.to_string();
+            assert!(!text.contains('\x1b'), "{name}: {text}");
+            match name {
+                "no address" | "nowhere" => {
+                    assert!(matches!(error, Error::Unreachable { .. } | Error::Resolve { .. }), "{name}: {error:?}")
+                }
+                "a refusal to steer terminals" => assert!(matches!(error, Error::Refused(_)), "{error:?}"),
+                _ => assert!(matches!(error, Error::Protocol(_)), "{name}: {error:?}"),
+            }
+        });
+    }
+    while let Some(ended) = running.join_next().await {
+        ended.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_goes_away_keeps_no_sender_from_being_found_nearby() {
+    // One that never answers is given up in the same way, after 10 s.
+    let rogue = Rogue::follows(move |_, stream| async move { stream.connection.close(0_u8.into(), b"") });
+    let sending = Sending::by(rogue.at()).await;
+    assert!(sending.offering.relay_failure().is_some());
+    assert!(!sending.code().is_of_relay());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sender_whose_relay_speaks_nonsense_goes_there_again_and_is_found_nearby_meanwhile() {
+    let rogue = Rogue::follows(move |kind, mut stream| async move {
+        assert_eq!(kind, Place::TYPE);
+        stream.say(&placed()).await;
+        stream.say_bytes(&[0x17; 3_000]).await;
+        stream.hold().await;
+    });
+    let mut sending = Sending::by(rogue.at()).await;
+    let (code, addresses) = (sending.code(), sending.offering.addresses().to_vec());
+    assert_eq!(code.number(), 5_555);
+    while rogue.came.load(Ordering::SeqCst) < 3 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let at = Whereabouts { addresses, relay: None, own: Vec::new() };
+    let identity = Identity::generate().unwrap();
+    let receiving =
+        async { within(receive::meet(&(&code).into(), at, &identity, &impatient())).await.unwrap().decline().await };
+    let ((), met) = tokio::join!(receiving, sending.offering.meet());
+    assert!(matches!(met.unwrap(), send::Met::Declined { .. }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_points_a_sender_at_victims_has_each_sent_ten_bytes_a_second_and_no_more() {
+    let victim = UdpSocket::bind(LOOPBACK).await.unwrap();
+    let at = victim.local_addr().unwrap();
+    // Without end, each of them all that a message can hold.
+    let rogue = Rogue::follows(move |_, mut stream| async move {
+        stream.say(&placed()).await;
+        let forward = Forward { port: 9, token: [7; 32] };
+        let found = Found { forward: Some(forward), ..found([at; 17]) };
+        loop {
+            if stream.writer.write(&found).await.is_err() {
+                return;
+            }
+        }
+    });
+    let begun = Instant::now();
+    let sending = Sending::by(rogue.at()).await;
+    let mut datagram = [0; 64];
+    for count in 0..21_u32 {
+        let (length, _) = within(victim.recv_from(&mut datagram)).await.unwrap();
+        assert_eq!(datagram[..length], [0], "a byte that QUIC drops");
+        // The first is sent at once; that they come late makes none more.
+        assert!(begun.elapsed() >= Duration::from_millis(95) * count, "{count} in {:?}", begun.elapsed());
+    }
+    drop(sending);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_relay_has_replayed_to_a_sender_is_no_guess() {
+    let honest = Host::new();
+    let mut sending = Sending::by(honest.at()).await;
+    let (code, sender) = (sending.code(), sending.offering.addresses()[0]);
+    // A man in the middle who has kept what an honest receiver said, here to another machine, and says it again.
+    let trust = ServerTrust { by_code: true, ..ServerTrust::default() };
+    let (middle, kept) = (server(haul::wire::ALPN), Arc::new(tokio::sync::Mutex::new(Vec::new())));
+    let address = middle.local_addr().unwrap();
+    let rogue = Rogue::follows(move |_, mut stream| async move {
+        stream.say(&found([address])).await;
+        stream.hold().await;
+    });
+    let keep = kept.clone();
+    let recording = async {
+        let receiver = middle.accept().await.unwrap().await.unwrap();
+        let (_back, mut there) = receiver.accept_bi().await.unwrap();
+        let mut bytes = vec![0; 4096];
+        let length = there.read(&mut bytes).await.unwrap().unwrap();
+        keep.lock().await.extend_from_slice(&bytes[..length]);
+        receiver.close(0_u8.into(), b"");
+    };
+    let (met, ()) = tokio::join!(meet(&code, rogue.at()), within(recording));
+    assert!(met.is_err());
+    let replaying = async {
+        let identity = Identity::generate().unwrap();
+        let to = haul::endpoint::connect(&identity, &trust, "127.0.0.1", sender.port(), &Config::default()).await;
+        let (mut onward, answers) = to.as_ref().unwrap().connection.open_bi().await.unwrap();
+        onward.write_all(&kept.lock().await).await.unwrap();
+        let mut answers = MessageReader::new(answers);
+        within(answers.read::<haul::wire::Hello>()).await.unwrap();
+        within(answers.read::<haul::wire::Introduced>()).await.unwrap();
+        // It has no key of the exchange, and goes away: nothing was tried, and nothing is burnt.
+        to.unwrap().connection.close(0_u8.into(), b"");
+        meet(&code, honest.at()).await.unwrap().decline().await;
+    };
+    let ((), met) = tokio::join!(replaying, sending.offering.meet());
+    assert!(matches!(met.unwrap(), send::Met::Declined { .. }));
+}

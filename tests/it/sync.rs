@@ -1,0 +1,462 @@
+//! Mirrors: what the source no longer has goes at the destination, and only then and only there.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Output;
+
+use crate::support::command::{Serving, haul, is_root};
+use crate::support::{Host, listing, push, to, write};
+use haul::client::PushOptions;
+use haul::error::{Code, Error};
+use haul::wire::{Delete, Take};
+use tempfile::tempdir;
+
+fn tree(root: &Path, names: &[&str]) {
+    for name in names {
+        write(&root.join(name), name.as_bytes());
+    }
+}
+
+fn sync(serving: &Serving, arguments: &[&str], from: &Path, way: [&str; 2]) -> (Option<i32>, String) {
+    let pin = serving.key_id.to_string();
+    let place =
+        |name: &str| name.strip_prefix("haul:").map_or(name.to_owned(), |below| format!("{}{below}", serving.url));
+    let way = way.map(place);
+    let all: Vec<&str> =
+        ["sync", "--pin", &pin].into_iter().chain(arguments.iter().copied()).chain([&*way[0], &*way[1]]).collect();
+    let Output { status, stderr, .. } = haul(from, &all);
+    (status.code(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn the_destination_becomes_the_same_and_nothing_beside_it_is_touched() {
+    let source = tempdir().unwrap();
+    tree(source.path(), &["t/a", "t/sub/b"]);
+    let serving = Serving::start(&["--allow-delete"]);
+    let there = serving.served.path();
+    tree(there, &["t/a", "t/old/x/y", "t/sub/c", "other/d"]);
+    symlink("../other", there.join("t/out")).unwrap();
+    let before = listing(there);
+    let (code, said) = sync(&serving, &["--dry-run"], source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(0), "{said}");
+    for line in ["would remove old/x/y", "would remove old", "would remove out", "would remove sub/c"] {
+        assert!(said.lines().any(|l| l == line), "{line} in {said}");
+    }
+    assert!(said.contains("would remove 5 at the destination"), "{said}");
+    assert_eq!(listing(there), before);
+
+    let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("removed 5 at the destination"), "{said}");
+    assert_eq!(listing(&there.join("t")), listing(&source.path().join("t")));
+    assert_eq!(fs::read(there.join("other/d")).unwrap(), b"other/d");
+    // Again: nothing to do. With a slash it is the same.
+    let (code, said) = sync(&serving, &[], source.path(), ["t/", "haul:t/"]);
+    assert_eq!((code, said.contains("removed")), (Some(0), false), "{said}");
+
+    // The other way: this machine needs nobody's leave.
+    tree(source.path(), &["t/mine", "t/sub/deep/mine"]);
+    let (code, said) = sync(&serving, &["-v"], source.path(), ["haul:t", "t"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.lines().any(|l| l == "removed sub/deep/mine"), "{said}");
+    assert_eq!(listing(&there.join("t")), listing(&source.path().join("t")));
+}
+
+#[test]
+fn all_of_a_server_can_be_mirrored_both_ways() {
+    let source = tempdir().unwrap();
+    tree(source.path(), &["t/a", "t/sub/b"]);
+    let serving = Serving::start(&["--allow-delete"]);
+    tree(serving.served.path(), &["old", "sub/c"]);
+    let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(listing(serving.served.path()), listing(&source.path().join("t")));
+    tree(source.path(), &["t/mine"]);
+    let (code, said) = sync(&serving, &[], source.path(), ["haul:", "t"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(listing(serving.served.path()), listing(&source.path().join("t")));
+}
+
+#[test]
+fn a_server_that_did_not_say_so_lets_nobody_remove() {
+    let source = tempdir().unwrap();
+    tree(source.path(), &["t/a"]);
+    let serving = Serving::start(&[]);
+    tree(serving.served.path(), &["t/old"]);
+    let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(4), "{said}");
+    assert!(said.contains("--allow-delete"), "{said}");
+    assert!(!serving.served.path().join("t/a").exists(), "it is said before anything is sent");
+    assert!(serving.served.path().join("t/old").exists());
+}
+
+#[test]
+fn an_empty_source_and_too_much_to_remove_remove_nothing() {
+    let source = tempdir().unwrap();
+    fs::create_dir(source.path().join("t")).unwrap();
+    let serving = Serving::start(&["--allow-delete"]);
+    let there = serving.served.path();
+    tree(there, &["t/a", "t/b"]);
+    let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("nothing was removed: the source is empty"), "{said}");
+    let (code, said) = sync(&serving, &["--max-delete", "1"], source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("nothing was removed: 2 would go, and 1 may"), "{said}");
+    assert!(there.join("t/a").exists() && there.join("t/b").exists());
+    let (code, said) = sync(&serving, &["--max-delete", "2"], source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(fs::read_dir(there.join("t")).unwrap().count(), 0);
+}
+
+#[test]
+fn one_failure_is_enough_to_remove_nothing() {
+    let source = tempdir().unwrap();
+    tree(source.path(), &["t/a", "t/becomes"]);
+    let serving = Serving::start(&["--allow-delete"]);
+    let there = serving.served.path();
+    // A directory stands where a file should come.
+    tree(there, &["t/old", "t/becomes/x"]);
+    for how in ["skip", "fail"] {
+        let (code, said) = sync(&serving, &["--existing", how], source.path(), ["t", "haul:t"]);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("nothing was removed: "), "{said}");
+    }
+    assert!(there.join("t/old").exists() && there.join("t/becomes/x").exists() && there.join("t/a").exists());
+}
+
+#[test]
+fn a_directory_that_cannot_be_read_removes_nothing() {
+    if is_root() {
+        println!("skipped: root reads every directory");
+        return;
+    }
+    let source = tempdir().unwrap();
+    tree(source.path(), &["t/a", "t/closed/b"]);
+    fs::set_permissions(source.path().join("t/closed"), PermissionsExt::from_mode(0o0)).unwrap();
+    let serving = Serving::start(&["--allow-delete"]);
+    tree(serving.served.path(), &["t/closed/b", "t/old"]);
+    let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(serving.served.path().join("t/closed/b").exists() && serving.served.path().join("t/old").exists());
+}
+
+#[test]
+fn what_is_no_single_directory_is_not_mirrored() {
+    let source = tempdir().unwrap();
+    tree(source.path(), &["f"]);
+    let serving = Serving::start(&["--allow-delete"]);
+    tree(serving.served.path(), &["t/a", "f"]);
+    let (code, said) = sync(&serving, &[], source.path(), ["f", "haul:t"]);
+    assert_ne!(code, Some(0), "{said}");
+    assert!(serving.served.path().join("t/a").exists());
+    tree(source.path(), &["d/a"]);
+    let (code, said) = sync(&serving, &[], source.path(), ["haul:f", "d"]);
+    assert_ne!(code, Some(0), "{said}");
+    assert!(source.path().join("d/a").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_cannot_ask_for_it_past_the_command_line_either() {
+    let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
+    tree(source.path(), &["t/a"]);
+    tree(served.path(), &["t/old"]);
+    let host = Host::directory(served.path());
+    let take = Take { delete: Some(Delete::default()), ..Take::default() };
+    let options = PushOptions { take, ..to(&[&source.path().join("t")], "t") };
+    match push(&host, &options).await {
+        Err(Error::Refused(why)) => assert_eq!(why.code, Code::NotAllowed),
+        other => panic!("{other:?}"),
+    }
+    assert!(served.path().join("t/old").exists());
+}
+
+/// What is of one kind in the source, and of another where it is to come.
+fn of_other_kinds(source: &Path, there: &Path) {
+    tree(source, &["t/file", "t/directory/in", "t/through/in"]);
+    write(&source.join("t/empty"), b"");
+    write(&source.join("t/big"), &vec![7; 400_000]);
+    symlink("nowhere", source.join("t/link")).unwrap();
+    tree(there, &["t/file/a", "t/file/sub/b", "t/empty/a", "t/big/a", "t/link/a", "t/directory", "other/in"]);
+    symlink("../other", there.join("t/through")).unwrap();
+}
+
+#[test]
+fn what_has_become_of_another_kind_is_replaced_and_what_a_link_points_to_is_not_touched() {
+    let (source, back) = (tempdir().unwrap(), tempdir().unwrap());
+    let serving = Serving::start(&["--allow-delete"]);
+    let there = serving.served.path();
+    of_other_kinds(source.path(), there);
+    let (code, said) = sync(&serving, &["--dry-run"], source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.lines().any(|line| line == "would remove file/sub/b"), "{said}");
+    assert!(said.contains("would remove 6 at the destination"), "{said}");
+    let (code, said) = sync(&serving, &["--existing", "fail"], source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(1), "{said}");
+    let (code, said) = sync(&serving, &["--max-delete", "0"], source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("2 would go, and 0 may") || said.contains("3 would go, and 0 may"), "{said}");
+    assert!(there.join("t/file/sub/b").exists() && there.join("t/link/a").exists());
+    fs::remove_dir_all(there.join("t")).unwrap();
+    fs::remove_dir_all(source.path().join("t")).unwrap();
+    fs::remove_dir_all(there.join("other")).unwrap();
+    of_other_kinds(source.path(), there);
+
+    let (code, said) = sync(&serving, &["-v"], source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.lines().any(|line| line == "removed file/sub/b"), "{said}");
+    assert!(said.contains("removed 6 at the destination"), "{said}");
+    assert_eq!(listing(&there.join("t")), listing(&source.path().join("t")));
+    assert_eq!(fs::read(there.join("other/in")).unwrap(), b"other/in");
+
+    // The other way about, and by a pull.
+    of_other_kinds(back.path(), back.path().join("x").as_path());
+    fs::rename(back.path().join("x/t"), back.path().join("y")).unwrap();
+    let (code, said) = sync(&serving, &[], back.path(), ["haul:t", "y"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(listing(&there.join("t")), listing(&back.path().join("y")));
+}
+
+#[test]
+fn a_copy_without_delete_replaces_nothing_of_another_kind() {
+    let source = tempdir().unwrap();
+    let serving = Serving::start(&["--allow-delete"]);
+    of_other_kinds(source.path(), serving.served.path());
+    let before = listing(&serving.served.path().join("t/file"));
+    let pin = serving.key_id.to_string();
+    let Output { status, stderr, .. } = haul(source.path(), &["cp", "--pin", &pin, "t", &serving.url]);
+    let said = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("t/file: a directory stands there"), "{said}");
+    assert_eq!(listing(&serving.served.path().join("t/file")), before);
+}
+
+/// Names that stand at both ends, at the source only and at the destination only.
+fn with_left_outs(source: &Path, there: &Path) {
+    tree(source, &["t/a", "t/a.o", "t/sub/b", "t/build/new"]);
+    tree(there, &["t/a", "t/a.o", "t/old", "t/sub/c.o", "t/sub/d", "t/build/x", "t/gone/e", "t/gone/f.o"]);
+}
+
+#[test]
+fn what_a_filter_leaves_out_is_spared_there_as_rsync_does() {
+    let serving = Serving::start(&["--allow-delete"]);
+    let there = serving.served.path();
+    let source = tempdir().unwrap();
+    with_left_outs(source.path(), there);
+    let expected = tempdir().unwrap();
+    with_left_outs(source.path(), expected.path());
+    let from = format!("{}/", source.path().join("t").display());
+    let rsync = std::process::Command::new("rsync")
+        .args(["-a", "--delete", "--exclude=*.o", "--exclude=/build/", &from])
+        .arg(expected.path().join("t"))
+        .output();
+    let arguments = ["-v", "--exclude", "*.o", "--exclude", "/build/"];
+    let (code, said) = sync(&serving, &arguments, source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(0), "{said}");
+    let mut left = names(&there.join("t"));
+    assert_eq!(left, ["a", "a.o", "build/x", "gone/f.o", "sub/b", "sub/c.o"], "{said}");
+    match rsync {
+        Ok(output) if output.status.success() => {
+            assert_eq!(left, names(&expected.path().join("t")), "as rsync leaves it")
+        }
+        _ => eprintln!("skipped: no rsync to compare with"),
+    }
+    // Fetched, the rules are this machine's own affair.
+    tree(source.path(), &["t/mine", "t/mine.o"]);
+    let (code, said) = sync(&serving, &arguments, source.path(), ["haul:t", "t"]);
+    assert_eq!(code, Some(0), "{said}");
+    left = names(&source.path().join("t"));
+    assert_eq!(left, ["a", "a.o", "build/new", "mine.o", "sub/b"], "{said}");
+}
+
+#[test]
+fn what_gitignore_files_leave_out_is_spared_there() {
+    let serving = Serving::start(&["--allow-delete"]);
+    let there = serving.served.path();
+    let source = tempdir().unwrap();
+    tree(source.path(), &["t/a", "t/sub/b", "t/sub/x.tmp"]);
+    write(&source.path().join("t/.gitignore"), b"*.log\n!keep.log\n");
+    write(&source.path().join("t/sub/.gitignore"), b"*.tmp\n");
+    tree(there, &["t/a.log", "t/keep.log", "t/sub/y.tmp", "t/z.tmp", "t/sub/deep/u.tmp", "t/sub/deep/v"]);
+    for _ in 0..2 {
+        let (code, said) = sync(&serving, &["--gitignore"], source.path(), ["t", "haul:t"]);
+        assert_eq!(code, Some(0), "{said}");
+        let left = names(&there.join("t"));
+        assert_eq!(
+            left,
+            [".gitignore", "a", "a.log", "sub/.gitignore", "sub/b", "sub/deep/u.tmp", "sub/y.tmp"],
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_list_of_names_is_no_mirror() {
+    let source = tempdir().unwrap();
+    tree(source.path(), &["t/a", "list"]);
+    let serving = Serving::start(&["--allow-delete"]);
+    tree(serving.served.path(), &["t/old"]);
+    let (code, said) = sync(&serving, &["--files-from", "list"], source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("a mirror takes no list of names"), "{said}");
+    assert!(serving.served.path().join("t/old").exists());
+}
+
+/// Of files and links below a directory, in order.
+fn names(root: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut open = vec![root.to_owned()];
+    while let Some(directory) = open.pop() {
+        for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
+            match entry.file_type().unwrap().is_dir() {
+                true => open.push(entry.path()),
+                false => names.push(entry.path().strip_prefix(root).unwrap().to_str().unwrap().to_owned()),
+            }
+        }
+    }
+    names.sort();
+    names
+}
+
+#[test]
+fn a_destination_inside_the_source_is_refused_before_anything_is_written_and_beside_it_is_not() {
+    let serving = Serving::start(&["--allow-delete"]);
+    let here = serving.served.path();
+    tree(here, &["d/a", "d/sub/b", "e/c"]);
+    let before = listing(here);
+    let cp = |way: [&str; 2]| {
+        let way = way.map(|name| name.strip_prefix("haul:").map_or(name.to_owned(), |n| format!("{}{n}", serving.url)));
+        let output = haul(here, &["cp", "--pin", &serving.key_id.to_string(), &way[0], &way[1]]);
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for way in [["d", "haul:d/"], ["d", "haul:d/sub"], ["d", "haul:d/new/new"], ["haul:d", "d/"], ["haul:d", "d/sub/"]]
+    {
+        let (code, said) = cp(way);
+        assert_eq!(code, Some(1), "{way:?}: {said}");
+        assert!(said.contains("lies inside of what is to be sent"), "{way:?}: {said}");
+    }
+    assert_eq!(listing(here), before);
+    for way in [["d", "haul:d"], ["haul:d", "d"], ["d", "haul:"]] {
+        let (code, said) = cp(way);
+        assert_eq!(code, Some(0), "{way:?}: {said}");
+    }
+    assert_eq!(listing(here), before, "on itself it changes nothing");
+    assert_eq!(cp(["d", "haul:e/"]).0, Some(0));
+    assert_eq!(listing(&here.join("e/d")), listing(&here.join("d")));
+}
+
+#[test]
+fn a_mirror_never_removes_its_own_source() {
+    let serving = Serving::start(&["--allow-delete"]);
+    let here = serving.served.path();
+    tree(here, &["d/a", "d/sub/b", "d/sub/deep/c"]);
+    let before = listing(here);
+    for way in [["d/sub", "haul:d"], ["d/sub/deep", "haul:"], ["haul:d/sub", "d"], ["haul:d/sub/deep", "."]] {
+        let (code, said) = sync(&serving, &[], here, way);
+        assert_eq!(code, Some(1), "{way:?}: {said}");
+        assert!(said.contains("the source lies inside of the destination"), "{way:?}: {said}");
+        assert_eq!(listing(here), before, "{way:?}");
+    }
+    let (code, said) = sync(&serving, &[], here, ["d", "haul:d"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(listing(here), before);
+}
+
+#[test]
+fn a_fifo_in_the_source_is_named_and_keeps_nothing_from_being_removed() {
+    let (source, serving) = (tempdir().unwrap(), Serving::start(&["--allow-delete"]));
+    tree(source.path(), &["t/a", "t/sub/b"]);
+    let make = |path: &Path| {
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    };
+    make(&source.path().join("t/sub/fifo"));
+    let there = serving.served.path();
+    tree(there, &["t/old", "t/sub/fifo", "back/old"]);
+    let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("sub/fifo: ") && said.contains("removed 1 at the destination"), "{said}");
+    assert!(!there.join("t/old").exists() && there.join("t/sub/fifo").exists(), "what it would replace is left");
+    // Fetched.
+    fs::remove_file(there.join("t/sub/fifo")).unwrap();
+    make(&there.join("t/sub/fifo"));
+    tree(source.path(), &["back/old"]);
+    let (code, said) = sync(&serving, &[], source.path(), ["haul:t", "back"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("removed 1 at the destination"), "{said}");
+    assert!(!source.path().join("back/old").exists() && source.path().join("back/sub/b").exists());
+}
+
+#[test]
+fn a_fifo_in_the_source_empties_no_directory_of_its_name() {
+    let (source, serving) = (tempdir().unwrap(), Serving::start(&["--allow-delete"]));
+    tree(source.path(), &["t/a"]);
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    let fifo = source.path().join("t/pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let there = serving.served.path();
+    tree(there, &["t/old", "t/pipe/kept", "t/pipe/sub/kept"]);
+    let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(names(&there.join("t")), ["a", "pipe/kept", "pipe/sub/kept"], "{said}");
+}
+
+#[test]
+fn a_source_of_nothing_but_a_fifo_is_empty() {
+    let (source, serving) = (tempdir().unwrap(), Serving::start(&["--allow-delete"]));
+    fs::create_dir(source.path().join("t")).unwrap();
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    let fifo = source.path().join("t/pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let there = serving.served.path();
+    tree(there, &["t/old"]);
+    let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(there.join("t/old").exists() && said.contains("--max-delete"), "{said}");
+}
+
+#[test]
+fn a_source_however_deep_in_the_destination_is_not_removed() {
+    let serving = Serving::start(&["--allow-delete"]);
+    let here = serving.served.path();
+    // Deeper than an origin has marks.
+    let deep = vec!["d"; 80].join("/");
+    tree(here, &[&format!("{deep}/a"), "beside"]);
+    let before = listing(here);
+    for way in [[&*deep, "haul:"], [&format!("haul:{deep}"), "."]] {
+        let (code, said) = sync(&serving, &[], here, way);
+        assert_eq!(code, Some(1), "{said}");
+        assert_eq!(listing(here), before, "{said}");
+    }
+}
+
+#[test]
+fn a_key_that_may_only_write_is_told_that_it_may_not_mirror() {
+    let source = tempdir().unwrap();
+    tree(source.path(), &["t/a"]);
+    let serving = Serving::start(&["--allow-delete", "--anyone", "write"]);
+    tree(serving.served.path(), &["t/old"]);
+    let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
+    assert_eq!(code, Some(4), "{said}");
+    assert!(said.contains("this key may not read on this server, so it may neither compare"), "{said}");
+    assert!(serving.served.path().join("t/old").exists() && !serving.served.path().join("t/a").exists());
+}
+
+#[test]
+fn what_a_mirror_removed_is_told_every_time() {
+    // A race between the summary and what is told before it: once is not enough to see it lost.
+    let source = tempdir().unwrap();
+    tree(source.path(), &["t/a"]);
+    let serving = Serving::start(&["--allow-delete"]);
+    for _ in 0..20 {
+        tree(serving.served.path(), &["t/old/x", "t/old/y"]);
+        tree(source.path(), &["back/a", "back/old/x", "back/old/y"]);
+        for way in [["t", "haul:t"], ["haul:t", "back"]] {
+            let (code, said) = sync(&serving, &["-v"], source.path(), way);
+            assert_eq!(code, Some(0), "{said}");
+            let told = said.lines().filter(|line| line.starts_with("removed old")).count();
+            assert!(told == 3 && said.contains("removed 3 at the destination"), "{way:?}: {said}");
+        }
+    }
+}
