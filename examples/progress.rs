@@ -16,11 +16,20 @@ use haul::wire::Durability;
 #[tokio::main]
 async fn main() -> haul::error::Result<()> {
     let identity = Identity::generate()?;
-    let trust = ServerTrust { pin: Some(identity.key_id()), ..ServerTrust::default() };
+    let trust = ServerTrust {
+        pin: Some(identity.key_id()),
+        ..ServerTrust::default()
+    };
     let server = Server::bind(ServerOptions {
         listen: vec!["127.0.0.1:0".parse().expect("an address")],
         identity,
-        admission: Admission { anyone: Anyone { read: false, write: true }, ..Admission::default() },
+        admission: Admission {
+            anyone: Anyone {
+                read: false,
+                write: true,
+            },
+            ..Admission::default()
+        },
         store: Arc::new(MemoryStore::new()),
         config: Config::default(),
         observer: haul::progress::ignore(),
@@ -30,15 +39,36 @@ async fn main() -> haul::error::Result<()> {
 
     // Called from the tasks that do the work: be quick, and hand over to a channel what takes longer.
     let observer: Observer = Arc::new(|event| match event {
-        Event::Found { files, bytes, complete } => println!("found {files} files, {bytes} bytes, all: {complete}"),
-        Event::Started { id, path, size, held } => println!("#{id} {path}: {size} bytes, {held} there already"),
+        Event::Found {
+            files,
+            bytes,
+            complete,
+        } => println!("found {files} files, {bytes} bytes, all: {complete}"),
+        Event::Started {
+            id,
+            path,
+            size,
+            held,
+        } => println!("#{id} {path}: {size} bytes, {held} there already"),
         Event::Moved { id, bytes } => println!("#{id} {bytes} more"),
         Event::Settled { path, result, .. } => println!("{path}: {result:?}"),
         other => println!("{other:?}"),
     });
-    let client = Client::connect(&Identity::generate()?, &trust, "127.0.0.1", port, &Config::default()).await?;
+    let client = Client::connect(
+        &Identity::generate()?,
+        &trust,
+        "127.0.0.1",
+        port,
+        &Config::default(),
+    )
+    .await?;
     let sources = std::env::args_os().skip(1).map(Into::into).collect();
-    let options = PushOptions { sources, into: true, durability: Durability::Visible, ..PushOptions::default() };
+    let options = PushOptions {
+        sources,
+        into: true,
+        durability: Durability::Visible,
+        ..PushOptions::default()
+    };
     client.push(&options, observer).await?;
     client.close().await;
     Ok(())

@@ -14,9 +14,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (Some(key_id), Some(host)) = (arguments.next(), arguments.next()) else {
         return Err("usage: send SHA256:... HOST FILE...".into());
     };
-    let trust = ServerTrust { pin: Some(key_id.parse::<KeyId>()?), ..ServerTrust::default() };
+    let trust = ServerTrust {
+        pin: Some(key_id.parse::<KeyId>()?),
+        ..ServerTrust::default()
+    };
     let identity = Home::from_env()?.identity()?;
-    let client = Client::connect(&identity, &trust, &host, DEFAULT_PORT, &Config::default()).await?;
+    let client =
+        Client::connect(&identity, &trust, &host, DEFAULT_PORT, &Config::default()).await?;
     let options = PushOptions {
         sources: arguments.map(Into::into).collect(),
         destination: RelativePath::root(),
@@ -25,7 +29,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let outcome = client.push(&options, haul::progress::ignore()).await?;
     client.close().await;
-    println!("{} files, {} bytes, {} unchanged", outcome.sent.files, outcome.sent.bytes, outcome.sent.skipped);
+    println!(
+        "{} files, {} bytes, {} unchanged",
+        outcome.sent.files, outcome.sent.bytes, outcome.sent.skipped
+    );
     for (path, why) in &outcome.sent.failures {
         println!("failed: {path}: {why}");
     }

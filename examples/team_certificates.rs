@@ -2,7 +2,10 @@
 //! `cargo run --example team_certificates -- certs alice bob server.example.org`
 //!
 //! Nothing that exists is overwritten. See certs/README.md for what to do with the files.
-#![allow(clippy::print_stdout, reason = "this is a program of its own, and says what it made")]
+#![allow(
+    clippy::print_stdout,
+    reason = "this is a program of its own, and says what it made"
+)]
 
 use std::error::Error;
 use std::fs::{DirBuilder, OpenOptions, read_to_string};
@@ -13,7 +16,8 @@ use std::time::{Duration, SystemTime};
 
 use haul::identity::Identity;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -25,7 +29,9 @@ const AUTHORITY_NAME: &str = "haul team authority";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let directory = arguments.next().ok_or("usage: team_certificates DIRECTORY NAME...")?;
+    let directory = arguments
+        .next()
+        .ok_or("usage: team_certificates DIRECTORY NAME...")?;
     let names: Vec<_> = arguments.collect();
     make(Path::new(&directory), &names)
 }
@@ -44,24 +50,40 @@ pub(crate) fn make(directory: &Path, names: &[String]) -> Result<(), Box<dyn Err
         }
         let (key, certificate) = leaf(name, &authority)?;
         DirBuilder::new().mode(0o700).create(&home)?;
-        put(&home.join("authorities.pem"), &read_to_string(directory.join("authority.pem"))?, 0o644)?;
+        put(
+            &home.join("authorities.pem"),
+            &read_to_string(directory.join("authority.pem"))?,
+            0o644,
+        )?;
         put(&home.join("cert.pem"), &certificate, 0o644)?;
         put(&home.join("key.pem"), &key, 0o600)?;
-        println!("{}: {}", home.display(), Identity::from_pem(certificate.as_bytes(), key.as_bytes())?.key_id());
+        println!(
+            "{}: {}",
+            home.display(),
+            Identity::from_pem(certificate.as_bytes(), key.as_bytes())?.key_id()
+        );
     }
     Ok(())
 }
 
 /// The authority in a directory, made if there is none.
 fn authority(directory: &Path) -> Result<Issuer<'static, KeyPair>, Box<dyn Error>> {
-    let (key_file, certificate_file) = (directory.join("authority.key"), directory.join("authority.pem"));
+    let (key_file, certificate_file) = (
+        directory.join("authority.key"),
+        directory.join("authority.pem"),
+    );
     let mut params = valid_for(CertificateParams::default(), AUTHORITY_DAYS);
-    params.distinguished_name.push(DnType::CommonName, AUTHORITY_NAME);
+    params
+        .distinguished_name
+        .push(DnType::CommonName, AUTHORITY_NAME);
     // It signs certificates of machines and people, and no further authorities.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     if key_file.exists() || certificate_file.exists() {
-        let (key, certificate) = (read_to_string(&key_file)?, read_to_string(&certificate_file)?);
+        let (key, certificate) = (
+            read_to_string(&key_file)?,
+            read_to_string(&certificate_file)?,
+        );
         Identity::from_pem(certificate.as_bytes(), key.as_bytes())?;
         return Ok(Issuer::new(params, KeyPair::from_pem(&key)?));
     }
@@ -70,7 +92,10 @@ fn authority(directory: &Path) -> Result<Issuer<'static, KeyPair>, Box<dyn Error
     DirBuilder::new().recursive(true).create(directory)?;
     put(&key_file, &key.serialize_pem(), 0o600)?;
     put(&certificate_file, &certificate, 0o644)?;
-    println!("{}: a new authority; keep its key to yourself", certificate_file.display());
+    println!(
+        "{}: a new authority; keep its key to yourself",
+        certificate_file.display()
+    );
     Ok(Issuer::new(params, key))
 }
 
@@ -81,7 +106,10 @@ fn leaf(name: &str, authority: &Issuer<'_, KeyPair>) -> Result<(String, String),
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     params.use_authority_key_identifier_extension = true;
     let certificate = params.signed_by(&key, authority)?.pem();
     Ok((key.serialize_pem(), certificate))

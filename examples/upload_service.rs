@@ -22,13 +22,31 @@ async fn main() -> Result<()> {
         listen: vec!["[::]:4433".parse().expect("an address")],
         identity,
         // Everybody may write; nobody may read what others sent.
-        admission: Admission { anyone: Anyone { read: false, write: true }, ..Admission::default() },
+        admission: Admission {
+            anyone: Anyone {
+                read: false,
+                write: true,
+            },
+            ..Admission::default()
+        },
         store: Arc::new(LocalStore::open(inbox.as_ref())?),
         // At most 100 transfers write at the same time, over all connections.
-        config: Config { max_transfers: 100, ..Config::default() },
+        config: Config {
+            max_transfers: 100,
+            ..Config::default()
+        },
         observer: Arc::new(|event| match event {
-            Event::Settled { path, size, result: Settled::Committed, .. } => println!("{path}: {size} bytes"),
-            Event::Settled { path, result: Settled::Failed(why), .. } => println!("{path}: {why}"),
+            Event::Settled {
+                path,
+                size,
+                result: Settled::Committed,
+                ..
+            } => println!("{path}: {size} bytes"),
+            Event::Settled {
+                path,
+                result: Settled::Failed(why),
+                ..
+            } => println!("{path}: {why}"),
             _ => {}
         }),
     })?;

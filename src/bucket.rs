@@ -30,7 +30,10 @@ pub struct Bucket {
 impl Bucket {
     /// A full bucket.
     pub fn new(rate: Rate) -> Self {
-        Self { rate, paid: Mutex::new(Instant::now()) }
+        Self {
+            rate,
+            paid: Mutex::new(Instant::now()),
+        }
     }
 
     /// Its rate.
@@ -48,7 +51,9 @@ impl Bucket {
     pub async fn take(&self, bytes: usize) {
         let mut paid = self.paid.lock().await;
         sleep_until(*paid).await;
-        let since = Instant::now().checked_sub(BURST_TIME).map_or(*paid, |earliest| earliest.max(*paid));
+        let since = Instant::now()
+            .checked_sub(BURST_TIME)
+            .map_or(*paid, |earliest| earliest.max(*paid));
         *paid = since + Duration::from_secs_f64(bytes as f64 / self.rate.bytes() as f64);
     }
 }
@@ -70,7 +75,11 @@ impl Limits {
 
     /// Most bytes to take at once, as [`Bucket::block`].
     pub fn block(&self) -> usize {
-        self.0.iter().map(|bucket| bucket.block()).min().unwrap_or(usize::MAX)
+        self.0
+            .iter()
+            .map(|bucket| bucket.block())
+            .min()
+            .unwrap_or(usize::MAX)
     }
 
     /// Waits until so many bytes may go out, as [`Bucket::take`].
@@ -92,11 +101,14 @@ mod tests {
 
     #[test]
     fn blocks_are_as_fine_as_the_rate_asks_for() {
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
-            assert_eq!(bucket(8_000).block(), MIN_BLOCK);
-            assert_eq!(bucket(2_500_000).block(), 12_500);
-            assert_eq!(bucket(1_250_000_000).block(), MAX_BLOCK);
-        });
+        tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap()
+            .block_on(async {
+                assert_eq!(bucket(8_000).block(), MIN_BLOCK);
+                assert_eq!(bucket(2_500_000).block(), 12_500);
+                assert_eq!(bucket(1_250_000_000).block(), MAX_BLOCK);
+            });
     }
 
     #[tokio::test(start_paused = true)]
@@ -120,7 +132,11 @@ mod tests {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 let now = taken.load(Ordering::Relaxed);
                 let slack = rate / 50 + 2 * bucket.block() as u64;
-                assert!((now - before).abs_diff(rate) <= slack, "{} in second {second} at {rate}", now - before);
+                assert!(
+                    (now - before).abs_diff(rate) <= slack,
+                    "{} in second {second} at {rate}",
+                    now - before
+                );
                 before = now;
             }
             takers.iter().for_each(tokio::task::JoinHandle::abort);
@@ -136,7 +152,11 @@ mod tests {
             bucket.take(bucket.block()).await;
         }
         let least = Duration::from_secs(1) - BURST_TIME - BLOCK_TIME;
-        assert!(begun.elapsed() >= least, "a megabyte in {:?}", begun.elapsed());
+        assert!(
+            begun.elapsed() >= least,
+            "a megabyte in {:?}",
+            begun.elapsed()
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -160,6 +180,10 @@ mod tests {
             taker.await.unwrap();
         }
         assert_eq!(*order.lock().unwrap(), [0, 2, 3]);
-        assert!(begun.elapsed() <= Duration::from_millis(2_050), "{:?}", begun.elapsed());
+        assert!(
+            begun.elapsed() <= Duration::from_millis(2_050),
+            "{:?}",
+            begun.elapsed()
+        );
     }
 }

@@ -53,7 +53,13 @@ impl Budget {
     /// A budget of so many bytes; at least one share of [`MIN_SHARE`].
     pub fn new(total: usize) -> Arc<Self> {
         let total = total.max(MIN_SHARE);
-        Arc::new(Self { total, state: Mutex::new(BudgetState { free: total, shares: 0 }) })
+        Arc::new(Self {
+            total,
+            state: Mutex::new(BudgetState {
+                free: total,
+                shares: 0,
+            }),
+        })
     }
 
     /// Bytes not shared out.
@@ -84,7 +90,9 @@ impl Budget {
         if state.free >= self.total / RESERVE {
             return 0;
         }
-        share.saturating_sub(((self.total - self.total / RESERVE) / state.shares.max(1)).max(MIN_SHARE))
+        share.saturating_sub(
+            ((self.total - self.total / RESERVE) / state.shares.max(1)).max(MIN_SHARE),
+        )
     }
 
     fn give_back(&self, bytes: usize, whole_share: bool) {
@@ -145,7 +153,8 @@ impl HeldUp {
 
 impl WindowState {
     fn note_held_up(&mut self) {
-        self.held_up.set(self.held.saturating_sub(self.reserved) >= self.share / HELD_UP);
+        self.held_up
+            .set(self.held.saturating_sub(self.reserved) >= self.share / HELD_UP);
     }
 }
 
@@ -156,10 +165,26 @@ impl Window {
         connection.set_receive_window(varint(share));
         let round_trip = connection.rtt();
         let (since, held_up) = (Instant::now(), HeldUp::default());
-        let state = WindowState { share, held: 0, reserved: 0, applied: 0, read: 0, since, round_trip, held_up };
+        let state = WindowState {
+            share,
+            held: 0,
+            reserved: 0,
+            applied: 0,
+            read: 0,
+            since,
+            round_trip,
+            held_up,
+        };
         let (budget, state, freed) = (budget.clone(), Mutex::new(state), Notify::new());
         let (at_work, worked) = Default::default();
-        Some(Arc::new(Self { connection, budget, state, freed, at_work, worked }))
+        Some(Arc::new(Self {
+            connection,
+            budget,
+            state,
+            freed,
+            at_work,
+            worked,
+        }))
     }
 
     /// The connection whose window this is.
@@ -199,7 +224,10 @@ impl Window {
     /// How long, so far, much of the window was held by bytes that the disk had not taken.
     pub fn held_up(&self) -> Duration {
         let held_up = &lock(&self.state).held_up;
-        held_up.total + held_up.since.map_or(Duration::ZERO, |since| since.elapsed())
+        held_up.total
+            + held_up
+                .since
+                .map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Says that this side is at work on what came, on its disk or in the queue for it, until what this returns is dropped.
@@ -266,7 +294,10 @@ impl Window {
                     state.reserved += bytes;
                     drop(state);
                     self.hold(bytes);
-                    return Some(Reservation { window: self.clone(), bytes });
+                    return Some(Reservation {
+                        window: self.clone(),
+                        bytes,
+                    });
                 }
             }
             self.freed.notified().await;
@@ -294,7 +325,8 @@ impl Window {
 
     fn apply(&self, state: &mut WindowState) {
         state.applied = state.held;
-        self.connection.set_receive_window(varint(state.share.saturating_sub(state.held)));
+        self.connection
+            .set_receive_window(varint(state.share.saturating_sub(state.held)));
     }
 }
 
@@ -373,7 +405,9 @@ mod tests {
     #[test]
     fn a_thousand_connections_all_find_a_share_and_the_sum_stays_within_the_budget() {
         let budget = Budget::new(64 << 20);
-        let shares: Vec<_> = std::iter::from_fn(|| budget.first_share()).take(2000).collect();
+        let shares: Vec<_> = std::iter::from_fn(|| budget.first_share())
+            .take(2000)
+            .collect();
         assert!(shares.len() >= 1024, "{} shares", shares.len());
         assert_eq!(shares.iter().sum::<usize>() + budget.free(), 64 << 20);
         assert_eq!(shares[0], START_SHARE);
@@ -387,6 +421,9 @@ mod tests {
         let grown = first + budget.grow(usize::MAX);
         assert_eq!(budget.free(), (1 << 20) / RESERVE);
         assert!(budget.first_share().is_some());
-        assert!(budget.excess(grown) > 0, "the first gives back what is above its part once others are there");
+        assert!(
+            budget.excess(grown) > 0,
+            "the first gives back what is above its part once others are there"
+        );
     }
 }

@@ -256,8 +256,14 @@ struct Sync {
 
 impl Sync {
     fn into_cp(self) -> Cp {
-        let mut cp = Cp { sources: vec![self.source], destination: self.destination, how: self.how };
-        cp.how.taking.delete = Some(Delete { most: self.max_delete });
+        let mut cp = Cp {
+            sources: vec![self.source],
+            destination: self.destination,
+            how: self.how,
+        };
+        cp.how.taking.delete = Some(Delete {
+            most: self.max_delete,
+        });
         cp
     }
 }
@@ -383,7 +389,9 @@ pub(crate) fn failed_to_begin(error: std::io::Error) -> ExitCode {
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Error>() {
         Some(Error::Usage(_) | Error::Home { .. }) => USAGE,
-        Some(Error::Resolve { .. } | Error::Unreachable { .. } | Error::Lost(_) | Error::Stopping) => NO_CONNECTION,
+        Some(
+            Error::Resolve { .. } | Error::Unreachable { .. } | Error::Lost(_) | Error::Stopping,
+        ) => NO_CONNECTION,
         Some(
             Error::UnknownHost { .. }
             | Error::ChangedHost { .. }
@@ -391,7 +399,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             | Error::NotTrusted { .. }
             | Error::NotAdmitted(_),
         ) => NOT_TRUSTED,
-        Some(Error::Refused(why)) if matches!(why.code, Code::NotAllowed | Code::NotAdmitted) => NOT_TRUSTED,
+        Some(Error::Refused(why)) if matches!(why.code, Code::NotAllowed | Code::NotAdmitted) => {
+            NOT_TRUSTED
+        }
         Some(Error::Refused(why)) if why.code == Code::Busy => NO_CONNECTION,
         _ => FAILED,
     }
@@ -399,7 +409,10 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 
 /// `30s`, `10m`, `2h`, `7d`, or seconds.
 fn time(text: &str) -> Result<Duration, String> {
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let (number, unit) = text.split_at(
+        text.find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len()),
+    );
     let unit = match unit {
         "" | "s" => Some(1),
         "m" => Some(60),
@@ -408,13 +421,18 @@ fn time(text: &str) -> Result<Duration, String> {
         _ => None,
     };
     let seconds = unit.and_then(|unit| number.parse::<u64>().ok()?.checked_mul(unit));
-    seconds.map(Duration::from_secs).ok_or_else(|| "a time is written 30s, 10m, 2h or 7d".into())
+    seconds
+        .map(Duration::from_secs)
+        .ok_or_else(|| "a time is written 30s, 10m, 2h or 7d".into())
 }
 
 /// `ADDR:PORT`, `ADDR`, `:PORT` or `PORT`.
 fn listen_address(text: &str) -> Result<SocketAddr, String> {
     let any = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-    let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|t| t.strip_suffix(']'))
+        .unwrap_or(text);
     if let Ok(address) = text.parse() {
         Ok(address)
     } else if let Ok(ip) = bare.parse() {
@@ -441,8 +459,17 @@ mod tests {
         let code = |error: Error| exit_code(&anyhow::Error::from(error));
         assert_eq!(code(Error::Usage(String::new())), USAGE);
         assert_eq!(code(Error::Lost(String::new())), NO_CONNECTION);
-        assert_eq!(code(Error::Resolve { host: "h".into(), why: String::new() }), NO_CONNECTION);
-        assert_eq!(code(Error::NotAdmitted(Code::NotAdmitted.into())), NOT_TRUSTED);
+        assert_eq!(
+            code(Error::Resolve {
+                host: "h".into(),
+                why: String::new()
+            }),
+            NO_CONNECTION
+        );
+        assert_eq!(
+            code(Error::NotAdmitted(Code::NotAdmitted.into())),
+            NOT_TRUSTED
+        );
         assert_eq!(code(Error::Refused(Code::NotAllowed.into())), NOT_TRUSTED);
         assert_eq!(code(Error::Refused(Code::NoSpace.into())), FAILED);
         assert_eq!(exit_code(&anyhow::anyhow!("other")), FAILED);
@@ -450,10 +477,26 @@ mod tests {
 
     #[test]
     fn times_are_what_people_write() {
-        for (text, seconds) in [("30s", 30), ("10m", 600), ("2h", 7200), ("7d", 604_800), ("45", 45), ("0", 0)] {
+        for (text, seconds) in [
+            ("30s", 30),
+            ("10m", 600),
+            ("2h", 7200),
+            ("7d", 604_800),
+            ("45", 45),
+            ("0", 0),
+        ] {
             assert_eq!(time(text), Ok(Duration::from_secs(seconds)));
         }
-        for text in ["", "s", "-1", "1.5h", "10 m", "5w", "99999999999999999999", "18446744073709551615h"] {
+        for text in [
+            "",
+            "s",
+            "-1",
+            "1.5h",
+            "10 m",
+            "5w",
+            "99999999999999999999",
+            "18446744073709551615h",
+        ] {
             assert!(time(text).is_err(), "{text}");
         }
     }

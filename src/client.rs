@@ -114,17 +114,33 @@ impl Client {
         port: u16,
         config: &Config,
     ) -> Result<Self> {
-        let dialed = |connected| Dialed { connected, route: Route::Direct, own_port: true };
+        let dialed = |connected| Dialed {
+            connected,
+            route: Route::Direct,
+            own_port: true,
+        };
         let first = endpoint::connect(identity, trust, host, port, config).await?;
-        let (key_id, _) = endpoint::peer(&first.connection)
-            .ok_or_else(|| Error::NotTrusted { host: host.into(), why: "it presented no certificate".into() })?;
+        let (key_id, _) = endpoint::peer(&first.connection).ok_or_else(|| Error::NotTrusted {
+            host: host.into(),
+            why: "it presented no certificate".into(),
+        })?;
         let again = (identity.clone(), host.to_owned(), config.clone());
         let any = Box::new(move || -> Dialing {
             let (identity, host, config) = again.clone();
-            let trust = ServerTrust { pin: Some(key_id), ..ServerTrust::default() };
-            Box::pin(async move { endpoint::connect(&identity, &trust, &host, port, &config).await.map(dialed) })
+            let trust = ServerTrust {
+                pin: Some(key_id),
+                ..ServerTrust::default()
+            };
+            Box::pin(async move {
+                endpoint::connect(&identity, &trust, &host, port, &config)
+                    .await
+                    .map(dialed)
+            })
         });
-        Ok(Self { routed: false, ..Self::over(dialed(first), Dial { any, direct: None }, config)? })
+        Ok(Self {
+            routed: false,
+            ..Self::over(dialed(first), Dial { any, direct: None }, config)?
+        })
     }
 
     /// A client over a connection that is there already, and that can be made again.
@@ -166,12 +182,18 @@ impl Client {
 
     fn tell_route(&self, link: &Link, observer: &Observer) {
         if self.routed {
-            observer(Event::Routed { address: link.address(), route: link.route });
+            observer(Event::Routed {
+                address: link.address(),
+                route: link.route,
+            });
         }
     }
 
     fn link(&self) -> Arc<Link> {
-        self.link.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.link
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Sends files and directories, and waits until the server says that each is committed, or why not. What the observer
@@ -187,13 +209,19 @@ impl Client {
     pub async fn push(&self, options: &PushOptions, observer: Observer) -> Result<Outcome> {
         unlisted_mirror(&options.take, &options.walk)?;
         let link = self.link();
-        observer(Event::Connected { address: link.address(), key_id: self.key_id.to_string() });
+        observer(Event::Connected {
+            address: link.address(),
+            key_id: self.key_id.to_string(),
+        });
         self.tell_route(&link, &observer);
         let (sources, follow) = (options.sources.clone(), options.walk.follow);
         let (trees, unsendable) = blocking(move || look_here(&sources, follow)).await??;
         let Some(first) = trees.first() else {
             // Nothing to ask the server for.
-            return Ok(Outcome { sent: Sent::of_failures(unsendable, &observer), ..Outcome::default() });
+            return Ok(Outcome {
+                sent: Sent::of_failures(unsendable, &observer),
+                ..Outcome::default()
+            });
         };
         let (session, directory) = (session_id()?, options.sources.len() == 1 && first.directory);
         let (trees, origin) = blocking(move || {
@@ -210,12 +238,37 @@ impl Client {
             durability: options.durability,
             take: Some(options.take).filter(|take| *take != Take::default()),
             origin,
-            filter: if options.take.delete.is_some() { wire_filter(&options.walk.filter)? } else { None },
+            filter: if options.take.delete.is_some() {
+                wire_filter(&options.walk.filter)?
+            } else {
+                None
+            },
         };
-        let index = self.config.index.clone().filter(|_| !options.take.no_dedupe);
-        let walk = WalkOptions { index, ..options.walk.clone() };
-        let sender = Sender::new(trees, unsendable, walk, self.config.parallel, observer.clone());
-        self.persist(link, Operation::Push { push, sender: Box::new(sender) }, &observer).await
+        let index = self
+            .config
+            .index
+            .clone()
+            .filter(|_| !options.take.no_dedupe);
+        let walk = WalkOptions {
+            index,
+            ..options.walk.clone()
+        };
+        let sender = Sender::new(
+            trees,
+            unsendable,
+            walk,
+            self.config.parallel,
+            observer.clone(),
+        );
+        self.persist(
+            link,
+            Operation::Push {
+                push,
+                sender: Box::new(sender),
+            },
+            &observer,
+        )
+        .await
     }
 
     /// Sends what a reader gives as the content of one file, until it ends. The destination is the file's own name, and
@@ -233,10 +286,20 @@ impl Client {
         observer: Observer,
     ) -> Result<Outcome> {
         let link = self.link();
-        let name = options.destination.name().filter(|_| !options.into).ok_or_else(|| {
-            Error::Usage("what comes out of a pipe needs a name there, as in haul://host/dir/name.tar".into())
-        })?;
-        observer(Event::Connected { address: link.address(), key_id: self.key_id.to_string() });
+        let name = options
+            .destination
+            .name()
+            .filter(|_| !options.into)
+            .ok_or_else(|| {
+                Error::Usage(
+                    "what comes out of a pipe needs a name there, as in haul://host/dir/name.tar"
+                        .into(),
+                )
+            })?;
+        observer(Event::Connected {
+            address: link.address(),
+            key_id: self.key_id.to_string(),
+        });
         let push = Push {
             session: session_id()?,
             destination: Components::from(&options.destination),
@@ -248,8 +311,17 @@ impl Client {
             filter: None,
             origin: None,
         };
-        let sender = Sender::of_pipe(name, Arc::new(Pipe::new(input)), observer.clone()).map_err(Error::Refused)?;
-        self.persist(link, Operation::Push { push, sender: Box::new(sender) }, &observer).await
+        let sender = Sender::of_pipe(name, Arc::new(Pipe::new(input)), observer.clone())
+            .map_err(Error::Refused)?;
+        self.persist(
+            link,
+            Operation::Push {
+                push,
+                sender: Box::new(sender),
+            },
+            &observer,
+        )
+        .await
     }
 
     /// Receives files and directories from the server, and waits until each is committed on this machine, or has failed.
@@ -264,10 +336,14 @@ impl Client {
     pub async fn pull(&self, options: &PullOptions, observer: Observer) -> Result<Outcome> {
         unlisted_mirror(&options.take, &options.walk)?;
         let link = self.link();
-        observer(Event::Connected { address: link.address(), key_id: self.key_id.to_string() });
+        observer(Event::Connected {
+            address: link.address(),
+            key_id: self.key_id.to_string(),
+        });
         self.tell_route(&link, &observer);
         let pulling = Pulling::new(options.clone(), self.key_id, &self.config, observer.clone())?;
-        self.persist(link, Operation::Pull(Box::new(pulling)), &observer).await
+        self.persist(link, Operation::Pull(Box::new(pulling)), &observer)
+            .await
     }
 
     /// Receives one file, and writes its content to a writer, in order and as it comes: it is verified when all of it is
@@ -285,14 +361,22 @@ impl Client {
     ) -> Result<Outcome> {
         let link = self.link();
         let name = match &options.sources[..] {
-            [source] => source.name().and_then(|name| RelativePath::from_components([name]).ok()),
+            [source] => source
+                .name()
+                .and_then(|name| RelativePath::from_components([name]).ok()),
             _ => None,
         };
-        let name = name.ok_or_else(|| Error::Usage("one file can be written to a pipe, and no other number".into()))?;
-        observer(Event::Connected { address: link.address(), key_id: self.key_id.to_string() });
+        let name = name.ok_or_else(|| {
+            Error::Usage("one file can be written to a pipe, and no other number".into())
+        })?;
+        observer(Event::Connected {
+            address: link.address(),
+            key_id: self.key_id.to_string(),
+        });
         let pulling = Pulling::new(options.clone(), self.key_id, &self.config, observer.clone())?;
         let pulling = pulling.with_output(OutputStore::new(name, output));
-        self.persist(link, Operation::Pull(Box::new(pulling)), &observer).await
+        self.persist(link, Operation::Pull(Box::new(pulling)), &observer)
+            .await
     }
 
     /// Lists what stands under a path, as it is read from the result: see [`Listing::next`]. A directory stands for what is in
@@ -302,21 +386,33 @@ impl Client {
     /// # Errors
     /// [`Error::Refused`] when there is no such thing, or it cannot be read, or this key may not; what ends a connection.
     pub async fn list(&self, path: &RelativePath, recursive: bool) -> Result<Listing> {
-        let list = List { session: session_id()?, path: Components::from(path), recursive };
+        let list = List {
+            session: session_id()?,
+            path: Components::from(path),
+            recursive,
+        };
         let link = self.link();
         link.honest(Listing::begin(&link.connection, &list, self.config.deadline).await)
     }
 
     /// Runs an operation to its end, over as many connections as it takes.
-    async fn persist(&self, mut link: Arc<Link>, mut operation: Operation, observer: &Observer) -> Result<Outcome> {
-        let (mut outcome, mut retry, mut stopped_mirroring, mut moved) = (Outcome::default(), None, false, false);
+    async fn persist(
+        &self,
+        mut link: Arc<Link>,
+        mut operation: Operation,
+        observer: &Observer,
+    ) -> Result<Outcome> {
+        let (mut outcome, mut retry, mut stopped_mirroring, mut moved) =
+            (Outcome::default(), None, false, false);
         loop {
             let mut begun = false;
             let over_another = std::mem::take(&mut moved);
             let begin = || {
                 begun = true;
                 if retry.is_some() && !over_another {
-                    observer(Event::Reconnected { address: link.address() });
+                    observer(Event::Reconnected {
+                        address: link.address(),
+                    });
                     self.tell_route(&link, observer);
                 }
             };
@@ -334,7 +430,11 @@ impl Client {
             let lost = match (ended, outcome.sent.interrupted.clone().map(Error::from)) {
                 (Err(lost), _) => lost,
                 // The server goes away, and something is left to send.
-                (Ok(()), Some(stopping)) if passes(&stopping) && !self.config.retry_for.is_zero() => stopping,
+                (Ok(()), Some(stopping))
+                    if passes(&stopping) && !self.config.retry_for.is_zero() =>
+                {
+                    stopping
+                }
                 (Ok(()), _) => {
                     if stopped_mirroring {
                         let text = "the connection was lost meanwhile; run the same command again";
@@ -366,7 +466,10 @@ impl Client {
                 return Err(Error::Lost(format!("{}; {spent}", reason(&lost))));
             }
             if begun || retry.is_none() {
-                observer(Event::Lost { why: reason(&lost), retry_for: self.config.retry_for });
+                observer(Event::Lost {
+                    why: reason(&lost),
+                    retry_for: self.config.retry_for,
+                });
             }
             let progress = operation.progress();
             let retry = retry.get_or_insert_with(|| Retry::new(self.config.retry_for, progress));
@@ -379,7 +482,9 @@ impl Client {
     /// Ends once there is a better way, and the session has been moved there: one that needs no relay, or any where nothing comes by this
     /// one, as after a NAT has given one end another address. The connection of before is closed then.
     async fn better(&self, link: &Arc<Link>, observer: &Observer) {
-        let Some(direct) = &self.dial.direct else { return pending().await };
+        let Some(direct) = &self.dial.direct else {
+            return pending().await;
+        };
         let arrived = || link.connection.stats().udp_rx.datagrams;
         let (mut wait, mut due) = (BETTER, Instant::now() + BETTER);
         let (mut before, mut since) = (arrived(), Instant::now());
@@ -404,10 +509,13 @@ impl Client {
             if silent && arrived() != before {
                 continue;
             }
-            let Ok((better, _)) = dialed.and_then(|dialed| Link::over(dialed, &self.config)) else { continue };
+            let Ok((better, _)) = dialed.and_then(|dialed| Link::over(dialed, &self.config)) else {
+                continue;
+            };
             self.tell_route(&better, observer);
             *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(better);
-            link.connection.close(varint_of(Code::Cancelled), b"there is a better way");
+            link.connection
+                .close(varint_of(Code::Cancelled), b"there is a better way");
             return;
         }
     }
@@ -430,8 +538,14 @@ impl Client {
             }
         }
         let (first, limit) = (reason(lost), written(self.config.retry_for));
-        let last = if why == first { String::new() } else { format!(" (at last: {why})") };
-        Err(Error::Lost(format!("{first}. For {limit} it could not be made again{last}")))
+        let last = if why == first {
+            String::new()
+        } else {
+            format!(" (at last: {why})")
+        };
+        Err(Error::Lost(format!(
+            "{first}. For {limit} it could not be made again{last}"
+        )))
     }
 
     /// Another connection in the place of one that is lost; one for all sessions that lost it.
@@ -454,7 +568,10 @@ impl Client {
     /// too old for it, and with [`Code::Busy`] by one that is measuring for others; what ends a connection.
     pub async fn measure(&self, options: &MeasureOptions, observer: Observer) -> Result<Measured> {
         let link = self.link();
-        observer(Event::Connected { address: link.address(), key_id: self.key_id.to_string() });
+        observer(Event::Connected {
+            address: link.address(),
+            key_id: self.key_id.to_string(),
+        });
         link.honest(measure::measure(&link.window, options, &self.config, &observer).await)
     }
 
@@ -487,18 +604,23 @@ impl Client {
 /// What a list does not name would go.
 fn unlisted_mirror(take: &Take, walk: &WalkOptions) -> Result<()> {
     match take.delete.is_some() && walk.filter.only.is_some() {
-        true => Err(Error::Usage("a mirror takes no list of names: all that is not on it would go; use rules".into())),
+        true => Err(Error::Usage(
+            "a mirror takes no list of names: all that is not on it would go; use rules".into(),
+        )),
         false => Ok(()),
     }
 }
 
 /// Off the network threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Usage("a fault inside haul; please report it".into()))
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| Error::Usage("a fault inside haul; please report it".into()))
 }
 
 fn session_id() -> Result<[u8; 16]> {
     let mut id = [0; 16];
-    aws_lc_rs::rand::fill(&mut id).map_err(|_| Error::Usage("the system gives no random numbers".into()))?;
+    aws_lc_rs::rand::fill(&mut id)
+        .map_err(|_| Error::Usage("the system gives no random numbers".into()))?;
     Ok(id)
 }

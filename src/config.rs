@@ -79,8 +79,13 @@ const MIN_BACKLOG: usize = 64 << 10;
 impl Config {
     /// [`send_window`](Self::send_window), or as much of it as suits the [`limit`](Self::limit).
     pub fn limited_send_window(&self) -> usize {
-        let backlog = self.limit.map(|rate| (rate.bytes() * LIMITED_BACKLOG.as_secs()).max(MIN_BACKLOG as u64));
-        backlog.map_or(self.send_window, |backlog| self.send_window.min(usize::try_from(backlog).unwrap_or(usize::MAX)))
+        let backlog = self
+            .limit
+            .map(|rate| (rate.bytes() * LIMITED_BACKLOG.as_secs()).max(MIN_BACKLOG as u64));
+        backlog.map_or(self.send_window, |backlog| {
+            self.send_window
+                .min(usize::try_from(backlog).unwrap_or(usize::MAX))
+        })
     }
 }
 

@@ -32,8 +32,12 @@ pub enum Congestion {
 
 impl Congestion {
     /// All of them, by name.
-    pub const ALL: [(&str, Self); 4] =
-        [("haul", Self::Haul), ("cubic", Self::Cubic), ("newreno", Self::NewReno), ("bbr", Self::Bbr)];
+    pub const ALL: [(&str, Self); 4] = [
+        ("haul", Self::Haul),
+        ("cubic", Self::Cubic),
+        ("newreno", Self::NewReno),
+        ("bbr", Self::Bbr),
+    ];
 
     /// What builds a controller for each path.
     pub(crate) fn factory(self) -> Arc<dyn ControllerFactory + Send + Sync> {
@@ -48,7 +52,12 @@ impl Congestion {
 
 impl fmt::Display for Congestion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(Self::ALL.iter().find(|(_, which)| which == self).map_or("", |(name, _)| name))
+        f.write_str(
+            Self::ALL
+                .iter()
+                .find(|(_, which)| which == self)
+                .map_or("", |(name, _)| name),
+        )
     }
 }
 
@@ -56,10 +65,17 @@ impl FromStr for Congestion {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.iter().find(|(known, _)| *known == name).map(|(_, which)| *which).ok_or_else(|| {
-            let known: Vec<_> = Self::ALL.iter().map(|(known, _)| *known).collect();
-            Error::Usage(format!("there is no congestion controller {name:?}; there are {}", known.join(", ")))
-        })
+        Self::ALL
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, which)| *which)
+            .ok_or_else(|| {
+                let known: Vec<_> = Self::ALL.iter().map(|(known, _)| *known).collect();
+                Error::Usage(format!(
+                    "there is no congestion controller {name:?}; there are {}",
+                    known.join(", ")
+                ))
+            })
     }
 }
 
@@ -81,7 +97,11 @@ pub(crate) struct Steering {
 impl Steering {
     /// That of a connection's present path.
     pub(crate) fn of(connection: &quinn::Connection) -> Option<Arc<Self>> {
-        let controller = connection.congestion_state().into_any().downcast::<haul::Haul>().ok()?;
+        let controller = connection
+            .congestion_state()
+            .into_any()
+            .downcast::<haul::Haul>()
+            .ok()?;
         Some(controller.steering())
     }
 

@@ -108,10 +108,16 @@ fn accepting(mut tls: rustls::ServerConfig, config: &Config) -> Result<quinn::Se
 ///
 /// # Errors
 /// As [`server_config`].
-pub(crate) fn relay_server_config(identity: &Identity, config: &Config) -> Result<quinn::ServerConfig> {
+pub(crate) fn relay_server_config(
+    identity: &Identity,
+    config: &Config,
+) -> Result<quinn::ServerConfig> {
     let mut tls = rustls::ServerConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&TLS13])
-        .and_then(|b| b.with_no_client_auth().with_single_cert(identity.chain().to_vec(), identity.private_key()))
+        .and_then(|b| {
+            b.with_no_client_auth()
+                .with_single_cert(identity.chain().to_vec(), identity.private_key())
+        })
         .map_err(unusable)?;
     tls.alpn_protocols = vec![RELAY_ALPN.to_vec()];
     accepting(tls, config)
@@ -121,7 +127,10 @@ pub(crate) fn relay_server_config(identity: &Identity, config: &Config) -> Resul
 ///
 /// # Errors
 /// As [`server_config`].
-pub(crate) fn traced(server: &quinn::ServerConfig, config: &Config) -> Result<Arc<quinn::ServerConfig>> {
+pub(crate) fn traced(
+    server: &quinn::ServerConfig,
+    config: &Config,
+) -> Result<Arc<quinn::ServerConfig>> {
     let mut server = server.clone();
     let mut transport = transport(config)?;
     record(&mut transport, config, Role::Server);
@@ -129,7 +138,10 @@ pub(crate) fn traced(server: &quinn::ServerConfig, config: &Config) -> Result<Ar
     Ok(Arc::new(server))
 }
 
-#[cfg_attr(not(feature = "qlog"), expect(unused_variables, reason = "qlog::prepare has refused"))]
+#[cfg_attr(
+    not(feature = "qlog"),
+    expect(unused_variables, reason = "qlog::prepare has refused")
+)]
 fn record(transport: &mut TransportConfig, config: &Config, role: Role) {
     #[cfg(feature = "qlog")]
     if let Some(directory) = &config.qlog {
@@ -153,7 +165,10 @@ pub fn client_config(
 ///
 /// # Errors
 /// As [`client_config`].
-fn relay_client_config(verifier: Arc<ServerVerifier>, config: &Config) -> Result<quinn::ClientConfig> {
+fn relay_client_config(
+    verifier: Arc<ServerVerifier>,
+    config: &Config,
+) -> Result<quinn::ClientConfig> {
     dialing(client_tls(None, verifier, RELAY_ALPN)?, config)
 }
 
@@ -177,16 +192,20 @@ fn server_tls(identity: &Identity) -> Result<rustls::ServerConfig> {
         .map_err(unusable)
 }
 
-fn client_tls(identity: Option<&Identity>, verifier: Arc<ServerVerifier>, alpn: &[u8]) -> Result<rustls::ClientConfig> {
+fn client_tls(
+    identity: Option<&Identity>,
+    verifier: Arc<ServerVerifier>,
+    alpn: &[u8],
+) -> Result<rustls::ClientConfig> {
     let builder = rustls::ClientConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&TLS13])
         .map_err(unusable)?
         .dangerous()
         .with_custom_certificate_verifier(verifier);
     let mut tls = match identity {
-        Some(identity) => {
-            builder.with_client_auth_cert(identity.chain().to_vec(), identity.private_key()).map_err(unusable)?
-        }
+        Some(identity) => builder
+            .with_client_auth_cert(identity.chain().to_vec(), identity.private_key())
+            .map_err(unusable)?,
         None => builder.with_no_client_auth(),
     };
     tls.alpn_protocols = vec![alpn.to_vec()];
@@ -200,8 +219,12 @@ fn unusable(error: impl std::fmt::Display) -> Error {
 }
 
 fn transport(config: &Config) -> Result<TransportConfig> {
-    let idle = IdleTimeout::try_from(config.idle_timeout)
-        .map_err(|_| Error::Usage(format!("an idle timeout of {:?} is too long", config.idle_timeout)))?;
+    let idle = IdleTimeout::try_from(config.idle_timeout).map_err(|_| {
+        Error::Usage(format!(
+            "an idle timeout of {:?} is too long",
+            config.idle_timeout
+        ))
+    })?;
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(MAX_DATAGRAM);
     let mut acknowledgements = AckFrequencyConfig::default();
@@ -254,9 +277,15 @@ impl Port {
     ///
     /// # Errors
     /// As [`bind`].
-    pub fn listening(address: SocketAddr, identity: &Identity, server: quinn::ServerConfig) -> Result<Self> {
+    pub fn listening(
+        address: SocketAddr,
+        identity: &Identity,
+        server: quinn::ServerConfig,
+    ) -> Result<Self> {
         let socket = udp_socket(address)?;
-        let local = socket.local_addr().map_err(Error::io(format!("cannot open UDP {address}")))?;
+        let local = socket
+            .local_addr()
+            .map_err(Error::io(format!("cannot open UDP {address}")))?;
         Self::on(socket, resetting(identity, local), Some(server))
     }
 
@@ -268,7 +297,11 @@ impl Port {
         Self::on(udp_socket(address)?, endpoint_config(), None)
     }
 
-    fn on(socket: std::net::UdpSocket, config: EndpointConfig, server: Option<quinn::ServerConfig>) -> Result<Self> {
+    fn on(
+        socket: std::net::UdpSocket,
+        config: EndpointConfig,
+        server: Option<quinn::ServerConfig>,
+    ) -> Result<Self> {
         let failed = || Error::io("cannot open an endpoint on a UDP socket");
         let beside = Arc::new(socket.try_clone().map_err(failed())?);
         let endpoint = quinn::Endpoint::new(config, server, socket, runtime()?).map_err(failed())?;
@@ -279,7 +312,9 @@ impl Port {
     pub fn send(&self, datagram: &[u8], to: SocketAddr) {
         let is_ipv6 = self.beside.local_addr().is_ok_and(|local| local.is_ipv6());
         let to = match to {
-            SocketAddr::V4(v4) if is_ipv6 => SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port())),
+            SocketAddr::V4(v4) if is_ipv6 => {
+                SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port()))
+            }
             other => other,
         };
         if let Err(error) = self.beside.send_to(datagram, to) {
@@ -294,10 +329,16 @@ fn resetting(identity: &Identity, address: SocketAddr) -> EndpointConfig {
     let key = identity.private_key();
     let derive = |context: &str| {
         let mut hasher = blake3::Hasher::new_derive_key(context);
-        hasher.update(address.to_string().as_bytes()).update(b" ").update(key.secret_der());
+        hasher
+            .update(address.to_string().as_bytes())
+            .update(b" ")
+            .update(key.secret_der());
         *hasher.finalize().as_bytes()
     };
-    let tokens = hmac::Key::new(hmac::HMAC_SHA256, &derive("haul 2025-06 stateless reset tokens"));
+    let tokens = hmac::Key::new(
+        hmac::HMAC_SHA256,
+        &derive("haul 2025-06 stateless reset tokens"),
+    );
     let [a, b, c, d, e, f, g, h, ..] = derive("haul 2025-06 connection ids");
     let ids = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
     let mut config = EndpointConfig::new(Arc::new(tokens));
@@ -311,13 +352,16 @@ fn endpoint_config() -> EndpointConfig {
 }
 
 fn limited(mut config: EndpointConfig) -> EndpointConfig {
-    config.max_udp_payload_size(MAX_DATAGRAM).expect("MAX_DATAGRAM is within QUIC's limits");
+    config
+        .max_udp_payload_size(MAX_DATAGRAM)
+        .expect("MAX_DATAGRAM is within QUIC's limits");
     config
 }
 
 fn runtime() -> Result<Arc<dyn quinn::Runtime>> {
-    quinn::default_runtime()
-        .ok_or_else(|| Error::io("cannot open an endpoint")(io::Error::other("no tokio runtime is running")))
+    quinn::default_runtime().ok_or_else(|| {
+        Error::io("cannot open an endpoint")(io::Error::other("no tokio runtime is running"))
+    })
 }
 
 /// A UDP socket on an address, with buffers for much traffic. `[::]` takes IPv4 too.
@@ -347,11 +391,17 @@ fn is_no_ipv6(error: &io::Error) -> bool {
 }
 
 fn open_socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
-    let asked = socket.set_recv_buffer_size(SOCKET_BUFFER).and(socket.set_send_buffer_size(SOCKET_BUFFER));
+    let asked = socket
+        .set_recv_buffer_size(SOCKET_BUFFER)
+        .and(socket.set_send_buffer_size(SOCKET_BUFFER));
     socket.bind(&address.into())?;
     let (receive, send) = (socket.recv_buffer_size()?, socket.send_buffer_size()?);
     tracing::debug!(%address, receive, send, ?asked, "socket buffers granted, in bytes; {SOCKET_BUFFER} were asked for");
@@ -361,13 +411,20 @@ fn open_socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
 /// The peer's key id and certificates, own one first. TLS has verified that it holds the key. `None` before the
 /// handshake is over.
 pub fn peer(connection: &quinn::Connection) -> Option<(KeyId, Vec<CertificateDer<'static>>)> {
-    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    let chain = connection
+        .peer_identity()?
+        .downcast::<Vec<CertificateDer<'static>>>()
+        .ok()?;
     let key_id = KeyId::of_certificate(chain.first()?).ok()?;
     Some((key_id, *chain))
 }
 
 /// Closes a connection, and waits until that has gone out, for a second at most.
-pub(crate) async fn goodbye(endpoint: &quinn::Endpoint, connection: &quinn::Connection, code: Code) {
+pub(crate) async fn goodbye(
+    endpoint: &quinn::Endpoint,
+    connection: &quinn::Connection,
+    code: Code,
+) {
     let sent = || connection.stats().udp_tx.datagrams;
     let before = sent();
     connection.close(code.number().into(), b"");

@@ -156,13 +156,19 @@ trait FloorCharBoundary {
 
 impl FloorCharBoundary for String {
     fn floor_char_boundary_at(&self, index: usize) -> usize {
-        (0..=index.min(self.len())).rev().find(|&i| self.is_char_boundary(i)).unwrap_or(0)
+        (0..=index.min(self.len()))
+            .rev()
+            .find(|&i| self.is_char_boundary(i))
+            .unwrap_or(0)
     }
 }
 
 impl From<Code> for Why {
     fn from(code: Code) -> Self {
-        Self { code, text: String::new() }
+        Self {
+            code,
+            text: String::new(),
+        }
     }
 }
 
@@ -318,6 +324,9 @@ mod tests {
     fn a_peers_sentence_is_cut_and_escaped() {
         assert_eq!(Why::new(Code::Io, "ä".repeat(1000)).text.len(), MAX_TEXT);
         assert_eq!(Why::new(Code::Io, "a\x1b[31m").to_string(), "a\\u{1b}[31m");
-        assert_eq!(Why::from(Code::NoSpace).to_string(), "no space left on the receiver");
+        assert_eq!(
+            Why::from(Code::NoSpace).to_string(),
+            "no space left on the receiver"
+        );
     }
 }

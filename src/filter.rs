@@ -31,7 +31,9 @@ pub enum BadRules {
     #[error("more than {MAX_RULES} rules, or {MAX_RULES_BYTES} bytes of them")]
     TooMany,
     /// They take too much memory.
-    #[error("the rules are more than can be held in memory for them; use fewer wildcards and classes")]
+    #[error(
+        "the rules are more than can be held in memory for them; use fewer wildcards and classes"
+    )]
     TooLarge,
 }
 
@@ -78,10 +80,13 @@ impl Rules {
     /// # Errors
     /// [`BadRules`] past the limits.
     pub fn new(written: Vec<Vec<u8>>) -> Result<Self, BadRules> {
-        if written.len() > MAX_RULES || written.iter().map(Vec::len).sum::<usize>() > MAX_RULES_BYTES {
+        if written.len() > MAX_RULES
+            || written.iter().map(Vec::len).sum::<usize>() > MAX_RULES_BYTES
+        {
             return Err(BadRules::TooMany);
         }
-        let (expressions, effects): (Vec<_>, Vec<_>) = written.iter().filter_map(|rule| translate(rule)).unzip();
+        let (expressions, effects): (Vec<_>, Vec<_>) =
+            written.iter().filter_map(|rule| translate(rule)).unzip();
         if written.is_empty() {
             return Ok(Self(None));
         }
@@ -91,7 +96,11 @@ impl Rules {
             .size_limit(MAX_COMPILED)
             .build()
             .map_err(|_| BadRules::TooLarge)?;
-        Ok(Self(Some(Arc::new(Compiled { written, set, effects }))))
+        Ok(Self(Some(Arc::new(Compiled {
+            written,
+            set,
+            effects,
+        }))))
     }
 
     /// The rules in a file such as .gitignore.
@@ -108,7 +117,10 @@ impl Rules {
         let compiled = self.0.as_ref()?;
         let matches = compiled.set.matches(name);
         let effects = matches.iter().rev().map(|rule| compiled.effects[rule]);
-        effects.filter(|effect| directory || !effect.directories_only).map(|effect| effect.excludes).next()
+        effects
+            .filter(|effect| directory || !effect.directories_only)
+            .map(|effect| effect.excludes)
+            .next()
     }
 
     /// The rules as they were written.
@@ -140,14 +152,25 @@ impl Only {
         let end = if by_nul { 0 } else { b'\n' };
         let mut names = BTreeSet::new();
         for name in text.split(|&byte| byte == end) {
-            let name = if by_nul { name } else { name.strip_suffix(b"\r").unwrap_or(name) };
+            let name = if by_nul {
+                name
+            } else {
+                name.strip_suffix(b"\r").unwrap_or(name)
+            };
             if name.is_empty() || !by_nul && matches!(name[0], b'#' | b';') {
                 continue;
             }
-            let components = name.split(|&byte| byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
-            names.insert(RelativePath::from_components(components).map_err(|bad| (name.to_vec(), bad))?);
+            let components = name
+                .split(|&byte| byte == b'/')
+                .filter(|part| !matches!(*part, b"" | b"."));
+            names.insert(
+                RelativePath::from_components(components).map_err(|bad| (name.to_vec(), bad))?,
+            );
         }
-        Ok(Self { names: Arc::new(names), recursive })
+        Ok(Self {
+            names: Arc::new(names),
+            recursive,
+        })
     }
 
     /// The names to look at in a directory; `None` for all. The directory's own is relative to the source.
@@ -160,11 +183,22 @@ impl Only {
             above = path.parent();
         }
         // In the order of bytes, all that stands below a directory stands together.
-        let prefix = if directory.is_root() { Vec::new() } else { [directory.as_bytes(), b"/"].concat() };
-        let below = self.names.range(directory.clone()..).map(RelativePath::as_bytes);
+        let prefix = if directory.is_root() {
+            Vec::new()
+        } else {
+            [directory.as_bytes(), b"/"].concat()
+        };
+        let below = self
+            .names
+            .range(directory.clone()..)
+            .map(RelativePath::as_bytes);
         let below = below.skip_while(|path| *path < prefix.as_slice());
         let below = below.map_while(|path| path.strip_prefix(prefix.as_slice()));
-        let names = below.filter_map(|path| path.split(|&byte| byte == b'/').next().filter(|name| !name.is_empty()));
+        let names = below.filter_map(|path| {
+            path.split(|&byte| byte == b'/')
+                .next()
+                .filter(|name| !name.is_empty())
+        });
         // The same name comes again after others, as in `a`, `a-b`, `a/c`.
         let names: BTreeSet<Vec<u8>> = names.map(<[u8]>::to_vec).collect();
         Some(names.into_iter().collect())
@@ -174,9 +208,14 @@ impl Only {
 /// The rules in a file such as .gitignore: comments, empty lines and spaces at the end of lines taken off.
 pub fn lines(text: &[u8]) -> Vec<Vec<u8>> {
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
-    let lines = text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty() && line[0] != b'#');
+    let lines = text
+        .split(|&byte| byte == b'\n')
+        .filter(|line| !line.is_empty() && line[0] != b'#');
     let lines = lines.map(|line| without_trailing_spaces(line.strip_suffix(b"\r").unwrap_or(line)));
-    lines.filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect()
+    lines
+        .filter(|line| !line.is_empty())
+        .map(<[u8]>::to_vec)
+        .collect()
 }
 
 /// Spaces at the end that no backslash quotes mean nothing; other white space does.
@@ -197,23 +236,40 @@ fn without_trailing_spaces(line: &[u8]) -> &[u8] {
 fn translate(rule: &[u8]) -> Option<(String, Effect)> {
     // Git's strings end at a NUL.
     let rule = rule.split(|&byte| byte == 0).next().unwrap_or_default();
-    let (excludes, rule) = rule.strip_prefix(b"!").map_or((true, rule), |rest| (false, rest));
-    let (directories_only, rule) = rule.strip_suffix(b"/").map_or((false, rule), |rest| (true, rest));
+    let (excludes, rule) = rule
+        .strip_prefix(b"!")
+        .map_or((true, rule), |rest| (false, rest));
+    let (directories_only, rule) = rule
+        .strip_suffix(b"/")
+        .map_or((false, rule), |rest| (true, rest));
     let anchored = rule.contains(&b'/');
-    let rule = if anchored { rule.strip_prefix(b"/").unwrap_or(rule) } else { rule };
+    let rule = if anchored {
+        rule.strip_prefix(b"/").unwrap_or(rule)
+    } else {
+        rule
+    };
     let mut expression = String::from(if anchored { r"\A" } else { r"\A(?:.*/)?" });
     if rule.is_empty() {
         return None;
     }
     glob(rule, anchored, &mut expression)?;
     expression.push_str(r"\z");
-    Some((expression, Effect { excludes, directories_only }))
+    Some((
+        expression,
+        Effect {
+            excludes,
+            directories_only,
+        },
+    ))
 }
 
 /// Appends what a glob matches, as git's wildmatch.c has it; `None` when it is malformed.
 fn glob(rule: &[u8], across_directories: bool, expression: &mut String) -> Option<()> {
     // Git compares what comes before the first wildcard by itself, and the rest begins as if it began the rule.
-    let literal = rule.iter().position(|byte| b"*?[\\".contains(byte)).unwrap_or(rule.len());
+    let literal = rule
+        .iter()
+        .position(|byte| b"*?[\\".contains(byte))
+        .unwrap_or(rule.len());
     let mut at = 0;
     while let Some(&byte) = rule.get(at) {
         at += 1;
@@ -263,7 +319,8 @@ fn class(rule: &[u8]) -> Option<(String, usize)> {
     let mut previous = None;
     loop {
         let byte = *rule.get(at)?;
-        let named = (byte == b'[' && rule.get(at + 1) == Some(&b':')).then(|| posix_class(&rule[at + 2..]));
+        let named =
+            (byte == b'[' && rule.get(at + 1) == Some(&b':')).then(|| posix_class(&rule[at + 2..]));
         previous = match (byte, previous, named) {
             (b'\\', ..) => {
                 at += 1;
@@ -274,11 +331,16 @@ fn class(rule: &[u8]) -> Option<(String, usize)> {
             (b'-', Some(first), _) if rule.get(at + 1).is_some_and(|&next| next != b']') => {
                 at += if rule[at + 1] == b'\\' { 2 } else { 1 };
                 let last = *rule.get(at)?;
-                set.iter_mut().take(usize::from(last) + 1).skip(usize::from(first)).for_each(|is| *is = true);
+                set.iter_mut()
+                    .take(usize::from(last) + 1)
+                    .skip(usize::from(first))
+                    .for_each(|is| *is = true);
                 None
             }
             (_, _, Some(Posix::Class(is, length))) => {
-                (0..=u8::MAX).filter(is).for_each(|byte| set[usize::from(byte)] = true);
+                (0..=u8::MAX)
+                    .filter(is)
+                    .for_each(|byte| set[usize::from(byte)] = true);
                 at += 1 + length;
                 None
             }
@@ -323,8 +385,12 @@ enum Posix {
 
 /// As git has them: of ASCII alone, and white space without the vertical tab and the form feed.
 fn posix_class(rule: &[u8]) -> Posix {
-    let Some(end) = rule.iter().position(|&byte| byte == b']') else { return Posix::Malformed };
-    let Some(name) = rule[..end].strip_suffix(b":") else { return Posix::Literal };
+    let Some(end) = rule.iter().position(|&byte| byte == b']') else {
+        return Posix::Malformed;
+    };
+    let Some(name) = rule[..end].strip_suffix(b":") else {
+        return Posix::Literal;
+    };
     let is: fn(&u8) -> bool = match name {
         b"alnum" => u8::is_ascii_alphanumeric,
         b"alpha" => u8::is_ascii_alphabetic,
@@ -348,8 +414,13 @@ mod tests {
     use super::*;
 
     fn excludes(rules: &str, name: &str) -> bool {
-        let (name, directory) = name.strip_suffix('/').map_or((name, false), |name| (name, true));
-        Rules::of_file(rules.as_bytes()).unwrap().excludes(name.as_bytes(), directory) == Some(true)
+        let (name, directory) = name
+            .strip_suffix('/')
+            .map_or((name, false), |name| (name, true));
+        Rules::of_file(rules.as_bytes())
+            .unwrap()
+            .excludes(name.as_bytes(), directory)
+            == Some(true)
     }
 
     #[test]
@@ -357,7 +428,10 @@ mod tests {
         assert!(excludes("*.o", "a/b.o"));
         assert!(!excludes("*.o\n!b.o", "a/b.o"));
         assert!(excludes("!b.o\n*.o", "a/b.o"));
-        assert_eq!(Rules::of_file(b"*.o").unwrap().excludes(b"b.c", false), None);
+        assert_eq!(
+            Rules::of_file(b"*.o").unwrap().excludes(b"b.c", false),
+            None
+        );
     }
 
     #[test]
@@ -376,7 +450,12 @@ mod tests {
 
     #[test]
     fn a_file_of_rules_is_read_as_git_does() {
-        let read = |text: &str| lines(text.as_bytes()).into_iter().map(|l| String::from_utf8(l).unwrap()).collect();
+        let read = |text: &str| {
+            lines(text.as_bytes())
+                .into_iter()
+                .map(|l| String::from_utf8(l).unwrap())
+                .collect()
+        };
         let read: fn(&str) -> Vec<String> = read;
         assert_eq!(
             read("\u{feff}a\r\n\n# b\n\\#c\n d \\  \ne\\ \nf\t\n   \ng \\"),
@@ -387,9 +466,15 @@ mod tests {
     #[test]
     fn a_list_of_names_is_rsyncs() {
         let names = |only: &Only, directory: &str| {
-            let directory = RelativePath::from_components(directory.split('/').filter(|c| !c.is_empty())).unwrap();
+            let directory =
+                RelativePath::from_components(directory.split('/').filter(|c| !c.is_empty()))
+                    .unwrap();
             let names = only.within(&directory)?.into_iter();
-            Some(names.map(|name| String::from_utf8(name).unwrap()).collect::<Vec<_>>())
+            Some(
+                names
+                    .map(|name| String::from_utf8(name).unwrap())
+                    .collect::<Vec<_>>(),
+            )
         };
         let text = b"# no name\n; nor this\n/a/b//c\r\n./d\na-b\na/e\na\n\na0/x";
         let only = Only::parse(text, false, false).unwrap();
@@ -402,17 +487,30 @@ mod tests {
         assert_eq!(names(&only, "").unwrap(), ["a", "a-b", "a0", "d"]);
         let only = Only::parse(b"#x\0a\nb\0", true, false).unwrap();
         assert_eq!(names(&only, "").unwrap(), ["#x", "a\nb"]);
-        assert_eq!(Only::parse(b"a/../b", false, false).unwrap_err().1, BadName::Dots);
+        assert_eq!(
+            Only::parse(b"a/../b", false, false).unwrap_err().1,
+            BadName::Dots
+        );
     }
 
     #[test]
     fn hostile_rules_cost_no_more_than_others() {
         // Git's own way takes 2^30 steps for the first, were it not for its limits.
         let name = "a/".repeat(1000) + "a";
-        for rule in ["**/a*/".repeat(30) + "b", "*a".repeat(500) + "b", "[!b]*".repeat(200) + "b"] {
+        for rule in [
+            "**/a*/".repeat(30) + "b",
+            "*a".repeat(500) + "b",
+            "[!b]*".repeat(200) + "b",
+        ] {
             assert!(!excludes(&rule, &name));
         }
-        assert_eq!(Rules::new(vec![Vec::new(); MAX_RULES + 1]).err(), Some(BadRules::TooMany));
-        assert_eq!(Rules::new(vec![vec![b'a'; MAX_RULES_BYTES + 1]]).err(), Some(BadRules::TooMany));
+        assert_eq!(
+            Rules::new(vec![Vec::new(); MAX_RULES + 1]).err(),
+            Some(BadRules::TooMany)
+        );
+        assert_eq!(
+            Rules::new(vec![vec![b'a'; MAX_RULES_BYTES + 1]]).err(),
+            Some(BadRules::TooMany)
+        );
     }
 }

@@ -30,7 +30,9 @@ const PREFIX: &str = "SHA256:";
 /// Base64 as ssh shows fingerprints: standard alphabet, unpadded; padding that somebody added is no fault.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
-    GeneralPurposeConfig::new().with_encode_padding(false).with_decode_padding_mode(DecodePaddingMode::Indifferent),
+    GeneralPurposeConfig::new()
+        .with_encode_padding(false)
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 /// The name in certificates made at first use. Nothing checks it: such a certificate is known by its key.
 const CERTIFICATE_NAME: &str = "haul";
@@ -81,7 +83,9 @@ impl fmt::Debug for KeyId {
 
 /// Not a key id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a key id: it should be SHA256: and 43 letters, digits, + and /, as `haul id` prints it")]
+#[error(
+    "not a key id: it should be SHA256: and 43 letters, digits, + and /, as `haul id` prints it"
+)]
 pub struct BadKeyId;
 
 impl FromStr for KeyId {
@@ -127,7 +131,8 @@ impl Identity {
         let chain = CertificateDer::pem_slice_iter(chain)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| format!("the certificate cannot be read: {e}"))?;
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| format!("the private key cannot be read: {e}"))?;
+        let key = PrivateKeyDer::from_pem_slice(key)
+            .map_err(|e| format!("the private key cannot be read: {e}"))?;
         let first = chain.first().ok_or("there is no certificate")?;
         let key_id = KeyId::of_certificate(first).map_err(|e| e.to_string())?;
         let signing = provider()
@@ -137,7 +142,11 @@ impl Identity {
         CertifiedKey::new(chain.clone(), signing)
             .keys_match()
             .map_err(|_| "the private key does not belong to the certificate")?;
-        Ok(Self { chain, key: Arc::new(key), key_id })
+        Ok(Self {
+            chain,
+            key: Arc::new(key),
+            key_id,
+        })
     }
 
     /// What peers know this machine by.
@@ -158,20 +167,30 @@ impl Identity {
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identity").field("key_id", &self.key_id).finish_non_exhaustive()
+        f.debug_struct("Identity")
+            .field("key_id", &self.key_id)
+            .finish_non_exhaustive()
     }
 }
 
 /// A self-signed certificate and its new key, as PEM.
 fn self_signed() -> Result<(String, String)> {
-    use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, date_time_ymd};
+    use rcgen::{
+        CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+        date_time_ymd,
+    };
     let make = || -> Result<_, rcgen::Error> {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         let mut params = CertificateParams::new([CERTIFICATE_NAME.to_owned()])?;
-        params.distinguished_name.push(DnType::CommonName, CERTIFICATE_NAME);
+        params
+            .distinguished_name
+            .push(DnType::CommonName, CERTIFICATE_NAME);
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         // 99991231235959Z is what a certificate without an end carries (RFC 5280, section 4.1.2.5). A begin long ago
         // spares machines whose clock lags.
         params.not_before = date_time_ymd(2000, 1, 1);
@@ -204,8 +223,11 @@ impl Home {
         if let Some(path) = std::env::var_os("HAUL_HOME").filter(|p| !p.is_empty()) {
             return Ok(Self::at(path));
         }
-        let strategy = etcetera::choose_base_strategy()
-            .map_err(|_| Error::Usage("there is no home directory; say with HAUL_HOME where to keep the key".into()))?;
+        let strategy = etcetera::choose_base_strategy().map_err(|_| {
+            Error::Usage(
+                "there is no home directory; say with HAUL_HOME where to keep the key".into(),
+            )
+        })?;
         Ok(Self::at(strategy.config_dir().join("haul")))
     }
 
@@ -213,7 +235,9 @@ impl Home {
     pub fn at(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
         // Messages name the file, and should hold wherever they are read.
-        Self { path: std::path::absolute(&path).unwrap_or(path) }
+        Self {
+            path: std::path::absolute(&path).unwrap_or(path),
+        }
     }
 
     /// The directory.
@@ -279,7 +303,11 @@ impl Home {
 
     fn make_directory(&self) -> Result<()> {
         let what = || format!("cannot make {}", self.path.display());
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.path).map_err(Error::io(what()))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.path)
+            .map_err(Error::io(what()))?;
         let metadata = fs::metadata(&self.path).map_err(Error::io(what()))?;
         check_private(&self.path, &metadata, 0o700)
     }
@@ -288,8 +316,15 @@ impl Home {
     pub(crate) fn lock(&self) -> Result<File> {
         let path = self.path.join("lock");
         let lock = || -> io::Result<File> {
-            let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
-            rustix::io::retry_on_intr(|| rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive))?;
+            let file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(&path)?;
+            rustix::io::retry_on_intr(|| {
+                rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
+            })?;
             Ok(file)
         };
         lock().map_err(Error::io(format!("cannot lock {}", path.display())))
@@ -297,11 +332,16 @@ impl Home {
 
     fn load_identity(&self) -> Result<Identity> {
         let key = self.open_half(&self.key(), &self.certificate())?;
-        let metadata = key.metadata().map_err(Error::io(format!("cannot read {}", self.key().display())))?;
+        let metadata = key
+            .metadata()
+            .map_err(Error::io(format!("cannot read {}", self.key().display())))?;
         // Of the file that is open, so that nobody can exchange it in between.
         check_private(&self.key(), &metadata, 0o600)?;
         let key = read_pem(key, &self.key())?;
-        let chain = read_pem(self.open_half(&self.certificate(), &self.key())?, &self.certificate())?;
+        let chain = read_pem(
+            self.open_half(&self.certificate(), &self.key())?,
+            &self.certificate(),
+        )?;
         Identity::parse(&chain, &key).map_err(|why| Error::Home {
             path: self.key(),
             why: format!(
@@ -340,7 +380,9 @@ impl Home {
 
 fn read_pem(file: File, path: &Path) -> Result<Vec<u8>> {
     let mut content = Vec::new();
-    file.take(MAX_PEM).read_to_end(&mut content).map_err(Error::io(format!("cannot read {}", path.display())))?;
+    file.take(MAX_PEM)
+        .read_to_end(&mut content)
+        .map_err(Error::io(format!("cannot read {}", path.display())))?;
     Ok(content)
 }
 
@@ -352,7 +394,11 @@ fn put(path: &Path, content: &[u8]) -> Result<()> {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&unfinished)?;
+        let mut file = OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(0o600)
+            .open(&unfinished)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::hard_link(&unfinished, path)?;
@@ -363,7 +409,12 @@ fn put(path: &Path, content: &[u8]) -> Result<()> {
 
 /// Refuses what belongs to somebody else or is open to others.
 pub(crate) fn check_private(path: &Path, metadata: &fs::Metadata, mode: u32) -> Result<()> {
-    let refuse = |why| Err(Error::Home { path: path.to_owned(), why });
+    let refuse = |why| {
+        Err(Error::Home {
+            path: path.to_owned(),
+            why,
+        })
+    };
     let me = rustix::process::geteuid().as_raw();
     if metadata.uid() != me {
         return refuse(format!(
@@ -394,8 +445,15 @@ mod tests {
         assert_eq!(text.len(), PREFIX.len() + 43);
         assert_eq!(text.parse(), Ok(id));
         assert_eq!(format!("{text}=").parse(), Ok(id));
-        for bad in ["", "SHA256:", "sha256:", &text[PREFIX.len()..], &text[..40], &format!("{text}AAAA"), "SHA256:!!!!"]
-        {
+        for bad in [
+            "",
+            "SHA256:",
+            "sha256:",
+            &text[PREFIX.len()..],
+            &text[..40],
+            &format!("{text}AAAA"),
+            "SHA256:!!!!",
+        ] {
             assert_eq!(bad.parse::<KeyId>(), Err(BadKeyId), "{bad}");
         }
     }
@@ -403,16 +461,25 @@ mod tests {
     #[test]
     fn a_key_id_is_the_digest_of_the_whole_public_key_info() {
         let key = rcgen::KeyPair::generate().unwrap();
-        let certificate = rcgen::CertificateParams::new([]).unwrap().self_signed(&key).unwrap();
+        let certificate = rcgen::CertificateParams::new([])
+            .unwrap()
+            .self_signed(&key)
+            .unwrap();
         let info = rcgen::PublicKeyData::subject_public_key_info(&key);
-        assert_eq!(KeyId::of_certificate(certificate.der()).unwrap().0, digest(&SHA256, &info).as_ref());
+        assert_eq!(
+            KeyId::of_certificate(certificate.der()).unwrap().0,
+            digest(&SHA256, &info).as_ref()
+        );
         assert!(KeyId::of_certificate(&CertificateDer::from(vec![0x30, 0])).is_err());
     }
 
     #[test]
     fn a_key_never_shows_in_debug_output() {
         let identity = Identity::generate().unwrap();
-        assert_eq!(format!("{identity:?}"), format!("Identity {{ key_id: {}, .. }}", identity.key_id()));
+        assert_eq!(
+            format!("{identity:?}"),
+            format!("Identity {{ key_id: {}, .. }}", identity.key_id())
+        );
     }
 
     #[test]
@@ -441,7 +508,9 @@ mod tests {
         let id = home.identity().unwrap().key_id();
         assert_eq!(home.identity().unwrap().key_id(), id);
         assert_eq!((mode(home.path()), mode(&home.key())), (0o700, 0o600));
-        let names = fs::read_dir(home.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let names = fs::read_dir(home.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<_> = names.collect();
         names.sort();
         assert_eq!(names, ["cert.pem", "key.pem", "lock"]);
@@ -466,10 +535,16 @@ mod tests {
     fn a_key_or_home_open_to_others_is_refused_with_the_way_to_mend_it() {
         let (_directory, home) = new_home();
         home.identity().unwrap();
-        for (path, open, private) in [(home.key(), 0o640, 0o600), (home.path().to_owned(), 0o711, 0o700)] {
+        for (path, open, private) in [
+            (home.key(), 0o640, 0o600),
+            (home.path().to_owned(), 0o711, 0o700),
+        ] {
             fs::set_permissions(&path, fs::Permissions::from_mode(open)).unwrap();
             let error = home.identity().unwrap_err().to_string();
-            assert!(error.contains(&format!("chmod {private:o} '{}'", path.display())), "{error}");
+            assert!(
+                error.contains(&format!("chmod {private:o} '{}'", path.display())),
+                "{error}"
+            );
             fs::set_permissions(&path, fs::Permissions::from_mode(private)).unwrap();
             home.identity().unwrap();
         }
@@ -479,11 +554,17 @@ mod tests {
     fn half_an_identity_is_an_error_and_nothing_is_overwritten() {
         let (_directory, home) = new_home();
         home.identity().unwrap();
-        for (gone, left) in [(home.key(), home.certificate()), (home.certificate(), home.key())] {
+        for (gone, left) in [
+            (home.key(), home.certificate()),
+            (home.certificate(), home.key()),
+        ] {
             let (away, before) = (gone.with_extension("away"), fs::read(&left).unwrap());
             fs::rename(&gone, &away).unwrap();
             let error = home.identity().unwrap_err();
-            assert!(matches!(&error, Error::Home { path, .. } if *path == gone), "{error}");
+            assert!(
+                matches!(&error, Error::Home { path, .. } if *path == gone),
+                "{error}"
+            );
             assert_eq!(fs::read(&left).unwrap(), before);
             assert!(!gone.exists());
             fs::rename(&away, &gone).unwrap();
@@ -496,7 +577,10 @@ mod tests {
         home.identity().unwrap();
         fs::write(home.certificate(), self_signed().unwrap().0).unwrap();
         let error = home.identity().unwrap_err().to_string();
-        assert!(error.contains("does not belong to the certificate"), "{error}");
+        assert!(
+            error.contains("does not belong to the certificate"),
+            "{error}"
+        );
     }
 
     #[test]

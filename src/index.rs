@@ -50,7 +50,12 @@ impl FileKey {
 
     fn bytes(&self) -> [u8; Self::LENGTH] {
         let mut bytes = [0; Self::LENGTH];
-        let numbers = [self.file.0, self.file.1, self.size, self.modified.seconds as u64];
+        let numbers = [
+            self.file.0,
+            self.file.1,
+            self.size,
+            self.modified.seconds as u64,
+        ];
         for (place, number) in bytes.chunks_exact_mut(8).zip(numbers) {
             place.copy_from_slice(&number.to_le_bytes());
         }
@@ -60,7 +65,9 @@ impl FileKey {
 
     /// Whether the file's time would tell if it changed from now on.
     pub fn is_settled(&self) -> bool {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         self.modified.seconds < (now.saturating_sub(SETTLES)).as_secs() as i64
     }
 }
@@ -94,7 +101,10 @@ impl fmt::Debug for Index {
 impl Index {
     /// The index in this file.
     pub fn new(path: PathBuf) -> Self {
-        Self(Arc::new(Inner { path, state: Mutex::new(State::Closed) }))
+        Self(Arc::new(Inner {
+            path,
+            state: Mutex::new(State::Closed),
+        }))
     }
 
     /// The digest of a file, if it was hashed before.
@@ -112,16 +122,35 @@ impl Index {
     pub fn place(&self, store: (u64, u64), digest: &[u8; 32]) -> Option<(FileKey, RelativePath)> {
         let row = self.row(PLACES, &place_key(store, digest))?;
         let (key, path) = row.split_at_checked(FileKey::LENGTH)?;
-        let number = |at: usize| key[at..at + 8].try_into().map(u64::from_le_bytes).unwrap_or_default();
+        let number = |at: usize| {
+            key[at..at + 8]
+                .try_into()
+                .map(u64::from_le_bytes)
+                .unwrap_or_default()
+        };
         let nanoseconds = u32::from_le_bytes(key[32..].try_into().ok()?);
-        let modified = Time { seconds: number(24) as i64, nanoseconds };
+        let modified = Time {
+            seconds: number(24) as i64,
+            nanoseconds,
+        };
         let path = RelativePath::from_components(path.split(|&byte| byte == b'/')).ok()?;
-        Some((FileKey { file: (number(0), number(8)), size: number(16), modified }, path))
+        Some((
+            FileKey {
+                file: (number(0), number(8)),
+                size: number(16),
+                modified,
+            },
+            path,
+        ))
     }
 
     /// Remembers that a file with this content stands in a store.
     pub fn stands(&self, store: (u64, u64), digest: &[u8; 32], key: &FileKey, path: &RelativePath) {
-        self.put(PLACES, &place_key(store, digest), &[&key.bytes(), path.as_bytes()].concat());
+        self.put(
+            PLACES,
+            &place_key(store, digest),
+            &[&key.bytes(), path.as_bytes()].concat(),
+        );
     }
 
     /// Forgets where that content stood: it does no more.
@@ -146,7 +175,10 @@ impl Index {
     }
 
     fn put(&self, table: TableDefinition<&[u8], &[u8]>, key: &[u8], value: &[u8]) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_nanos() as u64;
         self.with(|database| {
             let mut writing = database.begin_write()?;
             // A crash may lose it, and nothing else.
@@ -168,13 +200,18 @@ impl Index {
         if let State::Closed = *state {
             *state = self.open();
         }
-        let State::Open(database) = &*state else { return None };
+        let State::Open(database) = &*state else {
+            return None;
+        };
         // The library trusts its file in places, and panics on one that was tampered with.
         let worked = catch_unwind(AssertUnwindSafe(|| work(database)));
         match worked {
             Ok(Ok(done)) => Some(done),
             failed => {
-                let why = failed.ok().and_then(Result::err).map_or_else(|| "a panic".into(), |error| error.to_string());
+                let why = failed
+                    .ok()
+                    .and_then(Result::err)
+                    .map_or_else(|| "a panic".into(), |error| error.to_string());
                 tracing::debug!(path = ?self.0.path, why, "the index is given up");
                 let broken = std::mem::replace(&mut *state, State::Without);
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
@@ -186,7 +223,11 @@ impl Index {
 
     fn open(&self) -> State {
         let open = || {
-            let create = || Database::builder().set_cache_size(CACHE).create(&self.0.path);
+            let create = || {
+                Database::builder()
+                    .set_cache_size(CACHE)
+                    .create(&self.0.path)
+            };
             catch_unwind(AssertUnwindSafe(create)).unwrap_or(Err(DatabaseError::RepairAborted))
         };
         let opened = match open() {
@@ -217,7 +258,10 @@ fn place_key(store: (u64, u64), digest: &[u8; 32]) -> [u8; 48] {
 
 fn evict(rows: &mut redb::Table<'_, &[u8], &[u8]>, count: usize) -> Worked<()> {
     let stamp = |row: &[u8]| {
-        let stamp = row.len().checked_sub(STAMP).and_then(|at| row[at..].try_into().ok());
+        let stamp = row
+            .len()
+            .checked_sub(STAMP)
+            .and_then(|at| row[at..].try_into().ok());
         stamp.map_or(0, u64::from_le_bytes)
     };
     let mut stamps = Vec::new();
@@ -236,7 +280,14 @@ mod tests {
     use tempfile::tempdir;
 
     fn key(inode: u64) -> FileKey {
-        FileKey { file: (7, inode), size: LARGE_FILE, modified: Time { seconds: -5, nanoseconds: 3 } }
+        FileKey {
+            file: (7, inode),
+            size: LARGE_FILE,
+            modified: Time {
+                seconds: -5,
+                nanoseconds: 3,
+            },
+        }
     }
 
     #[test]
@@ -274,7 +325,10 @@ mod tests {
         // Damaged in the middle: whatever it says, nothing fails.
         let mut bytes = std::fs::read(&file).unwrap();
         let length = bytes.len();
-        bytes[1000..length].iter_mut().step_by(3).for_each(|byte| *byte ^= 0x5a);
+        bytes[1000..length]
+            .iter_mut()
+            .step_by(3)
+            .for_each(|byte| *byte ^= 0x5a);
         std::fs::write(&file, bytes).unwrap();
         let index = Index::new(file);
         let _ = index.digest(&key(1));
@@ -293,7 +347,8 @@ mod tests {
             let mut rows = writing.open_table(DIGESTS).unwrap();
             let count = 105_u64;
             for at in 0..count {
-                rows.insert(&at.to_be_bytes()[..], &(count - at).to_le_bytes()[..]).unwrap();
+                rows.insert(&at.to_be_bytes()[..], &(count - at).to_le_bytes()[..])
+                    .unwrap();
             }
             evict(&mut rows, 100).unwrap();
             assert_eq!(rows.len().unwrap(), 4);

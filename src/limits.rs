@@ -14,7 +14,10 @@ const EACH: u64 = 2;
 /// since it changes the whole process. Many systems begin at 1,024. Returns what is allowed now.
 pub fn raise_open_files() -> u64 {
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
     // Fails on systems whose hard limit is above what they really allow; the soft limit stays then.
     let _ = setrlimit(Resource::Nofile, raised);
     getrlimit(Resource::Nofile).current.unwrap_or(PLENTY)
@@ -24,7 +27,9 @@ pub fn raise_open_files() -> u64 {
 pub(crate) fn within_open_files(wanted: usize) -> usize {
     let allowed = getrlimit(Resource::Nofile).current.unwrap_or(PLENTY);
     let room = allowed.saturating_sub(KEPT) / EACH;
-    wanted.min(usize::try_from(room).unwrap_or(usize::MAX)).max(1)
+    wanted
+        .min(usize::try_from(room).unwrap_or(usize::MAX))
+        .max(1)
 }
 
 #[cfg(test)]

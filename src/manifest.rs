@@ -14,10 +14,13 @@ use crate::index::{Index, LARGE_FILE};
 use crate::owners::Owners;
 use crate::path::{RelativePath, printable};
 use crate::pipe::Pipe;
-use crate::store::{ALL_PERMISSIONS, Lapses, LocalStore, MemoryStore, Metadata, PERMISSIONS, Store, Version};
+use crate::store::{
+    ALL_PERMISSIONS, Lapses, LocalStore, MemoryStore, Metadata, PERMISSIONS, Store, Version,
+};
 use crate::stream::{MessageReader, StreamError};
 use crate::wire::{
-    Aspect, Components, Done, Entry, Frame, Held, Kind, Message, Owner, Refuse, Skip, Time, Want, Xattr,
+    Aspect, Components, Done, Entry, Frame, Held, Kind, Message, Owner, Refuse, Skip, Time, Want,
+    Xattr,
 };
 
 use ignored::{Scope, below};
@@ -56,31 +59,56 @@ impl Tree {
         let failed = || Error::io(printable(path.as_os_str().as_encoded_bytes()));
         let real = path.canonicalize().map_err(failed())?;
         let (Some(parent), Some(real_name)) = (real.parent(), real.file_name()) else {
-            return Err(Error::Usage("/ has no name to send it under; name the directories in it".into()));
+            return Err(Error::Usage(
+                "/ has no name to send it under; name the directories in it".into(),
+            ));
         };
-        let name = path.file_name().unwrap_or(real_name).as_encoded_bytes().to_vec();
+        let name = path
+            .file_name()
+            .unwrap_or(real_name)
+            .as_encoded_bytes()
+            .to_vec();
         let named = |name: &[u8]| {
-            RelativePath::from_components([name]).map_err(|bad| Error::Usage(format!("{}: {bad}", printable(name))))
+            RelativePath::from_components([name])
+                .map_err(|bad| Error::Usage(format!("{}: {bad}", printable(name))))
         };
         named(&name)?;
         let directory = real.metadata().map_err(failed())?.is_dir();
         if follow == Follow::Never {
             let store = Arc::new(LocalStore::open(parent)?);
-            return Ok(Self { store, path: named(real_name.as_encoded_bytes())?, name, directory });
+            return Ok(Self {
+                store,
+                path: named(real_name.as_encoded_bytes())?,
+                name,
+                directory,
+            });
         }
         // Links may lead anywhere, and one descriptor is enough for all of that.
-        let components = real.iter().skip(1).map(|component| component.as_encoded_bytes());
+        let components = real
+            .iter()
+            .skip(1)
+            .map(|component| component.as_encoded_bytes());
         let whole = RelativePath::from_components(components);
-        let whole =
-            whole.map_err(|bad| Error::Usage(format!("{}: {bad}", printable(real.as_os_str().as_encoded_bytes()))))?;
-        Ok(Self { store: Arc::new(LocalStore::open(Path::new("/"))?), path: whole, name, directory })
+        let whole = whole.map_err(|bad| {
+            Error::Usage(format!(
+                "{}: {bad}",
+                printable(real.as_os_str().as_encoded_bytes())
+            ))
+        })?;
+        Ok(Self {
+            store: Arc::new(LocalStore::open(Path::new("/"))?),
+            path: whole,
+            name,
+            directory,
+        })
     }
 }
 
 impl Tree {
     /// What its entries are below.
     fn top(&self) -> RelativePath {
-        RelativePath::from_components(Some(&self.name).filter(|name| !name.is_empty())).unwrap_or_default()
+        RelativePath::from_components(Some(&self.name).filter(|name| !name.is_empty()))
+            .unwrap_or_default()
     }
 }
 
@@ -173,21 +201,52 @@ impl Announce {
         let path = RelativePath::from_components([name])?;
         // It stands in no store; nobody looks for it there.
         let store = Arc::new(MemoryStore::new());
-        let tree = Tree { store, path: path.clone(), name: name.to_vec(), directory: false };
+        let tree = Tree {
+            store,
+            path: path.clone(),
+            name: name.to_vec(),
+            directory: false,
+        };
         let (kind, modified, version) = (Kind::File, Time::default(), Version::default());
-        let metadata = Metadata { kind: Some(kind), size: 0, modified, mode: 0, owner: (0, 0), links: 1, version };
+        let metadata = Metadata {
+            kind: Some(kind),
+            size: 0,
+            modified,
+            mode: 0,
+            owner: (0, 0),
+            links: 1,
+            version,
+        };
         let (tree, source) = (Arc::new(tree), path.clone());
         let (digest, parent, extra) = (None, None, None);
-        Ok(Self { tree, source, path, metadata, kind, target: None, digest, parent, pipe: Some(pipe), extra })
+        Ok(Self {
+            tree,
+            source,
+            path,
+            metadata,
+            kind,
+            target: None,
+            digest,
+            parent,
+            pipe: Some(pipe),
+            extra,
+        })
     }
 
     /// The entry as it goes over the wire.
     pub fn entry(&self, id: u64) -> Entry {
         let known = self.pipe.is_none();
-        let (owner, xattrs) =
-            self.extra.as_ref().map(|extra| (extra.owner.clone(), extra.xattrs.clone())).unwrap_or_default();
+        let (owner, xattrs) = self
+            .extra
+            .as_ref()
+            .map(|extra| (extra.owner.clone(), extra.xattrs.clone()))
+            .unwrap_or_default();
         let special = owner.is_some() && self.kind == Kind::File;
-        let bits = if special { ALL_PERMISSIONS } else { PERMISSIONS };
+        let bits = if special {
+            ALL_PERMISSIONS
+        } else {
+            PERMISSIONS
+        };
         Entry {
             id,
             path: Components::from(&self.path),
@@ -248,9 +307,21 @@ impl Walk {
     }
 
     /// A walk that has not begun; `directories` takes the directories.
-    pub fn new(trees: Vec<Tree>, options: WalkOptions, directories: mpsc::UnboundedSender<Announce>) -> Self {
+    pub fn new(
+        trees: Vec<Tree>,
+        options: WalkOptions,
+        directories: mpsc::UnboundedSender<Announce>,
+    ) -> Self {
         let owners = Owners::default();
-        Self { trees: trees.into_iter(), tree: None, open: Vec::new(), directories, options, owners, excluded: 0 }
+        Self {
+            trees: trees.into_iter(),
+            tree: None,
+            open: Vec::new(),
+            directories,
+            options,
+            owners,
+            excluded: 0,
+        }
     }
 
     /// Looks at the next name; `None` when it is a directory, which is open then, or when a directory has no more.
@@ -274,7 +345,9 @@ impl Walk {
 
     /// What was left out since the last time.
     fn excluded(&mut self) -> Option<Found> {
-        Some(std::mem::take(&mut self.excluded)).filter(|count| *count > 0).map(Found::Excluded)
+        Some(std::mem::take(&mut self.excluded))
+            .filter(|count| *count > 0)
+            .map(Found::Excluded)
     }
 
     /// Finds out what one thing is, and opens it if it is a directory.
@@ -294,7 +367,10 @@ impl Walk {
             Err(why) => return Some(Found::Failed(path, why)),
         };
         let Some(kind) = metadata.kind else {
-            let why = Why::new(Code::Special, "a FIFO, socket or device; skipped, it has no content to send");
+            let why = Why::new(
+                Code::Special,
+                "a FIFO, socket or device; skipped, it has no content to send",
+            );
             return Some(Found::Failed(path, why));
         };
         let extra = self.extra(tree, &source, &metadata, kind);
@@ -313,7 +389,8 @@ impl Walk {
         match kind {
             Kind::File if announce.metadata.size >= LARGE_FILE => {
                 let index = self.options.index.as_ref();
-                announce.digest = index.and_then(|index| index.digest(&announce.metadata.version.key()));
+                announce.digest =
+                    index.and_then(|index| index.digest(&announce.metadata.version.key()));
             }
             Kind::Directory => return self.enter(announce),
             Kind::Symlink => match tree.store.read_link(&announce.source) {
@@ -334,7 +411,14 @@ impl Walk {
     ) -> Result<Option<(RelativePath, Metadata)>, Why> {
         let there = tree.store.stat(&source)?.ok_or_else(|| {
             let listed = self.options.filter.only.is_some();
-            Why::new(Code::NotFound, if listed { "listed, and not there" } else { "gone before it could be sent" })
+            Why::new(
+                Code::NotFound,
+                if listed {
+                    "listed, and not there"
+                } else {
+                    "gone before it could be sent"
+                },
+            )
         })?;
         let follow = self.options.follow;
         if self.excludes(tree, path, there.kind) {
@@ -350,11 +434,23 @@ impl Walk {
 
     fn excludes(&self, tree: &Tree, path: &RelativePath, kind: Option<Kind>) -> bool {
         let scope = self.open.last().and_then(|open| open.scope.as_deref());
-        ignored::excludes(&self.options.filter, scope, &tree.top(), path, kind == Some(Kind::Directory))
+        ignored::excludes(
+            &self.options.filter,
+            scope,
+            &tree.top(),
+            path,
+            kind == Some(Kind::Directory),
+        )
     }
 
     /// Looks up what is announced on demand.
-    fn extra(&self, tree: &Tree, source: &RelativePath, metadata: &Metadata, kind: Kind) -> Option<Box<Extra>> {
+    fn extra(
+        &self,
+        tree: &Tree,
+        source: &RelativePath,
+        metadata: &Metadata,
+        kind: Kind,
+    ) -> Option<Box<Extra>> {
         let options = &self.options;
         if !options.owner && !options.xattrs {
             return None;
@@ -374,10 +470,17 @@ impl Walk {
     }
 
     fn enter(&mut self, announce: Announce) -> Option<Found> {
-        let (source, path, tree) = (announce.source.clone(), announce.path.clone(), announce.tree.clone());
+        let (source, path, tree) = (
+            announce.source.clone(),
+            announce.path.clone(),
+            announce.tree.clone(),
+        );
         let file = announce.metadata.version.file;
         if self.options.follow != Follow::Never && self.open.iter().any(|open| open.file == file) {
-            let why = Why::new(Code::Symlink, "a loop: a symbolic link leads to a directory that it stands in");
+            let why = Why::new(
+                Code::Symlink,
+                "a loop: a symbolic link leads to a directory that it stands in",
+            );
             return Some(Found::Failed(path, why));
         }
         self.open_names(&tree, source, path, file, Some(announce))
@@ -393,7 +496,9 @@ impl Walk {
     ) -> Option<Found> {
         let filter = &self.options.filter;
         let listed = filter.only.as_ref().and_then(|only| {
-            let below = below(&tree.top(), &path).split(|&byte| byte == b'/').filter(|name| !name.is_empty());
+            let below = below(&tree.top(), &path)
+                .split(|&byte| byte == b'/')
+                .filter(|name| !name.is_empty());
             only.within(&RelativePath::from_components(below).ok()?)
         });
         let names = listed.map_or_else(|| tree.store.names(&source), Ok);
@@ -402,11 +507,21 @@ impl Walk {
             true => Ok((names, Scope::of(&*tree.store, &source, &path, above)?)),
             false => Ok((names, None)),
         });
-        let directory = Arc::new(Directory { announce, to: self.directories.clone() });
+        let directory = Arc::new(Directory {
+            announce,
+            to: self.directories.clone(),
+        });
         match found {
             Ok((mut names, scope)) => {
                 names.sort_unstable_by(|a, b| b.cmp(a));
-                self.open.push(Open { source, path, names, directory, scope, file });
+                self.open.push(Open {
+                    source,
+                    path,
+                    names,
+                    directory,
+                    scope,
+                    file,
+                });
                 None
             }
             Err(why) => Some(Found::Failed(path, why)),
@@ -422,16 +537,25 @@ impl Iterator for Walk {
             let found = match self.tree.clone().filter(|_| !self.open.is_empty()) {
                 Some(tree) => self.step(&tree),
                 None => {
-                    let Some(tree) = self.trees.next() else { return self.excluded() };
+                    let Some(tree) = self.trees.next() else {
+                        return self.excluded();
+                    };
                     let tree = self.tree.insert(Arc::new(tree)).clone();
                     if tree.name.is_empty() {
-                        match self.open_names(&tree, tree.path.clone(), RelativePath::root(), (0, 0), None) {
+                        match self.open_names(
+                            &tree,
+                            tree.path.clone(),
+                            RelativePath::root(),
+                            (0, 0),
+                            None,
+                        ) {
                             Some(failed) => return Some(failed),
                             None => continue,
                         }
                     }
                     let path = RelativePath::from_components([&tree.name]);
-                    path.ok().and_then(|path| self.look(&tree, tree.path.clone(), path, None))
+                    path.ok()
+                        .and_then(|path| self.look(&tree, tree.path.clone(), path, None))
                 }
             };
             if found.is_some() {
@@ -457,7 +581,9 @@ pub enum Verdict {
 impl Verdict {
     /// Reads the next verdict; `None` at the clean end of the stream.
     pub async fn read(stream: &mut MessageReader) -> Result<Option<Self>, StreamError> {
-        let Some(frame) = stream.frame(Want::LIMIT).await? else { return Ok(None) };
+        let Some(frame) = stream.frame(Want::LIMIT).await? else {
+            return Ok(None);
+        };
         Ok(Some(Self::decode(&frame)?))
     }
 
@@ -481,8 +607,16 @@ impl Verdict {
         match self {
             Self::Skip(id) => Skip { id }.put(out),
             Self::Done(id) => Done { id }.put(out),
-            Self::Want(id, held) => Want { id, held: (!held.is_empty()).then_some(held) }.put(out),
-            Self::Refuse(id, why) => Refuse { id, why: why.into() }.put(out),
+            Self::Want(id, held) => Want {
+                id,
+                held: (!held.is_empty()).then_some(held),
+            }
+            .put(out),
+            Self::Refuse(id, why) => Refuse {
+                id,
+                why: why.into(),
+            }
+            .put(out),
         }
     }
 

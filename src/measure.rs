@@ -57,7 +57,11 @@ pub struct MeasureOptions {
 
 impl Default for MeasureOptions {
     fn default() -> Self {
-        Self { up: true, down: true, time: None }
+        Self {
+            up: true,
+            down: true,
+            time: None,
+        }
     }
 }
 
@@ -71,13 +75,22 @@ pub(crate) async fn measure(
     let allowed = MIN_TIME..=config.max_measurement;
     if options.time.is_some_and(|time| !allowed.contains(&time)) {
         let (least, most) = (MIN_TIME.as_secs(), config.max_measurement.as_secs());
-        return Err(Error::Usage(format!("each direction is measured for {least} to {most} seconds")));
+        return Err(Error::Usage(format!(
+            "each direction is measured for {least} to {most} seconds"
+        )));
     }
     let mut way = Way::open(window, config, observer).await.map_err(refused)?;
     let (idle, jitter) = way.idle().await.map_err(refused)?;
-    let usual = (idle.median * ROUND_TRIPS).max(TIME).min(config.max_measurement);
+    let usual = (idle.median * ROUND_TRIPS)
+        .max(TIME)
+        .min(config.max_measurement);
     let time = options.time.unwrap_or(usual);
-    let mut measured = Measured { idle, jitter, up: None, down: None };
+    let mut measured = Measured {
+        idle,
+        jitter,
+        up: None,
+        down: None,
+    };
     if options.up {
         measured.up = Some(way.load(Probe::Up, time).await.map_err(refused)?);
     }
@@ -95,8 +108,14 @@ fn refused(error: StreamError) -> Error {
         error => return error.into(),
     };
     Error::from(match why {
-        Code::Unsupported => Why::new(why, "the server's haul is too old for this: it cannot measure"),
-        Code::Busy => Why::new(why, "the server is busy with other measurements; try again in a minute"),
+        Code::Unsupported => Why::new(
+            why,
+            "the server's haul is too old for this: it cannot measure",
+        ),
+        Code::Busy => Why::new(
+            why,
+            "the server is busy with other measurements; try again in a minute",
+        ),
         Code::TimedOut => return StreamError::TimedOut.into(),
         code => code.into(),
     })
@@ -113,12 +132,24 @@ struct Way<'a> {
 }
 
 impl<'a> Way<'a> {
-    async fn open(window: &'a Window, config: &Config, observer: &'a Observer) -> Result<Self, StreamError> {
+    async fn open(
+        window: &'a Window,
+        config: &Config,
+        observer: &'a Observer,
+    ) -> Result<Self, StreamError> {
         let deadline = config.deadline;
         // The server's own bound; the stream is finished long before.
-        let (reader, writer) = open(window.connection(), Probe::Echo, Duration::MAX, deadline).await?;
+        let (reader, writer) =
+            open(window.connection(), Probe::Echo, Duration::MAX, deadline).await?;
         writer.hurry();
-        Ok(Self { window, deadline, observer, reader, writer, next: 0 })
+        Ok(Self {
+            window,
+            deadline,
+            observer,
+            reader,
+            writer,
+            next: 0,
+        })
     }
 
     /// One round trip.
@@ -126,16 +157,26 @@ impl<'a> Way<'a> {
         let (id, sent) = (self.next, Instant::now());
         self.next += 1;
         // It waits for credit behind what is under way, and that moves.
-        self.writer.write_within(&Ping { id }, self.deadline).await?;
-        let pong = self.window.unless_silent(self.deadline, self.reader.read::<Pong>()).await??;
+        self.writer
+            .write_within(&Ping { id }, self.deadline)
+            .await?;
+        let pong = self
+            .window
+            .unless_silent(self.deadline, self.reader.read::<Pong>())
+            .await??;
         // Nobody else is asked in between.
-        if pong.id == id { Ok((sent.elapsed(), pong)) } else { Err(StreamError::Ended) }
+        if pong.id == id {
+            Ok((sent.elapsed(), pong))
+        } else {
+            Err(StreamError::Ended)
+        }
     }
 
     /// Round trips while nothing else moves, and their jitter.
     async fn idle(&mut self) -> Result<(RoundTrips, Duration), StreamError> {
         let (begun, mut trips) = (Instant::now(), Vec::new());
-        while trips.len() < LEAST_TRIPS || (trips.len() < IDLE_TRIPS && begun.elapsed() < IDLE_TIME) {
+        while trips.len() < LEAST_TRIPS || (trips.len() < IDLE_TRIPS && begun.elapsed() < IDLE_TIME)
+        {
             trips.push(self.ping().await?.0);
         }
         Ok((RoundTrips::of(&trips), sums::jitter(&trips)))
@@ -154,7 +195,13 @@ impl<'a> Way<'a> {
         let before = self.sender(probe).await?;
         let over = CancellationToken::new();
         let (window, deadline, observer) = (self.window, self.deadline, self.observer);
-        let told = |elapsed, bytes| observer(Event::Measuring { probe, bytes, elapsed });
+        let told = |elapsed, bytes| {
+            observer(Event::Measuring {
+                probe,
+                bytes,
+                elapsed,
+            })
+        };
         let load = async {
             // However alive the peer is, it does not go on for ever.
             let _over = over.clone().drop_guard();
@@ -164,7 +211,9 @@ impl<'a> Way<'a> {
                     Probe::Up | Probe::Echo => up(window, time, deadline, told).await,
                 }
             };
-            timeout(time + deadline, load).await.map_err(|_| StreamError::TimedOut)?
+            timeout(time + deadline, load)
+                .await
+                .map_err(|_| StreamError::TimedOut)?
         };
         let trips = async {
             let mut trips = Vec::new();
@@ -187,7 +236,12 @@ impl<'a> Way<'a> {
 fn pong(connection: &Connection, id: u64) -> Pong {
     let path = connection.stats().path;
     let rtt = u64::try_from(path.rtt.as_micros()).unwrap_or(u64::MAX);
-    Pong { id, packets_sent: path.sent_packets, packets_lost: path.lost_packets, rtt }
+    Pong {
+        id,
+        packets_sent: path.sent_packets,
+        packets_lost: path.lost_packets,
+        rtt,
+    }
 }
 
 async fn open(
@@ -197,12 +251,18 @@ async fn open(
     deadline: Duration,
 ) -> Result<(MessageReader, MessageWriter), StreamError> {
     // A peer that grants no stream is as silent as one that does not answer.
-    let (send, receive) = timeout(deadline, connection.open_bi()).await.map_err(|_| StreamError::TimedOut)??;
+    let (send, receive) = timeout(deadline, connection.open_bi())
+        .await
+        .map_err(|_| StreamError::TimedOut)??;
     let (reader, mut writer) = (MessageReader::new(receive), MessageWriter::new(send));
     let milliseconds = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
     let mut head = BytesMut::new();
     head.put_u8(StreamType::Measurement as u8);
-    Measure { probe, milliseconds }.put(&mut head);
+    Measure {
+        probe,
+        milliseconds,
+    }
+    .put(&mut head);
     writer.write_chunks(&mut [head.freeze()], deadline).await?;
     Ok((reader, writer))
 }
@@ -223,10 +283,16 @@ async fn up(
     };
     let counting = async {
         let mut samples = Samples::default();
-        let next =
-            async |reader: &mut MessageReader| window.unless_silent(deadline, reader.frame(Received::LIMIT)).await?;
+        let next = async |reader: &mut MessageReader| {
+            window
+                .unless_silent(deadline, reader.frame(Received::LIMIT))
+                .await?
+        };
         while let Some(frame) = next(&mut reader).await? {
-            let Received { bytes, microseconds } = frame.decode()?;
+            let Received {
+                bytes,
+                microseconds,
+            } = frame.decode()?;
             let elapsed = Duration::from_micros(microseconds);
             samples.push(elapsed, bytes);
             told(elapsed, bytes);

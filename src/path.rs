@@ -61,7 +61,9 @@ impl RelativePath {
     ///
     /// # Errors
     /// The first [`BadName`] found; nothing is repaired.
-    pub fn from_components<C: AsRef<[u8]>>(components: impl IntoIterator<Item = C>) -> Result<Self, BadName> {
+    pub fn from_components<C: AsRef<[u8]>>(
+        components: impl IntoIterator<Item = C>,
+    ) -> Result<Self, BadName> {
         let mut path = Self::root();
         for component in components {
             path.push(component.as_ref())?;
@@ -126,14 +128,24 @@ impl RelativePath {
             return None;
         }
         match self.joined.iter().position(|&b| b == b'/') {
-            Some(at) => Some((&self.joined[..at], Self { joined: self.joined[at + 1..].to_vec() })),
+            Some(at) => Some((
+                &self.joined[..at],
+                Self {
+                    joined: self.joined[at + 1..].to_vec(),
+                },
+            )),
             None => Some((&self.joined, Self::root())),
         }
     }
 
     /// The last component.
     pub fn name(&self) -> Option<&[u8]> {
-        (!self.is_root()).then(|| self.joined.rsplit(|&b| b == b'/').next().unwrap_or_default())
+        (!self.is_root()).then(|| {
+            self.joined
+                .rsplit(|&b| b == b'/')
+                .next()
+                .unwrap_or_default()
+        })
     }
 
     /// The path without its last component; `None` for the root.
@@ -142,7 +154,9 @@ impl RelativePath {
             return None;
         }
         let end = self.joined.iter().rposition(|&b| b == b'/').unwrap_or(0);
-        Some(Self { joined: self.joined[..end].to_vec() })
+        Some(Self {
+            joined: self.joined[..end].to_vec(),
+        })
     }
 
     /// Whether this is the empty path.
@@ -191,7 +205,11 @@ fn is_format(c: char) -> bool {
 
 impl fmt::Display for RelativePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&if self.is_root() { ".".to_owned() } else { printable(&self.joined) })
+        f.write_str(&if self.is_root() {
+            ".".to_owned()
+        } else {
+            printable(&self.joined)
+        })
     }
 }
 
@@ -220,7 +238,10 @@ mod tests {
         assert_eq!(path(&[b"a\0b"]), Err(BadName::Nul));
         assert_eq!(path(&[&[b'x'; 256]]), Err(BadName::LongComponent));
         assert_eq!(path(&[b".haul-00.partial"]), Err(BadName::Reserved));
-        assert_eq!(RelativePath::from_components(vec![[b'x'; 255]; 17]), Err(BadName::LongPath));
+        assert_eq!(
+            RelativePath::from_components(vec![[b'x'; 255]; 17]),
+            Err(BadName::LongPath)
+        );
     }
 
     #[test]
@@ -228,7 +249,10 @@ mod tests {
         let p = path(&[b"...", b"a b?#%", b"\xff\xfe", "ä".as_bytes()]).unwrap();
         assert_eq!(p.components().count(), 4);
         assert_eq!(p.name(), Some("ä".as_bytes()));
-        assert_eq!(p.parent().unwrap().parent().unwrap().to_string(), ".../a b?#%");
+        assert_eq!(
+            p.parent().unwrap().parent().unwrap().to_string(),
+            ".../a b?#%"
+        );
         assert_eq!(p.split_first().unwrap().0, b"...");
         assert!(path(&[&[b'x'; 255]]).is_ok());
     }
@@ -236,7 +260,10 @@ mod tests {
     #[test]
     fn what_is_printed_cannot_steer_a_terminal() {
         assert_eq!(printable(b"a\n\x1b[2Jb\xff"), "a\\n\\u{1b}[2Jb\\xff");
-        assert_eq!(printable("x\u{202e}gpj.exe".as_bytes()), "x\\u{202e}gpj.exe");
+        assert_eq!(
+            printable("x\u{202e}gpj.exe".as_bytes()),
+            "x\\u{202e}gpj.exe"
+        );
     }
 
     proptest! {

@@ -14,9 +14,15 @@ pub mod ticket;
 
 /// What the system calls this machine, as far as its first dot.
 pub fn machine_name() -> String {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let name = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
     let name = name.split('.').next().unwrap_or_default();
-    name.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect()
+    name.chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_NAME)
+        .collect()
 }
 
 /// Most characters of it; each takes four bytes at most, and a message has room for 128.

@@ -34,7 +34,11 @@ pub(crate) enum Piece {
 impl Pipe {
     /// A pipe of which nothing is read yet.
     pub fn new(input: impl Read + Send + 'static) -> Self {
-        Self { input: Mutex::new(Some(Box::new(input))), bytes: AtomicU64::new(0), ended: AtomicBool::new(false) }
+        Self {
+            input: Mutex::new(Some(Box::new(input))),
+            bytes: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+        }
     }
 
     /// Bytes taken out so far.
@@ -59,7 +63,10 @@ impl Pipe {
 
     /// Whether reading has begun: from then on it cannot be sent anew.
     pub(crate) fn is_spent(&self) -> bool {
-        self.input.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+        self.input
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_none()
     }
 
     /// Begins to read; `None` when that has been done.
@@ -67,10 +74,16 @@ impl Pipe {
     /// The thread is one of its own: a read may wait for as long as somebody types, and the runtime would not end before
     /// its threads do. It ends with the input, or with the next that comes when nobody wants it any more.
     pub(crate) fn begin(&self) -> Option<mpsc::Receiver<Piece>> {
-        let input = self.input.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let input = self
+            .input
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()?;
         let (to, pieces) = mpsc::channel(AHEAD);
         let failed = to.clone();
-        let thread = std::thread::Builder::new().name("haul-input".into()).spawn(move || read(input, &to));
+        let thread = std::thread::Builder::new()
+            .name("haul-input".into())
+            .spawn(move || read(input, &to));
         if let Err(error) = thread {
             // There is room for it: nothing else was sent.
             let _ = failed.try_send(Piece::Failed(error));
@@ -122,7 +135,9 @@ mod tests {
         let mut pieces = pipe.begin().unwrap();
         assert!(pipe.is_spent() && pipe.begin().is_none());
         for _ in 0..100 {
-            assert!(matches!(pieces.blocking_recv(), Some(Piece::Bytes(bytes)) if bytes.len() == READ));
+            assert!(
+                matches!(pieces.blocking_recv(), Some(Piece::Bytes(bytes)) if bytes.len() == READ)
+            );
         }
         // What waits, and the one that waits to be among it.
         assert!(reads.load(Ordering::SeqCst) <= 100 + AHEAD as u64 + 1);
@@ -145,6 +160,9 @@ mod tests {
                 Err(io::ErrorKind::BrokenPipe.into())
             }
         }
-        assert!(matches!(&all(Box::new(content.chain(Broken)))[..], [Piece::Bytes(_), Piece::Failed(_)]));
+        assert!(matches!(
+            &all(Box::new(content.chain(Broken)))[..],
+            [Piece::Bytes(_), Piece::Failed(_)]
+        ));
     }
 }

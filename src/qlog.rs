@@ -19,15 +19,25 @@ pub(crate) enum Role {
 /// [`Error::Io`] when they cannot; [`Error::Usage`] when haul was built without the feature `qlog`.
 pub(crate) fn prepare(directory: &Path) -> Result<()> {
     if !cfg!(feature = "qlog") {
-        return Err(Error::Usage("this haul was built without its feature `qlog`".into()));
+        return Err(Error::Usage(
+            "this haul was built without its feature `qlog`".into(),
+        ));
     }
-    let unusable = || Error::io(format!("qlog files cannot be written to {}", shown(directory)));
+    let unusable = || {
+        Error::io(format!(
+            "qlog files cannot be written to {}",
+            shown(directory)
+        ))
+    };
     std::fs::create_dir_all(directory).map_err(unusable())?;
     if !directory.is_dir() {
         return Err(unusable()(std::io::ErrorKind::NotADirectory.into()));
     }
-    rustix::fs::access(directory, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
-        .map_err(|errno| unusable()(errno.into()))
+    rustix::fs::access(
+        directory,
+        rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK,
+    )
+    .map_err(|errno| unusable()(errno.into()))
 }
 
 fn shown(path: &Path) -> String {
@@ -80,12 +90,15 @@ mod file {
         /// sort by time, and no two are the same.
         fn create(directory: &Path, role: Role) -> io::Result<Self> {
             static CONNECTIONS: AtomicU32 = AtomicU32::new(0);
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let now = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default();
             let role = match role {
                 Role::Client => "client",
                 Role::Server => "server",
             };
-            let (seconds, micros, process) = (now.as_secs(), now.subsec_micros(), std::process::id());
+            let (seconds, micros, process) =
+                (now.as_secs(), now.subsec_micros(), std::process::id());
             let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
             let name = format!("{seconds:010}.{micros:06}-{role}-{process}-{number}.sqlog");
             Ok(Self::to(File::create_new(directory.join(name))?))
@@ -94,7 +107,10 @@ mod file {
 
     impl<W: Write> Trace<W> {
         fn to(writer: W) -> Self {
-            Self { to: Some(BufWriter::with_capacity(BUFFER, writer)), flushed: Instant::now() }
+            Self {
+                to: Some(BufWriter::with_capacity(BUFFER, writer)),
+                flushed: Instant::now(),
+            }
         }
 
         fn end_at_error(&mut self, written: io::Result<()>) {
@@ -167,14 +183,20 @@ mod file {
         fn names_sort_by_time_and_do_not_collide() {
             let directory = tempfile::tempdir().unwrap();
             for role in [Role::Client, Role::Server, Role::Client] {
-                Trace::create(directory.path(), role).unwrap().write_all(b"x").unwrap();
+                Trace::create(directory.path(), role)
+                    .unwrap()
+                    .write_all(b"x")
+                    .unwrap();
             }
             let mut names: Vec<_> = std::fs::read_dir(directory.path())
                 .unwrap()
                 .map(|e| e.unwrap().file_name().into_string().unwrap())
                 .collect();
             names.sort();
-            let roles: Vec<_> = names.iter().map(|name| name.split('-').nth(1).unwrap()).collect();
+            let roles: Vec<_> = names
+                .iter()
+                .map(|name| name.split('-').nth(1).unwrap())
+                .collect();
             assert_eq!(roles, ["client", "server", "client"], "{names:?}");
         }
     }

@@ -5,7 +5,8 @@ use std::num::NonZeroU64;
 use std::str::FromStr;
 
 /// What is accepted, for whoever wrote something else.
-const ACCEPTED: &str = "a rate is written in bits (20M, 20Mbit/s, 500k) or bytes (2.5MB/s, 500kB/s, 2MiB/s) a second";
+const ACCEPTED: &str =
+    "a rate is written in bits (20M, 20Mbit/s, 500k) or bytes (2.5MB/s, 500kB/s, 2MiB/s) a second";
 /// A multiplier's letter, in ascending order; each is 1,000 times the one before, or 1,024 times with an `i` behind it.
 const PREFIXES: &str = "kmgt";
 /// Digits of a number: more say nothing that a rate could mean, and no product of so many overflows.
@@ -41,7 +42,11 @@ impl Rate {
 
     /// A rate in bytes a second; `None` outside of [`MIN`](Self::MIN) to [`MAX`](Self::MAX).
     pub fn from_bytes(bytes: u64) -> Option<Self> {
-        if (Self::MIN..=Self::MAX).contains(&bytes) { NonZeroU64::new(bytes).map(Self) } else { None }
+        if (Self::MIN..=Self::MAX).contains(&bytes) {
+            NonZeroU64::new(bytes).map(Self)
+        } else {
+            None
+        }
     }
 
     /// Bytes a second.
@@ -55,7 +60,9 @@ impl FromStr for Rate {
 
     fn from_str(text: &str) -> Result<Self, BadRate> {
         let text = text.trim();
-        let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let end = text
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(text.len());
         let (number, unit) = (&text[..end], text[end..].trim_start());
         let (digits, scale) = decimal(number).ok_or_else(|| BadRate(ACCEPTED.into()))?;
         if unit.is_empty() {
@@ -67,8 +74,12 @@ impl FromStr for Rate {
         let bytes = digits * u128::from(multiplier) / (scale * u128::from(divisor));
         match u64::try_from(bytes).ok().and_then(Self::from_bytes) {
             Some(rate) => Ok(rate),
-            None if bytes < u128::from(Self::MIN) => Err(BadRate("the lowest rate is 8 kbit/s (1 kB/s)".into())),
-            None => Err(BadRate("the highest rate is 8 Tbit/s (1 TB/s); for none, leave it out".into())),
+            None if bytes < u128::from(Self::MIN) => {
+                Err(BadRate("the lowest rate is 8 kbit/s (1 kB/s)".into()))
+            }
+            None => Err(BadRate(
+                "the highest rate is 8 Tbit/s (1 TB/s); for none, leave it out".into(),
+            )),
         }
     }
 }
@@ -80,18 +91,30 @@ fn decimal(number: &str) -> Option<(u128, u128)> {
     if digits == 0 || digits > MAX_DIGITS || part.contains('.') {
         return None;
     }
-    Some((format!("{whole}{part}").parse().ok()?, 10_u128.pow(part.len() as u32)))
+    Some((
+        format!("{whole}{part}").parse().ok()?,
+        10_u128.pow(part.len() as u32),
+    ))
 }
 
 /// What a unit multiplies and divides a number by to make it bytes.
 fn multipliers(unit: &str) -> Option<(u64, u64)> {
-    let place = unit.chars().next().and_then(|first| PREFIXES.find(first.to_ascii_lowercase()));
+    let place = unit
+        .chars()
+        .next()
+        .and_then(|first| PREFIXES.find(first.to_ascii_lowercase()));
     let (power, rest) = place.map_or((0, unit), |place| (place as u32 + 1, &unit[1..]));
     let binary = rest.strip_prefix(['i', 'I']).filter(|_| power > 0);
     // `Kit` would be no unit, but `Kbit` has its `i` elsewhere.
     let rest = binary.unwrap_or(rest);
-    let multiplier = if binary.is_some() { 1_024_u64.pow(power) } else { 1_000_u64.pow(power) };
-    let each = ["/s", "/S", "ps", "PS"].iter().find_map(|each| rest.strip_suffix(each));
+    let multiplier = if binary.is_some() {
+        1_024_u64.pow(power)
+    } else {
+        1_000_u64.pow(power)
+    };
+    let each = ["/s", "/S", "ps", "PS"]
+        .iter()
+        .find_map(|each| rest.strip_suffix(each));
     let bits = match each.unwrap_or(rest) {
         "B" => false,
         "b" => true,
@@ -125,14 +148,25 @@ mod tests {
     use proptest::prelude::*;
 
     fn bytes(text: &str) -> Result<u64, String> {
-        text.parse().map(Rate::bytes).map_err(|e: BadRate| e.to_string())
+        text.parse()
+            .map(Rate::bytes)
+            .map_err(|e: BadRate| e.to_string())
     }
 
     #[test]
     fn bits_and_bytes_are_told_apart_as_written() {
-        for bits in
-            ["20M", "20m", "20Mbit", "20Mbit/s", "20mbps", "20 Mb/s", "20MBIT/S", "0.02G", "20000k", "20000000b"]
-        {
+        for bits in [
+            "20M",
+            "20m",
+            "20Mbit",
+            "20Mbit/s",
+            "20mbps",
+            "20 Mb/s",
+            "20MBIT/S",
+            "0.02G",
+            "20000k",
+            "20000000b",
+        ] {
             assert_eq!(bytes(bits), Ok(2_500_000), "{bits}");
         }
         for (text, expected) in [
@@ -180,23 +214,41 @@ mod tests {
             "1234567890123456789012345M",
             "5ö",
         ] {
-            assert!(bytes(text).unwrap_err().contains("20Mbit/s"), "{text}: {:?}", bytes(text));
+            assert!(
+                bytes(text).unwrap_err().contains("20Mbit/s"),
+                "{text}: {:?}",
+                bytes(text)
+            );
         }
         let bare = bytes("1000").unwrap_err();
-        assert!(bare.contains("1000k ") && bare.contains("1000KiB") && bare.contains("rsync"), "{bare}");
+        assert!(
+            bare.contains("1000k ") && bare.contains("1000KiB") && bare.contains("rsync"),
+            "{bare}"
+        );
         for low in ["0M", "0.0MB/s", "7k", "0.0000001G", "999B/s"] {
-            assert!(bytes(low).unwrap_err().contains("8 kbit/s"), "{low}: {:?}", bytes(low));
+            assert!(
+                bytes(low).unwrap_err().contains("8 kbit/s"),
+                "{low}: {:?}",
+                bytes(low)
+            );
         }
         for high in ["1.1TB/s", "9Tbit", "999999999999999999TiB"] {
-            assert!(bytes(high).unwrap_err().contains("8 Tbit/s"), "{high}: {:?}", bytes(high));
+            assert!(
+                bytes(high).unwrap_err().contains("8 Tbit/s"),
+                "{high}: {:?}",
+                bytes(high)
+            );
         }
     }
 
     #[test]
     fn rates_are_shown_in_bits() {
-        for (rate, shown) in
-            [(2_500_000, "20 Mbit/s"), (1_001, "8.008 kbit/s"), (125_000, "1 Mbit/s"), (1_250_000_000, "10 Gbit/s")]
-        {
+        for (rate, shown) in [
+            (2_500_000, "20 Mbit/s"),
+            (1_001, "8.008 kbit/s"),
+            (125_000, "1 Mbit/s"),
+            (1_250_000_000, "10 Gbit/s"),
+        ] {
             assert_eq!(Rate::from_bytes(rate).unwrap().to_string(), shown);
         }
     }

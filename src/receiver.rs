@@ -59,7 +59,8 @@ use crate::progress::{Event, Observer, Settled};
 use crate::store::{Attributes, Claim, Store};
 use crate::stream::{MessageReader, MessageWriter, StreamError};
 use crate::wire::{
-    Complete, Durability, End, Entry, Frame, Kind, Message, Plan, Spent, Summary, Take, Unsendable, Withdraw,
+    Complete, Durability, End, Entry, Frame, Kind, Message, Plan, Spent, Summary, Take, Unsendable,
+    Withdraw,
 };
 
 /// Files up to this size may be received whole into memory before they take a permit, in bytes.
@@ -80,14 +81,21 @@ pub struct Permits {
 impl Permits {
     /// A connection's way to the shared semaphore.
     pub fn new(all: Arc<Semaphore>) -> Self {
-        Self { all, turn: tokio::sync::Mutex::new(()) }
+        Self {
+            all,
+            turn: tokio::sync::Mutex::new(()),
+        }
     }
 
     /// Waits for a permit. It is to be held until the disk work ends.
     pub async fn acquire(&self) -> Result<OwnedSemaphorePermit, Why> {
         let _turn = self.turn.lock().await;
         // The semaphore is closed only when the process ends.
-        self.all.clone().acquire_owned().await.map_err(|_| Why::from(Code::Stopping))
+        self.all
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(|_| Why::from(Code::Stopping))
     }
 }
 
@@ -246,16 +254,29 @@ impl Receiver {
     /// # Errors
     /// What ends the session as a whole: the connection is lost, or the sender breaks the protocol. Transfers under way
     /// end with the connection; what they brought stays as partials.
-    pub async fn run(self: &Arc<Self>, entries: MessageReader, verdicts: MessageWriter) -> Result<()> {
+    pub async fn run(
+        self: &Arc<Self>,
+        entries: MessageReader,
+        verdicts: MessageWriter,
+    ) -> Result<()> {
         self.count_before();
-        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let answers = answers.ok_or_else(|| Error::Protocol("a second manifest in one session".into()))?;
+        let answers = self
+            .answers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let answers =
+            answers.ok_or_else(|| Error::Protocol("a second manifest in one session".into()))?;
         let unanswered = Arc::new(Unanswered::default());
         let (small_to, small) = mpsc::unbounded_channel();
         let (large_to, large) = mpsc::unbounded_channel();
         let (compare_to, compare) = mpsc::unbounded_channel();
         let admit = move |wanted: Wanted| {
-            let queue = if wanted.size.is_some_and(|size| size <= SMALL_BODY) { &small_to } else { &large_to };
+            let queue = if wanted.size.is_some_and(|size| size <= SMALL_BODY) {
+                &small_to
+            } else {
+                &large_to
+            };
             // Fails only when the session is over.
             let _ = queue.send(wanted);
         };
@@ -277,7 +298,11 @@ impl Receiver {
         match waiting {
             Some(waiting) => {
                 // Fails only when the transfer was given up meanwhile; dropping the writer resets it then.
-                let _ = waiting.send(Ok(Incoming { plan, stream, receipt }));
+                let _ = waiting.send(Ok(Incoming {
+                    plan,
+                    stream,
+                    receipt,
+                }));
             }
             None => {
                 stream.stop(Code::NotWanted);
@@ -324,16 +349,21 @@ impl Receiver {
         let specials = self.specials.load(Ordering::Relaxed);
         let failed = self.failed.load(Ordering::Relaxed) + self.unsent.load(Ordering::Relaxed);
         let connected = self.session.window.connection().close_reason().is_none();
-        let is_whole = failed == specials && connected && self.session.ledger.is_whole_but(specials);
+        let is_whole =
+            failed == specials && connected && self.session.ledger.is_whole_but(specials);
         let removed = blocking(move || {
             let tell = |path: RelativePath| {
                 (receiver.session.observer)(Event::Removed { path: path.clone() });
                 tell.blocking_send(path).is_ok()
             };
-            Ok(receiver.as_mirror().map_or((0, None), |mirror| mirror.remove(is_whole, tell)))
+            Ok(receiver
+                .as_mirror()
+                .map_or((0, None), |mirror| mirror.remove(is_whole, tell)))
         });
         // Set once: a session has one mirror.
-        let _ = self.removed.set(removed.await.unwrap_or_else(|why| (0, Some(why))));
+        let _ = self
+            .removed
+            .set(removed.await.unwrap_or_else(|why| (0, Some(why))));
     }
 
     /// What stands on the disk of all that this session brought. To be called when the sender has ended it.
@@ -346,7 +376,11 @@ impl Receiver {
             let store = self.session.store.clone();
             blocking(move || store.sync()).await?;
         }
-        let held_up = self.session.window.held_up().saturating_sub(self.held_up_before);
+        let held_up = self
+            .session
+            .window
+            .held_up()
+            .saturating_sub(self.held_up_before);
         Ok(Summary {
             committed: self.committed.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
@@ -356,7 +390,11 @@ impl Receiver {
             held_up: Some(held_up.as_millis() as u64),
             unkept: self.unkept.unkept(),
             removed: self.removed.get().map(|(removed, _)| *removed),
-            unremoved: self.removed.get().and_then(|(_, why)| why.clone()).map(Into::into),
+            unremoved: self
+                .removed
+                .get()
+                .and_then(|(_, why)| why.clone())
+                .map(Into::into),
         })
     }
 
@@ -378,21 +416,32 @@ impl Receiver {
                     continue;
                 }
                 let entry: Entry = this.decode().map_err(StreamError::from)?;
-                self.session.ledger.found(entry.kind, entry.size.unwrap_or(0));
+                self.session
+                    .ledger
+                    .found(entry.kind, entry.size.unwrap_or(0));
                 if let Some(last) = last_id.filter(|&last| entry.id <= last) {
-                    return Err(Error::Protocol(format!("entry {} after entry {last}", entry.id)));
+                    return Err(Error::Protocol(format!(
+                        "entry {} after entry {last}",
+                        entry.id
+                    )));
                 }
                 last_id = Some(entry.id);
                 unanswered.add(entry.id, this.payload.len())?;
                 batch.push(entry);
-                frame = if batch.len() < BATCH { entries.buffered(Entry::LIMIT)? } else { None };
+                frame = if batch.len() < BATCH {
+                    entries.buffered(Entry::LIMIT)?
+                } else {
+                    None
+                };
             }
             if batch.is_empty() {
                 continue;
             }
             (self.session.observer)(self.session.ledger.tell_found());
             let receiver = self.clone();
-            let wanted = blocking(move || Ok(receiver.judge(batch))).await.map_err(Error::Refused)?;
+            let wanted = blocking(move || Ok(receiver.judge(batch)))
+                .await
+                .map_err(Error::Refused)?;
             for wanted in wanted {
                 match wanted.compare {
                     // Fails only when the session is over.
@@ -414,7 +463,8 @@ impl Receiver {
             return Ok(());
         }
         let Unsendable { path, why } = frame.decode().map_err(StreamError::from)?;
-        let path = RelativePath::from_components(&path.0).map_err(|bad| Error::Protocol(bad.to_string()))?;
+        let path = RelativePath::from_components(&path.0)
+            .map_err(|bad| Error::Protocol(bad.to_string()))?;
         let why = Why::from(why);
         if why.code == Code::Special && self.session.take.delete.is_some() {
             // It is there, and keeps nothing else from being removed; what stands in its place is left, whatever it is.
@@ -455,22 +505,34 @@ impl Receiver {
             for verdict in gathered.drain(..) {
                 verdict.put(&mut buffer);
             }
-            stream.write_chunks(&mut [buffer.freeze()], self.session.config.deadline).await?;
+            stream
+                .write_chunks(&mut [buffer.freeze()], self.session.config.deadline)
+                .await?;
             unanswered.remove(&ids);
         }
     }
 
     /// Small files: memory first, then the Want.
-    async fn admit_small(self: &Arc<Self>, mut queue: mpsc::UnboundedReceiver<Wanted>) -> Result<()> {
+    async fn admit_small(
+        self: &Arc<Self>,
+        mut queue: mpsc::UnboundedReceiver<Wanted>,
+    ) -> Result<()> {
         while let Some(file) = queue.recv().await {
             let bytes = file.known_size() as usize + SMALL_OVERHEAD;
-            match self.or_stopping(async { Ok(self.session.window.reserve(bytes).await) }).await {
+            match self
+                .or_stopping(async { Ok(self.session.window.reserve(bytes).await) })
+                .await
+            {
                 Err(why) => self.refuse(&file, why),
                 Ok(Some(memory)) => {
                     let stream = self.admit(file.id);
                     self.answer(Verdict::Want(file.id, Vec::new()));
                     let receiver = self.clone();
-                    self.transfers.spawn(receiver.receive_small(file, stream, memory).in_current_span());
+                    self.transfers.spawn(
+                        receiver
+                            .receive_small(file, stream, memory)
+                            .in_current_span(),
+                    );
                 }
                 // The connection's share is too small to hold it whole.
                 Ok(None) => self.admit_one_large(file).await,
@@ -480,7 +542,10 @@ impl Receiver {
     }
 
     /// Large files: a permit first, then the Want.
-    async fn admit_large(self: &Arc<Self>, mut queue: mpsc::UnboundedReceiver<Wanted>) -> Result<()> {
+    async fn admit_large(
+        self: &Arc<Self>,
+        mut queue: mpsc::UnboundedReceiver<Wanted>,
+    ) -> Result<()> {
         while let Some(file) = queue.recv().await {
             self.admit_one_large(file).await;
         }
@@ -492,20 +557,29 @@ impl Receiver {
         // it and of its permit first.
         let admitted = async {
             let claim = self.claim(&file).await?;
-            let permit = self.or_stopping(claim.or_superseded(self.session.permits.acquire())).await?;
+            let permit = self
+                .or_stopping(claim.or_superseded(self.session.permits.acquire()))
+                .await?;
             Ok((permit, claim))
         };
         match admitted.await {
             Ok((permit, claim)) => {
                 let receiver = self.clone();
-                self.transfers.spawn(receiver.receive_large(file, permit, claim).in_current_span());
+                self.transfers.spawn(
+                    receiver
+                        .receive_large(file, permit, claim)
+                        .in_current_span(),
+                );
             }
             Err(why) => self.refuse(&file, why),
         }
     }
 
     async fn claim(&self, file: &Wanted) -> Result<Claimed, Why> {
-        self.session.claims.take(self.session.owner, &file.path, self.age).await
+        self.session
+            .claims
+            .take(self.session.owner, &file.path, self.age)
+            .await
     }
 
     async fn or_stopping<T>(&self, wait: impl Future<Output = Result<T, Why>>) -> Result<T, Why> {
@@ -529,7 +603,12 @@ impl Receiver {
 
     fn started(&self, file: &Wanted, held: u64) {
         let (id, path, size) = (file.id, file.name.clone(), file.known_size());
-        (self.session.observer)(Event::Started { id, path, size, held });
+        (self.session.observer)(Event::Started {
+            id,
+            path,
+            size,
+            held,
+        });
     }
 
     fn moved(&self, id: u64, bytes: u64) {
@@ -557,15 +636,24 @@ impl Receiver {
     /// Counts a result for the session's user and tells the observer.
     fn report(&self, id: Option<u64>, path: RelativePath, kind: Kind, size: u64, result: Settled) {
         let ledger = &self.session.ledger;
-        let lost = self.given_up.is_cancelled() || self.session.window.connection().close_reason().is_some();
+        let lost = self.given_up.is_cancelled()
+            || self.session.window.connection().close_reason().is_some();
         match &result {
             // Once the connection is gone, that is what ended it.
             Settled::Failed(_) if lost => return,
-            result if self.given_up.is_cancelled() => ledger.settled_late(&path, kind, size, result),
+            result if self.given_up.is_cancelled() => {
+                ledger.settled_late(&path, kind, size, result)
+            }
             result if !ledger.settled(&path, kind, size, result) => return,
             _ => {}
         }
-        (self.session.observer)(Event::Settled { id, path, kind, size, result });
+        (self.session.observer)(Event::Settled {
+            id,
+            path,
+            kind,
+            size,
+            result,
+        });
     }
 
     /// The session goes on without this receiver, which may still have a disk to wait for.
@@ -575,10 +663,15 @@ impl Receiver {
 }
 
 /// Runs disk work off the network threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Why> + Send + 'static) -> Result<T, Why> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|_| Err(Why::new(Code::Internal, "a fault inside haul while writing")))
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Why> + Send + 'static,
+) -> Result<T, Why> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
+        Err(Why::new(
+            Code::Internal,
+            "a fault inside haul while writing",
+        ))
+    })
 }
 
 /// A poisoned lock means that another task panicked; the tables behind it are still whole.

@@ -114,7 +114,10 @@ struct Guest {
 impl Guest {
     /// As the forwarder knows it.
     fn party(&self) -> Party {
-        Party { id: self.id, ip: self.ip }
+        Party {
+            id: self.id,
+            ip: self.ip,
+        }
     }
 
     /// Where it is seen. Where that is another IP than it came from, it is told to come again: quinn takes the new one for the
@@ -123,7 +126,8 @@ impl Guest {
         let seen = canonical(self.connection.remote_address());
         if seen.ip() != self.ip {
             let text = "the address has changed; connect again";
-            self.connection.close(varint_of(Code::Stopping), text.as_bytes());
+            self.connection
+                .close(varint_of(Code::Stopping), text.as_bytes());
             return Err(Why::new(Code::Stopping, text));
         }
         Ok(Address(seen))
@@ -136,8 +140,20 @@ impl Relay {
     /// # Errors
     /// [`Error::Io`] when an address cannot be had, naming it.
     pub fn bind(options: RelayOptions) -> Result<Self> {
-        let RelayOptions { listen, forward, ports, identity, token, places, allowance } = options;
-        let config = Config { memory: 1 << 20, idle_timeout: IDLE, ..Config::default() };
+        let RelayOptions {
+            listen,
+            forward,
+            ports,
+            identity,
+            token,
+            places,
+            allowance,
+        } = options;
+        let config = Config {
+            memory: 1 << 20,
+            idle_timeout: IDLE,
+            ..Config::default()
+        };
         let mut quic = endpoint::relay_server_config(&identity, &config)?;
         quic.max_incoming(MAX_INCOMING).migration(true);
         let endpoint = endpoint::Port::listening(listen, &identity, quic)?.endpoint;
@@ -157,7 +173,9 @@ impl Relay {
     /// # Errors
     /// [`Error::Io`] when the system does not tell.
     pub fn address(&self) -> Result<SocketAddr> {
-        self.endpoint.local_addr().map_err(Error::io("the relay's address"))
+        self.endpoint
+            .local_addr()
+            .map_err(Error::io("the relay's address"))
     }
 
     /// The UDP ports on which it forwards.
@@ -171,7 +189,9 @@ impl Relay {
         let serve = async {
             let mut id = 0;
             loop {
-                let Some(incoming) = endpoint.accept().await else { return };
+                let Some(incoming) = endpoint.accept().await else {
+                    return;
+                };
                 // An address that is not its sender's would be counted against somebody else.
                 if !incoming.remote_address_validated() {
                     let _ = incoming.retry();
@@ -183,7 +203,10 @@ impl Relay {
                     continue;
                 };
                 id += 1;
-                let (shared, span) = (shared.clone(), info_span!("connection", from = %incoming.remote_address()));
+                let (shared, span) = (
+                    shared.clone(),
+                    info_span!("connection", from = %incoming.remote_address()),
+                );
                 let connection = async move {
                     if let Ok(Ok(connection)) = timeout(PATIENCE, incoming).await {
                         serve_connection(Guest { id, connection, ip }, shared).await;
@@ -223,8 +246,16 @@ struct Counted(Arc<Shared>, IpAddr);
 
 impl Counted {
     fn one(shared: &Arc<Shared>, from: IpAddr) -> Option<Self> {
-        let mut connected = shared.connected.lock().unwrap_or_else(PoisonError::into_inner);
-        if connected.all >= MAX_CONNECTIONS || connected.each.get(&from).is_some_and(|n| *n >= MAX_CONNECTIONS_EACH) {
+        let mut connected = shared
+            .connected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if connected.all >= MAX_CONNECTIONS
+            || connected
+                .each
+                .get(&from)
+                .is_some_and(|n| *n >= MAX_CONNECTIONS_EACH)
+        {
             return None;
         }
         connected.all += 1;
@@ -235,7 +266,11 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let mut connected = self.0.connected.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connected = self
+            .0
+            .connected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         connected.all -= 1;
         if let Some(count) = connected.each.get_mut(&self.1) {
             *count -= 1;
@@ -267,7 +302,9 @@ async fn serve_connection(guest: Guest, shared: Arc<Shared>) {
             if let Err(why) = serve_stream(&shared, &guest, (reader, writer)).await {
                 debug!(%why, "given up");
                 if matches!(why, StreamError::Malformed(_)) {
-                    guest.connection.close(varint_of(Code::Protocol), why.to_string().as_bytes());
+                    guest
+                        .connection
+                        .close(varint_of(Code::Protocol), why.to_string().as_bytes());
                 }
             }
             drop(permit);
@@ -282,14 +319,23 @@ async fn serve_stream(
     (mut reader, mut writer): (MessageReader, MessageWriter),
 ) -> Result<(), StreamError> {
     let limit = Place::LIMIT.max(Seek::LIMIT);
-    let frame = timeout(PATIENCE, reader.frame(limit)).await.map_err(|_| StreamError::TimedOut)??;
+    let frame = timeout(PATIENCE, reader.frame(limit))
+        .await
+        .map_err(|_| StreamError::TimedOut)??;
     let frame = frame.ok_or(StreamError::Ended)?;
     let place = match frame.kind {
         Seek::TYPE => {
             let seek: Seek = frame.decode()?;
-            match shared.admit(guest, seek.token.as_deref()).and_then(|seen| shared.seek((guest, seen), &seek)) {
+            match shared
+                .admit(guest, seek.token.as_deref())
+                .and_then(|seen| shared.seek((guest, seen), &seek))
+            {
                 Ok(found) => writer.write_within(&found, PATIENCE).await?,
-                Err(why) => writer.write_within(&Refused { why: why.into() }, PATIENCE).await?,
+                Err(why) => {
+                    writer
+                        .write_within(&Refused { why: why.into() }, PATIENCE)
+                        .await?
+                }
             }
             writer.finish();
             return Ok(());
@@ -302,12 +348,22 @@ async fn serve_stream(
     let (taken, seen) = match placed {
         Ok(placed) => placed,
         Err(why) => {
-            writer.write_within(&Refused { why: why.into() }, PATIENCE).await?;
+            writer
+                .write_within(&Refused { why: why.into() }, PATIENCE)
+                .await?;
             writer.finish();
             return Ok(());
         }
     };
-    writer.write_within(&Placed { number: taken.number, seen }, PATIENCE).await?;
+    writer
+        .write_within(
+            &Placed {
+                number: taken.number,
+                seen,
+            },
+            PATIENCE,
+        )
+        .await?;
     loop {
         tokio::select! {
             found = untold.recv() => match found {
@@ -332,7 +388,11 @@ impl Drop for Taken {
     fn drop(&mut self) {
         let mut places = self.shared.places();
         // Whoever has come again with the same claim has it now.
-        let own = |there: &Placement| self.tell.upgrade().is_some_and(|own| own.same_channel(&there.tell));
+        let own = |there: &Placement| {
+            self.tell
+                .upgrade()
+                .is_some_and(|own| own.same_channel(&there.tell))
+        };
         if places.get(&self.number).is_some_and(own) {
             places.remove(&self.number);
         }
@@ -348,21 +408,38 @@ impl Shared {
     fn admit(&self, guest: &Guest, token: Option<&str>) -> Result<Address, Why> {
         let seen = guest.seen()?;
         if self.tries.check_key(&network(guest.ip)).is_err() {
-            return Err(Why::new(Code::Busy, "too many tries from this address; wait a minute"));
+            return Err(Why::new(
+                Code::Busy,
+                "too many tries from this address; wait a minute",
+            ));
         }
         match &self.token {
             Some(wanted) if token.is_none_or(|token| blake3::hash(token.as_bytes()) != *wanted) => {
-                Err(Why::new(Code::NotAdmitted, "this relay wants a token, and this is not the one"))
+                Err(Why::new(
+                    Code::NotAdmitted,
+                    "this relay wants a token, and this is not the one",
+                ))
             }
             _ => Ok(seen),
         }
     }
 
     /// Gives somebody a number, the one it had if that can be.
-    fn place(self: &Arc<Self>, guest: &Guest, place: Place, tell: mpsc::Sender<Found>) -> Result<Taken, Why> {
+    fn place(
+        self: &Arc<Self>,
+        guest: &Guest,
+        place: Place,
+        tell: mpsc::Sender<Found>,
+    ) -> Result<Taken, Why> {
         let mut places = self.places();
-        let again = place.number.filter(|number| places.get(number).is_none_or(|there| there.claim == place.claim));
-        if again.is_none_or(|number| !places.contains_key(&number)) && places.len() >= self.most_places {
+        let again = place.number.filter(|number| {
+            places
+                .get(number)
+                .is_none_or(|there| there.claim == place.claim)
+        });
+        if again.is_none_or(|number| !places.contains_key(&number))
+            && places.len() >= self.most_places
+        {
             return Err(Why::new(Code::Busy, "the relay is full; try again later"));
         }
         let number = match again.filter(|number| (NUMBERS.start..MAX_NUMBERS).contains(number)) {
@@ -370,11 +447,25 @@ impl Shared {
             None => free_number(&places)?,
         };
         let own = tell.downgrade();
-        let Place { claim, addresses, .. } = place;
-        places.insert(number, Placement { claim, guest: guest.clone(), addresses, tell });
+        let Place {
+            claim, addresses, ..
+        } = place;
+        places.insert(
+            number,
+            Placement {
+                claim,
+                guest: guest.clone(),
+                addresses,
+                tell,
+            },
+        );
         drop(places);
         info!(number, "placed");
-        Ok(Taken { shared: self.clone(), number, tell: own })
+        Ok(Taken {
+            shared: self.clone(),
+            number,
+            tell: own,
+        })
     }
 
     /// Tells two ends of each other.
@@ -385,13 +476,29 @@ impl Shared {
         let its = there.guest.seen().map_err(|_| nobody())?;
         // Before there is a pair: nobody would bind one that the sender does not hear of.
         let tell = there.tell.try_reserve();
-        let tell = tell.map_err(|_| Why::new(Code::Busy, "too many look for this number; wait a moment"))?;
-        let pair = if seek.forward { self.forwarder.pair([there.guest.party(), guest.party()]) } else { None };
-        let [to_sender, to_receiver] =
-            pair.map_or([None, None], |(port, tokens)| tokens.map(|token| Some(Forward { port, token })));
-        info!(number = seek.number, forwarded = to_receiver.is_some(), "found");
-        tell.send(Found { addresses: addresses(seen, &seek.addresses), forward: to_sender });
-        Ok(Found { addresses: addresses(its, &there.addresses), forward: to_receiver })
+        let tell =
+            tell.map_err(|_| Why::new(Code::Busy, "too many look for this number; wait a moment"))?;
+        let pair = if seek.forward {
+            self.forwarder.pair([there.guest.party(), guest.party()])
+        } else {
+            None
+        };
+        let [to_sender, to_receiver] = pair.map_or([None, None], |(port, tokens)| {
+            tokens.map(|token| Some(Forward { port, token }))
+        });
+        info!(
+            number = seek.number,
+            forwarded = to_receiver.is_some(),
+            "found"
+        );
+        tell.send(Found {
+            addresses: addresses(seen, &seek.addresses),
+            forward: to_sender,
+        });
+        Ok(Found {
+            addresses: addresses(its, &there.addresses),
+            forward: to_receiver,
+        })
     }
 }
 

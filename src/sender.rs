@@ -36,13 +36,16 @@ use crate::bucket::Limits;
 use crate::error::{Code, Error, Result, Why};
 use crate::index::Index;
 use crate::limits::within_open_files;
-use crate::manifest::{Announce, EARLY_UNANSWERED, EARLY_UNANSWERED_BYTES, Found, Tree, Verdict, Walk, WalkOptions};
+use crate::manifest::{
+    Announce, EARLY_UNANSWERED, EARLY_UNANSWERED_BYTES, Found, Tree, Verdict, Walk, WalkOptions,
+};
 use crate::path::RelativePath;
 use crate::pipe::Pipe;
 use crate::progress::{Event, Observer, Settled};
 use crate::stream::{MessageReader, MessageWriter, StreamError};
 use crate::wire::{
-    Complete, Components, End, Entry, Kind, Message, Ready, Removed, Spent, StreamType, Unsendable, put_varint,
+    Complete, Components, End, Entry, Kind, Message, Ready, Removed, Spent, StreamType, Unsendable,
+    put_varint,
 };
 
 /// Large bodies that write at the same time on a connection: quinn wakes every writer that is blocked on connection
@@ -86,7 +89,10 @@ pub struct Allowed(watch::Sender<(u32, u32)>);
 
 impl Default for Allowed {
     fn default() -> Self {
-        Self(watch::Sender::new((EARLY_UNANSWERED, EARLY_UNANSWERED_BYTES)))
+        Self(watch::Sender::new((
+            EARLY_UNANSWERED,
+            EARLY_UNANSWERED_BYTES,
+        )))
     }
 }
 
@@ -135,10 +141,24 @@ impl Sender {
     ) -> Self {
         let (found_to, found) = mpsc::channel(WALK_AHEAD);
         let (directories_to, directories) = mpsc::unbounded_channel();
-        let shared = Shared { index: options.index.clone(), ..Shared::new(parallel, None, observer) };
-        let begin = Some(Begin { walk: Walk::new(trees, options, directories_to), found: found_to, unsendable });
+        let shared = Shared {
+            index: options.index.clone(),
+            ..Shared::new(parallel, None, observer)
+        };
+        let begin = Some(Begin {
+            walk: Walk::new(trees, options, directories_to),
+            found: found_to,
+            unsendable,
+        });
         let (shared, transfers) = (Arc::new(shared), JoinSet::new());
-        Self { shared, begin, found, directories, walking: true, transfers }
+        Self {
+            shared,
+            begin,
+            found,
+            directories,
+            walking: true,
+            transfers,
+        }
     }
 
     /// A sender of one file, whose content comes out of a pipe.
@@ -147,13 +167,27 @@ impl Sender {
         let (_, directories) = mpsc::unbounded_channel();
         // There is room for it.
         let _ = found_to.try_send(Found::Entry(Announce::of_pipe(name, pipe.clone())?));
-        let (shared, transfers) = (Arc::new(Shared::new(1, Some(pipe), observer)), JoinSet::new());
-        Ok(Self { shared, begin: None, found, directories, walking: true, transfers })
+        let (shared, transfers) = (
+            Arc::new(Shared::new(1, Some(pipe), observer)),
+            JoinSet::new(),
+        );
+        Ok(Self {
+            shared,
+            begin: None,
+            found,
+            directories,
+            walking: true,
+            transfers,
+        })
     }
 
     /// Whether it can go on over another connection. What was read of a pipe is gone.
     pub fn can_go_on(&self) -> bool {
-        !self.shared.pipe.as_ref().is_some_and(|pipe| pipe.is_spent())
+        !self
+            .shared
+            .pipe
+            .as_ref()
+            .is_some_and(|pipe| pipe.is_spent())
     }
 
     /// Whether it can do so at any time.
@@ -170,8 +204,17 @@ impl Sender {
         // Nothing of an earlier connection may settle what is announced on this one.
         self.transfers.shutdown().await;
         self.shared.state().begin_anew();
-        let (send, receive) = sending.connection.open_bi().await.map_err(StreamError::from)?;
-        if let Some(Begin { walk: trees, found, unsendable }) = self.begin.take() {
+        let (send, receive) = sending
+            .connection
+            .open_bi()
+            .await
+            .map_err(StreamError::from)?;
+        if let Some(Begin {
+            walk: trees,
+            found,
+            unsendable,
+        }) = self.begin.take()
+        {
             let found = match trees.checksum() {
                 true => digested(found),
                 false => found,
@@ -185,9 +228,16 @@ impl Sender {
                 walk(trees, found).await;
             });
         }
-        let run = Arc::new(Run { shared: self.shared.clone(), sending, working: AtomicU64::new(0) });
-        let mut walked =
-            Walked { found: &mut self.found, directories: &mut self.directories, walking: &mut self.walking };
+        let run = Arc::new(Run {
+            shared: self.shared.clone(),
+            sending,
+            working: AtomicU64::new(0),
+        });
+        let mut walked = Walked {
+            found: &mut self.found,
+            directories: &mut self.directories,
+            walking: &mut self.walking,
+        };
         let mut verdicts = MessageReader::new(receive);
         tokio::select! {
             // All is settled. That the receiver ends its half too may be later, and tells nothing more.
@@ -231,10 +281,22 @@ pub(crate) struct Tally(Arc<Shared>);
 impl Tally {
     /// What the receiver is told when all is sent.
     pub(crate) fn end(&self, spent: Option<Spent>) -> End {
-        let Sent { entries, failed, interrupted, unkept, .. } = self.0.state().sent();
+        let Sent {
+            entries,
+            failed,
+            interrupted,
+            unkept,
+            ..
+        } = self.0.state().sent();
         // Only a client has somebody to tell it to otherwise.
         let unkept = Some(unkept).filter(|unkept| spent.is_some() && !unkept.is_empty());
-        End { entries, failed, interrupted: interrupted.map(Into::into), spent, unkept }
+        End {
+            entries,
+            failed,
+            interrupted: interrupted.map(Into::into),
+            spent,
+            unkept,
+        }
     }
 
     /// Tells of what a mirror has removed. A name that is none is nobody's to show.
@@ -289,7 +351,9 @@ impl Shared {
             pipe,
             parallel: Arc::new(Semaphore::new(parallel.max(1))),
             large: Arc::new(Semaphore::new(LARGE_WRITERS)),
-            files: Arc::new(Semaphore::new(within_open_files(LARGE_WRITERS + SMALL_READERS))),
+            files: Arc::new(Semaphore::new(within_open_files(
+                LARGE_WRITERS + SMALL_READERS,
+            ))),
             memory: Arc::new(Semaphore::new(SMALL_MEMORY_KIB)),
             index: None,
             state: Mutex::default(),
@@ -305,7 +369,13 @@ impl Shared {
     /// Counts a result and tells the observer.
     fn report(&self, id: Option<u64>, path: RelativePath, kind: Kind, size: u64, result: Settled) {
         self.state().count(&path, kind, size, &result);
-        (self.observer)(Event::Settled { id, path, kind, size, result });
+        (self.observer)(Event::Settled {
+            id,
+            path,
+            kind,
+            size,
+            result,
+        });
     }
 }
 
@@ -369,8 +439,13 @@ impl Run {
                     }
                 }
                 Some(Found::Failed(path, why)) => {
-                    Unsendable { path: Components::from(&path), why: why.clone().into() }.put(&mut buffer);
-                    self.shared.report(None, path, Kind::File, 0, Settled::Failed(why));
+                    Unsendable {
+                        path: Components::from(&path),
+                        why: why.clone().into(),
+                    }
+                    .put(&mut buffer);
+                    self.shared
+                        .report(None, path, Kind::File, 0, Settled::Failed(why));
                 }
                 Some(Found::Excluded(count)) => self.state().exclude(count),
                 None => {
@@ -390,7 +465,11 @@ impl Run {
     }
 
     /// Writes the entries gathered in the buffer, within the limits.
-    async fn write_entries(&self, manifest: &mut MessageWriter, buffer: &mut BytesMut) -> Result<()> {
+    async fn write_entries(
+        &self,
+        manifest: &mut MessageWriter,
+        buffer: &mut BytesMut,
+    ) -> Result<()> {
         while !buffer.is_empty() {
             let part = buffer.split_to(buffer.len().min(self.sending.limits.block()));
             self.sending.limits.take(part.len()).await;
@@ -405,9 +484,14 @@ impl Run {
         loop {
             let (entries, bytes) = *allowed.borrow_and_update();
             // At least one, however little the receiver allows, or nothing would ever move.
-            let (entries, bytes) = (entries.max(1), bytes.saturating_sub(Entry::LIMIT as u32).max(1));
+            let (entries, bytes) = (
+                entries.max(1),
+                bytes.saturating_sub(Entry::LIMIT as u32).max(1),
+            );
             let room = |state: &State| {
-                state.unanswered < entries && state.unanswered_bytes < bytes && state.unsettled.len() < MAX_UNSETTLED
+                state.unanswered < entries
+                    && state.unanswered_bytes < bytes
+                    && state.unsettled.len() < MAX_UNSETTLED
             };
             let has_room = room(&self.state());
             if !has_room || buffer.len() >= MANIFEST_WRITE {
@@ -437,7 +521,11 @@ impl Run {
     fn report_found(&self, complete: bool) {
         let (files, bytes) = self.state().found();
         let complete = complete && self.shared.pipe.as_ref().is_none_or(|pipe| pipe.is_ended());
-        (self.shared.observer)(Event::Found { files, bytes, complete });
+        (self.shared.observer)(Event::Found {
+            files,
+            bytes,
+            complete,
+        });
     }
 
     /// Reads verdicts and runs the transfers they ask for, as long as it is polled. A wanted file is but a row
@@ -461,7 +549,9 @@ impl Run {
             };
             let Some(verdict) = verdict else {
                 if !self.state().all_sent() {
-                    return Err(Error::Protocol("it ended the manifest with entries unanswered or not sent".into()));
+                    return Err(Error::Protocol(
+                        "it ended the manifest with entries unanswered or not sent".into(),
+                    ));
                 }
                 return pending().await;
             };
@@ -475,7 +565,9 @@ impl Run {
                 Verdict::Done(_) => self.settle(id, Settled::Committed),
                 Verdict::Refuse(_, why) => self.settle(id, Settled::Failed(why)),
                 Verdict::Want(_, _) if announce.kind != Kind::File => {
-                    return Err(Error::Protocol(format!("it wants the content of entry {id}, which is no file")));
+                    return Err(Error::Protocol(format!(
+                        "it wants the content of entry {id}, which is no file"
+                    )));
                 }
                 Verdict::Want(_, held) => wanted.push_back((id, announce, held)),
             }
@@ -491,20 +583,26 @@ impl Run {
     fn settle_transfer(&self, id: u64, result: Result<(), Why>) {
         // Once the connection is gone, that is what ended the session; no file failed by itself.
         if self.sending.connection.close_reason().is_none() {
-            self.settle(id, result.map_or_else(Settled::Failed, |()| Settled::Committed));
+            self.settle(
+                id,
+                result.map_or_else(Settled::Failed, |()| Settled::Committed),
+            );
         }
     }
 
     fn settle(&self, id: u64, result: Settled) {
         let settled = |pending: &Pending| (pending.announce.clone(), pending.size(), pending.role);
-        let Some((announce, size, role)) = self.state().unsettled.get(&id).map(settled) else { return };
+        let Some((announce, size, role)) = self.state().unsettled.get(&id).map(settled) else {
+            return;
+        };
         let stands = !matches!(result, Settled::Failed(_));
         let stopping = matches!(&result, Settled::Failed(why) if why.code == Code::Stopping);
         // The server stops: that is said once for the session, not for each file.
         if stopping {
             self.sending.stopping.cancel();
         } else if !matches!(role, Role::Again(_)) {
-            self.shared.report(Some(id), announce.path.clone(), announce.kind, size, result);
+            self.shared
+                .report(Some(id), announce.path.clone(), announce.kind, size, result);
         }
         self.state().settled(id, stands, stopping);
         self.shared.changed.notify_waiters();
@@ -540,8 +638,13 @@ async fn walk(mut walk: Walk, to: mpsc::Sender<Found>) {
 }
 
 /// Runs disk work and hashing off the network threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Why> + Send + 'static) -> Result<T, Why> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|_| Err(Why::new(Code::Internal, "a fault inside haul while reading")))
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Why> + Send + 'static,
+) -> Result<T, Why> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
+        Err(Why::new(
+            Code::Internal,
+            "a fault inside haul while reading",
+        ))
+    })
 }

@@ -25,7 +25,9 @@ use crate::measure::{self, Places};
 use crate::progress::Observer;
 use crate::qlog;
 use crate::receiver::{Asked, Claims, Keep, Permits, Receiver, Receiving};
-use crate::session::{MakeReceiver, Offered, Opened, ServerSession, Sessions, accept_streams, listings, serve};
+use crate::session::{
+    MakeReceiver, Offered, Opened, ServerSession, Sessions, accept_streams, listings, serve,
+};
 use crate::store::Store;
 use crate::stream::{MessageReader, MessageWriter, lost_connection, varint_of};
 use crate::trust::{Admission, Rights};
@@ -99,15 +101,26 @@ impl Server {
     /// # Errors
     /// [`Error::Io`] when an address cannot be had, naming it; [`Error::Usage`] when there is none.
     pub fn bind(options: ServerOptions) -> Result<Self> {
-        let ServerOptions { listen, identity, admission, store, config, observer } = options;
+        let ServerOptions {
+            listen,
+            identity,
+            admission,
+            store,
+            config,
+            observer,
+        } = options;
         if listen.is_empty() {
-            return Err(Error::Usage("a server needs an address to listen on".into()));
+            return Err(Error::Usage(
+                "a server needs an address to listen on".into(),
+            ));
         }
         if let Some(directory) = &config.qlog {
             qlog::prepare(directory)?;
         }
         let quic = endpoint::server_config(&identity, &config)?;
-        let ports = listen.into_iter().map(|address| Port::listening(address, &identity, quic.clone()));
+        let ports = listen
+            .into_iter()
+            .map(|address| Port::listening(address, &identity, quic.clone()));
         let ports = ports.collect::<Result<_>>()?;
         let permits = within_open_files(config.max_transfers);
         if permits < config.max_transfers {
@@ -152,7 +165,10 @@ impl Server {
 
     /// The addresses it listens on, with the ports that the system gave.
     pub fn local_addresses(&self) -> Vec<SocketAddr> {
-        self.ports.iter().filter_map(|port| port.endpoint.local_addr().ok()).collect()
+        self.ports
+            .iter()
+            .filter_map(|port| port.endpoint.local_addr().ok())
+            .collect()
     }
 
     /// The UDP ports that it listens on.
@@ -166,7 +182,11 @@ impl Server {
     /// Dropping the future stops without grace; nothing that was committed is lost by it.
     pub async fn run(self, stop: impl Future<Output = ()>, now: impl Future<Output = ()>) {
         let shared = &self.shared;
-        let endpoints: Vec<_> = self.ports.iter().map(|port| port.endpoint.clone()).collect();
+        let endpoints: Vec<_> = self
+            .ports
+            .iter()
+            .map(|port| port.endpoint.clone())
+            .collect();
         let _closes = CloseOnDrop(&endpoints);
         for endpoint in &endpoints {
             shared.tasks.spawn(accept(endpoint.clone(), shared.clone()));
@@ -263,14 +283,17 @@ async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
             continue;
         };
         let span = info_span!("connection", from = %incoming.remote_address());
-        shared.tasks.spawn(connection(incoming, shared.clone(), place).instrument(span));
+        shared
+            .tasks
+            .spawn(connection(incoming, shared.clone(), place).instrument(span));
     }
 }
 
 /// The configuration of one connection that is traced. Making its file blocks.
 async fn traced(shared: Arc<Shared>) -> Arc<quinn::ServerConfig> {
     let plain = Arc::new(shared.quic.clone());
-    let traced = tokio::task::spawn_blocking(move || endpoint::traced(&shared.quic, &shared.config)).await;
+    let traced =
+        tokio::task::spawn_blocking(move || endpoint::traced(&shared.quic, &shared.config)).await;
     traced.ok().and_then(Result::ok).unwrap_or(plain)
 }
 
@@ -319,12 +342,21 @@ async fn connection(incoming: Incoming, shared: Arc<Shared>, _place: OwnedSemaph
     };
     info!(%key_id, name = rights.name.as_deref().unwrap_or("-"), "connected");
     let Some(window) = Window::open(connection.clone(), &shared.budget) else {
-        return connection.close(varint_of(Code::Busy), b"the server has no memory left for another connection");
+        return connection.close(
+            varint_of(Code::Busy),
+            b"the server has no memory left for another connection",
+        );
     };
-    let _upkeep = Upkeep::begin(connection.clone(), &shared.send_memory, shared.config.limited_send_window());
+    let _upkeep = Upkeep::begin(
+        connection.clone(),
+        &shared.send_memory,
+        shared.config.limited_send_window(),
+    );
     let lost = converse(connection, window, shared, key_id.0, rights).await;
     match lost {
-        quinn::ConnectionError::ApplicationClosed(close) if close.error_code == varint_of(Code::Done) => {
+        quinn::ConnectionError::ApplicationClosed(close)
+            if close.error_code == varint_of(Code::Done) =>
+        {
             info!(%key_id, "disconnected");
         }
         lost => info!(%key_id, why = %lost_connection(&lost), "disconnected"),
@@ -367,13 +399,20 @@ async fn converse(
         let span = tracing::Span::current();
         move |what, bi| {
             let others = running.begin();
-            let (session, running, connection) = (session.clone(), running.clone(), connection.clone());
+            let (session, running, connection) =
+                (session.clone(), running.clone(), connection.clone());
             let (window, places, shared) = (window.clone(), places.clone(), shared.clone());
             let tasks = shared.tasks.clone();
-            let handle = if let Opened::Session(handle) = what { Some(handle) } else { None };
+            let handle = if let Opened::Session(handle) = what {
+                Some(handle)
+            } else {
+                None
+            };
             let serve = async move {
                 let result = match what {
-                    Opened::Session(handle) => serve(&session, handle, bi, others < MAX_SESSIONS).await,
+                    Opened::Session(handle) => {
+                        serve(&session, handle, bi, others < MAX_SESSIONS).await
+                    }
                     Opened::Introduction => {
                         introduce(&shared, connection.clone(), bi).await;
                         Ok(())
@@ -429,10 +468,20 @@ async fn converse(
 }
 
 /// Hands somebody over to whoever knows the code, and waits until that is done with.
-async fn introduce(shared: &Shared, connection: Connection, (reader, writer): (MessageReader, MessageWriter)) {
-    let Some(introductions) = &shared.introductions else { return turn_away(reader, writer, Code::Unsupported) };
+async fn introduce(
+    shared: &Shared,
+    connection: Connection,
+    (reader, writer): (MessageReader, MessageWriter),
+) {
+    let Some(introductions) = &shared.introductions else {
+        return turn_away(reader, writer, Code::Unsupported);
+    };
     let done = writer.delivered();
-    match introductions.try_send(Introduction { connection, reader, writer }) {
+    match introductions.try_send(Introduction {
+        connection,
+        reader,
+        writer,
+    }) {
         Ok(()) => done.await,
         Err(full) => {
             let Introduction { reader, writer, .. } = full.into_inner();
@@ -475,13 +524,21 @@ fn receivers(
             most: None,
             take: push.take.unwrap_or_default(),
             spared,
-            keep: Keep { owner: shared.config.allow_owner, xattrs: true, ..Keep::default() },
+            keep: Keep {
+                owner: shared.config.allow_owner,
+                xattrs: true,
+                ..Keep::default()
+            },
             owner,
             durability: push.durability,
             permits: permits.clone(),
             window: window.clone(),
             // Whoever may not read must not find out what is there, not even by the time that it takes.
-            index: shared.config.index.clone().filter(|_| may_read && !push.take.unwrap_or_default().no_dedupe),
+            index: shared
+                .config
+                .index
+                .clone()
+                .filter(|_| may_read && !push.take.unwrap_or_default().no_dedupe),
             claims: shared.claims.clone(),
             config: shared.config.clone(),
             ledger: Arc::default(),

@@ -26,8 +26,8 @@ use crate::sender::{Allowed, Meter, Sender, Sending, Sent, Station, Watch};
 use crate::stream::{MessageReader, MessageWriter, StreamError};
 use crate::verdict::{Account, Bound, PathStats};
 use crate::wire::{
-    Components, End, Frame, GoAway, Hello, Malformed, Message, Plan, Pull, Push, Ready, Refused, Removed, Spent,
-    StreamType, Summary, Withdraw, Working,
+    Components, End, Frame, GoAway, Hello, Malformed, Message, Plan, Pull, Push, Ready, Refused,
+    Removed, Spent, StreamType, Summary, Withdraw, Working,
 };
 
 pub(crate) use list::listings;
@@ -126,19 +126,36 @@ impl Sessions {
 
     fn new(early: bool) -> Arc<Self> {
         let long_plans = Semaphore::new(LONG_PLANS);
-        Arc::new(Self { receiving: Mutex::default(), registered: Notify::new(), early, long_plans })
+        Arc::new(Self {
+            receiving: Mutex::default(),
+            registered: Notify::new(),
+            early,
+            long_plans,
+        })
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<u64, Registered>> {
-        self.receiving.lock().unwrap_or_else(PoisonError::into_inner)
+        self.receiving
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a session known, so that its streams find it.
     pub(crate) fn register(self: &Arc<Self>, handle: u64) -> Registration {
         let (to, manifest) = oneshot::channel();
-        self.table().insert(handle, Registered { receiver: None, manifest: Some(to) });
+        self.table().insert(
+            handle,
+            Registered {
+                receiver: None,
+                manifest: Some(to),
+            },
+        );
         self.registered.notify_waiters();
-        Registration { sessions: self.clone(), handle, manifest }
+        Registration {
+            sessions: self.clone(),
+            handle,
+            manifest,
+        }
     }
 
     /// Reads the head of a stream that the peer opened, and hands it to its session. What the client opens comes back.
@@ -179,7 +196,8 @@ impl Sessions {
 
     async fn head(&self, reader: &mut MessageReader) -> Result<Head, Code> {
         let code = |error: StreamError| Why::from(error).code;
-        let kind = StreamType::from_byte(reader.byte().await.map_err(code)?).ok_or(Code::Unsupported)?;
+        let kind =
+            StreamType::from_byte(reader.byte().await.map_err(code)?).ok_or(Code::Unsupported)?;
         match kind {
             StreamType::Control => return Ok(Head::Control),
             StreamType::Measurement => return Ok(Head::Measurement),
@@ -196,7 +214,11 @@ impl Sessions {
                 () = reader.reset_by_peer() => Err(Code::NotWanted),
             };
         }
-        let receiver = self.table().get(&handle).and_then(|session| session.receiver.clone()).ok_or(Code::NotWanted)?;
+        let receiver = self
+            .table()
+            .get(&handle)
+            .and_then(|session| session.receiver.clone())
+            .ok_or(Code::NotWanted)?;
         let plan = match reader.frame(SHORT_PLAN).await {
             Err(StreamError::Malformed(Malformed::TooLong { .. })) => {
                 let _long = self.long_plans.acquire().await;
@@ -204,11 +226,19 @@ impl Sessions {
             }
             plan => plan,
         };
-        let plan = plan.and_then(|plan| plan.ok_or(StreamError::Ended)).map_err(code)?;
+        let plan = plan
+            .and_then(|plan| plan.ok_or(StreamError::Ended))
+            .map_err(code)?;
         if plan.kind == Withdraw::TYPE {
-            return Ok(Head::Withdrawn(receiver, plan.decode().map_err(|bad| code(bad.into()))?));
+            return Ok(Head::Withdrawn(
+                receiver,
+                plan.decode().map_err(|bad| code(bad.into()))?,
+            ));
         }
-        Ok(Head::Transfer(receiver, plan.decode().map_err(|bad| code(bad.into()))?))
+        Ok(Head::Transfer(
+            receiver,
+            plan.decode().map_err(|bad| code(bad.into()))?,
+        ))
     }
 
     /// Where a session's manifest goes. It may come before the request has been looked at, or overtake it.
@@ -275,7 +305,9 @@ async fn ask<M: Message>(
     register: impl FnOnce(u64),
 ) -> Result<(u64, Bi)> {
     // A peer that grants no stream or no credit is as silent as one that does not answer.
-    let opened = timeout(deadline, connection.open_bi()).await.map_err(|_| Error::from(StreamError::TimedOut))?;
+    let opened = timeout(deadline, connection.open_bi())
+        .await
+        .map_err(|_| Error::from(StreamError::TimedOut))?;
     let (send, receive) = opened.map_err(StreamError::from)?;
     let handle = quinn::VarInt::from(send.id()).into_inner();
     register(handle);
@@ -291,7 +323,10 @@ async fn ask<M: Message>(
 /// The answer to a request.
 async fn answer(reader: &mut MessageReader) -> Result<Ready> {
     reader.read::<Hello>().await?;
-    let frame = reader.frame(Refused::LIMIT).await?.ok_or(StreamError::Ended)?;
+    let frame = reader
+        .frame(Refused::LIMIT)
+        .await?
+        .ok_or(StreamError::Ended)?;
     match frame.kind {
         Refused::TYPE => {
             let refused: Refused = frame.decode().map_err(StreamError::from)?;
@@ -302,7 +337,10 @@ async fn answer(reader: &mut MessageReader) -> Result<Ready> {
 }
 
 pub(crate) fn hello() -> Hello {
-    Hello { features: Vec::new(), agent: concat!("haul/", env!("CARGO_PKG_VERSION")).into() }
+    Hello {
+        features: Vec::new(),
+        agent: concat!("haul/", env!("CARGO_PKG_VERSION")).into(),
+    }
 }
 
 /// The client's side of a push, over one connection, until `gone` says why that one is lost. `begun` is called once the
@@ -317,25 +355,41 @@ pub(crate) async fn push(
     outcome: &mut Outcome,
 ) -> Result<()> {
     let (handle, (mut reader, writer)) = ask(connection, push, deadline, |_| {}).await?;
-    let (connection, limits, stopping) = (connection.clone(), limits.clone(), CancellationToken::new());
+    let (connection, limits, stopping) =
+        (connection.clone(), limits.clone(), CancellationToken::new());
     let (meter, allowed) = (Arc::<Meter>::default(), Arc::<Allowed>::default());
     let mut watch = Watch::begin(connection.clone(), meter.clone()).await;
     let answered = async {
-        let ready = timeout(deadline, answer(&mut reader)).await.map_err(|_| Error::from(StreamError::TimedOut))??;
+        let ready = timeout(deadline, answer(&mut reader))
+            .await
+            .map_err(|_| Error::from(StreamError::TimedOut))??;
         allowed.set(&ready);
         begun();
         Ok(reader)
     };
     let all_sent = CancellationToken::new();
     let allowed = allowed.clone();
-    let sending = Sending { connection, handle, allowed, limits, deadline, meter, stopping, all_sent };
+    let sending = Sending {
+        connection,
+        handle,
+        allowed,
+        limits,
+        deadline,
+        meter,
+        stopping,
+        all_sent,
+    };
     let ended = tokio::select! {
         // The first entries go with the request.
         ended = send_all(sender, sending, (answered, || None), writer) => ended,
         why = gone => Err(Error::Lost(why)),
         never = watch.run() => match never {},
     };
-    let held_up = ended.as_ref().ok().and_then(|summary| summary.held_up).map(Duration::from_millis);
+    let held_up = ended
+        .as_ref()
+        .ok()
+        .and_then(|summary| summary.held_up)
+        .map(Duration::from_millis);
     let (path, account) = watch.end(held_up).await;
     outcome.saw(&path, &account);
     outcome.summary = ended?;
@@ -359,12 +413,20 @@ pub(crate) async fn pull(
         let mut registration = None;
         let register = |handle| registration = Some(sessions.register(handle));
         let (_, mut control) = ask(connection, pull, deadline, register).await?;
-        let ready =
-            timeout(deadline, answer(&mut control.0)).await.map_err(|_| Error::from(StreamError::TimedOut))??;
+        let ready = timeout(deadline, answer(&mut control.0))
+            .await
+            .map_err(|_| Error::from(StreamError::TimedOut))??;
         let registration = registration.ok_or_else(|| Error::Protocol("no session".into()))?;
         let receiver = GivenUp(receiver(&ready).await?);
         let stopping = CancellationToken::new();
-        let received = receive_all(registration, receiver.0.clone(), control, deadline, &stopping).await;
+        let received = receive_all(
+            registration,
+            receiver.0.clone(),
+            control,
+            deadline,
+            &stopping,
+        )
+        .await;
         spent = receiver.0.spent();
         Ok(received?.0)
     };
@@ -373,12 +435,17 @@ pub(crate) async fn pull(
         why = gone => Err(Error::Lost(why)),
         never = watch.run() => match never {},
     };
-    let held_up = ended.as_ref().ok().and_then(|summary| summary.held_up).map(Duration::from_millis);
+    let held_up = ended
+        .as_ref()
+        .ok()
+        .and_then(|summary| summary.held_up)
+        .map(Duration::from_millis);
     let (mut path, mut account) = watch.end(held_up).await;
     if let Some(spent) = spent {
         path.tell(&mut account, &spent);
     }
-    path.rate = (path.received_bytes as f64 / account.elapsed.as_secs_f64().max(f64::EPSILON)) as u64;
+    path.rate =
+        (path.received_bytes as f64 / account.elapsed.as_secs_f64().max(f64::EPSILON)) as u64;
     outcome.saw(&path, &account);
     outcome.summary = ended?;
     Ok(())
@@ -397,10 +464,17 @@ impl Drop for GivenUp {
 async fn send_all(
     sender: &mut Sender,
     sending: Sending,
-    (answered, spent): (impl Future<Output = Result<MessageReader>>, impl FnOnce() -> Option<Spent>),
+    (answered, spent): (
+        impl Future<Output = Result<MessageReader>>,
+        impl FnOnce() -> Option<Spent>,
+    ),
     writer: MessageWriter,
 ) -> Result<Summary> {
-    let (deadline, stopping, meter) = (sending.deadline, sending.stopping.clone(), sending.meter.clone());
+    let (deadline, stopping, meter) = (
+        sending.deadline,
+        sending.stopping.clone(),
+        sending.meter.clone(),
+    );
     let (all_sent, tally) = (sending.all_sent.clone(), sender.tally());
     let work = async {
         sender.run(sending).await?;
@@ -417,7 +491,9 @@ async fn send_all(
     let summary = async {
         let mut reader = answered.await?;
         loop {
-            let frame = timeout(deadline, reader.frame(Removed::LIMIT)).await.map_err(|_| StreamError::TimedOut)??;
+            let frame = timeout(deadline, reader.frame(Removed::LIMIT))
+                .await
+                .map_err(|_| StreamError::TimedOut)??;
             match frame {
                 Some(frame) if frame.kind == Summary::TYPE && all_sent.is_cancelled() => {
                     return Ok(frame.decode().map_err(StreamError::from)?);
@@ -464,7 +540,9 @@ async fn receive_all(
         .map_err(|_| StreamError::Ended)?;
     let work = async {
         // Either failure ends the session: a peer that breaks the protocol on one stream may never end the other.
-        let (_, end) = tokio::try_join!(receiver.run(entries, verdicts), async { Ok(reader.read::<End>().await?) })?;
+        let (_, end) = tokio::try_join!(receiver.run(entries, verdicts), async {
+            Ok(reader.read::<End>().await?)
+        })?;
         receiver.ended(end);
         Ok::<_, Error>(())
     };

@@ -66,7 +66,11 @@ pub struct Version {
 impl Version {
     /// What the [`Index`](crate::index::Index) knows this file by.
     pub fn key(&self) -> FileKey {
-        FileKey { file: self.file, size: self.size, modified: self.modified }
+        FileKey {
+            file: self.file,
+            size: self.size,
+            modified: self.modified,
+        }
     }
 }
 
@@ -93,7 +97,11 @@ impl Claim {
 
     /// How long a partial of an earlier attempt may be and still be of use.
     fn useful(&self) -> u64 {
-        if self.size == Self::UNKNOWN_SIZE { 0 } else { self.size }
+        if self.size == Self::UNKNOWN_SIZE {
+            0
+        } else {
+            self.size
+        }
     }
 }
 
@@ -120,7 +128,11 @@ pub struct Attributes {
 impl Attributes {
     /// The bits of the mode that count on a file, or on something else.
     pub fn mode_bits(&self, file: bool) -> u32 {
-        if file && self.owner.is_some() { ALL_PERMISSIONS } else { PERMISSIONS }
+        if file && self.owner.is_some() {
+            ALL_PERMISSIONS
+        } else {
+            PERMISSIONS
+        }
     }
 }
 
@@ -147,7 +159,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// Calls for each name in a directory, in no order, partials left out, until the call says `false`. A store that can
     /// keeps no more of them in memory than the one.
-    fn visit(&self, directory: &RelativePath, each: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), Why> {
+    fn visit(
+        &self,
+        directory: &RelativePath,
+        each: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> Result<(), Why> {
         let names = self.names(directory)?;
         names.iter().all(|name| each(name));
         Ok(())
@@ -179,7 +195,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Makes a symbolic link, atomically in the place of a file or link that stands there. What it points to is never
     /// looked at.
-    fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<Lapses, Why>;
+    fn make_symlink(
+        &self,
+        path: &RelativePath,
+        target: &[u8],
+        attributes: &Attributes,
+    ) -> Result<Lapses, Why>;
 
     /// Makes `new` another name of the regular file `existing` (a hard link), atomically in the place of a file or link
     /// that stands there. Fails where the filesystem has no such thing, and between two of them.
@@ -276,7 +297,11 @@ pub trait Upload: Send {
 
     /// Makes the file appear under its final name, whole, with these attributes, and as durable as asked. What stood
     /// there before is whole until then, and gone after.
-    fn commit(self: Box<Self>, attributes: &Attributes, durability: Durability) -> Result<Lapses, Why>;
+    fn commit(
+        self: Box<Self>,
+        attributes: &Attributes,
+        durability: Durability,
+    ) -> Result<Lapses, Why>;
 
     /// Removes the partial.
     fn discard(self: Box<Self>);

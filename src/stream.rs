@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use quinn::{ConnectionError, ReadError, RecvStream, SendStream, TransportErrorCode, VarInt, WriteError};
+use quinn::{
+    ConnectionError, ReadError, RecvStream, SendStream, TransportErrorCode, VarInt, WriteError,
+};
 
 use crate::endpoint;
 use crate::error::{Code, Error, Why};
@@ -45,7 +47,9 @@ impl From<ReadError> for StreamError {
         match error {
             ReadError::Reset(code) => Self::Reset(code_of(code)),
             ReadError::ConnectionLost(lost) => Self::Lost(lost),
-            ReadError::ClosedStream | ReadError::IllegalOrderedRead | ReadError::ZeroRttRejected => Self::Ended,
+            ReadError::ClosedStream
+            | ReadError::IllegalOrderedRead
+            | ReadError::ZeroRttRejected => Self::Ended,
         }
     }
 }
@@ -64,10 +68,14 @@ impl From<StreamError> for Error {
     fn from(error: StreamError) -> Self {
         match error {
             StreamError::Lost(lost) => lost_connection(&lost),
-            StreamError::Reset(Code::Stopping) | StreamError::Stopped(Code::Stopping) => Self::Stopping,
+            StreamError::Reset(Code::Stopping) | StreamError::Stopped(Code::Stopping) => {
+                Self::Stopping
+            }
             // Whoever gives up is no liar: the peer's side of the session has ended, most often with its connection.
             StreamError::Reset(Code::Cancelled | Code::TimedOut)
-            | StreamError::Stopped(Code::Cancelled | Code::TimedOut) => Self::Lost(error.to_string()),
+            | StreamError::Stopped(Code::Cancelled | Code::TimedOut) => {
+                Self::Lost(error.to_string())
+            }
             StreamError::TimedOut => Self::Lost("the peer was silent for too long".into()),
             other => Self::Protocol(other.to_string()),
         }
@@ -91,7 +99,9 @@ pub fn lost_connection(lost: &ConnectionError) -> Error {
         ConnectionError::ApplicationClosed(close) => endpoint::closed(close),
         // Closing with a code of ours before the handshake is over hides the code (RFC 9000, section 10.2.3), and who closes
         // so early is stopping.
-        ConnectionError::ConnectionClosed(close) if close.error_code == TransportErrorCode::APPLICATION_ERROR => {
+        ConnectionError::ConnectionClosed(close)
+            if close.error_code == TransportErrorCode::APPLICATION_ERROR =>
+        {
             Error::Stopping
         }
         ConnectionError::TimedOut => Error::Lost("nothing came from the peer for too long".into()),
@@ -172,7 +182,11 @@ impl MessageReader {
 
     /// Reads messages from a stream of which nothing has been read yet.
     pub fn new(stream: RecvStream) -> Self {
-        Self { stream, buffer: BytesMut::new(), taken: 0 }
+        Self {
+            stream,
+            buffer: BytesMut::new(),
+            taken: 0,
+        }
     }
 
     /// The next frame, or `None` at a clean end. Cancelling loses nothing.
@@ -182,7 +196,11 @@ impl MessageReader {
                 return Ok(Some(frame));
             }
             if !self.fill().await? {
-                return if self.buffer.is_empty() { Ok(None) } else { Err(StreamError::Ended) };
+                return if self.buffer.is_empty() {
+                    Ok(None)
+                } else {
+                    Err(StreamError::Ended)
+                };
             }
         }
     }
@@ -256,7 +274,10 @@ pub struct MessageWriter {
 impl MessageWriter {
     /// Writes messages to a stream.
     pub fn new(stream: SendStream) -> Self {
-        Self { stream, finished: false }
+        Self {
+            stream,
+            finished: false,
+        }
     }
 
     /// Lets its messages go out before what other streams send.
@@ -271,7 +292,11 @@ impl MessageWriter {
     }
 
     /// Writes one message to a peer that may grant no credit for it; not beyond a deadline.
-    pub async fn write_within<M: Message>(&mut self, message: &M, deadline: Duration) -> Result<(), StreamError> {
+    pub async fn write_within<M: Message>(
+        &mut self,
+        message: &M,
+        deadline: Duration,
+    ) -> Result<(), StreamError> {
         self.write_chunks(&mut [message.to_bytes()], deadline).await
     }
 
@@ -284,7 +309,11 @@ impl MessageWriter {
     }
 
     /// Writes chunks without copying them; the deadline runs anew with each part that the connection takes.
-    pub async fn write_chunks(&mut self, mut chunks: &mut [Bytes], deadline: Duration) -> Result<(), StreamError> {
+    pub async fn write_chunks(
+        &mut self,
+        mut chunks: &mut [Bytes],
+        deadline: Duration,
+    ) -> Result<(), StreamError> {
         while !chunks.is_empty() {
             let written = tokio::time::timeout(deadline, self.stream.write_chunks(chunks));
             let written = written.await.map_err(|_| StreamError::TimedOut)??;
@@ -334,17 +363,34 @@ mod tests {
     #[test]
     fn a_server_that_stops_before_the_handshake_is_over_is_stopping() {
         let error_code = TransportErrorCode::APPLICATION_ERROR;
-        let close = quinn::ConnectionClose { error_code, frame_type: None, reason: Bytes::new() };
-        assert!(matches!(lost_connection(&ConnectionError::ConnectionClosed(close)), Error::Stopping));
+        let close = quinn::ConnectionClose {
+            error_code,
+            frame_type: None,
+            reason: Bytes::new(),
+        };
+        assert!(matches!(
+            lost_connection(&ConnectionError::ConnectionClosed(close)),
+            Error::Stopping
+        ));
     }
 
     #[test]
     fn a_peers_reason_for_closing_is_escaped_whichever_layer_it_comes_by() {
         let reason = Bytes::from_static(b"\x1b[2J");
         let error_code = TransportErrorCode::NO_ERROR;
-        let transport = quinn::ConnectionClose { error_code, frame_type: None, reason: reason.clone() };
-        let application = quinn::ApplicationClose { error_code: 1_u8.into(), reason };
-        for lost in [ConnectionError::ConnectionClosed(transport), ConnectionError::ApplicationClosed(application)] {
+        let transport = quinn::ConnectionClose {
+            error_code,
+            frame_type: None,
+            reason: reason.clone(),
+        };
+        let application = quinn::ApplicationClose {
+            error_code: 1_u8.into(),
+            reason,
+        };
+        for lost in [
+            ConnectionError::ConnectionClosed(transport),
+            ConnectionError::ApplicationClosed(application),
+        ] {
             let text = lost_connection(&lost).to_string();
             assert!(!text.contains('\x1b') && text.contains("[2J"), "{text}");
         }

@@ -60,11 +60,15 @@ impl std::str::FromStr for Petname {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        let good = (1..=MAX_PETNAME).contains(&text.len()) && text.chars().all(plain) && !text.starts_with(['-', '.']);
+        let good = (1..=MAX_PETNAME).contains(&text.len())
+            && text.chars().all(plain)
+            && !text.starts_with(['-', '.']);
         // `haul:` and a path is the scheme with a slash too few.
         match good && text != SCHEME_NAME {
             true => Ok(Self(text.to_owned())),
-            false => Err(format!("a name has up to {MAX_PETNAME} letters, digits, - and _, as in bob or office-nas")),
+            false => Err(format!(
+                "a name has up to {MAX_PETNAME} letters, digits, - and _, as in bob or office-nas"
+            )),
         }
     }
 }
@@ -100,7 +104,9 @@ impl Argument {
             return Err(Error::Usage("an empty name is no file".into()));
         }
         let head = bytes.split(|&b| b == b'/').next().unwrap_or_default();
-        let Some(at) = head.iter().position(|&b| b == b':') else { return Ok(Self::Local(argument.into())) };
+        let Some(at) = head.iter().position(|&b| b == b':') else {
+            return Ok(Self::Local(argument.into()));
+        };
         let (name, behind) = (&bytes[..at], &bytes[at + 1..]);
         if behind.starts_with(b"//") {
             return Err(Error::Usage(format!(
@@ -109,8 +115,13 @@ impl Argument {
         }
         if let Some(name) = petname(name) {
             let path = Place::parse(behind);
-            let Place { path, into } = path.map_err(|why| Error::Usage(format!("{shown}: {why}")))?;
-            return Ok(Self::Remote(Target { host: Host::Peer(name), path, into }));
+            let Place { path, into } =
+                path.map_err(|why| Error::Usage(format!("{shown}: {why}")))?;
+            return Ok(Self::Remote(Target {
+                host: Host::Peer(name),
+                path,
+                into,
+            }));
         }
         Err(Error::Usage(format!(
             "{shown}: copies over an ssh login come with a later version. A haul server is written {}, and a local \
@@ -140,12 +151,22 @@ impl Target {
     pub fn parse(target: &OsStr) -> Result<Self> {
         let bytes = target.as_bytes();
         let bad = |why: &str| Error::Usage(format!("{}: {why}, as in {EXAMPLE}", printable(bytes)));
-        let rest = bytes.strip_prefix(SCHEME).ok_or_else(|| bad("a server is written haul://HOST[:PORT]/[PATH]"))?;
+        let rest = bytes
+            .strip_prefix(SCHEME)
+            .ok_or_else(|| bad("a server is written haul://HOST[:PORT]/[PATH]"))?;
         let end = rest.iter().position(|&b| b == b'/').unwrap_or(rest.len());
-        let authority = std::str::from_utf8(&rest[..end]).map_err(|_| bad("the host is no text"))?;
+        let authority =
+            std::str::from_utf8(&rest[..end]).map_err(|_| bad("the host is no text"))?;
         let (host, port) = split_authority(authority).map_err(bad)?;
         let Place { path, into } = Place::parse(&rest[end..]).map_err(|why| bad(&why))?;
-        Ok(Self { host: Host::Address { name: host.to_owned(), port }, path, into })
+        Ok(Self {
+            host: Host::Address {
+                name: host.to_owned(),
+                port,
+            },
+            path,
+            into,
+        })
     }
 }
 
@@ -158,14 +179,22 @@ struct Place {
 impl Place {
     fn parse(path: &[u8]) -> Result<Self, String> {
         let mut components = RelativePath::root();
-        for component in path.split(|&b| b == b'/').filter(|c| !c.is_empty() && *c != b".") {
+        for component in path
+            .split(|&b| b == b'/')
+            .filter(|c| !c.is_empty() && *c != b".")
+        {
             if component == b".." {
-                return Err("`..` would lead out of the served directory; write the path without it".into());
+                return Err(
+                    "`..` would lead out of the served directory; write the path without it".into(),
+                );
             }
             components.push(component).map_err(|why| why.to_string())?;
         }
         let into = components.is_root() || path.ends_with(b"/") || path.ends_with(b"/.");
-        Ok(Self { path: components, into })
+        Ok(Self {
+            path: components,
+            into,
+        })
     }
 }
 
@@ -186,25 +215,33 @@ fn split_authority(authority: &str) -> Result<(&str, u16), &'static str> {
     const FORM: &str = "host and port are written HOST[:PORT]";
     let bracketed = authority.starts_with('[');
     let (host, port) = match authority.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').ok_or("the bracket of the address is not closed")?,
+        Some(rest) => rest
+            .split_once(']')
+            .ok_or("the bracket of the address is not closed")?,
         None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
     };
     if authority.contains('@') {
-        return Err("there are no user names: a server knows you by your key (`haul id`). Write the host alone");
+        return Err(
+            "there are no user names: a server knows you by your key (`haul id`). Write the host alone",
+        );
     }
     if !bracketed && authority.matches(':').count() > 1 {
         return Err("an IPv6 address stands in brackets ([::1]), and the port behind them");
     }
-    let plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_') || (bracketed && matches!(c, ':' | '%'));
+    let plain = |c: char| {
+        c.is_alphanumeric() || matches!(c, '.' | '-' | '_') || (bracketed && matches!(c, ':' | '%'))
+    };
     if host.is_empty() || !host.chars().all(plain) {
         return Err(FORM);
     }
     let port = match port.strip_prefix(':') {
         None if port.is_empty() => DEFAULT_PORT,
         // `parse` alone would take `+99`.
-        Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => {
-            digits.parse().ok().filter(|&port| port != 0).ok_or("a port is a number from 1 to 65535")?
-        }
+        Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => digits
+            .parse()
+            .ok()
+            .filter(|&port| port != 0)
+            .ok_or("a port is a number from 1 to 65535")?,
         Some(_) => return Err("a port is a number from 1 to 65535"),
         None => return Err(FORM),
     };
@@ -217,8 +254,16 @@ impl Host {
         match self {
             Self::Peer(name) => format!("{name}:"),
             Self::Address { name, port } => {
-                let (open, close) = if name.contains([':', '%']) { ("[", "]") } else { ("", "") };
-                let port = if *port == DEFAULT_PORT { String::new() } else { format!(":{port}") };
+                let (open, close) = if name.contains([':', '%']) {
+                    ("[", "]")
+                } else {
+                    ("", "")
+                };
+                let port = if *port == DEFAULT_PORT {
+                    String::new()
+                } else {
+                    format!(":{port}")
+                };
                 format!("haul://{open}{name}{close}{port}/")
             }
         }
@@ -237,8 +282,17 @@ impl fmt::Display for Host {
 /// As it can be typed again, except that a name with control characters or without an encoding is escaped.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let slash = if self.into && !self.path.is_root() { "/" } else { "" };
-        write!(f, "{}{}{slash}", self.host.prefix(), printable(self.path.as_bytes()))
+        let slash = if self.into && !self.path.is_root() {
+            "/"
+        } else {
+            ""
+        };
+        write!(
+            f,
+            "{}{}{slash}",
+            self.host.prefix(),
+            printable(self.path.as_bytes())
+        )
     }
 }
 
@@ -249,19 +303,34 @@ mod tests {
 
     fn target(text: &str) -> Option<(String, u16, String, bool)> {
         let target: Target = text.parse().ok()?;
-        let Host::Address { name, port } = target.host else { return None };
-        Some((name, port, String::from_utf8_lossy(target.path.as_bytes()).into_owned(), target.into))
+        let Host::Address { name, port } = target.host else {
+            return None;
+        };
+        Some((
+            name,
+            port,
+            String::from_utf8_lossy(target.path.as_bytes()).into_owned(),
+            target.into,
+        ))
     }
 
     #[test]
     fn the_path_is_literal() {
-        let is = |host: &str, port, path: &str, into| Some((host.to_owned(), port, path.to_owned(), into));
-        assert_eq!(target("haul://h/a b/%41?x#y@z:1"), is("h", 4433, "a b/%41?x#y@z:1", false));
+        let is = |host: &str, port, path: &str, into| {
+            Some((host.to_owned(), port, path.to_owned(), into))
+        };
+        assert_eq!(
+            target("haul://h/a b/%41?x#y@z:1"),
+            is("h", 4433, "a b/%41?x#y@z:1", false)
+        );
         assert_eq!(target("haul://h"), is("h", 4433, "", true));
         assert_eq!(target("haul://h:99/"), is("h", 99, "", true));
         assert_eq!(target("haul://h/a//b/./"), is("h", 4433, "a/b", true));
         assert_eq!(target("haul://[::1]:5/x"), is("::1", 5, "x", false));
-        assert_eq!(target("haul://[fe80::1%eth0]/x"), is("fe80::1%eth0", 4433, "x", false));
+        assert_eq!(
+            target("haul://[fe80::1%eth0]/x"),
+            is("fe80::1%eth0", 4433, "x", false)
+        );
         for wrong in [
             "haul://",
             "haul:///x",
@@ -297,7 +366,11 @@ mod tests {
     #[test]
     fn what_is_suggested_can_be_typed() {
         let said = |text: &str| Argument::parse(OsStr::new(text)).unwrap_err().to_string();
-        assert!(said("bob@h:a/b").contains("haul://h/a/b, "), "{}", said("bob@h:a/b"));
+        assert!(
+            said("bob@h:a/b").contains("haul://h/a/b, "),
+            "{}",
+            said("bob@h:a/b")
+        );
         assert!(said("bob@h:/srv/a").contains("haul://h/srv/a, "));
         assert!(said("bob@h:").contains("haul://h/, "));
         assert!(said("bob@h:../a").contains(EXAMPLE));
@@ -314,16 +387,32 @@ mod tests {
         for (text, name, path, into, again) in [
             ("bob:", "bob", "", true, "bob:"),
             ("bob:a/b", "bob", "a/b", false, "bob:a/b"),
-            ("office-nas:/a//b/", "office-nas", "a/b", true, "office-nas:a/b/"),
+            (
+                "office-nas:/a//b/",
+                "office-nas",
+                "a/b",
+                true,
+                "office-nas:a/b/",
+            ),
         ] {
-            let Argument::Remote(target) = parse(text).unwrap() else { panic!("{text}") };
+            let Argument::Remote(target) = parse(text).unwrap() else {
+                panic!("{text}")
+            };
             assert_eq!(target.host, Host::Peer(name.parse().unwrap()));
-            assert_eq!((target.path.as_bytes(), target.into), (path.as_bytes(), into));
+            assert_eq!(
+                (target.path.as_bytes(), target.into),
+                (path.as_bytes(), into)
+            );
             assert_eq!(target.to_string(), again);
         }
         assert!(parse("bob:../a").unwrap_err().to_string().contains("`..`"));
         assert!(parse("-bob:a").is_err());
-        assert!(parse("http://h/x").unwrap_err().to_string().contains("haul://"));
+        assert!(
+            parse("http://h/x")
+                .unwrap_err()
+                .to_string()
+                .contains("haul://")
+        );
         assert!(parse("").is_err());
     }
 
@@ -332,7 +421,19 @@ mod tests {
         for good in ["bob", "office-nas", "a.b_c", "7"] {
             assert_eq!(good.parse::<Petname>().unwrap().as_str(), good);
         }
-        for bad in ["", "haul", "-bob", ".", "..", "a b", "a/b", "a:b", "b\u{f6}b", "a@b", &"x".repeat(65)] {
+        for bad in [
+            "",
+            "haul",
+            "-bob",
+            ".",
+            "..",
+            "a b",
+            "a/b",
+            "a:b",
+            "b\u{f6}b",
+            "a@b",
+            &"x".repeat(65),
+        ] {
             assert!(bad.parse::<Petname>().is_err(), "{bad}");
         }
     }

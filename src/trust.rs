@@ -21,7 +21,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, PeerIncompatible, RootCertStore, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, PeerIncompatible, RootCertStore,
+    SignatureScheme,
 };
 
 use crate::error::{Error, Result};
@@ -53,7 +54,12 @@ impl ServerTrust {
     /// [`Error::Home`] when the authorities cannot be read.
     pub fn of_home(home: &Home, pin: Option<KeyId>) -> Result<Self> {
         let authorities = read_authorities(&home.authorities())?;
-        Ok(Self { pin, known_hosts: Some(home.known_hosts()), authorities, by_code: false })
+        Ok(Self {
+            pin,
+            known_hosts: Some(home.known_hosts()),
+            authorities,
+            by_code: false,
+        })
     }
 
     /// The verifier for connections to one host, with known_hosts as it stands now. Reads a small file.
@@ -67,7 +73,10 @@ impl ServerTrust {
             (Some(pin), _) => Rule::Pin(pin),
             (None, Some(file)) => match known_hosts::find(file, &host)? {
                 known if known.is_empty() => Rule::Authorities,
-                known => Rule::Known { known, file: file.clone() },
+                known => Rule::Known {
+                    known,
+                    file: file.clone(),
+                },
             },
             (None, None) => Rule::Authorities,
         };
@@ -79,7 +88,12 @@ impl ServerTrust {
                     .map_err(|e| Error::Usage(format!("the authorities cannot be used: {e}")))?,
             ),
         };
-        Ok(Arc::new(ServerVerifier { host, rule, authorities, failure: Mutex::new(None) }))
+        Ok(Arc::new(ServerVerifier {
+            host,
+            rule,
+            authorities,
+            failure: Mutex::new(None),
+        }))
     }
 }
 
@@ -107,7 +121,10 @@ pub struct ServerVerifier {
 impl ServerVerifier {
     /// Why the last handshake failed, if it was this verifier that ended it.
     pub fn take_failure(&self) -> Option<Error> {
-        self.failure.lock().unwrap_or_else(|e| e.into_inner()).take()
+        self.failure
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .take()
     }
 
     /// Host and port, as known_hosts has them.
@@ -132,23 +149,41 @@ impl ServerVerifier {
         match &self.rule {
             Rule::ByCode => Ok(()),
             Rule::Pin(pin) if *pin == key_id => Ok(()),
-            Rule::Pin(pin) => Err(Error::WrongPin { host, pinned: pin.to_string(), presented }),
+            Rule::Pin(pin) => Err(Error::WrongPin {
+                host,
+                pinned: pin.to_string(),
+                presented,
+            }),
             Rule::Known { known, .. } if known.contains(&key_id) => Ok(()),
             Rule::Known { known, file } => {
                 let known: Vec<_> = known.iter().map(KeyId::to_string).collect();
-                Err(Error::ChangedHost { host, known: known.join(" or "), presented, file: file.clone() })
+                Err(Error::ChangedHost {
+                    host,
+                    known: known.join(" or "),
+                    presented,
+                    file: file.clone(),
+                })
             }
             Rule::Authorities => {
                 let Some(authorities) = &self.authorities else {
-                    return Err(Error::UnknownHost { host, key_id: presented });
+                    return Err(Error::UnknownHost {
+                        host,
+                        key_id: presented,
+                    });
                 };
                 match authorities.verify_server_cert(certificate, others, name, &[], now) {
                     Ok(_) => Ok(()),
                     // Said as it is: whoever has an authority should not learn to wave such servers through by hand.
                     Err(rustls::Error::InvalidCertificate(why)) if is_about_time_or_name(&why) => {
-                        Err(Error::NotTrusted { host, why: format!("{why} (its key is {presented})") })
+                        Err(Error::NotTrusted {
+                            host,
+                            why: format!("{why} (its key is {presented})"),
+                        })
                     }
-                    Err(_) => Err(Error::UnknownHost { host, key_id: presented }),
+                    Err(_) => Err(Error::UnknownHost {
+                        host,
+                        key_id: presented,
+                    }),
                 }
             }
         }
@@ -200,13 +235,23 @@ impl ServerCertVerifier for ServerVerifier {
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         let algorithms = &provider().signature_verification_algorithms;
         verify_tls13_signature(message, certificate, signature, algorithms).map_err(|_| {
-            let why = "it does not hold the key of the certificate that it shows. Nothing was sent.".to_owned();
-            self.fail(Error::NotTrusted { host: self.host.clone(), why }, CertificateError::BadSignature)
+            let why =
+                "it does not hold the key of the certificate that it shows. Nothing was sent."
+                    .to_owned();
+            self.fail(
+                Error::NotTrusted {
+                    host: self.host.clone(),
+                    why,
+                },
+                CertificateError::BadSignature,
+            )
         })
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -251,11 +296,18 @@ impl ClientCertVerifier for ClientVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &provider().signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &provider().signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -264,7 +316,10 @@ impl ClientCertVerifier for ClientVerifier {
 /// # Errors
 /// [`Error::Home`] when the file cannot be read or holds something else.
 pub fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let bad = |why: String| Error::Home { path: path.to_owned(), why };
+    let bad = |why: String| Error::Home {
+        path: path.to_owned(),
+        why,
+    };
     let pem = match std::fs::read(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         pem => pem.map_err(|e| bad(format!("cannot be read: {e}")))?,
@@ -273,7 +328,9 @@ pub fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
         .collect::<Result<Vec<_>, _>>()
         .map_err(|e| bad(format!("not certificates in PEM: {e}")))?;
     if authorities.is_empty() {
-        return Err(bad("holds no certificate; put the authority's there as PEM, or remove the file".into()));
+        return Err(bad(
+            "holds no certificate; put the authority's there as PEM, or remove the file".into(),
+        ));
     }
     roots(&authorities).map_err(|e| bad(e.to_string()))?;
     Ok(authorities)
@@ -282,9 +339,11 @@ pub fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
 fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for authority in authorities {
-        roots
-            .add(authority.clone())
-            .map_err(|e| Error::Usage(format!("the certificate of an authority cannot be used: {e}")))?;
+        roots.add(authority.clone()).map_err(|e| {
+            Error::Usage(format!(
+                "the certificate of an authority cannot be used: {e}"
+            ))
+        })?;
     }
     Ok(roots)
 }

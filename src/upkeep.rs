@@ -71,7 +71,12 @@ struct State {
 impl Upkeep {
     /// Begins. At most `most` bytes are kept unacknowledged, of which what is above [`LEAST`] comes from `memory`.
     pub(crate) fn begin(connection: Connection, memory: &Arc<SendMemory>, most: usize) -> Self {
-        let state = Arc::new(State { connection, memory: memory.clone(), leased: Mutex::new(0), most });
+        let state = Arc::new(State {
+            connection,
+            memory: memory.clone(),
+            leased: Mutex::new(0),
+            most,
+        });
         let task = tokio::spawn(state.clone().run());
         Self { task, state }
     }
@@ -112,7 +117,8 @@ impl State {
         // Small changes are not worth waking the connection for.
         if wants.abs_diff(*leased) > (*leased / 8).max(LEAST / 8) {
             *leased = self.memory.resize(*leased, wants);
-            self.connection.set_send_window((LEAST.min(self.most) + *leased) as u64);
+            self.connection
+                .set_send_window((LEAST.min(self.most) + *leased) as u64);
         }
     }
 
@@ -125,14 +131,18 @@ impl State {
             how(&steering);
             // Setting what is set wakes the connection, and does nothing else.
             let leased = *self.leased.lock().unwrap_or_else(PoisonError::into_inner);
-            self.connection.set_send_window((LEAST.min(self.most) + leased) as u64);
+            self.connection
+                .set_send_window((LEAST.min(self.most) + leased) as u64);
         }
     }
 }
 
 impl Drop for State {
     fn drop(&mut self) {
-        let leased = self.leased.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let leased = self
+            .leased
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
         self.memory.resize(*leased, 0);
     }
 }
@@ -154,7 +164,11 @@ struct Heard {
 impl Heard {
     fn new(connection: &Connection) -> Self {
         let stats = connection.stats();
-        Self { received: stats.udp_rx.datagrams, sent: stats.udp_tx.datagrams, since: Instant::now() }
+        Self {
+            received: stats.udp_rx.datagrams,
+            sent: stats.udp_tx.datagrams,
+            since: Instant::now(),
+        }
     }
 
     fn is_silent(&mut self, connection: &Connection) -> bool {
@@ -162,7 +176,11 @@ impl Heard {
         let (received, sent) = (stats.udp_rx.datagrams, stats.udp_tx.datagrams);
         if received != self.received || sent == self.sent {
             // A connection that sends nothing waits for nothing.
-            *self = Self { received, sent, since: Instant::now() };
+            *self = Self {
+                received,
+                sent,
+                since: Instant::now(),
+            };
             return false;
         }
         let silent = self.since.elapsed() > SILENCE.max(connection.rtt() * ROUND_TRIPS);
@@ -190,7 +208,12 @@ mod tests {
     #[test]
     fn the_more_is_lost_the_more_is_kept() {
         assert_eq!(windows(0.0), WINDOWS);
-        assert!(windows(0.01) > 7.0 && windows(0.2) > 20.0, "{} {}", windows(0.01), windows(0.2));
+        assert!(
+            windows(0.01) > 7.0 && windows(0.2) > 20.0,
+            "{} {}",
+            windows(0.01),
+            windows(0.2)
+        );
         assert!(windows(1.0) < 50.0);
     }
 }

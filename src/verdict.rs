@@ -54,18 +54,27 @@ impl PathStats {
     /// Adds what it was like over another connection, later; `before` and `after` are how long each was used.
     pub(crate) fn join(&mut self, later: &Self, before: Duration, after: Duration) {
         let time = (before + after).as_secs_f64().max(f64::EPSILON);
-        let mean =
-            |a: Duration, b: Duration| (a.mul_f64(before.as_secs_f64()) + b.mul_f64(after.as_secs_f64())).div_f64(time);
+        let mean = |a: Duration, b: Duration| {
+            (a.mul_f64(before.as_secs_f64()) + b.mul_f64(after.as_secs_f64())).div_f64(time)
+        };
         let joined = Self {
-            rate: ((self.rate as f64 * before.as_secs_f64() + later.rate as f64 * after.as_secs_f64()) / time) as u64,
+            rate: ((self.rate as f64 * before.as_secs_f64()
+                + later.rate as f64 * after.as_secs_f64())
+                / time) as u64,
             rtt: mean(self.rtt, later.rtt),
-            min_rtt: if self.sent_packets == 0 { later.min_rtt } else { self.min_rtt.min(later.min_rtt) },
+            min_rtt: if self.sent_packets == 0 {
+                later.min_rtt
+            } else {
+                self.min_rtt.min(later.min_rtt)
+            },
             sent_packets: self.sent_packets.saturating_add(later.sent_packets),
             lost_packets: self.lost_packets.saturating_add(later.lost_packets),
             sent_bytes: self.sent_bytes.saturating_add(later.sent_bytes),
             lost_bytes: self.lost_bytes.saturating_add(later.lost_bytes),
             received_bytes: self.received_bytes.saturating_add(later.received_bytes),
-            congestion_events: self.congestion_events.saturating_add(later.congestion_events),
+            congestion_events: self
+                .congestion_events
+                .saturating_add(later.congestion_events),
             black_holes: self.black_holes.saturating_add(later.black_holes),
             window: later.window,
             mtu: later.mtu,
@@ -75,7 +84,11 @@ impl PathStats {
 
     /// The part of the packets that was lost, 0 to 1.
     pub fn loss(&self) -> f64 {
-        if self.sent_packets == 0 { 0.0 } else { self.lost_packets as f64 / self.sent_packets as f64 }
+        if self.sent_packets == 0 {
+            0.0
+        } else {
+            self.lost_packets as f64 / self.sent_packets as f64
+        }
     }
 }
 
@@ -136,7 +149,10 @@ impl Bound {
 impl PathStats {
     /// As a sender tells its receiver.
     pub(crate) fn spent(&self, account: &Account) -> Spent {
-        let (ms, us) = (|time: Duration| time.as_millis() as u64, |time: Duration| time.as_micros() as u64);
+        let (ms, us) = (
+            |time: Duration| time.as_millis() as u64,
+            |time: Duration| time.as_micros() as u64,
+        );
         Spent {
             reading: ms(account.reading),
             limited: ms(account.limited),
@@ -158,10 +174,14 @@ impl PathStats {
     pub(crate) fn tell(&mut self, account: &mut Account, spent: &Spent) {
         // It may say what it likes: no more than there was.
         let ms = |ms| Duration::from_millis(ms).min(account.elapsed);
-        (account.reading, account.limited, account.network) = (ms(spent.reading), ms(spent.limited), ms(spent.network));
+        (account.reading, account.limited, account.network) =
+            (ms(spent.reading), ms(spent.limited), ms(spent.network));
         self.rtt = Duration::from_micros(spent.rtt);
         self.min_rtt = Duration::from_micros(spent.min_rtt);
-        (self.sent_packets, self.lost_packets) = (spent.sent_packets, spent.lost_packets.min(spent.sent_packets));
+        (self.sent_packets, self.lost_packets) = (
+            spent.sent_packets,
+            spent.lost_packets.min(spent.sent_packets),
+        );
         (self.sent_bytes, self.lost_bytes) = (spent.sent_bytes, spent.lost_bytes);
         (self.congestion_events, self.black_holes) = (spent.congestion_events, spent.black_holes);
         (self.window, self.mtu) = (spent.window, spent.mtu);
@@ -206,7 +226,8 @@ impl Account {
         // The connection took nothing since its window was full of what waits for the disk. That the window was used up
         // says nothing by itself: what a sender has ready to go uses it up on any path.
         let held_up = self.network.min(self.held_up.unwrap_or_default());
-        let part = |time: Duration| time.as_secs_f64() / self.elapsed.as_secs_f64().max(f64::EPSILON);
+        let part =
+            |time: Duration| time.as_secs_f64() / self.elapsed.as_secs_f64().max(f64::EPSILON);
         let mut parts = [
             (Bound::Network, part(self.network - held_up)),
             (Bound::SenderStore, part(self.reading)),
@@ -223,7 +244,10 @@ mod tests {
     use super::*;
 
     fn account(change: impl FnOnce(&mut Account)) -> Bound {
-        let mut account = Account { elapsed: Duration::from_secs(10), ..Account::default() };
+        let mut account = Account {
+            elapsed: Duration::from_secs(10),
+            ..Account::default()
+        };
         change(&mut account);
         account.bound()
     }
@@ -235,37 +259,78 @@ mod tests {
         assert_eq!(account(|a| a.reading = s(8)), Bound::SenderStore);
         assert_eq!(account(|a| a.limited = s(8)), Bound::Limit);
         assert_eq!(account(|a| a.committing = s(8)), Bound::ReceiverStore);
-        assert_eq!(account(|a| (a.network, a.reading) = (s(6), s(4))), Bound::Network);
+        assert_eq!(
+            account(|a| (a.network, a.reading) = (s(6), s(4))),
+            Bound::Network
+        );
     }
 
     #[test]
     fn a_connection_that_waits_for_the_receivers_disk_is_not_the_networks_doing() {
         let s = Duration::from_secs;
-        assert_eq!(account(|a| (a.network, a.held_up) = (s(8), Some(s(9)))), Bound::ReceiverStore);
-        assert_eq!(account(|a| (a.network, a.held_up) = (s(8), Some(s(1)))), Bound::Network);
-        assert_eq!(account(|a| (a.network, a.committing, a.held_up) = (s(5), s(4), Some(s(3)))), Bound::ReceiverStore);
-        assert_eq!(account(|a| (a.limited, a.held_up) = (s(8), Some(s(9)))), Bound::Limit);
+        assert_eq!(
+            account(|a| (a.network, a.held_up) = (s(8), Some(s(9)))),
+            Bound::ReceiverStore
+        );
+        assert_eq!(
+            account(|a| (a.network, a.held_up) = (s(8), Some(s(1)))),
+            Bound::Network
+        );
+        assert_eq!(
+            account(|a| (a.network, a.committing, a.held_up) = (s(5), s(4), Some(s(3)))),
+            Bound::ReceiverStore
+        );
+        assert_eq!(
+            account(|a| (a.limited, a.held_up) = (s(8), Some(s(9)))),
+            Bound::Limit
+        );
     }
 
     #[test]
     fn a_processor_without_rest_is_why_reading_and_sending_are_no_faster() {
         let s = Duration::from_secs;
         let cpu = |busiest, all| Some(Cpu { busiest, all });
-        assert_eq!(account(|a| (a.network, a.cpu) = (s(8), cpu(0.95, 1.5))), Bound::Cpu);
-        assert_eq!(account(|a| (a.network, a.cpu) = (s(8), cpu(0.5, 1.5))), Bound::Network);
-        assert_eq!(account(|a| (a.reading, a.cpu) = (s(8), cpu(0.5, 1.0))), Bound::Cpu);
-        assert_eq!(account(|a| (a.reading, a.cpu) = (s(8), cpu(0.3, 0.6))), Bound::SenderStore);
-        assert_eq!(account(|a| (a.limited, a.cpu) = (s(8), cpu(1.0, 2.0))), Bound::Limit);
+        assert_eq!(
+            account(|a| (a.network, a.cpu) = (s(8), cpu(0.95, 1.5))),
+            Bound::Cpu
+        );
+        assert_eq!(
+            account(|a| (a.network, a.cpu) = (s(8), cpu(0.5, 1.5))),
+            Bound::Network
+        );
+        assert_eq!(
+            account(|a| (a.reading, a.cpu) = (s(8), cpu(0.5, 1.0))),
+            Bound::Cpu
+        );
+        assert_eq!(
+            account(|a| (a.reading, a.cpu) = (s(8), cpu(0.3, 0.6))),
+            Bound::SenderStore
+        );
+        assert_eq!(
+            account(|a| (a.limited, a.cpu) = (s(8), cpu(1.0, 2.0))),
+            Bound::Limit
+        );
     }
 
     #[test]
     fn nothing_in_particular_is_a_verdict_too() {
         let s = Duration::from_secs;
         assert_eq!(account(|_| {}), Bound::Nothing);
-        assert_eq!(account(|a| (a.network, a.reading, a.committing) = (s(4), s(3), s(3))), Bound::Nothing);
-        assert_eq!(account(|a| (a.elapsed, a.network) = (Duration::from_millis(900), s(1))), Bound::Nothing);
+        assert_eq!(
+            account(|a| (a.network, a.reading, a.committing) = (s(4), s(3), s(3))),
+            Bound::Nothing
+        );
+        assert_eq!(
+            account(|a| (a.elapsed, a.network) = (Duration::from_millis(900), s(1))),
+            Bound::Nothing
+        );
         assert_eq!(Account::default().bound(), Bound::Nothing);
-        assert!(Account::default().parts().iter().all(|(_, part)| *part == 0.0));
+        assert!(
+            Account::default()
+                .parts()
+                .iter()
+                .all(|(_, part)| *part == 0.0)
+        );
     }
 
     #[test]
@@ -283,9 +348,21 @@ mod tests {
         path.join(&seen(100, 1, 10), s(0), s(1));
         assert_eq!(path, seen(100, 1, 10));
         path.join(&seen(500, 5, 20), s(1), s(3));
-        assert_eq!(path, PathStats { min_rtt: s(1), mtu: 500, ..seen(400, 4, 30) });
+        assert_eq!(
+            path,
+            PathStats {
+                min_rtt: s(1),
+                mtu: 500,
+                ..seen(400, 4, 30)
+            }
+        );
 
-        let took = |time, held_up| Account { elapsed: s(time), network: s(time), held_up, ..Account::default() };
+        let took = |time, held_up| Account {
+            elapsed: s(time),
+            network: s(time),
+            held_up,
+            ..Account::default()
+        };
         let mut account = took(1, None);
         account.join(&took(2, None));
         assert_eq!(account, took(3, None));
@@ -296,6 +373,14 @@ mod tests {
     #[test]
     fn loss_is_a_part_of_what_was_sent() {
         assert_eq!(PathStats::default().loss(), 0.0);
-        assert_eq!(PathStats { sent_packets: 200, lost_packets: 2, ..PathStats::default() }.loss(), 0.01);
+        assert_eq!(
+            PathStats {
+                sent_packets: 200,
+                lost_packets: 2,
+                ..PathStats::default()
+            }
+            .loss(),
+            0.01
+        );
     }
 }

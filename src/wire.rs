@@ -19,16 +19,20 @@ mod unkept;
 mod value;
 
 pub use content::content_hasher;
-pub use introduce::{Accept, Confirm, Introduce, Introduced, MAX_OFFER_FROM, MAX_OFFER_TEXT, MAX_OFFERED, Offer};
+pub use introduce::{
+    Accept, Confirm, Introduce, Introduced, MAX_OFFER_FROM, MAX_OFFER_TEXT, MAX_OFFERED, Offer,
+};
 pub use message::*;
 pub use metadata::{MAX_OWNER_NAME, MAX_XATTR_BYTES, MAX_XATTR_NAME, Owner, XATTR_OVERHEAD, Xattr};
-pub use rendezvous::{Address, BIND, Forward, Found, MAX_ADDRESSES, MAX_RELAY_TOKEN, Place, Placed, Seek};
+pub use rendezvous::{
+    Address, BIND, Forward, Found, MAX_ADDRESSES, MAX_RELAY_TOKEN, Place, Placed, Seek,
+};
 pub use spent::Spent;
 pub use take::{Delete, Existing, Take};
 pub use unkept::{Aspect, Unkept};
 pub use value::{
-    Components, Durability, Held, Kind, MAX_MARKS, MAX_WIRE_RULES, MAX_WIRE_RULES_BYTES, Mark, Origin, Probe, Range,
-    Time, WireFilter, WireWhy,
+    Components, Durability, Held, Kind, MAX_MARKS, MAX_WIRE_RULES, MAX_WIRE_RULES_BYTES, Mark,
+    Origin, Probe, Range, Time, WireFilter, WireWhy,
 };
 
 /// The protocol's name and version in TLS (RFC 7301).
@@ -77,7 +81,13 @@ pub enum StreamType {
 impl StreamType {
     /// The type of a first byte, if it is known.
     pub fn from_byte(byte: u8) -> Option<Self> {
-        let all = [Self::Control, Self::Manifest, Self::Transfer, Self::Measurement, Self::Introduction];
+        let all = [
+            Self::Control,
+            Self::Manifest,
+            Self::Transfer,
+            Self::Measurement,
+            Self::Introduction,
+        ];
         all.into_iter().find(|&t| t as u8 == byte)
     }
 }
@@ -130,7 +140,12 @@ pub trait Message: for<'b> Decode<'b, ()> + Encode<()> {
     /// Appends the whole message: type, length, payload.
     fn put(&self, out: &mut BytesMut) {
         let payload = minicbor::to_vec(self).unwrap_or_default();
-        debug_assert!(payload.len() <= Self::LIMIT, "{} of {} bytes", Self::NAME, payload.len());
+        debug_assert!(
+            payload.len() <= Self::LIMIT,
+            "{} of {} bytes",
+            Self::NAME,
+            payload.len()
+        );
         out.put_u8(Self::TYPE);
         put_varint(out, payload.len() as u64);
         out.extend_from_slice(&payload);
@@ -165,10 +180,18 @@ impl Frame {
     /// # Errors
     /// [`Malformed::TooLong`].
     pub fn take(buffer: &mut BytesMut, limit: usize) -> Result<Option<Self>, Malformed> {
-        let Some((&kind, rest)) = buffer.split_first() else { return Ok(None) };
-        let Some((length, used)) = peek_varint(rest) else { return Ok(None) };
+        let Some((&kind, rest)) = buffer.split_first() else {
+            return Ok(None);
+        };
+        let Some((length, used)) = peek_varint(rest) else {
+            return Ok(None);
+        };
         if length > limit as u64 {
-            return Err(Malformed::TooLong { kind, length, limit });
+            return Err(Malformed::TooLong {
+                kind,
+                length,
+                limit,
+            });
         }
         let (header, length) = (1 + used, length as usize);
         if buffer.len() < header + length {
@@ -176,7 +199,10 @@ impl Frame {
             return Ok(None);
         }
         buffer.advance(header);
-        Ok(Some(Self { kind, payload: buffer.split_to(length).freeze() }))
+        Ok(Some(Self {
+            kind,
+            payload: buffer.split_to(length).freeze(),
+        }))
     }
 
     /// Decodes the frame as `M`.
@@ -185,10 +211,17 @@ impl Frame {
     /// [`Malformed`] when it is another message, longer than `M` may be, or not well-formed.
     pub fn decode<M: Message>(&self) -> Result<M, Malformed> {
         if self.kind != M::TYPE {
-            return Err(Malformed::Unexpected { got: self.kind, expected: M::NAME });
+            return Err(Malformed::Unexpected {
+                got: self.kind,
+                expected: M::NAME,
+            });
         }
         if self.payload.len() > M::LIMIT {
-            return Err(Malformed::TooLong { kind: self.kind, length: self.payload.len() as u64, limit: M::LIMIT });
+            return Err(Malformed::TooLong {
+                kind: self.kind,
+                length: self.payload.len() as u64,
+                limit: M::LIMIT,
+            });
         }
         let bad = |why| Malformed::Payload { name: M::NAME, why };
         let message: M = minicbor::decode(&self.payload).map_err(|e| bad(e.to_string()))?;
@@ -212,5 +245,10 @@ pub fn peek_varint(bytes: &[u8]) -> Option<(u64, usize)> {
     let first = *bytes.first()?;
     let length = 1 << (first >> 6);
     let rest = bytes.get(1..length)?;
-    Some((rest.iter().fold(u64::from(first & 0x3f), |value, &b| value << 8 | u64::from(b)), length))
+    Some((
+        rest.iter().fold(u64::from(first & 0x3f), |value, &b| {
+            value << 8 | u64::from(b)
+        }),
+        length,
+    ))
 }

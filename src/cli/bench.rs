@@ -15,19 +15,32 @@ use super::{Bench, DONE, Expert, INTERRUPTED};
 
 pub(super) async fn run(bench: Bench) -> anyhow::Result<u8> {
     let json = bench.json;
-    measure(bench).await.inspect_err(|error| output::never_began(json, error))
+    measure(bench)
+        .await
+        .inspect_err(|error| output::never_began(json, error))
 }
 
 async fn measure(bench: Bench) -> anyhow::Result<u8> {
     // A path, as in what was typed for cp, says nothing about the way.
     let Argument::Remote(target) = Argument::parse(&bench.server)? else {
-        return Err(Error::Usage("a server is written haul://HOST, or NAME: where it was paired".into()).into());
+        return Err(Error::Usage(
+            "a server is written haul://HOST, or NAME: where it was paired".into(),
+        )
+        .into());
     };
     let Expert { congestion, qlog } = &bench.expert;
-    let config = Config { congestion: *congestion, qlog: qlog.clone(), ..Config::default() };
+    let config = Config {
+        congestion: *congestion,
+        qlog: qlog.clone(),
+        ..Config::default()
+    };
     let client = connect(&target, bench.pin, &config).await?;
     let time = bench.time.map(Duration::from_secs);
-    let options = MeasureOptions { up: !bench.down, down: !bench.up, time };
+    let options = MeasureOptions {
+        up: !bench.down,
+        down: !bench.up,
+        time,
+    };
     let status = Arc::new(Status::new());
     let result = tokio::select! {
         result = client.measure(&options, observer(&status)) => Some(result),
@@ -45,7 +58,12 @@ async fn measure(bench: Bench) -> anyhow::Result<u8> {
 fn observer(status: &Arc<Status>) -> Observer {
     let status = status.clone();
     Arc::new(move |event| {
-        if let Event::Measuring { probe, bytes, elapsed } = event {
+        if let Event::Measuring {
+            probe,
+            bytes,
+            elapsed,
+        } = event
+        {
             status.show(measured::progress(probe, bytes, elapsed));
         }
     })

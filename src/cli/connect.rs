@@ -12,7 +12,11 @@ use super::output;
 use super::settings::{Relayed, own_addresses};
 
 /// Connects as HAUL_HOME has it; at a first contact it asks on the terminal whether the server's key is the right one.
-pub(super) async fn connect(target: &Target, pin: Option<KeyId>, config: &Config) -> anyhow::Result<Client> {
+pub(super) async fn connect(
+    target: &Target,
+    pin: Option<KeyId>,
+    config: &Config,
+) -> anyhow::Result<Client> {
     let home = Home::from_env()?;
     let identity = home.identity()?;
     let (name, port) = match &target.host {
@@ -41,10 +45,16 @@ pub(super) async fn connect(target: &Target, pin: Option<KeyId>, config: &Config
             ));
         }
     }
-    let parsed: KeyId = key_id.parse().map_err(|_| Error::UnknownHost { host: host.clone(), key_id })?;
+    let parsed: KeyId = key_id.parse().map_err(|_| Error::UnknownHost {
+        host: host.clone(),
+        key_id,
+    })?;
     known_hosts::add(&home.known_hosts(), &host, &parsed)?;
     // Connected with the very key that was shown, whoever answers now.
-    let pinned = ServerTrust { pin: Some(parsed), ..ServerTrust::default() };
+    let pinned = ServerTrust {
+        pin: Some(parsed),
+        ..ServerTrust::default()
+    };
     Ok(Client::connect(&identity, &pinned, name, port, config).await?)
 }
 
@@ -69,7 +79,11 @@ async fn to_peer(
         other => other,
     })?;
     if pin.is_some_and(|pin| pin != peer.key_id) {
-        return Err(Error::Usage(format!("{name} was paired with the key {}; leave out --pin", peer.key_id)).into());
+        return Err(Error::Usage(format!(
+            "{name} was paired with the key {}; leave out --pin",
+            peer.key_id
+        ))
+        .into());
     }
     let relay = Relayed::default().relay(home)?;
     let relayed = relay.is_some();

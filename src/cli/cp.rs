@@ -41,7 +41,9 @@ impl Job {
     /// What an end in the middle leaves.
     fn left(&self) -> &'static str {
         match self {
-            Self::Push(_) | Self::Pull(_) => "what is committed stays. Run the same command again to go on.",
+            Self::Push(_) | Self::Pull(_) => {
+                "what is committed stays. Run the same command again to go on."
+            }
             Self::Input(_) => "nothing of it was committed.",
             Self::Output(_) => "what came out is not the whole file.",
         }
@@ -57,8 +59,13 @@ impl Job {
 }
 
 pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
-    let output = super::Output { dry_run: cp.how.taking.dry_run, ..cp.how.output };
-    let (client, job) = begin(&cp).await.inspect_err(|error| output::never_began(cp.how.output.json, error))?;
+    let output = super::Output {
+        dry_run: cp.how.taking.dry_run,
+        ..cp.how.output
+    };
+    let (client, job) = begin(&cp)
+        .await
+        .inspect_err(|error| output::never_began(cp.how.output.json, error))?;
     let screen = Screen::new(output);
     let ended = tokio::select! {
         ended = job.run(&client, screen.observer()) => ended,
@@ -71,7 +78,9 @@ pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
     };
     screen.end(&ended);
     client.close().await;
-    let whole = ended.as_ref().is_ok_and(|outcome| outcome.sent.failed == 0 && outcome.sent.interrupted.is_none());
+    let whole = ended
+        .as_ref()
+        .is_ok_and(|outcome| outcome.sent.failed == 0 && outcome.sent.interrupted.is_none());
     if matches!(job, Job::Output(_)) && !whole {
         output::note("haul: what came out is not the whole file");
     }
@@ -104,21 +113,34 @@ pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
 /// All that comes before the session.
 async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
     if cp.how.port.is_some() {
-        return Err(usage("the port stands behind the host, as in haul://host:4433/"));
+        return Err(usage(
+            "the port stands behind the host, as in haul://host:4433/",
+        ));
     }
     if let Some(kbit) = &cp.how.scp_limit {
         let kbit = output::shown(kbit.as_ref());
-        return Err(usage(&format!("scp's -l {kbit} (kbit/s) is written --limit {kbit}k")));
+        return Err(usage(&format!(
+            "scp's -l {kbit} (kbit/s) is written --limit {kbit}k"
+        )));
     }
     if cp.how.bwlimit.is_some() {
-        return Err(usage("rsync's --bwlimit counts in KiB/s: --bwlimit 1000 is written --limit 1000KiB, 1.5m 1.5MiB"));
+        return Err(usage(
+            "rsync's --bwlimit counts in KiB/s: --bwlimit 1000 is written --limit 1000KiB, 1.5m 1.5MiB",
+        ));
     }
     let (server, way) = split(cp)?;
-    let one_directory = matches!(&way, Way::Up(sources) if matches!(&sources[..], [source] if source.is_dir()));
+    let one_directory =
+        matches!(&way, Way::Up(sources) if matches!(&sources[..], [source] if source.is_dir()));
     if cp.how.filter.has_list() && !one_directory {
-        return Err(usage("--files-from names what is below one directory, which is then the only source"));
+        return Err(usage(
+            "--files-from names what is below one directory, which is then the only source",
+        ));
     }
-    let follow = if cp.how.follow { Follow::Anywhere } else { Follow::Never };
+    let follow = if cp.how.follow {
+        Follow::Anywhere
+    } else {
+        Follow::Never
+    };
     let walk = WalkOptions {
         filter: cp.how.filter.filter(cp.how.recursive)?,
         follow,
@@ -128,8 +150,19 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
         checksum: cp.how.taking.checksum,
         ..WalkOptions::default()
     };
-    let Taking { dry_run, checksum, existing, delete } = cp.how.taking;
-    let take = Take { existing, checksum, dry_run, delete, no_dedupe: cp.how.no_dedupe };
+    let Taking {
+        dry_run,
+        checksum,
+        existing,
+        delete,
+    } = cp.how.taking;
+    let take = Take {
+        existing,
+        checksum,
+        dry_run,
+        delete,
+        no_dedupe: cp.how.no_dedupe,
+    };
     let home = Home::from_env()?;
     let config = Config {
         parallel: cp.how.parallel as usize,
@@ -141,18 +174,45 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
         ..Config::default()
     };
     let client = connect(&server, cp.how.pin, &config).await?;
-    let durability = if cp.how.no_fsync { Durability::Visible } else { Durability::Synced };
+    let durability = if cp.how.no_fsync {
+        Durability::Visible
+    } else {
+        Durability::Synced
+    };
     let job = match way {
         Way::Up(sources) => {
             let (destination, into) = (server.path, server.into);
-            let options = PushOptions { sources, destination, into, durability, walk, take };
-            if from_input(cp)? { Job::Input(options) } else { Job::Push(options) }
+            let options = PushOptions {
+                sources,
+                destination,
+                into,
+                durability,
+                walk,
+                take,
+            };
+            if from_input(cp)? {
+                Job::Input(options)
+            } else {
+                Job::Push(options)
+            }
         }
         Way::Down(sources, destination) => {
             let into = destination.as_os_str().as_encoded_bytes().ends_with(b"/");
             let output = destination.as_os_str() == "-";
-            let options = PullOptions { sources, destination, into, durability, walk, take, ..PullOptions::default() };
-            if output { Job::Output(options) } else { Job::Pull(options) }
+            let options = PullOptions {
+                sources,
+                destination,
+                into,
+                durability,
+                walk,
+                take,
+                ..PullOptions::default()
+            };
+            if output {
+                Job::Output(options)
+            } else {
+                Job::Pull(options)
+            }
         }
     };
     Ok((client, job))
@@ -161,9 +221,9 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
 /// Whether what is sent comes in through a pipe.
 fn from_input(cp: &Cp) -> Result<bool, Error> {
     match cp.sources.iter().any(|source| source == "-") {
-        true if cp.sources.len() > 1 => {
-            Err(Error::Usage("- is what comes in, and goes alone; a file of that name is ./-".into()))
-        }
+        true if cp.sources.len() > 1 => Err(Error::Usage(
+            "- is what comes in, and goes alone; a file of that name is ./-".into(),
+        )),
         input => Ok(input),
     }
 }
@@ -171,11 +231,15 @@ fn from_input(cp: &Cp) -> Result<bool, Error> {
 /// Whether something can go out through a pipe.
 fn check_output(cp: &Cp, sources: &[Target]) -> anyhow::Result<()> {
     if cp.how.output.json {
-        return Err(usage("--json and - would both write to standard output; leave one of them out"));
+        return Err(usage(
+            "--json and - would both write to standard output; leave one of them out",
+        ));
     }
     match sources {
         [one] if !one.path.is_root() => Ok(()),
-        _ => Err(usage("- takes the content of one file; a directory of that name is ./-")),
+        _ => Err(usage(
+            "- takes the content of one file; a directory of that name is ./-",
+        )),
     }
 }
 
@@ -196,24 +260,32 @@ fn split(cp: &Cp) -> anyhow::Result<(Target, Way)> {
     }
     let input = from_input(cp)?;
     match (Argument::parse(&cp.destination)?, there.first().cloned()) {
-        (Argument::Remote(target), None) if input && target.into => {
-            Err(usage(&format!("what comes in needs a name there, as in {target}name.tar")))
-        }
+        (Argument::Remote(target), None) if input && target.into => Err(usage(&format!(
+            "what comes in needs a name there, as in {target}name.tar"
+        ))),
         (Argument::Remote(target), None) => Ok((target, Way::Up(here))),
-        (Argument::Remote(_), Some(Target { host: Host::Peer(_), .. })) => {
+        (
+            Argument::Remote(_),
+            Some(Target {
+                host: Host::Peer(_),
+                ..
+            }),
+        ) => {
             let shown = output::shown(cp.sources[0].as_ref());
             Err(usage(&format!(
                 "from server to server haul does not copy; run it on one of the two, with a local name. If {shown} is a file \
                  here, write ./{shown}"
             )))
         }
-        (Argument::Remote(_), Some(_)) => {
-            Err(usage("from server to server haul does not copy; run it on one of the two, with a local name"))
-        }
+        (Argument::Remote(_), Some(_)) => Err(usage(
+            "from server to server haul does not copy; run it on one of the two, with a local name",
+        )),
         (Argument::Local(path), None) => {
             let path = output::shown(&path);
             let example = path.trim_start_matches(['.', '/']);
-            Err(usage(&format!("{path} is no server; the destination comes last, as in haul://host/{example}")))
+            Err(usage(&format!(
+                "{path} is no server; the destination comes last, as in haul://host/{example}"
+            )))
         }
         (Argument::Local(path), Some(server)) => {
             if let Some(local) = here.first() {
@@ -224,12 +296,17 @@ fn split(cp: &Cp) -> anyhow::Result<(Target, Way)> {
             }
             if let Some(other) = there.iter().find(|target| target.host != server.host) {
                 let (one, other) = (&server.host, &other.host);
-                return Err(usage(&format!("{one} and {other} are two servers; copy from one after the other")));
+                return Err(usage(&format!(
+                    "{one} and {other} are two servers; copy from one after the other"
+                )));
             }
             if path.as_os_str() == "-" {
                 check_output(cp, &there)?;
             }
-            Ok((server, Way::Down(there.into_iter().map(|target| target.path).collect(), path)))
+            Ok((
+                server,
+                Way::Down(there.into_iter().map(|target| target.path).collect(), path),
+            ))
         }
     }
 }

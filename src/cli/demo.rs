@@ -31,28 +31,57 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
     std::fs::create_dir(&received).with_context(|| shown(&received))?;
 
     let identity = Identity::generate()?;
-    let trust = ServerTrust { pin: Some(identity.key_id()), ..ServerTrust::default() };
+    let trust = ServerTrust {
+        pin: Some(identity.key_id()),
+        ..ServerTrust::default()
+    };
     let server = Server::bind(ServerOptions {
         listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))],
         identity,
-        admission: Admission { anyone: Anyone { read: false, write: true }, ..Admission::default() },
+        admission: Admission {
+            anyone: Anyone {
+                read: false,
+                write: true,
+            },
+            ..Admission::default()
+        },
         store: Arc::new(LocalStore::open(&received)?),
         config: Config::default(),
         observer: haul::progress::ignore(),
     })?;
-    let port = server.local_addresses().first().context("the server has no address")?.port();
-    output::line(&format!("A server runs on 127.0.0.1:{port} (UDP). Sending {} to it over QUIC.", shown(&source)));
+    let port = server
+        .local_addresses()
+        .first()
+        .context("the server has no address")?
+        .port();
+    output::line(&format!(
+        "A server runs on 127.0.0.1:{port} (UDP). Sending {} to it over QUIC.",
+        shown(&source)
+    ));
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let running = tokio::spawn(server.run(async { drop(stopped.await) }, std::future::pending()));
 
-    let client = Client::connect(&Identity::generate()?, &trust, "127.0.0.1", port, &Config::default()).await?;
+    let client = Client::connect(
+        &Identity::generate()?,
+        &trust,
+        "127.0.0.1",
+        port,
+        &Config::default(),
+    )
+    .await?;
     let options = PushOptions {
         sources: vec![source.clone()],
         destination: RelativePath::root(),
         into: true,
         ..PushOptions::default()
     };
-    let screen = Screen::new(Output { quiet: false, verbose: false, json: false, dry_run: false, peer: "the server" });
+    let screen = Screen::new(Output {
+        quiet: false,
+        verbose: false,
+        json: false,
+        dry_run: false,
+        peer: "the server",
+    });
     let begun = Instant::now();
     let pushed = client.push(&options, screen.observer()).await;
     let seconds = begun.elapsed().as_secs_f64();
@@ -69,15 +98,24 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
         compared.equal,
         compared.different
     ));
-    output::line(&format!("Speed: {:.0} MB/s on this machine, both ends included.", sent.bytes as f64 / 1e6 / seconds));
+    output::line(&format!(
+        "Speed: {:.0} MB/s on this machine, both ends included.",
+        sent.bytes as f64 / 1e6 / seconds
+    ));
     output::line(&format!("They are in {}", shown(&place)));
-    Ok(if compared.different == 0 && sent.failed == 0 { DONE } else { FAILED })
+    Ok(if compared.different == 0 && sent.failed == 0 {
+        DONE
+    } else {
+        FAILED
+    })
 }
 
 /// A new directory that nobody else can read.
 fn new_directory() -> anyhow::Result<PathBuf> {
     use std::os::unix::fs::DirBuilderExt;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     for n in 0..100 {
         let name = format!("haul-demo-{}-{}", now.as_secs(), std::process::id() + n);
         let path = std::env::temp_dir().join(name);
@@ -87,7 +125,10 @@ fn new_directory() -> anyhow::Result<PathBuf> {
             Err(error) => return Err(error).with_context(|| shown(&path)),
         }
     }
-    bail!("no new directory can be had in {}", shown(&std::env::temp_dir()))
+    bail!(
+        "no new directory can be had in {}",
+        shown(&std::env::temp_dir())
+    )
 }
 
 /// Files of many sizes, a deep directory, an empty file and a name that is no ASCII.
@@ -97,7 +138,10 @@ fn small_tree(root: &Path) -> anyhow::Result<PathBuf> {
         let path = tree.join(name);
         std::fs::create_dir_all(path.parent().unwrap_or(root))?;
         let mut content = vec![0; size];
-        blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut content);
+        blake3::Hasher::new()
+            .update(name.as_bytes())
+            .finalize_xof()
+            .fill(&mut content);
         std::fs::write(&path, content)
     };
     (|| {
@@ -124,7 +168,10 @@ fn compare_trees(source: &Path, received: &Path) -> anyhow::Result<Compared> {
     let mut compared = Compared::default();
     let mut open = vec![(source.clone(), received.join(name))];
     while let Some((sent, got)) = open.pop() {
-        let kind = sent.symlink_metadata().with_context(|| shown(&sent))?.file_type();
+        let kind = sent
+            .symlink_metadata()
+            .with_context(|| shown(&sent))?
+            .file_type();
         if kind.is_dir() {
             for entry in std::fs::read_dir(&sent).with_context(|| shown(&sent))? {
                 let entry = entry.with_context(|| shown(&sent))?;

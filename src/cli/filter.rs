@@ -35,7 +35,11 @@ const FROM0: &str = "from0";
 impl Args for FilterArgs {
     fn augment_args(command: Command) -> Command {
         let option = |name: &'static str, value: &'static str| {
-            let action = if name == FILES_FROM { ArgAction::Set } else { ArgAction::Append };
+            let action = if name == FILES_FROM {
+                ArgAction::Set
+            } else {
+                ArgAction::Append
+            };
             // Hidden for room; the help names them in its last lines.
             Arg::new(name)
                 .long(name)
@@ -44,7 +48,12 @@ impl Args for FilterArgs {
                 .hide(true)
                 .allow_hyphen_values(name != EXCLUDE_FROM)
         };
-        let flag = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).hide(true);
+        let flag = |name: &'static str| {
+            Arg::new(name)
+                .long(name)
+                .action(ArgAction::SetTrue)
+                .hide(true)
+        };
         command
             .arg(option(INCLUDE, "GLOB").value_parser(value_parser!(OsString)))
             .arg(option(EXCLUDE, "GLOB").value_parser(value_parser!(OsString)))
@@ -67,8 +76,19 @@ impl FromArgMatches for FilterArgs {
             let rules = globs.map(|glob| Given::Rule([before, glob.as_bytes()].concat()));
             given.extend(matches.indices_of(name).into_iter().flatten().zip(rules));
         }
-        let files = matches.get_many::<PathBuf>(EXCLUDE_FROM).into_iter().flatten().cloned().map(Given::File);
-        given.extend(matches.indices_of(EXCLUDE_FROM).into_iter().flatten().zip(files));
+        let files = matches
+            .get_many::<PathBuf>(EXCLUDE_FROM)
+            .into_iter()
+            .flatten()
+            .cloned()
+            .map(Given::File);
+        given.extend(
+            matches
+                .indices_of(EXCLUDE_FROM)
+                .into_iter()
+                .flatten()
+                .zip(files),
+        );
         given.sort_by_key(|(index, _)| *index);
         Ok(Self {
             rules: given.into_iter().map(|(_, given)| given).collect(),
@@ -94,14 +114,25 @@ impl FilterArgs {
                 Given::File(path) => rules.extend(lines(&read(path)?)),
             }
         }
-        let rules = Rules::new(rules).map_err(|bad| Error::Usage(format!("--exclude and --include: {bad}")))?;
+        let rules = Rules::new(rules)
+            .map_err(|bad| Error::Usage(format!("--exclude and --include: {bad}")))?;
         let only = match &self.files_from {
-            Some(path) => Some(Only::parse(&read(path)?, self.from0, recursive).map_err(|(name, bad)| {
-                Error::Usage(format!("{}: {}: {bad}", printable(path.as_os_str().as_bytes()), printable(&name)))
-            })?),
+            Some(path) => Some(Only::parse(&read(path)?, self.from0, recursive).map_err(
+                |(name, bad)| {
+                    Error::Usage(format!(
+                        "{}: {}: {bad}",
+                        printable(path.as_os_str().as_bytes()),
+                        printable(&name)
+                    ))
+                },
+            )?),
             None => None,
         };
-        Ok(Filter { rules, gitignore: self.gitignore, only })
+        Ok(Filter {
+            rules,
+            gitignore: self.gitignore,
+            only,
+        })
     }
 
     /// Whether only listed names are to be sent.

@@ -11,18 +11,28 @@ use super::output::listing::{Form, Lines};
 use super::{DONE, FAILED, INTERRUPTED, Ls};
 
 pub(super) async fn run(ls: Ls) -> anyhow::Result<u8> {
-    let form = if ls.json { Form::Json } else { Form::Text { long: ls.long } };
+    let form = if ls.json {
+        Form::Json
+    } else {
+        Form::Text { long: ls.long }
+    };
     let begin = async {
         let Argument::Remote(target) = Argument::parse(&ls.place)? else {
             let why = "what is on this machine, ls lists; a server is written haul://HOST/PATH";
             return Err(Error::Usage(why.into()).into());
         };
-        let config = Config { congestion: ls.expert.congestion, qlog: ls.expert.qlog.clone(), ..Config::default() };
+        let config = Config {
+            congestion: ls.expert.congestion,
+            qlog: ls.expert.qlog.clone(),
+            ..Config::default()
+        };
         let client = connect(&target, ls.pin, &config).await?;
         let listing = client.list(&target.path, ls.recursive).await?;
         anyhow::Ok((client, listing))
     };
-    let (client, listing) = begin.await.inspect_err(|error| output::never_began(ls.json, error))?;
+    let (client, listing) = begin
+        .await
+        .inspect_err(|error| output::never_began(ls.json, error))?;
     let ended = tokio::select! {
         ended = print(listing, Lines::new(form)) => ended,
         _ = tokio::signal::ctrl_c() => Ok(INTERRUPTED),

@@ -39,7 +39,10 @@ pub(super) fn line(text: &str) {
 
 /// Standard output as it is: what comes is passed on at once, and is no text.
 pub(super) fn raw() -> Result<std::fs::File, Error> {
-    let output = std::io::stdout().as_fd().try_clone_to_owned().map_err(Error::io("standard output"))?;
+    let output = std::io::stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(Error::io("standard output"))?;
     Ok(output.into())
 }
 
@@ -72,7 +75,9 @@ pub(super) fn ask(question: &str) -> Option<String> {
     if !can_ask() {
         return None;
     }
-    write!(output, "{question} ").and_then(|()| output.flush()).ok()?;
+    write!(output, "{question} ")
+        .and_then(|()| output.flush())
+        .ok()?;
     let mut answer = String::new();
     let read = input.read_line(&mut answer).ok()?;
     (read > 0).then(|| answer.trim().to_owned())
@@ -81,7 +86,11 @@ pub(super) fn ask(question: &str) -> Option<String> {
 /// A line of what comes in; `None` when nothing comes.
 pub(super) fn line_in() -> Option<String> {
     let mut line = String::new();
-    std::io::stdin().read_line(&mut line).ok().filter(|read| *read > 0).map(|_| line)
+    std::io::stdin()
+        .read_line(&mut line)
+        .ok()
+        .filter(|read| *read > 0)
+        .map(|_| line)
 }
 
 /// What the other end is called where it comes to this one.
@@ -132,11 +141,18 @@ impl Screen {
         } else if output.quiet {
             Style::Quiet
         } else if let Some(bars) = Bars::on_terminal() {
-            Style::Bars { bars: Mutex::new(Some(bars)), verbose }
+            Style::Bars {
+                bars: Mutex::new(Some(bars)),
+                verbose,
+            }
         } else {
             Style::Plain { verbose }
         };
-        let shared = Arc::new(Shared { dry_run: output.dry_run, peer: output.peer, ..Shared::new(style) });
+        let shared = Arc::new(Shared {
+            dry_run: output.dry_run,
+            peer: output.peer,
+            ..Shared::new(style)
+        });
         if matches!(shared.style, Style::Bars { .. }) {
             let weak = Arc::downgrade(&shared);
             // Rates fall and times run also while no event comes.
@@ -160,7 +176,10 @@ impl Screen {
     /// Says which way it was, for whoever hears of that at the end.
     pub(super) fn routed(&self, address: SocketAddr, route: Route) {
         self.shared.state().route = Some(route);
-        if let (Style::Json, Some(object)) = (&self.shared.style, event_object(&Event::Routed { address, route })) {
+        if let (Style::Json, Some(object)) = (
+            &self.shared.style,
+            event_object(&Event::Routed { address, route }),
+        ) {
             line(&object.to_string());
         }
     }
@@ -177,22 +196,31 @@ impl Screen {
         state.ended = true;
         let whole = matches!(result, Ok(outcome) if outcome.sent.interrupted.is_none());
         let summary = state.tally.summary(Instant::now(), whole);
-        let summary = state.route.map_or(summary.clone(), |route| format!("{summary}, {}", route.word()));
+        let summary = state.route.map_or(summary.clone(), |route| {
+            format!("{summary}, {}", route.word())
+        });
         match (&shared.style, result) {
             (Style::Json, Ok(outcome)) => line(&done_object(&state.tally, outcome).to_string()),
             (Style::Json, Err(error)) => line(&error_object(error).to_string()),
             (Style::Quiet, _) => {}
             (style, Ok(outcome)) => {
                 match shared.dry_run {
-                    true => note(&format!("dry run, nothing was written; would copy {}", state.tally.would())),
+                    true => note(&format!(
+                        "dry run, nothing was written; would copy {}",
+                        state.tally.would()
+                    )),
                     false => note(&verdict::summary(&summary, outcome, shared.peer)),
                 }
-                mirrored(outcome, shared.dry_run).iter().for_each(|text| note(text));
+                mirrored(outcome, shared.dry_run)
+                    .iter()
+                    .for_each(|text| note(text));
                 if let Style::Plain { verbose: true } | Style::Bars { verbose: true, .. } = style {
                     if outcome.sent.excluded > 0 {
                         note(&format!("{} excluded", outcome.sent.excluded));
                     }
-                    verdict::details(outcome, shared.peer).iter().for_each(|text| note(text));
+                    verdict::details(outcome, shared.peer)
+                        .iter()
+                        .for_each(|text| note(text));
                 }
             }
             // Nothing was begun: what is said of it says all.
@@ -200,13 +228,17 @@ impl Screen {
             (_, Err(_)) => note(&format!("stopped after {summary}")),
         }
         if let (Ok(outcome), false) = (result, matches!(shared.style, Style::Json | Style::Quiet)) {
-            unkept(outcome).iter().for_each(|unkept| note(&format!("haul: {unkept}")));
+            unkept(outcome)
+                .iter()
+                .for_each(|unkept| note(&format!("haul: {unkept}")));
         }
         if let Ok(Outcome { sent, .. }) = result
             && let Some(why) = &sent.interrupted
             && !matches!(shared.style, Style::Json)
         {
-            note(&format!("haul: {why}; run the same command again later to send the rest"));
+            note(&format!(
+                "haul: {why}; run the same command again later to send the rest"
+            ));
         }
     }
 }
@@ -218,7 +250,12 @@ impl Shared {
             style,
             dry_run: false,
             peer: "the server",
-            state: Mutex::new(State { tally: Tally::new(now), told: now, route: None, ended: false }),
+            state: Mutex::new(State {
+                tally: Tally::new(now),
+                told: now,
+                route: None,
+                ended: false,
+            }),
         }
     }
 
@@ -247,7 +284,9 @@ impl Shared {
             }
             Style::Quiet => failed_lines(event).iter().for_each(|text| note(text)),
             Style::Plain { verbose } => {
-                self.lines(event, *verbose).iter().for_each(|text| note(text));
+                self.lines(event, *verbose)
+                    .iter()
+                    .for_each(|text| note(text));
                 if now - state.told >= PLAIN_PROGRESS {
                     state.told = now;
                     state.tally.tick(now);
@@ -270,14 +309,28 @@ impl Shared {
     /// Lines that an event is worth, whatever else is shown.
     fn lines(&self, event: &Event, verbose: bool) -> Vec<String> {
         match event {
-            Event::Settled { path, kind, result: Settled::Committed, .. } if self.dry_run => {
-                if *kind == Kind::Directory { Vec::new() } else { vec![format!("would copy {path}")] }
+            Event::Settled {
+                path,
+                kind,
+                result: Settled::Committed,
+                ..
+            } if self.dry_run => {
+                if *kind == Kind::Directory {
+                    Vec::new()
+                } else {
+                    vec![format!("would copy {path}")]
+                }
             }
             Event::Removed { path } if self.dry_run => vec![format!("would remove {path}")],
             Event::Lost { why, retry_for } if self.peer == RECEIVER => {
-                vec![format!("haul: the receiver is gone ({why}); waiting for it, for {} at most", written(*retry_for))]
+                vec![format!(
+                    "haul: the receiver is gone ({why}); waiting for it, for {} at most",
+                    written(*retry_for)
+                )]
             }
-            Event::Reconnected { .. } if self.peer == RECEIVER => vec!["haul: the receiver is back, going on".into()],
+            Event::Reconnected { .. } if self.peer == RECEIVER => {
+                vec!["haul: the receiver is back, going on".into()]
+            }
             event => lines(event, verbose),
         }
     }
@@ -304,25 +357,51 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Those of what is really done.
 fn lines(event: &Event, verbose: bool) -> Vec<String> {
     match event {
-        Event::Connected { address, key_id } if verbose => vec![format!("connected to {address}, {key_id}")],
+        Event::Connected { address, key_id } if verbose => {
+            vec![format!("connected to {address}, {key_id}")]
+        }
         Event::Lost { why, retry_for } => {
-            vec![format!("haul: connection lost ({why}); trying again, for {} at most", written(*retry_for))]
+            vec![format!(
+                "haul: connection lost ({why}); trying again, for {} at most",
+                written(*retry_for)
+            )]
         }
         Event::Reconnecting { attempt, wait } if verbose => {
-            vec![format!("trying again in {:.1} s (attempt {attempt})", wait.as_secs_f64())]
+            vec![format!(
+                "trying again in {:.1} s (attempt {attempt})",
+                wait.as_secs_f64()
+            )]
         }
-        Event::Routed { address, route: Route::Direct } if verbose => vec![format!("direct, at {address}")],
-        Event::Routed { address, route: Route::Punched } if verbose => {
+        Event::Routed {
+            address,
+            route: Route::Direct,
+        } if verbose => vec![format!("direct, at {address}")],
+        Event::Routed {
+            address,
+            route: Route::Punched,
+        } if verbose => {
             vec![format!("direct through the NATs, to {address}")]
         }
-        Event::Routed { route: Route::Relayed, .. } => {
+        Event::Routed {
+            route: Route::Relayed,
+            ..
+        } => {
             vec!["by the relay, until a direct way opens".into()]
         }
         Event::Reconnected { .. } => vec!["haul: connected again, going on".into()],
         Event::GoingAway { why } => vec![format!("{why}; waiting for what is under way")],
-        Event::Settled { path, result: Settled::Committed, .. } if verbose => vec![path.to_string()],
+        Event::Settled {
+            path,
+            result: Settled::Committed,
+            ..
+        } if verbose => vec![path.to_string()],
         Event::Removed { path } if verbose => vec![format!("removed {path}")],
-        Event::Settled { path, result: Settled::Skipped, kind, .. } if verbose && *kind != Kind::Directory => {
+        Event::Settled {
+            path,
+            result: Settled::Skipped,
+            kind,
+            ..
+        } if verbose && *kind != Kind::Directory => {
             vec![format!("{path} (unchanged)")]
         }
         _ => failed_lines(event),
@@ -331,7 +410,11 @@ fn lines(event: &Event, verbose: bool) -> Vec<String> {
 
 fn failed_lines(event: &Event) -> Vec<String> {
     match event {
-        Event::Settled { path, result: Settled::Failed(why), .. } => vec![format!("haul: {}", failed(path, why))],
+        Event::Settled {
+            path,
+            result: Settled::Failed(why),
+            ..
+        } => vec![format!("haul: {}", failed(path, why))],
         _ => Vec::new(),
     }
 }
@@ -339,7 +422,11 @@ fn failed_lines(event: &Event) -> Vec<String> {
 /// A failure names its file once, also where the reason begins with the name.
 fn failed(path: &RelativePath, why: &Why) -> String {
     let (path, why) = (path.to_string(), why.to_string());
-    if why.contains(&path) { why } else { format!("{path}: {why}") }
+    if why.contains(&path) {
+        why
+    } else {
+        format!("{path}: {why}")
+    }
 }
 
 fn event_object(event: &Event) -> Option<Value> {
@@ -350,7 +437,13 @@ fn event_object(event: &Event) -> Option<Value> {
         Event::Routed { address, route } => {
             Some(json!({"type": "route", "route": route.word(), "address": address.to_string()}))
         }
-        Event::Settled { path, kind, size, result, .. } => {
+        Event::Settled {
+            path,
+            kind,
+            size,
+            result,
+            ..
+        } => {
             let kind = match kind {
                 Kind::File => "file",
                 Kind::Directory => "directory",
@@ -372,14 +465,18 @@ fn event_object(event: &Event) -> Option<Value> {
             }
             Some(object)
         }
-        Event::Removed { path } => Some(json!({"type": "removed", "path": String::from_utf8_lossy(path.as_bytes())})),
+        Event::Removed { path } => {
+            Some(json!({"type": "removed", "path": String::from_utf8_lossy(path.as_bytes())}))
+        }
         Event::Lost { why, retry_for } => {
             Some(json!({"type": "lost", "why": why, "retry_for": retry_for.as_secs_f64()}))
         }
         Event::Reconnecting { attempt, wait } => {
             Some(json!({"type": "reconnecting", "attempt": attempt, "wait": wait.as_secs_f64()}))
         }
-        Event::Reconnected { address } => Some(json!({"type": "reconnected", "address": address.to_string()})),
+        Event::Reconnected { address } => {
+            Some(json!({"type": "reconnected", "address": address.to_string()}))
+        }
         Event::GoingAway { why } => Some(json!({"type": "going_away", "why": why.to_string()})),
         _ => None,
     }
@@ -390,10 +487,16 @@ fn mirrored(outcome: &Outcome, dry_run: bool) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(removed @ 1..) = outcome.summary.removed {
         let done = if dry_run { "would remove" } else { "removed" };
-        lines.push(format!("{done} {removed} at the destination that the source does not have"));
+        lines.push(format!(
+            "{done} {removed} at the destination that the source does not have"
+        ));
     }
     if let Some(why) = outcome.summary.unremoved.clone().map(Why::from) {
-        let what = if outcome.summary.removed.unwrap_or(0) > 0 { "not all was removed" } else { "nothing was removed" };
+        let what = if outcome.summary.removed.unwrap_or(0) > 0 {
+            "not all was removed"
+        } else {
+            "nothing was removed"
+        };
         lines.push(format!("haul: {what}: {}", why.text));
     }
     lines
@@ -402,7 +505,10 @@ fn mirrored(outcome: &Outcome, dry_run: bool) -> Vec<String> {
 /// What neither end could keep, each kind of thing once.
 fn unkept(outcome: &Outcome) -> Vec<Unkept> {
     let mut all = outcome.sent.unkept.clone();
-    Unkept::join(&mut all, outcome.summary.unkept.as_deref().unwrap_or_default());
+    Unkept::join(
+        &mut all,
+        outcome.summary.unkept.as_deref().unwrap_or_default(),
+    );
     all
 }
 
@@ -435,8 +541,10 @@ fn done_object(tally: &Tally, outcome: &Outcome) -> Value {
     }
     let unkept = unkept(outcome);
     if !unkept.is_empty() {
-        object["unkept"] =
-            unkept.iter().map(|u| json!({"what": u.name(), "count": u.count, "first": u.first})).collect();
+        object["unkept"] = unkept
+            .iter()
+            .map(|u| json!({"what": u.name(), "count": u.count, "first": u.first}))
+            .collect();
     }
     verdict::add_to(&mut object, outcome);
     object
@@ -458,13 +566,24 @@ mod tests {
 
     fn settled(component: &[u8], result: Settled) -> Event {
         let path = RelativePath::from_components([component]).unwrap();
-        Event::Settled { id: Some(1), path, kind: Kind::File, size: 7, result }
+        Event::Settled {
+            id: Some(1),
+            path,
+            kind: Kind::File,
+            size: 7,
+            result,
+        }
     }
 
     #[test]
     fn nothing_is_drawn_or_counted_once_the_summary_is_out() {
-        let style = Style::Bars { bars: Mutex::new(Some(Bars::hidden())), verbose: true };
-        let screen = Screen { shared: Arc::new(Shared::new(style)) };
+        let style = Style::Bars {
+            bars: Mutex::new(Some(Bars::hidden())),
+            verbose: true,
+        };
+        let screen = Screen {
+            shared: Arc::new(Shared::new(style)),
+        };
         let (shared, straggler) = (screen.shared.clone(), screen.observer());
         straggler(settled(b"a", Settled::Committed));
         screen.end(&Ok(Outcome::default()));
@@ -476,9 +595,14 @@ mod tests {
 
     #[test]
     fn whoever_only_counts_does_not_wait_for_the_terminal() {
-        let style = Style::Bars { bars: Mutex::new(Some(Bars::hidden())), verbose: false };
+        let style = Style::Bars {
+            bars: Mutex::new(Some(Bars::hidden())),
+            verbose: false,
+        };
         let shared = Shared::new(style);
-        let Style::Bars { bars, .. } = &shared.style else { unreachable!() };
+        let Style::Bars { bars, .. } = &shared.style else {
+            unreachable!()
+        };
         let held = lock(bars);
         shared.take(&Event::Moved { id: 1, bytes: 1 });
         shared.take(&settled(b"a", Settled::Committed));
@@ -488,13 +612,19 @@ mod tests {
 
     #[test]
     fn a_lost_connection_is_told_in_one_line_and_not_to_who_wants_only_failures() {
-        let lost = Event::Lost { why: "the peer has restarted".into(), retry_for: Duration::from_secs(600) };
+        let lost = Event::Lost {
+            why: "the peer has restarted".into(),
+            retry_for: Duration::from_secs(600),
+        };
         assert_eq!(
             lines(&lost, false),
             ["haul: connection lost (the peer has restarted); trying again, for 10 min at most"]
         );
         assert!(failed_lines(&lost).is_empty());
-        let waiting = Event::Reconnecting { attempt: 2, wait: Duration::from_millis(730) };
+        let waiting = Event::Reconnecting {
+            attempt: 2,
+            wait: Duration::from_millis(730),
+        };
         assert!(lines(&waiting, false).is_empty());
         assert_eq!(lines(&waiting, true), ["trying again in 0.7 s (attempt 2)"]);
         assert_eq!(event_object(&lost).unwrap()["retry_for"], 600.0);
@@ -502,17 +632,25 @@ mod tests {
 
     #[test]
     fn json_keeps_the_bytes_of_a_name_that_is_no_text() {
-        let object = event_object(&settled(b"\xff\n", Settled::Failed(Code::NoSpace.into()))).unwrap();
+        let object =
+            event_object(&settled(b"\xff\n", Settled::Failed(Code::NoSpace.into()))).unwrap();
         assert_eq!(object["path"], "\u{fffd}\n");
         assert_eq!(object["path_bytes"], "/wo=");
-        assert_eq!((&object["result"], &object["code"]), (&"failed".into(), &"NoSpace".into()));
+        assert_eq!(
+            (&object["result"], &object["code"]),
+            (&"failed".into(), &"NoSpace".into())
+        );
         let plain = event_object(&settled("ä".as_bytes(), Settled::Skipped)).unwrap();
-        assert_eq!((&plain["path"], plain.get("path_bytes")), (&"ä".into(), None));
+        assert_eq!(
+            (&plain["path"], plain.get("path_bytes")),
+            (&"ä".into(), None)
+        );
     }
 
     #[test]
     fn a_failure_is_named_once_and_cannot_steer_the_terminal() {
-        let failure = |why: &str| failed_lines(&settled(b"a\x1b", Settled::Failed(Why::new(Code::Io, why))));
+        let failure =
+            |why: &str| failed_lines(&settled(b"a\x1b", Settled::Failed(Why::new(Code::Io, why))));
         assert_eq!(failure("broken"), ["haul: a\\u{1b}: broken"]);
         assert_eq!(failure("a\x1b: broken"), ["haul: a\\u{1b}: broken"]);
     }

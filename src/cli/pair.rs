@@ -19,7 +19,10 @@ use haul::trust::peers::{self, Peer};
 use super::receive::{By, meet};
 use super::send::{Asking, EXPIRED, announce, another, machine};
 use super::settings::{Relayed, own_addresses};
-use super::{DONE, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, Output, listen_address, output, prompt, time};
+use super::{
+    DONE, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, Output, listen_address, output, prompt,
+    time,
+};
 
 /// Get to know another machine for good, by one code.
 #[derive(Args)]
@@ -61,29 +64,55 @@ enum Ended {
 pub(super) async fn run(pair: Pair) -> anyhow::Result<u8> {
     let home = Home::from_env()?;
     let name = &pair.name;
-    if let Some(there) = peers::all(&home.peers())?.iter().find(|peer| peer.name == *name && !pair.replace) {
-        let why = format!("{name} is known already, as {}; choose another name, or --replace it", there.key_id);
+    if let Some(there) = peers::all(&home.peers())?
+        .iter()
+        .find(|peer| peer.name == *name && !pair.replace)
+    {
+        let why = format!(
+            "{name} is known already, as {}; choose another name, or --replace it",
+            there.key_id
+        );
         return Err(Error::Usage(why).into());
     }
-    let Some(code) = code(&pair).await? else { return Ok(INTERRUPTED) };
+    let Some(code) = code(&pair).await? else {
+        return Ok(INTERRUPTED);
+    };
     let ended = match code {
         Some(by) => Ended::Paired(by_code(&pair, &by, &home).await?),
         None => by_showing(&pair, &home).await?,
     };
-    let Paired { key_id, secret, number } = match ended {
+    let Paired {
+        key_id,
+        secret,
+        number,
+    } = match ended {
         Ended::Paired(paired) => paired,
         Ended::With(code) => return Ok(code),
     };
     if key_id == home.identity()?.key_id() {
-        return Err(
-            Error::Usage("that is this very machine, or one with the same key; nothing was paired".into()).into()
-        );
+        return Err(Error::Usage(
+            "that is this very machine, or one with the same key; nothing was paired".into(),
+        )
+        .into());
     }
-    let before = peers::all(&home.peers())?.into_iter().find(|peer| peer.key_id == key_id && peer.name != *name);
-    peers::add(&home, &Peer { name: name.clone(), key_id, secret, number })?;
+    let before = peers::all(&home.peers())?
+        .into_iter()
+        .find(|peer| peer.key_id == key_id && peer.name != *name);
+    peers::add(
+        &home,
+        &Peer {
+            name: name.clone(),
+            key_id,
+            secret,
+            number,
+        },
+    )?;
     output::line(&format!("Paired: {name} is {key_id}"));
     if let Some(before) = before {
-        output::note(&format!("It was known as {}, and is called {name} from now on.", before.name));
+        output::note(&format!(
+            "It was known as {}, and is called {name} from now on.",
+            before.name
+        ));
     }
     output::note(&format!(
         "Now: haul send --to {name} FILE, haul receive --from {name}, and while\n`haul serve` runs there: haul cp FILE {name}:"
@@ -100,7 +129,9 @@ async fn code(pair: &Pair) -> anyhow::Result<Option<Option<By>>> {
         return Ok(Some(None));
     }
     loop {
-        let Some(text) = tokio::task::spawn_blocking(|| prompt::code("Its code, or Enter to show one here: ")).await?
+        let Some(text) =
+            tokio::task::spawn_blocking(|| prompt::code("Its code, or Enter to show one here: "))
+                .await?
         else {
             return Ok(None);
         };
@@ -118,7 +149,10 @@ async fn by_code(pair: &Pair, by: &By, home: &Home) -> anyhow::Result<Paired> {
     let relay = pair.relayed.relay(home)?;
     let relay = (relay, pair.relayed.none());
     let met = meet(by, pair.at.as_deref(), relay, home, &Config::default()).await?;
-    output::note(&format!("Met \"{}\".", printable(met.offer().from.as_bytes())));
+    output::note(&format!(
+        "Met \"{}\".",
+        printable(met.offer().from.as_bytes())
+    ));
     Ok(met.pair().await?)
 }
 
@@ -133,7 +167,13 @@ async fn by_showing(pair: &Pair, home: &Home) -> anyhow::Result<Ended> {
         relay: pair.relayed.relay(home)?,
         own: own_addresses(),
     };
-    let begun = Offering::begin(options, home.identity()?, Config::default(), haul::progress::ignore()).await;
+    let begun = Offering::begin(
+        options,
+        home.identity()?,
+        Config::default(),
+        haul::progress::ignore(),
+    )
+    .await;
     let mut offering = begun?;
     let ended = tokio::select! {
         ended = shown(&mut offering) => ended,
@@ -149,7 +189,13 @@ async fn by_showing(pair: &Pair, home: &Home) -> anyhow::Result<Ended> {
 
 /// Until somebody has typed the code.
 async fn shown(offering: &mut Offering) -> anyhow::Result<Ended> {
-    let output = Output { quiet: false, verbose: true, json: false, dry_run: false, peer: "the other machine" };
+    let output = Output {
+        quiet: false,
+        verbose: true,
+        json: false,
+        dry_run: false,
+        peer: "the other machine",
+    };
     let asking = Asking {
         output,
         ticket: false,
@@ -157,7 +203,9 @@ async fn shown(offering: &mut Offering) -> anyhow::Result<Ended> {
         command: "haul pair NAME   (what this machine is to be called there)",
     };
     if std::io::stdin().is_terminal() {
-        output::note("(If the other machine shows a code as well: Ctrl-C here, and type that one.)");
+        output::note(
+            "(If the other machine shows a code as well: Ctrl-C here, and type that one.)",
+        );
     }
     loop {
         let _announcement = announce(offering, &asking).await?;
@@ -165,12 +213,19 @@ async fn shown(offering: &mut Offering) -> anyhow::Result<Ended> {
             Met::Paired(paired) => return Ok(Ended::Paired(paired)),
             // It takes nothing here, so it was no `haul pair`.
             Met::Declined { .. } | Met::Accepted { .. } => {
-                let why = Why::new(haul::error::Code::Cancelled, "the other machine did not pair");
+                let why = Why::new(
+                    haul::error::Code::Cancelled,
+                    "the other machine did not pair",
+                );
                 output::failure(&Error::Refused(why).into());
                 return Ok(Ended::With(FAILED));
             }
             Met::Burnt { from } => {
-                if !another(&format!("haul: a wrong guess from {from} has burnt the code.")).await {
+                if !another(&format!(
+                    "haul: a wrong guess from {from} has burnt the code."
+                ))
+                .await
+                {
                     return Ok(Ended::With(NOT_TRUSTED));
                 }
             }

@@ -28,7 +28,10 @@ pub(super) fn run(command: &Peers) -> anyhow::Result<u8> {
     let home = Home::from_env()?;
     for name in &command.remove {
         if !peers::remove(&home, name)? {
-            return Err(Error::Usage(format!("no machine is known here as {name}; haul peers lists them")).into());
+            return Err(Error::Usage(format!(
+                "no machine is known here as {name}; haul peers lists them"
+            ))
+            .into());
         }
         output::note(&format!("{name} is forgotten here."));
     }
@@ -41,7 +44,8 @@ pub(super) fn run(command: &Peers) -> anyhow::Result<u8> {
     }
     for Peer { name, key_id, .. } in &all {
         output::line(&match command.json {
-            true => json!({"type": "peer", "name": name.as_str(), "key_id": key_id.to_string()}).to_string(),
+            true => json!({"type": "peer", "name": name.as_str(), "key_id": key_id.to_string()})
+                .to_string(),
             false => format!("{name}  {key_id}"),
         });
     }

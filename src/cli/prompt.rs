@@ -31,7 +31,12 @@ struct Words;
 impl Completer for Words {
     type Candidate = String;
 
-    fn complete(&self, line: &str, at: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<String>)> {
+    fn complete(
+        &self,
+        line: &str,
+        at: usize,
+        _: &Context<'_>,
+    ) -> rustyline::Result<(usize, Vec<String>)> {
         Ok(complete(&line[..at]))
     }
 }
@@ -46,14 +51,17 @@ impl Helper for Words {}
 
 /// Where the last word begins, and what it may become. The number cannot be completed.
 fn complete(line: &str) -> (usize, Vec<String>) {
-    let start = line
-        .rfind(|c: char| !c.is_alphanumeric())
-        .map_or(0, |at| at + line[at..].chars().next().map_or(1, char::len_utf8));
+    let start = line.rfind(|c: char| !c.is_alphanumeric()).map_or(0, |at| {
+        at + line[at..].chars().next().map_or(1, char::len_utf8)
+    });
     let begun = line[start..].to_lowercase();
     if start == 0 || begun.is_empty() {
         return (start, Vec::new());
     }
-    let parts = line[..start].split(|c: char| !c.is_alphanumeric()).filter(|part| !part.is_empty()).count();
+    let parts = line[..start]
+        .split(|c: char| !c.is_alphanumeric())
+        .filter(|part| !part.is_empty())
+        .count();
     let end = if parts < code::WORDS { "-" } else { "" };
     let words = code::list().iter().filter(|word| word.starts_with(&begun));
     (start, words.map(|word| format!("{word}{end}")).collect())
@@ -70,9 +78,12 @@ mod tests {
             complete("417 MAPLE CAN"),
             (
                 10,
-                ["can-", "canal-", "cancel-", "candy-", "cannon-", "canoe-", "canvas-", "canyon-"]
-                    .map(String::from)
-                    .to_vec()
+                [
+                    "can-", "canal-", "cancel-", "candy-", "cannon-", "canoe-", "canvas-",
+                    "canyon-"
+                ]
+                .map(String::from)
+                .to_vec()
             )
         );
         assert_eq!(complete("417-maple-canyon-orb"), (17, vec!["orbit".into()]));

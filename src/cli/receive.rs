@@ -84,8 +84,14 @@ impl By {
     /// A code, or a ticket.
     pub(super) fn parse(text: &str) -> Result<Self, Error> {
         match Ticket::is_meant(text) {
-            true => text.parse().map(Self::Ticket).map_err(|bad| Error::Usage(bad.to_string())),
-            false => text.parse().map(Self::Code).map_err(|bad| Error::Usage(bad.to_string())),
+            true => text
+                .parse()
+                .map(Self::Ticket)
+                .map_err(|bad| Error::Usage(bad.to_string())),
+            false => text
+                .parse()
+                .map(Self::Code)
+                .map_err(|bad| Error::Usage(bad.to_string())),
         }
     }
 
@@ -101,9 +107,16 @@ impl By {
     fn whereabouts(&self, relay: Option<RelayAt>, no_relay: bool) -> Whereabouts {
         let own = own_addresses();
         match self {
-            Self::Ticket(ticket) if no_relay => Whereabouts { relay: None, ..ticket.whereabouts(None, own) },
+            Self::Ticket(ticket) if no_relay => Whereabouts {
+                relay: None,
+                ..ticket.whereabouts(None, own)
+            },
             Self::Ticket(ticket) => ticket.whereabouts(relay, own),
-            Self::Code(_) | Self::Peer(_) => Whereabouts { relay, own, ..Whereabouts::default() },
+            Self::Code(_) | Self::Peer(_) => Whereabouts {
+                relay,
+                own,
+                ..Whereabouts::default()
+            },
         }
     }
 }
@@ -114,7 +127,9 @@ pub(super) async fn run(receive: Receive) -> anyhow::Result<u8> {
         begun = begin(&receive) => begun.inspect_err(|error| output::never_began(json, error))?,
         _ = tokio::signal::ctrl_c() => None,
     };
-    let Some(met) = begun else { return Ok(INTERRUPTED) };
+    let Some(met) = begun else {
+        return Ok(INTERRUPTED);
+    };
     if let Err(why) = check(&receive, &met) {
         met.decline().await;
         return Err(why.into());
@@ -130,13 +145,19 @@ pub(super) async fn run(receive: Receive) -> anyhow::Result<u8> {
     }
     met.decline().await;
     output::offer::ended(receive.output, Some("declined"));
-    Ok(if accepted.is_some() { FAILED } else { INTERRUPTED })
+    Ok(if accepted.is_some() {
+        FAILED
+    } else {
+        INTERRUPTED
+    })
 }
 
 /// What can be known to make no sense before anybody is met, and a code spent.
 fn sensible(receive: &Receive) -> Result<(), Error> {
     let why = match () {
-        () if !receive.yes && !output::can_ask() => "there is no terminal to ask on; --yes accepts without being asked",
+        () if !receive.yes && !output::can_ask() => {
+            "there is no terminal to ask on; --yes accepts without being asked"
+        }
         () if receive.to.as_os_str() != "-" && receive.to.exists() && !receive.to.is_dir() => {
             "--to wants a directory, and something else stands there"
         }
@@ -152,10 +173,16 @@ fn check(receive: &Receive, met: &Met) -> Result<(), Error> {
         Offer { pair: Some(_), .. } => {
             "the other machine wants to pair: let it show a new code, and type that into haul pair NAME here"
         }
-        Offer { text: None, directory, .. } if output && (*directory || met.names().len() != 1) => {
+        Offer {
+            text: None,
+            directory,
+            ..
+        } if output && (*directory || met.names().len() != 1) => {
             "one file can go to standard output, and more or a directory is offered; --to DIR takes it"
         }
-        _ if output && receive.output.json => "--json and --to - would both write to standard output",
+        _ if output && receive.output.json => {
+            "--json and --to - would both write to standard output"
+        }
         _ => return Ok(()),
     };
     Err(Error::Usage(why.into()))
@@ -164,7 +191,9 @@ fn check(receive: &Receive, met: &Met) -> Result<(), Error> {
 /// Finds the sender; `None` where the user gave up.
 async fn begin(receive: &Receive) -> anyhow::Result<Option<Met>> {
     let home = Home::from_env()?;
-    let Some(by) = by(receive, &home).await? else { return Ok(None) };
+    let Some(by) = by(receive, &home).await? else {
+        return Ok(None);
+    };
     sensible(receive)?;
     let config = Config {
         limit: receive.limit,
@@ -175,7 +204,15 @@ async fn begin(receive: &Receive) -> anyhow::Result<Option<Met>> {
         ..Config::default()
     };
     let relay = receive.relayed.relay(&home)?;
-    meet(&by, receive.at.as_deref(), (relay, receive.relayed.none()), &home, &config).await.map(Some)
+    meet(
+        &by,
+        receive.at.as_deref(),
+        (relay, receive.relayed.none()),
+        &home,
+        &config,
+    )
+    .await
+    .map(Some)
 }
 
 /// Finds the sender and shows it that the code is known.
@@ -187,7 +224,10 @@ pub(super) async fn meet(
     config: &Config,
 ) -> anyhow::Result<Met> {
     let at = match at {
-        Some(at) => Whereabouts { addresses: resolve(at).await?, ..Whereabouts::default() },
+        Some(at) => Whereabouts {
+            addresses: resolve(at).await?,
+            ..Whereabouts::default()
+        },
         None => by.whereabouts(relay, no_relay),
     };
     let nowhere = at.addresses.is_empty() && at.relay.is_none();
@@ -210,7 +250,9 @@ pub(super) async fn meet(
 /// Why nobody was found, and what to do.
 fn nobody(why: &str, code: &ShortCode) -> String {
     match code.is_of_relay() {
-        true => format!("{why}, and the sender uses a relay: set HAUL_RELAY=HOST as it does there, or --relay HOST"),
+        true => format!(
+            "{why}, and the sender uses a relay: set HAUL_RELAY=HOST as it does there, or --relay HOST"
+        ),
         false => format!(
             "{why}. Is `haul send` still running, and on the same network? Where that blocks multicast, add --at \
              HOST:PORT, as `haul send -v` shows it; between networks, a relay helps: haul relay --help"
@@ -225,7 +267,10 @@ async fn by(receive: &Receive, home: &Home) -> anyhow::Result<Option<By>> {
     }
     if let Some(file) = &receive.ticket_file {
         let text = ticket_in(file)?;
-        return Ok(Some(By::Ticket(text.parse().map_err(|bad: BadTicket| Error::Usage(bad.to_string()))?)));
+        return Ok(Some(By::Ticket(
+            text.parse()
+                .map_err(|bad: BadTicket| Error::Usage(bad.to_string()))?,
+        )));
     }
     if !receive.code.is_empty() {
         return Ok(Some(By::parse(&receive.code.join(" "))?));
@@ -234,7 +279,11 @@ async fn by(receive: &Receive, home: &Home) -> anyhow::Result<Option<By>> {
     loop {
         match tokio::task::spawn_blocking(|| prompt::code("Code: ")).await? {
             None if on_terminal => return Ok(None),
-            None => return Err(Error::Usage("which code? There is no terminal to ask on".into()).into()),
+            None => {
+                return Err(
+                    Error::Usage("which code? There is no terminal to ask on".into()).into(),
+                );
+            }
             Some(text) => match By::parse(&text) {
                 Ok(by) => return Ok(Some(by)),
                 // Nothing was tried with it, so nothing is burnt.
@@ -252,41 +301,66 @@ fn ticket_in(file: &Path) -> Result<String, Error> {
     let failed = || Error::io(format!("cannot read {}", shown(file)));
     let mut text = String::new();
     let read = match file.as_os_str() == "-" {
-        true => std::io::stdin().take(MAX_TICKET_FILE).read_to_string(&mut text),
-        false => File::open(file).map_err(failed())?.take(MAX_TICKET_FILE).read_to_string(&mut text),
+        true => std::io::stdin()
+            .take(MAX_TICKET_FILE)
+            .read_to_string(&mut text),
+        false => File::open(file)
+            .map_err(failed())?
+            .take(MAX_TICKET_FILE)
+            .read_to_string(&mut text),
     };
     read.map(|_| text).map_err(failed())
 }
 
 async fn resolve(at: &str) -> anyhow::Result<Vec<SocketAddr>> {
-    let found = tokio::net::lookup_host(at).await.map_err(|error| Error::Resolve {
-        host: printable(at.as_bytes()),
-        why: format!("{error}; it is written HOST:PORT"),
-    })?;
+    let found = tokio::net::lookup_host(at)
+        .await
+        .map_err(|error| Error::Resolve {
+            host: printable(at.as_bytes()),
+            why: format!("{error}; it is written HOST:PORT"),
+        })?;
     Ok(found.collect())
 }
 
 /// Shows what there is, and asks.
 async fn accepted(receive: &Receive, met: &Met) -> bool {
     let (offer, output) = (met.offer(), receive.to.as_os_str() == "-");
-    let free = if output { None } else { receive::free_space(&receive.to) };
+    let free = if output {
+        None
+    } else {
+        receive::free_space(&receive.to)
+    };
     let from = printable(offer.from.as_bytes());
     if receive.output.json {
         output::offer::json(offer, met.names(), met.address(), free);
     } else if offer.text.is_none() {
-        output::offer::lines(offer, met.names()).iter().for_each(|line| output::note(line));
+        output::offer::lines(offer, met.names())
+            .iter()
+            .for_each(|line| output::note(line));
     }
-    let missing = offer.bytes.saturating_sub(receive::held(&receive.to, met.names()));
+    let missing = offer
+        .bytes
+        .saturating_sub(receive::held(&receive.to, met.names()));
     let small = free.filter(|free| *free < missing);
     if let Some(free) = small {
-        let (free, to, missing) = (output::bytes(free), shown(&receive.to), output::bytes(missing));
-        output::note(&format!("haul: {missing} are to come, and only {free} are free in {to}: it will not fit"));
+        let (free, to, missing) = (
+            output::bytes(free),
+            shown(&receive.to),
+            output::bytes(missing),
+        );
+        output::note(&format!(
+            "haul: {missing} are to come, and only {free} are free in {to}: it will not fit"
+        ));
     }
     if receive.yes {
         // Nobody is there to say that it will fit all the same.
         return small.is_none();
     }
-    let what = if offer.text.is_some() { format!("A text from \"{from}\"") } else { format!("From \"{from}\"") };
+    let what = if offer.text.is_some() {
+        format!("A text from \"{from}\"")
+    } else {
+        format!("From \"{from}\"")
+    };
     let default = if small.is_some() { "[y/N]" } else { "[Y/n]" };
     let question = format!("{what} - accept? {default}");
     let asked = tokio::task::spawn_blocking(move || output::ask(&question)).await;
@@ -307,7 +381,11 @@ async fn take(receive: &Receive, met: Met) -> anyhow::Result<u8> {
         destination: receive.to.clone(),
         into: true,
         durability: Durability::Synced,
-        take: Take { existing: receive.existing, checksum: receive.checksum, ..Take::default() },
+        take: Take {
+            existing: receive.existing,
+            checksum: receive.checksum,
+            ..Take::default()
+        },
         literal: true,
         most: Some(Most::of(met.offer())),
         ..PullOptions::default()
@@ -321,7 +399,10 @@ async fn take(receive: &Receive, met: Met) -> anyhow::Result<u8> {
         return Ok(DONE);
     };
     let output = receive.to.as_os_str() == "-";
-    let screen = Screen::new(Output { peer: "the sender", ..receive.output });
+    let screen = Screen::new(Output {
+        peer: "the sender",
+        ..receive.output
+    });
     let ended = tokio::select! {
         ended = pull(&client, &options, output, screen.observer()) => ended,
         _ = tokio::signal::ctrl_c() => {
@@ -336,7 +417,9 @@ async fn take(receive: &Receive, met: Met) -> anyhow::Result<u8> {
         Ok(_) => client.close_after_server().await,
         Err(_) => client.close().await,
     }
-    let whole = ended.as_ref().is_ok_and(|outcome| outcome.sent.failed == 0 && outcome.sent.interrupted.is_none());
+    let whole = ended
+        .as_ref()
+        .is_ok_and(|outcome| outcome.sent.failed == 0 && outcome.sent.interrupted.is_none());
     if output && !whole {
         output::note("haul: what came out is not the whole file");
     }
@@ -344,7 +427,12 @@ async fn take(receive: &Receive, met: Met) -> anyhow::Result<u8> {
     Ok(if whole { DONE } else { FAILED })
 }
 
-async fn pull(client: &Client, options: &PullOptions, output: bool, observer: Observer) -> Result<Outcome, Error> {
+async fn pull(
+    client: &Client,
+    options: &PullOptions,
+    output: bool,
+    observer: Observer,
+) -> Result<Outcome, Error> {
     match output {
         true => client.pull_to(output::raw()?, options, observer).await,
         false => client.pull(options, observer).await,

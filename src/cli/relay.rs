@@ -52,30 +52,70 @@ pub(super) struct RelayCommand {
 /// An address with a port, or alone.
 fn address(text: &str) -> Result<SocketAddr, String> {
     let ip = text.parse().map(|ip| SocketAddr::new(ip, RELAY_PORT));
-    ip.or_else(|_: AddrParseError| text.parse()).map_err(|_| "an address is written 192.0.2.1:4440 or [::]:4440".into())
+    ip.or_else(|_: AddrParseError| text.parse())
+        .map_err(|_| "an address is written 192.0.2.1:4440 or [::]:4440".into())
 }
 
 /// Senders that can be found at the same time.
 const PLACES: usize = 10_000;
 
 pub(super) async fn run(command: RelayCommand) -> anyhow::Result<u8> {
-    let RelayCommand { listen, token_file, ports, limit, quota, time, pairs } = command;
+    let RelayCommand {
+        listen,
+        token_file,
+        ports,
+        limit,
+        quota,
+        time,
+        pairs,
+    } = command;
     let token = token_file.as_deref().map(token).transpose()?;
     let identity = Home::from_env()?.identity()?;
     let key_id = identity.key_id();
-    let forward = SocketAddr::new(listen.ip(), listen.port().checked_add(u16::from(listen.port() != 0)).unwrap_or(1));
+    let forward = SocketAddr::new(
+        listen.ip(),
+        listen
+            .port()
+            .checked_add(u16::from(listen.port() != 0))
+            .unwrap_or(1),
+    );
     let rate = Some(limit);
-    let allowance = Allowance { pairs: pairs as usize, rate, bytes: quota.saturating_mul(1_000_000_000), time };
+    let allowance = Allowance {
+        pairs: pairs as usize,
+        rate,
+        bytes: quota.saturating_mul(1_000_000_000),
+        time,
+    };
     let closed = token.is_some();
-    let relay = Relay::bind(RelayOptions { listen, forward, ports, identity, token, places: PLACES, allowance })?;
+    let relay = Relay::bind(RelayOptions {
+        listen,
+        forward,
+        ports,
+        identity,
+        token,
+        places: PLACES,
+        allowance,
+    })?;
     let (stop, _) = signals()?;
     let at = relay.address()?;
     let first = relay.forwards_on().first().copied().unwrap_or_default();
     let last = relay.forwards_on().last().copied().unwrap_or_default();
-    output::line(&format!("Relaying on {at}, forwarding on UDP {first} to {last}"));
+    output::line(&format!(
+        "Relaying on {at}, forwarding on UDP {first} to {last}"
+    ));
     output::line(&format!("  key id  {key_id}"));
-    output::line(&format!("  admits  {}", if closed { "those with the token" } else { "everybody" }));
-    output::line(&format!("Use it on both machines with:\n  export HAUL_RELAY={}", example(at)));
+    output::line(&format!(
+        "  admits  {}",
+        if closed {
+            "those with the token"
+        } else {
+            "everybody"
+        }
+    ));
+    output::line(&format!(
+        "Use it on both machines with:\n  export HAUL_RELAY={}",
+        example(at)
+    ));
     output::line("Ctrl-C stops it.");
     relay.run(stop.cancelled_owned()).await;
     output::line("Stopped.");
@@ -88,13 +128,20 @@ fn token(file: &std::path::Path) -> anyhow::Result<String> {
     let token = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
     let token = token.trim().to_owned();
     anyhow::ensure!(!token.is_empty(), "{name} holds no token");
-    anyhow::ensure!(token.len() <= MAX_RELAY_TOKEN, "the token in {name} is longer than {MAX_RELAY_TOKEN} bytes");
+    anyhow::ensure!(
+        token.len() <= MAX_RELAY_TOKEN,
+        "the token in {name} is longer than {MAX_RELAY_TOKEN} bytes"
+    );
     Ok(token)
 }
 
 /// How others may write where it is.
 fn example(at: SocketAddr) -> String {
-    let ip = if at.ip().is_unspecified() { own_addresses().into_iter().next().unwrap_or(at.ip()) } else { at.ip() };
+    let ip = if at.ip().is_unspecified() {
+        own_addresses().into_iter().next().unwrap_or(at.ip())
+    } else {
+        at.ip()
+    };
     match (ip, at.port()) {
         (ip, RELAY_PORT) => ip.to_string(),
         (IpAddr::V6(ip), port) => format!("[{ip}]:{port}"),

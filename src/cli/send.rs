@@ -24,7 +24,9 @@ use haul::trust::peers;
 use super::filter::FilterArgs;
 use super::output::{self, Screen};
 use super::settings::{Relayed, own_addresses};
-use super::{DONE, Expert, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, Output, listen_address, time};
+use super::{
+    DONE, Expert, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, Output, listen_address, time,
+};
 
 /// Send files to another machine, by a short code.
 #[derive(Args)]
@@ -75,7 +77,9 @@ pub(super) struct Send {
 pub(super) async fn run(send: Send) -> anyhow::Result<u8> {
     let json = send.output.json;
     let stage = Stage::new(send.output);
-    let mut offering = begin(&send, &stage).await.inspect_err(|error| output::never_began(json, error))?;
+    let mut offering = begin(&send, &stage)
+        .await
+        .inspect_err(|error| output::never_began(json, error))?;
     let ended = tokio::select! {
         ended = offer(&mut offering, &send, &stage) => ended,
         _ = tokio::signal::ctrl_c() => {
@@ -100,8 +104,15 @@ async fn begin(send: &Send, stage: &Stage) -> anyhow::Result<Offering> {
     };
     let options = SendOptions {
         content: content(send)?,
-        to: send.to.as_ref().map(|name| peers::named(&home, name)).transpose()?,
-        walk: WalkOptions { filter: send.filter.filter(false)?, ..WalkOptions::default() },
+        to: send
+            .to
+            .as_ref()
+            .map(|name| peers::named(&home, name))
+            .transpose()?,
+        walk: WalkOptions {
+            filter: send.filter.filter(false)?,
+            ..WalkOptions::default()
+        },
         from: machine(),
         listen: vec![send.listen],
         expires: send.expires,
@@ -119,7 +130,10 @@ fn content(send: &Send) -> Result<Content, Error> {
             let why = "- is what comes in: it goes alone, and to one receiver; a file of that name is ./-";
             return Err(Error::Usage(why.into()));
         }
-        None if input => Content::Pipe(send.name.as_encoded_bytes().to_vec(), Pipe::new(std::io::stdin())),
+        None if input => Content::Pipe(
+            send.name.as_encoded_bytes().to_vec(),
+            Pipe::new(std::io::stdin()),
+        ),
         None => Content::Files(send.sources.iter().map(Into::into).collect()),
     })
 }
@@ -127,7 +141,11 @@ fn content(send: &Send) -> Result<Content, Error> {
 /// What this machine is called.
 pub(super) fn machine() -> String {
     let name = haul::peer::machine_name();
-    if name.is_empty() { "a machine without a name".into() } else { printable(name.as_bytes()) }
+    if name.is_empty() {
+        "a machine without a name".into()
+    } else {
+        printable(name.as_bytes())
+    }
 }
 
 async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::Result<u8> {
@@ -147,21 +165,29 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
             // Nobody is asked to.
             Met::Paired(_) => {}
             Met::Declined { from } => {
-                output::note(&format!("haul: the receiver at {from} declined; nothing was sent"));
+                output::note(&format!(
+                    "haul: the receiver at {from} declined; nothing was sent"
+                ));
                 if !send.keep {
                     output::offer::ended(send.output, Some("the receiver declined"));
                     return Ok(FAILED);
                 }
             }
             Met::Burnt { from } => {
-                let what = format!("haul: a wrong guess from {from} has burnt the code.\nNothing was sent or shown.");
+                let what = format!(
+                    "haul: a wrong guess from {from} has burnt the code.\nNothing was sent or shown."
+                );
                 if !goes_on(send, &what).await {
                     output::offer::ended(send.output, Some("a wrong guess has burnt the code"));
                     return Ok(NOT_TRUSTED);
                 }
             }
             Met::Expired => {
-                let what = if send.to.is_some() { "haul: nobody came in time." } else { EXPIRED };
+                let what = if send.to.is_some() {
+                    "haul: nobody came in time."
+                } else {
+                    EXPIRED
+                };
                 if !goes_on(send, what).await {
                     output::offer::ended(send.output, Some("nobody came in time"));
                     return Ok(NO_CONNECTION);
@@ -199,7 +225,12 @@ pub(super) struct Asking<'a> {
 
 impl<'a> Asking<'a> {
     fn of(send: &'a Send) -> Self {
-        Self { output: send.output, ticket: send.ticket, to: send.to.as_ref(), command: "haul receive" }
+        Self {
+            output: send.output,
+            ticket: send.ticket,
+            to: send.to.as_ref(),
+            command: "haul receive",
+        }
     }
 }
 
@@ -207,34 +238,54 @@ impl<'a> Asking<'a> {
 const DRAWS: usize = 3;
 
 /// Shows the code, and tells the network its number.
-pub(super) async fn announce(offering: &mut Offering, asking: &Asking<'_>) -> anyhow::Result<Option<Announcement>> {
+pub(super) async fn announce(
+    offering: &mut Offering,
+    asking: &Asking<'_>,
+) -> anyhow::Result<Option<Announcement>> {
     for _ in 0..DRAWS {
         match offering.code() {
-            Some(code) if !code.is_of_relay() && discovery::is_taken(code.number()).await => offering.renew().await?,
+            Some(code) if !code.is_of_relay() && discovery::is_taken(code.number()).await => {
+                offering.renew().await?
+            }
             _ => break,
         }
     }
-    let Some(number) = offering.number() else { return Ok(None) };
+    let Some(number) = offering.number() else {
+        return Ok(None);
+    };
     let port = offering.addresses().first().map_or(0, SocketAddr::port);
     if let Some(error) = offering.relay_failure() {
-        output::note(&format!("haul: no help from the relay: {error}\nThis network only:"));
+        output::note(&format!(
+            "haul: no help from the relay: {error}\nThis network only:"
+        ));
     }
     match (offering.ticket(), offering.code()) {
-        (Some(ticket), _) if asking.ticket => output::offer::ticket(asking.output, &ticket.to_string()),
-        (_, Some(code)) => output::offer::code(asking.output, &code.to_string(), port, asking.command),
+        (Some(ticket), _) if asking.ticket => {
+            output::offer::ticket(asking.output, &ticket.to_string())
+        }
+        (_, Some(code)) => {
+            output::offer::code(asking.output, &code.to_string(), port, asking.command)
+        }
         _ => output::offer::waiting(asking.output, asking.to.map_or("", Petname::as_str), port),
     }
     Ok(match Announcement::of(number, port) {
         Ok(announcement) => Some(announcement),
         Err(error) => {
-            output::note(&format!("haul: {error}; the receiver needs --at HOST:{port}"));
+            output::note(&format!(
+                "haul: {error}; the receiver needs --at HOST:{port}"
+            ));
             None
         }
     })
 }
 
 /// Until the receiver has it.
-async fn served(offering: &mut Offering, send: &Send, stage: &Stage, from: SocketAddr) -> anyhow::Result<u8> {
+async fn served(
+    offering: &mut Offering,
+    send: &Send,
+    stage: &Stage,
+    from: SocketAddr,
+) -> anyhow::Result<u8> {
     if send.text.is_some() {
         if !send.output.quiet && !send.output.json {
             output::note(&format!("{from} has the text."));
@@ -242,7 +293,10 @@ async fn served(offering: &mut Offering, send: &Send, stage: &Stage, from: Socke
         output::offer::ended(send.output, None);
         return Ok(DONE);
     }
-    let screen = Screen::new(Output { peer: output::RECEIVER, ..send.output });
+    let screen = Screen::new(Output {
+        peer: output::RECEIVER,
+        ..send.output
+    });
     stage.show(screen.observer());
     let ended = offering.serve().await;
     if let Some((from, route)) = offering.route() {
@@ -251,7 +305,9 @@ async fn served(offering: &mut Offering, send: &Send, stage: &Stage, from: Socke
     stage.clear();
     screen.end(&ended);
     let outcome = ended?;
-    let whole = outcome.sent.failed == 0 && outcome.summary.failed == 0 && outcome.sent.interrupted.is_none();
+    let whole = outcome.sent.failed == 0
+        && outcome.summary.failed == 0
+        && outcome.sent.interrupted.is_none();
     Ok(if whole { DONE } else { FAILED })
 }
 
@@ -270,15 +326,22 @@ struct Showing {
 
 impl Stage {
     fn new(output: Output) -> Self {
-        Self { output, showing: Arc::default() }
+        Self {
+            output,
+            showing: Arc::default(),
+        }
     }
 
     fn observer(&self) -> Observer {
         let stage = self.clone();
         Arc::new(move |event| {
             match &event {
-                Event::Asked { address } => return output::offer::asked(stage.output, *address, false),
-                Event::Left { address } => return output::offer::asked(stage.output, *address, true),
+                Event::Asked { address } => {
+                    return output::offer::asked(stage.output, *address, false);
+                }
+                Event::Left { address } => {
+                    return output::offer::asked(stage.output, *address, true);
+                }
                 _ => {}
             }
             let mut showing = stage.showing();

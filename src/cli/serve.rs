@@ -28,7 +28,10 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
         write: matches!(serve.anyone, Some(AnyoneMay::Write | AnyoneMay::Both)),
     };
     let admission = Admission::of_home(&home, anyone)?;
-    let shown = serve.dir.canonicalize().unwrap_or_else(|_| serve.dir.clone());
+    let shown = serve
+        .dir
+        .canonicalize()
+        .unwrap_or_else(|_| serve.dir.clone());
     let shown = printable(shown.as_os_str().as_encoded_bytes());
     let store = LocalStore::open(&serve.dir)?;
     if serve.anyone != Some(AnyoneMay::Read) {
@@ -49,7 +52,14 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
     let (listen, relay) = (serve.listen, serve.relayed.relay(&home)?);
     let paired = peers::all(&home.peers())?.len();
     let (known, asking) = (identity.clone(), config.clone());
-    let server = Server::bind(ServerOptions { listen, identity, admission, store: Arc::new(store), config, observer })?;
+    let server = Server::bind(ServerOptions {
+        listen,
+        identity,
+        admission,
+        store: Arc::new(store),
+        config,
+        observer,
+    })?;
 
     // Before anybody is told that it runs, and may want to stop it.
     let (stop, now) = signals()?;
@@ -61,30 +71,48 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
     output::line(&format!("  key id  {key_id}"));
     output::line(&format!("  admits  {}", admits(serve.anyone, &home)));
     if paired > 0 {
-        output::line(&format!("  and     {}, which need no address (haul peers)", machines(paired)));
+        output::line(&format!(
+            "  and     {}, which need no address (haul peers)",
+            machines(paired)
+        ));
     }
-    output::line(&format!("Send files here with:\n  {}", example(&addresses, &key_id)));
+    output::line(&format!(
+        "Send files here with:\n  {}",
+        example(&addresses, &key_id)
+    ));
     output::line("Ctrl-C stops it.");
 
     let port = server.ports()[0].clone();
     let found = tokio::spawn(async move {
         loop {
             until_paired(&home, true).await;
-            let be_found = pair::be_found(port.clone(), relay.clone(), own_addresses(), known.clone(), asking.clone());
+            let be_found = pair::be_found(
+                port.clone(),
+                relay.clone(),
+                own_addresses(),
+                known.clone(),
+                asking.clone(),
+            );
             tokio::select! {
                 () = be_found => {}
                 () = until_paired(&home, false) => {}
             }
         }
     });
-    server.run(stop.cancelled_owned(), now.cancelled_owned()).await;
+    server
+        .run(stop.cancelled_owned(), now.cancelled_owned())
+        .await;
     found.abort();
     output::line("Stopped.");
     Ok(DONE)
 }
 
 fn machines(paired: usize) -> String {
-    if paired == 1 { "a paired machine".into() } else { format!("{paired} paired machines") }
+    if paired == 1 {
+        "a paired machine".into()
+    } else {
+        format!("{paired} paired machines")
+    }
 }
 
 /// How often it is looked whether this machine was paired meanwhile.
@@ -122,7 +150,11 @@ pub(super) fn signals() -> anyhow::Result<(CancellationToken, CancellationToken)
 
 /// How the addresses that a server listens on are written; those of this machine in the place of "any".
 fn urls(address: &SocketAddr) -> Vec<String> {
-    let port = if address.port() == DEFAULT_PORT { String::new() } else { format!(":{}", address.port()) };
+    let port = if address.port() == DEFAULT_PORT {
+        String::new()
+    } else {
+        format!(":{}", address.port())
+    };
     let url = |ip: IpAddr| match ip {
         IpAddr::V4(ip) => format!("haul://{ip}{port}/"),
         IpAddr::V6(ip) => format!("haul://[{ip}]{port}/"),
@@ -130,12 +162,18 @@ fn urls(address: &SocketAddr) -> Vec<String> {
     if !address.ip().is_unspecified() {
         return vec![url(address.ip())];
     }
-    let own = own_addresses().into_iter().filter(|ip| address.is_ipv6() || ip.is_ipv4());
+    let own = own_addresses()
+        .into_iter()
+        .filter(|ip| address.is_ipv6() || ip.is_ipv4());
     own.map(url).collect()
 }
 
 fn example(addresses: &[SocketAddr], key_id: &KeyId) -> String {
-    let place = addresses.iter().flat_map(urls).next().unwrap_or_else(|| "haul://HOST/".into());
+    let place = addresses
+        .iter()
+        .flat_map(urls)
+        .next()
+        .unwrap_or_else(|| "haul://HOST/".into());
     format!("haul cp --pin {key_id} FILE... {place}")
 }
 

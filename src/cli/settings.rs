@@ -35,8 +35,15 @@ impl Relayed {
         let [configured, pin, token] = configured(home)?;
         let configured: Option<RelayAt> = configured.map(|at| at.parse()).transpose()?;
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let named = self.relay.clone().or_else(|| variable("HAUL_RELAY")).map(|at| at.parse()).transpose()?;
-        let Some(mut relay) = named.or_else(|| configured.clone()) else { return Ok(None) };
+        let named = self
+            .relay
+            .clone()
+            .or_else(|| variable("HAUL_RELAY"))
+            .map(|at| at.parse())
+            .transpose()?;
+        let Some(mut relay) = named.or_else(|| configured.clone()) else {
+            return Ok(None);
+        };
         // What stands in the file is for the relay in it, and told to no other.
         let its_own = configured.as_ref() == Some(&relay);
         let (pin, token) = (pin.filter(|_| its_own), token.filter(|_| its_own));
@@ -59,13 +66,19 @@ fn configured(home: &Home) -> Result<[Option<String>; 3], Error> {
     let wrong = |why: String| Error::Usage(format!("{}: {why}", file(home)));
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok([None, None, None]),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Ok([None, None, None]);
+        }
         Err(error) => return Err(wrong(error.to_string())),
     };
-    let table: toml::Table = text.parse().map_err(|bad: toml::de::Error| wrong(bad.message().to_owned()))?;
+    let table: toml::Table = text
+        .parse()
+        .map_err(|bad: toml::de::Error| wrong(bad.message().to_owned()))?;
     if let Some(unknown) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
         let (unknown, known) = (printable(unknown.as_bytes()), KEYS.join(", "));
-        return Err(wrong(format!("{unknown} is nothing that can be set; there are {known}")));
+        return Err(wrong(format!(
+            "{unknown} is nothing that can be set; there are {known}"
+        )));
     }
     let mut values = [None, None, None];
     for (value, key) in values.iter_mut().zip(KEYS) {

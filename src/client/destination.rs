@@ -20,25 +20,43 @@ pub(super) struct Destination {
 
 impl Destination {
     /// A writer, for what the only source is, as far as that is known.
-    pub(super) fn output(output: &OutputStore, options: &PullOptions, only: Option<Kind>) -> Result<Self> {
+    pub(super) fn output(
+        output: &OutputStore,
+        options: &PullOptions,
+        only: Option<Kind>,
+    ) -> Result<Self> {
         if only == Some(Kind::Directory) {
             let path = options.sources.first().cloned().unwrap_or_default();
-            let text = format!("{path} is a directory, and only the content of a file can be written to a pipe");
+            let text = format!(
+                "{path} is a directory, and only the content of a file can be written to a pipe"
+            );
             return Err(Error::Refused(Why::new(Code::IsDirectory, text)));
         }
-        Ok(Self { store: Arc::new(output.clone()), place: Place::Into(RelativePath::root()) })
+        Ok(Self {
+            store: Arc::new(output.clone()),
+            place: Place::Into(RelativePath::root()),
+        })
     }
 
     /// Settles it for the session; `only` is what the only source is. Directories that are missing are made.
     pub(super) async fn settle(options: &PullOptions, only: Option<Kind>) -> Result<Self> {
-        let several = options.sources.len() != 1 || options.sources.iter().any(RelativePath::is_root) || only.is_none();
+        let several = options.sources.len() != 1
+            || options.sources.iter().any(RelativePath::is_root)
+            || only.is_none();
         let directory = only == Some(Kind::Directory);
         let root = options.sources.iter().any(RelativePath::is_root);
         let mirror = options.take.delete.is_some();
         if mirror && !directory && !root {
-            return Err(Error::Usage("only a directory can be mirrored, and the source is none".into()));
+            return Err(Error::Usage(
+                "only a directory can be mirrored, and the source is none".into(),
+            ));
         }
-        let sources = Sources { into: options.into, several, directory, mirror: mirror && !root };
+        let sources = Sources {
+            into: options.into,
+            several,
+            directory,
+            mirror: mirror && !root,
+        };
         let path = options.destination.clone();
         let dry_run = options.take.dry_run;
         blocking(move || match dry_run && fs::metadata(&path).is_err() {
@@ -52,25 +70,42 @@ impl Destination {
     fn imagine(path: &Path, sources: Sources) -> Result<Self> {
         let failed = || Error::io(printable(path.as_os_str().as_encoded_bytes()));
         let path = std::path::absolute(path).map_err(failed())?;
-        let there = path.ancestors().find(|above| above.is_dir()).unwrap_or(Path::new("/"));
-        let below = path.strip_prefix(there).unwrap_or(&path).iter().map(|name| name.as_encoded_bytes());
-        let destination = RelativePath::from_components(below).map_err(|bad| Error::Usage(bad.to_string()))?;
+        let there = path
+            .ancestors()
+            .find(|above| above.is_dir())
+            .unwrap_or(Path::new("/"));
+        let below = path
+            .strip_prefix(there)
+            .unwrap_or(&path)
+            .iter()
+            .map(|name| name.as_encoded_bytes());
+        let destination =
+            RelativePath::from_components(below).map_err(|bad| Error::Usage(bad.to_string()))?;
         let store = LocalStore::open(there)?;
         let place = Place::settle(&store, destination, sources).map_err(Error::Refused)?;
-        Ok(Self { store: Arc::new(store), place })
+        Ok(Self {
+            store: Arc::new(store),
+            place,
+        })
     }
 
     fn open(path: &Path, sources: Sources) -> Result<Self> {
         let shown = || printable(path.as_os_str().as_encoded_bytes());
         // What ends in `..`, or is `/`, names a directory and not what to make of one.
-        let nameless = path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/.");
+        let nameless =
+            path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/.");
         let is_there = fs::metadata(path).is_ok();
         if !is_there {
             let into = sources.into || sources.several || nameless;
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let parent = path
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty());
             let missing = if into { Some(path) } else { parent };
             if let Some(missing) = missing {
-                let what = format!("cannot make the directory {}", printable(missing.as_os_str().as_encoded_bytes()));
+                let what = format!(
+                    "cannot make the directory {}",
+                    printable(missing.as_os_str().as_encoded_bytes())
+                );
                 fs::create_dir_all(missing).map_err(Error::io(what))?;
             }
         }
@@ -85,11 +120,17 @@ impl Destination {
         let place = Place::settle(&store, destination, sources).map_err(|why| match why.code {
             Code::NotDirectory => Error::Refused(Why::new(
                 why.code,
-                format!("{} is no directory; several sources, or a directory, need one", shown()),
+                format!(
+                    "{} is no directory; several sources, or a directory, need one",
+                    shown()
+                ),
             )),
             _ => Error::Refused(why),
         })?;
-        Ok(Self { store: Arc::new(store), place })
+        Ok(Self {
+            store: Arc::new(store),
+            place,
+        })
     }
 }
 
@@ -97,7 +138,9 @@ impl Destination {
 fn real_path(path: &Path) -> std::io::Result<PathBuf> {
     match (path.canonicalize(), path.file_name()) {
         (Err(error), Some(name)) if error.kind() == std::io::ErrorKind::NotFound => {
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let parent = path
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty());
             Ok(parent.unwrap_or(Path::new(".")).canonicalize()?.join(name))
         }
         (real, _) => real,

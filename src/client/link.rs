@@ -55,10 +55,21 @@ pub(crate) struct Dial {
 impl Link {
     /// A link over a connection that is new.
     pub(super) fn over(dialed: Dialed, config: &Config) -> Result<(Self, KeyId)> {
-        let Dialed { connected: Connected { endpoint, connection }, route, own_port } = dialed;
+        let Dialed {
+            connected:
+                Connected {
+                    endpoint,
+                    connection,
+                },
+            route,
+            own_port,
+        } = dialed;
         let nobody = || {
             let host = connection.remote_address().to_string();
-            Error::NotTrusted { host, why: "it presented no certificate".into() }
+            Error::NotTrusted {
+                host,
+                why: "it presented no certificate".into(),
+            }
         };
         let (key_id, _) = endpoint::peer(&connection).ok_or_else(nobody)?;
         let window = Window::open(connection.clone(), &Budget::new(config.memory))
@@ -70,9 +81,23 @@ impl Link {
         let streams = {
             let (window, sessions, deadline) = (window.clone(), sessions.clone(), config.deadline);
             // A server opens no control streams; one that does sees them reset.
-            tokio::spawn(async move { drop(accept_streams(&window, &sessions, deadline, |_, _| {}).await) })
+            tokio::spawn(async move {
+                drop(accept_streams(&window, &sessions, deadline, |_, _| {}).await)
+            })
         };
-        Ok((Self { endpoint, connection, sessions, window, route, own_port, streams, _upkeep: upkeep }, key_id))
+        Ok((
+            Self {
+                endpoint,
+                connection,
+                sessions,
+                window,
+                route,
+                own_port,
+                streams,
+                _upkeep: upkeep,
+            },
+            key_id,
+        ))
     }
 
     /// Where the server is, as people write it: a socket that takes both families shows IPv4 as IPv6.
@@ -119,7 +144,8 @@ impl Link {
     /// A server that breaks the protocol is told so, and left.
     pub(super) fn honest<T>(&self, result: Result<T>) -> Result<T> {
         if let Err(Error::Protocol(why)) = &result {
-            self.connection.close(varint_of(Code::Protocol), why.as_bytes());
+            self.connection
+                .close(varint_of(Code::Protocol), why.as_bytes());
         }
         result
     }

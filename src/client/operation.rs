@@ -23,7 +23,9 @@ use crate::receiver::{Asked, Claims, Keep, Ledger, Permits, Place, Receiver, Rec
 use crate::sender::{Sender, Sent};
 use crate::session::{Outcome, origin};
 use crate::store::OutputStore;
-use crate::wire::{Components, MAX_WIRE_RULES, MAX_WIRE_RULES_BYTES, Message, Pull, Push, Ready, WireFilter};
+use crate::wire::{
+    Components, MAX_WIRE_RULES, MAX_WIRE_RULES_BYTES, Message, Pull, Push, Ready, WireFilter,
+};
 
 /// A session, as it outlives its connections.
 pub(super) enum Operation {
@@ -40,7 +42,10 @@ impl Operation {
         outcome: &mut Outcome,
     ) -> Result<()> {
         match self {
-            Self::Push { push, sender } => link.push((push, limits), sender, config, begun, outcome).await,
+            Self::Push { push, sender } => {
+                link.push((push, limits), sender, config, begun, outcome)
+                    .await
+            }
             Self::Pull(pulling) => {
                 let pull = pulling.pull.clone();
                 let receiver = async |ready: &Ready| {
@@ -64,7 +69,9 @@ impl Operation {
     /// Why it cannot go on over another connection, if it cannot.
     pub(super) fn spent(&self) -> Option<&'static str> {
         match self {
-            Self::Push { sender, .. } if !sender.can_go_on() => Some("what was read of the input is gone with it"),
+            Self::Push { sender, .. } if !sender.can_go_on() => {
+                Some("what was read of the input is gone with it")
+            }
             Self::Pull(pulling) if pulling.output.as_ref().is_some_and(OutputStore::is_taken) => {
                 Some("what came out already cannot be taken back")
             }
@@ -86,7 +93,10 @@ impl Operation {
     /// Whether it would have.
     pub(super) fn stop_mirroring(&mut self) -> bool {
         match self {
-            Self::Push { push, .. } => push.take.as_mut().is_some_and(|take| take.delete.take().is_some()),
+            Self::Push { push, .. } => push
+                .take
+                .as_mut()
+                .is_some_and(|take| take.delete.take().is_some()),
             // Here everything is announced anew.
             Self::Pull(_) => false,
         }
@@ -104,13 +114,20 @@ impl Operation {
 /// Rules as they travel, if there are any.
 pub(super) fn wire_filter(filter: &Filter) -> Result<Option<WireFilter>> {
     let written = filter.rules.written();
-    if written.len() > MAX_WIRE_RULES || written.iter().map(Vec::len).sum::<usize>() > MAX_WIRE_RULES_BYTES {
+    if written.len() > MAX_WIRE_RULES
+        || written.iter().map(Vec::len).sum::<usize>() > MAX_WIRE_RULES_BYTES
+    {
         return Err(Error::Usage(format!(
             "a server takes {MAX_WIRE_RULES} rules and {MAX_WIRE_RULES_BYTES} bytes of them; use fewer"
         )));
     }
     let rules: Vec<_> = written.iter().map(|rule| rule.clone().into()).collect();
-    Ok((filter.gitignore || !rules.is_empty()).then_some(WireFilter { rules, gitignore: filter.gitignore }))
+    Ok(
+        (filter.gitignore || !rules.is_empty()).then_some(WireFilter {
+            rules,
+            gitignore: filter.gitignore,
+        }),
+    )
 }
 
 /// A pull, and what of it lasts as long as the session.
@@ -133,13 +150,23 @@ pub(super) struct Pulling {
 }
 
 impl Pulling {
-    pub(super) fn new(options: PullOptions, key_id: KeyId, config: &Config, observer: Observer) -> Result<Self> {
-        let mut names: Vec<_> =
-            options.sources.iter().filter_map(|source| source.name().filter(|name| !is_pattern(name))).collect();
+    pub(super) fn new(
+        options: PullOptions,
+        key_id: KeyId,
+        config: &Config,
+        observer: Observer,
+    ) -> Result<Self> {
+        let mut names: Vec<_> = options
+            .sources
+            .iter()
+            .filter_map(|source| source.name().filter(|name| !is_pattern(name)))
+            .collect();
         names.sort_unstable();
         if let Some(twice) = names.windows(2).find(|two| two[0] == two[1]) {
             let name = printable(twice[0]);
-            return Err(Error::Usage(format!("two sources are named {name}; they would fall on each other")));
+            return Err(Error::Usage(format!(
+                "two sources are named {name}; they would fall on each other"
+            )));
         }
         let filter = &options.walk.filter;
         if filter.only.is_some() {
@@ -175,7 +202,9 @@ impl Pulling {
             destination: None,
             ledger: Arc::default(),
             claims: Arc::default(),
-            permits: Arc::new(Semaphore::new(within_open_files(config.max_transfers.min(config.parallel).max(1)))),
+            permits: Arc::new(Semaphore::new(within_open_files(
+                config.max_transfers.min(config.parallel).max(1),
+            ))),
             key_id,
             config: config.clone(),
             observer,
@@ -200,7 +229,8 @@ impl Pulling {
                 let (store, place) = (settled.store.clone(), settled.place.clone());
                 let (origin, session) = (ready.origin.clone(), self.pull.session);
                 let mirror = self.options.take.delete.is_some();
-                let check = move || origin::check(&*store, &place, origin.as_ref(), &session, mirror);
+                let check =
+                    move || origin::check(&*store, &place, origin.as_ref(), &session, mirror);
                 blocking(check).await?.map_err(Error::Refused)?;
                 self.destination.insert(settled).clone()
             }
@@ -218,7 +248,11 @@ impl Pulling {
             most: self.options.most,
             take: self.options.take,
             spared: self.options.walk.filter.clone(),
-            keep: Keep { owner: walk.owner, numeric_ids: walk.numeric_ids, xattrs: walk.xattrs },
+            keep: Keep {
+                owner: walk.owner,
+                numeric_ids: walk.numeric_ids,
+                xattrs: walk.xattrs,
+            },
             owner: self.key_id.0,
             durability: self.options.durability,
             permits: Arc::new(Permits::new(self.permits.clone())),

@@ -24,7 +24,12 @@ pub(super) struct Retry {
 impl Retry {
     /// For a session whose first connection has just been lost.
     pub(super) fn new(limit: Duration, progress: u64) -> Self {
-        Self { limit, since: Instant::now(), attempt: 0, progress }
+        Self {
+            limit,
+            since: Instant::now(),
+            attempt: 0,
+            progress,
+        }
     }
 
     /// Another connection was lost. One over which the session came further begins time and waits anew; one that comes
@@ -43,28 +48,38 @@ impl Retry {
         }
         self.attempt += 1;
         // The last attempt begins at the end at the latest.
-        Ok(Some((self.attempt, backoff(self.attempt, random()?).min(left))))
+        Ok(Some((
+            self.attempt,
+            backoff(self.attempt, random()?).min(left),
+        )))
     }
 }
 
 /// "Full jitter": anything between nothing and a bound that doubles, so that the clients of a server that was restarted do
 /// not come back in waves (M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
 fn backoff(attempt: u32, random: f64) -> Duration {
-    let doubled = 2_u32.checked_pow(attempt.saturating_sub(1)).and_then(|times| BASE.checked_mul(times));
+    let doubled = 2_u32
+        .checked_pow(attempt.saturating_sub(1))
+        .and_then(|times| BASE.checked_mul(times));
     doubled.map_or(CAP, |bound| bound.min(CAP)).mul_f64(random)
 }
 
 /// At least 0, below 1.
 fn random() -> Result<f64> {
     let mut bytes = [0; 4];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| Error::Usage("the system gives no random numbers".into()))?;
+    aws_lc_rs::rand::fill(&mut bytes)
+        .map_err(|_| Error::Usage("the system gives no random numbers".into()))?;
     Ok(f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0))
 }
 
 /// Whether another connection may do better. What a server decides of a client is final, and so is what it breaks.
 pub(super) fn passes(error: &Error) -> bool {
     match error {
-        Error::Lost(_) | Error::Stopping | Error::Resolve { .. } | Error::Unreachable { .. } | Error::Io { .. } => true,
+        Error::Lost(_)
+        | Error::Stopping
+        | Error::Resolve { .. }
+        | Error::Unreachable { .. }
+        | Error::Io { .. } => true,
         Error::Refused(why) => matches!(why.code, Code::Busy | Code::TimedOut),
         _ => false,
     }
@@ -86,7 +101,10 @@ mod tests {
     #[test]
     fn waits_double_to_a_bound_and_differ() {
         assert_eq!(backoff(1, 0.0), Duration::ZERO);
-        let longest: Vec<_> = [1, 2, 3, 6, 7, 1000].iter().map(|&n| backoff(n, 1.0).as_millis()).collect();
+        let longest: Vec<_> = [1, 2, 3, 6, 7, 1000]
+            .iter()
+            .map(|&n| backoff(n, 1.0).as_millis())
+            .collect();
         assert_eq!(longest, [500, 1000, 2000, 15_000, 15_000, 15_000]);
         assert_eq!(backoff(3, 0.25), Duration::from_millis(500));
         assert_ne!(random().unwrap(), random().unwrap());

@@ -33,7 +33,11 @@ pub(super) async fn unconfirmed(connection: &Connection) -> String {
 /// tells anything, and only the idle timeout decides.
 ///
 /// A connection that falls silent goes on from another port, once each time, where it has an endpoint of its own.
-pub(super) async fn gone(endpoint: Option<&quinn::Endpoint>, connection: &Connection, keep_alive: Duration) -> String {
+pub(super) async fn gone(
+    endpoint: Option<&quinn::Endpoint>,
+    connection: &Connection,
+    keep_alive: Duration,
+) -> String {
     let arrived = || connection.stats().udp_rx.datagrams;
     let mut before = arrived();
     let (mut silent, mut refusals) = (false, 0);

@@ -147,8 +147,14 @@ impl Haul {
             sent_in: Phase::Startup,
             delivered: 0,
             recent_rtt: 0.0,
-            startup: Startup { first: true, ..Startup::default() },
-            up: Up { gain: UP_GAIN, from: 0.0 },
+            startup: Startup {
+                first: true,
+                ..Startup::default()
+            },
+            up: Up {
+                gain: UP_GAIN,
+                from: 0.0,
+            },
             down: Down::default(),
             others: Others::default(),
             last_ack: now,
@@ -196,7 +202,10 @@ impl Haul {
     }
 
     fn enter_startup(&mut self, rate: f64, window: f64) {
-        self.startup = Startup { rate, ..Startup::default() };
+        self.startup = Startup {
+            rate,
+            ..Startup::default()
+        };
         self.enter(Phase::Startup);
         self.window = window;
     }
@@ -212,12 +221,25 @@ impl Haul {
     fn end_round(&mut self, now: Instant) {
         let round = std::mem::replace(&mut self.round, Round::new(now));
         let sent_in = std::mem::replace(&mut self.sent_in, self.phase);
-        let Some((rate, mean)) = round.sample(sent_in == Phase::Up) else { return };
+        let Some((rate, mean)) = round.sample(sent_in == Phase::Up) else {
+            return;
+        };
         let alone = self.others.hold().is_none();
-        let unhurried = alone && (sent_in == Phase::Down || (sent_in == Phase::Startup && self.startup.first));
+        let unhurried =
+            alone && (sent_in == Phase::Down || (sent_in == Phase::Startup && self.startup.first));
         let before = std::mem::replace(&mut self.startup.loss, round.loss());
-        let known = if sent_in == Phase::Startup { before } else { 1.0 };
-        self.path.learn(now, &round, (rate, mean), !alone, unhurried.then_some(known));
+        let known = if sent_in == Phase::Startup {
+            before
+        } else {
+            1.0
+        };
+        self.path.learn(
+            now,
+            &round,
+            (rate, mean),
+            !alone,
+            unhurried.then_some(known),
+        );
         let excess = self.path.is_excess(&round);
         self.phase_rounds += 1;
         tracing::trace!(
@@ -230,8 +252,12 @@ impl Haul {
             return;
         }
         let lost = excess.then(|| self.path.excess_loss(&round));
-        let (steady, windows) = (matches!(sent_in, Phase::Cruise | Phase::Down), (self.window, self.least_window()));
-        self.others.note_round(now, &self.path, (lost, steady), windows);
+        let (steady, windows) = (
+            matches!(sent_in, Phase::Cruise | Phase::Down),
+            (self.window, self.least_window()),
+        );
+        self.others
+            .note_round(now, &self.path, (lost, steady), windows);
         let found = match sent_in {
             Phase::Up => self.judge_up(rate, mean, excess),
             Phase::Down => self.judge_down(now, rate, mean),
@@ -255,14 +281,20 @@ impl Haul {
         let gain = self.up.gain - 1.0;
         if excess {
             let third = gain / 3.0;
-            if rate < self.up.from * (1.0 + third) && mean < self.down.mean_before + third * self.path.base() {
+            if rate < self.up.from * (1.0 + third)
+                && mean < self.down.mean_before + third * self.path.base()
+            {
                 self.path.doubt_loss();
             }
             self.up.gain = (1.0 + gain / 2.0).max(MIN_UP_GAIN);
         } else {
             self.up.gain = (1.0 + gain * 1.5).min(UP_GAIN);
         }
-        let base = if self.others.hold().is_some() { self.path.least() } else { self.path.base() };
+        let base = if self.others.hold().is_some() {
+            self.path.least()
+        } else {
+            self.path.base()
+        };
         let found = self.phase == Phase::Down
             && rate > self.up.from * (1.0 + gain / 2.0)
             && mean - base < base * 0.2 + 2.0 * self.path.noise();
@@ -294,7 +326,8 @@ impl Haul {
                 return true;
             }
         }
-        self.others.note_down(&self.path, queue, rate, self.down.window_before);
+        self.others
+            .note_down(&self.path, queue, rate, self.down.window_before);
         if self.others.hold().is_none() {
             self.path.set_base(least);
         } else {
@@ -312,7 +345,11 @@ impl Haul {
             Phase::Startup => {
                 let startup = &mut self.startup;
                 if rate > startup.rate * STARTUP_GROWTH {
-                    *startup = Startup { rate, rounds_without_growth: 0, ..*startup };
+                    *startup = Startup {
+                        rate,
+                        rounds_without_growth: 0,
+                        ..*startup
+                    };
                 } else {
                     startup.rounds_without_growth += 1;
                 }
@@ -378,8 +415,17 @@ impl Controller for Haul {
         self.steering.probing.store(false, Relaxed);
     }
 
-    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, _rtt: &RttEstimator) {
-        if now.saturating_duration_since(self.last_ack) > OUTAGE.max(Duration::from_secs_f64(4.0 * self.recent_rtt)) {
+    fn on_ack(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        bytes: u64,
+        app_limited: bool,
+        _rtt: &RttEstimator,
+    ) {
+        if now.saturating_duration_since(self.last_ack)
+            > OUTAGE.max(Duration::from_secs_f64(4.0 * self.recent_rtt))
+        {
             self.after_outage(now);
         }
         self.last_ack = now;
@@ -390,7 +436,11 @@ impl Controller for Haul {
         }
         // The estimator does not know of this packet yet.
         let rtt = now.saturating_duration_since(sent).as_secs_f64();
-        self.recent_rtt = if self.recent_rtt == 0.0 { rtt } else { self.recent_rtt + (rtt - self.recent_rtt) / 16.0 };
+        self.recent_rtt = if self.recent_rtt == 0.0 {
+            rtt
+        } else {
+            self.recent_rtt + (rtt - self.recent_rtt) / 16.0
+        };
         self.round.ack(bytes, rtt, app_limited);
         self.round_over |= sent >= self.round.began;
         if self.phase == Phase::Startup {
@@ -404,19 +454,32 @@ impl Controller for Haul {
         }
     }
 
-    fn on_end_acks(&mut self, now: Instant, in_flight: u64, _app_limited: bool, _largest: Option<u64>) {
+    fn on_end_acks(
+        &mut self,
+        now: Instant,
+        in_flight: u64,
+        _app_limited: bool,
+        _largest: Option<u64>,
+    ) {
         self.in_flight = in_flight;
         self.round.end_acks(now);
         if self.round_over && now.saturating_duration_since(self.round.began) >= MIN_ROUND {
             self.round_over = false;
             self.end_round(now);
         } else if self.is_filling() {
-            self.path.note_rate(now, self.window * STARTUP_PART / self.recent_rtt);
+            self.path
+                .note_rate(now, self.window * STARTUP_PART / self.recent_rtt);
             self.leave_startup(now);
         }
     }
 
-    fn on_congestion_event(&mut self, _now: Instant, sent: Instant, _persistent: bool, lost_bytes: u64) {
+    fn on_congestion_event(
+        &mut self,
+        _now: Instant,
+        sent: Instant,
+        _persistent: bool,
+        lost_bytes: u64,
+    ) {
         self.in_flight = self.in_flight.saturating_sub(lost_bytes);
         if sent >= self.forgiven {
             self.round.lost += lost_bytes;
@@ -465,7 +528,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_window_never_falls_below_some_datagrams_however_little_the_path_seems_to_hold_or_large_they_become() {
+    fn a_window_never_falls_below_some_datagrams_however_little_the_path_seems_to_hold_or_large_they_become()
+     {
         let mut haul = Haul::new(Instant::now(), 1_200);
         // What Up found on a busy machine: 45 kB/s at 0.8 ms.
         haul.enter_startup(45_000.0, 36.0);

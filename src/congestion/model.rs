@@ -52,7 +52,16 @@ pub(super) struct Round {
 
 impl Round {
     pub(super) fn new(began: Instant) -> Self {
-        Self { began, acked: 0, lost: 0, app_limited: false, rtt_sum: 0.0, rtt_count: 0, before_last: None, last: None }
+        Self {
+            began,
+            acked: 0,
+            lost: 0,
+            app_limited: false,
+            rtt_sum: 0.0,
+            rtt_count: 0,
+            before_last: None,
+            last: None,
+        }
     }
 
     pub(super) fn ack(&mut self, bytes: u64, rtt: f64, app_limited: bool) {
@@ -71,7 +80,12 @@ impl Round {
     pub(super) fn sample(&self, shrunk: bool) -> Option<(f64, f64)> {
         let (until, acked) = self.before_last.filter(|_| shrunk).or(self.last)?;
         let took = until.saturating_duration_since(self.began).as_secs_f64();
-        (self.rtt_count > 0 && took > 0.0).then(|| (acked as f64 / took, self.rtt_sum / f64::from(self.rtt_count)))
+        (self.rtt_count > 0 && took > 0.0).then(|| {
+            (
+                acked as f64 / took,
+                self.rtt_sum / f64::from(self.rtt_count),
+            )
+        })
     }
 
     /// The part that was lost.
@@ -90,11 +104,18 @@ struct Extreme {
 
 impl Extreme {
     fn new(beats: fn(f64, f64) -> bool) -> Self {
-        Self { beats, kept: VecDeque::new() }
+        Self {
+            beats,
+            kept: VecDeque::new(),
+        }
     }
 
     fn note(&mut self, now: Instant, value: f64, time: Duration) {
-        while self.kept.back().is_some_and(|(_, older)| !(self.beats)(*older, value)) {
+        while self
+            .kept
+            .back()
+            .is_some_and(|(_, older)| !(self.beats)(*older, value))
+        {
             self.kept.pop_back();
         }
         self.kept.push_back((now, value));
@@ -102,7 +123,11 @@ impl Extreme {
     }
 
     fn forget(&mut self, now: Instant, time: Duration) {
-        while self.kept.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > time) {
+        while self
+            .kept
+            .front()
+            .is_some_and(|(at, _)| now.saturating_duration_since(*at) > time)
+        {
             self.kept.pop_front();
         }
     }
@@ -156,7 +181,9 @@ impl Path {
     /// The least round mean of the round-trip time. Means, since the least single one tells more of jitter than of the
     /// path.
     pub(super) fn least(&self) -> f64 {
-        self.means.get().map_or(f64::INFINITY, |least| least.max(self.local()))
+        self.means
+            .get()
+            .map_or(f64::INFINITY, |least| least.max(self.local()))
     }
 
     /// The round-trip time that counts as the path's own, in seconds; infinite before the first.
@@ -184,24 +211,39 @@ impl Path {
 
     /// What the path itself holds.
     pub(super) fn bdp(&self) -> f64 {
-        if self.base.is_finite() { self.rate() * self.base() } else { 0.0 }
+        if self.base.is_finite() {
+            self.rate() * self.base()
+        } else {
+            0.0
+        }
     }
 
     /// What the path would hold without anybody's queue.
     pub(super) fn least_bdp(&self) -> f64 {
-        if self.base.is_finite() { self.rate() * self.base().min(self.least()) } else { 0.0 }
+        if self.base.is_finite() {
+            self.rate() * self.base().min(self.least())
+        } else {
+            0.0
+        }
     }
 
     /// Less than this is not kept in flight for others' sake: half of what the best rate of late needs.
     pub(super) fn floor(&self) -> f64 {
-        if self.base.is_finite() { self.peaks.get().unwrap_or(0.0) / 2.0 * self.base().min(self.least()) } else { 0.0 }
+        if self.base.is_finite() {
+            self.peaks.get().unwrap_or(0.0) / 2.0 * self.base().min(self.least())
+        } else {
+            0.0
+        }
     }
 
     /// What is kept in the queue, so that the link never runs dry: the root of what it holds, in packets. As flows that
     /// share a queue see the same delay, a concave margin leads them to equal rates (as in FAST TCP, Wei et al. 2006).
     pub(super) fn margin(&self) -> f64 {
         let root = (self.bdp() * self.mtu as f64).sqrt();
-        self.margin_part * root.max(self.rate() * MIN_MARGIN).max(MIN_MARGIN_PACKETS * self.mtu as f64)
+        self.margin_part
+            * root
+                .max(self.rate() * MIN_MARGIN)
+                .max(MIN_MARGIN_PACKETS * self.mtu as f64)
     }
 
     /// The delay that the margin makes.
@@ -232,7 +274,8 @@ impl Path {
                 self.base = f64::INFINITY;
                 self.sampled = true;
             }
-            self.means.note(now, mean, if patient { 2 * LEAST_TIME } else { LEAST_TIME });
+            self.means
+                .note(now, mean, if patient { 2 * LEAST_TIME } else { LEAST_TIME });
             if !patient {
                 self.base = self.base.min(mean);
             }
@@ -266,7 +309,8 @@ impl Path {
     pub(super) fn is_excess(&self, round: &Round) -> bool {
         let packets = (round.acked + round.lost) as f64 / self.mtu as f64;
         let expected = self.random_loss * packets;
-        round.lost as f64 / self.mtu as f64 > expected + 3.0 * expected.sqrt() + 1.0 + 0.005 * packets
+        round.lost as f64 / self.mtu as f64
+            > expected + 3.0 * expected.sqrt() + 1.0 + 0.005 * packets
     }
 
     /// The part that was lost beyond what is random.
@@ -321,7 +365,11 @@ mod tests {
         assert_eq!(path.in_flight(1000.0), 1000.0);
         path.loss = 0.2;
         // Nothing was lost without a queue: only one per cent is believed.
-        assert!((path.in_flight(1000.0) - 1012.6).abs() < 0.1, "{}", path.in_flight(1000.0));
+        assert!(
+            (path.in_flight(1000.0) - 1012.6).abs() < 0.1,
+            "{}",
+            path.in_flight(1000.0)
+        );
         path.random_loss = 0.2;
         assert_eq!(path.in_flight(1000.0), 1312.5);
         (path.loss, path.random_loss) = (0.9, 0.9);

@@ -81,14 +81,24 @@ impl Others {
         if excess.is_some() && steady {
             self.overflows.push_back(now);
         }
-        while self.overflows.front().is_some_and(|at| now - *at > OVERFLOW_TIME) {
+        while self
+            .overflows
+            .front()
+            .is_some_and(|at| now - *at > OVERFLOW_TIME)
+        {
             self.overflows.pop_front();
         }
-        self.excess_rounds =
-            if excess.is_some() { self.excess_rounds + 1 } else { self.excess_rounds.saturating_sub(1) };
+        self.excess_rounds = if excess.is_some() {
+            self.excess_rounds + 1
+        } else {
+            self.excess_rounds.saturating_sub(1)
+        };
         if self.excess_rounds >= MAX_EXCESS_ROUNDS {
             self.excess_rounds = 0;
-            self.hold.get_or_insert(Hold { bytes: window, rest: 0 });
+            self.hold.get_or_insert(Hold {
+                bytes: window,
+                rest: 0,
+            });
         }
         let Some(hold) = &mut self.hold else { return };
         hold.rest = hold.rest.saturating_sub(1);
@@ -99,7 +109,10 @@ impl Others {
             }
             Some(lost) if hold.rest == 0 => {
                 let left = (1.0 - lost).clamp(LEAST_BACK_OFF, BACK_OFF);
-                *hold = Hold { bytes: (hold.bytes * left).max(least_window), rest: BACK_OFF_ROUNDS };
+                *hold = Hold {
+                    bytes: (hold.bytes * left).max(least_window),
+                    rest: BACK_OFF_ROUNDS,
+                };
             }
             Some(_) => {}
         }
@@ -108,14 +121,22 @@ impl Others {
     /// Notes the queue that a Down has left, in seconds, and the rate in it.
     pub(super) fn note_down(&mut self, path: &Path, queue: f64, rate: f64, window_before: f64) {
         let overflowed = self.overflows.len() >= OVERFLOWS;
-        let foreign = path.least() * if overflowed { FOREIGN_OVERFLOWED } else { FOREIGN };
+        let foreign = path.least()
+            * if overflowed {
+                FOREIGN_OVERFLOWED
+            } else {
+                FOREIGN
+            };
         let part = (queue - path.noise()) / foreign;
         let falls = rate < FALL * std::mem::replace(&mut self.rate, rate);
         if part >= 1.0 || (part > FOREIGN_LEAST && falls) {
             self.foreign_downs += part.min(1.0);
             self.quiet_downs = 0;
             if self.foreign_downs >= FOREIGN_DOWNS || (part >= 1.0 && overflowed) {
-                self.hold.get_or_insert(Hold { bytes: window_before, rest: 0 });
+                self.hold.get_or_insert(Hold {
+                    bytes: window_before,
+                    rest: 0,
+                });
             }
         } else if part < FOREIGN_LEAST {
             self.foreign_downs = 0.0;

@@ -11,7 +11,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use quinn::udp::{RecvMeta, Transmit};
-use quinn::{AsyncUdpSocket, Connecting, Connection, ConnectionError, TransportErrorCode, UdpPoller};
+use quinn::{
+    AsyncUdpSocket, Connecting, Connection, ConnectionError, TransportErrorCode, UdpPoller,
+};
 use rustls::pki_types::ServerName;
 use tokio::net::{UdpSocket, lookup_host};
 use tokio::task::{JoinError, JoinSet};
@@ -131,8 +133,18 @@ pub(crate) async fn connect_over(
     for &address in addresses {
         let host = address.ip().to_string();
         let verifier = trust.verifier(&host, address.port())?;
-        let config = Config { qlog: None, ..config.clone() };
-        let attempt = Attempt { host, address, identity: Some(identity.clone()), verifier, config, started };
+        let config = Config {
+            qlog: None,
+            ..config.clone()
+        };
+        let attempt = Attempt {
+            host,
+            address,
+            identity: Some(identity.clone()),
+            verifier,
+            config,
+            started,
+        };
         let endpoint = endpoint.clone();
         attempts.spawn(async move { attempt.over(&endpoint).await });
     }
@@ -158,14 +170,25 @@ pub(crate) async fn connect_relay(
 ) -> Result<Connection> {
     let verifier = trust.verifier(host, port)?;
     let is_ipv6 = endpoint.local_addr().is_ok_and(|local| local.is_ipv6());
-    let config = Config { qlog: None, handshake: config.first_reply, ..config.clone() };
+    let config = Config {
+        qlog: None,
+        handshake: config.first_reply,
+        ..config.clone()
+    };
     let mut failure = no_address(host, "no address");
     for address in resolve(host, port, config.handshake).await? {
         if address.is_ipv6() && !is_ipv6 {
             continue;
         }
         let (host, verifier, config) = (host.to_owned(), verifier.clone(), config.clone());
-        let attempt = Attempt { host, address, identity: None, verifier, config, started: Instant::now() };
+        let attempt = Attempt {
+            host,
+            address,
+            identity: None,
+            verifier,
+            config,
+            started: Instant::now(),
+        };
         match attempt.over(endpoint).await {
             Ok(connected) => return Ok(connected.connection),
             Err(error) => failure = error,
@@ -178,7 +201,9 @@ pub(crate) async fn connect_relay(
 async fn resolve(host: &str, port: u16, limit: Duration) -> Result<VecDeque<SocketAddr>> {
     let bare = without_brackets(host);
     let found: Vec<_> = match timeout(limit, lookup_host((bare, port))).await {
-        Ok(found) => found.map_err(|e| no_address(host, &e.to_string()))?.collect(),
+        Ok(found) => found
+            .map_err(|e| no_address(host, &e.to_string()))?
+            .collect(),
         Err(_) => return Err(no_address(host, "the resolver does not answer")),
     };
     let mut addresses = interleave(found);
@@ -189,7 +214,9 @@ async fn resolve(host: &str, port: u16, limit: Duration) -> Result<VecDeque<Sock
 /// IPv6 and IPv4 in turn, each in the order given, the family that came first before the other.
 fn interleave(found: Vec<SocketAddr>) -> VecDeque<SocketAddr> {
     let first_is_ipv6 = found.first().is_some_and(SocketAddr::is_ipv6);
-    let (next, other): (Vec<_>, Vec<_>) = found.into_iter().partition(|a| a.is_ipv6() == first_is_ipv6);
+    let (next, other): (Vec<_>, Vec<_>) = found
+        .into_iter()
+        .partition(|a| a.is_ipv6() == first_is_ipv6);
     let (mut next, mut other) = (VecDeque::from(next), VecDeque::from(other));
     let mut addresses = VecDeque::new();
     while let Some(address) = next.pop_front() {
@@ -202,11 +229,16 @@ fn interleave(found: Vec<SocketAddr>) -> VecDeque<SocketAddr> {
 }
 
 fn no_address(host: &str, why: &str) -> Error {
-    Error::Resolve { host: host.to_owned(), why: why.to_owned() }
+    Error::Resolve {
+        host: host.to_owned(),
+        why: why.to_owned(),
+    }
 }
 
 fn without_brackets(host: &str) -> &str {
-    host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host)
+    host.strip_prefix('[')
+        .and_then(|h| h.strip_suffix(']'))
+        .unwrap_or(host)
 }
 
 /// A handshake with one address of a host.
@@ -228,12 +260,19 @@ impl Attempt {
         let what = || Error::io(format!("cannot open a UDP socket on {unspecified}"));
         let runtime = runtime()?;
         let socket = Arc::new(Listening {
-            inner: runtime.wrap_udp_socket(udp_socket(unspecified)?).map_err(what())?,
+            inner: runtime
+                .wrap_udp_socket(udp_socket(unspecified)?)
+                .map_err(what())?,
             from: self.address,
             heard: Mutex::default(),
         });
-        let endpoint = quinn::Endpoint::new_with_abstract_socket(endpoint_config(), None, socket.clone(), runtime)
-            .map_err(what())?;
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(
+            endpoint_config(),
+            None,
+            socket.clone(),
+            runtime,
+        )
+        .map_err(what())?;
         let nobody_there = async {
             let why = tokio::select! {
                 why = refusal(self.address) => why,
@@ -241,7 +280,11 @@ impl Attempt {
                     "nothing answers: is `haul serve` running there, and UDP port {} open on the way?", self.address.port()
                 ),
             };
-            if socket.heard().is_some() { pending().await } else { why }
+            if socket.heard().is_some() {
+                pending().await
+            } else {
+                why
+            }
         };
         tokio::select! {
             ended = self.handshake(&endpoint) => ended.map(|connection| Connected { endpoint, connection }),
@@ -288,7 +331,10 @@ impl Attempt {
             .map_err(|error| self.unreachable(error.to_string()))
     }
 
-    fn ended(&self, ended: Result<Result<Connection, ConnectionError>, JoinError>) -> Result<Connection> {
+    fn ended(
+        &self,
+        ended: Result<Result<Connection, ConnectionError>, JoinError>,
+    ) -> Result<Connection> {
         let ended = ended.map_err(|error| self.unreachable(error.to_string()))?;
         ended.map_err(|error| self.failed(error))
     }
@@ -320,7 +366,11 @@ impl Attempt {
     }
 
     fn unreachable(&self, why: impl Into<String>) -> Error {
-        Error::Unreachable { host: self.host.clone(), address: self.address, why: why.into() }
+        Error::Unreachable {
+            host: self.host.clone(),
+            address: self.address,
+            why: why.into(),
+        }
     }
 
     fn failed(&self, error: ConnectionError) -> Error {
@@ -333,7 +383,10 @@ impl Attempt {
             _ => None,
         };
         if code == Some(TransportErrorCode::crypto(NO_APPLICATION_PROTOCOL)) {
-            return self.unreachable(format!("it speaks QUIC, but not {}", String::from_utf8_lossy(ALPN)));
+            return self.unreachable(format!(
+                "it speaks QUIC, but not {}",
+                String::from_utf8_lossy(ALPN)
+            ));
         }
         match error {
             ConnectionError::ApplicationClosed(close) => closed(&close),
@@ -388,7 +441,10 @@ async fn refusal(address: SocketAddr) -> String {
     use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, PermissionDenied};
     let error = probe(address).await;
     match error.kind() {
-        ConnectionRefused => format!("nothing listens there: is `haul serve` running, and on port {}?", address.port()),
+        ConnectionRefused => format!(
+            "nothing listens there: is `haul serve` running, and on port {}?",
+            address.port()
+        ),
         HostUnreachable | NetworkUnreachable | PermissionDenied => error.to_string(),
         // Out of descriptors, say: that tells nothing of the server.
         _ => pending().await,
@@ -424,7 +480,11 @@ async fn probe(address: SocketAddr) -> io::Error {
 /// [`Error::Io`] when the system gives no port; then everything stays as it was.
 pub fn rebind(endpoint: &quinn::Endpoint, remote: SocketAddr) -> Result<()> {
     let unspecified = unspecified(remote);
-    endpoint.rebind(udp_socket(unspecified)?).map_err(Error::io(format!("cannot open a UDP socket on {unspecified}")))
+    endpoint
+        .rebind(udp_socket(unspecified)?)
+        .map_err(Error::io(format!(
+            "cannot open a UDP socket on {unspecified}"
+        )))
 }
 
 /// A socket that notes when something last came back from where we connect to.
@@ -458,7 +518,8 @@ impl AsyncUdpSocket for Listening {
     ) -> Poll<io::Result<usize>> {
         let received = ready!(self.inner.poll_recv(cx, bufs, meta))?;
         let heard = bufs.iter().zip(&meta[..received]).any(|(packet, meta)| {
-            let from_there = (meta.addr.ip(), meta.addr.port()) == (self.from.ip(), self.from.port());
+            let from_there =
+                (meta.addr.ip(), meta.addr.port()) == (self.from.ip(), self.from.port());
             from_there && packet.first().is_some_and(|first| first & LONG_HEADER != 0)
         });
         // Packets after the handshake have a short header.
@@ -491,7 +552,9 @@ mod tests {
 
     #[test]
     fn both_families_get_their_turn() {
-        let list = |text: &str| -> Vec<SocketAddr> { text.split(' ').map(|a| a.parse().unwrap()).collect() };
+        let list = |text: &str| -> Vec<SocketAddr> {
+            text.split(' ').map(|a| a.parse().unwrap()).collect()
+        };
         let found = list("[::1]:1 [::2]:1 [::3]:1 1.1.1.1:1");
         assert_eq!(interleave(found), list("[::1]:1 1.1.1.1:1 [::2]:1 [::3]:1"));
         let found = list("1.1.1.1:1 [::1]:1 [::2]:1");

@@ -33,15 +33,23 @@ impl Default for Effort {
 /// # Errors
 /// [`Code::NotFound`] when nothing matches, naming the pattern; what keeps a directory from being read, if nothing else
 /// matches; that it would be too much.
-pub(crate) fn expand(store: &dyn Store, path: &RelativePath, effort: &mut Effort) -> Result<Expanded, Why> {
+pub(crate) fn expand(
+    store: &dyn Store,
+    path: &RelativePath,
+    effort: &mut Effort,
+) -> Result<Expanded, Why> {
     let mut paths = vec![RelativePath::root()];
     let (mut by_pattern, mut failed) = (false, None);
     for component in path.components() {
         if !is_pattern(component) {
-            paths = paths.iter().map(|path| path.join(component)).collect::<Result<_, _>>()?;
+            paths = paths
+                .iter()
+                .map(|path| path.join(component))
+                .collect::<Result<_, _>>()?;
             continue;
         }
-        let patterns = Patterns::new([component]).map_err(|bad| Why::new(Code::BadName, format!("{path}: {bad}")))?;
+        let patterns = Patterns::new([component])
+            .map_err(|bad| Why::new(Code::BadName, format!("{path}: {bad}")))?;
         let mut found = Vec::new();
         for directory in paths {
             let literal = directory.join(component)?;
@@ -63,8 +71,18 @@ pub(crate) fn expand(store: &dyn Store, path: &RelativePath, effort: &mut Effort
         // A name behind a pattern need not be everywhere.
         paths.retain(|path| store.stat(path).is_ok_and(|there| there.is_some()));
         if paths.is_empty() {
-            let readable = |why: &Why| matches!(why.code, Code::NotFound | Code::NotDirectory | Code::Symlink);
-            let nothing = || Why::new(Code::NotFound, format!("{path}: nothing matches; check the pattern"));
+            let readable = |why: &Why| {
+                matches!(
+                    why.code,
+                    Code::NotFound | Code::NotDirectory | Code::Symlink
+                )
+            };
+            let nothing = || {
+                Why::new(
+                    Code::NotFound,
+                    format!("{path}: nothing matches; check the pattern"),
+                )
+            };
             return Err(failed.filter(|why| !readable(why)).unwrap_or_else(nothing));
         }
     }
@@ -72,7 +90,9 @@ pub(crate) fn expand(store: &dyn Store, path: &RelativePath, effort: &mut Effort
 }
 
 fn too_much(path: &RelativePath) -> Why {
-    let text = format!("{path}: it matches too much, or in too large directories; name a directory, or match less");
+    let text = format!(
+        "{path}: it matches too much, or in too large directories; name a directory, or match less"
+    );
     Why::new(Code::NoSpace, text)
 }
 
@@ -115,28 +135,59 @@ mod tests {
     fn store(names: &[&str]) -> MemoryStore {
         let store = MemoryStore::new();
         for name in names {
-            let claim = Claim { owner: [0; 32], size: 0, modified: None };
-            store.create(&path(name), &claim).unwrap().commit(&Default::default(), Durability::Visible).unwrap();
+            let claim = Claim {
+                owner: [0; 32],
+                size: 0,
+                modified: None,
+            };
+            store
+                .create(&path(name), &claim)
+                .unwrap()
+                .commit(&Default::default(), Durability::Visible)
+                .unwrap();
         }
         store
     }
 
     fn expanded(store: &MemoryStore, pattern: &str) -> Result<Vec<String>, String> {
         let expanded = expand(store, &path(pattern), &mut Effort::default());
-        expanded.map(|all| all.paths.iter().map(ToString::to_string).collect()).map_err(|why| why.to_string())
+        expanded
+            .map(|all| all.paths.iter().map(ToString::to_string).collect())
+            .map_err(|why| why.to_string())
     }
 
     #[test]
     fn what_matches_comes_in_order_and_what_does_not_is_told() {
-        let store =
-            store(&["logs/b.gz", "logs/a.gz", "logs/.c.gz", "logs/a.txt", "x/1/log", "x/2/log", "x/3/other", "f"]);
-        assert_eq!(expanded(&store, "logs/*.gz").unwrap(), ["logs/a.gz", "logs/b.gz"]);
+        let store = store(&[
+            "logs/b.gz",
+            "logs/a.gz",
+            "logs/.c.gz",
+            "logs/a.txt",
+            "x/1/log",
+            "x/2/log",
+            "x/3/other",
+            "f",
+        ]);
+        assert_eq!(
+            expanded(&store, "logs/*.gz").unwrap(),
+            ["logs/a.gz", "logs/b.gz"]
+        );
         assert_eq!(expanded(&store, "logs/.*").unwrap(), ["logs/.c.gz"]);
         assert_eq!(expanded(&store, "x/*/log").unwrap(), ["x/1/log", "x/2/log"]);
         assert_eq!(expanded(&store, "*/*/log").unwrap(), ["x/1/log", "x/2/log"]);
-        assert_eq!(expanded(&store, "f/*").unwrap_err(), "f/*: nothing matches; check the pattern");
-        assert_eq!(expanded(&store, "logs/*.zip").unwrap_err(), "logs/*.zip: nothing matches; check the pattern");
-        assert_eq!(expanded(&store, "nowhere").unwrap(), ["nowhere"], "no pattern, so nothing is looked at");
+        assert_eq!(
+            expanded(&store, "f/*").unwrap_err(),
+            "f/*: nothing matches; check the pattern"
+        );
+        assert_eq!(
+            expanded(&store, "logs/*.zip").unwrap_err(),
+            "logs/*.zip: nothing matches; check the pattern"
+        );
+        assert_eq!(
+            expanded(&store, "nowhere").unwrap(),
+            ["nowhere"],
+            "no pattern, so nothing is looked at"
+        );
     }
 
     #[test]

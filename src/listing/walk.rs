@@ -54,13 +54,26 @@ impl Walk {
     ///
     /// # Errors
     /// That nothing is there, or what keeps it from being looked at.
-    pub(crate) fn begin(store: Arc<dyn Store>, path: &RelativePath, recursive: bool) -> Result<Self, Why> {
+    pub(crate) fn begin(
+        store: Arc<dyn Store>,
+        path: &RelativePath,
+        recursive: bool,
+    ) -> Result<Self, Why> {
         let Expanded { paths, by_pattern } = expand(&*store, path, &mut Default::default())?;
-        let mut walk =
-            Self { store, paths: Vec::new().into_iter(), recursive, hidden: 0, open: Vec::new(), memory: MEMORY };
+        let mut walk = Self {
+            store,
+            paths: Vec::new().into_iter(),
+            recursive,
+            hidden: 0,
+            open: Vec::new(),
+            memory: MEMORY,
+        };
         match paths.first() {
             Some(only) if !by_pattern => {
-                let there = walk.store.stat(only)?.ok_or_else(|| refusal(Code::NotFound, only))?;
+                let there = walk
+                    .store
+                    .stat(only)?
+                    .ok_or_else(|| refusal(Code::NotFound, only))?;
                 if there.kind == Some(Kind::Directory) {
                     walk.hidden = only.components().count();
                     walk.enter(only.clone());
@@ -76,12 +89,19 @@ impl Walk {
     }
 
     fn enter(&mut self, path: RelativePath) {
-        self.open.push(Level { path, names: Vec::new(), after: None, more: true });
+        self.open.push(Level {
+            path,
+            names: Vec::new(),
+            after: None,
+            more: true,
+        });
     }
 
     /// Reads the next names of the innermost directory, as many as there is memory for.
     fn fill(&mut self) -> Result<(), (RelativePath, Why)> {
-        let Some(level) = self.open.last_mut() else { return Ok(()) };
+        let Some(level) = self.open.last_mut() else {
+            return Ok(());
+        };
         let room = (self.memory / 2).max(LEAST);
         let mut first = BinaryHeap::<Box<[u8]>>::new();
         let (mut bytes, mut more) = (0, false);
@@ -89,7 +109,8 @@ impl Walk {
             if level.after.as_deref().is_some_and(|after| name <= after) {
                 return true;
             }
-            if bytes + cost(name) > room && first.peek().is_some_and(|greatest| **greatest < *name) {
+            if bytes + cost(name) > room && first.peek().is_some_and(|greatest| **greatest < *name)
+            {
                 more = true;
                 return true;
             }
@@ -131,7 +152,14 @@ impl Walk {
         }
         let (modified, mode) = (Some(metadata.modified), Some(metadata.mode));
         let size = (metadata.kind == Some(Kind::File)).then_some(metadata.size);
-        Some(Ok(Listed { path: shown, kind: metadata.kind, size, modified, mode, target }))
+        Some(Ok(Listed {
+            path: shown,
+            kind: metadata.kind,
+            size,
+            modified,
+            mode,
+            target,
+        }))
     }
 }
 
@@ -157,7 +185,8 @@ impl Iterator for Walk {
                     let path = match level.path.join(&name) {
                         Ok(path) => path,
                         Err(bad) => {
-                            let why = Why::new(Code::BadName, format!("{}: {bad}", printable(&name)));
+                            let why =
+                                Why::new(Code::BadName, format!("{}: {bad}", printable(&name)));
                             return Some(Err((level.path.clone(), why)));
                         }
                     };

@@ -11,7 +11,11 @@ const MAX_LINKS: u32 = 40;
 
 /// What a symbolic link points to in the end, which is no link. What changes meanwhile is an error at worst: the store
 /// is never left.
-pub(super) fn resolve(store: &dyn Store, link: &RelativePath, follow: Follow) -> Result<(RelativePath, Metadata), Why> {
+pub(super) fn resolve(
+    store: &dyn Store,
+    link: &RelativePath,
+    follow: Follow,
+) -> Result<(RelativePath, Metadata), Why> {
     let mut here = link.parent().unwrap_or_default();
     // What is left to go, last first.
     let mut left: Vec<Vec<u8>> = link.name().map(<[u8]>::to_vec).into_iter().collect();
@@ -32,7 +36,10 @@ pub(super) fn resolve(store: &dyn Store, link: &RelativePath, follow: Follow) ->
         let next = here.join(&component)?;
         let there = store.stat(&next)?.ok_or_else(|| {
             let end = store.read_link(link).unwrap_or_default();
-            Why::new(Code::NotFound, format!("it points to {}, which is not there", printable(&end)))
+            Why::new(
+                Code::NotFound,
+                format!("it points to {}, which is not there", printable(&end)),
+            )
         })?;
         if there.kind != Some(Kind::Symlink) {
             here = next;
@@ -51,12 +58,17 @@ pub(super) fn resolve(store: &dyn Store, link: &RelativePath, follow: Follow) ->
         }
         left.extend(target.split(|&byte| byte == b'/').rev().map(<[u8]>::to_vec));
     }
-    let there = store.stat(&here)?.ok_or_else(|| Why::from(Code::NotFound))?;
+    let there = store
+        .stat(&here)?
+        .ok_or_else(|| Why::from(Code::NotFound))?;
     Ok((here, there))
 }
 
 fn leads_out() -> Why {
-    Why::new(Code::Symlink, "it leads out of the served directory, where no link is followed")
+    Why::new(
+        Code::Symlink,
+        "it leads out of the served directory, where no link is followed",
+    )
 }
 
 #[cfg(test)]
@@ -73,7 +85,9 @@ mod tests {
         let store = MemoryStore::new();
         store.make_directory(&path("a/b")).unwrap();
         let link = |name: &str, target: &str| {
-            store.make_symlink(&path(name), target.as_bytes(), &Attributes::default()).unwrap();
+            store
+                .make_symlink(&path(name), target.as_bytes(), &Attributes::default())
+                .unwrap();
         };
         link("a/up", "../a/./b/");
         link("a/b/again", "../up");
@@ -82,7 +96,9 @@ mod tests {
         link("absolute", "/a/b");
         link("self", "./self");
         link("gone", "a/none");
-        let resolved = |name: &str, follow| resolve(&store, &path(name), follow).map(|(path, _)| path.to_string());
+        let resolved = |name: &str, follow| {
+            resolve(&store, &path(name), follow).map(|(path, _)| path.to_string())
+        };
         let within = |name: &str| resolved(name, Follow::Within);
         assert_eq!(within("a/up").unwrap(), "a/b");
         assert_eq!(within("a/b/again").unwrap(), "a/b");
@@ -91,9 +107,17 @@ mod tests {
         assert!(within("absolute").unwrap_err().text.contains("leads out"));
         assert!(within("self").unwrap_err().text.contains("a loop"));
         let gone = within("gone").unwrap_err();
-        assert!(gone.code == Code::NotFound && gone.text.contains("a/none"), "{gone}");
+        assert!(
+            gone.code == Code::NotFound && gone.text.contains("a/none"),
+            "{gone}"
+        );
         assert_eq!(resolved("absolute", Follow::Anywhere).unwrap(), "a/b");
         // As the system has it at the root of all.
-        assert!(resolved("out", Follow::Anywhere).unwrap_err().text.contains("not there"));
+        assert!(
+            resolved("out", Follow::Anywhere)
+                .unwrap_err()
+                .text
+                .contains("not there")
+        );
     }
 }

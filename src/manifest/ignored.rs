@@ -30,10 +30,23 @@ impl Scope {
         if let Some(git) = below(b".git")
             && store.stat(&git).is_ok_and(|there| there.is_some())
         {
-            let exclude = git.join(b"info").and_then(|info| info.join(b"exclude")).ok();
-            scope = Self::with(store, exclude.filter(|path| is_file(store, path)), base, None)?;
+            let exclude = git
+                .join(b"info")
+                .and_then(|info| info.join(b"exclude"))
+                .ok();
+            scope = Self::with(
+                store,
+                exclude.filter(|path| is_file(store, path)),
+                base,
+                None,
+            )?;
         }
-        Self::with(store, below(b".gitignore").filter(|path| is_file(store, path)), base, scope)
+        Self::with(
+            store,
+            below(b".gitignore").filter(|path| is_file(store, path)),
+            base,
+            scope,
+        )
     }
 
     fn with(
@@ -44,10 +57,17 @@ impl Scope {
     ) -> Result<Option<Arc<Self>>, Why> {
         let Some(file) = file else { return Ok(above) };
         let rules = read(store, &file).map_err(|why| {
-            let text = format!("nothing in {base} was sent, since what to leave out of it is not known: {}", why.text);
+            let text = format!(
+                "nothing in {base} was sent, since what to leave out of it is not known: {}",
+                why.text
+            );
             Why::new(why.code, text)
         })?;
-        Ok(Some(Arc::new(Self { rules, base: base.clone(), above })))
+        Ok(Some(Arc::new(Self {
+            rules,
+            base: base.clone(),
+            above,
+        })))
     }
 
     fn excludes(&self, path: &RelativePath, directory: bool) -> bool {
@@ -82,13 +102,20 @@ pub(crate) fn excludes(
 
 /// A name relative to a directory that it stands below.
 pub(crate) fn below<'a>(base: &RelativePath, path: &'a RelativePath) -> &'a [u8] {
-    let below = path.as_bytes().get(base.as_bytes().len()..).unwrap_or_default();
+    let below = path
+        .as_bytes()
+        .get(base.as_bytes().len()..)
+        .unwrap_or_default();
     below.strip_prefix(b"/").unwrap_or(below)
 }
 
 /// As git, which does not follow a .gitignore that is a link.
 fn is_file(store: &dyn Store, path: &RelativePath) -> bool {
-    store.stat(path).ok().flatten().is_some_and(|metadata| metadata.kind == Some(Kind::File))
+    store
+        .stat(path)
+        .ok()
+        .flatten()
+        .is_some_and(|metadata| metadata.kind == Some(Kind::File))
 }
 
 fn read(store: &dyn Store, path: &RelativePath) -> Result<Rules, Why> {
@@ -97,5 +124,6 @@ fn read(store: &dyn Store, path: &RelativePath) -> Result<Rules, Why> {
         .open(path)?
         .read_at(&mut text, 0)
         .map_err(|error| Why::new(Code::Unreadable, format!("{path}: {error}")))?;
-    Rules::of_file(&text[..length]).map_err(|bad| Why::new(Code::Unsupported, format!("{path}: {bad}")))
+    Rules::of_file(&text[..length])
+        .map_err(|bad| Why::new(Code::Unsupported, format!("{path}: {bad}")))
 }

@@ -33,7 +33,11 @@ fn block() -> Bytes {
 }
 
 /// Writes filler for so long, within the limits. A peer that grants no credit does not prolong it.
-pub(super) async fn fill(writer: &mut MessageWriter, time: Duration, limits: &Limits) -> Result<(), StreamError> {
+pub(super) async fn fill(
+    writer: &mut MessageWriter,
+    time: Duration,
+    limits: &Limits,
+) -> Result<(), StreamError> {
     let end = Instant::now() + time;
     while Instant::now() < end {
         let part = block().slice(..BLOCK.min(limits.block()));
@@ -53,10 +57,17 @@ pub(super) async fn fill(writer: &mut MessageWriter, time: Duration, limits: &Li
 
 /// Reads filler to its end, throws it away, and counts it. In any order: one lost packet holds up nothing, and an ordered
 /// reader's connection dies of 1,024 of them.
-pub(super) async fn drain(reader: MessageReader, window: &Window, bytes: &AtomicU64) -> Result<(), StreamError> {
+pub(super) async fn drain(
+    reader: MessageReader,
+    window: &Window,
+    bytes: &AtomicU64,
+) -> Result<(), StreamError> {
     let (mut stream, rest, start) = reader.into_parts();
     bytes.fetch_add(rest.len() as u64, Ordering::Relaxed);
-    let mut come = Come { frontier: start + rest.len() as u64, beyond: BTreeMap::new() };
+    let mut come = Come {
+        frontier: start + rest.len() as u64,
+        beyond: BTreeMap::new(),
+    };
     let mut unsettled = 0;
     while let Some(chunk) = stream.read_chunk(usize::MAX, false).await? {
         come.mark(chunk.offset, chunk.bytes.len() as u64)?;
@@ -99,7 +110,11 @@ impl Come {
         }
         self.beyond.insert(start, end);
         if self.beyond.len() > MAX_GAPS {
-            return Err(Malformed::Payload { name: "filler", why: format!("over {MAX_GAPS} gaps") }.into());
+            return Err(Malformed::Payload {
+                name: "filler",
+                why: format!("over {MAX_GAPS} gaps"),
+            }
+            .into());
         }
         Ok(())
     }
@@ -110,7 +125,10 @@ mod tests {
     use super::*;
 
     fn come() -> Come {
-        Come { frontier: 0, beyond: BTreeMap::new() }
+        Come {
+            frontier: 0,
+            beyond: BTreeMap::new(),
+        }
     }
 
     #[test]

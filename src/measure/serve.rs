@@ -41,7 +41,10 @@ impl Places {
 
     /// Room on one connection.
     pub(crate) fn of_connection(server: Arc<Semaphore>) -> Self {
-        Self { server, connection: Arc::new(Semaphore::new(STREAMS_EACH)) }
+        Self {
+            server,
+            connection: Arc::new(Semaphore::new(STREAMS_EACH)),
+        }
     }
 
     fn take(&self) -> Option<Place> {
@@ -93,7 +96,10 @@ async fn run(
     (config, limits): (&Config, &Limits),
 ) -> Result<Option<Received>, StreamError> {
     let deadline = config.deadline;
-    let Measure { probe, milliseconds } = window.unless_silent(deadline, reader.read()).await??;
+    let Measure {
+        probe,
+        milliseconds,
+    } = window.unless_silent(deadline, reader.read()).await??;
     let asked = Duration::from_millis(milliseconds.into());
     let time = asked.min(config.max_measurement);
     tracing::info!(?probe, ?time, "measuring");
@@ -121,10 +127,14 @@ async fn echo(
     deadline: Duration,
 ) -> Result<(), StreamError> {
     loop {
-        let frame = window.unless_silent(deadline, reader.frame(Ping::LIMIT)).await??;
+        let frame = window
+            .unless_silent(deadline, reader.frame(Ping::LIMIT))
+            .await??;
         let Some(frame) = frame else { return Ok(()) };
         let Ping { id } = frame.decode()?;
-        writer.write_within(&pong(window.connection(), id), deadline).await?;
+        writer
+            .write_within(&pong(window.connection(), id), deadline)
+            .await?;
     }
 }
 

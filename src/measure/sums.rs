@@ -42,7 +42,11 @@ pub struct Load {
 impl Load {
     /// The part of the packets that was lost, 0 to 1.
     pub fn loss(&self) -> f64 {
-        if self.packets_sent == 0 { 0.0 } else { (self.packets_lost as f64 / self.packets_sent as f64).min(1.0) }
+        if self.packets_sent == 0 {
+            0.0
+        } else {
+            (self.packets_lost as f64 / self.packets_sent as f64).min(1.0)
+        }
     }
 }
 
@@ -64,15 +68,27 @@ impl RoundTrips {
         let mut sorted = trips.to_vec();
         sorted.sort();
         // The nearest rank: a time that really was.
-        let rank = |percent: usize| sorted.get((sorted.len() * percent).div_ceil(100).max(1) - 1).copied();
+        let rank = |percent: usize| {
+            sorted
+                .get((sorted.len() * percent).div_ceil(100).max(1) - 1)
+                .copied()
+        };
         let at = |percent| rank(percent).unwrap_or_default();
-        Self { count: sorted.len(), min: at(0), median: at(50), p95: at(95) }
+        Self {
+            count: sorted.len(),
+            min: at(0),
+            median: at(50),
+            p95: at(95),
+        }
     }
 }
 
 /// The median, so that the one packet that was lost and sent again does not stand for the path.
 pub(super) fn jitter(trips: &[Duration]) -> Duration {
-    let differences: Vec<_> = trips.windows(2).map(|pair| pair[0].abs_diff(pair[1])).collect();
+    let differences: Vec<_> = trips
+        .windows(2)
+        .map(|pair| pair[0].abs_diff(pair[1]))
+        .collect();
     RoundTrips::of(&differences).median
 }
 
@@ -96,7 +112,11 @@ impl Samples {
         let half = self.0.iter().rev().find(|(elapsed, _)| *elapsed <= end / 2);
         let (begin, before) = half.copied().unwrap_or_default();
         let seconds = (end - begin).as_secs_f64();
-        if seconds > 0.0 { (total - before) as f64 * 8.0 / seconds } else { 0.0 }
+        if seconds > 0.0 {
+            (total - before) as f64 * 8.0 / seconds
+        } else {
+            0.0
+        }
     }
 
     /// All that is known of a load; the counters are the sender's, before and after.
@@ -123,45 +143,94 @@ mod tests {
     }
 
     fn pong(packets_sent: u64, packets_lost: u64, rtt: u64) -> Pong {
-        Pong { id: 0, packets_sent, packets_lost, rtt }
+        Pong {
+            id: 0,
+            packets_sent,
+            packets_lost,
+            rtt,
+        }
     }
 
     #[test]
     fn percentiles_are_times_that_were_measured() {
         let trips: Vec<_> = (1..=20).rev().map(ms).collect();
-        let expected = RoundTrips { count: 20, min: ms(1), median: ms(10), p95: ms(19) };
+        let expected = RoundTrips {
+            count: 20,
+            min: ms(1),
+            median: ms(10),
+            p95: ms(19),
+        };
         assert_eq!(RoundTrips::of(&trips), expected);
-        assert_eq!(RoundTrips::of(&[ms(7)]), RoundTrips { count: 1, min: ms(7), median: ms(7), p95: ms(7) });
+        assert_eq!(
+            RoundTrips::of(&[ms(7)]),
+            RoundTrips {
+                count: 1,
+                min: ms(7),
+                median: ms(7),
+                p95: ms(7)
+            }
+        );
         assert_eq!(RoundTrips::of(&[]), RoundTrips::default());
     }
 
     #[test]
     fn one_lost_packet_is_no_jitter() {
-        assert_eq!(jitter(&[ms(100), ms(102), ms(100), ms(350), ms(101), ms(103), ms(101)]), ms(2));
+        assert_eq!(
+            jitter(&[
+                ms(100),
+                ms(102),
+                ms(100),
+                ms(350),
+                ms(101),
+                ms(103),
+                ms(101)
+            ]),
+            ms(2)
+        );
         assert_eq!(jitter(&[ms(100)]), Duration::ZERO);
     }
 
     #[test]
     fn the_rate_is_that_of_the_second_half() {
         let mut samples = Samples::default();
-        for (time, bytes) in [(0, 0), (500, 1_000), (1000, 10_000), (1500, 60_000), (2000, 110_000)] {
+        for (time, bytes) in [
+            (0, 0),
+            (500, 1_000),
+            (1000, 10_000),
+            (1500, 60_000),
+            (2000, 110_000),
+        ] {
             samples.push(ms(time), bytes);
         }
         let load = samples.load(&[ms(12)], &pong(10, 1, 0), &pong(110, 3, 0));
-        assert_eq!((load.rate, load.bytes, load.time), (800_000.0, 110_000, ms(2000)));
-        assert_eq!((load.packets_sent, load.packets_lost, load.loss()), (100, 2, 0.02));
+        assert_eq!(
+            (load.rate, load.bytes, load.time),
+            (800_000.0, 110_000, ms(2000))
+        );
+        assert_eq!(
+            (load.packets_sent, load.packets_lost, load.loss()),
+            (100, 2, 0.02)
+        );
     }
 
     #[test]
     fn figures_that_a_peer_made_up_do_no_harm() {
         let mut samples = Samples::default();
         for i in 0..3 * MAX_SAMPLES as u64 {
-            samples.push(Duration::from_micros(u64::MAX - i), if i % 2 == 0 { u64::MAX } else { 0 });
+            samples.push(
+                Duration::from_micros(u64::MAX - i),
+                if i % 2 == 0 { u64::MAX } else { 0 },
+            );
         }
         assert_eq!(samples.0.len(), MAX_SAMPLES);
         let load = samples.load(&[], &pong(9, 9, 9), &pong(0, u64::MAX, u64::MAX));
         assert!(load.rate.is_finite() && load.rate >= 0.0, "{load:?}");
         assert_eq!(load.loss(), 0.0, "more lost than sent");
-        assert_eq!(Samples::default().load(&[], &pong(0, 0, 5), &pong(0, 0, 5)).rate, 0.0);
+        assert_eq!(
+            Samples::default()
+                .load(&[], &pong(0, 0, 5), &pong(0, 0, 5))
+                .rate,
+            0.0
+        );
     }
 }

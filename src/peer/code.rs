@@ -45,8 +45,13 @@ impl ShortCode {
         let mut words = [0; 2 * WORDS];
         fill(&mut words)?;
         // 2,048 divides 65,536, so that all words are as likely.
-        let word = |i: usize| usize::from(u16::from_le_bytes([words[2 * i], words[2 * i + 1]])) % list().len();
-        Ok(Self { number, words: std::array::from_fn(|i| list()[word(i)]) })
+        let word = |i: usize| {
+            usize::from(u16::from_le_bytes([words[2 * i], words[2 * i + 1]])) % list().len()
+        };
+        Ok(Self {
+            number,
+            words: std::array::from_fn(|i| list()[word(i)]),
+        })
     }
 
     /// Names the meeting place; anybody may know it.
@@ -85,7 +90,11 @@ impl Credential {
 
 impl From<&ShortCode> for Credential {
     fn from(code: &ShortCode) -> Self {
-        Self { number: code.number, secret: code.secret(), key_id: None }
+        Self {
+            number: code.number,
+            secret: code.secret(),
+            key_id: None,
+        }
     }
 }
 
@@ -117,7 +126,9 @@ pub enum BadCode {
     #[error("a code is a number and {WORDS} words, as in 417-maple-canyon-orbit")]
     Form,
     /// A word that no code has: it was misheard or mistyped.
-    #[error("no code has the word {0}; ask for it again, or press Tab at the prompt for what there is")]
+    #[error(
+        "no code has the word {0}; ask for it again, or press Tab at the prompt for what there is"
+    )]
     Word(String),
 }
 
@@ -126,9 +137,18 @@ impl FromStr for ShortCode {
 
     /// Case does not matter, nor what stands between the parts. A word must be right.
     fn from_str(text: &str) -> Result<Self, BadCode> {
-        let parts: Vec<_> = text.split(|c: char| !c.is_alphanumeric()).filter(|part| !part.is_empty()).collect();
-        let [number, words @ ..] = &parts[..] else { return Err(BadCode::Form) };
-        let number = number.parse().ok().filter(|number| *number <= MAX_NUMBER).ok_or(BadCode::Form)?;
+        let parts: Vec<_> = text
+            .split(|c: char| !c.is_alphanumeric())
+            .filter(|part| !part.is_empty())
+            .collect();
+        let [number, words @ ..] = &parts[..] else {
+            return Err(BadCode::Form);
+        };
+        let number = number
+            .parse()
+            .ok()
+            .filter(|number| *number <= MAX_NUMBER)
+            .ok_or(BadCode::Form)?;
         let words: [&str; WORDS] = words.try_into().map_err(|_| BadCode::Form)?;
         let mut known = [""; WORDS];
         for (known, word) in known.iter_mut().zip(words) {
@@ -136,7 +156,10 @@ impl FromStr for ShortCode {
             let at = list().binary_search(&lower.as_str());
             *known = list()[at.map_err(|_| BadCode::Word(printable(word.as_bytes())))?];
         }
-        Ok(Self { number, words: known })
+        Ok(Self {
+            number,
+            words: known,
+        })
     }
 }
 
@@ -167,8 +190,14 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(code.clone()), "{text}");
         }
-        assert_eq!("417-mapel-canyon-orbit".parse::<ShortCode>(), Err(BadCode::Word("mapel".into())));
-        assert_eq!("417-mapl-canyon-orbit".parse::<ShortCode>(), Err(BadCode::Word("mapl".into())));
+        assert_eq!(
+            "417-mapel-canyon-orbit".parse::<ShortCode>(),
+            Err(BadCode::Word("mapel".into()))
+        );
+        assert_eq!(
+            "417-mapl-canyon-orbit".parse::<ShortCode>(),
+            Err(BadCode::Word("mapl".into()))
+        );
         for text in [
             "",
             "417",

@@ -27,9 +27,11 @@ impl Announcement {
     /// [`Error::Io`] when multicast DNS cannot be used here.
     pub fn of(number: u32, port: u16) -> Result<Self> {
         let mut random = [0; 8];
-        rand::fill(&mut random).map_err(|_| Error::Usage("the system gives no random numbers".into()))?;
+        rand::fill(&mut random)
+            .map_err(|_| Error::Usage("the system gives no random numbers".into()))?;
         let host = format!("haul-{:016x}.local.", u64::from_le_bytes(random));
-        let info = ServiceInfo::new(SERVICE, &number.to_string(), &host, "", port, None).map_err(failed)?;
+        let info = ServiceInfo::new(SERVICE, &number.to_string(), &host, "", port, None)
+            .map_err(failed)?;
         let mut info = info.enable_addr_auto();
         // A name of another would be found out by the words; asking around first takes most of a second.
         info.set_requires_probe(false);
@@ -63,7 +65,11 @@ pub async fn find(number: u32, within: Duration) -> Result<Vec<SocketAddr>> {
                 && service.get_fullname() == wanted
             {
                 let port = service.get_port();
-                return service.get_addresses().iter().flat_map(|ip| reachable(ip, port)).collect();
+                return service
+                    .get_addresses()
+                    .iter()
+                    .flat_map(|ip| reachable(ip, port))
+                    .collect();
             }
         }
         Vec::new()
@@ -84,14 +90,21 @@ impl Drop for Daemon {
 
 /// Whether somebody on this network announces a number already, as far as that is told within 200 ms.
 pub async fn is_taken(number: u32) -> bool {
-    find(number, TAKEN).await.is_ok_and(|addresses| !addresses.is_empty())
+    find(number, TAKEN)
+        .await
+        .is_ok_and(|addresses| !addresses.is_empty())
 }
 
 /// An address that can be gone to; one of a single link on each interface that it was seen on.
 fn reachable(ip: &ScopedIp, port: u16) -> Vec<SocketAddr> {
     match ip {
         ScopedIp::V6(v6) if v6.addr().is_unicast_link_local() => {
-            vec![SocketAddr::V6(std::net::SocketAddrV6::new(*v6.addr(), port, 0, v6.scope_id().index))]
+            vec![SocketAddr::V6(std::net::SocketAddrV6::new(
+                *v6.addr(),
+                port,
+                0,
+                v6.scope_id().index,
+            ))]
         }
         other => vec![SocketAddr::new(other.to_ip_addr(), port)],
     }
@@ -114,7 +127,10 @@ mod tests {
             return println!("skipped: no multicast DNS here");
         };
         // What is not found with patience cannot be found in a hurry.
-        if find(NUMBER, Duration::from_secs(5)).await.is_ok_and(|found| found.is_empty()) {
+        if find(NUMBER, Duration::from_secs(5))
+            .await
+            .is_ok_and(|found| found.is_empty())
+        {
             return println!("skipped: multicast does not come back on this machine");
         }
         let mut taken = false;

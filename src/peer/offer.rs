@@ -27,8 +27,16 @@ pub enum Content {
 impl Content {
     /// The offer, with files not counted yet, and what is sent. `server` is the number of this machine's server. Looks for the files,
     /// and so blocks.
-    pub(super) fn prepare(self, from: String, follow: Follow, server: u32) -> Result<(Offer, Sent)> {
-        let begun = Offer { from, ..Offer::default() };
+    pub(super) fn prepare(
+        self,
+        from: String,
+        follow: Follow,
+        server: u32,
+    ) -> Result<(Offer, Sent)> {
+        let begun = Offer {
+            from,
+            ..Offer::default()
+        };
         let nothing = Sent::Trees(Vec::new());
         Ok(match self {
             Self::Files(sources) => {
@@ -39,19 +47,49 @@ impl Content {
                 check_names(&trees)?;
                 let names = Components(trees.iter().map(|tree| tree.name.clone()).collect());
                 let directory = matches!(&trees[..], [one] if one.directory);
-                (Offer { names, directory, ..begun }, Sent::Trees(trees))
+                (
+                    Offer {
+                        names,
+                        directory,
+                        ..begun
+                    },
+                    Sent::Trees(trees),
+                )
             }
             Self::Pipe(name, pipe) => {
-                RelativePath::from_components([&name]).map_err(|bad| Error::Usage(bad.to_string()))?;
+                RelativePath::from_components([&name])
+                    .map_err(|bad| Error::Usage(bad.to_string()))?;
                 let names = Components(vec![name.clone()]);
-                (Offer { names, files: 1, piped: Some(true), ..begun }, Sent::Pipe(name, Arc::new(pipe)))
+                (
+                    Offer {
+                        names,
+                        files: 1,
+                        piped: Some(true),
+                        ..begun
+                    },
+                    Sent::Pipe(name, Arc::new(pipe)),
+                )
             }
             Self::Text(text) if text.len() > MAX_OFFER_TEXT => {
                 let most = MAX_OFFER_TEXT >> 10;
-                return Err(Error::Usage(format!("a text has at most {most} KiB; send it as a file")));
+                return Err(Error::Usage(format!(
+                    "a text has at most {most} KiB; send it as a file"
+                )));
             }
-            Self::Text(text) => (Offer { text: Some(text), ..begun }, nothing),
-            Self::Pair => (Offer { pair: Some(server), ..begun }, nothing),
+            Self::Text(text) => (
+                Offer {
+                    text: Some(text),
+                    ..begun
+                },
+                nothing,
+            ),
+            Self::Pair => (
+                Offer {
+                    pair: Some(server),
+                    ..begun
+                },
+                nothing,
+            ),
         })
     }
 }

@@ -55,7 +55,11 @@ impl std::fmt::Debug for Paired {
 pub(super) fn credential(peer: &Peer, sender: KeyId) -> Credential {
     let secret = blake3::derive_key(SECRET, &peer.secret);
     let number = number_of(NUMBER, &[&peer.secret, &sender.0]);
-    Credential { number, secret: STANDARD_NO_PAD.encode(secret), key_id: Some(peer.key_id) }
+    Credential {
+        number,
+        secret: STANDARD_NO_PAD.encode(secret),
+        key_id: Some(peer.key_id),
+    }
 }
 
 /// How to meet a paired machine that sends.
@@ -81,7 +85,9 @@ fn number_of(context: &str, parts: &[&[u8]]) -> u32 {
 /// A claim to a number at a relay that is the same each time this machine comes.
 pub(super) fn wanted(number: u32, identity: &Identity) -> Wanted {
     let mut hasher = blake3::Hasher::new_derive_key(CLAIM);
-    hasher.update(&number.to_le_bytes()).update(identity.private_key().secret_der());
+    hasher
+        .update(&number.to_le_bytes())
+        .update(identity.private_key().secret_der());
     let mut claim = [0; 16];
     hasher.finalize_xof().fill(&mut claim);
     Wanted { number, claim }
@@ -99,8 +105,15 @@ pub async fn connect(
     identity: &Identity,
     config: &Config,
 ) -> Result<Client> {
-    let at = Whereabouts { relay, own, ..Whereabouts::default() };
-    let trust = ServerTrust { pin: Some(peer.key_id), ..ServerTrust::default() };
+    let at = Whereabouts {
+        relay,
+        own,
+        ..Whereabouts::default()
+    };
+    let trust = ServerTrust {
+        pin: Some(peer.key_id),
+        ..ServerTrust::default()
+    };
     let ways = Ways::new(at, peer.number, identity, config)?;
     let first = ways.connect(&trust).await?;
     Client::over(first, ways.dial(trust), config)
@@ -108,20 +121,43 @@ pub async fn connect(
 
 /// Lets a server be found by those that this machine is paired with, on this network and at a relay, if there is one; until it
 /// is dropped.
-pub async fn be_found(port: Port, relay: Option<RelayAt>, own: Vec<IpAddr>, identity: Identity, config: Config) {
+pub async fn be_found(
+    port: Port,
+    relay: Option<RelayAt>,
+    own: Vec<IpAddr>,
+    identity: Identity,
+    config: Config,
+) {
     let number = number_of_server(&identity);
-    let local = port.endpoint.local_addr().map(|local| local.port()).unwrap_or_default();
-    let _announcement = Announcement::of(number, local)
-        .inspect_err(|error| warn!(%error, "paired machines on this network do not find this server"));
-    let Some(relay) = relay else { return std::future::pending().await };
+    let local = port
+        .endpoint
+        .local_addr()
+        .map(|local| local.port())
+        .unwrap_or_default();
+    let _announcement = Announcement::of(number, local).inspect_err(
+        |error| warn!(%error, "paired machines on this network do not find this server"),
+    );
+    let Some(relay) = relay else {
+        return std::future::pending().await;
+    };
     loop {
         let wanted = Some(wanted(number, &identity));
-        match Placement::take(port.clone(), relay.clone(), own.clone(), config.clone(), wanted).await {
+        match Placement::take(
+            port.clone(),
+            relay.clone(),
+            own.clone(),
+            config.clone(),
+            wanted,
+        )
+        .await
+        {
             Ok(_placement) => {
                 info!("paired machines find this server at the relay");
                 return std::future::pending().await;
             }
-            Err(error) => warn!(%error, "the relay does not help to find this server; it is tried again"),
+            Err(error) => {
+                warn!(%error, "the relay does not help to find this server; it is tried again")
+            }
         }
         sleep(AGAIN).await;
     }
@@ -132,7 +168,12 @@ mod tests {
     use super::*;
 
     fn peer(key: u8) -> Peer {
-        Peer { name: "bob".parse().unwrap(), key_id: KeyId([key; 32]), secret: [9; 32], number: NUMBERS.start }
+        Peer {
+            name: "bob".parse().unwrap(),
+            key_id: KeyId([key; 32]),
+            secret: [9; 32],
+            number: NUMBERS.start,
+        }
     }
 
     #[test]
@@ -140,8 +181,14 @@ mod tests {
         let (alice, bob) = (peer(1), peer(2));
         // Bob's file names alice, and alice's bob.
         let (sent, expected) = (credential(&bob, alice.key_id), sent_by(&alice));
-        assert_eq!((sent.number, &sent.secret), (expected.number, &expected.secret));
-        assert_eq!((sent.key_id, expected.key_id), (Some(bob.key_id), Some(alice.key_id)));
+        assert_eq!(
+            (sent.number, &sent.secret),
+            (expected.number, &expected.secret)
+        );
+        assert_eq!(
+            (sent.key_id, expected.key_id),
+            (Some(bob.key_id), Some(alice.key_id))
+        );
         assert_ne!(sent.number, sent_by(&bob).number);
         assert!(NUMBERS.contains(&sent.number));
     }

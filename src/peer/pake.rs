@@ -32,8 +32,14 @@ impl Parties {
     /// Those of a connection; `None` before its handshake is over.
     pub(super) fn of(connection: &Connection, sender: KeyId, receiver: KeyId) -> Option<Self> {
         let mut exported = [0; 32];
-        connection.export_keying_material(&mut exported, EXPORTER, b"").ok()?;
-        Some(Self { sender, receiver, exported })
+        connection
+            .export_keying_material(&mut exported, EXPORTER, b"")
+            .ok()?;
+        Some(Self {
+            sender,
+            receiver,
+            exported,
+        })
     }
 }
 
@@ -54,10 +60,19 @@ pub(super) struct Exchange {
 
 impl Exchange {
     /// Begins an exchange; the message is for the other end.
-    pub(super) fn begin(role: Role, credential: &Credential, parties: &Parties) -> (Self, [u8; MESSAGE]) {
+    pub(super) fn begin(
+        role: Role,
+        credential: &Credential,
+        parties: &Parties,
+    ) -> (Self, [u8; MESSAGE]) {
         let mut transcript = Hasher::new_derive_key(TRANSCRIPT);
-        transcript.update(crate::wire::ALPN).update(&credential.number.to_le_bytes());
-        transcript.update(&parties.sender.0).update(&parties.receiver.0).update(&parties.exported);
+        transcript
+            .update(crate::wire::ALPN)
+            .update(&credential.number.to_le_bytes());
+        transcript
+            .update(&parties.sender.0)
+            .update(&parties.receiver.0)
+            .update(&parties.exported);
         let password = Password::new(credential.secret.as_bytes());
         let bound = transcript.finalize();
         let name = |role: &[u8]| Identity::new(&[role, &bound.as_bytes()[..]].concat());
@@ -66,13 +81,28 @@ impl Exchange {
             Role::Sender => Spake2::<Ed25519Group>::start_a(&password, &sender, &receiver),
             Role::Receiver => Spake2::<Ed25519Group>::start_b(&password, &sender, &receiver),
         };
-        let message = message.try_into().expect("33 bytes: the side and a compressed point");
-        (Self { role, state, transcript, message }, message)
+        let message = message
+            .try_into()
+            .expect("33 bytes: the side and a compressed point");
+        (
+            Self {
+                role,
+                state,
+                transcript,
+                message,
+            },
+            message,
+        )
     }
 
     /// Takes the other end's message; `None` when it is none.
     pub(super) fn finish(self, theirs: &[u8; MESSAGE]) -> Option<Confirmation> {
-        let Self { role, state, mut transcript, message } = self;
+        let Self {
+            role,
+            state,
+            mut transcript,
+            message,
+        } = self;
         let key = state.finish(theirs).ok()?;
         let (first, second) = match role {
             Role::Sender => (&message, theirs),
@@ -81,7 +111,10 @@ impl Exchange {
         let bound = transcript.update(first).update(second).finalize();
         let tag = |context| {
             let mut hasher = Hasher::new_derive_key(context);
-            hasher.update(&(key.len() as u64).to_le_bytes()).update(&key).update(bound.as_bytes());
+            hasher
+                .update(&(key.len() as u64).to_le_bytes())
+                .update(&key)
+                .update(bound.as_bytes());
             hasher.finalize()
         };
         let (sender, receiver) = (tag(CONFIRM_SENDER), tag(CONFIRM_RECEIVER));
@@ -89,7 +122,11 @@ impl Exchange {
             Role::Sender => (sender, receiver),
             Role::Receiver => (receiver, sender),
         };
-        Some(Confirmation { ours, theirs, pair: *tag(PAIR).as_bytes() })
+        Some(Confirmation {
+            ours,
+            theirs,
+            pair: *tag(PAIR).as_bytes(),
+        })
     }
 }
 
@@ -127,7 +164,11 @@ mod tests {
     }
 
     fn parties() -> Parties {
-        Parties { sender: KeyId([1; 32]), receiver: KeyId([2; 32]), exported: [3; 32] }
+        Parties {
+            sender: KeyId([1; 32]),
+            receiver: KeyId([2; 32]),
+            exported: [3; 32],
+        }
     }
 
     /// Whether each end finds the other right.
@@ -135,8 +176,14 @@ mod tests {
         let [sent, received] = codes.map(credential);
         let (sender, first) = Exchange::begin(Role::Sender, &sent, &parties[0]);
         let (receiver, second) = Exchange::begin(Role::Receiver, &received, &parties[1]);
-        let (sender, receiver) = (sender.finish(&second).unwrap(), receiver.finish(&first).unwrap());
-        let right = [sender.is_right(receiver.ours()), receiver.is_right(sender.ours())];
+        let (sender, receiver) = (
+            sender.finish(&second).unwrap(),
+            receiver.finish(&first).unwrap(),
+        );
+        let right = [
+            sender.is_right(receiver.ours()),
+            receiver.is_right(sender.ours()),
+        ];
         assert_eq!(right[0], sender.pair() == receiver.pair());
         right
     }
@@ -150,15 +197,36 @@ mod tests {
 
     #[test]
     fn another_word_number_key_or_connection_is_found_out_by_both() {
-        for other in ["417-maple-canyon-orange", "418-maple-canyon-orbit", "417-canyon-maple-orbit"] {
-            assert_eq!(exchange([CODE, other], [parties(), parties()]), [false, false], "{other}");
+        for other in [
+            "417-maple-canyon-orange",
+            "418-maple-canyon-orbit",
+            "417-canyon-maple-orbit",
+        ] {
+            assert_eq!(
+                exchange([CODE, other], [parties(), parties()]),
+                [false, false],
+                "{other}"
+            );
         }
         for other in [
-            Parties { sender: KeyId([9; 32]), ..parties() },
-            Parties { receiver: KeyId([9; 32]), ..parties() },
-            Parties { exported: [9; 32], ..parties() },
+            Parties {
+                sender: KeyId([9; 32]),
+                ..parties()
+            },
+            Parties {
+                receiver: KeyId([9; 32]),
+                ..parties()
+            },
+            Parties {
+                exported: [9; 32],
+                ..parties()
+            },
         ] {
-            assert_eq!(exchange([CODE, CODE], [parties(), other.clone()]), [false, false], "{other:?}");
+            assert_eq!(
+                exchange([CODE, CODE], [parties(), other.clone()]),
+                [false, false],
+                "{other:?}"
+            );
         }
     }
 
@@ -168,7 +236,9 @@ mod tests {
         const WORDS: usize = 128;
         let words = &crate::peer::code::list()[..WORDS];
         let code = |word: &str| format!("417-maple-canyon-{word}");
-        let right = words.iter().filter(|word| exchange([&code(words[77]), &code(word)], [parties(), parties()])[0]);
+        let right = words
+            .iter()
+            .filter(|word| exchange([&code(words[77]), &code(word)], [parties(), parties()])[0]);
         assert_eq!(right.collect::<Vec<_>>(), [&words[77]]);
     }
 

@@ -20,7 +20,9 @@ use crate::identity::KeyId;
 use crate::progress::Route;
 use crate::stream::{MessageReader, MessageWriter, StreamError};
 use crate::trust::ServerTrust;
-use crate::wire::{Address, BIND, Forward, Found, MAX_ADDRESSES, Message, Place, Placed, Refused, Seek};
+use crate::wire::{
+    Address, BIND, Forward, Found, MAX_ADDRESSES, Message, Place, Placed, Refused, Seek,
+};
 
 /// The port of a relay, unless another is said; it forwards on the next.
 pub const RELAY_PORT: u16 = 4440;
@@ -96,11 +98,20 @@ impl FromStr for RelayAt {
                 None => (text.to_owned(), RELAY_PORT),
             },
         };
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&host);
-        if bare.is_empty() || bare.contains(char::is_whitespace) || bare.contains('/') || port == 0 {
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+            .unwrap_or(&host);
+        if bare.is_empty() || bare.contains(char::is_whitespace) || bare.contains('/') || port == 0
+        {
             return Err(wrong());
         }
-        Ok(Self { host: bare.to_owned(), port, token: None, pin: None })
+        Ok(Self {
+            host: bare.to_owned(),
+            port,
+            token: None,
+            pin: None,
+        })
     }
 }
 
@@ -155,14 +166,36 @@ impl Meeting {
     ///
     /// # Errors
     /// What ends a connection before it has begun.
-    pub(super) async fn at(port: &Port, relay: &RelayAt, own: &[IpAddr], config: &Config) -> Result<Self> {
-        let trust = ServerTrust { pin: relay.pin, by_code: true, ..ServerTrust::default() };
+    pub(super) async fn at(
+        port: &Port,
+        relay: &RelayAt,
+        own: &[IpAddr],
+        config: &Config,
+    ) -> Result<Self> {
+        let trust = ServerTrust {
+            pin: relay.pin,
+            by_code: true,
+            ..ServerTrust::default()
+        };
         let at = (relay.host.as_str(), relay.port);
         let connection = endpoint::connect_relay(&port.endpoint, &trust, at, config).await?;
-        let local = port.endpoint.local_addr().map(|local| local.port()).unwrap_or_default();
-        let own = own.iter().map(|ip| Address(SocketAddr::new(*ip, local))).take(MAX_ADDRESSES).collect();
+        let local = port
+            .endpoint
+            .local_addr()
+            .map(|local| local.port())
+            .unwrap_or_default();
+        let own = own
+            .iter()
+            .map(|ip| Address(SocketAddr::new(*ip, local)))
+            .take(MAX_ADDRESSES)
+            .collect();
         debug!(%relay.host, at = %connection.remote_address(), "at the relay");
-        Ok(Self { port: port.clone(), relay: relay.clone(), connection, own })
+        Ok(Self {
+            port: port.clone(),
+            relay: relay.clone(),
+            connection,
+            own,
+        })
     }
 
     pub(super) fn is_gone(&self) -> bool {
@@ -175,15 +208,29 @@ impl Meeting {
     /// [`Error::Refused`] with [`Code::NotFound`](crate::error::Code::NotFound) when nobody is, and with what else the relay
     /// refuses; what ends a connection.
     pub(super) async fn seek(&self, number: u32, forward: bool) -> Result<(OtherEnd, Binding)> {
-        let seek = Seek { number, token: self.relay.token.clone(), addresses: self.own.clone(), forward };
+        let seek = Seek {
+            number,
+            token: self.relay.token.clone(),
+            addresses: self.own.clone(),
+            forward,
+        };
         let (mut reader, _writer) = self.ask(&seek).await?;
         let found = answer(&mut reader).await?;
         Ok(self.other_end(found))
     }
 
     /// Takes a number, or the one that it had before.
-    async fn place(&self, claim: [u8; 16], number: Option<u32>) -> Result<(Placed, MessageReader, MessageWriter)> {
-        let place = Place { claim, number, token: self.relay.token.clone(), addresses: self.own.clone() };
+    async fn place(
+        &self,
+        claim: [u8; 16],
+        number: Option<u32>,
+    ) -> Result<(Placed, MessageReader, MessageWriter)> {
+        let place = Place {
+            claim,
+            number,
+            token: self.relay.token.clone(),
+            addresses: self.own.clone(),
+        };
         let (mut reader, writer) = self.ask(&place).await?;
         let placed: Placed = answer(&mut reader).await?;
         info!(number = placed.number, seen = %placed.seen.0, "has a number at the relay");
@@ -191,7 +238,9 @@ impl Meeting {
     }
 
     async fn ask<M: Message>(&self, message: &M) -> Result<(MessageReader, MessageWriter)> {
-        let opened = timeout(ANSWER, self.connection.open_bi()).await.map_err(|_| StreamError::TimedOut)?;
+        let opened = timeout(ANSWER, self.connection.open_bi())
+            .await
+            .map_err(|_| StreamError::TimedOut)?;
         let (send, receive) = opened.map_err(StreamError::from)?;
         let mut writer = MessageWriter::new(send);
         writer.write_within(message, ANSWER).await?;
@@ -210,10 +259,22 @@ impl Meeting {
                 told.push(address);
             }
         }
-        let relayed = found.forward.as_ref().map(|forward| SocketAddr::new(relay.ip().to_canonical(), forward.port));
-        let binding =
-            found.forward.zip(relayed).map(|(forward, at)| Task(tokio::spawn(bind(self.port.clone(), forward, at))));
-        (OtherEnd { seen, told, relayed }, Binding { _task: binding })
+        let relayed = found
+            .forward
+            .as_ref()
+            .map(|forward| SocketAddr::new(relay.ip().to_canonical(), forward.port));
+        let binding = found
+            .forward
+            .zip(relayed)
+            .map(|(forward, at)| Task(tokio::spawn(bind(self.port.clone(), forward, at))));
+        (
+            OtherEnd {
+                seen,
+                told,
+                relayed,
+            },
+            Binding { _task: binding },
+        )
     }
 }
 
@@ -221,7 +282,11 @@ impl Meeting {
 fn usable(address: SocketAddr, near: bool) -> bool {
     let ip = address.ip().to_canonical();
     let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
-    address.port() != 0 && !ip.is_unspecified() && !ip.is_multicast() && !broadcast && (near || !ip.is_loopback())
+    address.port() != 0
+        && !ip.is_unspecified()
+        && !ip.is_multicast()
+        && !broadcast
+        && (near || !ip.is_loopback())
 }
 
 /// Makes this port's address, as the relay sees it there, the one that it forwards to; until it is dropped.
@@ -229,7 +294,12 @@ async fn bind(port: Port, forward: Forward, at: SocketAddr) {
     let datagram = [&[BIND][..], &forward.token].concat();
     for sent in 0.. {
         port.send(&datagram, at);
-        sleep(if sent < BINDS_AT_FIRST { BIND_AT_FIRST } else { BIND_EVERY }).await;
+        sleep(if sent < BINDS_AT_FIRST {
+            BIND_AT_FIRST
+        } else {
+            BIND_EVERY
+        })
+        .await;
     }
 }
 
@@ -293,13 +363,17 @@ impl Placement {
         let mut claim = [0; 16];
         match wanted {
             Some(wanted) => claim = wanted.claim,
-            None => rand::fill(&mut claim).map_err(|_| Error::Usage("the system gives no random numbers".into()))?,
+            None => rand::fill(&mut claim)
+                .map_err(|_| Error::Usage("the system gives no random numbers".into()))?,
         }
         let wanted = wanted.map(|wanted| wanted.number);
         let meeting = Meeting::at(&port, &relay, &own, &config).await?;
         let (Placed { number, seen }, reader, writer) = meeting.place(claim, wanted).await?;
         if wanted.is_some_and(|wanted| wanted != number) {
-            return Err(Error::Refused(Why::new(Code::Busy, "somebody else has the number at the relay")));
+            return Err(Error::Refused(Why::new(
+                Code::Busy,
+                "somebody else has the number at the relay",
+            )));
         }
         let open = own.contains(&seen.0.ip());
         let (tell, came) = watch::channel(Vec::new());
@@ -329,7 +403,13 @@ impl Placement {
                 }
             }
         };
-        Ok(Self { number, seen: seen.0, open, came, _attending: Task(tokio::spawn(attending)) })
+        Ok(Self {
+            number,
+            seen: seen.0,
+            open,
+            came,
+            _attending: Task(tokio::spawn(attending)),
+        })
     }
 
     pub(super) fn number(&self) -> u32 {
@@ -344,11 +424,14 @@ impl Placement {
     /// By what way somebody has come; none where it is not by the relay's help. Whoever comes from where the relay sees it comes
     /// through this end's NAT, if there is one, and that had to be opened. So both ends call the way the same.
     pub(super) fn route(&self, from: SocketAddr) -> Option<Route> {
-        self.came.borrow().iter().find_map(|end| match end.route(from)? {
-            Route::Relayed => Some(Route::Relayed),
-            _ if end.seen == Some(from) && !self.open => Some(Route::Punched),
-            _ => Some(Route::Direct),
-        })
+        self.came
+            .borrow()
+            .iter()
+            .find_map(|end| match end.route(from)? {
+                Route::Relayed => Some(Route::Relayed),
+                _ if end.seen == Some(from) && !self.open => Some(Route::Punched),
+                _ => Some(Route::Direct),
+            })
     }
 }
 
@@ -379,7 +462,11 @@ async fn attend(meeting: &Meeting, mut reader: MessageReader, tell: &watch::Send
         if attended.len() == MAX_ATTENDED {
             attended.pop_front();
         }
-        attended.push_back(Attended { end, _binding: binding, punches: PUNCHES });
+        attended.push_back(Attended {
+            end,
+            _binding: binding,
+            punches: PUNCHES,
+        });
         tell.send_replace(attended.iter().map(|other| other.end.clone()).collect());
     }
 }
@@ -387,7 +474,9 @@ async fn attend(meeting: &Meeting, mut reader: MessageReader, tell: &watch::Send
 /// The next message, or why there is none.
 async fn answer<M: Message>(reader: &mut MessageReader) -> Result<M> {
     let frame = timeout(ANSWER, reader.frame(M::LIMIT.max(Refused::LIMIT))).await;
-    let frame = frame.map_err(|_| StreamError::TimedOut)??.ok_or(StreamError::Ended)?;
+    let frame = frame
+        .map_err(|_| StreamError::TimedOut)??
+        .ok_or(StreamError::Ended)?;
     if frame.kind == Refused::TYPE {
         let refused: Refused = frame.decode().map_err(StreamError::from)?;
         return Err(Error::Refused(refused.why.into()));
@@ -400,9 +489,20 @@ mod tests {
     use super::*;
 
     fn other(addresses: impl IntoIterator<Item = u16>) -> Attended {
-        let told = addresses.into_iter().map(|port| SocketAddr::from(([192, 0, 2, 1], port))).collect();
-        let end = OtherEnd { seen: None, told, relayed: None };
-        Attended { end, _binding: Binding { _task: None }, punches: PUNCHES }
+        let told = addresses
+            .into_iter()
+            .map(|port| SocketAddr::from(([192, 0, 2, 1], port)))
+            .collect();
+        let end = OtherEnd {
+            seen: None,
+            told,
+            relayed: None,
+        };
+        Attended {
+            end,
+            _binding: Binding { _task: None },
+            punches: PUNCHES,
+        }
     }
 
     #[test]
@@ -410,10 +510,15 @@ mod tests {
         let mut all: VecDeque<_> = (0..8).map(|end| other(end * 17..end * 17 + 17)).collect();
         let first = to_punch(&mut all);
         assert_eq!(first.len(), MAX_PUNCHED);
-        assert!(first.iter().all(|address| address.port() >= 6 * 17), "those of whoever came last");
+        assert!(
+            first.iter().all(|address| address.port() >= 6 * 17),
+            "those of whoever came last"
+        );
         let mut one: VecDeque<_> = (0..8).map(|_| other([7; 17])).collect();
         assert_eq!(to_punch(&mut one).len(), 1);
-        let times = 1 + std::iter::from_fn(|| Some(to_punch(&mut one).len())).take_while(|count| *count > 0).count();
+        let times = 1 + std::iter::from_fn(|| Some(to_punch(&mut one).len()))
+            .take_while(|count| *count > 0)
+            .count();
         assert_eq!(times, PUNCHES, "then it ends");
     }
 
@@ -431,7 +536,11 @@ mod tests {
             ("[::]:7", false, false),
         ] {
             let address = address.parse().unwrap();
-            assert_eq!((usable(address, true), usable(address, false)), (near, far), "{address}");
+            assert_eq!(
+                (usable(address, true), usable(address, false)),
+                (near, far),
+                "{address}"
+            );
         }
     }
 }

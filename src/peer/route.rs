@@ -58,12 +58,26 @@ pub(super) struct Ways {
 }
 
 impl Ways {
-    pub(super) fn new(at: Whereabouts, number: u32, identity: &Identity, config: &Config) -> Result<Arc<Self>> {
+    pub(super) fn new(
+        at: Whereabouts,
+        number: u32,
+        identity: &Identity,
+        config: &Config,
+    ) -> Result<Arc<Self>> {
         let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
         let port = at.relay.as_ref().map(|_| Port::dialing(any)).transpose()?;
         let (identity, config) = (identity.clone(), config.clone());
         let (meeting, relayed, last) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Ok(Arc::new(Self { at, number, port, meeting, relayed, last, identity, config }))
+        Ok(Arc::new(Self {
+            at,
+            number,
+            port,
+            meeting,
+            relayed,
+            last,
+            identity,
+            config,
+        }))
     }
 
     /// The first connection that comes about, by whatever way.
@@ -77,7 +91,9 @@ impl Ways {
             loop {
                 match self.by_relay(trust, true).await {
                     // The sender may be coming back to a relay that was started anew.
-                    Err(Error::Refused(why)) if why.code == Code::NotFound && Instant::now() + wait < until => {
+                    Err(Error::Refused(why))
+                        if why.code == Code::NotFound && Instant::now() + wait < until =>
+                    {
                         sleep(wait).await;
                         wait *= 2;
                     }
@@ -149,7 +165,9 @@ impl Ways {
         }
         Err(failure.unwrap_or_else(|| {
             let (number, searched) = (self.number, written(SEARCH));
-            Error::Lost(format!("nobody on this network offered {number} within {searched}"))
+            Error::Lost(format!(
+                "nobody on this network offered {number} within {searched}"
+            ))
         }))
     }
 
@@ -167,14 +185,27 @@ impl Ways {
             let (ways, trust) = (ways.clone(), trust.clone());
             Box::pin(async move { ways.by_relay(&trust, false).await })
         };
-        let direct: Option<Box<dyn Fn() -> Dialing + Send + Sync>> =
-            if self.port.is_some() { Some(Box::new(direct)) } else { None };
-        Dial { any: Box::new(again), direct }
+        let direct: Option<Box<dyn Fn() -> Dialing + Send + Sync>> = if self.port.is_some() {
+            Some(Box::new(direct))
+        } else {
+            None
+        };
+        Dial {
+            any: Box::new(again),
+            direct,
+        }
     }
 
     /// To an address, from a port of its own.
     async fn known(&self, address: SocketAddr, trust: &ServerTrust) -> Result<Dialed> {
-        let connected = endpoint::connect(&self.identity, trust, &host(address), address.port(), &self.config).await;
+        let connected = endpoint::connect(
+            &self.identity,
+            trust,
+            &host(address),
+            address.port(),
+            &self.config,
+        )
+        .await;
         let connected = connected.map_err(|error| match error {
             Error::Unreachable { host, address, why } if trust.by_code => {
                 let why = why.replace("`haul serve`", "`haul send`");
@@ -182,24 +213,41 @@ impl Ways {
             }
             other => other,
         })?;
-        Ok(Dialed { connected, route: Route::Direct, own_port: true })
+        Ok(Dialed {
+            connected,
+            route: Route::Direct,
+            own_port: true,
+        })
     }
 
     /// Where the relay says it is; and by the relay itself if nothing of that works soon.
     async fn by_relay(&self, trust: &ServerTrust, relayed: bool) -> Result<Dialed> {
-        let Some(port) = &self.port else { return Err(no_relay()) };
+        let Some(port) = &self.port else {
+            return Err(no_relay());
+        };
         let meeting = self.meeting(port).await?;
         let (end, binding) = meeting.seek(self.number, relayed).await?;
         // Where nothing else worked a moment ago, nothing else is waited for; whoever uses it looks for a better way meanwhile.
-        let head_start = if self.relayed.lock().await.is_some() { Duration::ZERO } else { HEAD_START };
-        let config = Config { handshake: self.config.handshake.min(PATIENCE), ..self.config.clone() };
+        let head_start = if self.relayed.lock().await.is_some() {
+            Duration::ZERO
+        } else {
+            HEAD_START
+        };
+        let config = Config {
+            handshake: self.config.handshake.min(PATIENCE),
+            ..self.config.clone()
+        };
         let config = &config;
         let to = |addresses: Vec<SocketAddr>| async move {
             endpoint::connect_over(&port.endpoint, &self.identity, trust, &addresses, config).await
         };
         let connected = {
             let direct = async {
-                let seen = end.seen.iter().copied().filter(|seen| !end.told.contains(seen));
+                let seen = end
+                    .seen
+                    .iter()
+                    .copied()
+                    .filter(|seen| !end.told.contains(seen));
                 to(seen.chain(end.told.iter().copied()).collect()).await
             };
             let by_relay = async {
@@ -226,9 +274,15 @@ impl Ways {
                 }),
             }
         };
-        let route = end.route(connected.connection.remote_address()).unwrap_or(Route::Direct);
+        let route = end
+            .route(connected.connection.remote_address())
+            .unwrap_or(Route::Direct);
         *self.relayed.lock().await = Some(binding).filter(|_| route == Route::Relayed);
-        Ok(Dialed { connected, route, own_port: false })
+        Ok(Dialed {
+            connected,
+            route,
+            own_port: false,
+        })
     }
 
     /// The connection to the relay, made anew if it is gone.

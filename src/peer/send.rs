@@ -115,7 +115,16 @@ impl Rendezvous {
     /// A number at the relay, if there is one.
     async fn place(&self, wanted: Option<Wanted>) -> Option<Result<Placement>> {
         let relay = self.relay.clone()?;
-        Some(Placement::take(self.port.clone(), relay, self.own.clone(), self.config.clone(), wanted).await)
+        Some(
+            Placement::take(
+                self.port.clone(),
+                relay,
+                self.own.clone(),
+                self.config.clone(),
+                wanted,
+            )
+            .await,
+        )
     }
 }
 
@@ -149,29 +158,90 @@ impl Offering {
     /// # Errors
     /// [`Error::Usage`] for nothing, too much or two of one name; [`Error::Refused`] for a source that is not there;
     /// [`Error::Io`] when an address cannot be had.
-    pub async fn begin(options: SendOptions, identity: Identity, config: Config, observer: Observer) -> Result<Self> {
-        let SendOptions { content, to, walk, from, listen, expires, relay, own } = options;
+    pub async fn begin(
+        options: SendOptions,
+        identity: Identity,
+        config: Config,
+        observer: Observer,
+    ) -> Result<Self> {
+        let SendOptions {
+            content,
+            to,
+            walk,
+            from,
+            listen,
+            expires,
+            relay,
+            own,
+        } = options;
         let (follow, server) = (walk.follow, pair::number_of_server(&identity));
-        let prepared = tokio::task::spawn_blocking(move || content.prepare(from, follow, server)).await;
+        let prepared =
+            tokio::task::spawn_blocking(move || content.prepare(from, follow, server)).await;
         let (begun, content) = prepared.map_err(|_| Error::Refused(Code::Internal.into()))??;
         let (guests, patience) = (Arc::<Guests>::default(), config.retry_for);
-        let admission = Admission { guests: Some(guests.clone()), ..Admission::default() };
-        let config = Config { max_connections: MAX_CONNECTIONS, ..config };
+        let admission = Admission {
+            guests: Some(guests.clone()),
+            ..Admission::default()
+        };
+        let config = Config {
+            max_connections: MAX_CONNECTIONS,
+            ..config
+        };
         let (asking, store) = (config.clone(), Arc::new(MemoryStore::default()));
         let watching = observer.clone();
-        let options = ServerOptions { listen, identity: identity.clone(), admission, store, config, observer };
+        let options = ServerOptions {
+            listen,
+            identity: identity.clone(),
+            admission,
+            store,
+            config,
+            observer,
+        };
         let server = Server::bind(options)?;
         let (introduce, introductions) = mpsc::channel(MAX_WAITING);
         let (tell, told) = mpsc::channel(MAX_WAITING);
         let (answer, answers) = mpsc::channel(MAX_WAITING);
-        let pipe = if let session::Content::Pipe(_, pipe) = &content { Some(pipe.clone()) } else { None };
+        let pipe = if let session::Content::Pipe(_, pipe) = &content {
+            Some(pipe.clone())
+        } else {
+            None
+        };
         let (counted, offer) = watch::channel(None);
-        let trees = if let session::Content::Trees(trees) = &content { trees.clone() } else { Vec::new() };
-        let counting = Counting { begun, trees, walk: walk.clone(), counted };
-        let server = server.offering(Offered { content, walk, guests: guests.clone(), told: tell }, introduce);
-        let rendezvous = Rendezvous { port: server.ports()[0].clone(), relay, own, config: asking };
-        let (addresses, stop, now) = (server.local_addresses(), CancellationToken::new(), CancellationToken::new());
-        let running = tokio::spawn(server.run(stop.clone().cancelled_owned(), now.clone().cancelled_owned()));
+        let trees = if let session::Content::Trees(trees) = &content {
+            trees.clone()
+        } else {
+            Vec::new()
+        };
+        let counting = Counting {
+            begun,
+            trees,
+            walk: walk.clone(),
+            counted,
+        };
+        let server = server.offering(
+            Offered {
+                content,
+                walk,
+                guests: guests.clone(),
+                told: tell,
+            },
+            introduce,
+        );
+        let rendezvous = Rendezvous {
+            port: server.ports()[0].clone(),
+            relay,
+            own,
+            config: asking,
+        };
+        let (addresses, stop, now) = (
+            server.local_addresses(),
+            CancellationToken::new(),
+            CancellationToken::new(),
+        );
+        let running = tokio::spawn(server.run(
+            stop.clone().cancelled_owned(),
+            now.clone().cancelled_owned(),
+        ));
         let mut offering = Self {
             rendezvous,
             placement: None,
@@ -216,7 +286,10 @@ impl Offering {
     /// Where the last receiver has asked from, and by what way it has come.
     pub fn route(&self) -> Option<(SocketAddr, Route)> {
         let from = self.from?;
-        let by_relay = self.placement.as_ref().and_then(|placement| placement.as_ref().ok()?.route(from));
+        let by_relay = self
+            .placement
+            .as_ref()
+            .and_then(|placement| placement.as_ref().ok()?.route(from));
         Some((from, by_relay.unwrap_or(Route::Direct)))
     }
 
@@ -234,16 +307,36 @@ impl Offering {
     pub fn ticket(&self) -> Option<Ticket> {
         let code = self.code.clone()?;
         let port = self.addresses.first()?.port();
-        let placement = self.placement.as_ref().and_then(|placement| placement.as_ref().ok());
-        let own = self.rendezvous.own.iter().map(|ip| SocketAddr::new(*ip, port));
-        let mut addresses: Vec<_> = placement.map(Placement::seen).into_iter().chain(own).collect();
+        let placement = self
+            .placement
+            .as_ref()
+            .and_then(|placement| placement.as_ref().ok());
+        let own = self
+            .rendezvous
+            .own
+            .iter()
+            .map(|ip| SocketAddr::new(*ip, port));
+        let mut addresses: Vec<_> = placement
+            .map(Placement::seen)
+            .into_iter()
+            .chain(own)
+            .collect();
         let mut known = HashSet::new();
         addresses.retain(|address| known.insert(*address));
         let far = addresses.iter().any(|address| !address.ip().is_loopback());
         addresses.retain(|address| !far || !address.ip().is_loopback());
         addresses.truncate(ticket::MAX_ADDRESSES);
-        let relay = self.rendezvous.relay.clone().filter(|_| placement.is_some());
-        Some(Ticket { code, key_id: self.identity.key_id(), addresses, relay })
+        let relay = self
+            .rendezvous
+            .relay
+            .clone()
+            .filter(|_| placement.is_some());
+        Some(Ticket {
+            code,
+            key_id: self.identity.key_id(),
+            addresses,
+            relay,
+        })
     }
 
     /// The addresses it listens on.
@@ -260,8 +353,13 @@ impl Offering {
         self.forget();
         // Whoever accepts sees how much it is; until somebody comes there is time to find out.
         self.counting.begin();
-        let paired = self.to.as_ref().map(|peer| pair::credential(peer, self.identity.key_id()));
-        let wanted = paired.as_ref().map(|paired| pair::wanted(paired.number, &self.identity));
+        let paired = self
+            .to
+            .as_ref()
+            .map(|peer| pair::credential(peer, self.identity.key_id()));
+        let wanted = paired
+            .as_ref()
+            .map(|paired| pair::wanted(paired.number, &self.identity));
         // Its number too: somebody may be waiting there.
         self.placement = None;
         self.placement = self.rendezvous.place(wanted).await;
@@ -376,7 +474,10 @@ impl Offering {
     /// Ends it at once, whatever is under way, and says so to the receiver.
     pub async fn stop(self) {
         // Not as a server that is started again: nothing is to be waited for.
-        self.rendezvous.port.endpoint.close(varint_of(Code::Cancelled), b"the sender was stopped");
+        self.rendezvous
+            .port
+            .endpoint
+            .close(varint_of(Code::Cancelled), b"the sender was stopped");
         self.now.cancel();
         self.close().await;
     }
@@ -417,24 +518,44 @@ impl Offering {
 
     async fn introduce(&mut self, somebody: &mut Introduction) -> Result<Shown, StreamError> {
         let from = canonical(somebody.connection.remote_address());
-        let Some((key_id, _)) = endpoint::peer(&somebody.connection) else { return Ok(Shown::Nothing) };
-        let begun = timeout(FIRST, read_introduce(somebody)).await.map_err(|_| StreamError::TimedOut)??;
+        let Some((key_id, _)) = endpoint::peer(&somebody.connection) else {
+            return Ok(Shown::Nothing);
+        };
+        let begun = timeout(FIRST, read_introduce(somebody))
+            .await
+            .map_err(|_| StreamError::TimedOut)??;
         // Whoever was killed, or lost its connection, comes back with the code that it has used.
-        let again = self.guest.as_ref().filter(|(guest, _)| *guest == key_id).map(|(_, credential)| credential);
+        let again = self
+            .guest
+            .as_ref()
+            .filter(|(guest, _)| *guest == key_id)
+            .map(|(_, credential)| credential);
         let usable = |credential: &&Credential| {
-            credential.number == begun.number && credential.key_id.is_none_or(|expected| expected == key_id)
+            credential.number == begun.number
+                && credential.key_id.is_none_or(|expected| expected == key_id)
         };
         let Some(credential) = self.credential.as_ref().or(again).filter(usable).cloned() else {
-            return refuse(somebody, Why::new(Code::NotFound, "the code is not, or no longer, in use here")).await;
+            return refuse(
+                somebody,
+                Why::new(Code::NotFound, "the code is not, or no longer, in use here"),
+            )
+            .await;
         };
         let parties = Parties::of(&somebody.connection, self.identity.key_id(), key_id);
-        let Some(parties) = parties else { return Ok(Shown::Nothing) };
+        let Some(parties) = parties else {
+            return Ok(Shown::Nothing);
+        };
         let (exchange, ours) = Exchange::begin(Role::Sender, &credential, &parties);
         let Some(confirmation) = exchange.finish(&begun.exchange) else {
             return refuse(somebody, Code::Protocol.into()).await;
         };
-        somebody.writer.write_within(&wire::Introduced { exchange: ours }, ANSWER).await?;
-        let theirs = timeout(ANSWER, somebody.reader.read::<Confirm>()).await.map_err(|_| StreamError::TimedOut)??;
+        somebody
+            .writer
+            .write_within(&wire::Introduced { exchange: ours }, ANSWER)
+            .await?;
+        let theirs = timeout(ANSWER, somebody.reader.read::<Confirm>())
+            .await
+            .map_err(|_| StreamError::TimedOut)??;
         if !confirmation.is_right(theirs.tag) && credential.key_id.is_some() {
             // It holds the key, so it is no guess: one of the two was paired anew.
             let text = "the two machines do not share a secret any more; pair them again";
@@ -449,34 +570,68 @@ impl Offering {
         }
         self.use_up();
         self.guest = Some((key_id, credential));
-        somebody.writer.write_within(&Confirm { tag: confirmation.ours() }, ANSWER).await?;
+        somebody
+            .writer
+            .write_within(
+                &Confirm {
+                    tag: confirmation.ours(),
+                },
+                ANSWER,
+            )
+            .await?;
         Ok(Shown::Right(key_id, confirmation.pair()))
     }
 
     /// Shows what there is to somebody who knows the code, and lets it take its time to answer. Whoever was asked before, the same
     /// user in another process, is not waited for any more.
     fn ask(&mut self, mut somebody: Introduction, key_id: KeyId, secret: [u8; 32]) {
-        (self.observer)(Event::Asked { address: canonical(somebody.connection.remote_address()) });
+        (self.observer)(Event::Asked {
+            address: canonical(somebody.connection.remote_address()),
+        });
         let (offer, answer) = (self.offer.clone(), self.answer.clone());
         let asking = tokio::spawn(async move {
             let said = offer_to(&mut somebody, offer).await;
             // Fails only when nobody waits for it any more.
-            let _ = answer.send(Answered { somebody, key_id, secret, said }).await;
+            let _ = answer
+                .send(Answered {
+                    somebody,
+                    key_id,
+                    secret,
+                    said,
+                })
+                .await;
         });
         self.asking = Some(AbortOnDropHandle::new(asking));
     }
 
     /// What an answer comes to, if anything.
     fn answered(&mut self, answered: Answered) -> Option<Met> {
-        let Answered { somebody, key_id, secret, said } = answered;
-        if self.guest.as_ref().is_none_or(|(guest, _)| *guest != key_id) {
+        let Answered {
+            somebody,
+            key_id,
+            secret,
+            said,
+        } = answered;
+        if self
+            .guest
+            .as_ref()
+            .is_none_or(|(guest, _)| *guest != key_id)
+        {
             return None;
         }
         let from = canonical(somebody.connection.remote_address());
-        let pairs = self.offer.borrow().as_ref().is_some_and(|offer| offer.pair.is_some());
+        let pairs = self
+            .offer
+            .borrow()
+            .as_ref()
+            .is_some_and(|offer| offer.pair.is_some());
         let met = match said {
             Ok(None) => Met::Declined { from },
-            Ok(Some(Accept { pair: Some(number) })) if pairs => Met::Paired(Paired { key_id, secret, number }),
+            Ok(Some(Accept { pair: Some(number) })) if pairs => Met::Paired(Paired {
+                key_id,
+                secret,
+                number,
+            }),
             Ok(Some(_)) if !pairs => {
                 // Before the stream ends: that is what the receiver waits for.
                 self.guests.admit(key_id);
@@ -524,7 +679,11 @@ async fn offer_to(
     mut offer: watch::Receiver<Option<Offer>>,
 ) -> Result<Option<Accept>, StreamError> {
     loop {
-        match timeout(WORKING, async { offer.wait_for(Option::is_some).await.is_ok() }).await {
+        match timeout(WORKING, async {
+            offer.wait_for(Option::is_some).await.is_ok()
+        })
+        .await
+        {
             Ok(true) => break,
             Ok(false) => return Err(StreamError::Ended),
             Err(_) => somebody.writer.write_within(&Working {}, ANSWER).await?,
@@ -532,7 +691,11 @@ async fn offer_to(
     }
     let offer = offer.borrow().clone().unwrap_or_default();
     somebody.writer.write_within(&offer, ANSWER).await?;
-    let frame = somebody.reader.frame(Refused::LIMIT).await?.ok_or(StreamError::Ended)?;
+    let frame = somebody
+        .reader
+        .frame(Refused::LIMIT)
+        .await?
+        .ok_or(StreamError::Ended)?;
     Ok(match frame.kind {
         Refused::TYPE => {
             frame.decode::<Refused>()?;
@@ -562,6 +725,9 @@ async fn read_introduce(somebody: &mut Introduction) -> Result<Introduce, Stream
 }
 
 async fn refuse(somebody: &mut Introduction, why: Why) -> Result<Shown, StreamError> {
-    somebody.writer.write_within(&Refused { why: why.into() }, ANSWER).await?;
+    somebody
+        .writer
+        .write_within(&Refused { why: why.into() }, ANSWER)
+        .await?;
     Ok(Shown::Nothing)
 }

@@ -56,23 +56,33 @@ struct Form {
 impl Ticket {
     /// How the receiver shows that it has the ticket, and knows the sender.
     pub fn credential(&self) -> Credential {
-        Credential { key_id: Some(self.key_id), ..(&self.code).into() }
+        Credential {
+            key_id: Some(self.key_id),
+            ..(&self.code).into()
+        }
     }
 
     /// Where the sender may be. A relay that this machine uses anyway may know more of it than the ticket, such as what admits there.
     pub fn whereabouts(&self, relay: Option<RelayAt>, own: Vec<IpAddr>) -> Whereabouts {
         let relay = match (&self.relay, relay) {
-            (Some(told), Some(own)) if (&told.host, told.port) == (&own.host, own.port) => Some(own),
+            (Some(told), Some(own)) if (&told.host, told.port) == (&own.host, own.port) => {
+                Some(own)
+            }
             (Some(told), _) => Some(told.clone()),
             (None, own) => own,
         };
-        Whereabouts { addresses: self.addresses.clone(), relay, own }
+        Whereabouts {
+            addresses: self.addresses.clone(),
+            relay,
+            own,
+        }
     }
 
     /// Whether a text is meant to be a ticket.
     pub fn is_meant(text: &str) -> bool {
         let text = text.trim_start();
-        text.get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
+        text.get(..PREFIX.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
     }
 }
 
@@ -86,9 +96,19 @@ impl fmt::Display for Ticket {
         let form = Form {
             code: self.code.to_string(),
             key_id: self.key_id.0,
-            addresses: self.addresses.iter().copied().take(MAX_ADDRESSES).map(Address).collect(),
+            addresses: self
+                .addresses
+                .iter()
+                .copied()
+                .take(MAX_ADDRESSES)
+                .map(Address)
+                .collect(),
             relay: self.relay.as_ref().map(RelayAt::to_string),
-            relay_pin: self.relay.as_ref().and_then(|relay| relay.pin).map(|pin| pin.0),
+            relay_pin: self
+                .relay
+                .as_ref()
+                .and_then(|relay| relay.pin)
+                .map(|pin| pin.0),
         };
         let mut bytes = minicbor::to_vec(&form).map_err(|_| fmt::Error)?;
         bytes.extend(check(&bytes));
@@ -121,14 +141,22 @@ impl FromStr for Ticket {
 
     /// Case does not matter, nor do spaces and line breaks, which mail puts in.
     fn from_str(text: &str) -> Result<Self, BadTicket> {
-        let text: String = text.chars().filter(|c| !c.is_whitespace()).take(MAX_LENGTH + 1).collect();
+        let text: String = text
+            .chars()
+            .filter(|c| !c.is_whitespace())
+            .take(MAX_LENGTH + 1)
+            .collect();
         let text = text.to_ascii_uppercase();
         let encoded = text.strip_prefix(PREFIX).ok_or(BadTicket::Form)?;
         if encoded.len() > MAX_LENGTH {
             return Err(BadTicket::Damaged);
         }
-        let bytes = BASE32_NOPAD.decode(encoded.as_bytes()).map_err(|_| BadTicket::Damaged)?;
-        let (form, sum) = bytes.split_last_chunk::<CHECK>().ok_or(BadTicket::Damaged)?;
+        let bytes = BASE32_NOPAD
+            .decode(encoded.as_bytes())
+            .map_err(|_| BadTicket::Damaged)?;
+        let (form, sum) = bytes
+            .split_last_chunk::<CHECK>()
+            .ok_or(BadTicket::Damaged)?;
         if check(form) != *sum {
             return Err(BadTicket::Damaged);
         }
@@ -137,11 +165,19 @@ impl FromStr for Ticket {
             return Err(BadTicket::Content);
         }
         let pin = form.relay_pin.map(KeyId);
-        let relay = form.relay.map(|relay| relay.parse::<RelayAt>().map(|relay| RelayAt { pin, ..relay }));
+        let relay = form.relay.map(|relay| {
+            relay
+                .parse::<RelayAt>()
+                .map(|relay| RelayAt { pin, ..relay })
+        });
         Ok(Self {
             code: form.code.parse().map_err(|_| BadTicket::Content)?,
             key_id: KeyId(form.key_id),
-            addresses: form.addresses.into_iter().map(|address| address.0).collect(),
+            addresses: form
+                .addresses
+                .into_iter()
+                .map(|address| address.0)
+                .collect(),
             relay: relay.transpose().map_err(|_| BadTicket::Content)?,
         })
     }
@@ -156,22 +192,40 @@ mod tests {
         Ticket {
             code: "417-maple-canyon-orbit".parse().unwrap(),
             key_id: KeyId([7; 32]),
-            addresses: vec!["192.0.2.7:4433".parse().unwrap(), "[2001:db8::7]:4433".parse().unwrap()],
-            relay: Some(RelayAt { pin: Some(KeyId([8; 32])), ..RelayAt::from_str("[2001:db8::1]:99").unwrap() }),
+            addresses: vec![
+                "192.0.2.7:4433".parse().unwrap(),
+                "[2001:db8::7]:4433".parse().unwrap(),
+            ],
+            relay: Some(RelayAt {
+                pin: Some(KeyId([8; 32])),
+                ..RelayAt::from_str("[2001:db8::1]:99").unwrap()
+            }),
         }
     }
 
     #[test]
     fn what_is_written_is_read_however_it_was_copied() {
-        for ticket in [ticket(), Ticket { relay: None, addresses: vec![], ..ticket() }] {
+        for ticket in [
+            ticket(),
+            Ticket {
+                relay: None,
+                addresses: vec![],
+                ..ticket()
+            },
+        ] {
             let text = ticket.to_string();
             assert!(
                 Ticket::is_meant(&text)
-                    && text.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == ':')
+                    && text
+                        .chars()
+                        .all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == ':')
             );
             assert_eq!(text.parse(), Ok(ticket.clone()));
             let (one, other) = text.split_at(40);
-            assert_eq!(format!(" {}\r\n  {other}\n", one.to_lowercase()).parse(), Ok(ticket));
+            assert_eq!(
+                format!(" {}\r\n  {other}\n", one.to_lowercase()).parse(),
+                Ok(ticket)
+            );
         }
     }
 
@@ -179,18 +233,31 @@ mod tests {
     fn a_ticket_that_was_cut_or_changed_is_told_from_one_that_is_none() {
         let text = ticket().to_string();
         for end in PREFIX.len()..text.len() {
-            assert_eq!(text[..end].parse::<Ticket>(), Err(BadTicket::Damaged), "{end}");
+            assert_eq!(
+                text[..end].parse::<Ticket>(),
+                Err(BadTicket::Damaged),
+                "{end}"
+            );
         }
         let changed = if text.ends_with('A') { "B" } else { "A" };
-        assert_eq!(format!("{}{changed}", &text[..text.len() - 1]).parse::<Ticket>(), Err(BadTicket::Damaged));
-        assert_eq!("417-maple-canyon-orbit".parse::<Ticket>(), Err(BadTicket::Form));
+        assert_eq!(
+            format!("{}{changed}", &text[..text.len() - 1]).parse::<Ticket>(),
+            Err(BadTicket::Damaged)
+        );
+        assert_eq!(
+            "417-maple-canyon-orbit".parse::<Ticket>(),
+            Err(BadTicket::Form)
+        );
         assert!(!Ticket::is_meant("417-maple-canyon-orbit"));
     }
 
     #[test]
     fn no_log_shows_it_and_no_token_travels() {
         let mut ticket = ticket();
-        ticket.relay = ticket.relay.map(|relay| RelayAt { token: Some("secret".into()), ..relay });
+        ticket.relay = ticket.relay.map(|relay| RelayAt {
+            token: Some("secret".into()),
+            ..relay
+        });
         assert_eq!(format!("{ticket:?}"), "Ticket(ShortCode(417-...))");
         let read: Ticket = ticket.to_string().parse().unwrap();
         assert_eq!(read.relay.clone().unwrap().token, None);

@@ -52,25 +52,42 @@ pub(super) struct Body {
 
 impl Body {
     /// A body that begins at an offset of its stream, of a file of a size, if that is known. The plan must lie within it.
-    pub(super) fn new(plan: &Plan, start: u64, size: Option<u64>, in_order: bool) -> Result<Self, Why> {
+    pub(super) fn new(
+        plan: &Plan,
+        start: u64,
+        size: Option<u64>,
+        in_order: bool,
+    ) -> Result<Self, Why> {
         let size = match (plan.encoding, size) {
             (ENCODING_RANGES, Some(size)) => size,
             (ENCODING_PIECES, None) if plan.ranges.is_empty() && plan.holes().is_empty() => {
-                let everything = Range { offset: 0, length: i64::MAX as u64 };
+                let everything = Range {
+                    offset: 0,
+                    length: i64::MAX as u64,
+                };
                 return Ok(Self::of(vec![(start, everything)], start, u64::MAX, true));
             }
             (ENCODING_RANGES | ENCODING_PIECES, _) => {
-                return Err(Why::new(Code::Protocol, "the encoding is not that of its entry"));
+                return Err(Why::new(
+                    Code::Protocol,
+                    "the encoding is not that of its entry",
+                ));
             }
             (other, _) => {
-                return Err(Why::new(Code::Unsupported, format!("encoding {other} is not spoken here")));
+                return Err(Why::new(
+                    Code::Unsupported,
+                    format!("encoding {other} is not spoken here"),
+                ));
             }
         };
         let mut end = start;
         let mut parts = Vec::with_capacity(plan.ranges.len());
         for &range in &plan.ranges {
             if range.offset + range.length > size {
-                return Err(Why::new(Code::Protocol, "the plan reaches beyond the end of the file"));
+                return Err(Why::new(
+                    Code::Protocol,
+                    "the plan reaches beyond the end of the file",
+                ));
             }
             parts.push((end, range));
             end += range.length;
@@ -81,7 +98,19 @@ impl Body {
     fn of(parts: Vec<(u64, Range)>, start: u64, end: u64, in_order: bool) -> Self {
         let next = parts.first().map_or(0, |(_, range)| range.offset);
         let (tail, runs, in_order) = (Vec::new(), Vec::new(), in_order.then_some(next));
-        Self { parts, start, end, received: 0, tail, tail_bytes: 0, runs, pending: 0, set_aside: 0, next, in_order }
+        Self {
+            parts,
+            start,
+            end,
+            received: 0,
+            tail,
+            tail_bytes: 0,
+            runs,
+            pending: 0,
+            set_aside: 0,
+            next,
+            in_order,
+        }
     }
 
     /// Takes a piece of the stream; QUIC never delivers a byte twice. Returns the bytes now pending more than before.
@@ -98,7 +127,10 @@ impl Body {
         if !piece.is_empty() {
             self.tail_bytes += piece.len();
             if self.tail_bytes > Trailer::LIMIT {
-                return Err(Why::new(Code::Protocol, "the stream goes on behind its trailer"));
+                return Err(Why::new(
+                    Code::Protocol,
+                    "the stream goes on behind its trailer",
+                ));
             }
             self.tail.push((offset, Bytes::copy_from_slice(&piece)));
         }
@@ -109,7 +141,10 @@ impl Body {
         self.received += data.len() as u64;
         self.pending += data.len();
         let open = self.runs.iter_mut().rev().take(OPEN_RUNS);
-        if let Some(run) = open.into_iter().find(|run| run.end() == offset && run.data.len() + data.len() <= RUN) {
+        if let Some(run) = open
+            .into_iter()
+            .find(|run| run.end() == offset && run.data.len() + data.len() <= RUN)
+        {
             run.data.extend_from_slice(data);
             self.next = self.next.max(offset + data.len() as u64);
             return Ok(());
@@ -120,9 +155,16 @@ impl Body {
         // Room to grow only within measure: what is held against the window are bytes that came, not memory set aside.
         let roomy = if offset == self.next { RUN } else { FIRST_RUN };
         let room = MAX_SLACK * self.pending + 2 * RUN;
-        let capacity = if self.set_aside + roomy <= room { roomy.max(data.len()) } else { data.len() };
+        let capacity = if self.set_aside + roomy <= room {
+            roomy.max(data.len())
+        } else {
+            data.len()
+        };
         self.set_aside += capacity;
-        let mut run = Run { offset, data: BytesMut::with_capacity(capacity) };
+        let mut run = Run {
+            offset,
+            data: BytesMut::with_capacity(capacity),
+        };
         run.data.extend_from_slice(data);
         self.next = self.next.max(run.end());
         self.runs.push(run);
@@ -151,7 +193,10 @@ impl Body {
     pub(super) fn drain(&mut self) -> (Vec<Run>, usize) {
         let Some(mut next) = self.in_order else {
             self.set_aside = 0;
-            return (std::mem::take(&mut self.runs), std::mem::take(&mut self.pending));
+            return (
+                std::mem::take(&mut self.runs),
+                std::mem::take(&mut self.pending),
+            );
         };
         self.runs.sort_unstable_by_key(|run| run.offset);
         let mut ready = 0;
@@ -170,8 +215,12 @@ impl Body {
 
     /// Where in the file the next byte of the body belongs, behind one that is there.
     fn behind(&self, offset: u64) -> u64 {
-        let passed = self.parts.partition_point(|(_, range)| range.offset + range.length <= offset);
-        self.parts.get(passed).map_or(offset, |(_, range)| range.offset.max(offset))
+        let passed = self
+            .parts
+            .partition_point(|(_, range)| range.offset + range.length <= offset);
+        self.parts
+            .get(passed)
+            .map_or(offset, |(_, range)| range.offset.max(offset))
     }
 
     /// The trailer, once the stream has ended; `None` when it is among the pieces.
@@ -181,15 +230,25 @@ impl Body {
         }
         let planned: u64 = self.parts.iter().map(|(_, range)| range.length).sum();
         if self.received != planned {
-            return Err(Why::new(Code::Protocol, format!("the body ended after {} of {planned} bytes", self.received)));
+            return Err(Why::new(
+                Code::Protocol,
+                format!("the body ended after {} of {planned} bytes", self.received),
+            ));
         }
         self.tail.sort_by_key(|&(offset, _)| offset);
-        let mut buffer: BytesMut = self.tail.iter().flat_map(|(_, piece)| piece.iter().copied()).collect();
+        let mut buffer: BytesMut = self
+            .tail
+            .iter()
+            .flat_map(|(_, piece)| piece.iter().copied())
+            .collect();
         let bad = |e: crate::wire::Malformed| Why::new(Code::Protocol, e.to_string());
         let frame = Frame::take(&mut buffer, Trailer::LIMIT).map_err(bad)?;
         match frame {
             Some(frame) if buffer.is_empty() => frame.decode().map(Some).map_err(bad),
-            _ => Err(Why::new(Code::Protocol, "the body is not followed by its trailer alone")),
+            _ => Err(Why::new(
+                Code::Protocol,
+                "the body is not followed by its trailer alone",
+            )),
         }
     }
 }
@@ -203,8 +262,16 @@ mod tests {
     use super::*;
 
     fn plan(ranges: &[(u64, u64)]) -> Plan {
-        let ranges = ranges.iter().map(|&(offset, length)| Range { offset, length }).collect();
-        Plan { id: 0, encoding: 0, ranges, holes: None }
+        let ranges = ranges
+            .iter()
+            .map(|&(offset, length)| Range { offset, length })
+            .collect();
+        Plan {
+            id: 0,
+            encoding: 0,
+            ranges,
+            holes: None,
+        }
     }
 
     #[test]
@@ -214,23 +281,34 @@ mod tests {
         let mut gapped = 0;
         loop {
             // Where the last one ended, so that a run seems to begin, then elsewhere, until no run can be continued.
-            for at in
-                [offset, gapped + (1 << 20), gapped + (1 << 20) + 2, gapped + (1 << 20) + 4, gapped + (1 << 20) + 6]
-            {
+            for at in [
+                offset,
+                gapped + (1 << 20),
+                gapped + (1 << 20) + 2,
+                gapped + (1 << 20) + 4,
+                gapped + (1 << 20) + 6,
+            ] {
                 if let Err(why) = body.take(at, Bytes::from_static(b"x")) {
                     return assert_eq!(why.code, Code::Protocol);
                 }
             }
             (offset, gapped) = (offset + 1, gapped + 8);
             let memory: usize = body.runs.iter().map(|run| run.data.capacity()).sum();
-            assert!(memory <= 8 * body.pending() + 2 * RUN, "{memory} bytes of memory for {}", body.pending());
+            assert!(
+                memory <= 8 * body.pending() + 2 * RUN,
+                "{memory} bytes of memory for {}",
+                body.pending()
+            );
         }
     }
 
     #[test]
     fn bytes_behind_the_trailer_and_plans_beyond_the_file_are_refused() {
         let mut body = Body::new(&plan(&[(0, 10)]), 0, Some(10), false).unwrap();
-        assert_eq!(body.take(10, vec![0; 300].into()).unwrap_err().code, Code::Protocol);
+        assert_eq!(
+            body.take(10, vec![0; 300].into()).unwrap_err().code,
+            Code::Protocol
+        );
         assert!(Body::new(&plan(&[(5, 10)]), 0, Some(10), false).is_err());
         let mut short = Body::new(&plan(&[(0, 10)]), 0, Some(10), false).unwrap();
         short.take(0, vec![0; 9].into()).unwrap();
@@ -244,7 +322,9 @@ mod tests {
         let drained = |body: &mut Body| {
             let (runs, bytes) = body.drain();
             assert_eq!(bytes, runs.iter().map(|run| run.data.len()).sum::<usize>());
-            runs.iter().flat_map(|run| (run.offset..).zip(run.data.to_vec())).collect::<Vec<_>>()
+            runs.iter()
+                .flat_map(|run| (run.offset..).zip(run.data.to_vec()))
+                .collect::<Vec<_>>()
         };
         body.take(7 + 6, Bytes::from_static(b"234")).unwrap();
         body.take(7 + 3, Bytes::from_static(b"de1")).unwrap();
@@ -255,7 +335,10 @@ mod tests {
         body.take(7, Bytes::from_static(b"a")).unwrap();
         assert!(body.is_ready());
         let places = [10, 11, 12, 13, 14, 100, 101, 102, 103];
-        assert_eq!(drained(&mut body), places.into_iter().zip(*b"abcde1234").collect::<Vec<_>>());
+        assert_eq!(
+            drained(&mut body),
+            places.into_iter().zip(*b"abcde1234").collect::<Vec<_>>()
+        );
         assert!(!body.is_ready() && body.pending() == 0);
         body.take(7 + 9, Bytes::from_static(b"5")).unwrap();
         assert_eq!(drained(&mut body), [(104, b'5')]);
@@ -264,14 +347,35 @@ mod tests {
     #[test]
     fn pieces_are_for_what_has_no_size_and_ranges_for_what_has_one() {
         let ranges = plan(&[(0, 10)]);
-        let pieces = Plan { encoding: ENCODING_PIECES, ..plan(&[]) };
+        let pieces = Plan {
+            encoding: ENCODING_PIECES,
+            ..plan(&[])
+        };
         assert!(Body::new(&pieces, 0, None, false).is_ok());
         let code = |plan: &Plan, size| Body::new(plan, 0, size, false).err().map(|why| why.code);
         assert_eq!(code(&pieces, Some(10)), Some(Code::Protocol));
         assert_eq!(code(&ranges, None), Some(Code::Protocol));
-        assert_eq!(code(&Plan { encoding: ENCODING_PIECES, ..ranges.clone() }, None), Some(Code::Protocol));
+        assert_eq!(
+            code(
+                &Plan {
+                    encoding: ENCODING_PIECES,
+                    ..ranges.clone()
+                },
+                None
+            ),
+            Some(Code::Protocol)
+        );
         let holes = Some(ranges.ranges.clone());
         assert_eq!(code(&Plan { holes, ..pieces }, None), Some(Code::Protocol));
-        assert_eq!(code(&Plan { encoding: 2, ..ranges }, Some(10)), Some(Code::Unsupported));
+        assert_eq!(
+            code(
+                &Plan {
+                    encoding: 2,
+                    ..ranges
+                },
+                Some(10)
+            ),
+            Some(Code::Unsupported)
+        );
     }
 }

@@ -25,7 +25,11 @@ type Digest = [u8; 16];
 impl Receiver {
     /// Refuses a name that would fall on another of this session.
     pub(super) fn check_case(&self, path: &RelativePath) -> Result<(), Why> {
-        let folds = || self.session.store.folds_case(self.session.place.directory());
+        let folds = || {
+            self.session
+                .store
+                .folds_case(self.session.place.directory())
+        };
         if !*self.cases.folds.get_or_init(folds) {
             return Ok(());
         }

@@ -23,7 +23,10 @@ type Key<K> = ([u8; 32], K);
 
 impl<K: Eq + Hash + Clone> Default for Claims<K> {
     fn default() -> Self {
-        Self { holders: Mutex::default(), ages: AtomicU64::new(0) }
+        Self {
+            holders: Mutex::default(),
+            ages: AtomicU64::new(0),
+        }
     }
 }
 
@@ -50,9 +53,18 @@ impl<K: Eq + Hash + Clone + Send + 'static> Claims<K> {
     /// Takes something for a session of this age; an older one that has it is told, and has let go of it when this returns.
     /// A newer one keeps it: what comes up late in the queue of a dead connection must not disturb the session after it.
     /// Cancelling it while it waits gives up nothing that it does not have: who comes next waits as long.
-    pub(crate) async fn take(self: &Arc<Self>, owner: [u8; 32], what: &K, age: u64) -> Result<Claimed<K>, Why> {
+    pub(crate) async fn take(
+        self: &Arc<Self>,
+        owner: [u8; 32],
+        what: &K,
+        age: u64,
+    ) -> Result<Claimed<K>, Why> {
         let key = (owner, what.clone());
-        let holder = Arc::new(Holder { age, superseded: CancellationToken::new(), gone: CancellationToken::new() });
+        let holder = Arc::new(Holder {
+            age,
+            superseded: CancellationToken::new(),
+            gone: CancellationToken::new(),
+        });
         let before = {
             let mut holders = lock(&self.holders);
             if holders.get(&key).is_some_and(|before| before.age > age) {
@@ -60,10 +72,19 @@ impl<K: Eq + Hash + Clone + Send + 'static> Claims<K> {
             }
             holders.insert(key.clone(), holder.clone())
         };
-        let claimed = Claimed { claims: self.clone(), key, holder };
-        let Some(before) = before else { return Ok(claimed) };
+        let claimed = Claimed {
+            claims: self.clone(),
+            key,
+            holder,
+        };
+        let Some(before) = before else {
+            return Ok(claimed);
+        };
         before.superseded.cancel();
-        let mut waiting = Waiting { claimed: Some(claimed), before };
+        let mut waiting = Waiting {
+            claimed: Some(claimed),
+            before,
+        };
         waiting.before.gone.cancelled().await;
         waiting.claimed.take().ok_or_else(|| Code::Internal.into())
     }
@@ -79,7 +100,9 @@ struct Waiting<K: Eq + Hash + Clone + Send + 'static> {
 impl<K: Eq + Hash + Clone + Send + 'static> Drop for Waiting<K> {
     fn drop(&mut self) {
         // Without a runtime nobody comes next.
-        if let (Some(claimed), Ok(runtime)) = (self.claimed.take(), tokio::runtime::Handle::try_current()) {
+        if let (Some(claimed), Ok(runtime)) =
+            (self.claimed.take(), tokio::runtime::Handle::try_current())
+        {
             let before = self.before.clone();
             runtime.spawn(async move {
                 before.gone.cancelled().await;
@@ -96,7 +119,10 @@ impl<K: Eq + Hash + Clone> Claimed<K> {
     }
 
     /// Waits for something, but not beyond the time that a newer session takes over.
-    pub(crate) async fn or_superseded<T>(&self, wait: impl Future<Output = Result<T, Why>>) -> Result<T, Why> {
+    pub(crate) async fn or_superseded<T>(
+        &self,
+        wait: impl Future<Output = Result<T, Why>>,
+    ) -> Result<T, Why> {
         tokio::select! {
             biased;
             () = self.superseded() => Err(Code::Superseded.into()),
@@ -108,7 +134,10 @@ impl<K: Eq + Hash + Clone> Claimed<K> {
 impl<K: Eq + Hash + Clone> Drop for Claimed<K> {
     fn drop(&mut self) {
         let mut holders = lock(&self.claims.holders);
-        if holders.get(&self.key).is_some_and(|holder| Arc::ptr_eq(holder, &self.holder)) {
+        if holders
+            .get(&self.key)
+            .is_some_and(|holder| Arc::ptr_eq(holder, &self.holder))
+        {
             holders.remove(&self.key);
         }
         drop(holders);
@@ -128,15 +157,25 @@ mod tests {
         let old = claims.take([1; 32], &path, old_age).await.unwrap();
         let other_key = claims.take([2; 32], &path, newer_age).await.unwrap();
         let mut newer = Box::pin(claims.take([1; 32], &path, newer_age));
-        assert!(futures_poll(&mut newer).await.is_none(), "the older one still has it");
+        assert!(
+            futures_poll(&mut newer).await.is_none(),
+            "the older one still has it"
+        );
         old.superseded().await;
         drop(old);
         let newer = newer.await.unwrap();
         let late = claims.take([1; 32], &path, old_age).await.err();
-        assert_eq!(late.unwrap().code, Code::Superseded, "the older one does not come back");
+        assert_eq!(
+            late.unwrap().code,
+            Code::Superseded,
+            "the older one does not come back"
+        );
         assert_eq!(lock(&claims.holders).len(), 2);
         drop((newer, other_key));
-        assert!(lock(&claims.holders).is_empty(), "the table keeps nothing of what is over");
+        assert!(
+            lock(&claims.holders).is_empty(),
+            "the table keeps nothing of what is over"
+        );
     }
 
     #[tokio::test]
@@ -151,7 +190,10 @@ mod tests {
         let mut next = Box::pin(claims.take([1; 32], &path, ages[2]));
         for _ in 0..10 {
             tokio::task::yield_now().await;
-            assert!(futures_poll(&mut next).await.is_none(), "the first one's disk work has not ended");
+            assert!(
+                futures_poll(&mut next).await.is_none(),
+                "the first one's disk work has not ended"
+            );
         }
         drop(writing);
         drop(next.await.unwrap());

@@ -59,12 +59,17 @@ impl Receiver {
         let (receiver, path, size) = (self.clone(), file.path.clone(), file.size.unwrap_or(0));
         let (compare, attributes) = (file.compare, file.attributes.clone());
         let same = blocking(move || {
-            let Some(compare) = compare else { return Ok(false) };
+            let Some(compare) = compare else {
+                return Ok(false);
+            };
             let store = &*receiver.session.store;
-            let found = digest(&*store.open(&path)?, size).map_err(|e| fault(&path, "read it", e))?;
+            let found =
+                digest(&*store.open(&path)?, size).map_err(|e| fault(&path, "read it", e))?;
             let same = found == compare.digest;
             if same && !compare.same_attributes && !receiver.session.take.dry_run {
-                receiver.unkept.count(&path, store.set_attributes(&path, &attributes)?);
+                receiver
+                    .unkept
+                    .count(&path, store.set_attributes(&path, &attributes)?);
             }
             Ok(same)
         });

@@ -10,7 +10,8 @@ use crate::path::RelativePath;
 use crate::store::fault::fault;
 use crate::store::{Attributes, Claim, Lapses, Store, Upload};
 use crate::wire::{
-    Durability, ENCODING_PIECES, HELD_BLOCK, HELD_STEP, Held, MAX_HELD, Plan, Range, Trailer, content_hasher,
+    Durability, ENCODING_PIECES, HELD_BLOCK, HELD_STEP, Held, MAX_HELD, Plan, Range, Trailer,
+    content_hasher,
 };
 
 /// Most ranges that are offered of blocks which are there in part: those at the ends of what was written. They are half, less
@@ -31,11 +32,17 @@ const LET_GO_STEP: Duration = Duration::from_millis(50);
 const WRITE_BACK: u64 = 32 << 20;
 
 /// Opens a file's partial. Blocks, also until whoever has it open lets go of it, though not for long.
-pub(super) fn create(store: &dyn Store, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
+pub(super) fn create(
+    store: &dyn Store,
+    path: &RelativePath,
+    claim: &Claim,
+) -> Result<Box<dyn Upload>, Why> {
     let begun = Instant::now();
     loop {
         match store.create(path, claim) {
-            Err(why) if why.code == Code::Busy && begun.elapsed() < LET_GO => std::thread::sleep(LET_GO_STEP),
+            Err(why) if why.code == Code::Busy && begun.elapsed() < LET_GO => {
+                std::thread::sleep(LET_GO_STEP)
+            }
             created => return created,
         }
     }
@@ -61,20 +68,43 @@ pub(super) struct Disk {
 
 impl Disk {
     /// Begins with what an earlier attempt left, and says what of it is worth offering.
-    pub(super) fn begin(upload: Box<dyn Upload>, path: &RelativePath, size: u64) -> Result<(Self, Vec<Held>), Why> {
+    pub(super) fn begin(
+        upload: Box<dyn Upload>,
+        path: &RelativePath,
+        size: u64,
+    ) -> Result<(Self, Vec<Held>), Why> {
         let path = path.clone();
         let (hasher, beyond, holes) = (blake3::Hasher::new(), BTreeMap::new(), VecDeque::new());
-        let disk = Self { upload, path, size, hasher, frontier: 0, beyond, holes, pieces: None, unsynced: None };
+        let disk = Self {
+            upload,
+            path,
+            size,
+            hasher,
+            frontier: 0,
+            beyond,
+            holes,
+            pieces: None,
+            unsynced: None,
+        };
         let mut held = Vec::new();
         let mut buffer = vec![0; READ_BACK];
-        let parts = disk.upload.held().map_err(|e| fault(&disk.path, "read what is there of it", e))?;
+        let parts = disk
+            .upload
+            .held()
+            .map_err(|e| fault(&disk.path, "read what is there of it", e))?;
         // Of what is there, not of the size: a file of 1 TiB may be holes for the most part.
         let bytes: u64 = parts.iter().map(|part| part.end - part.start).sum();
-        let block = bytes.div_ceil(MAX_HELD as u64 - MAX_ENDS).next_multiple_of(HELD_BLOCK);
+        let block = bytes
+            .div_ceil(MAX_HELD as u64 - MAX_ENDS)
+            .next_multiple_of(HELD_BLOCK);
         let mut ends = 0;
         for part in parts {
             let mut offset = part.start.next_multiple_of(HELD_STEP);
-            let end = if part.end < size { part.end - part.end % HELD_STEP } else { size };
+            let end = if part.end < size {
+                part.end - part.end % HELD_STEP
+            } else {
+                size
+            };
             while offset < end {
                 let next = (offset - offset % block).saturating_add(block).min(end);
                 let whole = offset % block == 0 && (next % block == 0 || next == size);
@@ -82,8 +112,14 @@ impl Disk {
                     ends += u64::from(!whole);
                     let mut hasher = blake3::Hasher::new();
                     disk.read_back(offset, next, &mut buffer, &mut hasher)?;
-                    let range = Range { offset, length: next - offset };
-                    held.push(Held { range, digest: hasher.finalize().into() });
+                    let range = Range {
+                        offset,
+                        length: next - offset,
+                    };
+                    held.push(Held {
+                        range,
+                        digest: hasher.finalize().into(),
+                    });
                 }
                 offset = next;
             }
@@ -100,13 +136,23 @@ impl Disk {
         let mut taken: Vec<Range> = plan.ranges.iter().chain(plan.holes()).copied().collect();
         taken.sort_unstable_by_key(|range| range.offset);
         let mut next = 0;
-        for (start, end) in taken.iter().map(|r| (r.offset, r.offset + r.length)).chain([(self.size, self.size)]) {
+        for (start, end) in taken
+            .iter()
+            .map(|r| (r.offset, r.offset + r.length))
+            .chain([(self.size, self.size)])
+        {
             if end > self.size {
-                return Err(Why::new(Code::Protocol, "the plan reaches beyond the end of the file"));
+                return Err(Why::new(
+                    Code::Protocol,
+                    "the plan reaches beyond the end of the file",
+                ));
             }
             if start > next {
                 if !covers(held, next, start) {
-                    return Err(Why::new(Code::Protocol, "the plan leaves out what this side does not hold"));
+                    return Err(Why::new(
+                        Code::Protocol,
+                        "the plan leaves out what this side does not hold",
+                    ));
                 }
                 self.beyond.insert(next, start);
             }
@@ -114,7 +160,9 @@ impl Disk {
         }
         let made = if self.in_order() { &[] } else { plan.holes() };
         for hole in made {
-            let made = self.upload.make_hole(hole.offset..hole.offset + hole.length);
+            let made = self
+                .upload
+                .make_hole(hole.offset..hole.offset + hole.length);
             made.map_err(|e| fault(&self.path, "make a hole in it", e))?;
         }
         self.hasher = content_hasher(self.size, plan.holes());
@@ -128,7 +176,9 @@ impl Disk {
     }
 
     fn write_back(&mut self, written: u64) {
-        let Some(unsynced) = &mut self.unsynced else { return };
+        let Some(unsynced) = &mut self.unsynced else {
+            return;
+        };
         *unsynced += written;
         if *unsynced >= WRITE_BACK {
             *unsynced = 0;
@@ -144,7 +194,9 @@ impl Disk {
         }
         self.catch_up()?;
         for run in runs {
-            self.upload.write_at(&run.data, run.offset).map_err(|e| fault(&self.path, "write it", e))?;
+            self.upload
+                .write_at(&run.data, run.offset)
+                .map_err(|e| fault(&self.path, "write it", e))?;
             if run.offset == self.frontier {
                 self.hasher.update(&run.data);
                 self.frontier = run.end();
@@ -157,10 +209,19 @@ impl Disk {
     }
 
     fn write_pieces(&mut self, data: &[u8]) -> Result<(), Why> {
-        let Self { pieces, upload, hasher, frontier, path, .. } = self;
+        let Self {
+            pieces,
+            upload,
+            hasher,
+            frontier,
+            path,
+            ..
+        } = self;
         let Some(pieces) = pieces else { return Ok(()) };
         pieces.take(data, |content| {
-            upload.write_at(content, *frontier).map_err(|e| fault(path, "write it", e))?;
+            upload
+                .write_at(content, *frontier)
+                .map_err(|e| fault(path, "write it", e))?;
             hasher.update(content);
             *frontier += content.len() as u64;
             Ok(())
@@ -177,9 +238,9 @@ impl Disk {
         make_room: impl FnOnce() -> Result<(), Why>,
     ) -> Result<(u64, Lapses), Why> {
         match self.check(trailer) {
-            Ok(()) => {
-                make_room().and_then(|()| self.upload.commit(attributes, durability)).map(|lapses| (self.size, lapses))
-            }
+            Ok(()) => make_room()
+                .and_then(|()| self.upload.commit(attributes, durability))
+                .map(|lapses| (self.size, lapses)),
             Err(why) => {
                 // What does not come to its end may go on from here, but for pieces.
                 if why.code == Code::Corrupt || self.pieces.is_some() {
@@ -196,17 +257,25 @@ impl Disk {
             (Some(trailer), None) => trailer,
             (_, Some(pieces)) => {
                 let trailer = pieces.trailer()?;
-                self.size = trailer.size.ok_or_else(|| Why::new(Code::Protocol, "a trailer without a size"))?;
+                self.size = trailer
+                    .size
+                    .ok_or_else(|| Why::new(Code::Protocol, "a trailer without a size"))?;
                 trailer
             }
             (None, None) => return Err(Code::Internal.into()),
         };
         self.catch_up()?;
         if self.frontier != self.size {
-            return Err(Why::new(Code::Protocol, format!("only {} of {} bytes came", self.frontier, self.size)));
+            return Err(Why::new(
+                Code::Protocol,
+                format!("only {} of {} bytes came", self.frontier, self.size),
+            ));
         }
         if self.hasher.finalize() != trailer.digest {
-            return Err(Why::new(Code::Corrupt, "the content does not match its digest; send it again"));
+            return Err(Why::new(
+                Code::Corrupt,
+                "the content does not match its digest; send it again",
+            ));
         }
         Ok(())
     }
@@ -242,7 +311,12 @@ impl Disk {
     fn catch_up(&mut self) -> Result<(), Why> {
         let mut buffer = Vec::new();
         loop {
-            if let Some(hole) = self.holes.front().copied().filter(|hole| hole.offset == self.frontier) {
+            if let Some(hole) = self
+                .holes
+                .front()
+                .copied()
+                .filter(|hole| hole.offset == self.frontier)
+            {
                 if self.in_order() {
                     self.write_zeros(hole)?;
                 }
@@ -266,19 +340,32 @@ impl Disk {
         let mut written = 0;
         while written < hole.length {
             let part = &zeros[..(hole.length - written).min(ZEROS) as usize];
-            self.upload.write_at(part, hole.offset + written).map_err(|e| fault(&self.path, "write it", e))?;
+            self.upload
+                .write_at(part, hole.offset + written)
+                .map_err(|e| fault(&self.path, "write it", e))?;
             written += part.len() as u64;
         }
         Ok(())
     }
 
-    fn read_back(&self, mut at: u64, end: u64, buffer: &mut [u8], hasher: &mut blake3::Hasher) -> Result<(), Why> {
+    fn read_back(
+        &self,
+        mut at: u64,
+        end: u64,
+        buffer: &mut [u8],
+        hasher: &mut blake3::Hasher,
+    ) -> Result<(), Why> {
         while at < end {
             let part = (end - at).min(buffer.len() as u64) as usize;
-            let read =
-                self.upload.read_at(&mut buffer[..part], at).map_err(|e| fault(&self.path, "read it back", e))?;
+            let read = self
+                .upload
+                .read_at(&mut buffer[..part], at)
+                .map_err(|e| fault(&self.path, "read it back", e))?;
             if read == 0 {
-                return Err(Why::new(Code::Io, "the unfinished file has become shorter by another hand"));
+                return Err(Why::new(
+                    Code::Io,
+                    "the unfinished file has become shorter by another hand",
+                ));
             }
             hasher.update(&buffer[..read]);
             at += read as u64;
@@ -290,7 +377,10 @@ impl Disk {
 /// Whether neighbouring held ranges cover a part of the file.
 fn covers(held: &[Held], start: u64, end: u64) -> bool {
     let mut at = start;
-    for held in held.iter().skip_while(|h| h.range.offset + h.range.length <= start) {
+    for held in held
+        .iter()
+        .skip_while(|h| h.range.offset + h.range.length <= start)
+    {
         if held.range.offset > at {
             break;
         }
@@ -312,8 +402,16 @@ mod tests {
     use proptest::prelude::*;
 
     fn plan(ranges: &[(u64, u64)]) -> Plan {
-        let ranges = ranges.iter().map(|&(offset, length)| Range { offset, length }).collect();
-        Plan { id: 0, encoding: 0, ranges, holes: None }
+        let ranges = ranges
+            .iter()
+            .map(|&(offset, length)| Range { offset, length })
+            .collect();
+        Plan {
+            id: 0,
+            encoding: 0,
+            ranges,
+            holes: None,
+        }
     }
 
     /// A plan with holes; the rest of the size is ranges.
@@ -326,16 +424,32 @@ mod tests {
             }
             next = offset + length;
         }
-        Plan { holes: Some(plan(holes).ranges), ..plan(&ranges) }
+        Plan {
+            holes: Some(plan(holes).ranges),
+            ..plan(&ranges)
+        }
     }
 
     fn upload(store: &MemoryStore, size: u64) -> Result<Box<dyn Upload>, Why> {
         let path = RelativePath::from_components(["f"])?;
-        store.create(&path, &Claim { owner: [0; 32], size, modified: None })
+        store.create(
+            &path,
+            &Claim {
+                owner: [0; 32],
+                size,
+                modified: None,
+            },
+        )
     }
 
     /// Sends `content` as the stream of a plan, cut into pieces that come in a given order.
-    fn receive(content: &[u8], plan: &Plan, held: &[Held], cuts: &[usize], turn: usize) -> Result<(), Why> {
+    fn receive(
+        content: &[u8],
+        plan: &Plan,
+        held: &[Held],
+        cuts: &[usize],
+        turn: usize,
+    ) -> Result<(), Why> {
         let start = 17;
         let mut stream: Vec<u8> = Vec::new();
         for r in &plan.ranges {
@@ -343,27 +457,50 @@ mod tests {
         }
         let mut hasher = content_hasher(content.len() as u64, plan.holes());
         for (at, byte) in content.iter().enumerate() {
-            if !plan.holes().iter().any(|h| (h.offset..h.offset + h.length).contains(&(at as u64))) {
+            if !plan
+                .holes()
+                .iter()
+                .any(|h| (h.offset..h.offset + h.length).contains(&(at as u64)))
+            {
                 hasher.update(&[*byte]);
             }
         }
-        stream.extend(Trailer { digest: hasher.finalize().into(), size: None }.to_bytes());
+        stream.extend(
+            Trailer {
+                digest: hasher.finalize().into(),
+                size: None,
+            }
+            .to_bytes(),
+        );
 
         let mut body = Body::new(plan, start, Some(content.len() as u64), false)?;
         let store = MemoryStore::new();
         let mut first = upload(&store, content.len() as u64)?;
         for h in held {
-            let (from, to) = (h.range.offset as usize, (h.range.offset + h.range.length) as usize);
+            let (from, to) = (
+                h.range.offset as usize,
+                (h.range.offset + h.range.length) as usize,
+            );
             first.write_at(&content[from..to], h.range.offset).unwrap();
         }
         drop(first);
-        let (mut disk, _) =
-            Disk::begin(upload(&store, content.len() as u64)?, &RelativePath::root(), content.len() as u64)?;
+        let (mut disk, _) = Disk::begin(
+            upload(&store, content.len() as u64)?,
+            &RelativePath::root(),
+            content.len() as u64,
+        )?;
         disk.keep(plan, held)?;
 
-        let mut edges: Vec<usize> = cuts.iter().map(|c| c % stream.len()).chain([0, stream.len()]).collect();
+        let mut edges: Vec<usize> = cuts
+            .iter()
+            .map(|c| c % stream.len())
+            .chain([0, stream.len()])
+            .collect();
         edges.sort_unstable();
-        let mut pieces: Vec<_> = edges.windows(2).map(|w| (w[0], &stream[w[0]..w[1]])).collect();
+        let mut pieces: Vec<_> = edges
+            .windows(2)
+            .map(|w| (w[0], &stream[w[0]..w[1]]))
+            .collect();
         let turn = turn % pieces.len();
         pieces.rotate_left(turn);
         for (at, piece) in pieces {
@@ -373,7 +510,12 @@ mod tests {
             }
         }
         disk.write(body.drain().0)?;
-        disk.finish(body.trailer()?, &Attributes::default(), Durability::Visible, || Ok(()))?;
+        disk.finish(
+            body.trailer()?,
+            &Attributes::default(),
+            Durability::Visible,
+            || Ok(()),
+        )?;
         let mut back = vec![0; content.len()];
         let path = RelativePath::from_components(["f"])?;
         store.open(&path)?.read_at(&mut back, 0).unwrap();
@@ -413,24 +555,57 @@ mod tests {
         let content = [vec![1; block], vec![0; block], vec![3; block]].concat();
         let size = content.len() as u64;
         let store = MemoryStore::new();
-        upload(&store, size).unwrap().write_at(&vec![9; 2 * block + 7], 0).unwrap();
-        let (mut disk, held) = Disk::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
+        upload(&store, size)
+            .unwrap()
+            .write_at(&vec![9; 2 * block + 7], 0)
+            .unwrap();
+        let (mut disk, held) =
+            Disk::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
         assert_eq!(held.len(), 2, "the hole is offered too");
-        disk.keep(&with_holes(size, &[(HELD_BLOCK, HELD_BLOCK)]), &held).unwrap();
+        disk.keep(&with_holes(size, &[(HELD_BLOCK, HELD_BLOCK)]), &held)
+            .unwrap();
         disk.write(vec![
-            Run { offset: 2 * HELD_BLOCK, data: content[2 * block..].into() },
-            Run { offset: 0, data: content[..block].into() },
+            Run {
+                offset: 2 * HELD_BLOCK,
+                data: content[2 * block..].into(),
+            },
+            Run {
+                offset: 0,
+                data: content[..block].into(),
+            },
         ])
         .unwrap();
-        let mut hasher = content_hasher(size, &[Range { offset: HELD_BLOCK, length: HELD_BLOCK }]);
-        hasher.update(&content[..block]).update(&content[2 * block..]);
-        let trailer = Trailer { digest: hasher.finalize().into(), size: None };
-        disk.finish(Some(trailer), &Attributes::default(), Durability::Visible, || Ok(())).unwrap();
-        let source = store.open(&RelativePath::from_components(["f"]).unwrap()).unwrap();
+        let mut hasher = content_hasher(
+            size,
+            &[Range {
+                offset: HELD_BLOCK,
+                length: HELD_BLOCK,
+            }],
+        );
+        hasher
+            .update(&content[..block])
+            .update(&content[2 * block..]);
+        let trailer = Trailer {
+            digest: hasher.finalize().into(),
+            size: None,
+        };
+        disk.finish(
+            Some(trailer),
+            &Attributes::default(),
+            Durability::Visible,
+            || Ok(()),
+        )
+        .unwrap();
+        let source = store
+            .open(&RelativePath::from_components(["f"]).unwrap())
+            .unwrap();
         let mut back = vec![7; content.len()];
         source.read_at(&mut back, 0).unwrap();
         assert!(back == content);
-        assert_eq!(source.data_from(HELD_BLOCK).unwrap(), Some(2 * HELD_BLOCK..size));
+        assert_eq!(
+            source.data_from(HELD_BLOCK).unwrap(),
+            Some(2 * HELD_BLOCK..size)
+        );
     }
 
     #[test]
@@ -438,7 +613,16 @@ mod tests {
         let (reader, writer) = std::io::pipe().unwrap();
         let name = RelativePath::from_components(["f"]).unwrap();
         let store = OutputStore::new(name.clone(), writer);
-        let upload = store.create(&name, &Claim { owner: [0; 32], size: 30, modified: None }).unwrap();
+        let upload = store
+            .create(
+                &name,
+                &Claim {
+                    owner: [0; 32],
+                    size: 30,
+                    modified: None,
+                },
+            )
+            .unwrap();
         let (mut disk, held) = Disk::begin(upload, &name, 30).unwrap();
         assert!(disk.in_order() && held.is_empty());
         let plan = with_holes(30, &[(0, 5), (10, 5), (25, 5)]);
@@ -451,8 +635,17 @@ mod tests {
         disk.write(body.drain().0).unwrap();
         let mut hasher = content_hasher(30, plan.holes());
         hasher.update(b"abcdeklmnopqrst");
-        let trailer = Trailer { digest: hasher.finalize().into(), size: None };
-        disk.finish(Some(trailer), &Attributes::default(), Durability::Visible, || Ok(())).unwrap();
+        let trailer = Trailer {
+            digest: hasher.finalize().into(),
+            size: None,
+        };
+        disk.finish(
+            Some(trailer),
+            &Attributes::default(),
+            Durability::Visible,
+            || Ok(()),
+        )
+        .unwrap();
         let content = std::io::read_to_string(reader).unwrap();
         assert_eq!(content, "\0\0\0\0\0abcde\0\0\0\0\0klmnopqrst\0\0\0\0\0");
     }
@@ -466,9 +659,18 @@ mod tests {
             disk.keep(plan, &held)
         };
         assert_eq!(keep(&with_holes(size, &[(0, size)])), Ok(()));
-        let beyond = Plan { holes: Some(plan(&[(size - 5, 10)]).ranges), ..plan(&[(0, size - 5)]) };
-        let far = Plan { holes: Some(plan(&[(1 << 62, 10)]).ranges), ..plan(&[(0, size)]) };
-        let gap = Plan { holes: Some(plan(&[(10, size - 10)]).ranges), ..plan(&[(0, 9)]) };
+        let beyond = Plan {
+            holes: Some(plan(&[(size - 5, 10)]).ranges),
+            ..plan(&[(0, size - 5)])
+        };
+        let far = Plan {
+            holes: Some(plan(&[(1 << 62, 10)]).ranges),
+            ..plan(&[(0, size)])
+        };
+        let gap = Plan {
+            holes: Some(plan(&[(10, size - 10)]).ranges),
+            ..plan(&[(0, 9)])
+        };
         for bad in [beyond, far, gap] {
             assert_eq!(keep(&bad).unwrap_err().code, Code::Protocol, "{bad:?}");
         }
@@ -476,13 +678,29 @@ mod tests {
 
     #[test]
     fn a_plan_leaves_out_what_is_held_and_nothing_else() {
-        let content: Vec<u8> = (0..3 * HELD_BLOCK as usize).map(|i| (i / 7) as u8).collect();
-        let middle = Range { offset: HELD_BLOCK, length: HELD_BLOCK };
-        let held = [Held { range: middle, digest: [0; 32] }];
+        let content: Vec<u8> = (0..3 * HELD_BLOCK as usize)
+            .map(|i| (i / 7) as u8)
+            .collect();
+        let middle = Range {
+            offset: HELD_BLOCK,
+            length: HELD_BLOCK,
+        };
+        let held = [Held {
+            range: middle,
+            digest: [0; 32],
+        }];
         let around = plan(&[(0, HELD_BLOCK), (2 * HELD_BLOCK, HELD_BLOCK)]);
-        assert_eq!(receive(&content, &around, &held, &[1000, 2_000_000], 1), Ok(()));
+        assert_eq!(
+            receive(&content, &around, &held, &[1000, 2_000_000], 1),
+            Ok(())
+        );
         let too_little = plan(&[(0, HELD_BLOCK)]);
-        assert_eq!(receive(&content, &too_little, &held, &[], 0).unwrap_err().code, Code::Protocol);
+        assert_eq!(
+            receive(&content, &too_little, &held, &[], 0)
+                .unwrap_err()
+                .code,
+            Code::Protocol
+        );
     }
 
     #[test]
@@ -490,36 +708,70 @@ mod tests {
         let store = MemoryStore::new();
         let size = 3 * HELD_BLOCK + 5;
         let mut first = upload(&store, size).unwrap();
-        first.write_at(&vec![7; HELD_BLOCK as usize + 100], HELD_BLOCK - 50).unwrap();
+        first
+            .write_at(&vec![7; HELD_BLOCK as usize + 100], HELD_BLOCK - 50)
+            .unwrap();
         first.write_at(&[1; 5], 3 * HELD_BLOCK).unwrap();
         drop(first);
-        let (_, held) = Disk::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
-        let ranges: Vec<_> = held.iter().map(|h| (h.range.offset, h.range.length)).collect();
+        let (_, held) =
+            Disk::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
+        let ranges: Vec<_> = held
+            .iter()
+            .map(|h| (h.range.offset, h.range.length))
+            .collect();
         assert_eq!(ranges, [(HELD_BLOCK, HELD_BLOCK), (3 * HELD_BLOCK, 5)]);
-        assert_eq!(held[0].digest, *blake3::hash(&vec![7; HELD_BLOCK as usize]).as_bytes());
+        assert_eq!(
+            held[0].digest,
+            *blake3::hash(&vec![7; HELD_BLOCK as usize]).as_bytes()
+        );
     }
 
     #[test]
-    fn blocks_that_are_there_in_part_are_offered_up_to_their_last_step_and_never_more_ranges_than_may_be() {
+    fn blocks_that_are_there_in_part_are_offered_up_to_their_last_step_and_never_more_ranges_than_may_be()
+     {
         let store = MemoryStore::new();
         let size = 8 * HELD_BLOCK;
         let mut first = upload(&store, size).unwrap();
-        first.write_at(&vec![7; HELD_BLOCK as usize + 2 * HELD_STEP as usize], HELD_BLOCK - HELD_STEP - 1).unwrap();
-        first.write_at(&vec![8; HELD_STEP as usize], 5 * HELD_BLOCK + HELD_STEP).unwrap();
+        first
+            .write_at(
+                &vec![7; HELD_BLOCK as usize + 2 * HELD_STEP as usize],
+                HELD_BLOCK - HELD_STEP - 1,
+            )
+            .unwrap();
+        first
+            .write_at(&vec![8; HELD_STEP as usize], 5 * HELD_BLOCK + HELD_STEP)
+            .unwrap();
         drop(first);
-        let (_, held) = Disk::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
-        let ranges: Vec<_> = held.iter().map(|h| (h.range.offset, h.range.length)).collect();
+        let (_, held) =
+            Disk::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
+        let ranges: Vec<_> = held
+            .iter()
+            .map(|h| (h.range.offset, h.range.length))
+            .collect();
         let (block, step) = (HELD_BLOCK, HELD_STEP);
-        assert_eq!(ranges, [(block - step, step), (block, block), (5 * block + step, step)]);
-        assert_eq!(held[2].digest, *blake3::hash(&vec![8; HELD_STEP as usize]).as_bytes());
+        assert_eq!(
+            ranges,
+            [
+                (block - step, step),
+                (block, block),
+                (5 * block + step, step)
+            ]
+        );
+        assert_eq!(
+            held[2].digest,
+            *blake3::hash(&vec![8; HELD_STEP as usize]).as_bytes()
+        );
 
         let size = 600 * 2 * HELD_STEP;
         let mut scattered = upload(&store, size).unwrap();
         for i in 0..600 {
-            scattered.write_at(&vec![9; HELD_STEP as usize], i * 2 * HELD_STEP).unwrap();
+            scattered
+                .write_at(&vec![9; HELD_STEP as usize], i * 2 * HELD_STEP)
+                .unwrap();
         }
         drop(scattered);
-        let (_, held) = Disk::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
+        let (_, held) =
+            Disk::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
         assert_eq!(held.len(), MAX_ENDS as usize);
     }
 
@@ -527,9 +779,22 @@ mod tests {
     fn changed_content_is_not_committed() {
         let store = MemoryStore::new();
         let (disk, _) = Disk::begin(upload(&store, 0).unwrap(), &RelativePath::root(), 0).unwrap();
-        let trailer = Trailer { digest: [9; 32], size: None };
-        let result = disk.finish(Some(trailer), &Attributes::default(), Durability::Visible, || Ok(()));
+        let trailer = Trailer {
+            digest: [9; 32],
+            size: None,
+        };
+        let result = disk.finish(
+            Some(trailer),
+            &Attributes::default(),
+            Durability::Visible,
+            || Ok(()),
+        );
         assert_eq!(result.unwrap_err().code, Code::Corrupt);
-        assert!(store.stat(&RelativePath::from_components(["f"]).unwrap()).unwrap().is_none());
+        assert!(
+            store
+                .stat(&RelativePath::from_components(["f"]).unwrap())
+                .unwrap()
+                .is_none()
+        );
     }
 }

@@ -68,18 +68,35 @@ impl Receiver {
         self.check_case(&path)?;
         let there = match self.session.store.stat(&path) {
             // What stands in the place of a directory above goes as well.
-            Err(why) if matches!(why.code, Code::NotDirectory | Code::Symlink) && self.replaces() => None,
+            Err(why)
+                if matches!(why.code, Code::NotDirectory | Code::Symlink) && self.replaces() =>
+            {
+                None
+            }
             there => there?,
         };
         let attributes = self.attributes(&entry, &path);
-        let same_time =
-            there.as_ref().is_some_and(|m| entry.modified.is_none_or(|modified| is_kept(modified, m.modified)));
-        let case = Case { attributes, there, same_time, name, path, entry };
+        let same_time = there.as_ref().is_some_and(|m| {
+            entry
+                .modified
+                .is_none_or(|modified| is_kept(modified, m.modified))
+        });
+        let case = Case {
+            attributes,
+            there,
+            same_time,
+            name,
+            path,
+            entry,
+        };
         let take = self.session.take;
         if take.delete.is_some() {
             self.announced.insert(&case.path);
         }
-        if case.entry.kind != Kind::Directory && take.existing == Existing::Skip && case.there.is_some() {
+        if case.entry.kind != Kind::Directory
+            && take.existing == Existing::Skip
+            && case.there.is_some()
+        {
             if take.delete.is_some() && case.is(Kind::Directory) {
                 // A mirror would take what is in it for left over.
                 return Err(refusal(Code::IsDirectory, &case.path));
@@ -95,7 +112,9 @@ impl Receiver {
     }
 
     fn judge_directory(&self, case: &Case) -> Result<Judged, Why> {
-        let Case { path, attributes, .. } = case;
+        let Case {
+            path, attributes, ..
+        } = case;
         let (store, dry_run) = (&*self.session.store, self.session.take.dry_run);
         if case.is(Kind::Directory) {
             // The served directory itself belongs to whoever serves it.
@@ -108,16 +127,20 @@ impl Receiver {
         if !dry_run {
             self.make_room(path, Kind::Directory)?;
             store.make_directory(path)?;
-            self.unkept.count(path, store.set_attributes(path, attributes)?);
+            self.unkept
+                .count(path, store.set_attributes(path, attributes)?);
         }
         Ok(Judged::Done)
     }
 
     fn judge_symlink(&self, case: &Case) -> Result<Judged, Why> {
-        let Case { path, attributes, .. } = case;
+        let Case {
+            path, attributes, ..
+        } = case;
         let store = &*self.session.store;
         let target = case.entry.target.as_deref().unwrap_or_default();
-        let same = case.is(Kind::Symlink) && case.same_time && self.may_stay() && self.stands_so(case);
+        let same =
+            case.is(Kind::Symlink) && case.same_time && self.may_stay() && self.stands_so(case);
         if same && store.read_link(path)? == target {
             return Ok(Judged::Skip);
         }
@@ -131,25 +154,36 @@ impl Receiver {
             // What it replaces is not to be lost to one that cannot be made.
             check_target(path, target)?;
             self.make_room(path, case.entry.kind)?;
-            self.unkept.count(path, store.make_symlink(path, target, attributes)?);
+            self.unkept
+                .count(path, store.make_symlink(path, target, attributes)?);
             self.committed.fetch_add(1, Ordering::Relaxed);
         }
         Ok(Judged::Done)
     }
 
     fn judge_file(&self, case: Case) -> Result<Judged, Why> {
-        let (store, take, stays, guarded) =
-            (&*self.session.store, self.session.take, self.may_stay(), self.guards(&case));
+        let (store, take, stays, guarded) = (
+            &*self.session.store,
+            self.session.take,
+            self.may_stay(),
+            self.guards(&case),
+        );
         let Case { entry, path, .. } = &case;
         let (size, there) = (entry.size, case.there.as_ref());
         // A pull has asked for its name.
         let named_here = matches!(self.session.asked, Asked::Only { .. });
         if size.is_none() && !named_here && matches!(self.session.place, Place::Into(_)) {
-            let text = format!("{path}: what comes out of a pipe needs a full name, and a directory stands there");
+            let text = format!(
+                "{path}: what comes out of a pipe needs a full name, and a directory stands there"
+            );
             return Err(Why::new(Code::IsDirectory, text));
         }
         if take.dry_run && !guarded && entry.hard_link.is_some_and(|first| first != entry.id) {
-            return Ok(if stays && there.is_some_and(|m| m.links > 1) { Judged::Skip } else { Judged::Done });
+            return Ok(if stays && there.is_some_and(|m| m.links > 1) {
+                Judged::Skip
+            } else {
+                Judged::Done
+            });
         }
         if !guarded && let Some(judged) = self.judge_name(entry, path, there) {
             return Ok(judged);
@@ -167,14 +201,17 @@ impl Receiver {
         let may_be_same = stays && same_size;
         if may_be_same && !take.checksum && case.same_time && entry.modified.is_some() {
             if !take.dry_run && !self.stands_so(&case) {
-                self.unkept.count(path, store.set_attributes(path, &case.attributes)?);
+                self.unkept
+                    .count(path, store.set_attributes(path, &case.attributes)?);
             }
             self.stands(entry.id, entry.hard_link, path);
             return Ok(Judged::Skip);
         }
         let compare = entry.digest.filter(|_| take.checksum && may_be_same);
-        let compare =
-            compare.map(|digest| Compare { digest, same_attributes: case.same_time && self.stands_so(&case) });
+        let compare = compare.map(|digest| Compare {
+            digest,
+            same_attributes: case.same_time && self.stands_so(&case),
+        });
         if compare.is_none() && guarded {
             return Err(refusal(Code::Exists, path));
         }
@@ -182,7 +219,11 @@ impl Receiver {
             return Ok(Judged::Done);
         }
         let known = size.unwrap_or(Claim::UNKNOWN_SIZE);
-        let claim = Claim { owner: self.session.owner, size: known, modified: entry.modified };
+        let claim = Claim {
+            owner: self.session.owner,
+            size: known,
+            modified: entry.modified,
+        };
         if size == Some(0) && compare.is_none() {
             self.make_way_above(path)?;
             let upload = store.create(path, &claim)?;
@@ -194,8 +235,23 @@ impl Receiver {
             return Ok(Judged::Done);
         }
         let (id, hard_link, digest) = (entry.id, entry.hard_link, entry.digest);
-        let Case { name, path, attributes, .. } = case;
-        let wanted = Wanted { id, name, path, size, attributes, claim, hard_link, digest, compare };
+        let Case {
+            name,
+            path,
+            attributes,
+            ..
+        } = case;
+        let wanted = Wanted {
+            id,
+            name,
+            path,
+            size,
+            attributes,
+            claim,
+            hard_link,
+            digest,
+            compare,
+        };
         Ok(Judged::Want(Box::new(wanted)))
     }
 
@@ -216,7 +272,9 @@ impl Receiver {
     }
 
     fn stands_so(&self, case: &Case) -> bool {
-        case.there.as_ref().is_some_and(|there| self.has_attributes(&case.attributes, &case.path, there))
+        case.there
+            .as_ref()
+            .is_some_and(|there| self.has_attributes(&case.attributes, &case.path, there))
     }
 }
 
@@ -234,7 +292,9 @@ struct Case {
 impl Case {
     /// Whether what stands there is one.
     fn is(&self, kind: Kind) -> bool {
-        self.there.as_ref().is_some_and(|there| there.kind == Some(kind))
+        self.there
+            .as_ref()
+            .is_some_and(|there| there.kind == Some(kind))
     }
 }
 

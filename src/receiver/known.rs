@@ -37,7 +37,9 @@ struct Copy {
 impl Receiver {
     /// Makes a file of what stands elsewhere; false when it has to be sent. A permit is held meanwhile.
     pub(super) async fn made_of_known(self: &Arc<Self>, file: &Wanted, claim: &Claimed) -> bool {
-        let (Some(index), Some(digest), Some(size)) = (self.session.index.clone(), file.digest, file.size) else {
+        let (Some(index), Some(digest), Some(size)) =
+            (self.session.index.clone(), file.digest, file.size)
+        else {
             return false;
         };
         let cancelled = self.session.stopping.child_token();
@@ -71,7 +73,9 @@ impl Receiver {
 
     /// Remembers where a file stands that was sent. A digest that speaks of holes is none of its content alone.
     pub(super) async fn remember(&self, file: &Wanted, plan: &Plan, trailer: Option<Trailer>) {
-        let (Some(index), Some(trailer)) = (self.session.index.clone(), trailer) else { return };
+        let (Some(index), Some(trailer)) = (self.session.index.clone(), trailer) else {
+            return;
+        };
         if file.known_size() < LARGE_FILE || !plan.holes().is_empty() {
             return;
         }
@@ -102,7 +106,9 @@ impl Copy {
         let (key, place) = self.index.place(root, &self.digest)?;
         let source = self.store.open(&place).ok();
         let seen = source.as_ref().and_then(|source| source.metadata().ok());
-        let source = source.filter(|_| seen.is_some_and(|seen| seen.version.key() == key && key.size == self.size));
+        let source = source.filter(|_| {
+            seen.is_some_and(|seen| seen.version.key() == key && key.size == self.size)
+        });
         let Some(source) = source else {
             self.index.forget(root, &self.digest);
             return None;
@@ -143,7 +149,11 @@ impl Copy {
                 return Err(io::ErrorKind::Interrupted.into());
             }
             let part = &mut buffer[..BLOCK.min((self.size - at) as usize)];
-            let read = if shared { upload.read_at(part, at)? } else { source.read_at(part, at)? };
+            let read = if shared {
+                upload.read_at(part, at)?
+            } else {
+                source.read_at(part, at)?
+            };
             if read < part.len() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }

@@ -44,7 +44,12 @@ impl Ledger {
     pub(crate) fn begin_anew(&self) {
         let mut state = self.state();
         state.again = state.sent.files + state.sent.skipped;
-        state.failed_before = state.sent.failures.iter().map(|(path, _)| path.clone()).collect();
+        state.failed_before = state
+            .sent
+            .failures
+            .iter()
+            .map(|(path, _)| path.clone())
+            .collect();
         state.found = (0, 0);
         state.complete = false;
         state.sent.interrupted = None;
@@ -70,11 +75,21 @@ impl Ledger {
     pub(super) fn tell_found(&self) -> Event {
         let state = self.state();
         let (files, bytes) = state.most_found;
-        Event::Found { files, bytes, complete: state.complete }
+        Event::Found {
+            files,
+            bytes,
+            complete: state.complete,
+        }
     }
 
     /// Counts a result; false when it is none of its own, but an earlier one that comes again.
-    pub(super) fn settled(&self, path: &RelativePath, kind: Kind, size: u64, result: &Settled) -> bool {
+    pub(super) fn settled(
+        &self,
+        path: &RelativePath,
+        kind: Kind,
+        size: u64,
+        result: &Settled,
+    ) -> bool {
         let mut state = self.state();
         match result {
             Settled::Skipped if kind != Kind::Directory && state.again > 0 => {
@@ -93,7 +108,13 @@ impl Ledger {
     }
 
     /// Counts a result that an earlier connection still brought.
-    pub(super) fn settled_late(&self, path: &RelativePath, kind: Kind, size: u64, result: &Settled) {
+    pub(super) fn settled_late(
+        &self,
+        path: &RelativePath,
+        kind: Kind,
+        size: u64,
+        result: &Settled,
+    ) {
         let mut state = self.state();
         state.again += 1;
         state.sent.count(path, kind, size, result);
@@ -149,9 +170,14 @@ mod tests {
     #[test]
     fn what_comes_again_over_another_connection_counts_once() {
         let ledger = Ledger::default();
-        let settled = |name: &str, result: Settled| ledger.settled(&path(name), Kind::File, 5, &result);
+        let settled =
+            |name: &str, result: Settled| ledger.settled(&path(name), Kind::File, 5, &result);
         let failed = || Settled::Failed(Code::Unreadable.into());
-        assert!(settled("a", Settled::Committed) && settled("b", Settled::Skipped) && settled("c", failed()));
+        assert!(
+            settled("a", Settled::Committed)
+                && settled("b", Settled::Skipped)
+                && settled("c", failed())
+        );
         let before = ledger.progress();
         ledger.begin_anew();
         ledger.settled_late(&path("d"), Kind::File, 5, &Settled::Committed);
@@ -160,8 +186,18 @@ mod tests {
         }
         assert!(!settled("c", failed()));
         assert_eq!(ledger.progress(), before, "the session came no further");
-        assert!(settled("e", Settled::Committed) && settled("f", Settled::Skipped) && settled("g", failed()));
-        let Sent { files, bytes, skipped, failed, .. } = ledger.sent();
+        assert!(
+            settled("e", Settled::Committed)
+                && settled("f", Settled::Skipped)
+                && settled("g", failed())
+        );
+        let Sent {
+            files,
+            bytes,
+            skipped,
+            failed,
+            ..
+        } = ledger.sent();
         assert_eq!((files, bytes, skipped, failed), (3, 15, 2, 2));
     }
 }

@@ -89,15 +89,26 @@ impl Receiver {
     /// What this session mirrors, if it does.
     pub(super) fn as_mirror(&self) -> Option<Mirror<'_>> {
         let (Place::Into(place) | Place::As(place)) = &self.session.place;
-        let Take { delete, dry_run, .. } = self.session.take;
+        let Take {
+            delete, dry_run, ..
+        } = self.session.take;
         let (store, spared) = (&*self.session.store, &self.session.spared);
         let (announced, cleared) = (&self.announced, &self.cleared);
-        delete.map(|delete| Mirror { store, place, announced, spared, cleared, delete, dry_run })
+        delete.map(|delete| Mirror {
+            store,
+            place,
+            announced,
+            spared,
+            cleared,
+            delete,
+            dry_run,
+        })
     }
 
     /// A mirror that replaces what is of another kind. Nothing else does that.
     fn as_replacing(&self) -> Option<Mirror<'_>> {
-        self.as_mirror().filter(|_| self.replaces() && !self.session.take.dry_run)
+        self.as_mirror()
+            .filter(|_| self.replaces() && !self.session.take.dry_run)
     }
 
     /// Removes what stands where a mirror's entry of another kind comes: to be called when its content is whole, right
@@ -113,7 +124,9 @@ impl Receiver {
 
     /// Removes what stands in the place of the directories above a mirror's entry, so that its partial can be made. Blocks.
     pub(super) fn make_way_above(&self, path: &RelativePath) -> Result<(), Why> {
-        let Some(mirror) = self.as_replacing() else { return Ok(()) };
+        let Some(mirror) = self.as_replacing() else {
+            return Ok(());
+        };
         let mut above = RelativePath::default();
         for (depth, name) in path.components().enumerate() {
             if depth > mirror.place.components().count() {
@@ -128,15 +141,25 @@ impl Receiver {
 impl Mirror<'_> {
     /// Removes all that was not announced, or nothing if not all of the source `is_whole`; tells of each thing, as long as
     /// somebody listens. Returns how much went, and why not all of it. Directories keep their time. Blocks.
-    pub(super) fn remove(&self, is_whole: bool, mut tell: impl FnMut(RelativePath) -> bool) -> (u64, Option<Why>) {
+    pub(super) fn remove(
+        &self,
+        is_whole: bool,
+        mut tell: impl FnMut(RelativePath) -> bool,
+    ) -> (u64, Option<Why>) {
         let (cleared, paths) = std::mem::take(&mut *lock(&self.cleared.0));
         let heard = paths.into_iter().all(&mut tell);
         let whole = match (is_whole, heard) {
             (true, true) => Ok(()),
             (true, false) => Err(Code::Cancelled.into()),
-            (false, _) => Err(Why::new(Code::Cancelled, "not everything was there to compare with, or has arrived")),
+            (false, _) => Err(Why::new(
+                Code::Cancelled,
+                "not everything was there to compare with, or has arrived",
+            )),
         };
-        match whole.and_then(|()| self.check(cleared)).and_then(|()| self.remove_all(cleared, tell)) {
+        match whole
+            .and_then(|()| self.check(cleared))
+            .and_then(|()| self.remove_all(cleared, tell))
+        {
             Ok((removed, why)) => (cleared + removed, why),
             Err(why) => (cleared, Some(why)),
         }
@@ -145,7 +168,10 @@ impl Mirror<'_> {
     /// Whether anything may be removed at all, after so many.
     fn check(&self, cleared: u64) -> Result<(), Why> {
         if self.announced.overflows() {
-            return Err(Why::new(Code::TooMany, format!("over {MAX_ANNOUNCED} entries were announced")));
+            return Err(Why::new(
+                Code::TooMany,
+                format!("over {MAX_ANNOUNCED} entries were announced"),
+            ));
         }
         // The directory itself is one of them.
         if self.announced.count() <= 1 && self.delete.most.is_none() {
@@ -158,7 +184,10 @@ impl Mirror<'_> {
     /// Whether so many may go in all.
     fn may_go(&self, count: u64) -> Result<(), Why> {
         match self.delete.most {
-            Some(most) if count > most => Err(Why::new(Code::TooMany, format!("{count} would go, and {most} may"))),
+            Some(most) if count > most => Err(Why::new(
+                Code::TooMany,
+                format!("{count} would go, and {most} may"),
+            )),
             _ => Ok(()),
         }
     }
@@ -172,7 +201,11 @@ impl Mirror<'_> {
         Ok(count)
     }
 
-    fn remove_all(&self, cleared: u64, mut tell: impl FnMut(RelativePath) -> bool) -> Result<(u64, Option<Why>), Why> {
+    fn remove_all(
+        &self,
+        cleared: u64,
+        mut tell: impl FnMut(RelativePath) -> bool,
+    ) -> Result<(u64, Option<Why>), Why> {
         let (mut removed, mut failed) = (0, None);
         self.walk(self.place, false, |path| {
             // Something may have come since it was counted.
@@ -180,11 +213,19 @@ impl Mirror<'_> {
                 failed.get_or_insert(why);
                 return Ok(false);
             }
-            let gone = if self.dry_run { Ok(()) } else { self.store.remove(path) };
+            let gone = if self.dry_run {
+                Ok(())
+            } else {
+                self.store.remove(path)
+            };
             match gone {
                 Ok(()) => {
                     removed += 1;
-                    if tell(self.below(path)?) { Ok(true) } else { Err(Code::Cancelled.into()) }
+                    if tell(self.below(path)?) {
+                        Ok(true)
+                    } else {
+                        Err(Code::Cancelled.into())
+                    }
                 }
                 // Somebody else was faster.
                 Err(why) if why.code == Code::NotFound => Ok(true),
@@ -198,25 +239,42 @@ impl Mirror<'_> {
     }
 
     fn below(&self, path: &RelativePath) -> Result<RelativePath, Why> {
-        Ok(RelativePath::from_components(path.components().skip(self.place.components().count()))?)
+        Ok(RelativePath::from_components(
+            path.components().skip(self.place.components().count()),
+        )?)
     }
 
     /// Removes what stands in the place of a directory.
     fn make_way(&self, path: &RelativePath) -> Result<(), Why> {
-        let stands = || Ok::<_, Why>(self.store.stat(path)?.is_some_and(|there| there.kind != Some(Kind::Directory)));
+        let stands = || {
+            Ok::<_, Why>(
+                self.store
+                    .stat(path)?
+                    .is_some_and(|there| there.kind != Some(Kind::Directory)),
+            )
+        };
         if !stands()? {
             return Ok(());
         }
         // One at a time, so that none removes what another has made there meanwhile.
         let _cleared = lock(&self.cleared.0);
-        if stands()? { self.store.remove(path) } else { Ok(()) }
+        if stands()? {
+            self.store.remove(path)
+        } else {
+            Ok(())
+        }
     }
 
     /// Removes a directory, with all that is in it, if one stands there: all of it, or nothing if any of it is spared or it
     /// is too much. What is in it counts among what has gone.
     fn clear(&self, path: &RelativePath) -> Result<(), Why> {
-        let is_directory =
-            || Ok::<_, Why>(self.store.stat(path)?.is_some_and(|there| there.kind == Some(Kind::Directory)));
+        let is_directory = || {
+            Ok::<_, Why>(
+                self.store
+                    .stat(path)?
+                    .is_some_and(|there| there.kind == Some(Kind::Directory)),
+            )
+        };
         // One at a time, so that together they stay within the maximum.
         let mut cleared = lock(&self.cleared.0);
         if !is_directory()? {
@@ -229,13 +287,18 @@ impl Mirror<'_> {
             count += u64::from(gone != path);
             Ok(true)
         })?;
-        let spared =
-            || Why::new(Code::IsDirectory, format!("{path} is a directory there with something that is spared"));
+        let spared = || {
+            Why::new(
+                Code::IsDirectory,
+                format!("{path} is a directory there with something that is spared"),
+            )
+        };
         if !all {
             return Err(spared());
         }
         let within = |count| {
-            let too_many = |why: Why| Why::new(why.code, format!("{path} is a directory there: {why}"));
+            let too_many =
+                |why: Why| Why::new(why.code, format!("{path} is a directory there: {why}"));
             self.may_go(count).map_err(too_many)
         };
         within(cleared.0 + count)?;
@@ -252,7 +315,11 @@ impl Mirror<'_> {
             }
             Ok(true)
         })?;
-        if is_directory()? { Err(spared()) } else { Ok(()) }
+        if is_directory()? {
+            Err(spared())
+        } else {
+            Ok(())
+        }
     }
 
     /// Walks what was not announced, what is in a directory before the directory itself, without following links. `visit`
@@ -287,10 +354,20 @@ impl Mirror<'_> {
                 level.stays = true;
                 continue;
             }
-            let Some(there) = self.store.stat(&path)? else { continue };
+            let Some(there) = self.store.stat(&path)? else {
+                continue;
+            };
             let doomed = level.doomed || !self.announced.contains(&path);
             let directory = there.kind == Some(Kind::Directory);
-            if doomed && excludes(self.spared, level.scope.as_deref(), self.place, &path, directory) {
+            if doomed
+                && excludes(
+                    self.spared,
+                    level.scope.as_deref(),
+                    self.place,
+                    &path,
+                    directory,
+                )
+            {
                 level.stays = true;
                 continue;
             }
@@ -329,19 +406,34 @@ impl Mirror<'_> {
         doomed: bool,
         above: Option<Arc<Scope>>,
     ) -> Result<Level, Why> {
-        let scope = if self.spared.gitignore { Scope::of(self.store, &path, &path, above)? } else { None };
+        let scope = if self.spared.gitignore {
+            Scope::of(self.store, &path, &path, above)?
+        } else {
+            None
+        };
         let mut names = match self.store.names(&path) {
             Err(why) if why.code == Code::NotFound => Vec::new(),
             names => names?,
         };
         names.sort_unstable_by(|a, b| b.cmp(a));
-        Ok(Level { path, names, modified, doomed, scope, stays: false, changed: false })
+        Ok(Level {
+            path,
+            names,
+            modified,
+            doomed,
+            scope,
+            stays: false,
+            changed: false,
+        })
     }
 
     /// Gives a directory the time back that it had before something in it went. It is no loss if it cannot be.
     fn restore(&self, level: &Level) {
         if level.changed && !self.dry_run && !level.path.is_root() {
-            let attributes = Attributes { modified: level.modified, ..Attributes::default() };
+            let attributes = Attributes {
+                modified: level.modified,
+                ..Attributes::default()
+            };
             if let Err(why) = self.store.set_attributes(&level.path, &attributes) {
                 tracing::debug!(%why, "a directory has another time now");
             }
@@ -376,8 +468,16 @@ mod tests {
     fn store(names: &[&str]) -> MemoryStore {
         let store = MemoryStore::new();
         for name in names {
-            let claim = Claim { owner: [0; 32], size: 0, modified: None };
-            store.create(&path(name), &claim).unwrap().commit(&Attributes::default(), Durability::Visible).unwrap();
+            let claim = Claim {
+                owner: [0; 32],
+                size: 0,
+                modified: None,
+            };
+            store
+                .create(&path(name), &claim)
+                .unwrap()
+                .commit(&Attributes::default(), Durability::Visible)
+                .unwrap();
         }
         store
     }
@@ -393,7 +493,15 @@ mod tests {
         let mut told = Vec::new();
         let (place, spared, cleared) = (path("m"), Filter::default(), Cleared::default());
         let (delete, announced) = (Delete { most }, &all);
-        let mirror = Mirror { store, place: &place, announced, spared: &spared, cleared: &cleared, delete, dry_run };
+        let mirror = Mirror {
+            store,
+            place: &place,
+            announced,
+            spared: &spared,
+            cleared: &cleared,
+            delete,
+            dry_run,
+        };
         let (removed, why) = mirror.remove(true, |path| {
             told.push(path.to_string());
             true
@@ -403,19 +511,46 @@ mod tests {
 
     #[test]
     fn what_was_not_announced_goes_children_first_and_nothing_beside_it() {
-        let store = store(&["m/a", "m/old/x/y", "m/old/z", "m/sub/b", "m/sub/c", "other/d"]);
-        store.make_symlink(&path("m/out"), b"../other", &Attributes::default()).unwrap();
+        let store = store(&[
+            "m/a",
+            "m/old/x/y",
+            "m/old/z",
+            "m/sub/b",
+            "m/sub/c",
+            "other/d",
+        ]);
+        store
+            .make_symlink(&path("m/out"), b"../other", &Attributes::default())
+            .unwrap();
         let announced = ["m", "m/a", "m/sub", "m/sub/b"];
-        let expected = ["old/x/y", "old/x", "old/z", "old", "out", "sub/c"].map(String::from).to_vec();
-        assert_eq!(remove(&store, &announced, None, true), (6, None, expected.clone()));
-        assert!(store.stat(&path("m/old/x/y")).unwrap().is_some(), "a dry run removes nothing");
+        let expected = ["old/x/y", "old/x", "old/z", "old", "out", "sub/c"]
+            .map(String::from)
+            .to_vec();
+        assert_eq!(
+            remove(&store, &announced, None, true),
+            (6, None, expected.clone())
+        );
+        assert!(
+            store.stat(&path("m/old/x/y")).unwrap().is_some(),
+            "a dry run removes nothing"
+        );
         let before = store.stat(&path("m/sub")).unwrap().unwrap().modified;
-        assert_eq!(remove(&store, &announced, Some(6), false), (6, None, expected));
-        assert_eq!(store.stat(&path("m/sub")).unwrap().unwrap().modified, before, "it keeps its time");
+        assert_eq!(
+            remove(&store, &announced, Some(6), false),
+            (6, None, expected)
+        );
+        assert_eq!(
+            store.stat(&path("m/sub")).unwrap().unwrap().modified,
+            before,
+            "it keeps its time"
+        );
         let mut left = store.names(&path("m")).unwrap();
         left.sort();
         assert_eq!(left, [b"a".to_vec(), b"sub".to_vec()]);
-        assert!(store.stat(&path("other/d")).unwrap().is_some(), "what a link points to stays");
+        assert!(
+            store.stat(&path("other/d")).unwrap().is_some(),
+            "what a link points to stays"
+        );
         assert_eq!(remove(&store, &announced, None, false), (0, None, vec![]));
     }
 
@@ -431,14 +566,23 @@ mod tests {
     #[test]
     fn an_empty_source_empties_nothing_unless_it_is_said() {
         let store = store(&["m/a"]);
-        assert!(remove(&store, &["m"], None, false).1.unwrap().contains("--max-delete"));
+        assert!(
+            remove(&store, &["m"], None, false)
+                .1
+                .unwrap()
+                .contains("--max-delete")
+        );
         assert_eq!(remove(&store, &["m"], Some(10), false).0, 1);
     }
 
     #[test]
     fn a_directory_with_a_partial_in_it_stays_and_is_no_loss_of_the_rest() {
         let store = store(&["m/a", "m/old/b"]);
-        let claim = Claim { owner: [0; 32], size: 5, modified: None };
+        let claim = Claim {
+            owner: [0; 32],
+            size: 5,
+            modified: None,
+        };
         let mut upload = store.create(&path("m/old/c"), &claim).unwrap();
         upload.write_at(b"12", 0).unwrap();
         drop(upload);
@@ -451,10 +595,16 @@ mod tests {
     fn directories_cleared_at_once_stay_within_the_maximum_together() {
         // A race: once is not enough to see it lost.
         for _ in 0..20 {
-            let names: Vec<_> = (0..8).flat_map(|n| ["a", "b", "c"].map(|name| format!("m/{n}/{name}"))).collect();
+            let names: Vec<_> = (0..8)
+                .flat_map(|n| ["a", "b", "c"].map(|name| format!("m/{n}/{name}")))
+                .collect();
             let store = store(&names.iter().map(String::as_str).collect::<Vec<_>>());
-            let (place, spared, cleared, announced) =
-                (path("m"), Filter::default(), Cleared::default(), Announced::default());
+            let (place, spared, cleared, announced) = (
+                path("m"),
+                Filter::default(),
+                Cleared::default(),
+                Announced::default(),
+            );
             let delete = Delete { most: Some(7) };
             let mirror = Mirror {
                 store: &store,
@@ -475,8 +625,13 @@ mod tests {
                     });
                 }
             });
-            let left = (0..8).filter(|n| store.stat(&path(&format!("m/{n}"))).unwrap().is_some()).count();
-            assert_eq!(left, 6, "two of three things each may go, and a third of its own not");
+            let left = (0..8)
+                .filter(|n| store.stat(&path(&format!("m/{n}"))).unwrap().is_some())
+                .count();
+            assert_eq!(
+                left, 6,
+                "two of three things each may go, and a third of its own not"
+            );
         }
     }
 }

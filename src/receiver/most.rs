@@ -25,7 +25,10 @@ impl Most {
     /// What was offered, and a tenth of it or so: 64 entries and 16 MiB at least.
     pub fn of(offer: &Offer) -> Self {
         let more = |offered: u64, least: u64| offered.saturating_add((offered / PART).max(least));
-        let entries = more(offer.files.saturating_add(offer.others.unwrap_or_default()), ENTRIES);
+        let entries = more(
+            offer.files.saturating_add(offer.others.unwrap_or_default()),
+            ENTRIES,
+        );
         let bytes = (offer.piped != Some(true)).then(|| more(offer.bytes, BYTES));
         Self { entries, bytes }
     }
@@ -49,8 +52,16 @@ struct Count {
 impl Count {
     /// Counts another, whose size is below 2^63, unless that makes it too much. Entries are judged one after the other.
     fn add(&self, size: u64, (entries, bytes): (u64, u64), most: &Most) -> Result<(), Why> {
-        let entries = self.entries.load(Ordering::Relaxed).saturating_add(entries).saturating_add(1);
-        let bytes = self.bytes.load(Ordering::Relaxed).saturating_add(bytes).saturating_add(size);
+        let entries = self
+            .entries
+            .load(Ordering::Relaxed)
+            .saturating_add(entries)
+            .saturating_add(1);
+        let bytes = self
+            .bytes
+            .load(Ordering::Relaxed)
+            .saturating_add(bytes)
+            .saturating_add(size);
         most.check(entries, bytes)?;
         self.entries.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(size, Ordering::Relaxed);
@@ -67,7 +78,9 @@ impl Most {
             )));
         }
         match self.bytes.filter(|most| bytes > *most) {
-            Some(most) => Err(too_much(format!("more comes than was offered: {bytes} bytes, of {most} at most"))),
+            Some(most) => Err(too_much(format!(
+                "more comes than was offered: {bytes} bytes, of {most} at most"
+            ))),
             None => Ok(()),
         }
     }
@@ -76,7 +89,9 @@ impl Most {
 impl Receiver {
     /// Counts an entry, and refuses it when it is too much. What earlier connections have brought comes again, and counts once.
     pub(super) fn check_most(&self, entry: &Entry) -> Result<(), Why> {
-        let Some(most) = self.session.most else { return Ok(()) };
+        let Some(most) = self.session.most else {
+            return Ok(());
+        };
         let size = match (entry.kind, entry.size, most.bytes) {
             (Kind::File, None, Some(_)) => {
                 return Err(too_much("a file of unknown size was not offered".into()));
@@ -125,10 +140,31 @@ mod tests {
 
     #[test]
     fn some_may_come_on_top_and_not_much() {
-        let offer = |files, others, bytes| Offer { files, others: Some(others), bytes, ..Offer::default() };
-        assert_eq!(Most::of(&offer(1, 0, 5)), Most { entries: 65, bytes: Some(5 + BYTES) });
+        let offer = |files, others, bytes| Offer {
+            files,
+            others: Some(others),
+            bytes,
+            ..Offer::default()
+        };
+        assert_eq!(
+            Most::of(&offer(1, 0, 5)),
+            Most {
+                entries: 65,
+                bytes: Some(5 + BYTES)
+            }
+        );
         assert_eq!(Most::of(&offer(9_000, 1_000, 1 << 40)).entries, 11_000);
-        assert_eq!(Most::of(&offer(u64::MAX, 1, u64::MAX)).bytes, Some(u64::MAX));
-        assert_eq!(Most::of(&Offer { piped: Some(true), ..offer(1, 0, 0) }).bytes, None);
+        assert_eq!(
+            Most::of(&offer(u64::MAX, 1, u64::MAX)).bytes,
+            Some(u64::MAX)
+        );
+        assert_eq!(
+            Most::of(&Offer {
+                piped: Some(true),
+                ..offer(1, 0, 0)
+            })
+            .bytes,
+            None
+        );
     }
 }

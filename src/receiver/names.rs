@@ -37,7 +37,12 @@ impl Receiver {
 
     /// Makes an entry a further name of what it refers to. `None` when it is to be taken as a file of its own: because it
     /// is one, or because a link cannot be made.
-    pub(super) fn judge_name(&self, entry: &Entry, path: &RelativePath, there: Option<&Metadata>) -> Option<Judged> {
+    pub(super) fn judge_name(
+        &self,
+        entry: &Entry,
+        path: &RelativePath,
+        there: Option<&Metadata>,
+    ) -> Option<Judged> {
         let first = entry.hard_link.filter(|&first| first != entry.id)?;
         // What is neither is refused as for any file.
         if there.is_some_and(|there| !matches!(there.kind, Some(Kind::File | Kind::Symlink))) {
@@ -45,11 +50,21 @@ impl Receiver {
         }
         let place = lock(&self.names).places.get(&first).cloned();
         let Some(place) = place else {
-            self.unkept.count(path, vec![(Aspect::HardLink, "the receiver remembers no more of them".into())]);
+            self.unkept.count(
+                path,
+                vec![(
+                    Aspect::HardLink,
+                    "the receiver remembers no more of them".into(),
+                )],
+            );
             return None;
         };
         let store = &*self.session.store;
-        let file = store.stat(&place).ok().flatten().map(|metadata| metadata.version.file);
+        let file = store
+            .stat(&place)
+            .ok()
+            .flatten()
+            .map(|metadata| metadata.version.file);
         if there.is_some_and(|there| Some(there.version.file) == file) {
             return Some(Judged::Skip);
         }
@@ -59,7 +74,11 @@ impl Receiver {
                 Some(Judged::Done)
             }
             Err(why) => {
-                let why = why.text.strip_prefix(&format!("{path}: ")).unwrap_or(&why.text).to_owned();
+                let why = why
+                    .text
+                    .strip_prefix(&format!("{path}: "))
+                    .unwrap_or(&why.text)
+                    .to_owned();
                 self.unkept.count(path, vec![(Aspect::HardLink, why)]);
                 None
             }

@@ -31,7 +31,10 @@ impl Pieces {
                 continue;
             }
             if self.trailer.is_some() {
-                return Err(Why::new(Code::Protocol, "the stream goes on behind its trailer"));
+                return Err(Why::new(
+                    Code::Protocol,
+                    "the stream goes on behind its trailer",
+                ));
             }
             self.head.extend_from_slice(&[byte]);
             data = rest;
@@ -53,11 +56,16 @@ impl Pieces {
             }
             return Ok(());
         }
-        let Some(frame) = Frame::take(&mut self.head, Trailer::LIMIT).map_err(|e| bad(e.to_string()))? else {
+        let Some(frame) =
+            Frame::take(&mut self.head, Trailer::LIMIT).map_err(|e| bad(e.to_string()))?
+        else {
             return Ok(());
         };
         if frame.kind == Working::TYPE {
-            return frame.decode::<Working>().map(drop).map_err(|e| bad(e.to_string()));
+            return frame
+                .decode::<Working>()
+                .map(drop)
+                .map_err(|e| bad(e.to_string()));
         }
         self.trailer = Some(frame.decode().map_err(|e| bad(e.to_string()))?);
         Ok(())
@@ -65,7 +73,8 @@ impl Pieces {
 
     /// The trailer, once the stream has ended.
     pub(super) fn trailer(&self) -> Result<Trailer, Why> {
-        self.trailer.ok_or_else(|| Why::new(Code::Protocol, "the body ended without its trailer"))
+        self.trailer
+            .ok_or_else(|| Why::new(Code::Protocol, "the body ended without its trailer"))
     }
 }
 
@@ -95,22 +104,42 @@ mod tests {
 
     #[test]
     fn pieces_make_up_the_content_however_they_are_cut() {
-        let trailer = Trailer { digest: [7; 32], size: Some(405) };
+        let trailer = Trailer {
+            digest: [7; 32],
+            size: Some(405),
+        };
         let large = [9; 400];
-        let stream =
-            [piece(b"a"), Working {}.to_bytes().to_vec(), piece(&large), piece(b"last"), trailer.to_bytes().to_vec()]
-                .concat();
+        let stream = [
+            piece(b"a"),
+            Working {}.to_bytes().to_vec(),
+            piece(&large),
+            piece(b"last"),
+            trailer.to_bytes().to_vec(),
+        ]
+        .concat();
         for cut in 1..=stream.len() {
-            assert_eq!(take(&stream, cut), Ok(([&b"a"[..], &large, b"last"].concat(), trailer)), "{cut}");
+            assert_eq!(
+                take(&stream, cut),
+                Ok(([&b"a"[..], &large, b"last"].concat(), trailer)),
+                "{cut}"
+            );
         }
         for end in 0..stream.len() {
-            assert_eq!(take(&stream[..end], 50).unwrap_err().code, Code::Protocol, "{end}");
+            assert_eq!(
+                take(&stream[..end], 50).unwrap_err().code,
+                Code::Protocol,
+                "{end}"
+            );
         }
     }
 
     #[test]
     fn what_is_no_piece_is_refused() {
-        let trailer = Trailer { digest: [7; 32], size: Some(0) }.to_bytes();
+        let trailer = Trailer {
+            digest: [7; 32],
+            size: Some(0),
+        }
+        .to_bytes();
         for bad in [
             piece(b""),
             vec![PIECE, 0x80, 0x10, 0, 0],

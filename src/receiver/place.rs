@@ -35,7 +35,11 @@ impl Place {
     /// Settles where sources come to stand, once for the session, such that a rerun is the same command: a directory
     /// becomes exactly what was named, unless that is the root of the store, ends in `/`, or there are several sources; a
     /// file goes into a directory that is there. Blocks.
-    pub fn settle(store: &dyn Store, destination: RelativePath, sources: Sources) -> Result<Self, Why> {
+    pub fn settle(
+        store: &dyn Store,
+        destination: RelativePath,
+        sources: Sources,
+    ) -> Result<Self, Why> {
         if destination.is_root() && sources.mirror {
             return Ok(Self::As(destination));
         }
@@ -44,11 +48,17 @@ impl Place {
         }
         let there = store.stat(&destination)?.map(|metadata| metadata.kind);
         let is_directory = there == Some(Some(Kind::Directory));
-        let into = (sources.into && !sources.mirror) || sources.several || (is_directory && !sources.directory);
+        let into = (sources.into && !sources.mirror)
+            || sources.several
+            || (is_directory && !sources.directory);
         if (into || sources.directory) && there.is_some() && !is_directory {
             return Err(refusal(Code::NotDirectory, &destination));
         }
-        Ok(if into { Self::Into(destination) } else { Self::As(destination) })
+        Ok(if into {
+            Self::Into(destination)
+        } else {
+            Self::As(destination)
+        })
     }
 
     /// The directory that all of it goes into, or the name that it gets.
@@ -90,9 +100,19 @@ impl Asked {
     /// # Errors
     /// [`BadRules`] for patterns past the limits.
     pub fn of(sources: &[RelativePath]) -> Result<Self, BadRules> {
-        let names: Option<HashSet<_>> = sources.iter().map(|source| source.name().map(<[u8]>::to_vec)).collect();
-        let Some(names) = names else { return Ok(Self::Any) };
-        let patterns = Patterns::new(names.iter().map(Vec::as_slice).filter(|name| is_pattern(name)))?;
+        let names: Option<HashSet<_>> = sources
+            .iter()
+            .map(|source| source.name().map(<[u8]>::to_vec))
+            .collect();
+        let Some(names) = names else {
+            return Ok(Self::Any);
+        };
+        let patterns = Patterns::new(
+            names
+                .iter()
+                .map(Vec::as_slice)
+                .filter(|name| is_pattern(name)),
+        )?;
         Ok(Self::Only { names, patterns })
     }
 
@@ -100,7 +120,10 @@ impl Asked {
     pub fn without_patterns(self) -> Self {
         match self {
             Self::Any => Self::Any,
-            Self::Only { names, .. } => Self::Only { names, patterns: Patterns::default() },
+            Self::Only { names, .. } => Self::Only {
+                names,
+                patterns: Patterns::default(),
+            },
         }
     }
 
@@ -109,10 +132,15 @@ impl Asked {
         let path = RelativePath::from_components(&entry.path.0)?;
         match (self, path.split_first()) {
             (Self::Any, _) => Ok(path),
-            (Self::Only { names, patterns }, Some((name, _))) if names.contains(name) || patterns.matches(name) => {
+            (Self::Only { names, patterns }, Some((name, _)))
+                if names.contains(name) || patterns.matches(name) =>
+            {
                 Ok(path)
             }
-            _ => Err(Why::new(Code::NotWanted, format!("{path} was not asked for"))),
+            _ => Err(Why::new(
+                Code::NotWanted,
+                format!("{path} was not asked for"),
+            )),
         }
     }
 }
@@ -125,24 +153,45 @@ mod tests {
 
     fn place(destination: &str, into: bool, several: bool, directory: bool) -> Result<Place, Code> {
         let store = MemoryStore::new();
-        let path = |name: &str| RelativePath::from_components(name.split('/').filter(|c| !c.is_empty())).unwrap();
+        let path = |name: &str| {
+            RelativePath::from_components(name.split('/').filter(|c| !c.is_empty())).unwrap()
+        };
         store.make_directory(&path("dir")).unwrap();
-        let claim = Claim { owner: [0; 32], size: 0, modified: None };
-        store.create(&path("file"), &claim).unwrap().commit(&Default::default(), Durability::Visible).unwrap();
-        let sources = Sources { into, several, directory, mirror: false };
+        let claim = Claim {
+            owner: [0; 32],
+            size: 0,
+            modified: None,
+        };
+        store
+            .create(&path("file"), &claim)
+            .unwrap()
+            .commit(&Default::default(), Durability::Visible)
+            .unwrap();
+        let sources = Sources {
+            into,
+            several,
+            directory,
+            mirror: false,
+        };
         Place::settle(&store, path(destination), sources).map_err(|why| why.code)
     }
 
     #[test]
     fn placement_is_such_that_a_rerun_is_the_same_command() {
         let path = |name: &str| RelativePath::from_components([name]).unwrap();
-        let (as_, into) = (|name| Ok(Place::As(path(name))), |name| Ok(Place::Into(path(name))));
+        let (as_, into) = (
+            |name| Ok(Place::As(path(name))),
+            |name| Ok(Place::Into(path(name))),
+        );
         // A directory becomes exactly what was named, there or not.
         assert_eq!(place("new", false, false, true), as_("new"));
         assert_eq!(place("dir", false, false, true), as_("dir"));
         assert_eq!(place("dir", true, false, true), into("dir"));
         assert_eq!(place("new", false, true, false), into("new"));
-        assert_eq!(place("", false, false, true), Ok(Place::Into(RelativePath::root())));
+        assert_eq!(
+            place("", false, false, true),
+            Ok(Place::Into(RelativePath::root()))
+        );
         // A file goes into a directory that is there, else becomes what was named.
         assert_eq!(place("new", false, false, false), as_("new"));
         assert_eq!(place("file", false, false, false), as_("file"));

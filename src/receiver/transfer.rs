@@ -18,7 +18,9 @@ use crate::error::{Code, Result, Why};
 use crate::manifest::Verdict;
 use crate::store::fault::fault;
 use crate::stream::{MessageWriter, StreamError, varint_of};
-use crate::wire::{Committed, ENCODING_RANGES, Failed, Held, Kind, Message, Plan, Range, Trailer, Working};
+use crate::wire::{
+    Committed, ENCODING_RANGES, Failed, Held, Kind, Message, Plan, Range, Trailer, Working,
+};
 
 /// Bytes that are written without waiting for more.
 const WRITE: usize = RUN;
@@ -38,17 +40,26 @@ impl Receiver {
         stream: oneshot::Receiver<Result<Incoming, Why>>,
         memory: Reservation,
     ) {
-        let span = tracing::debug_span!("transfer", id = file.id, path = %file.path, size = file.size);
+        let span =
+            tracing::debug_span!("transfer", id = file.id, path = %file.path, size = file.size);
         async {
             self.started(&file, 0);
-            let Some(incoming) = self.stream_of(&file, stream, pending()).await else { return };
-            let Incoming { plan, stream, mut receipt } = incoming;
+            let Some(incoming) = self.stream_of(&file, stream, pending()).await else {
+                return;
+            };
+            let Incoming {
+                plan,
+                stream,
+                mut receipt,
+            } = incoming;
             let (mut stream, begun, _) = stream.into_parts();
             let result = match self.small_body(&file, &plan, &mut stream, &begun).await {
                 Ok((content, trailer)) => {
                     let size = content.len() as u64;
                     self.moved(file.id, size);
-                    self.working(&mut receipt, self.commit_small(&file, content, trailer)).await.map(|()| size)
+                    self.working(&mut receipt, self.commit_small(&file, content, trailer))
+                        .await
+                        .map(|()| size)
                 }
                 Err(why) => Err(why),
             };
@@ -68,16 +79,31 @@ impl Receiver {
     ) -> Result<(BytesMut, Trailer), Why> {
         let size = file.known_size();
         if plan.encoding != ENCODING_RANGES {
-            return Err(Why::new(Code::Unsupported, format!("encoding {} is not spoken here", plan.encoding)));
+            return Err(Why::new(
+                Code::Unsupported,
+                format!("encoding {} is not spoken here", plan.encoding),
+            ));
         }
-        if plan.ranges != [Range { offset: 0, length: size }] || !plan.holes().is_empty() {
-            return Err(Why::new(Code::Protocol, "the plan leaves out what this side does not hold"));
+        if plan.ranges
+            != [Range {
+                offset: 0,
+                length: size,
+            }]
+            || !plan.holes().is_empty()
+        {
+            return Err(Why::new(
+                Code::Protocol,
+                "the plan leaves out what this side does not hold",
+            ));
         }
         let mut content = BytesMut::with_capacity(size as usize + Trailer::LIMIT);
         content.extend_from_slice(begun);
         loop {
             if content.len() > size as usize + Trailer::LIMIT {
-                return Err(Why::new(Code::Protocol, "the stream goes on behind its trailer"));
+                return Err(Why::new(
+                    Code::Protocol,
+                    "the stream goes on behind its trailer",
+                ));
             }
             let chunk = self.unless_silent(stream.read_chunk(WRITE, true)).await?;
             match chunk.map_err(StreamError::from)? {
@@ -92,21 +118,40 @@ impl Receiver {
         let bad = |e: crate::wire::Malformed| Why::new(Code::Protocol, e.to_string());
         match crate::wire::Frame::take(&mut tail, Trailer::LIMIT).map_err(bad)? {
             Some(frame) if tail.is_empty() => Ok((content, frame.decode().map_err(bad)?)),
-            _ => Err(Why::new(Code::Protocol, "the body is not followed by its trailer alone")),
+            _ => Err(Why::new(
+                Code::Protocol,
+                "the body is not followed by its trailer alone",
+            )),
         }
     }
 
-    async fn commit_small(self: &Arc<Self>, file: &Wanted, content: BytesMut, trailer: Trailer) -> Result<(), Why> {
+    async fn commit_small(
+        self: &Arc<Self>,
+        file: &Wanted,
+        content: BytesMut,
+        trailer: Trailer,
+    ) -> Result<(), Why> {
         let claim = self.claim(file).await?;
         let permit = claim.or_superseded(self.session.permits.acquire()).await?;
-        let (store, path, attributes) = (self.session.store.clone(), file.path.clone(), file.attributes.clone());
-        let (source, durability, unkept) = (file.claim.clone(), self.session.durability, self.unkept.clone());
+        let (store, path, attributes) = (
+            self.session.store.clone(),
+            file.path.clone(),
+            file.attributes.clone(),
+        );
+        let (source, durability, unkept) = (
+            file.claim.clone(),
+            self.session.durability,
+            self.unkept.clone(),
+        );
         let receiver = self.clone();
         blocking(move || {
             // Claim and permit are held until the disk work ends, even if nobody waits for it any more.
             let _held = (claim, permit);
             if blake3::hash(&content) != trailer.digest {
-                return Err(Why::new(Code::Corrupt, "the content does not match its digest; send it again"));
+                return Err(Why::new(
+                    Code::Corrupt,
+                    "the content does not match its digest; send it again",
+                ));
             }
             receiver.make_way_above(&path)?;
             let mut upload = create(&*store, &path, &source)?;
@@ -125,19 +170,30 @@ impl Receiver {
     }
 
     /// Receives a large file: a permit is in hand, the partial is opened, what it holds is offered.
-    pub(super) async fn receive_large(self: Arc<Self>, file: Wanted, permit: OwnedSemaphorePermit, claim: Claimed) {
-        let span = tracing::debug_span!("transfer", id = file.id, path = %file.path, size = file.size);
+    pub(super) async fn receive_large(
+        self: Arc<Self>,
+        file: Wanted,
+        permit: OwnedSemaphorePermit,
+        claim: Claimed,
+    ) {
+        let span =
+            tracing::debug_span!("transfer", id = file.id, path = %file.path, size = file.size);
         async {
             if self.made_of_known(&file, &claim).await {
                 drop((permit, claim));
                 self.settled(&file, Ok(file.known_size()));
                 return self.answer(Verdict::Done(file.id));
             }
-            let (store, path, source) = (self.session.store.clone(), file.path.clone(), file.claim.clone());
+            let (store, path, source) = (
+                self.session.store.clone(),
+                file.path.clone(),
+                file.claim.clone(),
+            );
             let receiver = self.clone();
             let begin = move || {
                 receiver.make_way_above(&path)?;
-                let (mut disk, held) = Disk::begin(create(&*store, &path, &source)?, &path, source.size)?;
+                let (mut disk, held) =
+                    Disk::begin(create(&*store, &path, &source)?, &path, source.size)?;
                 disk.write_back_for(receiver.session.durability);
                 Ok((disk, held))
             };
@@ -149,15 +205,35 @@ impl Receiver {
             self.started(&file, held.iter().map(|h| h.range.length).sum());
             let stream = self.admit(file.id);
             self.answer(Verdict::Want(file.id, held.clone()));
-            let mut slot = Slot { receiver: &self, permit: Some(permit), claim: &claim };
+            let mut slot = Slot {
+                receiver: &self,
+                permit: Some(permit),
+                claim: &claim,
+            };
             // A peer that wants nothing of it after all holds no permit for long.
-            let Some(incoming) = slot.patiently(self.stream_of(&file, stream, claim.superseded())).await else {
+            let Some(incoming) = slot
+                .patiently(self.stream_of(&file, stream, claim.superseded()))
+                .await
+            else {
                 return;
             };
-            let Incoming { plan, stream, mut receipt } = incoming;
+            let Incoming {
+                plan,
+                stream,
+                mut receipt,
+            } = incoming;
             let (mut stream, rest, start) = stream.into_parts();
             let body = Body::new(&plan, start, file.size, disk.in_order());
-            let result = slot.receive(&file, disk, body, (&plan, &held), (&mut stream, rest), &mut receipt).await;
+            let result = slot
+                .receive(
+                    &file,
+                    disk,
+                    body,
+                    (&plan, &held),
+                    (&mut stream, rest),
+                    &mut receipt,
+                )
+                .await;
             drop(slot);
             // The disk is at rest, and a newer session need not wait for this peer to read.
             drop(claim);
@@ -169,7 +245,10 @@ impl Receiver {
 
     /// Waits for what the peer sends, unless it is silent until the deadline.
     async fn unless_silent<T>(&self, wait: impl Future<Output = T>) -> Result<T, StreamError> {
-        self.session.window.unless_silent(self.session.config.deadline, wait).await
+        self.session
+            .window
+            .unless_silent(self.session.config.deadline, wait)
+            .await
     }
 
     /// Runs disk work, or waits for a turn at it, and says on the receipt's stream every now and then that it is alive.
@@ -223,11 +302,21 @@ impl Receiver {
                 // The sender may refer to it as soon as it has the receipt.
                 self.stands(file.id, file.hard_link, &file.path);
                 let (bytes, durability) = (*bytes, self.session.durability);
-                timeout(self.session.config.deadline, receipt.write(&Committed { bytes, durability })).await
+                timeout(
+                    self.session.config.deadline,
+                    receipt.write(&Committed { bytes, durability }),
+                )
+                .await
             }
             Err(why) => {
                 debug!(%why, "failed");
-                timeout(self.session.config.deadline, receipt.write(&Failed { why: why.clone().into() })).await
+                timeout(
+                    self.session.config.deadline,
+                    receipt.write(&Failed {
+                        why: why.clone().into(),
+                    }),
+                )
+                .await
             }
         };
         if matches!(sent, Ok(Ok(()))) {
@@ -288,7 +377,16 @@ impl Slot<'_> {
 
         let mut idle = Some(disk);
         let mut job: Option<Job> = None;
-        let moved = self.pump(file, stream, &mut body, &mut credit, (&mut idle, &mut job), receipt).await;
+        let moved = self
+            .pump(
+                file,
+                stream,
+                &mut body,
+                &mut credit,
+                (&mut idle, &mut job),
+                receipt,
+            )
+            .await;
         // Whatever ended it, the disk comes to rest before claim and permit go on to somebody else.
         if let Some(job) = job {
             idle = job.running.await.ok().map(|(disk, ..)| disk);
@@ -298,10 +396,14 @@ impl Slot<'_> {
             let trailer = body.trailer()?;
             let disk = idle.take().ok_or_else(|| Why::from(Code::Internal))?;
             self.receiver.working(receipt, self.permit()).await?;
-            let (attributes, durability) = (file.attributes.clone(), self.receiver.session.durability);
+            let (attributes, durability) =
+                (file.attributes.clone(), self.receiver.session.durability);
             let (receiver, path) = (self.receiver.clone(), file.path.clone());
-            let finish =
-                move || disk.finish(trailer, &attributes, durability, || receiver.make_room(&path, Kind::File));
+            let finish = move || {
+                disk.finish(trailer, &attributes, durability, || {
+                    receiver.make_room(&path, Kind::File)
+                })
+            };
             let done = self.receiver.working(receipt, blocking(finish)).await;
             let (size, lapses) = done?;
             self.receiver.unkept.count(&file.path, lapses);
@@ -312,7 +414,10 @@ impl Slot<'_> {
         if let Err(why) = &result
             && let Some(disk) = idle
             && (file.size.is_none()
-                || matches!(why.code, Code::Changed | Code::Corrupt | Code::Protocol | Code::NoSpace))
+                || matches!(
+                    why.code,
+                    Code::Changed | Code::Corrupt | Code::Protocol | Code::NoSpace
+                ))
         {
             let _ = blocking(move || {
                 disk.discard();
@@ -356,7 +461,10 @@ impl Slot<'_> {
                         let written = disk.write(runs);
                         (disk, bytes, written)
                     });
-                    *job = Some(Job { running, _at_work: receiver.session.window.at_work() });
+                    *job = Some(Job {
+                        running,
+                        _at_work: receiver.session.window.at_work(),
+                    });
                 }
             }
             if ended && job.is_none() {
@@ -405,7 +513,11 @@ impl Slot<'_> {
     /// Makes sure that the permit is in hand.
     async fn permit(&mut self) -> Result<(), Why> {
         if self.permit.is_none() {
-            self.permit = Some(self.claim.or_superseded(self.receiver.session.permits.acquire()).await?);
+            self.permit = Some(
+                self.claim
+                    .or_superseded(self.receiver.session.permits.acquire())
+                    .await?,
+            );
         }
         Ok(())
     }
@@ -415,7 +527,10 @@ impl Slot<'_> {
 /// written more than before, and whether the stream goes on. Cancelling loses nothing.
 async fn read_ready(stream: &mut quinn::RecvStream, body: &mut Body) -> Result<(usize, bool), Why> {
     let mut bytes = 0;
-    let mut chunk = stream.read_chunk(usize::MAX, false).await.map_err(StreamError::from)?;
+    let mut chunk = stream
+        .read_chunk(usize::MAX, false)
+        .await
+        .map_err(StreamError::from)?;
     loop {
         match chunk {
             Some(piece) => bytes += body.take(piece.offset, piece.bytes)?,

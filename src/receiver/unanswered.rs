@@ -26,8 +26,12 @@ impl Unanswered {
         let mut state = lock(&self.state);
         state.lengths.insert(id, length);
         state.bytes += length;
-        if state.lengths.len() > MAX_UNANSWERED as usize || state.bytes > MAX_UNANSWERED_BYTES as usize {
-            return Err(Error::Protocol("more entries stand unanswered than were allowed".into()));
+        if state.lengths.len() > MAX_UNANSWERED as usize
+            || state.bytes > MAX_UNANSWERED_BYTES as usize
+        {
+            return Err(Error::Protocol(
+                "more entries stand unanswered than were allowed".into(),
+            ));
         }
         Ok(())
     }

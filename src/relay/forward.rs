@@ -124,9 +124,18 @@ struct PairEnd {
 impl Forwarder {
     /// On so many ports from the given one on; or on any, where that is 0.
     pub(super) fn bind(first: SocketAddr, ports: u16, allowance: Allowance) -> Result<Self> {
-        let mut forwarder = Self { sockets: Vec::new(), ports: Vec::new(), allowance, state: Mutex::default() };
+        let mut forwarder = Self {
+            sockets: Vec::new(),
+            ports: Vec::new(),
+            allowance,
+            state: Mutex::default(),
+        };
         for number in 0..ports {
-            let port = if first.port() == 0 { 0 } else { first.port().saturating_add(number) };
+            let port = if first.port() == 0 {
+                0
+            } else {
+                first.port().saturating_add(number)
+            };
             let address = SocketAddr::new(first.ip(), port);
             let socket = Socket::bind(address)?;
             forwarder.ports.push(socket.port);
@@ -153,8 +162,10 @@ impl Forwarder {
         }
         let (now, mut state) = (Instant::now(), self.state());
         let allowance = &self.allowance;
-        if let Some(pair) =
-            state.pairs.values_mut().find(|pair| pair.is_between(&ends) && !pair.is_over(now, allowance))
+        if let Some(pair) = state
+            .pairs
+            .values_mut()
+            .find(|pair| pair.is_between(&ends) && !pair.is_over(now, allowance))
         {
             let tokens = pair.ends.each_mut().map(|end| {
                 end.heard = now;
@@ -163,7 +174,11 @@ impl Forwarder {
             return Some((self.ports[pair.port], tokens));
         }
         let network = network(ends[1].ip);
-        let of_network = state.pairs.values().filter(|pair| pair.is_of(network)).count();
+        let of_network = state
+            .pairs
+            .values()
+            .filter(|pair| pair.is_of(network))
+            .count();
         if state.pairs.len() >= self.allowance.pairs || of_network >= MAX_PAIRS_EACH {
             return None;
         }
@@ -172,10 +187,24 @@ impl Forwarder {
         state.next += 1;
         let ends = std::array::from_fn(|end| {
             state.tokens.insert(tokens[end], (number, end));
-            PairEnd { party: ends[end], token: tokens[end], bound: None, heard: now }
+            PairEnd {
+                party: ends[end],
+                token: tokens[end],
+                bound: None,
+                heard: now,
+            }
         });
         let queue = self.allowance.rate.map(|rate| self.queue(port, rate));
-        state.pairs.insert(number, Pair { port, ends, since: now, bytes: 0, queue });
+        state.pairs.insert(
+            number,
+            Pair {
+                port,
+                ends,
+                since: now,
+                bytes: 0,
+                queue,
+            },
+        );
         Some((self.ports[port], tokens))
     }
 
@@ -186,8 +215,21 @@ impl Forwarder {
         let (to, mut waiting) = mpsc::unbounded_channel::<Waiting>();
         let (forwarder, bucket) = (self.clone(), Bucket::new(rate));
         tokio::spawn(async move {
-            while let Some(Waiting { bytes, each, ecn, to, _room }) = waiting.recv().await {
-                for part in (Datagrams { bytes: &bytes, each, ecn }).parts(bucket.block()) {
+            while let Some(Waiting {
+                bytes,
+                each,
+                ecn,
+                to,
+                _room,
+            }) = waiting.recv().await
+            {
+                for part in (Datagrams {
+                    bytes: &bytes,
+                    each,
+                    ecn,
+                })
+                .parts(bucket.block())
+                {
                     bucket.take(part.bytes.len()).await;
                     forwarder.sockets[port].send(part, to);
                 }
@@ -238,7 +280,13 @@ impl Queue {
             && let Ok(room) = self.room.clone().try_acquire_many_owned(length)
         {
             // Fails only when the process ends.
-            let _ = self.to.send(Waiting { bytes: bytes.to_vec(), each, ecn, to, _room: room });
+            let _ = self.to.send(Waiting {
+                bytes: bytes.to_vec(),
+                each,
+                ecn,
+                to,
+                _room: room,
+            });
         }
     }
 }
@@ -263,18 +311,35 @@ impl Pair {
 impl State {
     /// The port with the fewest pairs on which neither end is in one.
     fn free_port(&self, ends: &[Party; 2], ports: usize) -> Option<usize> {
-        let same = |pair: &Pair| pair.ends.iter().any(|there| ends.iter().any(|end| end.id == there.party.id));
+        let same = |pair: &Pair| {
+            pair.ends
+                .iter()
+                .any(|there| ends.iter().any(|end| end.id == there.party.id))
+        };
         let mut load = vec![Some(0_usize); ports];
         for pair in self.pairs.values() {
-            load[pair.port] = load[pair.port].filter(|_| !same(pair)).map(|pairs| pairs + 1);
+            load[pair.port] = load[pair.port]
+                .filter(|_| !same(pair))
+                .map(|pairs| pairs + 1);
         }
-        load.iter().enumerate().filter_map(|(port, load)| load.map(|load| (load, port))).min().map(|(_, port)| port)
+        load.iter()
+            .enumerate()
+            .filter_map(|(port, load)| load.map(|load| (load, port)))
+            .min()
+            .map(|(_, port)| port)
     }
 
     /// Where datagrams go at once, if anywhere. One that may bind an address comes alone.
-    fn take(&mut self, datagrams: Datagrams, from: (usize, SocketAddr), allowance: &Allowance) -> Option<SocketAddr> {
+    fn take(
+        &mut self,
+        datagrams: Datagrams,
+        from: (usize, SocketAddr),
+        allowance: &Allowance,
+    ) -> Option<SocketAddr> {
         if let Some((&BIND, token)) = datagrams.bytes.split_first()
-            && let Some(&end) = <&[u8; TOKEN]>::try_from(token).ok().and_then(|token| self.tokens.get(token))
+            && let Some(&end) = <&[u8; TOKEN]>::try_from(token)
+                .ok()
+                .and_then(|token| self.tokens.get(token))
         {
             self.bind(end, from);
             return None;
@@ -296,7 +361,9 @@ impl State {
 
     /// An end is at this address now.
     fn bind(&mut self, (number, end): End, (port, from): (usize, SocketAddr)) {
-        let Some(pair) = self.pairs.get_mut(&number).filter(|pair| pair.port == port) else { return };
+        let Some(pair) = self.pairs.get_mut(&number).filter(|pair| pair.port == port) else {
+            return;
+        };
         let this = &mut pair.ends[end];
         if canonical(from).ip() != this.party.ip {
             return debug!(%from, validated = %this.party.ip, "an address that was not validated is not bound");
@@ -328,20 +395,38 @@ impl State {
 
     fn sweep(&mut self, now: Instant, allowance: &Allowance) {
         let ended = |pair: &Pair| {
-            let idle = if pair.ends.iter().all(|end| end.bound.is_some()) { IDLE } else { UNBOUND };
-            let silent = pair.ends.iter().any(|end| now.duration_since(end.heard) > idle);
+            let idle = if pair.ends.iter().all(|end| end.bound.is_some()) {
+                IDLE
+            } else {
+                UNBOUND
+            };
+            let silent = pair
+                .ends
+                .iter()
+                .any(|end| now.duration_since(end.heard) > idle);
             silent || pair.is_over(now, allowance)
         };
-        let numbers: Vec<_> = self.pairs.iter().filter(|(_, pair)| ended(pair)).map(|(number, _)| *number).collect();
+        let numbers: Vec<_> = self
+            .pairs
+            .iter()
+            .filter(|(_, pair)| ended(pair))
+            .map(|(number, _)| *number)
+            .collect();
         for number in numbers {
-            let Some(pair) = self.pairs.remove(&number) else { continue };
+            let Some(pair) = self.pairs.remove(&number) else {
+                continue;
+            };
             for (its, end) in pair.ends.iter().enumerate() {
                 self.tokens.remove(&end.token);
                 if let Some(bound) = end.bound {
                     self.release((pair.port, bound), (number, its));
                 }
             }
-            info!(bytes = pair.bytes, seconds = pair.since.elapsed().as_secs(), "a pair has ended");
+            info!(
+                bytes = pair.bytes,
+                seconds = pair.since.elapsed().as_secs(),
+                "a pair has ended"
+            );
         }
     }
 }
@@ -356,7 +441,10 @@ mod tests {
     /// Two ends that have bound their addresses, on the only port.
     fn bound() -> State {
         let mut state = unbound();
-        assert_eq!([bind(&mut state, 0, A), bind(&mut state, 1, B)], [None, None]);
+        assert_eq!(
+            [bind(&mut state, 0, A), bind(&mut state, 1, B)],
+            [None, None]
+        );
         state
     }
 
@@ -367,11 +455,27 @@ mod tests {
         let ends: Vec<_> = ends
             .map(|(end, ip)| {
                 state.tokens.insert([end as u8; TOKEN], (0, end));
-                PairEnd { party: Party { id: end as u64, ip }, token: [end as u8; TOKEN], bound: None, heard: now }
+                PairEnd {
+                    party: Party { id: end as u64, ip },
+                    token: [end as u8; TOKEN],
+                    bound: None,
+                    heard: now,
+                }
             })
             .collect();
-        let Ok(ends) = ends.try_into() else { unreachable!() };
-        state.pairs.insert(0, Pair { port: 0, ends, since: now, bytes: 0, queue: None });
+        let Ok(ends) = ends.try_into() else {
+            unreachable!()
+        };
+        state.pairs.insert(
+            0,
+            Pair {
+                port: 0,
+                ends,
+                since: now,
+                bytes: 0,
+                queue: None,
+            },
+        );
         state
     }
 
@@ -380,11 +484,19 @@ mod tests {
     }
 
     fn bind(state: &mut State, token: u8, from: &str) -> Option<SocketAddr> {
-        state.take(one(&[&[BIND][..], &[token; TOKEN]].concat()), (0, address(from)), &Allowance::default())
+        state.take(
+            one(&[&[BIND][..], &[token; TOKEN]].concat()),
+            (0, address(from)),
+            &Allowance::default(),
+        )
     }
 
     fn one(bytes: &[u8]) -> Datagrams<'_> {
-        Datagrams { bytes, each: bytes.len(), ecn: None }
+        Datagrams {
+            bytes,
+            each: bytes.len(),
+            ecn: None,
+        }
     }
 
     fn goes(state: &mut State, from: &str) -> Option<SocketAddr> {
@@ -409,17 +521,27 @@ mod tests {
         for stranger in ["192.0.2.1:8", "192.0.2.3:7", "[2001:db8::1]:7"] {
             assert_eq!(goes(&mut state, stranger), None);
         }
-        assert_eq!(state.take(one(b"anything"), (1, address(A)), &Allowance::default()), None, "on another port");
+        assert_eq!(
+            state.take(one(b"anything"), (1, address(A)), &Allowance::default()),
+            None,
+            "on another port"
+        );
     }
 
     #[test]
     fn a_token_is_worth_nothing_from_another_ip_and_moves_an_end_within_its_own() {
         let mut state = bound();
         assert_eq!(bind(&mut state, 0, "192.0.2.3:7"), None);
-        assert_eq!((goes(&mut state, "192.0.2.3:7"), goes(&mut state, B)), (None, Some(address(A))));
+        assert_eq!(
+            (goes(&mut state, "192.0.2.3:7"), goes(&mut state, B)),
+            (None, Some(address(A)))
+        );
         // As a NAT does that gives it another port.
         bind(&mut state, 0, "192.0.2.1:9");
-        assert_eq!((goes(&mut state, A), goes(&mut state, B)), (None, Some(address("192.0.2.1:9"))));
+        assert_eq!(
+            (goes(&mut state, A), goes(&mut state, B)),
+            (None, Some(address("192.0.2.1:9")))
+        );
         // As a socket of both families shows it.
         bind(&mut state, 0, "[::ffff:192.0.2.1]:9");
         assert_eq!(goes(&mut state, B), Some(address("[::ffff:192.0.2.1]:9")));
@@ -428,10 +550,19 @@ mod tests {
     #[test]
     fn nobody_is_sent_to_who_is_gone_however_much_the_other_end_sends() {
         let mut state = bound();
-        assert!(!swept(&mut state, IDLE.as_secs() - 1, &Allowance::default()));
-        let Some(pair) = state.pairs.get_mut(&0) else { unreachable!() };
+        assert!(!swept(
+            &mut state,
+            IDLE.as_secs() - 1,
+            &Allowance::default()
+        ));
+        let Some(pair) = state.pairs.get_mut(&0) else {
+            unreachable!()
+        };
         pair.ends[1].heard += IDLE;
-        assert!(swept(&mut state, IDLE.as_secs() + 1, &Allowance::default()), "only one of them still comes");
+        assert!(
+            swept(&mut state, IDLE.as_secs() + 1, &Allowance::default()),
+            "only one of them still comes"
+        );
         assert_eq!(goes(&mut state, B), None);
     }
 
@@ -440,15 +571,31 @@ mod tests {
         let mut state = unbound();
         bind(&mut state, 1, B);
         assert_eq!(goes(&mut state, B), None);
-        assert!(!swept(&mut state, UNBOUND.as_secs() - 1, &Allowance::default()));
-        assert!(swept(&mut state, UNBOUND.as_secs() + 1, &Allowance::default()));
+        assert!(!swept(
+            &mut state,
+            UNBOUND.as_secs() - 1,
+            &Allowance::default()
+        ));
+        assert!(swept(
+            &mut state,
+            UNBOUND.as_secs() + 1,
+            &Allowance::default()
+        ));
     }
 
     #[test]
     fn bytes_and_time_are_bounded() {
-        let allowance = Allowance { bytes: 20, time: Duration::from_secs(10), ..Allowance::default() };
+        let allowance = Allowance {
+            bytes: 20,
+            time: Duration::from_secs(10),
+            ..Allowance::default()
+        };
         let mut state = bound();
-        let forwarded = (0..9).filter(|_| state.take(one(b"8 bytes."), (0, address(A)), &allowance).is_some());
+        let forwarded = (0..9).filter(|_| {
+            state
+                .take(one(b"8 bytes."), (0, address(A)), &allowance)
+                .is_some()
+        });
         assert_eq!(forwarded.count(), 3, "what reaches the limit is the last");
         assert!(swept(&mut state, 0, &allowance));
         let mut state = bound();
@@ -459,9 +606,19 @@ mod tests {
     #[tokio::test]
     async fn a_queue_is_bounded_in_bytes_and_short_datagrams_are_not_free() {
         let (to, mut waiting) = mpsc::unbounded_channel();
-        let queue = Queue { room: Arc::new(Semaphore::new(QUEUE_AT_LEAST)), to };
+        let queue = Queue {
+            room: Arc::new(Semaphore::new(QUEUE_AT_LEAST)),
+            to,
+        };
         // Of what comes together, what fits goes in.
-        queue.put(Datagrams { bytes: &[0; 60_000], each: 1_200, ecn: None }, address(B));
+        queue.put(
+            Datagrams {
+                bytes: &[0; 60_000],
+                each: 1_200,
+                ecn: None,
+            },
+            address(B),
+        );
         (0..1_000).for_each(|_| queue.put(one(&[0]), address(B)));
         drop(queue);
         let (mut held, mut lengths) = (0, Vec::new());
@@ -469,7 +626,10 @@ mod tests {
             held += bytes.len() + bytes.len().div_ceil(each) * OVERHEAD;
             lengths.push(bytes.len());
         }
-        assert!(held <= QUEUE_AT_LEAST && lengths.len() <= QUEUE_AT_LEAST / OVERHEAD, "{held}");
+        assert!(
+            held <= QUEUE_AT_LEAST && lengths.len() <= QUEUE_AT_LEAST / OVERHEAD,
+            "{held}"
+        );
         assert_eq!(lengths[0], 32 * 1_200);
     }
 }

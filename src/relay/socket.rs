@@ -34,21 +34,35 @@ impl<'a> Datagrams<'a> {
 
     /// The first of them, so many at most.
     pub(super) fn first(self, count: usize) -> Self {
-        Self { bytes: &self.bytes[..self.bytes.len().min(count * self.each)], ..self }
+        Self {
+            bytes: &self.bytes[..self.bytes.len().min(count * self.each)],
+            ..self
+        }
     }
 
     /// All of them, in parts of so many bytes at most, or of one.
     pub(super) fn parts(self, bytes: usize) -> impl Iterator<Item = Self> {
         let part = (bytes / self.each).max(1) * self.each;
-        self.bytes.chunks(part).map(move |bytes| Self { bytes, ..self })
+        self.bytes
+            .chunks(part)
+            .map(move |bytes| Self { bytes, ..self })
     }
 
     /// All of them, but each that has just this length alone.
     pub(super) fn with_alone(self, length: usize) -> impl Iterator<Item = Self> {
         let last = self.bytes.len() - (self.count() - 1) * self.each;
-        let (before, last) = self.bytes.split_at(self.bytes.len() - if last == length { last } else { 0 });
-        let part = if self.each == length { length } else { before.len().max(1) };
-        before.chunks(part).chain(last.chunks(length)).map(move |bytes| Self { bytes, ..self })
+        let (before, last) = self
+            .bytes
+            .split_at(self.bytes.len() - if last == length { last } else { 0 });
+        let part = if self.each == length {
+            length
+        } else {
+            before.len().max(1)
+        };
+        before
+            .chunks(part)
+            .chain(last.chunks(length))
+            .map(move |bytes| Self { bytes, ..self })
     }
 }
 
@@ -75,7 +89,11 @@ impl Socket {
         let offload = UdpSocketState::new((&socket).into()).map_err(failed())?;
         let socket = UdpSocket::from_std(socket).map_err(failed())?;
         let port = socket.local_addr().map_err(failed())?.port();
-        Ok(Self { socket, offload, port })
+        Ok(Self {
+            socket,
+            offload,
+            port,
+        })
     }
 
     /// What comes next, and from where. Empty datagrams are not told of.
@@ -85,11 +103,32 @@ impl Socket {
             if self.socket.readable().await.is_err() {
                 continue;
             }
-            let receive = || self.offload.recv((&self.socket).into(), &mut [IoSliceMut::new(&mut buffer.0)], &mut meta);
+            let receive = || {
+                self.offload.recv(
+                    (&self.socket).into(),
+                    &mut [IoSliceMut::new(&mut buffer.0)],
+                    &mut meta,
+                )
+            };
             // What a receiver's port refused is told here, and concerns nobody else.
             if self.socket.try_io(Interest::READABLE, receive).is_ok() && meta[0].len > 0 {
-                let [RecvMeta { addr, len, stride, ecn, .. }] = meta;
-                return (Datagrams { bytes: &buffer.0[..len], each: stride, ecn }, addr);
+                let [
+                    RecvMeta {
+                        addr,
+                        len,
+                        stride,
+                        ecn,
+                        ..
+                    },
+                ] = meta;
+                return (
+                    Datagrams {
+                        bytes: &buffer.0[..len],
+                        each: stride,
+                        ecn,
+                    },
+                    addr,
+                );
             }
         }
     }
@@ -105,7 +144,8 @@ impl Socket {
                 segment_size: (part.count() > 1).then_some(part.each),
                 src_ip: None,
             };
-            let send = || -> io::Result<()> { self.offload.try_send((&self.socket).into(), &transmit) };
+            let send =
+                || -> io::Result<()> { self.offload.try_send((&self.socket).into(), &transmit) };
             let _ = self.socket.try_io(Interest::WRITABLE, send);
         }
     }
@@ -116,7 +156,11 @@ mod tests {
     use super::*;
 
     fn datagrams(bytes: &[u8], each: usize) -> Datagrams<'_> {
-        Datagrams { bytes, each, ecn: None }
+        Datagrams {
+            bytes,
+            each,
+            ecn: None,
+        }
     }
 
     fn lengths(parts: impl Iterator<Item = Datagrams<'static>>) -> Vec<usize> {
@@ -139,7 +183,12 @@ mod tests {
         assert_eq!(lengths(datagrams(&[0; 107], 50).parts(1)), [50, 50, 7]);
         let few = datagrams(&[0; 107], 50);
         assert_eq!(
-            (few.count(), few.first(2).bytes.len(), few.first(9).bytes.len(), few.first(0).count()),
+            (
+                few.count(),
+                few.first(2).bytes.len(),
+                few.first(9).bytes.len(),
+                few.first(0).count()
+            ),
             (3, 100, 107, 0)
         );
     }

@@ -46,7 +46,13 @@ impl Sent {
         let mut sent = Self::default();
         for (path, why) in failures {
             sent.count(&path, Kind::File, 0, &Settled::Failed(why.clone()));
-            (observer)(Event::Settled { id: None, path, kind: Kind::File, size: 0, result: Settled::Failed(why) });
+            (observer)(Event::Settled {
+                id: None,
+                path,
+                kind: Kind::File,
+                size: 0,
+                result: Settled::Failed(why),
+            });
         }
         sent
     }
@@ -118,13 +124,20 @@ impl State {
             }
         }
         self.names.begin_anew();
-        (self.unanswered, self.unanswered_bytes, self.open_held, self.to_send) = (0, 0, 0, 0);
+        (
+            self.unanswered,
+            self.unanswered_bytes,
+            self.open_held,
+            self.to_send,
+        ) = (0, 0, 0, 0);
         (self.complete, self.gone) = (false, None);
     }
 
     /// Announces the first entry of those that come again; false when there is none.
     pub(super) fn put_left(&mut self, buffer: &mut BytesMut) -> bool {
-        let Some((id, pending)) = self.left.pop_first() else { return false };
+        let Some((id, pending)) = self.left.pop_first() else {
+            return false;
+        };
         self.put(id, pending, buffer);
         true
     }
@@ -134,16 +147,23 @@ impl State {
         self.account.entries += 1;
         self.found_files += u64::from(announce.kind != Kind::Directory);
         for (aspect, why) in announce.extra.iter().flat_map(|extra| &extra.lapses) {
-            Unkept::count_one(&mut self.account.unkept, *aspect, || format!("{}: {why}", announce.path));
+            Unkept::count_one(&mut self.account.unkept, *aspect, || {
+                format!("{}: {why}", announce.path)
+            });
         }
-        if let Some((announce, role)) = self.names.found(Arc::new(announce), &mut self.account.unkept) {
+        if let Some((announce, role)) = self
+            .names
+            .found(Arc::new(announce), &mut self.account.unkept)
+        {
             self.put_new(announce, role, buffer);
         }
     }
 
     /// Announces a name that had to wait for another of its file; false when there is none.
     pub(super) fn put_ready(&mut self, buffer: &mut BytesMut) -> bool {
-        let Some((announce, role)) = self.names.next() else { return false };
+        let Some((announce, role)) = self.names.next() else {
+            return false;
+        };
         self.put_new(announce, role, buffer);
         true
     }
@@ -151,8 +171,15 @@ impl State {
     fn put_new(&mut self, announce: Arc<Announce>, role: Role, buffer: &mut BytesMut) {
         let id = self.next_id;
         self.next_id += 1;
-        let pending =
-            Pending { announce, role, unanswered: None, held: 0, held_bytes: None, sent: false, to_send: false };
+        let pending = Pending {
+            announce,
+            role,
+            unanswered: None,
+            held: 0,
+            held_bytes: None,
+            sent: false,
+            to_send: false,
+        };
         self.found_bytes += pending.size();
         self.put(id, pending, buffer);
     }
@@ -181,8 +208,12 @@ impl State {
     /// to no question, is the receiver's fault.
     pub(super) fn answered(&mut self, id: u64, verdict: &Verdict) -> Result<(Arc<Announce>, bool)> {
         let pending = self.unsettled.get_mut(&id);
-        let Some((pending, bytes)) = pending.and_then(|p| p.unanswered.take().map(|bytes| (p, bytes))) else {
-            return Err(Error::Protocol(format!("it answered entry {id}, which stands for no answer")));
+        let Some((pending, bytes)) =
+            pending.and_then(|p| p.unanswered.take().map(|bytes| (p, bytes)))
+        else {
+            return Err(Error::Protocol(format!(
+                "it answered entry {id}, which stands for no answer"
+            )));
         };
         self.unanswered -= 1;
         self.unanswered_bytes -= bytes;
@@ -197,12 +228,18 @@ impl State {
             self.to_send += 1;
             pending.held = held.len();
             self.open_held += held.len();
-            let held_bytes = held.iter().map(|held| held.range.length).fold(0, u64::saturating_add);
-            self.progress += u64::from(pending.held_bytes.is_some_and(|before| held_bytes > before));
+            let held_bytes = held
+                .iter()
+                .map(|held| held.range.length)
+                .fold(0, u64::saturating_add);
+            self.progress +=
+                u64::from(pending.held_bytes.is_some_and(|before| held_bytes > before));
             pending.held_bytes = pending.held_bytes.max(Some(held_bytes));
         }
         if self.open_held > MAX_OPEN_HELD {
-            return Err(Error::Protocol("it holds more ranges than can be compared".into()));
+            return Err(Error::Protocol(
+                "it holds more ranges than can be compared".into(),
+            ));
         }
         Ok((pending.announce.clone(), pending.sent))
     }
@@ -222,7 +259,9 @@ impl State {
 
     /// Takes an entry off the unsettled ones; one that met a receiver that is `stopping` comes again.
     pub(super) fn settled(&mut self, id: u64, stands: bool, stopping: bool) {
-        let Some(mut pending) = self.unsettled.remove(&id) else { return };
+        let Some(mut pending) = self.unsettled.remove(&id) else {
+            return;
+        };
         self.open_held -= pending.held;
         self.to_send -= usize::from(std::mem::take(&mut pending.to_send));
         if stopping {
@@ -254,7 +293,10 @@ impl State {
 
     /// Whether all is announced and settled.
     pub(super) fn is_settled(&self) -> bool {
-        self.complete && self.left.is_empty() && self.unsettled.is_empty() && self.names.pending() == 0
+        self.complete
+            && self.left.is_empty()
+            && self.unsettled.is_empty()
+            && self.names.pending() == 0
     }
 }
 
@@ -263,7 +305,9 @@ impl Pending {
     pub(super) fn size(&self) -> u64 {
         match (&self.announce.pipe, self.role) {
             (Some(pipe), _) => pipe.bytes(),
-            (None, Role::Alone | Role::First(_)) if self.announce.kind == Kind::File => self.announce.metadata.size,
+            (None, Role::Alone | Role::First(_)) if self.announce.kind == Kind::File => {
+                self.announce.metadata.size
+            }
             _ => 0,
         }
     }
@@ -274,6 +318,9 @@ impl Pending {
             Role::First(_) | Role::Again(_) => Some(id),
             Role::Name(_, first) => Some(first),
         };
-        Entry { hard_link, ..self.announce.entry(id) }
+        Entry {
+            hard_link,
+            ..self.announce.entry(id)
+        }
     }
 }

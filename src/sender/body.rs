@@ -43,18 +43,50 @@ impl FileReader {
     /// A reader for an announced file. The file itself is opened with the first read, so that many wait with few
     /// descriptors.
     pub(super) fn open(announce: &Announce, held: Vec<Held>) -> Self {
-        let file = What { tree: announce.tree.clone(), path: announce.source.clone(), seen: announce.metadata.clone() };
+        let file = What {
+            tree: announce.tree.clone(),
+            path: announce.source.clone(),
+            seen: announce.metadata.clone(),
+        };
         let size = announce.metadata.size;
-        let parts =
-            if size == 0 { Vec::new() } else { vec![Part { range: Range { offset: 0, length: size }, planned: true }] };
+        let parts = if size == 0 {
+            Vec::new()
+        } else {
+            vec![Part {
+                range: Range {
+                    offset: 0,
+                    length: size,
+                },
+                planned: true,
+            }]
+        };
         let hasher = content_hasher(size, &[]);
-        Self { file, held, holes: Vec::new(), parts, passed: 0, position: 0, hasher, source: None }
+        Self {
+            file,
+            held,
+            holes: Vec::new(),
+            parts,
+            passed: 0,
+            position: 0,
+            hasher,
+            source: None,
+        }
     }
 
     /// What will come out.
     pub(super) fn plan(&self, id: u64) -> Plan {
-        let ranges = self.parts.iter().filter(|part| part.planned).map(|part| part.range).collect();
-        Plan { id, encoding: 0, ranges, holes: (!self.holes.is_empty()).then(|| self.holes.clone()) }
+        let ranges = self
+            .parts
+            .iter()
+            .filter(|part| part.planned)
+            .map(|part| part.range)
+            .collect();
+        Plan {
+            id,
+            encoding: 0,
+            ranges,
+            holes: (!self.holes.is_empty()).then(|| self.holes.clone()),
+        }
     }
 
     /// Finds the holes, and compares what the receiver holds with the file: neither what is the same need travel.
@@ -76,12 +108,27 @@ impl FileReader {
         apart.sort_unstable_by_key(|(range, _)| range.offset);
         let mut parts = Vec::new();
         let mut next = 0;
-        for (range, held) in apart.into_iter().chain([(Range { offset: size, length: 0 }, false)]) {
+        for (range, held) in apart.into_iter().chain([(
+            Range {
+                offset: size,
+                length: 0,
+            },
+            false,
+        )]) {
             if range.offset > next {
-                parts.push(Part { range: Range { offset: next, length: range.offset - next }, planned: true });
+                parts.push(Part {
+                    range: Range {
+                        offset: next,
+                        length: range.offset - next,
+                    },
+                    planned: true,
+                });
             }
             if held {
-                parts.push(Part { range, planned: false });
+                parts.push(Part {
+                    range,
+                    planned: false,
+                });
             }
             next = end(range);
         }
@@ -148,7 +195,9 @@ impl FileReader {
             }
             self.source = Some(source);
         }
-        self.source.as_deref().ok_or_else(|| Why::from(Code::Internal))
+        self.source
+            .as_deref()
+            .ok_or_else(|| Why::from(Code::Internal))
     }
 }
 
@@ -159,11 +208,16 @@ fn end(range: Range) -> u64 {
 /// Whether a range shares a byte with ascending ones.
 fn overlaps(ranges: &[Range], range: Range) -> bool {
     let next = ranges.partition_point(|&other| end(other) <= range.offset);
-    ranges.get(next).is_some_and(|other| other.offset < end(range))
+    ranges
+        .get(next)
+        .is_some_and(|other| other.offset < end(range))
 }
 
 fn changed() -> Why {
-    Why::new(Code::Changed, "changed while it was being sent; send it again once it is at rest")
+    Why::new(
+        Code::Changed,
+        "changed while it was being sent; send it again once it is at rest",
+    )
 }
 
 fn unreadable(error: &std::io::Error) -> Why {

@@ -36,7 +36,10 @@ pub(super) async fn put_digests(mut found: mpsc::Receiver<Found>, to: mpsc::Send
 fn with_digest(found: Found) -> Found {
     match found {
         Found::Entry(announce) if announce.kind == Kind::File && announce.pipe.is_none() => {
-            Found::Entry(Announce { digest: digest_of(&announce), ..announce })
+            Found::Entry(Announce {
+                digest: digest_of(&announce),
+                ..announce
+            })
         }
         other => other,
     }
@@ -44,7 +47,13 @@ fn with_digest(found: Found) -> Found {
 
 fn digest_of(announce: &Announce) -> Option<[u8; 32]> {
     let source = announce.tree.store.open(&announce.source).ok()?;
-    let same = || source.metadata().is_ok_and(|metadata| metadata.version == announce.metadata.version);
-    let found = same().then(|| digest(&*source, announce.metadata.size))?.ok()?;
+    let same = || {
+        source
+            .metadata()
+            .is_ok_and(|metadata| metadata.version == announce.metadata.version)
+    };
+    let found = same()
+        .then(|| digest(&*source, announce.metadata.size))?
+        .ok()?;
     same().then_some(found)
 }

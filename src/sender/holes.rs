@@ -24,7 +24,10 @@ pub(super) fn find(source: &dyn Source, size: u64) -> io::Result<Vec<Range>> {
         // A source that says nonsense is no reason to go round in circles.
         at = end.max(at + 1);
     }
-    let mut holes: Vec<_> = largest.into_iter().map(|Reverse((length, offset))| Range { offset, length }).collect();
+    let mut holes: Vec<_> = largest
+        .into_iter()
+        .map(|Reverse((length, offset))| Range { offset, length })
+        .collect();
     holes.sort_unstable_by_key(|hole| hole.offset);
     Ok(holes)
 }
@@ -47,12 +50,20 @@ mod tests {
         }
 
         fn data_from(&self, offset: u64) -> io::Result<Option<std::ops::Range<u64>>> {
-            Ok(self.0.iter().find(|&&dot| dot >= offset).map(|&dot| dot..dot + 1))
+            Ok(self
+                .0
+                .iter()
+                .find(|&&dot| dot >= offset)
+                .map(|&dot| dot..dot + 1))
         }
     }
 
     fn holes(dots: &[u64], size: u64) -> Vec<(u64, u64)> {
-        find(&Dots(dots.to_vec()), size).unwrap().iter().map(|hole| (hole.offset, hole.length)).collect()
+        find(&Dots(dots.to_vec()), size)
+            .unwrap()
+            .iter()
+            .map(|hole| (hole.offset, hole.length))
+            .collect()
     }
 
     #[test]

@@ -111,7 +111,11 @@ impl Watch {
         self.last = stats;
         self.round_trips += stats.path.rtt;
         self.samples += 1;
-        let counts = self.meter.0.each_ref().map(|count| count.load(Ordering::Relaxed));
+        let counts = self
+            .meter
+            .0
+            .each_ref()
+            .map(|count| count.load(Ordering::Relaxed));
         self.account.add(time, counts);
     }
 
@@ -130,13 +134,25 @@ impl Watch {
         let mut path = PathStats::default();
         path.rtt = self.round_trips / self.samples.max(1);
         path.min_rtt = after.path.min_rtt;
-        path.sent_packets = after.path.sent_packets.saturating_sub(before.path.sent_packets);
-        path.lost_packets = after.path.lost_packets.saturating_sub(before.path.lost_packets);
+        path.sent_packets = after
+            .path
+            .sent_packets
+            .saturating_sub(before.path.sent_packets);
+        path.lost_packets = after
+            .path
+            .lost_packets
+            .saturating_sub(before.path.lost_packets);
         path.sent_bytes = after.udp_tx.bytes.saturating_sub(before.udp_tx.bytes);
         path.lost_bytes = after.path.lost_bytes.saturating_sub(before.path.lost_bytes);
         path.received_bytes = after.udp_rx.bytes.saturating_sub(before.udp_rx.bytes);
-        path.congestion_events = after.path.congestion_events.saturating_sub(before.path.congestion_events);
-        path.black_holes = after.path.black_holes_detected.saturating_sub(before.path.black_holes_detected);
+        path.congestion_events = after
+            .path
+            .congestion_events
+            .saturating_sub(before.path.congestion_events);
+        path.black_holes = after
+            .path
+            .black_holes_detected
+            .saturating_sub(before.path.black_holes_detected);
         path.window = after.path.cwnd;
         path.mtu = after.path.current_mtu;
         let seconds = elapsed.as_secs_f64().max(f64::EPSILON);
@@ -146,14 +162,17 @@ impl Watch {
 }
 
 async fn usage() -> Usage {
-    tokio::task::spawn_blocking(Usage::now).await.unwrap_or_else(|_| Usage::now())
+    tokio::task::spawn_blocking(Usage::now)
+        .await
+        .unwrap_or_else(|_| Usage::now())
 }
 
 impl Account {
     /// Shares a stretch of time out by how many transfers stood where.
     fn add(&mut self, time: Duration, counts: [usize; STATIONS]) {
         let all: usize = counts.iter().sum();
-        let part = |station: Station| time.mul_f64(counts[station as usize] as f64 / all.max(1) as f64);
+        let part =
+            |station: Station| time.mul_f64(counts[station as usize] as f64 / all.max(1) as f64);
         self.reading += part(Station::Reading);
         self.limited += part(Station::Limited);
         self.network += part(Station::Writing) + part(Station::UnderWay);
@@ -168,14 +187,22 @@ mod tests {
     #[test]
     fn time_is_shared_out_by_where_transfers_stand() {
         let (meter, mut account) = (Meter::default(), Account::default());
-        let counts = || meter.0.each_ref().map(|count| count.load(Ordering::Relaxed));
+        let counts = || {
+            meter
+                .0
+                .each_ref()
+                .map(|count| count.load(Ordering::Relaxed))
+        };
         let second = Duration::from_secs(1);
         account.add(second, counts());
         assert_eq!(account, Account::default(), "nobody stood anywhere");
         let reading = meter.at(Station::Reading);
         let committing: Vec<_> = (0..3).map(|_| meter.at(Station::Committing)).collect();
         account.add(second, counts());
-        assert_eq!((account.reading, account.committing), (second / 4, second * 3 / 4));
+        assert_eq!(
+            (account.reading, account.committing),
+            (second / 4, second * 3 / 4)
+        );
         drop((reading, committing));
         let _network = (meter.at(Station::Writing), meter.at(Station::UnderWay));
         account.add(second, counts());

@@ -62,14 +62,21 @@ enum First {
 
 impl Names {
     /// What to announce of something that was found, and as what; `None` when it has to wait for the first name.
-    pub(super) fn found(&mut self, announce: Arc<Announce>, unkept: &mut Vec<Unkept>) -> Option<(Arc<Announce>, Role)> {
+    pub(super) fn found(
+        &mut self,
+        announce: Arc<Announce>,
+        unkept: &mut Vec<Unkept>,
+    ) -> Option<(Arc<Announce>, Role)> {
         if announce.kind != Kind::File || announce.metadata.links < 2 {
             return Some((announce, Role::Alone));
         }
         let id = announce.metadata.version.file;
         if self.files.len() >= MAX_FILES && !self.files.contains_key(&id) {
             Unkept::count_one(unkept, Aspect::HardLink, || {
-                format!("{}: more than {MAX_FILES} files with further names", announce.path)
+                format!(
+                    "{}: more than {MAX_FILES} files with further names",
+                    announce.path
+                )
             });
             return Some((announce, Role::Alone));
         }
@@ -78,7 +85,12 @@ impl Names {
 
     fn place(&mut self, announce: Arc<Announce>) -> Option<(Arc<Announce>, Role)> {
         let id = announce.metadata.version.file;
-        let lone = || Arc::new(Announce { parent: None, ..Announce::clone(&announce) });
+        let lone = || {
+            Arc::new(Announce {
+                parent: None,
+                ..Announce::clone(&announce)
+            })
+        };
         let file = self.files.entry(id).or_insert_with(|| File {
             first: lone(),
             state: First::Failed,
@@ -117,10 +129,18 @@ impl Names {
 
     /// An entry is settled; what waited for it has its turn now.
     pub(super) fn settled(&mut self, id: u64, role: Role, stands: bool) {
-        let (Role::First(of) | Role::Again(of) | Role::Name(of, _)) = role else { return };
-        let Some(file) = self.files.get_mut(&of) else { return };
+        let (Role::First(of) | Role::Again(of) | Role::Name(of, _)) = role else {
+            return;
+        };
+        let Some(file) = self.files.get_mut(&of) else {
+            return;
+        };
         if matches!(role, Role::First(_) | Role::Again(_)) {
-            file.state = if stands { First::Stands(id) } else { First::Failed };
+            file.state = if stands {
+                First::Stands(id)
+            } else {
+                First::Failed
+            };
             self.waiting -= file.waiting.len();
             self.ready.extend(file.waiting.drain(..));
         }
@@ -153,7 +173,11 @@ impl Names {
 
     /// There is another receiver, which has heard of none of them.
     pub(super) fn begin_anew(&mut self) {
-        for file in self.files.values_mut().filter(|file| matches!(file.state, First::Stands(_))) {
+        for file in self
+            .files
+            .values_mut()
+            .filter(|file| matches!(file.state, First::Stands(_)))
+        {
             file.state = First::Unheard;
         }
     }
@@ -177,10 +201,20 @@ mod tests {
         let path = RelativePath::from_components([name]).unwrap();
         let mut metadata = store.stat(&RelativePath::root()).unwrap().unwrap();
         (metadata.links, metadata.version.file) = (links, (1, file));
-        let tree = Arc::new(Tree { store, path: path.clone(), name: name.into(), directory: false });
+        let tree = Arc::new(Tree {
+            store,
+            path: path.clone(),
+            name: name.into(),
+            directory: false,
+        });
         let pipe = Arc::new(crate::pipe::Pipe::new(std::io::empty()));
         let announce = Announce::of_pipe(name.as_bytes(), pipe).unwrap();
-        Arc::new(Announce { tree, metadata, pipe: None, ..announce })
+        Arc::new(Announce {
+            tree,
+            metadata,
+            pipe: None,
+            ..announce
+        })
     }
 
     fn found(names: &mut Names, announce: Arc<Announce>) -> Option<Role> {
@@ -188,7 +222,9 @@ mod tests {
     }
 
     fn next(names: &mut Names) -> Option<(String, Role)> {
-        names.next().map(|(announce, role)| (announce.path.to_string(), role))
+        names
+            .next()
+            .map(|(announce, role)| (announce.path.to_string(), role))
     }
 
     #[test]

@@ -17,14 +17,30 @@ use crate::wire::{ENCODING_PIECES, Message, PIECE, Plan, Trailer, Working, put_v
 const WORKING: Duration = Duration::from_secs(5);
 
 impl Run {
-    pub(super) async fn transfer_pipe(&self, id: u64, announce: &Announce, pipe: &Pipe) -> Result<(), Why> {
-        let begun = pipe.begin().ok_or_else(|| Why::new(Code::Unreadable, "the input cannot be read a second time"));
+    pub(super) async fn transfer_pipe(
+        &self,
+        id: u64,
+        announce: &Announce,
+        pipe: &Pipe,
+    ) -> Result<(), Why> {
+        let begun = pipe
+            .begin()
+            .ok_or_else(|| Why::new(Code::Unreadable, "the input cannot be read a second time"));
         let mut pieces = self.withdraw(id, begun).await?;
         self.started(id, announce, 0);
         let (mut stream, mut receipt) = self.open_transfer().await?;
         let mut head = self.header();
-        Plan { id, encoding: ENCODING_PIECES, ranges: Vec::new(), holes: None }.put(&mut head);
-        if let Err(error) = self.write((&mut stream, &mut receipt), &mut [head.freeze()]).await {
+        Plan {
+            id,
+            encoding: ENCODING_PIECES,
+            ranges: Vec::new(),
+            holes: None,
+        }
+        .put(&mut head);
+        if let Err(error) = self
+            .write((&mut stream, &mut receipt), &mut [head.freeze()])
+            .await
+        {
             return self.stopped(error, &mut receipt).await;
         }
         let (digest, size) = loop {
@@ -46,7 +62,10 @@ impl Run {
                 Some(Piece::Bytes(bytes)) => bytes,
                 Some(Piece::End(digest, size)) => break (digest, size),
                 Some(Piece::Failed(error)) => {
-                    let why = Why::new(Code::Unreadable, format!("the input cannot be read: {error}"));
+                    let why = Why::new(
+                        Code::Unreadable,
+                        format!("the input cannot be read: {error}"),
+                    );
                     return self.give_up(id, stream, why).await;
                 }
                 None => return self.give_up(id, stream, Code::Internal.into()).await,
@@ -55,7 +74,10 @@ impl Run {
             let mut head = BytesMut::new();
             head.put_u8(PIECE);
             put_varint(&mut head, moved);
-            if let Err(error) = self.write((&mut stream, &mut receipt), &mut [head.freeze(), bytes]).await {
+            if let Err(error) = self
+                .write((&mut stream, &mut receipt), &mut [head.freeze(), bytes])
+                .await
+            {
                 return self.stopped(error, &mut receipt).await;
             }
             pipe.moved(moved);
@@ -63,8 +85,16 @@ impl Run {
             self.report_found(false);
             (self.shared.observer)(Event::Moved { id, bytes: moved });
         };
-        if let Err(error) =
-            self.write((&mut stream, &mut receipt), &mut [Trailer { digest, size: Some(size) }.to_bytes()]).await
+        if let Err(error) = self
+            .write(
+                (&mut stream, &mut receipt),
+                &mut [Trailer {
+                    digest,
+                    size: Some(size),
+                }
+                .to_bytes()],
+            )
+            .await
         {
             return self.stopped(error, &mut receipt).await;
         }

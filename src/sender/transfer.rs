@@ -15,7 +15,9 @@ use crate::index::LARGE_FILE;
 use crate::manifest::Announce;
 use crate::progress::Event;
 use crate::stream::{Direction, MessageReader, MessageWriter, StreamError, silence};
-use crate::wire::{Committed, Failed, Frame, Held, Message, StreamType, Trailer, Withdraw, Working, put_varint};
+use crate::wire::{
+    Committed, Failed, Frame, Held, Message, StreamType, Trailer, Withdraw, Working, put_varint,
+};
 
 /// Files up to this size are read whole before their stream is opened, in bytes.
 const SMALL_BODY: u64 = BLOCK as u64;
@@ -32,7 +34,9 @@ impl Receipt {
     async fn listen(&mut self, working: &AtomicU64) -> Infallible {
         while self.last.is_none() {
             match self.stream.frame(Failed::LIMIT).await {
-                Ok(Some(frame)) if frame.kind == Working::TYPE && frame.decode::<Working>().is_ok() => {
+                Ok(Some(frame))
+                    if frame.kind == Working::TYPE && frame.decode::<Working>().is_ok() =>
+                {
                     working.fetch_add(1, Relaxed);
                 }
                 other => self.last = Some(other),
@@ -75,8 +79,13 @@ impl Run {
         if let Err(why) = &read {
             let (mut stream, mut receipt) = self.open_transfer().await?;
             let mut head = self.header();
-            Withdraw { id, why: why.clone().into() }.put(&mut head);
-            self.write((&mut stream, &mut receipt), &mut [head.freeze()]).await?;
+            Withdraw {
+                id,
+                why: why.clone().into(),
+            }
+            .put(&mut head);
+            self.write((&mut stream, &mut receipt), &mut [head.freeze()])
+                .await?;
             stream.finish();
         }
         read
@@ -84,7 +93,12 @@ impl Run {
 
     pub(super) fn started(&self, id: u64, announce: &Announce, held: u64) {
         let (path, size) = (announce.path.clone(), announce.metadata.size);
-        (self.shared.observer)(Event::Started { id, path, size, held });
+        (self.shared.observer)(Event::Started {
+            id,
+            path,
+            size,
+            held,
+        });
     }
 
     async fn transfer_small(&self, id: u64, announce: &Announce) -> Result<(), Why> {
@@ -109,7 +123,11 @@ impl Run {
         let (mut stream, mut receipt) = self.open_transfer().await?;
         let mut head = self.header();
         plan.put(&mut head);
-        let mut chunks = [head.freeze(), content, Trailer { digest, size: None }.to_bytes()];
+        let mut chunks = [
+            head.freeze(),
+            content,
+            Trailer { digest, size: None }.to_bytes(),
+        ];
         if let Err(error) = self.write((&mut stream, &mut receipt), &mut chunks).await {
             return self.stopped(error, &mut receipt).await;
         }
@@ -120,23 +138,37 @@ impl Run {
         self.receipt(&mut receipt, size, delivered).await
     }
 
-    async fn transfer_large(&self, id: u64, announce: &Announce, held: Vec<Held>) -> Result<(), Why> {
+    async fn transfer_large(
+        &self,
+        id: u64,
+        announce: &Announce,
+        held: Vec<Held>,
+    ) -> Result<(), Why> {
         let size = announce.metadata.size;
         let _open = self.shared.files.acquire().await;
         let reading = self.sending.meter.at(Station::Reading);
         let reader = FileReader::open(announce, held);
-        let mut reader = self.withdraw(id, blocking(move || reader.compare()).await).await?;
+        let mut reader = self
+            .withdraw(id, blocking(move || reader.compare()).await)
+            .await?;
         drop(reading);
         let plan = reader.plan(id);
         let key = announce.metadata.version.key();
         // A digest that speaks of holes is none of the content alone.
         let lasts = size >= LARGE_FILE && plan.holes().is_empty() && key.is_settled();
         // Neither what is held nor a hole need travel.
-        self.started(id, announce, size - plan.ranges.iter().map(|r| r.length).sum::<u64>());
+        self.started(
+            id,
+            announce,
+            size - plan.ranges.iter().map(|r| r.length).sum::<u64>(),
+        );
         let (mut stream, mut receipt) = self.open_transfer().await?;
         let mut head = self.header();
         plan.put(&mut head);
-        if let Err(error) = self.write((&mut stream, &mut receipt), &mut [head.freeze()]).await {
+        if let Err(error) = self
+            .write((&mut stream, &mut receipt), &mut [head.freeze()])
+            .await
+        {
             return self.stopped(error, &mut receipt).await;
         }
         let digest = loop {
@@ -163,8 +195,12 @@ impl Run {
                 (self.shared.observer)(Event::Moved { id, bytes });
             }
         };
-        if let Err(error) =
-            self.write((&mut stream, &mut receipt), &mut [Trailer { digest, size: None }.to_bytes()]).await
+        if let Err(error) = self
+            .write(
+                (&mut stream, &mut receipt),
+                &mut [Trailer { digest, size: None }.to_bytes()],
+            )
+            .await
         {
             return self.stopped(error, &mut receipt).await;
         }
@@ -184,14 +220,30 @@ impl Run {
 
     /// Ends a transfer that has begun. A reset may overtake the plan, and then the receiver knows of no transfer to fail: so
     /// the file is withdrawn as well.
-    pub(super) async fn give_up(&self, id: u64, stream: MessageWriter, why: Why) -> Result<(), Why> {
+    pub(super) async fn give_up(
+        &self,
+        id: u64,
+        stream: MessageWriter,
+        why: Why,
+    ) -> Result<(), Why> {
         stream.reset(why.code);
         self.withdraw(id, Err(why)).await
     }
 
     pub(super) async fn open_transfer(&self) -> Result<(MessageWriter, Receipt), Why> {
-        let (send, receive) = self.sending.connection.open_bi().await.map_err(StreamError::from)?;
-        Ok((MessageWriter::new(send), Receipt { stream: MessageReader::new(receive), last: None }))
+        let (send, receive) = self
+            .sending
+            .connection
+            .open_bi()
+            .await
+            .map_err(StreamError::from)?;
+        Ok((
+            MessageWriter::new(send),
+            Receipt {
+                stream: MessageReader::new(receive),
+                last: None,
+            },
+        ))
     }
 
     pub(super) fn header(&self) -> BytesMut {
@@ -215,7 +267,11 @@ impl Run {
         }
     }
 
-    async fn write_limited(&self, stream: &mut MessageWriter, chunks: &mut [Bytes]) -> Result<(), StreamError> {
+    async fn write_limited(
+        &self,
+        stream: &mut MessageWriter,
+        chunks: &mut [Bytes],
+    ) -> Result<(), StreamError> {
         let (limits, meter) = (&self.sending.limits, &self.sending.meter);
         if limits.rate().is_none() {
             let _writing = meter.at(Station::Writing);
@@ -239,7 +295,12 @@ impl Run {
         let silence = async {
             loop {
                 let before = self.working.load(Relaxed);
-                silence(&self.sending.connection, Direction::Sending, self.sending.deadline).await;
+                silence(
+                    &self.sending.connection,
+                    Direction::Sending,
+                    self.sending.deadline,
+                )
+                .await;
                 if self.working.load(Relaxed) == before {
                     return;
                 }
@@ -253,7 +314,11 @@ impl Run {
     }
 
     /// A stopped stream is no error by itself: the receipt says why. Everything else is.
-    pub(super) async fn stopped(&self, error: StreamError, receipt: &mut Receipt) -> Result<(), Why> {
+    pub(super) async fn stopped(
+        &self,
+        error: StreamError,
+        receipt: &mut Receipt,
+    ) -> Result<(), Why> {
         match error {
             StreamError::Stopped(code) => match self.read_receipt(receipt).await {
                 Ok(Err(why)) => Err(why),
@@ -286,15 +351,24 @@ impl Run {
             committed if committed.bytes == size => Ok(()),
             committed => Err(Why::new(
                 Code::Corrupt,
-                format!("the receiver says it committed {} bytes of {size}", committed.bytes),
+                format!(
+                    "the receiver says it committed {} bytes of {size}",
+                    committed.bytes
+                ),
             )),
         }
     }
 
-    pub(super) async fn read_receipt(&self, receipt: &mut Receipt) -> Result<Result<Committed, Why>, StreamError> {
+    pub(super) async fn read_receipt(
+        &self,
+        receipt: &mut Receipt,
+    ) -> Result<Result<Committed, Why>, StreamError> {
         loop {
             // What was written may still be on its way; the receiver says Working while the wait is its own.
-            let frame = self.unless_silent(receipt.frame()).await??.ok_or(StreamError::Ended)?;
+            let frame = self
+                .unless_silent(receipt.frame())
+                .await??
+                .ok_or(StreamError::Ended)?;
             match frame.kind {
                 Working::TYPE => {
                     frame.decode::<Working>()?;

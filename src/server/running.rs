@@ -26,7 +26,8 @@ impl Running {
     }
 
     pub(super) fn end(&self) {
-        self.0.send_modify(|(running, since)| (*running, *since) = (*running - 1, Instant::now()));
+        self.0
+            .send_modify(|(running, since)| (*running, *since) = (*running - 1, Instant::now()));
     }
 
     /// Waits until no session has run for so long.

@@ -31,19 +31,39 @@ pub(crate) fn listings() -> Arc<Semaphore> {
 }
 
 /// The server's side.
-pub(super) async fn serve(server: &ServerSession, list: List, (reader, mut writer): Bi) -> Result<()> {
+pub(super) async fn serve(
+    server: &ServerSession,
+    list: List,
+    (reader, mut writer): Bi,
+) -> Result<()> {
     if !server.may_read {
-        return refuse(server, writer, Why::new(Code::NotAllowed, "this key may not read on this server")).await;
+        return refuse(
+            server,
+            writer,
+            Why::new(Code::NotAllowed, "this key may not read on this server"),
+        )
+        .await;
     }
     if server.stopping.is_cancelled() {
         return refuse(server, writer, Code::Stopping.into()).await;
     }
     let Ok(_room) = server.listings.clone().try_acquire_owned() else {
-        return refuse(server, writer, Why::new(Code::Busy, "too many listings at a time; try again later")).await;
+        return refuse(
+            server,
+            writer,
+            Why::new(Code::Busy, "too many listings at a time; try again later"),
+        )
+        .await;
     };
     tracing::info!(id = %hex(&list.session), recursive = list.recursive, "list");
     let (store, deadline) = (server.store.clone(), server.config.deadline);
-    let begun = blocking(move || Walk::begin(store, &RelativePath::from_components(&list.path.0)?, list.recursive));
+    let begun = blocking(move || {
+        Walk::begin(
+            store,
+            &RelativePath::from_components(&list.path.0)?,
+            list.recursive,
+        )
+    });
     let mut walk = match begun.await {
         Ok(walk) => walk,
         Err(why) => return refuse(server, writer, why).await,
@@ -75,7 +95,11 @@ pub(super) async fn serve(server: &ServerSession, list: List, (reader, mut write
                 }
                 Err((path, why)) => {
                     end.failed += 1;
-                    Unsendable { path: Components::from(&path), why: why.into() }.put(&mut buffer);
+                    Unsendable {
+                        path: Components::from(&path),
+                        why: why.into(),
+                    }
+                    .put(&mut buffer);
                 }
             }
         }
@@ -108,10 +132,15 @@ async fn alive(mut reader: MessageReader, deadline: Duration) -> Error {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Why> + Send + 'static) -> Result<T, Why> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|_| Err(Why::new(Code::Internal, "a fault inside haul while listing")))
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Why> + Send + 'static,
+) -> Result<T, Why> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
+        Err(Why::new(
+            Code::Internal,
+            "a fault inside haul while listing",
+        ))
+    })
 }
 
 /// What a listing brings.
@@ -134,9 +163,15 @@ pub struct Listing {
 
 impl Listing {
     /// Asks for a listing.
-    pub(crate) async fn begin(connection: &quinn::Connection, list: &List, deadline: Duration) -> Result<Self> {
+    pub(crate) async fn begin(
+        connection: &quinn::Connection,
+        list: &List,
+        deadline: Duration,
+    ) -> Result<Self> {
         let (_, (mut reader, mut writer)) = ask(connection, list, deadline, |_| {}).await?;
-        timeout(deadline, answer(&mut reader)).await.map_err(|_| Error::from(StreamError::TimedOut))??;
+        timeout(deadline, answer(&mut reader))
+            .await
+            .map_err(|_| Error::from(StreamError::TimedOut))??;
         let alive = tokio::spawn(async move {
             loop {
                 sleep(WORKING).await;
@@ -145,7 +180,12 @@ impl Listing {
                 }
             }
         });
-        Ok(Self { reader, deadline, alive, ended: false })
+        Ok(Self {
+            reader,
+            deadline,
+            alive,
+            ended: false,
+        })
     }
 
     /// The next of what is found; `None` when there is no more. Cancelling loses nothing.
@@ -158,9 +198,12 @@ impl Listing {
             return Ok(None);
         }
         let frame = timeout(self.deadline, self.reader.frame(Listed::LIMIT)).await;
-        let frame: Frame = frame.map_err(|_| StreamError::TimedOut)??.ok_or(StreamError::Ended)?;
+        let frame: Frame = frame
+            .map_err(|_| StreamError::TimedOut)??
+            .ok_or(StreamError::Ended)?;
         let path = |path: &Components| {
-            RelativePath::from_components(&path.0).map_err(|bad| Error::Protocol(format!("it lists a name: {bad}")))
+            RelativePath::from_components(&path.0)
+                .map_err(|bad| Error::Protocol(format!("it lists a name: {bad}")))
         };
         Ok(match frame.kind {
             Listed::TYPE => {

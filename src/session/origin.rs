@@ -28,8 +28,13 @@ pub(crate) fn origin(trees: &[Tree], session: &[u8; 16]) -> Option<Origin> {
         }
         trees => {
             let directories = trees.iter().filter(|tree| tree.directory).take(MAX_MARKS);
-            let sources = directories.map(|tree| marks(tree)?.into_iter().next()).collect::<Option<Vec<_>>>()?;
-            Origin { sources, above: Vec::new() }
+            let sources = directories
+                .map(|tree| marks(tree)?.into_iter().next())
+                .collect::<Option<Vec<_>>>()?;
+            Origin {
+                sources,
+                above: Vec::new(),
+            }
         }
     };
     Some(origin).filter(|origin| !origin.sources.is_empty())
@@ -45,7 +50,9 @@ pub(crate) fn check(
     mirror: bool,
 ) -> Result<(), Why> {
     let Some(origin) = origin else { return Ok(()) };
-    let Some(marks) = marks(store, place.directory(), session) else { return Ok(()) };
+    let Some(marks) = marks(store, place.directory(), session) else {
+        return Ok(());
+    };
     let is_there = store.stat(place.directory())?.is_some();
     // What becomes the destination itself may be the same directory: then nothing happens.
     let own = usize::from(is_there && matches!(place, Place::As(_)));
@@ -56,9 +63,18 @@ pub(crate) fn check(
         );
         return Err(Why::new(Code::Nested, text));
     }
-    let text = if marks.iter().skip(own).any(|mark| origin.sources.contains(mark)) {
+    let text = if marks
+        .iter()
+        .skip(own)
+        .any(|mark| origin.sources.contains(mark))
+    {
         "the destination lies inside of what is to be sent; choose one outside of it"
-    } else if mirror && is_there && marks.first().is_some_and(|mark| origin.above.contains(mark)) {
+    } else if mirror
+        && is_there
+        && marks
+            .first()
+            .is_some_and(|mark| origin.above.contains(mark))
+    {
         "the source lies inside of the destination, and a mirror would remove it there"
     } else {
         return Ok(());
@@ -69,11 +85,16 @@ pub(crate) fn check(
 /// Of a directory, or the nearest above it that is there, and of all above that.
 fn marks(store: &dyn Store, path: &RelativePath, session: &[u8; 16]) -> Option<Vec<Mark>> {
     static BOOT: OnceLock<Option<Vec<u8>>> = OnceLock::new();
-    let boot = BOOT.get_or_init(|| std::fs::read(BOOT_ID).ok().filter(|id| id.len() >= 16)).as_ref()?;
+    let boot = BOOT
+        .get_or_init(|| std::fs::read(BOOT_ID).ok().filter(|id| id.len() >= 16))
+        .as_ref()?;
     let secret = blake3::derive_key(CONTEXT, boot);
     let mark = |(device, inode): (u64, u64)| {
         let mut hasher = blake3::Hasher::new_keyed(&secret);
-        hasher.update(session).update(&device.to_be_bytes()).update(&inode.to_be_bytes());
+        hasher
+            .update(session)
+            .update(&device.to_be_bytes())
+            .update(&inode.to_be_bytes());
         let mut mark = [0; 16];
         hasher.finalize_xof().fill(&mut mark);
         Mark::from(mark)

@@ -27,22 +27,38 @@ use crate::sender::{Allowed, Sender, Sending, Sent, Watch};
 use crate::store::Store;
 use crate::stream::{MessageWriter, StreamError, varint_of};
 use crate::trust::Guests;
-use crate::wire::{Components, Hello, Kind, List, Message, Pull, Push, Ready, Refused, Summary, Take, WireFilter};
+use crate::wire::{
+    Components, Hello, Kind, List, Message, Pull, Push, Ready, Refused, Summary, Take, WireFilter,
+};
 
 /// Time between two samples of where a pull stands. There may be many; a client samples its own more often.
 const SAMPLE: Duration = Duration::from_millis(100);
 
 /// Serves one control stream: hello, request, and the session it asks for if there is room for one.
-pub(crate) async fn serve(server: &ServerSession, handle: u64, (mut reader, mut writer): Bi, room: bool) -> Result<()> {
+pub(crate) async fn serve(
+    server: &ServerSession,
+    handle: u64,
+    (mut reader, mut writer): Bi,
+    room: bool,
+) -> Result<()> {
     let deadline = server.config.deadline;
     let frame = async {
         reader.read::<Hello>().await?;
         reader.frame(Pull::LIMIT).await?.ok_or(StreamError::Ended)
     };
-    let frame = timeout(deadline, frame).await.map_err(|_| StreamError::TimedOut)??;
+    let frame = timeout(deadline, frame)
+        .await
+        .map_err(|_| StreamError::TimedOut)??;
     writer.write_within(&hello(), deadline).await?;
     match frame.kind {
-        _ if !room => refuse(server, writer, Why::new(Code::Busy, "too many sessions on this connection")).await,
+        _ if !room => {
+            refuse(
+                server,
+                writer,
+                Why::new(Code::Busy, "too many sessions on this connection"),
+            )
+            .await
+        }
         Push::TYPE => {
             let push: Push = frame.decode().map_err(StreamError::from)?;
             serve_push(server, handle, push, (reader, writer)).await
@@ -55,7 +71,14 @@ pub(crate) async fn serve(server: &ServerSession, handle: u64, (mut reader, mut 
             let list: List = frame.decode().map_err(StreamError::from)?;
             list::serve(server, list, (reader, writer)).await
         }
-        _ => refuse(server, writer, Why::new(Code::Unsupported, "this server does not know the request")).await,
+        _ => {
+            refuse(
+                server,
+                writer,
+                Why::new(Code::Unsupported, "this server does not know the request"),
+            )
+            .await
+        }
     }
 }
 
@@ -116,27 +139,54 @@ pub enum Content {
 
 impl Offered {
     /// What is asked for of it. The sender's user has said what goes; the client only whether to compare.
-    fn look(&self, pull: &Pull, parallel: usize, observer: Observer) -> Result<(Ready, Sender), Why> {
+    fn look(
+        &self,
+        pull: &Pull,
+        parallel: usize,
+        observer: Observer,
+    ) -> Result<(Ready, Sender), Why> {
         let asked = |name: &[u8]| pull.sources.iter().any(|source| source.0 == [name]);
         let nothing = || Why::new(Code::NotFound, "nothing of that name is offered");
         match &self.content {
             Content::Pipe(name, _) if !asked(name) => Err(nothing()),
-            Content::Pipe(_, pipe) if pipe.is_spent() => {
-                Err(Why::new(Code::Unreadable, "what comes out of a pipe cannot be sent a second time"))
-            }
+            Content::Pipe(_, pipe) if pipe.is_spent() => Err(Why::new(
+                Code::Unreadable,
+                "what comes out of a pipe cannot be sent a second time",
+            )),
             Content::Pipe(name, pipe) => {
                 let sender = Sender::of_pipe(name, pipe.clone(), observer)?;
-                Ok((Ready { only: Some(Kind::File), ..Ready::default() }, sender))
+                Ok((
+                    Ready {
+                        only: Some(Kind::File),
+                        ..Ready::default()
+                    },
+                    sender,
+                ))
             }
             Content::Trees(trees) => {
-                let trees: Vec<_> = trees.iter().filter(|tree| asked(&tree.name)).cloned().collect();
+                let trees: Vec<_> = trees
+                    .iter()
+                    .filter(|tree| asked(&tree.name))
+                    .cloned()
+                    .collect();
                 let only = match &trees[..] {
                     [] => return Err(nothing()),
-                    [one] => Some(if one.directory { Kind::Directory } else { Kind::File }),
+                    [one] => Some(if one.directory {
+                        Kind::Directory
+                    } else {
+                        Kind::File
+                    }),
                     _ => None,
                 };
-                let walk = WalkOptions { checksum: pull.checksum.unwrap_or(false), ..self.walk.clone() };
-                let looked = Looked { only, trees, unsendable: Vec::new() };
+                let walk = WalkOptions {
+                    checksum: pull.checksum.unwrap_or(false),
+                    ..self.walk.clone()
+                };
+                let looked = Looked {
+                    only,
+                    trees,
+                    unsendable: Vec::new(),
+                };
                 Ok(found(looked, walk, pull, parallel, observer))
             }
         }
@@ -144,18 +194,45 @@ impl Offered {
 }
 
 /// The answer to a pull, and who sends.
-fn found(looked: Looked, walk: WalkOptions, pull: &Pull, parallel: usize, observer: Observer) -> (Ready, Sender) {
-    let Looked { trees, unsendable, only } = looked;
-    let ready = Ready { only, origin: origin::origin(&trees, &pull.session), ..Ready::default() };
-    (ready, Sender::new(trees, unsendable, walk, parallel, observer))
+fn found(
+    looked: Looked,
+    walk: WalkOptions,
+    pull: &Pull,
+    parallel: usize,
+    observer: Observer,
+) -> (Ready, Sender) {
+    let Looked {
+        trees,
+        unsendable,
+        only,
+    } = looked;
+    let ready = Ready {
+        only,
+        origin: origin::origin(&trees, &pull.session),
+        ..Ready::default()
+    };
+    (
+        ready,
+        Sender::new(trees, unsendable, walk, parallel, observer),
+    )
 }
 
 /// Makes the receiver of a push whose place is settled, as is what it spares.
 pub(crate) type MakeReceiver = Box<dyn Fn(&Push, Place, Filter) -> Arc<Receiver> + Send + Sync>;
 
-async fn serve_push(server: &ServerSession, handle: u64, push: Push, (reader, mut writer): Bi) -> Result<()> {
+async fn serve_push(
+    server: &ServerSession,
+    handle: u64,
+    push: Push,
+    (reader, mut writer): Bi,
+) -> Result<()> {
     if !server.may_write {
-        return refuse(server, writer, Why::new(Code::NotAllowed, "this key may not write on this server")).await;
+        return refuse(
+            server,
+            writer,
+            Why::new(Code::NotAllowed, "this key may not write on this server"),
+        )
+        .await;
     }
     if server.stopping.is_cancelled() {
         return refuse(server, writer, Code::Stopping.into()).await;
@@ -164,7 +241,11 @@ async fn serve_push(server: &ServerSession, handle: u64, push: Push, (reader, mu
         return refuse(server, writer, why).await;
     }
     // The client has come back over another connection: the one before is dead, and holds nothing up from here on.
-    let claim = match server.pushes.take(server.owner, &push.session, server.pushes.age()).await {
+    let claim = match server
+        .pushes
+        .take(server.owner, &push.session, server.pushes.age())
+        .await
+    {
         Ok(claim) => claim,
         Err(why) => return refuse(server, writer, why).await,
     };
@@ -180,7 +261,13 @@ async fn serve_push(server: &ServerSession, handle: u64, push: Push, (reader, mu
     let receiver = (server.receiver)(&push, place, spared);
     let registration = server.sessions.register(handle);
     writer.write_within(&ready, server.config.deadline).await?;
-    let received = receive_all(registration, receiver, (reader, writer), server.config.deadline, &server.stopping);
+    let received = receive_all(
+        registration,
+        receiver,
+        (reader, writer),
+        server.config.deadline,
+        &server.stopping,
+    );
     let (summary, delivered) = tokio::select! {
         received = received => received?,
         () = claim.superseded() => {
@@ -189,7 +276,13 @@ async fn serve_push(server: &ServerSession, handle: u64, push: Push, (reader, mu
             return Err(Error::Refused(why));
         }
     };
-    let Summary { committed, bytes, skipped, failed, .. } = summary;
+    let Summary {
+        committed,
+        bytes,
+        skipped,
+        failed,
+        ..
+    } = summary;
     tracing::info!(committed, bytes, skipped, failed, "done");
     // A server that stops closes the connection once no session runs, and what is under way then is lost.
     let _ = timeout(server.config.deadline, delivered).await;
@@ -199,11 +292,16 @@ async fn serve_push(server: &ServerSession, handle: u64, push: Push, (reader, mu
 /// Whether the client may ask for entries to be taken so.
 fn permitted(server: &ServerSession, take: &Take) -> Result<(), Why> {
     let text = match take {
-        Take { delete: Some(_), .. } if !server.config.allow_delete => {
+        Take {
+            delete: Some(_), ..
+        } if !server.config.allow_delete => {
             "this server removes nothing: it was not started with --allow-delete"
         }
         // Whether a guess is right, and what is removed, tell of what stands there.
-        Take { checksum: true, .. } | Take { delete: Some(_), .. } if !server.may_read => {
+        Take { checksum: true, .. }
+        | Take {
+            delete: Some(_), ..
+        } if !server.may_read => {
             "this key may not read on this server, so it may neither compare with what is there nor mirror"
         }
         _ => return Ok(()),
@@ -213,15 +311,33 @@ fn permitted(server: &ServerSession, take: &Take) -> Result<(), Why> {
 
 /// The answer to a push. The place is for people only: one so long that it would not fit stays out.
 fn ready(place: Components) -> Ready {
-    let ready =
-        Ready { entries: MAX_UNANSWERED, entry_bytes: MAX_UNANSWERED_BYTES, place: Some(place), ..Ready::default() };
-    if ready.fits() { ready } else { Ready { place: None, ..ready } }
+    let ready = Ready {
+        entries: MAX_UNANSWERED,
+        entry_bytes: MAX_UNANSWERED_BYTES,
+        place: Some(place),
+        ..Ready::default()
+    };
+    if ready.fits() {
+        ready
+    } else {
+        Ready {
+            place: None,
+            ..ready
+        }
+    }
 }
 
-async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mut writer): Bi) -> Result<()> {
+async fn serve_pull(
+    server: &ServerSession,
+    handle: u64,
+    pull: Pull,
+    (reader, mut writer): Bi,
+) -> Result<()> {
     let refused = match &server.offered {
         Some(offered) if offered.guests.has(KeyId(server.owner)) => None,
-        Some(_) => Some("what is offered here was not accepted, or it is over; run haul receive again"),
+        Some(_) => {
+            Some("what is offered here was not accepted, or it is over; run haul receive again")
+        }
         None if server.may_read => None,
         None => Some("this key may not read on this server"),
     };
@@ -232,7 +348,10 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
         return refuse(server, writer, Code::Stopping.into()).await;
     }
     let allowed = Allowed::by(pull.entries, pull.entry_bytes);
-    let asked = pull.limit.and_then(Rate::from_bytes).map(|rate| Arc::new(Bucket::new(rate)));
+    let asked = pull
+        .limit
+        .and_then(Rate::from_bytes)
+        .map(|rate| Arc::new(Bucket::new(rate)));
     let (store, offered) = (server.store.clone(), server.offered.clone());
     let (parallel, observer) = (server.config.parallel, server.observer.clone());
     tracing::info!(id = %hex(&pull.session), sources = pull.sources.len(), "pull");
@@ -240,7 +359,13 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
         Some(offered) => offered.look(&pull, parallel, observer),
         None => {
             let looked = sources::look(&store, &pull.sources)?;
-            Ok(found(looked, walk_options(&pull)?, &pull, parallel, observer))
+            Ok(found(
+                looked,
+                walk_options(&pull)?,
+                &pull,
+                parallel,
+                observer,
+            ))
         }
     };
     let looked = tokio::task::spawn_blocking(look).await;
@@ -263,7 +388,10 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
     };
     if let Some(offered) = &server.offered {
         let from = server.connection.remote_address();
-        let _ = offered.told.send((KeyId(server.owner), Told::Begun { from })).await;
+        let _ = offered
+            .told
+            .send((KeyId(server.owner), Told::Begun { from }))
+            .await;
     }
     let watch = Mutex::new(Watch::begin(server.connection.clone(), sending.meter.clone()).await);
     let lock = || watch.lock().unwrap_or_else(PoisonError::into_inner);
@@ -289,18 +417,31 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
     };
     let sent = sender.sent();
     if ended.is_ok() {
-        let Sent { files, bytes, skipped, failed, .. } = sent;
+        let Sent {
+            files,
+            bytes,
+            skipped,
+            failed,
+            ..
+        } = sent;
         tracing::info!(committed = files, bytes, skipped, failed, "done");
     }
-    let Some(offered) = &server.offered else { return ended.map(drop) };
+    let Some(offered) = &server.offered else {
+        return ended.map(drop);
+    };
     let watch = watch.into_inner().unwrap_or_else(PoisonError::into_inner);
     if ended.is_ok() {
         // A guest has what it came for, and waits for this: its own goodbye would discard what has not been read here.
         server.connection.close(varint_of(Code::Done), b"");
     }
     // Fails only when nobody waits for it any more.
-    let _ =
-        offered.told.send((KeyId(server.owner), Told::Ended(outcome(watch, sent, ended).await.map(Box::new)))).await;
+    let _ = offered
+        .told
+        .send((
+            KeyId(server.owner),
+            Told::Ended(outcome(watch, sent, ended).await.map(Box::new)),
+        ))
+        .await;
     Ok(())
 }
 
@@ -308,7 +449,11 @@ async fn serve_pull(server: &ServerSession, handle: u64, pull: Pull, (reader, mu
 async fn outcome(watch: Watch, sent: Sent, ended: Result<Summary>) -> Result<Outcome> {
     let summary = ended?;
     let (path, account) = watch.end(summary.held_up.map(Duration::from_millis)).await;
-    let mut outcome = Outcome { sent, summary, ..Outcome::default() };
+    let mut outcome = Outcome {
+        sent,
+        summary,
+        ..Outcome::default()
+    };
     outcome.saw(&path, &account);
     outcome.bound = outcome.account.bound();
     Ok(outcome)
@@ -318,7 +463,11 @@ async fn outcome(watch: Watch, sent: Sent, ended: Result<Summary>) -> Result<Out
 fn walk_options(pull: &Pull) -> Result<WalkOptions, Why> {
     Ok(WalkOptions {
         filter: filter(pull.filter.as_ref())?,
-        follow: if pull.follow == Some(true) { Follow::Within } else { Follow::Never },
+        follow: if pull.follow == Some(true) {
+            Follow::Within
+        } else {
+            Follow::Never
+        },
         checksum: pull.checksum.unwrap_or(false),
         xattrs: pull.xattrs.unwrap_or(false),
         owner: pull.owner.unwrap_or(false),
@@ -330,11 +479,21 @@ fn filter(asked: Option<&WireFilter>) -> Result<Filter, Why> {
     let asked = asked.cloned().unwrap_or_default();
     let rules = Rules::new(asked.rules.into_iter().map(Vec::from).collect());
     let rules = rules.map_err(|bad| Why::new(Code::Unsupported, bad.to_string()))?;
-    Ok(Filter { rules, gitignore: asked.gitignore, only: None })
+    Ok(Filter {
+        rules,
+        gitignore: asked.gitignore,
+        only: None,
+    })
 }
 
-pub(super) async fn refuse(server: &ServerSession, mut writer: MessageWriter, why: Why) -> Result<()> {
-    writer.write_within(&Refused { why: why.into() }, server.config.deadline).await?;
+pub(super) async fn refuse(
+    server: &ServerSession,
+    mut writer: MessageWriter,
+    why: Why,
+) -> Result<()> {
+    writer
+        .write_within(&Refused { why: why.into() }, server.config.deadline)
+        .await?;
     writer.finish();
     Ok(())
 }
@@ -344,9 +503,17 @@ fn settle(store: &dyn Store, push: &Push) -> Result<(Place, Filter), Why> {
     let destination = RelativePath::from_components(&push.destination.0)?;
     let mirror = push.take.is_some_and(|take| take.delete.is_some());
     if mirror && (push.sources != 1 || !push.directory) {
-        return Err(Why::new(Code::NotDirectory, "only one directory can be mirrored"));
+        return Err(Why::new(
+            Code::NotDirectory,
+            "only one directory can be mirrored",
+        ));
     }
-    let sources = Sources { into: push.into, several: push.sources > 1, directory: push.directory, mirror };
+    let sources = Sources {
+        into: push.into,
+        several: push.sources > 1,
+        directory: push.directory,
+        mirror,
+    };
     let place = Place::settle(store, destination, sources)?;
     origin::check(store, &place, push.origin.as_ref(), &push.session, mirror)?;
     Ok((place, filter(push.filter.as_ref())?))

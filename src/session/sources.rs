@@ -19,16 +19,24 @@ pub(crate) type Unsendable = (RelativePath, Why);
 ///
 /// # Errors
 /// [`Error::Usage`] when two would fall on each other, or one has no name.
-pub(crate) fn look_here(sources: &[PathBuf], follow: Follow) -> Result<(Vec<Tree>, Vec<Unsendable>), Error> {
+pub(crate) fn look_here(
+    sources: &[PathBuf],
+    follow: Follow,
+) -> Result<(Vec<Tree>, Vec<Unsendable>), Error> {
     let (mut trees, mut unsendable) = (Vec::<Tree>::new(), Vec::new());
     for source in sources {
         match Tree::local(source, follow) {
             Ok(tree) if trees.iter().any(|other| other.name == tree.name) => {
                 let name = printable(&tree.name);
-                return Err(Error::Usage(format!("two sources are named {name}; they would fall on each other")));
+                return Err(Error::Usage(format!(
+                    "two sources are named {name}; they would fall on each other"
+                )));
             }
             Ok(tree) => trees.push(tree),
-            Err(Error::Io { what: _, source: error }) => {
+            Err(Error::Io {
+                what: _,
+                source: error,
+            }) => {
                 let name = source.components().filter_map(|c| match c {
                     std::path::Component::Normal(name) => Some(name.as_encoded_bytes()),
                     _ => None,
@@ -59,13 +67,21 @@ pub(super) struct Looked {
 /// # Errors
 /// Why the only source cannot be sent, or that two would fall on each other.
 pub(super) fn look(store: &Arc<dyn Store>, sources: &[Components]) -> Result<Looked, Why> {
-    let mut looked = Looked { trees: Vec::new(), unsendable: Vec::new(), only: None };
+    let mut looked = Looked {
+        trees: Vec::new(),
+        unsendable: Vec::new(),
+        only: None,
+    };
     let mut paths = HashMap::<Vec<u8>, RelativePath>::new();
     let mut effort = Effort::default();
     for source in sources {
         let path = RelativePath::from_components(&source.0)?;
         let expanded = expand(&**store, &path, &mut effort).and_then(|expanded| {
-            let trees = expanded.paths.iter().map(|path| tree(store, path)).collect::<Result<Vec<_>, _>>()?;
+            let trees = expanded
+                .paths
+                .iter()
+                .map(|path| tree(store, path))
+                .collect::<Result<Vec<_>, _>>()?;
             Ok((trees, expanded.by_pattern))
         });
         let (trees, by_pattern) = match expanded {
@@ -84,7 +100,8 @@ pub(super) fn look(store: &Arc<dyn Store>, sources: &[Components]) -> Result<Loo
                 Some(other) if other == tree.path => {}
                 Some(_) => {
                     let name = printable(&tree.name);
-                    let text = format!("two sources are named {name}; they would fall on each other");
+                    let text =
+                        format!("two sources are named {name}; they would fall on each other");
                     return Err(Why::new(Code::BadName, text));
                 }
             }
@@ -94,8 +111,18 @@ pub(super) fn look(store: &Arc<dyn Store>, sources: &[Components]) -> Result<Loo
 }
 
 fn tree(store: &Arc<dyn Store>, path: &RelativePath) -> Result<(Tree, Option<Kind>), Why> {
-    let there = store.stat(path)?.ok_or_else(|| refusal(Code::NotFound, path))?;
+    let there = store
+        .stat(path)?
+        .ok_or_else(|| refusal(Code::NotFound, path))?;
     let directory = there.kind == Some(Kind::Directory);
     let name = path.name().unwrap_or_default().to_vec();
-    Ok((Tree { store: store.clone(), path: path.clone(), name, directory }, there.kind))
+    Ok((
+        Tree {
+            store: store.clone(),
+            path: path.clone(),
+            name,
+            directory,
+        },
+        there.kind,
+    ))
 }

@@ -14,14 +14,25 @@ use crate::path::RelativePath;
 use crate::wire::{Aspect, Time};
 
 /// What the system says of metadata that it cannot or may not keep; all else, such as a broken disk, fails the file.
-const LAPSES: &[Errno] =
-    &[Errno::PERM, Errno::ACCESS, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOSYS, Errno::OVERFLOW, Errno::INVAL];
+const LAPSES: &[Errno] = &[
+    Errno::PERM,
+    Errno::ACCESS,
+    Errno::NOTSUP,
+    Errno::OPNOTSUPP,
+    Errno::NOSYS,
+    Errno::OVERFLOW,
+    Errno::INVAL,
+];
 
 /// What the owner needs to set extended attributes.
 const READ_WRITE: u32 = 0o600;
 
 /// Sets what is to be set; what is not carried over stays, such as the set-group-ID of a shared directory.
-pub(super) fn set(file: &File, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
+pub(super) fn set(
+    file: &File,
+    path: &RelativePath,
+    attributes: &Attributes,
+) -> Result<Lapses, Why> {
     let there = fstat(file).map_err(|e| fault(path, "look at it", e))?;
     let mut lapses = Lapses::new();
     // A new owner takes away set-user-ID and the like, so the mode comes later; and so it does after the extended
@@ -39,8 +50,10 @@ pub(super) fn set(file: &File, path: &RelativePath, attributes: &Attributes) -> 
     let mut mode = mode_of(&there);
     let mut opened = false;
     if let Some(xattrs) = &attributes.xattrs {
-        opened = mode & READ_WRITE != READ_WRITE && closed::set_mode(file, mode | READ_WRITE).is_ok();
-        let set = xattr::set(file, xattrs, owned).map_err(|e| fault(path, "set its extended attributes", e));
+        opened =
+            mode & READ_WRITE != READ_WRITE && closed::set_mode(file, mode | READ_WRITE).is_ok();
+        let set = xattr::set(file, xattrs, owned)
+            .map_err(|e| fault(path, "set its extended attributes", e));
         match set {
             Ok(more) => lapses.extend(more),
             Err(why) => {
@@ -52,7 +65,11 @@ pub(super) fn set(file: &File, path: &RelativePath, attributes: &Attributes) -> 
     if let Some(wanted) = attributes.mode {
         let regular = FileType::from_raw_mode(there.st_mode) == FileType::RegularFile;
         // Without its owner a set-user-ID program would run as somebody else.
-        let bits = if owned { attributes.mode_bits(regular) } else { PERMISSIONS };
+        let bits = if owned {
+            attributes.mode_bits(regular)
+        } else {
+            PERMISSIONS
+        };
         mode = mode & !bits | wanted & bits;
     }
     if attributes.mode.is_some() || opened {
@@ -67,14 +84,25 @@ pub(super) fn set(file: &File, path: &RelativePath, attributes: &Attributes) -> 
 }
 
 /// Filesystems cut times that they cannot hold without a word. That one keeps whole seconds only is no news.
-#[allow(clippy::unnecessary_cast, reason = "the fields of stat have other types on other systems")]
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the fields of stat have other types on other systems"
+)]
 fn check_time(file: &File, modified: Time) -> rustix::io::Result<()> {
     let seconds = fstat(file)?.st_mtime as i64;
-    if seconds == modified.seconds { Ok(()) } else { Err(Errno::OVERFLOW) }
+    if seconds == modified.seconds {
+        Ok(())
+    } else {
+        Err(Errno::OVERFLOW)
+    }
 }
 
 /// Takes what a filesystem has no notion of, or does not let us do, as a lapse.
-pub(super) fn allow(lapses: &mut Lapses, aspect: Aspect, result: rustix::io::Result<()>) -> rustix::io::Result<()> {
+pub(super) fn allow(
+    lapses: &mut Lapses,
+    aspect: Aspect,
+    result: rustix::io::Result<()>,
+) -> rustix::io::Result<()> {
     match result {
         Err(e) if LAPSES.contains(&e) => {
             lapses.push((aspect, said(e)));
@@ -90,12 +118,18 @@ pub(super) fn said(error: Errno) -> String {
     text.split(" (os error").next().unwrap_or(&text).to_owned()
 }
 
-#[allow(clippy::unnecessary_cast, reason = "the fields of stat have other types on other systems")]
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the fields of stat have other types on other systems"
+)]
 fn mode_of(stat: &Stat) -> u32 {
     stat.st_mode as u32 & ALL_PERMISSIONS
 }
 
-#[allow(clippy::unnecessary_cast, reason = "the fields of stat have other types on other systems")]
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the fields of stat have other types on other systems"
+)]
 fn owner_of(stat: &Stat) -> (u32, u32) {
     (stat.st_uid as u32, stat.st_gid as u32)
 }

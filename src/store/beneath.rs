@@ -21,7 +21,9 @@ use crate::path::RelativePath;
 #[cfg(target_os = "linux")]
 const PASS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 #[cfg(not(target_os = "linux"))]
-const PASS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+const PASS: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC);
 /// Mode of directories made on demand; the final one is set once all in them is settled.
 const PRIVATE: Mode = Mode::RWXU;
 /// How often something that another process keeps changing under our hands is tried anew.
@@ -63,7 +65,12 @@ impl AsFd for Directory<'_> {
 impl Directory<'_> {
     /// Opens it again, for reading its names and for fsync, which `O_PATH` does not allow.
     pub(super) fn readable(&self) -> rustix::io::Result<OwnedFd> {
-        openat(self, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        openat(
+            self,
+            c".",
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
     }
 
     /// What stands under a name in it.
@@ -89,7 +96,9 @@ impl Directory<'_> {
 pub(super) fn fsync(file: &File) -> io::Result<()> {
     let unsupported = [Errno::INVAL, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOTTY];
     match file.sync_all() {
-        Err(e) if Errno::from_io_error(&e).is_some_and(|errno| unsupported.contains(&errno)) => Ok(()),
+        Err(e) if Errno::from_io_error(&e).is_some_and(|errno| unsupported.contains(&errno)) => {
+            Ok(())
+        }
         other => other,
     }
 }
@@ -129,11 +138,20 @@ impl Root {
     /// Device and inode of a directory, or the nearest above it that is there, and of all above that. Those above the root are
     /// only looked at.
     pub(super) fn ancestry(&self, path: &RelativePath) -> Vec<(u64, u64)> {
-        let identity = |directory: &dyn AsFd| fstat(directory.as_fd()).ok().map(|stat| (device(&stat), stat.st_ino));
+        let identity = |directory: &dyn AsFd| {
+            fstat(directory.as_fd())
+                .ok()
+                .map(|stat| (device(&stat), stat.st_ino))
+        };
         let mut chain = Vec::new();
         let mut below = Some(path.clone()).filter(|path| !path.is_root());
         while let Some(path) = below {
-            chain.extend(self.find(&path).ok().flatten().and_then(|directory| identity(&directory)));
+            chain.extend(
+                self.find(&path)
+                    .ok()
+                    .flatten()
+                    .and_then(|directory| identity(&directory)),
+            );
             below = path.parent().filter(|path| !path.is_root());
         }
         chain.extend(identity(&self.descriptor));
@@ -141,7 +159,9 @@ impl Root {
         let mut above = up(self.descriptor.as_fd());
         while let Some(directory) = above.take() {
             // The root of the filesystem is its own parent.
-            let Some(next) = identity(&directory).filter(|next| chain.last() != Some(next)) else { break };
+            let Some(next) = identity(&directory).filter(|next| chain.last() != Some(next)) else {
+                break;
+            };
             if chain.len() >= MAX_DEPTH {
                 break;
             }
@@ -156,11 +176,15 @@ impl Root {
         if let Some(directory) = self.find(path)? {
             return Ok(directory);
         }
-        self.walk(path, true)?.ok_or_else(|| refusal(Code::NotFound, path))
+        self.walk(path, true)?
+            .ok_or_else(|| refusal(Code::NotFound, path))
     }
 
     /// Opens the directory that a path stands in; `None` when it is missing. The root stands in none.
-    pub(super) fn parent<'p>(&self, path: &'p RelativePath) -> Result<Option<(Directory<'_>, &'p [u8])>, Why> {
+    pub(super) fn parent<'p>(
+        &self,
+        path: &'p RelativePath,
+    ) -> Result<Option<(Directory<'_>, &'p [u8])>, Why> {
         let (Some(parent), Some(name)) = (path.parent(), path.name()) else {
             return Err(refusal(Code::IsDirectory, path));
         };
@@ -174,7 +198,8 @@ impl Root {
             return Err(Errno::NOSYS);
         }
         let how = R::BENEATH | R::NO_SYMLINKS | R::NO_MAGICLINKS;
-        let result = rustix::fs::openat2(&self.descriptor, path.as_bytes(), PASS, Mode::empty(), how);
+        let result =
+            rustix::fs::openat2(&self.descriptor, path.as_bytes(), PASS, Mode::empty(), how);
         // Linux before 5.6, or a seccomp filter of a container that does not know the call.
         if let Err(Errno::NOSYS | Errno::PERM) = result {
             self.openat2.store(false, Ordering::Relaxed);
@@ -212,14 +237,18 @@ impl Root {
             match openat(directory, component, PASS | OFlags::NOFOLLOW, Mode::empty()) {
                 Ok(descriptor) => return Ok(Some(descriptor)),
                 Err(Errno::NOENT) if !make => return Ok(None),
-                Err(Errno::NOENT) => match self.change(directory, || mkdirat(directory, component, PRIVATE)) {
-                    Ok(()) => self.forget(here),
-                    Err(Errno::EXIST) => {}
-                    Err(e) => return Err(fault(here, "make the directory", e)),
-                },
+                Err(Errno::NOENT) => {
+                    match self.change(directory, || mkdirat(directory, component, PRIVATE)) {
+                        Ok(()) => self.forget(here),
+                        Err(Errno::EXIST) => {}
+                        Err(e) => return Err(fault(here, "make the directory", e)),
+                    }
+                }
                 // Systems disagree on which of the two a symbolic link gives.
                 Err(Errno::NOTDIR | Errno::LOOP) => {
-                    let stat = directory.stat(component).map_err(|e| fault(here, "look at it", e))?;
+                    let stat = directory
+                        .stat(component)
+                        .map_err(|e| fault(here, "look at it", e))?;
                     match stat.map(|s| FileType::from_raw_mode(s.st_mode)) {
                         Some(FileType::Symlink) => return Err(refusal(Code::Symlink, here)),
                         Some(FileType::Directory) | None => {}
@@ -229,14 +258,23 @@ impl Root {
                 Err(e) => return Err(fault(here, "open the directory", e)),
             }
         }
-        Err(Why::new(Code::Io, format!("{here}: it keeps changing; try again when nothing else works there")))
+        Err(Why::new(
+            Code::Io,
+            format!("{here}: it keeps changing; try again when nothing else works there"),
+        ))
     }
 
     /// Brings the names in a directory to the disk, and its own and those above it unless they are known to be.
     ///
     /// Directories that stood there before are included once: whoever made them may not have synced them.
-    pub(super) fn sync_names(&self, directory: &Directory<'_>, path: &RelativePath) -> Result<(), Why> {
-        directory.sync().map_err(|e| fault(path, "bring it to the disk", e))?;
+    pub(super) fn sync_names(
+        &self,
+        directory: &Directory<'_>,
+        path: &RelativePath,
+    ) -> Result<(), Why> {
+        directory
+            .sync()
+            .map_err(|e| fault(path, "bring it to the disk", e))?;
         let mut brought = Vec::new();
         let mut child = path.clone();
         while let Some(parent) = child.parent() {
@@ -244,8 +282,12 @@ impl Root {
             if self.durable().contains(&digest) {
                 break;
             }
-            let above = self.find(&parent)?.ok_or_else(|| refusal(Code::NotFound, &parent))?;
-            above.sync().map_err(|e| fault(&parent, "bring it to the disk", e))?;
+            let above = self
+                .find(&parent)?
+                .ok_or_else(|| refusal(Code::NotFound, &parent))?;
+            above
+                .sync()
+                .map_err(|e| fault(&parent, "bring it to the disk", e))?;
             brought.push(digest);
             child = parent;
         }
@@ -286,7 +328,10 @@ impl Root {
     }
 }
 
-#[allow(clippy::unnecessary_cast, reason = "dev_t has another type on other systems")]
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "dev_t has another type on other systems"
+)]
 pub(super) fn device(stat: &Stat) -> u64 {
     stat.st_dev as u64
 }

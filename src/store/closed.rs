@@ -58,7 +58,9 @@ pub(super) fn set_mode(file: impl AsFd, mode: u32) -> rustix::io::Result<()> {
     let mode = Mode::from_raw_mode(mode as _);
     match fchmod(&file, mode) {
         // As glibc's fchmodat does it: the link in /proc leads to the very file, whatever became of its name.
-        Err(Errno::BADF) if cfg!(target_os = "linux") => rustix::fs::chmod(descriptor_path(file), mode),
+        Err(Errno::BADF) if cfg!(target_os = "linux") => {
+            rustix::fs::chmod(descriptor_path(file), mode)
+        }
         other => other,
     }
 }

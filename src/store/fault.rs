@@ -14,14 +14,22 @@ pub(crate) fn refusal(code: Code, path: &RelativePath) -> Why {
         Code::Symlink => {
             "a symbolic link stands there, and none is followed in a store; remove it or choose another name"
         }
-        Code::NotDirectory => "it is no directory, so nothing can stand below it; move it away or choose another name",
-        Code::IsDirectory => "a directory stands there, where a file should be; move it away or choose another name",
-        Code::Special => "it is no regular file, directory or symbolic link; only those are carried over",
+        Code::NotDirectory => {
+            "it is no directory, so nothing can stand below it; move it away or choose another name"
+        }
+        Code::IsDirectory => {
+            "a directory stands there, where a file should be; move it away or choose another name"
+        }
+        Code::Special => {
+            "it is no regular file, directory or symbolic link; only those are carried over"
+        }
         Code::Exists => {
             "another stands there already, and is to be left; choose another name, or another way with --existing"
         }
         Code::NotFound => "no such file or directory; check the name",
-        Code::Busy => "another session has this file open; wait until it ends, then run the same command again",
+        Code::Busy => {
+            "another session has this file open; wait until it ends, then run the same command again"
+        }
         Code::NoSpace => {
             "no space left on the receiver's disk; what stood there before is untouched. Make room, then run the same \
              command again"
@@ -45,7 +53,9 @@ pub(crate) fn fault(path: &RelativePath, what: &str, error: impl Into<io::Error>
         return Why::new(Code::NoSpace, format!("{path}: {sentence}"));
     }
     match Why::from_io(&error).code {
-        code @ (Code::Io | Code::NotDirectory) => Why::new(code, format!("{path}: cannot {what}: {error}")),
+        code @ (Code::Io | Code::NotDirectory) => {
+            Why::new(code, format!("{path}: cannot {what}: {error}"))
+        }
         code => refusal(code, path),
     }
 }

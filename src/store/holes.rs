@@ -51,7 +51,12 @@ pub(super) fn make_hole(file: &File, part: Range<u64>) -> io::Result<()> {
 #[cfg(target_os = "linux")]
 fn punch(file: &File, part: &Range<u64>) -> io::Result<bool> {
     use rustix::fs::{FallocateFlags, fallocate};
-    match fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, part.start, part.end - part.start) {
+    match fallocate(
+        file,
+        FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+        part.start,
+        part.end - part.start,
+    ) {
         Ok(()) => Ok(true),
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
         Err(e) => Err(e.into()),

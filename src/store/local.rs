@@ -16,10 +16,12 @@ use rustix::io::Errno;
 use super::beneath::{Directory, Root, device};
 use super::fault::{check_target, fault, refusal};
 use super::holes::next_data;
-use super::partial::{LocalUpload, read_full_at, remove, rename_exclusively, temporary_name, timestamps};
+use super::partial::{
+    LocalUpload, read_full_at, remove, rename_exclusively, temporary_name, timestamps,
+};
 use super::{
-    ALL_PERMISSIONS, Attributes, Claim, Lapses, Metadata, Source, Store, Upload, Version, attributes, case, closed,
-    sweep, xattr,
+    ALL_PERMISSIONS, Attributes, Claim, Lapses, Metadata, Source, Store, Upload, Version,
+    attributes, case, closed, sweep, xattr,
 };
 use crate::error::{Code, Error, Why};
 use crate::path::{RelativePath, is_partial_name, printable};
@@ -69,8 +71,15 @@ impl LocalStore {
     /// # Errors
     /// [`Error::Io`] when it is missing, no directory, or may not be searched.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let root = Root::open(path).map_err(Error::io(format!("cannot open the directory {}", shown(path))))?;
-        Ok(Self { root: Arc::new(root), path: path.to_owned(), mode: NEW_FILE & !umask() })
+        let root = Root::open(path).map_err(Error::io(format!(
+            "cannot open the directory {}",
+            shown(path)
+        )))?;
+        Ok(Self {
+            root: Arc::new(root),
+            path: path.to_owned(),
+            mode: NEW_FILE & !umask(),
+        })
     }
 
     /// The directory's path as it was given, for people: names are never resolved through it.
@@ -84,7 +93,8 @@ impl LocalStore {
     /// [`Error::Io`] when not.
     pub fn check_writable(&self) -> Result<(), Error> {
         let name = temporary_name();
-        let how = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let how =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         openat(self.root.directory(), &name, how, Mode::RUSR | Mode::WUSR)
             .and_then(|_| unlinkat(self.root.directory(), &name, AtFlags::empty()))
             .map_err(|e| {
@@ -97,7 +107,9 @@ impl LocalStore {
 
     /// The directory that a path stands in, which must be there.
     fn parent<'p>(&self, path: &'p RelativePath) -> Result<(Directory<'_>, &'p [u8]), Why> {
-        self.root.parent(path)?.ok_or_else(|| refusal(Code::NotFound, path))
+        self.root
+            .parent(path)?
+            .ok_or_else(|| refusal(Code::NotFound, path))
     }
 
     /// Opens a file for reading, or a directory, without following a link or waiting for a FIFO's other end.
@@ -110,9 +122,13 @@ impl LocalStore {
         }
         let (directory, name) = self.parent(path)?;
         // Looked at first, since to open a device can have effects of its own.
-        let there = directory.stat(name).map_err(cannot)?.ok_or_else(|| refusal(Code::NotFound, path))?;
+        let there = directory
+            .stat(name)
+            .map_err(cannot)?
+            .ok_or_else(|| refusal(Code::NotFound, path))?;
         openable(path, &there)?;
-        let how = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let how =
+            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         let file = File::from(openat(&directory, name, how, Mode::empty()).map_err(cannot)?);
         let stat = fstat(&file).map_err(cannot)?;
         openable(path, &stat)?;
@@ -139,7 +155,9 @@ impl Store for LocalStore {
         let stat = if path.is_root() {
             fstat(self.root.directory()).map(Some)
         } else {
-            let Some((directory, name)) = self.root.parent(path)? else { return Ok(None) };
+            let Some((directory, name)) = self.root.parent(path)? else {
+                return Ok(None);
+            };
             directory.stat(name)
         }
         .map_err(|e| fault(path, "look at it", e))?;
@@ -158,9 +176,16 @@ impl Store for LocalStore {
         Ok(names)
     }
 
-    fn visit(&self, directory: &RelativePath, each: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), Why> {
+    fn visit(
+        &self,
+        directory: &RelativePath,
+        each: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> Result<(), Why> {
         let cannot = |e| fault(directory, "read the directory", e);
-        let open = self.root.find(directory)?.ok_or_else(|| refusal(Code::NotFound, directory))?;
+        let open = self
+            .root
+            .find(directory)?
+            .ok_or_else(|| refusal(Code::NotFound, directory))?;
         for entry in Dir::new(open.readable().map_err(cannot)?).map_err(cannot)? {
             let entry = entry.map_err(cannot)?;
             let name = entry.file_name().to_bytes();
@@ -180,7 +205,10 @@ impl Store for LocalStore {
         let (directory, name) = self.parent(path)?;
         match rustix::fs::readlinkat(&directory, name, Vec::new()) {
             Ok(target) => Ok(target.into_bytes()),
-            Err(rustix::io::Errno::INVAL) => Err(Why::new(Code::Unreadable, format!("{path}: it is no symbolic link"))),
+            Err(rustix::io::Errno::INVAL) => Err(Why::new(
+                Code::Unreadable,
+                format!("{path}: it is no symbolic link"),
+            )),
             Err(e) => Err(fault(path, "read the symbolic link", e)),
         }
     }
@@ -194,7 +222,9 @@ impl Store for LocalStore {
     }
 
     fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
-        Ok(Box::new(LocalUpload::create(&self.root, path, claim, self.mode)?))
+        Ok(Box::new(LocalUpload::create(
+            &self.root, path, claim, self.mode,
+        )?))
     }
 
     fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
@@ -207,8 +237,15 @@ impl Store for LocalStore {
         attributes::set(&file, path, attributes)
     }
 
-    fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<Lapses, Why> {
-        let Some(parent) = path.parent() else { return Err(refusal(Code::IsDirectory, path)) };
+    fn make_symlink(
+        &self,
+        path: &RelativePath,
+        target: &[u8],
+        attributes: &Attributes,
+    ) -> Result<Lapses, Why> {
+        let Some(parent) = path.parent() else {
+            return Err(refusal(Code::IsDirectory, path));
+        };
         check_target(path, target)?;
         let directory = self.root.make(&parent)?;
         let (last, aside) = (path.name().unwrap_or_default(), temporary_name());
@@ -216,9 +253,14 @@ impl Store for LocalStore {
             .change(&directory, || symlinkat(target, &directory, &aside))
             .map_err(|e| fault(path, "make the symbolic link", e))?;
         let mut lapses = Lapses::new();
-        let time = attributes
-            .modified
-            .map_or(Ok(()), |modified| utimensat(&directory, &aside, &timestamps(modified), AtFlags::SYMLINK_NOFOLLOW));
+        let time = attributes.modified.map_or(Ok(()), |modified| {
+            utimensat(
+                &directory,
+                &aside,
+                &timestamps(modified),
+                AtFlags::SYMLINK_NOFOLLOW,
+            )
+        });
         let time = attributes::allow(&mut lapses, Aspect::Time, time);
         let owner = attributes.owner.map_or(Ok(()), |(user, group)| {
             let (user, group) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
@@ -230,17 +272,22 @@ impl Store for LocalStore {
             true => rename_exclusively(&directory, aside.as_bytes(), last),
             false => renameat(&directory, &aside, &directory, last),
         };
-        time.and(owner).and_then(|()| self.root.change(&directory, rename)).map(|()| lapses).map_err(|e| {
-            let _ = remove(&self.root, &directory, aside.as_bytes());
-            match e {
-                Errno::EXIST => refusal(Code::Exists, path),
-                e => fault(path, "rename the symbolic link into place", e),
-            }
-        })
+        time.and(owner)
+            .and_then(|()| self.root.change(&directory, rename))
+            .map(|()| lapses)
+            .map_err(|e| {
+                let _ = remove(&self.root, &directory, aside.as_bytes());
+                match e {
+                    Errno::EXIST => refusal(Code::Exists, path),
+                    e => fault(path, "rename the symbolic link into place", e),
+                }
+            })
     }
 
     fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
-        let Some(parent) = new.parent() else { return Err(refusal(Code::IsDirectory, new)) };
+        let Some(parent) = new.parent() else {
+            return Err(refusal(Code::IsDirectory, new));
+        };
         let (from, name) = self.parent(existing)?;
         linkable(existing, &from, name)?;
         let to = self.root.make(&parent)?;
@@ -260,13 +307,17 @@ impl Store for LocalStore {
 
     fn remove(&self, path: &RelativePath) -> Result<(), Why> {
         let (directory, name) = self.parent(path)?;
-        let there = directory.stat(name).map_err(|e| fault(path, "look at it", e))?;
+        let there = directory
+            .stat(name)
+            .map_err(|e| fault(path, "look at it", e))?;
         let there = there.ok_or_else(|| refusal(Code::NotFound, path))?;
         let how = match FileType::from_raw_mode(there.st_mode) {
             FileType::Directory => AtFlags::REMOVEDIR,
             _ => AtFlags::empty(),
         };
-        self.root.change(&directory, || unlinkat(&directory, name, how)).map_err(|e| fault(path, "remove it", e))
+        self.root
+            .change(&directory, || unlinkat(&directory, name, how))
+            .map_err(|e| fault(path, "remove it", e))
     }
 
     fn ancestry(&self, path: &RelativePath) -> Vec<(u64, u64)> {
@@ -286,7 +337,9 @@ impl Store for LocalStore {
     }
 
     fn sync(&self) -> Result<(), Why> {
-        self.root.sync().map_err(|e| fault(&RelativePath::root(), "bring the store to the disk", e))
+        self.root
+            .sync()
+            .map_err(|e| fault(&RelativePath::root(), "bring the store to the disk", e))
     }
 
     fn sweep(&self, age: Duration) -> Result<u64, Why> {
@@ -326,13 +379,22 @@ fn openable(path: &RelativePath, stat: &Stat) -> Result<(), Why> {
 
 /// Refuses what is to have no other names.
 fn linkable(path: &RelativePath, directory: &Directory<'_>, name: &[u8]) -> Result<(), Why> {
-    let there = directory.stat(name).map_err(|e| fault(path, "look at it", e))?;
+    let there = directory
+        .stat(name)
+        .map_err(|e| fault(path, "look at it", e))?;
     let there = there.ok_or_else(|| refusal(Code::NotFound, path))?;
     openable(path, &there)?;
-    if metadata(&there).kind == Some(Kind::Directory) { Err(refusal(Code::IsDirectory, path)) } else { Ok(()) }
+    if metadata(&there).kind == Some(Kind::Directory) {
+        Err(refusal(Code::IsDirectory, path))
+    } else {
+        Ok(())
+    }
 }
 
-#[allow(clippy::unnecessary_cast, reason = "the fields of stat have other types on other systems")]
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the fields of stat have other types on other systems"
+)]
 fn metadata(stat: &Stat) -> Metadata {
     let kind = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => Some(Kind::File),
@@ -340,20 +402,52 @@ fn metadata(stat: &Stat) -> Metadata {
         FileType::Symlink => Some(Kind::Symlink),
         _ => None,
     };
-    let size = if kind == Some(Kind::File) { stat.st_size as u64 } else { 0 };
-    let modified = Time { seconds: stat.st_mtime as i64, nanoseconds: stat.st_mtime_nsec as u32 };
-    let changed = Time { seconds: stat.st_ctime as i64, nanoseconds: stat.st_ctime_nsec as u32 };
-    let version = Version { file: (device(stat), stat.st_ino as u64), size, modified, changed };
-    let links = if kind == Some(Kind::File) { stat.st_nlink as u64 } else { 1 };
-    let (mode, owner) = (stat.st_mode as u32 & ALL_PERMISSIONS, (stat.st_uid as u32, stat.st_gid as u32));
-    Metadata { kind, size, modified, mode, owner, links, version }
+    let size = if kind == Some(Kind::File) {
+        stat.st_size as u64
+    } else {
+        0
+    };
+    let modified = Time {
+        seconds: stat.st_mtime as i64,
+        nanoseconds: stat.st_mtime_nsec as u32,
+    };
+    let changed = Time {
+        seconds: stat.st_ctime as i64,
+        nanoseconds: stat.st_ctime_nsec as u32,
+    };
+    let version = Version {
+        file: (device(stat), stat.st_ino as u64),
+        size,
+        modified,
+        changed,
+    };
+    let links = if kind == Some(Kind::File) {
+        stat.st_nlink as u64
+    } else {
+        1
+    };
+    let (mode, owner) = (
+        stat.st_mode as u32 & ALL_PERMISSIONS,
+        (stat.st_uid as u32, stat.st_gid as u32),
+    );
+    Metadata {
+        kind,
+        size,
+        modified,
+        mode,
+        owner,
+        links,
+        version,
+    }
 }
 
 /// The umask of this process, from Linux's /proc: the call that tells it also changes it, for all threads.
 fn umask() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let field = status.lines().find_map(|line| line.strip_prefix("Umask:"));
-    field.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok()).unwrap_or(COMMON_UMASK)
+    field
+        .and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok())
+        .unwrap_or(COMMON_UMASK)
 }
 
 fn shown(path: &Path) -> String {

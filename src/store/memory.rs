@@ -109,7 +109,9 @@ impl MemoryStore {
             writing: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
         };
-        Self { shared: Arc::new(shared) }
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// An empty store as this one, in which each write blocks so long: a slow disk.
@@ -147,7 +149,8 @@ impl Shared {
         if !self.fat {
             return path.clone();
         }
-        RelativePath::from_components(path.components().map(<[u8]>::to_ascii_lowercase)).unwrap_or_default()
+        RelativePath::from_components(path.components().map(<[u8]>::to_ascii_lowercase))
+            .unwrap_or_default()
     }
 
     /// What it keeps of attributes, and what not.
@@ -157,13 +160,24 @@ impl Shared {
             lapses.push((Aspect::Owner, "this store has none".into()));
         }
         let xattrs = attributes.xattrs.take();
-        lapses.extend(xattrs.iter().flat_map(|all| all.iter()).map(|_| (Aspect::Xattr, "this store has none".into())));
+        lapses.extend(
+            xattrs
+                .iter()
+                .flat_map(|all| all.iter())
+                .map(|_| (Aspect::Xattr, "this store has none".into())),
+        );
         if self.fat {
-            if attributes.mode.is_some_and(|mode| mode & PERMISSIONS != NEW_FILE) {
+            if attributes
+                .mode
+                .is_some_and(|mode| mode & PERMISSIONS != NEW_FILE)
+            {
                 lapses.push((Aspect::Mode, "Operation not permitted".into()));
             }
             attributes.mode = None;
-            attributes.modified.iter_mut().for_each(|modified| modified.nanoseconds = 0);
+            attributes
+                .modified
+                .iter_mut()
+                .for_each(|modified| modified.nanoseconds = 0);
         }
         (attributes, lapses)
     }
@@ -192,7 +206,11 @@ impl Content {
     }
 
     fn size(&self) -> u64 {
-        if let Self::File(bytes) = self { bytes.size() } else { 0 }
+        if let Self::File(bytes) = self {
+            bytes.size()
+        } else {
+            0
+        }
     }
 }
 
@@ -201,7 +219,10 @@ impl State {
     fn find(&self, path: &RelativePath) -> Result<Option<Node>, Why> {
         if path.is_root() {
             return Ok(Some(
-                self.nodes.get(path).cloned().unwrap_or_else(|| Node::new(Content::Directory, PRIVATE, 0)),
+                self.nodes
+                    .get(path)
+                    .cloned()
+                    .unwrap_or_else(|| Node::new(Content::Directory, PRIVATE, 0)),
             ));
         }
         let mut above = RelativePath::root();
@@ -219,7 +240,8 @@ impl State {
     }
 
     fn must_find(&self, path: &RelativePath) -> Result<Node, Why> {
-        self.find(path)?.ok_or_else(|| refusal(Code::NotFound, path))
+        self.find(path)?
+            .ok_or_else(|| refusal(Code::NotFound, path))
     }
 
     /// Makes a directory and those above it, as far as they are missing.
@@ -279,7 +301,10 @@ impl State {
     /// Changes what is known of a file under each of its names, if it has several.
     fn every_name(&mut self, of: &Metadata, change: impl Fn(&mut Metadata)) {
         if of.links > 1 {
-            let names = self.nodes.values_mut().filter(|node| node.metadata.version.file == of.version.file);
+            let names = self
+                .nodes
+                .values_mut()
+                .filter(|node| node.metadata.version.file == of.version.file);
             names.for_each(|node| change(&mut node.metadata));
         }
     }
@@ -287,10 +312,27 @@ impl State {
 
 impl Node {
     fn new(content: Content, mode: u32, number: u64) -> Self {
-        let modified = if number == 0 { Time::default() } else { SystemTime::now().into() };
+        let modified = if number == 0 {
+            Time::default()
+        } else {
+            SystemTime::now().into()
+        };
         let size = content.size();
-        let version = Version { file: (0, number), size, modified, changed: Time::default() };
-        let metadata = Metadata { kind: Some(content.kind()), size, modified, mode, owner: (0, 0), links: 1, version };
+        let version = Version {
+            file: (0, number),
+            size,
+            modified,
+            changed: Time::default(),
+        };
+        let metadata = Metadata {
+            kind: Some(content.kind()),
+            size,
+            modified,
+            mode,
+            owner: (0, 0),
+            links: 1,
+            version,
+        };
         Self { content, metadata }
     }
 
@@ -298,7 +340,10 @@ impl Node {
         self.metadata.mode = mode.map_or(self.metadata.mode, |mode| mode & PERMISSIONS);
         self.metadata.modified = modified.unwrap_or(self.metadata.modified);
         self.metadata.version.modified = self.metadata.modified;
-        self.metadata.version.changed = Time { seconds: clock as i64, nanoseconds: 0 };
+        self.metadata.version.changed = Time {
+            seconds: clock as i64,
+            nanoseconds: 0,
+        };
     }
 }
 
@@ -316,15 +361,23 @@ impl Store for MemoryStore {
             Kind::Symlink => return Err(refusal(Code::Symlink, directory)),
             Kind::File => return Err(refusal(Code::NotDirectory, directory)),
         }
-        let inside = state.nodes.keys().filter(|path| path.parent().as_ref() == Some(directory));
-        Ok(inside.filter_map(|path| path.name().map(<[u8]>::to_vec)).collect())
+        let inside = state
+            .nodes
+            .keys()
+            .filter(|path| path.parent().as_ref() == Some(directory));
+        Ok(inside
+            .filter_map(|path| path.name().map(<[u8]>::to_vec))
+            .collect())
     }
 
     fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why> {
         let path = &self.shared.fold(path);
         match self.shared.lock().must_find(path)?.content {
             Content::Symlink(target) => Ok(target),
-            _ => Err(Why::new(Code::Unreadable, format!("{path}: it is no symbolic link"))),
+            _ => Err(Why::new(
+                Code::Unreadable,
+                format!("{path}: it is no symbolic link"),
+            )),
         }
     }
 
@@ -332,7 +385,10 @@ impl Store for MemoryStore {
         let path = &self.shared.fold(path);
         let node = self.shared.lock().must_find(path)?;
         match node.content {
-            Content::File(content) => Ok(Box::new(MemorySource { content, metadata: node.metadata })),
+            Content::File(content) => Ok(Box::new(MemorySource {
+                content,
+                metadata: node.metadata,
+            })),
             Content::Directory => Err(refusal(Code::IsDirectory, path)),
             Content::Symlink(_) => Err(refusal(Code::Symlink, path)),
         }
@@ -342,15 +398,32 @@ impl Store for MemoryStore {
         let path = &self.shared.fold(path);
         let mut state = self.shared.lock();
         let state = &mut *state;
-        state.make(&path.parent().ok_or_else(|| refusal(Code::IsDirectory, path))?)?;
-        let Claim { owner, size, modified } = *claim;
-        let key = PartialKey { path: path.clone(), owner, size, modified };
+        state.make(
+            &path
+                .parent()
+                .ok_or_else(|| refusal(Code::IsDirectory, path))?,
+        )?;
+        let Claim {
+            owner,
+            size,
+            modified,
+        } = *claim;
+        let key = PartialKey {
+            path: path.clone(),
+            owner,
+            size,
+            modified,
+        };
         let partial = state.partials.entry(key.clone()).or_default();
         if std::mem::replace(&mut partial.open, true) {
             return Err(refusal(Code::Busy, path));
         }
         state.used -= partial.content.cut(claim.useful());
-        Ok(Box::new(MemoryUpload { shared: Arc::clone(&self.shared), key, over: false }))
+        Ok(Box::new(MemoryUpload {
+            shared: Arc::clone(&self.shared),
+            key,
+            over: false,
+        }))
     }
 
     fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
@@ -374,13 +447,23 @@ impl Store for MemoryStore {
         Ok(lapses)
     }
 
-    fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<Lapses, Why> {
+    fn make_symlink(
+        &self,
+        path: &RelativePath,
+        target: &[u8],
+        attributes: &Attributes,
+    ) -> Result<Lapses, Why> {
         let path = &self.shared.fold(path);
         check_target(path, target)?;
         let mut state = self.shared.lock();
         state.make_way_for(path, attributes)?;
         let (attributes, _) = self.shared.keeps(attributes);
-        state.put(path, Content::Symlink(target.to_vec()), PERMISSIONS, attributes.modified);
+        state.put(
+            path,
+            Content::Symlink(target.to_vec()),
+            PERMISSIONS,
+            attributes.modified,
+        );
         Ok(Lapses::new())
     }
 
@@ -390,13 +473,18 @@ impl Store for MemoryStore {
         let mut state = self.shared.lock();
         let mut node = state.must_find(existing)?;
         match node.content {
-            Content::File(_) if self.shared.fat => return Err(fault(new, "make a hard link", Errno::PERM)),
+            Content::File(_) if self.shared.fat => {
+                return Err(fault(new, "make a hard link", Errno::PERM));
+            }
             Content::File(_) => {}
             Content::Directory => return Err(refusal(Code::IsDirectory, existing)),
             Content::Symlink(_) => return Err(refusal(Code::Symlink, existing)),
         }
         state.make_way(new)?;
-        if state.find(new)?.is_some_and(|there| there.metadata.version.file == node.metadata.version.file) {
+        if state
+            .find(new)?
+            .is_some_and(|there| there.metadata.version.file == node.metadata.version.file)
+        {
             return Ok(());
         }
         node.metadata.links += 1;
@@ -439,7 +527,9 @@ impl Store for MemoryStore {
         let state = &mut *state;
         let mut swept = 0;
         state.partials.retain(|_, partial| {
-            let stale = partial.written.is_none_or(|written| written.elapsed().is_ok_and(|since| since >= age));
+            let stale = partial
+                .written
+                .is_none_or(|written| written.elapsed().is_ok_and(|since| since >= age));
             if partial.open || !stale {
                 return true;
             }
@@ -515,7 +605,10 @@ impl Upload for MemoryUpload {
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let state = self.shared.lock();
-        Ok(state.partials.get(&self.key).map_or(0, |partial| partial.content.copy_at(buffer, offset)))
+        Ok(state
+            .partials
+            .get(&self.key)
+            .map_or(0, |partial| partial.content.copy_at(buffer, offset)))
     }
 
     fn commit(mut self: Box<Self>, attributes: &Attributes, _: Durability) -> Result<Lapses, Why> {
@@ -527,7 +620,12 @@ impl Upload for MemoryUpload {
         let partial = state.partials.remove(&self.key).unwrap_or_default();
         let (attributes, lapses) = shared.keeps(attributes);
         let mode = attributes.mode.map_or(NEW_FILE, |mode| mode & PERMISSIONS);
-        state.put(&self.key.path, Content::File(Arc::new(partial.content)), mode, attributes.modified);
+        state.put(
+            &self.key.path,
+            Content::File(Arc::new(partial.content)),
+            mode,
+            attributes.modified,
+        );
         Ok(lapses)
     }
 
@@ -545,13 +643,18 @@ impl MemoryUpload {
     fn change(&self, end: u64, change: impl FnOnce(&mut Bytes)) -> io::Result<()> {
         let mut state = self.shared.lock();
         let state = &mut *state;
-        let Some(partial) = state.partials.get_mut(&self.key) else { return Err(Errno::NOENT.into()) };
+        let Some(partial) = state.partials.get_mut(&self.key) else {
+            return Err(Errno::NOENT.into());
+        };
         let more = end.saturating_sub(partial.content.size());
         if more > self.shared.capacity.saturating_sub(state.used) {
             return Err(Errno::NOSPC.into());
         }
         state.used += more;
-        partial.content.data.resize(partial.content.data.len() + more as usize, 0);
+        partial
+            .content
+            .data
+            .resize(partial.content.data.len() + more as usize, 0);
         partial.written = Some(SystemTime::now());
         change(&mut partial.content);
         Ok(())
@@ -591,7 +694,10 @@ impl Bytes {
     }
 
     fn copy_at(&self, buffer: &mut [u8], offset: u64) -> usize {
-        let rest = usize::try_from(offset).ok().and_then(|at| self.data.get(at..)).unwrap_or_default();
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|at| self.data.get(at..))
+            .unwrap_or_default();
         let length = rest.len().min(buffer.len());
         buffer[..length].copy_from_slice(&rest[..length]);
         length
@@ -602,12 +708,23 @@ impl Bytes {
 fn include(ranges: &mut Vec<Range<u64>>, new: Range<u64>) {
     let first = ranges.partition_point(|r| r.end < new.start);
     let last = ranges.partition_point(|r| r.start <= new.end);
-    let merged = ranges[first..last].iter().fold(new, |a, b| a.start.min(b.start)..a.end.max(b.end));
+    let merged = ranges[first..last]
+        .iter()
+        .fold(new, |a, b| a.start.min(b.start)..a.end.max(b.end));
     ranges.splice(first..last, [merged]);
 }
 
 /// Takes a range out of ascending ones.
 fn exclude(ranges: &mut Vec<Range<u64>>, part: &Range<u64>) {
-    let around = |range: Range<u64>| [range.start..range.end.min(part.start), range.start.max(part.end)..range.end];
-    *ranges = std::mem::take(ranges).into_iter().flat_map(around).filter(|range| range.start < range.end).collect();
+    let around = |range: Range<u64>| {
+        [
+            range.start..range.end.min(part.start),
+            range.start.max(part.end)..range.end,
+        ]
+    };
+    *ranges = std::mem::take(ranges)
+        .into_iter()
+        .flat_map(around)
+        .filter(|range| range.start < range.end)
+        .collect();
 }

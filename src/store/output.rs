@@ -31,7 +31,13 @@ impl OutputStore {
     /// A store that takes a file of that name.
     pub fn new(name: RelativePath, writer: impl Write + Send + 'static) -> Self {
         let writer: Box<dyn Write + Send> = Box::new(writer);
-        Self { shared: Arc::new(Shared { name, writer: Mutex::new(Some(writer)), written: AtomicU64::new(0) }) }
+        Self {
+            shared: Arc::new(Shared {
+                name,
+                writer: Mutex::new(Some(writer)),
+                written: AtomicU64::new(0),
+            }),
+        }
     }
 
     /// Bytes given to the writer so far.
@@ -45,12 +51,18 @@ impl OutputStore {
     }
 
     fn writer(&self) -> MutexGuard<'_, Option<Box<dyn Write + Send>>> {
-        self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn no_directory<T>(path: &RelativePath) -> Result<T, Why> {
-    Err(Why::new(Code::NotDirectory, format!("{path}: only the content of a file can be written there")))
+    Err(Why::new(
+        Code::NotDirectory,
+        format!("{path}: only the content of a file can be written there"),
+    ))
 }
 
 impl Store for OutputStore {
@@ -72,10 +84,18 @@ impl Store for OutputStore {
 
     fn create(&self, path: &RelativePath, _: &Claim) -> Result<Box<dyn Upload>, Why> {
         if *path != self.shared.name {
-            return Err(Why::new(Code::NotWanted, format!("{path} was not asked for")));
+            return Err(Why::new(
+                Code::NotWanted,
+                format!("{path} was not asked for"),
+            ));
         }
-        let Some(writer) = self.writer().take() else { return Err(refusal(Code::Busy, path)) };
-        Ok(Box::new(OutputUpload { shared: self.shared.clone(), writer }))
+        let Some(writer) = self.writer().take() else {
+            return Err(refusal(Code::Busy, path));
+        };
+        Ok(Box::new(OutputUpload {
+            shared: self.shared.clone(),
+            writer,
+        }))
     }
 
     fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
@@ -123,9 +143,14 @@ impl Upload for OutputUpload {
 
     fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
         if offset != self.shared.written.load(Ordering::Relaxed) {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "it can only be written in order"));
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "it can only be written in order",
+            ));
         }
-        self.shared.written.fetch_add(data.len() as u64, Ordering::Relaxed);
+        self.shared
+            .written
+            .fetch_add(data.len() as u64, Ordering::Relaxed);
         self.writer.write_all(data)
     }
 
@@ -138,7 +163,9 @@ impl Upload for OutputUpload {
     }
 
     fn commit(mut self: Box<Self>, _: &Attributes, _: Durability) -> Result<Lapses, Why> {
-        self.writer.flush().map_err(|e| fault(&self.shared.name, "write it", e))?;
+        self.writer
+            .flush()
+            .map_err(|e| fault(&self.shared.name, "write it", e))?;
         Ok(Lapses::new())
     }
 
@@ -167,7 +194,14 @@ mod tests {
     #[test]
     fn it_takes_one_file_in_order() {
         let path = |name: &str| RelativePath::from_components([name]).unwrap();
-        let (kept, claim) = (Kept::default(), Claim { owner: [0; 32], size: 5, modified: None });
+        let (kept, claim) = (
+            Kept::default(),
+            Claim {
+                owner: [0; 32],
+                size: 5,
+                modified: None,
+            },
+        );
         let store = OutputStore::new(path("f"), kept.clone());
         let code = |path: &RelativePath| store.create(path, &claim).err().map(|why| why.code);
         assert_eq!(code(&path("other")), Some(Code::NotWanted));
@@ -176,8 +210,13 @@ mod tests {
         upload.write_at(b"he", 0).unwrap();
         assert!(upload.write_at(b"o", 4).is_err());
         upload.write_at(b"llo", 2).unwrap();
-        upload.commit(&Attributes::default(), Durability::Synced).unwrap();
-        assert_eq!((&kept.0.lock().unwrap()[..], store.written()), (&b"hello"[..], 5));
+        upload
+            .commit(&Attributes::default(), Durability::Synced)
+            .unwrap();
+        assert_eq!(
+            (&kept.0.lock().unwrap()[..], store.written()),
+            (&b"hello"[..], 5)
+        );
         assert!(store.is_taken() && code(&path("f")) == Some(Code::Busy));
         assert!(store.make_directory(&path("d")).is_err() && store.stat(&path("f")) == Ok(None));
     }

@@ -14,7 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Timespec, Timestamps};
-use rustix::fs::{UTIME_NOW, UTIME_OMIT, fchmod, flock, fstat, futimens, linkat, openat, renameat, unlinkat};
+use rustix::fs::{
+    UTIME_NOW, UTIME_OMIT, fchmod, flock, fstat, futimens, linkat, openat, renameat, unlinkat,
+};
 use rustix::io::Errno;
 
 use super::beneath::{ATTEMPTS, Directory, Root, device, fsync};
@@ -46,7 +48,10 @@ pub(super) fn claim_name(path: &RelativePath, claim: &Claim) -> String {
     field(path.as_bytes());
     field(&claim.size.to_le_bytes());
     match claim.modified {
-        Some(Time { seconds, nanoseconds }) => {
+        Some(Time {
+            seconds,
+            nanoseconds,
+        }) => {
             field(&seconds.to_le_bytes());
             field(&nanoseconds.to_le_bytes());
         }
@@ -58,7 +63,11 @@ pub(super) fn claim_name(path: &RelativePath, claim: &Claim) -> String {
 /// A partial's name that nobody else uses: for what is made aside and renamed at once.
 pub(super) fn temporary_name() -> String {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let unique = (std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed), SystemTime::now());
+    let unique = (
+        std::process::id(),
+        COUNTER.fetch_add(1, Ordering::Relaxed),
+        SystemTime::now(),
+    );
     partial_name(&blake3::hash(format!("{unique:?}").as_bytes()))
 }
 
@@ -71,26 +80,43 @@ fn partial_name(digest: &blake3::Hash) -> String {
 pub(super) fn has_partial_form(name: &[u8]) -> bool {
     name.strip_prefix(PARTIAL_PREFIX)
         .and_then(|rest| rest.strip_suffix(PARTIAL_SUFFIX))
-        .is_some_and(|digits| digits.len() == DIGITS && digits.iter().all(|d| matches!(d, b'0'..=b'9' | b'a'..=b'f')))
+        .is_some_and(|digits| {
+            digits.len() == DIGITS
+                && digits
+                    .iter()
+                    .all(|d| matches!(d, b'0'..=b'9' | b'a'..=b'f'))
+        })
 }
 
 /// Renames, unless something stands there: a second name fails where there is one, and then the first goes. On a filesystem
 /// without hard links it is looked at first, and what comes in that moment is replaced.
-pub(super) fn rename_exclusively(directory: &Directory<'_>, from: &[u8], to: &[u8]) -> rustix::io::Result<()> {
+pub(super) fn rename_exclusively(
+    directory: &Directory<'_>,
+    from: &[u8],
+    to: &[u8],
+) -> rustix::io::Result<()> {
     match linkat(directory, from, directory, to, AtFlags::empty()) {
         Ok(()) => unlinkat(directory, from, AtFlags::empty()),
-        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => match directory.stat(to)? {
-            Some(_) => Err(Errno::EXIST),
-            None => renameat(directory, from, directory, to),
-        },
+        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {
+            match directory.stat(to)? {
+                Some(_) => Err(Errno::EXIST),
+                None => renameat(directory, from, directory, to),
+            }
+        }
         Err(other) => Err(other),
     }
 }
 
 /// Whether a name still stands for an open file.
-pub(super) fn is_named(directory: &Directory<'_>, name: &[u8], file: &File) -> rustix::io::Result<bool> {
+pub(super) fn is_named(
+    directory: &Directory<'_>,
+    name: &[u8],
+    file: &File,
+) -> rustix::io::Result<bool> {
     let open = fstat(file)?;
-    Ok(directory.stat(name)?.is_some_and(|s| (device(&s), s.st_ino) == (device(&open), open.st_ino)))
+    Ok(directory
+        .stat(name)?
+        .is_some_and(|s| (device(&s), s.st_ino) == (device(&open), open.st_ino)))
 }
 
 /// Takes the lock of an open partial; false when somebody else has it.
@@ -107,21 +133,35 @@ pub(super) fn timestamps(modified: Time) -> Timestamps {
     // Values past a second have a meaning of their own to the system, such as "now".
     let tv_nsec = modified.nanoseconds.min(SECOND - 1).into();
     Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        last_modification: Timespec { tv_sec: modified.seconds, tv_nsec },
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        last_modification: Timespec {
+            tv_sec: modified.seconds,
+            tv_nsec,
+        },
     }
 }
 
 /// Opens the partial of that name, or makes it, and locks it.
-fn acquire(root: &Root, directory: &Directory<'_>, name: &[u8], path: &RelativePath) -> Result<File, Why> {
+fn acquire(
+    root: &Root,
+    directory: &Directory<'_>,
+    name: &[u8],
+    path: &RelativePath,
+) -> Result<File, Why> {
     let cannot = |what| move |e: Errno| fault(path, what, e);
     for _ in 0..ATTEMPTS {
         let (file, found) = match root.change(directory, || open_or_make(directory, name)) {
             Ok(found) => found,
             Err(Errno::EXIST) => continue,
             // A link, a socket, a file that nobody may open: none of our making.
-            Err(Errno::LOOP | Errno::NXIO | Errno::ACCESS) if matches!(directory.stat(name), Ok(Some(_))) => {
-                remove(root, directory, name).map_err(cannot("remove what stands in its partial's place"))?;
+            Err(Errno::LOOP | Errno::NXIO | Errno::ACCESS)
+                if matches!(directory.stat(name), Ok(Some(_))) =>
+            {
+                remove(root, directory, name)
+                    .map_err(cannot("remove what stands in its partial's place"))?;
                 continue;
             }
             Err(e) => return Err(fault(path, "open its partial", e)),
@@ -138,9 +178,13 @@ fn acquire(root: &Root, directory: &Directory<'_>, name: &[u8], path: &RelativeP
         if found == Found::Nothing {
             // Made by us just now, whatever owner the filesystem (NFS, FAT) shows.
             return Ok(file);
-        } else if !regular || stat.st_nlink != 1 || stat.st_uid != rustix::process::geteuid().as_raw() {
+        } else if !regular
+            || stat.st_nlink != 1
+            || stat.st_uid != rustix::process::geteuid().as_raw()
+        {
             // Somebody else's, or also known by another name: what is written to it would show up elsewhere.
-            remove(root, directory, name).map_err(cannot("remove what stands in its partial's place"))?;
+            remove(root, directory, name)
+                .map_err(cannot("remove what stands in its partial's place"))?;
         } else if found == Found::Unwritable {
             // A commit was cut short between the final mode and the final name.
             restore(&file).map_err(|e| fault(path, "take up its partial", e))?;
@@ -152,7 +196,11 @@ fn acquire(root: &Root, directory: &Directory<'_>, name: &[u8], path: &RelativeP
 }
 
 /// Removes a name.
-pub(super) fn remove(root: &Root, directory: &Directory<'_>, name: &[u8]) -> rustix::io::Result<()> {
+pub(super) fn remove(
+    root: &Root,
+    directory: &Directory<'_>,
+    name: &[u8],
+) -> rustix::io::Result<()> {
     root.change(directory, || unlinkat(directory, name, AtFlags::empty()))
 }
 
@@ -167,10 +215,20 @@ enum Found {
 /// Opens what has that name, for reading only where nothing else is permitted, or makes it.
 fn open_or_make(directory: &Directory<'_>, name: &[u8]) -> rustix::io::Result<(File, Found)> {
     // NONBLOCK: somebody may have put a FIFO there.
-    let open = |how| openat(directory, name, how | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC, PRIVATE);
+    let open = |how| {
+        openat(
+            directory,
+            name,
+            how | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC,
+            PRIVATE,
+        )
+    };
     match open(OFlags::RDWR) {
         Ok(file) => Ok((file.into(), Found::Writable)),
-        Err(Errno::NOENT) => Ok((open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?.into(), Found::Nothing)),
+        Err(Errno::NOENT) => Ok((
+            open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?.into(),
+            Found::Nothing,
+        )),
         Err(Errno::ACCESS) => Ok((open(OFlags::RDONLY)?.into(), Found::Unwritable)),
         Err(e) => Err(e),
     }
@@ -179,8 +237,17 @@ fn open_or_make(directory: &Directory<'_>, name: &[u8]) -> rustix::io::Result<(F
 /// Makes a partial again of what was about to be committed: private, and last written now.
 fn restore(file: &File) -> io::Result<()> {
     fchmod(file, PRIVATE)?;
-    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-    Ok(futimens(file, &Timestamps { last_access: now, last_modification: now })?)
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: UTIME_NOW,
+    };
+    Ok(futimens(
+        file,
+        &Timestamps {
+            last_access: now,
+            last_modification: now,
+        },
+    )?)
 }
 
 /// An unfinished file on disk. Holds one descriptor; the directory is opened again when it is needed.
@@ -197,8 +264,15 @@ pub(super) struct LocalUpload {
 }
 
 impl LocalUpload {
-    pub(super) fn create(root: &Arc<Root>, path: &RelativePath, claim: &Claim, mode: u32) -> Result<Self, Why> {
-        let Some(parent) = path.parent() else { return Err(refusal(Code::IsDirectory, path)) };
+    pub(super) fn create(
+        root: &Arc<Root>,
+        path: &RelativePath,
+        claim: &Claim,
+        mode: u32,
+    ) -> Result<Self, Why> {
+        let Some(parent) = path.parent() else {
+            return Err(refusal(Code::IsDirectory, path));
+        };
         let directory = root.make(&parent)?;
         let name = claim_name(path, claim);
         let file = acquire(root, &directory, name.as_bytes(), path)?;
@@ -214,21 +288,39 @@ impl LocalUpload {
         let stat = fstat(&upload.file).map_err(|e| fault(path, "look at its partial", e))?;
         root.saw(&stat);
         if stat.st_size as u64 > claim.useful() {
-            upload.file.set_len(claim.useful()).map_err(|e| fault(path, "cut its partial", e))?;
+            upload
+                .file
+                .set_len(claim.useful())
+                .map_err(|e| fault(path, "cut its partial", e))?;
         }
         Ok(upload)
     }
 
     /// Gives it its final metadata and name; returns the directory it stands in.
-    fn place(&self, attributes: &Attributes, durability: Durability) -> Result<(Directory<'_>, Lapses), Why> {
+    fn place(
+        &self,
+        attributes: &Attributes,
+        durability: Durability,
+    ) -> Result<(Directory<'_>, Lapses), Why> {
         let mode = Some(attributes.mode.unwrap_or(self.mode));
-        let lapses = attributes::set(&self.file, &self.path, &Attributes { mode, ..attributes.clone() })?;
+        let lapses = attributes::set(
+            &self.file,
+            &self.path,
+            &Attributes {
+                mode,
+                ..attributes.clone()
+            },
+        )?;
         if durability == Durability::Synced {
             fsync(&self.file).map_err(|e| fault(&self.path, "bring it to the disk", e))?;
         }
-        let Some((directory, last)) = self.root.parent(&self.path)? else { return Err(self.gone()) };
+        let Some((directory, last)) = self.root.parent(&self.path)? else {
+            return Err(self.gone());
+        };
         let name = self.name.as_bytes();
-        if !is_named(&directory, name, &self.file).map_err(|e| fault(&self.path, "look at its partial", e))? {
+        if !is_named(&directory, name, &self.file)
+            .map_err(|e| fault(&self.path, "look at its partial", e))?
+        {
             return Err(self.gone());
         }
         // Where a directory stands, the system refuses this itself.
@@ -244,7 +336,10 @@ impl LocalUpload {
     }
 
     fn gone(&self) -> Why {
-        let text = format!("{}: its partial was removed or moved by another program; send it again", self.path);
+        let text = format!(
+            "{}: its partial was removed or moved by another program; send it again",
+            self.path
+        );
         Why::new(Code::NotFound, text)
     }
 
@@ -282,14 +377,20 @@ impl Upload for LocalUpload {
         }
         // An open file of its own: it holds no lock, and takes no error from the one that the commit brings to the disk (Linux
         // tells each of them once). Where there is no /proc, the commit does all of it.
-        let Ok(file) = File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd())) else { return };
+        let Ok(file) = File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd())) else {
+            return;
+        };
         let writing_back = self.writing_back.clone();
         writing_back.store(true, Ordering::Release);
         let work = move || {
             let _ = file.sync_data();
             writing_back.store(false, Ordering::Release);
         };
-        if std::thread::Builder::new().name("write-back".into()).spawn(work).is_err() {
+        if std::thread::Builder::new()
+            .name("write-back".into())
+            .spawn(work)
+            .is_err()
+        {
             self.writing_back.store(false, Ordering::Release);
         }
     }
@@ -311,7 +412,11 @@ impl Upload for LocalUpload {
         read_full_at(&self.file, buffer, offset)
     }
 
-    fn commit(self: Box<Self>, attributes: &Attributes, durability: Durability) -> Result<Lapses, Why> {
+    fn commit(
+        self: Box<Self>,
+        attributes: &Attributes,
+        durability: Durability,
+    ) -> Result<Lapses, Why> {
         let (directory, lapses) = self.place(attributes, durability).inspect_err(|_| {
             // It stays a partial, and the next attempt goes on from here.
             let _ = restore(&self.file);
@@ -319,7 +424,10 @@ impl Upload for LocalUpload {
         if durability == Durability::Synced {
             let parent = self.path.parent().unwrap_or_default();
             self.root.sync_names(&directory, &parent).map_err(|why| {
-                let text = format!("{} stands there whole, but may not outlast a crash: {}", self.path, why.text);
+                let text = format!(
+                    "{} stands there whole, but may not outlast a crash: {}",
+                    self.path, why.text
+                );
                 Why::new(why.code, text)
             })?;
         }
@@ -334,7 +442,8 @@ impl Upload for LocalUpload {
 impl Drop for LocalUpload {
     /// What was written is kept for resume; a partial that holds nothing would be litter.
     fn drop(&mut self) {
-        let holds_nothing = |m: std::fs::Metadata| matches!(next_data(&self.file, 0, m.len()), Ok(None));
+        let holds_nothing =
+            |m: std::fs::Metadata| matches!(next_data(&self.file, 0, m.len()), Ok(None));
         if self.file.metadata().is_ok_and(holds_nothing) {
             self.remove();
         }
@@ -342,7 +451,11 @@ impl Drop for LocalUpload {
 }
 
 /// Reads until the buffer is full or the file ends.
-pub(super) fn read_full_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<usize> {
+pub(super) fn read_full_at(
+    file: &File,
+    mut buffer: &mut [u8],
+    mut offset: u64,
+) -> io::Result<usize> {
     let length = buffer.len();
     while !buffer.is_empty() {
         match file.read_at(buffer, offset) {

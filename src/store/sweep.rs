@@ -34,9 +34,18 @@ pub(super) fn sweep(root: &Root, age: Duration) -> Result<u64, Why> {
 
 fn sweep_within(max_pending: usize, root: &Root, age: Duration) -> Result<u64, Why> {
     // A limit before all time: nothing is that old.
-    let Some(limit) = SystemTime::now().checked_sub(age).map(Time::from) else { return Ok(0) };
+    let Some(limit) = SystemTime::now().checked_sub(age).map(Time::from) else {
+        return Ok(0);
+    };
     let mut swept = 0;
-    let top = read(root, RelativePath::root(), None, limit, max_pending.max(MIN_PENDING), &mut swept)?;
+    let top = read(
+        root,
+        RelativePath::root(),
+        None,
+        limit,
+        max_pending.max(MIN_PENDING),
+        &mut swept,
+    )?;
     let mut pending = top.pending.len();
     let mut levels = vec![top];
     while let Some(level) = levels.last_mut() {
@@ -44,7 +53,9 @@ fn sweep_within(max_pending: usize, root: &Root, age: Duration) -> Result<u64, W
         let (path, after, below) = if let Some(name) = level.pending.pop() {
             pending -= 1;
             // A path too long for us was not made by us.
-            let Ok(path) = level.path.join(&name) else { continue };
+            let Ok(path) = level.path.join(&name) else {
+                continue;
+            };
             (path, None, true)
         } else if let Some(after) = level.more_after.take() {
             (level.path.clone(), Some(after), false)
@@ -85,7 +96,9 @@ fn read(
             let name = entry.file_name().to_bytes();
             if has_partial_form(name) {
                 *swept += u64::from(remove_stale(root, &directory, name, limit).unwrap_or(false));
-            } else if is_directory(&directory, name, entry.file_type()) && after.as_deref() < Some(name) {
+            } else if is_directory(&directory, name, entry.file_type())
+                && after.as_deref() < Some(name)
+            {
                 found.insert(name.to_vec());
                 if found.len() > room {
                     found.pop_last();
@@ -95,26 +108,42 @@ fn read(
         }
     }
     let more_after = found.last().filter(|_| more).cloned();
-    Ok(Level { pending: found.into_iter().rev().collect(), more_after, path })
+    Ok(Level {
+        pending: found.into_iter().rev().collect(),
+        more_after,
+        path,
+    })
 }
 
 fn is_directory(directory: &Directory<'_>, name: &[u8], kind: FileType) -> bool {
     match kind {
         _ if name == b"." || name == b".." => false,
         // Not every filesystem tells it with the name.
-        FileType::Unknown => directory
-            .stat(name)
-            .is_ok_and(|s| s.is_some_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory)),
+        FileType::Unknown => directory.stat(name).is_ok_and(|s| {
+            s.is_some_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory)
+        }),
         kind => kind == FileType::Directory,
     }
 }
 
 /// Removes a partial that was last written before the limit, unless somebody has it locked.
-#[allow(clippy::unnecessary_cast, reason = "the fields of stat have other types on other systems")]
-fn remove_stale(root: &Root, directory: &Directory<'_>, name: &[u8], limit: Time) -> rustix::io::Result<bool> {
-    let Some(stat) = directory.stat(name)? else { return Ok(false) };
-    let modified =
-        |stat: &rustix::fs::Stat| Time { seconds: stat.st_mtime as i64, nanoseconds: stat.st_mtime_nsec as u32 };
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the fields of stat have other types on other systems"
+)]
+fn remove_stale(
+    root: &Root,
+    directory: &Directory<'_>,
+    name: &[u8],
+    limit: Time,
+) -> rustix::io::Result<bool> {
+    let Some(stat) = directory.stat(name)? else {
+        return Ok(false);
+    };
+    let modified = |stat: &rustix::fs::Stat| Time {
+        seconds: stat.st_mtime as i64,
+        nanoseconds: stat.st_mtime_nsec as u32,
+    };
     // Locked until the name is gone, so that nobody takes it up in between.
     let _locked = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile if modified(&stat) <= limit => {
@@ -122,14 +151,20 @@ fn remove_stale(root: &Root, directory: &Directory<'_>, name: &[u8], limit: Time
             let open = |access| openat(directory, name, access | how, Mode::empty());
             // NFS wants write access for the lock; a commit cut short may have left no permission for it.
             let file = File::from(open(OFlags::RDWR).or_else(|_| open(OFlags::RDONLY))?);
-            if !lock(&file)? || !is_named(directory, name, &file)? || modified(&fstat(&file)?) > limit {
+            if !lock(&file)?
+                || !is_named(directory, name, &file)?
+                || modified(&fstat(&file)?) > limit
+            {
                 return Ok(false);
             }
             Some(file)
         }
         // A link that was made aside and never renamed. Its time of modification is the source's, so it does not tell.
         FileType::Symlink
-            if (Time { seconds: stat.st_ctime as i64, nanoseconds: stat.st_ctime_nsec as u32 }) <= limit =>
+            if (Time {
+                seconds: stat.st_ctime as i64,
+                nanoseconds: stat.st_ctime_nsec as u32,
+            }) <= limit =>
         {
             None
         }
@@ -155,7 +190,10 @@ mod tests {
             std::fs::write(level(i).join(&partial), "x").unwrap();
         }
         let root = Root::open(directory.path()).unwrap();
-        assert_eq!(sweep_within(0, &root, Duration::ZERO), Ok(10 * MIN_PENDING as u64));
+        assert_eq!(
+            sweep_within(0, &root, Duration::ZERO),
+            Ok(10 * MIN_PENDING as u64)
+        );
         assert_eq!(sweep(&root, Duration::ZERO), Ok(0));
     }
 }

@@ -3,7 +3,8 @@
 use std::fs::File;
 
 use rustix::fs::{
-    XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr, getxattr, listxattr, removexattr, setxattr,
+    XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr, getxattr, listxattr, removexattr,
+    setxattr,
 };
 use rustix::io::Errno;
 
@@ -14,7 +15,11 @@ use crate::wire::{Aspect, MAX_XATTR_BYTES, Xattr};
 /// Longest list of names in bytes: Linux's `XATTR_LIST_MAX`.
 const MAX_LIST: usize = 64 << 10;
 /// Those of anybody, and the access control lists.
-const OPEN: [&[u8]; 3] = [b"user.", b"system.posix_acl_access", b"system.posix_acl_default"];
+const OPEN: [&[u8]; 3] = [
+    b"user.",
+    b"system.posix_acl_access",
+    b"system.posix_acl_default",
+];
 /// Those that give rights or belong to the system's administration, such as a file's capabilities: they go with the owner.
 const PRIVILEGED: [&[u8]; 2] = [b"security.", b"trusted."];
 /// Labels are the machine's own policy.
@@ -30,7 +35,10 @@ pub(super) fn travels(name: &[u8], privileged: bool) -> bool {
 pub(super) fn read(file: &File, privileged: bool) -> rustix::io::Result<(Vec<Xattr>, Lapses)> {
     let (mut xattrs, mut lapses) = (Vec::new(), Lapses::new());
     let mut bytes = 0;
-    for name in names(file)?.into_iter().filter(|name| travels(name, privileged)) {
+    for name in names(file)?
+        .into_iter()
+        .filter(|name| travels(name, privileged))
+    {
         let mut value = vec![0; MAX_XATTR_BYTES];
         let read = match fgetxattr(file, &name[..], &mut value[..]) {
             Err(Errno::BADF) => getxattr(descriptor_path(file), &name[..], &mut value[..]),
@@ -43,12 +51,18 @@ pub(super) fn read(file: &File, privileged: bool) -> rustix::io::Result<(Vec<Xat
                 bytes += xattr.bytes();
                 if bytes > MAX_XATTR_BYTES {
                     bytes -= xattr.bytes();
-                    lapses.push((Aspect::Xattr, format!("more than {MAX_XATTR_BYTES} bytes of them")));
+                    lapses.push((
+                        Aspect::Xattr,
+                        format!("more than {MAX_XATTR_BYTES} bytes of them"),
+                    ));
                 } else {
                     xattrs.push(xattr);
                 }
             }
-            Err(Errno::RANGE) => lapses.push((Aspect::Xattr, format!("more than {MAX_XATTR_BYTES} bytes of them"))),
+            Err(Errno::RANGE) => lapses.push((
+                Aspect::Xattr,
+                format!("more than {MAX_XATTR_BYTES} bytes of them"),
+            )),
             // Gone meanwhile.
             Err(Errno::NODATA) => {}
             Err(e) => return Err(e),
@@ -68,7 +82,9 @@ fn names(file: &File) -> rustix::io::Result<Vec<Vec<u8>>> {
         Err(Errno::OPNOTSUPP) => 0,
         listed => listed?,
     };
-    let names = list[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty());
+    let names = list[..length]
+        .split(|&byte| byte == 0)
+        .filter(|name| !name.is_empty());
     let mut names: Vec<_> = names.map(<[u8]>::to_vec).collect();
     names.sort_unstable();
     Ok(names)
@@ -78,7 +94,10 @@ fn names(file: &File) -> rustix::io::Result<Vec<Vec<u8>>> {
 pub(super) fn set(file: &File, wanted: &[Xattr], privileged: bool) -> rustix::io::Result<Lapses> {
     let mut lapses = Lapses::new();
     let (there, _) = read(file, privileged)?;
-    for old in there.iter().filter(|old| wanted.iter().all(|new| new.name != old.name)) {
+    for old in there
+        .iter()
+        .filter(|old| wanted.iter().all(|new| new.name != old.name))
+    {
         let removed = match fremovexattr(file, &old.name[..]) {
             Err(Errno::BADF) => removexattr(descriptor_path(file), &old.name[..]),
             removed => removed,
@@ -87,11 +106,19 @@ pub(super) fn set(file: &File, wanted: &[Xattr], privileged: bool) -> rustix::io
     }
     for new in wanted.iter().filter(|new| !there.contains(new)) {
         if !travels(&new.name, privileged) {
-            lapses.push((Aspect::Xattr, "only with owners, where those may be set".into()));
+            lapses.push((
+                Aspect::Xattr,
+                "only with owners, where those may be set".into(),
+            ));
             continue;
         }
         let set = match fsetxattr(file, &new.name[..], &new.value, XattrFlags::empty()) {
-            Err(Errno::BADF) => setxattr(descriptor_path(file), &new.name[..], &new.value, XattrFlags::empty()),
+            Err(Errno::BADF) => setxattr(
+                descriptor_path(file),
+                &new.name[..],
+                &new.value,
+                XattrFlags::empty(),
+            ),
             set => set,
         };
         note(&mut lapses, set);

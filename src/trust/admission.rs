@@ -33,17 +33,26 @@ pub struct Guests(Mutex<HashSet<KeyId>>);
 impl Guests {
     /// From here on this key may read.
     pub fn admit(&self, key_id: KeyId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key_id);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key_id);
     }
 
     /// Nobody may any more, on new connections.
     pub fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 
     /// Whether this key may.
     pub(crate) fn has(&self, key_id: KeyId) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&key_id)
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(&key_id)
     }
 }
 
@@ -83,7 +92,13 @@ impl Admission {
     pub fn of_home(home: &Home, anyone: Anyone) -> crate::error::Result<Self> {
         let authorities = read_authorities(&home.authorities())?;
         let (authorized_keys, peers) = (Some(home.authorized_keys()), Some(home.peers()));
-        Ok(Self { authorized_keys, peers, authorities, anyone, guests: None })
+        Ok(Self {
+            authorized_keys,
+            peers,
+            authorities,
+            anyone,
+            guests: None,
+        })
     }
 
     /// What a client may do that has shown this chain in a handshake and so proved that it holds the key of the first
@@ -93,30 +108,56 @@ impl Admission {
     /// A [`Why`] for the client, with [`Code::NotAdmitted`]: its key id, and the line that would admit it.
     pub fn judge(&self, chain: &[CertificateDer<'_>]) -> Result<Rights, Why> {
         let (certificate, others) = chain.split_first().ok_or(Code::NotAdmitted)?;
-        let key_id = KeyId::of_certificate(certificate).map_err(|e| Why::new(Code::NotAdmitted, e.to_string()))?;
+        let key_id = KeyId::of_certificate(certificate)
+            .map_err(|e| Why::new(Code::NotAdmitted, e.to_string()))?;
         if let Some(guests) = &self.guests {
-            return Ok(Rights { read: guests.has(key_id), write: false, name: None });
+            return Ok(Rights {
+                read: guests.has(key_id),
+                write: false,
+                name: None,
+            });
         }
-        let on_file = match self.authorized_keys.as_deref().map(|file| find(file, key_id)) {
+        let on_file = match self
+            .authorized_keys
+            .as_deref()
+            .map(|file| find(file, key_id))
+        {
             None => Ok(None),
             Some(found) => found,
         };
         if let Some(peer) = self.paired(key_id) {
-            return Ok(Rights { read: true, write: true, name: Some(peer.to_string()) });
+            return Ok(Rights {
+                read: true,
+                write: true,
+                name: Some(peer.to_string()),
+            });
         }
         if let Ok(Some(name)) = on_file {
-            return Ok(Rights { read: true, write: true, name });
+            return Ok(Rights {
+                read: true,
+                write: true,
+                name,
+            });
         }
         if self.is_vouched_for(certificate, others) {
-            return Ok(Rights { read: true, write: true, name: common_name(certificate) });
+            return Ok(Rights {
+                read: true,
+                write: true,
+                name: common_name(certificate),
+            });
         }
         let Anyone { read, write } = self.anyone;
         match on_file {
-            _ if read || write => Ok(Rights { read, write, name: None }),
+            _ if read || write => Ok(Rights {
+                read,
+                write,
+                name: None,
+            }),
             Err(e) => {
                 let file = self.authorized_keys.as_deref().unwrap_or(Path::new(""));
                 tracing::error!(%key_id, file = %file.display(), "a client was turned away, since its key cannot be looked up: {e}");
-                let text = "the server cannot look up keys now; its owner finds the reason in its log";
+                let text =
+                    "the server cannot look up keys now; its owner finds the reason in its log";
                 Err(Why::new(Code::NotAdmitted, text))
             }
             Ok(_) => Err(Why::new(
@@ -132,22 +173,36 @@ impl Admission {
     /// What this machine calls a key that it was paired with. A file that makes no sense admits nobody.
     fn paired(&self, key_id: KeyId) -> Option<Petname> {
         let file = self.peers.as_deref()?;
-        let peers =
-            peers::all(file).inspect_err(|error| tracing::warn!(%error, "no paired machine is admitted")).ok()?;
-        peers.into_iter().find(|peer| peer.key_id == key_id).map(|peer| peer.name)
+        let peers = peers::all(file)
+            .inspect_err(|error| tracing::warn!(%error, "no paired machine is admitted"))
+            .ok()?;
+        peers
+            .into_iter()
+            .find(|peer| peer.key_id == key_id)
+            .map(|peer| peer.name)
     }
 
     /// Whether a chain, valid now, leads to an authority.
-    fn is_vouched_for(&self, certificate: &CertificateDer<'_>, others: &[CertificateDer<'_>]) -> bool {
+    fn is_vouched_for(
+        &self,
+        certificate: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+    ) -> bool {
         let verifier = match roots(&self.authorities) {
             Ok(roots) if roots.is_empty() => return false,
-            Ok(roots) => WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider().clone()).build(),
+            Ok(roots) => {
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider().clone())
+                    .build()
+            }
             Err(e) => {
                 tracing::error!("{e}");
                 return false;
             }
         };
-        verifier.is_ok_and(|v| v.verify_client_cert(certificate, others, UnixTime::now()).is_ok())
+        verifier.is_ok_and(|v| {
+            v.verify_client_cert(certificate, others, UnixTime::now())
+                .is_ok()
+        })
     }
 }
 
@@ -171,12 +226,17 @@ fn find(file: &Path, key_id: KeyId) -> io::Result<Option<Option<String>>> {
 
 /// The key and name of a line; none in a blank line or comment.
 fn parse(line: &str) -> Result<Option<(KeyId, Option<String>)>, BadKeyId> {
-    let line = line.split_once('#').map_or(line, |(before, _)| before).trim();
+    let line = line
+        .split_once('#')
+        .map_or(line, |(before, _)| before)
+        .trim();
     if line.is_empty() {
         return Ok(None);
     }
     let (key_id, name) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-    let name = Some(name.trim()).filter(|n| !n.is_empty()).map(|n| printable(n.as_bytes()));
+    let name = Some(name.trim())
+        .filter(|n| !n.is_empty())
+        .map(|n| printable(n.as_bytes()));
     Ok(Some((key_id.parse()?, name)))
 }
 
@@ -188,7 +248,10 @@ fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
     let mut anchors = RootCertStore::empty();
     anchors.add(certificate.clone()).ok()?;
     let subject = anchors.roots.first()?.subject.to_vec();
-    let at = subject.windows(COMMON_NAME.len()).position(|w| w == COMMON_NAME)? + COMMON_NAME.len();
+    let at = subject
+        .windows(COMMON_NAME.len())
+        .position(|w| w == COMMON_NAME)?
+        + COMMON_NAME.len();
     // Tag and length; one byte of length goes up to 127, and RFC 5280 allows 64.
     let (&length, text) = subject.get(at + 1..)?.split_first()?;
     text.get(..usize::from(length)).map(printable)
@@ -208,7 +271,14 @@ mod tests {
         fn new(anyone: Anyone) -> Self {
             let directory = tempfile::tempdir().unwrap();
             let authorized_keys = Some(directory.path().join("authorized_keys"));
-            Self { _directory: directory, admission: Admission { authorized_keys, anyone, ..Admission::default() } }
+            Self {
+                _directory: directory,
+                admission: Admission {
+                    authorized_keys,
+                    anyone,
+                    ..Admission::default()
+                },
+            }
         }
 
         fn write(&self, text: &str) {
@@ -225,9 +295,19 @@ mod tests {
         assert_eq!(line, format!("{} NAME", client.key_id()));
         bench.write(line);
         let name = Some("NAME".to_owned());
-        assert_eq!(bench.admission.judge(client.chain()), Ok(Rights { read: true, write: true, name }));
+        assert_eq!(
+            bench.admission.judge(client.chain()),
+            Ok(Rights {
+                read: true,
+                write: true,
+                name
+            })
+        );
         bench.write("");
-        assert!(bench.admission.judge(client.chain()).is_err(), "the file was not read afresh");
+        assert!(
+            bench.admission.judge(client.chain()).is_err(),
+            "the file was not read afresh"
+        );
     }
 
     #[test]
@@ -248,9 +328,17 @@ mod tests {
         let client = Identity::generate().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let authorized_keys = Some(directory.path().to_owned());
-        let why = Admission { authorized_keys, ..Admission::default() }.judge(client.chain()).unwrap_err();
+        let why = Admission {
+            authorized_keys,
+            ..Admission::default()
+        }
+        .judge(client.chain())
+        .unwrap_err();
         assert_eq!(why.code, Code::NotAdmitted);
-        assert!(!why.text.contains(&*directory.path().to_string_lossy()), "{why}");
+        assert!(
+            !why.text.contains(&*directory.path().to_string_lossy()),
+            "{why}"
+        );
         assert!(why.text.contains("cannot look up keys"), "{why}");
     }
 
@@ -259,7 +347,14 @@ mod tests {
         let client = Identity::generate().unwrap();
         for (read, write) in [(true, false), (false, true), (true, true)] {
             let bench = Bench::new(Anyone { read, write });
-            assert_eq!(bench.admission.judge(client.chain()), Ok(Rights { read, write, name: None }));
+            assert_eq!(
+                bench.admission.judge(client.chain()),
+                Ok(Rights {
+                    read,
+                    write,
+                    name: None
+                })
+            );
             bench.write(&format!("{} alice", client.key_id()));
             let rights = bench.admission.judge(client.chain()).unwrap();
             assert!(rights.read && rights.write, "a key on file may do both");
@@ -268,6 +363,16 @@ mod tests {
 
     #[test]
     fn who_shows_no_certificate_is_nobody() {
-        assert!(Admission { anyone: Anyone { read: true, write: true }, ..Admission::default() }.judge(&[]).is_err());
+        assert!(
+            Admission {
+                anyone: Anyone {
+                    read: true,
+                    write: true
+                },
+                ..Admission::default()
+            }
+            .judge(&[])
+            .is_err()
+        );
     }
 }

@@ -18,7 +18,10 @@ use crate::path::printable;
 
 /// A host and port in the one form that known_hosts and messages have: lower case, IPv6 in brackets and shortened.
 pub fn host_and_port(host: &str, port: u16) -> String {
-    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|h| h.strip_suffix(']'))
+        .unwrap_or(host);
     match bare.parse::<Ipv6Addr>() {
         Ok(address) => format!("[{address}]:{port}"),
         Err(_) if bare.contains(':') => format!("[{}]:{port}", bare.to_ascii_lowercase()),
@@ -32,7 +35,10 @@ pub fn host_and_port(host: &str, port: u16) -> String {
 /// [`Error::Home`] when the file cannot be read, or with the number of a line that makes no sense: a line that was
 /// meant to protect must not be passed over in silence.
 pub fn find(file: &Path, host: &str) -> Result<Vec<KeyId>> {
-    let bad = |why| Error::Home { path: file.to_owned(), why };
+    let bad = |why| Error::Home {
+        path: file.to_owned(),
+        why,
+    };
     let text = match std::fs::read(file) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         text => text.map_err(|e| bad(format!("cannot be read: {e}")))?,
@@ -43,7 +49,10 @@ pub fn find(file: &Path, host: &str) -> Result<Vec<KeyId>> {
             Ok(Some((known, key_id))) if known == host => keys.push(key_id),
             Ok(_) => {}
             Err(why) => {
-                return Err(bad(format!("line {number} makes no sense ({why}): {}", printable(line.as_bytes()))));
+                return Err(bad(format!(
+                    "line {number} makes no sense ({why}): {}",
+                    printable(line.as_bytes())
+                )));
             }
         }
     }
@@ -56,11 +65,19 @@ pub fn find(file: &Path, host: &str) -> Result<Vec<KeyId>> {
 /// # Errors
 /// [`Error::Io`] when the system refuses.
 pub fn add(file: &Path, host: &str, key_id: &KeyId) -> Result<()> {
-    add_line(file, host, key_id).map_err(Error::io(format!("cannot add {host} to {}", file.display())))
+    add_line(file, host, key_id).map_err(Error::io(format!(
+        "cannot add {host} to {}",
+        file.display()
+    )))
 }
 
 fn add_line(file: &Path, host: &str, key_id: &KeyId) -> io::Result<()> {
-    let mut file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(file)?;
+    let mut file = OpenOptions::new()
+        .create(true)
+        .read(true)
+        .append(true)
+        .mode(0o600)
+        .open(file)?;
     rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))?;
     let mut text = Vec::new();
     file.read_to_end(&mut text)?;
@@ -69,7 +86,11 @@ fn add_line(file: &Path, host: &str, key_id: &KeyId) -> io::Result<()> {
         return Ok(());
     }
     // An editor may have left the last line open.
-    let before = if text.last().is_none_or(|&b| b == b'\n') { "" } else { "\n" };
+    let before = if text.last().is_none_or(|&b| b == b'\n') {
+        ""
+    } else {
+        "\n"
+    };
     file.write_all(format!("{before}{line}\n").as_bytes())?;
     file.sync_all()
 }
@@ -78,7 +99,9 @@ fn add_line(file: &Path, host: &str, key_id: &KeyId) -> io::Result<()> {
 fn parse(line: &str) -> Result<Option<(String, KeyId)>, String> {
     let line = line.split_once('#').map_or(line, |(before, _)| before);
     let mut fields = line.split_whitespace();
-    let Some(host) = fields.next() else { return Ok(None) };
+    let Some(host) = fields.next() else {
+        return Ok(None);
+    };
     let key_id = fields.next().ok_or("no key id after the host")?;
     if fields.next().is_some() {
         return Err("something stands after the key id".into());
@@ -94,8 +117,14 @@ fn split_port(text: &str) -> Result<(&str, u16), String> {
         Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, Some(port)),
         _ => (text, None),
     };
-    let port = port.map_or(Ok(DEFAULT_PORT), |p| p.parse().map_err(|_| format!("{p} is no port")))?;
-    if host.is_empty() { Err("no host".into()) } else { Ok((host, port)) }
+    let port = port.map_or(Ok(DEFAULT_PORT), |p| {
+        p.parse().map_err(|_| format!("{p} is no port"))
+    })?;
+    if host.is_empty() {
+        Err("no host".into())
+    } else {
+        Ok((host, port))
+    }
 }
 
 #[cfg(test)]
@@ -115,9 +144,15 @@ mod tests {
     fn what_is_added_is_found_under_any_spelling() {
         let (_directory, file) = file();
         assert_eq!(find(&file, "host:1").unwrap(), []);
-        for (added, sought) in [(("Example.ORG", 1), ("example.org", 1)), (("[::1]", 2), ("0:0::1", 2))] {
+        for (added, sought) in [
+            (("Example.ORG", 1), ("example.org", 1)),
+            (("[::1]", 2), ("0:0::1", 2)),
+        ] {
             add(&file, &host_and_port(added.0, added.1), &KEY).unwrap();
-            assert_eq!(find(&file, &host_and_port(sought.0, sought.1)).unwrap(), [KEY]);
+            assert_eq!(
+                find(&file, &host_and_port(sought.0, sought.1)).unwrap(),
+                [KEY]
+            );
         }
         let expected = format!("example.org:1 {KEY}\n[::1]:2 {KEY}\n");
         assert_eq!(std::fs::read_to_string(&file).unwrap(), expected);
@@ -131,29 +166,47 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let (_directory, file) = file();
         add(&file, "host:1", &KEY).unwrap();
-        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
     }
 
     #[test]
     fn people_write_it_as_they_like() {
         let (_directory, file) = file();
-        let text = format!("# ours\n\nhost {KEY}\n  HOST:4433\t{OTHER} # the new one\n::1 {KEY}\n[fe80::1] {OTHER}");
+        let text = format!(
+            "# ours\n\nhost {KEY}\n  HOST:4433\t{OTHER} # the new one\n::1 {KEY}\n[fe80::1] {OTHER}"
+        );
         std::fs::write(&file, text).unwrap();
         assert_eq!(find(&file, "host:4433").unwrap(), [KEY, OTHER]);
         assert_eq!(find(&file, "[::1]:4433").unwrap(), [KEY]);
         assert_eq!(find(&file, "[fe80::1]:4433").unwrap(), [OTHER]);
         add(&file, "new:1", &KEY).unwrap();
-        assert_eq!(find(&file, "[fe80::1]:4433").unwrap(), [OTHER], "the line left open was spoilt");
+        assert_eq!(
+            find(&file, "[fe80::1]:4433").unwrap(),
+            [OTHER],
+            "the line left open was spoilt"
+        );
         assert_eq!(find(&file, "new:1").unwrap(), [KEY]);
     }
 
     #[test]
     fn a_line_that_makes_no_sense_is_named() {
         let (_directory, file) = file();
-        for bad in ["host", "host SHA256:x", &format!("host:x {KEY}"), &format!(":1 {KEY}"), &format!("host {KEY} x")] {
+        for bad in [
+            "host",
+            "host SHA256:x",
+            &format!("host:x {KEY}"),
+            &format!(":1 {KEY}"),
+            &format!("host {KEY} x"),
+        ] {
             std::fs::write(&file, format!("# one\n{bad}\nhost {KEY}\n")).unwrap();
             let error = find(&file, "host:4433").unwrap_err();
-            assert!(matches!(&error, Error::Home { path, why } if *path == file && why.contains("line 2")), "{error}");
+            assert!(
+                matches!(&error, Error::Home { path, why } if *path == file && why.contains("line 2")),
+                "{error}"
+            );
         }
         std::fs::write(&file, b"\xff\x1b[2J\n").unwrap();
         let error = find(&file, "host:4433").unwrap_err().to_string();
@@ -166,7 +219,9 @@ mod tests {
         std::thread::scope(|scope| {
             for host in 0..16 {
                 let file = &file;
-                scope.spawn(move || add(file, &host_and_port(&format!("host{host}"), 1), &KEY).unwrap());
+                scope.spawn(move || {
+                    add(file, &host_and_port(&format!("host{host}"), 1), &KEY).unwrap()
+                });
             }
         });
         for host in 0..16 {

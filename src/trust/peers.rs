@@ -38,7 +38,14 @@ impl fmt::Debug for Peer {
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {} {}", self.name, self.key_id, STANDARD_NO_PAD.encode(self.secret), self.number)
+        write!(
+            f,
+            "{} {} {} {}",
+            self.name,
+            self.key_id,
+            STANDARD_NO_PAD.encode(self.secret),
+            self.number
+        )
     }
 }
 
@@ -47,17 +54,28 @@ impl FromStr for Peer {
 
     fn from_str(line: &str) -> Result<Self, String> {
         let mut fields = line.split_whitespace();
-        let (Some(name), Some(key_id), Some(secret), Some(number), None) =
-            (fields.next(), fields.next(), fields.next(), fields.next(), fields.next())
-        else {
+        let (Some(name), Some(key_id), Some(secret), Some(number), None) = (
+            fields.next(),
+            fields.next(),
+            fields.next(),
+            fields.next(),
+            fields.next(),
+        ) else {
             return Err("there are four fields".into());
         };
-        let secret = STANDARD_NO_PAD.decode(secret).ok().and_then(|secret| secret.try_into().ok());
+        let secret = STANDARD_NO_PAD
+            .decode(secret)
+            .ok()
+            .and_then(|secret| secret.try_into().ok());
         Ok(Self {
             name: name.parse()?,
-            key_id: key_id.parse().map_err(|bad: crate::identity::BadKeyId| bad.to_string())?,
+            key_id: key_id
+                .parse()
+                .map_err(|bad: crate::identity::BadKeyId| bad.to_string())?,
             secret: secret.ok_or("the third field is no secret")?,
-            number: number.parse().map_err(|_| "the fourth field is no number")?,
+            number: number
+                .parse()
+                .map_err(|_| "the fourth field is no number")?,
         })
     }
 }
@@ -67,7 +85,10 @@ impl FromStr for Peer {
 /// # Errors
 /// [`Error::Home`] when it cannot be read, when others can read it, or with the number of a line that makes no sense.
 pub fn all(file: &Path) -> Result<Vec<Peer>> {
-    let bad = |why| Error::Home { path: file.to_owned(), why };
+    let bad = |why| Error::Home {
+        path: file.to_owned(),
+        why,
+    };
     let text = match fs::read_to_string(file) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         text => text.map_err(|e| bad(format!("cannot be read: {e}")))?,
@@ -76,10 +97,16 @@ pub fn all(file: &Path) -> Result<Vec<Peer>> {
     check_private(file, &metadata, 0o600)?;
     let mut peers = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
-        let line = line.split_once('#').map_or(line, |(before, _)| before).trim();
+        let line = line
+            .split_once('#')
+            .map_or(line, |(before, _)| before)
+            .trim();
         if !line.is_empty() {
             // What the line says is not shown: it has a secret in it.
-            peers.push(line.parse().map_err(|why| bad(format!("line {number} makes no sense: {why}")))?);
+            peers.push(
+                line.parse()
+                    .map_err(|why| bad(format!("line {number} makes no sense: {why}")))?,
+            );
         }
     }
     Ok(peers)
@@ -129,7 +156,12 @@ pub fn remove(home: &Home, name: &Petname) -> Result<bool> {
 fn write(file: &Path, peers: &[Peer]) -> Result<()> {
     let new = file.with_extension("new");
     let write = || -> io::Result<()> {
-        let mut writing = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
+        let mut writing = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
         for peer in peers {
             writeln!(writing, "{peer}")?;
         }
@@ -150,7 +182,12 @@ mod tests {
     }
 
     fn peer(name: &str, key: u8) -> Peer {
-        Peer { name: name.parse().unwrap(), key_id: KeyId([key; 32]), secret: [key + 100; 32], number: 12_345_678 }
+        Peer {
+            name: name.parse().unwrap(),
+            key_id: KeyId([key; 32]),
+            secret: [key + 100; 32],
+            number: 12_345_678,
+        }
     }
 
     #[test]
@@ -161,7 +198,12 @@ mod tests {
             add(&home, &peer).unwrap();
             assert_eq!(named(&home, &peer.name).unwrap(), peer);
         }
-        assert!(named(&home, &"dave".parse().unwrap()).unwrap_err().to_string().contains("haul pair dave"));
+        assert!(
+            named(&home, &"dave".parse().unwrap())
+                .unwrap_err()
+                .to_string()
+                .contains("haul pair dave")
+        );
         assert!(remove(&home, &"bob".parse().unwrap()).unwrap());
         assert!(!remove(&home, &"bob".parse().unwrap()).unwrap());
         assert_eq!(all(&home.peers()).unwrap(), [peer("carol", 2)]);
@@ -181,11 +223,17 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let (_directory, home) = home();
         add(&home, &peer("bob", 7)).unwrap();
-        assert_eq!(fs::metadata(home.peers()).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(home.peers()).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         let secret = STANDARD_NO_PAD.encode([107; 32]);
         assert!(!format!("{:?}", peer("bob", 7)).contains(&secret));
         fs::write(home.peers(), format!("# ours\n\nbob SHA256:x {secret} 1\n")).unwrap();
         let error = all(&home.peers()).unwrap_err().to_string();
-        assert!(error.contains("line 3") && !error.contains(&secret), "{error}");
+        assert!(
+            error.contains("line 3") && !error.contains(&secret),
+            "{error}"
+        );
     }
 }

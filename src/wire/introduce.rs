@@ -79,8 +79,20 @@ impl Offer {
     pub(super) fn validate(&self) -> Result<(), String> {
         at_most("from", self.from.len(), MAX_OFFER_FROM)?;
         at_most("names", self.names.0.len(), MAX_OFFERED)?;
-        at_most("text", self.text.as_ref().map_or(0, String::len), MAX_OFFER_TEXT)?;
-        match [!self.names.0.is_empty(), self.text.is_some(), self.pair.is_some()].iter().filter(|is| **is).count() {
+        at_most(
+            "text",
+            self.text.as_ref().map_or(0, String::len),
+            MAX_OFFER_TEXT,
+        )?;
+        match [
+            !self.names.0.is_empty(),
+            self.text.is_some(),
+            self.pair.is_some(),
+        ]
+        .iter()
+        .filter(|is| **is)
+        .count()
+        {
             1 => Ok(()),
             _ => Err("either names, a text, or a pair".into()),
         }

@@ -6,8 +6,8 @@ use super::introduce::{Accept, Confirm, Introduce, Introduced, Offer};
 use super::rendezvous::{Found, Place, Placed, Seek};
 use super::value::{ascending, at_most};
 use super::{
-    Components, Durability, Held, Kind, MAX_HELD, MAX_HOLES, MAX_PLAN_RANGES, MAX_SYMLINK, Message, Origin, Owner,
-    Probe, Range, Spent, Take, Time, Unkept, WireFilter, WireWhy, Xattr,
+    Components, Durability, Held, Kind, MAX_HELD, MAX_HOLES, MAX_PLAN_RANGES, MAX_SYMLINK, Message,
+    Origin, Owner, Probe, Range, Spent, Take, Time, Unkept, WireFilter, WireWhy, Xattr,
 };
 use crate::rate::Rate;
 
@@ -122,7 +122,11 @@ impl Push {
     fn validate(&self) -> Result<(), String> {
         self.filter.as_ref().map_or(Ok(()), WireFilter::validate)?;
         self.origin.as_ref().map_or(Ok(()), Origin::validate)?;
-        if self.sources == 0 { Err("no sources".into()) } else { Ok(()) }
+        if self.sources == 0 {
+            Err("no sources".into())
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -167,7 +171,9 @@ impl Pull {
         self.filter.as_ref().map_or(Ok(()), WireFilter::validate)?;
         match self.limit {
             _ if self.sources.is_empty() => Err("no sources".into()),
-            Some(limit) if Rate::from_bytes(limit).is_none() => Err(format!("a limit of {limit} bytes a second")),
+            Some(limit) if Rate::from_bytes(limit).is_none() => {
+                Err(format!("a limit of {limit} bytes a second"))
+            }
             _ => Ok(()),
         }
     }
@@ -376,13 +382,23 @@ impl Entry {
             }
         }
         self.owner.iter().try_for_each(Owner::validate)?;
-        self.xattrs.iter().try_for_each(|xattrs| Xattr::validate(xattrs))?;
+        self.xattrs
+            .iter()
+            .try_for_each(|xattrs| Xattr::validate(xattrs))?;
         match (self.kind, &self.target, self.size) {
             (Kind::Symlink, None, _) => Err("a symbolic link without a target".into()),
-            (Kind::File | Kind::Directory, Some(_), _) => Err("a target on what is no symbolic link".into()),
-            (Kind::Symlink | Kind::Directory, _, Some(_)) => Err("a size on what is no file".into()),
-            _ if self.hard_link.is_some() && self.kind != Kind::File => Err("another name of what is no file".into()),
-            _ if self.hard_link.is_some_and(|first| first > self.id) => Err("a name of what comes later".into()),
+            (Kind::File | Kind::Directory, Some(_), _) => {
+                Err("a target on what is no symbolic link".into())
+            }
+            (Kind::Symlink | Kind::Directory, _, Some(_)) => {
+                Err("a size on what is no file".into())
+            }
+            _ if self.hard_link.is_some() && self.kind != Kind::File => {
+                Err("another name of what is no file".into())
+            }
+            _ if self.hard_link.is_some_and(|first| first > self.id) => {
+                Err("a name of what comes later".into())
+            }
             (_, _, Some(size)) if size > i64::MAX as u64 => Err("a size over 2^63 - 1".into()),
             _ => self.path.validate(),
         }
@@ -613,7 +629,11 @@ pub struct Listed {
 
 impl Listed {
     fn validate(&self) -> Result<(), String> {
-        at_most("target", self.target.as_ref().map_or(0, Vec::len), MAX_SYMLINK)?;
+        at_most(
+            "target",
+            self.target.as_ref().map_or(0, Vec::len),
+            MAX_SYMLINK,
+        )?;
         self.path.validate()
     }
 }

@@ -38,7 +38,10 @@ impl Owner {
             return Err("an owner that nobody can be".into());
         }
         let names = [&self.user_name, &self.group_name];
-        names.into_iter().flatten().try_for_each(|name| at_most("name", name.len(), MAX_OWNER_NAME))
+        names
+            .into_iter()
+            .flatten()
+            .try_for_each(|name| at_most("name", name.len(), MAX_OWNER_NAME))
     }
 }
 
@@ -62,10 +65,15 @@ impl Xattr {
 
     pub(super) fn validate(all: &[Self]) -> Result<(), String> {
         at_most("xattrs", all.iter().map(Self::bytes).sum(), MAX_XATTR_BYTES)?;
-        let good = |name: &[u8]| !name.is_empty() && name.len() <= MAX_XATTR_NAME && !name.contains(&0);
+        let good =
+            |name: &[u8]| !name.is_empty() && name.len() <= MAX_XATTR_NAME && !name.contains(&0);
         if !all.iter().all(|xattr| good(&xattr.name)) {
             return Err("a name that no extended attribute has".into());
         }
-        if all.windows(2).all(|two| two[0].name < two[1].name) { Ok(()) } else { Err("xattrs out of order".into()) }
+        if all.windows(2).all(|two| two[0].name < two[1].name) {
+            Ok(())
+        } else {
+            Err("xattrs out of order".into())
+        }
     }
 }

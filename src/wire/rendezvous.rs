@@ -64,7 +64,11 @@ pub struct Place {
 
 impl Place {
     pub(super) fn validate(&self) -> Result<(), String> {
-        at_most("token", self.token.as_ref().map_or(0, String::len), MAX_RELAY_TOKEN)?;
+        at_most(
+            "token",
+            self.token.as_ref().map_or(0, String::len),
+            MAX_RELAY_TOKEN,
+        )?;
         at_most("addresses", self.addresses.len(), MAX_ADDRESSES)
     }
 }
@@ -101,7 +105,11 @@ pub struct Seek {
 
 impl Seek {
     pub(super) fn validate(&self) -> Result<(), String> {
-        at_most("token", self.token.as_ref().map_or(0, String::len), MAX_RELAY_TOKEN)?;
+        at_most(
+            "token",
+            self.token.as_ref().map_or(0, String::len),
+            MAX_RELAY_TOKEN,
+        )?;
         at_most("addresses", self.addresses.len(), MAX_ADDRESSES)
     }
 }

@@ -78,7 +78,9 @@ impl FromStr for Existing {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let found = Self::ALL.into_iter().find(|existing| existing.name() == text);
+        let found = Self::ALL
+            .into_iter()
+            .find(|existing| existing.name() == text);
         found.ok_or_else(|| "it is one of skip, update, overwrite and fail".into())
     }
 }

@@ -10,7 +10,10 @@ fn entry(path: Vec<Vec<u8>>, size: u64, seconds: i64) -> Entry {
         path: Components(path),
         kind: Kind::File,
         size: Some(size),
-        modified: Some(Time { seconds, nanoseconds: 5 }),
+        modified: Some(Time {
+            seconds,
+            nanoseconds: 5,
+        }),
         mode: Some(0o644),
         ..Entry::default()
     }
@@ -34,16 +37,42 @@ fn a_length_over_the_limit_is_refused_before_any_byte_of_it_is_awaited() {
 fn fields_of_a_newer_peer_are_ignored() {
     let mut payload = Vec::new();
     let mut e = minicbor::Encoder::new(&mut payload);
-    e.map(2).unwrap().u32(0).unwrap().u64(9).unwrap().u32(77).unwrap().str("new").unwrap();
-    let frame = Frame { kind: Skip::TYPE, payload: payload.into() };
+    e.map(2)
+        .unwrap()
+        .u32(0)
+        .unwrap()
+        .u64(9)
+        .unwrap()
+        .u32(77)
+        .unwrap()
+        .str("new")
+        .unwrap();
+    let frame = Frame {
+        kind: Skip::TYPE,
+        payload: payload.into(),
+    };
     assert_eq!(frame.decode::<Skip>(), Ok(Skip { id: 9 }));
 }
 
 #[test]
 fn overlapping_or_endless_ranges_are_refused() {
     let plan = |ranges: &[(u64, u64)]| {
-        let ranges = ranges.iter().map(|&(offset, length)| Range { offset, length }).collect();
-        take(&Plan { id: 1, encoding: 0, ranges, holes: None }.to_bytes()).unwrap().unwrap().decode::<Plan>()
+        let ranges = ranges
+            .iter()
+            .map(|&(offset, length)| Range { offset, length })
+            .collect();
+        take(
+            &Plan {
+                id: 1,
+                encoding: 0,
+                ranges,
+                holes: None,
+            }
+            .to_bytes(),
+        )
+        .unwrap()
+        .unwrap()
+        .decode::<Plan>()
     };
     assert!(plan(&[(0, 10), (10, 5), (20, 1)]).is_ok());
     assert!(plan(&[(0, 10), (9, 5)]).is_err());
@@ -55,12 +84,39 @@ fn overlapping_or_endless_ranges_are_refused() {
 #[test]
 fn holes_that_overlap_anything_are_refused() {
     let plan = |holes: &[(u64, u64)]| {
-        let holes = Some(holes.iter().map(|&(offset, length)| Range { offset, length }).collect());
-        let ranges = vec![Range { offset: 10, length: 10 }];
-        take(&Plan { id: 1, encoding: 0, ranges, holes }.to_bytes()).unwrap().unwrap().decode::<Plan>()
+        let holes = Some(
+            holes
+                .iter()
+                .map(|&(offset, length)| Range { offset, length })
+                .collect(),
+        );
+        let ranges = vec![Range {
+            offset: 10,
+            length: 10,
+        }];
+        take(
+            &Plan {
+                id: 1,
+                encoding: 0,
+                ranges,
+                holes,
+            }
+            .to_bytes(),
+        )
+        .unwrap()
+        .unwrap()
+        .decode::<Plan>()
     };
     assert!(plan(&[(0, 10), (20, 5)]).is_ok());
-    for bad in [&[(0, 11)][..], &[(19, 5)], &[(10, 10)], &[(12, 1)], &[(0, 0)], &[(0, 5), (4, 3)], &[(20, u64::MAX)]] {
+    for bad in [
+        &[(0, 11)][..],
+        &[(19, 5)],
+        &[(10, 10)],
+        &[(12, 1)],
+        &[(0, 0)],
+        &[(0, 5), (4, 3)],
+        &[(20, u64::MAX)],
+    ] {
         assert!(plan(bad).is_err(), "{bad:?}");
     }
     let many: Vec<_> = (0..=MAX_HOLES as u64).map(|i| (100 + 2 * i, 1)).collect();
@@ -72,22 +128,71 @@ fn an_entry_must_be_of_one_piece() {
     let check = |e: Entry| take(&e.to_bytes()).unwrap().unwrap().decode::<Entry>();
     let good = entry(vec![b"a".to_vec()], 1, 0);
     assert!(check(good.clone()).is_ok());
-    assert!(check(Entry { kind: Kind::Symlink, ..good.clone() }).is_err());
-    assert!(check(Entry { target: Some(b"x".to_vec()), ..good.clone() }).is_err());
-    assert!(check(Entry { path: Components::default(), ..good.clone() }).is_err());
-    assert!(check(Entry { size: Some(u64::MAX), ..good }).is_err());
+    assert!(
+        check(Entry {
+            kind: Kind::Symlink,
+            ..good.clone()
+        })
+        .is_err()
+    );
+    assert!(
+        check(Entry {
+            target: Some(b"x".to_vec()),
+            ..good.clone()
+        })
+        .is_err()
+    );
+    assert!(
+        check(Entry {
+            path: Components::default(),
+            ..good.clone()
+        })
+        .is_err()
+    );
+    assert!(
+        check(Entry {
+            size: Some(u64::MAX),
+            ..good
+        })
+        .is_err()
+    );
 }
 
 #[test]
 fn the_longest_messages_fit_their_limits() {
     let held = (0..MAX_HELD as u64)
-        .map(|i| Held { range: Range { offset: i64::MAX as u64 / 2 + 2 * i, length: 1 }, digest: [0xff; 32] })
+        .map(|i| Held {
+            range: Range {
+                offset: i64::MAX as u64 / 2 + 2 * i,
+                length: 1,
+            },
+            digest: [0xff; 32],
+        })
         .collect();
-    assert!(Want { id: u64::MAX, held: Some(held) }.to_bytes().len() <= Want::LIMIT);
-    let range = |i| Range { offset: i64::MAX as u64 / 2 + (i << 40), length: 1 << 39 };
+    assert!(
+        Want {
+            id: u64::MAX,
+            held: Some(held)
+        }
+        .to_bytes()
+        .len()
+            <= Want::LIMIT
+    );
+    let range = |i| Range {
+        offset: i64::MAX as u64 / 2 + (i << 40),
+        length: 1 << 39,
+    };
     let ranges = (0..MAX_PLAN_RANGES as u64).map(|i| range(2 * i)).collect();
     let holes = Some((0..MAX_HOLES as u64).map(|i| range(2 * i + 1)).collect());
-    assert!(Plan { id: u64::MAX, encoding: u32::MAX, ranges, holes }.fits());
+    assert!(
+        Plan {
+            id: u64::MAX,
+            encoding: u32::MAX,
+            ranges,
+            holes
+        }
+        .fits()
+    );
     let long = Entry {
         target: Some(vec![b'x'; MAX_SYMLINK]),
         kind: Kind::Symlink,
@@ -95,30 +200,77 @@ fn the_longest_messages_fit_their_limits() {
         ..entry(vec![b"a".to_vec(); 2048], 0, i64::MIN)
     };
     assert!(long.to_bytes().len() <= Entry::LIMIT);
-    let xattr = |at: u8, value| Xattr { name: vec![b'x', at], value: vec![at; value] };
+    let xattr = |at: u8, value| Xattr {
+        name: vec![b'x', at],
+        value: vec![at; value],
+    };
     let name = Some(vec![b'x'; MAX_OWNER_NAME]);
-    let owner = Owner { user: u32::MAX - 1, group: u32::MAX - 1, user_name: name.clone(), group_name: name };
-    let entry = Entry { owner: Some(owner), ..entry(vec![b"a".to_vec(); 2048], 1 << 62, i64::MIN) };
+    let owner = Owner {
+        user: u32::MAX - 1,
+        group: u32::MAX - 1,
+        user_name: name.clone(),
+        group_name: name,
+    };
+    let entry = Entry {
+        owner: Some(owner),
+        ..entry(vec![b"a".to_vec(); 2048], 1 << 62, i64::MIN)
+    };
     let many = MAX_XATTR_BYTES / (2 + XATTR_OVERHEAD);
     for xattrs in [
         vec![xattr(1, MAX_XATTR_BYTES - 2 - XATTR_OVERHEAD)],
         (1..=many.min(255) as u8).map(|at| xattr(at, 14)).collect(),
     ] {
-        let long = Entry { xattrs: Some(xattrs), hard_link: Some(1), ..entry.clone() };
+        let long = Entry {
+            xattrs: Some(xattrs),
+            hard_link: Some(1),
+            ..entry.clone()
+        };
         assert!(long.fits() && long.check().is_ok(), "{:?}", long.check());
         assert!(take(&long.to_bytes()).unwrap().is_some());
     }
-    let two = |first, second| Entry { xattrs: Some(vec![xattr(first, 1), xattr(second, 1)]), ..entry.clone() };
+    let two = |first, second| Entry {
+        xattrs: Some(vec![xattr(first, 1), xattr(second, 1)]),
+        ..entry.clone()
+    };
     assert!(two(1, 2).check().is_ok() && two(1, 1).check().is_err() && two(2, 1).check().is_err());
-    assert!(Entry { xattrs: Some(vec![xattr(1, MAX_XATTR_BYTES)]), ..entry.clone() }.check().is_err());
-    assert!(Entry { owner: Some(Owner { user: u32::MAX, ..Owner::default() }), ..entry }.check().is_err());
+    assert!(
+        Entry {
+            xattrs: Some(vec![xattr(1, MAX_XATTR_BYTES)]),
+            ..entry.clone()
+        }
+        .check()
+        .is_err()
+    );
+    assert!(
+        Entry {
+            owner: Some(Owner {
+                user: u32::MAX,
+                ..Owner::default()
+            }),
+            ..entry
+        }
+        .check()
+        .is_err()
+    );
 }
 
 #[test]
 fn times_before_1970_keep_their_nanoseconds() {
     let time = UNIX_EPOCH - Duration::new(1, 250_000_000);
-    assert_eq!(Time::from(time), Time { seconds: -2, nanoseconds: 750_000_000 });
-    assert_eq!(Time::from(UNIX_EPOCH - Duration::from_secs(3)), Time { seconds: -3, nanoseconds: 0 });
+    assert_eq!(
+        Time::from(time),
+        Time {
+            seconds: -2,
+            nanoseconds: 750_000_000
+        }
+    );
+    assert_eq!(
+        Time::from(UNIX_EPOCH - Duration::from_secs(3)),
+        Time {
+            seconds: -3,
+            nanoseconds: 0
+        }
+    );
 }
 
 proptest! {

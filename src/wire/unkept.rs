@@ -37,7 +37,10 @@ impl Aspect {
             2 => ("owner", "owners"),
             3 => ("extended attribute", "extended attributes"),
             4 => ("hard link", "hard links"),
-            _ => ("thing that this version does not know", "things that this version does not know"),
+            _ => (
+                "thing that this version does not know",
+                "things that this version does not know",
+            ),
         }
     }
 }
@@ -67,9 +70,15 @@ impl Unkept {
             Some(unkept) => unkept.count += 1,
             None => {
                 let mut first = first();
-                let end = (0..=MAX_FIRST.min(first.len())).rev().find(|&at| first.is_char_boundary(at));
+                let end = (0..=MAX_FIRST.min(first.len()))
+                    .rev()
+                    .find(|&at| first.is_char_boundary(at));
                 first.truncate(end.unwrap_or(0));
-                all.push(Self { aspect: number, count: 1, first });
+                all.push(Self {
+                    aspect: number,
+                    count: 1,
+                    first,
+                });
             }
         }
     }
@@ -91,7 +100,8 @@ impl Unkept {
 
     pub(super) fn validate(all: &[Self]) -> Result<(), String> {
         at_most("unkept", all.len(), MAX_ASPECTS)?;
-        all.iter().try_for_each(|unkept| at_most("first", unkept.first.len(), MAX_FIRST))
+        all.iter()
+            .try_for_each(|unkept| at_most("first", unkept.first.len(), MAX_FIRST))
     }
 }
 
@@ -99,7 +109,12 @@ impl fmt::Display for Unkept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (one, several) = Aspect::names(self.aspect);
         let name = if self.count == 1 { one } else { several };
-        write!(f, "{} {name} could not be kept (first: {})", self.count, printable(self.first.as_bytes()))
+        write!(
+            f,
+            "{} {name} could not be kept (first: {})",
+            self.count,
+            printable(self.first.as_bytes())
+        )
     }
 }
 
@@ -115,12 +130,22 @@ mod tests {
         }
         Unkept::count_one(&mut all, Aspect::HardLink, || "ä".repeat(200));
         assert_eq!(all.len(), 2);
-        assert_eq!(all[0].to_string(), "3 extended attributes could not be kept (first: a\\n: not supported)");
+        assert_eq!(
+            all[0].to_string(),
+            "3 extended attributes could not be kept (first: a\\n: not supported)"
+        );
         assert_eq!((all[1].count, all[1].first.len()), (1, MAX_FIRST));
         let both = all.clone();
         Unkept::join(&mut all, &both);
         assert_eq!((all[0].count, all[1].count), (6, 2));
         assert!(Unkept::validate(&all).is_ok());
-        assert!(Unkept { aspect: 77, ..all[0].clone() }.to_string().contains("does not know"));
+        assert!(
+            Unkept {
+                aspect: 77,
+                ..all[0].clone()
+            }
+            .to_string()
+            .contains("does not know")
+        );
     }
 }

@@ -13,7 +13,11 @@ pub struct Components(pub Vec<Vec<u8>>);
 
 impl Components {
     pub(super) fn validate(&self) -> Result<(), String> {
-        if self.0.is_empty() { Err("no name".into()) } else { Ok(()) }
+        if self.0.is_empty() {
+            Err("no name".into())
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -63,7 +67,11 @@ pub struct WireFilter {
 impl WireFilter {
     pub(super) fn validate(&self) -> Result<(), String> {
         at_most("rules", self.rules.len(), MAX_WIRE_RULES)?;
-        at_most("bytes of rules", self.rules.iter().map(|rule| rule.len()).sum(), MAX_WIRE_RULES_BYTES)
+        at_most(
+            "bytes of rules",
+            self.rules.iter().map(|rule| rule.len()).sum(),
+            MAX_WIRE_RULES_BYTES,
+        )
     }
 }
 
@@ -151,7 +159,10 @@ pub struct Time {
 impl From<SystemTime> for Time {
     fn from(time: SystemTime) -> Self {
         match time.duration_since(UNIX_EPOCH) {
-            Ok(after) => Self { seconds: after.as_secs() as i64, nanoseconds: after.subsec_nanos() },
+            Ok(after) => Self {
+                seconds: after.as_secs() as i64,
+                nanoseconds: after.subsec_nanos(),
+            },
             Err(before) => {
                 let before = before.duration();
                 let up = u32::from(before.subsec_nanos() > 0);
@@ -208,7 +219,10 @@ impl WireWhy {
 
 impl From<Why> for WireWhy {
     fn from(why: Why) -> Self {
-        Self { code: why.code.number(), text: why.text }
+        Self {
+            code: why.code.number(),
+            text: why.text,
+        }
     }
 }
 
@@ -219,7 +233,11 @@ impl From<WireWhy> for Why {
 }
 
 pub(super) fn at_most(what: &str, length: usize, limit: usize) -> Result<(), String> {
-    if length > limit { Err(format!("{what} of {length} is over the limit of {limit}")) } else { Ok(()) }
+    if length > limit {
+        Err(format!("{what} of {length} is over the limit of {limit}"))
+    } else {
+        Ok(())
+    }
 }
 
 /// Ranges must ascend, not overlap, not be empty, and end at 2^63 - 1 at the latest.

@@ -16,7 +16,12 @@ fn haul(home: &Path, from: &Path, arguments: &[&str]) -> Output {
 
 fn command(home: &Path, from: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_haul"));
-    command.args(arguments).current_dir(from).env("HAUL_HOME", home).env_remove("HAUL_LOG").stdin(Stdio::null());
+    command
+        .args(arguments)
+        .current_dir(from)
+        .env("HAUL_HOME", home)
+        .env_remove("HAUL_LOG")
+        .stdin(Stdio::null());
     command
 }
 
@@ -27,8 +32,16 @@ fn on_terminal(command: &mut Command) -> (Option<i32>, String) {
     grantpt(&master).unwrap();
     unlockpt(&master).unwrap();
     let name = ptsname(&master, Vec::new()).unwrap();
-    let terminal = std::fs::File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
-    let mut child = command.stdout(Stdio::null()).stderr(terminal).spawn().unwrap();
+    let terminal = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(name.to_str().unwrap())
+        .unwrap();
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(terminal)
+        .spawn()
+        .unwrap();
     // The command keeps its copy of the terminal until it is told of another, and with it the terminal open.
     command.stderr(Stdio::null());
     let mut said = Vec::new();
@@ -68,29 +81,61 @@ impl Serving {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         let (home, served) = (private(), tempdir().unwrap());
-        let (home, served) = (std::mem::replace(&mut self.home, home), std::mem::replace(&mut self.served, served));
-        let address = self.url.trim_start_matches("haul://").trim_end_matches('/').to_owned();
+        let (home, served) = (
+            std::mem::replace(&mut self.home, home),
+            std::mem::replace(&mut self.served, served),
+        );
+        let address = self
+            .url
+            .trim_start_matches("haul://")
+            .trim_end_matches('/')
+            .to_owned();
         Self::start_in(home, served, &address, arguments)
     }
 
     fn start_in(home: TempDir, served: TempDir, listen: &str, arguments: &[&str]) -> Self {
         let mut all = vec!["serve", served.path().to_str().unwrap(), "--listen", listen];
         all.extend(arguments);
-        let mut child =
-            command(home.path(), served.path(), &all).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = command(home.path(), served.path(), &all)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let mut said = String::new();
         while !said.contains("Ctrl-C") {
-            assert!(output.read_line(&mut said).unwrap() > 0, "serve ended: {said}");
+            assert!(
+                output.read_line(&mut said).unwrap() > 0,
+                "serve ended: {said}"
+            );
         }
-        let word = |after: &str| said.split(after).nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
-        Self { url: word("  at "), key_id: word("key id "), child, home, served, output }
+        let word = |after: &str| {
+            said.split(after)
+                .nth(1)
+                .unwrap()
+                .split_whitespace()
+                .next()
+                .unwrap()
+                .to_owned()
+        };
+        Self {
+            url: word("  at "),
+            key_id: word("key id "),
+            child,
+            home,
+            served,
+            output,
+        }
     }
 
     fn cp(&self, client: &Client, arguments: &[&str], into: &str) -> Output {
         let place = format!("{}{into}", self.url);
-        let all: Vec<&str> =
-            ["cp", "--pin", &self.key_id].iter().chain(arguments).copied().chain([&place[..]]).collect();
+        let all: Vec<&str> = ["cp", "--pin", &self.key_id]
+            .iter()
+            .chain(arguments)
+            .copied()
+            .chain([&place[..]])
+            .collect();
         haul(client.home.path(), client.files.path(), &all)
     }
 
@@ -121,24 +166,37 @@ struct Client {
 }
 
 fn client() -> Client {
-    Client { home: private(), files: tempdir().unwrap() }
+    Client {
+        home: private(),
+        files: tempdir().unwrap(),
+    }
 }
 
 #[test]
 fn id_prints_the_key_id_alone_and_keeps_its_key_to_itself() {
     let home = tempdir().unwrap();
     let at = home.path().join("new");
-    let (first, second) = (haul(&at, home.path(), &["id"]), haul(&at, home.path(), &["id"]));
+    let (first, second) = (
+        haul(&at, home.path(), &["id"]),
+        haul(&at, home.path(), &["id"]),
+    );
     assert_eq!(first.stdout, second.stdout);
     let id = text(&first.stdout);
-    assert!(id.starts_with("SHA256:") && id.ends_with('\n') && id.lines().count() == 1, "{id}");
+    assert!(
+        id.starts_with("SHA256:") && id.ends_with('\n') && id.lines().count() == 1,
+        "{id}"
+    );
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&at), mode(&at.join("key.pem"))), (0o700, 0o600));
 
     std::fs::set_permissions(at.join("key.pem"), PermissionsExt::from_mode(0o644)).unwrap();
     let open = haul(&at, home.path(), &["id"]);
     assert_eq!(open.status.code(), Some(2));
-    assert!(text(&open.stderr).contains("chmod"), "it says how to mend it: {}", text(&open.stderr));
+    assert!(
+        text(&open.stderr).contains("chmod"),
+        "it says how to mend it: {}",
+        text(&open.stderr)
+    );
 }
 
 #[test]
@@ -160,9 +218,19 @@ fn every_help_fits_a_screen_and_shows_an_example() {
         &["demo", "--help"],
     ] {
         let help = text(&haul(home.path(), home.path(), arguments).stdout);
-        assert!(help.lines().count() <= 24, "{arguments:?}: {} lines\n{help}", help.lines().count());
-        assert!(help.lines().all(|line| line.chars().count() <= 80), "{arguments:?}:\n{help}");
-        assert!(help.contains("Example") || help.contains("Try it"), "{arguments:?}:\n{help}");
+        assert!(
+            help.lines().count() <= 24,
+            "{arguments:?}: {} lines\n{help}",
+            help.lines().count()
+        );
+        assert!(
+            help.lines().all(|line| line.chars().count() <= 80),
+            "{arguments:?}:\n{help}"
+        );
+        assert!(
+            help.contains("Example") || help.contains("Try it"),
+            "{arguments:?}:\n{help}"
+        );
     }
 }
 
@@ -170,17 +238,37 @@ fn every_help_fits_a_screen_and_shows_an_example() {
 fn a_tree_goes_over_and_a_second_run_has_nothing_to_do() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
     for i in 0..50 {
-        write(&client.files.path().join(format!("photos/{i}.jpg")), &content(i, 1000 * i as usize));
+        write(
+            &client.files.path().join(format!("photos/{i}.jpg")),
+            &content(i, 1000 * i as usize),
+        );
     }
-    write(&client.files.path().join("photos/raw/big"), &content(99, 3_000_000));
+    write(
+        &client.files.path().join("photos/raw/big"),
+        &content(99, 3_000_000),
+    );
     let first = server.cp(&client, &["-r", "photos"], "2026");
     assert_eq!(first.status.code(), Some(0), "{}", text(&first.stderr));
-    assert!(text(&first.stderr).starts_with("51 files, 4.0"), "{}", text(&first.stderr));
-    assert_eq!(listing(&server.served.path().join("2026")), listing(&client.files.path().join("photos")));
+    assert!(
+        text(&first.stderr).starts_with("51 files, 4.0"),
+        "{}",
+        text(&first.stderr)
+    );
+    assert_eq!(
+        listing(&server.served.path().join("2026")),
+        listing(&client.files.path().join("photos"))
+    );
     let second = server.cp(&client, &["photos"], "2026");
-    assert!(text(&second.stderr).contains("51 files unchanged"), "{}", text(&second.stderr));
+    assert!(
+        text(&second.stderr).contains("51 files unchanged"),
+        "{}",
+        text(&second.stderr)
+    );
     // With a slash it goes into the directory, under its name.
-    assert_eq!(server.cp(&client, &["photos"], "2026/").status.code(), Some(0));
+    assert_eq!(
+        server.cp(&client, &["photos"], "2026/").status.code(),
+        Some(0)
+    );
     assert!(server.served.path().join("2026/photos/raw/big").exists());
 }
 
@@ -188,12 +276,25 @@ fn a_tree_goes_over_and_a_second_run_has_nothing_to_do() {
 fn an_unknown_server_is_not_trusted_without_a_terminal_to_ask_on() {
     let (server, client) = (Serving::start(&["--anyone", "both"]), client());
     write(&client.files.path().join("f"), b"x");
-    let plain = |client: &Client| haul(client.home.path(), client.files.path(), &["cp", "f", &server.url]);
+    let plain = |client: &Client| {
+        haul(
+            client.home.path(),
+            client.files.path(),
+            &["cp", "f", &server.url],
+        )
+    };
     let unknown = plain(&client);
     assert_eq!(unknown.status.code(), Some(4));
-    assert!(text(&unknown.stderr).contains(&format!("--pin {}", server.key_id)), "{}", text(&unknown.stderr));
+    assert!(
+        text(&unknown.stderr).contains(&format!("--pin {}", server.key_id)),
+        "{}",
+        text(&unknown.stderr)
+    );
 
-    let host = server.url.trim_start_matches("haul://").trim_end_matches('/');
+    let host = server
+        .url
+        .trim_start_matches("haul://")
+        .trim_end_matches('/');
     let known = client.home.path().join("known_hosts");
     std::fs::write(&known, format!("# mine\n{host} {}\n", server.key_id)).unwrap();
     assert_eq!(plain(&client).status.code(), Some(0));
@@ -202,10 +303,21 @@ fn an_unknown_server_is_not_trusted_without_a_terminal_to_ask_on() {
     std::fs::write(&known, format!("{host} {other}")).unwrap();
     let changed = plain(&client);
     assert_eq!(changed.status.code(), Some(4));
-    assert!(text(&changed.stderr).contains("HAS CHANGED") && text(&changed.stderr).contains("known_hosts"));
-    let pinned = haul(client.home.path(), client.files.path(), &["cp", "--pin", other.trim(), "f", &server.url]);
+    assert!(
+        text(&changed.stderr).contains("HAS CHANGED")
+            && text(&changed.stderr).contains("known_hosts")
+    );
+    let pinned = haul(
+        client.home.path(),
+        client.files.path(),
+        &["cp", "--pin", other.trim(), "f", &server.url],
+    );
     assert_eq!(pinned.status.code(), Some(4));
-    assert!(text(&pinned.stderr).contains("not the pinned"), "{}", text(&pinned.stderr));
+    assert!(
+        text(&pinned.stderr).contains("not the pinned"),
+        "{}",
+        text(&pinned.stderr)
+    );
 }
 
 #[test]
@@ -214,11 +326,20 @@ fn who_is_refused_is_told_the_line_that_would_admit_him() {
     write(&client.files.path().join("f"), b"x");
     let refused = server.cp(&client, &["f"], "");
     assert_eq!(refused.status.code(), Some(4));
-    let own = text(&haul(client.home.path(), client.files.path(), &["id"]).stdout).trim().to_owned();
+    let own = text(&haul(client.home.path(), client.files.path(), &["id"]).stdout)
+        .trim()
+        .to_owned();
     let said = text(&refused.stderr);
-    assert!(said.contains(&own) && said.contains("authorized_keys"), "{said}");
+    assert!(
+        said.contains(&own) && said.contains("authorized_keys"),
+        "{said}"
+    );
     // Read afresh at each connection: no restart.
-    std::fs::write(server.home.path().join("authorized_keys"), format!("{own} me # at home\n")).unwrap();
+    std::fs::write(
+        server.home.path().join("authorized_keys"),
+        format!("{own} me # at home\n"),
+    )
+    .unwrap();
     assert_eq!(server.cp(&client, &["f"], "").status.code(), Some(0));
     let reading = Serving::start(&["--anyone", "read"]);
     let denied = reading.cp(&client, &["f"], "");
@@ -240,7 +361,10 @@ fn what_makes_no_sense_is_said_before_anything_happens() {
         (&["bench", "host"], "haul://"),
         (&["bench", "--time", "61", "haul://h"], "60"),
         (&["bench", "--up", "--down", "haul://h"], "--down"),
-        (&["cp", "--retry-for", "soon", "f", "haul://h/"], "30s, 10m, 2h or 7d"),
+        (
+            &["cp", "--retry-for", "soon", "f", "haul://h/"],
+            "30s, 10m, 2h or 7d",
+        ),
         (&["cp", "--retry-for", "-5", "f", "haul://h/"], "-5"),
         (&["serve", "--listen", "nowhere"], "192.0.2.1:4433"),
         (&["serve", "--max-transfers", "0"], "max-transfers"),
@@ -254,8 +378,17 @@ fn what_makes_no_sense_is_said_before_anything_happens() {
         (&["paste"], "paste"),
     ] {
         let output = haul(client.home.path(), client.files.path(), arguments);
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
-        assert!(text(&output.stderr).contains(word), "{arguments:?}: {}", text(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{arguments:?}: {}",
+            text(&output.stderr)
+        );
+        assert!(
+            text(&output.stderr).contains(word),
+            "{arguments:?}: {}",
+            text(&output.stderr)
+        );
     }
 }
 
@@ -266,29 +399,74 @@ fn no_server_is_said_at_once_and_a_server_that_cannot_serve_says_why() {
     let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let port = free.local_addr().unwrap().port();
     drop(free);
-    let nobody = haul(client.home.path(), client.files.path(), &["cp", "f", &format!("haul://127.0.0.1:{port}/")]);
+    let nobody = haul(
+        client.home.path(),
+        client.files.path(),
+        &["cp", "f", &format!("haul://127.0.0.1:{port}/")],
+    );
     assert_eq!(nobody.status.code(), Some(3));
-    assert!(text(&nobody.stderr).contains("haul serve"), "{}", text(&nobody.stderr));
+    assert!(
+        text(&nobody.stderr).contains("haul serve"),
+        "{}",
+        text(&nobody.stderr)
+    );
 
     let place = format!("haul://127.0.0.1:{port}/");
-    let json = haul(client.home.path(), client.files.path(), &["cp", "--json", "f", &place]);
-    let object: serde_json::Value = serde_json::from_slice(&json.stdout).expect("one object, also when nothing begins");
-    assert_eq!((json.status.code(), &object["type"]), (Some(3), &"error".into()));
-    assert!(object["why"].as_str().unwrap().contains("haul serve"), "{object}");
+    let json = haul(
+        client.home.path(),
+        client.files.path(),
+        &["cp", "--json", "f", &place],
+    );
+    let object: serde_json::Value =
+        serde_json::from_slice(&json.stdout).expect("one object, also when nothing begins");
+    assert_eq!(
+        (json.status.code(), &object["type"]),
+        (Some(3), &"error".into())
+    );
+    assert!(
+        object["why"].as_str().unwrap().contains("haul serve"),
+        "{object}"
+    );
 
     let server = Serving::start(&["--anyone", "both"]);
-    let address = server.url.trim_start_matches("haul://").trim_end_matches('/');
-    let second = haul(client.home.path(), client.files.path(), &["serve", "--listen", address]);
+    let address = server
+        .url
+        .trim_start_matches("haul://")
+        .trim_end_matches('/');
+    let second = haul(
+        client.home.path(),
+        client.files.path(),
+        &["serve", "--listen", address],
+    );
     assert_ne!(second.status.code(), Some(0));
-    assert!(text(&second.stderr).contains("--listen"), "{}", text(&second.stderr));
-    let missing = haul(client.home.path(), client.files.path(), &["serve", "missing"]);
-    assert!(text(&missing.stderr).contains("missing"), "{}", text(&missing.stderr));
+    assert!(
+        text(&second.stderr).contains("--listen"),
+        "{}",
+        text(&second.stderr)
+    );
+    let missing = haul(
+        client.home.path(),
+        client.files.path(),
+        &["serve", "missing"],
+    );
+    assert!(
+        text(&missing.stderr).contains("missing"),
+        "{}",
+        text(&missing.stderr)
+    );
     if cfg!(target_os = "linux") {
         // Not even root writes here.
-        let read_only =
-            haul(client.home.path(), client.files.path(), &["serve", "/proc/self", "--listen", "127.0.0.1:0"]);
+        let read_only = haul(
+            client.home.path(),
+            client.files.path(),
+            &["serve", "/proc/self", "--listen", "127.0.0.1:0"],
+        );
         assert_ne!(read_only.status.code(), Some(0));
-        assert!(text(&read_only.stderr).contains("/proc"), "{}", text(&read_only.stderr));
+        assert!(
+            text(&read_only.stderr).contains("/proc"),
+            "{}",
+            text(&read_only.stderr)
+        );
     }
 }
 
@@ -297,13 +475,30 @@ fn what_fails_is_named_and_the_rest_arrives() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
     write(&client.files.path().join("d/good"), b"good");
     let fifo = client.files.path().join("d/pipe\n\u{1b}[31m");
-    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &fifo,
+        rustix::fs::FileType::Fifo,
+        0o600.into(),
+        0,
+    )
+    .unwrap();
     let output = server.cp(&client, &["-q", "d", "missing"], "");
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output.stderr);
-    assert!(said.contains("missing: No such file") && said.contains("d/pipe\\n\\u{1b}[31m: a FIFO"), "{said}");
-    assert_eq!(said.lines().count(), 2, "-q names failures and nothing else: {said}");
-    assert_eq!(std::fs::read(server.served.path().join("d/good")).unwrap(), b"good");
+    assert!(
+        said.contains("missing: No such file") && said.contains("d/pipe\\n\\u{1b}[31m: a FIFO"),
+        "{said}"
+    );
+    assert_eq!(
+        said.lines().count(),
+        2,
+        "-q names failures and nothing else: {said}"
+    );
+    assert_eq!(
+        std::fs::read(server.served.path().join("d/good")).unwrap(),
+        b"good"
+    );
 }
 
 #[test]
@@ -311,14 +506,29 @@ fn a_terminal_names_what_fails_also_one_that_cannot_move_its_cursor() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
     write(&client.files.path().join("good"), b"good");
     for kind in ["dumb", "xterm"] {
-        let arguments = ["cp", "--pin", &server.key_id, "good", "missing", &server.url];
+        let arguments = [
+            "cp",
+            "--pin",
+            &server.key_id,
+            "good",
+            "missing",
+            &server.url,
+        ];
         let mut command = command(client.home.path(), client.files.path(), &arguments);
         let (code, screen) = on_terminal(command.env("TERM", kind));
         assert_eq!(code, Some(1), "{kind}: {screen}");
-        let failure = screen.find("missing: No such file").unwrap_or_else(|| panic!("{kind}: {screen}"));
-        let summary = screen.rfind(", 1 failed").unwrap_or_else(|| panic!("{kind}: {screen}"));
+        let failure = screen
+            .find("missing: No such file")
+            .unwrap_or_else(|| panic!("{kind}: {screen}"));
+        let summary = screen
+            .rfind(", 1 failed")
+            .unwrap_or_else(|| panic!("{kind}: {screen}"));
         assert!(failure < summary, "{kind}: {screen}");
-        assert_eq!(screen[summary..].trim(), ", 1 failed", "{kind}: nothing is drawn below the summary: {screen:?}");
+        assert_eq!(
+            screen[summary..].trim(),
+            ", 1 failed",
+            "{kind}: nothing is drawn below the summary: {screen:?}"
+        );
     }
 }
 
@@ -328,13 +538,21 @@ fn json_is_one_object_a_line_and_verbose_names_each_file() {
     write(&client.files.path().join("d/a"), b"12345");
     write(&client.files.path().join("d/empty"), b"");
     let output = server.cp(&client, &["--json", "d"], "");
-    let objects: Vec<serde_json::Value> =
-        text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let objects: Vec<serde_json::Value> = text(&output.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     assert_eq!(objects[0]["type"], "start");
     let file = objects.iter().find(|o| o["path"] == "d/a").unwrap();
-    assert_eq!((&file["type"], &file["result"], &file["bytes"]), (&"file".into(), &"committed".into(), &5.into()));
+    assert_eq!(
+        (&file["type"], &file["result"], &file["bytes"]),
+        (&"file".into(), &"committed".into(), &5.into())
+    );
     let done = objects.last().unwrap();
-    assert_eq!((&done["type"], &done["files"], &done["bytes"]), (&"done".into(), &2.into(), &5.into()));
+    assert_eq!(
+        (&done["type"], &done["files"], &done["bytes"]),
+        (&"done".into(), &2.into(), &5.into())
+    );
     assert_eq!(done["durability"], "synced");
     assert!(output.stderr.is_empty());
 
@@ -346,21 +564,39 @@ fn json_is_one_object_a_line_and_verbose_names_each_file() {
 fn bench_says_what_to_expect_to_whoever_is_admitted() {
     let (server, client) = (Serving::start(&["--anyone", "read"]), client());
     let bench = |arguments: &[&str]| {
-        let all: Vec<&str> = ["bench", "--time", "1", &server.url].iter().chain(arguments).copied().collect();
+        let all: Vec<&str> = ["bench", "--time", "1", &server.url]
+            .iter()
+            .chain(arguments)
+            .copied()
+            .collect();
         haul(client.home.path(), client.files.path(), &all)
     };
-    assert_eq!(bench(&[]).status.code(), Some(4), "an unknown server is not trusted");
+    assert_eq!(
+        bench(&[]).status.code(),
+        Some(4),
+        "an unknown server is not trusted"
+    );
     let output = bench(&["--pin", &server.key_id]);
     let said = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     assert_eq!(said.lines().count(), 4, "{said}");
-    assert!(said.lines().last().unwrap().starts_with("Expect about "), "{said}");
-    assert!(output.stderr.is_empty(), "no line that moves where there is no terminal: {}", text(&output.stderr));
+    assert!(
+        said.lines().last().unwrap().starts_with("Expect about "),
+        "{said}"
+    );
+    assert!(
+        output.stderr.is_empty(),
+        "no line that moves where there is no terminal: {}",
+        text(&output.stderr)
+    );
     assert_eq!(listing(server.served.path()), Vec::<String>::new());
 
     let json = bench(&["--pin", &server.key_id, "--down", "--json"]);
     let object: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
-    assert!(object["down"]["bits_per_second"].as_f64().unwrap() > 0.0, "{object}");
+    assert!(
+        object["down"]["bits_per_second"].as_f64().unwrap() > 0.0,
+        "{object}"
+    );
     assert_eq!((&object["type"], object.get("up")), (&"bench".into(), None));
 }
 
@@ -369,24 +605,62 @@ fn the_summary_says_what_bound_the_transfer() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
     write(&client.files.path().join("f"), &content(1, 2 << 20));
     let output = server.cp(&client, &["--json", "--limit", "1MB/s", "f"], "json");
-    let done: serde_json::Value = serde_json::from_str(text(&output.stdout).lines().last().unwrap()).unwrap();
-    assert_eq!((&done["type"], &done["bound"]), (&"done".into(), &"limit".into()), "{done}");
+    let done: serde_json::Value =
+        serde_json::from_str(text(&output.stdout).lines().last().unwrap()).unwrap();
+    assert_eq!(
+        (&done["type"], &done["bound"]),
+        (&"done".into(), &"limit".into()),
+        "{done}"
+    );
     assert!(done["time"]["limit"].as_f64().unwrap() > 0.5, "{done}");
-    for figure in ["bytes_per_second", "rtt_ms", "sent_packets", "sent_bytes", "received_bytes", "mtu"] {
-        assert!(done["path"][figure].as_f64().unwrap() > 0.0, "{figure}: {done}");
+    for figure in [
+        "bytes_per_second",
+        "rtt_ms",
+        "sent_packets",
+        "sent_bytes",
+        "received_bytes",
+        "mtu",
+    ] {
+        assert!(
+            done["path"][figure].as_f64().unwrap() > 0.0,
+            "{figure}: {done}"
+        );
     }
     // On loopback it can be nothing at all, once what the peer says of its delay is taken off.
-    assert!(done["path"]["min_rtt_ms"].as_f64().unwrap() >= 0.0, "{done}");
-    assert!(done["path"]["lost_packets"].is_u64() && done["path"]["congestion_events"].is_u64(), "{done}");
+    assert!(
+        done["path"]["min_rtt_ms"].as_f64().unwrap() >= 0.0,
+        "{done}"
+    );
+    assert!(
+        done["path"]["lost_packets"].is_u64() && done["path"]["congestion_events"].is_u64(),
+        "{done}"
+    );
 
-    let said = text(&server.cp(&client, &["-v", "--limit", "8Mbit", "f"], "plain").stderr);
-    let lines: Vec<_> = said.lines().skip_while(|line| !line.starts_with("1 file, ")).collect();
+    let said = text(
+        &server
+            .cp(&client, &["-v", "--limit", "8Mbit", "f"], "plain")
+            .stderr,
+    );
+    let lines: Vec<_> = said
+        .lines()
+        .skip_while(|line| !line.starts_with("1 file, "))
+        .collect();
     assert!(lines[0].ends_with(", bound by --limit"), "{said}");
-    let heads: Vec<_> = lines[1..].iter().map(|line| line.split_whitespace().next().unwrap()).collect();
-    assert_eq!(heads, ["path", "packets", "bytes", "window", "time"], "{said}");
+    let heads: Vec<_> = lines[1..]
+        .iter()
+        .map(|line| line.split_whitespace().next().unwrap())
+        .collect();
+    assert_eq!(
+        heads,
+        ["path", "packets", "bytes", "window", "time"],
+        "{said}"
+    );
 
     let said = text(&server.cp(&client, &["f"], "plain").stderr);
-    assert!(said.starts_with("nothing to do") && !said.contains("bound"), "too short to say: {said}");
+    assert!(
+        said.starts_with("nothing to do") && !said.contains("bound"),
+        "too short to say: {said}"
+    );
 }
 
 #[test]
@@ -395,16 +669,32 @@ fn the_summary_of_a_pull_says_what_bound_the_server() {
     write(&server.served.path().join("f"), &content(1, 2 << 20));
     let fetch = |arguments: &[&str], to: &str| {
         let from = format!("{}f", server.url);
-        let all: Vec<&str> =
-            ["cp", "--pin", &server.key_id].iter().chain(arguments).copied().chain([&from[..], to]).collect();
+        let all: Vec<&str> = ["cp", "--pin", &server.key_id]
+            .iter()
+            .chain(arguments)
+            .copied()
+            .chain([&from[..], to])
+            .collect();
         haul(client.home.path(), client.files.path(), &all)
     };
     let output = fetch(&["--json", "--limit", "1MB/s"], "json");
-    let done: serde_json::Value = serde_json::from_str(text(&output.stdout).lines().last().unwrap()).unwrap();
-    assert_eq!((&done["type"], &done["bound"]), (&"done".into(), &"limit".into()), "{done}");
+    let done: serde_json::Value =
+        serde_json::from_str(text(&output.stdout).lines().last().unwrap()).unwrap();
+    assert_eq!(
+        (&done["type"], &done["bound"]),
+        (&"done".into(), &"limit".into()),
+        "{done}"
+    );
     // The figures of the path are the server's, which sent.
-    assert!(done["path"]["sent_bytes"].as_f64().unwrap() > f64::from(2 << 20), "{done}");
-    assert_eq!((&done["moved"], &done["held"]), (&(2 << 20).into(), &0.into()), "{done}");
+    assert!(
+        done["path"]["sent_bytes"].as_f64().unwrap() > f64::from(2 << 20),
+        "{done}"
+    );
+    assert_eq!(
+        (&done["moved"], &done["held"]),
+        (&(2 << 20).into(), &0.into()),
+        "{done}"
+    );
     let said = text(&fetch(&["-v", "--limit", "8Mbit"], "plain").stderr);
     assert!(said.contains(", bound by --limit"), "{said}");
 }
@@ -415,29 +705,64 @@ fn qlog_traces_each_connection_at_both_ends() {
     write(&client.files.path().join("f"), &content(1, 300_000));
     let traces = tempdir().unwrap();
     let at = |name: &str| traces.path().join("new").join(name);
-    let server = Serving::start(&["--anyone", "write", "--qlog", at("server").to_str().unwrap()]);
+    let server = Serving::start(&[
+        "--anyone",
+        "write",
+        "--qlog",
+        at("server").to_str().unwrap(),
+    ]);
     for name in ["first", "second"] {
-        let sent = server.cp(&client, &["--qlog", at("client").to_str().unwrap(), "f"], name);
+        let sent = server.cp(
+            &client,
+            &["--qlog", at("client").to_str().unwrap(), "f"],
+            name,
+        );
         assert_eq!(sent.status.code(), Some(0), "{}", text(&sent.stderr));
     }
     drop(server);
     for end in ["client", "server"] {
-        let files: Vec<_> = std::fs::read_dir(at(end)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let files: Vec<_> = std::fs::read_dir(at(end))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
         assert_eq!(files.len(), 2, "{files:?}");
-        assert!(files.iter().all(|file| file.to_str().unwrap().contains(&format!("-{end}-"))), "{files:?}");
+        assert!(
+            files
+                .iter()
+                .all(|file| file.to_str().unwrap().contains(&format!("-{end}-"))),
+            "{files:?}"
+        );
     }
     // JSON text sequences (RFC 7464): each record between a record separator and a line feed.
     for file in std::fs::read_dir(at("client")).unwrap() {
         let trace = std::fs::read_to_string(file.unwrap().path()).unwrap();
-        let records: Vec<serde_json::Value> =
-            trace.split('\x1e').skip(1).map(|record| serde_json::from_str(record).expect("whole records")).collect();
-        let sent = records.iter().filter(|record| record["name"].as_str().is_some_and(|n| n.ends_with("packet_sent")));
-        assert!(sent.count() > 300_000 / 6_500, "no packet is larger than 6,500 bytes");
+        let records: Vec<serde_json::Value> = trace
+            .split('\x1e')
+            .skip(1)
+            .map(|record| serde_json::from_str(record).expect("whole records"))
+            .collect();
+        let sent = records.iter().filter(|record| {
+            record["name"]
+                .as_str()
+                .is_some_and(|n| n.ends_with("packet_sent"))
+        });
+        assert!(
+            sent.count() > 300_000 / 6_500,
+            "no packet is larger than 6,500 bytes"
+        );
     }
     write(&client.files.path().join("taken"), b"");
-    let no_directory =
-        haul(client.home.path(), client.files.path(), &["cp", "--qlog", "taken", "f", "haul://127.0.0.1/"]);
-    assert_eq!(no_directory.status.code(), Some(1), "{}", text(&no_directory.stderr));
+    let no_directory = haul(
+        client.home.path(),
+        client.files.path(),
+        &["cp", "--qlog", "taken", "f", "haul://127.0.0.1/"],
+    );
+    assert_eq!(
+        no_directory.status.code(),
+        Some(1),
+        "{}",
+        text(&no_directory.stderr)
+    );
     assert!(
         text(&no_directory.stderr).contains("qlog files cannot be written to taken"),
         "{}",
@@ -449,29 +774,51 @@ fn qlog_traces_each_connection_at_both_ends() {
 fn with_64_open_files_it_is_slower_and_does_not_fail() {
     let client = client();
     for i in 0..300 {
-        write(&client.files.path().join(format!("t/{i}")), &content(i, if i % 10 == 0 { 400_000 } else { 900 }));
+        write(
+            &client.files.path().join(format!("t/{i}")),
+            &content(i, if i % 10 == 0 { 400_000 } else { 900 }),
+        );
     }
     let (home, served) = (private(), tempdir().unwrap());
     let limited = |home: &Path, arguments: &str| {
         let mut shell = Command::new("sh");
-        shell.arg("-c").arg(format!("ulimit -n 64 && exec {} {arguments}", env!("CARGO_BIN_EXE_haul")));
-        shell.env("HAUL_HOME", home).current_dir(client.files.path()).stdin(Stdio::null());
+        shell.arg("-c").arg(format!(
+            "ulimit -n 64 && exec {} {arguments}",
+            env!("CARGO_BIN_EXE_haul")
+        ));
+        shell
+            .env("HAUL_HOME", home)
+            .current_dir(client.files.path())
+            .stdin(Stdio::null());
         shell
     };
-    let serve = format!("serve {} --listen 127.0.0.1:0 --anyone write", served.path().display());
-    let mut child = limited(home.path(), &serve).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let serve = format!(
+        "serve {} --listen 127.0.0.1:0 --anyone write",
+        served.path().display()
+    );
+    let mut child = limited(home.path(), &serve)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let mut output = BufReader::new(child.stdout.take().unwrap());
     let mut said = String::new();
     while !said.contains("Ctrl-C") {
         assert!(output.read_line(&mut said).unwrap() > 0);
     }
     let line = said.lines().find(|line| line.contains("haul cp")).unwrap();
-    let pasted = line.trim().trim_start_matches("haul ").replace("FILE...", "t");
+    let pasted = line
+        .trim()
+        .trim_start_matches("haul ")
+        .replace("FILE...", "t");
     let sent = limited(client.home.path(), &pasted).output().unwrap();
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     assert_eq!(sent.status.code(), Some(0), "{}", text(&sent.stderr));
     assert_eq!(child.wait().unwrap().code(), Some(0));
-    assert_eq!(listing(&served.path().join("t")), listing(&client.files.path().join("t")));
+    assert_eq!(
+        listing(&served.path().join("t")),
+        listing(&client.files.path().join("t"))
+    );
 }
 
 #[test]
@@ -480,11 +827,14 @@ fn a_client_that_is_killed_leaves_nothing_half_and_a_rerun_goes_on() {
     write(&client.files.path().join("big"), &content(1, 100 << 20));
     for _ in 0..3 {
         let place = format!("{}big", server.url);
-        let mut first =
-            command(client.home.path(), client.files.path(), &["cp", "--json", "--pin", &server.key_id, "big", &place])
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap();
+        let mut first = command(
+            client.home.path(),
+            client.files.path(),
+            &["cp", "--json", "--pin", &server.key_id, "big", &place],
+        )
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
         let mut lines = BufReader::new(first.stdout.take().unwrap()).lines();
         let begun = lines.find(|line| line.as_ref().unwrap().contains("progress"));
         assert!(begun.is_some(), "it moved something before it was killed");
@@ -494,20 +844,40 @@ fn a_client_that_is_killed_leaves_nothing_half_and_a_rerun_goes_on() {
     }
     let rerun = server.cp(&client, &["big"], "big");
     assert_eq!(rerun.status.code(), Some(0), "{}", text(&rerun.stderr));
-    assert_eq!(listing(server.served.path()), listing(client.files.path()), "and no partial stays behind");
+    assert_eq!(
+        listing(server.served.path()),
+        listing(client.files.path()),
+        "and no partial stays behind"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_killed_is_said_to_be_lost_and_leaves_nothing_half() {
     let (mut server, client) = (Serving::start(&["--anyone", "write"]), client());
     write(&client.files.path().join("big"), &content(1, 100 << 20));
-    let port = server.url.trim_end_matches('/').rsplit(':').next().unwrap().parse().unwrap();
-    let trust = haul::trust::ServerTrust { pin: Some(server.key_id.parse().unwrap()), ..Default::default() };
+    let port = server
+        .url
+        .trim_end_matches('/')
+        .rsplit(':')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let trust = haul::trust::ServerTrust {
+        pin: Some(server.key_id.parse().unwrap()),
+        ..Default::default()
+    };
     let identity = haul::identity::Identity::generate().unwrap();
     // The command waits for 60 s, in which an outage may end, and tries again; this test need not.
     let (second, never) = (std::time::Duration::from_secs(1), std::time::Duration::ZERO);
-    let config = haul::config::Config { idle_timeout: second, retry_for: never, ..Default::default() };
-    let connected = haul::client::Client::connect(&identity, &trust, "127.0.0.1", port, &config).await.unwrap();
+    let config = haul::config::Config {
+        idle_timeout: second,
+        retry_for: never,
+        ..Default::default()
+    };
+    let connected = haul::client::Client::connect(&identity, &trust, "127.0.0.1", port, &config)
+        .await
+        .unwrap();
     let (moved, moving) = tokio::sync::oneshot::channel::<()>();
     let moved = std::sync::Mutex::new(Some(moved));
     let observer: haul::progress::Observer = std::sync::Arc::new(move |event| {
@@ -519,8 +889,14 @@ async fn a_server_that_is_killed_is_said_to_be_lost_and_leaves_nothing_half() {
     let pushing = tokio::spawn(async move { connected.push(&options, observer).await });
     let _ = moving.await;
     server.child.kill().unwrap();
-    let ended = tokio::time::timeout(crate::support::LIMIT, pushing).await.unwrap().unwrap();
-    assert!(matches!(ended, Err(haul::error::Error::Lost(_))), "{ended:?}");
+    let ended = tokio::time::timeout(crate::support::LIMIT, pushing)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(
+        matches!(ended, Err(haul::error::Error::Lost(_))),
+        "{ended:?}"
+    );
     assert!(!server.served.path().join("big").exists());
 }
 
@@ -528,28 +904,69 @@ async fn a_server_that_is_killed_is_said_to_be_lost_and_leaves_nothing_half() {
 fn a_server_that_is_started_anew_costs_no_second_command() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
     write(&client.files.path().join("big"), &content(1, 100 << 20));
-    let arguments = ["cp", "--json", "--retry-for", "1h", "--pin", &server.key_id, "big", &server.url];
+    let arguments = [
+        "cp",
+        "--json",
+        "--retry-for",
+        "1h",
+        "--pin",
+        &server.key_id,
+        "big",
+        &server.url,
+    ];
     let mut sending = command(client.home.path(), client.files.path(), &arguments);
-    let mut sending = sending.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(sending.stdout.take().unwrap()).lines().map(Result::unwrap);
-    assert!(lines.any(|line| line.contains("progress")), "it moved something");
+    let mut sending = sending
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(sending.stdout.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
+    assert!(
+        lines.any(|line| line.contains("progress")),
+        "it moved something"
+    );
     let sender = Pid::from_child(&sending);
     // However fast this machine is, it does not end before the server does.
     kill_process(sender, Signal::STOP).unwrap();
     let server = server.restart(&["--anyone", "write"]);
     kill_process(sender, Signal::CONT).unwrap();
 
-    let objects: Vec<serde_json::Value> = lines.map(|line| serde_json::from_str(&line).unwrap()).collect();
+    let objects: Vec<serde_json::Value> = lines
+        .map(|line| serde_json::from_str(&line).unwrap())
+        .collect();
     let mut said = String::new();
-    sending.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    sending
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut said)
+        .unwrap();
     assert_eq!(sending.wait().unwrap().code(), Some(0), "{said}");
-    let of = |kind: &str| objects.iter().filter(|object| object["type"] == kind).collect::<Vec<_>>();
-    assert_eq!((of("lost").len(), of("reconnected").len(), of("file").len()), (1, 1, 1), "{objects:?}");
+    let of = |kind: &str| {
+        objects
+            .iter()
+            .filter(|object| object["type"] == kind)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (of("lost").len(), of("reconnected").len(), of("file").len()),
+        (1, 1, 1),
+        "{objects:?}"
+    );
     assert_eq!(of("lost")[0]["retry_for"], 3600.0);
     assert!(!of("reconnecting").is_empty());
     let done = objects.last().unwrap();
-    assert_eq!((&done["type"], &done["files"], &done["bytes"]), (&"done".into(), &1.into(), &(100 << 20).into()));
-    assert_eq!(listing(server.served.path()), listing(client.files.path()), "and no partial stays behind");
+    assert_eq!(
+        (&done["type"], &done["files"], &done["bytes"]),
+        (&"done".into(), &1.into(), &(100 << 20).into())
+    );
+    assert_eq!(
+        listing(server.served.path()),
+        listing(client.files.path()),
+        "and no partial stays behind"
+    );
 }
 
 #[test]
@@ -557,9 +974,21 @@ fn a_server_that_stays_away_is_waited_for_as_long_as_was_said_or_until_ctrl_c() 
     for (retry_for, interrupt) in [("1", false), ("2h", true)] {
         let (mut server, client) = (Serving::start(&["--anyone", "write"]), client());
         write(&client.files.path().join("big"), &content(1, 100 << 20));
-        let arguments = ["cp", "--retry-for", retry_for, "--pin", &server.key_id, "big", &server.url];
+        let arguments = [
+            "cp",
+            "--retry-for",
+            retry_for,
+            "--pin",
+            &server.key_id,
+            "big",
+            &server.url,
+        ];
         let mut sending = command(client.home.path(), client.files.path(), &arguments);
-        let mut sending = sending.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut sending = sending
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         while std::fs::read_dir(server.served.path()).unwrap().count() == 0 {
             std::thread::yield_now();
         }
@@ -570,8 +999,13 @@ fn a_server_that_stays_away_is_waited_for_as_long_as_was_said_or_until_ctrl_c() 
             std::thread::yield_now();
         }
         kill_process(sender, Signal::CONT).unwrap();
-        let mut lines = BufReader::new(sending.stderr.take().unwrap()).lines().map(Result::unwrap);
-        let lost = lines.by_ref().find(|line| line.contains("connection lost")).expect("it says so");
+        let mut lines = BufReader::new(sending.stderr.take().unwrap())
+            .lines()
+            .map(Result::unwrap);
+        let lost = lines
+            .by_ref()
+            .find(|line| line.contains("connection lost"))
+            .expect("it says so");
         assert!(lost.starts_with("haul: connection lost ("), "{lost}");
         if interrupt {
             assert!(lost.ends_with("trying again, for 2 h at most"), "{lost}");
@@ -582,8 +1016,14 @@ fn a_server_that_stays_away_is_waited_for_as_long_as_was_said_or_until_ctrl_c() 
         match (sending.wait().unwrap().code(), interrupt) {
             (Some(130), true) => assert!(last.contains("interrupted"), "{last}"),
             (Some(3), false) => {
-                assert!(last.contains("For 1 s it could not be made again"), "{last}");
-                assert!(last.contains("What is committed stays") && last.contains("same command"), "{last}");
+                assert!(
+                    last.contains("For 1 s it could not be made again"),
+                    "{last}"
+                );
+                assert!(
+                    last.contains("What is committed stays") && last.contains("same command"),
+                    "{last}"
+                );
             }
             other => panic!("{other:?}: {rest:?}"),
         }
@@ -607,10 +1047,16 @@ fn the_demo_proves_itself() {
     let files = tempdir().unwrap();
     write(&files.path().join("mine/a"), b"a");
     write(&files.path().join("mine/b/c"), &content(1, 300_000));
-    let output = command(files.path(), files.path(), &["demo", "mine"]).env("TMPDIR", files.path()).output().unwrap();
+    let output = command(files.path(), files.path(), &["demo", "mine"])
+        .env("TMPDIR", files.path())
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let said = text(&output.stdout);
-    assert!(said.contains("2 files compared byte by byte: 2 equal, 0 different"), "{said}");
+    assert!(
+        said.contains("2 files compared byte by byte: 2 equal, 0 different"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -629,8 +1075,13 @@ fn a_large_file_that_was_renamed_is_not_sent_again_unless_that_is_asked_for() {
         .unwrap();
     let moved = |arguments: &[&str]| {
         let output = server.cp(&client, arguments, "");
-        let done: serde_json::Value = serde_json::from_str(text(&output.stdout).lines().last().unwrap()).unwrap();
-        assert_eq!((&done["type"], &done["files"]), (&"done".into(), &1.into()), "{done}");
+        let done: serde_json::Value =
+            serde_json::from_str(text(&output.stdout).lines().last().unwrap()).unwrap();
+        assert_eq!(
+            (&done["type"], &done["files"]),
+            (&"done".into(), &1.into()),
+            "{done}"
+        );
         done["moved"].as_u64().unwrap()
     };
     assert_eq!(moved(&["--json", "a"]), size);
@@ -640,21 +1091,33 @@ fn a_large_file_that_was_renamed_is_not_sent_again_unless_that_is_asked_for() {
     assert_eq!(moved(&["--json", "--no-dedupe", "c"]), size);
     let whole = std::fs::read(place("c")).unwrap();
     for name in ["a", "b", "c"] {
-        assert!(std::fs::read(server.served.path().join(name)).unwrap() == whole, "{name}");
+        assert!(
+            std::fs::read(server.served.path().join(name)).unwrap() == whole,
+            "{name}"
+        );
     }
 }
 
 #[test]
 fn a_key_that_may_only_write_is_told_why_it_may_not_mirror() {
-    let (server, client) = (Serving::start(&["--anyone", "write", "--allow-delete"]), client());
+    let (server, client) = (
+        Serving::start(&["--anyone", "write", "--allow-delete"]),
+        client(),
+    );
     write(&client.files.path().join("t/a"), b"a");
     write(&server.served.path().join("t/old"), b"old");
     let url = format!("{}t", server.url);
-    let output = haul(client.home.path(), client.files.path(), &["sync", "--pin", &server.key_id, "t", &url]);
+    let output = haul(
+        client.home.path(),
+        client.files.path(),
+        &["sync", "--pin", &server.key_id, "t", &url],
+    );
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{said}");
     assert!(said.contains("may not read on this server"), "{said}");
-    assert!(server.served.path().join("t/old").exists() && !server.served.path().join("t/a").exists());
+    assert!(
+        server.served.path().join("t/old").exists() && !server.served.path().join("t/a").exists()
+    );
 }
 
 #[test]
@@ -663,22 +1126,42 @@ fn partials_go_when_they_are_older_than_is_said() {
     use std::time::{Duration, SystemTime};
     let served = tempfile::tempdir().unwrap();
     let store = LocalStore::open(served.path()).unwrap();
-    let claim = Claim { owner: [7; 32], size: 100, modified: None };
+    let claim = Claim {
+        owner: [7; 32],
+        size: 100,
+        modified: None,
+    };
     for name in ["old", "young"] {
         store
-            .create(&haul::path::RelativePath::from_components([name]).unwrap(), &claim)
+            .create(
+                &haul::path::RelativePath::from_components([name]).unwrap(),
+                &claim,
+            )
             .unwrap()
             .write_at(b"some", 0)
             .unwrap();
     }
     let partials = || fs_names(served.path());
-    let [old, young] = &partials()[..] else { panic!("{:?}", partials()) };
+    let [old, young] = &partials()[..] else {
+        panic!("{:?}", partials())
+    };
     // Whichever is which: their names are digests.
-    let old = std::fs::File::options().write(true).open(served.path().join(old)).unwrap();
-    old.set_modified(SystemTime::now() - Duration::from_secs(2 * 3600)).unwrap();
+    let old = std::fs::File::options()
+        .write(true)
+        .open(served.path().join(old))
+        .unwrap();
+    old.set_modified(SystemTime::now() - Duration::from_secs(2 * 3600))
+        .unwrap();
     drop(old);
     let home = private();
-    let address = ["--listen", "127.0.0.1:0", "--anyone", "both", "--keep-partials", "1h"];
+    let address = [
+        "--listen",
+        "127.0.0.1:0",
+        "--anyone",
+        "both",
+        "--keep-partials",
+        "1h",
+    ];
     let mut serving = Command::new(env!("CARGO_BIN_EXE_haul"))
         .args(["serve", served.path().to_str().unwrap()])
         .args(address)
@@ -698,7 +1181,9 @@ fn partials_go_when_they_are_older_than_is_said() {
 
 fn fs_names(directory: &Path) -> Vec<String> {
     let names = std::fs::read_dir(directory).unwrap();
-    let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = names
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -706,12 +1191,20 @@ fn fs_names(directory: &Path) -> Vec<String> {
 /// A `haul send` that shows its code and port as JSON, and what it has said by its end.
 fn send(home: &Path, arguments: &[&str]) -> (std::process::Child, String, String) {
     let arguments = [&["send", "--json", "--listen", "127.0.0.1:0"], arguments].concat();
-    let mut child = command(home, home, &arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command(home, home, &arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut line = String::new();
     let mut output = BufReader::new(child.stdout.as_mut().unwrap());
     output.read_line(&mut line).unwrap();
     let told: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
-    (child, told["code"].as_str().unwrap().to_owned(), format!("127.0.0.1:{}", told["port"]))
+    (
+        child,
+        told["code"].as_str().unwrap().to_owned(),
+        format!("127.0.0.1:{}", told["port"]),
+    )
 }
 
 #[test]
@@ -722,10 +1215,23 @@ fn what_one_sends_another_receives_by_the_code_alone() {
     let (child, code, at) = send(alice.path(), &[holiday.to_str().unwrap()]);
     // As somebody types it.
     let spoken = code.to_uppercase().replace('-', " ");
-    let received = haul(bob.path(), to.path(), &["receive", "--yes", "--at", &at, &spoken]);
-    assert_eq!(received.status.code(), Some(0), "{}", text(&received.stderr));
+    let received = haul(
+        bob.path(),
+        to.path(),
+        &["receive", "--yes", "--at", &at, &spoken],
+    );
+    assert_eq!(
+        received.status.code(),
+        Some(0),
+        "{}",
+        text(&received.stderr)
+    );
     assert_eq!(std::fs::read(to.path().join("holiday/a")).unwrap(), b"a");
-    assert!(text(&received.stderr).contains("holiday/  1 file, "), "{}", text(&received.stderr));
+    assert!(
+        text(&received.stderr).contains("holiday/  1 file, "),
+        "{}",
+        text(&received.stderr)
+    );
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0));
 }
 
@@ -737,24 +1243,57 @@ fn a_wrong_word_is_told_to_both_and_without_a_terminal_nobody_is_even_met() {
     let (child, code, at) = send(alice.path(), &[a.to_str().unwrap()]);
     let (most, last) = code.rsplit_once('-').unwrap();
     let wrong = format!("{most}-{}", if last == "zoo" { "zone" } else { "zoo" });
-    let guessed = haul(bob.path(), source.path(), &["receive", "--yes", "--at", &at, &wrong]);
+    let guessed = haul(
+        bob.path(),
+        source.path(),
+        &["receive", "--yes", "--at", &at, &wrong],
+    );
     assert_eq!(guessed.status.code(), Some(4));
-    assert!(text(&guessed.stderr).contains("ask for a new one"), "{}", text(&guessed.stderr));
+    assert!(
+        text(&guessed.stderr).contains("ask for a new one"),
+        "{}",
+        text(&guessed.stderr)
+    );
     let sent = child.wait_with_output().unwrap();
     assert_eq!(sent.status.code(), Some(4));
-    assert!(text(&sent.stderr).contains("burnt the code"), "{}", text(&sent.stderr));
+    assert!(
+        text(&sent.stderr).contains("burnt the code"),
+        "{}",
+        text(&sent.stderr)
+    );
 
     let (child, code, at) = send(alice.path(), &[a.to_str().unwrap()]);
     let asked = haul(bob.path(), bob.path(), &["receive", "--at", &at, &code]);
     assert_eq!(asked.status.code(), Some(2));
-    assert!(text(&asked.stderr).contains("--yes"), "{}", text(&asked.stderr));
+    assert!(
+        text(&asked.stderr).contains("--yes"),
+        "{}",
+        text(&asked.stderr)
+    );
     assert!(!bob.path().join("a").exists());
     // Nobody was met, so the code is as good as before.
-    let received = haul(bob.path(), bob.path(), &["receive", "--yes", "--at", &at, &code]);
-    assert_eq!(received.status.code(), Some(0), "{}", text(&received.stderr));
+    let received = haul(
+        bob.path(),
+        bob.path(),
+        &["receive", "--yes", "--at", &at, &code],
+    );
+    assert_eq!(
+        received.status.code(),
+        Some(0),
+        "{}",
+        text(&received.stderr)
+    );
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0));
 
-    let unknown = haul(bob.path(), bob.path(), &["receive", "417-mapel-canyon-orbit"]);
+    let unknown = haul(
+        bob.path(),
+        bob.path(),
+        &["receive", "417-mapel-canyon-orbit"],
+    );
     assert_eq!(unknown.status.code(), Some(2));
-    assert!(text(&unknown.stderr).contains("mapel"), "{}", text(&unknown.stderr));
+    assert!(
+        text(&unknown.stderr).contains("mapel"),
+        "{}",
+        text(&unknown.stderr)
+    );
 }

@@ -58,32 +58,67 @@ async fn a_tebibyte_of_holes_travels_as_what_is_between_them() {
     }
     let bytes = content(1, 3 << 20);
     let zeros = vec![0; 1 << 20];
-    let parts: &[(u64, &[u8])] =
-        &[(0, &bytes[..5000]), (5 << 30, &bytes), (700 << 30, &zeros), (TIB - 100_000, &bytes[..100_000])];
-    let (big, hole, middle) = (here.path().join("big"), here.path().join("hole"), here.path().join("over 4 GiB"));
+    let parts: &[(u64, &[u8])] = &[
+        (0, &bytes[..5000]),
+        (5 << 30, &bytes),
+        (700 << 30, &zeros),
+        (TIB - 100_000, &bytes[..100_000]),
+    ];
+    let (big, hole, middle) = (
+        here.path().join("big"),
+        here.path().join("hole"),
+        here.path().join("over 4 GiB"),
+    );
     sparse(&big, TIB, parts);
     sparse(&hole, TIB, &[]);
     sparse(&middle, (4 << 30) + 5, &[((4 << 30) + 1, b"end!")]);
     let host = Host::directory(there.path());
     let client = host.connect().await.unwrap();
     let (observer, events) = recorder();
-    let outcome = client.push(&to(&[&big, &hole, &middle], ""), observer).await.unwrap();
+    let outcome = client
+        .push(&to(&[&big, &hole, &middle], ""), observer)
+        .await
+        .unwrap();
     assert_eq!((outcome.sent.files, outcome.sent.failed), (3, 0));
-    let moved: u64 =
-        events.lock().unwrap().iter().map(|e| if let Event::Moved { bytes, .. } = e { *bytes } else { 0 }).sum();
+    let moved: u64 = events
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|e| {
+            if let Event::Moved { bytes, .. } = e {
+                *bytes
+            } else {
+                0
+            }
+        })
+        .sum();
     assert!(moved < 6 << 20, "{moved} bytes were sent");
     holds(&there.path().join("big"), TIB, parts);
     holds(&there.path().join("hole"), TIB, &[(TIB / 2, &zeros)]);
-    holds(&there.path().join("over 4 GiB"), (4 << 30) + 5, &[(4 << 30, b"\0end!")]);
+    holds(
+        &there.path().join("over 4 GiB"),
+        (4 << 30) + 5,
+        &[(4 << 30, b"\0end!")],
+    );
     for name in ["big", "hole", "over 4 GiB"] {
-        let (source, copy) = (allocated(&here.path().join(name)), allocated(&there.path().join(name)));
+        let (source, copy) = (
+            allocated(&here.path().join(name)),
+            allocated(&there.path().join(name)),
+        );
         assert!(copy <= source + SLACK, "{name}: {copy} bytes for {source}");
         assert_eq!(
-            std::fs::metadata(there.path().join(name)).unwrap().mtime_nsec(),
-            std::fs::metadata(here.path().join(name)).unwrap().mtime_nsec()
+            std::fs::metadata(there.path().join(name))
+                .unwrap()
+                .mtime_nsec(),
+            std::fs::metadata(here.path().join(name))
+                .unwrap()
+                .mtime_nsec()
         );
     }
-    let again = client.push(&to(&[&big, &hole, &middle], ""), haul::progress::ignore()).await.unwrap();
+    let again = client
+        .push(&to(&[&big, &hole, &middle], ""), haul::progress::ignore())
+        .await
+        .unwrap();
     assert_eq!((again.sent.skipped, again.sent.files), (3, 0));
     client.close().await;
 }
@@ -98,7 +133,9 @@ async fn a_sparse_file_comes_back_as_sparse() {
     let parts: &[(u64, &[u8])] = &[(1 << 30, &bytes), (TIB - 3, b"end")];
     sparse(&served.path().join("f"), TIB, parts);
     let host = Host::directory(served.path());
-    let outcome = pull(&host, &from(&["f"], &here.path().join("f"))).await.unwrap();
+    let outcome = pull(&host, &from(&["f"], &here.path().join("f")))
+        .await
+        .unwrap();
     assert_eq!((outcome.sent.files, outcome.sent.failed), (1, 0));
     holds(&here.path().join("f"), TIB, parts);
     assert!(allocated(&here.path().join("f")) <= allocated(&served.path().join("f")) + SLACK);
@@ -113,15 +150,23 @@ async fn more_holes_than_a_plan_holds_are_filled_from_the_smallest() {
     let source = here.path().join("f");
     let bytes = content(2, 4096);
     // 1,500 holes of 28 KiB, and 500 of 12.
-    let offsets = (0..1500).map(|i| i << 15).chain((0..500).map(|i| (1500 << 15) + (i << 14)));
+    let offsets = (0..1500)
+        .map(|i| i << 15)
+        .chain((0..500).map(|i| (1500 << 15) + (i << 14)));
     let parts: Vec<(u64, &[u8])> = offsets.map(|offset| (offset, &bytes[..])).collect();
     let size = (1500 << 15) + (500 << 14);
     sparse(&source, size, &parts);
-    let outcome = push(&Host::directory(there.path()), &to(&[&source], "")).await.unwrap();
+    let outcome = push(&Host::directory(there.path()), &to(&[&source], ""))
+        .await
+        .unwrap();
     assert_eq!(outcome.sent.files, 1);
     let copy = there.path().join("f");
     assert!(std::fs::read(&copy).unwrap() == std::fs::read(&source).unwrap());
-    assert!(allocated(&copy) <= size - 1024 * (28 << 10) + SLACK, "{}", allocated(&copy));
+    assert!(
+        allocated(&copy) <= size - 1024 * (28 << 10) + SLACK,
+        "{}",
+        allocated(&copy)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -137,7 +182,10 @@ async fn a_sparse_file_that_was_interrupted_goes_on_and_its_holes_are_holes() {
     sparse(&source, size, parts);
     let host = Host::directory(there.path());
     let identity = haul::identity::Identity::generate().unwrap();
-    let config = haul::config::Config { retry_for: std::time::Duration::ZERO, ..Default::default() };
+    let config = haul::config::Config {
+        retry_for: std::time::Duration::ZERO,
+        ..Default::default()
+    };
     let client = host.connect_as(&identity, &config).await.unwrap();
     let (seen, mut half) = tokio::sync::mpsc::unbounded_channel();
     let moved = std::sync::atomic::AtomicU64::new(0);
@@ -154,7 +202,10 @@ async fn a_sparse_file_that_was_interrupted_goes_on_and_its_holes_are_holes() {
         _ = half.recv() => client.close().await,
     }
     let partial = loop {
-        let names: Vec<_> = std::fs::read_dir(there.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let names: Vec<_> = std::fs::read_dir(there.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
         if let [partial] = &names[..]
             && allocated(partial) > 2 << 20
         {
@@ -163,7 +214,12 @@ async fn a_sparse_file_that_was_interrupted_goes_on_and_its_holes_are_holes() {
         tokio::task::yield_now().await;
     };
     // What never came from this source lies where a hole is.
-    File::options().write(true).open(&partial).unwrap().write_all_at(&bytes[..3 << 20], 1 << 20).unwrap();
+    File::options()
+        .write(true)
+        .open(&partial)
+        .unwrap()
+        .write_all_at(&bytes[..3 << 20], 1 << 20)
+        .unwrap();
     let (observer, events) = recorder();
     let client = host.connect_as(&identity, &config).await.unwrap();
     let outcome = client.push(&options, observer).await.unwrap();
@@ -172,10 +228,24 @@ async fn a_sparse_file_that_was_interrupted_goes_on_and_its_holes_are_holes() {
     holds(&copy, size, parts);
     holds(&copy, size, &[(1 << 20, &vec![0; 4 << 20])]);
     assert!(allocated(&copy) <= allocated(&source) + SLACK);
-    let moved: u64 =
-        events.lock().unwrap().iter().map(|e| if let Event::Moved { bytes, .. } = e { *bytes } else { 0 }).sum();
+    let moved: u64 = events
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|e| {
+            if let Event::Moved { bytes, .. } = e {
+                *bytes
+            } else {
+                0
+            }
+        })
+        .sum();
     assert!(moved < 24 << 20, "{moved} bytes were sent again");
-    assert_eq!(std::fs::read_dir(there.path()).unwrap().count(), 1, "no partial is left");
+    assert_eq!(
+        std::fs::read_dir(there.path()).unwrap().count(),
+        1,
+        "no partial is left"
+    );
     client.close().await;
 }
 
@@ -185,15 +255,22 @@ async fn zeros_that_take_space_and_space_that_was_never_written_arrive_as_zeros(
     write(&here.path().join("zeros"), &vec![0; 2 << 20]);
     let reserved = File::create(here.path().join("reserved")).unwrap();
     #[cfg(target_os = "linux")]
-    if let Err(e) = rustix::fs::fallocate(&reserved, rustix::fs::FallocateFlags::empty(), 0, 2 << 20) {
+    if let Err(e) =
+        rustix::fs::fallocate(&reserved, rustix::fs::FallocateFlags::empty(), 0, 2 << 20)
+    {
         println!("{e}: nothing is reserved here");
     }
     reserved.set_len(2 << 20).unwrap();
     reserved.write_all_at(b"written", 1 << 20).unwrap();
-    let outcome = push(&Host::directory(there.path()), &to(&[here.path()], "to")).await.unwrap();
+    let outcome = push(&Host::directory(there.path()), &to(&[here.path()], "to"))
+        .await
+        .unwrap();
     assert_eq!((outcome.sent.files, outcome.sent.failed), (2, 0));
     for name in ["zeros", "reserved"] {
         let read = |root: &Path| std::fs::read(root.join(name)).unwrap();
-        assert!(read(here.path()) == read(&there.path().join("to")), "{name}");
+        assert!(
+            read(here.path()) == read(&there.path().join("to")),
+            "{name}"
+        );
     }
 }

@@ -33,7 +33,15 @@ struct Pair {
 
 impl Pair {
     async fn new() -> Self {
-        Self::with(tempdir().unwrap(), Anyone { read: true, write: true }, true).await
+        Self::with(
+            tempdir().unwrap(),
+            Anyone {
+                read: true,
+                write: true,
+            },
+            true,
+        )
+        .await
     }
 
     async fn with(home: TempDir, anyone: Anyone, server_has_index: bool) -> Self {
@@ -41,14 +49,24 @@ impl Pair {
         let indexes = ["server", "client"].map(|name| Index::new(home.path().join(name)));
         let config = |index: &Index, has: bool| {
             let index = has.then(|| index.clone());
-            Config { index, retry_for: Duration::ZERO, ..Config::default() }
+            Config {
+                index,
+                retry_for: Duration::ZERO,
+                ..Config::default()
+            }
         };
         let identity = Identity::generate().unwrap();
-        let trust = ServerTrust { pin: Some(identity.key_id()), ..ServerTrust::default() };
+        let trust = ServerTrust {
+            pin: Some(identity.key_id()),
+            ..ServerTrust::default()
+        };
         let server = Server::bind(ServerOptions {
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))],
             identity,
-            admission: Admission { anyone, ..Admission::default() },
+            admission: Admission {
+                anyone,
+                ..Admission::default()
+            },
             store: Arc::new(LocalStore::open(served.path()).unwrap()),
             config: config(&indexes[0], server_has_index),
             observer: haul::progress::ignore(),
@@ -58,8 +76,16 @@ impl Pair {
         tokio::spawn(server.run(std::future::pending(), std::future::pending()));
         let config = config(&indexes[1], true);
         let identity = Identity::generate().unwrap();
-        let client = Client::connect(&identity, &trust, "127.0.0.1", port, &config).await.unwrap();
-        Self { from, served, home, client, indexes }
+        let client = Client::connect(&identity, &trust, "127.0.0.1", port, &config)
+            .await
+            .unwrap();
+        Self {
+            from,
+            served,
+            home,
+            client,
+            indexes,
+        }
     }
 
     /// A large file in the source, last modified a while ago.
@@ -77,8 +103,10 @@ impl Pair {
     /// Pushes the source, which must go through; returns the names of the files whose content travelled.
     async fn push_with(&self, options: PushOptions) -> Vec<String> {
         let (observer, events) = recorder();
-        let outcome =
-            tokio::time::timeout(LIMIT, self.client.push(&options, observer)).await.expect("it ends").unwrap();
+        let outcome = tokio::time::timeout(LIMIT, self.client.push(&options, observer))
+            .await
+            .expect("it ends")
+            .unwrap();
         assert_eq!(outcome.sent.failed, 0, "{:?}", outcome.sent.failures);
         let events = events.lock().unwrap();
         let started = events.iter().filter_map(|event| match event {
@@ -89,7 +117,9 @@ impl Pair {
     }
 
     async fn push(&self) -> Vec<String> {
-        let started = self.push_with(to(&[&self.from.path().join("src")], "src")).await;
+        let started = self
+            .push_with(to(&[&self.from.path().join("src")], "src"))
+            .await;
         // Nothing is removed there: what is here must be there too.
         let there = listing(&self.served.path().join("src"));
         for line in listing(&self.from.path().join("src")) {
@@ -101,7 +131,8 @@ impl Pair {
 
 fn age(path: &Path) {
     let file = std::fs::File::options().write(true).open(path).unwrap();
-    file.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
+    file.set_modified(SystemTime::now() - Duration::from_secs(3600))
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -138,7 +169,11 @@ async fn a_file_that_changed_behind_the_index_is_found_out_by_its_content() {
     std::fs::remove_file(pair.served.path().join("src/c")).unwrap();
     pair.rename("c", "d");
     assert_eq!(pair.push().await, ["src/d"]);
-    assert!(listing(&pair.served.path().join("src")).iter().all(|line| !line.contains("partial")));
+    assert!(
+        listing(&pair.served.path().join("src"))
+            .iter()
+            .all(|line| !line.contains("partial"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -149,7 +184,11 @@ async fn what_the_index_says_of_other_content_makes_no_file() {
     pair.write("b", 2);
     let digest = blake3::hash(&content(2, SIZE));
     let key = |directory: &Path, name: &str| {
-        let there = LocalStore::open(directory).unwrap().stat(&crate::support::path(name)).unwrap().unwrap();
+        let there = LocalStore::open(directory)
+            .unwrap()
+            .stat(&crate::support::path(name))
+            .unwrap()
+            .unwrap();
         there.version.key()
     };
     let (served, from) = (pair.served.path(), pair.from.path());
@@ -172,7 +211,15 @@ async fn a_broken_index_costs_time_and_nothing_else() {
     for name in ["server", "client"] {
         std::fs::write(home.path().join(name), content(9, 100_000)).unwrap();
     }
-    let pair = Pair::with(home, Anyone { read: true, write: true }, true).await;
+    let pair = Pair::with(
+        home,
+        Anyone {
+            read: true,
+            write: true,
+        },
+        true,
+    )
+    .await;
     pair.write("a", 1);
     assert_eq!(pair.push().await, ["src/a"]);
     // Begun anew, it works again.
@@ -182,7 +229,15 @@ async fn a_broken_index_costs_time_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_may_not_read_learns_nothing_of_what_is_there() {
-    let pair = Pair::with(tempdir().unwrap(), Anyone { read: false, write: true }, true).await;
+    let pair = Pair::with(
+        tempdir().unwrap(),
+        Anyone {
+            read: false,
+            write: true,
+        },
+        true,
+    )
+    .await;
     pair.write("a", 1);
     assert_eq!(pair.push().await, ["src/a"]);
     pair.rename("a", "b");
@@ -194,20 +249,42 @@ async fn who_may_not_read_learns_nothing_of_what_is_there() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_may_not_read_cannot_find_out_by_a_checksum_whether_a_guess_is_right() {
-    let pair = Pair::with(tempdir().unwrap(), Anyone { read: false, write: true }, true).await;
+    let pair = Pair::with(
+        tempdir().unwrap(),
+        Anyone {
+            read: false,
+            write: true,
+        },
+        true,
+    )
+    .await;
     pair.write("a", 1);
     let mut options = to(&[&pair.from.path().join("src")], "src");
     (options.walk.checksum, options.take.checksum) = (true, true);
-    match tokio::time::timeout(LIMIT, pair.client.push(&options, haul::progress::ignore())).await.expect("it ends") {
+    match tokio::time::timeout(LIMIT, pair.client.push(&options, haul::progress::ignore()))
+        .await
+        .expect("it ends")
+    {
         Err(Error::Refused(why)) => assert_eq!(why.code, Code::NotAllowed),
         other => panic!("{other:?}"),
     }
-    assert!(listing(pair.served.path()).is_empty(), "it is said before anything is written");
+    assert!(
+        listing(pair.served.path()).is_empty(),
+        "it is said before anything is written"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn either_side_can_do_without() {
-    let pair = Pair::with(tempdir().unwrap(), Anyone { read: true, write: true }, false).await;
+    let pair = Pair::with(
+        tempdir().unwrap(),
+        Anyone {
+            read: true,
+            write: true,
+        },
+        false,
+    )
+    .await;
     pair.write("a", 1);
     pair.push().await;
     pair.rename("a", "b");
@@ -218,7 +295,10 @@ async fn either_side_can_do_without() {
     pair.push().await;
     pair.rename("a", "b");
     let mut options = to(&[&pair.from.path().join("src")], "src");
-    options.take = Take { no_dedupe: true, ..Take::default() };
+    options.take = Take {
+        no_dedupe: true,
+        ..Take::default()
+    };
     // Though the digest is announced for another reason.
     options.walk.checksum = true;
     assert_eq!(pair.push_with(options).await, ["src/b"]);

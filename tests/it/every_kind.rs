@@ -23,8 +23,14 @@ const DEEP: usize = 200;
 
 /// Sets the time of last modification, of a symbolic link too.
 fn time(path: &Path, seconds: i64, nanoseconds: i64) {
-    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
-    let times = Timestamps { last_access: time, last_modification: time };
+    let time = Timespec {
+        tv_sec: seconds,
+        tv_nsec: nanoseconds,
+    };
+    let times = Timestamps {
+        last_access: time,
+        last_modification: time,
+    };
     utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
@@ -35,7 +41,10 @@ fn mode(path: &Path, mode: u32) {
 /// Every kind of entry that travels. What only root can make or read is there for root only.
 fn tree(root: &Path) {
     for size in [0, 1, 255, 256 << 10, 1 << 20, (3 << 20) + 1] {
-        write(&root.join(format!("sizes/{size}")), &content(size as u64, size));
+        write(
+            &root.join(format!("sizes/{size}")),
+            &content(size as u64, size),
+        );
     }
     let sparse = std::fs::File::create(root.join("sizes/sparse")).unwrap();
     sparse.set_len(32 << 20).unwrap();
@@ -84,7 +93,11 @@ fn tree(root: &Path) {
         write(&root.join("names of one/a").join(file), &content(77, size));
         for other in ["names of one", "names of one/z", "again"] {
             std::fs::create_dir_all(root.join(other)).unwrap();
-            hard_link(root.join("names of one/a").join(file), root.join(other).join(format!("also {file}"))).unwrap();
+            hard_link(
+                root.join("names of one/a").join(file),
+                root.join(other).join(format!("also {file}")),
+            )
+            .unwrap();
         }
     }
 
@@ -108,7 +121,11 @@ fn tree(root: &Path) {
 
     let has_xattrs = setxattr(root, "user.haul", b"of the root", XattrFlags::empty()).is_ok();
     if has_xattrs {
-        for (path, value) in [("sizes/0", &b""[..]), ("sizes/3145729", &[0, 255, 10]), ("hollow", b"directory")] {
+        for (path, value) in [
+            ("sizes/0", &b""[..]),
+            ("sizes/3145729", &[0, 255, 10]),
+            ("hollow", b"directory"),
+        ] {
             setxattr(root.join(path), "user.haul", value, XattrFlags::empty()).unwrap();
         }
     } else {
@@ -135,11 +152,26 @@ fn tree(root: &Path) {
 fn found(root: &Path) -> Vec<String> {
     let mut all = Vec::new();
     // The size of a directory is the filesystem's own affair.
-    for (kind, format) in [("d", r"%P %y %m %U:%G %T@\0"), ("f,l", r"%P %y %m %U:%G %s %T@ %n %l\0")] {
-        let found = Command::new("find").arg(root).args(["-mindepth", "1", "-type", kind, "-printf", format]).output();
+    for (kind, format) in [
+        ("d", r"%P %y %m %U:%G %T@\0"),
+        ("f,l", r"%P %y %m %U:%G %s %T@ %n %l\0"),
+    ] {
+        let found = Command::new("find")
+            .arg(root)
+            .args(["-mindepth", "1", "-type", kind, "-printf", format])
+            .output();
         let found = found.expect("find is there");
-        assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
-        all.extend(found.stdout.split(|&byte| byte == 0).map(haul::path::printable));
+        assert!(
+            found.status.success(),
+            "{}",
+            String::from_utf8_lossy(&found.stderr)
+        );
+        all.extend(
+            found
+                .stdout
+                .split(|&byte| byte == 0)
+                .map(haul::path::printable),
+        );
     }
     all.sort();
     all
@@ -157,7 +189,11 @@ fn assert_same(one: &Path, other: &Path, times: &str) {
     match compared {
         Ok(compared) => {
             let said = [compared.stdout, compared.stderr].concat();
-            assert!(compared.status.success() && said.is_empty(), "{times}: {}", String::from_utf8_lossy(&said));
+            assert!(
+                compared.status.success() && said.is_empty(),
+                "{times}: {}",
+                String::from_utf8_lossy(&said)
+            );
         }
         Err(why) => println!("compared without rsync: {why}"),
     }
@@ -165,33 +201,69 @@ fn assert_same(one: &Path, other: &Path, times: &str) {
 
 /// All that can be kept, is.
 fn all() -> WalkOptions {
-    WalkOptions { owner: true, xattrs: true, ..WalkOptions::default() }
+    WalkOptions {
+        owner: true,
+        xattrs: true,
+        ..WalkOptions::default()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_kind_of_entry_survives_a_push_and_a_pull() {
     let (source, served, back) = (tempdir().unwrap(), tempdir().unwrap(), tempdir().unwrap());
-    let (original, pushed, pulled) = (source.path().join("t"), served.path().join("t"), back.path().join("t"));
+    let (original, pushed, pulled) = (
+        source.path().join("t"),
+        served.path().join("t"),
+        back.path().join("t"),
+    );
     tree(&original);
     let store = Arc::new(LocalStore::open(served.path()).unwrap());
-    let host = Host::serving(store, Config { allow_owner: true, ..Config::default() });
+    let host = Host::serving(
+        store,
+        Config {
+            allow_owner: true,
+            ..Config::default()
+        },
+    );
 
-    let options = PushOptions { walk: all(), ..to(&[&original], "t") };
+    let options = PushOptions {
+        walk: all(),
+        ..to(&[&original], "t")
+    };
     let outcome = push(&host, &options).await.unwrap();
-    assert_eq!((outcome.sent.failed, outcome.sent.skipped), (0, 0), "{:?}", outcome.sent.failures);
+    assert_eq!(
+        (outcome.sent.failed, outcome.sent.skipped),
+        (0, 0),
+        "{:?}",
+        outcome.sent.failures
+    );
     assert_eq!(outcome.summary.unkept, None);
     assert_same(&original, &pushed, "pushed");
     let again = push(&host, &options).await.unwrap();
-    assert_eq!((again.sent.files, again.sent.bytes, again.sent.skipped), (0, 0, outcome.sent.files));
+    assert_eq!(
+        (again.sent.files, again.sent.bytes, again.sent.skipped),
+        (0, 0, outcome.sent.files)
+    );
     assert_same(&original, &pushed, "pushed twice");
 
-    let options = PullOptions { walk: all(), ..from(&["t"], &pulled) };
+    let options = PullOptions {
+        walk: all(),
+        ..from(&["t"], &pulled)
+    };
     let outcome = pull(&host, &options).await.unwrap();
-    assert_eq!((outcome.sent.failed, outcome.sent.skipped), (0, 0), "{:?}", outcome.sent.failures);
+    assert_eq!(
+        (outcome.sent.failed, outcome.sent.skipped),
+        (0, 0),
+        "{:?}",
+        outcome.sent.failures
+    );
     assert_eq!(outcome.summary.unkept, None);
     assert_same(&original, &pulled, "pulled");
     let again = pull(&host, &options).await.unwrap();
-    assert_eq!((again.sent.files, again.sent.bytes, again.sent.skipped), (0, 0, outcome.sent.files));
+    assert_eq!(
+        (again.sent.files, again.sent.bytes, again.sent.skipped),
+        (0, 0, outcome.sent.files)
+    );
     assert_same(&original, &pulled, "pulled twice");
 }
 
@@ -204,18 +276,32 @@ async fn what_is_put_into_the_tree_later_is_all_that_a_rerun_sends() {
     let options = to(&[&original], "t");
     let push = async || {
         let pushing = client.push(&options, haul::progress::ignore());
-        tokio::time::timeout(LIMIT, pushing).await.expect("it ends").unwrap()
+        tokio::time::timeout(LIMIT, pushing)
+            .await
+            .expect("it ends")
+            .unwrap()
     };
     assert_eq!(push().await.sent.failed, 0);
     // Into directories that are closed, deep, and old.
-    for directory in ["closed/below", "hollow/hollow", "times/in 1906", &["d"; DEEP].join("/")] {
+    for directory in [
+        "closed/below",
+        "hollow/hollow",
+        "times/in 1906",
+        &["d"; DEEP].join("/"),
+    ] {
         let closed = original.join("closed/below");
         mode(&closed, 0o700);
-        write(&original.join(directory).join("added"), &content(5, 400_000));
+        write(
+            &original.join(directory).join("added"),
+            &content(5, 400_000),
+        );
         mode(&closed, 0o500);
     }
     let outcome = push().await;
-    assert_eq!((outcome.sent.files, outcome.sent.bytes, outcome.sent.failed), (4, 1_600_000, 0));
+    assert_eq!(
+        (outcome.sent.files, outcome.sent.bytes, outcome.sent.failed),
+        (4, 1_600_000, 0)
+    );
     assert_eq!(listing(&arrived), listing(&original));
 }
 
@@ -236,13 +322,27 @@ async fn a_directory_that_may_not_be_read_is_named_and_the_others_are_sent() {
     let client = server.connect().await;
     let options = from(&["t"], &here.path().join("t"));
     let pulling = client.pull(&options, haul::progress::ignore());
-    let outcome = tokio::time::timeout(LIMIT, pulling).await.expect("it ends").unwrap();
+    let outcome = tokio::time::timeout(LIMIT, pulling)
+        .await
+        .expect("it ends")
+        .unwrap();
     for i in (0..20).filter(|&i| i != 7) {
-        assert_eq!(std::fs::read(here.path().join(format!("t/{i:02}/f"))).unwrap(), b"data");
+        assert_eq!(
+            std::fs::read(here.path().join(format!("t/{i:02}/f"))).unwrap(),
+            b"data"
+        );
     }
-    let mut failed: Vec<_> = outcome.sent.failures.iter().map(|(path, why)| (path.to_string(), why.code)).collect();
+    let mut failed: Vec<_> = outcome
+        .sent
+        .failures
+        .iter()
+        .map(|(path, why)| (path.to_string(), why.code))
+        .collect();
     failed.sort_by(|a, b| a.0.cmp(&b.0));
-    assert_eq!(failed, ["t/07", "t/11/secret"].map(|name| (name.to_owned(), Code::PermissionDenied)));
+    assert_eq!(
+        failed,
+        ["t/07", "t/11/secret"].map(|name| (name.to_owned(), Code::PermissionDenied))
+    );
     assert!(!here.path().join("t/07/f").exists());
 }
 
@@ -256,11 +356,24 @@ async fn many_empty_files(count: usize) {
     let host = Host::directory(served.path());
     for (sent, skipped) in [(count as u64, 0), (0, count as u64)] {
         let client = host.connect().await.unwrap();
-        let outcome = client.push(&to(&[&tree], "t"), haul::progress::ignore()).await.unwrap();
-        assert_eq!((outcome.sent.files, outcome.sent.skipped, outcome.sent.failed), (sent, skipped, 0));
+        let outcome = client
+            .push(&to(&[&tree], "t"), haul::progress::ignore())
+            .await
+            .unwrap();
+        assert_eq!(
+            (
+                outcome.sent.files,
+                outcome.sent.skipped,
+                outcome.sent.failed
+            ),
+            (sent, skipped, 0)
+        );
         client.close().await;
     }
-    assert_eq!(std::fs::read_dir(served.path().join("t")).unwrap().count(), count);
+    assert_eq!(
+        std::fs::read_dir(served.path().join("t")).unwrap().count(),
+        count
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

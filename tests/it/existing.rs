@@ -15,14 +15,22 @@ use tempfile::tempdir;
 /// Some time before all that the test writes.
 fn set_time(path: &Path, seconds: u64) {
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-    fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+    fs::File::options()
+        .write(true)
+        .open(path)
+        .unwrap()
+        .set_modified(time)
+        .unwrap();
 }
 
 /// The same file, one that differs, one of the same size and time that differs, and one that is new.
 fn four(source: &Path, there: &Path) {
-    for (name, old, new) in
-        [("same", "same", "same"), ("differs", "old", "newer"), ("alike", "alik1", "alik2"), ("new", "", "new")]
-    {
+    for (name, old, new) in [
+        ("same", "same", "same"),
+        ("differs", "old", "newer"),
+        ("alike", "alik1", "alik2"),
+        ("new", "", "new"),
+    ] {
         write(&source.join(name), new.as_bytes());
         set_time(&source.join(name), 1_000_000);
         if !old.is_empty() {
@@ -38,32 +46,67 @@ async fn taken(take: Take) -> (Sent, [String; 4], String) {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     four(&source.path().join("t"), &served.path().join("t"));
     let host = Host::directory(served.path());
-    let mut options = PushOptions { take, ..to(&[&source.path().join("t")], "t") };
+    let mut options = PushOptions {
+        take,
+        ..to(&[&source.path().join("t")], "t")
+    };
     options.walk.checksum = take.checksum;
     let sent = push(&host, &options).await.unwrap().sent;
-    let read = |name: &str| fs::read_to_string(served.path().join("t").join(name)).unwrap_or_default();
-    let link = fs::read_link(served.path().join("t/to-new")).unwrap().to_string_lossy().into_owned();
+    let read =
+        |name: &str| fs::read_to_string(served.path().join("t").join(name)).unwrap_or_default();
+    let link = fs::read_link(served.path().join("t/to-new"))
+        .unwrap()
+        .to_string_lossy()
+        .into_owned();
     (sent, ["same", "differs", "alike", "new"].map(read), link)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_stands_there_is_kept_compared_replaced_or_refused_as_asked() {
-    let existing = |existing| Take { existing, ..Take::default() };
+    let existing = |existing| Take {
+        existing,
+        ..Take::default()
+    };
     let of = |names: [&str; 4]| names.map(String::from);
     let counts = |sent: &Sent| (sent.files, sent.skipped, sent.failed);
 
     let (sent, now, link) = taken(existing(Existing::Update)).await;
-    assert_eq!((counts(&sent), now, &*link), ((3, 2, 0), of(["same", "newer", "alik1", "new"]), "new"));
+    assert_eq!(
+        (counts(&sent), now, &*link),
+        ((3, 2, 0), of(["same", "newer", "alik1", "new"]), "new")
+    );
     let (sent, now, link) = taken(existing(Existing::Skip)).await;
-    assert_eq!((counts(&sent), now, &*link), ((1, 4, 0), of(["same", "old", "alik1", "new"]), "old"));
+    assert_eq!(
+        (counts(&sent), now, &*link),
+        ((1, 4, 0), of(["same", "old", "alik1", "new"]), "old")
+    );
     let (sent, now, link) = taken(existing(Existing::Overwrite)).await;
-    assert_eq!((counts(&sent), now, &*link), ((5, 0, 0), of(["same", "newer", "alik2", "new"]), "new"));
+    assert_eq!(
+        (counts(&sent), now, &*link),
+        ((5, 0, 0), of(["same", "newer", "alik2", "new"]), "new")
+    );
     let (sent, now, link) = taken(existing(Existing::Fail)).await;
-    assert_eq!((counts(&sent), now, &*link), ((1, 2, 2), of(["same", "old", "alik1", "new"]), "old"));
-    assert!(sent.failures.iter().all(|(_, why)| why.code == Code::Exists), "{:?}", sent.failures);
+    assert_eq!(
+        (counts(&sent), now, &*link),
+        ((1, 2, 2), of(["same", "old", "alik1", "new"]), "old")
+    );
+    assert!(
+        sent.failures
+            .iter()
+            .all(|(_, why)| why.code == Code::Exists),
+        "{:?}",
+        sent.failures
+    );
     // The same size and time, and other content.
-    let (sent, now, _) = taken(Take { checksum: true, ..Take::default() }).await;
-    assert_eq!((counts(&sent), now), ((4, 1, 0), of(["same", "newer", "alik2", "new"])));
+    let (sent, now, _) = taken(Take {
+        checksum: true,
+        ..Take::default()
+    })
+    .await;
+    assert_eq!(
+        (counts(&sent), now),
+        ((4, 1, 0), of(["same", "newer", "alik2", "new"]))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -78,16 +121,40 @@ async fn the_same_content_with_another_time_is_not_sent_again_and_gets_the_time(
     let mut options = to(&[&source.path().join("t")], "t");
     (options.take.checksum, options.walk.checksum) = (true, true);
     let outcome = push(&host, &options).await.unwrap();
-    assert_eq!((outcome.sent.files, outcome.sent.skipped, outcome.sent.failed), (0, 1, 0));
-    assert!(outcome.path.sent_bytes < 1 << 20, "the content did not travel: {}", outcome.path.sent_bytes);
-    assert_eq!(listing(&served.path().join("t")), listing(&source.path().join("t")));
+    assert_eq!(
+        (
+            outcome.sent.files,
+            outcome.sent.skipped,
+            outcome.sent.failed
+        ),
+        (0, 1, 0)
+    );
+    assert!(
+        outcome.path.sent_bytes < 1 << 20,
+        "the content did not travel: {}",
+        outcome.path.sent_bytes
+    );
+    assert_eq!(
+        listing(&served.path().join("t")),
+        listing(&source.path().join("t"))
+    );
     // The other way round it is the server that reads for it.
     set_time(&source.path().join("t/f"), 3_000_000);
     let mut back = crate::support::from(&["t"], &source.path().join("t"));
     (back.take.checksum, back.walk.checksum) = (true, true);
     let outcome = pull(&host, &back).await.unwrap();
-    assert_eq!((outcome.sent.files, outcome.sent.skipped, outcome.sent.failed), (0, 1, 0));
-    assert_eq!(listing(&served.path().join("t")), listing(&source.path().join("t")));
+    assert_eq!(
+        (
+            outcome.sent.files,
+            outcome.sent.skipped,
+            outcome.sent.failed
+        ),
+        (0, 1, 0)
+    );
+    assert_eq!(
+        listing(&served.path().join("t")),
+        listing(&source.path().join("t"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -101,11 +168,22 @@ async fn a_dry_run_says_what_would_be_done_and_writes_nothing_at_all() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{said}");
     assert_eq!(listing(serving.served.path()), before);
-    for line in ["would copy t/differs", "would copy t/new", "would copy t/to-new", "would copy t/deep/er/file"] {
+    for line in [
+        "would copy t/differs",
+        "would copy t/new",
+        "would copy t/to-new",
+        "would copy t/deep/er/file",
+    ] {
         assert!(said.lines().any(|l| l == line), "{line} in {said}");
     }
-    assert!(!said.contains("t/same") && !said.contains("t/alike"), "{said}");
-    assert!(said.contains("would copy 4 files, 9 B; 2 unchanged"), "{said}");
+    assert!(
+        !said.contains("t/same") && !said.contains("t/alike"),
+        "{said}"
+    );
+    assert!(
+        said.contains("would copy 4 files, 9 B; 2 unchanged"),
+        "{said}"
+    );
     // To where nothing is, too.
     let output = serving.cp(source.path(), &["-n", "t"], "elsewhere");
     assert_eq!(output.status.code(), Some(0));
@@ -115,11 +193,23 @@ async fn a_dry_run_says_what_would_be_done_and_writes_nothing_at_all() {
     let place = format!("{}t", serving.url);
     let pin = serving.key_id.to_string();
     for there in ["new", "new/deep/", "new/deep/er"] {
-        let output = crate::support::command::haul(here.path(), &["cp", "-n", "--pin", &pin, &place, there]);
-        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        let output =
+            crate::support::command::haul(here.path(), &["cp", "-n", "--pin", &pin, &place, there]);
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     assert!(listing(here.path()).is_empty());
     // And what it said is what happens.
-    assert_eq!(serving.cp(source.path(), &["t"], "t").status.code(), Some(0));
-    assert_eq!(fs::read(serving.served.path().join("t/deep/er/file")).unwrap(), b"x");
+    assert_eq!(
+        serving.cp(source.path(), &["t"], "t").status.code(),
+        Some(0)
+    );
+    assert_eq!(
+        fs::read(serving.served.path().join("t/deep/er/file")).unwrap(),
+        b"x"
+    );
 }

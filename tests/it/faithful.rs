@@ -25,7 +25,10 @@ async fn push(server: &Serving, from: &Path, into: &str) -> Outcome {
     let client = server.connect().await;
     let options = to(&[from], into);
     let pushing = client.push(&options, haul::progress::ignore());
-    let outcome = tokio::time::timeout(LIMIT, pushing).await.expect("it ends").unwrap();
+    let outcome = tokio::time::timeout(LIMIT, pushing)
+        .await
+        .expect("it ends")
+        .unwrap();
     client.close().await;
     assert_eq!(outcome.sent.failed, 0, "{:?}", outcome.sent.failures);
     outcome
@@ -66,7 +69,11 @@ async fn a_closed_directory_is_filled_again_by_a_server_that_is_not_root() {
         mode(&tree.join("closed/new"), 0o311);
     }
     assert_eq!(push(&server, &tree, "t").await.sent.files, 0);
-    assert_eq!(listing(&arrived), listing(&tree), "also the modes of what cannot be opened");
+    assert_eq!(
+        listing(&arrived),
+        listing(&tree),
+        "also the modes of what cannot be opened"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,11 +97,17 @@ async fn a_closed_directory_is_closed_also_after_a_kill_in_the_middle() {
     });
     let options = to(&[&tree], "t");
     let pushing = client.push(&options, observer);
-    tokio::time::timeout(LIMIT, pushing).await.expect("it ends").unwrap_err();
+    tokio::time::timeout(LIMIT, pushing)
+        .await
+        .expect("it ends")
+        .unwrap_err();
     drop(client);
     let server = server.lock().unwrap().take().unwrap();
     let arrived = server.served.path().join("t");
-    let closed = std::fs::metadata(arrived.join("closed")).unwrap().permissions().mode();
+    let closed = std::fs::metadata(arrived.join("closed"))
+        .unwrap()
+        .permissions()
+        .mode();
     assert_eq!(closed & 0o777, 0o555);
     assert!(!arrived.join("closed/large").exists());
 
@@ -112,7 +125,9 @@ fn names_of_files(root: &Path) -> Vec<Vec<String>> {
             if metadata.is_dir() {
                 find(root, &path, all);
             } else {
-                all.entry(metadata.ino()).or_default().push(path.strip_prefix(root).unwrap().display().to_string());
+                all.entry(metadata.ino())
+                    .or_default()
+                    .push(path.strip_prefix(root).unwrap().display().to_string());
             }
         }
     }
@@ -145,25 +160,45 @@ async fn names_of_one_file_stay_names_of_one_file() {
     let (tree, arrived) = (source.path().join("t"), served.path().join("t"));
     linked_tree(&tree);
     let host = Host::directory(served.path());
-    let outcome = crate::support::push(&host, &to(&[&tree], "t")).await.unwrap();
+    let outcome = crate::support::push(&host, &to(&[&tree], "t"))
+        .await
+        .unwrap();
     assert_eq!(outcome.sent.failed, 0, "{:?}", outcome.sent.failures);
-    assert_eq!((outcome.sent.files, outcome.sent.bytes), (16, 1000 + (3 << 20) + 1), "content goes once");
+    assert_eq!(
+        (outcome.sent.files, outcome.sent.bytes),
+        (16, 1000 + (3 << 20) + 1),
+        "content goes once"
+    );
     assert_eq!(outcome.summary.committed, 16);
     assert_eq!(listing(&arrived), listing(&tree));
     assert_eq!(names_of_files(&arrived), names_of_files(&tree));
     assert_eq!(names_of_files(&tree).len(), 3);
 
-    let again = crate::support::push(&host, &to(&[&tree], "t")).await.unwrap();
+    let again = crate::support::push(&host, &to(&[&tree], "t"))
+        .await
+        .unwrap();
     assert_eq!((again.sent.files, again.sent.skipped), (0, 16));
 
     // Two equal files there become one again, and one that changed is sent once.
     std::fs::remove_file(arrived.join("b/also large")).unwrap();
     std::fs::copy(arrived.join("a/large"), arrived.join("b/also large")).unwrap();
     let large = std::fs::File::open(arrived.join("b/also large")).unwrap();
-    large.set_modified(std::fs::metadata(tree.join("a/large")).unwrap().modified().unwrap()).unwrap();
+    large
+        .set_modified(
+            std::fs::metadata(tree.join("a/large"))
+                .unwrap()
+                .modified()
+                .unwrap(),
+        )
+        .unwrap();
     write(&tree.join("a/small"), &content(9, 500));
-    let third = crate::support::push(&host, &to(&[&tree], "t")).await.unwrap();
-    assert_eq!((third.sent.files, third.sent.bytes, third.sent.failed), (6, 500, 0));
+    let third = crate::support::push(&host, &to(&[&tree], "t"))
+        .await
+        .unwrap();
+    assert_eq!(
+        (third.sent.files, third.sent.bytes, third.sent.failed),
+        (6, 500, 0)
+    );
     assert_eq!(listing(&arrived), listing(&tree));
     assert_eq!(names_of_files(&arrived), names_of_files(&tree));
 }
@@ -175,7 +210,9 @@ async fn sources_that_are_names_of_one_file_stay_so() {
     write(&names[0], &content(1, 3 << 20));
     hard_link(&names[0], &names[1]).unwrap();
     let host = Host::directory(served.path());
-    let outcome = crate::support::push(&host, &to(&[&names[0], &names[1]], "")).await.unwrap();
+    let outcome = crate::support::push(&host, &to(&[&names[0], &names[1]], ""))
+        .await
+        .unwrap();
     assert_eq!((outcome.sent.files, outcome.sent.bytes), (2, 3 << 20));
     assert_eq!(names_of_files(served.path()), names_of_files(source.path()));
 }
@@ -191,11 +228,24 @@ async fn when_the_first_name_fails_the_next_takes_its_place() {
         std::fs::create_dir_all(served.path().join("t/1").join(name)).unwrap();
     }
     let host = Host::directory(served.path());
-    let outcome = crate::support::push(&host, &to(&[&tree], "t")).await.unwrap();
-    let failed: Vec<_> = outcome.sent.failures.iter().map(|(_, why)| why.code).collect();
+    let outcome = crate::support::push(&host, &to(&[&tree], "t"))
+        .await
+        .unwrap();
+    let failed: Vec<_> = outcome
+        .sent
+        .failures
+        .iter()
+        .map(|(_, why)| why.code)
+        .collect();
     assert_eq!(failed, [Code::IsDirectory, Code::IsDirectory]);
-    assert_eq!((outcome.sent.files, outcome.sent.bytes), (4, 1000 + (3 << 20)));
-    assert_eq!(names_of_files(&served.path().join("t")), [["2 large", "3 large"], ["2 small", "3 small"]]);
+    assert_eq!(
+        (outcome.sent.files, outcome.sent.bytes),
+        (4, 1000 + (3 << 20))
+    );
+    assert_eq!(
+        names_of_files(&served.path().join("t")),
+        [["2 large", "3 large"], ["2 small", "3 small"]]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -207,29 +257,68 @@ async fn what_a_filesystem_cannot_keep_is_said_once_for_each_kind() {
     mode(&tree.join("b/alone"), 0o600);
     let store = Arc::new(MemoryStore::new().like_fat());
     let host = Host::serving(store.clone(), Config::default());
-    let outcome = crate::support::push(&host, &to(&[&tree], "t")).await.unwrap();
-    assert_eq!((outcome.sent.files, outcome.sent.failed), (16, 0), "{:?}", outcome.sent.failures);
+    let outcome = crate::support::push(&host, &to(&[&tree], "t"))
+        .await
+        .unwrap();
+    assert_eq!(
+        (outcome.sent.files, outcome.sent.failed),
+        (16, 0),
+        "{:?}",
+        outcome.sent.failures
+    );
     let unkept = outcome.summary.unkept.unwrap();
-    let count = |aspect: Aspect| unkept.iter().find(|unkept| unkept.aspect == aspect as u32).map(|unkept| unkept.count);
+    let count = |aspect: Aspect| {
+        unkept
+            .iter()
+            .find(|unkept| unkept.aspect == aspect as u32)
+            .map(|unkept| unkept.count)
+    };
     assert_eq!(count(Aspect::HardLink), Some(12));
     // a/small under each of its names, b/alone, and five directories.
     assert_eq!(count(Aspect::Mode), Some(5 + 1 + 5));
     assert_eq!(unkept.len(), 2);
-    let links = unkept.iter().find(|unkept| unkept.aspect == Aspect::HardLink as u32).unwrap().to_string();
-    assert!(links.starts_with("12 hard links could not be kept (first: t/"), "{links}");
+    let links = unkept
+        .iter()
+        .find(|unkept| unkept.aspect == Aspect::HardLink as u32)
+        .unwrap()
+        .to_string();
+    assert!(
+        links.starts_with("12 hard links could not be kept (first: t/"),
+        "{links}"
+    );
     // Each stands there as a file of its own, and a second run sends nothing though times lost their nanoseconds.
-    let size = |name: &str| store.stat(&crate::support::path(name)).unwrap().unwrap().size;
-    assert_eq!((size("t/b/also large"), size("t/outside of large")), (3 << 20, 3 << 20));
-    let again = crate::support::push(&host, &to(&[&tree], "t")).await.unwrap();
-    assert_eq!((again.sent.files, again.sent.skipped, again.sent.failed), (0, 16, 0));
+    let size = |name: &str| {
+        store
+            .stat(&crate::support::path(name))
+            .unwrap()
+            .unwrap()
+            .size
+    };
+    assert_eq!(
+        (size("t/b/also large"), size("t/outside of large")),
+        (3 << 20, 3 << 20)
+    );
+    let again = crate::support::push(&host, &to(&[&tree], "t"))
+        .await
+        .unwrap();
+    assert_eq!(
+        (again.sent.files, again.sent.skipped, again.sent.failed),
+        (0, 16, 0)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_that_differ_only_in_case_do_not_fall_on_each_other() {
     let source = tempdir().unwrap();
     let tree = source.path().join("t");
-    for (name, size) in [("README", 10), ("readme", 3 << 20), ("ReadMe", 0), ("\u{c4}", 1), ("\u{e4}", 2), ("other", 3)]
-    {
+    for (name, size) in [
+        ("README", 10),
+        ("readme", 3 << 20),
+        ("ReadMe", 0),
+        ("\u{c4}", 1),
+        ("\u{e4}", 2),
+        ("other", 3),
+    ] {
         write(&tree.join(name), &content(size as u64, size));
     }
     write(&tree.join("D/x"), b"1");
@@ -237,18 +326,36 @@ async fn names_that_differ_only_in_case_do_not_fall_on_each_other() {
     let store = Arc::new(MemoryStore::new().like_fat());
     let host = Host::serving(store.clone(), Config::default());
     for (sent, skipped) in [(4, 0), (0, 4)] {
-        let outcome = crate::support::push(&host, &to(&[&tree], "t")).await.unwrap();
-        let mut failed: Vec<_> = outcome.sent.failures.iter().map(|(path, why)| (path.to_string(), why.code)).collect();
+        let outcome = crate::support::push(&host, &to(&[&tree], "t"))
+            .await
+            .unwrap();
+        let mut failed: Vec<_> = outcome
+            .sent
+            .failures
+            .iter()
+            .map(|(path, why)| (path.to_string(), why.code))
+            .collect();
         failed.sort_by(|a, b| a.0.cmp(&b.0));
-        let refused = ["t/ReadMe", "t/d", "t/d/y", "t/readme", "t/\u{e4}"].map(|name| (name.to_owned(), Code::BadName));
+        let refused = ["t/ReadMe", "t/d", "t/d/y", "t/readme", "t/\u{e4}"]
+            .map(|name| (name.to_owned(), Code::BadName));
         assert_eq!(failed, refused);
         assert_eq!((outcome.sent.files, outcome.sent.skipped), (sent, skipped));
-        let size = |name: &str| store.stat(&crate::support::path(name)).unwrap().map(|metadata| metadata.size);
-        assert_eq!((size("t/README"), size("t/D/x"), size("t/d/y")), (Some(10), Some(1), None));
+        let size = |name: &str| {
+            store
+                .stat(&crate::support::path(name))
+                .unwrap()
+                .map(|metadata| metadata.size)
+        };
+        assert_eq!(
+            (size("t/README"), size("t/D/x"), size("t/d/y")),
+            (Some(10), Some(1), None)
+        );
     }
     // Where case counts, all of them stand.
     let served = tempdir().unwrap();
-    let outcome = crate::support::push(&Host::directory(served.path()), &to(&[&tree], "t")).await.unwrap();
+    let outcome = crate::support::push(&Host::directory(served.path()), &to(&[&tree], "t"))
+        .await
+        .unwrap();
     assert_eq!((outcome.sent.files, outcome.sent.failed), (8, 0));
     assert_eq!(listing(&served.path().join("t")), listing(&tree));
 }

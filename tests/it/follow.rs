@@ -15,7 +15,13 @@ fn said(output: &Output) -> String {
 fn names(root: &Path) -> Vec<String> {
     listing(root)
         .iter()
-        .map(|line| line.split(['"', ' ']).filter(|word| !word.is_empty()).take(2).collect::<Vec<_>>().join(" "))
+        .map(|line| {
+            line.split(['"', ' '])
+                .filter(|word| !word.is_empty())
+                .take(2)
+                .collect::<Vec<_>>()
+                .join(" ")
+        })
         .collect()
 }
 
@@ -24,18 +30,34 @@ fn links_are_sent_as_what_they_point_to() {
     let (from, server) = (tempdir().unwrap(), Serving::start(&[]));
     write(&from.path().join("elsewhere/d/f"), b"far");
     write(&from.path().join("src/x"), b"near");
-    let link = |target: &Path, name: &str| symlink(target, from.path().join("src").join(name)).unwrap();
+    let link =
+        |target: &Path, name: &str| symlink(target, from.path().join("src").join(name)).unwrap();
     link(Path::new("x"), "relative");
     link(&from.path().join("elsewhere/d"), "absolute");
     link(Path::new("../elsewhere/d/../d/f"), "file");
     link(Path::new("absolute/f"), "through");
-    assert!(server.cp(from.path(), &["--follow", "src"], "there").status.success());
+    assert!(
+        server
+            .cp(from.path(), &["--follow", "src"], "there")
+            .status
+            .success()
+    );
     let there = names(&server.served.path().join("there"));
     assert_eq!(
         there,
-        ["absolute directory", "absolute/f file", "file file", "relative file", "through file", "x file"]
+        [
+            "absolute directory",
+            "absolute/f file",
+            "file file",
+            "relative file",
+            "through file",
+            "x file"
+        ]
     );
-    assert_eq!(std::fs::read(server.served.path().join("there/through")).unwrap(), b"far");
+    assert_eq!(
+        std::fs::read(server.served.path().join("there/through")).unwrap(),
+        b"far"
+    );
     // Nothing to do the second time.
     let again = server.cp(from.path(), &["-L", "src"], "there");
     assert!(said(&again).contains("nothing to do"), "{}", said(&again));
@@ -56,10 +78,21 @@ fn a_loop_is_named_and_the_rest_goes_on() {
     assert_eq!(output.status.code(), Some(1));
     let (said, there) = (said(&output), names(&server.served.path().join("there")));
     for name in ["src/a/up", "src/a/out/src", "src/self"] {
-        let lines: Vec<_> = said.lines().filter(|line| line.starts_with(&format!("haul: {name}: a loop"))).collect();
+        let lines: Vec<_> = said
+            .lines()
+            .filter(|line| line.starts_with(&format!("haul: {name}: a loop")))
+            .collect();
         assert_eq!(lines.len(), 1, "{name}\n{said}");
     }
-    assert_eq!(there, ["a directory", "a/f file", "a/out directory", "a/out/beside file"]);
+    assert_eq!(
+        there,
+        [
+            "a directory",
+            "a/f file",
+            "a/out directory",
+            "a/out/beside file"
+        ]
+    );
 }
 
 #[test]
@@ -70,14 +103,46 @@ fn a_dangling_link_is_a_failure_and_an_excluded_one_is_none() {
     symlink("d", from.path().join("src/to_d")).unwrap();
     let output = server.cp(from.path(), &["--follow", "src"], "one");
     assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("src/dangling: it points to no\\nwhere, which is not there"), "{}", said(&output));
+    assert!(
+        said(&output).contains("src/dangling: it points to no\\nwhere, which is not there"),
+        "{}",
+        said(&output)
+    );
     // A rule for directories holds for a link that is sent as one, and for what is in it.
-    let output = server.cp(from.path(), &["--follow", "--exclude", "dangling", "--exclude", "to_d/", "src"], "two");
+    let output = server.cp(
+        from.path(),
+        &[
+            "--follow",
+            "--exclude",
+            "dangling",
+            "--exclude",
+            "to_d/",
+            "src",
+        ],
+        "two",
+    );
     assert!(output.status.success(), "{}", said(&output));
-    assert_eq!(names(&server.served.path().join("two")), ["d directory", "d/f file"]);
-    let output = server.cp(from.path(), &["--follow", "--exclude", "dangling", "--exclude", "/to_d/f", "src"], "three");
+    assert_eq!(
+        names(&server.served.path().join("two")),
+        ["d directory", "d/f file"]
+    );
+    let output = server.cp(
+        from.path(),
+        &[
+            "--follow",
+            "--exclude",
+            "dangling",
+            "--exclude",
+            "/to_d/f",
+            "src",
+        ],
+        "three",
+    );
     assert!(output.status.success(), "{}", said(&output));
-    assert_eq!(names(&server.served.path().join("three")), ["d directory", "d/f file", "to_d directory"]);
+    assert_eq!(
+        names(&server.served.path().join("three")),
+        ["d directory", "d/f file", "to_d directory"]
+    );
 }
 
 #[test]
@@ -91,13 +156,27 @@ fn a_server_follows_no_link_out_of_what_it_serves() {
     link(Path::new("../beside"), "inside");
     link(&outside.path().join("secret"), "absolute");
     let up: std::path::PathBuf = std::iter::repeat_n("..", 40).collect();
-    link(&up.join(outside.path().strip_prefix("/").unwrap()).join("secret"), "up");
+    link(
+        &up.join(outside.path().strip_prefix("/").unwrap())
+            .join("secret"),
+        "up",
+    );
     link(&outside.path().join("secret"), "../stairs");
     link(Path::new("../stairs"), "by_another");
     let (source, pin) = (format!("{}src", server.url), server.key_id.to_string());
-    let output = crate::support::command::haul(here.path(), &["cp", "--pin", &pin, "--follow", &source, "got"]);
+    let output = crate::support::command::haul(
+        here.path(),
+        &["cp", "--pin", &pin, "--follow", &source, "got"],
+    );
     let said = said(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert_eq!(said.matches("leads out of the served directory").count(), 3, "{said}");
-    assert_eq!(names(&here.path().join("got")), ["inside directory", "inside/f file", "x file"]);
+    assert_eq!(
+        said.matches("leads out of the served directory").count(),
+        3,
+        "{said}"
+    );
+    assert_eq!(
+        names(&here.path().join("got")),
+        ["inside directory", "inside/f file", "x file"]
+    );
 }

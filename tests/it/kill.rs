@@ -27,7 +27,10 @@ struct Dice(u64);
 
 impl Dice {
     fn below(&mut self, most: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % most
     }
 }
@@ -43,7 +46,10 @@ fn mixed(root: &Path, files: u64, largest: u64) -> u64 {
             _ => dice.below(12_000),
         };
         total += size;
-        write(&root.join(format!("{}/{}/{i}", i % 7, i % 13)), &content(i, size as usize));
+        write(
+            &root.join(format!("{}/{}/{i}", i % 7, i % 13)),
+            &content(i, size as usize),
+        );
     }
     total
 }
@@ -81,20 +87,42 @@ impl Arena {
             sizes.insert(path.strip_prefix(source.path()).unwrap().to_owned(), size);
         });
         let expected = listing(&source.path().join("t"));
-        Self { source, total, sizes, expected, home }
+        Self {
+            source,
+            total,
+            sizes,
+            expected,
+            home,
+        }
     }
 
     /// `haul cp` over to a server, or from there; always the same.
     fn copy(&self, serving: &Serving, pull: bool, to: &Path) -> Child {
         let pin = serving.key_id.to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_haul"));
-        command.args(["cp", "--json", "--no-dedupe", "--no-fsync", "--limit", "100MB/s", "--pin", &pin]);
+        command.args([
+            "cp",
+            "--json",
+            "--no-dedupe",
+            "--no-fsync",
+            "--limit",
+            "100MB/s",
+            "--pin",
+            &pin,
+        ]);
         match pull {
             true => command.arg(format!("{}t", serving.url)).arg(to.join("")),
             false => command.arg(self.source.path().join("t")).arg(&serving.url),
         };
-        command.env("HAUL_HOME", self.home.path()).env_remove("HAUL_LOG").stdin(Stdio::null());
-        command.stdout(File::create(self.home.path().join("out")).unwrap()).stderr(Stdio::null()).spawn().unwrap()
+        command
+            .env("HAUL_HOME", self.home.path())
+            .env_remove("HAUL_LOG")
+            .stdin(Stdio::null());
+        command
+            .stdout(File::create(self.home.path().join("out")).unwrap())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
     }
 
     fn said(&self) -> String {
@@ -117,7 +145,12 @@ impl Arena {
         let said = self.said();
         let last = said.lines().last().unwrap_or_default();
         assert!(status.success(), "{status}: {last}");
-        last.split("\"moved\":").nth(1).and_then(|rest| rest.split([',', '}']).next()).unwrap().parse().unwrap()
+        last.split("\"moved\":")
+            .nth(1)
+            .and_then(|rest| rest.split([',', '}']).next())
+            .unwrap()
+            .parse()
+            .unwrap()
     }
 
     /// One copy with a kill in it and one after it.
@@ -129,7 +162,11 @@ impl Arena {
             }),
             false => Serving::start(&["--no-dedupe"]),
         };
-        let place = if pull { to.path().to_owned() } else { serving.served.path().to_owned() };
+        let place = if pull {
+            to.path().to_owned()
+        } else {
+            serving.served.path().to_owned()
+        };
         let mut copy = self.copy(&serving, pull, to.path());
         std::thread::sleep(takes.mul_f64(dice.below(1000) as f64 / 1000.0));
         let goes_on = victim == Victim::Server && dice.below(2) == 0;
@@ -158,12 +195,23 @@ impl Arena {
                 self.ended(copy);
                 None
             }
-            false => Some(Round { missing, moved: self.ended(self.copy(&serving, pull, to.path())), partials }),
+            false => Some(Round {
+                missing,
+                moved: self.ended(self.copy(&serving, pull, to.path())),
+                partials,
+            }),
         };
         if pull {
-            fs::rename(serving.served.path().join("t"), self.source.path().join("t")).unwrap();
+            fs::rename(
+                serving.served.path().join("t"),
+                self.source.path().join("t"),
+            )
+            .unwrap();
         }
-        assert!(listing(&place.join("t")) == self.expected, "the trees differ, or something is left");
+        assert!(
+            listing(&place.join("t")) == self.expected,
+            "the trees differ, or something is left"
+        );
         round
     }
 
@@ -206,22 +254,35 @@ fn data(path: &Path) -> u64 {
 
 /// So many rounds, each with another seed; the ratios in percent are printed.
 fn rounds(rounds: u64, files: u64, largest: u64) {
-    let seed = std::env::var("HAUL_SEED").map_or_else(|_| u64::from(std::process::id()), |seed| seed.parse().unwrap());
+    let seed = std::env::var("HAUL_SEED").map_or_else(
+        |_| u64::from(std::process::id()),
+        |seed| seed.parse().unwrap(),
+    );
     eprintln!("HAUL_SEED={seed}");
     let arena = Arena::new(files, largest);
     let begun = Instant::now();
     let serving = Serving::start(&["--no-dedupe"]);
-    assert_eq!(arena.ended(arena.copy(&serving, false, Path::new(""))), arena.total);
+    assert_eq!(
+        arena.ended(arena.copy(&serving, false, Path::new(""))),
+        arena.total
+    );
     let takes = begun.elapsed();
     drop(serving);
     let (mut ratios, mut exact) = (Vec::new(), Vec::new());
     for number in 0..rounds {
         let mut dice = Dice(seed.wrapping_add(number));
         let victim = [Victim::Client, Victim::Server, Victim::Both][(number / 2 % 3) as usize];
-        let Some(Round { missing, moved, partials }) = arena.round(&mut dice, number % 2 == 1, victim, takes) else {
+        let Some(Round {
+            missing,
+            moved,
+            partials,
+        }) = arena.round(&mut dice, number % 2 == 1, victim, takes)
+        else {
             continue;
         };
-        eprintln!("round {number}: {victim:?} killed; {missing} bytes missing, {partials} partials, {moved} moved");
+        eprintln!(
+            "round {number}: {victim:?} killed; {missing} bytes missing, {partials} partials, {moved} moved"
+        );
         let most = missing * BOUND / 100 + partials * OF_EACH_PARTIAL;
         assert!(
             moved <= most,

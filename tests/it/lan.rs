@@ -48,17 +48,31 @@ impl Lan {
 
 #[test]
 fn two_machines_that_were_paired_need_no_code_and_no_address() {
-    let Some(lan) = Lan::new(Addresses::Both) else { return };
+    let Some(lan) = Lan::new(Addresses::Both) else {
+        return;
+    };
     let (alice, bob, source, to) = (private(), private(), tempdir().unwrap(), tempdir().unwrap());
     write(&source.path().join("holiday/large"), &content(1, 1 << 20));
     let mut pairing = Running::start(lan.haul(0, &alice, source.path(), &["pair", "bob"]));
     let paired = done(lan.haul(1, &bob, to.path(), &["pair", "alice", &pairing.code()]));
     assert!(paired.starts_with("Paired: alice is SHA256:"), "{paired}");
     assert!(pairing.ends_well());
-    let again = lan.haul(1, &bob, to.path(), &["pair", "alice", &pairing.code()]).output().unwrap();
-    assert_eq!(again.status.code(), Some(2), "a name is not given away in silence");
+    let again = lan
+        .haul(1, &bob, to.path(), &["pair", "alice", &pairing.code()])
+        .output()
+        .unwrap();
+    assert_eq!(
+        again.status.code(),
+        Some(2),
+        "a name is not given away in silence"
+    );
 
-    let mut sending = Running::start(lan.haul(0, &alice, source.path(), &["send", "--json", "--to", "bob", "holiday"]));
+    let mut sending = Running::start(lan.haul(
+        0,
+        &alice,
+        source.path(),
+        &["send", "--json", "--to", "bob", "holiday"],
+    ));
     done(lan.haul(1, &bob, to.path(), &["receive", "--from", "alice", "--yes"]));
     assert!(sending.ends_well());
     assert_eq!(listing(to.path()), listing(source.path()));
@@ -66,51 +80,103 @@ fn two_machines_that_were_paired_need_no_code_and_no_address() {
     let inbox = tempdir().unwrap();
     let serving = Running::start(lan.haul(1, &bob, inbox.path(), &["serve"]));
     done(lan.haul(0, &alice, source.path(), &["cp", "holiday", "bob:"]));
-    assert_eq!(done(lan.haul(0, &alice, source.path(), &["ls", "bob:holiday"])), "large\n");
-    done(lan.haul(0, &alice, source.path(), &["cp", "bob:holiday/large", "again"]));
+    assert_eq!(
+        done(lan.haul(0, &alice, source.path(), &["ls", "bob:holiday"])),
+        "large\n"
+    );
+    done(lan.haul(
+        0,
+        &alice,
+        source.path(),
+        &["cp", "bob:holiday/large", "again"],
+    ));
     assert!(std::fs::read(source.path().join("again")).unwrap() == content(1, 1 << 20));
 
     // Forgotten there, alice is nobody.
     done(lan.haul(1, &bob, to.path(), &["peers", "--remove", "alice"]));
-    let refused = lan.haul(0, &alice, source.path(), &["ls", "bob:"]).output().unwrap();
-    assert_eq!(refused.status.code(), Some(4), "{}", String::from_utf8_lossy(&refused.stderr));
+    let refused = lan
+        .haul(0, &alice, source.path(), &["ls", "bob:"])
+        .output()
+        .unwrap();
+    assert_eq!(
+        refused.status.code(),
+        Some(4),
+        "{}",
+        String::from_utf8_lossy(&refused.stderr)
+    );
     drop(serving);
-    let unknown = lan.haul(0, &alice, source.path(), &["cp", "holiday", "carol:"]).output().unwrap();
+    let unknown = lan
+        .haul(0, &alice, source.path(), &["cp", "holiday", "carol:"])
+        .output()
+        .unwrap();
     assert_eq!(unknown.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("haul pair carol"));
 }
 
 #[test]
 fn a_ticket_works_where_nobody_announces_anything_and_a_pipe_ends_in_one() {
-    let Some(lan) = Lan::new(Addresses::Both) else { return };
+    let Some(lan) = Lan::new(Addresses::Both) else {
+        return;
+    };
     let (alice, bob, source, to) = (private(), private(), tempdir().unwrap(), tempdir().unwrap());
     write(&source.path().join("small"), b"small");
     // A ticket names the port, so that nothing has to be looked for.
-    let mut sending = Running::start(lan.haul(0, &alice, source.path(), &["send", "--ticket", "small"]));
+    let mut sending =
+        Running::start(lan.haul(0, &alice, source.path(), &["send", "--ticket", "small"]));
     let ticket = sending.first.clone();
     assert!(ticket.starts_with("HAUL:"), "{ticket}");
     write(&to.path().join("ticket"), ticket.as_bytes());
-    let cut = lan.haul(1, &bob, to.path(), &["receive", &ticket[..ticket.len() - 9]]).output().unwrap();
+    let cut = lan
+        .haul(
+            1,
+            &bob,
+            to.path(),
+            &["receive", &ticket[..ticket.len() - 9]],
+        )
+        .output()
+        .unwrap();
     assert_eq!(cut.status.code(), Some(2), "and nothing is burnt by it");
-    done(lan.haul(1, &bob, to.path(), &["receive", "--yes", "--ticket-file", "ticket"]));
+    done(lan.haul(
+        1,
+        &bob,
+        to.path(),
+        &["receive", "--yes", "--ticket-file", "ticket"],
+    ));
     assert!(sending.ends_well());
     assert_eq!(std::fs::read(to.path().join("small")).unwrap(), b"small");
 
     let mut command = lan.haul(0, &alice, source.path(), &["send", "-", "--name", "d.tar"]);
     command.stdin(std::fs::File::open(source.path().join("small")).unwrap());
     let mut sending = Running::start(command);
-    assert_eq!(done(lan.haul(1, &bob, to.path(), &["receive", "--yes", "--to", "-", &sending.code()])), "small");
+    assert_eq!(
+        done(lan.haul(
+            1,
+            &bob,
+            to.path(),
+            &["receive", "--yes", "--to", "-", &sending.code()]
+        )),
+        "small"
+    );
     assert!(sending.ends_well());
 }
 
 fn a_tree_goes_over(addresses: Addresses) {
-    let Some(lan) = Lan::new(addresses) else { return };
+    let Some(lan) = Lan::new(addresses) else {
+        return;
+    };
     let (alice, bob, source, to) = (private(), private(), tempdir().unwrap(), tempdir().unwrap());
     write(&source.path().join("holiday/small"), b"small");
     write(&source.path().join("holiday/large"), &content(1, 3 << 20));
     let mut sending = Running::start(lan.haul(0, &alice, source.path(), &["send", "holiday"]));
-    let received = lan.haul(1, &bob, to.path(), &["receive", "--yes", &sending.code()]).output().unwrap();
-    assert!(received.status.success(), "{}", String::from_utf8_lossy(&received.stderr));
+    let received = lan
+        .haul(1, &bob, to.path(), &["receive", "--yes", &sending.code()])
+        .output()
+        .unwrap();
+    assert!(
+        received.status.success(),
+        "{}",
+        String::from_utf8_lossy(&received.stderr)
+    );
     assert!(sending.ends_well());
     assert_eq!(listing(to.path()), listing(source.path()));
 }
@@ -127,10 +193,23 @@ fn they_do_so_without_any_address_but_those_that_links_give_themselves() {
 
 #[test]
 fn whoever_is_not_there_is_said_so_in_time() {
-    let Some(lan) = Lan::new(Addresses::Both) else { return };
+    let Some(lan) = Lan::new(Addresses::Both) else {
+        return;
+    };
     let bob = private();
-    let received = lan.haul(1, &bob, bob.path(), &["receive", "--yes", "417-maple-canyon-orbit"]).output().unwrap();
+    let received = lan
+        .haul(
+            1,
+            &bob,
+            bob.path(),
+            &["receive", "--yes", "417-maple-canyon-orbit"],
+        )
+        .output()
+        .unwrap();
     assert_eq!(received.status.code(), Some(3));
     let said = String::from_utf8_lossy(&received.stderr);
-    assert!(said.contains("nobody on this network offered 417"), "{said}");
+    assert!(
+        said.contains("nobody on this network offered 417"),
+        "{said}"
+    );
 }

@@ -45,8 +45,16 @@ const ROOMS: &[&str] = &[
 /// The binary's rooms. They use the library as any other program does, by `haul::`, and each other by `crate::`.
 const BINARY: &[&str] = &["main", "cli"];
 /// What only the binary may know.
-const FOREIGN: &[&str] =
-    &["anyhow", "clap", "console", "if_addrs", "indicatif", "rustyline", "serde_json", "tracing_subscriber"];
+const FOREIGN: &[&str] = &[
+    "anyhow",
+    "clap",
+    "console",
+    "if_addrs",
+    "indicatif",
+    "rustyline",
+    "serde_json",
+    "tracing_subscriber",
+];
 /// Macros that print. `write!` to a standard stream needs a handle from `stdout()` or `stderr()`: see [`HANDLES`].
 const PRINTING: &[&str] = &["print", "println", "eprint", "eprintln", "dbg"];
 const HANDLES: &[&str] = &["stdout", "stderr"];
@@ -61,7 +69,10 @@ struct Place<'a> {
 
 impl<'a> Place<'a> {
     fn of(name: &'a str) -> Self {
-        Self { name, room: name.split(['/', '.']).next().unwrap_or_default() }
+        Self {
+            name,
+            room: name.split(['/', '.']).next().unwrap_or_default(),
+        }
     }
 
     fn may_print(&self) -> bool {
@@ -88,7 +99,11 @@ fn is(token: Option<&TokenTree>, punctuation: char) -> bool {
 }
 
 fn word(token: Option<&TokenTree>) -> Option<String> {
-    if let Some(TokenTree::Ident(ident)) = token { Some(ident.to_string()) } else { None }
+    if let Some(TokenTree::Ident(ident)) = token {
+        Some(ident.to_string())
+    } else {
+        None
+    }
 }
 
 /// Whether `#[cfg(test)]` stands here.
@@ -100,7 +115,8 @@ fn is_test(here: &[TokenTree]) -> bool {
 /// The item that stands here: as far as its block or its semicolon.
 fn item(here: &[TokenTree]) -> usize {
     let ends = |token: &TokenTree| {
-        is(Some(token), ';') || matches!(token, TokenTree::Group(group) if group.delimiter() == Delimiter::Brace)
+        is(Some(token), ';')
+            || matches!(token, TokenTree::Group(group) if group.delimiter() == Delimiter::Brace)
     };
     here.iter().position(ends).map_or(here.len(), |end| end + 1)
 }
@@ -108,7 +124,9 @@ fn item(here: &[TokenTree]) -> usize {
 impl Named {
     fn of(source: &str, depth: usize) -> Result<Self, String> {
         let mut named = Self::default();
-        let tokens: TokenStream = source.parse().map_err(|e| format!("is no Rust that this test can read: {e}"))?;
+        let tokens: TokenStream = source
+            .parse()
+            .map_err(|e| format!("is no Rust that this test can read: {e}"))?;
         named.read(tokens, depth);
         Ok(named)
     }
@@ -124,12 +142,15 @@ impl Named {
             at += 1;
             match token {
                 TokenTree::Group(group) => {
-                    let inline_module = at >= 3 && word(tokens.get(at - 3)).is_some_and(|word| word == "mod");
+                    let inline_module =
+                        at >= 3 && word(tokens.get(at - 3)).is_some_and(|word| word == "mod");
                     self.read(group.stream(), depth + usize::from(inline_module));
                 }
                 TokenTree::Ident(ident) if ident == "crate" => self.path(&tokens[at..]),
                 TokenTree::Ident(ident) if ident == "super" => {
-                    let follows = |n: &usize| word(tokens.get(at - 1 + 3 * n)).is_some_and(|word| word == "super");
+                    let follows = |n: &usize| {
+                        word(tokens.get(at - 1 + 3 * n)).is_some_and(|word| word == "super")
+                    };
                     let supers = (0..).take_while(follows).count();
                     at += 3 * (supers - 1);
                     if supers >= depth {
@@ -137,7 +158,10 @@ impl Named {
                     }
                 }
                 TokenTree::Ident(ident) => {
-                    self.words.push(format!("{ident}{}", if is(tokens.get(at), '!') { "!" } else { "" }));
+                    self.words.push(format!(
+                        "{ident}{}",
+                        if is(tokens.get(at), '!') { "!" } else { "" }
+                    ));
                 }
                 TokenTree::Punct(_) | TokenTree::Literal(_) => {}
             }
@@ -152,7 +176,8 @@ impl Named {
         match rest.get(2) {
             Some(TokenTree::Group(group)) => {
                 let group: Vec<_> = group.stream().into_iter().collect();
-                self.rooms.extend(group.split(|token| is(Some(token), ',')).filter_map(first));
+                self.rooms
+                    .extend(group.split(|token| is(Some(token), ',')).filter_map(first));
             }
             _ => self.rooms.extend(first(&rest[2..])),
         }
@@ -183,23 +208,38 @@ fn faults(name: &str, source: &str) -> Vec<String> {
         }
     };
     let mut faults = Vec::new();
-    for room in named.rooms.iter().filter(|room| !above.contains(&room.as_str())) {
+    for room in named
+        .rooms
+        .iter()
+        .filter(|room| !above.contains(&room.as_str()))
+    {
         faults.push(if ROOMS.contains(&room.as_str()) {
-            format!("src/{name} uses {room}, which does not stand above {} in ROOMS", place.room)
+            format!(
+                "src/{name} uses {room}, which does not stand above {} in ROOMS",
+                place.room
+            )
         } else {
-            format!("src/{name} uses crate::{room}, which is no room: name the room that it comes from")
+            format!(
+                "src/{name} uses crate::{room}, which is no room: name the room that it comes from"
+            )
         });
     }
     let library = ROOMS.contains(&place.room);
     for word in &named.words {
-        let (word, called) = word.strip_suffix('!').map_or((word.as_str(), false), |word| (word, true));
+        let (word, called) = word
+            .strip_suffix('!')
+            .map_or((word.as_str(), false), |word| (word, true));
         if library && FOREIGN.contains(&word) {
-            faults.push(format!("src/{name} uses {word}, which is the binary's alone"));
+            faults.push(format!(
+                "src/{name} uses {word}, which is the binary's alone"
+            ));
         }
         // The log goes to standard error from main.
         let handle = place.room != "main" && HANDLES.contains(&word);
         if !place.may_print() && (handle || called && PRINTING.contains(&word)) {
-            faults.push(format!("src/{name} prints by {word}: only src/cli/output.rs does that"));
+            faults.push(format!(
+                "src/{name} prints by {word}: only src/cli/output.rs does that"
+            ));
         }
     }
     faults
@@ -237,7 +277,10 @@ fn each_room_uses_only_those_above_it_and_the_library_prints_nothing() {
 fn every_room_of_the_list_is_there() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     for room in ROOMS {
-        assert!(src.join(room).with_extension("rs").is_file(), "{room} is in ROOMS but not in src: take it off");
+        assert!(
+            src.join(room).with_extension("rs").is_file(),
+            "{room} is in ROOMS but not in src: take it off"
+        );
     }
 }
 
@@ -256,17 +299,29 @@ fn sound(name: &str, source: &str) {
 
 #[test]
 fn a_room_below_is_found_however_it_is_named() {
-    sound("wire.rs", "use crate::error::Why; use crate::{path, error::{Code, Why}, wire};");
+    sound(
+        "wire.rs",
+        "use crate::error::Why; use crate::{path, error::{Code, Why}, wire};",
+    );
     assert!(fault("wire.rs", "use crate::server::Server;").contains("uses server"));
     assert!(fault("wire.rs", "use crate::{error::{Code, Why}, client};").contains("uses client"));
     assert!(fault("session.rs", "fn f() { [crate::client::f()] }").contains("uses client"));
-    assert!(fault("session.rs", "macro_rules! m { () => { $crate::client::f() } }").contains("uses client"));
+    assert!(
+        fault(
+            "session.rs",
+            "macro_rules! m { () => { $crate::client::f() } }"
+        )
+        .contains("uses client")
+    );
     assert!(fault("receiver/body.rs", "use crate::session::Outcome;").contains("above receiver"));
     assert!(fault("store.rs", "use super::server;").contains("uses server"));
     assert!(fault("store/local.rs", "use super::super::server;").contains("uses server"));
     assert!(fault("store.rs", "mod inner { use super::super::server; }").contains("uses server"));
     sound("store/local.rs", "use super::server;");
-    sound("store.rs", "pub(crate) mod inner { pub(super) use super::server; }");
+    sound(
+        "store.rs",
+        "pub(crate) mod inner { pub(super) use super::server; }",
+    );
 }
 
 #[test]
@@ -277,21 +332,50 @@ fn what_hides_its_room_is_found() {
 
 #[test]
 fn comments_strings_and_tests_count_for_nothing() {
-    sound("error.rs", "/// See [`crate::client`].\nfn f() {} // crate::client /*");
+    sound(
+        "error.rs",
+        "/// See [`crate::client`].\nfn f() {} // crate::client /*",
+    );
     sound("error.rs", "/* /* crate::client */ println!() */");
-    sound("error.rs", r##"const A: (char, &str, &str) = ('"', "\" // crate::client", r#" " println!() "#);"##);
-    sound("error.rs", "#[cfg(test)]\nmod tests { use crate::client; fn f() { println!() } }");
+    sound(
+        "error.rs",
+        r##"const A: (char, &str, &str) = ('"', "\" // crate::client", r#" " println!() "#);"##,
+    );
+    sound(
+        "error.rs",
+        "#[cfg(test)]\nmod tests { use crate::client; fn f() { println!() } }",
+    );
     sound("error.rs", "#[cfg(test)]\nmod tests;");
-    assert!(fault("error.rs", "#[cfg(test)]\nmod tests { use crate::client; } use crate::server;").contains("server"));
-    assert!(fault("error.rs", "#[cfg(test)]\nuse a::{B}; use crate::server;").contains("uses server"));
-    assert!(fault("error.rs", "const A: &str = \"//\"; use crate::server;").contains("uses server"));
+    assert!(
+        fault(
+            "error.rs",
+            "#[cfg(test)]\nmod tests { use crate::client; } use crate::server;"
+        )
+        .contains("server")
+    );
+    assert!(
+        fault("error.rs", "#[cfg(test)]\nuse a::{B}; use crate::server;").contains("uses server")
+    );
+    assert!(
+        fault("error.rs", "const A: &str = \"//\"; use crate::server;").contains("uses server")
+    );
 }
 
 #[test]
 fn printing_has_one_place() {
-    for call in ["print!()", "println!()", "eprint!()", "eprintln!()", "dbg!()", "std::io::stdout()"] {
+    for call in [
+        "print!()",
+        "println!()",
+        "eprint!()",
+        "eprintln!()",
+        "dbg!()",
+        "std::io::stdout()",
+    ] {
         let source = format!("fn f() {{ {call} }}");
-        assert!(fault("store/local.rs", &source).contains("prints by"), "{call}");
+        assert!(
+            fault("store/local.rs", &source).contains("prints by"),
+            "{call}"
+        );
         sound("cli/output.rs", &source);
         sound("cli/output/terminal.rs", &source);
     }
@@ -312,7 +396,10 @@ fn the_library_knows_none_of_the_binarys_crates() {
 
 #[test]
 fn the_binary_uses_the_library_by_its_name() {
-    sound("cli/cp.rs", "use crate::cli::output; use super::output; use super::super::cli; use haul::client::Client;");
+    sound(
+        "cli/cp.rs",
+        "use crate::cli::output; use super::output; use super::super::cli; use haul::client::Client;",
+    );
     sound("main.rs", "mod cli; use cli::run;");
     assert!(fault("cli/cp.rs", "use crate::client::Client;").contains("uses client"));
 }
@@ -320,5 +407,8 @@ fn the_binary_uses_the_library_by_its_name() {
 #[test]
 fn a_new_file_is_told_where_to_go() {
     let told = fault("attic/box.rs", "");
-    assert!(told.contains("add attic to ROOMS") && told.contains("DESIGN"), "{told}");
+    assert!(
+        told.contains("add attic to ROOMS") && told.contains("DESIGN"),
+        "{told}"
+    );
 }

@@ -30,12 +30,19 @@ const OUTAGE: Duration = Duration::from_secs(3);
 const QUIET: Duration = Duration::from_secs(2);
 
 fn settings() -> Settings {
-    Settings { delay: DELAY, ..Settings::default() }
+    Settings {
+        delay: DELAY,
+        ..Settings::default()
+    }
 }
 
 /// Of a client that waits as long as it takes: what loss does to a handshake is a matter of luck.
 fn patient() -> Config {
-    Config { first_reply: LIMIT, handshake: LIMIT, ..Config::default() }
+    Config {
+        first_reply: LIMIT,
+        handshake: LIMIT,
+        ..Config::default()
+    }
 }
 
 /// A server behind a path, with something to send to it in `source`.
@@ -54,30 +61,55 @@ impl Way {
 
     async fn observed(settings: Settings, observer: Observer) -> Self {
         let served = tempdir().unwrap();
-        let host = Host::observed(Arc::new(LocalStore::open(served.path()).unwrap()), Config::default(), observer);
+        let host = Host::observed(
+            Arc::new(LocalStore::open(served.path()).unwrap()),
+            Config::default(),
+            observer,
+        );
         Self::of(host, served, settings).await
     }
 
     async fn of(host: Host, served: TempDir, settings: Settings) -> Self {
         let path = Path::to(host.address, 1, settings).await;
-        Self { host, path, source: tempdir().unwrap(), served, identity: Identity::generate().unwrap() }
+        Self {
+            host,
+            path,
+            source: tempdir().unwrap(),
+            served,
+            identity: Identity::generate().unwrap(),
+        }
     }
 
     /// Files to send, of these sizes.
     fn files(&self, sizes: impl IntoIterator<Item = usize>) {
         for (i, size) in sizes.into_iter().enumerate() {
-            write(&self.source.path().join(format!("t/{}/{i}", i % 3)), &content(i as u64, size));
+            write(
+                &self.source.path().join(format!("t/{}/{i}", i % 3)),
+                &content(i as u64, size),
+            );
         }
     }
 
     async fn connect(&self, config: &Config) -> Result<Client> {
-        let trust = ServerTrust { pin: Some(self.host.key_id), ..ServerTrust::default() };
-        Client::connect(&self.identity, &trust, "127.0.0.1", self.path.address.port(), config).await
+        let trust = ServerTrust {
+            pin: Some(self.host.key_id),
+            ..ServerTrust::default()
+        };
+        Client::connect(
+            &self.identity,
+            &trust,
+            "127.0.0.1",
+            self.path.address.port(),
+            config,
+        )
+        .await
     }
 
     async fn push(&self, client: &Client, observer: Observer) -> Result<Outcome> {
         let options = to(&[&self.source.path().join("t")], "t");
-        timeout(LIMIT, client.push(&options, observer)).await.expect("it ends")
+        timeout(LIMIT, client.push(&options, observer))
+            .await
+            .expect("it ends")
     }
 
     /// Pushes all there is over a connection of its own, and makes sure that it arrived as it was.
@@ -92,11 +124,23 @@ impl Way {
     /// All is there, and one connection was enough for it.
     fn arrived(&self, client: &Client, outcome: &Outcome, events: &[Event]) {
         assert_eq!(outcome.sent.failed, 0, "{:?}", outcome.sent.failures);
-        assert_eq!(listing(&self.served.path().join("t")), listing(&self.source.path().join("t")));
-        let connected = events.iter().filter(|event| matches!(event, Event::Connected { .. })).count();
+        assert_eq!(
+            listing(&self.served.path().join("t")),
+            listing(&self.source.path().join("t"))
+        );
+        let connected = events
+            .iter()
+            .filter(|event| matches!(event, Event::Connected { .. }))
+            .count();
         assert_eq!(connected, 1, "connections");
-        assert!(client.connection().close_reason().is_none(), "it is the same one still");
-        assert!(client.connection().stats().udp_tx.bytes > outcome.sent.bytes, "and all went over it");
+        assert!(
+            client.connection().close_reason().is_none(),
+            "it is the same one still"
+        );
+        assert!(
+            client.connection().stats().udp_tx.bytes > outcome.sent.bytes,
+            "and all went over it"
+        );
     }
 }
 
@@ -132,65 +176,134 @@ fn moved(bytes: u64) -> (Observer, oneshot::Receiver<()>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thirty_percent_loss_each_way_still_ends() {
-    let way = Way::new(Settings { loss: 0.3, ..settings() }).await;
+    let way = Way::new(Settings {
+        loss: 0.3,
+        ..settings()
+    })
+    .await;
     way.files([0, 10, 5_000, 150_000]);
     way.push_whole().await;
-    assert!(way.path.up.counts().dropped > 50, "{:?}", way.path.up.counts());
+    assert!(
+        way.path.up.counts().dropped > 50,
+        "{:?}",
+        way.path.up.counts()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bursts_of_losses_still_end() {
-    let way = Way::new(Settings { burst: 0.01, ..settings() }).await;
+    let way = Way::new(Settings {
+        burst: 0.01,
+        ..settings()
+    })
+    .await;
     way.files([10, 50_000, 1 << 20]);
     way.push_whole().await;
-    assert!(way.path.up.counts().dropped >= 8, "{:?}", way.path.up.counts());
+    assert!(
+        way.path.up.counts().dropped >= 8,
+        "{:?}",
+        way.path.up.counts()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn corrupted_datagrams_change_no_byte() {
-    let way = Way::new(Settings { corrupt: 0.01, loss: 0.01, ..settings() }).await;
+    let way = Way::new(Settings {
+        corrupt: 0.01,
+        loss: 0.01,
+        ..settings()
+    })
+    .await;
     way.files([10, 50_000, 4 << 20]);
     way.push_whole().await;
-    assert!(way.path.up.counts().corrupted > 10, "{:?}", way.path.up.counts());
+    assert!(
+        way.path.up.counts().corrupted > 10,
+        "{:?}",
+        way.path.up.counts()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_comes_in_any_order_and_twice_is_put_together_once() {
     let jitter = Duration::from_millis(10);
-    let way = Way::new(Settings { jitter, duplicate: 0.2, ..settings() }).await;
+    let way = Way::new(Settings {
+        jitter,
+        duplicate: 0.2,
+        ..settings()
+    })
+    .await;
     way.files([10, 50_000, 1 << 20]);
     way.push_whole().await;
-    assert!(way.path.up.counts().duplicated > 50, "{:?}", way.path.up.counts());
+    assert!(
+        way.path.up.counts().duplicated > 50,
+        "{:?}",
+        way.path.up.counts()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shallow_queue_that_overflows_loses_no_byte() {
-    let way = Way::new(Settings { rate: Some(2 << 20), queue: 16 << 10, ..settings() }).await;
+    let way = Way::new(Settings {
+        rate: Some(2 << 20),
+        queue: 16 << 10,
+        ..settings()
+    })
+    .await;
     way.files([10, 50_000, 4 << 20]);
     way.push_whole().await;
-    assert!(way.path.up.counts().dropped > 0, "{:?}", way.path.up.counts());
+    assert!(
+        way.path.up.counts().dropped > 0,
+        "{:?}",
+        way.path.up.counts()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_small_files_arrive_over_ten_percent_loss() {
-    let way = Way::new(Settings { loss: 0.1, ..settings() }).await;
+    let way = Way::new(Settings {
+        loss: 0.1,
+        ..settings()
+    })
+    .await;
     way.files((0..300).map(|i| i * 13 % 4_000));
     way.push_whole().await;
-    assert!(way.path.up.counts().dropped > 10, "{:?}", way.path.up.counts());
+    assert!(
+        way.path.up.counts().dropped > 10,
+        "{:?}",
+        way.path.up.counts()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pull_arrives_over_loss_as_well() {
-    let way = Way::new(Settings { loss: 0.05, corrupt: 0.01, ..settings() }).await;
+    let way = Way::new(Settings {
+        loss: 0.05,
+        corrupt: 0.01,
+        ..settings()
+    })
+    .await;
     for (i, size) in [0, 10, 5_000, 1 << 20].into_iter().enumerate() {
-        write(&way.served.path().join(format!("t/{i}")), &content(i as u64, size));
+        write(
+            &way.served.path().join(format!("t/{i}")),
+            &content(i as u64, size),
+        );
     }
     let client = way.connect(&patient()).await.unwrap();
     let options = crate::support::from(&["t"], &way.source.path().join("t"));
-    let outcome = timeout(LIMIT, client.pull(&options, ignore())).await.expect("it ends").unwrap();
+    let outcome = timeout(LIMIT, client.pull(&options, ignore()))
+        .await
+        .expect("it ends")
+        .unwrap();
     assert_eq!((outcome.sent.files, outcome.sent.failed), (4, 0));
-    assert_eq!(listing(&way.source.path().join("t")), listing(&way.served.path().join("t")));
-    assert!(way.path.down.counts().dropped > 10, "{:?}", way.path.down.counts());
+    assert_eq!(
+        listing(&way.source.path().join("t")),
+        listing(&way.served.path().join("t"))
+    );
+    assert!(
+        way.path.down.counts().dropped > 10,
+        "{:?}",
+        way.path.down.counts()
+    );
     client.close().await;
 }
 
@@ -198,13 +311,23 @@ async fn a_pull_arrives_over_loss_as_well() {
 async fn a_client_that_nat_gives_another_address_goes_on_without_a_new_connection() {
     const SIZE: u64 = 8 << 20;
     let (observer, moving) = moved(SIZE / 4);
-    let way = Way::observed(Settings { rate: Some(4 << 20), ..settings() }, observer).await;
+    let way = Way::observed(
+        Settings {
+            rate: Some(4 << 20),
+            ..settings()
+        },
+        observer,
+    )
+    .await;
     way.files([SIZE as usize]);
     let client = way.connect(&Config::default()).await.unwrap();
     let (observer, events) = recorder();
     let rebinding = async {
         moving.await.unwrap_err();
-        let before = (way.path.addresses().len(), way.path.up.counts().forwarded_bytes);
+        let before = (
+            way.path.addresses().len(),
+            way.path.up.counts().forwarded_bytes,
+        );
         way.path.rebind();
         before
     };
@@ -230,7 +353,14 @@ async fn a_path_that_is_dark_for_twenty_seconds_costs_no_reconnect() {
 async fn dark_for(time: Duration) {
     const SIZE: u64 = 8 << 20;
     let (observer, moving) = moved(SIZE / 4);
-    let way = Way::observed(Settings { rate: Some(4 << 20), ..settings() }, observer).await;
+    let way = Way::observed(
+        Settings {
+            rate: Some(4 << 20),
+            ..settings()
+        },
+        observer,
+    )
+    .await;
     way.files([SIZE as usize]);
     let client = way.connect(&Config::default()).await.unwrap();
     let (observer, events) = recorder();
@@ -249,12 +379,25 @@ async fn dark_for(time: Duration) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_path_that_lets_nothing_through_is_unreachable_and_names_the_host() {
-    let way = Way::new(Settings { blackout: true, ..settings() }).await;
-    let config = Config { first_reply: Duration::from_millis(500), ..Config::default() };
+    let way = Way::new(Settings {
+        blackout: true,
+        ..settings()
+    })
+    .await;
+    let config = Config {
+        first_reply: Duration::from_millis(500),
+        ..Config::default()
+    };
     let error = way.connect(&config).await.err().expect("no connection");
-    assert!(matches!(&error, Error::Unreachable { host, .. } if host == "127.0.0.1"), "{error:?}");
+    assert!(
+        matches!(&error, Error::Unreachable { host, .. } if host == "127.0.0.1"),
+        "{error:?}"
+    );
     let text = error.to_string();
-    assert!(text.contains("127.0.0.1") && text.contains("nothing answers"), "{text}");
+    assert!(
+        text.contains("127.0.0.1") && text.contains("nothing answers"),
+        "{text}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -262,15 +405,28 @@ async fn a_handshake_that_breaks_off_is_unreachable_as_well() {
     // What the server says in a handshake takes several datagrams; the client hears the first.
     let way = Way::new(settings()).await;
     way.path.down.set(|down| down.dark_after = 1);
-    let config = Config { handshake: Duration::from_secs(1), ..Config::default() };
+    let config = Config {
+        handshake: Duration::from_secs(1),
+        ..Config::default()
+    };
     let error = way.connect(&config).await.err().expect("no connection");
-    assert!(matches!(&error, Error::Unreachable { host, .. } if host == "127.0.0.1"), "{error:?}");
-    assert!(error.to_string().contains("the handshake did not end"), "{error}");
+    assert!(
+        matches!(&error, Error::Unreachable { host, .. } if host == "127.0.0.1"),
+        "{error:?}"
+    );
+    assert!(
+        error.to_string().contains("the handshake did not end"),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handshake_without_luck_is_overtaken_by_another() {
-    let way = Way::new(Settings { first_connection_is_lost: true, ..settings() }).await;
+    let way = Way::new(Settings {
+        first_connection_is_lost: true,
+        ..settings()
+    })
+    .await;
     way.files([1000]);
     way.push_whole().await;
 }
@@ -278,15 +434,34 @@ async fn a_handshake_without_luck_is_overtaken_by_another() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handshake_whose_end_is_lost_is_made_anew_before_the_idle_timeout() {
     // The client's first flight is two datagrams. With what it says next it is done, and the server hears none of it.
-    let way = Way::new(Settings { of_first_client: 2, ..settings() }).await;
+    let way = Way::new(Settings {
+        of_first_client: 2,
+        ..settings()
+    })
+    .await;
     way.files([1000]);
-    let client = way.connect(&Config { idle_timeout: LIMIT * 2, ..patient() }).await.unwrap();
+    let client = way
+        .connect(&Config {
+            idle_timeout: LIMIT * 2,
+            ..patient()
+        })
+        .await
+        .unwrap();
     let (observer, events) = recorder();
     let outcome = way.push(&client, observer).await.unwrap();
     let events = events.lock().unwrap();
     way.arrived(&client, &outcome, &events);
-    let lost = events.iter().find_map(|event| if let Event::Lost { why, .. } = event { Some(why) } else { None });
-    assert!(lost.is_some_and(|why| why.contains("handshake")), "{lost:?}");
+    let lost = events.iter().find_map(|event| {
+        if let Event::Lost { why, .. } = event {
+            Some(why)
+        } else {
+            None
+        }
+    });
+    assert!(
+        lost.is_some_and(|why| why.contains("handshake")),
+        "{lost:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -304,12 +479,24 @@ async fn a_path_that_goes_dark_for_good_ends_with_an_error_and_a_rerun_goes_on_f
     }));
 
     let second = Duration::from_secs(1);
-    let config = Config { idle_timeout: second * 2, retry_for: second, first_reply: second, ..Config::default() };
+    let config = Config {
+        idle_timeout: second * 2,
+        retry_for: second,
+        first_reply: second,
+        ..Config::default()
+    };
     let client = way.connect(&config).await.unwrap();
     let (observer, events) = recorder();
     let lost = way.push(&client, observer).await;
     assert!(matches!(lost, Err(Error::Lost(_))), "{lost:?}");
-    assert!(events.lock().unwrap().iter().any(|event| matches!(event, Event::Reconnecting { .. })), "it was tried");
+    assert!(
+        events
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|event| matches!(event, Event::Reconnecting { .. })),
+        "it was tried"
+    );
     drop(client);
     assert!(!way.served.path().join("t/0/0").exists());
 
@@ -323,7 +510,10 @@ async fn a_path_that_goes_dark_for_good_ends_with_an_error_and_a_rerun_goes_on_f
     });
     assert!(held > Some(1 << 20), "{held:?} bytes were there already");
     assert_eq!(outcome.sent.failed, 0, "{:?}", outcome.sent.failures);
-    assert_eq!(listing(&way.served.path().join("t")), listing(&way.source.path().join("t")));
+    assert_eq!(
+        listing(&way.served.path().join("t")),
+        listing(&way.source.path().join("t"))
+    );
     client.close().await;
 }
 
@@ -349,16 +539,26 @@ async fn a_path_that_comes_back_once_the_connection_is_lost_costs_no_second_comm
         }
         once(event);
     });
-    let config = Config { idle_timeout: Duration::from_secs(2), ..patient() };
+    let config = Config {
+        idle_timeout: Duration::from_secs(2),
+        ..patient()
+    };
     let client = way.connect(&config).await.unwrap();
     let outcome = way.push(&client, observer).await.unwrap();
     assert_eq!(
-        (outcome.sent.entries, outcome.sent.files, outcome.sent.failed),
+        (
+            outcome.sent.entries,
+            outcome.sent.files,
+            outcome.sent.failed
+        ),
         (7, 3, 0),
         "{:?}",
         outcome.sent.failures
     );
-    assert_eq!(listing(&way.served.path().join("t")), listing(&way.source.path().join("t")));
+    assert_eq!(
+        listing(&way.served.path().join("t")),
+        listing(&way.source.path().join("t"))
+    );
     let events = events.lock().unwrap();
     let count = |what: fn(&Event) -> bool| events.iter().filter(|event| what(event)).count();
     assert_eq!(count(|event| matches!(event, Event::Lost { .. })), 1);
@@ -368,7 +568,11 @@ async fn a_path_that_comes_back_once_the_connection_is_lost_costs_no_second_comm
 
 /// Of a server with little memory and a client that keeps little.
 fn frugal() -> Config {
-    Config { memory: 1 << 20, send_window: 512 << 10, ..patient() }
+    Config {
+        memory: 1 << 20,
+        send_window: 512 << 10,
+        ..patient()
+    }
 }
 
 /// What both ends together may hold of what is sent, in bytes.
@@ -378,7 +582,11 @@ fn allowed(config: &Config) -> u64 {
 
 /// An observer that keeps the most that a sender was ever ahead of a store, in bytes.
 fn ahead(store: &SlowStore) -> (Observer, Arc<AtomicU64>) {
-    let (store, most, sent) = (store.clone(), Arc::new(AtomicU64::new(0)), AtomicU64::new(0));
+    let (store, most, sent) = (
+        store.clone(),
+        Arc::new(AtomicU64::new(0)),
+        AtomicU64::new(0),
+    );
     let kept = most.clone();
     let observer: Observer = Arc::new(move |event| {
         if let Event::Moved { bytes, .. } = event {
@@ -389,7 +597,11 @@ fn ahead(store: &SlowStore) -> (Observer, Arc<AtomicU64>) {
     (observer, most)
 }
 
-async fn way_to_slow_disk(rate: Option<u64>, config: Config, settings: Settings) -> (Way, SlowStore) {
+async fn way_to_slow_disk(
+    rate: Option<u64>,
+    config: Config,
+    settings: Settings,
+) -> (Way, SlowStore) {
     let served = tempdir().unwrap();
     let store = SlowStore::around(LocalStore::open(served.path()).unwrap(), rate);
     let host = Host::serving(Arc::new(store.clone()), config);
@@ -399,7 +611,10 @@ async fn way_to_slow_disk(rate: Option<u64>, config: Config, settings: Settings)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_slower_than_a_lossy_path_costs_no_more_memory_than_is_allowed() {
     let config = frugal();
-    let settings = Settings { loss: 0.01, ..settings() };
+    let settings = Settings {
+        loss: 0.01,
+        ..settings()
+    };
     let (way, store) = way_to_slow_disk(Some(1 << 20), config.clone(), settings).await;
     way.files([4 << 20]);
     let client = way.connect(&config).await.unwrap();
@@ -408,7 +623,10 @@ async fn a_disk_slower_than_a_lossy_path_costs_no_more_memory_than_is_allowed() 
     let outcome = way.push(&client, both(observer, watch)).await.unwrap();
     way.arrived(&client, &outcome, &events.lock().unwrap());
     let (ahead, bound) = (ahead.load(Ordering::SeqCst), allowed(&config));
-    assert!(ahead <= bound, "{ahead} bytes were under way, of {bound} allowed");
+    assert!(
+        ahead <= bound,
+        "{ahead} bytes were under way, of {bound} allowed"
+    );
     client.close().await;
 }
 
@@ -424,7 +642,10 @@ async fn a_reader_with_a_large_window_may_stand_still_as_well() {
 
 async fn stands_still(config: Config) {
     const SIZE: u64 = 6 << 20;
-    let settings = Settings { loss: 0.02, ..settings() };
+    let settings = Settings {
+        loss: 0.02,
+        ..settings()
+    };
     let (way, store) = way_to_slow_disk(None, config.clone(), settings).await;
     way.files([SIZE as usize]);
     let held = store.hold();
@@ -443,10 +664,16 @@ async fn stands_still(config: Config) {
         assert!(ahead < SIZE, "it was held back, and not done");
         drop(held);
     };
-    let (outcome, ()) = tokio::join!(way.push(&client, both(both(observer, watch), tell)), standing);
+    let (outcome, ()) = tokio::join!(
+        way.push(&client, both(both(observer, watch), tell)),
+        standing
+    );
     way.arrived(&client, &outcome.unwrap(), &events.lock().unwrap());
     let (ahead, bound) = (ahead.load(Ordering::SeqCst), allowed(&config));
-    assert!(ahead <= bound, "{ahead} bytes were under way, of {bound} allowed");
+    assert!(
+        ahead <= bound,
+        "{ahead} bytes were under way, of {bound} allowed"
+    );
     client.close().await;
 }
 
@@ -454,7 +681,10 @@ async fn stands_still(config: Config) {
 async fn a_disk_that_stands_still_for_longer_than_any_deadline_fails_no_file() {
     // Over the 5 s between two Workings.
     let deadline = Duration::from_secs(8);
-    let config = Config { deadline, ..frugal() };
+    let config = Config {
+        deadline,
+        ..frugal()
+    };
     let (way, store) = way_to_slow_disk(None, config.clone(), settings()).await;
     // The small ones set half of the window aside, and the large ones hold no more than the rest of it.
     let small = [8 << 10; 100];
@@ -481,13 +711,30 @@ async fn a_server_that_stops_waits_for_a_client_that_is_there_and_not_for_one_th
     let served = tempdir().unwrap();
     // Nothing else ends it in the time of this test.
     let hour = Duration::from_secs(3600);
-    let config = Config { grace: hour, idle_timeout: hour, deadline: hour, ..Config::default() };
+    let config = Config {
+        grace: hour,
+        idle_timeout: hour,
+        deadline: hour,
+        ..Config::default()
+    };
     let host = Host::serving(Arc::new(LocalStore::open(served.path()).unwrap()), config);
-    let mut way = Way::of(host, served, Settings { rate: Some(1 << 20), ..settings() }).await;
+    let mut way = Way::of(
+        host,
+        served,
+        Settings {
+            rate: Some(1 << 20),
+            ..settings()
+        },
+    )
+    .await;
     way.files([16 << 20]);
     write(&way.source.path().join("live"), &content(9, 3_000_000));
 
-    let config = Config { retry_for: Duration::ZERO, idle_timeout: hour, ..patient() };
+    let config = Config {
+        retry_for: Duration::ZERO,
+        idle_timeout: hour,
+        ..patient()
+    };
     let gone = way.connect(&config).await.unwrap();
     let (observer, moving) = moved(1 << 20);
     let options = to(&[&way.source.path().join("t")], "t");
@@ -495,8 +742,16 @@ async fn a_server_that_stops_waits_for_a_client_that_is_there_and_not_for_one_th
     moving.await.unwrap_err();
 
     // It takes longer than anybody who is gone is waited for.
-    let config = Config { limit: haul::rate::Rate::from_bytes(500_000), retry_for: Duration::ZERO, ..patient() };
-    let live = way.host.connect_as(&Identity::generate().unwrap(), &config).await.unwrap();
+    let config = Config {
+        limit: haul::rate::Rate::from_bytes(500_000),
+        retry_for: Duration::ZERO,
+        ..patient()
+    };
+    let live = way
+        .host
+        .connect_as(&Identity::generate().unwrap(), &config)
+        .await
+        .unwrap();
     let (observer, moving) = moved(1);
     let (options, live) = (to(&[&way.source.path().join("live")], "live"), &live);
     let stop = async {
@@ -526,12 +781,22 @@ async fn a_session_that_ends_while_the_server_stops_still_hears_its_summary() {
         });
         let mut way = Way::observed(settings(), committed).await;
         write(&way.source.path().join("f"), &content(1, 1000));
-        let client = way.connect(&Config { retry_for: Duration::ZERO, ..patient() }).await.unwrap();
+        let client = way
+            .connect(&Config {
+                retry_for: Duration::ZERO,
+                ..patient()
+            })
+            .await
+            .unwrap();
         let options = to(&[&way.source.path().join("f")], "f");
         let pushing = tokio::spawn(async move { client.push(&options, ignore()).await });
         settled.await.unwrap_err();
         way.host.stop();
-        let outcome = timeout(LIMIT, pushing).await.expect("it ends").unwrap().unwrap();
+        let outcome = timeout(LIMIT, pushing)
+            .await
+            .expect("it ends")
+            .unwrap()
+            .unwrap();
         assert_eq!((outcome.sent.files, outcome.summary.committed), (1, 1));
     }
 }
@@ -542,13 +807,19 @@ async fn arrivals(path: &Path, server: &UdpSocket, count: u64) -> Vec<u64> {
     let mut arrived = Vec::new();
     for number in 0..count {
         let before = path.up.counts();
-        client.send_to(&number.to_be_bytes(), path.address).await.unwrap();
+        client
+            .send_to(&number.to_be_bytes(), path.address)
+            .await
+            .unwrap();
         while path.up.counts() == before {
             tokio::task::yield_now().await;
         }
         if path.up.counts().dropped == before.dropped {
             let mut number = [0; 8];
-            timeout(LIMIT, server.recv_from(&mut number)).await.expect("what is not dropped arrives").unwrap();
+            timeout(LIMIT, server.recv_from(&mut number))
+                .await
+                .expect("what is not dropped arrives")
+                .unwrap();
             arrived.push(u64::from_be_bytes(number));
         }
     }
@@ -559,15 +830,25 @@ async fn arrivals(path: &Path, server: &UdpSocket, count: u64) -> Vec<u64> {
 async fn a_path_loses_by_its_seed_goes_dark_changes_addresses_and_ends_when_dropped() {
     let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let to = server.local_addr().unwrap();
-    let lossy = Settings { loss: 0.3, ..Settings::default() };
+    let lossy = Settings {
+        loss: 0.3,
+        ..Settings::default()
+    };
     let mut all = Vec::new();
     for seed in [1, 1, 2] {
         let path = Path::to(to, seed, lossy.clone()).await;
         all.push(arrivals(&path, &server, 500).await);
         path.set(|path| path.blackout = true);
         assert!(arrivals(&path, &server, 10).await.is_empty());
-        path.set(|path| *path = Settings { corrupt: 1.0, ..Settings::default() });
-        let [number] = arrivals(&path, &server, 1).await[..] else { panic!("one arrives") };
+        path.set(|path| {
+            *path = Settings {
+                corrupt: 1.0,
+                ..Settings::default()
+            }
+        });
+        let [number] = arrivals(&path, &server, 1).await[..] else {
+            panic!("one arrives")
+        };
         assert_eq!(number.count_ones(), 1, "one bit of it is another");
         assert_eq!(path.addresses().len(), 3, "one for each client");
         let address = path.address;
@@ -578,5 +859,9 @@ async fn a_path_loses_by_its_seed_goes_dark_changes_addresses_and_ends_when_drop
     }
     assert_eq!(all[0], all[1]);
     assert_ne!(all[0], all[2]);
-    assert!((300..400).contains(&all[0].len()), "{} of 500", all[0].len());
+    assert!(
+        (300..400).contains(&all[0].len()),
+        "{} of 500",
+        all[0].len()
+    );
 }

@@ -16,7 +16,10 @@ use tempfile::tempdir;
 async fn listed(client: &Client, of: &str, recursive: bool) -> Result<Vec<String>, Error> {
     let mut listing = client.list(&path(of), recursive).await?;
     let mut all = Vec::new();
-    while let Some(found) = tokio::time::timeout(LIMIT, listing.next()).await.expect("it ends")? {
+    while let Some(found) = tokio::time::timeout(LIMIT, listing.next())
+        .await
+        .expect("it ends")?
+    {
         all.push(match found {
             Found::Listed(path, _) => path.to_string(),
             Found::Failed(path, why) => format!("{path}: {}", why.code.name()),
@@ -26,9 +29,17 @@ async fn listed(client: &Client, of: &str, recursive: bool) -> Result<Vec<String
 }
 
 fn tree(root: &Path) {
-    for name in
-        ["logs/b.gz", "logs/a.gz", "logs/.c.gz", "logs/d.txt", "logs/old/e.gz", "a[1]", "a1", "x/1/log", "x/2/log"]
-    {
+    for name in [
+        "logs/b.gz",
+        "logs/a.gz",
+        "logs/.c.gz",
+        "logs/d.txt",
+        "logs/old/e.gz",
+        "a[1]",
+        "a1",
+        "x/1/log",
+        "x/2/log",
+    ] {
         write(&root.join(name), b"12345");
     }
     symlink("/etc", root.join("out")).unwrap();
@@ -43,7 +54,11 @@ async fn a_directory_stands_for_what_is_in_it_and_all_else_for_itself() {
     let cases: [(&str, bool, &[&str]); 11] = [
         ("", false, &["a1", "a[1]", "logs", "out", "x"]),
         ("logs", false, &[".c.gz", "a.gz", "b.gz", "d.txt", "old"]),
-        ("logs", true, &[".c.gz", "a.gz", "b.gz", "d.txt", "old", "old/e.gz"]),
+        (
+            "logs",
+            true,
+            &[".c.gz", "a.gz", "b.gz", "d.txt", "old", "old/e.gz"],
+        ),
         ("logs/a.gz", false, &["logs/a.gz"]),
         ("logs/*.gz", false, &["logs/a.gz", "logs/b.gz"]),
         ("logs/o*", false, &["logs/old"]),
@@ -54,12 +69,21 @@ async fn a_directory_stands_for_what_is_in_it_and_all_else_for_itself() {
         ("ou*", true, &["out"]),
     ];
     for (of, recursive, expected) in cases {
-        assert_eq!(listed(&client, of, recursive).await.unwrap(), expected, "{of}");
+        assert_eq!(
+            listed(&client, of, recursive).await.unwrap(),
+            expected,
+            "{of}"
+        );
     }
     for nowhere in ["nowhere", "logs/*.zip", "out/*", "a1/x", "out/passwd"] {
         let error = listed(&client, nowhere, false).await.unwrap_err();
         assert!(matches!(&error, Error::Refused(_)), "{nowhere}: {error:?}");
-        assert!(error.to_string().contains(nowhere.split('/').next().unwrap()), "{nowhere}: {error}");
+        assert!(
+            error
+                .to_string()
+                .contains(nowhere.split('/').next().unwrap()),
+            "{nowhere}: {error}"
+        );
     }
     client.close().await;
 }
@@ -70,7 +94,12 @@ async fn a_listing_tells_what_a_stat_would() {
     write(&served.path().join("f"), b"12345");
     std::fs::set_permissions(served.path().join("f"), PermissionsExt::from_mode(0o4751)).unwrap();
     symlink("to", served.path().join("l")).unwrap();
-    rustix::fs::mkfifoat(rustix::fs::CWD, served.path().join("p"), rustix::fs::Mode::RUSR).unwrap();
+    rustix::fs::mkfifoat(
+        rustix::fs::CWD,
+        served.path().join("p"),
+        rustix::fs::Mode::RUSR,
+    )
+    .unwrap();
     let host = Host::directory(served.path());
     let client = host.connect().await.unwrap();
     let mut listing = client.list(&path(""), false).await.unwrap();
@@ -78,12 +107,29 @@ async fn a_listing_tells_what_a_stat_would() {
     while let Some(Found::Listed(_, listed)) = listing.next().await.unwrap() {
         all.push(listed);
     }
-    let modified = haul::wire::Time::from(served.path().join("f").metadata().unwrap().modified().unwrap());
-    assert_eq!((all[0].kind, all[0].size, all[0].mode), (Some(Kind::File), Some(5), Some(0o4751)));
+    let modified = haul::wire::Time::from(
+        served
+            .path()
+            .join("f")
+            .metadata()
+            .unwrap()
+            .modified()
+            .unwrap(),
+    );
+    assert_eq!(
+        (all[0].kind, all[0].size, all[0].mode),
+        (Some(Kind::File), Some(5), Some(0o4751))
+    );
     assert_eq!(all[0].modified, Some(modified));
-    assert_eq!((all[1].kind, all[1].target.as_deref()), (Some(Kind::Symlink), Some(&b"to"[..])));
+    assert_eq!(
+        (all[1].kind, all[1].target.as_deref()),
+        (Some(Kind::Symlink), Some(&b"to"[..]))
+    );
     assert_eq!((all[2].kind, all[2].size), (None, None));
-    assert!(listing.next().await.unwrap().is_none(), "and stays at its end");
+    assert!(
+        listing.next().await.unwrap().is_none(),
+        "and stays at its end"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -92,14 +138,32 @@ async fn what_cannot_be_read_is_named_and_the_rest_is_listed() {
     for name in ["a/x", "b/y", "c/z"] {
         write(&server.served.path().join(name), b"1");
     }
-    std::fs::set_permissions(server.served.path().join("b"), PermissionsExt::from_mode(0o700)).unwrap();
-    rustix::fs::chown(server.served.path().join("b"), Some(rustix::fs::Uid::ROOT), None).unwrap();
+    std::fs::set_permissions(
+        server.served.path().join("b"),
+        PermissionsExt::from_mode(0o700),
+    )
+    .unwrap();
+    rustix::fs::chown(
+        server.served.path().join("b"),
+        Some(rustix::fs::Uid::ROOT),
+        None,
+    )
+    .unwrap();
     let client = server.connect().await;
-    assert_eq!(listed(&client, "", true).await.unwrap(), ["a", "a/x", "b", "b: PermissionDenied", "c", "c/z"]);
+    assert_eq!(
+        listed(&client, "", true).await.unwrap(),
+        ["a", "a/x", "b", "b: PermissionDenied", "c", "c/z"]
+    );
     let error = listed(&client, "b", false).await.unwrap_err();
-    assert!(matches!(&error, Error::Refused(why) if why.code == Code::PermissionDenied), "{error:?}");
+    assert!(
+        matches!(&error, Error::Refused(why) if why.code == Code::PermissionDenied),
+        "{error:?}"
+    );
     let error = listed(&client, "b/*", false).await.unwrap_err();
-    assert!(matches!(&error, Error::Refused(why) if why.code == Code::PermissionDenied), "{error:?}");
+    assert!(
+        matches!(&error, Error::Refused(why) if why.code == Code::PermissionDenied),
+        "{error:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -107,16 +171,31 @@ async fn many_names_come_in_order_while_other_sessions_run() {
     const NAMES: usize = 20_000;
     let (served, here) = (tempdir().unwrap(), tempdir().unwrap());
     for i in 0..NAMES {
-        write(&served.path().join(format!("many/{:05}", i * 7 % NAMES)), b"");
+        write(
+            &served.path().join(format!("many/{:05}", i * 7 % NAMES)),
+            b"",
+        );
     }
     write(&served.path().join("f"), b"1");
     let host = Host::directory(served.path());
     let client = host.connect().await.unwrap();
     // Begun and not read: it holds up nobody.
     let mut unread = client.list(&path("many"), false).await.unwrap();
-    assert_eq!(listed(&client, "many", true).await.unwrap(), (0..NAMES).map(|i| format!("{i:05}")).collect::<Vec<_>>());
-    assert_eq!(pull(&host, &from(&["f"], here.path())).await.unwrap().sent.files, 1);
-    assert!(matches!(unread.next().await.unwrap(), Some(Found::Listed(path, _)) if path.to_string() == "00000"));
+    assert_eq!(
+        listed(&client, "many", true).await.unwrap(),
+        (0..NAMES).map(|i| format!("{i:05}")).collect::<Vec<_>>()
+    );
+    assert_eq!(
+        pull(&host, &from(&["f"], here.path()))
+            .await
+            .unwrap()
+            .sent
+            .files,
+        1
+    );
+    assert!(
+        matches!(unread.next().await.unwrap(), Some(Found::Listed(path, _)) if path.to_string() == "00000")
+    );
     drop(unread);
     client.close().await;
 }
@@ -126,20 +205,36 @@ async fn a_pull_takes_what_a_pattern_matches_on_the_server() {
     let (served, here) = (tempdir().unwrap(), tempdir().unwrap());
     tree(served.path());
     let host = Host::directory(served.path());
-    let outcome = pull(&host, &from(&["logs/*.gz", "x/1"], &here.path().join("got"))).await.unwrap();
+    let outcome = pull(
+        &host,
+        &from(&["logs/*.gz", "x/1"], &here.path().join("got")),
+    )
+    .await
+    .unwrap();
     assert_eq!((outcome.sent.files, outcome.sent.failed), (3, 0));
-    let mut names: Vec<_> =
-        std::fs::read_dir(here.path().join("got")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let mut names: Vec<_> = std::fs::read_dir(here.path().join("got"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
     names.sort();
     assert_eq!(names, ["1", "a.gz", "b.gz"]);
     // One that matches goes into a directory as well: how many match today must not decide where they go.
-    pull(&host, &from(&["logs/d*"], &here.path().join("one"))).await.unwrap();
+    pull(&host, &from(&["logs/d*"], &here.path().join("one")))
+        .await
+        .unwrap();
     assert!(here.path().join("one/d.txt").is_file());
     // What is really named so is no pattern, and becomes what was named.
-    pull(&host, &from(&["a[1]"], &here.path().join("copy"))).await.unwrap();
+    pull(&host, &from(&["a[1]"], &here.path().join("copy")))
+        .await
+        .unwrap();
     assert!(here.path().join("copy").is_file());
-    for (pattern, why) in [("logs/*.zip", "logs/*.zip: nothing matches"), ("x/*/log", "two sources are named log")] {
-        let error = pull(&host, &from(&[pattern], here.path())).await.unwrap_err();
+    for (pattern, why) in [
+        ("logs/*.zip", "logs/*.zip: nothing matches"),
+        ("x/*/log", "two sources are named log"),
+    ] {
+        let error = pull(&host, &from(&[pattern], here.path()))
+            .await
+            .unwrap_err();
         assert!(error.to_string().starts_with(why), "{error}");
     }
     // A link is sent as a link, and nothing behind it matches.
@@ -151,10 +246,17 @@ async fn a_pull_takes_what_a_pattern_matches_on_the_server() {
 fn ls(server: &Serving, arguments: &[&str]) -> (Option<i32>, String, String) {
     let (pin, url) = (server.key_id.to_string(), server.url.trim_end_matches('/'));
     let arguments: Vec<String> = arguments.iter().map(|a| a.replace('@', url)).collect();
-    let all: Vec<&str> = ["ls", "--pin", &pin].into_iter().chain(arguments.iter().map(String::as_str)).collect();
+    let all: Vec<&str> = ["ls", "--pin", &pin]
+        .into_iter()
+        .chain(arguments.iter().map(String::as_str))
+        .collect();
     let output = haul(server.served.path(), &all);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code(), text(&output.stdout), text(&output.stderr))
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
 }
 
 #[test]
@@ -164,51 +266,90 @@ fn the_command_lists_as_ls_does() {
     let odd = std::ffi::OsStr::from_bytes(b"odd\x1b[2J\n\xff");
     write(&server.served.path().join(odd), b"odd");
     let f = std::fs::File::open(server.served.path().join("logs/a.gz")).unwrap();
-    f.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000)).unwrap();
-    std::fs::set_permissions(server.served.path().join("logs/a.gz"), PermissionsExt::from_mode(0o640)).unwrap();
+    f.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000))
+        .unwrap();
+    std::fs::set_permissions(
+        server.served.path().join("logs/a.gz"),
+        PermissionsExt::from_mode(0o640),
+    )
+    .unwrap();
 
     let lines = |arguments: &[&str]| {
         let (code, said, told) = ls(&server, arguments);
         assert_eq!((code, &told[..]), (Some(0), ""), "{arguments:?}");
         said.lines().map(str::to_owned).collect::<Vec<_>>()
     };
-    assert_eq!(lines(&["@/"]), ["a1", "a[1]", "logs/", "odd\\u{1b}[2J\\n\\xff", "out", "x/"]);
+    assert_eq!(
+        lines(&["@/"]),
+        ["a1", "a[1]", "logs/", "odd\\u{1b}[2J\\n\\xff", "out", "x/"]
+    );
     assert_eq!(lines(&["-R", "@/x"]), ["1/", "1/log", "2/", "2/log"]);
-    assert_eq!(lines(&["-l", "@/logs/a*"]), ["-rw-r-----             5  2001-09-09T01:46:40Z  logs/a.gz"]);
-    assert!(lines(&["-l", "@"]).iter().any(|line| line.starts_with("lrwxrwxrwx") && line.ends_with("  out -> /etc")));
+    assert_eq!(
+        lines(&["-l", "@/logs/a*"]),
+        ["-rw-r-----             5  2001-09-09T01:46:40Z  logs/a.gz"]
+    );
+    assert!(
+        lines(&["-l", "@"])
+            .iter()
+            .any(|line| line.starts_with("lrwxrwxrwx") && line.ends_with("  out -> /etc"))
+    );
     let json = lines(&["--json", "@/od*"]);
     assert_eq!(json.len(), 1);
-    assert!(json[0].contains(r#""bytes":3"#) && json[0].contains(r#""path_bytes":"b2RkG1sySgr/""#), "{json:?}");
+    assert!(
+        json[0].contains(r#""bytes":3"#) && json[0].contains(r#""path_bytes":"b2RkG1sySgr/""#),
+        "{json:?}"
+    );
 
     let (code, said, told) = ls(&server, &["@/nowhere"]);
     assert_eq!(
         (code, &said[..], &told[..]),
-        (Some(1), "", "haul: nowhere: no such file or directory; check the name\n")
+        (
+            Some(1),
+            "",
+            "haul: nowhere: no such file or directory; check the name\n"
+        )
     );
     let (code, _, told) = ls(&server, &["here"]);
     assert_eq!(code, Some(2));
     assert!(told.contains("haul://HOST/PATH"), "{told}");
     let (code, said, _) = ls(&server, &["--json", "@/*.zip"]);
     assert_eq!(code, Some(1));
-    assert!(said.starts_with(r#"{"type":"error""#) && said.contains("nothing matches"), "{said}");
+    assert!(
+        said.starts_with(r#"{"type":"error""#) && said.contains("nothing matches"),
+        "{said}"
+    );
 }
 
 #[test]
 fn a_reader_that_has_enough_ends_it_quietly() {
     let server = Serving::start(&[]);
     for i in 0..5_000 {
-        write(&server.served.path().join(format!("{i:05}-{}", "long".repeat(40))), b"");
+        write(
+            &server
+                .served
+                .path()
+                .join(format!("{i:05}-{}", "long".repeat(40))),
+            b"",
+        );
     }
     let home = tempdir().unwrap();
     std::fs::set_permissions(home.path(), PermissionsExt::from_mode(0o700)).unwrap();
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_haul"));
-    command.args(["ls", "--pin", &server.key_id.to_string(), &server.url]).env("HAUL_HOME", home.path());
-    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    command
+        .args(["ls", "--pin", &server.key_id.to_string(), &server.url])
+        .env("HAUL_HOME", home.path());
+    command
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut first = [0; 10];
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut first).unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
-    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

@@ -28,7 +28,10 @@ fn host(config: Config) -> Host {
 }
 
 fn second() -> MeasureOptions {
-    MeasureOptions { time: Some(Duration::from_secs(1)), ..MeasureOptions::default() }
+    MeasureOptions {
+        time: Some(Duration::from_secs(1)),
+        ..MeasureOptions::default()
+    }
 }
 
 async fn measure(host: &Host, options: &MeasureOptions) -> Result<Measured> {
@@ -41,14 +44,20 @@ async fn measure(host: &Host, options: &MeasureOptions) -> Result<Measured> {
 /// The head of a measurement stream.
 fn head(probe: Probe, milliseconds: u32) -> Vec<u8> {
     let mut bytes = BytesMut::from(&[4][..]);
-    Measure { probe, milliseconds }.put(&mut bytes);
+    Measure {
+        probe,
+        milliseconds,
+    }
+    .put(&mut bytes);
     bytes.to_vec()
 }
 
 /// An echo stream that has been answered, so that it has its place.
 async fn echo(peer: &Peer) -> (SendStream, MessageReader) {
     let (mut send, mut answers) = peer.open(&head(Probe::Echo, u32::MAX)).await;
-    within(send.write_all(&Ping { id: 7 }.to_bytes())).await.unwrap();
+    within(send.write_all(&Ping { id: 7 }.to_bytes()))
+        .await
+        .unwrap();
     assert_eq!(within(answers.read::<Pong>()).await.unwrap().id, 7);
     (send, answers)
 }
@@ -57,7 +66,10 @@ async fn echo(peer: &Peer) -> (SendStream, MessageReader) {
 async fn end(answers: MessageReader) -> Result<(), Code> {
     let (mut stream, _, _) = answers.into_parts();
     loop {
-        match within(stream.read_chunk(usize::MAX, false)).await.map_err(StreamError::from) {
+        match within(stream.read_chunk(usize::MAX, false))
+            .await
+            .map_err(StreamError::from)
+        {
             Ok(Some(_)) => {}
             Ok(None) => return Ok(()),
             Err(StreamError::Reset(code)) => return Err(code),
@@ -72,27 +84,60 @@ async fn both_directions_have_a_rate_and_round_trips() {
     let client = host.connect().await.unwrap();
     let (observer, events) = recorder();
     let measured = within(client.measure(&second(), observer)).await.unwrap();
-    for (probe, load) in [(Probe::Up, measured.up.unwrap()), (Probe::Down, measured.down.unwrap())] {
-        assert!(load.rate > 1e6 && load.rate.is_finite(), "{probe:?}: {load:?}");
-        assert!(load.bytes > 1 << 20 && load.packets_sent > 10, "{probe:?}: {load:?}");
-        assert!(load.time >= Duration::from_millis(500), "{probe:?}: {load:?}");
-        assert!(load.rtt.count > 0 && load.rtt.p95 >= load.rtt.median && load.loss() < 1.0, "{probe:?}: {load:?}");
+    for (probe, load) in [
+        (Probe::Up, measured.up.unwrap()),
+        (Probe::Down, measured.down.unwrap()),
+    ] {
+        assert!(
+            load.rate > 1e6 && load.rate.is_finite(),
+            "{probe:?}: {load:?}"
+        );
+        assert!(
+            load.bytes > 1 << 20 && load.packets_sent > 10,
+            "{probe:?}: {load:?}"
+        );
+        assert!(
+            load.time >= Duration::from_millis(500),
+            "{probe:?}: {load:?}"
+        );
+        assert!(
+            load.rtt.count > 0 && load.rtt.p95 >= load.rtt.median && load.loss() < 1.0,
+            "{probe:?}: {load:?}"
+        );
         let seen: Vec<_> = events
             .lock()
             .unwrap()
             .iter()
             .filter_map(|event| match event {
-                Event::Measuring { probe: seen, bytes, .. } if *seen == probe => Some(*bytes),
+                Event::Measuring {
+                    probe: seen, bytes, ..
+                } if *seen == probe => Some(*bytes),
                 _ => None,
             })
             .collect();
-        assert!(seen.is_sorted() && seen.len() > 1 && *seen.last().unwrap() <= load.bytes, "{probe:?}: {seen:?}");
+        assert!(
+            seen.is_sorted() && seen.len() > 1 && *seen.last().unwrap() <= load.bytes,
+            "{probe:?}: {seen:?}"
+        );
     }
-    assert!(measured.idle.count >= 3 && measured.idle.min > Duration::ZERO, "{:?}", measured.idle);
+    assert!(
+        measured.idle.count >= 3 && measured.idle.min > Duration::ZERO,
+        "{:?}",
+        measured.idle
+    );
     assert!(measured.idle.min <= measured.idle.median && measured.idle.median <= measured.idle.p95);
     // The connection is as good as before.
-    let again = MeasureOptions { up: false, ..second() };
-    assert!(within(client.measure(&again, haul::progress::ignore())).await.unwrap().up.is_none());
+    let again = MeasureOptions {
+        up: false,
+        ..second()
+    };
+    assert!(
+        within(client.measure(&again, haul::progress::ignore()))
+            .await
+            .unwrap()
+            .up
+            .is_none()
+    );
     client.close().await;
 }
 
@@ -100,14 +145,27 @@ async fn both_directions_have_a_rate_and_round_trips() {
 async fn a_time_out_of_bounds_is_refused_before_anything_is_sent() {
     let host = host(Config::default());
     for time in [Duration::ZERO, Duration::from_secs(61), Duration::MAX] {
-        let refused = measure(&host, &MeasureOptions { time: Some(time), ..second() }).await;
-        assert!(matches!(&refused, Err(Error::Usage(why)) if why.contains("1 to 60")), "{refused:?}");
+        let refused = measure(
+            &host,
+            &MeasureOptions {
+                time: Some(time),
+                ..second()
+            },
+        )
+        .await;
+        assert!(
+            matches!(&refused, Err(Error::Usage(why)) if why.contains("1 to 60")),
+            "{refused:?}"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_asks_for_too_long_gets_what_the_server_allows() {
-    let host = host(Config { max_measurement: Duration::from_millis(200), ..impatient() });
+    let host = host(Config {
+        max_measurement: Duration::from_millis(200),
+        ..impatient()
+    });
     let peer = Peer::connect(&host).await;
     let (mut send, answers) = peer.open(&head(Probe::Down, u32::MAX)).await;
     send.finish().unwrap();
@@ -130,7 +188,11 @@ async fn who_asks_for_too_long_gets_what_the_server_allows() {
             drop(connection);
         }
     });
-    assert_eq!(end(answers).await, Err(Code::Done), "an echo does not go on for ever either");
+    assert_eq!(
+        end(answers).await,
+        Err(Code::Done),
+        "an echo does not go on for ever either"
+    );
     pinging.abort();
 }
 
@@ -143,11 +205,18 @@ async fn who_opens_too_many_is_refused_until_there_is_room() {
         let peer = Peer::connect(&host).await;
         let held = [echo(&peer).await, echo(&peer).await];
         let (_send, answers) = peer.open(&head(Probe::Down, 1_000)).await;
-        assert_eq!(end(answers).await, Err(Code::Busy), "a third on its connection");
+        assert_eq!(
+            end(answers).await,
+            Err(Code::Busy),
+            "a third on its connection"
+        );
         peers.push((peer, held));
     }
     let refused = measure(&host, &second()).await;
-    assert!(matches!(&refused, Err(Error::Refused(why)) if why.code == Code::Busy), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(Error::Refused(why)) if why.code == Code::Busy),
+        "{refused:?}"
+    );
     let (_, held) = peers.pop().unwrap();
     for (mut send, answers) in held {
         send.finish().unwrap();
@@ -158,7 +227,11 @@ async fn who_opens_too_many_is_refused_until_there_is_room() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_goes_silent_is_given_up_and_its_place_comes_back() {
-    let host = host(Config { max_measurement: Duration::from_secs(1), deadline: DEADLINE, ..Config::default() });
+    let host = host(Config {
+        max_measurement: Duration::from_secs(1),
+        deadline: DEADLINE,
+        ..Config::default()
+    });
     let mut silent = Vec::new();
     for _ in 0..4 {
         let peer = Peer::connect_as(&host, &Identity::generate().unwrap(), |transport| {
@@ -167,11 +240,15 @@ async fn who_goes_silent_is_given_up_and_its_place_comes_back() {
         })
         .await;
         // One sends nothing and the other reads nothing.
-        let (up, down) = (peer.open(&head(Probe::Up, 60_000)).await, peer.open(&head(Probe::Down, 60_000)).await);
+        let (up, down) = (
+            peer.open(&head(Probe::Up, 60_000)).await,
+            peer.open(&head(Probe::Down, 60_000)).await,
+        );
         silent.push((peer, up, down));
     }
     for (peer, ..) in &silent {
-        peer.closed_with(Code::TimedOut, "nothing is left of it that would keep it").await;
+        peer.closed_with(Code::TimedOut, "nothing is left of it that would keep it")
+            .await;
     }
     measure(&host, &second()).await.unwrap();
 }
@@ -179,15 +256,33 @@ async fn who_goes_silent_is_given_up_and_its_place_comes_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_no_measure_breaks_the_protocol() {
     let host = host(Config::default());
-    for bytes in [&[4, 0x31, 3, 0xa1, 0, 3][..], &[4, 0x30, 5, 0xa2, 0, 9, 1, 1], &[4, 0x30, 64, 0], &[4, 0x30, 65]] {
+    for bytes in [
+        &[4, 0x31, 3, 0xa1, 0, 3][..],
+        &[4, 0x30, 5, 0xa2, 0, 9, 1, 1],
+        &[4, 0x30, 64, 0],
+        &[4, 0x30, 65],
+    ] {
         let peer = Peer::connect(&host).await;
         let (mut send, _answers) = peer.open(bytes).await;
         send.finish().unwrap();
-        peer.closed_with(Code::Protocol, &format!("{bytes:?}")).await;
+        peer.closed_with(Code::Protocol, &format!("{bytes:?}"))
+            .await;
     }
     let peer = Peer::connect(&host).await;
     let (mut pings, _answers) = echo(&peer).await;
-    within(pings.write_all(&Pong { id: 8, packets_sent: 0, packets_lost: 0, rtt: 0 }.to_bytes())).await.unwrap();
+    within(
+        pings.write_all(
+            &Pong {
+                id: 8,
+                packets_sent: 0,
+                packets_lost: 0,
+                rtt: 0,
+            }
+            .to_bytes(),
+        ),
+    )
+    .await
+    .unwrap();
     peer.closed_with(Code::Protocol, "no ping").await;
 }
 
@@ -203,7 +298,15 @@ async fn a_server_that_stops_says_so() {
                 drop(begun.lock().unwrap().take());
             }
         });
-        client.measure(&MeasureOptions { time: Some(Duration::from_secs(60)), ..second() }, observer).await
+        client
+            .measure(
+                &MeasureOptions {
+                    time: Some(Duration::from_secs(60)),
+                    ..second()
+                },
+                observer,
+            )
+            .await
     });
     let _ = within(beginning).await;
     host.stop();
@@ -217,13 +320,29 @@ async fn by_server<F: Future<Output = ()> + Send + 'static>(
     serve: impl FnOnce(Connection) -> F + Send + 'static,
 ) -> Result<Measured> {
     let identity = Identity::generate().unwrap();
-    let trust = ServerTrust { pin: Some(identity.key_id()), ..ServerTrust::default() };
+    let trust = ServerTrust {
+        pin: Some(identity.key_id()),
+        ..ServerTrust::default()
+    };
     let config = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
-    let endpoint = haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(config)).unwrap();
+    let endpoint =
+        haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(config)).unwrap();
     let port = endpoint.local_addr().unwrap().port();
-    let serving = tokio::spawn(async move { serve(endpoint.accept().await.unwrap().await.unwrap()).await });
-    let config = Config { deadline: DEADLINE, ..Config::default() };
-    let client = Client::connect(&Identity::generate().unwrap(), &trust, "127.0.0.1", port, &config).await.unwrap();
+    let serving =
+        tokio::spawn(async move { serve(endpoint.accept().await.unwrap().await.unwrap()).await });
+    let config = Config {
+        deadline: DEADLINE,
+        ..Config::default()
+    };
+    let client = Client::connect(
+        &Identity::generate().unwrap(),
+        &trust,
+        "127.0.0.1",
+        port,
+        &config,
+    )
+    .await
+    .unwrap();
     let measured = within(client.measure(&second(), haul::progress::ignore())).await;
     serving.abort();
     measured
@@ -241,7 +360,12 @@ async fn measured_stream(connection: &Connection) -> (Probe, SendStream, Message
 async fn answer_pings((_, mut send, mut pings): (Probe, SendStream, MessageReader)) {
     while let Ok(Ping { id }) = pings.read().await {
         let packets_sent = if id % 2 == 0 { u64::MAX } else { 0 };
-        let pong = Pong { id, packets_sent, packets_lost: u64::MAX, rtt: u64::MAX };
+        let pong = Pong {
+            id,
+            packets_sent,
+            packets_lost: u64::MAX,
+            rtt: u64::MAX,
+        };
         let _ = send.write_all(&pong.to_bytes()).await;
     }
 }
@@ -256,7 +380,10 @@ async fn a_server_that_is_too_old_is_said_to_be() {
         connection.closed().await;
     });
     let ended = ended.await;
-    assert!(matches!(&ended, Err(Error::Refused(why)) if why.text.contains("too old")), "{ended:?}");
+    assert!(
+        matches!(&ended, Err(Error::Refused(why)) if why.text.contains("too old")),
+        "{ended:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -280,7 +407,10 @@ async fn figures_that_a_server_made_up_neither_panic_nor_go_on_for_ever() {
             tokio::spawn(answer_pings(measured_stream(&connection).await));
             let (_, mut send, _filler) = measured_stream(&connection).await;
             for bytes in (0..if forever { u64::MAX } else { 10_000 }).rev() {
-                let received = Received { bytes, microseconds: u64::MAX - bytes };
+                let received = Received {
+                    bytes,
+                    microseconds: u64::MAX - bytes,
+                };
                 if send.write_all(&received.to_bytes()).await.is_err() {
                     return drop(connection.closed().await);
                 }
@@ -303,8 +433,22 @@ async fn figures_that_a_server_made_up_neither_panic_nor_go_on_for_ever() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_servers_limit_holds_for_what_it_sends_to_be_measured() {
     let limit = haul::rate::Rate::from_bytes(500_000);
-    let host = host(Config { limit, ..Config::default() });
-    let measured = measure(&host, &MeasureOptions { up: false, ..second() }).await.unwrap();
+    let host = host(Config {
+        limit,
+        ..Config::default()
+    });
+    let measured = measure(
+        &host,
+        &MeasureOptions {
+            up: false,
+            ..second()
+        },
+    )
+    .await
+    .unwrap();
     let rate = measured.down.unwrap().rate;
-    assert!(rate < 8_000_000.0, "{rate} bit/s on loopback, which carries a hundred times as much");
+    assert!(
+        rate < 8_000_000.0,
+        "{rate} bit/s on loopback, which carries a hundred times as much"
+    );
 }

@@ -91,19 +91,30 @@ impl Net {
             true => format!("2001:db8:1::{number}/64"),
             false => format!("203.0.113.{number}/24"),
         };
-        self.hosts.ip(host, &format!("addr add {address} dev {device}{}", self.at_once()))?;
+        self.hosts.ip(
+            host,
+            &format!("addr add {address} dev {device}{}", self.at_once()),
+        )?;
         self.hosts.ip(host, &format!("link set {device} up"))?;
         // The way to what is behind the routers.
         if self.ipv6 {
             for other in [11, 12].iter().filter(|other| **other != number) {
-                self.hosts.ip(host, &format!("-6 route add 2001:db8:{other}::/64 via 2001:db8:1::{other}"))?;
+                self.hosts.ip(
+                    host,
+                    &format!("-6 route add 2001:db8:{other}::/64 via 2001:db8:1::{other}"),
+                )?;
             }
         }
         Ok(())
     }
 
     /// Puts a host behind a router.
-    fn behind(&self, (host, router): (&str, &str), number: u8, behind: Behind) -> Result<(), String> {
+    fn behind(
+        &self,
+        (host, router): (&str, &str),
+        number: u8,
+        behind: Behind,
+    ) -> Result<(), String> {
         self.attach(router, "wan", number)?;
         self.hosts.wire((router, "lan"), (host, "eth0"))?;
         let (family, [inside, outside]) = match behind {
@@ -112,15 +123,31 @@ impl Net {
             _ => ("", [1, 2].map(|end| format!("10.0.{number}.{end}"))),
         };
         let bits = if self.ipv6 { 64 } else { 24 };
-        self.hosts.ip(router, &format!("addr add {inside}/{bits} dev lan{}", self.at_once()))?;
-        self.hosts.ip(host, &format!("addr add {outside}/{bits} dev eth0{}", self.at_once()))?;
+        self.hosts.ip(
+            router,
+            &format!("addr add {inside}/{bits} dev lan{}", self.at_once()),
+        )?;
+        self.hosts.ip(
+            host,
+            &format!("addr add {outside}/{bits} dev eth0{}", self.at_once()),
+        )?;
         self.hosts.ip(router, "link set lan up")?;
         self.hosts.ip(host, "link set eth0 up")?;
-        self.hosts.ip(host, &format!("{family}route add default via {inside}"))?;
-        let forward = if self.ipv6 { "net/ipv6/conf/all/forwarding" } else { "net/ipv4/ip_forward" };
+        self.hosts
+            .ip(host, &format!("{family}route add default via {inside}"))?;
+        let forward = if self.ipv6 {
+            "net/ipv6/conf/all/forwarding"
+        } else {
+            "net/ipv4/ip_forward"
+        };
         self.hosts.set(router, forward, "1")?;
-        let refused = if behind == Behind::Home { "udp reject" } else { "udp drop" };
-        self.hosts.nft(router, &GUARD.replace("udp drop", refused))?;
+        let refused = if behind == Behind::Home {
+            "udp reject"
+        } else {
+            "udp drop"
+        };
+        self.hosts
+            .nft(router, &GUARD.replace("udp drop", refused))?;
         match behind {
             Behind::Nat | Behind::Home => self.hosts.nft(router, &masquerade("")),
             Behind::Symmetric => self.hosts.nft(router, &masquerade("fully-random")),
@@ -143,16 +170,30 @@ impl Net {
     }
 
     fn relaying_with(&self, arguments: &[&str]) -> Running {
-        let at = if self.ipv6 { format!("[{RELAY6}]:4440") } else { format!("{RELAY}:4440") };
+        let at = if self.ipv6 {
+            format!("[{RELAY6}]:4440")
+        } else {
+            format!("{RELAY}:4440")
+        };
         let all = [&["relay", "--listen", &at], arguments].concat();
-        let relaying = Running::start(self.hosts.haul("r", &self.homes[2], self.homes[2].path(), &all));
-        assert!(relaying.first.starts_with("Relaying on"), "{}", relaying.first);
+        let relaying =
+            Running::start(
+                self.hosts
+                    .haul("r", &self.homes[2], self.homes[2].path(), &all),
+            );
+        assert!(
+            relaying.first.starts_with("Relaying on"),
+            "{}",
+            relaying.first
+        );
         relaying
     }
 
     /// haul on host a or b, which use the relay.
     fn haul(&self, end: usize, from: &Path, arguments: &[&str]) -> Command {
-        let mut command = self.hosts.haul(["a", "b"][end], &self.homes[end], from, arguments);
+        let mut command = self
+            .hosts
+            .haul(["a", "b"][end], &self.homes[end], from, arguments);
         command.env("HAUL_RELAY", self.relay());
         command
     }
@@ -173,23 +214,40 @@ impl Transfer {
         write(&source.path().join("holiday/small"), b"small");
         write(&source.path().join("holiday/large"), &content(1, bytes));
         let limited = limit.into_iter().flat_map(|limit| ["--limit", limit]);
-        let arguments: Vec<_> = ["send", "--json", "holiday"].into_iter().chain(limited).collect();
+        let arguments: Vec<_> = ["send", "--json", "holiday"]
+            .into_iter()
+            .chain(limited)
+            .collect();
         let sending = Running::start(net.haul(0, source.path(), &arguments));
         let code = text(&sending.first, "code").unwrap_or_else(|| panic!("{}", sending.first));
-        Self { source, to, sending, code }
+        Self {
+            source,
+            to,
+            sending,
+            code,
+        }
     }
 
     fn receive(&self, net: &Net) -> Running {
-        Running::start(net.haul(1, self.to.path(), &["receive", "--yes", "--json", &self.code]))
+        Running::start(net.haul(
+            1,
+            self.to.path(),
+            &["receive", "--yes", "--json", &self.code],
+        ))
     }
 
     /// Reads on to its end, and gives the last way that it went by, as both ends call it.
     fn ends(mut self, mut receiving: Running) -> String {
         while !receiving.line().is_empty() {}
         while !self.sending.line().is_empty() {}
-        assert!(receiving.ends_well() && self.sending.ends_well(), "{}", receiving.said);
+        assert!(
+            receiving.ends_well() && self.sending.ends_well(),
+            "{}",
+            receiving.said
+        );
         assert_eq!(listing(self.to.path()), listing(self.source.path()));
-        let [way, other] = [&receiving, &self.sending].map(|end| end.said.lines().rev().find_map(route));
+        let [way, other] =
+            [&receiving, &self.sending].map(|end| end.said.lines().rev().find_map(route));
         assert_eq!(way, other, "{}{}", receiving.said, self.sending.said);
         way.unwrap_or_else(|| panic!("no way: {}", receiving.said))
     }
@@ -260,7 +318,10 @@ fn a_nat_on_one_side_alone_keeps_nobody_apart() {
 
 #[test]
 fn two_nats_of_which_one_is_symmetric_need_the_relay() {
-    for (a, b) in [(Behind::Symmetric, Behind::Symmetric), (Behind::Nat, Behind::Symmetric)] {
+    for (a, b) in [
+        (Behind::Symmetric, Behind::Symmetric),
+        (Behind::Nat, Behind::Symmetric),
+    ] {
         if let Some(way) = way(a, b) {
             assert_eq!(way, "relayed");
         }
@@ -276,11 +337,15 @@ fn without_ipv4_two_firewalls_are_opened_for_each_other() {
 
 #[test]
 fn a_relay_that_dies_is_not_missed_once_the_way_is_direct() {
-    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else { return };
+    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else {
+        return;
+    };
     let mut relaying = net.relaying();
     let transfer = Transfer::offered(&net, 4 << 20, Some("10M"));
     let mut receiving = transfer.receive(&net);
-    until(&mut receiving, |line| route(line).is_some_and(|way| way == "punched"));
+    until(&mut receiving, |line| {
+        route(line).is_some_and(|way| way == "punched")
+    });
     until(&mut receiving, moves);
     relaying.kill();
     transfer.ends(receiving);
@@ -288,7 +353,9 @@ fn a_relay_that_dies_is_not_missed_once_the_way_is_direct() {
 
 #[test]
 fn a_relay_that_was_started_anew_is_found_by_both_under_the_same_number() {
-    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else { return };
+    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else {
+        return;
+    };
     let mut relaying = net.relaying();
     let transfer = Transfer::offered(&net, 1 << 20, None);
     relaying.kill();
@@ -299,12 +366,18 @@ fn a_relay_that_was_started_anew_is_found_by_both_under_the_same_number() {
 
 /// A NAT's outer address is taken away, with all that it has mapped, and it gets another, or the same again.
 fn remap(net: &Net, router: &str, before: u8, after: u8) {
-    net.hosts.ip(router, &format!("addr del 203.0.113.{before}/24 dev wan")).unwrap();
-    net.hosts.ip(router, &format!("addr add 203.0.113.{after}/24 dev wan")).unwrap();
+    net.hosts
+        .ip(router, &format!("addr del 203.0.113.{before}/24 dev wan"))
+        .unwrap();
+    net.hosts
+        .ip(router, &format!("addr add 203.0.113.{after}/24 dev wan"))
+        .unwrap();
 }
 
 fn another_address_in_the_middle(router: &str, before: u8) {
-    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else { return };
+    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else {
+        return;
+    };
     let _relaying = net.relaying();
     let transfer = Transfer::offered(&net, 6 << 20, Some("10M"));
     let mut receiving = transfer.receive(&net);
@@ -325,7 +398,9 @@ fn a_sender_whose_nat_does_is_found_again() {
 
 /// From now on another port is drawn for whatever begins, as after a restart of the NAT; its address stays.
 fn other_ports_in_the_middle(router: &str, address: u8) {
-    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else { return };
+    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else {
+        return;
+    };
     let _relaying = net.relaying();
     let transfer = Transfer::offered(&net, 6 << 20, Some("10M"));
     let mut receiving = transfer.receive(&net);
@@ -351,7 +426,9 @@ fn other_ports_of_the_senders_nat_are_found() {
 
 #[test]
 fn what_goes_over_the_relay_waits_until_the_relay_is_back() {
-    let Some(net) = Net::new(Behind::Symmetric, Behind::Symmetric) else { return };
+    let Some(net) = Net::new(Behind::Symmetric, Behind::Symmetric) else {
+        return;
+    };
     let mut relaying = net.relaying();
     let transfer = Transfer::offered(&net, 4 << 20, Some("10M"));
     let mut receiving = transfer.receive(&net);
@@ -363,7 +440,9 @@ fn what_goes_over_the_relay_waits_until_the_relay_is_back() {
 
 #[test]
 fn a_symmetric_nat_that_forgets_its_mappings_stays_relayed() {
-    let Some(net) = Net::new(Behind::Symmetric, Behind::Symmetric) else { return };
+    let Some(net) = Net::new(Behind::Symmetric, Behind::Symmetric) else {
+        return;
+    };
     let _relaying = net.relaying();
     let transfer = Transfer::offered(&net, 6 << 20, Some("10M"));
     let mut receiving = transfer.receive(&net);
@@ -376,7 +455,9 @@ fn a_symmetric_nat_that_forgets_its_mappings_stays_relayed() {
 #[test]
 fn a_relayed_end_that_gets_another_address_comes_to_the_relay_again() {
     for (router, before) in [("nb", 12), ("na", 11)] {
-        let Some(net) = Net::new(Behind::Symmetric, Behind::Symmetric) else { return };
+        let Some(net) = Net::new(Behind::Symmetric, Behind::Symmetric) else {
+            return;
+        };
         let _relaying = net.relaying();
         let transfer = Transfer::offered(&net, 4 << 20, Some("10M"));
         let mut receiving = transfer.receive(&net);
@@ -388,13 +469,17 @@ fn a_relayed_end_that_gets_another_address_comes_to_the_relay_again() {
 
 #[test]
 fn what_began_over_the_relay_moves_once_a_direct_way_opens() {
-    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else { return };
+    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else {
+        return;
+    };
     let _relaying = net.relaying();
     let closed = "table inet closed {\n chain forwarded {\n type filter hook forward priority -10;\n ip daddr 203.0.113.11 drop\n }\n}\n";
     net.hosts.nft("nb", closed).unwrap();
     let transfer = Transfer::offered(&net, 12 << 20, Some("10M"));
     let mut receiving = transfer.receive(&net);
-    until(&mut receiving, |line| route(line).is_some_and(|way| way == "relayed"));
+    until(&mut receiving, |line| {
+        route(line).is_some_and(|way| way == "relayed")
+    });
     until(&mut receiving, moves);
     net.hosts.nft("nb", "delete table inet closed\n").unwrap();
     assert_eq!(transfer.ends(receiving), "punched");
@@ -402,18 +487,26 @@ fn what_began_over_the_relay_moves_once_a_direct_way_opens() {
 
 #[test]
 fn where_udp_is_blocked_that_is_said_in_time() {
-    let Some(net) = Net::new(Behind::Nothing, Behind::Nat) else { return };
+    let Some(net) = Net::new(Behind::Nothing, Behind::Nat) else {
+        return;
+    };
     let _relaying = net.relaying();
     let blocked = "table inet blocked {\n chain forwarded {\n type filter hook forward priority -10;\n meta l4proto udp drop\n }\n}\n";
     net.hosts.nft("nb", blocked).unwrap();
     let transfer = Transfer::offered(&net, 1, None);
     let began = Instant::now();
-    let received = net.haul(1, transfer.to.path(), &["receive", "--yes", &transfer.code]).output().unwrap();
+    let received = net
+        .haul(1, transfer.to.path(), &["receive", "--yes", &transfer.code])
+        .output()
+        .unwrap();
     println!("it took {:.1} s", began.elapsed().as_secs_f64());
     let said = String::from_utf8_lossy(&received.stderr);
     assert_eq!(received.status.code(), Some(3), "{said}");
     assert!(said.contains(RELAY) && said.contains("UDP"), "{said}");
-    assert!(began.elapsed() < Duration::from_secs(25), "15 s, and some for a busy machine");
+    assert!(
+        began.elapsed() < Duration::from_secs(25),
+        "15 s, and some for a busy machine"
+    );
     // It can still be found on its own network, under a number that no relay has given.
     let sending = Running::start(net.haul(1, transfer.source.path(), &["send", "holiday"]));
     assert!(!is_of_relay(&sending.code()), "{}", sending.first);
@@ -426,7 +519,9 @@ fn is_of_relay(code: &str) -> bool {
 
 #[test]
 fn a_relay_that_wants_a_token_helps_those_who_have_it() {
-    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else { return };
+    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else {
+        return;
+    };
     std::fs::write(net.homes[2].path().join("token"), "swordfish\n").unwrap();
     let _relaying = net.relaying_with(&["--token-file", "token"]);
     let (source, to) = (tempdir().unwrap(), tempdir().unwrap());
@@ -444,7 +539,11 @@ fn a_relay_that_wants_a_token_helps_those_who_have_it() {
     let receive = || net.haul(1, to.path(), &["receive", "--yes", &code]);
     let refused = with("catfish", receive()).output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(refused.status.code() == Some(4) && said.contains("token"), "{:?}: {said}", refused.status);
+    assert!(
+        refused.status.code() == Some(4) && said.contains("token"),
+        "{:?}: {said}",
+        refused.status
+    );
     done(with("swordfish", receive()));
     assert!(sending.ends_well());
     assert_eq!(listing(to.path()), listing(source.path()));
@@ -452,7 +551,9 @@ fn a_relay_that_wants_a_token_helps_those_who_have_it() {
 
 #[test]
 fn a_paired_machine_is_found_through_the_relay_and_its_nat() {
-    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else { return };
+    let Some(net) = Net::new(Behind::Nat, Behind::Nat) else {
+        return;
+    };
     let _relaying = net.relaying();
     let (source, inbox) = (tempdir().unwrap(), tempdir().unwrap());
     write(&source.path().join("large"), &content(1, 1 << 20));
@@ -461,6 +562,10 @@ fn a_paired_machine_is_found_through_the_relay_and_its_nat() {
     assert!(pairing.ends_well());
     let _serving = Running::start(net.haul(1, inbox.path(), &["serve"]));
     let sent = done(net.haul(0, source.path(), &["cp", "--json", "large", "bob:"]));
-    assert_eq!(sent.lines().rev().find_map(route).as_deref(), Some("punched"), "{sent}");
+    assert_eq!(
+        sent.lines().rev().find_map(route).as_deref(),
+        Some("punched"),
+        "{sent}"
+    );
     assert!(std::fs::read(inbox.path().join("large")).unwrap() == content(1, 1 << 20));
 }

@@ -21,7 +21,9 @@ fn set(path: &Path, name: &str, value: &[u8]) {
 fn xattrs(path: &Path) -> Vec<(String, Vec<u8>)> {
     let mut list = [0; 4096];
     let length = listxattr(path, &mut list[..]).unwrap();
-    let names = list[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty());
+    let names = list[..length]
+        .split(|&byte| byte == 0)
+        .filter(|name| !name.is_empty());
     let mut all: Vec<_> = names
         .map(|name| {
             let mut value = vec![0; 65_536];
@@ -50,11 +52,22 @@ fn has_xattrs(path: &Path) -> bool {
 }
 
 fn with(options: PushOptions, owner: bool, xattrs: bool) -> PushOptions {
-    PushOptions { walk: WalkOptions { owner, xattrs, ..options.walk.clone() }, ..options }
+    PushOptions {
+        walk: WalkOptions {
+            owner,
+            xattrs,
+            ..options.walk.clone()
+        },
+        ..options
+    }
 }
 
 fn count(unkept: Option<&[Unkept]>, aspect: Aspect) -> u64 {
-    unkept.unwrap_or_default().iter().find(|unkept| unkept.aspect == aspect as u32).map_or(0, |unkept| unkept.count)
+    unkept
+        .unwrap_or_default()
+        .iter()
+        .find(|unkept| unkept.aspect == aspect as u32)
+        .map_or(0, |unkept| unkept.count)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -74,11 +87,22 @@ async fn extended_attributes_are_kept_on_demand_and_a_rerun_sets_them_alone() {
     let acl = [2, 0, 0, 0]
         .into_iter()
         .chain(
-            [(1, 6, u32::MAX), (2, 4, 65_534), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)]
-                .into_iter()
-                .flat_map(|(tag, permissions, id): (u16, u16, u32)| {
-                    [&tag.to_le_bytes()[..], &permissions.to_le_bytes(), &id.to_le_bytes()].concat()
-                }),
+            [
+                (1, 6, u32::MAX),
+                (2, 4, 65_534),
+                (4, 4, u32::MAX),
+                (16, 4, u32::MAX),
+                (32, 0, u32::MAX),
+            ]
+            .into_iter()
+            .flat_map(|(tag, permissions, id): (u16, u16, u32)| {
+                [
+                    &tag.to_le_bytes()[..],
+                    &permissions.to_le_bytes(),
+                    &id.to_le_bytes(),
+                ]
+                .concat()
+            }),
         )
         .collect::<Vec<u8>>();
     set(&tree.join("small"), "system.posix_acl_access", &acl);
@@ -91,10 +115,18 @@ async fn extended_attributes_are_kept_on_demand_and_a_rerun_sets_them_alone() {
     let all = ["empty", "small", "d/large", "d", ""];
     for _ in 0..2 {
         let outcome = push(&host, &on_demand).await.unwrap();
-        assert_eq!((outcome.sent.files, outcome.sent.failed), (0, 0), "content is not sent for it");
+        assert_eq!(
+            (outcome.sent.files, outcome.sent.failed),
+            (0, 0),
+            "content is not sent for it"
+        );
         assert_eq!(outcome.summary.unkept, None);
         for name in all {
-            assert_eq!(xattrs(&arrived.join(name)), xattrs(&tree.join(name)), "{name:?}");
+            assert_eq!(
+                xattrs(&arrived.join(name)),
+                xattrs(&tree.join(name)),
+                "{name:?}"
+            );
         }
         assert_eq!(listing(&arrived), listing(&tree));
     }
@@ -105,10 +137,26 @@ async fn extended_attributes_are_kept_on_demand_and_a_rerun_sets_them_alone() {
     rustix::fs::removexattr(tree.join("small"), "system.posix_acl_access").unwrap();
     push(&host, &on_demand).await.unwrap();
     // And all of it comes with new files.
-    push(&host, &PushOptions { destination: crate::support::path("new"), ..on_demand }).await.unwrap();
+    push(
+        &host,
+        &PushOptions {
+            destination: crate::support::path("new"),
+            ..on_demand
+        },
+    )
+    .await
+    .unwrap();
     for name in all {
-        assert_eq!(xattrs(&arrived.join(name)), xattrs(&tree.join(name)), "{name:?}");
-        assert_eq!(xattrs(&served.path().join("new").join(name)), xattrs(&tree.join(name)), "{name:?}");
+        assert_eq!(
+            xattrs(&arrived.join(name)),
+            xattrs(&tree.join(name)),
+            "{name:?}"
+        );
+        assert_eq!(
+            xattrs(&served.path().join("new").join(name)),
+            xattrs(&tree.join(name)),
+            "{name:?}"
+        );
     }
     assert_eq!(listing(&arrived), listing(&tree));
 }
@@ -126,20 +174,38 @@ async fn a_server_that_is_not_root_sets_extended_attributes_of_files_that_are_re
         std::fs::set_permissions(tree.join(name), PermissionsExt::from_mode(mode)).unwrap();
     }
     let client = server.connect().await;
-    client.push(&to(&[&tree], "t"), haul::progress::ignore()).await.unwrap();
+    client
+        .push(&to(&[&tree], "t"), haul::progress::ignore())
+        .await
+        .unwrap();
     for name in ["f", "d"] {
         set(&tree.join(name), "user.note", b"kept");
     }
     let options = with(to(&[&tree], "t"), true, true);
-    let outcome = client.push(&options, haul::progress::ignore()).await.unwrap();
-    assert_eq!((outcome.sent.files, outcome.sent.failed), (0, 0), "{:?}", outcome.sent.failures);
+    let outcome = client
+        .push(&options, haul::progress::ignore())
+        .await
+        .unwrap();
+    assert_eq!(
+        (outcome.sent.files, outcome.sent.failed),
+        (0, 0),
+        "{:?}",
+        outcome.sent.failures
+    );
     for name in ["f", "d"] {
         assert_eq!(xattrs(&arrived.join(name)), xattrs(&tree.join(name)));
     }
     assert_eq!(listing(&arrived), listing(&tree));
     let unkept = outcome.summary.unkept.unwrap();
-    assert_eq!(count(Some(&unkept), Aspect::Owner), 4, "it was not told to keep owners");
-    assert!(unkept[0].to_string().contains("--allow-owner"), "{unkept:?}");
+    assert_eq!(
+        count(Some(&unkept), Aspect::Owner),
+        4,
+        "it was not told to keep owners"
+    );
+    assert!(
+        unkept[0].to_string().contains("--allow-owner"),
+        "{unkept:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -154,10 +220,19 @@ async fn extended_attributes_that_do_not_fit_are_counted_at_the_end_that_lost_th
     // Only some filesystems take it at all.
     let too_long = setxattr(tree.join("f"), "user.long", &[0; 9000], XattrFlags::empty()).is_ok();
     let host = Host::serving(std::sync::Arc::new(store), Config::default());
-    let outcome = push(&host, &with(to(&[&tree], "t"), false, true)).await.unwrap();
+    let outcome = push(&host, &with(to(&[&tree], "t"), false, true))
+        .await
+        .unwrap();
     assert_eq!((outcome.sent.files, outcome.sent.failed), (1, 0));
-    assert_eq!(count(Some(&outcome.sent.unkept), Aspect::Xattr), u64::from(too_long));
-    assert_eq!(count(outcome.summary.unkept.as_deref(), Aspect::Xattr), 1, "memory has none");
+    assert_eq!(
+        count(Some(&outcome.sent.unkept), Aspect::Xattr),
+        u64::from(too_long)
+    );
+    assert_eq!(
+        count(outcome.summary.unkept.as_deref(), Aspect::Xattr),
+        1,
+        "memory has none"
+    );
 }
 
 /// A tree of others' files, with a program that runs as its owner.
@@ -190,9 +265,19 @@ async fn owners_and_bits_that_give_rights_are_kept_where_the_server_says_so() {
     let (tree, arrived) = (source.path().join("t"), served.path().join("t"));
     owned_tree(&tree);
     let store = std::sync::Arc::new(LocalStore::open(served.path()).unwrap());
-    let host = Host::serving(store, Config { allow_owner: true, ..Config::default() });
+    let host = Host::serving(
+        store,
+        Config {
+            allow_owner: true,
+            ..Config::default()
+        },
+    );
     push(&host, &to(&[&tree], "t")).await.unwrap();
-    assert!(owners(&arrived).iter().all(|&(user, group, mode)| (user, group, mode & 0o7000) == (0, 0, 0)));
+    assert!(
+        owners(&arrived)
+            .iter()
+            .all(|&(user, group, mode)| (user, group, mode & 0o7000) == (0, 0, 0))
+    );
     let on_demand = with(to(&[&tree], "t"), true, false);
     for sent in [1, 0] {
         let outcome = push(&host, &on_demand).await.unwrap();
@@ -201,10 +286,21 @@ async fn owners_and_bits_that_give_rights_are_kept_where_the_server_says_so() {
             (sent, 0, 0),
             "only the link is made anew"
         );
-        assert_eq!((owners(&arrived), outcome.summary.unkept), (owners(&tree), None));
+        assert_eq!(
+            (owners(&arrived), outcome.summary.unkept),
+            (owners(&tree), None)
+        );
         assert_eq!(listing(&arrived), listing(&tree));
     }
-    push(&host, &PushOptions { destination: crate::support::path("new"), ..on_demand.clone() }).await.unwrap();
+    push(
+        &host,
+        &PushOptions {
+            destination: crate::support::path("new"),
+            ..on_demand.clone()
+        },
+    )
+    .await
+    .unwrap();
     assert_eq!(owners(&served.path().join("new")), owners(&tree));
     // Without it what stands there stays as it is.
     push(&host, &to(&[&tree], "t")).await.unwrap();
@@ -220,22 +316,44 @@ async fn a_server_that_was_not_told_so_makes_no_program_that_runs_as_another() {
     let (tree, arrived) = (source.path().join("t"), served.path().join("t"));
     owned_tree(&tree);
     // cap_setuid=ep
-    let capability = [1, 0, 0, 2, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let capability = [
+        1, 0, 0, 2, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
     set(&tree.join("d/f"), "security.capability", &capability);
     set(&tree.join("d/f"), "user.note", b"1");
     let host = Host::directory(served.path());
-    let outcome = push(&host, &with(to(&[&tree], "t"), true, true)).await.unwrap();
+    let outcome = push(&host, &with(to(&[&tree], "t"), true, true))
+        .await
+        .unwrap();
     assert_eq!(outcome.sent.failed, 0);
-    assert!(owners(&arrived).iter().all(|&(user, group, mode)| (user, group, mode & 0o7000) == (0, 0, 0)));
-    assert_eq!(xattrs(&arrived.join("d/f")), [("user.note".to_owned(), b"1".to_vec())]);
+    assert!(
+        owners(&arrived)
+            .iter()
+            .all(|&(user, group, mode)| (user, group, mode & 0o7000) == (0, 0, 0))
+    );
+    assert_eq!(
+        xattrs(&arrived.join("d/f")),
+        [("user.note".to_owned(), b"1".to_vec())]
+    );
     let unkept = outcome.summary.unkept.unwrap();
-    assert_eq!((count(Some(&unkept), Aspect::Owner), count(Some(&unkept), Aspect::Xattr)), (6, 1));
+    assert_eq!(
+        (
+            count(Some(&unkept), Aspect::Owner),
+            count(Some(&unkept), Aspect::Xattr)
+        ),
+        (6, 1)
+    );
 
     let told = Host::serving(
         std::sync::Arc::new(LocalStore::open(served.path()).unwrap()),
-        Config { allow_owner: true, ..Config::default() },
+        Config {
+            allow_owner: true,
+            ..Config::default()
+        },
     );
-    let outcome = push(&told, &with(to(&[&tree], "t"), true, true)).await.unwrap();
+    let outcome = push(&told, &with(to(&[&tree], "t"), true, true))
+        .await
+        .unwrap();
     assert_eq!(outcome.summary.unkept, None);
     assert_eq!(xattrs(&arrived.join("d/f")), xattrs(&tree.join("d/f")));
 }
@@ -248,10 +366,19 @@ fn what_is_lost_is_one_line_of_the_summary() {
     let sent = server.cp(source.path(), &["--owner", "t"], "t");
     let said = String::from_utf8(sent.stderr).unwrap();
     assert_eq!(sent.status.code(), Some(0), "{said}");
-    let lines: Vec<_> = said.lines().filter(|line| line.contains("could not be kept")).collect();
+    let lines: Vec<_> = said
+        .lines()
+        .filter(|line| line.contains("could not be kept"))
+        .collect();
     assert_eq!(lines.len(), 1, "{said}");
-    assert!(lines[0].starts_with("haul: 3 owners could not be kept (first: "), "{said}");
+    assert!(
+        lines[0].starts_with("haul: 3 owners could not be kept (first: "),
+        "{said}"
+    );
     let sent = server.cp(source.path(), &["--json", "--owner", "t"], "t");
     let done = String::from_utf8(sent.stdout).unwrap();
-    assert!(done.contains(r#""what":"owners""#) && done.contains(r#""count":3"#), "{done}");
+    assert!(
+        done.contains(r#""what":"owners""#) && done.contains(r#""count":3"#),
+        "{done}"
+    );
 }

@@ -42,22 +42,47 @@ fn options(content: Content, to: Option<Peer>) -> SendOptions {
 }
 
 async fn offering(options: SendOptions, identity: &Identity) -> Offering {
-    Offering::begin(options, identity.clone(), Config::default(), haul::progress::ignore()).await.unwrap()
+    Offering::begin(
+        options,
+        identity.clone(),
+        Config::default(),
+        haul::progress::ignore(),
+    )
+    .await
+    .unwrap()
 }
 
 fn at(offering: &Offering) -> Whereabouts {
-    Whereabouts { addresses: offering.addresses().to_vec(), ..Whereabouts::default() }
+    Whereabouts {
+        addresses: offering.addresses().to_vec(),
+        ..Whereabouts::default()
+    }
 }
 
-async fn meet(credential: &Credential, at: Whereabouts, identity: &Identity) -> Result<receive::Met, Error> {
-    timeout(LIMIT, receive::meet(credential, at, identity, &Config::default())).await.expect("it ends")
+async fn meet(
+    credential: &Credential,
+    at: Whereabouts,
+    identity: &Identity,
+) -> Result<receive::Met, Error> {
+    timeout(
+        LIMIT,
+        receive::meet(credential, at, identity, &Config::default()),
+    )
+    .await
+    .expect("it ends")
 }
 
 /// Accepts all that is offered.
 async fn take(met: receive::Met, to: &Path) -> Outcome {
     let (sources, destination) = (met.names().to_vec(), to.to_owned());
     let client = met.accept().await.unwrap().unwrap();
-    let pull = PullOptions { sources, destination, into: true, literal: true, ..PullOptions::default() };
+    let pull = PullOptions {
+        sources,
+        destination,
+        into: true,
+        literal: true,
+        ..PullOptions::default()
+    };
     let outcome = client.pull(&pull, haul::progress::ignore()).await.unwrap();
     client.close_after_server().await;
     outcome
@@ -67,12 +92,30 @@ async fn take(met: receive::Met, to: &Path) -> Outcome {
 async fn paired(one: &Identity, other: &Identity) -> [Peer; 2] {
     let mut offering = offering(options(Content::Pair, None), one).await;
     let (credential, at) = (offering.code().unwrap().into(), at(&offering));
-    let typed = async { meet(&credential, at, other).await.unwrap().pair().await.unwrap() };
+    let typed = async {
+        meet(&credential, at, other)
+            .await
+            .unwrap()
+            .pair()
+            .await
+            .unwrap()
+    };
     let (typed, shown) = tokio::join!(typed, offering.meet());
-    let Met::Paired(shown) = shown.unwrap() else { panic!("not paired") };
+    let Met::Paired(shown) = shown.unwrap() else {
+        panic!("not paired")
+    };
     assert!(offering.code().is_none(), "it is used up");
-    let peer =
-        |name: &str, Paired { key_id, secret, number }| Peer { name: name.parse().unwrap(), key_id, secret, number };
+    let peer = |name: &str,
+                Paired {
+                    key_id,
+                    secret,
+                    number,
+                }| Peer {
+        name: name.parse().unwrap(),
+        key_id,
+        secret,
+        number,
+    };
     [peer("bob", shown), peer("alice", typed)]
 }
 
@@ -80,11 +123,20 @@ async fn paired(one: &Identity, other: &Identity) -> [Peer; 2] {
 async fn one_code_tells_both_ends_all_that_they_need() {
     let (alice, bob) = (Identity::generate().unwrap(), Identity::generate().unwrap());
     let [of_bob, of_alice] = paired(&alice, &bob).await;
-    assert_eq!((of_bob.key_id, of_alice.key_id), (bob.key_id(), alice.key_id()));
+    assert_eq!(
+        (of_bob.key_id, of_alice.key_id),
+        (bob.key_id(), alice.key_id())
+    );
     assert_eq!(of_bob.secret, of_alice.secret);
-    assert_eq!((of_bob.number, of_alice.number), (pair::number_of_server(&bob), pair::number_of_server(&alice)));
+    assert_eq!(
+        (of_bob.number, of_alice.number),
+        (pair::number_of_server(&bob), pair::number_of_server(&alice))
+    );
     let [again, _] = paired(&alice, &bob).await;
-    assert_ne!(again.secret, of_bob.secret, "each pairing has a secret of its own");
+    assert_ne!(
+        again.secret, of_bob.secret,
+        "each pairing has a secret of its own"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -93,7 +145,11 @@ async fn who_is_paired_takes_files_without_a_code_and_strangers_spoil_nothing() 
     let [of_bob, of_alice] = paired(&alice, &bob).await;
     let (source, to) = (tempdir().unwrap(), tempdir().unwrap());
     write(&source.path().join("t/a"), &content(1, 100_000));
-    let mut offering = offering(options(Content::Files(vec![source.path().join("t")]), Some(of_bob)), &alice).await;
+    let mut offering = offering(
+        options(Content::Files(vec![source.path().join("t")]), Some(of_bob)),
+        &alice,
+    )
+    .await;
     assert!(offering.code().is_none());
     let (credential, at) = (pair::sent_by(&of_alice), at(&offering));
     assert_eq!(offering.number(), Some(credential.number()));
@@ -101,16 +157,26 @@ async fn who_is_paired_takes_files_without_a_code_and_strangers_spoil_nothing() 
         // Who has learned even the secret has not the key; and one of before has not the secret.
         let stranger = meet(&credential, at.clone(), &Identity::generate().unwrap()).await;
         assert!(matches!(stranger, Err(Error::Refused(why)) if why.code == Code::NotFound));
-        let stale = pair::sent_by(&Peer { secret: [0; 32], ..of_alice.clone() });
-        assert!(matches!(meet(&stale, at.clone(), &bob).await, Err(Error::Refused(why)) if why.code == Code::NotFound));
+        let stale = pair::sent_by(&Peer {
+            secret: [0; 32],
+            ..of_alice.clone()
+        });
+        assert!(
+            matches!(meet(&stale, at.clone(), &bob).await, Err(Error::Refused(why)) if why.code == Code::NotFound)
+        );
         let met = meet(&credential, at, &bob).await.unwrap();
         take(met, to.path()).await
     };
     let sending = async {
-        assert!(matches!(offering.meet().await.unwrap(), Met::Accepted { .. }));
+        assert!(matches!(
+            offering.meet().await.unwrap(),
+            Met::Accepted { .. }
+        ));
         offering.serve().await.unwrap()
     };
-    let (received, sent) = timeout(LIMIT, async { tokio::join!(receiving, sending) }).await.expect("it ends");
+    let (received, sent) = timeout(LIMIT, async { tokio::join!(receiving, sending) })
+        .await
+        .expect("it ends");
     assert_eq!((received.sent.files, sent.sent.files), (1, 1));
     assert_eq!(listing(to.path()), listing(source.path()));
 }
@@ -128,21 +194,37 @@ async fn an_offer_of_files_pairs_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_comes_out_of_a_pipe_goes_to_one_receiver_whole() {
-    let (alice, bob, to) = (Identity::generate().unwrap(), Identity::generate().unwrap(), tempdir().unwrap());
+    let (alice, bob, to) = (
+        Identity::generate().unwrap(),
+        Identity::generate().unwrap(),
+        tempdir().unwrap(),
+    );
     let bytes = content(3, 2 << 20);
     let pipe = Pipe::new(std::io::Cursor::new(bytes.clone()));
-    let mut offering = offering(options(Content::Pipe(b"d.tar".to_vec(), pipe), None), &alice).await;
+    let mut offering = offering(
+        options(Content::Pipe(b"d.tar".to_vec(), pipe), None),
+        &alice,
+    )
+    .await;
     let (credential, at) = (offering.code().unwrap().into(), at(&offering));
     let receiving = async {
         let met = meet(&credential, at.clone(), &bob).await.unwrap();
-        assert_eq!((met.offer().piped, met.offer().files, met.names().len()), (Some(true), 1, 1));
+        assert_eq!(
+            (met.offer().piped, met.offer().files, met.names().len()),
+            (Some(true), 1, 1)
+        );
         take(met, to.path()).await
     };
     let sending = async {
-        assert!(matches!(offering.meet().await.unwrap(), Met::Accepted { .. }));
+        assert!(matches!(
+            offering.meet().await.unwrap(),
+            Met::Accepted { .. }
+        ));
         offering.serve().await.unwrap()
     };
-    let (received, _) = timeout(LIMIT, async { tokio::join!(receiving, sending) }).await.expect("it ends");
+    let (received, _) = timeout(LIMIT, async { tokio::join!(receiving, sending) })
+        .await
+        .expect("it ends");
     assert_eq!((received.sent.files, received.sent.failed), (1, 0));
     assert!(std::fs::read(to.path().join("d.tar")).unwrap() == bytes);
 }
@@ -151,14 +233,32 @@ async fn what_comes_out_of_a_pipe_goes_to_one_receiver_whole() {
 async fn a_ticket_finds_its_sender_by_itself_and_no_other_takes_its_place() {
     let (alice, bob) = (Identity::generate().unwrap(), Identity::generate().unwrap());
     let own = vec![Ipv4Addr::LOCALHOST.into()];
-    let mut offering = offering(SendOptions { own, ..options(Content::Text("hello".into()), None) }, &alice).await;
+    let mut offering = offering(
+        SendOptions {
+            own,
+            ..options(Content::Text("hello".into()), None)
+        },
+        &alice,
+    )
+    .await;
     let ticket = offering.ticket().unwrap();
-    assert_eq!((ticket.key_id, &ticket.addresses[..]), (alice.key_id(), offering.addresses()));
+    assert_eq!(
+        (ticket.key_id, &ticket.addresses[..]),
+        (alice.key_id(), offering.addresses())
+    );
     let receiving = async {
-        let other = haul::peer::ticket::Ticket { key_id: KeyId([7; 32]), ..ticket.clone() };
+        let other = haul::peer::ticket::Ticket {
+            key_id: KeyId([7; 32]),
+            ..ticket.clone()
+        };
         let swapped = meet(&other.credential(), other.whereabouts(None, vec![]), &bob).await;
-        assert!(matches!(swapped, Err(Error::WrongPin { .. })), "nothing was said to it");
-        let met = meet(&ticket.credential(), ticket.whereabouts(None, vec![]), &bob).await.unwrap();
+        assert!(
+            matches!(swapped, Err(Error::WrongPin { .. })),
+            "nothing was said to it"
+        );
+        let met = meet(&ticket.credential(), ticket.whereabouts(None, vec![]), &bob)
+            .await
+            .unwrap();
         assert_eq!(met.offer().text.as_deref(), Some("hello"));
         assert!(met.accept().await.unwrap().is_none());
     };
@@ -170,47 +270,98 @@ async fn a_ticket_finds_its_sender_by_itself_and_no_other_takes_its_place() {
 fn relay() -> RelayAt {
     let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let (identity, allowance) = (Identity::generate().unwrap(), Allowance::default());
-    let options =
-        RelayOptions { listen: local, forward: local, ports: 1, identity, token: None, places: 10, allowance };
+    let options = RelayOptions {
+        listen: local,
+        forward: local,
+        ports: 1,
+        identity,
+        token: None,
+        places: 10,
+        allowance,
+    };
     let relay = Relay::bind(options).unwrap();
     let port = relay.address().unwrap().port();
     tokio::spawn(relay.run(std::future::pending()));
-    RelayAt { port, ..Ipv4Addr::LOCALHOST.to_string().parse().unwrap() }
+    RelayAt {
+        port,
+        ..Ipv4Addr::LOCALHOST.to_string().parse().unwrap()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_is_found_by_those_that_it_is_paired_with_and_admits_them() {
     let (home, inbox, source) = (tempdir().unwrap(), tempdir().unwrap(), tempdir().unwrap());
-    let (alice, bob, relay) = (Identity::generate().unwrap(), Identity::generate().unwrap(), relay());
+    let (alice, bob, relay) = (
+        Identity::generate().unwrap(),
+        Identity::generate().unwrap(),
+        relay(),
+    );
     let [of_bob, of_alice] = paired(&alice, &bob).await;
     let home = Home::at(home.path());
     peers::add(&home, &of_alice).unwrap();
     let listen = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
     let admission = Admission::of_home(&home, Anyone::default()).unwrap();
-    let (store, config) = (Arc::new(LocalStore::open(inbox.path()).unwrap()), Config::default());
+    let (store, config) = (
+        Arc::new(LocalStore::open(inbox.path()).unwrap()),
+        Config::default(),
+    );
     let (identity, observer) = (bob.clone(), haul::progress::ignore());
-    let server = Server::bind(ServerOptions { listen, identity, admission, store, config, observer }).unwrap();
+    let server = Server::bind(ServerOptions {
+        listen,
+        identity,
+        admission,
+        store,
+        config,
+        observer,
+    })
+    .unwrap();
     let port = server.ports()[0].clone();
     tokio::spawn(server.run(std::future::pending(), std::future::pending()));
-    let found = tokio::spawn(pair::be_found(port, Some(relay.clone()), vec![], bob.clone(), Config::default()));
+    let found = tokio::spawn(pair::be_found(
+        port,
+        Some(relay.clone()),
+        vec![],
+        bob.clone(),
+        Config::default(),
+    ));
 
     write(&source.path().join("f"), b"found");
-    let client: Client =
-        timeout(LIMIT, pair::connect(&of_bob, Some(relay.clone()), vec![], &alice, &Config::default()))
-            .await
-            .expect("it ends")
-            .unwrap();
+    let client: Client = timeout(
+        LIMIT,
+        pair::connect(
+            &of_bob,
+            Some(relay.clone()),
+            vec![],
+            &alice,
+            &Config::default(),
+        ),
+    )
+    .await
+    .expect("it ends")
+    .unwrap();
     assert_eq!(client.key_id(), bob.key_id());
-    let sent =
-        client.push(&crate::support::to(&[&source.path().join("f")], "f"), haul::progress::ignore()).await.unwrap();
+    let sent = client
+        .push(
+            &crate::support::to(&[&source.path().join("f")], "f"),
+            haul::progress::ignore(),
+        )
+        .await
+        .unwrap();
     assert_eq!((sent.sent.files, sent.sent.failed), (1, 0));
     assert_eq!(std::fs::read(inbox.path().join("f")).unwrap(), b"found");
     client.close().await;
 
     // Who is forgotten is nobody from then on.
     assert!(peers::remove(&home, &of_alice.name).unwrap());
-    let client = pair::connect(&of_bob, Some(relay), vec![], &alice, &Config::default()).await.unwrap();
-    let pushed = client.push(&crate::support::to(&[&source.path().join("f")], "g"), haul::progress::ignore()).await;
+    let client = pair::connect(&of_bob, Some(relay), vec![], &alice, &Config::default())
+        .await
+        .unwrap();
+    let pushed = client
+        .push(
+            &crate::support::to(&[&source.path().join("f")], "g"),
+            haul::progress::ignore(),
+        )
+        .await;
     assert!(matches!(pushed, Err(Error::NotAdmitted(_))), "{pushed:?}");
     found.abort();
 }

@@ -23,7 +23,9 @@ struct Fed(mpsc::Receiver<io::Result<Vec<u8>>>);
 
 impl Read for Fed {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Ok(next) = self.0.recv() else { return Ok(0) };
+        let Ok(next) = self.0.recv() else {
+            return Ok(0);
+        };
         let next = next?;
         buffer[..next.len()].copy_from_slice(&next);
         Ok(next.len())
@@ -36,14 +38,24 @@ fn fed() -> (mpsc::Sender<io::Result<Vec<u8>>>, Fed) {
 }
 
 fn named(name: &str) -> PushOptions {
-    PushOptions { destination: path(name), durability: Durability::Visible, ..PushOptions::default() }
+    PushOptions {
+        destination: path(name),
+        durability: Durability::Visible,
+        ..PushOptions::default()
+    }
 }
 
 /// `haul cp - haul://HOST/DESTINATION`, its input not ended.
 fn haul_cp(host: &Host, home: &Path, destination: &str) -> Child {
     std::fs::set_permissions(home, PermissionsExt::from_mode(0o700)).unwrap();
     Command::new(env!("CARGO_BIN_EXE_haul"))
-        .args(["cp", "-", &format!("haul://{}/{destination}", host.address), "--pin", &host.key_id.to_string()])
+        .args([
+            "cp",
+            "-",
+            &format!("haul://{}/{destination}", host.address),
+            "--pin",
+            &host.key_id.to_string(),
+        ])
         .env("HAUL_HOME", home)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -59,7 +71,9 @@ async fn until(mut holds: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(LIMIT, wait).await.expect("it comes about");
+    tokio::time::timeout(LIMIT, wait)
+        .await
+        .expect("it comes about");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -73,13 +87,26 @@ async fn what_comes_in_becomes_a_file_at_its_end_and_not_before() {
     let (first, rest) = bytes.split_at(3_000_000);
     input.write_all(first).unwrap();
     // It is there, all but what the pipe still holds, under no name that anybody looks for.
-    until(|| std::fs::read_dir(there.path()).unwrap().any(|e| e.unwrap().metadata().unwrap().len() > 1_000_000)).await;
+    until(|| {
+        std::fs::read_dir(there.path())
+            .unwrap()
+            .any(|e| e.unwrap().metadata().unwrap().len() > 1_000_000)
+    })
+    .await;
     assert_eq!(std::fs::read(there.path().join("d.tar")).unwrap(), b"old");
     input.write_all(rest).unwrap();
     drop(input);
     let ended = haul.wait_with_output().unwrap();
-    assert_eq!(ended.status.code(), Some(0), "{}", String::from_utf8_lossy(&ended.stderr));
-    assert!(String::from_utf8_lossy(&ended.stderr).contains("1 file, 4.77 MiB"), "{ended:?}");
+    assert_eq!(
+        ended.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&ended.stderr)
+    );
+    assert!(
+        String::from_utf8_lossy(&ended.stderr).contains("1 file, 4.77 MiB"),
+        "{ended:?}"
+    );
     assert!(std::fs::read(there.path().join("d.tar")).unwrap() == bytes);
     assert_eq!(listing(there.path()).len(), 1, "no partial is left");
 
@@ -97,20 +124,34 @@ async fn what_comes_in_needs_a_name() {
     for (destination, code, says) in [
         ("", 2, "needs a name there, as in haul://127.0.0.1:"),
         ("dir/", 2, "/dir/name.tar"),
-        ("dir", 1, "dir/dir: what comes out of a pipe needs a full name, and a directory stands there"),
+        (
+            "dir",
+            1,
+            "dir/dir: what comes out of a pipe needs a full name, and a directory stands there",
+        ),
     ] {
         // Its input does not end, and that holds nothing up.
         let mut haul = haul_cp(&host, home.path(), destination);
         let input = haul.stdin.take();
-        let ended = tokio::task::spawn_blocking(move || haul.wait_with_output().unwrap()).await.unwrap();
+        let ended = tokio::task::spawn_blocking(move || haul.wait_with_output().unwrap())
+            .await
+            .unwrap();
         let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-        assert!(ended.status.code() == Some(code) && said.contains(says), "{destination}: {said}");
+        assert!(
+            ended.status.code() == Some(code) && said.contains(says),
+            "{destination}: {said}"
+        );
         drop(input);
     }
     assert_eq!(listing(there.path()).len(), 1, "nothing was made");
     let client = host.connect().await.unwrap();
-    let into = PushOptions { into: true, ..named("dir") };
-    let refused = client.push_from(io::empty(), &into, haul::progress::ignore()).await;
+    let into = PushOptions {
+        into: true,
+        ..named("dir")
+    };
+    let refused = client
+        .push_from(io::empty(), &into, haul::progress::ignore())
+        .await;
     assert!(matches!(refused, Err(Error::Usage(_))), "{refused:?}");
     client.close().await;
 }
@@ -128,7 +169,13 @@ async fn an_input_that_breaks_off_commits_nothing() {
         let options = named("f");
         let push = client.push_from(input, &options, observer);
         tokio::pin!(push);
-        let moved = || events.lock().unwrap().iter().any(|event| matches!(event, Event::Moved { .. }));
+        let moved = || {
+            events
+                .lock()
+                .unwrap()
+                .iter()
+                .any(|event| matches!(event, Event::Moved { .. }))
+        };
         tokio::select! {
             ended = &mut push => panic!("{ended:?}"),
             () = until(moved) => {}
@@ -137,7 +184,10 @@ async fn an_input_that_breaks_off_commits_nothing() {
             feed.send(Err(io::Error::other("the tape broke"))).unwrap();
             let outcome = push.await.unwrap();
             let (failed, why) = &outcome.sent.failures[0];
-            assert_eq!((failed.to_string().as_str(), why.code), ("f", Code::Unreadable));
+            assert_eq!(
+                (failed.to_string().as_str(), why.code),
+                ("f", Code::Unreadable)
+            );
             assert!(why.text.contains("the tape broke"), "{why}");
             assert_eq!(outcome.summary.failed, 1);
         }
@@ -151,11 +201,23 @@ async fn an_input_that_breaks_off_commits_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_is_killed_commits_nothing_and_the_next_one_starts_anew() {
     let (there, home) = (tempdir().unwrap(), tempdir().unwrap());
-    let config = Config { idle_timeout: Duration::from_secs(2), ..Config::default() };
+    let config = Config {
+        idle_timeout: Duration::from_secs(2),
+        ..Config::default()
+    };
     let host = Host::serving(Arc::new(LocalStore::open(there.path()).unwrap()), config);
     let mut haul = haul_cp(&host, home.path(), "f");
-    haul.stdin.as_mut().unwrap().write_all(&content(1, 3_000_000)).unwrap();
-    until(|| std::fs::read_dir(there.path()).unwrap().any(|e| e.unwrap().metadata().unwrap().len() > 1_000_000)).await;
+    haul.stdin
+        .as_mut()
+        .unwrap()
+        .write_all(&content(1, 3_000_000))
+        .unwrap();
+    until(|| {
+        std::fs::read_dir(there.path())
+            .unwrap()
+            .any(|e| e.unwrap().metadata().unwrap().len() > 1_000_000)
+    })
+    .await;
     haul.kill().unwrap();
     haul.wait().unwrap();
     assert!(!there.path().join("f").exists());
@@ -173,17 +235,32 @@ async fn an_endless_input_ends_with_the_disk() {
     let host = Host::serving(Arc::new(store.clone()), Config::default());
     let client = host.connect().await.unwrap();
     let options = named("f");
-    let outcome = tokio::time::timeout(LIMIT, client.push_from(io::repeat(7), &options, haul::progress::ignore()));
+    let outcome = tokio::time::timeout(
+        LIMIT,
+        client.push_from(io::repeat(7), &options, haul::progress::ignore()),
+    );
     let outcome = outcome.await.expect("it ends").unwrap();
     assert_eq!(outcome.sent.failures[0].1.code, Code::NoSpace);
     assert!(store.stat(&path("f")).unwrap().is_none());
-    assert_eq!(store.sweep(Duration::ZERO).unwrap(), 0, "its space is given back");
+    assert_eq!(
+        store.sweep(Duration::ZERO).unwrap(),
+        0,
+        "its space is given back"
+    );
     // One that gives nothing more is not waited for either.
     let (feed, input) = fed();
     (0..100).for_each(|_| feed.send(Ok(vec![1; 50_000])).unwrap());
     let options = named("g");
-    let outcome = tokio::time::timeout(LIMIT, client.push_from(input, &options, haul::progress::ignore()));
-    assert_eq!(outcome.await.expect("it ends").unwrap().sent.failures[0].1.code, Code::NoSpace);
+    let outcome = tokio::time::timeout(
+        LIMIT,
+        client.push_from(input, &options, haul::progress::ignore()),
+    );
+    assert_eq!(
+        outcome.await.expect("it ends").unwrap().sent.failures[0]
+            .1
+            .code,
+        Code::NoSpace
+    );
     drop(feed);
     client.close().await;
 }
@@ -199,16 +276,34 @@ async fn a_lost_connection_is_said_to_have_taken_the_input_with_it() {
     let options = named("f");
     let push = client.push_from(input, &options, observer);
     tokio::pin!(push);
-    let moved = || events.lock().unwrap().iter().any(|event| matches!(event, Event::Moved { .. }));
+    let moved = || {
+        events
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|event| matches!(event, Event::Moved { .. }))
+    };
     tokio::select! {
         ended = &mut push => panic!("{ended:?}"),
         () = until(moved) => {}
     }
     host.stop();
     host.stop_now();
-    let lost = tokio::time::timeout(LIMIT, push).await.expect("it ends").unwrap_err();
-    assert!(matches!(&lost, Error::Lost(why) if why.contains("what was read of the input is gone")), "{lost:?}");
-    assert!(!events.lock().unwrap().iter().any(|event| matches!(event, Event::Reconnecting { .. })));
+    let lost = tokio::time::timeout(LIMIT, push)
+        .await
+        .expect("it ends")
+        .unwrap_err();
+    assert!(
+        matches!(&lost, Error::Lost(why) if why.contains("what was read of the input is gone")),
+        "{lost:?}"
+    );
+    assert!(
+        !events
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|event| matches!(event, Event::Reconnecting { .. }))
+    );
     host.stopped().await;
     assert_eq!(listing(there.path()), Vec::<String>::new());
 }
@@ -217,9 +312,18 @@ async fn a_lost_connection_is_said_to_have_taken_the_input_with_it() {
 async fn an_input_may_be_silent_for_longer_than_any_deadline() {
     let there = tempdir().unwrap();
     // An input that gives nothing is said to be alive every 5 s.
-    let config = Config { deadline: Duration::from_secs(6), ..Config::default() };
-    let host = Host::serving(Arc::new(LocalStore::open(there.path()).unwrap()), config.clone());
-    let client = host.connect_as(&haul::identity::Identity::generate().unwrap(), &config).await.unwrap();
+    let config = Config {
+        deadline: Duration::from_secs(6),
+        ..Config::default()
+    };
+    let host = Host::serving(
+        Arc::new(LocalStore::open(there.path()).unwrap()),
+        config.clone(),
+    );
+    let client = host
+        .connect_as(&haul::identity::Identity::generate().unwrap(), &config)
+        .await
+        .unwrap();
     let (feed, input) = fed();
     feed.send(Ok(b"before ".to_vec())).unwrap();
     let options = named("f");
@@ -231,7 +335,10 @@ async fn an_input_may_be_silent_for_longer_than_any_deadline() {
     };
     let (outcome, ()) = tokio::join!(push, feeding);
     assert_eq!(outcome.unwrap().sent.failed, 0);
-    assert_eq!(std::fs::read(there.path().join("f")).unwrap(), b"before after");
+    assert_eq!(
+        std::fs::read(there.path().join("f")).unwrap(),
+        b"before after"
+    );
     client.close().await;
 }
 
@@ -239,7 +346,13 @@ async fn an_input_may_be_silent_for_longer_than_any_deadline() {
 fn haul_out(host: &Host, home: &Path, arguments: &[&str], source: &str) -> std::process::Output {
     std::fs::set_permissions(home, PermissionsExt::from_mode(0o700)).unwrap();
     Command::new(env!("CARGO_BIN_EXE_haul"))
-        .args(["cp", "--pin", &host.key_id.to_string(), &format!("haul://{}/{source}", host.address), "-"])
+        .args([
+            "cp",
+            "--pin",
+            &host.key_id.to_string(),
+            &format!("haul://{}/{source}", host.address),
+            "-",
+        ])
         .args(arguments)
         .env("HAUL_HOME", home)
         .stdin(Stdio::null())
@@ -262,7 +375,10 @@ async fn a_file_goes_out_through_a_pipe_as_it_is() {
         let output = haul_out(&host, home.path(), &[], source);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(0), "{source}: {said}");
-        assert!(output.stdout == std::fs::read(served.path().join(source)).unwrap(), "{source}");
+        assert!(
+            output.stdout == std::fs::read(served.path().join(source)).unwrap(),
+            "{source}"
+        );
         assert!(said.contains("1 file, "), "{said}");
     }
 }
@@ -275,19 +391,41 @@ async fn what_does_not_go_out_whole_is_said_and_ends_with_1() {
     let host = Host::directory(served.path());
     for (arguments, source, code, says) in [
         (&[][..], "missing", 1, "missing"),
-        (&[], "d", 1, "d is a directory, and only the content of a file can be written to a pipe"),
+        (
+            &[],
+            "d",
+            1,
+            "d is a directory, and only the content of a file can be written to a pipe",
+        ),
         (&[], "", 2, "- takes the content of one file"),
-        (&["--json"], "f", 2, "--json and - would both write to standard output"),
+        (
+            &["--json"],
+            "f",
+            2,
+            "--json and - would both write to standard output",
+        ),
     ] {
         let output = haul_out(&host, home.path(), arguments, source);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.code() == Some(code) && said.contains(says), "{source}: {said}");
-        assert!(code == 2 || said.contains("what came out is not the whole file"), "{source}: {said}");
+        assert!(
+            output.status.code() == Some(code) && said.contains(says),
+            "{source}: {said}"
+        );
+        assert!(
+            code == 2 || said.contains("what came out is not the whole file"),
+            "{source}: {said}"
+        );
         assert!(code == 2 || output.stdout.is_empty(), "{source}");
     }
     // Nobody reads it to its end.
     let mut haul = Command::new(env!("CARGO_BIN_EXE_haul"))
-        .args(["cp", "--pin", &host.key_id.to_string(), &format!("haul://{}/f", host.address), "-"])
+        .args([
+            "cp",
+            "--pin",
+            &host.key_id.to_string(),
+            &format!("haul://{}/f", host.address),
+            "-",
+        ])
         .env("HAUL_HOME", home.path())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -300,7 +438,10 @@ async fn what_does_not_go_out_whole_is_said_and_ends_with_1() {
     let ended = haul.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert_eq!(ended.status.code(), Some(1), "{said}");
-    assert!(said.contains("f: cannot write it: Broken pipe") && said.contains("is not the whole file"), "{said}");
+    assert!(
+        said.contains("f: cannot write it: Broken pipe") && said.contains("is not the whole file"),
+        "{said}"
+    );
 }
 
 /// A writer that takes nothing until it is told to.
@@ -325,11 +466,20 @@ async fn a_reader_that_waits_holds_back_the_sender_and_loses_nothing() {
     let bytes = content(1, 40 << 20);
     write(&served.path().join("f"), &bytes);
     let host = Host::directory(served.path());
-    let config = Config { memory: 4 << 20, ..Config::default() };
-    let client = host.connect_as(&haul::identity::Identity::generate().unwrap(), &config).await.unwrap();
+    let config = Config {
+        memory: 4 << 20,
+        ..Config::default()
+    };
+    let client = host
+        .connect_as(&haul::identity::Identity::generate().unwrap(), &config)
+        .await
+        .unwrap();
     let (open, gate) = mpsc::channel();
     let out = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let options = haul::client::PullOptions { sources: vec![path("f")], ..haul::client::PullOptions::default() };
+    let options = haul::client::PullOptions {
+        sources: vec![path("f")],
+        ..haul::client::PullOptions::default()
+    };
     let pull = client.pull_to(Gate(gate, out.clone()), &options, haul::progress::ignore());
     let waiting = async {
         let received = || client.connection().stats().udp_rx.bytes;
@@ -342,7 +492,9 @@ async fn a_reader_that_waits_holds_back_the_sender_and_loses_nothing() {
         assert!(before < 20 << 20, "{before} bytes wait here");
         drop(open);
     };
-    let (outcome, ()) = tokio::time::timeout(LIMIT, async { tokio::join!(pull, waiting) }).await.expect("it ends");
+    let (outcome, ()) = tokio::time::timeout(LIMIT, async { tokio::join!(pull, waiting) })
+        .await
+        .expect("it ends");
     assert_eq!(outcome.unwrap().sent.failed, 0);
     assert!(*out.lock().unwrap() == bytes);
     client.close().await;
@@ -356,7 +508,10 @@ async fn a_connection_that_is_lost_after_something_came_out_is_not_made_again() 
     let client = host.connect().await.unwrap();
     let (open, gate) = mpsc::channel();
     let out = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let options = haul::client::PullOptions { sources: vec![path("f")], ..haul::client::PullOptions::default() };
+    let options = haul::client::PullOptions {
+        sources: vec![path("f")],
+        ..haul::client::PullOptions::default()
+    };
     let (observer, events) = recorder();
     let pull = client.pull_to(Gate(gate, out.clone()), &options, observer);
     tokio::pin!(pull);
@@ -369,10 +524,19 @@ async fn a_connection_that_is_lost_after_something_came_out_is_not_made_again() 
     host.stop_now();
     host.stopped().await;
     drop(open);
-    let lost = tokio::time::timeout(LIMIT, pull).await.expect("it ends").unwrap_err();
+    let lost = tokio::time::timeout(LIMIT, pull)
+        .await
+        .expect("it ends")
+        .unwrap_err();
     assert!(
         matches!(&lost, Error::Lost(why) if why.contains("what came out already cannot be taken back")),
         "{lost:?}"
     );
-    assert!(!events.lock().unwrap().iter().any(|event| matches!(event, Event::Reconnecting { .. })));
+    assert!(
+        !events
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|event| matches!(event, Event::Reconnecting { .. }))
+    );
 }

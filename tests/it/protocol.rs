@@ -7,14 +7,23 @@ use haul::wire::*;
 const DOCUMENT: &str = include_str!("../../PROTOCOL.md");
 
 fn rows() -> impl Iterator<Item = Vec<&'static str>> {
-    DOCUMENT.lines().filter(|line| line.starts_with("| ")).map(|line| line.split('|').map(str::trim).collect())
+    DOCUMENT
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .map(|line| line.split('|').map(str::trim).collect())
 }
 
 #[test]
 fn every_message_stands_in_the_table_with_its_type_and_limit() {
     let mut documented: Vec<_> = rows()
         .filter(|row| row.len() == 6 && row[2].starts_with("0x") && row[3].parse::<usize>().is_ok())
-        .map(|row| (row[1], u8::from_str_radix(&row[2][2..], 16).unwrap(), row[3].parse().unwrap()))
+        .map(|row| {
+            (
+                row[1],
+                u8::from_str_radix(&row[2][2..], 16).unwrap(),
+                row[3].parse().unwrap(),
+            )
+        })
         .collect();
     documented.sort_by_key(|&(_, kind, _)| kind);
     assert_eq!(documented, MESSAGES);
@@ -26,15 +35,22 @@ fn every_code_stands_in_the_table() {
         .filter(|row| row.len() == 5 && row[1].starts_with("0x"))
         .map(|row| (u32::from_str_radix(&row[1][2..], 16).unwrap(), row[2]))
         .collect();
-    let known: Vec<_> = Code::ALL.iter().map(|code| (code.number(), code.name())).collect();
+    let known: Vec<_> = Code::ALL
+        .iter()
+        .map(|code| (code.number(), code.name()))
+        .collect();
     assert_eq!(documented, known);
 }
 
 #[test]
 fn every_stream_type_stands_in_the_table() {
-    for (byte, name) in
-        [(0x01, "control"), (0x02, "manifest"), (0x03, "transfer"), (0x04, "measurement"), (0x05, "introduction")]
-    {
+    for (byte, name) in [
+        (0x01, "control"),
+        (0x02, "manifest"),
+        (0x03, "transfer"),
+        (0x04, "measurement"),
+        (0x05, "introduction"),
+    ] {
         assert!(StreamType::from_byte(byte).is_some());
         assert!(DOCUMENT.contains(&format!("| {byte:#04x} | {name} |")));
     }
@@ -46,17 +62,39 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
     let session = *b"0123456789abcdef";
     let components = |names: &[&[u8]]| Components(names.iter().map(|n| n.to_vec()).collect());
     let why = || haul::error::Why::new(Code::NoSpace, "full").into();
-    let address =
-        |version| Address(if version == 4 { "192.0.2.7:4433" } else { "[2001:db8::7]:4433" }.parse().unwrap());
-    let range = Range { offset: 1 << 20, length: 5 };
+    let address = |version| {
+        Address(
+            if version == 4 {
+                "192.0.2.7:4433"
+            } else {
+                "[2001:db8::7]:4433"
+            }
+            .parse()
+            .unwrap(),
+        )
+    };
+    let range = Range {
+        offset: 1 << 20,
+        length: 5,
+    };
     fn all<M: Message>(message: &M) -> (&'static str, Vec<u8>) {
         let bytes = message.to_bytes();
-        let frame = Frame::take(&mut BytesMut::from(&bytes[..]), M::LIMIT).unwrap().unwrap();
-        assert_eq!(frame.decode::<M>().unwrap().to_bytes(), bytes, "{} does not survive", M::NAME);
+        let frame = Frame::take(&mut BytesMut::from(&bytes[..]), M::LIMIT)
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            frame.decode::<M>().unwrap().to_bytes(),
+            bytes,
+            "{} does not survive",
+            M::NAME
+        );
         (M::NAME, bytes.to_vec())
     }
     vec![
-        all(&Hello { features: vec![], agent: "haul".into() }),
+        all(&Hello {
+            features: vec![],
+            agent: "haul".into(),
+        }),
         all(&Push {
             session,
             destination: components(&[b"in", b"\xff"]),
@@ -75,9 +113,19 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             sources: 1,
             directory: true,
             durability: Durability::Synced,
-            take: Some(Take { checksum: true, delete: Some(Delete { most: Some(100) }), ..Take::default() }),
-            filter: Some(WireFilter { rules: vec![b"*.o".to_vec().into()], gitignore: false }),
-            origin: Some(Origin { sources: vec![[1; 16].into()], above: vec![[2; 16].into()] }),
+            take: Some(Take {
+                checksum: true,
+                delete: Some(Delete { most: Some(100) }),
+                ..Take::default()
+            }),
+            filter: Some(WireFilter {
+                rules: vec![b"*.o".to_vec().into()],
+                gitignore: false,
+            }),
+            origin: Some(Origin {
+                sources: vec![[1; 16].into()],
+                above: vec![[2; 16].into()],
+            }),
         }),
         all(&Pull {
             session,
@@ -99,20 +147,53 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             limit: Some(2_500_000),
             checksum: None,
             follow: Some(true),
-            filter: Some(WireFilter { rules: vec![b"*.o".to_vec().into(), b"!\xff".to_vec().into()], gitignore: true }),
+            filter: Some(WireFilter {
+                rules: vec![b"*.o".to_vec().into(), b"!\xff".to_vec().into()],
+                gitignore: true,
+            }),
             xattrs: Some(true),
             owner: Some(true),
         }),
-        all(&List { session, path: components(&[b"a"]), recursive: true }),
-        all(&Ready { entries: 10_000, entry_bytes: 1 << 20, ..Ready::default() }),
-        all(&Ready { only: Some(Kind::Directory), ..Ready::default() }),
+        all(&List {
+            session,
+            path: components(&[b"a"]),
+            recursive: true,
+        }),
+        all(&Ready {
+            entries: 10_000,
+            entry_bytes: 1 << 20,
+            ..Ready::default()
+        }),
+        all(&Ready {
+            only: Some(Kind::Directory),
+            ..Ready::default()
+        }),
         all(&Refused { why: why() }),
-        all(&End { entries: 3, failed: 1, ..End::default() }),
-        all(&End { entries: 3, failed: 0, interrupted: Some(why()), ..End::default() }),
         all(&End {
             entries: 3,
-            spent: Some(Spent { network: 1500, rtt: 100_000, sent_packets: 7, mtu: 1452, ..Spent::default() }),
-            unkept: Some(vec![Unkept { aspect: 3, count: 1, first: "a".into() }]),
+            failed: 1,
+            ..End::default()
+        }),
+        all(&End {
+            entries: 3,
+            failed: 0,
+            interrupted: Some(why()),
+            ..End::default()
+        }),
+        all(&End {
+            entries: 3,
+            spent: Some(Spent {
+                network: 1500,
+                rtt: 100_000,
+                sent_packets: 7,
+                mtu: 1452,
+                ..Spent::default()
+            }),
+            unkept: Some(vec![Unkept {
+                aspect: 3,
+                count: 1,
+                first: "a".into(),
+            }]),
             ..End::default()
         }),
         all(&Summary {
@@ -130,7 +211,11 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             failed: 0,
             durability: Durability::Synced,
             held_up: Some(1500),
-            unkept: Some(vec![Unkept { aspect: Aspect::Xattr as u32, count: 12, first: "a/b: not supported".into() }]),
+            unkept: Some(vec![Unkept {
+                aspect: Aspect::Xattr as u32,
+                count: 12,
+                first: "a/b: not supported".into(),
+            }]),
             removed: None,
             unremoved: None,
         }),
@@ -142,13 +227,18 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
         }),
         all(&GoAway { why: why() }),
         all(&Working {}),
-        all(&Removed { path: components(&[b"old", b"a"]) }),
+        all(&Removed {
+            path: components(&[b"old", b"a"]),
+        }),
         all(&Entry {
             id: 7,
             path: components(&[b"a", b"b.txt"]),
             kind: Kind::File,
             size: Some(300),
-            modified: Some(Time { seconds: -1, nanoseconds: 500_000_000 }),
+            modified: Some(Time {
+                seconds: -1,
+                nanoseconds: 500_000_000,
+            }),
             mode: Some(0o644),
             ..Entry::default()
         }),
@@ -183,8 +273,16 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             path: components(&[b"a", b"d"]),
             kind: Kind::Directory,
             mode: Some(0o755),
-            owner: Some(Owner { user: 1000, group: 100, user_name: Some(b"bob".to_vec()), group_name: None }),
-            xattrs: Some(vec![Xattr { name: b"user.note".to_vec(), value: b"\x00\xff".to_vec() }]),
+            owner: Some(Owner {
+                user: 1000,
+                group: 100,
+                user_name: Some(b"bob".to_vec()),
+                group_name: None,
+            }),
+            xattrs: Some(vec![Xattr {
+                name: b"user.note".to_vec(),
+                value: b"\x00\xff".to_vec(),
+            }]),
             ..Entry::default()
         }),
         all(&Entry {
@@ -199,32 +297,87 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
         all(&Skip { id: 7 }),
         all(&Done { id: 8 }),
         all(&Want { id: 9, held: None }),
-        all(&Want { id: 9, held: Some(vec![Held { range, digest: [0xab; 32] }]) }),
+        all(&Want {
+            id: 9,
+            held: Some(vec![Held {
+                range,
+                digest: [0xab; 32],
+            }]),
+        }),
         all(&Refuse { id: 9, why: why() }),
-        all(&Unsendable { path: components(&[b"a", b"b.txt"]), why: why() }),
+        all(&Unsendable {
+            path: components(&[b"a", b"b.txt"]),
+            why: why(),
+        }),
         all(&Complete {}),
-        all(&Plan { id: 9, encoding: 0, ranges: vec![range], holes: None }),
-        all(&Plan { id: 9, encoding: 0, ranges: vec![range], holes: Some(vec![Range { offset: 0, length: 1 << 20 }]) }),
-        all(&Plan { id: 9, encoding: ENCODING_PIECES, ranges: vec![], holes: None }),
-        all(&Trailer { digest: [0xcd; 32], size: None }),
-        all(&Trailer { digest: [0xcd; 32], size: Some(300) }),
-        all(&Committed { bytes: 300, durability: Durability::Visible }),
+        all(&Plan {
+            id: 9,
+            encoding: 0,
+            ranges: vec![range],
+            holes: None,
+        }),
+        all(&Plan {
+            id: 9,
+            encoding: 0,
+            ranges: vec![range],
+            holes: Some(vec![Range {
+                offset: 0,
+                length: 1 << 20,
+            }]),
+        }),
+        all(&Plan {
+            id: 9,
+            encoding: ENCODING_PIECES,
+            ranges: vec![],
+            holes: None,
+        }),
+        all(&Trailer {
+            digest: [0xcd; 32],
+            size: None,
+        }),
+        all(&Trailer {
+            digest: [0xcd; 32],
+            size: Some(300),
+        }),
+        all(&Committed {
+            bytes: 300,
+            durability: Durability::Visible,
+        }),
         all(&Failed { why: why() }),
         all(&Withdraw { id: 9, why: why() }),
-        all(&Measure { probe: Probe::Down, milliseconds: 5000 }),
+        all(&Measure {
+            probe: Probe::Down,
+            milliseconds: 5000,
+        }),
         all(&Ping { id: 3 }),
-        all(&Pong { id: 3, packets_sent: 1000, packets_lost: 10, rtt: 100_000 }),
-        all(&Received { bytes: 1 << 20, microseconds: 100_000 }),
+        all(&Pong {
+            id: 3,
+            packets_sent: 1000,
+            packets_lost: 10,
+            rtt: 100_000,
+        }),
+        all(&Received {
+            bytes: 1 << 20,
+            microseconds: 100_000,
+        }),
         all(&Listed {
             path: components(&[b"a", b"link"]),
             kind: Some(Kind::Symlink),
             size: None,
-            modified: Some(Time { seconds: -1, nanoseconds: 500_000_000 }),
+            modified: Some(Time {
+                seconds: -1,
+                nanoseconds: 500_000_000,
+            }),
             mode: Some(0o777),
             target: Some(b"b.txt".to_vec()),
         }),
-        all(&Introduce { number: 417, exchange: [0x42; 33] }),
-        all(&Introduced { exchange: [0x41; 33] }),
+        all(&Introduce {
+            number: 417,
+            exchange: [0x42; 33],
+        }),
+        all(&Introduced {
+            exchange: [0x41; 33],
+        }),
         all(&Confirm { tag: [0xef; 32] }),
         all(&Offer {
             from: "alice".into(),
@@ -242,15 +395,47 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             piped: Some(true),
             ..Offer::default()
         }),
-        all(&Offer { from: "alice".into(), pair: Some(12_345_678), ..Offer::default() }),
-        all(&Offer { from: "alice".into(), text: Some("under the mat".into()), ..Offer::default() }),
+        all(&Offer {
+            from: "alice".into(),
+            pair: Some(12_345_678),
+            ..Offer::default()
+        }),
+        all(&Offer {
+            from: "alice".into(),
+            text: Some("under the mat".into()),
+            ..Offer::default()
+        }),
         all(&Accept::default()),
-        all(&Accept { pair: Some(87_654_321) }),
-        all(&Place { claim: session, number: Some(4170), token: Some("t".into()), addresses: vec![address(4)] }),
-        all(&Placed { number: 4170, seen: address(4) }),
-        all(&Seek { number: 4170, token: None, addresses: vec![address(6)], forward: true }),
-        all(&Found { addresses: vec![address(4), address(6)], forward: None }),
-        all(&Found { addresses: vec![], forward: Some(Forward { port: 4441, token: [0xbb; 32] }) }),
+        all(&Accept {
+            pair: Some(87_654_321),
+        }),
+        all(&Place {
+            claim: session,
+            number: Some(4170),
+            token: Some("t".into()),
+            addresses: vec![address(4)],
+        }),
+        all(&Placed {
+            number: 4170,
+            seen: address(4),
+        }),
+        all(&Seek {
+            number: 4170,
+            token: None,
+            addresses: vec![address(6)],
+            forward: true,
+        }),
+        all(&Found {
+            addresses: vec![address(4), address(6)],
+            forward: None,
+        }),
+        all(&Found {
+            addresses: vec![],
+            forward: Some(Forward {
+                port: 4441,
+                token: [0xbb; 32],
+            }),
+        }),
     ]
 }
 
@@ -263,6 +448,13 @@ fn the_vectors_are_true() {
             format!("{name} {}\n", hex.join(""))
         })
         .collect();
-    let document = DOCUMENT.split("```vectors\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap_or_default();
-    assert_eq!(document, code, "PROTOCOL.md should have these vectors:\n{code}");
+    let document = DOCUMENT
+        .split("```vectors\n")
+        .nth(1)
+        .and_then(|rest| rest.split("```").next())
+        .unwrap_or_default();
+    assert_eq!(
+        document, code,
+        "PROTOCOL.md should have these vectors:\n{code}"
+    );
 }

@@ -35,24 +35,55 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
-        let mut machine = Self { home: private(), served: tempdir().unwrap(), port: 0, key_id: None, child: None };
+        let mut machine = Self {
+            home: private(),
+            served: tempdir().unwrap(),
+            port: 0,
+            key_id: None,
+            child: None,
+        };
         machine.start(&["--anyone", "write"]);
         machine
     }
 
     fn start(&mut self, arguments: &[&str]) {
         // Some socket of another test may have been given the port meanwhile.
-        let (child, said) = std::iter::repeat_with(|| self.try_to_start(arguments)).flatten().next().unwrap();
-        let word = |after: &str| said.split(after).nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
-        self.port = word("haul://").trim_end_matches('/').rsplit(':').next().unwrap().parse().unwrap();
+        let (child, said) = std::iter::repeat_with(|| self.try_to_start(arguments))
+            .flatten()
+            .next()
+            .unwrap();
+        let word = |after: &str| {
+            said.split(after)
+                .nth(1)
+                .unwrap()
+                .split_whitespace()
+                .next()
+                .unwrap()
+                .to_owned()
+        };
+        self.port = word("haul://")
+            .trim_end_matches('/')
+            .rsplit(':')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap();
         self.key_id = Some(word("key id ").parse().unwrap());
         self.child = Some(child);
     }
 
     fn try_to_start(&self, arguments: &[&str]) -> Option<(Child, String)> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_haul"));
-        command.arg("serve").arg(self.served.path()).arg(format!("--listen=127.0.0.1:{}", self.port)).args(arguments);
-        command.env("HAUL_HOME", self.home.path()).env_remove("HAUL_LOG").stdin(Stdio::null()).stderr(Stdio::null());
+        command
+            .arg("serve")
+            .arg(self.served.path())
+            .arg(format!("--listen=127.0.0.1:{}", self.port))
+            .args(arguments);
+        command
+            .env("HAUL_HOME", self.home.path())
+            .env_remove("HAUL_LOG")
+            .stdin(Stdio::null())
+            .stderr(Stdio::null());
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let mut said = String::new();
@@ -82,12 +113,17 @@ impl Machine {
     }
 
     fn trust(&self) -> ServerTrust {
-        ServerTrust { pin: self.key_id, ..ServerTrust::default() }
+        ServerTrust {
+            pin: self.key_id,
+            ..ServerTrust::default()
+        }
     }
 
     async fn connect(&self, config: &Config) -> Client {
         let identity = Identity::generate().unwrap();
-        Client::connect(&identity, &self.trust(), "127.0.0.1", self.port, config).await.unwrap()
+        Client::connect(&identity, &self.trust(), "127.0.0.1", self.port, config)
+            .await
+            .unwrap()
     }
 }
 
@@ -118,7 +154,9 @@ type GoOn = mpsc::Sender<()>;
 
 impl Halt {
     /// An observer that stands still at each event that `at` says, until the test says so.
-    fn when(at: impl Fn(&Event, &[Event]) -> bool + Send + Sync + 'static) -> (Arc<Self>, GoOn, Observer) {
+    fn when(
+        at: impl Fn(&Event, &[Event]) -> bool + Send + Sync + 'static,
+    ) -> (Arc<Self>, GoOn, Observer) {
         let halt = Arc::new(Self::default());
         let (go_on, wait) = mpsc::channel();
         let wait = Mutex::new(wait);
@@ -141,16 +179,32 @@ impl Halt {
     }
 
     async fn reached(&self) {
-        tokio::time::timeout(LIMIT, self.reached.notified()).await.expect("it gets there");
+        tokio::time::timeout(LIMIT, self.reached.notified())
+            .await
+            .expect("it gets there");
     }
 
     fn count(&self, what: impl Fn(&Event) -> bool) -> usize {
-        self.events.lock().unwrap().iter().filter(|event| what(event)).count()
+        self.events
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|event| what(event))
+            .count()
     }
 }
 
 fn moved(events: &[Event]) -> u64 {
-    events.iter().map(|event| if let Event::Moved { bytes, .. } = event { *bytes } else { 0 }).sum()
+    events
+        .iter()
+        .map(|event| {
+            if let Event::Moved { bytes, .. } = event {
+                *bytes
+            } else {
+                0
+            }
+        })
+        .sum()
 }
 
 fn is_lost(event: &Event) -> bool {
@@ -164,26 +218,40 @@ fn is_reconnected(event: &Event) -> bool {
 /// Once that much has been given to the connection, and before the file ends.
 fn in_the_middle(event: &Event, events: &[Event]) -> bool {
     const MIDDLE: u64 = 24 << 20;
-    let Event::Moved { bytes, .. } = event else { return false };
+    let Event::Moved { bytes, .. } = event else {
+        return false;
+    };
     let now = moved(events);
     now >= MIDDLE && now - bytes < MIDDLE
 }
 
-fn pushing(client: Client, options: PushOptions, observer: Observer) -> JoinHandle<Result<Outcome>> {
+fn pushing(
+    client: Client,
+    options: PushOptions,
+    observer: Observer,
+) -> JoinHandle<Result<Outcome>> {
     tokio::spawn(async move { client.push(&options, observer).await })
 }
 
 async fn ended(pushing: JoinHandle<Result<Outcome>>) -> Result<Outcome> {
-    tokio::time::timeout(LIMIT, pushing).await.expect("it ends").unwrap()
+    tokio::time::timeout(LIMIT, pushing)
+        .await
+        .expect("it ends")
+        .unwrap()
 }
 
 /// The server's disk has some of the file that is on its way.
 async fn some_is_on_the_disk(machine: &Machine) {
     let some = || {
-        std::fs::read_dir(machine.served.path()).unwrap().flatten().any(|entry| {
-            use std::os::unix::fs::MetadataExt;
-            entry.metadata().is_ok_and(|metadata| metadata.blocks() * 512 >= 8 << 20)
-        })
+        std::fs::read_dir(machine.served.path())
+            .unwrap()
+            .flatten()
+            .any(|entry| {
+                use std::os::unix::fs::MetadataExt;
+                entry
+                    .metadata()
+                    .is_ok_and(|metadata| metadata.blocks() * 512 >= 8 << 20)
+            })
     };
     tokio::time::timeout(LIMIT, async {
         while !some() {
@@ -205,7 +273,11 @@ async fn a_large_file_goes_on(abruptly: bool) -> String {
     let (source, mut machine) = (tempdir().unwrap(), Machine::new());
     let big = big(source.path());
     let (halt, go_on, observer) = Halt::when(in_the_middle);
-    let pushing = pushing(machine.connect(&Config::default()).await, to(&[&big], "big"), observer);
+    let pushing = pushing(
+        machine.connect(&Config::default()).await,
+        to(&[&big], "big"),
+        observer,
+    );
     halt.reached().await;
     some_is_on_the_disk(&machine).await;
     if abruptly {
@@ -217,29 +289,76 @@ async fn a_large_file_goes_on(abruptly: bool) -> String {
     drop(go_on);
     let outcome = ended(pushing).await.unwrap();
 
-    assert_eq!((outcome.sent.entries, outcome.sent.files, outcome.sent.bytes), (1, 1, 64 << 20));
-    assert_eq!((outcome.sent.skipped, outcome.sent.failed), (0, 0), "{:?}", outcome.sent.failures);
+    assert_eq!(
+        (outcome.sent.entries, outcome.sent.files, outcome.sent.bytes),
+        (1, 1, 64 << 20)
+    );
+    assert_eq!(
+        (outcome.sent.skipped, outcome.sent.failed),
+        (0, 0),
+        "{:?}",
+        outcome.sent.failures
+    );
     assert!(outcome.sent.interrupted.is_none());
-    assert_eq!(std::fs::read(machine.served.path().join("big")).unwrap(), std::fs::read(&big).unwrap());
-    assert_eq!(listing(machine.served.path()).len(), 1, "no partial is left");
+    assert_eq!(
+        std::fs::read(machine.served.path().join("big")).unwrap(),
+        std::fs::read(&big).unwrap()
+    );
+    assert_eq!(
+        listing(machine.served.path()).len(),
+        1,
+        "no partial is left"
+    );
     let events = halt.events.lock().unwrap();
     let held: Vec<_> = events
         .iter()
-        .filter_map(|event| if let Event::Started { id, held, .. } = event { Some((*id, *held)) } else { None })
+        .filter_map(|event| {
+            if let Event::Started { id, held, .. } = event {
+                Some((*id, *held))
+            } else {
+                None
+            }
+        })
         .collect();
     assert_eq!(held[0], (0, 0));
-    assert!(held.len() >= 2 && held.iter().all(|(id, _)| *id == 0), "the same entry: {held:?}");
-    assert!(held.last().unwrap().1 > 0, "it goes on where it was: {held:?}");
-    let found: Vec<_> = events.iter().filter(|e| matches!(e, Event::Found { files: 2.., .. })).collect();
+    assert!(
+        held.len() >= 2 && held.iter().all(|(id, _)| *id == 0),
+        "the same entry: {held:?}"
+    );
+    assert!(
+        held.last().unwrap().1 > 0,
+        "it goes on where it was: {held:?}"
+    );
+    let found: Vec<_> = events
+        .iter()
+        .filter(|e| matches!(e, Event::Found { files: 2.., .. }))
+        .collect();
     assert!(found.is_empty(), "found once: {found:?}");
-    assert_eq!(events.iter().filter(|e| matches!(e, Event::Settled { .. })).count(), 1);
-    assert_eq!(events.iter().filter(|e| matches!(e, Event::Connected { .. })).count(), 1);
+    assert_eq!(
+        events
+            .iter()
+            .filter(|e| matches!(e, Event::Settled { .. }))
+            .count(),
+        1
+    );
+    assert_eq!(
+        events
+            .iter()
+            .filter(|e| matches!(e, Event::Connected { .. }))
+            .count(),
+        1
+    );
     said_of_the_loss(&events)
 }
 
 fn said_of_the_loss(events: &[Event]) -> String {
-    let said =
-        events.iter().find_map(|event| if let Event::Lost { why, .. } = event { Some(why.clone()) } else { None });
+    let said = events.iter().find_map(|event| {
+        if let Event::Lost { why, .. } = event {
+            Some(why.clone())
+        } else {
+            None
+        }
+    });
     said.expect("it was lost")
 }
 
@@ -258,21 +377,36 @@ async fn a_server_that_is_killed_and_started_anew_says_so_by_a_stateless_reset()
 async fn a_server_that_is_gone_is_missed_before_the_connection_has_been_idle_for_long() {
     let (source, mut machine) = (tempdir().unwrap(), Machine::new());
     let big = big(source.path());
-    let config =
-        Config { keep_alive: Duration::from_millis(200), idle_timeout: Duration::from_secs(3600), ..Config::default() };
-    let (halt, go_on, observer) = Halt::when(|event, events| is_lost(event) || in_the_middle(event, events));
+    let config = Config {
+        keep_alive: Duration::from_millis(200),
+        idle_timeout: Duration::from_secs(3600),
+        ..Config::default()
+    };
+    let (halt, go_on, observer) =
+        Halt::when(|event, events| is_lost(event) || in_the_middle(event, events));
     let pushing = pushing(machine.connect(&config).await, to(&[&big], "big"), observer);
     halt.reached().await;
     some_is_on_the_disk(&machine).await;
     machine.kill();
     go_on.send(()).unwrap();
     halt.reached().await;
-    assert_eq!(said_of_the_loss(&halt.events.lock().unwrap()), "nothing listens there any more");
+    assert_eq!(
+        said_of_the_loss(&halt.events.lock().unwrap()),
+        "nothing listens there any more"
+    );
     machine.start(&["--anyone", "write"]);
     drop(go_on);
     let outcome = ended(pushing).await.unwrap();
-    assert_eq!((outcome.sent.files, outcome.sent.failed), (1, 0), "{:?}", outcome.sent.failures);
-    assert_eq!(std::fs::read(machine.served.path().join("big")).unwrap(), std::fs::read(&big).unwrap());
+    assert_eq!(
+        (outcome.sent.files, outcome.sent.failed),
+        (1, 0),
+        "{:?}",
+        outcome.sent.failures
+    );
+    assert_eq!(
+        std::fs::read(machine.served.path().join("big")).unwrap(),
+        std::fs::read(&big).unwrap()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -284,20 +418,38 @@ async fn many_small_files_and_several_restarts_add_up() {
     for i in 0..FILES {
         let size = 1 + i * 97 % 30_000;
         bytes += size as u64;
-        write(&tree.join(format!("{}/{i}", i % 7)), &content(i as u64, size));
+        write(
+            &tree.join(format!("{}/{i}", i % 7)),
+            &content(i as u64, size),
+        );
     }
     // There before, so it is skipped; once, however often it is asked for.
     write(&machine.served.path().join("t/0/0"), &content(0, 1));
     let time = tree.join("0/0").metadata().unwrap().modified().unwrap();
-    std::fs::File::open(machine.served.path().join("t/0/0")).unwrap().set_modified(time).unwrap();
+    std::fs::File::open(machine.served.path().join("t/0/0"))
+        .unwrap()
+        .set_modified(time)
+        .unwrap();
     // Cannot be sent at all: fails once.
     let missing = source.path().join("missing");
 
-    let settled = |events: &[Event]| events.iter().filter(|e| matches!(e, Event::Settled { .. })).count();
+    let settled = |events: &[Event]| {
+        events
+            .iter()
+            .filter(|e| matches!(e, Event::Settled { .. }))
+            .count()
+    };
     let (halt, go_on, observer) = Halt::when(move |event, events| {
-        matches!(event, Event::Settled { .. }) && settled(events) % 150 == 0 && settled(events) < 600
+        matches!(event, Event::Settled { .. })
+            && settled(events) % 150 == 0
+            && settled(events) < 600
     });
-    let client = machine.connect(&Config { parallel: 16, ..Config::default() }).await;
+    let client = machine
+        .connect(&Config {
+            parallel: 16,
+            ..Config::default()
+        })
+        .await;
     let pushing = pushing(client, to(&[&tree, &missing], ""), observer);
     for restart in 0..3 {
         halt.reached().await;
@@ -319,7 +471,13 @@ async fn many_small_files_and_several_restarts_add_up() {
         .lock()
         .unwrap()
         .iter()
-        .filter_map(|event| if let Event::Settled { path, .. } = event { Some(path.to_string()) } else { None })
+        .filter_map(|event| {
+            if let Event::Settled { path, .. } = event {
+                Some(path.to_string())
+            } else {
+                None
+            }
+        })
         .collect();
     // Files, seven directories and their parent, and what is missing.
     assert_eq!(seen.len(), FILES + 8 + 1);
@@ -362,15 +520,28 @@ mod gate {
             self.store.open(path)
         }
         fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
-            Ok(Box::new(Gated(self.store.create(path, claim)?, self.committed.clone(), self.go_on.clone())))
+            Ok(Box::new(Gated(
+                self.store.create(path, claim)?,
+                self.committed.clone(),
+                self.go_on.clone(),
+            )))
         }
         fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
             self.store.make_directory(path)
         }
-        fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
+        fn set_attributes(
+            &self,
+            path: &RelativePath,
+            attributes: &Attributes,
+        ) -> Result<Lapses, Why> {
             self.store.set_attributes(path, attributes)
         }
-        fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<Lapses, Why> {
+        fn make_symlink(
+            &self,
+            path: &RelativePath,
+            target: &[u8],
+            attributes: &Attributes,
+        ) -> Result<Lapses, Why> {
             self.store.make_symlink(path, target, attributes)
         }
         fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
@@ -400,7 +571,11 @@ mod gate {
         fn read_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
             self.0.read_at(buffer, offset)
         }
-        fn commit(self: Box<Self>, attributes: &Attributes, durability: Durability) -> Result<Lapses, Why> {
+        fn commit(
+            self: Box<Self>,
+            attributes: &Attributes,
+            durability: Durability,
+        ) -> Result<Lapses, Why> {
             let Self(upload, committed, go_on) = *self;
             let lapses = upload.commit(attributes, durability)?;
             committed.notify_one();
@@ -419,25 +594,49 @@ async fn a_file_whose_receipt_is_lost_counts_as_committed() {
         let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
         let (committed, (go_on, wait)) = (Arc::new(Notify::new()), mpsc::channel());
         let store = LocalStore::open(served.path()).unwrap();
-        let store = gate::Gate { store, committed: committed.clone(), go_on: Arc::new(Mutex::new(wait)) };
+        let store = gate::Gate {
+            store,
+            committed: committed.clone(),
+            go_on: Arc::new(Mutex::new(wait)),
+        };
         let identity = Identity::generate().unwrap();
         let serve = |port, store: Arc<dyn Store>| {
-            let admission = Admission { anyone: Anyone { read: false, write: true }, ..Admission::default() };
+            let admission = Admission {
+                anyone: Anyone {
+                    read: false,
+                    write: true,
+                },
+                ..Admission::default()
+            };
             let listen = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port))];
             let (config, observer) = (Config::default(), haul::progress::ignore());
-            Server::bind(ServerOptions { listen, identity: identity.clone(), admission, store, config, observer })
+            Server::bind(ServerOptions {
+                listen,
+                identity: identity.clone(),
+                admission,
+                store,
+                config,
+                observer,
+            })
         };
         let server = serve(0, Arc::new(store)).unwrap();
         let port = server.local_addresses()[0].port();
         let running = tokio::spawn(server.run(std::future::pending(), std::future::pending()));
-        let trust = ServerTrust { pin: Some(identity.key_id()), ..ServerTrust::default() };
+        let trust = ServerTrust {
+            pin: Some(identity.key_id()),
+            ..ServerTrust::default()
+        };
         let own = Identity::generate().unwrap();
-        let client = Client::connect(&own, &trust, "127.0.0.1", port, &Config::default()).await.unwrap();
+        let client = Client::connect(&own, &trust, "127.0.0.1", port, &Config::default())
+            .await
+            .unwrap();
         let file = source.path().join("f");
         write(&file, &content(1, size));
         let (observer, events) = recorder();
         let pushing = pushing(client, to(&[&file], "f"), observer);
-        tokio::time::timeout(LIMIT, committed.notified()).await.expect("it is committed");
+        tokio::time::timeout(LIMIT, committed.notified())
+            .await
+            .expect("it is committed");
         // It stands under its name, and the connection ends before anybody can tell so.
         running.abort();
         assert!(running.await.unwrap_err().is_cancelled());
@@ -454,12 +653,23 @@ async fn a_file_whose_receipt_is_lost_counts_as_committed() {
         let anew = tokio::spawn(anew.run(std::future::pending(), std::future::pending()));
         let sent = ended(pushing).await.unwrap().sent;
         anew.abort();
-        assert_eq!((sent.files, sent.bytes, sent.skipped, sent.failed), (1, size as u64, 0, 0), "{:?}", sent.failures);
+        assert_eq!(
+            (sent.files, sent.bytes, sent.skipped, sent.failed),
+            (1, size as u64, 0, 0),
+            "{:?}",
+            sent.failures
+        );
         let events = events.lock().unwrap();
         assert_eq!(events.iter().filter(|e| is_lost(e)).count(), 1);
         let settled: Vec<_> = events
             .iter()
-            .filter_map(|event| if let Event::Settled { result, .. } = event { Some(result.clone()) } else { None })
+            .filter_map(|event| {
+                if let Event::Settled { result, .. } = event {
+                    Some(result.clone())
+                } else {
+                    None
+                }
+            })
             .collect();
         assert_eq!(settled, [Settled::Committed]);
     }
@@ -471,7 +681,11 @@ async fn when_the_time_is_up_it_says_what_was_lost_and_the_partial_stays() {
     let big = big(source.path());
     let (halt, go_on, observer) = Halt::when(in_the_middle);
     let (seconds, moment) = (Duration::from_secs(2), Duration::from_millis(500));
-    let config = Config { retry_for: seconds, first_reply: moment, ..Config::default() };
+    let config = Config {
+        retry_for: seconds,
+        first_reply: moment,
+        ..Config::default()
+    };
     let pushing = pushing(machine.connect(&config).await, to(&[&big], "big"), observer);
     halt.reached().await;
     some_is_on_the_disk(&machine).await;
@@ -482,7 +696,12 @@ async fn when_the_time_is_up_it_says_what_was_lost_and_the_partial_stays() {
     let error = ended(pushing).await.unwrap_err();
     let said = error.to_string();
     assert!(matches!(error, Error::Lost(_)), "{error:?}");
-    for part in ["connection was lost", "the server is stopping", "For 2 s", "haul serve"] {
+    for part in [
+        "connection was lost",
+        "the server is stopping",
+        "For 2 s",
+        "haul serve",
+    ] {
         assert!(said.contains(part), "{part}: {said}");
     }
     assert!(halt.count(|event| matches!(event, Event::Reconnecting { .. })) >= 1);
@@ -493,7 +712,11 @@ async fn when_the_time_is_up_it_says_what_was_lost_and_the_partial_stays() {
 }
 
 /// A push that loses its server in the middle, which comes back another; what the push says to that.
-async fn comes_back_as(config: Config, anyone: &[&str], change: impl FnOnce(&mut Machine)) -> (Error, Arc<Halt>) {
+async fn comes_back_as(
+    config: Config,
+    anyone: &[&str],
+    change: impl FnOnce(&mut Machine),
+) -> (Error, Arc<Halt>) {
     let (source, mut machine) = (tempdir().unwrap(), Machine::new());
     let big = big(source.path());
     let (halt, go_on, observer) = Halt::when(in_the_middle);
@@ -508,10 +731,16 @@ async fn comes_back_as(config: Config, anyone: &[&str], change: impl FnOnce(&mut
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn whoever_wants_no_other_try_is_told_at_once() {
-    let config = Config { retry_for: Duration::ZERO, ..Config::default() };
+    let config = Config {
+        retry_for: Duration::ZERO,
+        ..Config::default()
+    };
     let (error, halt) = comes_back_as(config, &["--anyone", "write"], |_| {}).await;
     assert!(matches!(error, Error::Stopping), "{error:?}");
-    assert_eq!(halt.count(|e| is_lost(e) || matches!(e, Event::Reconnecting { .. })), 0);
+    assert_eq!(
+        halt.count(|e| is_lost(e) || matches!(e, Event::Reconnecting { .. })),
+        0
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -537,7 +766,12 @@ async fn the_first_contact_is_not_tried_again() {
     machine.stop();
     client.connection().closed().await;
     let (observer, events) = recorder();
-    let ended = ended(pushing(client, to(&[&source.path().join("f")], "f"), observer)).await;
+    let ended = ended(pushing(
+        client,
+        to(&[&source.path().join("f")], "f"),
+        observer,
+    ))
+    .await;
     assert!(matches!(ended, Err(Error::Stopping)), "{ended:?}");
     assert!(!events.lock().unwrap().iter().any(is_lost));
 }
@@ -549,7 +783,9 @@ async fn whoever_connects_while_the_server_stops_is_told_why() {
         let mut host = Host::directory(directory.path());
         let client = host.connect().await.unwrap();
         host.stop();
-        let why = tokio::time::timeout(LIMIT, client.connection().closed()).await.expect("it says goodbye");
+        let why = tokio::time::timeout(LIMIT, client.connection().closed())
+            .await
+            .expect("it says goodbye");
         assert!(matches!(lost_connection(&why), Error::Stopping), "{why:?}");
         host.stopped().await;
     }
@@ -560,13 +796,20 @@ async fn a_server_that_stops_under_a_session_is_come_back_to_also_before_its_ans
     let (source, identity) = (tempdir().unwrap(), Identity::generate().unwrap());
     write(&source.path().join("f"), b"f");
     let config = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
-    let server = haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(config)).unwrap();
+    let server =
+        haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(config)).unwrap();
     let port = server.local_addr().unwrap().port();
-    let trust = ServerTrust { pin: Some(identity.key_id()), ..ServerTrust::default() };
+    let trust = ServerTrust {
+        pin: Some(identity.key_id()),
+        ..ServerTrust::default()
+    };
     let (observer, events) = recorder();
     let pushing = tokio::spawn(async move {
-        let client = Client::connect(&identity, &trust, "127.0.0.1", port, &Config::default()).await?;
-        client.push(&to(&[&source.path().join("f")], "f"), observer).await
+        let client =
+            Client::connect(&identity, &trust, "127.0.0.1", port, &Config::default()).await?;
+        client
+            .push(&to(&[&source.path().join("f")], "f"), observer)
+            .await
     });
     let asked = async || {
         let connection = server.accept().await.unwrap().await.unwrap();
@@ -575,8 +818,18 @@ async fn a_server_that_stops_under_a_session_is_come_back_to_also_before_its_ans
     };
     let (connection, _request) = tokio::time::timeout(LIMIT, asked()).await.unwrap();
     connection.close(varint_of(Code::Stopping), b"the server is stopping");
-    let _again = tokio::time::timeout(LIMIT, asked()).await.expect("it comes back");
-    assert_eq!(events.lock().unwrap().iter().filter(|event| is_lost(event)).count(), 1);
+    let _again = tokio::time::timeout(LIMIT, asked())
+        .await
+        .expect("it comes back");
+    assert_eq!(
+        events
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|event| is_lost(event))
+            .count(),
+        1
+    );
     pushing.abort();
 }
 
@@ -589,7 +842,11 @@ async fn dropping_it_while_it_waits_ends_it() {
         _ => in_the_middle(event, events),
     });
     let alive = Arc::downgrade(&halt);
-    let pushing = pushing(machine.connect(&Config::default()).await, to(&[&big], "big"), observer);
+    let pushing = pushing(
+        machine.connect(&Config::default()).await,
+        to(&[&big], "big"),
+        observer,
+    );
     halt.reached().await;
     machine.stop();
     go_on.send(()).unwrap();
@@ -603,7 +860,9 @@ async fn dropping_it_while_it_waits_ends_it() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(LIMIT, gone).await.expect("nothing of it goes on");
+    tokio::time::timeout(LIMIT, gone)
+        .await
+        .expect("nothing of it goes on");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -611,7 +870,8 @@ async fn another_port_in_the_middle_costs_no_reconnect() {
     let (source, machine) = (tempdir().unwrap(), Machine::new());
     let big = big(source.path());
     let (halt, go_on, observer) = Halt::when(|event, events| {
-        matches!(event, Event::Moved { .. }) && [8, 24, 40].iter().any(|mib| moved(events) == mib << 20)
+        matches!(event, Event::Moved { .. })
+            && [8, 24, 40].iter().any(|mib| moved(events) == mib << 20)
     });
     let client = Arc::new(machine.connect(&Config::default()).await);
     let options = to(&[&big], "big");
@@ -625,9 +885,17 @@ async fn another_port_in_the_middle_costs_no_reconnect() {
         go_on.send(()).unwrap();
     }
     let outcome = ended(pushing).await.unwrap();
-    assert_eq!((outcome.sent.files, outcome.sent.failed), (1, 0), "{:?}", outcome.sent.failures);
+    assert_eq!(
+        (outcome.sent.files, outcome.sent.failed),
+        (1, 0),
+        "{:?}",
+        outcome.sent.failures
+    );
     assert_eq!(halt.count(is_lost), 0);
-    assert_eq!(std::fs::read(machine.served.path().join("big")).unwrap(), std::fs::read(&big).unwrap());
+    assert_eq!(
+        std::fs::read(machine.served.path().join("big")).unwrap(),
+        std::fs::read(&big).unwrap()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -641,22 +909,44 @@ async fn further_names_of_what_stood_before_the_loss_are_still_its_names() {
         std::fs::hard_link(tree.join("first"), tree.join(name)).unwrap();
     }
     // The first is committed, and the others are not announced before it is settled.
-    let first = |event: &Event| matches!(event, Event::Settled { result: Settled::Committed, .. });
-    let (halt, go_on, observer) =
-        Halt::when(move |event, events| first(event) && events.iter().filter(|e| first(e)).count() == 1);
-    let pushing = pushing(machine.connect(&Config::default()).await, to(&[&tree], "t"), observer);
+    let first = |event: &Event| {
+        matches!(
+            event,
+            Event::Settled {
+                result: Settled::Committed,
+                ..
+            }
+        )
+    };
+    let (halt, go_on, observer) = Halt::when(move |event, events| {
+        first(event) && events.iter().filter(|e| first(e)).count() == 1
+    });
+    let pushing = pushing(
+        machine.connect(&Config::default()).await,
+        to(&[&tree], "t"),
+        observer,
+    );
     halt.reached().await;
     machine.kill();
     machine.start(&["--anyone", "write"]);
     drop(go_on);
     let outcome = ended(pushing).await.unwrap();
     assert_eq!(halt.count(is_reconnected), 1);
-    assert_eq!((outcome.sent.files, outcome.sent.bytes, outcome.sent.failed), (3, 400_000, 0));
-    assert_eq!(outcome.sent.skipped, 0, "what is announced once more does not count twice");
+    assert_eq!(
+        (outcome.sent.files, outcome.sent.bytes, outcome.sent.failed),
+        (3, 400_000, 0)
+    );
+    assert_eq!(
+        outcome.sent.skipped, 0,
+        "what is announced once more does not count twice"
+    );
     let arrived = machine.served.path().join("t");
     assert_eq!(listing(&arrived), listing(&tree));
     let inode = |name: &str| std::fs::metadata(arrived.join(name)).unwrap().ino();
-    assert_eq!((inode("first"), inode("first")), (inode("second"), inode("then/third")));
+    assert_eq!(
+        (inode("first"), inode("first")),
+        (inode("second"), inode("then/third"))
+    );
 }
 
 /// Fetches a tree from a server that is killed and started anew in the middle; the account and the events.
@@ -669,12 +959,18 @@ async fn a_pull_goes_on_as_a_push_does() {
     write(&tree.join("big"), &content(1, 64 << 20));
     for i in 0..200 {
         bytes += i * 100;
-        write(&tree.join(format!("d{}/{i}", i % 7)), &content(i, i as usize * 100));
+        write(
+            &tree.join(format!("d{}/{i}", i % 7)),
+            &content(i, i as usize * 100),
+        );
     }
     // There before, so it is skipped, once.
     let (there, unchanged) = (tree.join("d1/1"), here.path().join("t/d1/1"));
     write(&unchanged, &content(1, 100));
-    std::fs::File::open(&unchanged).unwrap().set_modified(there.metadata().unwrap().modified().unwrap()).unwrap();
+    std::fs::File::open(&unchanged)
+        .unwrap()
+        .set_modified(there.metadata().unwrap().modified().unwrap())
+        .unwrap();
     machine.start(&["--anyone", "read"]);
 
     let (halt, go_on, observer) = Halt::when(in_the_middle);
@@ -690,13 +986,33 @@ async fn a_pull_goes_on_as_a_push_does() {
     assert_eq!(listing(&here.path().join("t")), listing(&tree));
     assert!(halt.count(is_lost) >= 1 && halt.count(is_reconnected) >= 1);
     let sent = &outcome.sent;
-    assert_eq!((sent.files, sent.bytes, sent.skipped, sent.failed), (200, bytes - 100, 1, 1), "{sent:?}");
-    let is_file = |e: &Event| matches!(e, Event::Settled { kind: haul::wire::Kind::File, .. });
+    assert_eq!(
+        (sent.files, sent.bytes, sent.skipped, sent.failed),
+        (200, bytes - 100, 1, 1),
+        "{sent:?}"
+    );
+    let is_file = |e: &Event| {
+        matches!(
+            e,
+            Event::Settled {
+                kind: haul::wire::Kind::File,
+                ..
+            }
+        )
+    };
     assert_eq!(halt.count(is_file), 202, "each file is told once");
     let events = halt.events.lock().unwrap();
-    assert!(moved(&events) < bytes * 5 / 4, "what was there did not travel again: {}", moved(&events));
+    assert!(
+        moved(&events) < bytes * 5 / 4,
+        "what was there did not travel again: {}",
+        moved(&events)
+    );
     let last = events.iter().rev().find_map(|e| match e {
-        Event::Found { files, bytes, complete } => Some((*files, *bytes, *complete)),
+        Event::Found {
+            files,
+            bytes,
+            complete,
+        } => Some((*files, *bytes, *complete)),
         _ => None,
     });
     assert_eq!(last, Some((201, bytes, true)));

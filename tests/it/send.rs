@@ -45,13 +45,23 @@ fn options(sources: &[PathBuf]) -> SendOptions {
 }
 
 fn whereabouts(addresses: &[SocketAddr]) -> Whereabouts {
-    Whereabouts { addresses: addresses.to_vec(), relay: None, own: Vec::new() }
+    Whereabouts {
+        addresses: addresses.to_vec(),
+        relay: None,
+        own: Vec::new(),
+    }
 }
 
 async fn offering(options: SendOptions) -> (Offering, KeyId) {
     let identity = Identity::generate().unwrap();
     let key_id = identity.key_id();
-    let offering = Offering::begin(options, identity, Config::default(), haul::progress::ignore()).await;
+    let offering = Offering::begin(
+        options,
+        identity,
+        Config::default(),
+        haul::progress::ignore(),
+    )
+    .await;
     (offering.unwrap(), key_id)
 }
 
@@ -62,7 +72,11 @@ impl Sending {
         write(&source.path().join("t/small"), &content(1, 10_000));
         write(&source.path().join("t/below/large"), &content(2, 3 << 20));
         let (offering, key_id) = offering(options(&[source.path().join("t")])).await;
-        Self { source, key_id, offering }
+        Self {
+            source,
+            key_id,
+            offering,
+        }
     }
 
     fn code(&self) -> ShortCode {
@@ -78,13 +92,27 @@ impl Sending {
 fn wrong(code: &ShortCode) -> ShortCode {
     let text = code.to_string();
     let (most, last) = text.rsplit_once('-').unwrap();
-    format!("{most}-{}", if last == "zoo" { "zone" } else { "zoo" }).parse().unwrap()
+    format!("{most}-{}", if last == "zoo" { "zone" } else { "zoo" })
+        .parse()
+        .unwrap()
 }
 
-async fn meet(code: &ShortCode, addresses: &[SocketAddr], identity: &Identity) -> Result<Met, Error> {
-    timeout(LIMIT, receive::meet(&code.into(), whereabouts(addresses), identity, &Config::default()))
-        .await
-        .expect("it ends")
+async fn meet(
+    code: &ShortCode,
+    addresses: &[SocketAddr],
+    identity: &Identity,
+) -> Result<Met, Error> {
+    timeout(
+        LIMIT,
+        receive::meet(
+            &code.into(),
+            whereabouts(addresses),
+            identity,
+            &Config::default(),
+        ),
+    )
+    .await
+    .expect("it ends")
 }
 
 async fn take(met: Met, to: &Path) -> Outcome {
@@ -96,7 +124,10 @@ async fn take(met: Met, to: &Path) -> Outcome {
         ..PullOptions::default()
     };
     let client = met.accept().await.unwrap().unwrap();
-    let outcome = timeout(LIMIT, client.pull(&options, haul::progress::ignore())).await.expect("it ends").unwrap();
+    let outcome = timeout(LIMIT, client.pull(&options, haul::progress::ignore()))
+        .await
+        .expect("it ends")
+        .unwrap();
     client.close_after_server().await;
     outcome
 }
@@ -126,28 +157,57 @@ struct Guess {
 impl Guess {
     /// Asks, says something more, and has the sender's part of an exchange.
     async fn begin(at: &[SocketAddr], code: &ShortCode, more: &[u8]) -> Self {
-        let trust = ServerTrust { by_code: true, ..ServerTrust::default() };
-        let (identity, config, port) = (Identity::generate().unwrap(), Config::default(), at[0].port());
-        let connected = haul::endpoint::connect(&identity, &trust, "127.0.0.1", port, &config).await.unwrap();
+        let trust = ServerTrust {
+            by_code: true,
+            ..ServerTrust::default()
+        };
+        let (identity, config, port) = (
+            Identity::generate().unwrap(),
+            Config::default(),
+            at[0].port(),
+        );
+        let connected = haul::endpoint::connect(&identity, &trust, "127.0.0.1", port, &config)
+            .await
+            .unwrap();
         let (mut send, receive) = connected.connection.open_bi().await.unwrap();
         let mut bytes = BytesMut::from(&[StreamType::Introduction as u8][..]);
-        Hello { features: vec![], agent: "guess".into() }.put(&mut bytes);
-        Introduce { number: code.number(), exchange: exchange() }.put(&mut bytes);
+        Hello {
+            features: vec![],
+            agent: "guess".into(),
+        }
+        .put(&mut bytes);
+        Introduce {
+            number: code.number(),
+            exchange: exchange(),
+        }
+        .put(&mut bytes);
         bytes.extend_from_slice(more);
         send.write_all(&bytes).await.unwrap();
         let mut reader = MessageReader::new(receive);
         reader.read::<Hello>().await.unwrap();
         reader.read::<Introduced>().await.unwrap();
-        Self { connection: connected.connection, _send: send, reader, _endpoint: connected.endpoint }
+        Self {
+            connection: connected.connection,
+            _send: send,
+            reader,
+            _endpoint: connected.endpoint,
+        }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_knows_the_code_sees_what_there_is_and_takes_it_and_both_hear_how_it_went() {
     let mut sending = Sending::tree().await;
-    let (code, at, key_id, to) = (sending.code(), sending.at(), sending.key_id, tempdir().unwrap());
+    let (code, at, key_id, to) = (
+        sending.code(),
+        sending.at(),
+        sending.key_id,
+        tempdir().unwrap(),
+    );
     let receiving = async {
-        let met = meet(&code, &at, &Identity::generate().unwrap()).await.unwrap();
+        let met = meet(&code, &at, &Identity::generate().unwrap())
+            .await
+            .unwrap();
         assert_eq!(met.key_id(), key_id);
         let offer = met.offer();
         assert_eq!((offer.from.as_str(), offer.directory), ("alice", true));
@@ -156,14 +216,20 @@ async fn whoever_knows_the_code_sees_what_there_is_and_takes_it_and_both_hear_ho
         take(met, to.path()).await
     };
     let serving = async {
-        assert!(matches!(sending.offering.meet().await.unwrap(), send::Met::Accepted { .. }));
+        assert!(matches!(
+            sending.offering.meet().await.unwrap(),
+            send::Met::Accepted { .. }
+        ));
         assert!(sending.offering.code().is_none(), "it is used up");
         sending.offering.serve().await.unwrap()
     };
     let (received, sent) = tokio::join!(receiving, serving);
     assert_eq!((received.sent.files, received.sent.failed), (2, 0));
     assert_eq!((sent.sent.files, sent.sent.failed), (2, 0));
-    assert_eq!(listing(&to.path().join("t")), listing(&sending.source.path().join("t")));
+    assert_eq!(
+        listing(&to.path().join("t")),
+        listing(&sending.source.path().join("t"))
+    );
     timeout(LIMIT, sending.offering.close()).await.unwrap();
 }
 
@@ -191,7 +257,15 @@ async fn one_wrong_word_burns_the_code_and_a_new_one_works() {
     assert_ne!(new, code);
     let honest = Identity::generate().unwrap();
     let (met, accepted) = tokio::join!(
-        async { meet(&new, &at, &honest).await.unwrap().accept().await.unwrap().unwrap() },
+        async {
+            meet(&new, &at, &honest)
+                .await
+                .unwrap()
+                .accept()
+                .await
+                .unwrap()
+                .unwrap()
+        },
         sending.offering.meet()
     );
     assert!(matches!(accepted.unwrap(), send::Met::Accepted { .. }));
@@ -204,11 +278,18 @@ async fn a_number_that_is_not_in_use_or_an_exchange_that_breaks_off_burns_nothin
     let (code, at) = (sending.code(), sending.at());
     let other: ShortCode = format!("1{code}").parse().unwrap();
     let tries = async {
-        assert_eq!(refused(meet(&other, &at, &Identity::generate().unwrap()).await), Code::NotFound);
+        assert_eq!(
+            refused(meet(&other, &at, &Identity::generate().unwrap()).await),
+            Code::NotFound
+        );
         // Somebody who asks, and goes away before showing anything.
         let asked = Guess::begin(&at, &code, &[]).await;
         asked.connection.close(0_u8.into(), b"");
-        meet(&code, &at, &Identity::generate().unwrap()).await.unwrap().decline().await;
+        meet(&code, &at, &Identity::generate().unwrap())
+            .await
+            .unwrap()
+            .decline()
+            .await;
     };
     let ((), met) = tokio::join!(tries, sending.offering.meet());
     assert!(matches!(met.unwrap(), send::Met::Declined { .. }));
@@ -219,11 +300,17 @@ async fn whoever_shows_no_key_of_the_exchange_burns_the_code_and_learns_nothing(
     let mut sending = Sending::tree().await;
     let (code, at) = (sending.code(), sending.at());
     let guess = async {
-        let Guess { mut reader, connection: _connection, .. } =
-            Guess::begin(&at, &code, &Confirm { tag: [0; 32] }.to_bytes()).await;
+        let Guess {
+            mut reader,
+            connection: _connection,
+            ..
+        } = Guess::begin(&at, &code, &Confirm { tag: [0; 32] }.to_bytes()).await;
         let refused: Refused = reader.read().await.unwrap();
         assert_eq!(haul::error::Why::from(refused.why).code, Code::NotAdmitted);
-        assert!(reader.frame(65536).await.unwrap().is_none(), "no confirmation, no offer");
+        assert!(
+            reader.frame(65536).await.unwrap().is_none(),
+            "no confirmation, no offer"
+        );
     };
     let ((), met) = tokio::join!(guess, sending.offering.meet());
     assert!(matches!(met.unwrap(), send::Met::Burnt { .. }));
@@ -232,20 +319,50 @@ async fn whoever_shows_no_key_of_the_exchange_burns_the_code_and_learns_nothing(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_code_nothing_can_be_had_listed_or_written() {
     let sending = Sending::tree().await;
-    let trust = ServerTrust { pin: Some(sending.key_id), ..ServerTrust::default() };
+    let trust = ServerTrust {
+        pin: Some(sending.key_id),
+        ..ServerTrust::default()
+    };
     let port = sending.at()[0].port();
     let identity = Identity::generate().unwrap();
-    let client = Client::connect(&identity, &trust, "127.0.0.1", port, &Config::default()).await.unwrap();
+    let client = Client::connect(&identity, &trust, "127.0.0.1", port, &Config::default())
+        .await
+        .unwrap();
     let to = tempdir().unwrap();
     let options = crate::support::from(&["t"], to.path());
-    let not_allowed = |error: Error| matches!(&error, Error::Refused(why) if why.code == Code::NotAllowed);
-    assert!(not_allowed(client.pull(&options, haul::progress::ignore()).await.unwrap_err()));
-    let listed = async { client.list(&RelativePath::root(), false).await?.next().await.map(|_| ()) };
+    let not_allowed =
+        |error: Error| matches!(&error, Error::Refused(why) if why.code == Code::NotAllowed);
+    assert!(not_allowed(
+        client
+            .pull(&options, haul::progress::ignore())
+            .await
+            .unwrap_err()
+    ));
+    let listed = async {
+        client
+            .list(&RelativePath::root(), false)
+            .await?
+            .next()
+            .await
+            .map(|_| ())
+    };
     assert!(not_allowed(listed.await.unwrap_err()));
     let own = to.path().join("own");
     write(&own, b"own");
-    assert!(not_allowed(client.push(&crate::support::to(&[&own], "own"), haul::progress::ignore()).await.unwrap_err()));
-    assert!(listing(to.path()).iter().all(|line| !line.contains('t') || line.contains("own")));
+    assert!(not_allowed(
+        client
+            .push(
+                &crate::support::to(&[&own], "own"),
+                haul::progress::ignore()
+            )
+            .await
+            .unwrap_err()
+    ));
+    assert!(
+        listing(to.path())
+            .iter()
+            .all(|line| !line.contains('t') || line.contains("own"))
+    );
     client.close().await;
 }
 
@@ -258,29 +375,59 @@ async fn a_receiver_that_was_killed_goes_on_with_the_same_code_and_nobody_else_d
         let met = meet(&code, &at, &identity).await.unwrap();
         // Accepted, and gone before anything was asked for.
         drop(met.accept().await.unwrap().unwrap());
-        assert_eq!(refused(meet(&code, &at, &Identity::generate().unwrap()).await), Code::NotFound);
+        assert_eq!(
+            refused(meet(&code, &at, &Identity::generate().unwrap()).await),
+            Code::NotFound
+        );
         take(meet(&code, &at, &identity).await.unwrap(), to.path()).await
     };
     let serving = async {
-        assert!(matches!(sending.offering.meet().await.unwrap(), send::Met::Accepted { .. }));
+        assert!(matches!(
+            sending.offering.meet().await.unwrap(),
+            send::Met::Accepted { .. }
+        ));
         sending.offering.serve().await.unwrap()
     };
     let (received, sent) = tokio::join!(receiving, serving);
     assert_eq!((received.sent.files, received.sent.failed), (2, 0));
     assert_eq!(sent.sent.failed, 0);
-    assert_eq!(listing(&to.path().join("t")), listing(&sending.source.path().join("t")));
+    assert_eq!(
+        listing(&to.path().join("t")),
+        listing(&sending.source.path().join("t"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_knows_the_code_and_has_not_accepted_gets_nothing() {
     let mut sending = Sending::tree().await;
-    let (code, at, key_id, to) = (sending.code(), sending.at(), sending.key_id, tempdir().unwrap());
+    let (code, at, key_id, to) = (
+        sending.code(),
+        sending.at(),
+        sending.key_id,
+        tempdir().unwrap(),
+    );
     let identity = Identity::generate().unwrap();
     let receiving = async {
         let met = meet(&code, &at, &identity).await.unwrap();
-        let trust = ServerTrust { pin: Some(key_id), ..ServerTrust::default() };
-        let client = Client::connect(&identity, &trust, "127.0.0.1", at[0].port(), &Config::default()).await.unwrap();
-        let pulled = client.pull(&crate::support::from(&["t"], to.path()), haul::progress::ignore()).await;
+        let trust = ServerTrust {
+            pin: Some(key_id),
+            ..ServerTrust::default()
+        };
+        let client = Client::connect(
+            &identity,
+            &trust,
+            "127.0.0.1",
+            at[0].port(),
+            &Config::default(),
+        )
+        .await
+        .unwrap();
+        let pulled = client
+            .pull(
+                &crate::support::from(&["t"], to.path()),
+                haul::progress::ignore(),
+            )
+            .await;
         assert!(matches!(pulled, Err(Error::Refused(why)) if why.code == Code::NotAllowed));
         met.decline().await;
     };
@@ -293,10 +440,20 @@ async fn each_new_code_is_for_another_receiver_and_one_of_before_ends_nothing() 
     let mut sending = Sending::tree().await;
     for _ in 0..2 {
         let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
-        let receiving =
-            async { take(meet(&code, &at, &Identity::generate().unwrap()).await.unwrap(), to.path()).await };
+        let receiving = async {
+            take(
+                meet(&code, &at, &Identity::generate().unwrap())
+                    .await
+                    .unwrap(),
+                to.path(),
+            )
+            .await
+        };
         let serving = async {
-            assert!(matches!(sending.offering.meet().await.unwrap(), send::Met::Accepted { .. }));
+            assert!(matches!(
+                sending.offering.meet().await.unwrap(),
+                send::Met::Accepted { .. }
+            ));
             sending.offering.serve().await.unwrap()
         };
         let (received, sent) = tokio::join!(receiving, serving);
@@ -311,9 +468,25 @@ async fn names_are_names_and_a_text_needs_none() {
     for name in ["*", "a[b]", "other"] {
         write(&source.path().join(name), name.as_bytes());
     }
-    let (mut stars, _) = offering(options(&[source.path().join("*"), source.path().join("a[b]")])).await;
-    let (code, at, to) = (stars.code().unwrap().clone(), stars.addresses().to_vec(), tempdir().unwrap());
-    let receiving = async { take(meet(&code, &at, &Identity::generate().unwrap()).await.unwrap(), to.path()).await };
+    let (mut stars, _) = offering(options(&[
+        source.path().join("*"),
+        source.path().join("a[b]"),
+    ]))
+    .await;
+    let (code, at, to) = (
+        stars.code().unwrap().clone(),
+        stars.addresses().to_vec(),
+        tempdir().unwrap(),
+    );
+    let receiving = async {
+        take(
+            meet(&code, &at, &Identity::generate().unwrap())
+                .await
+                .unwrap(),
+            to.path(),
+        )
+        .await
+    };
     let serving = async {
         stars.meet().await.unwrap();
         stars.serve().await.unwrap()
@@ -321,13 +494,22 @@ async fn names_are_names_and_a_text_needs_none() {
     let (received, _) = tokio::join!(receiving, serving);
     assert_eq!((received.sent.files, received.sent.failed), (2, 0));
     for name in ["*", "a[b]"] {
-        assert_eq!(std::fs::read(to.path().join(name)).unwrap(), name.as_bytes());
+        assert_eq!(
+            std::fs::read(to.path().join(name)).unwrap(),
+            name.as_bytes()
+        );
     }
 
-    let (mut text, _) = offering(SendOptions { content: Content::Text("under the mat".into()), ..options(&[]) }).await;
+    let (mut text, _) = offering(SendOptions {
+        content: Content::Text("under the mat".into()),
+        ..options(&[])
+    })
+    .await;
     let (code, at) = (text.code().unwrap().clone(), text.addresses().to_vec());
     let receiving = async {
-        let met = meet(&code, &at, &Identity::generate().unwrap()).await.unwrap();
+        let met = meet(&code, &at, &Identity::generate().unwrap())
+            .await
+            .unwrap();
         assert_eq!(met.offer().text.as_deref(), Some("under the mat"));
         assert!(met.accept().await.unwrap().is_none());
     };
@@ -342,12 +524,31 @@ async fn what_makes_no_sense_is_told_before_there_is_a_code() {
     write(&source.path().join("b/a"), b"a");
     let begin = |options: SendOptions| async {
         let identity = Identity::generate().unwrap();
-        Offering::begin(options, identity, Config::default(), haul::progress::ignore()).await.map(|_| ())
+        Offering::begin(
+            options,
+            identity,
+            Config::default(),
+            haul::progress::ignore(),
+        )
+        .await
+        .map(|_| ())
     };
     let usage = |error| matches!(error, Err(Error::Usage(_)));
     assert!(usage(begin(options(&[])).await));
-    assert!(usage(begin(options(&[source.path().join("a"), source.path().join("b/a")])).await));
-    assert!(usage(begin(SendOptions { content: Content::Text("x".repeat(40_000)), ..options(&[]) }).await));
+    assert!(usage(
+        begin(options(&[
+            source.path().join("a"),
+            source.path().join("b/a")
+        ]))
+        .await
+    ));
+    assert!(usage(
+        begin(SendOptions {
+            content: Content::Text("x".repeat(40_000)),
+            ..options(&[])
+        })
+        .await
+    ));
     let missing = begin(options(&[source.path().join("missing")])).await;
     assert!(matches!(missing, Err(Error::Refused(why)) if why.code == Code::NotFound));
 }
@@ -357,7 +558,11 @@ async fn a_sender_that_is_stopped_waits_for_nothing_and_the_receiver_is_told() {
     let mut sending = Sending::tree().await;
     let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
     // So slow that it outlasts any grace.
-    let slow = Config { limit: haul::rate::Rate::from_bytes(20_000), retry_for: Duration::ZERO, ..Config::default() };
+    let slow = Config {
+        limit: haul::rate::Rate::from_bytes(20_000),
+        retry_for: Duration::ZERO,
+        ..Config::default()
+    };
     let (moving, moves) = tokio::sync::oneshot::channel();
     let moving = std::sync::Mutex::new(Some(moving));
     let observer: haul::progress::Observer = std::sync::Arc::new(move |event| {
@@ -368,21 +573,39 @@ async fn a_sender_that_is_stopped_waits_for_nothing_and_the_receiver_is_told() {
         }
     });
     let receiving = async {
-        let met =
-            receive::meet(&(&code).into(), whereabouts(&at), &Identity::generate().unwrap(), &slow).await.unwrap();
+        let met = receive::meet(
+            &(&code).into(),
+            whereabouts(&at),
+            &Identity::generate().unwrap(),
+            &slow,
+        )
+        .await
+        .unwrap();
         let sources = met.names().to_vec();
-        let options = PullOptions { sources, destination: to.path().into(), into: true, ..PullOptions::default() };
+        let options = PullOptions {
+            sources,
+            destination: to.path().into(),
+            into: true,
+            ..PullOptions::default()
+        };
         let client = met.accept().await.unwrap().unwrap();
-        timeout(LIMIT, client.pull(&options, observer)).await.expect("it ends")
+        timeout(LIMIT, client.pull(&options, observer))
+            .await
+            .expect("it ends")
     };
     let serving = async {
         sending.offering.meet().await.unwrap();
         moves.await.unwrap();
-        timeout(LIMIT, sending.offering.stop()).await.expect("it ends");
+        timeout(LIMIT, sending.offering.stop())
+            .await
+            .expect("it ends");
     };
     let (received, ()) = tokio::join!(receiving, serving);
     // Not as a server that may be started again: there is nothing to wait for.
-    assert!(matches!(&received, Err(Error::Refused(why)) if why.code == Code::Cancelled), "{received:?}");
+    assert!(
+        matches!(&received, Err(Error::Refused(why)) if why.code == Code::Cancelled),
+        "{received:?}"
+    );
     assert!(!to.path().join("t/below/large").exists());
 }
 
@@ -390,9 +613,15 @@ async fn a_sender_that_is_stopped_waits_for_nothing_and_the_receiver_is_told() {
 async fn a_code_that_has_expired_is_worth_nothing() {
     let source = tempdir().unwrap();
     write(&source.path().join("a"), b"a");
-    let options = SendOptions { expires: Duration::from_millis(200), ..options(&[source.path().join("a")]) };
+    let options = SendOptions {
+        expires: Duration::from_millis(200),
+        ..options(&[source.path().join("a")])
+    };
     let (mut offering, _) = offering(options).await;
-    let (code, at) = (offering.code().unwrap().clone(), offering.addresses().to_vec());
+    let (code, at) = (
+        offering.code().unwrap().clone(),
+        offering.addresses().to_vec(),
+    );
     assert!(matches!(offering.meet().await.unwrap(), send::Met::Expired));
     let late = async { refused(meet(&code, &at, &Identity::generate().unwrap()).await) };
     tokio::select! {
@@ -410,9 +639,14 @@ async fn a_sender_that_quits_before_it_is_accepted_leaves_nobody_waiting() {
         met = meet(&code, &at, &identity) => met.unwrap(),
         met = sending.offering.meet() => panic!("{met:?}"),
     };
-    timeout(LIMIT, sending.offering.stop()).await.expect("it ends");
+    timeout(LIMIT, sending.offering.stop())
+        .await
+        .expect("it ends");
     let accepted = timeout(LIMIT, met.accept()).await.expect("it ends");
-    assert!(matches!(accepted, Err(Error::Refused(why)) if why.code == Code::Cancelled), "it is gone, and says why");
+    assert!(
+        matches!(accepted, Err(Error::Refused(why)) if why.code == Code::Cancelled),
+        "it is gone, and says why"
+    );
 }
 
 /// A pull so slow that it is under way for long, once something of it moves.
@@ -427,7 +661,13 @@ async fn slowly(met: Met, to: &Path) -> Client {
         }
     });
     let (sources, destination) = (met.names().to_vec(), to.to_owned());
-    let pull = PullOptions { sources, destination, into: true, literal: true, ..PullOptions::default() };
+    let pull = PullOptions {
+        sources,
+        destination,
+        into: true,
+        literal: true,
+        ..PullOptions::default()
+    };
     let client = std::sync::Arc::new(met.accept().await.unwrap().unwrap());
     let pulling = {
         let client = client.clone();
@@ -446,10 +686,20 @@ async fn slow_tree() -> Sending {
     let identity = Identity::generate().unwrap();
     let key_id = identity.key_id();
     let patience = Duration::from_millis(300);
-    let config = Config { limit: haul::rate::Rate::from_bytes(20_000), retry_for: patience, ..Config::default() };
+    let config = Config {
+        limit: haul::rate::Rate::from_bytes(20_000),
+        retry_for: patience,
+        ..Config::default()
+    };
     let options = options(&[source.path().join("t")]);
-    let offering = Offering::begin(options, identity, config, haul::progress::ignore()).await.unwrap();
-    Sending { source, key_id, offering }
+    let offering = Offering::begin(options, identity, config, haul::progress::ignore())
+        .await
+        .unwrap();
+    Sending {
+        source,
+        key_id,
+        offering,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -457,13 +707,20 @@ async fn a_receiver_that_says_goodbye_in_the_middle_has_not_got_it_all() {
     let mut sending = slow_tree().await;
     let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
     let receiving = async {
-        let met = meet(&code, &at, &Identity::generate().unwrap()).await.unwrap();
+        let met = meet(&code, &at, &Identity::generate().unwrap())
+            .await
+            .unwrap();
         let client = slowly(met, to.path()).await;
         client.close().await;
     };
     let serving = async {
-        assert!(matches!(sending.offering.meet().await.unwrap(), send::Met::Accepted { .. }));
-        timeout(LIMIT, sending.offering.serve()).await.expect("it ends")
+        assert!(matches!(
+            sending.offering.meet().await.unwrap(),
+            send::Met::Accepted { .. }
+        ));
+        timeout(LIMIT, sending.offering.serve())
+            .await
+            .expect("it ends")
     };
     let ((), served) = tokio::join!(receiving, serving);
     assert!(matches!(served, Err(Error::Lost(_))), "{served:?}");
@@ -483,11 +740,19 @@ async fn a_guest_that_comes_back_and_declines_leaves_nobody_waiting_for_ever() {
         client.cancel().await;
     };
     let serving = async {
-        assert!(matches!(sending.offering.meet().await.unwrap(), send::Met::Accepted { .. }));
-        timeout(LIMIT, sending.offering.serve()).await.expect("it ends")
+        assert!(matches!(
+            sending.offering.meet().await.unwrap(),
+            send::Met::Accepted { .. }
+        ));
+        timeout(LIMIT, sending.offering.serve())
+            .await
+            .expect("it ends")
     };
     let ((), served) = tokio::join!(receiving, serving);
-    assert!(matches!(served, Err(Error::Lost(_) | Error::Refused(_))), "{served:?}");
+    assert!(
+        matches!(served, Err(Error::Lost(_) | Error::Refused(_))),
+        "{served:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -503,36 +768,70 @@ async fn who_leaves_the_question_open_can_come_again_at_once() {
         outcome
     };
     let serving = async {
-        assert!(matches!(sending.offering.meet().await.unwrap(), send::Met::Accepted { .. }));
+        assert!(matches!(
+            sending.offering.meet().await.unwrap(),
+            send::Met::Accepted { .. }
+        ));
         sending.offering.serve().await.unwrap()
     };
-    let (received, _) = timeout(LIMIT, async { tokio::join!(receiving, serving) }).await.expect("it ends");
+    let (received, _) = timeout(LIMIT, async { tokio::join!(receiving, serving) })
+        .await
+        .expect("it ends");
     assert_eq!((received.sent.files, received.sent.failed), (2, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_of_before_gets_nothing_of_what_the_next_code_is_for() {
     let mut sending = Sending::tree().await;
-    let (code, at, key_id, to) = (sending.code(), sending.at(), sending.key_id, tempdir().unwrap());
+    let (code, at, key_id, to) = (
+        sending.code(),
+        sending.at(),
+        sending.key_id,
+        tempdir().unwrap(),
+    );
     let identity = Identity::generate().unwrap();
     let receiving = async {
         let met = meet(&code, &at, &identity).await.unwrap();
         let client = met.accept().await.unwrap().unwrap();
-        let trust = ServerTrust { pin: Some(key_id), ..ServerTrust::default() };
-        let kept = Client::connect(&identity, &trust, "127.0.0.1", at[0].port(), &Config::default()).await.unwrap();
-        let pull = PullOptions { into: true, ..crate::support::from(&["t"], &to.path().join("first")) };
+        let trust = ServerTrust {
+            pin: Some(key_id),
+            ..ServerTrust::default()
+        };
+        let kept = Client::connect(
+            &identity,
+            &trust,
+            "127.0.0.1",
+            at[0].port(),
+            &Config::default(),
+        )
+        .await
+        .unwrap();
+        let pull = PullOptions {
+            into: true,
+            ..crate::support::from(&["t"], &to.path().join("first"))
+        };
         client.pull(&pull, haul::progress::ignore()).await.unwrap();
         client.close_after_server().await;
         kept
     };
     let serving = async {
-        assert!(matches!(sending.offering.meet().await.unwrap(), send::Met::Accepted { .. }));
+        assert!(matches!(
+            sending.offering.meet().await.unwrap(),
+            send::Met::Accepted { .. }
+        ));
         sending.offering.serve().await.unwrap()
     };
-    let (kept, _) = timeout(LIMIT, async { tokio::join!(receiving, serving) }).await.expect("it ends");
+    let (kept, _) = timeout(LIMIT, async { tokio::join!(receiving, serving) })
+        .await
+        .expect("it ends");
     sending.offering.renew().await.unwrap();
     write(&sending.source.path().join("t/later"), b"later");
-    let pulled = kept.pull(&crate::support::from(&["t"], &to.path().join("second")), haul::progress::ignore()).await;
+    let pulled = kept
+        .pull(
+            &crate::support::from(&["t"], &to.path().join("second")),
+            haul::progress::ignore(),
+        )
+        .await;
     assert!(matches!(pulled, Err(Error::Refused(why)) if why.code == Code::NotAllowed));
     assert!(!to.path().join("second").exists());
 }

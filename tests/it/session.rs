@@ -25,13 +25,20 @@ fn tree(root: &Path) {
     symlink("deep/er/large", root.join("link")).unwrap();
     symlink("/nowhere", root.join("dangling")).unwrap();
     for i in 0..300 {
-        write(&root.join(format!("many/{i}")), &content(i, i as usize * 37));
+        write(
+            &root.join(format!("many/{i}")),
+            &content(i, i as usize * 37),
+        );
     }
     std::fs::set_permissions(root.join("small"), PermissionsExt::from_mode(0o751)).unwrap();
     std::fs::set_permissions(root.join("nothing in it"), PermissionsExt::from_mode(0o555)).unwrap();
     let old = std::fs::File::open(root.join("small")).unwrap();
-    old.set_modified(UNIX_EPOCH - Duration::from_millis(1500)).unwrap();
-    std::fs::File::open(root.join("deep")).unwrap().set_modified(UNIX_EPOCH + Duration::from_secs(1_000_000)).unwrap();
+    old.set_modified(UNIX_EPOCH - Duration::from_millis(1500))
+        .unwrap();
+    std::fs::File::open(root.join("deep"))
+        .unwrap()
+        .set_modified(UNIX_EPOCH + Duration::from_secs(1_000_000))
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -42,13 +49,23 @@ async fn a_tree_arrives_as_it_was_and_a_second_run_changes_nothing() {
     let host = Host::directory(served.path());
 
     let outcome = push(&host, &to(&[&tree_at], "a/b")).await.unwrap();
-    assert_eq!((outcome.sent.failed, outcome.sent.skipped), (0, 0), "{:?}", outcome.sent.failures);
+    assert_eq!(
+        (outcome.sent.failed, outcome.sent.skipped),
+        (0, 0),
+        "{:?}",
+        outcome.sent.failures
+    );
     assert_eq!(outcome.sent.files, outcome.summary.committed);
     assert_eq!(listing(&served.path().join("a/b")), listing(&tree_at));
 
     let before = listing(served.path());
     let again = push(&host, &to(&[&tree_at], "a/b")).await.unwrap();
-    assert_eq!((again.sent.files, again.sent.failed), (0, 0), "{:?}", again.sent.failures);
+    assert_eq!(
+        (again.sent.files, again.sent.failed),
+        (0, 0),
+        "{:?}",
+        again.sent.failures
+    );
     assert_eq!(again.sent.skipped, outcome.sent.files);
     assert_eq!(listing(served.path()), before);
 }
@@ -67,7 +84,11 @@ async fn only_what_changed_is_sent_again() {
     std::fs::set_permissions(tree_at.join("empty"), PermissionsExt::from_mode(0o600)).unwrap();
     let outcome = push(&host, &to(&[&tree_at], "t")).await.unwrap();
     assert_eq!((outcome.sent.files, outcome.sent.bytes), (2, 4_000_000));
-    assert_eq!(listing(&served.path().join("t")), listing(&tree_at), "also the mode of what was not sent");
+    assert_eq!(
+        listing(&served.path().join("t")),
+        listing(&tree_at),
+        "also the mode of what was not sent"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -76,16 +97,34 @@ async fn several_sources_go_into_the_destination_each_under_its_name() {
     write(&source.path().join("a/x"), b"1");
     write(&source.path().join("b"), b"2");
     let host = Host::directory(served.path());
-    push(&host, &to(&[&source.path().join("a"), &source.path().join("b")], "d")).await.unwrap();
+    push(
+        &host,
+        &to(&[&source.path().join("a"), &source.path().join("b")], "d"),
+    )
+    .await
+    .unwrap();
     assert_eq!(std::fs::read(served.path().join("d/a/x")).unwrap(), b"1");
     assert_eq!(std::fs::read(served.path().join("d/b")).unwrap(), b"2");
     // One file: it becomes what was named, or goes into the directory that is there.
-    push(&host, &to(&[&source.path().join("b")], "new")).await.unwrap();
-    push(&host, &to(&[&source.path().join("b")], "d/a")).await.unwrap();
+    push(&host, &to(&[&source.path().join("b")], "new"))
+        .await
+        .unwrap();
+    push(&host, &to(&[&source.path().join("b")], "d/a"))
+        .await
+        .unwrap();
     assert_eq!(std::fs::read(served.path().join("new")).unwrap(), b"2");
     assert_eq!(std::fs::read(served.path().join("d/a/b")).unwrap(), b"2");
-    let twice = to(&[&source.path().join("b"), &source.path().join("../").join("b")], "d");
-    assert!(push(&host, &twice).await.is_ok(), "a source that is missing does not keep the others back");
+    let twice = to(
+        &[
+            &source.path().join("b"),
+            &source.path().join("../").join("b"),
+        ],
+        "d",
+    );
+    assert!(
+        push(&host, &twice).await.is_ok(),
+        "a source that is missing does not keep the others back"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -96,7 +135,14 @@ async fn what_fails_is_named_and_the_rest_goes_on() {
     write(&tree_at.join("taken"), b"file where a directory stands");
     write(&tree_at.join("barred/x"), b"directory where a file stands");
     let fifo = std::ffi::CString::new(tree_at.join("fifo").as_os_str().as_encoded_bytes()).unwrap();
-    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &fifo,
+        rustix::fs::FileType::Fifo,
+        0o600.into(),
+        0,
+    )
+    .unwrap();
     std::fs::create_dir_all(served.path().join("t/taken/full")).unwrap();
     write(&served.path().join("t/barred"), b"stays");
     let host = Host::directory(served.path());
@@ -108,9 +154,20 @@ async fn what_fails_is_named_and_the_rest_goes_on() {
     let client = host.connect().await.unwrap();
     let (observer, events) = recorder();
     let outcome = client.push(&options, observer).await.unwrap();
-    let mut failed: Vec<_> = outcome.sent.failures.iter().map(|(p, w)| (p.to_string(), w.code)).collect();
+    let mut failed: Vec<_> = outcome
+        .sent
+        .failures
+        .iter()
+        .map(|(p, w)| (p.to_string(), w.code))
+        .collect();
     failed.sort_by(|a, b| a.0.cmp(&b.0));
-    let name = |p: &Path| p.components().skip(1).collect::<std::path::PathBuf>().display().to_string();
+    let name = |p: &Path| {
+        p.components()
+            .skip(1)
+            .collect::<std::path::PathBuf>()
+            .display()
+            .to_string()
+    };
     let mut expected = vec![
         (name(&missing), Code::NotFound),
         ("tree/barred".into(), Code::NotDirectory),
@@ -120,13 +177,27 @@ async fn what_fails_is_named_and_the_rest_goes_on() {
     ];
     expected.sort_by(|a, b| a.0.cmp(&b.0));
     assert_eq!(failed, expected);
-    assert_eq!(std::fs::read(served.path().join("tree/good")).unwrap(), b"good");
-    assert_eq!(std::fs::read(served.path().join("tree/barred")).unwrap(), b"stays");
+    assert_eq!(
+        std::fs::read(served.path().join("tree/good")).unwrap(),
+        b"good"
+    );
+    assert_eq!(
+        std::fs::read(served.path().join("tree/barred")).unwrap(),
+        b"stays"
+    );
     let named = events
         .lock()
         .unwrap()
         .iter()
-        .filter(|e| matches!(e, Event::Settled { result: Settled::Failed(_), .. }))
+        .filter(|e| {
+            matches!(
+                e,
+                Event::Settled {
+                    result: Settled::Failed(_),
+                    ..
+                }
+            )
+        })
         .count();
     assert_eq!(named, expected.len(), "each failure is an event too");
 }
@@ -137,16 +208,28 @@ async fn a_full_disk_leaves_the_old_file_whole_and_other_files_go_on() {
     write(&source.path().join("t/a"), &content(1, 3 << 20));
     write(&source.path().join("t/b"), b"small");
     let store = Arc::new(MemoryStore::with_capacity(1 << 20));
-    let old = haul::store::Claim { owner: [0; 32], size: 3, modified: None };
+    let old = haul::store::Claim {
+        owner: [0; 32],
+        size: 3,
+        modified: None,
+    };
     let mut upload = store.create(&path("t/a"), &old).unwrap();
     upload.write_at(b"old", 0).unwrap();
-    upload.commit(&Default::default(), Durability::Visible).unwrap();
+    upload
+        .commit(&Default::default(), Durability::Visible)
+        .unwrap();
     let host = Host::serving(store.clone(), Config::default());
-    let outcome = push(&host, &to(&[&source.path().join("t")], "t")).await.unwrap();
+    let outcome = push(&host, &to(&[&source.path().join("t")], "t"))
+        .await
+        .unwrap();
     assert_eq!(outcome.sent.failures.len(), 1);
     assert_eq!(outcome.sent.failures[0].1.code, Code::NoSpace);
     let mut back = [0; 3];
-    store.open(&path("t/a")).unwrap().read_at(&mut back, 0).unwrap();
+    store
+        .open(&path("t/a"))
+        .unwrap()
+        .read_at(&mut back, 0)
+        .unwrap();
     assert_eq!(&back, b"old");
     assert!(store.stat(&path("t/b")).unwrap().is_some());
 }
@@ -159,16 +242,34 @@ async fn a_thousand_files_go_through_one_permit_and_a_mebibyte() {
         write(&source.path().join(format!("t/{i}")), &content(i, size));
     }
     let store = Arc::new(MemoryStore::new());
-    let config = Config { max_transfers: 1, memory: 1 << 20, ..Config::default() };
+    let config = Config {
+        max_transfers: 1,
+        memory: 1 << 20,
+        ..Config::default()
+    };
     let host = Host::serving(store.clone(), config);
-    let outcome = push(&host, &to(&[&source.path().join("t")], "t")).await.unwrap();
-    assert_eq!((outcome.sent.files, outcome.sent.failed), (1000, 0), "{:?}", outcome.sent.failures);
+    let outcome = push(&host, &to(&[&source.path().join("t")], "t"))
+        .await
+        .unwrap();
+    assert_eq!(
+        (outcome.sent.files, outcome.sent.failed),
+        (1000, 0),
+        "{:?}",
+        outcome.sent.failures
+    );
     assert_eq!(store.peak_writes(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_connections_share_the_permits_and_none_starves() {
-    let peak = share_permits(100, Config { max_transfers: 10, ..Config::default() }).await;
+    let peak = share_permits(
+        100,
+        Config {
+            max_transfers: 10,
+            ..Config::default()
+        },
+    )
+    .await;
     assert!((2..=10).contains(&peak), "{peak} wrote at the same time");
 }
 
@@ -194,11 +295,19 @@ async fn share_permits(connections: usize, config: Config) -> usize {
     for i in 0..connections {
         let (host, all_up, from) = (host.clone(), all_up.clone(), source.path().join("t"));
         clients.spawn(async move {
-            let config =
-                Config { first_reply: crate::support::LIMIT, handshake: crate::support::LIMIT, ..Config::default() };
-            let client = host.connect_as(&haul::identity::Identity::generate().unwrap(), &config).await.unwrap();
+            let config = Config {
+                first_reply: crate::support::LIMIT,
+                handshake: crate::support::LIMIT,
+                ..Config::default()
+            };
+            let client = host
+                .connect_as(&haul::identity::Identity::generate().unwrap(), &config)
+                .await
+                .unwrap();
             all_up.wait().await;
-            let outcome = client.push(&to(&[&from], &format!("{i}")), haul::progress::ignore()).await;
+            let outcome = client
+                .push(&to(&[&from], &format!("{i}")), haul::progress::ignore())
+                .await;
             client.close().await;
             outcome
         });
@@ -227,7 +336,10 @@ async fn a_server_whose_future_is_dropped_stops_at_once_and_leaves_no_litter() {
     let pushing = tokio::spawn(async move { client.push(&options, observer).await });
     let _ = moving.await;
     host.running.take().unwrap().abort();
-    let ended = tokio::time::timeout(crate::support::LIMIT, pushing).await.unwrap().unwrap();
+    let ended = tokio::time::timeout(crate::support::LIMIT, pushing)
+        .await
+        .unwrap()
+        .unwrap();
     assert!(matches!(ended, Err(Error::Stopping)), "{ended:?}");
     assert!(!served.path().join("big").exists());
 }
@@ -239,14 +351,26 @@ async fn both_directions_at_once_on_one_connection() {
     tree(&up);
     tree(&down);
     let store = Arc::new(LocalStore::open(served.path()).unwrap());
-    let host = Host::serving(store, Config { max_transfers: 1, memory: 1 << 20, ..Config::default() });
+    let host = Host::serving(
+        store,
+        Config {
+            max_transfers: 1,
+            memory: 1 << 20,
+            ..Config::default()
+        },
+    );
     let client = host.connect().await.unwrap();
-    let (up_options, down_options) = (to(&[&up], "up"), crate::support::from(&["down"], &back.path().join("down")));
+    let (up_options, down_options) = (
+        to(&[&up], "up"),
+        crate::support::from(&["down"], &back.path().join("down")),
+    );
     let pushing = client.push(&up_options, haul::progress::ignore());
     let pulling = client.pull(&down_options, haul::progress::ignore());
-    let (pushed, pulled) = tokio::time::timeout(crate::support::LIMIT, async { tokio::join!(pushing, pulling) })
-        .await
-        .expect("no deadlock");
+    let (pushed, pulled) = tokio::time::timeout(crate::support::LIMIT, async {
+        tokio::join!(pushing, pulling)
+    })
+    .await
+    .expect("no deadlock");
     assert_eq!(pushed.unwrap().sent.failed, 0);
     assert_eq!(pulled.unwrap().sent.failed, 0);
     assert_eq!(listing(&served.path().join("up")), listing(&up));
@@ -260,7 +384,13 @@ async fn a_server_that_stops_finishes_what_is_under_way_and_says_so() {
         write(&source.path().join(format!("t/{i}")), &content(i, 300_000));
     }
     let store = Arc::new(MemoryStore::new().with_write_delay(Duration::from_millis(5)));
-    let mut host = Host::serving(store.clone(), Config { max_transfers: 2, ..Config::default() });
+    let mut host = Host::serving(
+        store.clone(),
+        Config {
+            max_transfers: 2,
+            ..Config::default()
+        },
+    );
     let client = host.connect_once().await.unwrap();
     let (first, begun) = tokio::sync::oneshot::channel::<()>();
     let first = std::sync::Mutex::new(Some(first));
@@ -273,11 +403,22 @@ async fn a_server_that_stops_finishes_what_is_under_way_and_says_so() {
     let pushing = tokio::spawn(async move { client.push(&options, observer).await });
     let _ = begun.await;
     host.stop();
-    let outcome = tokio::time::timeout(crate::support::LIMIT, pushing).await.unwrap().unwrap().unwrap();
+    let outcome = tokio::time::timeout(crate::support::LIMIT, pushing)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
     assert!(outcome.sent.interrupted.is_some(), "the client is told");
-    assert_eq!(outcome.sent.failed, 0, "what was not sent did not fail: {:?}", outcome.sent.failures);
+    assert_eq!(
+        outcome.sent.failed, 0,
+        "what was not sent did not fail: {:?}",
+        outcome.sent.failures
+    );
     assert!(outcome.sent.files > 0 && outcome.sent.files < 200);
-    assert_eq!(outcome.sent.files, outcome.summary.committed, "what was under way was committed");
+    assert_eq!(
+        outcome.sent.files, outcome.summary.committed,
+        "what was under way was committed"
+    );
     host.stopped().await;
 }
 
@@ -301,7 +442,10 @@ async fn a_second_signal_stops_at_once_and_the_client_hears_of_it() {
     host.stop();
     host.stop_now();
     host.stopped().await;
-    let ended = tokio::time::timeout(crate::support::LIMIT, pushing).await.unwrap().unwrap();
+    let ended = tokio::time::timeout(crate::support::LIMIT, pushing)
+        .await
+        .unwrap()
+        .unwrap();
     assert!(matches!(ended, Err(Error::Stopping)), "{ended:?}");
 }
 
@@ -312,10 +456,16 @@ async fn a_rerun_takes_over_from_a_session_that_is_dead_and_does_not_know_it() {
     write(&big, &content(1, 8 << 20));
     let host = Host::serving(
         Arc::new(LocalStore::open(served.path()).unwrap()),
-        Config { max_transfers: 1, ..Config::default() },
+        Config {
+            max_transfers: 1,
+            ..Config::default()
+        },
     );
     let identity = haul::identity::Identity::generate().unwrap();
-    let config = Config { keep_alive: Duration::from_secs(1), ..Config::default() };
+    let config = Config {
+        keep_alive: Duration::from_secs(1),
+        ..Config::default()
+    };
     let first = host.connect_as(&identity, &config).await.unwrap();
     let (moved, moving) = tokio::sync::oneshot::channel::<()>();
     let moved = std::sync::Mutex::new(Some(moved));
@@ -330,14 +480,31 @@ async fn a_rerun_takes_over_from_a_session_that_is_dead_and_does_not_know_it() {
     });
     let options = to(&[&big], "big");
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         let _ = runtime.block_on(first.push(&options, observer));
     });
     let _ = moving.await;
-    let second = host.connect_as(&identity, &Config::default()).await.unwrap();
-    let outcome = second.push(&to(&[&big], "big"), haul::progress::ignore()).await.unwrap();
-    assert_eq!((outcome.sent.files, outcome.sent.failed), (1, 0), "{:?}", outcome.sent.failures);
-    assert_eq!(std::fs::read(served.path().join("big")).unwrap(), std::fs::read(&big).unwrap());
+    let second = host
+        .connect_as(&identity, &Config::default())
+        .await
+        .unwrap();
+    let outcome = second
+        .push(&to(&[&big], "big"), haul::progress::ignore())
+        .await
+        .unwrap();
+    assert_eq!(
+        (outcome.sent.files, outcome.sent.failed),
+        (1, 0),
+        "{:?}",
+        outcome.sent.failures
+    );
+    assert_eq!(
+        std::fs::read(served.path().join("big")).unwrap(),
+        std::fs::read(&big).unwrap()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -347,7 +514,10 @@ async fn what_an_interrupted_transfer_left_is_not_sent_again() {
     write(&big, &content(1, 32 << 20));
     let host = Host::directory(served.path());
     let identity = haul::identity::Identity::generate().unwrap();
-    let first = host.connect_as(&identity, &Config::default()).await.unwrap();
+    let first = host
+        .connect_as(&identity, &Config::default())
+        .await
+        .unwrap();
     let (moved, moving) = tokio::sync::oneshot::channel::<()>();
     let state = std::sync::Mutex::new((0, Some(moved)));
     let observer: haul::progress::Observer = Arc::new(move |event| {
@@ -366,10 +536,17 @@ async fn what_an_interrupted_transfer_left_is_not_sent_again() {
         _ = moving => {}
     }
     drop(first);
-    assert_eq!(listing(served.path()).len(), 1, "one partial, and nothing under the final name");
+    assert_eq!(
+        listing(served.path()).len(),
+        1,
+        "one partial, and nothing under the final name"
+    );
     assert!(!served.path().join("big").exists());
 
-    let second = host.connect_as(&identity, &Config::default()).await.unwrap();
+    let second = host
+        .connect_as(&identity, &Config::default())
+        .await
+        .unwrap();
     let (observer, events) = recorder();
     let outcome = second.push(&to(&[&big], "big"), observer).await.unwrap();
     assert_eq!(outcome.sent.failed, 0, "{:?}", outcome.sent.failures);
@@ -377,22 +554,40 @@ async fn what_an_interrupted_transfer_left_is_not_sent_again() {
         Event::Started { held, .. } => Some(*held),
         _ => None,
     });
-    assert!(held.unwrap() >= 1 << 20, "{held:?} bytes were there already");
+    assert!(
+        held.unwrap() >= 1 << 20,
+        "{held:?} bytes were there already"
+    );
     assert_eq!(listing(served.path()).len(), 1);
-    assert_eq!(std::fs::read(served.path().join("big")).unwrap(), std::fs::read(&big).unwrap());
+    assert_eq!(
+        std::fs::read(served.path().join("big")).unwrap(),
+        std::fs::read(&big).unwrap()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_vanishes_before_it_is_sent_keeps_nobody_waiting() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     for name in ["small", "large"] {
-        write(&source.path().join("t").join(name), &content(1, if name == "small" { 10 } else { 1 << 20 }));
+        write(
+            &source.path().join("t").join(name),
+            &content(1, if name == "small" { 10 } else { 1 << 20 }),
+        );
     }
     write(&source.path().join("t/stays"), b"stays");
     // Nobody gives up by himself in the time of this test.
-    let config = Config { deadline: Duration::from_secs(3600), ..Config::default() };
-    let host = Host::serving(Arc::new(LocalStore::open(served.path()).unwrap()), config.clone());
-    let client = host.connect_as(&haul::identity::Identity::generate().unwrap(), &config).await.unwrap();
+    let config = Config {
+        deadline: Duration::from_secs(3600),
+        ..Config::default()
+    };
+    let host = Host::serving(
+        Arc::new(LocalStore::open(served.path()).unwrap()),
+        config.clone(),
+    );
+    let client = host
+        .connect_as(&haul::identity::Identity::generate().unwrap(), &config)
+        .await
+        .unwrap();
     let tree_at = source.path().join("t");
     let gone = tree_at.clone();
     let observer: haul::progress::Observer = Arc::new(move |event| {
@@ -404,12 +599,31 @@ async fn a_file_that_vanishes_before_it_is_sent_keeps_nobody_waiting() {
     });
     let options = to(&[&tree_at], "t");
     let pushing = client.push(&options, observer);
-    let outcome = tokio::time::timeout(crate::support::LIMIT, pushing).await.expect("nobody waits").unwrap();
-    let mut failed: Vec<_> = outcome.sent.failures.iter().map(|(p, w)| (p.to_string(), w.code)).collect();
+    let outcome = tokio::time::timeout(crate::support::LIMIT, pushing)
+        .await
+        .expect("nobody waits")
+        .unwrap();
+    let mut failed: Vec<_> = outcome
+        .sent
+        .failures
+        .iter()
+        .map(|(p, w)| (p.to_string(), w.code))
+        .collect();
     failed.sort_by(|a, b| a.0.cmp(&b.0));
-    assert_eq!(failed, [("t/large".into(), Code::NotFound), ("t/small".into(), Code::NotFound)]);
+    assert_eq!(
+        failed,
+        [
+            ("t/large".into(), Code::NotFound),
+            ("t/small".into(), Code::NotFound)
+        ]
+    );
     assert_eq!(outcome.summary.failed, 2, "the receiver knows as well");
-    assert_eq!(listing(served.path()).len(), 2, "t and t/stays: {:?}", listing(served.path()));
+    assert_eq!(
+        listing(served.path()).len(),
+        2,
+        "t and t/stays: {:?}",
+        listing(served.path())
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -426,9 +640,19 @@ async fn a_file_that_changes_while_it_is_sent_is_failed_as_changed() {
                 once.call_once(|| match change {
                     "grow" => {
                         use std::io::Write;
-                        std::fs::OpenOptions::new().append(true).open(&file).unwrap().write_all(b"more").unwrap();
+                        std::fs::OpenOptions::new()
+                            .append(true)
+                            .open(&file)
+                            .unwrap()
+                            .write_all(b"more")
+                            .unwrap();
                     }
-                    "shrink" => std::fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(100).unwrap(),
+                    "shrink" => std::fs::OpenOptions::new()
+                        .write(true)
+                        .open(&file)
+                        .unwrap()
+                        .set_len(100)
+                        .unwrap(),
                     "replace" => {
                         std::fs::write(file.with_extension("new"), content(2, 16 << 20)).unwrap();
                         std::fs::rename(file.with_extension("new"), &file).unwrap();
@@ -439,15 +663,26 @@ async fn a_file_that_changes_while_it_is_sent_is_failed_as_changed() {
         });
         let outcome = client.push(&to(&[&big], change), observer).await.unwrap();
         assert_eq!(outcome.sent.failures.len(), 1, "{change}");
-        assert_eq!(outcome.sent.failures[0].1.code, Code::Changed, "{change}: {:?}", outcome.sent.failures);
+        assert_eq!(
+            outcome.sent.failures[0].1.code,
+            Code::Changed,
+            "{change}: {:?}",
+            outcome.sent.failures
+        );
         assert!(!served.path().join(change).exists());
         write(&big, &content(1, 16 << 20));
     }
-    assert!(listing(served.path()).is_empty(), "nothing is kept of what is no version of the file");
+    assert!(
+        listing(served.path()).is_empty(),
+        "nothing is kept of what is no version of the file"
+    );
 }
 
 fn limited(bytes: u64) -> Config {
-    Config { limit: haul::rate::Rate::from_bytes(bytes), ..Config::default() }
+    Config {
+        limit: haul::rate::Rate::from_bytes(bytes),
+        ..Config::default()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -459,27 +694,74 @@ async fn a_limit_holds_for_files_large_and_small() {
     }
     let store = Arc::new(MemoryStore::new());
     let host = Host::serving(store, Config::default());
-    let client = host.connect_as(&haul::identity::Identity::generate().unwrap(), &limited(500_000)).await.unwrap();
+    let client = host
+        .connect_as(
+            &haul::identity::Identity::generate().unwrap(),
+            &limited(500_000),
+        )
+        .await
+        .unwrap();
     let begun = std::time::Instant::now();
-    let outcome = client.push(&to(&[&source.path().join("t")], "t"), haul::progress::ignore()).await.unwrap();
-    assert_eq!((outcome.sent.files, outcome.sent.failed), (51, 0), "{:?}", outcome.sent.failures);
+    let outcome = client
+        .push(
+            &to(&[&source.path().join("t")], "t"),
+            haul::progress::ignore(),
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        (outcome.sent.files, outcome.sent.failed),
+        (51, 0),
+        "{:?}",
+        outcome.sent.failures
+    );
     // A megabyte: it cannot be faster, however slow the machine.
-    assert!(begun.elapsed() >= Duration::from_millis(1_950), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() >= Duration::from_millis(1_950),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pull_is_sent_at_the_lower_of_what_it_asks_for_and_what_the_server_has() {
-    for (own, asked) in [(None, Some(500_000)), (Some(500_000), None), (Some(500_000), Some(50_000_000))] {
+    for (own, asked) in [
+        (None, Some(500_000)),
+        (Some(500_000), None),
+        (Some(500_000), Some(50_000_000)),
+    ] {
         let served = tempdir().unwrap();
         write(&served.path().join("f"), &content(1, 1_000_000));
         let config = |limit: Option<u64>| limit.map_or_else(Config::default, limited);
-        let host = Host::serving(Arc::new(LocalStore::open(served.path()).unwrap()), config(own));
-        let client = host.connect_as(&haul::identity::Identity::generate().unwrap(), &config(asked)).await.unwrap();
+        let host = Host::serving(
+            Arc::new(LocalStore::open(served.path()).unwrap()),
+            config(own),
+        );
+        let client = host
+            .connect_as(
+                &haul::identity::Identity::generate().unwrap(),
+                &config(asked),
+            )
+            .await
+            .unwrap();
         let into = tempdir().unwrap();
         let begun = std::time::Instant::now();
-        let pulled = client.pull(&crate::support::from(&["f"], into.path()), haul::progress::ignore()).await.unwrap();
-        assert_eq!((pulled.sent.bytes, pulled.summary.bytes), (1_000_000, 1_000_000));
-        assert!(begun.elapsed() >= Duration::from_millis(1_950), "{own:?} {asked:?}: {:?}", begun.elapsed());
+        let pulled = client
+            .pull(
+                &crate::support::from(&["f"], into.path()),
+                haul::progress::ignore(),
+            )
+            .await
+            .unwrap();
+        assert_eq!(
+            (pulled.sent.bytes, pulled.summary.bytes),
+            (1_000_000, 1_000_000)
+        );
+        assert!(
+            begun.elapsed() >= Duration::from_millis(1_950),
+            "{own:?} {asked:?}: {:?}",
+            begun.elapsed()
+        );
     }
 }
 
@@ -490,20 +772,58 @@ async fn waiting_for_a_limit_is_nobodys_silence() {
         write(&source.path().join(format!("t/{i}")), &content(i, 300));
     }
     // Each of the 300 waits for its turn longer than the deadline, which must be over the 5 s between two Workings.
-    let config = Config { deadline: Duration::from_secs(6), ..limited(8_000) };
-    let host = Host::serving(Arc::new(MemoryStore::new()), Config { limit: None, ..config.clone() });
-    let client = host.connect_as(&haul::identity::Identity::generate().unwrap(), &config).await.unwrap();
-    let outcome = client.push(&to(&[&source.path().join("t")], "t"), haul::progress::ignore()).await.unwrap();
-    assert_eq!((outcome.sent.files, outcome.sent.failed), (300, 0), "{:?}", outcome.sent.failures);
+    let config = Config {
+        deadline: Duration::from_secs(6),
+        ..limited(8_000)
+    };
+    let host = Host::serving(
+        Arc::new(MemoryStore::new()),
+        Config {
+            limit: None,
+            ..config.clone()
+        },
+    );
+    let client = host
+        .connect_as(&haul::identity::Identity::generate().unwrap(), &config)
+        .await
+        .unwrap();
+    let outcome = client
+        .push(
+            &to(&[&source.path().join("t")], "t"),
+            haul::progress::ignore(),
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        (outcome.sent.files, outcome.sent.failed),
+        (300, 0),
+        "{:?}",
+        outcome.sent.failures
+    );
 }
 
 /// Pushes one file of two mebibytes over a connection with these settings.
 async fn verdict(store: MemoryStore, config: Config) -> haul::session::Outcome {
     let source = tempdir().unwrap();
     write(&source.path().join("f"), &content(1, 2 << 20));
-    let host = Host::serving(Arc::new(store), Config { memory: 1 << 20, ..Config::default() });
-    let client = host.connect_as(&haul::identity::Identity::generate().unwrap(), &config).await.unwrap();
-    let outcome = client.push(&to(&[&source.path().join("f")], "f"), haul::progress::ignore()).await.unwrap();
+    let host = Host::serving(
+        Arc::new(store),
+        Config {
+            memory: 1 << 20,
+            ..Config::default()
+        },
+    );
+    let client = host
+        .connect_as(&haul::identity::Identity::generate().unwrap(), &config)
+        .await
+        .unwrap();
+    let outcome = client
+        .push(
+            &to(&[&source.path().join("f")], "f"),
+            haul::progress::ignore(),
+        )
+        .await
+        .unwrap();
     assert_eq!(outcome.sent.failed, 0, "{:?}", outcome.sent.failures);
     outcome
 }
@@ -512,15 +832,34 @@ async fn verdict(store: MemoryStore, config: Config) -> haul::session::Outcome {
 async fn a_slow_disk_on_the_receiver_is_what_bound_the_transfer() {
     let store = MemoryStore::new().with_write_delay(Duration::from_millis(300));
     let outcome = verdict(store, Config::default()).await;
-    assert_eq!(outcome.bound, haul::verdict::Bound::ReceiverStore, "{:?}", outcome.account);
-    assert!(outcome.summary.held_up.unwrap() > 0, "the receiver says so itself");
+    assert_eq!(
+        outcome.bound,
+        haul::verdict::Bound::ReceiverStore,
+        "{:?}",
+        outcome.account
+    );
+    assert!(
+        outcome.summary.held_up.unwrap() > 0,
+        "the receiver says so itself"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_low_limit_is_what_bound_the_transfer() {
     let outcome = verdict(MemoryStore::new(), limited(1_000_000)).await;
-    assert_eq!(outcome.bound, haul::verdict::Bound::Limit, "{:?}", outcome.account);
+    assert_eq!(
+        outcome.bound,
+        haul::verdict::Bound::Limit,
+        "{:?}",
+        outcome.account
+    );
     let path = outcome.path;
-    assert!(path.sent_bytes > 2 << 20 && path.sent_packets > 300 && path.received_bytes > 0, "{path:?}");
-    assert!(path.rate > 0 && path.mtu >= 1_200 && path.rtt >= path.min_rtt && !path.rtt.is_zero(), "{path:?}");
+    assert!(
+        path.sent_bytes > 2 << 20 && path.sent_packets > 300 && path.received_bytes > 0,
+        "{path:?}"
+    );
+    assert!(
+        path.rate > 0 && path.mtu >= 1_200 && path.rtt >= path.min_rtt && !path.rtt.is_zero(),
+        "{path:?}"
+    );
 }

@@ -18,13 +18,23 @@ fn tree(root: &Path, names: &[&str]) {
     }
 }
 
-fn sync(serving: &Serving, arguments: &[&str], from: &Path, way: [&str; 2]) -> (Option<i32>, String) {
+fn sync(
+    serving: &Serving,
+    arguments: &[&str],
+    from: &Path,
+    way: [&str; 2],
+) -> (Option<i32>, String) {
     let pin = serving.key_id.to_string();
-    let place =
-        |name: &str| name.strip_prefix("haul:").map_or(name.to_owned(), |below| format!("{}{below}", serving.url));
+    let place = |name: &str| {
+        name.strip_prefix("haul:")
+            .map_or(name.to_owned(), |below| format!("{}{below}", serving.url))
+    };
     let way = way.map(place);
-    let all: Vec<&str> =
-        ["sync", "--pin", &pin].into_iter().chain(arguments.iter().copied()).chain([&*way[0], &*way[1]]).collect();
+    let all: Vec<&str> = ["sync", "--pin", &pin]
+        .into_iter()
+        .chain(arguments.iter().copied())
+        .chain([&*way[0], &*way[1]])
+        .collect();
     let Output { status, stderr, .. } = haul(from, &all);
     (status.code(), String::from_utf8(stderr).unwrap())
 }
@@ -40,7 +50,12 @@ fn the_destination_becomes_the_same_and_nothing_beside_it_is_touched() {
     let before = listing(there);
     let (code, said) = sync(&serving, &["--dry-run"], source.path(), ["t", "haul:t"]);
     assert_eq!(code, Some(0), "{said}");
-    for line in ["would remove old/x/y", "would remove old", "would remove out", "would remove sub/c"] {
+    for line in [
+        "would remove old/x/y",
+        "would remove old",
+        "would remove out",
+        "would remove sub/c",
+    ] {
         assert!(said.lines().any(|l| l == line), "{line} in {said}");
     }
     assert!(said.contains("would remove 5 at the destination"), "{said}");
@@ -71,11 +86,17 @@ fn all_of_a_server_can_be_mirrored_both_ways() {
     tree(serving.served.path(), &["old", "sub/c"]);
     let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:"]);
     assert_eq!(code, Some(0), "{said}");
-    assert_eq!(listing(serving.served.path()), listing(&source.path().join("t")));
+    assert_eq!(
+        listing(serving.served.path()),
+        listing(&source.path().join("t"))
+    );
     tree(source.path(), &["t/mine"]);
     let (code, said) = sync(&serving, &[], source.path(), ["haul:", "t"]);
     assert_eq!(code, Some(0), "{said}");
-    assert_eq!(listing(serving.served.path()), listing(&source.path().join("t")));
+    assert_eq!(
+        listing(serving.served.path()),
+        listing(&source.path().join("t"))
+    );
 }
 
 #[test]
@@ -87,7 +108,10 @@ fn a_server_that_did_not_say_so_lets_nobody_remove() {
     let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
     assert_eq!(code, Some(4), "{said}");
     assert!(said.contains("--allow-delete"), "{said}");
-    assert!(!serving.served.path().join("t/a").exists(), "it is said before anything is sent");
+    assert!(
+        !serving.served.path().join("t/a").exists(),
+        "it is said before anything is sent"
+    );
     assert!(serving.served.path().join("t/old").exists());
 }
 
@@ -100,12 +124,28 @@ fn an_empty_source_and_too_much_to_remove_remove_nothing() {
     tree(there, &["t/a", "t/b"]);
     let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("nothing was removed: the source is empty"), "{said}");
-    let (code, said) = sync(&serving, &["--max-delete", "1"], source.path(), ["t", "haul:t"]);
+    assert!(
+        said.contains("nothing was removed: the source is empty"),
+        "{said}"
+    );
+    let (code, said) = sync(
+        &serving,
+        &["--max-delete", "1"],
+        source.path(),
+        ["t", "haul:t"],
+    );
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("nothing was removed: 2 would go, and 1 may"), "{said}");
+    assert!(
+        said.contains("nothing was removed: 2 would go, and 1 may"),
+        "{said}"
+    );
     assert!(there.join("t/a").exists() && there.join("t/b").exists());
-    let (code, said) = sync(&serving, &["--max-delete", "2"], source.path(), ["t", "haul:t"]);
+    let (code, said) = sync(
+        &serving,
+        &["--max-delete", "2"],
+        source.path(),
+        ["t", "haul:t"],
+    );
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(fs::read_dir(there.join("t")).unwrap().count(), 0);
 }
@@ -119,11 +159,20 @@ fn one_failure_is_enough_to_remove_nothing() {
     // A directory stands where a file should come.
     tree(there, &["t/old", "t/becomes/x"]);
     for how in ["skip", "fail"] {
-        let (code, said) = sync(&serving, &["--existing", how], source.path(), ["t", "haul:t"]);
+        let (code, said) = sync(
+            &serving,
+            &["--existing", how],
+            source.path(),
+            ["t", "haul:t"],
+        );
         assert_eq!(code, Some(1), "{said}");
         assert!(said.contains("nothing was removed: "), "{said}");
     }
-    assert!(there.join("t/old").exists() && there.join("t/becomes/x").exists() && there.join("t/a").exists());
+    assert!(
+        there.join("t/old").exists()
+            && there.join("t/becomes/x").exists()
+            && there.join("t/a").exists()
+    );
 }
 
 #[test]
@@ -134,12 +183,19 @@ fn a_directory_that_cannot_be_read_removes_nothing() {
     }
     let source = tempdir().unwrap();
     tree(source.path(), &["t/a", "t/closed/b"]);
-    fs::set_permissions(source.path().join("t/closed"), PermissionsExt::from_mode(0o0)).unwrap();
+    fs::set_permissions(
+        source.path().join("t/closed"),
+        PermissionsExt::from_mode(0o0),
+    )
+    .unwrap();
     let serving = Serving::start(&["--allow-delete"]);
     tree(serving.served.path(), &["t/closed/b", "t/old"]);
     let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
     assert_eq!(code, Some(1), "{said}");
-    assert!(serving.served.path().join("t/closed/b").exists() && serving.served.path().join("t/old").exists());
+    assert!(
+        serving.served.path().join("t/closed/b").exists()
+            && serving.served.path().join("t/old").exists()
+    );
 }
 
 #[test]
@@ -163,8 +219,14 @@ async fn a_client_cannot_ask_for_it_past_the_command_line_either() {
     tree(source.path(), &["t/a"]);
     tree(served.path(), &["t/old"]);
     let host = Host::directory(served.path());
-    let take = Take { delete: Some(Delete::default()), ..Take::default() };
-    let options = PushOptions { take, ..to(&[&source.path().join("t")], "t") };
+    let take = Take {
+        delete: Some(Delete::default()),
+        ..Take::default()
+    };
+    let options = PushOptions {
+        take,
+        ..to(&[&source.path().join("t")], "t")
+    };
     match push(&host, &options).await {
         Err(Error::Refused(why)) => assert_eq!(why.code, Code::NotAllowed),
         other => panic!("{other:?}"),
@@ -178,7 +240,18 @@ fn of_other_kinds(source: &Path, there: &Path) {
     write(&source.join("t/empty"), b"");
     write(&source.join("t/big"), &vec![7; 400_000]);
     symlink("nowhere", source.join("t/link")).unwrap();
-    tree(there, &["t/file/a", "t/file/sub/b", "t/empty/a", "t/big/a", "t/link/a", "t/directory", "other/in"]);
+    tree(
+        there,
+        &[
+            "t/file/a",
+            "t/file/sub/b",
+            "t/empty/a",
+            "t/big/a",
+            "t/link/a",
+            "t/directory",
+            "other/in",
+        ],
+    );
     symlink("../other", there.join("t/through")).unwrap();
 }
 
@@ -190,13 +263,29 @@ fn what_has_become_of_another_kind_is_replaced_and_what_a_link_points_to_is_not_
     of_other_kinds(source.path(), there);
     let (code, said) = sync(&serving, &["--dry-run"], source.path(), ["t", "haul:t"]);
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.lines().any(|line| line == "would remove file/sub/b"), "{said}");
+    assert!(
+        said.lines().any(|line| line == "would remove file/sub/b"),
+        "{said}"
+    );
     assert!(said.contains("would remove 6 at the destination"), "{said}");
-    let (code, said) = sync(&serving, &["--existing", "fail"], source.path(), ["t", "haul:t"]);
+    let (code, said) = sync(
+        &serving,
+        &["--existing", "fail"],
+        source.path(),
+        ["t", "haul:t"],
+    );
     assert_eq!(code, Some(1), "{said}");
-    let (code, said) = sync(&serving, &["--max-delete", "0"], source.path(), ["t", "haul:t"]);
+    let (code, said) = sync(
+        &serving,
+        &["--max-delete", "0"],
+        source.path(),
+        ["t", "haul:t"],
+    );
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("2 would go, and 0 may") || said.contains("3 would go, and 0 may"), "{said}");
+    assert!(
+        said.contains("2 would go, and 0 may") || said.contains("3 would go, and 0 may"),
+        "{said}"
+    );
     assert!(there.join("t/file/sub/b").exists() && there.join("t/link/a").exists());
     fs::remove_dir_all(there.join("t")).unwrap();
     fs::remove_dir_all(source.path().join("t")).unwrap();
@@ -205,7 +294,10 @@ fn what_has_become_of_another_kind_is_replaced_and_what_a_link_points_to_is_not_
 
     let (code, said) = sync(&serving, &["-v"], source.path(), ["t", "haul:t"]);
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.lines().any(|line| line == "removed file/sub/b"), "{said}");
+    assert!(
+        said.lines().any(|line| line == "removed file/sub/b"),
+        "{said}"
+    );
     assert!(said.contains("removed 6 at the destination"), "{said}");
     assert_eq!(listing(&there.join("t")), listing(&source.path().join("t")));
     assert_eq!(fs::read(there.join("other/in")).unwrap(), b"other/in");
@@ -225,7 +317,8 @@ fn a_copy_without_delete_replaces_nothing_of_another_kind() {
     of_other_kinds(source.path(), serving.served.path());
     let before = listing(&serving.served.path().join("t/file"));
     let pin = serving.key_id.to_string();
-    let Output { status, stderr, .. } = haul(source.path(), &["cp", "--pin", &pin, "t", &serving.url]);
+    let Output { status, stderr, .. } =
+        haul(source.path(), &["cp", "--pin", &pin, "t", &serving.url]);
     let said = String::from_utf8(stderr).unwrap();
     assert_eq!(status.code(), Some(1), "{said}");
     assert!(said.contains("t/file: a directory stands there"), "{said}");
@@ -235,7 +328,19 @@ fn a_copy_without_delete_replaces_nothing_of_another_kind() {
 /// Names that stand at both ends, at the source only and at the destination only.
 fn with_left_outs(source: &Path, there: &Path) {
     tree(source, &["t/a", "t/a.o", "t/sub/b", "t/build/new"]);
-    tree(there, &["t/a", "t/a.o", "t/old", "t/sub/c.o", "t/sub/d", "t/build/x", "t/gone/e", "t/gone/f.o"]);
+    tree(
+        there,
+        &[
+            "t/a",
+            "t/a.o",
+            "t/old",
+            "t/sub/c.o",
+            "t/sub/d",
+            "t/build/x",
+            "t/gone/e",
+            "t/gone/f.o",
+        ],
+    );
 }
 
 #[test]
@@ -248,17 +353,31 @@ fn what_a_filter_leaves_out_is_spared_there_as_rsync_does() {
     with_left_outs(source.path(), expected.path());
     let from = format!("{}/", source.path().join("t").display());
     let rsync = std::process::Command::new("rsync")
-        .args(["-a", "--delete", "--exclude=*.o", "--exclude=/build/", &from])
+        .args([
+            "-a",
+            "--delete",
+            "--exclude=*.o",
+            "--exclude=/build/",
+            &from,
+        ])
         .arg(expected.path().join("t"))
         .output();
     let arguments = ["-v", "--exclude", "*.o", "--exclude", "/build/"];
     let (code, said) = sync(&serving, &arguments, source.path(), ["t", "haul:t"]);
     assert_eq!(code, Some(0), "{said}");
     let mut left = names(&there.join("t"));
-    assert_eq!(left, ["a", "a.o", "build/x", "gone/f.o", "sub/b", "sub/c.o"], "{said}");
+    assert_eq!(
+        left,
+        ["a", "a.o", "build/x", "gone/f.o", "sub/b", "sub/c.o"],
+        "{said}"
+    );
     match rsync {
         Ok(output) if output.status.success() => {
-            assert_eq!(left, names(&expected.path().join("t")), "as rsync leaves it")
+            assert_eq!(
+                left,
+                names(&expected.path().join("t")),
+                "as rsync leaves it"
+            )
         }
         _ => eprintln!("skipped: no rsync to compare with"),
     }
@@ -278,14 +397,32 @@ fn what_gitignore_files_leave_out_is_spared_there() {
     tree(source.path(), &["t/a", "t/sub/b", "t/sub/x.tmp"]);
     write(&source.path().join("t/.gitignore"), b"*.log\n!keep.log\n");
     write(&source.path().join("t/sub/.gitignore"), b"*.tmp\n");
-    tree(there, &["t/a.log", "t/keep.log", "t/sub/y.tmp", "t/z.tmp", "t/sub/deep/u.tmp", "t/sub/deep/v"]);
+    tree(
+        there,
+        &[
+            "t/a.log",
+            "t/keep.log",
+            "t/sub/y.tmp",
+            "t/z.tmp",
+            "t/sub/deep/u.tmp",
+            "t/sub/deep/v",
+        ],
+    );
     for _ in 0..2 {
         let (code, said) = sync(&serving, &["--gitignore"], source.path(), ["t", "haul:t"]);
         assert_eq!(code, Some(0), "{said}");
         let left = names(&there.join("t"));
         assert_eq!(
             left,
-            [".gitignore", "a", "a.log", "sub/.gitignore", "sub/b", "sub/deep/u.tmp", "sub/y.tmp"],
+            [
+                ".gitignore",
+                "a",
+                "a.log",
+                "sub/.gitignore",
+                "sub/b",
+                "sub/deep/u.tmp",
+                "sub/y.tmp"
+            ],
             "{said}"
         );
     }
@@ -297,7 +434,12 @@ fn a_list_of_names_is_no_mirror() {
     tree(source.path(), &["t/a", "list"]);
     let serving = Serving::start(&["--allow-delete"]);
     tree(serving.served.path(), &["t/old"]);
-    let (code, said) = sync(&serving, &["--files-from", "list"], source.path(), ["t", "haul:t"]);
+    let (code, said) = sync(
+        &serving,
+        &["--files-from", "list"],
+        source.path(),
+        ["t", "haul:t"],
+    );
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("a mirror takes no list of names"), "{said}");
     assert!(serving.served.path().join("t/old").exists());
@@ -311,7 +453,15 @@ fn names(root: &Path) -> Vec<String> {
         for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
             match entry.file_type().unwrap().is_dir() {
                 true => open.push(entry.path()),
-                false => names.push(entry.path().strip_prefix(root).unwrap().to_str().unwrap().to_owned()),
+                false => names.push(
+                    entry
+                        .path()
+                        .strip_prefix(root)
+                        .unwrap()
+                        .to_str()
+                        .unwrap()
+                        .to_owned(),
+                ),
             }
         }
     }
@@ -326,15 +476,32 @@ fn a_destination_inside_the_source_is_refused_before_anything_is_written_and_bes
     tree(here, &["d/a", "d/sub/b", "e/c"]);
     let before = listing(here);
     let cp = |way: [&str; 2]| {
-        let way = way.map(|name| name.strip_prefix("haul:").map_or(name.to_owned(), |n| format!("{}{n}", serving.url)));
-        let output = haul(here, &["cp", "--pin", &serving.key_id.to_string(), &way[0], &way[1]]);
-        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+        let way = way.map(|name| {
+            name.strip_prefix("haul:")
+                .map_or(name.to_owned(), |n| format!("{}{n}", serving.url))
+        });
+        let output = haul(
+            here,
+            &["cp", "--pin", &serving.key_id.to_string(), &way[0], &way[1]],
+        );
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
     };
-    for way in [["d", "haul:d/"], ["d", "haul:d/sub"], ["d", "haul:d/new/new"], ["haul:d", "d/"], ["haul:d", "d/sub/"]]
-    {
+    for way in [
+        ["d", "haul:d/"],
+        ["d", "haul:d/sub"],
+        ["d", "haul:d/new/new"],
+        ["haul:d", "d/"],
+        ["haul:d", "d/sub/"],
+    ] {
         let (code, said) = cp(way);
         assert_eq!(code, Some(1), "{way:?}: {said}");
-        assert!(said.contains("lies inside of what is to be sent"), "{way:?}: {said}");
+        assert!(
+            said.contains("lies inside of what is to be sent"),
+            "{way:?}: {said}"
+        );
     }
     assert_eq!(listing(here), before);
     for way in [["d", "haul:d"], ["haul:d", "d"], ["d", "haul:"]] {
@@ -352,10 +519,18 @@ fn a_mirror_never_removes_its_own_source() {
     let here = serving.served.path();
     tree(here, &["d/a", "d/sub/b", "d/sub/deep/c"]);
     let before = listing(here);
-    for way in [["d/sub", "haul:d"], ["d/sub/deep", "haul:"], ["haul:d/sub", "d"], ["haul:d/sub/deep", "."]] {
+    for way in [
+        ["d/sub", "haul:d"],
+        ["d/sub/deep", "haul:"],
+        ["haul:d/sub", "d"],
+        ["haul:d/sub/deep", "."],
+    ] {
         let (code, said) = sync(&serving, &[], here, way);
         assert_eq!(code, Some(1), "{way:?}: {said}");
-        assert!(said.contains("the source lies inside of the destination"), "{way:?}: {said}");
+        assert!(
+            said.contains("the source lies inside of the destination"),
+            "{way:?}: {said}"
+        );
         assert_eq!(listing(here), before, "{way:?}");
     }
     let (code, said) = sync(&serving, &[], here, ["d", "haul:d"]);
@@ -376,8 +551,14 @@ fn a_fifo_in_the_source_is_named_and_keeps_nothing_from_being_removed() {
     tree(there, &["t/old", "t/sub/fifo", "back/old"]);
     let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("sub/fifo: ") && said.contains("removed 1 at the destination"), "{said}");
-    assert!(!there.join("t/old").exists() && there.join("t/sub/fifo").exists(), "what it would replace is left");
+    assert!(
+        said.contains("sub/fifo: ") && said.contains("removed 1 at the destination"),
+        "{said}"
+    );
+    assert!(
+        !there.join("t/old").exists() && there.join("t/sub/fifo").exists(),
+        "what it would replace is left"
+    );
     // Fetched.
     fs::remove_file(there.join("t/sub/fifo")).unwrap();
     make(&there.join("t/sub/fifo"));
@@ -399,7 +580,11 @@ fn a_fifo_in_the_source_empties_no_directory_of_its_name() {
     tree(there, &["t/old", "t/pipe/kept", "t/pipe/sub/kept"]);
     let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
     assert_eq!(code, Some(1), "{said}");
-    assert_eq!(names(&there.join("t")), ["a", "pipe/kept", "pipe/sub/kept"], "{said}");
+    assert_eq!(
+        names(&there.join("t")),
+        ["a", "pipe/kept", "pipe/sub/kept"],
+        "{said}"
+    );
 }
 
 #[test]
@@ -413,7 +598,10 @@ fn a_source_of_nothing_but_a_fifo_is_empty() {
     tree(there, &["t/old"]);
     let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
     assert_eq!(code, Some(1), "{said}");
-    assert!(there.join("t/old").exists() && said.contains("--max-delete"), "{said}");
+    assert!(
+        there.join("t/old").exists() && said.contains("--max-delete"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -439,8 +627,13 @@ fn a_key_that_may_only_write_is_told_that_it_may_not_mirror() {
     tree(serving.served.path(), &["t/old"]);
     let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
     assert_eq!(code, Some(4), "{said}");
-    assert!(said.contains("this key may not read on this server, so it may neither compare"), "{said}");
-    assert!(serving.served.path().join("t/old").exists() && !serving.served.path().join("t/a").exists());
+    assert!(
+        said.contains("this key may not read on this server, so it may neither compare"),
+        "{said}"
+    );
+    assert!(
+        serving.served.path().join("t/old").exists() && !serving.served.path().join("t/a").exists()
+    );
 }
 
 #[test]
@@ -455,8 +648,14 @@ fn what_a_mirror_removed_is_told_every_time() {
         for way in [["t", "haul:t"], ["haul:t", "back"]] {
             let (code, said) = sync(&serving, &["-v"], source.path(), way);
             assert_eq!(code, Some(0), "{said}");
-            let told = said.lines().filter(|line| line.starts_with("removed old")).count();
-            assert!(told == 3 && said.contains("removed 3 at the destination"), "{way:?}: {said}");
+            let told = said
+                .lines()
+                .filter(|line| line.starts_with("removed old"))
+                .count();
+            assert!(
+                told == 3 && said.contains("removed 3 at the destination"),
+                "{way:?}: {said}"
+            );
         }
     }
 }

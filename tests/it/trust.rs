@@ -50,12 +50,18 @@ impl Server {
                 let _ = send.send(incoming.await);
             }
         });
-        Self { endpoint, address, accepted }
+        Self {
+            endpoint,
+            address,
+            accepted,
+        }
     }
 
     /// A server with a TLS of its own, to be wrong in.
     fn with_tls(tls: rustls::ServerConfig) -> Self {
-        Self::with(quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap())))
+        Self::with(quinn::ServerConfig::with_crypto(Arc::new(
+            QuicServerConfig::try_from(tls).unwrap(),
+        )))
     }
 
     async fn next(&mut self) -> Result<quinn::Connection, ConnectionError> {
@@ -64,7 +70,14 @@ impl Server {
 
     async fn connect(&self, client: &Identity, trust: &ServerTrust) -> Result<Connected> {
         let (host, port) = (self.address.ip().to_string(), self.address.port());
-        soon(endpoint::connect(client, trust, &host, port, &Config::default())).await
+        soon(endpoint::connect(
+            client,
+            trust,
+            &host,
+            port,
+            &Config::default(),
+        ))
+        .await
     }
 }
 
@@ -75,7 +88,9 @@ async fn dial(host: &str, port: u16, trust: ServerTrust, config: Config) -> Resu
 
 /// Fails a test that would hang.
 async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future).await.expect("it hangs")
+    tokio::time::timeout(Duration::from_secs(60), future)
+        .await
+        .expect("it hangs")
 }
 
 fn new() -> Identity {
@@ -83,12 +98,21 @@ fn new() -> Identity {
 }
 
 fn pin(identity: &Identity) -> ServerTrust {
-    ServerTrust { pin: Some(identity.key_id()), ..ServerTrust::default() }
+    ServerTrust {
+        pin: Some(identity.key_id()),
+        ..ServerTrust::default()
+    }
 }
 
 fn known_hosts_in(directory: &TempDir) -> (PathBuf, ServerTrust) {
     let file = directory.path().join("known_hosts");
-    (file.clone(), ServerTrust { known_hosts: Some(file), ..ServerTrust::default() })
+    (
+        file.clone(),
+        ServerTrust {
+            known_hosts: Some(file),
+            ..ServerTrust::default()
+        },
+    )
 }
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
@@ -97,7 +121,10 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
 
 /// The certificates of one and the key of another.
 fn impostor(shown: &Identity, held: &Identity) -> Arc<SingleCertAndKey> {
-    let key = provider().key_provider.load_private_key(held.private_key()).unwrap();
+    let key = provider()
+        .key_provider
+        .load_private_key(held.private_key())
+        .unwrap();
     Arc::new(CertifiedKey::new(shown.chain().to_vec(), key).into())
 }
 
@@ -108,7 +135,9 @@ fn server_tls() -> rustls::ConfigBuilder<rustls::ServerConfig, rustls::server::W
         .with_client_cert_verifier(Arc::new(ClientVerifier))
 }
 
-fn client_tls(server: &Identity) -> rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert> {
+fn client_tls(
+    server: &Identity,
+) -> rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert> {
     rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -117,11 +146,19 @@ fn client_tls(server: &Identity) -> rustls::ConfigBuilder<rustls::ClientConfig, 
 }
 
 /// Connects with a TLS of its own. The client of TLS 1.3 may well be done before the server refuses it.
-async fn raw(server: &Server, mut tls: rustls::ClientConfig) -> Result<quinn::Connection, ConnectionError> {
+async fn raw(
+    server: &Server,
+    mut tls: rustls::ClientConfig,
+) -> Result<quinn::Connection, ConnectionError> {
     tls.alpn_protocols = vec![ALPN.to_vec()];
     let client = endpoint::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
     let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
-    soon(client.connect_with(config, server.address, "127.0.0.1").unwrap()).await
+    soon(
+        client
+            .connect_with(config, server.address, "127.0.0.1")
+            .unwrap(),
+    )
+    .await
 }
 
 /// How a client ends that the server does not let through the handshake.
@@ -131,7 +168,9 @@ async fn refused(server: &mut Server, tls: rustls::ClientConfig) -> TransportErr
         Err(e) => e,
     };
     assert!(server.next().await.is_err(), "the server took it");
-    let ConnectionError::ConnectionClosed(close) = ended else { panic!("{ended}") };
+    let ConnectionError::ConnectionClosed(close) = ended else {
+        panic!("{ended}")
+    };
     close.error_code
 }
 
@@ -142,9 +181,15 @@ async fn a_pin_lets_through_its_key_alone() {
 
     let connected = listening.connect(&client, &pin(&server)).await.unwrap();
     assert_eq!(connected.connection.remote_address(), listening.address);
-    assert_eq!(endpoint::peer(&connected.connection).unwrap().0, server.key_id());
+    assert_eq!(
+        endpoint::peer(&connected.connection).unwrap().0,
+        server.key_id()
+    );
     let accepted = listening.next().await.unwrap();
-    assert_eq!(endpoint::peer(&accepted).unwrap(), (client.key_id(), client.chain().to_vec()));
+    assert_eq!(
+        endpoint::peer(&accepted).unwrap(),
+        (client.key_id(), client.chain().to_vec())
+    );
 
     let error = listening.connect(&client, &pin(&other)).await.unwrap_err();
     assert!(
@@ -152,7 +197,10 @@ async fn a_pin_lets_through_its_key_alone() {
             if *pinned == other.key_id().to_string() && *presented == server.key_id().to_string()),
         "{error}"
     );
-    assert!(listening.next().await.is_err(), "the client went on after all");
+    assert!(
+        listening.next().await.is_err(),
+        "the client went on after all"
+    );
 }
 
 #[tokio::test]
@@ -161,7 +209,10 @@ async fn with_a_pin_only_the_pin_counts() {
     let listening = Server::start(&server);
     let (file, mut trust) = known_hosts_in(&directory);
     std::fs::write(&file, "a line that makes no sense\n").unwrap();
-    assert!(matches!(listening.connect(&new(), &trust).await, Err(Error::Home { .. })));
+    assert!(matches!(
+        listening.connect(&new(), &trust).await,
+        Err(Error::Home { .. })
+    ));
     trust.pin = Some(server.key_id());
     listening.connect(&new(), &trust).await.unwrap();
 }
@@ -172,7 +223,9 @@ async fn a_first_contact_is_known_once_it_is_added_and_a_change_is_an_alarm() {
     let listening = Server::start(&server);
     let (file, trust) = known_hosts_in(&directory);
 
-    let Err(Error::UnknownHost { host, key_id }) = listening.connect(&client, &trust).await else { panic!() };
+    let Err(Error::UnknownHost { host, key_id }) = listening.connect(&client, &trust).await else {
+        panic!()
+    };
     assert_eq!(host, listening.address.to_string());
     let key_id: KeyId = key_id.parse().unwrap();
     assert_eq!(key_id, server.key_id());
@@ -183,15 +236,29 @@ async fn a_first_contact_is_known_once_it_is_added_and_a_change_is_an_alarm() {
     let old = new().key_id();
     std::fs::write(&file, format!("{host} {old}\n")).unwrap();
     let error = listening.connect(&client, &trust).await.unwrap_err();
-    let Error::ChangedHost { known, presented, file: named, .. } = &error else { panic!("{error}") };
-    assert_eq!((known, presented, named), (&old.to_string(), &key_id.to_string(), &file));
+    let Error::ChangedHost {
+        known,
+        presented,
+        file: named,
+        ..
+    } = &error
+    else {
+        panic!("{error}")
+    };
+    assert_eq!(
+        (known, presented, named),
+        (&old.to_string(), &key_id.to_string(), &file)
+    );
 
     known_hosts::add(&file, &host, &key_id).unwrap();
     listening.connect(&client, &trust).await.unwrap();
 }
 
 /// An authority that signs leaves.
-struct Authority(Issuer<'static, KeyPair>, rustls::pki_types::CertificateDer<'static>);
+struct Authority(
+    Issuer<'static, KeyPair>,
+    rustls::pki_types::CertificateDer<'static>,
+);
 
 impl Authority {
     fn new() -> Self {
@@ -222,34 +289,66 @@ fn expired(params: &mut CertificateParams) {
 #[tokio::test]
 async fn an_authority_vouches_for_both_sides() {
     let authority = Authority::new();
-    let (server, client) = (authority.sign("127.0.0.1", |_| {}), authority.sign("alice", |_| {}));
+    let (server, client) = (
+        authority.sign("127.0.0.1", |_| {}),
+        authority.sign("alice", |_| {}),
+    );
     let mut listening = Server::start(&server);
-    let trust = ServerTrust { authorities: vec![authority.1.clone()], ..ServerTrust::default() };
+    let trust = ServerTrust {
+        authorities: vec![authority.1.clone()],
+        ..ServerTrust::default()
+    };
     listening.connect(&client, &trust).await.unwrap();
 
-    let admission = Admission { authorities: vec![authority.1.clone()], ..Admission::default() };
+    let admission = Admission {
+        authorities: vec![authority.1.clone()],
+        ..Admission::default()
+    };
     let (_, chain) = endpoint::peer(&listening.next().await.unwrap()).unwrap();
     let rights = admission.judge(&chain).unwrap();
     assert!(rights.read && rights.write);
     assert_eq!(rights.name.as_deref(), Some("alice"));
 
     let strangers = Authority::new();
-    assert!(admission.judge(strangers.sign("alice", |_| {}).chain()).is_err());
+    assert!(
+        admission
+            .judge(strangers.sign("alice", |_| {}).chain())
+            .is_err()
+    );
     assert!(admission.judge(new().chain()).is_err());
-    assert!(admission.judge(authority.sign("alice", expired).chain()).is_err());
-    let trust = ServerTrust { authorities: vec![strangers.1], ..ServerTrust::default() };
-    assert!(matches!(listening.connect(&client, &trust).await, Err(Error::UnknownHost { .. })));
+    assert!(
+        admission
+            .judge(authority.sign("alice", expired).chain())
+            .is_err()
+    );
+    let trust = ServerTrust {
+        authorities: vec![strangers.1],
+        ..ServerTrust::default()
+    };
+    assert!(matches!(
+        listening.connect(&client, &trust).await,
+        Err(Error::UnknownHost { .. })
+    ));
 }
 
 #[tokio::test]
 async fn an_authority_does_not_vouch_for_other_names_or_times() {
     let authority = Authority::new();
-    let trust = ServerTrust { authorities: vec![authority.1.clone()], ..ServerTrust::default() };
-    let wrong = [(authority.sign("example.org", |_| {}), "name"), (authority.sign("127.0.0.1", expired), "expired")];
+    let trust = ServerTrust {
+        authorities: vec![authority.1.clone()],
+        ..ServerTrust::default()
+    };
+    let wrong = [
+        (authority.sign("example.org", |_| {}), "name"),
+        (authority.sign("127.0.0.1", expired), "expired"),
+    ];
     for (server, why) in wrong {
         let listening = Server::start(&server);
         let error = listening.connect(&new(), &trust).await.unwrap_err();
-        assert!(matches!(error, Error::NotTrusted { .. }) && error.to_string().contains(why), "{error}");
+        assert!(
+            matches!(error, Error::NotTrusted { .. }) && error.to_string().contains(why),
+            "{error}"
+        );
     }
 }
 
@@ -261,7 +360,10 @@ async fn what_known_hosts_says_stands_above_an_authority() {
     trust.authorities.push(authority.1.clone());
     listening.connect(&new(), &trust).await.unwrap();
     known_hosts::add(&file, &listening.address.to_string(), &new().key_id()).unwrap();
-    assert!(matches!(listening.connect(&new(), &trust).await, Err(Error::ChangedHost { .. })));
+    assert!(matches!(
+        listening.connect(&new(), &trust).await,
+        Err(Error::ChangedHost { .. })
+    ));
 }
 
 #[tokio::test]
@@ -272,7 +374,8 @@ async fn a_server_with_the_right_certificate_and_another_key_fails() {
     let mut listening = Server::with_tls(tls);
     let error = listening.connect(&client, &pin(&server)).await.unwrap_err();
     assert!(
-        matches!(error, Error::NotTrusted { .. }) && error.to_string().contains("does not hold the key"),
+        matches!(error, Error::NotTrusted { .. })
+            && error.to_string().contains("does not hold the key"),
         "{error}"
     );
     assert!(listening.next().await.is_err());
@@ -287,7 +390,10 @@ async fn a_client_with_the_right_certificate_and_another_key_fails() {
     assert_eq!(code, TransportErrorCode::crypto(DECRYPT_ERROR));
     // It was the key: with its own, the same certificate passes.
     let _connection = raw(&listening, tls(&admitted)).await.unwrap();
-    assert_eq!(endpoint::peer(&listening.next().await.unwrap()).unwrap().0, admitted.key_id());
+    assert_eq!(
+        endpoint::peer(&listening.next().await.unwrap()).unwrap().0,
+        admitted.key_id()
+    );
 }
 
 #[tokio::test]
@@ -303,29 +409,56 @@ async fn a_refused_client_learns_the_line_that_admits_it() {
     let (server, client, directory) = (new(), new(), TempDir::new().unwrap());
     let mut listening = Server::start(&server);
     let authorized_keys = directory.path().join("authorized_keys");
-    let admission = Admission { authorized_keys: Some(authorized_keys.clone()), ..Admission::default() };
+    let admission = Admission {
+        authorized_keys: Some(authorized_keys.clone()),
+        ..Admission::default()
+    };
 
     let connected = listening.connect(&client, &pin(&server)).await.unwrap();
     let accepted = listening.next().await.unwrap();
-    let Why { code, text } = admission.judge(&endpoint::peer(&accepted).unwrap().1).unwrap_err();
+    let Why { code, text } = admission
+        .judge(&endpoint::peer(&accepted).unwrap().1)
+        .unwrap_err();
     accepted.close(VarInt::from_u32(code.number()), text.as_bytes());
-    let ConnectionError::ApplicationClosed(close) = soon(connected.connection.closed()).await else { panic!() };
-    let Error::NotAdmitted(why) = endpoint::closed(&close) else { panic!() };
+    let ConnectionError::ApplicationClosed(close) = soon(connected.connection.closed()).await
+    else {
+        panic!()
+    };
+    let Error::NotAdmitted(why) = endpoint::closed(&close) else {
+        panic!()
+    };
     assert_eq!(why.code, Code::NotAdmitted);
 
     let (_, line) = why.text.split_once("authorized_keys: ").unwrap();
     std::fs::write(&authorized_keys, line).unwrap();
     listening.connect(&client, &pin(&server)).await.unwrap();
     let accepted = listening.next().await.unwrap();
-    assert!(admission.judge(&endpoint::peer(&accepted).unwrap().1).is_ok(), "the file was not read afresh");
+    assert!(
+        admission
+            .judge(&endpoint::peer(&accepted).unwrap().1)
+            .is_ok(),
+        "the file was not read afresh"
+    );
 }
 
 #[tokio::test]
 async fn where_nothing_listens_the_error_does_not_wait() {
-    let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let config = Config { first_reply: FAR, handshake: FAR, ..Config::default() };
-    let error = dial("127.0.0.1", free.port(), ServerTrust::default(), config).await.unwrap_err();
-    assert!(matches!(&error, Error::Unreachable { address, .. } if *address == free), "{error}");
+    let free = std::net::UdpSocket::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let config = Config {
+        first_reply: FAR,
+        handshake: FAR,
+        ..Config::default()
+    };
+    let error = dial("127.0.0.1", free.port(), ServerTrust::default(), config)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, Error::Unreachable { address, .. } if *address == free),
+        "{error}"
+    );
     assert!(error.to_string().contains("nothing listens"), "{error}");
 }
 
@@ -333,9 +466,19 @@ async fn where_nothing_listens_the_error_does_not_wait() {
 async fn where_nothing_answers_the_error_comes_after_the_first_deadline() {
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
-    let config = Config { first_reply: Duration::from_millis(200), handshake: FAR, ..Config::default() };
-    let error = dial("127.0.0.1", port, ServerTrust::default(), config).await.unwrap_err().to_string();
-    assert!(error.contains("nothing answers") && error.contains(&format!("UDP port {port}")), "{error}");
+    let config = Config {
+        first_reply: Duration::from_millis(200),
+        handshake: FAR,
+        ..Config::default()
+    };
+    let error = dial("127.0.0.1", port, ServerTrust::default(), config)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("nothing answers") && error.contains(&format!("UDP port {port}")),
+        "{error}"
+    );
 }
 
 /// Answers the first datagram with a long header (not the probe) as told, and every other with silence.
@@ -344,7 +487,10 @@ async fn answer(socket: tokio::net::UdpSocket, reply: impl Fn(&[u8]) -> Vec<u8>)
     loop {
         let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
         if length > 1 {
-            socket.send_to(&reply(&buffer[..length]), from).await.unwrap();
+            socket
+                .send_to(&reply(&buffer[..length]), from)
+                .await
+                .unwrap();
         }
     }
 }
@@ -354,7 +500,11 @@ async fn what_answers_gets_the_longer_deadline() {
     let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let port = socket.local_addr().unwrap().port();
     let millis = Duration::from_millis;
-    let config = Config { first_reply: millis(1000), handshake: millis(2000), ..Config::default() };
+    let config = Config {
+        first_reply: millis(1000),
+        handshake: millis(2000),
+        ..Config::default()
+    };
     let error = tokio::select! {
         _ = answer(socket, |_| b"\xffwhat?".to_vec()) => unreachable!(),
         error = dial("127.0.0.1", port, ServerTrust::default(), config) => error,
@@ -364,10 +514,15 @@ async fn what_answers_gets_the_longer_deadline() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_killed_in_the_middle_of_a_handshake_is_said_to_be_gone_and_not_waited_for() {
+async fn a_server_that_is_killed_in_the_middle_of_a_handshake_is_said_to_be_gone_and_not_waited_for()
+ {
     let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let port = socket.local_addr().unwrap().port();
-    let config = Config { first_reply: FAR, handshake: FAR, ..Config::default() };
+    let config = Config {
+        first_reply: FAR,
+        handshake: FAR,
+        ..Config::default()
+    };
     let killed = async move {
         let mut buffer = [0; 2048];
         loop {
@@ -378,10 +533,16 @@ async fn a_server_that_is_killed_in_the_middle_of_a_handshake_is_said_to_be_gone
             }
         }
     };
-    let (error, _) = tokio::join!(dial("127.0.0.1", port, ServerTrust::default(), config), killed);
+    let (error, _) = tokio::join!(
+        dial("127.0.0.1", port, ServerTrust::default(), config),
+        killed
+    );
     let error = error.unwrap_err().to_string();
     assert!(error.contains("gone before the handshake ended"), "{error}");
-    assert!(error.contains(&format!("nothing listens on port {port} any more")), "{error}");
+    assert!(
+        error.contains(&format!("nothing listens on port {port} any more")),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -393,7 +554,13 @@ async fn a_server_that_speaks_another_quic_is_told_from_a_dead_one() {
         let (destination, rest) = initial[6..].split_at(initial[5].into());
         let source = &rest[1..=rest[0].into()];
         let id = |id: &[u8]| [&[id.len() as u8], id].concat();
-        [&[0x80, 0, 0, 0, 0][..], &id(source), &id(destination), &0x6b33_43cf_u32.to_be_bytes()].concat()
+        [
+            &[0x80, 0, 0, 0, 0][..],
+            &id(source),
+            &id(destination),
+            &0x6b33_43cf_u32.to_be_bytes(),
+        ]
+        .concat()
     };
     let error = tokio::select! {
         _ = answer(socket, negotiate) => unreachable!(),
@@ -407,11 +574,19 @@ async fn a_server_that_speaks_another_quic_is_told_from_a_dead_one() {
 async fn a_server_that_is_no_haul_is_named_as_such() {
     let server = new();
     for alpn in [vec![b"h3".to_vec()], vec![]] {
-        let mut tls = server_tls().with_single_cert(server.chain().to_vec(), server.private_key()).unwrap();
+        let mut tls = server_tls()
+            .with_single_cert(server.chain().to_vec(), server.private_key())
+            .unwrap();
         tls.alpn_protocols = alpn;
-        let error = Server::with_tls(tls).connect(&new(), &pin(&server)).await.unwrap_err();
+        let error = Server::with_tls(tls)
+            .connect(&new(), &pin(&server))
+            .await
+            .unwrap_err();
         assert!(matches!(error, Error::Unreachable { .. }), "{error}");
-        assert!(error.to_string().contains("speaks QUIC, but not haul/1"), "{error}");
+        assert!(
+            error.to_string().contains("speaks QUIC, but not haul/1"),
+            "{error}"
+        );
     }
 }
 
@@ -426,7 +601,10 @@ async fn a_full_server_says_so() {
             incoming.refuse();
         }
     });
-    let error = dial("127.0.0.1", port, pin(&server), Config::default()).await.unwrap_err().to_string();
+    let error = dial("127.0.0.1", port, pin(&server), Config::default())
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("the server is full"), "{error}");
 }
 
@@ -436,8 +614,15 @@ async fn a_server_that_has_stopped_to_serve_is_not_waited_for() {
     let stopping = endpoint::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
     let port = stopping.local_addr().unwrap().port();
     let hour = Duration::from_secs(3600);
-    let config = Config { first_reply: Duration::from_millis(500), handshake: hour, ..Config::default() };
-    let error = dial("127.0.0.1", port, ServerTrust::default(), config).await.unwrap_err().to_string();
+    let config = Config {
+        first_reply: Duration::from_millis(500),
+        handshake: hour,
+        ..Config::default()
+    };
+    let error = dial("127.0.0.1", port, ServerTrust::default(), config)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("nothing answers"), "{error}");
 }
 
@@ -445,8 +630,13 @@ async fn a_server_that_has_stopped_to_serve_is_not_waited_for() {
 async fn a_host_without_an_address_is_named() {
     // Too long for the resolver to ask anybody.
     let host = "a".repeat(300);
-    let error = dial(&host, 1, ServerTrust::default(), Config::default()).await.unwrap_err();
-    assert!(matches!(&error, Error::Resolve { host: named, .. } if *named == host), "{error}");
+    let error = dial(&host, 1, ServerTrust::default(), Config::default())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, Error::Resolve { host: named, .. } if *named == host),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -464,7 +654,9 @@ async fn the_default_address_takes_both_families_and_a_name_finds_it() {
     let has_ipv6 = std::net::UdpSocket::bind("[::1]:0").is_ok();
     for host in ["127.0.0.1", "localhost", "[::1]", "::1"] {
         if has_ipv6 || !host.contains(':') {
-            dial(host, port, pin(&server), Config::default()).await.expect(host);
+            dial(host, port, pin(&server), Config::default())
+                .await
+                .expect(host);
         }
     }
 }
@@ -475,7 +667,9 @@ async fn an_address_that_refuses_does_not_stand_in_the_way_of_another() {
     let server = new();
     let listening = Server::start(&server);
     let port = listening.address.port();
-    let connected = dial("localhost", port, pin(&server), Config::default()).await.unwrap();
+    let connected = dial("localhost", port, pin(&server), Config::default())
+        .await
+        .unwrap();
     assert_eq!(connected.connection.remote_address(), listening.address);
     drop(listening.endpoint);
 }
@@ -512,15 +706,33 @@ async fn a_team_with_the_certificates_of_the_example_trusts_each_other() {
     // One at a time: the authority is used again.
     let (server, alice) = (team("localhost"), team("alice"));
     let id = alice.identity().unwrap().key_id();
-    assert_eq!(team("alice").identity().unwrap().key_id(), id, "a key was overwritten");
+    assert_eq!(
+        team("alice").identity().unwrap().key_id(),
+        id,
+        "a key was overwritten"
+    );
     assert!(team_certificates::make(directory.path(), &["../x".to_owned()]).is_err());
 
     let mut listening = Server::start(&server.identity().unwrap());
-    let (trust, port) = (ServerTrust::of_home(&alice, None).unwrap(), listening.address.port());
+    let (trust, port) = (
+        ServerTrust::of_home(&alice, None).unwrap(),
+        listening.address.port(),
+    );
     let client = alice.identity().unwrap();
-    soon(endpoint::connect(&client, &trust, "localhost", port, &Config::default())).await.unwrap();
+    soon(endpoint::connect(
+        &client,
+        &trust,
+        "localhost",
+        port,
+        &Config::default(),
+    ))
+    .await
+    .unwrap();
     let (_, chain) = endpoint::peer(&listening.next().await.unwrap()).unwrap();
-    let rights = Admission::of_home(&server, Anyone::default()).unwrap().judge(&chain).unwrap();
+    let rights = Admission::of_home(&server, Anyone::default())
+        .unwrap()
+        .judge(&chain)
+        .unwrap();
     assert_eq!(rights.name.as_deref(), Some("alice"));
 }
 
@@ -529,8 +741,17 @@ fn authorities_that_cannot_be_read_are_no_empty_list() {
     let directory = TempDir::new().unwrap();
     let home = Home::at(directory.path());
     assert_eq!(ServerTrust::of_home(&home, None).unwrap().authorities, []);
-    for bad in ["nonsense", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+    for bad in [
+        "nonsense",
+        "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    ] {
         std::fs::write(home.authorities(), bad).unwrap();
-        assert!(matches!(Admission::of_home(&home, Anyone::default()), Err(Error::Home { .. })), "{bad}");
+        assert!(
+            matches!(
+                Admission::of_home(&home, Anyone::default()),
+                Err(Error::Home { .. })
+            ),
+            "{bad}"
+        );
     }
 }

@@ -26,7 +26,10 @@ pub(in crate::cli) struct Lines {
 
 impl Lines {
     pub(in crate::cli) fn new(form: Form) -> Self {
-        Self { form, out: BufWriter::new(std::io::stdout()) }
+        Self {
+            form,
+            out: BufWriter::new(std::io::stdout()),
+        }
     }
 
     /// Prints a line; false once nobody reads it. May wait as long as whoever reads it does, such as a pager.
@@ -43,7 +46,8 @@ impl Lines {
     /// Says what could not be looked at.
     pub(in crate::cli) fn failed(&mut self, path: &RelativePath, why: &Why) -> bool {
         if let Form::Json = self.form {
-            let mut object = json!({"type": "failed", "code": why.code.name(), "why": why.to_string()});
+            let mut object =
+                json!({"type": "failed", "code": why.code.name(), "why": why.to_string()});
             name(&mut object, path);
             return writeln!(self.out, "{object}").is_ok();
         }
@@ -59,14 +63,22 @@ impl Lines {
 }
 
 fn short(path: &RelativePath, listed: &Listed) -> String {
-    let slash = if listed.kind == Some(Kind::Directory) { "/" } else { "" };
+    let slash = if listed.kind == Some(Kind::Directory) {
+        "/"
+    } else {
+        ""
+    };
     format!("{path}{slash}")
 }
 
 /// Mode, size, time and name in columns, as `ls -l` has them.
 fn long(path: &RelativePath, listed: &Listed) -> String {
-    let size = listed.size.map_or_else(|| "-".into(), |size| size.to_string());
-    let time = listed.modified.map_or_else(|| "-".into(), |time| clock(time, false));
+    let size = listed
+        .size
+        .map_or_else(|| "-".into(), |size| size.to_string());
+    let time = listed
+        .modified
+        .map_or_else(|| "-".into(), |time| clock(time, false));
     let mut line = format!("{}  {size:>12}  {time:>20}  {path}", mode(listed));
     if let Some(target) = &listed.target {
         line += &format!(" -> {}", printable(target));
@@ -104,13 +116,23 @@ fn mode(listed: &Listed) -> String {
 
 /// UTC as RFC 3339 has it; years that it has no form for are seconds since 1970, as `date` takes them.
 fn clock(time: Time, nanoseconds: bool) -> String {
-    let Some(at) = OffsetDateTime::from_unix_timestamp(time.seconds).ok().filter(|at| (0..10_000).contains(&at.year()))
+    let Some(at) = OffsetDateTime::from_unix_timestamp(time.seconds)
+        .ok()
+        .filter(|at| (0..10_000).contains(&at.year()))
     else {
         return format!("@{}", time.seconds);
     };
-    let fraction = if nanoseconds { format!(".{:09}", time.nanoseconds) } else { String::new() };
+    let fraction = if nanoseconds {
+        format!(".{:09}", time.nanoseconds)
+    } else {
+        String::new()
+    };
     let (month, (hour, minute, second)) = (u8::from(at.month()), at.to_hms());
-    format!("{:04}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}{fraction}Z", at.year(), at.day())
+    format!(
+        "{:04}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}{fraction}Z",
+        at.year(),
+        at.day()
+    )
 }
 
 fn object(path: &RelativePath, listed: &Listed) -> Value {
@@ -155,19 +177,41 @@ mod tests {
 
     fn listed(name: &[u8], kind: Option<Kind>, mode: u32) -> (RelativePath, Listed) {
         let path = RelativePath::from_components([name]).unwrap();
-        let (modified, target) = (Some(Time { seconds: -1, nanoseconds: 5 }), None);
+        let (modified, target) = (
+            Some(Time {
+                seconds: -1,
+                nanoseconds: 5,
+            }),
+            None,
+        );
         let size = (kind == Some(Kind::File)).then_some(1_234_567);
         let components = Components::from(&path);
-        (path, Listed { path: components, kind, size, modified, mode: Some(mode), target })
+        (
+            path,
+            Listed {
+                path: components,
+                kind,
+                size,
+                modified,
+                mode: Some(mode),
+                target,
+            },
+        )
     }
 
     #[test]
     fn a_long_line_is_what_ls_has_and_steers_no_terminal() {
         let (path, mut link) = listed(b"a\x1b[2J\n", Some(Kind::Symlink), 0o777);
         link.target = Some(b"to\x07".to_vec());
-        assert_eq!(long(&path, &link), "lrwxrwxrwx             -  1969-12-31T23:59:59Z  a\\u{1b}[2J\\n -> to\\u{7}");
+        assert_eq!(
+            long(&path, &link),
+            "lrwxrwxrwx             -  1969-12-31T23:59:59Z  a\\u{1b}[2J\\n -> to\\u{7}"
+        );
         let (path, file) = listed(b"f", Some(Kind::File), 0o4640);
-        assert_eq!(long(&path, &file), "-rwSr-----       1234567  1969-12-31T23:59:59Z  f");
+        assert_eq!(
+            long(&path, &file),
+            "-rwSr-----       1234567  1969-12-31T23:59:59Z  f"
+        );
         let (_, fifo) = listed(b"p", None, 0o1777);
         assert_eq!(mode(&fifo), "?rwxrwxrwt");
         let (path, directory) = listed(b"d", Some(Kind::Directory), 0o755);
@@ -178,16 +222,46 @@ mod tests {
     fn json_keeps_bytes_and_nanoseconds() {
         let (path, file) = listed(b"\xff\n", Some(Kind::File), 0o644);
         let object = object(&path, &file);
-        assert_eq!((&object["path"], &object["path_bytes"]), (&"\u{fffd}\n".into(), &"/wo=".into()));
-        assert_eq!((&object["modified"], &object["mode"]), (&"1969-12-31T23:59:59.000000005Z".into(), &"0644".into()));
-        assert_eq!((&object["bytes"], &object["kind"]), (&1_234_567.into(), &"file".into()));
+        assert_eq!(
+            (&object["path"], &object["path_bytes"]),
+            (&"\u{fffd}\n".into(), &"/wo=".into())
+        );
+        assert_eq!(
+            (&object["modified"], &object["mode"]),
+            (&"1969-12-31T23:59:59.000000005Z".into(), &"0644".into())
+        );
+        assert_eq!(
+            (&object["bytes"], &object["kind"]),
+            (&1_234_567.into(), &"file".into())
+        );
     }
 
     #[test]
     fn any_time_has_a_form() {
-        for (seconds, shown) in [(4_300_000_000, "2106-04-06T12:26:40Z"), (i64::MAX, "@9223372036854775807")] {
-            assert_eq!(clock(Time { seconds, nanoseconds: 0 }, false), shown);
+        for (seconds, shown) in [
+            (4_300_000_000, "2106-04-06T12:26:40Z"),
+            (i64::MAX, "@9223372036854775807"),
+        ] {
+            assert_eq!(
+                clock(
+                    Time {
+                        seconds,
+                        nanoseconds: 0
+                    },
+                    false
+                ),
+                shown
+            );
         }
-        assert_eq!(clock(Time { seconds: i64::MIN, nanoseconds: 0 }, false), "@-9223372036854775808");
+        assert_eq!(
+            clock(
+                Time {
+                    seconds: i64::MIN,
+                    nanoseconds: 0
+                },
+                false
+            ),
+            "@-9223372036854775808"
+        );
     }
 }

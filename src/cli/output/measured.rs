@@ -27,15 +27,33 @@ pub(in crate::cli) fn show(measured: &Measured, json: bool) {
 pub(in crate::cli) fn progress(probe: Probe, arrived: u64, elapsed: Duration) -> String {
     let way = if probe == Probe::Down { "down" } else { "up" };
     let bits = arrived as f64 * 8.0 / elapsed.as_secs_f64().max(0.001);
-    format!("{way:<4}  {:.1} s  {}  {}", elapsed.as_secs_f64(), bytes(arrived), rate(bits))
+    format!(
+        "{way:<4}  {:.1} s  {}  {}",
+        elapsed.as_secs_f64(),
+        bytes(arrived),
+        rate(bits)
+    )
 }
 
 fn lines(measured: &Measured) -> Vec<String> {
-    let Measured { idle, jitter, up, down } = measured;
-    let mut all = vec![format!("idle  RTT {}, jitter {}", round_trips(idle), ms(*jitter))];
+    let Measured {
+        idle,
+        jitter,
+        up,
+        down,
+    } = measured;
+    let mut all = vec![format!(
+        "idle  RTT {}, jitter {}",
+        round_trips(idle),
+        ms(*jitter)
+    )];
     for (way, load) in [("up", up), ("down", down)] {
         if let Some(load) = load {
-            let (rate, trips, loss) = (rate(load.rate), round_trips(&load.rtt), percent(load.loss()));
+            let (rate, trips, loss) = (
+                rate(load.rate),
+                round_trips(&load.rtt),
+                percent(load.loss()),
+            );
             all.push(format!("{way:<4}  {rate}, RTT {trips}, loss {loss}"));
         }
     }
@@ -56,11 +74,20 @@ fn expectation(measured: &Measured) -> String {
         (None, Some(down)) => format!("{} down", rate(down.rate)),
         (None, None) => "nothing".into(),
     };
-    let gibibyte = loads().next().map_or(f64::INFINITY, |load| GIBIBIT / load.rate);
-    let loaded = loads().map(|load| load.rtt.median).max().unwrap_or_default();
+    let gibibyte = loads()
+        .next()
+        .map_or(f64::INFINITY, |load| GIBIBIT / load.rate);
+    let loaded = loads()
+        .map(|load| load.rtt.median)
+        .max()
+        .unwrap_or_default();
     let grown = match measured.idle.median {
         idle if loaded > idle.mul_f64(GROWTH) => {
-            format!("grows from {} to {} under load", number(&ms(idle)), ms(loaded))
+            format!(
+                "grows from {} to {} under load",
+                number(&ms(idle)),
+                ms(loaded)
+            )
         }
         idle => format!("stays at {} under load", ms(idle)),
     };
@@ -68,7 +95,10 @@ fn expectation(measured: &Measured) -> String {
         0.0 => "no packets are lost".into(),
         loss => format!("{} of packets are lost", percent(loss)),
     };
-    format!("Expect about {rates}: 1 GiB in {}; RTT {grown}; {lost}.", span(gibibyte))
+    format!(
+        "Expect about {rates}: 1 GiB in {}; RTT {grown}; {lost}.",
+        span(gibibyte)
+    )
 }
 
 fn number(figure: &str) -> &str {
@@ -105,7 +135,11 @@ fn figures(value: f64) -> String {
 }
 
 fn percent(part: f64) -> String {
-    if part > 0.0 && part < 0.0005 { "under 0.1 %".into() } else { format!("{:.1} %", part * 100.0) }
+    if part > 0.0 && part < 0.0005 {
+        "under 0.1 %".into()
+    } else {
+        format!("{:.1} %", part * 100.0)
+    }
 }
 
 fn span(seconds: f64) -> String {
@@ -146,16 +180,33 @@ mod tests {
 
     fn trips(ms: u64) -> RoundTrips {
         let time = Duration::from_millis(ms);
-        RoundTrips { count: 20, min: time, median: time, p95: time }
+        RoundTrips {
+            count: 20,
+            min: time,
+            median: time,
+            p95: time,
+        }
     }
 
     fn load(rate: f64, rtt: u64, packets_lost: u64) -> Load {
         let time = Duration::from_secs(5);
-        Load { rate, bytes: (rate * 5.0 / 8.0) as u64, time, rtt: trips(rtt), packets_sent: 1000, packets_lost }
+        Load {
+            rate,
+            bytes: (rate * 5.0 / 8.0) as u64,
+            time,
+            rtt: trips(rtt),
+            packets_sent: 1000,
+            packets_lost,
+        }
     }
 
     fn measured(up: Option<Load>, down: Option<Load>) -> Measured {
-        Measured { idle: trips(100), jitter: Duration::from_micros(250), up, down }
+        Measured {
+            idle: trips(100),
+            jitter: Duration::from_micros(250),
+            up,
+            down,
+        }
     }
 
     #[test]
@@ -166,31 +217,60 @@ mod tests {
             "Expect about 92.0 Mbit/s up and 88.0 down: 1 GiB in 93 s; RTT grows from 100 to 112 ms under load; \
              1.0 % of packets are lost."
         );
-        assert_eq!(lines(&both)[0], "idle  RTT 100 ms (95 % within 100 ms), jitter 0.25 ms");
-        assert_eq!(lines(&both)[2], "down  88.0 Mbit/s, RTT 104 ms (95 % within 104 ms), loss 0.0 %");
-        let apart = expectation(&measured(Some(load(900e3, 101, 0)), Some(load(1.2e9, 100, 0))));
+        assert_eq!(
+            lines(&both)[0],
+            "idle  RTT 100 ms (95 % within 100 ms), jitter 0.25 ms"
+        );
+        assert_eq!(
+            lines(&both)[2],
+            "down  88.0 Mbit/s, RTT 104 ms (95 % within 104 ms), loss 0.0 %"
+        );
+        let apart = expectation(&measured(
+            Some(load(900e3, 101, 0)),
+            Some(load(1.2e9, 100, 0)),
+        ));
         assert!(
-            apart.starts_with("Expect about 900 kbit/s up and 1.20 Gbit/s down: 1 GiB in 3 h; RTT stays"),
+            apart.starts_with(
+                "Expect about 900 kbit/s up and 1.20 Gbit/s down: 1 GiB in 3 h; RTT stays"
+            ),
             "{apart}"
         );
         assert!(apart.ends_with("no packets are lost."), "{apart}");
         let down = expectation(&measured(None, Some(load(8.6e9, 100, 0))));
-        assert!(down.starts_with("Expect about 8.60 Gbit/s down: 1 GiB in 1.0 s"), "{down}");
+        assert!(
+            down.starts_with("Expect about 8.60 Gbit/s down: 1 GiB in 1.0 s"),
+            "{down}"
+        );
     }
 
     #[test]
     fn figures_that_make_no_sense_are_still_said() {
         let nothing = expectation(&measured(Some(load(0.0, 100, 1000)), None));
-        assert!(nothing.contains("0.00 kbit/s up: 1 GiB in days;"), "{nothing}");
-        assert!(nothing.ends_with("100.0 % of packets are lost."), "{nothing}");
-        assert_eq!((percent(0.0001), rate(999.6e3)), ("under 0.1 %".into(), "1.00 Mbit/s".into()));
+        assert!(
+            nothing.contains("0.00 kbit/s up: 1 GiB in days;"),
+            "{nothing}"
+        );
+        assert!(
+            nothing.ends_with("100.0 % of packets are lost."),
+            "{nothing}"
+        );
+        assert_eq!(
+            (percent(0.0001), rate(999.6e3)),
+            ("under 0.1 %".into(), "1.00 Mbit/s".into())
+        );
     }
 
     #[test]
     fn json_has_units_in_its_names_and_only_what_was_measured() {
         let object = object(&measured(Some(load(8e6, 120, 10)), None));
-        assert_eq!((&object["up"]["bits_per_second"], &object["up"]["loss"]), (&8e6.into(), &0.01.into()));
-        assert_eq!((&object["rtt_ms"]["median"], &object["up"]["rtt_ms"]["p95"]), (&100.0.into(), &120.0.into()));
+        assert_eq!(
+            (&object["up"]["bits_per_second"], &object["up"]["loss"]),
+            (&8e6.into(), &0.01.into())
+        );
+        assert_eq!(
+            (&object["rtt_ms"]["median"], &object["up"]["rtt_ms"]["p95"]),
+            (&100.0.into(), &120.0.into())
+        );
         assert_eq!(object.get("down"), None);
     }
 }

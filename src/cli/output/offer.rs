@@ -26,7 +26,9 @@ pub(in crate::cli) fn code(output: Output, code: &str, port: u16, command: &str)
         note(&format!("On the other machine:  {command}"));
     }
     if output.verbose {
-        note(&format!("Listening on UDP port {port}; where this network blocks multicast: --at HOST:{port}"));
+        note(&format!(
+            "Listening on UDP port {port}; where this network blocks multicast: --at HOST:{port}"
+        ));
     }
 }
 
@@ -57,8 +59,18 @@ fn picture(ticket: &str) -> Option<String> {
         return None;
     }
     // Black on white, whatever the colours of the terminal are: not every scanner takes the other way round.
-    let blocks = code.render::<Dense1x2>().dark_color(Dense1x2::Dark).light_color(Dense1x2::Light).build();
-    Some(blocks.lines().map(|row| format!("\u{1b}[30;107m{row}\u{1b}[0m")).collect::<Vec<_>>().join("\n"))
+    let blocks = code
+        .render::<Dense1x2>()
+        .dark_color(Dense1x2::Dark)
+        .light_color(Dense1x2::Light)
+        .build();
+    Some(
+        blocks
+            .lines()
+            .map(|row| format!("\u{1b}[30;107m{row}\u{1b}[0m"))
+            .collect::<Vec<_>>()
+            .join("\n"),
+    )
 }
 
 /// Modules that are left free around a QR code (ISO/IEC 18004).
@@ -76,8 +88,12 @@ pub(in crate::cli) fn asked(output: Output, at: SocketAddr, gone: bool) {
         return;
     }
     match gone {
-        false => note(&format!("{at} knows the code, and is asked whether it accepts.")),
-        true => note(&format!("{at} went away without an answer; it may come again with the same code.")),
+        false => note(&format!(
+            "{at} knows the code, and is asked whether it accepts."
+        )),
+        true => note(&format!(
+            "{at} went away without an answer; it may come again with the same code."
+        )),
     }
 }
 
@@ -97,17 +113,29 @@ pub(in crate::cli) fn waiting(output: Output, name: &str, port: u16) {
         return line(&json!({"type": "waiting", "for": name, "port": port}).to_string());
     }
     if !output.quiet {
-        note(&format!("Waiting for {name}. There:  haul receive --from NAME, as this machine is called there"));
+        note(&format!(
+            "Waiting for {name}. There:  haul receive --from NAME, as this machine is called there"
+        ));
     }
     if output.verbose {
-        note(&format!("Listening on UDP port {port}; where this network blocks multicast: --at HOST:{port}"));
+        note(&format!(
+            "Listening on UDP port {port}; where this network blocks multicast: --at HOST:{port}"
+        ));
     }
 }
 
 /// Tells a reader of JSON what is offered.
-pub(in crate::cli) fn json(offer: &Offer, names: &[RelativePath], from: SocketAddr, free: Option<u64>) {
+pub(in crate::cli) fn json(
+    offer: &Offer,
+    names: &[RelativePath],
+    from: SocketAddr,
+    free: Option<u64>,
+) {
     let piped = offer.piped == Some(true);
-    let names: Vec<_> = names.iter().map(|name| String::from_utf8_lossy(name.as_bytes())).collect();
+    let names: Vec<_> = names
+        .iter()
+        .map(|name| String::from_utf8_lossy(name.as_bytes()))
+        .collect();
     line(&json!({
         "type": "offer", "from": offer.from, "address": from.to_string(), "names": names, "directory": offer.directory,
         "files": offer.files, "bytes": (!piped).then_some(offer.bytes), "text": offer.text, "free": free,
@@ -119,10 +147,16 @@ pub(in crate::cli) fn lines(offer: &Offer, names: &[RelativePath]) -> Vec<String
     let total = format!("{}, {}", count(offer.files, "file"), bytes(offer.bytes));
     match names {
         [one] if offer.directory => vec![format!("{one}/  {total}")],
-        [one] if offer.piped == Some(true) => vec![format!("{one}  out of a pipe: nobody knows how much")],
+        [one] if offer.piped == Some(true) => {
+            vec![format!("{one}  out of a pipe: nobody knows how much")]
+        }
         [one] => vec![format!("{one}  {}", bytes(offer.bytes))],
         names => {
-            let mut lines: Vec<_> = names.iter().take(NAMED).map(|name| format!("  {name}")).collect();
+            let mut lines: Vec<_> = names
+                .iter()
+                .take(NAMED)
+                .map(|name| format!("  {name}"))
+                .collect();
             if names.len() > NAMED {
                 lines.push(format!("  and {} more", names.len() - NAMED));
             }
@@ -135,7 +169,8 @@ pub(in crate::cli) fn lines(offer: &Offer, names: &[RelativePath]) -> Vec<String
 /// A text of the other machine: escaped on a terminal, line by line, and else as it is.
 pub(in crate::cli) fn text(text: &str) {
     if std::io::stdout().is_terminal() {
-        text.lines().for_each(|text| line(&printable(text.as_bytes())));
+        text.lines()
+            .for_each(|text| line(&printable(text.as_bytes())));
     } else {
         line(text);
     }

@@ -63,23 +63,49 @@ impl Tally {
 
     pub(super) fn take(&mut self, event: &Event) {
         match event {
-            Event::Found { files, bytes, complete } => {
+            Event::Found {
+                files,
+                bytes,
+                complete,
+            } => {
                 (self.found_files, self.found_bytes) = (*files, *bytes);
                 self.complete |= complete;
             }
-            Event::Started { id, path, size, held } => {
+            Event::Started {
+                id,
+                path,
+                size,
+                held,
+            } => {
                 self.held += held;
-                self.running.insert(*id, Running { path: path.clone(), size: *size, moved: *held });
+                self.running.insert(
+                    *id,
+                    Running {
+                        path: path.clone(),
+                        size: *size,
+                        moved: *held,
+                    },
+                );
             }
             Event::Moved { id, bytes } => {
                 self.travelled += bytes;
                 if let Some(running) = self.running.get_mut(id) {
                     // Nobody knows how long a pipe is.
-                    let most = if running.size == 0 { u64::MAX } else { running.size };
+                    let most = if running.size == 0 {
+                        u64::MAX
+                    } else {
+                        running.size
+                    };
                     running.moved = (running.moved + bytes).min(most);
                 }
             }
-            Event::Settled { id, kind, size, result, .. } => {
+            Event::Settled {
+                id,
+                kind,
+                size,
+                result,
+                ..
+            } => {
                 if let Some(id) = id {
                     self.running.remove(id);
                     self.settled += u64::from(*kind != Kind::Directory);
@@ -105,9 +131,17 @@ impl Tally {
             0 => String::new(),
             skipped => format!("; {} unchanged", HumanCount(skipped)),
         };
-        let failed = if self.failed == 0 { String::new() } else { format!("; {} would fail", HumanCount(self.failed)) };
+        let failed = if self.failed == 0 {
+            String::new()
+        } else {
+            format!("; {} would fail", HumanCount(self.failed))
+        };
         let files = if self.files == 1 { "file" } else { "files" };
-        format!("{} {files}, {}{unchanged}{failed}", HumanCount(self.files), bytes(self.committed_bytes))
+        format!(
+            "{} {files}, {}{unchanged}{failed}",
+            HumanCount(self.files),
+            bytes(self.committed_bytes)
+        )
     }
 
     /// Keeps the recent past, from which the rate is taken.
@@ -128,14 +162,23 @@ impl Tally {
 
     /// Bytes of settled files and of running ones as far as they are.
     pub(super) fn bytes_moved(&self) -> u64 {
-        self.settled_bytes + self.running.values().map(|running| running.moved).sum::<u64>()
+        self.settled_bytes
+            + self
+                .running
+                .values()
+                .map(|running| running.moved)
+                .sum::<u64>()
     }
 
     /// Bytes a second over the recent past.
     fn rate(&self, now: Instant) -> f64 {
         let (since, before) = self.recent.front().copied().unwrap_or((self.start, 0));
         let seconds = (now - since).as_secs_f64();
-        if seconds > 0.0 { (self.travelled - before) as f64 / seconds } else { 0.0 }
+        if seconds > 0.0 {
+            (self.travelled - before) as f64 / seconds
+        } else {
+            0.0
+        }
     }
 
     /// The line of totals while it runs. The time left is only told once everything is found.
@@ -153,7 +196,10 @@ impl Tally {
         );
         let left = self.found_bytes.saturating_sub(moved);
         if self.complete && left > 0 && rate >= 1.0 {
-            line += &format!("  {} left", clock(Duration::from_secs_f64((left as f64 / rate).min(1e9))));
+            line += &format!(
+                "  {} left",
+                clock(Duration::from_secs_f64((left as f64 / rate).min(1e9)))
+            );
         } else if self.complete && left == 0 && self.files_settled() < self.found_files {
             line += "  verifying";
         }
@@ -164,12 +210,21 @@ impl Tally {
     pub(super) fn summary(&self, now: Instant, whole: bool) -> String {
         let elapsed = self.elapsed(now);
         if whole && self.skipped > 0 && self.files == 0 && self.failed == 0 {
-            return format!("nothing to do in {}: {} unchanged", seconds(elapsed), count(self.skipped, "file"));
+            return format!(
+                "nothing to do in {}: {} unchanged",
+                seconds(elapsed),
+                count(self.skipped, "file")
+            );
         }
         // What was held, or is a hole, did not travel.
-        let rate = self.committed_bytes.min(self.travelled) as f64 / elapsed.as_secs_f64().max(0.001);
+        let rate =
+            self.committed_bytes.min(self.travelled) as f64 / elapsed.as_secs_f64().max(0.001);
         let (files, size) = (count(self.files, "file"), bytes(self.committed_bytes));
-        let mut line = format!("{files}, {size} in {} ({}/s)", seconds(elapsed), bytes(rate as u64));
+        let mut line = format!(
+            "{files}, {size} in {} ({}/s)",
+            seconds(elapsed),
+            bytes(rate as u64)
+        );
         if self.held > 0 {
             line += &format!(", {} of it held already", bytes(self.held));
         }
@@ -187,7 +242,11 @@ pub(in crate::cli) fn bytes(bytes: u64) -> String {
 }
 
 pub(super) fn count(count: u64, what: &str) -> String {
-    format!("{} {what}{}", HumanCount(count), if count == 1 { "" } else { "s" })
+    format!(
+        "{} {what}{}",
+        HumanCount(count),
+        if count == 1 { "" } else { "s" }
+    )
 }
 
 fn seconds(time: Duration) -> String {
@@ -216,23 +275,52 @@ mod tests {
     }
 
     fn settled(id: u64, size: u64, result: Settled) -> Event {
-        Event::Settled { id: Some(id), path: path("f"), kind: Kind::File, size, result }
+        Event::Settled {
+            id: Some(id),
+            path: path("f"),
+            kind: Kind::File,
+            size,
+            result,
+        }
     }
 
     #[test]
     fn totals_are_honest_while_it_runs() {
         let start = Instant::now();
         let mut tally = Tally::new(start);
-        tally.take(&Event::Found { files: 2, bytes: 3000, complete: false });
-        tally.take(&Event::Started { id: 0, path: path("a"), size: 2000, held: 1000 });
+        tally.take(&Event::Found {
+            files: 2,
+            bytes: 3000,
+            complete: false,
+        });
+        tally.take(&Event::Started {
+            id: 0,
+            path: path("a"),
+            size: 2000,
+            held: 1000,
+        });
         tally.take(&Event::Moved { id: 0, bytes: 500 });
         let later = start + Duration::from_secs(1);
-        assert_eq!(tally.total(later), "0/2+ files  1.46 KiB/2.93 KiB+  500 B/s", "no time left before all is found");
-        tally.take(&Event::Found { files: 2, bytes: 3000, complete: true });
-        assert_eq!(tally.total(later), "0/2 files  1.46 KiB/2.93 KiB  500 B/s  0:03 left");
+        assert_eq!(
+            tally.total(later),
+            "0/2+ files  1.46 KiB/2.93 KiB+  500 B/s",
+            "no time left before all is found"
+        );
+        tally.take(&Event::Found {
+            files: 2,
+            bytes: 3000,
+            complete: true,
+        });
+        assert_eq!(
+            tally.total(later),
+            "0/2 files  1.46 KiB/2.93 KiB  500 B/s  0:03 left"
+        );
         tally.take(&settled(1, 1000, Settled::Skipped));
         tally.take(&Event::Moved { id: 0, bytes: 500 });
-        assert!(tally.total(later).ends_with("  verifying"), "sent is not committed");
+        assert!(
+            tally.total(later).ends_with("  verifying"),
+            "sent is not committed"
+        );
         tally.take(&settled(0, 2000, Settled::Committed));
         assert_eq!(
             tally.summary(later, true),
@@ -244,10 +332,22 @@ mod tests {
     fn a_pipe_is_as_long_as_what_came_out_of_it() {
         let start = Instant::now();
         let mut tally = Tally::new(start);
-        tally.take(&Event::Started { id: 0, path: path("a"), size: 0, held: 0 });
-        tally.take(&Event::Found { files: 1, bytes: 2048, complete: false });
+        tally.take(&Event::Started {
+            id: 0,
+            path: path("a"),
+            size: 0,
+            held: 0,
+        });
+        tally.take(&Event::Found {
+            files: 1,
+            bytes: 2048,
+            complete: false,
+        });
         tally.take(&Event::Moved { id: 0, bytes: 2048 });
-        assert_eq!(tally.total(start + Duration::from_secs(1)), "0/1+ files  2.00 KiB/2.00 KiB+  2.00 KiB/s");
+        assert_eq!(
+            tally.total(start + Duration::from_secs(1)),
+            "0/1+ files  2.00 KiB/2.00 KiB+  2.00 KiB/s"
+        );
     }
 
     #[test]
@@ -256,27 +356,58 @@ mod tests {
         let later = start + Duration::from_secs(75);
         let mut tally = Tally::new(start);
         tally.take(&settled(1, 5, Settled::Skipped));
-        assert_eq!(tally.summary(later, true), "nothing to do in 1:15: 1 file unchanged");
-        assert_eq!(tally.summary(later, false), "0 files, 0 B in 1:15 (0 B/s), 1 unchanged", "there was more to do");
+        assert_eq!(
+            tally.summary(later, true),
+            "nothing to do in 1:15: 1 file unchanged"
+        );
+        assert_eq!(
+            tally.summary(later, false),
+            "0 files, 0 B in 1:15 (0 B/s), 1 unchanged",
+            "there was more to do"
+        );
         tally.take(&settled(2, 5, Settled::Failed(Code::NoSpace.into())));
-        assert_eq!(tally.summary(later, true), "0 files, 0 B in 1:15 (0 B/s), 1 unchanged, 1 failed");
-        assert_eq!(Tally::new(start).summary(start, true), "0 files, 0 B in 0.0 s (0 B/s)");
+        assert_eq!(
+            tally.summary(later, true),
+            "0 files, 0 B in 1:15 (0 B/s), 1 unchanged, 1 failed"
+        );
+        assert_eq!(
+            Tally::new(start).summary(start, true),
+            "0 files, 0 B in 0.0 s (0 B/s)"
+        );
     }
 
     #[test]
     fn no_more_files_are_settled_than_were_found() {
         let start = Instant::now();
         let mut tally = Tally::new(start);
-        tally.take(&Event::Found { files: 1, bytes: 5, complete: true });
+        tally.take(&Event::Found {
+            files: 1,
+            bytes: 5,
+            complete: true,
+        });
         let gone = |id, kind| {
             let result = Settled::Failed(Code::Unreadable.into());
-            Event::Settled { id, path: path("gone"), kind, size: 0, result }
+            Event::Settled {
+                id,
+                path: path("gone"),
+                kind,
+                size: 0,
+                result,
+            }
         };
         tally.take(&gone(None, Kind::File));
         tally.take(&gone(Some(0), Kind::Directory));
-        assert!(tally.total(start).starts_with("0/1 files"), "{}", tally.total(start));
+        assert!(
+            tally.total(start).starts_with("0/1 files"),
+            "{}",
+            tally.total(start)
+        );
         tally.take(&settled(1, 5, Settled::Committed));
-        assert!(tally.total(start).starts_with("1/1 files"), "{}", tally.total(start));
+        assert!(
+            tally.total(start).starts_with("1/1 files"),
+            "{}",
+            tally.total(start)
+        );
         assert!(tally.summary(start, true).ends_with("2 failed"));
     }
 
@@ -284,11 +415,22 @@ mod tests {
     fn the_rate_is_that_of_the_last_seconds() {
         let start = Instant::now();
         let mut tally = Tally::new(start);
-        tally.take(&Event::Started { id: 0, path: path("a"), size: 1 << 30, held: 0 });
-        tally.take(&Event::Moved { id: 0, bytes: 1 << 20 });
+        tally.take(&Event::Started {
+            id: 0,
+            path: path("a"),
+            size: 1 << 30,
+            held: 0,
+        });
+        tally.take(&Event::Moved {
+            id: 0,
+            bytes: 1 << 20,
+        });
         for tenth in 1..200 {
             tally.tick(start + Duration::from_millis(tenth * 100));
         }
-        assert!(tally.rate(start + Duration::from_secs(20)) < 1.0, "a stall shows");
+        assert!(
+            tally.rate(start + Duration::from_secs(20)) < 1.0,
+            "a stall shows"
+        );
     }
 }

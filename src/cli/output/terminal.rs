@@ -42,7 +42,11 @@ impl Bars {
         let style = ProgressStyle::with_template("{msg}").expect("a fixed template");
         let bar = || multi.add(ProgressBar::new_spinner().with_style(style.clone()));
         let (files, total) = ((0..LINES).map(|_| bar()).collect(), bar());
-        Self { multi, files, total }
+        Self {
+            multi,
+            files,
+            total,
+        }
     }
 
     /// Prints a line above the others.
@@ -54,11 +58,25 @@ impl Bars {
     /// What there is to draw. It is put together apart from the drawing, which can take long on a slow terminal.
     pub(super) fn rows(&self, tally: &Tally, now: Instant) -> Rows {
         // The last column stays free: some terminals wrap there.
-        let width = Term::stderr().size_checked().map_or(COLUMNS, |(_, columns)| columns as usize).saturating_sub(1);
-        let mut large: Vec<_> = tally.running.iter().filter(|(_, running)| running.size >= LARGE).collect();
+        let width = Term::stderr()
+            .size_checked()
+            .map_or(COLUMNS, |(_, columns)| columns as usize)
+            .saturating_sub(1);
+        let mut large: Vec<_> = tally
+            .running
+            .iter()
+            .filter(|(_, running)| running.size >= LARGE)
+            .collect();
         large.sort_by_key(|&(id, _)| id);
-        let files = large.iter().take(LINES).map(|(_, running)| file_line(running, width)).collect();
-        Rows { files, total: cut(&tally.total(now), width) }
+        let files = large
+            .iter()
+            .take(LINES)
+            .map(|(_, running)| file_line(running, width))
+            .collect();
+        Rows {
+            files,
+            total: cut(&tally.total(now), width),
+        }
     }
 
     pub(super) fn draw(&self, rows: Rows) {
@@ -112,11 +130,17 @@ impl Drop for Status {
 
 /// `name   12.0 MiB of 26.7 MiB   45 %`, at most `width` columns wide.
 fn file_line(running: &Running, width: usize) -> String {
-    let percent = (running.moved * 100).checked_div(running.size).unwrap_or(100);
+    let percent = (running.moved * 100)
+        .checked_div(running.size)
+        .unwrap_or(100);
     let right = if running.moved >= running.size {
         format!("  {}  verifying", bytes(running.size))
     } else {
-        format!("  {} of {}  {percent:>3} %", bytes(running.moved), bytes(running.size))
+        format!(
+            "  {} of {}  {percent:>3} %",
+            bytes(running.moved),
+            bytes(running.size)
+        )
     };
     let room = width.saturating_sub(measure_text_width(&right) + 2);
     let name = cut(&running.path.to_string(), room);
@@ -157,7 +181,14 @@ mod tests {
         for name in ["short", &"long".repeat(60), &"漢字".repeat(40)] {
             let path = RelativePath::from_components([name]).unwrap();
             for moved in [0, 5 << 20, 20 << 20] {
-                let line = file_line(&Running { path: path.clone(), size: 20 << 20, moved }, 79);
+                let line = file_line(
+                    &Running {
+                        path: path.clone(),
+                        size: 20 << 20,
+                        moved,
+                    },
+                    79,
+                );
                 assert!(measure_text_width(&line) <= 79, "{line}");
             }
         }

@@ -16,16 +16,27 @@ const SMALL: f64 = 0.01;
 
 /// The summary line with what bound the transfer, in a line of its own where it would not fit.
 pub(super) fn summary(line: &str, outcome: &Outcome, peer: &str) -> String {
-    let Some(bound) = bound(outcome, peer) else { return line.to_owned() };
+    let Some(bound) = bound(outcome, peer) else {
+        return line.to_owned();
+    };
     let joined = format!("{line}, bound by {bound}");
-    if measure_text_width(&joined) <= COLUMNS { joined } else { format!("{line},\nbound by {bound}") }
+    if measure_text_width(&joined) <= COLUMNS {
+        joined
+    } else {
+        format!("{line},\nbound by {bound}")
+    }
 }
 
 fn bound(outcome: &Outcome, peer: &str) -> Option<String> {
     let path = &outcome.path;
     match outcome.bound {
         Bound::Nothing => None,
-        Bound::Network => Some(format!("network ({}, {}, {})", rate(path.rate), milliseconds(path.rtt), lost(path))),
+        Bound::Network => Some(format!(
+            "network ({}, {}, {})",
+            rate(path.rate),
+            milliseconds(path.rtt),
+            lost(path)
+        )),
         other => Some(name(other, outcome.pulled, peer)),
     }
 }
@@ -50,7 +61,11 @@ pub(super) fn details(outcome: &Outcome, peer: &str) -> Vec<String> {
     if path.sent_packets == 0 {
         return Vec::new();
     }
-    let black_holes = if path.black_holes > 0 { format!(", {} black holes", path.black_holes) } else { String::new() };
+    let black_holes = if path.black_holes > 0 {
+        format!(", {} black holes", path.black_holes)
+    } else {
+        String::new()
+    };
     let mut lines = vec![
         format!(
             "  path     {}, RTT {} (least {}), MTU {}",
@@ -59,14 +74,23 @@ pub(super) fn details(outcome: &Outcome, peer: &str) -> Vec<String> {
             milliseconds(path.min_rtt),
             path.mtu
         ),
-        format!("  packets  {} sent, {} lost ({:.1} %)", path.sent_packets, path.lost_packets, path.loss() * 100.0),
+        format!(
+            "  packets  {} sent, {} lost ({:.1} %)",
+            path.sent_packets,
+            path.lost_packets,
+            path.loss() * 100.0
+        ),
         format!(
             "  bytes    {} sent, {} lost, {} received",
             bytes(path.sent_bytes),
             bytes(path.lost_bytes),
             bytes(path.received_bytes)
         ),
-        format!("  window   {}, {} congestion events{black_holes}", bytes(path.window), path.congestion_events),
+        format!(
+            "  window   {}, {} congestion events{black_holes}",
+            bytes(path.window),
+            path.congestion_events
+        ),
     ];
     lines.extend(times(&outcome.account, outcome.pulled, peer));
     lines
@@ -91,7 +115,12 @@ fn times(account: &Account, pulled: bool, peer: &str) -> Option<String> {
 
 /// The same for JSON: what bound it, the path, and the part of the time that went to each (0 to 1).
 pub(super) fn add_to(object: &mut Value, outcome: &Outcome) {
-    let Outcome { path, account, bound, .. } = outcome;
+    let Outcome {
+        path,
+        account,
+        bound,
+        ..
+    } = outcome;
     let ms = |time: Duration| time.as_micros() as f64 / 1000.0;
     object["bound"] = bound.name().into();
     object["path"] = json!({
@@ -102,9 +131,15 @@ pub(super) fn add_to(object: &mut Value, outcome: &Outcome) {
         "window": path.window, "mtu": path.mtu,
     });
     let thousandth = |part: f64| Value::from((part * 1000.0).round() / 1000.0);
-    object["time"] = account.parts().into_iter().map(|(bound, part)| (bound.name(), thousandth(part))).collect();
-    object["cpu"] =
-        account.cpu.map(|cpu| json!({"busiest": thousandth(cpu.busiest), "all": thousandth(cpu.all)})).into();
+    object["time"] = account
+        .parts()
+        .into_iter()
+        .map(|(bound, part)| (bound.name(), thousandth(part)))
+        .collect();
+    object["cpu"] = account
+        .cpu
+        .map(|cpu| json!({"busiest": thousandth(cpu.busiest), "all": thousandth(cpu.all)}))
+        .into();
 }
 
 /// Bytes a second as links are rated: three digits, in bits.
@@ -139,9 +174,16 @@ mod tests {
     use super::*;
 
     fn outcome(bound: Bound) -> Outcome {
-        let mut outcome = Outcome { bound, ..Outcome::default() };
+        let mut outcome = Outcome {
+            bound,
+            ..Outcome::default()
+        };
         let path = &mut outcome.path;
-        (path.rate, path.rtt, path.min_rtt) = (11_650_000, Duration::from_micros(101_400), Duration::from_millis(100));
+        (path.rate, path.rtt, path.min_rtt) = (
+            11_650_000,
+            Duration::from_micros(101_400),
+            Duration::from_millis(100),
+        );
         (path.sent_packets, path.lost_packets, path.mtu) = (1_234_567_890, 12_345_679, 6_500);
         (path.sent_bytes, path.lost_bytes, path.received_bytes) = (123 << 40, 12 << 30, 999 << 30);
         (path.window, path.congestion_events, path.black_holes) = (1023 << 20, 123_456, 12);
@@ -154,13 +196,25 @@ mod tests {
 
     #[test]
     fn the_summary_says_what_bound_the_transfer() {
-        let said = |bound| summary("1 file, 256.00 MiB in 23.1 s (11.08 MiB/s)", &outcome(bound), "the server");
-        assert_eq!(said(Bound::Nothing), "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s)");
+        let said = |bound| {
+            summary(
+                "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s)",
+                &outcome(bound),
+                "the server",
+            )
+        };
+        assert_eq!(
+            said(Bound::Nothing),
+            "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s)"
+        );
         assert_eq!(
             summary("1 file", &outcome(Bound::ReceiverStore), "the receiver"),
             "1 file, bound by the receiver's disk"
         );
-        assert_eq!(said(Bound::Limit), "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s), bound by --limit");
+        assert_eq!(
+            said(Bound::Limit),
+            "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s), bound by --limit"
+        );
         assert_eq!(
             said(Bound::Network),
             "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s),\nbound by network (93.2 Mbit/s, 101 ms, 1.0 % lost)"
@@ -170,12 +224,18 @@ mod tests {
     #[test]
     fn no_line_wraps_on_80_columns() {
         let outcome = outcome(Bound::Network);
-        let (lines, said) = (details(&outcome, "the receiver"), summary(&"x".repeat(70), &outcome, "the receiver"));
+        let (lines, said) = (
+            details(&outcome, "the receiver"),
+            summary(&"x".repeat(70), &outcome, "the receiver"),
+        );
         assert_eq!(lines.len(), 5);
         for line in lines.iter().map(String::as_str).chain(said.lines()) {
             assert!(line.len() < 80, "{line}");
         }
-        assert!(details(&Outcome::default(), "the server").is_empty(), "nothing was sent");
+        assert!(
+            details(&Outcome::default(), "the server").is_empty(),
+            "nothing was sent"
+        );
     }
 
     #[test]

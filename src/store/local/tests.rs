@@ -24,7 +24,12 @@ impl Place {
         let [inside, outside] = ["inside", "outside"].map(|name| above.path().join(name));
         fs::create_dir(&inside).unwrap();
         fs::create_dir(&outside).unwrap();
-        Self { store: LocalStore::open(&inside).unwrap(), inside, outside, above }
+        Self {
+            store: LocalStore::open(&inside).unwrap(),
+            inside,
+            outside,
+            above,
+        }
     }
 
     fn without_openat2() -> Self {
@@ -36,8 +41,16 @@ impl Place {
     /// A refusal that names `path` but nothing of where the store is.
     fn refused<T>(&self, result: Result<T, Why>, path: &str) -> Code {
         let why = result.err().expect("this must be refused");
-        assert!(why.text.starts_with(&format!("{path}: ")), "{:?} does not begin with {path:?}", why.text);
-        assert!(!why.text.contains(self.above.path().to_str().unwrap()), "{:?} shows the server's disk", why.text);
+        assert!(
+            why.text.starts_with(&format!("{path}: ")),
+            "{:?} does not begin with {path:?}",
+            why.text
+        );
+        assert!(
+            !why.text.contains(self.above.path().to_str().unwrap()),
+            "{:?} shows the server's disk",
+            why.text
+        );
         why.code
     }
 }
@@ -47,7 +60,11 @@ fn path(text: &str) -> RelativePath {
 }
 
 fn claim(size: u64) -> Claim {
-    Claim { owner: [7; 32], size, modified: None }
+    Claim {
+        owner: [7; 32],
+        size,
+        modified: None,
+    }
 }
 
 fn begin(store: &LocalStore, name: &str, data: &[u8]) -> Result<Box<dyn Upload>, Why> {
@@ -57,13 +74,17 @@ fn begin(store: &LocalStore, name: &str, data: &[u8]) -> Result<Box<dyn Upload>,
 }
 
 fn put(store: &LocalStore, name: &str, data: &[u8]) -> Result<(), Why> {
-    begin(store, name, data)?.commit(&Attributes::default(), Durability::Synced).map(drop)
+    begin(store, name, data)?
+        .commit(&Attributes::default(), Durability::Synced)
+        .map(drop)
 }
 
 /// All names in a directory, partials too.
 fn listing(directory: &Path) -> Vec<String> {
-    let mut names: Vec<_> =
-        fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = fs::read_dir(directory)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -71,7 +92,12 @@ fn listing(directory: &Path) -> Vec<String> {
 #[test]
 fn no_link_is_followed_out_of_the_store_or_within_it() {
     for place in [Place::new(), Place::without_openat2()] {
-        let Place { store, inside, outside, .. } = &place;
+        let Place {
+            store,
+            inside,
+            outside,
+            ..
+        } = &place;
         fs::create_dir_all(inside.join("real/below")).unwrap();
         symlink(outside, inside.join("absolute")).unwrap();
         symlink("../outside", inside.join("real/up")).unwrap();
@@ -82,12 +108,27 @@ fn no_link_is_followed_out_of_the_store_or_within_it() {
         for link in ["absolute", "real/up", "real/within", "dangling", "loop"] {
             for below in ["f", "new/f"] {
                 let name = path(&format!("{link}/{below}"));
-                assert_eq!(place.refused(store.create(&name, &claim(1)), link), Code::Symlink);
+                assert_eq!(
+                    place.refused(store.create(&name, &claim(1)), link),
+                    Code::Symlink
+                );
                 assert_eq!(place.refused(store.open(&name), link), Code::Symlink);
                 assert_eq!(place.refused(store.stat(&name), link), Code::Symlink);
-                assert_eq!(place.refused(store.make_directory(&name), link), Code::Symlink);
-                assert_eq!(place.refused(store.make_symlink(&name, b"x", &Attributes::default()), link), Code::Symlink);
-                assert_eq!(place.refused(store.set_attributes(&name, &Attributes::default()), link), Code::Symlink);
+                assert_eq!(
+                    place.refused(store.make_directory(&name), link),
+                    Code::Symlink
+                );
+                assert_eq!(
+                    place.refused(
+                        store.make_symlink(&name, b"x", &Attributes::default()),
+                        link
+                    ),
+                    Code::Symlink
+                );
+                assert_eq!(
+                    place.refused(store.set_attributes(&name, &Attributes::default()), link),
+                    Code::Symlink
+                );
             }
             assert_eq!(place.refused(store.names(&path(link)), link), Code::Symlink);
         }
@@ -104,32 +145,59 @@ fn both_ways_resolve_alike() {
         put(&place.store, "a/b/c/f", b"data").unwrap();
         assert_eq!(fs::read(place.inside.join("a/b/c/f")).unwrap(), b"data");
         assert_eq!(place.store.stat(&path("a/x/f")), Ok(None));
-        assert_eq!(place.refused(place.store.create(&path("a/b/c/f/g/h"), &claim(1)), "a/b/c/f"), Code::NotDirectory);
-        assert_eq!(place.refused(place.store.stat(&path("a/b/c/f/g")), "a/b/c/f"), Code::NotDirectory);
+        assert_eq!(
+            place.refused(
+                place.store.create(&path("a/b/c/f/g/h"), &claim(1)),
+                "a/b/c/f"
+            ),
+            Code::NotDirectory
+        );
+        assert_eq!(
+            place.refused(place.store.stat(&path("a/b/c/f/g")), "a/b/c/f"),
+            Code::NotDirectory
+        );
     }
 }
 
 #[test]
 fn the_last_component_is_never_followed() {
     let place = Place::new();
-    let Place { store, inside, outside, .. } = &place;
+    let Place {
+        store,
+        inside,
+        outside,
+        ..
+    } = &place;
     let secret = outside.join("secret");
     fs::write(&secret, "secret").unwrap();
     let before = fs::metadata(&secret).unwrap();
     symlink(&secret, inside.join("f")).unwrap();
     symlink(outside, inside.join("d")).unwrap();
 
-    let attributes = Attributes { mode: Some(0o777), modified: Some(Time::default()), ..Attributes::default() };
+    let attributes = Attributes {
+        mode: Some(0o777),
+        modified: Some(Time::default()),
+        ..Attributes::default()
+    };
     assert_eq!(place.refused(store.open(&path("f")), "f"), Code::Symlink);
-    assert_eq!(place.refused(store.set_attributes(&path("f"), &attributes), "f"), Code::Symlink);
-    assert_eq!(place.refused(store.set_attributes(&path("d"), &attributes), "d"), Code::Symlink);
+    assert_eq!(
+        place.refused(store.set_attributes(&path("f"), &attributes), "f"),
+        Code::Symlink
+    );
+    assert_eq!(
+        place.refused(store.set_attributes(&path("d"), &attributes), "d"),
+        Code::Symlink
+    );
     put(store, "f", b"new").unwrap();
     put(store, "d", b"new").unwrap();
     store.make_symlink(&path("d"), b"x", &attributes).unwrap();
 
     let after = fs::metadata(&secret).unwrap();
     assert_eq!(fs::read(&secret).unwrap(), b"secret");
-    assert_eq!((before.mode(), before.mtime(), before.ino()), (after.mode(), after.mtime(), after.ino()));
+    assert_eq!(
+        (before.mode(), before.mtime(), before.ino()),
+        (after.mode(), after.mtime(), after.ino())
+    );
     assert!(fs::symlink_metadata(inside.join("f")).unwrap().is_file());
     assert_eq!(listing(outside), ["secret"]);
     assert_eq!(listing(inside), ["d", "f"]);
@@ -161,7 +229,10 @@ fn what_is_swapped_under_our_hands_never_leads_outside() {
                 }
             }
             done.store(true, Ordering::Relaxed);
-            assert!(committed > 0 && refused > 0, "{committed} committed, {refused} refused: nothing was tried");
+            assert!(
+                committed > 0 && refused > 0,
+                "{committed} committed, {refused} refused: nothing was tried"
+            );
         });
         assert_eq!(listing(&place.outside), [""; 0]);
     }
@@ -173,8 +244,19 @@ fn a_fifo_or_socket_is_refused_and_blocks_nobody() {
     mkfifoat(CWD, place.inside.join("fifo"), Mode::RWXU).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(place.inside.join("socket")).unwrap();
     for name in ["fifo", "socket"] {
-        assert_eq!(place.refused(place.store.open(&path(name)), name), Code::Special);
-        assert_eq!(place.refused(place.store.set_attributes(&path(name), &Attributes::default()), name), Code::Special);
+        assert_eq!(
+            place.refused(place.store.open(&path(name)), name),
+            Code::Special
+        );
+        assert_eq!(
+            place.refused(
+                place
+                    .store
+                    .set_attributes(&path(name), &Attributes::default()),
+                name
+            ),
+            Code::Special
+        );
         assert_eq!(place.store.stat(&path(name)).unwrap().unwrap().kind, None);
     }
 }
@@ -194,8 +276,13 @@ fn what_was_planted_in_a_partials_place_is_not_written_through() {
     for plant in plants {
         plant();
         let upload = begin(&place.store, "f", b"data").unwrap();
-        assert_eq!(fs::symlink_metadata(&partial).unwrap().mode() & 0o7777, 0o600);
-        upload.commit(&Attributes::default(), Durability::Synced).unwrap();
+        assert_eq!(
+            fs::symlink_metadata(&partial).unwrap().mode() & 0o7777,
+            0o600
+        );
+        upload
+            .commit(&Attributes::default(), Durability::Synced)
+            .unwrap();
         assert_eq!(fs::read(place.inside.join("f")).unwrap(), b"data");
         assert_eq!(fs::read(&victim).unwrap(), b"untouched");
         assert_eq!(listing(&place.outside), ["victim"]);
@@ -220,7 +307,10 @@ fn another_process_finds_the_partial_again() {
     let place = Place::new();
     let upload = begin(&place.store, "d/f", b"data").unwrap();
     let other = LocalStore::open(&place.inside).unwrap();
-    assert_eq!(place.refused(other.create(&path("d/f"), &claim(4)), "d/f"), Code::Busy);
+    assert_eq!(
+        place.refused(other.create(&path("d/f"), &claim(4)), "d/f"),
+        Code::Busy
+    );
     assert_eq!(other.sweep(Duration::ZERO), Ok(0), "it is locked");
     drop(upload);
     let upload = other.create(&path("d/f"), &claim(4)).unwrap();
@@ -240,7 +330,9 @@ fn a_commit_that_was_cut_short_is_taken_up_again() {
     let mut upload = place.store.create(&path("f"), &claim(4)).unwrap();
     assert_eq!(upload.held().unwrap().len(), 1);
     upload.write_at(b"D", 0).unwrap();
-    upload.commit(&Attributes::default(), Durability::Visible).unwrap();
+    upload
+        .commit(&Attributes::default(), Durability::Visible)
+        .unwrap();
     assert_eq!(fs::read(place.inside.join("f")).unwrap(), b"Data");
 }
 
@@ -258,14 +350,33 @@ fn a_partial_whose_directory_went_away_is_an_error_and_no_more() {
 #[test]
 fn only_names_of_our_own_form_are_swept() {
     let place = Place::new();
-    for name in [".haul-notes.partial", ".haul-.partial", &format!(".haul-{}.partial", "F".repeat(32))] {
+    for name in [
+        ".haul-notes.partial",
+        ".haul-.partial",
+        &format!(".haul-{}.partial", "F".repeat(32)),
+    ] {
         fs::write(place.inside.join(name), "mine").unwrap();
     }
-    fs::create_dir(place.inside.join(format!(".haul-{}.partial", "0".repeat(32)))).unwrap();
+    fs::create_dir(
+        place
+            .inside
+            .join(format!(".haul-{}.partial", "0".repeat(32))),
+    )
+    .unwrap();
     let before = listing(&place.inside);
-    symlink("x", place.inside.join(format!(".haul-{}.partial", "1".repeat(32)))).unwrap();
+    symlink(
+        "x",
+        place
+            .inside
+            .join(format!(".haul-{}.partial", "1".repeat(32))),
+    )
+    .unwrap();
     drop(begin(&place.store, "f", b"data").unwrap());
-    assert_eq!(place.store.sweep(Duration::ZERO), Ok(2), "a link made aside, and a partial");
+    assert_eq!(
+        place.store.sweep(Duration::ZERO),
+        Ok(2),
+        "a link made aside, and a partial"
+    );
     assert_eq!(listing(&place.inside), before);
 }
 
@@ -275,9 +386,13 @@ fn old_partials_go_and_young_ones_stay() {
     drop(begin(&place.store, "old", b"data").unwrap());
     drop(begin(&place.store, "young", b"data").unwrap());
     let old = fs::File::open(place.inside.join(claim_name(&path("old"), &claim(4)))).unwrap();
-    old.set_modified(std::time::SystemTime::now() - Duration::from_secs(7200)).unwrap();
+    old.set_modified(std::time::SystemTime::now() - Duration::from_secs(7200))
+        .unwrap();
     assert_eq!(place.store.sweep(Duration::from_secs(3600)), Ok(1));
-    assert_eq!(listing(&place.inside), [claim_name(&path("young"), &claim(4))]);
+    assert_eq!(
+        listing(&place.inside),
+        [claim_name(&path("young"), &claim(4))]
+    );
 }
 
 #[test]
@@ -285,7 +400,8 @@ fn a_file_without_a_mode_gets_what_any_program_would_give_it() {
     let place = Place::new();
     put(&place.store, "ours", b"data").unwrap();
     fs::write(place.inside.join("theirs"), "data").unwrap();
-    let [ours, theirs] = ["ours", "theirs"].map(|name| fs::metadata(place.inside.join(name)).unwrap().mode());
+    let [ours, theirs] =
+        ["ours", "theirs"].map(|name| fs::metadata(place.inside.join(name)).unwrap().mode());
     assert_eq!(ours, theirs);
 }
 
@@ -297,7 +413,14 @@ fn the_group_of_a_shared_directory_stays() {
     fs::set_permissions(&shared, fs::Permissions::from_mode(0o2775)).unwrap();
     place
         .store
-        .set_attributes(&path("shared"), &Attributes { mode: Some(0o750), modified: None, ..Attributes::default() })
+        .set_attributes(
+            &path("shared"),
+            &Attributes {
+                mode: Some(0o750),
+                modified: None,
+                ..Attributes::default()
+            },
+        )
         .unwrap();
     assert_eq!(fs::metadata(&shared).unwrap().mode() & 0o7777, 0o2750);
 }
@@ -306,7 +429,13 @@ fn the_group_of_a_shared_directory_stays() {
 fn a_store_that_cannot_be_opened_or_written_is_named() {
     let place = Place::new();
     let missing = place.above.path().join("missing");
-    assert!(LocalStore::open(&missing).err().unwrap().to_string().contains(missing.to_str().unwrap()));
+    assert!(
+        LocalStore::open(&missing)
+            .err()
+            .unwrap()
+            .to_string()
+            .contains(missing.to_str().unwrap())
+    );
     fs::write(&missing, "a file").unwrap();
     assert!(LocalStore::open(&missing).is_err());
 

@@ -12,7 +12,9 @@ use haul::receiver::Most;
 use haul::session::Outcome;
 use haul::stream::MessageReader;
 use haul::trust::ServerTrust;
-use haul::wire::{Committed, Complete, End, Entry, Failed, Hello, Kind, Message, Pull, Ready, Summary, Working};
+use haul::wire::{
+    Committed, Complete, End, Entry, Failed, Hello, Kind, Message, Pull, Ready, Summary, Working,
+};
 use quinn::Endpoint;
 use tempfile::{TempDir, tempdir};
 use tokio::task::JoinHandle;
@@ -32,38 +34,69 @@ impl Agreed {
         watch_panics();
         let identity = Identity::generate().unwrap();
         let server = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
-        let endpoint = haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(server)).unwrap();
+        let endpoint =
+            haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(server)).unwrap();
         let port = endpoint.local_addr().unwrap().port();
-        let trust = ServerTrust { pin: Some(identity.key_id()), ..ServerTrust::default() };
+        let trust = ServerTrust {
+            pin: Some(identity.key_id()),
+            ..ServerTrust::default()
+        };
         let here = tempdir().unwrap();
-        let most = Some(Most { entries, bytes: Some(bytes) });
-        let options = PullOptions { most, ..from(&["t"], &here.path().join("into/")) };
-        let config = Config { retry_for: Duration::from_secs(60), ..Config::default() };
+        let most = Some(Most {
+            entries,
+            bytes: Some(bytes),
+        });
+        let options = PullOptions {
+            most,
+            ..from(&["t"], &here.path().join("into/"))
+        };
+        let config = Config {
+            retry_for: Duration::from_secs(60),
+            ..Config::default()
+        };
         let receiver = tokio::spawn(async move {
-            let client = Client::connect(&Identity::generate()?, &trust, "127.0.0.1", port, &config).await?;
+            let client =
+                Client::connect(&Identity::generate()?, &trust, "127.0.0.1", port, &config).await?;
             client.pull(&options, haul::progress::ignore()).await
         });
-        Self { endpoint, here, receiver }
+        Self {
+            endpoint,
+            here,
+            receiver,
+        }
     }
 
     /// The next connection of the receiver, ready for a manifest.
     async fn session(&self) -> Session {
-        let connection = within(async { self.endpoint.accept().await.unwrap().await }).await.unwrap();
+        let connection = within(async { self.endpoint.accept().await.unwrap().await })
+            .await
+            .unwrap();
         let (mut control, requests) = within(connection.accept_bi()).await.unwrap();
         let handle = quinn::VarInt::from(control.id()).into_inner();
         let mut answers = MessageReader::new(requests);
         within(answers.byte()).await.unwrap();
         within(answers.read::<Hello>()).await.unwrap();
         within(answers.read::<Pull>()).await.unwrap();
-        within(control.write_all(&[&hello()[..], &Ready::default().to_bytes()].concat())).await.unwrap();
+        within(control.write_all(&[&hello()[..], &Ready::default().to_bytes()].concat()))
+            .await
+            .unwrap();
         let (mut manifest, verdicts) = within(connection.open_bi()).await.unwrap();
         within(manifest.write_all(&head(2, handle))).await.unwrap();
-        Session { connection, handle, control, answers, manifest, verdicts: MessageReader::new(verdicts) }
+        Session {
+            connection,
+            handle,
+            control,
+            answers,
+            manifest,
+            verdicts: MessageReader::new(verdicts),
+        }
     }
 
     /// Names that stand at the receiver's end, partials aside.
     fn names(&self) -> Vec<String> {
-        let Ok(entries) = std::fs::read_dir(self.here.path().join("into/t")) else { return Vec::new() };
+        let Ok(entries) = std::fs::read_dir(self.here.path().join("into/t")) else {
+            return Vec::new();
+        };
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<_> = names.filter(|name| !name.starts_with('.')).collect();
         names.sort();
@@ -72,7 +105,10 @@ impl Agreed {
 }
 
 fn file(id: u64, name: &str, size: Option<u64>) -> Entry {
-    Entry { size, ..entry(id, &[b"t", name.as_bytes()], Kind::File) }
+    Entry {
+        size,
+        ..entry(id, &[b"t", name.as_bytes()], Kind::File)
+    }
 }
 
 async fn refused(session: &mut Session, entry: Entry, text: &str) {
@@ -89,7 +125,10 @@ async fn refused(session: &mut Session, entry: Entry, text: &str) {
 /// Waits for it; on a busy machine the receiver says meanwhile that it is at work.
 async fn summary(session: &mut Session) {
     loop {
-        let frame = within(session.answers.frame(Summary::LIMIT)).await.unwrap().unwrap();
+        let frame = within(session.answers.frame(Summary::LIMIT))
+            .await
+            .unwrap()
+            .unwrap();
         match frame.kind {
             Working::TYPE => {}
             _ => return drop(frame.decode::<Summary>().unwrap()),
@@ -118,15 +157,37 @@ async fn files_without_end_end_where_the_agreement_does_and_what_is_whole_stays(
         assert_eq!(session.verdict().await, Verdict::Done(id));
     }
     for id in 3..3_000 {
-        refused(&mut session, file(id, &format!("{id}"), Some(0)), "4 entries, of 3 at most").await;
+        refused(
+            &mut session,
+            file(id, &format!("{id}"), Some(0)),
+            "4 entries, of 3 at most",
+        )
+        .await;
     }
     for (id, kind) in [(3_000, Kind::Directory), (3_001, Kind::Symlink)] {
-        refused(&mut session, entry(id, &[b"t", b"other"], kind), "4 entries, of 3 at most").await;
+        refused(
+            &mut session,
+            entry(id, &[b"t", b"other"], kind),
+            "4 entries, of 3 at most",
+        )
+        .await;
     }
     assert_eq!(agreed.names(), ["1", "2", "a"]);
-    within(session.manifest.write_all(&Complete {}.to_bytes())).await.unwrap();
+    within(session.manifest.write_all(&Complete {}.to_bytes()))
+        .await
+        .unwrap();
     session.manifest.finish().unwrap();
-    within(session.control.write_all(&End { entries: 3_002, ..End::default() }.to_bytes())).await.unwrap();
+    within(
+        session.control.write_all(
+            &End {
+                entries: 3_002,
+                ..End::default()
+            }
+            .to_bytes(),
+        ),
+    )
+    .await
+    .unwrap();
     summary(&mut session).await;
     let outcome = within(agreed.receiver).await.unwrap().unwrap();
     assert_eq!((outcome.sent.files, outcome.sent.failed), (3, 2_999));
@@ -138,13 +199,28 @@ async fn sizes_that_are_too_large_lie_or_are_not_told_bring_no_more() {
     let agreed = Agreed::to(100, 1_000);
     let mut session = agreed.session().await;
     for (id, size) in [(0, 1_001), (1, i64::MAX as u64), (2, i64::MAX as u64)] {
-        refused(&mut session, file(id, "large", Some(size)), "bytes, of 1000 at most").await;
+        refused(
+            &mut session,
+            file(id, "large", Some(size)),
+            "bytes, of 1000 at most",
+        )
+        .await;
     }
-    refused(&mut session, file(3, "unknown", None), "unknown size was not offered").await;
+    refused(
+        &mut session,
+        file(3, "unknown", None),
+        "unknown size was not offered",
+    )
+    .await;
     // What was refused counts for nothing; what is wanted counts, whether it comes or not.
     session.announce(&file(4, "lies", Some(600))).await;
     assert_eq!(session.verdict().await, Verdict::Want(4, vec![]));
-    refused(&mut session, file(5, "b", Some(401)), "1001 bytes, of 1000 at most").await;
+    refused(
+        &mut session,
+        file(5, "b", Some(401)),
+        "1001 bytes, of 1000 at most",
+    )
+    .await;
     let content = vec![7; 2_000];
     let body = [&content[..], &trailer(&content)].concat();
     let (_stream, mut receipt) = session.transfer(&plan(4, &[(0, 2_000)]), &body).await;
@@ -160,17 +236,30 @@ async fn a_sender_that_comes_back_again_and_again_brings_no_more_in_all() {
     let agreed = Agreed::to(100, 1_000);
     let mut first = agreed.session().await;
     sent(&mut first, 0, "a", &[1; 800]).await;
-    first.connection.close(haul::stream::varint_of(Code::Stopping), b"");
+    first
+        .connection
+        .close(haul::stream::varint_of(Code::Stopping), b"");
     for round in 0..2 {
         let mut session = agreed.session().await;
-        refused(&mut session, file(0, "b", Some(800)), &format!("{} bytes, of 1000 at most", 1_600 + 100 * round))
-            .await;
+        refused(
+            &mut session,
+            file(0, "b", Some(800)),
+            &format!("{} bytes, of 1000 at most", 1_600 + 100 * round),
+        )
+        .await;
         // There is room for what is left.
         sent(&mut session, 1, &format!("rest{round}"), &[2; 100]).await;
-        session.connection.close(haul::stream::varint_of(Code::Stopping), b"");
+        session
+            .connection
+            .close(haul::stream::varint_of(Code::Stopping), b"");
     }
     let mut last = agreed.session().await;
-    refused(&mut last, file(0, "c", Some(1)), "1001 bytes, of 1000 at most").await;
+    refused(
+        &mut last,
+        file(0, "c", Some(1)),
+        "1001 bytes, of 1000 at most",
+    )
+    .await;
     assert_eq!(agreed.names(), ["a", "rest0", "rest1"]);
     agreed.receiver.abort();
     no_panics();

@@ -5,7 +5,8 @@ use haul::manifest::Verdict;
 use haul::session::{Found, Outcome};
 use haul::stream::MessageReader;
 use haul::wire::{
-    Complete, Components, End, Entry, Hello, Kind, List, Listed, Message, Pull, Ready, Refused, Summary, Unsendable,
+    Complete, Components, End, Entry, Hello, Kind, List, Listed, Message, Pull, Ready, Refused,
+    Summary, Unsendable,
 };
 use tempfile::{TempDir, tempdir};
 use tokio::task::JoinHandle;
@@ -15,27 +16,51 @@ use crate::hostile::rogue::connect;
 use crate::support::{from, path};
 
 /// A server that was asked for something, and the honest client that waits for it.
-async fn asked(sources: &[&str], destination: &str, ready: Ready) -> (Session, TempDir, JoinHandle<Result<Outcome>>) {
+async fn asked(
+    sources: &[&str],
+    destination: &str,
+    ready: Ready,
+) -> (Session, TempDir, JoinHandle<Result<Outcome>>) {
     let (connection, client) = connect(|_| {}).await;
     let here = tempdir().unwrap();
     let options = from(sources, &here.path().join(destination));
-    let pulling = tokio::spawn(async move { client.await.unwrap()?.pull(&options, haul::progress::ignore()).await });
+    let pulling = tokio::spawn(async move {
+        client
+            .await
+            .unwrap()?
+            .pull(&options, haul::progress::ignore())
+            .await
+    });
     let (mut control, requests) = within(connection.accept_bi()).await.unwrap();
     let handle = quinn::VarInt::from(control.id()).into_inner();
     let mut answers = MessageReader::new(requests);
     within(answers.byte()).await.unwrap();
     within(answers.read::<Hello>()).await.unwrap();
     within(answers.read::<Pull>()).await.unwrap();
-    within(control.write_all(&[&hello()[..], &ready.to_bytes()].concat())).await.unwrap();
+    within(control.write_all(&[&hello()[..], &ready.to_bytes()].concat()))
+        .await
+        .unwrap();
     let (manifest, verdicts) = within(connection.open_bi()).await.unwrap();
     let verdicts = MessageReader::new(verdicts);
-    let mut session = Session { connection, handle, control, answers, manifest, verdicts };
-    within(session.manifest.write_all(&head(2, handle))).await.unwrap();
+    let mut session = Session {
+        connection,
+        handle,
+        control,
+        answers,
+        manifest,
+        verdicts,
+    };
+    within(session.manifest.write_all(&head(2, handle)))
+        .await
+        .unwrap();
     (session, here, pulling)
 }
 
 fn names(of: &TempDir) -> Vec<std::ffi::OsString> {
-    let mut names: Vec<_> = std::fs::read_dir(of.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let mut names: Vec<_> = std::fs::read_dir(of.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     names.sort();
     names
 }
@@ -43,16 +68,28 @@ fn names(of: &TempDir) -> Vec<std::ffi::OsString> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_does_not_match_the_pattern_that_was_asked_for_is_not_taken() {
     let (mut session, here, pulling) = asked(&["logs/*.gz"], "into/", Ready::default()).await;
-    let empty = |id, name: &[u8]| Entry { size: Some(0), ..entry(id, &[name], Kind::File) };
-    for (id, name) in [".profile", ".a.gz", "a.gz.sh", "*", "logs"].into_iter().enumerate() {
+    let empty = |id, name: &[u8]| Entry {
+        size: Some(0),
+        ..entry(id, &[name], Kind::File)
+    };
+    for (id, name) in [".profile", ".a.gz", "a.gz.sh", "*", "logs"]
+        .into_iter()
+        .enumerate()
+    {
         session.announce(&empty(id as u64, name.as_bytes())).await;
         let verdict = session.verdict().await;
-        assert!(matches!(&verdict, Verdict::Refuse(_, why) if why.code == Code::NotWanted), "{verdict:?} to {name}");
+        assert!(
+            matches!(&verdict, Verdict::Refuse(_, why) if why.code == Code::NotWanted),
+            "{verdict:?} to {name}"
+        );
     }
     session.announce(&empty(10, b"a.gz")).await;
     assert_eq!(session.verdict().await, Verdict::Done(10));
     assert_eq!(names(&here), ["into"]);
-    assert_eq!(std::fs::read_dir(here.path().join("into")).unwrap().count(), 1);
+    assert_eq!(
+        std::fs::read_dir(here.path().join("into")).unwrap().count(),
+        1
+    );
     session.connection.close(0_u8.into(), b"");
     assert!(within(pulling).await.unwrap().is_err());
     no_panics();
@@ -60,10 +97,17 @@ async fn what_does_not_match_the_pattern_that_was_asked_for_is_not_taken() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_calls_a_pattern_one_directory_gets_no_other_names_in() {
-    let ready = Ready { only: Some(Kind::Directory), ..Ready::default() };
+    let ready = Ready {
+        only: Some(Kind::Directory),
+        ..Ready::default()
+    };
     let (mut session, here, pulling) = asked(&["*"], "got", ready).await;
-    session.announce(&entry(0, &[b"anything", b"x"], Kind::Symlink)).await;
-    assert!(matches!(session.verdict().await, Verdict::Refuse(0, why) if why.code == Code::NotWanted));
+    session
+        .announce(&entry(0, &[b"anything", b"x"], Kind::Symlink))
+        .await;
+    assert!(
+        matches!(session.verdict().await, Verdict::Refuse(0, why) if why.code == Code::NotWanted)
+    );
     assert!(names(&here).is_empty());
     session.connection.close(0_u8.into(), b"");
     assert!(within(pulling).await.unwrap().is_err());
@@ -76,15 +120,31 @@ async fn failures_without_end_take_no_memory_and_steer_no_terminal() {
     let (mut session, _here, pulling) = asked(&["t"], "into/", Ready::default()).await;
     let unsendable = |i: u64| {
         let why = haul::error::Why::new(Code::Unreadable, "\x1b[2Jno").into();
-        Unsendable { path: components(&[b"t", format!("{i}\x1b").as_bytes()]), why }.to_bytes()
+        Unsendable {
+            path: components(&[b"t", format!("{i}\x1b").as_bytes()]),
+            why,
+        }
+        .to_bytes()
     };
     for i in 0..MANY {
-        within(session.manifest.write_all(&unsendable(i))).await.unwrap();
+        within(session.manifest.write_all(&unsendable(i)))
+            .await
+            .unwrap();
     }
-    within(session.manifest.write_all(&Complete {}.to_bytes())).await.unwrap();
+    within(session.manifest.write_all(&Complete {}.to_bytes()))
+        .await
+        .unwrap();
     session.manifest.finish().unwrap();
     within(
-        session.control.write_all(&End { entries: 0, failed: MANY, interrupted: None, ..End::default() }.to_bytes()),
+        session.control.write_all(
+            &End {
+                entries: 0,
+                failed: MANY,
+                interrupted: None,
+                ..End::default()
+            }
+            .to_bytes(),
+        ),
     )
     .await
     .unwrap();
@@ -100,9 +160,17 @@ async fn failures_without_end_take_no_memory_and_steer_no_terminal() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failure_of_no_acceptable_name_breaks_the_protocol() {
     let (mut session, _here, pulling) = asked(&["t"], "into/", Ready::default()).await;
-    let bad = Unsendable { path: components(&[b".."]), why: haul::error::Why::from(Code::Unreadable).into() };
-    within(session.manifest.write_all(&bad.to_bytes())).await.unwrap();
-    assert!(matches!(within(pulling).await.unwrap(), Err(Error::Protocol(_))));
+    let bad = Unsendable {
+        path: components(&[b".."]),
+        why: haul::error::Why::from(Code::Unreadable).into(),
+    };
+    within(session.manifest.write_all(&bad.to_bytes()))
+        .await
+        .unwrap();
+    assert!(matches!(
+        within(pulling).await.unwrap(),
+        Err(Error::Protocol(_))
+    ));
     no_panics();
 }
 
@@ -123,7 +191,9 @@ async fn listed(bytes: Vec<u8>) -> Result<Vec<Found>> {
     within(requests.byte()).await.unwrap();
     within(requests.read::<Hello>()).await.unwrap();
     within(requests.read::<List>()).await.unwrap();
-    let _ = within(control.write_all(&[&hello()[..], &Ready::default().to_bytes(), &bytes].concat())).await;
+    let _ =
+        within(control.write_all(&[&hello()[..], &Ready::default().to_bytes(), &bytes].concat()))
+            .await;
     let _ = control.finish();
     within(listing).await.unwrap()
 }
@@ -132,10 +202,25 @@ async fn listed(bytes: Vec<u8>) -> Result<Vec<Found>> {
 async fn a_listing_that_is_none_is_an_error_and_no_name_leads_out() {
     let of = |names: &[&[u8]]| {
         let path = components(names);
-        Listed { path, kind: None, size: None, modified: None, mode: None, target: None }.to_bytes().to_vec()
+        Listed {
+            path,
+            kind: None,
+            size: None,
+            modified: None,
+            mode: None,
+            target: None,
+        }
+        .to_bytes()
+        .to_vec()
     };
     let end = End::default().to_bytes().to_vec();
-    assert_eq!(listed([of(&[b"a"]), end.clone()].concat()).await.unwrap().len(), 1);
+    assert_eq!(
+        listed([of(&[b"a"]), end.clone()].concat())
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
     let names: [&[&[u8]]; 5] = [&[b".."], &[b"/etc"], &[b"a", b"", b"b"], &[b"a\0"], &[]];
     for name in names {
         let error = listed([of(name), end.clone()].concat()).await.unwrap_err();
@@ -171,9 +256,15 @@ async fn requests_that_would_be_endless_work_are_answered_and_others_served() {
         let peer = Peer::connect(&arena.host).await;
         let (_, _control, mut answers) = peer.ask(&request).await;
         within(answers.read::<Hello>()).await.unwrap();
-        let frame = within(answers.frame(Refused::LIMIT)).await.unwrap().expect("an answer");
+        let frame = within(answers.frame(Refused::LIMIT))
+            .await
+            .unwrap()
+            .expect("an answer");
         // Of several sources each is told by itself.
-        assert!(matches!(frame.kind, Refused::TYPE | Ready::TYPE), "{frame:?}");
+        assert!(
+            matches!(frame.kind, Refused::TYPE | Ready::TYPE),
+            "{frame:?}"
+        );
     }
     arena.unharmed().await;
 }
@@ -182,14 +273,22 @@ async fn requests_that_would_be_endless_work_are_answered_and_others_served() {
 async fn a_client_that_reads_no_listing_and_does_not_say_that_it_is_there_is_given_up() {
     let arena = Arena::new(impatient());
     for i in 0..300 {
-        std::fs::write(arena.served().join(format!("{i:04}{}", "x".repeat(200))), b"").unwrap();
+        std::fs::write(
+            arena.served().join(format!("{i:04}{}", "x".repeat(200))),
+            b"",
+        )
+        .unwrap();
     }
     let identity = haul::identity::Identity::generate().unwrap();
     let small = |t: &mut quinn::TransportConfig| {
         t.stream_receive_window(2_000_u32.into());
     };
     let peer = Peer::connect_as(&arena.host, &identity, small).await;
-    let list = List { session: [7; 16], path: Components::default(), recursive: false };
+    let list = List {
+        session: [7; 16],
+        path: Components::default(),
+        recursive: false,
+    };
     let (_, control, _answers) = peer.ask(&list.to_bytes()).await;
     // The server lets go of its half as well.
     let _ = within(control.stopped()).await;

@@ -12,7 +12,10 @@ use crate::support::write;
 
 /// A file of one byte that claims to be a further name of another entry.
 fn name(id: u64, name: &str, of: u64) -> Entry {
-    Entry { hard_link: Some(of), ..file(id, name, 1) }
+    Entry {
+        hard_link: Some(of),
+        ..file(id, name, 1)
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -23,7 +26,10 @@ async fn a_further_name_is_only_of_what_this_session_brought() {
     let mut session = peer.session().await;
     // The first stands, and says that others may come; the second stands and says nothing; the third never comes.
     for (id, marked) in [(10, true), (11, false)] {
-        let entry = Entry { hard_link: marked.then_some(id), ..file(id, &format!("f{id}"), 1) };
+        let entry = Entry {
+            hard_link: marked.then_some(id),
+            ..file(id, &format!("f{id}"), 1)
+        };
         session.announce(&entry).await;
         assert_eq!(session.verdict().await, Verdict::Want(id, vec![]));
         let all = [b"x", &trailer(b"x")[..]].concat();
@@ -39,17 +45,40 @@ async fn a_further_name_is_only_of_what_this_session_brought() {
         assert_eq!(session.verdict().await, Verdict::Want(id, vec![]), "{of}");
     }
     // What the session does not know is not linked over either, and names lead nowhere else.
-    session.announce(&Entry { path: components(&[b"..", b"outside", b"n"]), ..name(30, "n", 10) }).await;
-    assert!(matches!(session.verdict().await, Verdict::Refuse(30, why) if why.code == Code::BadName));
+    session
+        .announce(&Entry {
+            path: components(&[b"..", b"outside", b"n"]),
+            ..name(30, "n", 10)
+        })
+        .await;
+    assert!(
+        matches!(session.verdict().await, Verdict::Refuse(30, why) if why.code == Code::BadName)
+    );
     symlink(arena.outside(), arena.served().join("out")).unwrap();
-    session.announce(&Entry { path: components(&[b"out", b"n"]), ..name(31, "n", 10) }).await;
-    assert!(matches!(session.verdict().await, Verdict::Refuse(31, why) if why.code == Code::Symlink));
+    session
+        .announce(&Entry {
+            path: components(&[b"out", b"n"]),
+            ..name(31, "n", 10)
+        })
+        .await;
+    assert!(
+        matches!(session.verdict().await, Verdict::Refuse(31, why) if why.code == Code::Symlink)
+    );
 
     session.announce(&name(40, "n40", 10)).await;
-    assert_eq!(session.verdict().await, Verdict::Done(40), "an honest one all the same");
+    assert_eq!(
+        session.verdict().await,
+        Verdict::Done(40),
+        "an honest one all the same"
+    );
     let inode = |name: &str| std::fs::metadata(arena.served().join(name)).unwrap().ino();
     assert_eq!(inode("n40"), inode("f10"));
-    assert_eq!(std::fs::metadata(arena.served().join("private")).unwrap().nlink(), 1);
+    assert_eq!(
+        std::fs::metadata(arena.served().join("private"))
+            .unwrap()
+            .nlink(),
+        1
+    );
     arena.unharmed().await;
 }
 
@@ -58,7 +87,13 @@ async fn what_was_put_in_the_place_of_the_first_name_is_not_linked_to() {
     let arena = Arena::new(Config::default());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
-    session.announce(&Entry { size: Some(0), path: components(&[b"d", b"f"]), ..name(0, "f", 0) }).await;
+    session
+        .announce(&Entry {
+            size: Some(0),
+            path: components(&[b"d", b"f"]),
+            ..name(0, "f", 0)
+        })
+        .await;
     assert_eq!(session.verdict().await, Verdict::Done(0));
     let (served, secret) = (arena.served(), arena.outside().join("secret"));
     std::fs::remove_file(served.join("d/f")).unwrap();
@@ -75,7 +110,12 @@ async fn what_was_put_in_the_place_of_the_first_name_is_not_linked_to() {
     std::fs::create_dir_all(served.join("d/f")).unwrap();
     session.announce(&name(3, "n3", 0)).await;
     assert_eq!(session.verdict().await, Verdict::Want(3, vec![]));
-    assert_eq!(std::fs::metadata(arena.outside().join("d/f")).unwrap().nlink(), 1);
+    assert_eq!(
+        std::fs::metadata(arena.outside().join("d/f"))
+            .unwrap()
+            .nlink(),
+        1
+    );
     assert_eq!(std::fs::metadata(&secret).unwrap().nlink(), 1);
     std::fs::remove_dir_all(arena.outside().join("d")).unwrap();
     arena.unharmed().await;
@@ -85,15 +125,22 @@ async fn what_was_put_in_the_place_of_the_first_name_is_not_linked_to() {
 async fn a_hard_link_that_makes_no_sense_breaks_the_protocol() {
     let odd = [
         name(1, "f", 2),
-        Entry { hard_link: Some(1), ..entry(1, &[b"l"], Kind::Symlink) },
-        Entry { hard_link: Some(1), ..entry(1, &[b"d"], Kind::Directory) },
+        Entry {
+            hard_link: Some(1),
+            ..entry(1, &[b"l"], Kind::Symlink)
+        },
+        Entry {
+            hard_link: Some(1),
+            ..entry(1, &[b"d"], Kind::Directory)
+        },
     ];
     let arena = Arena::new(Config::default());
     for entry in odd {
         let peer = Peer::connect(&arena.host).await;
         let mut session = peer.session().await;
         session.announce(&entry).await;
-        peer.closed_with(Code::Protocol, &format!("{entry:?}")).await;
+        peer.closed_with(Code::Protocol, &format!("{entry:?}"))
+            .await;
     }
     arena.unharmed().await;
 }

@@ -27,7 +27,9 @@ fn garbage() -> Vec<Vec<u8>> {
         // Field 0, 1 and 2 as an array, a text and bytes of 2^60 items.
         vec![0xa1, 0x00, 0x9b, 0x10, 0, 0, 0, 0, 0, 0, 0],
         vec![0xa2, 0x00, 0x00, 0x01, 0x9b, 0x10, 0, 0, 0, 0, 0, 0, 0],
-        vec![0xa3, 0x00, 0x00, 0x01, 0x00, 0x02, 0x9b, 0x10, 0, 0, 0, 0, 0, 0, 0],
+        vec![
+            0xa3, 0x00, 0x00, 0x01, 0x00, 0x02, 0x9b, 0x10, 0, 0, 0, 0, 0, 0, 0,
+        ],
         vec![0xa2, 0x00, 0x00, 0x01, 0x7b, 0x10, 0, 0, 0, 0, 0, 0, 0],
         vec![0xa2, 0x00, 0x00, 0x01, 0x5b, 0x10, 0, 0, 0, 0, 0, 0, 0],
         // An unknown field with arrays in arrays in arrays.
@@ -47,20 +49,32 @@ async fn a_message_on_the_control_stream_that_is_none_closes_the_connection() {
         too_long(1, 4096),
         [&good[..], &message(2, 1 << 60, &[])].concat(),
         [&good[..], &too_long(3, 65_536)].concat(),
-        [&good[..], &message(4, List::LIMIT as u64 + 1, &vec![0; List::LIMIT + 1])].concat(),
+        [
+            &good[..],
+            &message(4, List::LIMIT as u64 + 1, &vec![0; List::LIMIT + 1]),
+        ]
+        .concat(),
         push_into(&[]),
     ];
     for payload in garbage() {
         let kinds = [1, 2, 3];
         bad.extend(kinds.map(|kind| {
             let message = message(kind, payload.len() as u64, &payload);
-            if kind == 1 { message } else { [&good[..], &message].concat() }
+            if kind == 1 {
+                message
+            } else {
+                [&good[..], &message].concat()
+            }
         }));
     }
     for bytes in bad {
         let peer = Peer::connect(&arena.host).await;
         let _control = peer.open(&[&[1], &bytes[..]].concat()).await;
-        peer.closed_with(Code::Protocol, &format!("{:?}", &bytes[..bytes.len().min(60)])).await;
+        peer.closed_with(
+            Code::Protocol,
+            &format!("{:?}", &bytes[..bytes.len().min(60)]),
+        )
+        .await;
     }
     arena.unharmed().await;
 }
@@ -69,7 +83,10 @@ async fn a_message_on_the_control_stream_that_is_none_closes_the_connection() {
 async fn a_message_on_the_manifest_that_is_none_closes_the_connection() {
     let arena = Arena::new(impatient());
     let target = vec![b'x'; 1_000_000];
-    let link = Entry { target: Some(target), ..entry(0, &[b"l"], Kind::Symlink) };
+    let link = Entry {
+        target: Some(target),
+        ..entry(0, &[b"l"], Kind::Symlink)
+    };
     let mut payload = Vec::new();
     minicbor::encode(&link, &mut payload).unwrap();
     let mut bad = vec![
@@ -77,20 +94,53 @@ async fn a_message_on_the_manifest_that_is_none_closes_the_connection() {
         message(Entry::TYPE, Entry::LIMIT as u64 + 1, &[]),
         message(Entry::TYPE, payload.len() as u64, &payload),
         message(0x20, 4, &[0xa1, 0, 0, 0]),
-        Entry { kind: Kind::Symlink, ..file(0, "a", 5) }.to_bytes().to_vec(),
-        Entry { target: Some(b"x".to_vec()), ..file(0, "a", 5) }.to_bytes().to_vec(),
-        Entry { target: Some(vec![]), ..entry(0, &[b"l"], Kind::Symlink) }.to_bytes().to_vec(),
-        Entry { target: Some(b"a\0b".to_vec()), ..entry(0, &[b"l"], Kind::Symlink) }.to_bytes().to_vec(),
-        Entry { target: Some(vec![b'x'; 4096]), ..entry(0, &[b"l"], Kind::Symlink) }.to_bytes().to_vec(),
+        Entry {
+            kind: Kind::Symlink,
+            ..file(0, "a", 5)
+        }
+        .to_bytes()
+        .to_vec(),
+        Entry {
+            target: Some(b"x".to_vec()),
+            ..file(0, "a", 5)
+        }
+        .to_bytes()
+        .to_vec(),
+        Entry {
+            target: Some(vec![]),
+            ..entry(0, &[b"l"], Kind::Symlink)
+        }
+        .to_bytes()
+        .to_vec(),
+        Entry {
+            target: Some(b"a\0b".to_vec()),
+            ..entry(0, &[b"l"], Kind::Symlink)
+        }
+        .to_bytes()
+        .to_vec(),
+        Entry {
+            target: Some(vec![b'x'; 4096]),
+            ..entry(0, &[b"l"], Kind::Symlink)
+        }
+        .to_bytes()
+        .to_vec(),
         file(0, "a", u64::MAX).to_bytes().to_vec(),
     ];
-    bad.extend(garbage().iter().map(|payload| message(Entry::TYPE, payload.len() as u64, payload)));
+    bad.extend(
+        garbage()
+            .iter()
+            .map(|payload| message(Entry::TYPE, payload.len() as u64, payload)),
+    );
     for bytes in bad {
         let peer = Peer::connect(&arena.host).await;
         let mut session = peer.session().await;
         // A server that has seen enough closes in the middle of it.
         let _ = within(session.manifest.write_all(&bytes)).await;
-        peer.closed_with(Code::Protocol, &format!("{:?}", &bytes[..bytes.len().min(60)])).await;
+        peer.closed_with(
+            Code::Protocol,
+            &format!("{:?}", &bytes[..bytes.len().min(60)]),
+        )
+        .await;
     }
     assert_eq!(arena.names(), Vec::<String>::new());
     arena.unharmed().await;
@@ -107,10 +157,21 @@ async fn a_plan_that_is_none_ends_its_stream_alone() {
         message(Plan::TYPE, Plan::LIMIT as u64 + 1, &[]),
         plan(0, &vec![(HELD_BLOCK, 1); 1026]).to_bytes().to_vec(),
     ];
-    bad.extend(garbage().iter().map(|payload| message(Plan::TYPE, payload.len() as u64, payload)));
+    bad.extend(
+        garbage()
+            .iter()
+            .map(|payload| message(Plan::TYPE, payload.len() as u64, payload)),
+    );
     for bytes in bad {
-        let (mut send, _receive) = peer.open(&[&head(3, session.handle)[..], &bytes].concat()).await;
-        assert_eq!(stopped(&mut send).await, Code::Protocol, "{:?}", &bytes[..bytes.len().min(60)]);
+        let (mut send, _receive) = peer
+            .open(&[&head(3, session.handle)[..], &bytes].concat())
+            .await;
+        assert_eq!(
+            stopped(&mut send).await,
+            Code::Protocol,
+            "{:?}",
+            &bytes[..bytes.len().min(60)]
+        );
     }
     arena.unharmed().await;
 }
@@ -140,11 +201,25 @@ async fn entries_that_nobody_waits_for_are_counted_and_one_of_the_greatest_size_
     payload.extend([0x18, 0x63, 0x59]);
     payload.extend((fill as u16).to_be_bytes());
     payload.resize(Entry::LIMIT, 0);
-    within(session.manifest.write_all(&message(Entry::TYPE, payload.len() as u64, &payload))).await.unwrap();
-    assert!(matches!(session.verdict().await, haul::manifest::Verdict::Want(0, _)));
+    within(
+        session
+            .manifest
+            .write_all(&message(Entry::TYPE, payload.len() as u64, &payload)),
+    )
+    .await
+    .unwrap();
+    assert!(matches!(
+        session.verdict().await,
+        haul::manifest::Verdict::Want(0, _)
+    ));
     big.id = 1;
     payload.push(0);
-    let _ = within(session.manifest.write_all(&message(Entry::TYPE, payload.len() as u64, &payload))).await;
+    let _ = within(session.manifest.write_all(&message(
+        Entry::TYPE,
+        payload.len() as u64,
+        &payload,
+    )))
+    .await;
     peer.closed_with(Code::Protocol, "").await;
     arena.unharmed().await;
 }
@@ -167,13 +242,19 @@ async fn random_bytes_on_every_kind_of_stream_harm_nobody() {
                 2 => [&[1], &hello()[..]].concat(),
                 3 => vec![2],
                 4 => head(3, session.handle),
-                5 => [&head(3, session.handle)[..], &plan(0, &[(0, 5)]).to_bytes()[..]].concat(),
+                5 => [
+                    &head(3, session.handle)[..],
+                    &plan(0, &[(0, 5)]).to_bytes()[..],
+                ]
+                .concat(),
                 6 => [&head(3, session.handle)[..], &[Plan::TYPE]].concat(),
                 _ => [&[1], &hello()[..], &[2 + noise.below(3) as u8]].concat(),
             };
             let length = noise.below(3000);
             let bytes = [start, noise.bytes(length)].concat();
-            let Ok((mut send, receive)) = within(peer.connection.open_bi()).await else { break };
+            let Ok((mut send, receive)) = within(peer.connection.open_bi()).await else {
+                break;
+            };
             let _ = within(send.write_all(&bytes)).await;
             if noise.below(2) == 0 {
                 let _ = send.finish();

@@ -25,7 +25,11 @@ async fn a_name_that_leads_out_is_refused_whatever_it_is_the_name_of() {
         &[&long],
         &deep,
         &[b".haul-x.partial"],
-        &[b"a", b".haul-0123456789abcdef0123456789abcdef.partial", b"b"],
+        &[
+            b"a",
+            b".haul-0123456789abcdef0123456789abcdef.partial",
+            b"b",
+        ],
     ];
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -40,9 +44,14 @@ async fn a_name_that_leads_out_is_refused_whatever_it_is_the_name_of() {
             );
             id += 1;
         }
-        let empty = Entry { size: Some(0), ..entry(id, name, Kind::File) };
+        let empty = Entry {
+            size: Some(0),
+            ..entry(id, name, Kind::File)
+        };
         session.announce(&empty).await;
-        assert!(matches!(session.verdict().await, Verdict::Refuse(_, why) if why.code == Code::BadName));
+        assert!(
+            matches!(session.verdict().await, Verdict::Refuse(_, why) if why.code == Code::BadName)
+        );
         id += 1;
     }
     assert_eq!(arena.names(), Vec::<String>::new());
@@ -57,16 +66,30 @@ async fn nothing_is_written_through_a_link_that_the_same_session_made() {
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
     let outside = arena.outside().into_os_string().into_encoded_bytes();
-    session.announce(&Entry { target: Some(outside), ..entry(0, &[b"out"], Kind::Symlink) }).await;
+    session
+        .announce(&Entry {
+            target: Some(outside),
+            ..entry(0, &[b"out"], Kind::Symlink)
+        })
+        .await;
     assert_eq!(session.verdict().await, Verdict::Done(0));
     let through = [
         entry(1, &[b"out", b"secret"], Kind::File),
         entry(2, &[b"out", b"new"], Kind::File),
-        Entry { size: Some(0), ..entry(3, &[b"out", b"empty"], Kind::File) },
-        Entry { size: Some(1 << 20), ..entry(4, &[b"out", b"large"], Kind::File) },
+        Entry {
+            size: Some(0),
+            ..entry(3, &[b"out", b"empty"], Kind::File)
+        },
+        Entry {
+            size: Some(1 << 20),
+            ..entry(4, &[b"out", b"large"], Kind::File)
+        },
         entry(5, &[b"out", b"directory"], Kind::Directory),
         entry(6, &[b"out", b"link"], Kind::Symlink),
-        Entry { mode: Some(0o777), ..entry(7, &[b"out"], Kind::Directory) },
+        Entry {
+            mode: Some(0o777),
+            ..entry(7, &[b"out"], Kind::Directory)
+        },
         entry(8, &[b"out", b"a", b"b", b"c"], Kind::File),
     ];
     for entry in through {
@@ -75,10 +98,13 @@ async fn nothing_is_written_through_a_link_that_the_same_session_made() {
         match session.verdict().await {
             Verdict::Refuse(id, _) => assert_eq!(id, entry.id),
             Verdict::Want(id, _) => {
-                let (mut send, mut receipt) = session.transfer(&plan(id, &[(0, 5)]), b"12345").await;
+                let (mut send, mut receipt) =
+                    session.transfer(&plan(id, &[(0, 5)]), b"12345").await;
                 within(send.write_all(&trailer(b"12345"))).await.unwrap();
                 send.finish().unwrap();
-                within(receipt.read::<haul::wire::Failed>()).await.expect("it fails");
+                within(receipt.read::<haul::wire::Failed>())
+                    .await
+                    .expect("it fails");
             }
             other => panic!("{other:?} to {entry:?}"),
         }
@@ -105,7 +131,9 @@ async fn a_destination_or_a_source_of_a_pull_leads_out_as_little() {
     for request in requests {
         let (_, _control, mut answers) = peer.ask(&request).await;
         within(answers.read::<Hello>()).await.unwrap();
-        within(answers.read::<Refused>()).await.expect("it is refused");
+        within(answers.read::<Refused>())
+            .await
+            .expect("it is refused");
     }
     assert_eq!(arena.names(), ["out"]);
     arena.unharmed().await;
@@ -121,7 +149,9 @@ async fn a_destination_of_the_greatest_length_is_answered_within_the_limits() {
     for destination in [short, long] {
         let (_, _control, mut answers) = peer.ask(&push_into(&destination)).await;
         within(answers.read::<Hello>()).await.unwrap();
-        within(answers.read::<Ready>()).await.expect("ready, or at least an answer");
+        within(answers.read::<Ready>())
+            .await
+            .expect("ready, or at least an answer");
     }
     arena.unharmed().await;
 }
@@ -131,7 +161,10 @@ async fn an_entry_without_a_name_breaks_the_protocol() {
     let arena = Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
-    let nameless = Entry { path: Components::default(), ..entry(0, &[b"a"], Kind::File) };
+    let nameless = Entry {
+        path: Components::default(),
+        ..entry(0, &[b"a"], Kind::File)
+    };
     assert!(nameless.to_bytes().len() < Entry::LIMIT);
     session.announce(&nameless).await;
     peer.closed_with(Code::Protocol, "").await;

@@ -14,7 +14,8 @@ use haul::store::{LocalStore, MemoryStore};
 use haul::stream::{MessageReader, code_of};
 use haul::trust::ServerTrust;
 use haul::wire::{
-    Components, Durability, Entry, Hello, Kind, Message, Plan, Pull, Push, Range, Ready, Trailer, put_varint,
+    Components, Durability, Entry, Hello, Kind, Message, Plan, Pull, Push, Range, Ready, Trailer,
+    put_varint,
 };
 use quinn::{Connection, ConnectionError, Endpoint, SendStream, TransportConfig};
 use tempfile::TempDir;
@@ -25,7 +26,12 @@ use crate::support::{Host, content, push, to, write};
 /// Short, so that what a deadline ends is soon over; no test depends on how long they are.
 pub(crate) fn impatient() -> Config {
     let (stall, deadline) = (Duration::from_millis(300), Duration::from_millis(600));
-    Config { stall, deadline, retry_for: Duration::ZERO, ..Config::default() }
+    Config {
+        stall,
+        deadline,
+        retry_for: Duration::ZERO,
+        ..Config::default()
+    }
 }
 
 /// Many times what anything here takes.
@@ -33,7 +39,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits for something that must happen; a test that hangs has failed.
 pub(crate) async fn within<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, what).await.expect("it hangs")
+    tokio::time::timeout(PATIENCE, what)
+        .await
+        .expect("it hangs")
 }
 
 /// Panics in the tasks of the honest side, which tokio would swallow.
@@ -46,8 +54,14 @@ pub(crate) fn watch_panics() {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             // What panics here in tests/ is a test that fails.
-            if info.location().is_some_and(|at| !at.file().starts_with("tests/")) {
-                PANICS.lock().unwrap_or_else(PoisonError::into_inner).push(info.to_string());
+            if info
+                .location()
+                .is_some_and(|at| !at.file().starts_with("tests/"))
+            {
+                PANICS
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(info.to_string());
             }
             usual(info);
         }));
@@ -55,7 +69,10 @@ pub(crate) fn watch_panics() {
 }
 
 pub(crate) fn no_panics() {
-    let panics = PANICS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let panics = PANICS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
     assert_eq!(panics, Vec::<String>::new(), "the honest side has panicked");
 }
 
@@ -72,7 +89,10 @@ impl Arena {
         write(&directory.path().join("outside/secret"), b"secret");
         std::fs::create_dir(directory.path().join("served")).unwrap();
         let store = LocalStore::open(&directory.path().join("served")).unwrap();
-        Self { host: Host::serving(Arc::new(store), config), directory }
+        Self {
+            host: Host::serving(Arc::new(store), config),
+            directory,
+        }
     }
 
     /// One whose disk can be held up.
@@ -80,7 +100,13 @@ impl Arena {
         watch_panics();
         let directory = tempfile::tempdir().unwrap();
         let store = SlowStore::around(MemoryStore::default(), None);
-        (Self { host: Host::serving(Arc::new(store.clone()), config), directory }, store)
+        (
+            Self {
+                host: Host::serving(Arc::new(store.clone()), config),
+                directory,
+            },
+            store,
+        )
     }
 
     pub(crate) fn served(&self) -> std::path::PathBuf {
@@ -98,7 +124,10 @@ impl Arena {
                 let path = entry.unwrap().path();
                 names.push(path.strip_prefix(root).unwrap().display().to_string());
                 // A partial may go while this looks.
-                if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+                if path
+                    .symlink_metadata()
+                    .is_ok_and(|metadata| metadata.is_dir())
+                {
                     walk(root, &path, names);
                 }
             }
@@ -118,7 +147,10 @@ impl Arena {
         write(&tree.join("small"), &content(1, 10_000));
         write(&tree.join("large"), &content(2, 700_000));
         static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-        let name = format!("honest{}", NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+        let name = format!(
+            "honest{}",
+            NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+        );
         // On a machine under load this client may itself be late for deadlines as short as these; then it does what a
         // user would. One that is starved waits, and is found out by that.
         for attempt in 1.. {
@@ -127,15 +159,24 @@ impl Arena {
                 late => assert!(attempt < 5, "an honest client is served: {late:?}"),
             }
         }
-        assert_eq!(std::fs::read(self.served().join(name).join("large")).unwrap(), content(2, 700_000));
+        assert_eq!(
+            std::fs::read(self.served().join(name).join("large")).unwrap(),
+            content(2, 700_000)
+        );
     }
 
     /// The server still does its work, and has neither panicked nor written where it should not.
     pub(crate) async fn unharmed(&self) {
         self.honest().await;
-        let outside: Vec<_> = std::fs::read_dir(self.outside()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let outside: Vec<_> = std::fs::read_dir(self.outside())
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
         assert_eq!(outside, ["secret"]);
-        assert_eq!(std::fs::read(self.outside().join("secret")).unwrap(), b"secret");
+        assert_eq!(
+            std::fs::read(self.outside().join("secret")).unwrap(),
+            b"secret"
+        );
         no_panics();
     }
 }
@@ -152,10 +193,17 @@ impl Peer {
     }
 
     /// With a transport of its own, such as one that grants no credit.
-    pub(crate) async fn connect_as(host: &Host, identity: &Identity, tune: impl FnOnce(&mut TransportConfig)) -> Self {
+    pub(crate) async fn connect_as(
+        host: &Host,
+        identity: &Identity,
+        tune: impl FnOnce(&mut TransportConfig),
+    ) -> Self {
         let connecting = Self::connecting(host.address, host.key_id, identity, tune);
         let (endpoint, connection) = within(connecting).await;
-        Self { _endpoint: endpoint, connection: connection.unwrap() }
+        Self {
+            _endpoint: endpoint,
+            connection: connection.unwrap(),
+        }
     }
 
     pub(crate) async fn connecting(
@@ -164,15 +212,25 @@ impl Peer {
         identity: &Identity,
         tune: impl FnOnce(&mut TransportConfig),
     ) -> (Endpoint, Result<Connection, ConnectionError>) {
-        let trust = ServerTrust { pin: Some(key_id), ..ServerTrust::default() };
+        let trust = ServerTrust {
+            pin: Some(key_id),
+            ..ServerTrust::default()
+        };
         let verifier = trust.verifier("127.0.0.1", address.port()).unwrap();
-        let mut config = haul::endpoint::client_config(identity, verifier, &Config::default()).unwrap();
+        let mut config =
+            haul::endpoint::client_config(identity, verifier, &Config::default()).unwrap();
         let mut transport = TransportConfig::default();
-        transport.keep_alive_interval(Some(Duration::from_secs(1))).max_concurrent_bidi_streams(2_000_u32.into());
+        transport
+            .keep_alive_interval(Some(Duration::from_secs(1)))
+            .max_concurrent_bidi_streams(2_000_u32.into());
         tune(&mut transport);
         config.transport_config(Arc::new(transport));
-        let endpoint = haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), None).unwrap();
-        let connection = endpoint.connect_with(config, address, "127.0.0.1").unwrap().await;
+        let endpoint =
+            haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), None).unwrap();
+        let connection = endpoint
+            .connect_with(config, address, "127.0.0.1")
+            .unwrap()
+            .await;
         (endpoint, connection)
     }
 
@@ -200,13 +258,22 @@ impl Peer {
         within(answers.read::<Hello>()).await.unwrap();
         within(answers.read::<Ready>()).await.unwrap();
         let (manifest, verdicts) = self.open(&head(2, handle)).await;
-        Session { connection: self.connection.clone(), handle, control, answers, manifest, verdicts }
+        Session {
+            connection: self.connection.clone(),
+            handle,
+            control,
+            answers,
+            manifest,
+            verdicts,
+        }
     }
 
     /// Waits until the server has closed the connection, with this code.
     pub(crate) async fn closed_with(&self, code: Code, what: &str) {
         match within(self.connection.closed()).await {
-            ConnectionError::ApplicationClosed(close) => assert_eq!(code_of(close.error_code), code, "{what}"),
+            ConnectionError::ApplicationClosed(close) => {
+                assert_eq!(code_of(close.error_code), code, "{what}")
+            }
             // quinn forgets the close that it has just read when a stateless reset comes right behind it.
             ConnectionError::Reset => {}
             other => panic!("{what}: {other}"),
@@ -216,7 +283,12 @@ impl Peer {
 
 /// What a stream was stopped with.
 pub(crate) async fn stopped(stream: &mut SendStream) -> Code {
-    code_of(within(stream.stopped()).await.unwrap().expect("stopped, and not taken"))
+    code_of(
+        within(stream.stopped())
+            .await
+            .unwrap()
+            .expect("stopped, and not taken"),
+    )
 }
 
 /// A push that is under way.
@@ -231,11 +303,16 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) async fn announce(&mut self, entry: &Entry) {
-        within(self.manifest.write_all(&entry.to_bytes())).await.unwrap();
+        within(self.manifest.write_all(&entry.to_bytes()))
+            .await
+            .unwrap();
     }
 
     pub(crate) async fn verdict(&mut self) -> Verdict {
-        within(Verdict::read(&mut self.verdicts)).await.unwrap().expect("a verdict")
+        within(Verdict::read(&mut self.verdicts))
+            .await
+            .unwrap()
+            .expect("a verdict")
     }
 
     /// Announces a file and is admitted.
@@ -258,14 +335,23 @@ impl Session {
 }
 
 pub(crate) fn hello() -> Vec<u8> {
-    Hello { features: vec![], agent: "hostile".into() }.to_bytes().to_vec()
+    Hello {
+        features: vec![],
+        agent: "hostile".into(),
+    }
+    .to_bytes()
+    .to_vec()
 }
 
 /// A push of several sources, so that each goes into the destination under its own name; each time another session.
 pub(crate) fn push_into(destination: &[&[u8]]) -> Vec<u8> {
     static NUMBER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     let mut session = [7; 16];
-    session[..8].copy_from_slice(&NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_le_bytes());
+    session[..8].copy_from_slice(
+        &NUMBER
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+            .to_le_bytes(),
+    );
     let destination = components(destination);
     request(session, destination, (true, 2))
 }
@@ -277,8 +363,17 @@ pub(crate) fn push_as(name: &[u8]) -> Vec<u8> {
 
 fn request(session: [u8; 16], destination: Components, (into, sources): (bool, u32)) -> Vec<u8> {
     let (directory, durability) = (false, Durability::Visible);
-    let push =
-        Push { session, destination, into, sources, directory, durability, take: None, filter: None, origin: None };
+    let push = Push {
+        session,
+        destination,
+        into,
+        sources,
+        directory,
+        durability,
+        take: None,
+        filter: None,
+        origin: None,
+    };
     push.to_bytes().to_vec()
 }
 
@@ -315,25 +410,54 @@ pub(crate) fn head(kind: u8, handle: u64) -> Vec<u8> {
 pub(crate) fn entry(id: u64, path: &[&[u8]], kind: Kind) -> Entry {
     let size = (kind == Kind::File).then_some(5);
     let target = (kind == Kind::Symlink).then(|| b"somewhere".to_vec());
-    Entry { id, path: components(path), kind, size, target, ..Entry::default() }
+    Entry {
+        id,
+        path: components(path),
+        kind,
+        size,
+        target,
+        ..Entry::default()
+    }
 }
 
 pub(crate) fn file(id: u64, name: &str, size: u64) -> Entry {
-    Entry { size: Some(size), ..entry(id, &[name.as_bytes()], Kind::File) }
+    Entry {
+        size: Some(size),
+        ..entry(id, &[name.as_bytes()], Kind::File)
+    }
 }
 
 pub(crate) fn plan(id: u64, ranges: &[(u64, u64)]) -> Plan {
-    let ranges = ranges.iter().map(|&(offset, length)| Range { offset, length }).collect();
-    Plan { id, encoding: 0, ranges, holes: None }
+    let ranges = ranges
+        .iter()
+        .map(|&(offset, length)| Range { offset, length })
+        .collect();
+    Plan {
+        id,
+        encoding: 0,
+        ranges,
+        holes: None,
+    }
 }
 
 pub(crate) fn with_holes(plan: Plan, holes: &[(u64, u64)]) -> Plan {
-    let holes = holes.iter().map(|&(offset, length)| Range { offset, length }).collect();
-    Plan { holes: Some(holes), ..plan }
+    let holes = holes
+        .iter()
+        .map(|&(offset, length)| Range { offset, length })
+        .collect();
+    Plan {
+        holes: Some(holes),
+        ..plan
+    }
 }
 
 pub(crate) fn trailer(content: &[u8]) -> Vec<u8> {
-    Trailer { digest: *blake3::hash(content).as_bytes(), size: None }.to_bytes().to_vec()
+    Trailer {
+        digest: *blake3::hash(content).as_bytes(),
+        size: None,
+    }
+    .to_bytes()
+    .to_vec()
 }
 
 /// Bytes that look random and are the same each time.
@@ -341,7 +465,11 @@ pub(crate) struct Noise(blake3::OutputReader);
 
 impl Noise {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof())
+        Self(
+            blake3::Hasher::new()
+                .update(&seed.to_le_bytes())
+                .finalize_xof(),
+        )
     }
 
     pub(crate) fn below(&mut self, limit: usize) -> usize {

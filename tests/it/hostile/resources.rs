@@ -24,14 +24,20 @@ async fn who_never_reads_verdicts_loses_its_own_session() {
     }
     within(session.manifest.write_all(&entries)).await.unwrap();
     arena.honest().await;
-    assert!(within(session.answers.frame(4096)).await.is_err(), "the session is over, and nothing more is said");
+    assert!(
+        within(session.answers.frame(4096)).await.is_err(),
+        "the session is over, and nothing more is said"
+    );
     peer.closed_with(Code::TimedOut, "").await;
     arena.unharmed().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_never_reads_receipts_holds_nothing_that_others_need() {
-    let arena = Arena::new(Config { max_transfers: 1, ..impatient() });
+    let arena = Arena::new(Config {
+        max_transfers: 1,
+        ..impatient()
+    });
     let identity = Identity::generate().unwrap();
     // Room for hello, ready and verdicts, which are read; and for not one whole receipt.
     let peer = Peer::connect_as(&arena.host, &identity, |t| {
@@ -70,7 +76,11 @@ async fn who_grants_no_credit_for_an_answer_is_given_up() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_fill_their_windows_and_stop_leave_room_for_a_newcomer() {
-    let arena = Arena::new(Config { memory: 1 << 20, deadline: std::time::Duration::from_secs(20), ..impatient() });
+    let arena = Arena::new(Config {
+        memory: 1 << 20,
+        deadline: std::time::Duration::from_secs(20),
+        ..impatient()
+    });
     let mut hostile = Vec::new();
     for _ in 0..8 {
         let peer = Peer::connect(&arena.host).await;
@@ -84,7 +94,9 @@ async fn connections_that_fill_their_windows_and_stop_leave_room_for_a_newcomer(
             filled.push(tokio::spawn(async move {
                 let (mut send, receive) = connection.open_bi().await.unwrap();
                 let plan = [0x20, 0x80, 0, 0xff, 0xff];
-                let _ = send.write_all(&[&head[..], &plan, &[0; 65_000]].concat()).await;
+                let _ = send
+                    .write_all(&[&head[..], &plan, &[0; 65_000]].concat())
+                    .await;
                 std::future::pending::<()>().await;
                 drop(receive);
             }));
@@ -139,13 +151,18 @@ async fn sessions_without_end_on_one_connection_are_refused() {
         }
         let manifest = peer.open(&head(2, handle)).await;
         sessions.push((control, answers, manifest));
-        assert!(sessions.len() < 100, "each may keep a mebibyte of entries unanswered");
+        assert!(
+            sessions.len() < 100,
+            "each may keep a mebibyte of entries unanswered"
+        );
     };
     assert_eq!(refused.code, Code::Busy);
     // One that ends makes room for another.
     let (mut control, mut answers, (mut manifest, _verdicts)) = sessions.pop().unwrap();
     manifest.finish().unwrap();
-    within(control.write_all(&End::default().to_bytes())).await.unwrap();
+    within(control.write_all(&End::default().to_bytes()))
+        .await
+        .unwrap();
     within(answers.read::<haul::wire::Summary>()).await.unwrap();
     within(control.stopped()).await.ok();
     // The server counts it out a moment after it has let go of the stream.

@@ -14,8 +14,9 @@ use haul::session::Outcome;
 use haul::stream::MessageReader;
 use haul::trust::ServerTrust;
 use haul::wire::{
-    Committed, Complete, Done, Durability, Entry, Failed, GoAway, HELD_BLOCK, Held, Hello, Kind, Message, Plan, Pull,
-    Push, Range, Ready, Refuse, Refused, Skip, Summary, Trailer, Want, Working,
+    Committed, Complete, Done, Durability, Entry, Failed, GoAway, HELD_BLOCK, Held, Hello, Kind,
+    Message, Plan, Pull, Push, Range, Ready, Refuse, Refused, Skip, Summary, Trailer, Want,
+    Working,
 };
 use quinn::{Connection, SendStream};
 use tempfile::TempDir;
@@ -75,13 +76,27 @@ impl Rogue {
         within(requests.read::<Hello>()).await.unwrap();
         within(requests.read::<Push>()).await.unwrap();
         let (_, entries) = mpsc::unbounded_channel();
-        Self { connection, control, requests, entries, client, source, moved }
+        Self {
+            connection,
+            control,
+            requests,
+            entries,
+            client,
+            source,
+            moved,
+        }
     }
 
     /// Answers as it should, and reads the manifest until this many entries have come.
     async fn ready(entries: usize) -> (Self, SendStream, Vec<Entry>) {
         let mut rogue = Self::begin().await;
-        rogue.answer(&Ready { entries: 100, entry_bytes: 1 << 20, ..Ready::default() }).await;
+        rogue
+            .answer(&Ready {
+                entries: 100,
+                entry_bytes: 1 << 20,
+                ..Ready::default()
+            })
+            .await;
         let (verdicts, manifest) = within(rogue.connection.accept_bi()).await.unwrap();
         let mut manifest = MessageReader::new(manifest);
         assert_eq!(within(manifest.byte()).await.unwrap(), 2);
@@ -113,7 +128,9 @@ impl Rogue {
         assert_eq!(directory.kind, Kind::Directory);
         write_to(&mut verdicts, &Done { id: directory.id }).await;
         verdicts.finish().unwrap();
-        within(self.requests.read::<haul::wire::End>()).await.unwrap();
+        within(self.requests.read::<haul::wire::End>())
+            .await
+            .unwrap();
         self.say(&Summary::default()).await;
         self.outcome().await
     }
@@ -152,14 +169,20 @@ impl Rogue {
     /// What becomes of the push. What the client had to send is still there.
     async fn outcome(self) -> Result<Outcome> {
         let outcome = within(self.client).await.unwrap();
-        assert_eq!(std::fs::read(self.source.path().join("t/1 small")).unwrap(), SMALL);
+        assert_eq!(
+            std::fs::read(self.source.path().join("t/1 small")).unwrap(),
+            SMALL
+        );
         no_panics();
         outcome
     }
 
     async fn protocol(self, what: &str) {
         let outcome = self.outcome().await;
-        assert!(matches!(outcome, Err(Error::Protocol(_))), "{what}: {outcome:?}");
+        assert!(
+            matches!(outcome, Err(Error::Protocol(_))),
+            "{what}: {outcome:?}"
+        );
     }
 }
 
@@ -171,24 +194,47 @@ pub(crate) async fn connect(
     let identity = Identity::generate().unwrap();
     let mut config = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
     let mut transport = quinn::TransportConfig::default();
-    transport.max_concurrent_bidi_streams(1_100_u32.into()).receive_window((WINDOW as u32).into());
+    transport
+        .max_concurrent_bidi_streams(1_100_u32.into())
+        .receive_window((WINDOW as u32).into());
     tune(&mut transport);
     config.transport_config(Arc::new(transport));
-    let endpoint = haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(config)).unwrap();
+    let endpoint =
+        haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(config)).unwrap();
     let port = endpoint.local_addr().unwrap().port();
-    let trust = ServerTrust { pin: Some(identity.key_id()), ..ServerTrust::default() };
+    let trust = ServerTrust {
+        pin: Some(identity.key_id()),
+        ..ServerTrust::default()
+    };
     // An honest client that is slow for a moment, as under load, must not look like one that gave up.
-    let config = Config { deadline: std::time::Duration::from_millis(1_500), send_window: WINDOW, ..impatient() };
+    let config = Config {
+        deadline: std::time::Duration::from_millis(1_500),
+        send_window: WINDOW,
+        ..impatient()
+    };
     let client = tokio::spawn(async move {
-        Client::connect(&Identity::generate().unwrap(), &trust, "127.0.0.1", port, &config).await
+        Client::connect(
+            &Identity::generate().unwrap(),
+            &trust,
+            "127.0.0.1",
+            port,
+            &config,
+        )
+        .await
     });
-    let connection = within(async { endpoint.accept().await.unwrap().await }).await.unwrap();
+    let connection = within(async { endpoint.accept().await.unwrap().await })
+        .await
+        .unwrap();
     (connection, client)
 }
 
 /// What of the entries is wanted here.
 fn id_of(entries: &[Entry], kind: Kind, large: bool) -> u64 {
-    entries.iter().find(|e| e.kind == kind && (e.size > Some(1 << 20)) == large).unwrap().id
+    entries
+        .iter()
+        .find(|e| e.kind == kind && (e.size > Some(1 << 20)) == large)
+        .unwrap()
+        .id
 }
 
 async fn write_bytes(stream: &mut SendStream, bytes: &[u8]) {
@@ -211,7 +257,9 @@ async fn a_server_that_never_answers_is_given_up() {
     assert!(matches!(half.outcome().await, Err(Error::Lost(_))));
 
     let mut only_hello = Rogue::begin().await;
-    within(only_hello.control.write_all(&hello())).await.unwrap();
+    within(only_hello.control.write_all(&hello()))
+        .await
+        .unwrap();
     assert!(matches!(only_hello.outcome().await, Err(Error::Lost(_))));
 }
 
@@ -228,7 +276,8 @@ async fn a_server_that_grants_no_stream_or_no_credit_is_given_up() {
         .await;
         let source = tempfile::tempdir().unwrap();
         let client = within(client).await.unwrap().unwrap();
-        let pushing = within(client.push(&to(&[source.path()], "t"), haul::progress::ignore())).await;
+        let pushing =
+            within(client.push(&to(&[source.path()], "t"), haul::progress::ignore())).await;
         assert!(matches!(pushing, Err(Error::Lost(_))), "{pushing:?}");
         drop(connection);
     }
@@ -242,17 +291,29 @@ async fn a_server_that_is_ready_and_then_silent_is_given_up() {
     assert!(matches!(outcome, Err(Error::Lost(_))), "{outcome:?}");
     // One that does not even read.
     let mut rogue = Rogue::begin().await;
-    rogue.answer(&Ready { entries: 100, entry_bytes: 1 << 20, ..Ready::default() }).await;
+    rogue
+        .answer(&Ready {
+            entries: 100,
+            entry_bytes: 1 << 20,
+            ..Ready::default()
+        })
+        .await;
     let outcome = rogue.outcome().await;
     assert!(matches!(outcome, Err(Error::Lost(_))), "{outcome:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn verdicts_that_answer_no_question_break_the_protocol() {
-    let held = |offset, length| Held { range: Range { offset, length }, digest: [0; 32] };
+    let held = |offset, length| Held {
+        range: Range { offset, length },
+        digest: [0; 32],
+    };
     for case in 0..8 {
         let (rogue, mut verdicts, entries) = Rogue::ready(3).await;
-        let (file, link) = (id_of(&entries, Kind::File, true), id_of(&entries, Kind::Symlink, false));
+        let (file, link) = (
+            id_of(&entries, Kind::File, true),
+            id_of(&entries, Kind::Symlink, false),
+        );
         match case {
             0 => write_to(&mut verdicts, &Skip { id: 77 }).await,
             1 => {
@@ -260,15 +321,42 @@ async fn verdicts_that_answer_no_question_break_the_protocol() {
                 write_to(&mut verdicts, &Done { id: link }).await;
             }
             2 => {
-                write_to(&mut verdicts, &Want { id: file, held: None }).await;
-                write_to(&mut verdicts, &Want { id: file, held: None }).await;
+                write_to(
+                    &mut verdicts,
+                    &Want {
+                        id: file,
+                        held: None,
+                    },
+                )
+                .await;
+                write_to(
+                    &mut verdicts,
+                    &Want {
+                        id: file,
+                        held: None,
+                    },
+                )
+                .await;
             }
-            3 => write_to(&mut verdicts, &Want { id: link, held: None }).await,
+            3 => {
+                write_to(
+                    &mut verdicts,
+                    &Want {
+                        id: link,
+                        held: None,
+                    },
+                )
+                .await
+            }
             4 => {
                 let mut bytes = BytesMut::new();
                 let many = (0..1025).map(|i| held(i * HELD_BLOCK, 1)).collect();
                 // More than a Want may hold, so it has to be put together by hand.
-                let payload = minicbor::to_vec(Want { id: file, held: Some(many) }).unwrap();
+                let payload = minicbor::to_vec(Want {
+                    id: file,
+                    held: Some(many),
+                })
+                .unwrap();
                 bytes.extend_from_slice(&[Want::TYPE]);
                 haul::wire::put_varint(&mut bytes, payload.len() as u64);
                 bytes.extend_from_slice(&payload);
@@ -276,7 +364,14 @@ async fn verdicts_that_answer_no_question_break_the_protocol() {
             }
             5 => {
                 let overlapping = vec![held(0, HELD_BLOCK), held(HELD_BLOCK - 1, HELD_BLOCK)];
-                write_to(&mut verdicts, &Want { id: file, held: Some(overlapping) }).await;
+                write_to(
+                    &mut verdicts,
+                    &Want {
+                        id: file,
+                        held: Some(overlapping),
+                    },
+                )
+                .await;
             }
             6 => write_to(&mut verdicts, &Working {}).await,
             _ => write_bytes(&mut verdicts, &Noise::new(1).bytes(1000)).await,
@@ -292,7 +387,14 @@ async fn the_content_of_a_directory_cannot_be_wanted() {
         write_to(&mut verdicts, &Skip { id: entry.id }).await;
     }
     let directory = rogue.entry().await;
-    write_to(&mut verdicts, &Want { id: directory.id, held: None }).await;
+    write_to(
+        &mut verdicts,
+        &Want {
+            id: directory.id,
+            held: None,
+        },
+    )
+    .await;
     rogue.protocol("a directory").await;
 }
 
@@ -302,25 +404,67 @@ async fn held_parts_that_are_another_files_are_sent_all_the_same() {
     let large = id_of(&entries, Kind::File, true);
     let content = content(2, LARGE);
     let block = HELD_BLOCK as usize;
-    let held = |at: usize, digest: [u8; 32]| Held { range: Range { offset: at as u64, length: block as u64 }, digest };
+    let held = |at: usize, digest: [u8; 32]| Held {
+        range: Range {
+            offset: at as u64,
+            length: block as u64,
+        },
+        digest,
+    };
     let truth = *blake3::hash(&content[3 * block..4 * block]).as_bytes();
     let beyond = held(1 << 40, truth);
-    let lies = vec![held(0, [9; 32]), held(block, truth), held(3 * block, truth), beyond];
+    let lies = vec![
+        held(0, [9; 32]),
+        held(block, truth),
+        held(3 * block, truth),
+        beyond,
+    ];
     for entry in &entries {
         match entry.id {
-            id if id == large => write_to(&mut verdicts, &Want { id, held: Some(lies.clone()) }).await,
+            id if id == large => {
+                write_to(
+                    &mut verdicts,
+                    &Want {
+                        id,
+                        held: Some(lies.clone()),
+                    },
+                )
+                .await
+            }
             id => write_to(&mut verdicts, &Skip { id }).await,
         }
     }
     let (mut receipt, body, plan) = rogue.transfer().await;
-    let ranges: Vec<_> = plan.ranges.iter().map(|r| (r.offset as usize, r.length as usize)).collect();
-    assert_eq!(ranges, [(0, 3 * block), (4 * block, block)], "only what is really held stays at home");
+    let ranges: Vec<_> = plan
+        .ranges
+        .iter()
+        .map(|r| (r.offset as usize, r.length as usize))
+        .collect();
+    assert_eq!(
+        ranges,
+        [(0, 3 * block), (4 * block, block)],
+        "only what is really held stays at home"
+    );
     let (mut stream, begun, _) = body.into_parts();
     let rest = within(stream.read_to_end(LARGE)).await.unwrap();
     let got = [&begun[..], &rest].concat();
-    let trailer = Trailer { digest: *blake3::hash(&content).as_bytes(), size: None }.to_bytes();
-    assert_eq!(got, [&content[..3 * block], &content[4 * block..], &trailer].concat());
-    write_to(&mut receipt, &Committed { bytes: LARGE as u64, durability: Durability::Visible }).await;
+    let trailer = Trailer {
+        digest: *blake3::hash(&content).as_bytes(),
+        size: None,
+    }
+    .to_bytes();
+    assert_eq!(
+        got,
+        [&content[..3 * block], &content[4 * block..], &trailer].concat()
+    );
+    write_to(
+        &mut receipt,
+        &Committed {
+            bytes: LARGE as u64,
+            durability: Durability::Visible,
+        },
+    )
+    .await;
     let outcome = rogue.end(verdicts).await.unwrap();
     assert_eq!((outcome.sent.files, outcome.sent.failed), (1, 0));
 }
@@ -328,7 +472,17 @@ async fn held_parts_that_are_another_files_are_sent_all_the_same() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receipt_that_lies_comes_early_or_not_at_all_is_no_receipt() {
     let mut running = tokio::task::JoinSet::new();
-    for case in ["size", "working", "early failure", "stop", "reset", "garbage", "end", "silence", "unread"] {
+    for case in [
+        "size",
+        "working",
+        "early failure",
+        "stop",
+        "reset",
+        "garbage",
+        "end",
+        "silence",
+        "unread",
+    ] {
         running.spawn(receipt_case(case, false));
         running.spawn(receipt_case(case, true));
     }
@@ -350,7 +504,16 @@ async fn receipt_case(case: &'static str, large: bool) {
     let (mut stream, ..) = body.into_parts();
     let drains = !matches!(case, "early failure" | "stop" | "unread");
     match case {
-        "size" => write_to(&mut receipt, &Committed { bytes: 1, durability: Durability::Synced }).await,
+        "size" => {
+            write_to(
+                &mut receipt,
+                &Committed {
+                    bytes: 1,
+                    durability: Durability::Synced,
+                },
+            )
+            .await
+        }
         "working" => write_to(&mut receipt, &Working {}).await,
         "early failure" => {
             let why = Why::new(Code::NoSpace, "full\x1b[2J").into();
@@ -372,23 +535,35 @@ async fn receipt_case(case: &'static str, large: bool) {
     });
     let moved = rogue.moved.clone();
     // The file fails, and the session goes on.
-    let outcome = within(rogue.end(verdicts)).await.unwrap_or_else(|e| panic!("{case}: {e}"));
+    let outcome = within(rogue.end(verdicts))
+        .await
+        .unwrap_or_else(|e| panic!("{case}: {e}"));
     draining.abort();
     assert_eq!((outcome.sent.files, outcome.sent.failed), (0, 1), "{case}");
     let (name, why) = &outcome.sent.failures[0];
-    assert!(name.to_string().contains(if large { "large" } else { "small" }));
+    assert!(
+        name.to_string()
+            .contains(if large { "large" } else { "small" })
+    );
     assert!(!why.to_string().contains('\x1b'), "{why}");
     if case == "unread" && large {
         assert_eq!(why.code, Code::TimedOut);
         let moved = moved.load(Ordering::SeqCst);
-        assert!(moved <= 2 * WINDOW, "it read {moved} bytes for a server that takes none");
+        assert!(
+            moved <= 2 * WINDOW,
+            "it read {moved} bytes for a server that takes none"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_out_of_place_break_the_protocol() {
     let noise = Noise::new(5).bytes(2000);
-    let way_too_long = [&hello()[..], &[5, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]].concat();
+    let way_too_long = [
+        &hello()[..],
+        &[5, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
+    ]
+    .concat();
     let before_hello = Ready::default().to_bytes().to_vec();
     let no_answer = [&hello()[..], &Summary::default().to_bytes()].concat();
     for bytes in [noise, way_too_long, before_hello, no_answer] {
@@ -400,7 +575,11 @@ async fn answers_out_of_place_break_the_protocol() {
     ended.control.finish().unwrap();
     ended.protocol("an end instead of an answer").await;
 
-    for bytes in [Summary::default().to_bytes().to_vec(), Noise::new(6).bytes(300), hello()] {
+    for bytes in [
+        Summary::default().to_bytes().to_vec(),
+        Noise::new(6).bytes(300),
+        hello(),
+    ] {
         let (mut rogue, _verdicts, _) = Rogue::ready(3).await;
         let _ = within(rogue.control.write_all(&bytes)).await;
         rogue.protocol("a summary before the end").await;
@@ -414,8 +593,18 @@ async fn answers_out_of_place_break_the_protocol() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_goes_away_at_once_is_no_error_of_any_file() {
     let mut rogue = Rogue::begin().await;
-    rogue.answer(&Ready { entries: 100, entry_bytes: 1 << 20, ..Ready::default() }).await;
-    rogue.say(&GoAway { why: Why::new(Code::Stopping, "\x1b]0;gone\x07").into() }).await;
+    rogue
+        .answer(&Ready {
+            entries: 100,
+            entry_bytes: 1 << 20,
+            ..Ready::default()
+        })
+        .await;
+    rogue
+        .say(&GoAway {
+            why: Why::new(Code::Stopping, "\x1b]0;gone\x07").into(),
+        })
+        .await;
     let (mut verdicts, manifest) = within(rogue.connection.accept_bi()).await.unwrap();
     let mut manifest = MessageReader::new(manifest);
     within(manifest.byte()).await.unwrap();
@@ -426,10 +615,19 @@ async fn a_server_that_goes_away_at_once_is_no_error_of_any_file() {
             continue;
         }
         let id = frame.decode::<Entry>().unwrap().id;
-        write_to(&mut verdicts, &Refuse { id, why: Why::from(Code::Stopping).into() }).await;
+        write_to(
+            &mut verdicts,
+            &Refuse {
+                id,
+                why: Why::from(Code::Stopping).into(),
+            },
+        )
+        .await;
     }
     verdicts.finish().unwrap();
-    within(rogue.requests.read::<haul::wire::End>()).await.unwrap();
+    within(rogue.requests.read::<haul::wire::End>())
+        .await
+        .unwrap();
     rogue.say(&Summary::default()).await;
     let outcome = rogue.outcome().await.unwrap();
     assert_eq!((outcome.sent.files, outcome.sent.failed), (0, 0));
@@ -441,16 +639,29 @@ async fn a_server_that_goes_away_at_once_is_no_error_of_any_file() {
 async fn what_a_server_says_cannot_steer_a_terminal() {
     let evil = "\x1b[2J\x1b]0;owned\x07\u{202e}\r\n";
     let mut rogue = Rogue::begin().await;
-    rogue.answer(&Refused { why: Why::new(Code::NoSpace, evil).into() }).await;
+    rogue
+        .answer(&Refused {
+            why: Why::new(Code::NoSpace, evil).into(),
+        })
+        .await;
     let error = rogue.outcome().await.unwrap_err();
-    assert!(matches!(&error, Error::Refused(why) if why.code == Code::NoSpace), "{error:?}");
-    assert!(!error.to_string().contains(['\x1b', '\x07', '\r', '\n']), "{error}");
+    assert!(
+        matches!(&error, Error::Refused(why) if why.code == Code::NoSpace),
+        "{error:?}"
+    );
+    assert!(
+        !error.to_string().contains(['\x1b', '\x07', '\r', '\n']),
+        "{error}"
+    );
 
     for code in 0_u8..9 {
         let rogue = Rogue::begin().await;
         rogue.connection.close(code.into(), evil.as_bytes());
         let error = rogue.outcome().await.unwrap_err();
-        assert!(!error.to_string().contains(['\x1b', '\x07', '\r', '\n']), "{error}");
+        assert!(
+            !error.to_string().contains(['\x1b', '\x07', '\r', '\n']),
+            "{error}"
+        );
     }
 }
 
@@ -460,9 +671,15 @@ async fn a_client_takes_nothing_that_it_did_not_ask_for() {
     let handle = quinn::VarInt::from(rogue.control.id()).into_inner();
     let unasked = [
         (head(2, handle), Code::NotWanted),
-        ([&head(3, handle)[..], &plan(0, &[(0, 5)]).to_bytes()[..]].concat(), Code::NotWanted),
+        (
+            [&head(3, handle)[..], &plan(0, &[(0, 5)]).to_bytes()[..]].concat(),
+            Code::NotWanted,
+        ),
         (vec![0x55], Code::Unsupported),
-        ([&[1], &hello()[..], &push_into(&[])[..]].concat(), Code::Done),
+        (
+            [&[1], &hello()[..], &push_into(&[])[..]].concat(),
+            Code::Done,
+        ),
     ];
     for (bytes, code) in unasked {
         let (mut send, _receive) = within(rogue.connection.open_bi()).await.unwrap();
@@ -493,7 +710,9 @@ async fn a_pull_brings_what_was_asked_for_and_nothing_else() {
     within(requests.byte()).await.unwrap();
     within(requests.read::<Hello>()).await.unwrap();
     within(requests.read::<Pull>()).await.unwrap();
-    within(control.write_all(&[&hello()[..], &Ready::default().to_bytes()].concat())).await.unwrap();
+    within(control.write_all(&[&hello()[..], &Ready::default().to_bytes()].concat()))
+        .await
+        .unwrap();
     let (manifest, verdicts) = within(connection.open_bi()).await.unwrap();
     let mut session = Session {
         connection: connection.clone(),
@@ -503,9 +722,14 @@ async fn a_pull_brings_what_was_asked_for_and_nothing_else() {
         manifest,
         verdicts: MessageReader::new(verdicts),
     };
-    within(session.manifest.write_all(&head(2, handle))).await.unwrap();
+    within(session.manifest.write_all(&head(2, handle)))
+        .await
+        .unwrap();
     let unasked = [
-        Entry { size: Some(0), ..entry(0, &[b".profile"], Kind::File) },
+        Entry {
+            size: Some(0),
+            ..entry(0, &[b".profile"], Kind::File)
+        },
         file(1, ".profile", 5),
         entry(2, &[b".ssh", b"authorized_keys"], Kind::File),
         entry(3, &[b"some", b"notes"], Kind::File),
@@ -516,11 +740,22 @@ async fn a_pull_brings_what_was_asked_for_and_nothing_else() {
     for entry in unasked {
         session.announce(&entry).await;
         let verdict = session.verdict().await;
-        assert!(matches!(verdict, haul::manifest::Verdict::Refuse(..)), "{verdict:?} to {entry:?}");
+        assert!(
+            matches!(verdict, haul::manifest::Verdict::Refuse(..)),
+            "{verdict:?} to {entry:?}"
+        );
     }
     session.wanted(7, "notes", 5).await;
-    assert_eq!(std::fs::read(directory.path().join("into/.profile")).unwrap(), b"mine");
-    assert_eq!(std::fs::read_dir(directory.path().join("into")).unwrap().count(), 1);
+    assert_eq!(
+        std::fs::read(directory.path().join("into/.profile")).unwrap(),
+        b"mine"
+    );
+    assert_eq!(
+        std::fs::read_dir(directory.path().join("into"))
+            .unwrap()
+            .count(),
+        1
+    );
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     connection.close(0_u8.into(), b"");
     assert!(within(pulling).await.unwrap().is_err());

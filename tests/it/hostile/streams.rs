@@ -55,13 +55,23 @@ async fn a_stream_that_has_to_wait_while_the_disk_stands_still_is_not_given_up()
         tokio::time::sleep(deadline * 4).await;
         drop(held);
     };
-    let ((mut large, mut receipt), ()) = tokio::join!(session.transfer(&plan_of_it, &bytes), standing);
+    let ((mut large, mut receipt), ()) =
+        tokio::join!(session.transfer(&plan_of_it, &bytes), standing);
     large.finish().unwrap();
-    let whole = [&head(3, session.handle), &plan(1, &[(0, 5)]).to_bytes()[..], b"small", &trailer(b"small")].concat();
+    let whole = [
+        &head(3, session.handle),
+        &plan(1, &[(0, 5)]).to_bytes()[..],
+        b"small",
+        &trailer(b"small"),
+    ]
+    .concat();
     within(late.write_all(&whole)).await.unwrap();
     late.finish().unwrap();
     for (receipt, size) in [(&mut receipt, LARGE as u64), (&mut late_receipt, 5)] {
-        assert_eq!(within(receipt.read::<Committed>()).await.unwrap().bytes, size);
+        assert_eq!(
+            within(receipt.read::<Committed>()).await.unwrap().bytes,
+            size
+        );
     }
 }
 
@@ -70,7 +80,11 @@ async fn half_a_head_and_no_more_is_given_up() {
     let arena = Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let session = peer.session().await;
-    let whole = [&head(3, session.handle)[..], &plan(0, &[(0, 5)]).to_bytes()[..]].concat();
+    let whole = [
+        &head(3, session.handle)[..],
+        &plan(0, &[(0, 5)]).to_bytes()[..],
+    ]
+    .concat();
     let mut streams = Vec::new();
     for length in 1..whole.len() {
         streams.push(peer.open(&whole[..length]).await);
@@ -111,7 +125,8 @@ async fn what_nobody_asked_for_is_turned_away_and_the_connection_lives() {
     let mut session = peer.session().await;
     let handle = session.handle;
     session.wanted(3, "a", 5).await;
-    let transfer = |handle, id| [&head(3, handle)[..], &plan(id, &[(0, 5)]).to_bytes()[..]].concat();
+    let transfer =
+        |handle, id| [&head(3, handle)[..], &plan(id, &[(0, 5)]).to_bytes()[..]].concat();
     let unasked = [
         (vec![0], Code::Unsupported),
         (vec![5, 1, 2, 3], Code::Unsupported),
@@ -144,16 +159,27 @@ async fn two_streams_for_one_wanted_file_write_one_file() {
     let mut session = peer.session().await;
     session.wanted(0, "a", 1 << 20).await;
     let content = vec![9; 1 << 20];
-    let (mut first, mut receipt) = session.transfer(&plan(0, &[(0, 1 << 20)]), &content[..1000]).await;
+    let (mut first, mut receipt) = session
+        .transfer(&plan(0, &[(0, 1 << 20)]), &content[..1000])
+        .await;
     // The first to come has it; which one that is, only the server knows.
-    let (mut second, mut other) = session.transfer(&plan(0, &[(0, 1 << 20)]), &content[..1000]).await;
+    let (mut second, mut other) = session
+        .transfer(&plan(0, &[(0, 1 << 20)]), &content[..1000])
+        .await;
     for stream in [&mut first, &mut second] {
         let _ = within(stream.write_all(&content[1000..])).await;
         let _ = within(stream.write_all(&trailer(&content))).await;
         let _ = stream.finish();
     }
-    let receipts = [within(receipt.read::<Committed>()).await.is_ok(), within(other.read::<Committed>()).await.is_ok()];
-    assert_eq!(receipts.iter().filter(|&&r| r).count(), 1, "one of them is the transfer");
+    let receipts = [
+        within(receipt.read::<Committed>()).await.is_ok(),
+        within(other.read::<Committed>()).await.is_ok(),
+    ];
+    assert_eq!(
+        receipts.iter().filter(|&&r| r).count(),
+        1,
+        "one of them is the transfer"
+    );
     assert_eq!(arena.names(), ["a"]);
     arena.unharmed().await;
 }
@@ -178,7 +204,10 @@ async fn a_request_of_another_time_is_refused_as_unsupported() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_closes_in_the_middle_of_anything_leaves_nothing_behind() {
-    let arena = Arena::new(Config { max_transfers: 1, ..impatient() });
+    let arena = Arena::new(Config {
+        max_transfers: 1,
+        ..impatient()
+    });
     for state in 0..9 {
         let peer = Peer::connect(&arena.host).await;
         let mut open = Vec::new();
@@ -214,13 +243,19 @@ async fn a_peer_that_closes_in_the_middle_of_anything_leaves_nothing_behind() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_stops_half_way_on_a_living_connection_is_over() {
-    let arena = Arena::new(Config { max_transfers: 1, ..impatient() });
+    let arena = Arena::new(Config {
+        max_transfers: 1,
+        ..impatient()
+    });
     let peer = Peer::connect(&arena.host).await;
     // The control stream ends without End: the session is over, and its manifest with it.
     let mut session = peer.session().await;
     session.wanted(0, "a", 1 << 20).await;
     session.control.finish().unwrap();
-    assert!(within(session.answers.frame(4096)).await.is_err() || peer.connection.close_reason().is_some());
+    assert!(
+        within(session.answers.frame(4096)).await.is_err()
+            || peer.connection.close_reason().is_some()
+    );
     arena.honest().await;
     // Reset instead of ended.
     let peer = Peer::connect(&arena.host).await;
@@ -249,7 +284,8 @@ async fn a_key_that_is_not_admitted_is_told_itself_and_the_line_that_admits_it()
     let serving = tokio::spawn(server.run(std::future::pending(), std::future::pending()));
     let stranger = Identity::generate().unwrap();
     let sentence = loop {
-        let (_endpoint, connection) = within(Peer::connecting(address, key_id, &stranger, |_| {})).await;
+        let (_endpoint, connection) =
+            within(Peer::connecting(address, key_id, &stranger, |_| {})).await;
         match within(connection.unwrap().closed()).await {
             ConnectionError::ApplicationClosed(close) => {
                 assert_eq!(haul::stream::code_of(close.error_code), Code::NotAdmitted);
@@ -260,17 +296,29 @@ async fn a_key_that_is_not_admitted_is_told_itself_and_the_line_that_admits_it()
             other => panic!("{other}"),
         }
     };
-    assert!(sentence.contains(&format!("authorized_keys: {} NAME", stranger.key_id())), "{sentence}");
+    assert!(
+        sentence.contains(&format!("authorized_keys: {} NAME", stranger.key_id())),
+        "{sentence}"
+    );
 
     // The same, as a user sees it.
-    let trust = haul::trust::ServerTrust { pin: Some(key_id), ..Default::default() };
+    let trust = haul::trust::ServerTrust {
+        pin: Some(key_id),
+        ..Default::default()
+    };
     let config = Config::default();
-    let client = haul::client::Client::connect(&stranger, &trust, "127.0.0.1", address.port(), &config);
+    let client =
+        haul::client::Client::connect(&stranger, &trust, "127.0.0.1", address.port(), &config);
     let client = within(client).await.unwrap();
     let source = tempfile::tempdir().unwrap();
     let options = crate::support::to(&[source.path()], "x");
-    let error = within(client.push(&options, haul::progress::ignore())).await.unwrap_err();
-    assert!(matches!(&error, Error::NotAdmitted(why) if why.text.contains(&stranger.key_id().to_string())), "{error}");
+    let error = within(client.push(&options, haul::progress::ignore()))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, Error::NotAdmitted(why) if why.text.contains(&stranger.key_id().to_string())),
+        "{error}"
+    );
     serving.abort();
     no_panics();
 }
@@ -279,23 +327,39 @@ async fn a_key_that_is_not_admitted_is_told_itself_and_the_line_that_admits_it()
 async fn who_shows_no_certificate_comes_nowhere() {
     let arena = Arena::new(impatient());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let trust = haul::trust::ServerTrust { pin: Some(arena.host.key_id), ..Default::default() };
+    let trust = haul::trust::ServerTrust {
+        pin: Some(arena.host.key_id),
+        ..Default::default()
+    };
     let mut tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(trust.verifier("127.0.0.1", arena.host.address.port()).unwrap())
+        .with_custom_certificate_verifier(
+            trust
+                .verifier("127.0.0.1", arena.host.address.port())
+                .unwrap(),
+        )
         .with_no_client_auth();
     tls.alpn_protocols = vec![haul::wire::ALPN.to_vec()];
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
     let endpoint = haul::endpoint::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
     let config = quinn::ClientConfig::new(Arc::new(crypto));
     // A TLS 1.3 client is done before the server has judged; the alert comes after.
-    let refused = match within(endpoint.connect_with(config, arena.host.address, "127.0.0.1").unwrap()).await {
+    let refused = match within(
+        endpoint
+            .connect_with(config, arena.host.address, "127.0.0.1")
+            .unwrap(),
+    )
+    .await
+    {
         Ok(connection) => within(connection.closed()).await,
         Err(error) => error,
     };
-    assert!(matches!(refused, ConnectionError::ConnectionClosed(_)), "{refused}");
+    assert!(
+        matches!(refused, ConnectionError::ConnectionClosed(_)),
+        "{refused}"
+    );
     arena.unharmed().await;
 }
 
@@ -311,7 +375,9 @@ async fn ids_that_do_not_ascend_break_the_protocol_and_the_greatest_does_not() {
     }
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
-    session.announce(&entry(u64::MAX, &[b"d"], haul::wire::Kind::Directory)).await;
+    session
+        .announce(&entry(u64::MAX, &[b"d"], haul::wire::Kind::Directory))
+        .await;
     assert_eq!(session.verdict().await, Verdict::Done(u64::MAX));
     arena.unharmed().await;
 }

@@ -16,7 +16,12 @@ const SIZES: [u64; 2] = [5_000, 600_000];
 async fn a_session_that_comes_back_over_another_connection_ends_the_one_before() {
     // Nobody gives up or lends anything in the time of this test.
     let hour = std::time::Duration::from_secs(3600);
-    let arena = Arena::new(Config { max_transfers: 1, stall: hour, deadline: hour, ..Config::default() });
+    let arena = Arena::new(Config {
+        max_transfers: 1,
+        stall: hour,
+        deadline: hour,
+        ..Config::default()
+    });
     let (own, push) = (Identity::generate().unwrap(), push_into(&[]));
     let dead = Peer::connect_as(&arena.host, &own, |_| {}).await;
     let mut before = dead.session_as(&push).await;
@@ -30,14 +35,18 @@ async fn a_session_that_comes_back_over_another_connection_ends_the_one_before()
     let _other = other.session_as(&push).await;
     let back = Peer::connect_as(&arena.host, &own, |_| {}).await;
     let mut session = back.session_as(&push).await;
-    dead.closed_with(Code::Superseded, "the connection before").await;
+    dead.closed_with(Code::Superseded, "the connection before")
+        .await;
     for id in 0..5 {
         let body = content(id, 1 << 20);
         session.wanted(id, &format!("f{id}"), 1 << 20).await;
         let all = [&body[..], &trailer(&body)].concat();
         let (mut send, mut receipt) = session.transfer(&plan(id, &[(0, 1 << 20)]), &all).await;
         send.finish().unwrap();
-        assert_eq!(within(receipt.read::<Committed>()).await.unwrap().bytes, 1 << 20);
+        assert_eq!(
+            within(receipt.read::<Committed>()).await.unwrap().bytes,
+            1 << 20
+        );
     }
     assert!(other.connection.close_reason().is_none());
     arena.unharmed().await;
@@ -56,33 +65,119 @@ async fn a_transfer_that_is_not_what_was_planned_fails_and_leaves_nothing() {
         let with = |tail: &[u8]| [&body[..], tail].concat();
         let cases: Vec<(&str, Plan, Vec<u8>, Code)> = vec![
             ("no trailer", plan(0, &whole), body.clone(), Code::Protocol),
-            ("half a trailer", plan(0, &whole), good[..good.len() - 1].to_vec(), Code::Protocol),
-            ("half the body", plan(0, &whole), body[..100].to_vec(), Code::Protocol),
+            (
+                "half a trailer",
+                plan(0, &whole),
+                good[..good.len() - 1].to_vec(),
+                Code::Protocol,
+            ),
+            (
+                "half the body",
+                plan(0, &whole),
+                body[..100].to_vec(),
+                Code::Protocol,
+            ),
             ("nothing", plan(0, &whole), vec![], Code::Protocol),
-            ("wrong digest", plan(0, &whole), with(&trailer(b"other")), Code::Corrupt),
-            ("more behind the trailer", plan(0, &whole), [&good[..], b"x"].concat(), Code::Protocol),
+            (
+                "wrong digest",
+                plan(0, &whole),
+                with(&trailer(b"other")),
+                Code::Corrupt,
+            ),
+            (
+                "more behind the trailer",
+                plan(0, &whole),
+                [&good[..], b"x"].concat(),
+                Code::Protocol,
+            ),
             ("a long body", plan(0, &whole), with(&good), Code::Protocol),
-            ("an endless body", plan(0, &whole), with(&vec![0; 3 << 20]), Code::Protocol),
-            ("garbage for a trailer", plan(0, &whole), with(&[0x21, 5, 1, 2, 3, 4, 5]), Code::Protocol),
-            ("an endless trailer", plan(0, &whole), with(&[0x21, 0xff, 0xff, 0xff]), Code::Protocol),
-            ("another message", plan(0, &whole), with(&[0x0a, 1, 0xa0]), Code::Protocol),
-            ("beyond the file", plan(0, &[(0, size + 1)]), good.clone(), Code::Protocol),
-            ("far beyond", plan(0, &[(0, size), (1 << 62, 1 << 61)]), good.clone(), Code::Protocol),
-            ("what is not held", plan(0, &[(1000, size - 1000)]), good[1000..].to_vec(), Code::Protocol),
-            ("nothing planned", plan(0, &[]), trailer(&body), Code::Protocol),
-            ("a hole beyond the file", with_holes(plan(0, &whole), &[(size, 1)]), good.clone(), Code::Protocol),
-            ("a hole far beyond", with_holes(plan(0, &whole), &[(1 << 62, 1 << 61)]), good.clone(), Code::Protocol),
-            ("too little hole", with_holes(plan(0, &[(0, 9)]), &[(10, size - 10)]), trailer(&body), Code::Protocol),
+            (
+                "an endless body",
+                plan(0, &whole),
+                with(&vec![0; 3 << 20]),
+                Code::Protocol,
+            ),
+            (
+                "garbage for a trailer",
+                plan(0, &whole),
+                with(&[0x21, 5, 1, 2, 3, 4, 5]),
+                Code::Protocol,
+            ),
+            (
+                "an endless trailer",
+                plan(0, &whole),
+                with(&[0x21, 0xff, 0xff, 0xff]),
+                Code::Protocol,
+            ),
+            (
+                "another message",
+                plan(0, &whole),
+                with(&[0x0a, 1, 0xa0]),
+                Code::Protocol,
+            ),
+            (
+                "beyond the file",
+                plan(0, &[(0, size + 1)]),
+                good.clone(),
+                Code::Protocol,
+            ),
+            (
+                "far beyond",
+                plan(0, &[(0, size), (1 << 62, 1 << 61)]),
+                good.clone(),
+                Code::Protocol,
+            ),
+            (
+                "what is not held",
+                plan(0, &[(1000, size - 1000)]),
+                good[1000..].to_vec(),
+                Code::Protocol,
+            ),
+            (
+                "nothing planned",
+                plan(0, &[]),
+                trailer(&body),
+                Code::Protocol,
+            ),
+            (
+                "a hole beyond the file",
+                with_holes(plan(0, &whole), &[(size, 1)]),
+                good.clone(),
+                Code::Protocol,
+            ),
+            (
+                "a hole far beyond",
+                with_holes(plan(0, &whole), &[(1 << 62, 1 << 61)]),
+                good.clone(),
+                Code::Protocol,
+            ),
+            (
+                "too little hole",
+                with_holes(plan(0, &[(0, 9)]), &[(10, size - 10)]),
+                trailer(&body),
+                Code::Protocol,
+            ),
             (
                 "a hole for another's digest",
                 with_holes(plan(0, &[(0, size - 1)]), &[(size - 1, 1)]),
                 [&body[1..], &trailer(&body)].concat(),
                 [Code::Protocol, Code::Corrupt][usize::from(size > 256 << 10)],
             ),
-            ("another encoding", Plan { encoding: 7, ..plan(0, &whole) }, good.clone(), Code::Unsupported),
+            (
+                "another encoding",
+                Plan {
+                    encoding: 7,
+                    ..plan(0, &whole)
+                },
+                good.clone(),
+                Code::Unsupported,
+            ),
             (
                 "pieces",
-                Plan { encoding: 1, ..plan(0, &[]) },
+                Plan {
+                    encoding: 1,
+                    ..plan(0, &[])
+                },
                 good.clone(),
                 [Code::Unsupported, Code::Protocol][usize::from(size > 256 << 10)],
             ),
@@ -94,10 +189,22 @@ async fn a_transfer_that_is_not_what_was_planned_fails_and_leaves_nothing() {
             let (mut send, mut receipt) = session.transfer(&Plan { id, ..plan }, &bytes).await;
             // It may have been stopped by now.
             let _ = send.finish();
-            let why: Why = within(receipt.read::<Failed>()).await.expect(what).why.into();
+            let why: Why = within(receipt.read::<Failed>())
+                .await
+                .expect(what)
+                .why
+                .into();
             assert_eq!(why.code, code, "{what} of {size}: {why}");
-            assert_eq!(arena.names(), std::slice::from_ref(&name), "{what} of {size}: no partial");
-            assert_eq!(std::fs::read(arena.served().join(&name)).unwrap(), b"old", "{what} of {size}");
+            assert_eq!(
+                arena.names(),
+                std::slice::from_ref(&name),
+                "{what} of {size}: no partial"
+            );
+            assert_eq!(
+                std::fs::read(arena.served().join(&name)).unwrap(),
+                b"old",
+                "{what} of {size}"
+            );
             std::fs::remove_file(arena.served().join(&name)).unwrap();
             id += 1;
         }
@@ -115,33 +222,107 @@ async fn pieces_that_do_not_come_to_a_clean_end_leave_nothing() {
         let digest = *blake3::hash(b"hello").as_bytes();
         haul::wire::Trailer { digest, size }.to_bytes().to_vec()
     };
-    let pieces = Plan { encoding: 1, ..plan(0, &[]) };
+    let pieces = Plan {
+        encoding: 1,
+        ..plan(0, &[])
+    };
     let cases = [
         ("no end", pieces.clone(), piece(b"hello"), Code::Protocol),
-        ("half a piece", pieces.clone(), piece(b"hello")[..4].to_vec(), Code::Protocol),
-        ("no size", pieces.clone(), [piece(b"hello"), end(None)].concat(), Code::Protocol),
-        ("less than it says", pieces.clone(), [piece(b"hello"), end(Some(6))].concat(), Code::Protocol),
-        ("another content", pieces.clone(), [piece(b"hallo"), end(Some(5))].concat(), Code::Corrupt),
-        ("more behind the end", pieces.clone(), [piece(b"hello"), end(Some(5)), piece(b"x")].concat(), Code::Protocol),
-        ("an empty piece", pieces.clone(), [piece(b""), end(Some(5))].concat(), Code::Protocol),
-        ("a large piece", pieces.clone(), vec![0x25, 0xbf, 0xff, 0xff, 0xff, 1], Code::Protocol),
-        ("another message", pieces.clone(), vec![0x22, 1, 0xa0], Code::Protocol),
-        ("ranges", plan(0, &[(0, 5)]), [b"hello", &end(None)[..]].concat(), Code::Protocol),
-        ("holes", with_holes(pieces.clone(), &[(0, 5)]), end(Some(5)), Code::Protocol),
-        ("another encoding", Plan { encoding: 2, ..pieces.clone() }, piece(b"hello"), Code::Unsupported),
+        (
+            "half a piece",
+            pieces.clone(),
+            piece(b"hello")[..4].to_vec(),
+            Code::Protocol,
+        ),
+        (
+            "no size",
+            pieces.clone(),
+            [piece(b"hello"), end(None)].concat(),
+            Code::Protocol,
+        ),
+        (
+            "less than it says",
+            pieces.clone(),
+            [piece(b"hello"), end(Some(6))].concat(),
+            Code::Protocol,
+        ),
+        (
+            "another content",
+            pieces.clone(),
+            [piece(b"hallo"), end(Some(5))].concat(),
+            Code::Corrupt,
+        ),
+        (
+            "more behind the end",
+            pieces.clone(),
+            [piece(b"hello"), end(Some(5)), piece(b"x")].concat(),
+            Code::Protocol,
+        ),
+        (
+            "an empty piece",
+            pieces.clone(),
+            [piece(b""), end(Some(5))].concat(),
+            Code::Protocol,
+        ),
+        (
+            "a large piece",
+            pieces.clone(),
+            vec![0x25, 0xbf, 0xff, 0xff, 0xff, 1],
+            Code::Protocol,
+        ),
+        (
+            "another message",
+            pieces.clone(),
+            vec![0x22, 1, 0xa0],
+            Code::Protocol,
+        ),
+        (
+            "ranges",
+            plan(0, &[(0, 5)]),
+            [b"hello", &end(None)[..]].concat(),
+            Code::Protocol,
+        ),
+        (
+            "holes",
+            with_holes(pieces.clone(), &[(0, 5)]),
+            end(Some(5)),
+            Code::Protocol,
+        ),
+        (
+            "another encoding",
+            Plan {
+                encoding: 2,
+                ..pieces.clone()
+            },
+            piece(b"hello"),
+            Code::Unsupported,
+        ),
     ];
     write(&arena.served().join("f"), b"old");
     for (id, (what, plan, bytes, code)) in (0..).zip(cases) {
-        let entry = Entry { size: None, ..file(id, "f", 0) };
+        let entry = Entry {
+            size: None,
+            ..file(id, "f", 0)
+        };
         session.announce(&entry).await;
-        assert!(matches!(session.verdict().await, Verdict::Want(wanted, held) if wanted == id && held.is_empty()));
+        assert!(
+            matches!(session.verdict().await, Verdict::Want(wanted, held) if wanted == id && held.is_empty())
+        );
         let (mut send, mut receipt) = session.transfer(&Plan { id, ..plan }, &bytes).await;
         // It may have been stopped by now.
         let _ = send.finish();
-        let why: Why = within(receipt.read::<Failed>()).await.expect(what).why.into();
+        let why: Why = within(receipt.read::<Failed>())
+            .await
+            .expect(what)
+            .why
+            .into();
         assert_eq!(why.code, code, "{what}: {why}");
         assert_eq!(arena.names(), ["f"], "{what}: no partial");
-        assert_eq!(std::fs::read(arena.served().join("f")).unwrap(), b"old", "{what}");
+        assert_eq!(
+            std::fs::read(arena.served().join("f")).unwrap(),
+            b"old",
+            "{what}"
+        );
     }
     arena.unharmed().await;
 }
@@ -151,10 +332,21 @@ async fn a_plan_that_is_no_plan_is_turned_away_before_anything_is_read() {
     let arena = Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
-    let plans: [&[(u64, u64)]; 5] =
-        [&[(0, 10), (5, 10)], &[(10, 5), (0, 5)], &[(0, 0)], &[(u64::MAX, 2)], &[(1 << 63, 1)]];
-    let holes: [&[(u64, u64)]; 6] =
-        [&[(0, 10)], &[(99, 1)], &[(200, 0)], &[(200, 20), (210, 20)], &[(300, 1), (200, 1)], &[(1 << 63, 1)]];
+    let plans: [&[(u64, u64)]; 5] = [
+        &[(0, 10), (5, 10)],
+        &[(10, 5), (0, 5)],
+        &[(0, 0)],
+        &[(u64::MAX, 2)],
+        &[(1 << 63, 1)],
+    ];
+    let holes: [&[(u64, u64)]; 6] = [
+        &[(0, 10)],
+        &[(99, 1)],
+        &[(200, 0)],
+        &[(200, 20), (210, 20)],
+        &[(300, 1), (200, 1)],
+        &[(1 << 63, 1)],
+    ];
     let plans = plans.map(|ranges| plan(0, ranges)).into_iter();
     let plans = plans.chain(holes.map(|holes| with_holes(plan(0, &[(0, 100)]), holes)));
     for (id, plan) in (0..).zip(plans) {
@@ -176,7 +368,10 @@ async fn a_plan_that_is_no_plan_is_turned_away_before_anything_is_read() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_wanted_and_never_sends_keeps_the_only_permit_from_nobody() {
-    let arena = Arena::new(Config { max_transfers: 1, ..impatient() });
+    let arena = Arena::new(Config {
+        max_transfers: 1,
+        ..impatient()
+    });
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
     session.wanted(0, "large", 1 << 20).await;
@@ -189,12 +384,17 @@ async fn who_is_wanted_and_never_sends_keeps_the_only_permit_from_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_a_body_and_then_silence_gives_the_permit_back_and_fails_by_the_deadline() {
-    let arena = Arena::new(Config { max_transfers: 1, ..impatient() });
+    let arena = Arena::new(Config {
+        max_transfers: 1,
+        ..impatient()
+    });
     for size in SIZES {
         let peer = Peer::connect(&arena.host).await;
         let mut session = peer.session().await;
         session.wanted(0, "half", size).await;
-        let (_send, mut receipt) = session.transfer(&plan(0, &[(0, size)]), &content(1, size as usize / 2)).await;
+        let (_send, mut receipt) = session
+            .transfer(&plan(0, &[(0, size)]), &content(1, size as usize / 2))
+            .await;
         arena.honest().await;
         let why: Why = within(receipt.read::<Failed>()).await.unwrap().why.into();
         assert_eq!(why.code, Code::TimedOut);
@@ -205,7 +405,10 @@ async fn half_a_body_and_then_silence_gives_the_permit_back_and_fails_by_the_dea
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_byte_now_and_then_does_not_hold_the_only_permit() {
-    let arena = Arena::new(Config { max_transfers: 1, ..impatient() });
+    let arena = Arena::new(Config {
+        max_transfers: 1,
+        ..impatient()
+    });
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
     session.wanted(0, "drip", 1 << 20).await;
@@ -227,12 +430,21 @@ async fn a_byte_now_and_then_does_not_hold_the_only_permit() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reset_in_the_middle_fails_one_file_and_keeps_what_may_be_resumed() {
-    let arena = Arena::new(Config { max_transfers: 1, ..impatient() });
+    let arena = Arena::new(Config {
+        max_transfers: 1,
+        ..impatient()
+    });
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
-    for (id, code, kept) in [(0, Code::Cancelled, true), (1, Code::Changed, false), (2, Code::Other(99), true)] {
+    for (id, code, kept) in [
+        (0, Code::Cancelled, true),
+        (1, Code::Changed, false),
+        (2, Code::Other(99), true),
+    ] {
         session.wanted(id, "reset", 3 << 20).await;
-        let (mut send, mut receipt) = session.transfer(&plan(id, &[(0, 3 << 20)]), &content(1, 2 << 20)).await;
+        let (mut send, mut receipt) = session
+            .transfer(&plan(id, &[(0, 3 << 20)]), &content(1, 2 << 20))
+            .await;
         // A reset overtakes what is still on its way, so the file has to have grown first.
         within(async {
             while !arena
@@ -260,7 +472,10 @@ async fn a_reset_in_the_middle_fails_one_file_and_keeps_what_may_be_resumed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_newer_session_does_not_wait_for_the_deadline_of_one_that_was_wanted_and_never_sent() {
     // Its deadline is longer than this test's patience.
-    let arena = Arena::new(Config { max_transfers: 1, ..Config::default() });
+    let arena = Arena::new(Config {
+        max_transfers: 1,
+        ..Config::default()
+    });
     let identity = haul::identity::Identity::generate().unwrap();
     let dead = Peer::connect_as(&arena.host, &identity, |_| {}).await;
     let mut session = dead.session().await;
@@ -274,7 +489,10 @@ async fn a_newer_session_does_not_wait_for_the_deadline_of_one_that_was_wanted_a
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_file_over_and_over_in_one_session_ends() {
-    let arena = Arena::new(Config { max_transfers: 2, ..impatient() });
+    let arena = Arena::new(Config {
+        max_transfers: 2,
+        ..impatient()
+    });
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
     for id in 0..4 {
@@ -283,7 +501,10 @@ async fn the_same_file_over_and_over_in_one_session_ends() {
     arena.honest().await;
     for _ in 0..4 {
         // Wanted one after the other, as each before it is given up or taken over.
-        assert!(matches!(session.verdict().await, Verdict::Want(..) | Verdict::Refuse(..)));
+        assert!(matches!(
+            session.verdict().await,
+            Verdict::Want(..) | Verdict::Refuse(..)
+        ));
     }
     arena.unharmed().await;
 }
@@ -295,7 +516,9 @@ async fn a_file_of_all_the_bytes_there_are_is_only_a_number_until_they_come() {
     let mut session = peer.session().await;
     let size = i64::MAX as u64;
     session.wanted(0, "huge", size).await;
-    let (mut send, mut receipt) = session.transfer(&plan(0, &[(0, size)]), &[1; 100_000]).await;
+    let (mut send, mut receipt) = session
+        .transfer(&plan(0, &[(0, size)]), &[1; 100_000])
+        .await;
     send.finish().unwrap();
     let why: Why = within(receipt.read::<Failed>()).await.unwrap().why.into();
     assert_eq!(why.code, Code::Protocol);
@@ -306,14 +529,22 @@ async fn a_file_of_all_the_bytes_there_are_is_only_a_number_until_they_come() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_mirror_replaces_stays_until_the_content_is_whole() {
-    let arena = Arena::new(Config { allow_delete: true, ..impatient() });
+    let arena = Arena::new(Config {
+        allow_delete: true,
+        ..impatient()
+    });
     for size in [5, 400_000_u64] {
         write(&arena.served().join("m/big/kept"), b"kept");
         let peer = Peer::connect(&arena.host).await;
         let mut session = peer.session_as(&mirror_to(b"m")).await;
         session.announce(&entry(0, &[b"m"], Kind::Directory)).await;
         session.verdict().await;
-        session.announce(&Entry { size: Some(size), ..entry(1, &[b"m", b"big"], Kind::File) }).await;
+        session
+            .announce(&Entry {
+                size: Some(size),
+                ..entry(1, &[b"m", b"big"], Kind::File)
+            })
+            .await;
         assert_eq!(session.verdict().await, Verdict::Want(1, vec![]));
         let body = vec![1; size as usize];
         let all = [&body[..], &trailer(b"something else")].concat();
@@ -321,7 +552,11 @@ async fn what_a_mirror_replaces_stays_until_the_content_is_whole() {
         send.finish().unwrap();
         let failed = within(receipt.read::<Failed>()).await.unwrap();
         assert_eq!(Why::from(failed.why).code, Code::Corrupt);
-        assert_eq!(std::fs::read(arena.served().join("m/big/kept")).unwrap(), b"kept", "{size}");
+        assert_eq!(
+            std::fs::read(arena.served().join("m/big/kept")).unwrap(),
+            b"kept",
+            "{size}"
+        );
     }
     arena.unharmed().await;
 }
@@ -335,7 +570,10 @@ fn mirror_to(name: &[u8]) -> Vec<u8> {
         sources: 1,
         directory: true,
         durability: Durability::Visible,
-        take: Some(Take { delete: Some(Delete::default()), ..Take::default() }),
+        take: Some(Take {
+            delete: Some(Delete::default()),
+            ..Take::default()
+        }),
         filter: None,
         origin: None,
     }

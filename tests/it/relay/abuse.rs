@@ -19,23 +19,39 @@ fn closed_with(closed: &ConnectionError) -> Option<Code> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_number_is_whoevers_claim_it_is() {
     let relay = Host::new();
-    let (first, second) = (Guest::at(relay.address).await, Guest::at(relay.address).await);
+    let (first, second) = (
+        Guest::at(relay.address).await,
+        Guest::at(relay.address).await,
+    );
     let (placed, mut reader, _writer) = first.place(&place(1, None)).await.unwrap();
     assert_eq!(placed.seen.0.ip(), relay.address.ip());
-    assert!(placed.number >= 1_000, "three digits are of codes that no relay has given");
+    assert!(
+        placed.number >= 1_000,
+        "three digits are of codes that no relay has given"
+    );
     // Nobody else's, whatever number they say that they had.
-    let (other, _other_reader, _other_writer) = second.place(&place(2, Some(placed.number))).await.unwrap();
+    let (other, _other_reader, _other_writer) =
+        second.place(&place(2, Some(placed.number))).await.unwrap();
     assert_ne!(other.number, placed.number);
     let found = second.seek(&seek(placed.number, false)).await.unwrap();
-    assert_eq!(addresses(&found)[0], canonical(first.endpoint.local_addr().unwrap()));
+    assert_eq!(
+        addresses(&found)[0],
+        canonical(first.endpoint.local_addr().unwrap())
+    );
     answer::<Found>(&mut reader).await.unwrap();
     // Over another connection, as when the first is dead and the relay does not know it yet.
     let again = Guest::at(relay.address).await;
     let (kept, mut its, _its_writer) = again.place(&place(1, Some(placed.number))).await.unwrap();
     assert_eq!(kept.number, placed.number);
-    assert!(within(reader.frame(4096)).await.is_err(), "the first is told nothing any more");
+    assert!(
+        within(reader.frame(4096)).await.is_err(),
+        "the first is told nothing any more"
+    );
     let found = second.seek(&seek(placed.number, false)).await.unwrap();
-    assert_eq!(addresses(&found)[0], canonical(again.endpoint.local_addr().unwrap()));
+    assert_eq!(
+        addresses(&found)[0],
+        canonical(again.endpoint.local_addr().unwrap())
+    );
     answer::<Found>(&mut its).await.unwrap();
     // Numbers that no relay gives are nobody's.
     for number in [0, 417, 999, u32::MAX] {
@@ -51,7 +67,10 @@ fn canonical(address: std::net::SocketAddr) -> std::net::SocketAddr {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_number_ends_with_its_stream_or_its_connection() {
     let relay = Host::new();
-    let (owner, other) = (Guest::at(relay.address).await, Guest::at(relay.address).await);
+    let (owner, other) = (
+        Guest::at(relay.address).await,
+        Guest::at(relay.address).await,
+    );
     let (first, _reader, writer) = owner.place(&place(1, None)).await.unwrap();
     let (second, mut its, _writer) = owner.place(&place(2, None)).await.unwrap();
     assert_ne!(first.number, second.number);
@@ -70,7 +89,10 @@ async fn a_relay_that_is_full_says_so_and_takes_the_next_once_there_is_room() {
     let (placed, _reader, writer) = guest.place(&place(1, None)).await.unwrap();
     assert_eq!(refusal(guest.place(&place(2, None)).await).code, Code::Busy);
     let (again, _its, its_writer) = guest.place(&place(1, Some(placed.number))).await.unwrap();
-    assert_eq!(again.number, placed.number, "who has a place needs no other");
+    assert_eq!(
+        again.number, placed.number,
+        "who has a place needs no other"
+    );
     drop((writer, its_writer));
     while let Err(error) = guest.place(&place(2, None)).await {
         assert!(matches!(error, Error::Refused(why) if why.code == Code::Busy));
@@ -81,18 +103,32 @@ async fn a_relay_that_is_full_says_so_and_takes_the_next_once_there_is_room() {
 async fn pairs_are_bounded_in_all_and_an_end_has_one_on_each_port() {
     for (ports, pairs, most) in [(2, 100, 2), (8, 3, 3)] {
         let relay = Host::with(|options| {
-            (options.ports, options.allowance) = (ports, Allowance { pairs, ..Allowance::default() });
+            (options.ports, options.allowance) = (
+                ports,
+                Allowance {
+                    pairs,
+                    ..Allowance::default()
+                },
+            );
         });
         let owner = Guest::at(relay.address).await;
         let (placed, mut reader, _writer) = owner.place(&place(1, None)).await.unwrap();
         let mut forwarded = Vec::new();
         for _ in 0..most + 2 {
-            let found = Guest::at(relay.address).await.seek(&seek(placed.number, true)).await.unwrap();
+            let found = Guest::at(relay.address)
+                .await
+                .seek(&seek(placed.number, true))
+                .await
+                .unwrap();
             let told: Found = answer(&mut reader).await.unwrap();
             assert_eq!(found.forward.is_some(), told.forward.is_some());
             forwarded.extend(found.forward.map(|forward| forward.port));
         }
-        assert_eq!(forwarded.len(), most, "beyond that each hears of the other all the same");
+        assert_eq!(
+            forwarded.len(),
+            most,
+            "beyond that each hears of the other all the same"
+        );
         forwarded.sort_unstable();
         forwarded.dedup();
         assert_eq!(forwarded.len(), most);
@@ -104,7 +140,10 @@ async fn pairs_are_bounded_in_all_and_an_end_has_one_on_each_port() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_that_seek_each_other_again_take_no_more_room() {
     let relay = Host::with(|options| options.allowance.pairs = 1);
-    let (owner, guest) = (Guest::at(relay.address).await, Guest::at(relay.address).await);
+    let (owner, guest) = (
+        Guest::at(relay.address).await,
+        Guest::at(relay.address).await,
+    );
     let (placed, mut reader, _writer) = owner.place(&place(1, None)).await.unwrap();
     let mut forwards = Vec::new();
     for _ in 0..3 {
@@ -113,7 +152,11 @@ async fn two_that_seek_each_other_again_take_no_more_room() {
         forwards.push([told, found].map(|found| found.forward.expect("room").token));
     }
     assert!(forwards.iter().all(|same| *same == forwards[0]) && forwards[0][0] != forwards[0][1]);
-    let another = Guest::at(relay.address).await.seek(&seek(placed.number, true)).await.unwrap();
+    let another = Guest::at(relay.address)
+        .await
+        .seek(&seek(placed.number, true))
+        .await
+        .unwrap();
     assert!(another.forward.is_none());
 }
 
@@ -129,7 +172,10 @@ async fn what_is_no_message_ends_that_connection_and_no_other() {
         bytes.to_vec()
     };
     let many = vec![Address(relay.address); 17];
-    let long = Place { token: Some("x".repeat(257)), ..place(1, None) };
+    let long = Place {
+        token: Some("x".repeat(257)),
+        ..place(1, None)
+    };
     for bytes in [
         raw(Place::TYPE, b"\xff\xff"),
         raw(Seek::TYPE, &[]),
@@ -137,10 +183,26 @@ async fn what_is_no_message_ends_that_connection_and_no_other() {
         raw(0x7f, b""),
         raw(Found::TYPE, b"\xa0"),
         // An address of five bytes, and lists of any length.
-        raw(Seek::TYPE, b"\xa3\x00\x19\x03\xe8\x02\x81\x45\x7f\x00\x00\x01\x00\x03\xf4"),
-        raw(Seek::TYPE, b"\xa3\x00\x19\x03\xe8\x02\x9b\xff\xff\xff\xff\xff\xff\xff\xff\x03\xf4"),
-        Place { addresses: many.clone(), ..place(1, None) }.to_bytes().to_vec(),
-        Seek { addresses: many, ..seek(placed.number, true) }.to_bytes().to_vec(),
+        raw(
+            Seek::TYPE,
+            b"\xa3\x00\x19\x03\xe8\x02\x81\x45\x7f\x00\x00\x01\x00\x03\xf4",
+        ),
+        raw(
+            Seek::TYPE,
+            b"\xa3\x00\x19\x03\xe8\x02\x9b\xff\xff\xff\xff\xff\xff\xff\xff\x03\xf4",
+        ),
+        Place {
+            addresses: many.clone(),
+            ..place(1, None)
+        }
+        .to_bytes()
+        .to_vec(),
+        Seek {
+            addresses: many,
+            ..seek(placed.number, true)
+        }
+        .to_bytes()
+        .to_vec(),
         long.to_bytes().to_vec(),
         // Lengths alone.
         vec![Place::TYPE, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
@@ -149,9 +211,17 @@ async fn what_is_no_message_ends_that_connection_and_no_other() {
         let guest = Guest::at(relay.address).await;
         let _streams = guest.ask(&bytes).await;
         let closed = within(guest.connection.closed()).await;
-        assert_eq!(closed_with(&closed), Some(Code::Protocol), "{bytes:02x?}: {closed}");
+        assert_eq!(
+            closed_with(&closed),
+            Some(Code::Protocol),
+            "{bytes:02x?}: {closed}"
+        );
     }
-    let found = Guest::at(relay.address).await.seek(&seek(placed.number, false)).await.unwrap();
+    let found = Guest::at(relay.address)
+        .await
+        .seek(&seek(placed.number, false))
+        .await
+        .unwrap();
     assert_eq!(addresses(&found).len(), 1);
     answer::<Found>(&mut reader).await.unwrap();
 }
@@ -159,7 +229,10 @@ async fn what_is_no_message_ends_that_connection_and_no_other() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_ten_thousand_streams_some_are_served_and_the_rest_is_turned_away() {
     let relay = Host::new();
-    let (flood, honest) = (Guest::at(relay.address).await, Guest::at(relay.address).await);
+    let (flood, honest) = (
+        Guest::at(relay.address).await,
+        Guest::at(relay.address).await,
+    );
     let mut held = Vec::new();
     let mut waiting = JoinSet::new();
     // Begun, and never ended: these are waited for, for 10 s.
@@ -209,16 +282,27 @@ async fn connections_from_one_address_are_bounded_and_a_place_is_kept_meanwhile(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sender_that_does_not_read_whom_it_is_told_of_is_looked_for_in_vain() {
     let relay = Host::new();
-    let (owner, guest) = (Guest::at(relay.address).await, Guest::at(relay.address).await);
+    let (owner, guest) = (
+        Guest::at(relay.address).await,
+        Guest::at(relay.address).await,
+    );
     let (placed, _reader, _writer) = owner.place(&place(1, None)).await.unwrap();
     // What fills its window is far more than an address may ask for in a minute; nothing is kept waiting for it.
     let mut last = None;
     for _ in 0..30 {
         last = guest.seek(&seek(placed.number, false)).await.err();
     }
-    assert!(matches!(last, Some(Error::Refused(Why { code: Code::Busy, .. }))));
+    assert!(matches!(
+        last,
+        Some(Error::Refused(Why {
+            code: Code::Busy,
+            ..
+        }))
+    ));
     let (mut reader, _writer) = guest.ask(&seek(placed.number, false).to_bytes()).await;
-    assert!(matches!(within(reader.frame(4096)).await, Ok(Some(frame)) if frame.kind == Refused::TYPE));
+    assert!(
+        matches!(within(reader.frame(4096)).await, Ok(Some(frame)) if frame.kind == Refused::TYPE)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -227,7 +311,11 @@ async fn nobody_takes_all_the_room_to_forward() {
     let owner = Guest::at(relay.address).await;
     let (placed, mut reader, _writer) = owner.place(&place(1, None)).await.unwrap();
     let mut forwarded = 0;
-    while let Ok(found) = Guest::at(relay.address).await.seek(&seek(placed.number, true)).await {
+    while let Ok(found) = Guest::at(relay.address)
+        .await
+        .seek(&seek(placed.number, true))
+        .await
+    {
         answer::<Found>(&mut reader).await.unwrap();
         forwarded += u32::from(found.forward.is_some());
     }
@@ -238,15 +326,43 @@ async fn nobody_takes_all_the_room_to_forward() {
 async fn a_token_admits_and_nothing_that_is_like_it() {
     let relay = Host::with(|options| options.token = Some("swordfish".into()));
     let guest = Guest::at(relay.address).await;
-    for wrong in [None, Some(""), Some("swordfis"), Some("swordfish "), Some("Swordfish")] {
+    for wrong in [
+        None,
+        Some(""),
+        Some("swordfis"),
+        Some("swordfish "),
+        Some("Swordfish"),
+    ] {
         let token = wrong.map(String::from);
         assert_eq!(
-            refusal(guest.place(&Place { token: token.clone(), ..place(1, None) }).await).code,
+            refusal(
+                guest
+                    .place(&Place {
+                        token: token.clone(),
+                        ..place(1, None)
+                    })
+                    .await
+            )
+            .code,
             Code::NotAdmitted
         );
-        assert_eq!(refusal(guest.seek(&Seek { token, ..seek(1_000, true) }).await).code, Code::NotAdmitted);
+        assert_eq!(
+            refusal(
+                guest
+                    .seek(&Seek {
+                        token,
+                        ..seek(1_000, true)
+                    })
+                    .await
+            )
+            .code,
+            Code::NotAdmitted
+        );
     }
-    let right = Place { token: Some("swordfish".into()), ..place(1, None) };
+    let right = Place {
+        token: Some("swordfish".into()),
+        ..place(1, None)
+    };
     assert!(guest.place(&right).await.is_ok());
 }
 
@@ -257,7 +373,8 @@ async fn a_thousand_tries_from_one_address_are_some_twenty() {
     for _ in 0..20 {
         let guest = Guest::at(relay.address).await;
         for number in 1_000..1_050 {
-            tried += u32::from(refusal(guest.seek(&seek(number, false)).await).code == Code::NotFound);
+            tried +=
+                u32::from(refusal(guest.seek(&seek(number, false)).await).code == Code::NotFound);
         }
     }
     // A minute of it is 20 more.

@@ -21,20 +21,41 @@ struct Pair {
 }
 
 async fn socket(ip: [u8; 4]) -> UdpSocket {
-    UdpSocket::bind(SocketAddr::from((Ipv4Addr::from(ip), 0))).await.unwrap()
+    UdpSocket::bind(SocketAddr::from((Ipv4Addr::from(ip), 0)))
+        .await
+        .unwrap()
 }
 
 impl Pair {
     async fn at(relay: Host) -> Self {
-        let guests = [Guest::at(relay.address).await, Guest::at(relay.address).await];
+        let guests = [
+            Guest::at(relay.address).await,
+            Guest::at(relay.address).await,
+        ];
         let (placed, mut reader, writer) = guests[0].place(&place(1, None)).await.unwrap();
-        let to_receiver = guests[1].seek(&seek(placed.number, true)).await.unwrap().forward.unwrap();
-        let to_sender = answer::<haul::wire::Found>(&mut reader).await.unwrap().forward.unwrap();
+        let to_receiver = guests[1]
+            .seek(&seek(placed.number, true))
+            .await
+            .unwrap()
+            .forward
+            .unwrap();
+        let to_sender = answer::<haul::wire::Found>(&mut reader)
+            .await
+            .unwrap()
+            .forward
+            .unwrap();
         assert_eq!(to_sender.port, to_receiver.port);
         assert_ne!(to_sender.token, to_receiver.token);
         let sockets = [socket([127, 0, 0, 1]).await, socket([127, 0, 0, 1]).await];
         let forwards = [to_sender, to_receiver];
-        Self { relay, guests, number: placed.number, forwards, sockets, _place: (reader, writer) }
+        Self {
+            relay,
+            guests,
+            number: placed.number,
+            forwards,
+            sockets,
+            _place: (reader, writer),
+        }
     }
 
     fn port(&self) -> SocketAddr {
@@ -73,7 +94,9 @@ async fn what_comes_from_an_address_that_was_not_bound_goes_nowhere() {
     let (stranger, elsewhere) = (socket([127, 0, 0, 1]).await, socket([127, 0, 0, 2]).await);
     for from in [&stranger, &elsewhere] {
         pair.say(from, b"from nobody").await;
-        from.send_to(&[&[BIND][..], &[7; 32]].concat(), pair.port()).await.unwrap();
+        from.send_to(&[&[BIND][..], &[7; 32]].concat(), pair.port())
+            .await
+            .unwrap();
         pair.say(from, b"from nobody").await;
     }
     pair.say(a, b"from a").await;
@@ -110,7 +133,8 @@ async fn a_token_that_is_known_to_a_neighbour_takes_the_place_of_that_end_until_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_answered_on_a_port_that_forwards_and_nothing_longer_than_haul_sends_is_forwarded() {
+async fn nothing_is_answered_on_a_port_that_forwards_and_nothing_longer_than_haul_sends_is_forwarded()
+ {
     let pair = Pair::bound(Host::new()).await;
     let [a, b] = &pair.sockets;
     pair.bind(1, b).await;
@@ -128,7 +152,14 @@ async fn nothing_is_answered_on_a_port_that_forwards_and_nothing_longer_than_hau
 async fn an_address_that_is_not_validated_is_sent_less_than_came_from_it() {
     let relay = Host::new();
     // A first packet of a version that nobody speaks, and one of QUIC 1 that is cut short: the header alone says how to answer.
-    let unknown = [&[0xc0, 0x1a, 0x2a, 0x3a, 0x4a, 8][..], &[1; 8], &[8], &[2; 8], &[0; 1_200]].concat();
+    let unknown = [
+        &[0xc0, 0x1a, 0x2a, 0x3a, 0x4a, 8][..],
+        &[1; 8],
+        &[8],
+        &[2; 8],
+        &[0; 1_200],
+    ]
+    .concat();
     let socket = socket([127, 0, 0, 1]).await;
     for garbage in [&unknown[..40], &[0; 1_200], &[0x40; 1_200]] {
         socket.send_to(garbage, relay.address).await.unwrap();
@@ -143,7 +174,11 @@ async fn an_address_that_is_not_validated_is_sent_less_than_came_from_it() {
     let nat = Tap::before(relay.address).await;
     Guest::at(nat.address).await;
     let (sent, received) = nat.first().await;
-    assert_eq!(received[0] & 0xf0, 0xf0, "a Retry (RFC 9000, section 17.2.5)");
+    assert_eq!(
+        received[0] & 0xf0,
+        0xf0,
+        "a Retry (RFC 9000, section 17.2.5)"
+    );
     assert!(received.len() < sent.len());
 }
 
@@ -179,7 +214,11 @@ impl Tap {
                 }
             }
         });
-        Self { address, first, _task: task }
+        Self {
+            address,
+            first,
+            _task: task,
+        }
     }
 
     async fn first(self) -> (Vec<u8>, Vec<u8>) {
@@ -193,8 +232,14 @@ async fn a_pair_has_so_many_bytes_and_so_much_time_and_then_it_ends() {
 }
 
 async fn so_many_bytes() {
-    let allowance = Allowance { bytes: 3_000, ..Allowance::default() };
-    let pair = Pair::bound(Host::with(|options| (options.ports, options.allowance) = (1, allowance))).await;
+    let allowance = Allowance {
+        bytes: 3_000,
+        ..Allowance::default()
+    };
+    let pair = Pair::bound(Host::with(|options| {
+        (options.ports, options.allowance) = (1, allowance)
+    }))
+    .await;
     let [a, b] = &pair.sockets;
     for byte in 0..10 {
         pair.say(a, &[byte; 1_000]).await;
@@ -205,25 +250,48 @@ async fn so_many_bytes() {
     // With one port the two have another pair only once this one is gone.
     let again = again(&pair).await;
     for (end, socket) in [a, b].into_iter().enumerate() {
-        let token = if end == 0 { again.0.token } else { again.1.token };
-        socket.send_to(&[&[BIND][..], &token].concat(), pair.port()).await.unwrap();
+        let token = if end == 0 {
+            again.0.token
+        } else {
+            again.1.token
+        };
+        socket
+            .send_to(&[&[BIND][..], &token].concat(), pair.port())
+            .await
+            .unwrap();
     }
     pair.say(a, b"again").await;
     assert_eq!(next(b).await.0, b"again", "nothing of what was above");
 }
 
 async fn so_much_time() {
-    let allowance = Allowance { time: Duration::from_millis(1), ..Allowance::default() };
-    let pair = Pair::bound(Host::with(|options| (options.ports, options.allowance) = (1, allowance))).await;
+    let allowance = Allowance {
+        time: Duration::from_millis(1),
+        ..Allowance::default()
+    };
+    let pair = Pair::bound(Host::with(|options| {
+        (options.ports, options.allowance) = (1, allowance)
+    }))
+    .await;
     again(&pair).await;
 }
 
 /// Another pair of the same two, as soon as there may be one. It takes one sweep of the relay.
 async fn again(pair: &Pair) -> (Forward, Forward) {
-    let (_, mut reader, _writer) = pair.guests[0].place(&place(1, Some(pair.number))).await.unwrap();
+    let (_, mut reader, _writer) = pair.guests[0]
+        .place(&place(1, Some(pair.number)))
+        .await
+        .unwrap();
     for _ in 0..17 {
-        let to_receiver = pair.guests[1].seek(&seek(pair.number, true)).await.unwrap().forward;
-        let to_sender = answer::<haul::wire::Found>(&mut reader).await.unwrap().forward;
+        let to_receiver = pair.guests[1]
+            .seek(&seek(pair.number, true))
+            .await
+            .unwrap()
+            .forward;
+        let to_sender = answer::<haul::wire::Found>(&mut reader)
+            .await
+            .unwrap()
+            .forward;
         if let (Some(to_sender), Some(to_receiver)) = (to_sender, to_receiver) {
             return (to_sender, to_receiver);
         }
@@ -236,8 +304,13 @@ async fn again(pair: &Pair) -> (Forward, Forward) {
 async fn who_has_moved_to_another_ip_has_to_come_again() {
     let relay = Host::new();
     let guest = Guest::at(relay.address).await;
-    guest.endpoint.rebind(std::net::UdpSocket::bind("127.0.0.2:0").unwrap()).unwrap();
-    let (mut reader, _writer) = guest.ask(&haul::wire::Message::to_bytes(&seek(5_000, false))).await;
+    guest
+        .endpoint
+        .rebind(std::net::UdpSocket::bind("127.0.0.2:0").unwrap())
+        .unwrap();
+    let (mut reader, _writer) = guest
+        .ask(&haul::wire::Message::to_bytes(&seek(5_000, false)))
+        .await;
     let _ = within(reader.frame(4096)).await;
     let closed = within(guest.connection.closed()).await;
     assert!(

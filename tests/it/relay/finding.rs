@@ -29,12 +29,21 @@ async fn two_ends_find_each_other_by_a_number_and_a_tree_goes_over_directly() {
         take(met, to.path(), haul::progress::ignore()).await
     };
     let serving = async {
-        assert!(matches!(sending.offering.meet().await.unwrap(), send::Met::Accepted { .. }));
+        assert!(matches!(
+            sending.offering.meet().await.unwrap(),
+            send::Met::Accepted { .. }
+        ));
         sending.offering.serve().await.unwrap()
     };
     let (received, sent) = tokio::join!(receiving, serving);
-    assert_eq!((received.sent.files, received.sent.failed, sent.sent.files), (2, 0, 2));
-    assert_eq!(listing(&to.path().join("t")), listing(&sending.source.path().join("t")));
+    assert_eq!(
+        (received.sent.files, received.sent.failed, sent.sent.files),
+        (2, 0, 2)
+    );
+    assert_eq!(
+        listing(&to.path().join("t")),
+        listing(&sending.source.path().join("t"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -50,7 +59,10 @@ async fn where_no_direct_way_opens_the_relay_forwards() {
         take(met, to.path(), haul::progress::ignore()).await
     };
     let serving = async {
-        assert!(matches!(sending.offering.meet().await.unwrap(), send::Met::Accepted { .. }));
+        assert!(matches!(
+            sending.offering.meet().await.unwrap(),
+            send::Met::Accepted { .. }
+        ));
         let outcome = sending.offering.serve().await.unwrap();
         let (from, route) = sending.offering.route().unwrap();
         assert_eq!(route, Route::Relayed);
@@ -58,8 +70,14 @@ async fn where_no_direct_way_opens_the_relay_forwards() {
         outcome
     };
     let (received, sent) = tokio::join!(receiving, serving);
-    assert_eq!((received.sent.files, received.sent.failed, sent.sent.files), (2, 0, 2));
-    assert_eq!(listing(&to.path().join("t")), listing(&sending.source.path().join("t")));
+    assert_eq!(
+        (received.sent.files, received.sent.failed, sent.sent.files),
+        (2, 0, 2)
+    );
+    assert_eq!(
+        listing(&to.path().join("t")),
+        listing(&sending.source.path().join("t"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -69,7 +87,10 @@ async fn a_session_that_is_forwarded_moves_once_a_direct_way_opens_and_nothing_i
     let mut sending = Sending::by(at(nat.inside)).await;
     let (code, to) = (sending.code(), tempdir().unwrap());
     // It outlasts the search for a better way, which begins after 2 s.
-    let slow = Config { limit: Rate::from_bytes(900_000), ..impatient() };
+    let slow = Config {
+        limit: Rate::from_bytes(900_000),
+        ..impatient()
+    };
     let routes = Arc::new(Mutex::new(Vec::new()));
     let observer: Observer = {
         let (routes, nat) = (routes.clone(), nat.clone());
@@ -79,43 +100,84 @@ async fn a_session_that_is_forwarded_moves_once_a_direct_way_opens_and_nothing_i
             _ => {}
         })
     };
-    let receiving = async { take(meet_with(&code, relay.at(), &slow).await.unwrap(), to.path(), observer).await };
+    let receiving = async {
+        take(
+            meet_with(&code, relay.at(), &slow).await.unwrap(),
+            to.path(),
+            observer,
+        )
+        .await
+    };
     let serving = async {
-        assert!(matches!(sending.offering.meet().await.unwrap(), send::Met::Accepted { .. }));
+        assert!(matches!(
+            sending.offering.meet().await.unwrap(),
+            send::Met::Accepted { .. }
+        ));
         sending.offering.serve().await.unwrap()
     };
     let (received, _) = tokio::join!(receiving, serving);
     assert_eq!(*routes.lock().unwrap(), [Route::Relayed, Route::Punched]);
     assert_eq!((received.sent.files, received.sent.failed), (2, 0));
-    assert_eq!(listing(&to.path().join("t")), listing(&sending.source.path().join("t")));
+    assert_eq!(
+        listing(&to.path().join("t")),
+        listing(&sending.source.path().join("t"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_that_has_no_room_to_forward_is_named_as_the_reason() {
-    let relay = Host::with(|options| options.allowance = Allowance { pairs: 0, ..Allowance::default() });
+    let relay = Host::with(|options| {
+        options.allowance = Allowance {
+            pairs: 0,
+            ..Allowance::default()
+        }
+    });
     let nat = Nat::before(relay.address).await;
     let sending = Sending::by(at(nat.inside)).await;
-    let error = meet(&sending.code(), relay.at()).await.map(|_| ()).unwrap_err();
-    assert!(matches!(&error, Error::Unreachable { why, .. } if why.contains("no room to forward")), "{error}");
+    let error = meet(&sending.code(), relay.at())
+        .await
+        .map(|_| ())
+        .unwrap_err();
+    assert!(
+        matches!(&error, Error::Unreachable { why, .. } if why.contains("no room to forward")),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_with_a_token_helps_those_who_have_it() {
     let relay = Host::with(|options| options.token = Some("open sesame".into()));
-    let with = |token: Option<&str>| haul::peer::rendezvous::RelayAt { token: token.map(Into::into), ..relay.at() };
+    let with = |token: Option<&str>| haul::peer::rendezvous::RelayAt {
+        token: token.map(Into::into),
+        ..relay.at()
+    };
     for token in [None, Some("open"), Some("")] {
         let sending = Sending::by(with(token)).await;
         assert!(!sending.offering.has_relay());
-        let Some(Error::Refused(why)) = sending.offering.relay_failure() else { panic!("{token:?}") };
+        let Some(Error::Refused(why)) = sending.offering.relay_failure() else {
+            panic!("{token:?}")
+        };
         assert_eq!(why.code, Code::NotAdmitted);
-        assert!(!sending.code().is_of_relay(), "it can still be found nearby");
+        assert!(
+            !sending.code().is_of_relay(),
+            "it can still be found nearby"
+        );
     }
     let mut sending = Sending::by(with(Some("open sesame"))).await;
     let code = sending.code();
     for token in [None, Some("open sesame ")] {
-        assert_eq!(refusal(meet(&code, with(token)).await).code, Code::NotAdmitted);
+        assert_eq!(
+            refusal(meet(&code, with(token)).await).code,
+            Code::NotAdmitted
+        );
     }
-    let receiving = async { meet(&code, with(Some("open sesame"))).await.unwrap().decline().await };
+    let receiving = async {
+        meet(&code, with(Some("open sesame")))
+            .await
+            .unwrap()
+            .decline()
+            .await
+    };
     let ((), met) = tokio::join!(receiving, sending.offering.meet());
     assert!(matches!(met.unwrap(), send::Met::Declined { .. }));
 }
@@ -124,9 +186,17 @@ async fn a_relay_with_a_token_helps_those_who_have_it() {
 async fn a_number_at_which_nobody_is_is_told_so() {
     let relay = Host::new();
     // By the message, since a receiver asks again for 12 s: its sender may be coming back.
-    let why = refusal(Guest::at(relay.address).await.seek(&seek(5_555, true)).await);
+    let why = refusal(
+        Guest::at(relay.address)
+            .await
+            .seek(&seek(5_555, true))
+            .await,
+    );
     assert_eq!(why.code, Code::NotFound);
-    assert!(why.to_string().contains("nobody is at this number"), "{why}");
+    assert!(
+        why.to_string().contains("nobody is at this number"),
+        "{why}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -139,7 +209,9 @@ async fn a_sender_keeps_its_number_over_a_restart_of_the_relay() {
     // Its port is free once quinn's own task has ended too.
     let again = within(async {
         loop {
-            match Host::try_with(|options| (options.listen, options.identity) = (address, identity.clone())) {
+            match Host::try_with(|options| {
+                (options.listen, options.identity) = (address, identity.clone())
+            }) {
                 Ok(again) => return again,
                 Err(_) => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
             }
@@ -153,14 +225,29 @@ async fn a_sender_keeps_its_number_over_a_restart_of_the_relay() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_that_cannot_be_reached_is_no_reason_not_to_be_found_nearby() {
-    let mut sending =
-        Sending::of(at(NOWHERE), Config { first_reply: std::time::Duration::from_secs(1), ..impatient() }).await;
+    let mut sending = Sending::of(
+        at(NOWHERE),
+        Config {
+            first_reply: std::time::Duration::from_secs(1),
+            ..impatient()
+        },
+    )
+    .await;
     assert!(!sending.offering.has_relay() && sending.offering.relay_failure().is_some());
     let (code, addresses) = (sending.code(), sending.offering.addresses().to_vec());
-    let at = Whereabouts { addresses, relay: Some(at(NOWHERE)), own: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)] };
+    let at = Whereabouts {
+        addresses,
+        relay: Some(at(NOWHERE)),
+        own: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+    };
     let identity = Identity::generate().unwrap();
-    let receiving =
-        async { within(receive::meet(&(&code).into(), at, &identity, &impatient())).await.unwrap().decline().await };
+    let receiving = async {
+        within(receive::meet(&(&code).into(), at, &identity, &impatient()))
+            .await
+            .unwrap()
+            .decline()
+            .await
+    };
     let ((), met) = tokio::join!(receiving, sending.offering.meet());
     assert!(matches!(met.unwrap(), send::Met::Declined { .. }));
 }

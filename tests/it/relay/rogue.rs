@@ -23,7 +23,8 @@ use tokio::time::Instant;
 use crate::relay::stage::*;
 
 /// What a rogue makes of a stream on which this type of message has come.
-type Script = Arc<dyn Fn(u8, Stream) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+type Script =
+    Arc<dyn Fn(u8, Stream) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 struct Stream {
     connection: Connection,
@@ -70,7 +71,8 @@ fn server(alpn: &[u8]) -> Endpoint {
         .with_single_cert(identity.chain().to_vec(), identity.private_key())
         .unwrap();
     tls.alpn_protocols = vec![alpn.to_vec()];
-    let config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
+    let config =
+        quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
     haul::endpoint::bind(LOOPBACK, Some(config)).unwrap()
 }
 
@@ -90,21 +92,37 @@ impl Rogue {
                 count.fetch_add(1, Ordering::SeqCst);
                 let script = script.clone();
                 connections.spawn(async move {
-                    let Ok(connection) = incoming.await else { return };
+                    let Ok(connection) = incoming.await else {
+                        return;
+                    };
                     let mut streams = JoinSet::new();
                     while let Ok((send, receive)) = connection.accept_bi().await {
                         let (script, connection) = (script.clone(), connection.clone());
                         streams.spawn(async move {
                             let mut reader = MessageReader::new(receive);
-                            let Ok(Some(frame)) = reader.frame(4096).await else { return };
+                            let Ok(Some(frame)) = reader.frame(4096).await else {
+                                return;
+                            };
                             let writer = MessageWriter::new(send);
-                            script(frame.kind, Stream { connection, _reader: reader, writer }).await;
+                            script(
+                                frame.kind,
+                                Stream {
+                                    connection,
+                                    _reader: reader,
+                                    writer,
+                                },
+                            )
+                            .await;
                         });
                     }
                 });
             }
         });
-        Self { address, came, _task: task }
+        Self {
+            address,
+            came,
+            _task: task,
+        }
     }
 
     fn at(&self) -> haul::peer::rendezvous::RelayAt {
@@ -113,11 +131,17 @@ impl Rogue {
 }
 
 fn placed() -> Placed {
-    Placed { number: 5_555, seen: Address(NOWHERE) }
+    Placed {
+        number: 5_555,
+        seen: Address(NOWHERE),
+    }
 }
 
 fn found(addresses: impl IntoIterator<Item = SocketAddr>) -> Found {
-    Found { addresses: addresses.into_iter().map(Address).collect(), forward: None }
+    Found {
+        addresses: addresses.into_iter().map(Address).collect(),
+        forward: None,
+    }
 }
 
 /// What the other end is told that looks for 5555.
@@ -139,9 +163,19 @@ async fn whoever_sits_in_the_middle_of_both_is_found_out_by_both_and_sees_nothin
     // It passes on whatever both say, having a connection with each.
     let between = async {
         let receiver = middle.accept().await.unwrap().await.unwrap();
-        let trust = ServerTrust { by_code: true, ..ServerTrust::default() };
+        let trust = ServerTrust {
+            by_code: true,
+            ..ServerTrust::default()
+        };
         let identity = Identity::generate().unwrap();
-        let to = haul::endpoint::connect(&identity, &trust, "127.0.0.1", sender.port(), &Config::default()).await;
+        let to = haul::endpoint::connect(
+            &identity,
+            &trust,
+            "127.0.0.1",
+            sender.port(),
+            &Config::default(),
+        )
+        .await;
         let to = to.unwrap();
         let (mut back, mut there) = receiver.accept_bi().await.unwrap();
         let (mut onward, mut answers) = to.connection.open_bi().await.unwrap();
@@ -166,7 +200,11 @@ async fn whoever_sits_in_the_middle_of_both_is_found_out_by_both_and_sees_nothin
         receiver.closed().await;
         seen
     };
-    let (met, came, seen) = tokio::join!(meet(&code, rogue.at()), sending.offering.meet(), within(between));
+    let (met, came, seen) = tokio::join!(
+        meet(&code, rogue.at()),
+        sending.offering.meet(),
+        within(between)
+    );
     assert_eq!(refusal(met).code, Code::NotAdmitted);
     assert!(matches!(came.unwrap(), send::Met::Burnt { .. }));
     for secret in [&b"alice"[..], b"small", b"large"] {
@@ -177,7 +215,10 @@ async fn whoever_sits_in_the_middle_of_both_is_found_out_by_both_and_sees_nothin
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receiver_that_is_sent_to_a_third_machine_finds_another_code_there_and_burns_none() {
     let honest = Host::new();
-    let (mut asked, mut third) = (Sending::by(honest.at()).await, Sending::by(honest.at()).await);
+    let (mut asked, mut third) = (
+        Sending::by(honest.at()).await,
+        Sending::by(honest.at()).await,
+    );
     let (code, elsewhere) = (asked.code(), third.offering.addresses()[0]);
     let rogue = Rogue::follows(move |_, mut stream| async move {
         stream.say(&found([elsewhere])).await;
@@ -203,12 +244,24 @@ async fn a_receiver_hears_from_a_relay_that_is_none_within_bounds() {
     let answers: [(&str, Answer); 8] = [
         ("noise", || vec![0x17; 500]),
         ("another message", || placed().to_bytes().to_vec()),
-        ("a length alone", || vec![Found::TYPE, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]),
-        ("18 addresses", || found(vec![NOWHERE; 18]).to_bytes().to_vec()),
-        ("half a message", || found([NOWHERE]).to_bytes()[..5].to_vec()),
+        ("a length alone", || {
+            vec![Found::TYPE, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]
+        }),
+        ("18 addresses", || {
+            found(vec![NOWHERE; 18]).to_bytes().to_vec()
+        }),
+        ("half a message", || {
+            found([NOWHERE]).to_bytes()[..5].to_vec()
+        }),
         ("no address", || found([]).to_bytes().to_vec()),
         ("nowhere", || {
-            found([NOWHERE, "0.0.0.0:0".parse().unwrap(), "224.0.0.1:1".parse().unwrap()]).to_bytes().to_vec()
+            found([
+                NOWHERE,
+                "0.0.0.0:0".parse().unwrap(),
+                "224.0.0.1:1".parse().unwrap(),
+            ])
+            .to_bytes()
+            .to_vec()
         }),
         ("a refusal to steer terminals", || {
             let why = haul::error::Why::new(Code::Busy, "\x1b[2Jno").into();
@@ -233,9 +286,14 @@ async fn a_receiver_hears_from_a_relay_that_is_none_within_bounds() {
             assert!(!text.contains('\x1b'), "{name}: {text}");
             match name {
                 "no address" | "nowhere" => {
-                    assert!(matches!(error, Error::Unreachable { .. } | Error::Resolve { .. }), "{name}: {error:?}")
+                    assert!(
+                        matches!(error, Error::Unreachable { .. } | Error::Resolve { .. }),
+                        "{name}: {error:?}"
+                    )
                 }
-                "a refusal to steer terminals" => assert!(matches!(error, Error::Refused(_)), "{error:?}"),
+                "a refusal to steer terminals" => {
+                    assert!(matches!(error, Error::Refused(_)), "{error:?}")
+                }
                 _ => assert!(matches!(error, Error::Protocol(_)), "{name}: {error:?}"),
             }
         });
@@ -248,7 +306,8 @@ async fn a_receiver_hears_from_a_relay_that_is_none_within_bounds() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_that_goes_away_keeps_no_sender_from_being_found_nearby() {
     // One that never answers is given up in the same way, after 10 s.
-    let rogue = Rogue::follows(move |_, stream| async move { stream.connection.close(0_u8.into(), b"") });
+    let rogue =
+        Rogue::follows(move |_, stream| async move { stream.connection.close(0_u8.into(), b"") });
     let sending = Sending::by(rogue.at()).await;
     assert!(sending.offering.relay_failure().is_some());
     assert!(!sending.code().is_of_relay());
@@ -268,10 +327,19 @@ async fn a_sender_whose_relay_speaks_nonsense_goes_there_again_and_is_found_near
     while rogue.came.load(Ordering::SeqCst) < 3 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let at = Whereabouts { addresses, relay: None, own: Vec::new() };
+    let at = Whereabouts {
+        addresses,
+        relay: None,
+        own: Vec::new(),
+    };
     let identity = Identity::generate().unwrap();
-    let receiving =
-        async { within(receive::meet(&(&code).into(), at, &identity, &impatient())).await.unwrap().decline().await };
+    let receiving = async {
+        within(receive::meet(&(&code).into(), at, &identity, &impatient()))
+            .await
+            .unwrap()
+            .decline()
+            .await
+    };
     let ((), met) = tokio::join!(receiving, sending.offering.meet());
     assert!(matches!(met.unwrap(), send::Met::Declined { .. }));
 }
@@ -283,8 +351,14 @@ async fn a_relay_that_points_a_sender_at_victims_has_each_sent_ten_bytes_a_secon
     // Without end, each of them all that a message can hold.
     let rogue = Rogue::follows(move |_, mut stream| async move {
         stream.say(&placed()).await;
-        let forward = Forward { port: 9, token: [7; 32] };
-        let found = Found { forward: Some(forward), ..found([at; 17]) };
+        let forward = Forward {
+            port: 9,
+            token: [7; 32],
+        };
+        let found = Found {
+            forward: Some(forward),
+            ..found([at; 17])
+        };
         loop {
             if stream.writer.write(&found).await.is_err() {
                 return;
@@ -298,7 +372,11 @@ async fn a_relay_that_points_a_sender_at_victims_has_each_sent_ten_bytes_a_secon
         let (length, _) = within(victim.recv_from(&mut datagram)).await.unwrap();
         assert_eq!(datagram[..length], [0], "a byte that QUIC drops");
         // The first is sent at once; that they come late makes none more.
-        assert!(begun.elapsed() >= Duration::from_millis(95) * count, "{count} in {:?}", begun.elapsed());
+        assert!(
+            begun.elapsed() >= Duration::from_millis(95) * count,
+            "{count} in {:?}",
+            begun.elapsed()
+        );
     }
     drop(sending);
 }
@@ -309,8 +387,14 @@ async fn what_a_relay_has_replayed_to_a_sender_is_no_guess() {
     let mut sending = Sending::by(honest.at()).await;
     let (code, sender) = (sending.code(), sending.offering.addresses()[0]);
     // A man in the middle who has kept what an honest receiver said, here to another machine, and says it again.
-    let trust = ServerTrust { by_code: true, ..ServerTrust::default() };
-    let (middle, kept) = (server(haul::wire::ALPN), Arc::new(tokio::sync::Mutex::new(Vec::new())));
+    let trust = ServerTrust {
+        by_code: true,
+        ..ServerTrust::default()
+    };
+    let (middle, kept) = (
+        server(haul::wire::ALPN),
+        Arc::new(tokio::sync::Mutex::new(Vec::new())),
+    );
     let address = middle.local_addr().unwrap();
     let rogue = Rogue::follows(move |_, mut stream| async move {
         stream.say(&found([address])).await;
@@ -329,12 +413,21 @@ async fn what_a_relay_has_replayed_to_a_sender_is_no_guess() {
     assert!(met.is_err());
     let replaying = async {
         let identity = Identity::generate().unwrap();
-        let to = haul::endpoint::connect(&identity, &trust, "127.0.0.1", sender.port(), &Config::default()).await;
+        let to = haul::endpoint::connect(
+            &identity,
+            &trust,
+            "127.0.0.1",
+            sender.port(),
+            &Config::default(),
+        )
+        .await;
         let (mut onward, answers) = to.as_ref().unwrap().connection.open_bi().await.unwrap();
         onward.write_all(&kept.lock().await).await.unwrap();
         let mut answers = MessageReader::new(answers);
         within(answers.read::<haul::wire::Hello>()).await.unwrap();
-        within(answers.read::<haul::wire::Introduced>()).await.unwrap();
+        within(answers.read::<haul::wire::Introduced>())
+            .await
+            .unwrap();
         // It has no key of the exchange, and goes away: nothing was tried, and nothing is burnt.
         to.unwrap().connection.close(0_u8.into(), b"");
         meet(&code, honest.at()).await.unwrap().decline().await;

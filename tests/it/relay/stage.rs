@@ -35,9 +35,11 @@ use tokio::time::timeout;
 
 use crate::support::{LIMIT, content, write};
 
-pub(crate) const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+pub(crate) const LOOPBACK: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// Where nobody listens, so that nobody looks on the network of whoever runs this.
-pub(crate) const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9);
+pub(crate) const NOWHERE: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9);
 
 /// Waits for something that must happen; a test that hangs has failed.
 pub(crate) async fn within<T>(what: impl Future<Output = T>) -> T {
@@ -78,7 +80,13 @@ impl Host {
         let (address, forwards_on) = (relay.address().unwrap(), relay.forwards_on().to_vec());
         let (stop, stopped) = oneshot::channel::<()>();
         let running = tokio::spawn(relay.run(async { drop(stopped.await) }));
-        Ok(Self { address, forwards_on, identity, stop: Some(stop), running: Some(running) })
+        Ok(Self {
+            address,
+            forwards_on,
+            identity,
+            stop: Some(stop),
+            running: Some(running),
+        })
     }
 
     pub(crate) fn at(&self) -> RelayAt {
@@ -99,7 +107,12 @@ impl Host {
 }
 
 pub(crate) fn at(address: SocketAddr) -> RelayAt {
-    RelayAt { host: address.ip().to_string(), port: address.port(), token: None, pin: None }
+    RelayAt {
+        host: address.ip().to_string(),
+        port: address.port(),
+        token: None,
+        pin: None,
+    }
 }
 
 /// Something to send: a small file and a large one.
@@ -128,7 +141,14 @@ impl Sending {
             own: Vec::new(),
         };
         let identity = Identity::generate().unwrap();
-        let offering = within(Offering::begin(options, identity, config, haul::progress::ignore())).await.unwrap();
+        let offering = within(Offering::begin(
+            options,
+            identity,
+            config,
+            haul::progress::ignore(),
+        ))
+        .await
+        .unwrap();
         Self { source, offering }
     }
 
@@ -139,7 +159,10 @@ impl Sending {
 
 /// Gives up soon where it looks for a direct way; nothing that should work takes so long.
 pub(crate) fn impatient() -> Config {
-    Config { handshake: Duration::from_secs(2), ..Config::default() }
+    Config {
+        handshake: Duration::from_secs(2),
+        ..Config::default()
+    }
 }
 
 pub(crate) async fn meet(code: &ShortCode, relay: RelayAt) -> Result<Met> {
@@ -147,8 +170,18 @@ pub(crate) async fn meet(code: &ShortCode, relay: RelayAt) -> Result<Met> {
 }
 
 pub(crate) async fn meet_with(code: &ShortCode, relay: RelayAt, config: &Config) -> Result<Met> {
-    let at = Whereabouts { addresses: vec![NOWHERE], relay: Some(relay), own: Vec::new() };
-    within(receive::meet(&code.into(), at, &Identity::generate().unwrap(), config)).await
+    let at = Whereabouts {
+        addresses: vec![NOWHERE],
+        relay: Some(relay),
+        own: Vec::new(),
+    };
+    within(receive::meet(
+        &code.into(),
+        at,
+        &Identity::generate().unwrap(),
+        config,
+    ))
+    .await
 }
 
 pub(crate) async fn take(met: Met, to: &Path, observer: Observer) -> Outcome {
@@ -169,7 +202,9 @@ pub(crate) async fn take(met: Met, to: &Path, observer: Observer) -> Outcome {
 pub(crate) fn wrong(code: &ShortCode) -> ShortCode {
     let text = code.to_string();
     let (most, last) = text.rsplit_once('-').unwrap();
-    format!("{most}-{}", if last == "zoo" { "zone" } else { "zoo" }).parse().unwrap()
+    format!("{most}-{}", if last == "zoo" { "zone" } else { "zoo" })
+        .parse()
+        .unwrap()
 }
 
 pub(crate) fn refusal<T>(result: Result<T>) -> Why {
@@ -192,7 +227,12 @@ impl Guest {
 
     pub(crate) async fn try_at(relay: SocketAddr) -> Result<Self, ConnectionError> {
         let endpoint = haul::endpoint::bind(LOOPBACK, None).unwrap();
-        let verifier = ServerTrust { by_code: true, ..ServerTrust::default() }.verifier("127.0.0.1", 1).unwrap();
+        let verifier = ServerTrust {
+            by_code: true,
+            ..ServerTrust::default()
+        }
+        .verifier("127.0.0.1", 1)
+        .unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -204,7 +244,10 @@ impl Guest {
         let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
         let connecting = endpoint.connect_with(config, relay, "127.0.0.1").unwrap();
         let connection = within(connecting).await?;
-        Ok(Self { endpoint, connection })
+        Ok(Self {
+            endpoint,
+            connection,
+        })
     }
 
     pub(crate) async fn ask(&self, bytes: &[u8]) -> (MessageReader, MessageWriter) {
@@ -215,7 +258,10 @@ impl Guest {
     }
 
     /// What it answers, and the stream, on which a place lasts.
-    pub(crate) async fn place(&self, place: &Place) -> Result<(Placed, MessageReader, MessageWriter)> {
+    pub(crate) async fn place(
+        &self,
+        place: &Place,
+    ) -> Result<(Placed, MessageReader, MessageWriter)> {
         let (mut reader, writer) = self.ask(&place.to_bytes()).await;
         Ok((answer(&mut reader).await?, reader, writer))
     }
@@ -229,21 +275,37 @@ impl Guest {
 pub(crate) async fn answer<M: Message>(reader: &mut MessageReader) -> Result<M> {
     let frame = within(reader.frame(4096)).await?.expect("an answer");
     if frame.kind == Refused::TYPE {
-        return Err(Error::Refused(frame.decode::<Refused>().unwrap().why.into()));
+        return Err(Error::Refused(
+            frame.decode::<Refused>().unwrap().why.into(),
+        ));
     }
     Ok(frame.decode().unwrap())
 }
 
 pub(crate) fn place(claim: u8, number: Option<u32>) -> Place {
-    Place { claim: [claim; 16], number, token: None, addresses: Vec::new() }
+    Place {
+        claim: [claim; 16],
+        number,
+        token: None,
+        addresses: Vec::new(),
+    }
 }
 
 pub(crate) fn seek(number: u32, forward: bool) -> Seek {
-    Seek { number, token: None, addresses: Vec::new(), forward }
+    Seek {
+        number,
+        token: None,
+        addresses: Vec::new(),
+        forward,
+    }
 }
 
 pub(crate) fn addresses(found: &Found) -> Vec<SocketAddr> {
-    found.addresses.iter().map(|Address(address)| *address).collect()
+    found
+        .addresses
+        .iter()
+        .map(|Address(address)| *address)
+        .collect()
 }
 
 /// A NAT before one machine, which takes it for the relay. Nothing comes in but from the relay, until it is opened; then
@@ -258,11 +320,19 @@ pub(crate) struct Nat {
 impl Nat {
     pub(crate) async fn before(relay: SocketAddr) -> Self {
         let socket = async || Arc::new(UdpSocket::bind(LOOPBACK).await.unwrap());
-        let (inside, outside, open) = (socket().await, socket().await, Arc::new(AtomicBool::new(false)));
+        let (inside, outside, open) = (
+            socket().await,
+            socket().await,
+            Arc::new(AtomicBool::new(false)),
+        );
         let address = inside.local_addr().unwrap();
         let mut task = JoinSet::new();
         task.spawn(translate(relay, inside, outside, open.clone()));
-        Self { inside: address, open, _task: task }
+        Self {
+            inside: address,
+            open,
+            _task: task,
+        }
     }
 
     pub(crate) fn open(&self) {
@@ -270,7 +340,12 @@ impl Nat {
     }
 }
 
-async fn translate(relay: SocketAddr, inside: Arc<UdpSocket>, outside: Arc<UdpSocket>, open: Arc<AtomicBool>) {
+async fn translate(
+    relay: SocketAddr,
+    inside: Arc<UdpSocket>,
+    outside: Arc<UdpSocket>,
+    open: Arc<AtomicBool>,
+) {
     let mut others: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
     let (mut machine, mut out, mut back) = (None, vec![0; 1 << 16], vec![0; 1 << 16]);
     let mut replies = JoinSet::new();

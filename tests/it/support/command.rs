@@ -82,16 +82,36 @@ impl Serving {
         Self::start_on(0, home, served, user, arguments)
     }
 
-    fn start_on(port: u16, home: TempDir, served: TempDir, user: Option<u32>, arguments: &[&str]) -> Self {
+    fn start_on(
+        port: u16,
+        home: TempDir,
+        served: TempDir,
+        user: Option<u32>,
+        arguments: &[&str],
+    ) -> Self {
         let copy = home.path().join("haul");
-        let program = if copy.exists() { copy } else { env!("CARGO_BIN_EXE_haul").into() };
+        let program = if copy.exists() {
+            copy
+        } else {
+            env!("CARGO_BIN_EXE_haul").into()
+        };
         let mut command = Command::new(program);
-        command.arg("serve").arg(served.path()).args(["--listen", &format!("127.0.0.1:{port}")]);
+        command
+            .arg("serve")
+            .arg(served.path())
+            .args(["--listen", &format!("127.0.0.1:{port}")]);
         if !arguments.contains(&"--anyone") {
             command.args(["--anyone", "both"]);
         }
-        command.args(arguments).current_dir(served.path()).env("HAUL_HOME", home.path()).env_remove("HAUL_LOG");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+            .args(arguments)
+            .current_dir(served.path())
+            .env("HAUL_HOME", home.path())
+            .env_remove("HAUL_LOG");
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
         if let Some(user) = user {
             command.uid(user).gid(user);
         }
@@ -99,13 +119,39 @@ impl Serving {
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let mut said = String::new();
         while !said.contains("Ctrl-C") {
-            assert!(output.read_line(&mut said).unwrap() > 0, "serve ended: {said}");
+            assert!(
+                output.read_line(&mut said).unwrap() > 0,
+                "serve ended: {said}"
+            );
         }
-        let word = |after: &str| said.split(after).nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
+        let word = |after: &str| {
+            said.split(after)
+                .nth(1)
+                .unwrap()
+                .split_whitespace()
+                .next()
+                .unwrap()
+                .to_owned()
+        };
         let (url, key_id) = (word("  at "), word("key id ").parse().unwrap());
-        let port = url.trim_end_matches('/').rsplit(':').next().unwrap().parse().unwrap();
+        let port = url
+            .trim_end_matches('/')
+            .rsplit(':')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap();
         let client = Identity::generate().unwrap();
-        Self { child, url, port, key_id, home, served, client, _output: output }
+        Self {
+            child,
+            url,
+            port,
+            key_id,
+            home,
+            served,
+            client,
+            _output: output,
+        }
     }
 
     /// Ends it without a goodbye.
@@ -134,15 +180,28 @@ impl Serving {
 
     /// A client that does not try again when the connection is lost.
     pub(crate) async fn connect(&self) -> Client {
-        let trust = ServerTrust { pin: Some(self.key_id), ..ServerTrust::default() };
-        let config = Config { retry_for: Duration::ZERO, ..Config::default() };
-        Client::connect(&self.client, &trust, "127.0.0.1", self.port, &config).await.unwrap()
+        let trust = ServerTrust {
+            pin: Some(self.key_id),
+            ..ServerTrust::default()
+        };
+        let config = Config {
+            retry_for: Duration::ZERO,
+            ..Config::default()
+        };
+        Client::connect(&self.client, &trust, "127.0.0.1", self.port, &config)
+            .await
+            .unwrap()
     }
 
     /// `haul cp ARGUMENTS haul://HERE/INTO`.
     pub(crate) fn cp(&self, from: &Path, arguments: &[&str], into: &str) -> Output {
         let (place, pin) = (format!("{}{into}", self.url), self.key_id.to_string());
-        let all: Vec<&str> = ["cp", "--pin", &pin].iter().chain(arguments).copied().chain([&place[..]]).collect();
+        let all: Vec<&str> = ["cp", "--pin", &pin]
+            .iter()
+            .chain(arguments)
+            .copied()
+            .chain([&place[..]])
+            .collect();
         haul(from, &all)
     }
 }

@@ -15,7 +15,8 @@ use haul::congestion::Congestion;
 use haul::identity::Identity;
 use haul::trust::ServerTrust;
 use quinn_proto::{
-    Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig, Event, StreamId, Transmit, VarInt,
+    Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig, Event, StreamId,
+    Transmit, VarInt,
 };
 
 /// IP and UDP headers, in bytes; the link counts them.
@@ -153,9 +154,18 @@ struct Flow {
 }
 
 enum What {
-    Arrive { flow: usize, side: usize, data: BytesMut },
-    Wake { flow: usize, side: usize },
-    Begin { flow: usize },
+    Arrive {
+        flow: usize,
+        side: usize,
+        data: BytesMut,
+    },
+    Wake {
+        flow: usize,
+        side: usize,
+    },
+    Begin {
+        flow: usize,
+    },
     Change(Box<dyn FnOnce(&mut Link)>),
 }
 
@@ -177,7 +187,12 @@ const SERVER: usize = 1;
 impl Network {
     pub(crate) fn new(link: Link) -> Self {
         let now = Instant::now();
-        let wire = |link: Link| Wire { link, busy_until: now, bad: false, counts: Counts::default() };
+        let wire = |link: Link| Wire {
+            link,
+            busy_until: now,
+            bad: false,
+            counts: Counts::default(),
+        };
         Self {
             start: now,
             now,
@@ -192,12 +207,22 @@ impl Network {
 
     /// Adds a flow that sends so many bytes from second `begin` on.
     pub(crate) fn flow(&mut self, congestion: Congestion, bytes: u64, begin: f64) -> usize {
-        let config = Config { congestion, ..Config::default() };
+        let config = Config {
+            congestion,
+            ..Config::default()
+        };
         let identity = Identity::generate().unwrap();
-        let trust = ServerTrust { pin: Some(identity.key_id()), ..ServerTrust::default() };
+        let trust = ServerTrust {
+            pin: Some(identity.key_id()),
+            ..ServerTrust::default()
+        };
         let server = haul::endpoint::server_config(&identity, &config).unwrap();
-        let client =
-            haul::endpoint::client_config(&identity, trust.verifier("localhost", 1).unwrap(), &config).unwrap();
+        let client = haul::endpoint::client_config(
+            &identity,
+            trust.verifier("localhost", 1).unwrap(),
+            &config,
+        )
+        .unwrap();
         let mut endpoint = EndpointConfig::default();
         endpoint.max_udp_payload_size(6500).unwrap();
         let endpoint = Arc::new(endpoint);
@@ -217,9 +242,20 @@ impl Network {
             },
         ];
         let begin = self.start + Duration::from_secs_f64(begin);
-        let connected = sides[CLIENT].endpoint.connect(begin, client, address(SERVER), "localhost").unwrap();
+        let connected = sides[CLIENT]
+            .endpoint
+            .connect(begin, client, address(SERVER), "localhost")
+            .unwrap();
         sides[CLIENT].connection = Some(connected);
-        self.flows.push(Flow { sides, begin, bytes, left: bytes, received: 0, done: None, tenths: Vec::new() });
+        self.flows.push(Flow {
+            sides,
+            begin,
+            bytes,
+            left: bytes,
+            received: 0,
+            done: None,
+            tenths: Vec::new(),
+        });
         let flow = self.flows.len() - 1;
         self.at(begin, What::Begin { flow });
         flow
@@ -232,7 +268,10 @@ impl Network {
 
     /// Changes both directions of the link at second `at`.
     pub(crate) fn change(&mut self, at: f64, change: impl Fn(&mut Link) + 'static) {
-        self.at(self.start + Duration::from_secs_f64(at), What::Change(Box::new(change)));
+        self.at(
+            self.start + Duration::from_secs_f64(at),
+            What::Change(Box::new(change)),
+        );
     }
 
     /// Runs until all flows are done, or second `until`.
@@ -297,7 +336,10 @@ impl Network {
         let now = self.now;
         let mut answer = Vec::new();
         let this = &mut self.flows[flow].sides[side];
-        match this.endpoint.handle(now, address(1 - side), None, None, data, &mut answer) {
+        match this
+            .endpoint
+            .handle(now, address(1 - side), None, None, data, &mut answer)
+        {
             Some(DatagramEvent::NewConnection(incoming)) => {
                 let accepted = this.endpoint.accept(incoming, now, &mut answer, None);
                 this.connection = Some(accepted.map_err(|e| e.cause).unwrap());
@@ -318,9 +360,14 @@ impl Network {
         self.application(flow, side);
         let mut out = Vec::new();
         let this = &mut self.flows[flow].sides[side];
-        let Some((handle, connection)) = &mut this.connection else { return };
+        let Some((handle, connection)) = &mut this.connection else {
+            return;
+        };
         let mut buffer = Vec::new();
-        while let Some(Transmit { size, segment_size, .. }) = connection.poll_transmit(now, 10, &mut buffer) {
+        while let Some(Transmit {
+            size, segment_size, ..
+        }) = connection.poll_transmit(now, 10, &mut buffer)
+        {
             for datagram in buffer[..size].chunks(segment_size.unwrap_or(size)) {
                 out.push(BytesMut::from(datagram));
             }
@@ -331,7 +378,9 @@ impl Network {
                 connection.handle_event(event);
             }
         }
-        let wake = connection.poll_timeout().map(|at| round_up(self.start, at.max(now)));
+        let wake = connection
+            .poll_timeout()
+            .map(|at| round_up(self.start, at.max(now)));
         let new = if this.wake == wake { None } else { wake };
         this.wake = wake;
         if let Some(at) = new {
@@ -339,7 +388,14 @@ impl Network {
         }
         for data in out {
             if let Some(at) = self.wires[side].carry(now, data.len() + HEADERS, &mut self.random) {
-                self.at(at, What::Arrive { flow, side: 1 - side, data });
+                self.at(
+                    at,
+                    What::Arrive {
+                        flow,
+                        side: 1 - side,
+                        data,
+                    },
+                );
             }
         }
     }
@@ -348,7 +404,9 @@ impl Network {
         let now = self.now;
         let flow = &mut self.flows[index];
         let this = &mut flow.sides[side];
-        let Some((_, connection)) = &mut this.connection else { return };
+        let Some((_, connection)) = &mut this.connection else {
+            return;
+        };
         while let Some(event) = connection.poll() {
             if let Event::ConnectionLost { reason } = event {
                 panic!("flow {index} lost its connection: {reason}");
@@ -381,7 +439,9 @@ impl Network {
             }
             let Some(id) = this.stream else { return };
             let mut stream = connection.recv_stream(id);
-            let Ok(mut chunks) = stream.read(false) else { return };
+            let Ok(mut chunks) = stream.read(false) else {
+                return;
+            };
             while let Ok(Some(chunk)) = chunks.next(usize::MAX) {
                 flow.received += chunk.bytes.len() as u64;
                 let tenth = ((now - flow.begin).as_secs_f64() * 10.0) as usize;

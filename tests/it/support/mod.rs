@@ -45,13 +45,34 @@ impl Host {
     pub(crate) fn observed(store: Arc<dyn Store>, config: Config, observer: Observer) -> Self {
         let identity = Identity::generate().unwrap();
         let key_id = identity.key_id();
-        let admission = Admission { anyone: Anyone { read: true, write: true }, ..Admission::default() };
+        let admission = Admission {
+            anyone: Anyone {
+                read: true,
+                write: true,
+            },
+            ..Admission::default()
+        };
         let listen = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))];
-        let server = Server::bind(ServerOptions { listen, identity, admission, store, config, observer }).unwrap();
+        let server = Server::bind(ServerOptions {
+            listen,
+            identity,
+            admission,
+            store,
+            config,
+            observer,
+        })
+        .unwrap();
         let address = server.local_addresses()[0];
-        let ((stop, stopped), (now, at_once)) = (oneshot::channel::<()>(), oneshot::channel::<()>());
+        let ((stop, stopped), (now, at_once)) =
+            (oneshot::channel::<()>(), oneshot::channel::<()>());
         let run = server.run(async { drop(stopped.await) }, async { drop(at_once.await) });
-        Self { address, key_id, stop: Some(stop), now: Some(now), running: Some(tokio::spawn(run)) }
+        Self {
+            address,
+            key_id,
+            stop: Some(stop),
+            now: Some(now),
+            running: Some(tokio::spawn(run)),
+        }
     }
 
     pub(crate) fn directory(path: &Path) -> Self {
@@ -69,21 +90,31 @@ impl Host {
     }
 
     pub(crate) async fn stopped(&mut self) {
-        tokio::time::timeout(LIMIT, self.running.take().unwrap()).await.expect("it stops").unwrap();
+        tokio::time::timeout(LIMIT, self.running.take().unwrap())
+            .await
+            .expect("it stops")
+            .unwrap();
     }
 
     pub(crate) async fn connect(&self) -> Result<Client> {
-        self.connect_as(&Identity::generate()?, &Config::default()).await
+        self.connect_as(&Identity::generate()?, &Config::default())
+            .await
     }
 
     /// As a client that does not try again when the connection is lost.
     pub(crate) async fn connect_once(&self) -> Result<Client> {
-        let config = Config { retry_for: Duration::ZERO, ..Config::default() };
+        let config = Config {
+            retry_for: Duration::ZERO,
+            ..Config::default()
+        };
         self.connect_as(&Identity::generate()?, &config).await
     }
 
     pub(crate) async fn connect_as(&self, identity: &Identity, config: &Config) -> Result<Client> {
-        let trust = ServerTrust { pin: Some(self.key_id), ..ServerTrust::default() };
+        let trust = ServerTrust {
+            pin: Some(self.key_id),
+            ..ServerTrust::default()
+        };
         Client::connect(identity, &trust, "127.0.0.1", self.address.port(), config).await
     }
 }
@@ -113,7 +144,9 @@ pub(crate) fn from(sources: &[&str], destination: &Path) -> PullOptions {
 /// Pulls over a connection of its own.
 pub(crate) async fn pull(host: &Host, options: &PullOptions) -> Result<Outcome> {
     let client = host.connect().await?;
-    let outcome = tokio::time::timeout(LIMIT, client.pull(options, haul::progress::ignore())).await.expect("it ends");
+    let outcome = tokio::time::timeout(LIMIT, client.pull(options, haul::progress::ignore()))
+        .await
+        .expect("it ends");
     client.close().await;
     outcome
 }
@@ -121,7 +154,9 @@ pub(crate) async fn pull(host: &Host, options: &PullOptions) -> Result<Outcome> 
 /// Pushes over a connection of its own.
 pub(crate) async fn push(host: &Host, options: &PushOptions) -> Result<Outcome> {
     let client = host.connect().await?;
-    let outcome = tokio::time::timeout(LIMIT, client.push(options, haul::progress::ignore())).await.expect("it ends");
+    let outcome = tokio::time::timeout(LIMIT, client.push(options, haul::progress::ignore()))
+        .await
+        .expect("it ends");
     client.close().await;
     outcome
 }
@@ -134,13 +169,19 @@ pub(crate) fn path(path: &str) -> RelativePath {
 pub(crate) fn recorder() -> (Observer, Arc<Mutex<Vec<Event>>>) {
     let events = Arc::new(Mutex::new(Vec::new()));
     let kept = events.clone();
-    (Arc::new(move |event| kept.lock().unwrap().push(event)), events)
+    (
+        Arc::new(move |event| kept.lock().unwrap().push(event)),
+        events,
+    )
 }
 
 /// Content that no two files share, and that no block repeats.
 pub(crate) fn content(seed: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    blake3::Hasher::new()
+        .update(&seed.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut bytes);
     bytes
 }
 
@@ -164,15 +205,23 @@ fn list_into(root: &Path, directory: &Path, all: &mut Vec<String>) {
         let path = entry.unwrap().path();
         let metadata = path.symlink_metadata().unwrap();
         let name = path.strip_prefix(root).unwrap().to_path_buf();
-        let (mode, time) = (metadata.permissions().mode() & 0o777, (metadata.mtime(), metadata.mtime_nsec()));
+        let (mode, time) = (
+            metadata.permissions().mode() & 0o777,
+            (metadata.mtime(), metadata.mtime_nsec()),
+        );
         let line = match () {
             () if metadata.is_dir() => {
                 list_into(root, &path, all);
                 format!("{name:?} directory {mode:o} {time:?}")
             }
-            () if metadata.is_symlink() => format!("{name:?} link {:?}", std::fs::read_link(&path).unwrap()),
+            () if metadata.is_symlink() => {
+                format!("{name:?} link {:?}", std::fs::read_link(&path).unwrap())
+            }
             () if metadata.is_file() => {
-                format!("{name:?} file {mode:o} {time:?} {}", blake3::hash(&std::fs::read(&path).unwrap()))
+                format!(
+                    "{name:?} file {mode:o} {time:?} {}",
+                    blake3::hash(&std::fs::read(&path).unwrap())
+                )
             }
             () => format!("{name:?} special"),
         };

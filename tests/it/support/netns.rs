@@ -23,8 +23,14 @@ pub(crate) fn ip(arguments: &str) -> Result<(), String> {
 }
 
 fn run(command: &mut Command) -> Result<(), String> {
-    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+    let output = command
+        .output()
+        .map_err(|error| format!("{command:?}: {error}"))?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
 }
 
 impl Hosts {
@@ -35,7 +41,10 @@ impl Hosts {
             return Err("network namespaces need root".into());
         }
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let mut hosts = Self { prefix: format!("haul{}-{number}", std::process::id()), names: Vec::new() };
+        let mut hosts = Self {
+            prefix: format!("haul{}-{number}", std::process::id()),
+            names: Vec::new(),
+        };
         for name in names {
             ip(&format!("netns add {}", hosts.of(name)))?;
             hosts.names.push(name);
@@ -56,7 +65,10 @@ impl Hosts {
     /// A cable between two devices, each with a host.
     pub(crate) fn wire(&self, one: (&str, &str), other: (&str, &str)) -> Result<(), String> {
         let [end, peer] = [self.of(one.0), self.of(other.0)];
-        ip(&format!("link add {} netns {end} type veth peer name {} netns {peer}", one.1, other.1))
+        ip(&format!(
+            "link add {} netns {end} type veth peer name {} netns {peer}",
+            one.1, other.1
+        ))
     }
 
     /// A host becomes a switch.
@@ -74,15 +86,23 @@ impl Hosts {
 
     /// Sets a file of the kernel's on a host.
     pub(crate) fn set(&self, host: &str, file: &str, value: &str) -> Result<(), String> {
-        run(self.on(host, "sh").args(["-c", &format!("echo {value} > /proc/sys/{file}")]))
+        run(self
+            .on(host, "sh")
+            .args(["-c", &format!("echo {value} > /proc/sys/{file}")]))
     }
 
     /// Adds rules for packets on a host.
     pub(crate) fn nft(&self, host: &str, rules: &str) -> Result<(), String> {
         let mut command = self.on(host, "nft");
-        let mut nft = command.args(["-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut nft = command
+            .args(["-f", "-"])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
         let nft = nft.as_mut().map_err(|error| format!("nft: {error}"))?;
-        nft.stdin.take().map(|mut input| input.write_all(rules.as_bytes()));
+        nft.stdin
+            .take()
+            .map(|mut input| input.write_all(rules.as_bytes()));
         match nft.wait() {
             Ok(status) if status.success() => Ok(()),
             _ => Err(format!("nft refuses the rules on {host}")),
@@ -92,15 +112,27 @@ impl Hosts {
     /// A program on a host.
     pub(crate) fn on(&self, host: &str, program: &str) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.of(host), program]).stdin(Stdio::null());
+        command
+            .args(["netns", "exec", &self.of(host), program])
+            .stdin(Stdio::null());
         command
     }
 
     /// haul on a host. `ip` becomes it, so that killing the child kills haul.
-    pub(crate) fn haul(&self, host: &str, home: &TempDir, from: &Path, arguments: &[&str]) -> Command {
+    pub(crate) fn haul(
+        &self,
+        host: &str,
+        home: &TempDir,
+        from: &Path,
+        arguments: &[&str],
+    ) -> Command {
         let mut command = self.on(host, env!("CARGO_BIN_EXE_haul"));
         command.args(arguments);
-        command.current_dir(from).env("HAUL_HOME", home.path()).env_remove("HAUL_LOG").env_remove("HAUL_RELAY");
+        command
+            .current_dir(from)
+            .env("HAUL_HOME", home.path())
+            .env_remove("HAUL_LOG")
+            .env_remove("HAUL_RELAY");
         command
     }
 
@@ -109,8 +141,20 @@ impl Hosts {
         let until = Instant::now() + LIMIT;
         let settled = |host: &&str| {
             let mut command = Command::new("ip");
-            command.args(["-n", &self.of(host), "-6", "addr", "show", "dev", device, "scope", "link"]);
-            let output = command.output().map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+            command.args([
+                "-n",
+                &self.of(host),
+                "-6",
+                "addr",
+                "show",
+                "dev",
+                device,
+                "scope",
+                "link",
+            ]);
+            let output = command
+                .output()
+                .map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
             output.is_ok_and(|output| output.contains("fe80") && !output.contains("tentative"))
         };
         while !hosts.iter().all(settled) {
@@ -133,7 +177,9 @@ impl Drop for Hosts {
 
 /// What there is, or why there can be none, which is printed.
 pub(crate) fn or_skip<T>(built: Result<T, String>) -> Option<T> {
-    built.inspect_err(|why| println!("skipped: no hosts of its own here: {}", why.trim())).ok()
+    built
+        .inspect_err(|why| println!("skipped: no hosts of its own here: {}", why.trim()))
+        .ok()
 }
 
 /// A process that is killed when it is dropped, and the line that it began with.
@@ -148,16 +194,29 @@ pub(crate) struct Running {
 impl Running {
     /// Starts it, and waits for its first line.
     pub(crate) fn start(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let mut rest = BufReader::new(child.stdout.take().unwrap());
         let mut first = String::new();
         rest.read_line(&mut first).unwrap();
-        Self { child, said: first.clone(), first, rest }
+        Self {
+            child,
+            said: first.clone(),
+            first,
+            rest,
+        }
     }
 
     /// The code that `haul send` and `haul pair` begin with.
     pub(crate) fn code(&self) -> String {
-        self.first.trim().strip_prefix("Code: ").unwrap_or_else(|| panic!("{}", self.first)).to_owned()
+        self.first
+            .trim()
+            .strip_prefix("Code: ")
+            .unwrap_or_else(|| panic!("{}", self.first))
+            .to_owned()
     }
 
     /// Its next line; empty at its end.

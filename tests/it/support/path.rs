@@ -108,9 +108,22 @@ impl Path {
         let mut tasks = JoinSet::new();
         tasks.spawn(deliver(up.clone()));
         tasks.spawn(deliver(down.clone()));
-        let relay = Relay { server, front, up: up.clone(), down: down.clone(), addresses: Arc::clone(&addresses) };
+        let relay = Relay {
+            server,
+            front,
+            up: up.clone(),
+            down: down.clone(),
+            addresses: Arc::clone(&addresses),
+        };
         tasks.spawn(relay.run(rebind.clone()));
-        Self { address, up, down, rebind, addresses, _tasks: tasks }
+        Self {
+            address,
+            up,
+            down,
+            rebind,
+            addresses,
+            _tasks: tasks,
+        }
     }
 
     /// Changes the settings of both directions, for what comes from now on.
@@ -166,7 +179,12 @@ impl Relay {
                     let socket = Arc::new(socket().await.unwrap());
                     socket.connect(self.server).await.unwrap();
                     lock(&self.addresses).push(socket.local_addr().unwrap());
-                    answers.spawn(answer(socket.clone(), self.front.clone(), client, self.down.clone()));
+                    answers.spawn(answer(
+                        socket.clone(),
+                        self.front.clone(),
+                        client,
+                        self.down.clone(),
+                    ));
                     unknown.insert(socket)
                 }
             };
@@ -174,10 +192,16 @@ impl Relay {
             let id = destination_id(datagram);
             // What asks the system whether anybody listens may come before it.
             if first.is_none() && !id.is_empty() {
-                first = Some(First { client, connection: id.into(), came: 0 });
+                first = Some(First {
+                    client,
+                    connection: id.into(),
+                    came: 0,
+                });
             }
             let settings = lock(&self.up.state).settings.clone();
-            let lost = first.as_mut().is_some_and(|first| first.is_lost(client, id, &settings));
+            let lost = first
+                .as_mut()
+                .is_some_and(|first| first.is_lost(client, id, &settings));
             if !lost {
                 self.up.take(datagram, socket, self.server);
             }
@@ -213,7 +237,12 @@ fn destination_id(datagram: &[u8]) -> &[u8] {
     }
 }
 
-async fn answer(socket: Arc<UdpSocket>, front: Arc<UdpSocket>, client: SocketAddr, down: Arc<Line>) {
+async fn answer(
+    socket: Arc<UdpSocket>,
+    front: Arc<UdpSocket>,
+    client: SocketAddr,
+    down: Arc<Line>,
+) {
     let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
         // An error is ICMP's: the server is not there for now.
@@ -263,7 +292,10 @@ impl Line {
             under_way: BTreeMap::new(),
             bytes: 0,
         };
-        Self { state: Mutex::new(state), sooner: Notify::new() }
+        Self {
+            state: Mutex::new(state),
+            sooner: Notify::new(),
+        }
     }
 
     /// Changes the settings of this direction, for what comes from now on.
@@ -283,7 +315,9 @@ impl Line {
         let mut random = Random(state.seed.wrapping_add(state.came << 32));
         let copies = state.copies(&mut random, payload.len());
         for copy in 0..copies {
-            let Some(due) = state.arrival(&mut random, payload.len()) else { continue };
+            let Some(due) = state.arrival(&mut random, payload.len()) else {
+                continue;
+            };
             let mut payload = payload.to_vec();
             if random.chance(state.settings.corrupt) && !payload.is_empty() {
                 let bit = random.below(payload.len() as u64 * 8);
@@ -293,7 +327,14 @@ impl Line {
             state.counts.duplicated += u64::from(copy > 0);
             state.bytes += payload.len();
             let key = (due, 2 * state.came + copy);
-            state.under_way.insert(key, Datagram { payload, by: by.clone(), to });
+            state.under_way.insert(
+                key,
+                Datagram {
+                    payload,
+                    by: by.clone(),
+                    to,
+                },
+            );
         }
         if state.under_way.keys().next().copied() != first {
             self.sooner.notify_one();
@@ -304,7 +345,9 @@ impl Line {
     fn next(&self) -> Result<Datagram, Option<Instant>> {
         let mut state = lock(&self.state);
         loop {
-            let Some(first) = state.under_way.first_entry() else { return Err(None) };
+            let Some(first) = state.under_way.first_entry() else {
+                return Err(None);
+            };
             let (due, _) = *first.key();
             if due > Instant::now() {
                 return Err(Some(due));
@@ -340,7 +383,13 @@ impl State {
 
     /// When a copy arrives, if there is room for it.
     fn arrival(&mut self, random: &mut Random, length: usize) -> Option<Instant> {
-        let Settings { rate, queue, delay, jitter, .. } = self.settings;
+        let Settings {
+            rate,
+            queue,
+            delay,
+            jitter,
+            ..
+        } = self.settings;
         let now = Instant::now();
         let mut departs = now;
         let mut room = self.bytes + length <= MAX_UNDER_WAY;
@@ -377,7 +426,9 @@ async fn socket() -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let options = socket2::SockRef::from(&socket);
     // As much of it as the system allows.
-    let _ = options.set_recv_buffer_size(SOCKET_BUFFER).and(options.set_send_buffer_size(SOCKET_BUFFER));
+    let _ = options
+        .set_recv_buffer_size(SOCKET_BUFFER)
+        .and(options.set_send_buffer_size(SOCKET_BUFFER));
     Ok(socket)
 }
 

@@ -45,7 +45,13 @@ impl SlowDisk {
 impl SlowStore {
     /// A store that takes so many bytes a second of each upload.
     pub(crate) fn around(inner: impl Store, rate: Option<u64>) -> Self {
-        Self { inner: Arc::new(inner), disk: Arc::new(SlowDisk { rate, ..SlowDisk::default() }) }
+        Self {
+            inner: Arc::new(inner),
+            disk: Arc::new(SlowDisk {
+                rate,
+                ..SlowDisk::default()
+            }),
+        }
     }
 
     /// The same, where no file gets longer than that.
@@ -69,7 +75,11 @@ impl SlowStore {
                 self.0.released.notify_all();
             }
         }
-        *self.disk.held.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *self
+            .disk
+            .held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = true;
         Hold(self.disk.clone())
     }
 
@@ -98,10 +108,18 @@ impl Store for SlowStore {
 
     fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
         let less = |tries: u64| tries.checked_sub(1);
-        if self.disk.busy.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok() {
+        if self
+            .disk
+            .busy
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
+            .is_ok()
+        {
             return Err(Why::from(Code::Busy));
         }
-        Ok(Box::new(SlowUpload { inner: self.inner.create(path, claim)?, disk: self.disk.clone() }))
+        Ok(Box::new(SlowUpload {
+            inner: self.inner.create(path, claim)?,
+            disk: self.disk.clone(),
+        }))
     }
 
     fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
@@ -112,7 +130,12 @@ impl Store for SlowStore {
         self.inner.set_attributes(path, attributes)
     }
 
-    fn make_symlink(&self, path: &RelativePath, target: &[u8], attributes: &Attributes) -> Result<Lapses, Why> {
+    fn make_symlink(
+        &self,
+        path: &RelativePath,
+        target: &[u8],
+        attributes: &Attributes,
+    ) -> Result<Lapses, Why> {
         self.inner.make_symlink(path, target, attributes)
     }
 
@@ -145,11 +168,17 @@ impl Upload for SlowUpload {
 
     fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
         self.disk.wait(data.len());
-        if let Some((_, error)) = self.disk.full.filter(|(bytes, _)| offset + data.len() as u64 > *bytes) {
+        if let Some((_, error)) = self
+            .disk
+            .full
+            .filter(|(bytes, _)| offset + data.len() as u64 > *bytes)
+        {
             return Err(error.into());
         }
         self.inner.write_at(data, offset)?;
-        self.disk.taken.fetch_add(data.len() as u64, Ordering::SeqCst);
+        self.disk
+            .taken
+            .fetch_add(data.len() as u64, Ordering::SeqCst);
         Ok(())
     }
 
@@ -161,7 +190,11 @@ impl Upload for SlowUpload {
         self.inner.read_at(buffer, offset)
     }
 
-    fn commit(self: Box<Self>, attributes: &Attributes, durability: Durability) -> Result<Lapses, Why> {
+    fn commit(
+        self: Box<Self>,
+        attributes: &Attributes,
+        durability: Durability,
+    ) -> Result<Lapses, Why> {
         self.inner.commit(attributes, durability)
     }
 
