@@ -287,7 +287,7 @@ async fn answer<M: Message>(reader: &mut MessageReader, may_work: bool) -> Resul
         let frame = frame.ok_or_else(|| Error::from(StreamError::Ended))?;
         match frame.kind {
             Working::TYPE if may_work => {
-                drop(frame.decode::<Working>().map_err(StreamError::from)?)
+                frame.decode::<Working>().map_err(StreamError::from)?;
             }
             Refused::TYPE => {
                 let refused: Refused = frame.decode().map_err(StreamError::from)?;
