@@ -3,7 +3,8 @@
 mod follow;
 pub(crate) mod ignored;
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -35,6 +36,10 @@ pub const EARLY_UNANSWERED: u32 = 64;
 /// Bytes of them: what fits into the first flight beside the request, and room for one entry of any length.
 pub const EARLY_UNANSWERED_BYTES: u32 = (12 << 10) + Entry::LIMIT as u32;
 
+/// Most directories that [`LocalTrees`] opens before it takes the root of the filesystem: what is left of the descriptors
+/// is for the transfers.
+const MAX_SOURCE_STORES: usize = 8;
+
 /// A file or directory to send, and the name it travels under.
 #[derive(Clone)]
 pub struct Tree {
@@ -53,9 +58,30 @@ impl Tree {
     /// A local file or directory. A symbolic link named here is followed, as scp does; those found in a directory are
     /// sent as links. The name is the last component as written, or of the real path where that has none (`.`, `..`).
     ///
+    /// Each holds a descriptor of its own; [`LocalTrees`] opens many with few.
+    ///
     /// # Errors
     /// [`Error::Io`] naming the path when it is missing or out of reach; [`Error::Usage`] when it has no name.
     pub fn local(path: &Path, follow: Follow) -> Result<Self> {
+        LocalTrees::default().open(path, follow)
+    }
+}
+
+/// Opens local files and directories as [`Tree`]s with a bounded number of descriptors.
+///
+/// Sources in the same directory share one store. Beyond eight directories, sources share the root of the filesystem.
+#[derive(Default)]
+pub struct LocalTrees {
+    /// The stores that are open, by the real path of their directory.
+    stores: HashMap<PathBuf, Arc<LocalStore>>,
+}
+
+impl LocalTrees {
+    /// As [`Tree::local`].
+    ///
+    /// # Errors
+    /// As [`Tree::local`].
+    pub fn open(&mut self, path: &Path, follow: Follow) -> Result<Tree> {
         let failed = || Error::io(printable(path.as_os_str().as_encoded_bytes()));
         let real = path.canonicalize().map_err(failed())?;
         let (Some(parent), Some(real_name)) = (real.parent(), real.file_name()) else {
@@ -68,39 +94,38 @@ impl Tree {
             .unwrap_or(real_name)
             .as_encoded_bytes()
             .to_vec();
-        let named = |name: &[u8]| {
-            RelativePath::from_components([name])
-                .map_err(|bad| Error::Usage(format!("{}: {bad}", printable(name))))
-        };
-        named(&name)?;
+        RelativePath::from_components([&name])
+            .map_err(|bad| Error::Usage(format!("{}: {bad}", printable(&name))))?;
         let directory = real.metadata().map_err(failed())?.is_dir();
-        if follow == Follow::Never {
-            let store = Arc::new(LocalStore::open(parent)?);
-            return Ok(Self {
-                store,
-                path: named(real_name.as_encoded_bytes())?,
-                name,
-                directory,
-            });
-        }
-        // Links may lead anywhere, and one descriptor is enough for all of that.
-        let components = real
-            .iter()
-            .skip(1)
-            .map(|component| component.as_encoded_bytes());
-        let whole = RelativePath::from_components(components);
-        let whole = whole.map_err(|bad| {
-            Error::Usage(format!(
-                "{}: {bad}",
-                printable(real.as_os_str().as_encoded_bytes())
-            ))
+        let full = self.stores.len() >= MAX_SOURCE_STORES && !self.stores.contains_key(parent);
+        // Links may lead anywhere, so a tree that follows them is below the root of the filesystem.
+        let base = if follow != Follow::Never || full {
+            Path::new("/")
+        } else {
+            parent
+        };
+        let below = real.strip_prefix(base).unwrap_or(&real);
+        let components = below.iter().map(|component| component.as_encoded_bytes());
+        let below = RelativePath::from_components(components).map_err(|bad| {
+            let shown = printable(real.as_os_str().as_encoded_bytes());
+            Error::Usage(format!("{shown}: {bad}"))
         })?;
-        Ok(Self {
-            store: Arc::new(LocalStore::open(Path::new("/"))?),
-            path: whole,
+        Ok(Tree {
+            store: self.store(base)?,
+            path: below,
             name,
             directory,
         })
+    }
+
+    /// The store of a directory, opened if it is not open yet.
+    fn store(&mut self, directory: &Path) -> Result<Arc<LocalStore>> {
+        if let Some(store) = self.stores.get(directory) {
+            return Ok(store.clone());
+        }
+        let store = Arc::new(LocalStore::open(directory)?);
+        self.stores.insert(directory.to_owned(), store.clone());
+        Ok(store)
     }
 }
 

@@ -1,12 +1,12 @@
 //! What is to be sent, as trees: sources of this machine, or what a pull asks for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::error::{Code, Error, Result, Why};
 use crate::listing::{Effort, expand};
-use crate::manifest::{Follow, Tree};
+use crate::manifest::{Follow, LocalTrees, Tree};
 use crate::path::{RelativePath, printable};
 use crate::store::Store;
 use crate::store::fault::refusal;
@@ -24,9 +24,11 @@ pub(crate) fn look_here(
     follow: Follow,
 ) -> Result<(Vec<Tree>, Vec<Unsendable>), Error> {
     let (mut trees, mut unsendable) = (Vec::<Tree>::new(), Vec::new());
+    let mut local = LocalTrees::default();
+    let mut names = HashSet::new();
     for source in sources {
-        match Tree::local(source, follow) {
-            Ok(tree) if trees.iter().any(|other| other.name == tree.name) => {
+        match local.open(source, follow) {
+            Ok(tree) if !names.insert(tree.name.clone()) => {
                 let name = printable(&tree.name);
                 return Err(Error::Usage(format!(
                     "two sources are named {name}; they would fall on each other"
