@@ -158,7 +158,8 @@ pub(crate) async fn connect_over(
     Err(failure.unwrap_or_else(|| no_address("the other machine", "no address of it is known")))
 }
 
-/// Connects to a relay, over an endpoint that is there already.
+/// Connects to a relay, over an endpoint that is there already. Its addresses are tried 250 ms after each other, as
+/// [`connect`] does.
 ///
 /// # Errors
 /// As [`connect`].
@@ -168,33 +169,53 @@ pub(crate) async fn connect_relay(
     (host, port): (&str, u16),
     config: &Config,
 ) -> Result<Connection> {
+    let addresses = resolve(host, port, config.handshake).await?;
+    connect_relay_at(endpoint, trust, (host, port), addresses, config).await
+}
+
+/// Connects to a relay that has these addresses; the first that works counts.
+async fn connect_relay_at(
+    endpoint: &quinn::Endpoint,
+    trust: &ServerTrust,
+    (host, port): (&str, u16),
+    mut addresses: VecDeque<SocketAddr>,
+    config: &Config,
+) -> Result<Connection> {
     let verifier = trust.verifier(host, port)?;
     let is_ipv6 = endpoint.local_addr().is_ok_and(|local| local.is_ipv6());
+    addresses.retain(|address| is_ipv6 || address.is_ipv4());
     let config = Config {
         qlog: None,
         handshake: config.first_reply,
         ..config.clone()
     };
-    let mut failure = no_address(host, "no address");
-    for address in resolve(host, port, config.handshake).await? {
-        if address.is_ipv6() && !is_ipv6 {
-            continue;
+    let mut attempts = JoinSet::new();
+    let mut failure = None;
+    loop {
+        if let Some(address) = addresses.pop_front() {
+            let attempt = Attempt {
+                host: host.to_owned(),
+                address,
+                identity: None,
+                verifier: verifier.clone(),
+                config: config.clone(),
+                started: Instant::now(),
+            };
+            let endpoint = endpoint.clone();
+            attempts.spawn(async move { attempt.over(&endpoint).await });
         }
-        let (host, verifier, config) = (host.to_owned(), verifier.clone(), config.clone());
-        let attempt = Attempt {
-            host,
-            address,
-            identity: None,
-            verifier,
-            config,
-            started: Instant::now(),
-        };
-        match attempt.over(endpoint).await {
-            Ok(connected) => return Ok(connected.connection),
-            Err(error) => failure = error,
+        tokio::select! {
+            Some(ended) = attempts.join_next() => match ended {
+                Ok(Ok(connected)) => return Ok(connected.connection),
+                Ok(Err(error @ (Error::Unreachable { .. } | Error::Io { .. }))) => failure = Some(error),
+                // It is the wrong relay, or the right one that refuses: no other address makes that better.
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {}
+            },
+            () = sleep(STAGGER), if !addresses.is_empty() => {}
+            else => return Err(failure.unwrap_or_else(|| no_address(host, "no address"))),
         }
     }
-    Err(failure)
 }
 
 /// The addresses of a host in the resolver's order, but with IPv6 and IPv4 in turn (RFC 8305, section 4).
@@ -560,5 +581,29 @@ mod tests {
         let found = list("1.1.1.1:1 [::1]:1 [::2]:1");
         assert_eq!(interleave(found), list("1.1.1.1:1 [::1]:1 [::2]:1"));
         assert_eq!(interleave(vec![]), []);
+    }
+
+    #[tokio::test]
+    async fn dead_addresses_of_a_relay_hold_up_no_live_one() {
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let config = Config {
+            first_reply: Duration::from_secs(600),
+            ..Config::default()
+        };
+        let relay = super::super::relay_server_config(&Identity::generate().unwrap(), &config);
+        let relay = quinn::Endpoint::server(relay.unwrap(), loopback).unwrap();
+        let silent = [(); 2].map(|()| std::net::UdpSocket::bind(loopback).unwrap());
+        let mut addresses: VecDeque<_> = silent.iter().map(|s| s.local_addr().unwrap()).collect();
+        addresses.push_back(relay.local_addr().unwrap());
+        let accepted = tokio::spawn(async move { relay.accept().await.unwrap().await });
+        let endpoint = quinn::Endpoint::client(loopback).unwrap();
+        let trust = ServerTrust {
+            by_code: true,
+            ..ServerTrust::default()
+        };
+        let connected = connect_relay_at(&endpoint, &trust, ("relay", 1), addresses, &config);
+        let connected = timeout(Duration::from_secs(60), connected).await;
+        connected.expect("it waits for the dead").unwrap();
+        accepted.await.unwrap().unwrap();
     }
 }
