@@ -1,6 +1,7 @@
 //! The disk's side of a transfer: what is held, what is a hole, what is written; hashed in order.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::io;
 use std::time::{Duration, Instant};
 
 use super::body::{MAX_GAPS, Run, gaps};
@@ -10,8 +11,8 @@ use crate::path::RelativePath;
 use crate::store::fault::fault;
 use crate::store::{Attributes, Claim, Lapses, Store, Upload};
 use crate::wire::{
-    Durability, ENCODING_PIECES, HELD_BLOCK, HELD_STEP, Held, MAX_HELD, Plan, Range, Trailer,
-    content_hasher,
+    Durability, ENCODING_PIECES, HELD_BLOCK, HELD_STEP, Held, MAX_HELD, MAX_HOLES, Plan, Range,
+    Trailer, content_hasher,
 };
 
 /// Most ranges that are offered of blocks which are there in part: those at the ends of what was written. They are half, less
@@ -21,6 +22,14 @@ const MAX_ENDS: u64 = MAX_HELD as u64 / 2 - 1;
 const READ_BACK: usize = 256 << 10;
 /// Zeros written at a time where no hole can be made, in bytes.
 const ZEROS: u64 = 256 << 10;
+
+/// Zeros of a sparse file that are left as a hole, in bytes and aligned to that: the block of most filesystems.
+const HOLE_BLOCK: u64 = 4 << 10;
+/// What a block is compared with to find out whether it is zeros.
+static ZERO_BLOCK: [u8; HOLE_BLOCK as usize] = [0; HOLE_BLOCK as usize];
+
+/// Bytes of gaps that are read back as zeros when an earlier attempt is offered, at most: a second of hashing.
+const MAX_JOINED: u64 = 1 << 30;
 
 /// How long a partial may be another process's before its file is refused, and how often it is tried: a server that was
 /// killed may still be closing its files while the next one serves.
@@ -60,6 +69,8 @@ pub(super) struct Disk {
     beyond: BTreeMap<u64, u64>,
     /// Holes beyond the frontier.
     holes: VecDeque<Range>,
+    /// The source has holes, perhaps more than the plan tells: zeros in the body are left as holes too.
+    sparse: bool,
     /// Takes the body apart, where it comes in pieces.
     pieces: Option<Pieces>,
     /// Bytes written since the disk was last asked to begin with them; `None` where the commit need not reach it.
@@ -83,6 +94,7 @@ impl Disk {
             frontier: 0,
             beyond,
             holes,
+            sparse: false,
             pieces: None,
             unsynced: None,
         };
@@ -92,6 +104,7 @@ impl Disk {
             .upload
             .held()
             .map_err(|e| fault(&disk.path, "read what is there of it", e))?;
+        let parts = join_parts(parts);
         // Of what is there, not of the size: a file of 1 TiB may be holes for the most part.
         let bytes: u64 = parts.iter().map(|part| part.end - part.start).sum();
         let block = bytes
@@ -167,6 +180,7 @@ impl Disk {
         }
         self.hasher = content_hasher(self.size, plan.holes());
         self.holes = plan.holes().iter().copied().collect();
+        self.sparse = !self.holes.is_empty() && !self.in_order();
         Ok(())
     }
 
@@ -194,8 +208,7 @@ impl Disk {
         }
         self.catch_up()?;
         for run in runs {
-            self.upload
-                .write_at(&run.data, run.offset)
+            self.write_run(&run)
                 .map_err(|e| fault(&self.path, "write it", e))?;
             if run.offset == self.frontier {
                 self.hasher.update(&run.data);
@@ -204,6 +217,23 @@ impl Disk {
                 self.mark(run.offset, run.end())?;
             }
             self.catch_up()?;
+        }
+        Ok(())
+    }
+
+    /// Writes a run; of a sparse file, its blocks of zeros become holes, also where an earlier attempt left something else.
+    fn write_run(&mut self, run: &Run) -> io::Result<()> {
+        if !self.sparse {
+            return self.upload.write_at(&run.data, run.offset);
+        }
+        for part in split_at_zeros(run.offset, &run.data) {
+            let data = &run.data[part.range.clone()];
+            let at = run.offset + part.range.start as u64;
+            if part.zeros {
+                self.upload.make_hole(at..at + data.len() as u64)?;
+            } else {
+                self.upload.write_at(data, at)?;
+            }
         }
         Ok(())
     }
@@ -372,6 +402,63 @@ impl Disk {
         }
         Ok(())
     }
+}
+
+/// Joins what is held across its smallest gaps, where there are more gaps than a plan has holes: the rest of them came as zeros
+/// and were left as holes. The digest tells whether they are zeros at the sender too. A plan tells the largest holes, and of
+/// holes of one length the last, so none of them is joined.
+fn join_parts(parts: Vec<std::ops::Range<u64>>) -> Vec<std::ops::Range<u64>> {
+    let mut gaps: Vec<(u64, u64)> = parts
+        .windows(2)
+        .map(|two| (two[1].start - two[0].end, two[0].end))
+        .collect();
+    gaps.sort_unstable();
+    gaps.truncate(gaps.len().saturating_sub(MAX_HOLES));
+    let mut joined_bytes = 0;
+    let joined: HashSet<u64> = gaps
+        .into_iter()
+        .take_while(|(length, _)| {
+            joined_bytes += length;
+            joined_bytes <= MAX_JOINED
+        })
+        .map(|(_, at)| at)
+        .collect();
+    let mut all: Vec<std::ops::Range<u64>> = Vec::new();
+    for part in parts {
+        match all.last_mut() {
+            Some(last) if joined.contains(&last.end) => last.end = part.end,
+            _ => all.push(part),
+        }
+    }
+    all
+}
+
+/// A part of a run.
+struct RunPart {
+    range: std::ops::Range<usize>,
+    /// It is zeros only.
+    zeros: bool,
+}
+
+/// Takes a run apart where blocks of zeros begin and end. Blocks are aligned in the file, so the first and the last of a run
+/// may be parts of one: such a part becomes a hole if it is zeros, and takes no space as long as the rest of its block is.
+fn split_at_zeros(offset: u64, data: &[u8]) -> Vec<RunPart> {
+    let mut parts: Vec<RunPart> = Vec::new();
+    let mut at = 0;
+    while at < data.len() {
+        let left_in_block = HOLE_BLOCK - (offset + at as u64) % HOLE_BLOCK;
+        let end = data.len().min(at + left_in_block as usize);
+        let zeros = data[at..end] == ZERO_BLOCK[..end - at];
+        match parts.last_mut() {
+            Some(last) if last.zeros == zeros => last.range.end = end,
+            _ => parts.push(RunPart {
+                range: at..end,
+                zeros,
+            }),
+        }
+        at = end;
+    }
+    parts
 }
 
 /// Whether neighbouring held ranges cover a part of the file.
@@ -606,6 +693,123 @@ mod tests {
             source.data_from(HELD_BLOCK).unwrap(),
             Some(2 * HELD_BLOCK..size)
         );
+    }
+
+    /// Receives a file whose plan has one hole at its end, in runs of so many bytes, and gives the parts that are no holes.
+    fn receive_sparse(
+        store: &MemoryStore,
+        content: &[u8],
+        hole: u64,
+        run: usize,
+    ) -> Vec<(u64, u64)> {
+        let size = content.len() as u64;
+        let plan = with_holes(size, &[(hole, size - hole)]);
+        let path = RelativePath::from_components(["f"]).unwrap();
+        let (mut disk, held) = Disk::begin(upload(store, size).unwrap(), &path, size).unwrap();
+        disk.keep(&plan, &held).unwrap();
+        let runs = content[..hole as usize].chunks(run).enumerate();
+        let mut runs: Vec<Run> = runs
+            .map(|(i, data)| Run {
+                offset: (i * run) as u64,
+                data: data.into(),
+            })
+            .collect();
+        // The first comes last, so that all others are hashed from what was written.
+        runs.rotate_left(1);
+        disk.write(runs).unwrap();
+        let mut hasher = content_hasher(size, plan.holes());
+        hasher.update(&content[..hole as usize]);
+        let trailer = Trailer {
+            digest: hasher.finalize().into(),
+            size: None,
+        };
+        let attributes = Attributes::default();
+        disk.finish(Some(trailer), &attributes, Durability::Visible, || Ok(()))
+            .unwrap();
+        let source = store.open(&path).unwrap();
+        let mut back = vec![7; content.len()];
+        assert_eq!(source.read_at(&mut back, 0).unwrap(), content.len());
+        assert!(back == content);
+        let mut parts = Vec::new();
+        let mut at = 0;
+        while let Some(part) = source.data_from(at).unwrap() {
+            parts.push((part.start, part.end - part.start));
+            at = part.end;
+        }
+        parts
+    }
+
+    #[test]
+    fn zeros_of_a_sparse_file_are_left_as_holes() {
+        let block = HOLE_BLOCK as usize;
+        let mut content = vec![0; 64 * block];
+        for at in [3, 4, 40] {
+            content[at * block..(at + 1) * block].fill(1);
+        }
+        let data = [
+            (3 * HOLE_BLOCK, 2 * HOLE_BLOCK),
+            (40 * HOLE_BLOCK, HOLE_BLOCK),
+        ];
+        let hole = 50 * HOLE_BLOCK;
+        // As they come on a slow line, too: no run holds a whole block.
+        for run in [1000, block, 10 * block, 64 * block] {
+            assert_eq!(
+                receive_sparse(&MemoryStore::new(), &content, hole, run),
+                data
+            );
+        }
+    }
+
+    #[test]
+    fn zeros_left_as_holes_hide_what_an_earlier_attempt_left() {
+        let block = HOLE_BLOCK as usize;
+        let mut content = vec![0; 64 * block];
+        content[..block].fill(1);
+        let store = MemoryStore::new();
+        let mut earlier = upload(&store, content.len() as u64).unwrap();
+        earlier.write_at(&vec![9; 60 * block], 0).unwrap();
+        drop(earlier);
+        let hole = 50 * HOLE_BLOCK;
+        let data = receive_sparse(&store, &content, hole, 10 * block);
+        assert_eq!(data, [(0, HOLE_BLOCK)]);
+    }
+
+    #[test]
+    fn gaps_that_no_plan_can_tell_are_offered_as_held() {
+        let (parts, period) = (MAX_HOLES as u64 + 65, HELD_STEP);
+        let size = parts * period;
+        let store = MemoryStore::new();
+        let mut first = upload(&store, size).unwrap();
+        for i in 0..parts {
+            first.write_at(&[1; 4096], i * period).unwrap();
+        }
+        drop(first);
+        let (_, held) =
+            Disk::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
+        // The last gaps, and the one to the end, may be holes of the plan.
+        let bytes: u64 = held.iter().map(|held| held.range.length).sum();
+        assert_eq!(bytes, 64 * period);
+        assert!(
+            held.iter()
+                .all(|h| h.range.offset + h.range.length <= 64 * period)
+        );
+    }
+
+    #[test]
+    fn zeros_of_a_file_without_holes_are_written() {
+        let (store, content) = (MemoryStore::new(), vec![0; 20_000]);
+        receive(&content, &plan(&[(0, 20_000)]), &[], &[], 0).unwrap();
+        let mut disk = Disk::begin(
+            upload(&store, 20_000).unwrap(),
+            &RelativePath::root(),
+            20_000,
+        )
+        .unwrap()
+        .0;
+        disk.keep(&plan(&[(0, 20_000)]), &[]).unwrap();
+        let data = content[..].into();
+        disk.write(vec![Run { offset: 0, data }]).unwrap();
+        assert_eq!(disk.upload.held().unwrap().first(), Some(&(0..20_000)));
     }
 
     #[test]
