@@ -17,6 +17,21 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Longest sentence in bytes that a peer may send with a code.
 pub const MAX_TEXT: usize = 1024;
 
+/// Whether an error of `flock` says that the filesystem knows no locks: Lustre without its mount option, some FUSE
+/// filesystems, NFS without its lock service. NFS also locks no file (EBADF) that is open for reading only.
+pub(crate) fn knows_no_flock(error: rustix::io::Errno) -> bool {
+    use rustix::io::Errno;
+    [
+        Errno::NOSYS,
+        Errno::NOTSUP,
+        Errno::OPNOTSUPP,
+        Errno::INVAL,
+        Errno::NOLCK,
+        Errno::BADF,
+    ]
+    .contains(&error)
+}
+
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $value:literal, $text:literal;)*) => {
         /// Codes that cross the wire: in verdicts and receipts, and as QUIC application error codes when a stream is

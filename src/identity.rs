@@ -23,7 +23,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, knows_no_flock};
 
 /// What a key id begins with: the digest's name, as ssh writes it.
 const PREFIX: &str = "SHA256:";
@@ -214,6 +214,17 @@ pub struct Home {
     path: PathBuf,
 }
 
+/// Waits for the lock of an open file. Where the filesystem knows no locks it goes on without: then only one process may
+/// change what is in HAUL_HOME at a time.
+pub(crate) fn lock_exclusively(file: &File) -> io::Result<()> {
+    match rustix::io::retry_on_intr(|| {
+        rustix::fs::flock(file, rustix::fs::FlockOperation::LockExclusive)
+    }) {
+        Err(e) if knows_no_flock(e) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
 impl Home {
     /// `$HAUL_HOME`, or else `haul/` in the platform's config directory (`$XDG_CONFIG_HOME`, `~/.config`).
     ///
@@ -322,9 +333,7 @@ impl Home {
                 .write(true)
                 .mode(0o600)
                 .open(&path)?;
-            rustix::io::retry_on_intr(|| {
-                rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
-            })?;
+            lock_exclusively(&file)?;
             Ok(file)
         };
         lock().map_err(Error::io(format!("cannot lock {}", path.display())))

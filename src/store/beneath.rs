@@ -39,6 +39,8 @@ pub(super) struct Root {
     device: u64,
     /// Whether openat2 is there; found out by using it.
     pub(super) openat2: AtomicBool,
+    /// Whether flock is tried; tests behave as a filesystem without it.
+    pub(super) flock: AtomicBool,
     /// Whether something on another filesystem was met below.
     spans: AtomicBool,
     /// Digests of the paths of directories that are on the disk, they and all above them.
@@ -111,6 +113,7 @@ impl Root {
             device: device(&fstat(&descriptor)?),
             descriptor,
             openat2: AtomicBool::new(cfg!(target_os = "linux")),
+            flock: AtomicBool::new(true),
             spans: AtomicBool::new(false),
             durable: Mutex::default(),
             modes: Mutex::default(),

@@ -2,18 +2,20 @@
 //!
 //! A partial stands beside its final name, as `.haul-<32 hex digits>.partial`. The digits follow from the claim and the
 //! path, so that a rerun finds it with no index to keep. Whoever holds its flock owns it: only they write to it, rename
-//! it or remove it, and the lock ends with the process.
+//! it or remove it, and the lock ends with the process. Where there is no flock, see [`Lock`].
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{Timespec, Timestamps};
 use rustix::fs::{
     UTIME_NOW, UTIME_OMIT, fchmod, flock, fstat, futimens, linkat, openat, renameat, unlinkat,
 };
@@ -23,7 +25,7 @@ use super::beneath::{ATTEMPTS, Directory, Root, device, fsync};
 use super::fault::{fault, refusal};
 use super::holes::{self, next_data};
 use super::{Attributes, Claim, Lapses, Upload, attributes};
-use crate::error::{Code, Why};
+use crate::error::{Code, Why, knows_no_flock};
 use crate::path::{PARTIAL_PREFIX, PARTIAL_SUFFIX, RelativePath};
 use crate::wire::{Durability, Time};
 
@@ -119,13 +121,52 @@ pub(super) fn is_named(
         .is_some_and(|s| (device(&s), s.st_ino) == (device(&open), open.st_ino)))
 }
 
-/// Takes the lock of an open partial; false when somebody else has it.
-pub(super) fn lock(file: &File) -> rustix::io::Result<bool> {
-    match flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(true),
-        Err(Errno::WOULDBLOCK) => Ok(false),
+/// The lock of an open partial; it lasts as long as both this and the file are there.
+///
+/// Some filesystems know no flock (Lustre without its mount option, some FUSE filesystems, NFS without its lock service).
+/// There, partials are locked against this process alone: two processes that receive the same version of a file from the same
+/// key at the same time write to one partial, and the one that commits it last fails.
+#[derive(Debug)]
+pub(super) struct Lock {
+    /// Device and inode, if the file is only locked in this process.
+    within: Option<(u64, u64)>,
+}
+
+/// Device and inode of the partials that are locked without flock.
+static LOCKED: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
+
+/// Takes the lock of an open partial; `None` when somebody else has it.
+pub(super) fn lock(root: &Root, file: &File) -> rustix::io::Result<Option<Lock>> {
+    let flocked = if root.flock.load(Ordering::Relaxed) {
+        flock(file, FlockOperation::NonBlockingLockExclusive)
+    } else {
+        Err(Errno::NOSYS)
+    };
+    match flocked {
+        Ok(()) => Ok(Some(Lock { within: None })),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(e) if knows_no_flock(e) => {
+            tracing::debug!(error = %e, "no flock here: partials are locked within this process alone");
+            let stat = fstat(file)?;
+            let id = (device(&stat), stat.st_ino);
+            let new = locked().insert(id);
+            // Lazily: a lock that is made and dropped gives back the other's.
+            Ok(new.then(|| Lock { within: Some(id) }))
+        }
         Err(e) => Err(e),
     }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Some(id) = self.within {
+            locked().remove(&id);
+        }
+    }
+}
+
+fn locked() -> MutexGuard<'static, BTreeSet<(u64, u64)>> {
+    LOCKED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What futimens takes: the time of access stays as it is.
@@ -144,14 +185,20 @@ pub(super) fn timestamps(modified: Time) -> Timestamps {
     }
 }
 
+/// A partial that is open and locked.
+struct Acquired {
+    // In this order: once the file is closed, another may have its inode.
+    lock: Lock,
+    file: File,
+}
+
 /// Opens the partial of that name, or makes it, and locks it.
 fn acquire(
     root: &Root,
     directory: &Directory<'_>,
     name: &[u8],
     path: &RelativePath,
-) -> Result<File, Why> {
-    let cannot = |what| move |e: Errno| fault(path, what, e);
+) -> Result<Acquired, Why> {
     for _ in 0..ATTEMPTS {
         let (file, found) = match root.change(directory, || open_or_make(directory, name)) {
             Ok(found) => found,
@@ -160,39 +207,75 @@ fn acquire(
             Err(Errno::LOOP | Errno::NXIO | Errno::ACCESS)
                 if matches!(directory.stat(name), Ok(Some(_))) =>
             {
-                remove(root, directory, name)
-                    .map_err(cannot("remove what stands in its partial's place"))?;
+                remove_other(root, directory, name, path)?;
                 continue;
             }
             Err(e) => return Err(fault(path, "open its partial", e)),
         };
-        if !lock(&file).map_err(cannot("lock its partial"))? {
-            return Err(refusal(Code::Busy, path));
-        }
-        // Whoever had the lock before us may just have renamed or removed it.
-        if !is_named(directory, name, &file).map_err(cannot("look at its partial"))? {
-            continue;
-        }
-        let stat = fstat(&file).map_err(cannot("look at its partial"))?;
-        let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        if found == Found::Nothing {
-            // Made by us just now, whatever owner the filesystem (NFS, FAT) shows.
-            return Ok(file);
-        } else if !regular
-            || stat.st_nlink != 1
-            || stat.st_uid != rustix::process::geteuid().as_raw()
-        {
-            // Somebody else's, or also known by another name: what is written to it would show up elsewhere.
-            remove(root, directory, name)
-                .map_err(cannot("remove what stands in its partial's place"))?;
-        } else if found == Found::Unwritable {
-            // A commit was cut short between the final mode and the final name.
-            restore(&file).map_err(|e| fault(path, "take up its partial", e))?;
-        } else {
-            return Ok(file);
+        match take(root, directory, name, path, &file, &found) {
+            Ok(Some(lock)) => return Ok(Acquired { lock, file }),
+            Ok(None) => {}
+            Err(why) => {
+                // An empty partial that cannot be used is not left behind.
+                if found == Found::Nothing && is_named(directory, name, &file) == Ok(true) {
+                    let _ = remove(root, directory, name);
+                }
+                return Err(why);
+            }
         }
     }
     Err(refusal(Code::Busy, path))
+}
+
+/// Locks an open partial and makes sure that it is one of ours; `None` when it is to be tried again.
+fn take(
+    root: &Root,
+    directory: &Directory<'_>,
+    name: &[u8],
+    path: &RelativePath,
+    file: &File,
+    found: &Found,
+) -> Result<Option<Lock>, Why> {
+    let cannot = |what| move |e: Errno| fault(path, what, e);
+    let Some(lock) = lock(root, file).map_err(cannot("lock its partial"))? else {
+        // Made by us just now, but another was faster to lock it: it is found again as theirs.
+        return match found {
+            Found::Nothing => Ok(None),
+            _ => Err(refusal(Code::Busy, path)),
+        };
+    };
+    // Whoever had the lock before us may just have renamed or removed it.
+    if !is_named(directory, name, file).map_err(cannot("look at its partial"))? {
+        return Ok(None);
+    }
+    if *found == Found::Nothing {
+        // Made by us just now, whatever owner the filesystem (NFS, FAT) shows.
+        return Ok(Some(lock));
+    }
+    let stat = fstat(file).map_err(cannot("look at its partial"))?;
+    let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    // Somebody else's, or also known by another name: what is written to it would show up elsewhere.
+    if !regular || stat.st_nlink > 1 || stat.st_uid != rustix::process::geteuid().as_raw() {
+        remove_other(root, directory, name, path)?;
+        return Ok(None);
+    }
+    if *found == Found::Unwritable {
+        // A commit was cut short between the final mode and the final name.
+        restore(file).map_err(|e| fault(path, "take up its partial", e))?;
+        return Ok(None);
+    }
+    Ok(Some(lock))
+}
+
+/// Removes what stands in a partial's place and is none of ours.
+fn remove_other(
+    root: &Root,
+    directory: &Directory<'_>,
+    name: &[u8],
+    path: &RelativePath,
+) -> Result<(), Why> {
+    remove(root, directory, name)
+        .map_err(|e| fault(path, "remove what stands in its partial's place", e))
 }
 
 /// Removes a name.
@@ -255,6 +338,8 @@ pub(super) struct LocalUpload {
     root: Arc<Root>,
     path: RelativePath,
     name: String,
+    // In this order: once the file is closed, another may have its inode.
+    _lock: Lock,
     file: File,
     size: u64,
     /// Mode of the file where the sender says none.
@@ -275,11 +360,12 @@ impl LocalUpload {
         };
         let directory = root.make(&parent)?;
         let name = claim_name(path, claim);
-        let file = acquire(root, &directory, name.as_bytes(), path)?;
+        let Acquired { lock, file } = acquire(root, &directory, name.as_bytes(), path)?;
         let upload = Self {
             root: Arc::clone(root),
             path: path.clone(),
             name,
+            _lock: lock,
             file,
             size: claim.size,
             mode,

@@ -151,13 +151,13 @@ fn remove_stale(
             let open = |access| openat(directory, name, access | how, Mode::empty());
             // NFS wants write access for the lock; a commit cut short may have left no permission for it.
             let file = File::from(open(OFlags::RDWR).or_else(|_| open(OFlags::RDONLY))?);
-            if !lock(&file)?
-                || !is_named(directory, name, &file)?
-                || modified(&fstat(&file)?) > limit
-            {
+            let Some(lock) = lock(root, &file)? else {
+                return Ok(false);
+            };
+            if !is_named(directory, name, &file)? || modified(&fstat(&file)?) > limit {
                 return Ok(false);
             }
-            Some(file)
+            Some((file, lock))
         }
         // A link that was made aside and never renamed. Its time of modification is the source's, so it does not tell.
         FileType::Symlink

@@ -9,11 +9,9 @@ use std::net::Ipv6Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock};
-
 use crate::config::DEFAULT_PORT;
 use crate::error::{Error, Result};
-use crate::identity::KeyId;
+use crate::identity::{KeyId, lock_exclusively};
 use crate::path::printable;
 
 /// A host and port in the one form that known_hosts and messages have: lower case, IPv6 in brackets and shortened.
@@ -78,7 +76,7 @@ fn add_line(file: &Path, host: &str, key_id: &KeyId) -> io::Result<()> {
         .append(true)
         .mode(0o600)
         .open(file)?;
-    rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))?;
+    lock_exclusively(&file)?;
     let mut text = Vec::new();
     file.read_to_end(&mut text)?;
     let line = format!("{host} {key_id}");

@@ -31,4 +31,5 @@ mod session;
 mod store;
 mod support;
 mod sync;
+mod system;
 mod trust;

@@ -322,6 +322,30 @@ fn another_process_finds_the_partial_again() {
 }
 
 #[test]
+fn without_flock_partials_are_locked_within_the_process() {
+    let place = Place::new();
+    let other = LocalStore::open(&place.inside).unwrap();
+    for store in [&place.store, &other] {
+        store.root.flock.store(false, Ordering::Relaxed);
+    }
+    let upload = begin(&place.store, "d/f", b"data").unwrap();
+    let refused = place.refused(other.create(&path("d/f"), &claim(4)), "d/f");
+    assert_eq!(refused, Code::Busy);
+    assert_eq!(other.sweep(Duration::ZERO), Ok(0), "it is locked");
+    drop(upload);
+    let upload = other.create(&path("d/f"), &claim(4)).unwrap();
+    assert_eq!(upload.held().unwrap().first(), Some(&(0..4)));
+    upload
+        .commit(&Attributes::default(), Durability::Synced)
+        .unwrap();
+    // The lock went with the upload, and not with the name.
+    put(&place.store, "d/f", b"more").unwrap();
+    drop(begin(&place.store, "d/g", b"data").unwrap());
+    assert_eq!(other.sweep(Duration::ZERO), Ok(1));
+    assert_eq!(listing(&place.inside.join("d")), ["f"]);
+}
+
+#[test]
 fn a_commit_that_was_cut_short_is_taken_up_again() {
     let place = Place::new();
     drop(begin(&place.store, "f", b"data").unwrap());

@@ -1,0 +1,177 @@
+//! What other tools take for granted of a system: locks, owners, descriptors, and that a directory stays where it is.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use crate::support::command::{is_root, private};
+use crate::support::{Host, content, from, listing, path, pull, push, to, write};
+use haul::error::{Code, Error};
+use haul::path::RelativePath;
+use haul::store::{Attributes, Claim, LocalStore, Store};
+use haul::wire::Durability;
+use tempfile::{TempDir, tempdir};
+
+/// A `haul serve` below another program, until it is dropped.
+struct Below {
+    child: Child,
+    url: String,
+    key_id: String,
+    served: TempDir,
+    _home: TempDir,
+}
+
+impl Below {
+    /// `program` runs what comes behind its arguments, as the same process.
+    fn serve(home: TempDir, program: &str, arguments: &[&str]) -> Option<Self> {
+        let served = tempdir().unwrap();
+        let mut child = Command::new(program)
+            .args(arguments)
+            .args([env!("CARGO_BIN_EXE_haul"), "serve"])
+            .arg(served.path())
+            .args(["--listen", "127.0.0.1:0", "--anyone", "both"])
+            .env("HAUL_HOME", home.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .inspect_err(|error| println!("skipped: {program}: {error}"))
+            .ok()?;
+        let mut said = String::new();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        while !said.contains("Ctrl-C") {
+            if output.read_line(&mut said).unwrap() == 0 {
+                println!("skipped: {program} does not run here");
+                let _ = child.wait();
+                return None;
+            }
+        }
+        let word = |after: &str| {
+            let rest = said.split(after).nth(1).unwrap();
+            rest.split_whitespace().next().unwrap().to_owned()
+        };
+        Some(Self {
+            url: word("  at "),
+            key_id: word("  key id "),
+            child,
+            served,
+            _home: home,
+        })
+    }
+
+    /// `haul cp` to it.
+    fn cp(&self, from: &Path, source: &str) -> Output {
+        let home = private();
+        Command::new(env!("CARGO_BIN_EXE_haul"))
+            .args([
+                "cp",
+                "--retry-for",
+                "0s",
+                "--pin",
+                &self.key_id,
+                source,
+                &self.url,
+            ])
+            .current_dir(from)
+            .env("HAUL_HOME", home.path())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+}
+
+impl Drop for Below {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A `haul serve` whose every `flock` fails so.
+fn without_flock(home: TempDir, error: &str) -> Option<Below> {
+    let inject = format!("inject=flock:error={error}");
+    // -D: the server is our child, and strace a process beside it.
+    let arguments = [
+        "-D",
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=flock",
+        "-e",
+        &inject,
+    ];
+    Below::serve(home, "strace", &arguments)
+}
+
+fn tree() -> TempDir {
+    let here = tempdir().unwrap();
+    write(&here.path().join("t/small"), b"content");
+    write(&here.path().join("t/large"), &content(1, 3_000_000));
+    here
+}
+
+#[test]
+fn a_filesystem_without_flock_takes_files() {
+    // HAUL_HOME has none either.
+    let Some(server) = without_flock(private(), "ENOSYS") else {
+        return;
+    };
+    let here = tree();
+    let sent = server.cp(here.path(), "t");
+    let said = String::from_utf8_lossy(&sent.stderr);
+    assert_eq!(sent.status.code(), Some(0), "{said}");
+    assert_eq!(listing(server.served.path()), listing(here.path()));
+}
+
+#[test]
+fn a_partial_that_cannot_be_locked_is_not_left_behind() {
+    let home = private();
+    // The key is made before, since that takes a lock too.
+    let made = Command::new(env!("CARGO_BIN_EXE_haul"))
+        .arg("id")
+        .env("HAUL_HOME", home.path())
+        .stdout(Stdio::null())
+        .status();
+    assert!(made.unwrap().success());
+    let Some(server) = without_flock(home, "EIO") else {
+        return;
+    };
+    let here = tree();
+    let sent = server.cp(here.path(), "t");
+    let said = String::from_utf8_lossy(&sent.stderr);
+    assert_eq!(sent.status.code(), Some(1), "{said}");
+    assert!(said.contains("cannot lock its partial"), "{said}");
+    let left = std::fs::read_dir(server.served.path().join("t")).unwrap();
+    assert_eq!(left.count(), 0);
+}
+
+#[test]
+fn many_sources_are_sent_with_few_open_files() {
+    let (server, here) = (
+        Below::serve(private(), "env", &[]).unwrap(),
+        tempdir().unwrap(),
+    );
+    for i in 0..200 {
+        write(&here.path().join(format!("one/{i}")), b"one");
+        write(&here.path().join(format!("many/{i}/in {i}")), b"many");
+    }
+    let home = private();
+    let script = "ulimit -n 64 && exec \"$0\" cp -q --pin \"$1\" one/* many/*/* \"$2\"";
+    let sent = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_haul")])
+        .args([&server.key_id, &server.url])
+        .current_dir(here.path())
+        .env("HAUL_HOME", home.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&sent.stderr);
+    assert_eq!(sent.status.code(), Some(0), "{said}");
+    for i in 0..200 {
+        let read = |name: String| std::fs::read(server.served.path().join(name)).unwrap();
+        assert_eq!(read(format!("{i}")), b"one");
+        assert_eq!(read(format!("in {i}")), b"many");
+    }
+}
