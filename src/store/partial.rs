@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RawMode, Stat};
 use rustix::fs::{Timespec, Timestamps};
 use rustix::fs::{
     UTIME_NOW, UTIME_OMIT, fchmod, flock, fstat, futimens, linkat, openat, renameat, unlinkat,
@@ -31,6 +31,8 @@ use crate::wire::{Durability, Time};
 
 /// Mode of a partial: nobody else reads what is not verified yet.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
+/// The permission bits by which others than the owner write to a file.
+const WRITE_BY_OTHERS: RawMode = Mode::WGRP.union(Mode::WOTH).bits();
 /// Hex digits in a partial's name: 16 bytes, so that two claims never meet.
 const DIGITS: usize = 32;
 /// Most ranges that are found in a partial (256 KiB of them): a peer decides how scattered it is, and a
@@ -255,7 +257,7 @@ fn take(
     let stat = fstat(file).map_err(cannot("look at its partial"))?;
     let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
     // Somebody else's, or also known by another name: what is written to it would show up elsewhere.
-    if !regular || stat.st_nlink > 1 || stat.st_uid != rustix::process::geteuid().as_raw() {
+    if !regular || stat.st_nlink > 1 || !is_ours(root, directory, &stat) {
         remove_other(root, directory, name, path)?;
         return Ok(None);
     }
@@ -276,6 +278,33 @@ fn remove_other(
 ) -> Result<(), Why> {
     remove(root, directory, name)
         .map_err(|e| fault(path, "remove what stands in its partial's place", e))
+}
+
+/// Whether a file that stands in a directory is one that this process's user has made.
+///
+/// On some filesystems everything seems to belong to somebody else: FAT, NTFS and SMB mounted for a user, NFS with
+/// root_squash, some FUSE filesystems. So what does not carry our number is compared with a file that is made for that.
+fn is_ours(root: &Root, directory: &Directory<'_>, there: &Stat) -> bool {
+    there.st_uid == rustix::process::geteuid().as_raw()
+        || probe(root, directory).is_ok_and(|ours| is_alike(there, &ours))
+}
+
+/// What a private file that we make in a directory looks like there.
+fn probe(root: &Root, directory: &Directory<'_>) -> rustix::io::Result<Stat> {
+    let name = temporary_name();
+    let how = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = root.change(directory, || openat(directory, &name, how, PRIVATE))?;
+    let stat = fstat(&file);
+    remove(root, directory, name.as_bytes())?;
+    stat
+}
+
+/// Whether a file belongs to the one that ours belong to, and nobody else may write to it who may not write to ours.
+fn is_alike(there: &Stat, ours: &Stat) -> bool {
+    let owners = there.st_uid == ours.st_uid && device(there) == device(ours);
+    let more_writers = there.st_mode & WRITE_BY_OTHERS & !ours.st_mode != 0;
+    let group = there.st_gid == ours.st_gid || there.st_mode & Mode::WGRP.as_raw_mode() == 0;
+    owners && group && !more_writers
 }
 
 /// Removes a name.
@@ -555,4 +584,42 @@ pub(super) fn read_full_at(
         }
     }
     Ok(length - buffer.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file as the system tells of it, with another owner, group and mode.
+    fn stat(owner: u32, group: u32, mode: RawMode) -> Stat {
+        let mut stat = fstat(tempfile::tempfile().unwrap()).unwrap();
+        stat.st_uid = owner;
+        stat.st_gid = group;
+        stat.st_mode = FileType::RegularFile.as_raw_mode() | mode;
+        stat
+    }
+
+    #[test]
+    fn only_a_file_that_looks_like_ours_is_ours() {
+        // Mounted for a user, with fixed modes; and NFS with root_squash, where modes are real.
+        let (mounted, squashed) = (stat(1000, 1000, 0o777), stat(65_534, 65_534, 0o600));
+        let device = stat(0, 0, 0).st_dev;
+        let alike = |there: Stat, ours: &Stat| {
+            let (mut there, mut ours) = (there, *ours);
+            (there.st_dev, ours.st_dev) = (device, device);
+            is_alike(&there, &ours)
+        };
+        assert!(alike(stat(1000, 1000, 0o777), &mounted));
+        assert!(!alike(stat(1001, 1000, 0o777), &mounted));
+        assert!(alike(stat(65_534, 65_534, 0o600), &squashed));
+        // A commit was cut short between the final mode and the final name.
+        assert!(alike(stat(65_534, 65_534, 0o644), &squashed));
+        assert!(!alike(stat(65_534, 65_534, 0o666), &squashed));
+        assert!(!alike(stat(65_534, 65_534, 0o660), &squashed));
+        assert!(!alike(stat(0, 65_534, 0o600), &squashed));
+        // Ours may be written by our group, but it is not that group.
+        let shared = stat(65_534, 65_534, 0o660);
+        assert!(alike(stat(65_534, 65_534, 0o660), &shared));
+        assert!(!alike(stat(65_534, 100, 0o660), &shared));
+    }
 }

@@ -147,6 +147,67 @@ fn a_partial_that_cannot_be_locked_is_not_left_behind() {
     assert_eq!(left.count(), 0);
 }
 
+/// An NTFS whose files all seem to belong to user 1000, until it is dropped.
+struct Ntfs(TempDir);
+
+impl Ntfs {
+    fn mount() -> Option<Self> {
+        let place = tempdir().unwrap();
+        let (image, mount) = (place.path().join("image"), place.path().join("m"));
+        std::fs::create_dir(&mount).unwrap();
+        let file = std::fs::File::create(&image).unwrap();
+        file.set_len(64 << 20).unwrap();
+        let run = |command: &mut Command| {
+            let command = command.stdout(Stdio::null()).stderr(Stdio::null());
+            command.status().is_ok_and(|status| status.success())
+        };
+        let mounted = is_root()
+            && run(Command::new("mkfs.ntfs").args(["-q", "-F"]).arg(&image))
+            && run(Command::new("ntfs-3g")
+                .args(["-o", "uid=1000,gid=1000,umask=022"])
+                .args([&image, &mount]));
+        if !mounted {
+            println!("skipped: it takes root and ntfs-3g");
+        }
+        mounted.then_some(Self(place))
+    }
+
+    fn directory(&self) -> std::path::PathBuf {
+        self.0.path().join("m")
+    }
+}
+
+impl Drop for Ntfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.directory()).status();
+    }
+}
+
+#[test]
+fn a_partial_is_taken_up_where_all_files_seem_to_be_anothers() {
+    let Some(ntfs) = Ntfs::mount() else { return };
+    let store = LocalStore::open(&ntfs.directory()).unwrap();
+    let claim = Claim {
+        owner: [7; 32],
+        size: 4,
+        modified: None,
+    };
+    let mut upload = store.create(&path("d/f"), &claim).unwrap();
+    upload.write_at(b"dat", 0).unwrap();
+    drop(upload);
+    let mut upload = store.create(&path("d/f"), &claim).unwrap();
+    assert_eq!(upload.held().unwrap().first(), Some(&(0..3)));
+    upload.write_at(b"a", 3).unwrap();
+    upload
+        .commit(&Attributes::default(), Durability::Synced)
+        .unwrap();
+    assert_eq!(
+        std::fs::read(ntfs.directory().join("d/f")).unwrap(),
+        b"data"
+    );
+    assert_eq!(listing(&ntfs.directory().join("d")).len(), 1);
+}
+
 #[test]
 fn many_sources_are_sent_with_few_open_files() {
     let (server, here) = (

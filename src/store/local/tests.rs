@@ -346,6 +346,24 @@ fn without_flock_partials_are_locked_within_the_process() {
 }
 
 #[test]
+fn a_partial_that_another_user_made_is_not_taken_up() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("skipped: only root gives files away");
+    }
+    let place = Place::new();
+    drop(begin(&place.store, "f", b"data").unwrap());
+    let partial = place.inside.join(claim_name(&path("f"), &claim(4)));
+    std::os::unix::fs::chown(&partial, Some(65_534), Some(65_534)).unwrap();
+    let before = fs::metadata(&partial).unwrap().ino();
+    let foreign = fs::File::open(&partial).unwrap();
+    let upload = place.store.create(&path("f"), &claim(4)).unwrap();
+    assert_eq!(upload.held().unwrap(), []);
+    assert_ne!(fs::metadata(&partial).unwrap().ino(), before);
+    drop((upload, foreign));
+    assert_eq!(listing(&place.inside), [""; 0], "the probe is gone too");
+}
+
+#[test]
 fn a_commit_that_was_cut_short_is_taken_up_again() {
     let place = Place::new();
     drop(begin(&place.store, "f", b"data").unwrap());
