@@ -223,6 +223,12 @@ pub trait Store: Send + Sync + 'static {
         false
     }
 
+    /// Fails when the store is no longer where it was opened, such as a directory that was renamed or mounted over. Every
+    /// session of a server begins with it.
+    fn check_root(&self) -> Result<(), Why> {
+        Ok(())
+    }
+
     /// Brings to the disk all that was made or found in this store so far.
     fn sync(&self) -> Result<(), Why>;
 

@@ -58,6 +58,7 @@ pub(super) async fn serve(
     tracing::info!(id = %hex(&list.session), recursive = list.recursive, "list");
     let (store, deadline) = (server.store.clone(), server.config.deadline);
     let begun = blocking(move || {
+        store.check_root()?;
         Walk::begin(
             store,
             &RelativePath::from_components(&list.path.0)?,

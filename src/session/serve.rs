@@ -358,6 +358,7 @@ async fn serve_pull(
     let look = move || match &offered {
         Some(offered) => offered.look(&pull, parallel, observer),
         None => {
+            store.check_root()?;
             let looked = sources::look(&store, &pull.sources)?;
             Ok(found(
                 looked,
@@ -500,6 +501,7 @@ pub(super) async fn refuse(
 
 /// Settles where the sources of a push come to stand, and what a mirror spares there. Blocks.
 fn settle(store: &dyn Store, push: &Push) -> Result<(Place, Filter), Why> {
+    store.check_root()?;
     let destination = RelativePath::from_components(&push.destination.0)?;
     let mirror = push.take.is_some_and(|take| take.delete.is_some());
     if mirror && (push.sources != 1 || !push.directory) {

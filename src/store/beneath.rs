@@ -7,8 +7,10 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, mkdirat, openat, statat};
 use rustix::io::Errno;
@@ -30,12 +32,22 @@ const PRIVATE: Mode = Mode::RWXU;
 pub(super) const ATTEMPTS: u32 = 8;
 /// Directories above each other that are looked at.
 const MAX_DEPTH: usize = 4096;
+/// How long it counts that the root was found under its path, before a change looks again.
+const NAMED_FOR: Duration = Duration::from_secs(1);
 /// Most directories remembered as durable (32 bytes each); past it they are forgotten, which only costs time.
 const MAX_DURABLE: usize = 65_536;
+
+/// What is said when the root is no longer where it was opened.
+const DISPLACED: &str = "cannot go on: the directory that haul has opened there was renamed, removed or mounted over, and its \
+                         path names another now; restart haul there, then run the same command again";
 
 /// The root of a store.
 pub(super) struct Root {
     descriptor: OwnedFd,
+    /// The path that it was opened by.
+    path: PathBuf,
+    /// When it was last found to be under that path.
+    pub(super) named: Mutex<Option<Instant>>,
     device: u64,
     /// Whether openat2 is there; found out by using it.
     pub(super) openat2: AtomicBool,
@@ -112,6 +124,8 @@ impl Root {
         Ok(Self {
             device: device(&fstat(&descriptor)?),
             descriptor,
+            path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+            named: Mutex::default(),
             openat2: AtomicBool::new(cfg!(target_os = "linux")),
             flock: AtomicBool::new(true),
             spans: AtomicBool::new(false),
@@ -123,6 +137,40 @@ impl Root {
     /// The root itself.
     pub(super) fn directory(&self) -> Directory<'_> {
         Directory::Root(self.descriptor.as_fd())
+    }
+
+    /// Refuses a change where the root is no longer under the path that it was opened by: something was mounted there, or it
+    /// was renamed or removed. What is written then would go where nobody looks for it.
+    pub(super) fn check_named(&self, path: &RelativePath) -> Result<(), Why> {
+        let recently = |at: &Instant| at.elapsed() < NAMED_FOR;
+        if self.last_named().as_ref().is_some_and(recently) {
+            return Ok(());
+        }
+        self.check_named_now()
+            .map_err(|why| Why::new(why.code, format!("{path}: {}", why.text)))
+    }
+
+    /// The same for the store as a whole, and not by what was found before.
+    pub(super) fn check_named_now(&self) -> Result<(), Why> {
+        if self.path_leads_here() {
+            *self.last_named() = Some(Instant::now());
+            return Ok(());
+        }
+        tracing::warn!(path = %self.path.display(), "the directory was moved, removed or mounted over");
+        Err(Why::new(Code::Io, DISPLACED))
+    }
+
+    /// Whether its path still leads to it. What the system does not tell, such as for want of permission, is no reason to fail.
+    fn path_leads_here(&self) -> bool {
+        match (rustix::fs::stat(&self.path), fstat(&self.descriptor)) {
+            (Ok(there), Ok(held)) => (device(&there), there.st_ino) == (device(&held), held.st_ino),
+            (Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP), _) => false,
+            _ => true,
+        }
+    }
+
+    fn last_named(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens a directory; `None` when it, or one above it, is missing.

@@ -35,7 +35,8 @@ const COMMON_UMASK: u32 = 0o022;
 /// A directory on disk as a [`Store`].
 ///
 /// It is held as an open descriptor, from which every name is resolved; no symbolic link is followed below it. An
-/// upload holds one descriptor, all else only while a call lasts.
+/// upload holds one descriptor, all else only while a call lasts. Once the path that it was opened by leads elsewhere, as
+/// after a rename or a mount, nothing more is written to it.
 ///
 /// ```
 /// # fn main() {
@@ -228,10 +229,12 @@ impl Store for LocalStore {
     }
 
     fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
+        self.root.check_named(path)?;
         self.root.make(path).map(|_| ())
     }
 
     fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
+        self.root.check_named(path)?;
         let file = self.open_for_metadata(path)?;
         let _one = self.root.modes();
         attributes::set(&file, path, attributes)
@@ -247,6 +250,7 @@ impl Store for LocalStore {
             return Err(refusal(Code::IsDirectory, path));
         };
         check_target(path, target)?;
+        self.root.check_named(path)?;
         let directory = self.root.make(&parent)?;
         let (last, aside) = (path.name().unwrap_or_default(), temporary_name());
         self.root
@@ -288,6 +292,7 @@ impl Store for LocalStore {
         let Some(parent) = new.parent() else {
             return Err(refusal(Code::IsDirectory, new));
         };
+        self.root.check_named(new)?;
         let (from, name) = self.parent(existing)?;
         linkable(existing, &from, name)?;
         let to = self.root.make(&parent)?;
@@ -306,6 +311,7 @@ impl Store for LocalStore {
     }
 
     fn remove(&self, path: &RelativePath) -> Result<(), Why> {
+        self.root.check_named(path)?;
         let (directory, name) = self.parent(path)?;
         let there = directory
             .stat(name)
@@ -336,7 +342,13 @@ impl Store for LocalStore {
         false
     }
 
+    fn check_root(&self) -> Result<(), Why> {
+        self.root.check_named_now()
+    }
+
     fn sync(&self) -> Result<(), Why> {
+        // A session ends with this, and may have written since the last look.
+        self.check_root()?;
         self.root
             .sync()
             .map_err(|e| fault(&RelativePath::root(), "bring the store to the disk", e))

@@ -387,6 +387,7 @@ impl LocalUpload {
         let Some(parent) = path.parent() else {
             return Err(refusal(Code::IsDirectory, path));
         };
+        root.check_named(path)?;
         let directory = root.make(&parent)?;
         let name = claim_name(path, claim);
         let Acquired { lock, file } = acquire(root, &directory, name.as_bytes(), path)?;
@@ -417,6 +418,7 @@ impl LocalUpload {
         attributes: &Attributes,
         durability: Durability,
     ) -> Result<(Directory<'_>, Lapses), Why> {
+        self.root.check_named(&self.path)?;
         let mode = Some(attributes.mode.unwrap_or(self.mode));
         let lapses = attributes::set(
             &self.file,

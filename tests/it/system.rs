@@ -208,6 +208,35 @@ fn a_partial_is_taken_up_where_all_files_seem_to_be_anothers() {
     assert_eq!(listing(&ntfs.directory().join("d")).len(), 1);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_session_begins_once_the_served_directory_was_moved() {
+    let (here, above) = (tree(), tempdir().unwrap());
+    let (served, away) = (above.path().join("served"), above.path().join("away"));
+    write(&served.join("old"), b"old");
+    let host = Host::directory(&served);
+    std::fs::rename(&served, &away).unwrap();
+    std::fs::create_dir(&served).unwrap();
+    let refused = |error: Error| match error {
+        Error::Refused(why) => {
+            assert_eq!(why.code, Code::Io);
+            assert!(why.text.contains("restart haul there"), "{why}");
+            assert!(!why.text.contains(above.path().to_str().unwrap()), "{why}");
+        }
+        other => panic!("{other}"),
+    };
+    refused(
+        push(&host, &to(&[&here.path().join("t")], ""))
+            .await
+            .unwrap_err(),
+    );
+    refused(pull(&host, &from(&["old"], here.path())).await.unwrap_err());
+    let client = host.connect().await.unwrap();
+    let list = client.list(&RelativePath::root(), false).await;
+    refused(list.err().unwrap());
+    assert_eq!(std::fs::read_dir(&served).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(&away).unwrap().count(), 1);
+}
+
 #[test]
 fn many_sources_are_sent_with_few_open_files() {
     let (server, here) = (

@@ -364,6 +364,46 @@ fn a_partial_that_another_user_made_is_not_taken_up() {
 }
 
 #[test]
+fn nothing_is_written_once_the_path_names_another_directory() {
+    let place = Place::new();
+    let store = &place.store;
+    put(store, "f", b"data").unwrap();
+    let upload = begin(store, "g", b"data").unwrap();
+    let away = place.above.path().join("away");
+    fs::rename(&place.inside, &away).unwrap();
+    for replaced in [false, true] {
+        if replaced {
+            fs::create_dir(&place.inside).unwrap();
+        }
+        *store.root.named.lock().unwrap() = None;
+        let attributes = Attributes::default();
+        let refused = |result| assert_eq!(place.refused(result, "new"), Code::Io);
+        refused(store.create(&path("new"), &claim(4)).map(drop));
+        refused(store.make_directory(&path("new")));
+        refused(
+            store
+                .make_symlink(&path("new"), b"f", &attributes)
+                .map(drop),
+        );
+        refused(store.link(&path("f"), &path("new")));
+        refused(store.set_attributes(&path("new"), &attributes).map(drop));
+        refused(store.remove(&path("new")));
+        assert_eq!(store.check_root().unwrap_err().code, Code::Io);
+        assert_eq!(store.sync().unwrap_err().code, Code::Io);
+    }
+    let partial = claim_name(&path("g"), &claim(4));
+    assert_eq!(listing(&away), [&partial, "f"]);
+    let committed = upload.commit(&Attributes::default(), Durability::Synced);
+    assert_eq!(place.refused(committed, "g"), Code::Io);
+    assert_eq!(listing(&place.inside), [""; 0]);
+    // Put back where it was, it goes on.
+    fs::remove_dir(&place.inside).unwrap();
+    fs::rename(&away, &place.inside).unwrap();
+    store.check_root().unwrap();
+    put(store, "g", b"data").unwrap();
+}
+
+#[test]
 fn a_commit_that_was_cut_short_is_taken_up_again() {
     let place = Place::new();
     drop(begin(&place.store, "f", b"data").unwrap());
