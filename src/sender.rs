@@ -284,6 +284,8 @@ impl Tally {
         let Sent {
             entries,
             failed,
+            vanished,
+            specials,
             interrupted,
             unkept,
             ..
@@ -292,7 +294,8 @@ impl Tally {
         let unkept = Some(unkept).filter(|unkept| spent.is_some() && !unkept.is_empty());
         End {
             entries,
-            failed,
+            // The receiver was told of each of them which is no failure.
+            failed: failed + vanished + specials,
             interrupted: interrupted.map(Into::into),
             spent,
             unkept,
@@ -439,13 +442,11 @@ impl Run {
                     }
                 }
                 Some(Found::Failed(path, why)) => {
-                    Unsendable {
-                        path: Components::from(&path),
-                        why: why.clone().into(),
-                    }
-                    .put(&mut buffer);
-                    self.shared
-                        .report(None, path, Kind::File, 0, Settled::Failed(why));
+                    let omitted = (why.code == Code::Special).then_some(false);
+                    self.unsendable(path, Settled::Failed(why), omitted, &mut buffer);
+                }
+                Some(Found::Omitted(path, why)) => {
+                    self.unsendable(path, Settled::Omitted(why), Some(true), &mut buffer);
                 }
                 Some(Found::Excluded(count)) => self.state().exclude(count),
                 None => {
@@ -462,6 +463,25 @@ impl Run {
         self.sending.all_sent.cancel();
         self.until(|state| state.unsettled.is_empty()).await;
         Ok(())
+    }
+
+    /// Tells of something that never becomes an entry.
+    fn unsendable(
+        &self,
+        path: RelativePath,
+        result: Settled,
+        omitted: Option<bool>,
+        buffer: &mut BytesMut,
+    ) {
+        if let Settled::Failed(why) | Settled::Omitted(why) = &result {
+            Unsendable {
+                path: Components::from(&path),
+                why: why.clone().into(),
+                omitted,
+            }
+            .put(buffer);
+        }
+        self.shared.report(None, path, Kind::File, 0, result);
     }
 
     /// Writes the entries gathered in the buffer, within the limits.
@@ -585,7 +605,7 @@ impl Run {
         if self.sending.connection.close_reason().is_none() {
             self.settle(
                 id,
-                result.map_or_else(Settled::Failed, |()| Settled::Committed),
+                result.map_or_else(Settled::ended, |()| Settled::Committed),
             );
         }
     }
@@ -595,7 +615,7 @@ impl Run {
         let Some((announce, size, role)) = self.state().unsettled.get(&id).map(settled) else {
             return;
         };
-        let stands = !matches!(result, Settled::Failed(_));
+        let stands = matches!(result, Settled::Committed | Settled::Skipped);
         let stopping = matches!(&result, Settled::Failed(why) if why.code == Code::Stopping);
         // The server stops: that is said once for the session, not for each file.
         if stopping {

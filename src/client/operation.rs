@@ -255,6 +255,7 @@ impl Pulling {
             },
             owner: self.key_id.0,
             durability: self.options.durability,
+            fail_specials: walk.fail_specials,
             permits: Arc::new(Permits::new(self.permits.clone())),
             window: window.clone(),
             // A server must not find out what is here.

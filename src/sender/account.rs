@@ -32,6 +32,12 @@ pub struct Sent {
     pub failed: u64,
     /// The first [`MAX_FAILURES`] of them.
     pub failures: Vec<(RelativePath, Why)>,
+    /// What was there when it was looked for, and gone before its turn; no failure.
+    pub vanished: u64,
+    /// FIFOs, sockets and devices come upon in directories, unless those are to fail.
+    pub specials: u64,
+    /// The first [`MAX_FAILURES`] of both.
+    pub omitted: Vec<(RelativePath, Why)>,
     /// What was not sent of files that were: each kind of thing once.
     pub unkept: Vec<Unkept>,
     /// Files, links and directories that the filter left out; what is in such a directory was not looked at.
@@ -63,6 +69,15 @@ impl Sent {
                 self.failed += 1;
                 if self.failures.len() < MAX_FAILURES {
                     self.failures.push((path.clone(), why.clone()));
+                }
+            }
+            Settled::Omitted(why) => {
+                match why.code {
+                    Code::Special => self.specials += 1,
+                    _ => self.vanished += 1,
+                }
+                if self.omitted.len() < MAX_FAILURES {
+                    self.omitted.push((path.clone(), why.clone()));
                 }
             }
             _ if kind == Kind::Directory => {}

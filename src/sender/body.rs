@@ -157,7 +157,7 @@ impl FileReader {
     pub(super) fn finish(mut self) -> Result<[u8; 32], Why> {
         let open = self.source()?.metadata().map_err(|e| unreadable(&e))?;
         let Some(named) = self.file.tree.store.stat(&self.file.path)? else {
-            return Err(Why::new(Code::Changed, "removed while it was being sent"));
+            return Err(Why::new(Code::Vanished, "removed while it was being sent"));
         };
         if open.version != self.file.seen.version || named.version != open.version {
             return Err(changed());
@@ -189,7 +189,8 @@ impl FileReader {
     /// Opens the file at first use, and makes sure that it is the one that was announced.
     fn source(&mut self) -> Result<&dyn Source, Why> {
         if self.source.is_none() {
-            let source = self.file.tree.store.open(&self.file.path)?;
+            let source = self.file.tree.store.open(&self.file.path);
+            let source = source.map_err(vanished)?;
             if source.metadata().map_err(|e| unreadable(&e))?.version != self.file.seen.version {
                 return Err(changed());
             }
@@ -211,6 +212,14 @@ fn overlaps(ranges: &[Range], range: Range) -> bool {
     ranges
         .get(next)
         .is_some_and(|other| other.offset < end(range))
+}
+
+/// What is not found at its turn was there when it was announced.
+fn vanished(why: Why) -> Why {
+    match why.code {
+        Code::NotFound => Code::Vanished.into(),
+        _ => why,
+    }
 }
 
 fn changed() -> Why {

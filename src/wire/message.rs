@@ -415,6 +415,9 @@ pub struct Unsendable {
     /// Why.
     #[n(1)]
     pub why: WireWhy,
+    /// With `Special` and `Vanished`: whether that is no failure, since it was only come upon in a directory.
+    #[n(2)]
+    pub omitted: Option<bool>,
 }
 
 /// On the manifest: all there is was found, only directories are still to come. For people, whom it tells how much is left.

@@ -308,6 +308,17 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
         all(&Unsendable {
             path: components(&[b"a", b"b.txt"]),
             why: why(),
+            omitted: None,
+        }),
+        all(&Unsendable {
+            path: components(&[b"a", b"b"]),
+            why: haul::error::Why::from(Code::Vanished).into(),
+            omitted: Some(true),
+        }),
+        all(&Unsendable {
+            path: components(&[b"a", b"c"]),
+            why: haul::error::Why::from(Code::Special).into(),
+            omitted: Some(false),
         }),
         all(&Complete {}),
         all(&Plan {
