@@ -180,7 +180,8 @@ pub struct Announce {
     pub digest: Option<[u8; 32]>,
     /// Keeps the directory it stands in from being announced before it is settled.
     pub parent: Option<Arc<Directory>>,
-    /// Where its content comes from, if not from the tree's store.
+    /// What its content comes through if its size is not known: an input, or a file in the tree's store whose metadata says
+    /// that it is empty.
     pub pipe: Option<Arc<Pipe>>,
     /// What is announced on demand only.
     pub extra: Option<Box<Extra>>,
@@ -237,7 +238,9 @@ impl Announce {
 
     /// The entry as it goes over the wire.
     pub fn entry(&self, id: u64) -> Entry {
-        let known = self.pipe.is_none();
+        let sized = self.pipe.is_none();
+        // An input has no metadata.
+        let known = self.pipe.as_ref().is_none_or(|pipe| pipe.is_file());
         let (owner, xattrs) = self
             .extra
             .as_ref()
@@ -253,7 +256,7 @@ impl Announce {
             id,
             path: Components::from(&self.path),
             kind: self.kind,
-            size: (self.kind == Kind::File && known).then_some(self.metadata.size),
+            size: (self.kind == Kind::File && sized).then_some(self.metadata.size),
             modified: known.then_some(self.metadata.modified),
             mode: (self.kind != Kind::Symlink && known).then_some(self.metadata.mode & bits),
             target: self.target.clone(),
@@ -400,6 +403,16 @@ impl Walk {
                 Ok(target) => announce.target = Some(target),
                 Err(why) => return Some(unreadable(announce.path, why, named)),
             },
+            Kind::File if announce.metadata.size == 0 => {
+                match tree
+                    .store
+                    .has_unsized_content(&announce.source, &announce.metadata)
+                {
+                    Ok(false) => {}
+                    Ok(true) => announce.pipe = Some(Arc::new(Pipe::of_file())),
+                    Err(why) => return Some(unreadable(announce.path, why, named)),
+                }
+            }
             Kind::File => {}
         }
         Some(Found::Entry(announce))

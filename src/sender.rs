@@ -438,7 +438,7 @@ impl Run {
                     let counts = announce.kind != Kind::Directory;
                     self.state().put_found(announce, &mut buffer);
                     if counts {
-                        self.report_found(false);
+                        self.report_found();
                     }
                 }
                 Some(Found::Failed(path, why)) => {
@@ -452,7 +452,8 @@ impl Run {
                 None => {
                     *walked.walking = false;
                     Complete {}.put(&mut buffer);
-                    self.report_found(true);
+                    self.state().all_found = true;
+                    self.report_found();
                 }
             }
         }
@@ -538,9 +539,9 @@ impl Run {
         }
     }
 
-    fn report_found(&self, complete: bool) {
-        let (files, bytes) = self.state().found();
-        let complete = complete && self.shared.pipe.as_ref().is_none_or(|pipe| pipe.is_ended());
+    fn report_found(&self) {
+        let (files, bytes, all) = self.state().found();
+        let complete = all && self.shared.pipe.as_ref().is_none_or(|pipe| pipe.is_ended());
         (self.shared.observer)(Event::Found {
             files,
             bytes,

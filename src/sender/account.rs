@@ -106,6 +106,8 @@ pub(super) struct State {
     pub(super) names: Names,
     found_files: u64,
     found_bytes: u64,
+    /// The walk is over.
+    pub(super) all_found: bool,
     /// All was found and announced.
     pub(super) complete: bool,
     /// Why the receiver goes away, on this connection.
@@ -214,9 +216,9 @@ impl State {
         self.found_bytes += bytes;
     }
 
-    /// Files found so far, and their bytes.
-    pub(super) fn found(&self) -> (u64, u64) {
-        (self.found_files, self.found_bytes)
+    /// Files found so far, their bytes, and whether that is all.
+    pub(super) fn found(&self) -> (u64, u64, bool) {
+        (self.found_files, self.found_bytes, self.all_found)
     }
 
     /// Takes an entry off the unanswered ones; returns it, and whether all of it was sent before. A second answer, or one

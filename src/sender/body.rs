@@ -215,7 +215,7 @@ fn overlaps(ranges: &[Range], range: Range) -> bool {
 }
 
 /// What is not found at its turn was there when it was announced.
-fn vanished(why: Why) -> Why {
+pub(super) fn vanished(why: Why) -> Why {
     match why.code {
         Code::NotFound => Code::Vanished.into(),
         _ => why,

@@ -1,4 +1,4 @@
-//! Sources that are not files at rest: names like those of partials, what vanishes, and what has no
+//! Sources that are not files at rest: sizes that are not told, names like those of partials, what vanishes, and what has no
 //! content.
 
 use std::path::Path;
@@ -40,6 +40,66 @@ fn codes(all: &[(RelativePath, Why)]) -> Vec<(String, Code)> {
 
 fn fifo(at: &Path) {
     rustix::fs::mkfifoat(rustix::fs::CWD, at, rustix::fs::Mode::RUSR).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_says_it_is_empty_is_sent_to_its_end() {
+    let (store, here) = (MemoryStore::new().hiding_sizes(), tempdir().unwrap());
+    let large = content(1, 3 << 20);
+    put(&store, "t/small", b"five!");
+    put(&store, "t/below/large", &large);
+    put(&store, "t/empty", b"");
+    let host = Host::serving(Arc::new(store), Config::default());
+    // Beside others, and alone.
+    for _ in 0..2 {
+        let outcome = pull(&host, &from(&["t"], &here.path().join("t"))).await;
+        let sent = outcome.unwrap().sent;
+        assert_eq!(sent.failed, 0, "{:?}", sent.failures);
+        assert_eq!(sent.files + sent.skipped, 3);
+        assert_eq!(
+            std::fs::read(here.path().join("t/small")).unwrap(),
+            b"five!"
+        );
+        assert!(std::fs::read(here.path().join("t/below/large")).unwrap() == large);
+        assert_eq!(std::fs::read(here.path().join("t/empty")).unwrap(), b"");
+    }
+    let into = format!("{}/", here.path().display());
+    pull(&host, &from(&["t/small"], Path::new(&into)))
+        .await
+        .unwrap();
+    assert_eq!(std::fs::read(here.path().join("small")).unwrap(), b"five!");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_of_proc_are_sent_with_their_content() {
+    if !Path::new("/proc/version").exists() {
+        return eprintln!("skipped: there is no /proc");
+    }
+    let (served, version) = (tempdir().unwrap(), std::fs::read("/proc/version").unwrap());
+    let host = Host::directory(served.path());
+    // Alone under another name, into a directory, and with its directory.
+    for (source, destination, there) in [
+        ("/proc/version", "v", "v"),
+        ("/proc/version", "d/", "d/version"),
+        ("/proc/sys/kernel/random", "r", "r/boot_id"),
+    ] {
+        let outcome = push(&host, &to(&[Path::new(source)], destination)).await;
+        let sent = outcome.unwrap().sent;
+        assert_eq!((sent.failed, sent.omitted), (0, vec![]), "{source}");
+        assert!(!std::fs::read(served.path().join(there)).unwrap().is_empty());
+    }
+    assert_eq!(std::fs::read(served.path().join("v")).unwrap(), version);
+    let (host, here) = (
+        Host::directory(Path::new("/proc/sys/kernel")),
+        tempdir().unwrap(),
+    );
+    pull(&host, &from(&["random/boot_id"], &here.path().join("id")))
+        .await
+        .unwrap();
+    assert_eq!(
+        std::fs::read(here.path().join("id")).unwrap(),
+        std::fs::read("/proc/sys/kernel/random/boot_id").unwrap()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -109,6 +169,9 @@ impl Store for Vanishing {
     fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why> {
         self.gone(self.opened, path)
             .map_or_else(|| self.inner.open(path), Err)
+    }
+    fn has_unsized_content(&self, _: &RelativePath, _: &Metadata) -> Result<bool, Why> {
+        Ok(false)
     }
     fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
         self.inner.create(path, claim)
