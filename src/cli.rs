@@ -130,7 +130,7 @@ Examples: haul cp photos haul://server/2026    -> 2026/... there
 Unchanged files (same size and time) are skipped; the same command goes on with
 what was interrupted. A local a:b is written ./a:b. Also: -c (compare content),
 --existing HOW, --no-fsync, --follow, --xattrs, --owner, --exclude, --include,
---files-from, --gitignore, --specials: README has them all.")]
+--files-from, --gitignore, --allow-growing, --specials: README has them all.")]
 struct Cp {
     /// Files and directories; - is standard input, as DST output
     #[arg(value_name = "SRC", required = true)]
@@ -212,6 +212,8 @@ struct Taking {
 /// What becomes of sources that are not files at rest.
 #[derive(Args, Clone, Copy)]
 struct Unruly {
+    #[arg(long, hide = true)]
+    allow_growing: bool,
     #[arg(long, hide = true, value_name = "HOW", default_value = "skip")]
     specials: Specials,
 }

@@ -141,6 +141,8 @@ pub struct WalkOptions {
     pub numeric_ids: bool,
     /// Extended attributes of files and directories are announced.
     pub xattrs: bool,
+    /// A file that only grows while it is sent, as a log does, is sent as long as it was when it was found.
+    pub allow_growing: bool,
     /// A FIFO, socket or device in a directory is a failure, and not only named.
     pub fail_specials: bool,
 }

@@ -143,6 +143,7 @@ impl Sender {
         let (directories_to, directories) = mpsc::unbounded_channel();
         let shared = Shared {
             index: options.index.clone(),
+            may_grow: options.allow_growing,
             ..Shared::new(parallel, None, observer)
         };
         let begin = Some(Begin {
@@ -334,6 +335,8 @@ struct Shared {
     memory: Arc<Semaphore>,
     /// Where the digests of what was sent are remembered.
     index: Option<Index>,
+    /// Files may become longer while they are sent.
+    may_grow: bool,
     state: Mutex<State>,
     /// Told whenever an entry is answered or settled.
     changed: Notify,
@@ -359,6 +362,7 @@ impl Shared {
             ))),
             memory: Arc::new(Semaphore::new(SMALL_MEMORY_KIB)),
             index: None,
+            may_grow: false,
             state: Mutex::default(),
             changed: Notify::new(),
             observer,

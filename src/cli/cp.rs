@@ -144,6 +144,7 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
         numeric_ids: cp.how.numeric_ids,
         xattrs: cp.how.xattrs,
         checksum: cp.how.taking.checksum,
+        allow_growing: cp.how.unruly.allow_growing,
         fail_specials: cp.how.unruly.specials == Specials::Fail,
         ..WalkOptions::default()
     };

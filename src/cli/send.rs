@@ -36,7 +36,7 @@ Examples: haul send photos/ notes.txt
           tar c photos | haul send - --name photos.tar
 Whoever types the code into `haul receive` sees what there is and takes it. One
 wrong guess burns the code. Changed your mind? Ctrl-C.
-Also: --limit, --exclude and the like, --specials, --retry-for.")]
+Also: --limit, --exclude and the like, --allow-growing, --specials, --retry-for.")]
 pub(super) struct Send {
     /// Files and directories; - is standard input
     #[arg(value_name = "PATH", required_unless_present = "text")]
@@ -114,6 +114,7 @@ async fn begin(send: &Send, stage: &Stage) -> anyhow::Result<Offering> {
             .transpose()?,
         walk: WalkOptions {
             filter: send.filter.filter(false)?,
+            allow_growing: send.unruly.allow_growing,
             fail_specials: send.unruly.specials == Specials::Fail,
             ..WalkOptions::default()
         },

@@ -185,6 +185,7 @@ impl Pulling {
             filter: wire_filter(filter)?,
             xattrs: options.walk.xattrs.then_some(true),
             owner: options.walk.owner.then_some(true),
+            growing: options.walk.allow_growing.then_some(true),
         };
         if !pull.fits() {
             return Err(Error::Usage(

@@ -37,16 +37,37 @@ struct What {
     tree: std::sync::Arc<crate::manifest::Tree>,
     path: crate::path::RelativePath,
     seen: Metadata,
+    /// It may become longer meanwhile: what it had when it was announced is sent.
+    may_grow: bool,
 }
+
+impl What {
+    /// Whether the file is still what was announced.
+    fn check(&self, now: &Metadata) -> Result<(), Why> {
+        let (seen, now) = (&self.seen.version, &now.version);
+        // Longer, and otherwise the same file, as far as metadata can tell.
+        let grew = now.file == seen.file && now.size > seen.size;
+        match () {
+            () if now == seen || grew && self.may_grow => Ok(()),
+            () if grew => Err(Why::new(Code::Changed, GREW)),
+            () => Err(changed()),
+        }
+    }
+}
+
+/// What is said of a file to which something was appended.
+const GREW: &str = "changed while it was being sent: it grew. Send it again once it is at rest, or with --allow-growing, \
+                    which sends what it had at the start";
 
 impl FileReader {
     /// A reader for an announced file. The file itself is opened with the first read, so that many wait with few
     /// descriptors.
-    pub(super) fn open(announce: &Announce, held: Vec<Held>) -> Self {
+    pub(super) fn open(announce: &Announce, held: Vec<Held>, may_grow: bool) -> Self {
         let file = What {
             tree: announce.tree.clone(),
             path: announce.source.clone(),
             seen: announce.metadata.clone(),
+            may_grow,
         };
         let size = announce.metadata.size;
         let parts = if size == 0 {
@@ -159,9 +180,9 @@ impl FileReader {
         let Some(named) = self.file.tree.store.stat(&self.file.path)? else {
             return Err(Why::new(Code::Vanished, "removed while it was being sent"));
         };
-        if open.version != self.file.seen.version || named.version != open.version {
-            return Err(changed());
-        }
+        // The name last: it may have become that of another file.
+        self.file.check(&open)?;
+        self.file.check(&named)?;
         Ok(self.hasher.finalize().into())
     }
 
@@ -191,9 +212,8 @@ impl FileReader {
         if self.source.is_none() {
             let source = self.file.tree.store.open(&self.file.path);
             let source = source.map_err(vanished)?;
-            if source.metadata().map_err(|e| unreadable(&e))?.version != self.file.seen.version {
-                return Err(changed());
-            }
+            self.file
+                .check(&source.metadata().map_err(|e| unreadable(&e))?)?;
             self.source = Some(source);
         }
         self.source

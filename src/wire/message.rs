@@ -164,6 +164,9 @@ pub struct Pull {
     /// Owners are asked for.
     #[n(10)]
     pub owner: Option<bool>,
+    /// A file that only grows while it is sent is asked for as long as it was at the start.
+    #[n(11)]
+    pub growing: Option<bool>,
 }
 
 impl Pull {

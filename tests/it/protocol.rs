@@ -138,6 +138,7 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             filter: None,
             xattrs: None,
             owner: None,
+            growing: None,
         }),
         all(&Pull {
             session,
@@ -153,6 +154,7 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             }),
             xattrs: Some(true),
             owner: Some(true),
+            growing: Some(true),
         }),
         all(&List {
             session,

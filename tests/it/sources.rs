@@ -1,16 +1,20 @@
-//! Sources that are not files at rest: sizes that are not told, names like those of partials, what vanishes, and what has no
-//! content.
+//! Sources that are not files at rest: sizes that are not told, names like those of partials, what vanishes, what has no
+//! content, and what grows.
 
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use haul::client::Client;
 use haul::config::Config;
 use haul::error::{Code, Why};
+use haul::manifest::WalkOptions;
 use haul::path::RelativePath;
 use haul::progress::{Event, Observer};
+use haul::session::Outcome;
 use haul::store::{Attributes, Claim, Lapses, MemoryStore, Metadata, Source, Store, Upload};
-use haul::wire::{Delete, Durability};
+use haul::wire::{Delete, Durability, Take};
 use serde_json::Value;
 use tempfile::tempdir;
 
@@ -412,4 +416,128 @@ fn specials_are_skipped_and_said_and_fail_only_on_demand() {
         1,
         &["cp", "--pin", &pin, &url("t/fifo"), "x"],
     );
+}
+
+/// Appends to a file, or does something else to it, once something of it has moved.
+fn once_moved(act: impl Fn() + Send + std::marker::Sync + 'static) -> Observer {
+    let once = std::sync::Once::new();
+    Arc::new(move |event| {
+        if let Event::Moved { .. } = event {
+            once.call_once(&act);
+        }
+    })
+}
+
+fn append(file: &Path) {
+    let mut file = std::fs::File::options().append(true).open(file).unwrap();
+    file.write_all(b"one more line\n").unwrap();
+}
+
+fn growing() -> WalkOptions {
+    WalkOptions {
+        allow_growing: true,
+        ..WalkOptions::default()
+    }
+}
+
+const LENGTH: usize = 16 << 20;
+
+async fn pushed(client: &Client, file: &Path, walk: WalkOptions, act: fn(&Path)) -> Outcome {
+    let mut options = to(&[file], "log");
+    options.walk = walk;
+    options.take = Take::default();
+    let acted = file.to_owned();
+    let observer = once_moved(move || act(&acted));
+    tokio::time::timeout(LIMIT, client.push(&options, observer))
+        .await
+        .expect("it ends")
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_only_grows_is_sent_as_it_was_at_the_start() {
+    let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
+    let log = source.path().join("log");
+    write(&log, &content(1, LENGTH));
+    let time = log.metadata().unwrap().modified().unwrap();
+    let host = Host::directory(served.path());
+    let client = host.connect().await.unwrap();
+    let sent = pushed(&client, &log, WalkOptions::default(), append)
+        .await
+        .sent;
+    let (_, why) = &sent.failures[0];
+    assert!(
+        why.code == Code::Changed && why.text.contains("--allow-growing"),
+        "{why}"
+    );
+    write(&log, &content(1, LENGTH));
+    log_time(&log, time);
+    let sent = pushed(&client, &log, growing(), append).await.sent;
+    assert_eq!((sent.files, sent.failed), (1, 0), "{:?}", sent.failures);
+    let there = served.path().join("log");
+    assert!(std::fs::read(&there).unwrap() == content(1, LENGTH));
+    assert_eq!(there.metadata().unwrap().modified().unwrap(), time);
+    // What is new is sent the next time.
+    let sent = push(&host, &to(&[&log], "log")).await.unwrap().sent;
+    assert_eq!((sent.files, sent.skipped), (1, 0));
+    assert!(std::fs::read(&there).unwrap() == std::fs::read(&log).unwrap());
+}
+
+fn log_time(file: &Path, time: std::time::SystemTime) {
+    let file = std::fs::File::options().write(true).open(file).unwrap();
+    file.set_modified(time).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn allow_growing_permits_no_other_change() {
+    let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
+    let log = source.path().join("log");
+    let host = Host::directory(served.path());
+    let client = host.connect().await.unwrap();
+    let changes: [fn(&Path); 3] = [
+        |file| {
+            let file = std::fs::File::options().write(true).open(file).unwrap();
+            file.set_len(100).unwrap();
+        },
+        |file| {
+            std::fs::write(file.with_extension("new"), content(2, LENGTH + 1)).unwrap();
+            std::fs::rename(file.with_extension("new"), file).unwrap();
+        },
+        |file| std::fs::write(file, content(3, LENGTH)).unwrap(),
+    ];
+    for change in changes {
+        write(&log, &content(1, LENGTH));
+        let sent = pushed(&client, &log, growing(), change).await.sent;
+        assert_eq!(codes(&sent.failures), [("log".into(), Code::Changed)]);
+        assert!(listing(served.path()).is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_asks_for_files_that_grow() {
+    let (served, here) = (tempdir().unwrap(), tempdir().unwrap());
+    let log = served.path().join("log");
+    let host = Host::directory(served.path());
+    // Slow enough that it grows before the server has read all of it.
+    let config = Config {
+        limit: haul::rate::Rate::from_bytes(8 << 20),
+        ..Config::default()
+    };
+    let identity = haul::identity::Identity::generate().unwrap();
+    let client = host.connect_as(&identity, &config).await.unwrap();
+    for walk in [WalkOptions::default(), growing()] {
+        write(&log, &content(1, LENGTH));
+        let allowed = walk.allow_growing;
+        let mut options = from(&["log"], &here.path().join("log"));
+        options.walk = walk;
+        let grown = log.clone();
+        let observer = once_moved(move || append(&grown));
+        let outcome = tokio::time::timeout(LIMIT, client.pull(&options, observer))
+            .await
+            .expect("it ends")
+            .unwrap();
+        assert_eq!(outcome.sent.failed, u64::from(!allowed));
+        assert_eq!(here.path().join("log").exists(), allowed);
+    }
+    assert!(std::fs::read(here.path().join("log")).unwrap() == content(1, LENGTH));
 }
