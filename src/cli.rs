@@ -12,6 +12,7 @@ use haul::congestion::Congestion;
 use haul::error::{Code, Error};
 use haul::identity::KeyId;
 use haul::rate::Rate;
+use haul::session::Outcome;
 use haul::wire::{Delete, Existing};
 
 mod bench;
@@ -41,12 +42,14 @@ const USAGE: u8 = 2;
 const NO_CONNECTION: u8 = 3;
 /// The server is not trusted, or does not admit this machine's key.
 const NOT_TRUSTED: u8 = 4;
+/// All done but for what vanished before its turn; the number is rsync's.
+const VANISHED: u8 = 24;
 /// Ended by Ctrl-C, as shells have it: 128 and SIGINT's number.
 const INTERRUPTED: u8 = 130;
 
 const EXAMPLES: &str = "\
 Try it: haul demo. Hand over: haul send photos/ here, and haul receive there.
-Exit: 0 done; 1 some failed; 2 usage; 3 no connection; 4 no trust; 130 Ctrl-C.";
+Exit: 0 done; 1 some failed; 2 usage; 3 no connection; 4 no trust; 24 some gone.";
 
 /// Moves files between machines over QUIC: verified, atomic, many at a time.
 #[derive(Parser)]
@@ -127,7 +130,7 @@ Examples: haul cp photos haul://server/2026    -> 2026/... there
 Unchanged files (same size and time) are skipped; the same command goes on with
 what was interrupted. A local a:b is written ./a:b. Also: -c (compare content),
 --existing HOW, --no-fsync, --follow, --xattrs, --owner, --exclude, --include,
---exclude-from, --files-from, --gitignore and others, which README tells.")]
+--files-from, --gitignore, --allow-growing, --specials: README has them all.")]
 struct Cp {
     /// Files and directories; - is standard input, as DST output
     #[arg(value_name = "SRC", required = true)]
@@ -164,6 +167,8 @@ struct How {
     numeric_ids: bool,
     #[command(flatten)]
     taking: Taking,
+    #[command(flatten)]
+    unruly: Unruly,
     #[command(flatten)]
     filter: filter::FilterArgs,
     #[arg(long, hide = true)]
@@ -202,6 +207,22 @@ struct Taking {
     existing: Existing,
     #[arg(skip)]
     delete: Option<Delete>,
+}
+
+/// What becomes of sources that are not files at rest.
+#[derive(Args, Clone, Copy)]
+struct Unruly {
+    #[arg(long, hide = true)]
+    allow_growing: bool,
+    #[arg(long, hide = true, value_name = "HOW", default_value = "skip")]
+    specials: Specials,
+}
+
+/// What becomes of FIFOs, sockets and devices in directories.
+#[derive(Clone, Copy, ValueEnum, PartialEq, Eq)]
+enum Specials {
+    Skip,
+    Fail,
 }
 
 /// What few need; the help of a command names it in its last lines.
@@ -376,6 +397,17 @@ impl Cli {
             output::failure(&error);
             exit_code(&error)
         }))
+    }
+}
+
+/// What the exit code says of a session that came to its end.
+fn exit_code_of(outcome: &Outcome) -> u8 {
+    let Outcome { sent, summary, .. } = outcome;
+    let failed = sent.failed > 0 || sent.interrupted.is_some() || summary.unremoved.is_some();
+    match sent.vanished {
+        _ if failed => FAILED,
+        0 => DONE,
+        _ => VANISHED,
     }
 }
 

@@ -127,6 +127,8 @@ codes! {
     TooMany = 0x1f, "more would be removed than may be";
     /// Source and destination lie in each other.
     Nested = 0x20, "source and destination lie in each other";
+    /// The source was there when it was looked for, and gone when its turn came.
+    Vanished = 0x21, "gone before it could be sent";
 }
 
 /// Why something did not go through, as it crosses the wire: a [`Code`] and a sentence.

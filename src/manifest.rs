@@ -166,6 +166,10 @@ pub struct WalkOptions {
     pub numeric_ids: bool,
     /// Extended attributes of files and directories are announced.
     pub xattrs: bool,
+    /// A file that only grows while it is sent, as a log does, is sent as long as it was when it was found.
+    pub allow_growing: bool,
+    /// A FIFO, socket or device in a directory is a failure, and not only named.
+    pub fail_specials: bool,
 }
 
 /// A directory that is being sent. It is announced when the last of its children lets go of it, since its final mode and
@@ -203,7 +207,8 @@ pub struct Announce {
     pub digest: Option<[u8; 32]>,
     /// Keeps the directory it stands in from being announced before it is settled.
     pub parent: Option<Arc<Directory>>,
-    /// Where its content comes from, if not from the tree's store.
+    /// What its content comes through if its size is not known: an input, or a file in the tree's store whose metadata says
+    /// that it is empty.
     pub pipe: Option<Arc<Pipe>>,
     /// What is announced on demand only.
     pub extra: Option<Box<Extra>>,
@@ -260,7 +265,9 @@ impl Announce {
 
     /// The entry as it goes over the wire.
     pub fn entry(&self, id: u64) -> Entry {
-        let known = self.pipe.is_none();
+        let sized = self.pipe.is_none();
+        // An input has no metadata.
+        let known = self.pipe.as_ref().is_none_or(|pipe| pipe.is_file());
         let (owner, xattrs) = self
             .extra
             .as_ref()
@@ -276,7 +283,7 @@ impl Announce {
             id,
             path: Components::from(&self.path),
             kind: self.kind,
-            size: (self.kind == Kind::File && known).then_some(self.metadata.size),
+            size: (self.kind == Kind::File && sized).then_some(self.metadata.size),
             modified: known.then_some(self.metadata.modified),
             mode: (self.kind != Kind::Symlink && known).then_some(self.metadata.mode & bits),
             target: self.target.clone(),
@@ -294,6 +301,8 @@ pub enum Found {
     Entry(Announce),
     /// Something that cannot be sent.
     Failed(RelativePath, Why),
+    /// Something in a directory that has vanished again, or has no content to send; no failure.
+    Omitted(RelativePath, Why),
     /// So many things that the filter leaves out.
     Excluded(u64),
 }
@@ -383,20 +392,19 @@ impl Walk {
         path: RelativePath,
         parent: Option<Arc<Directory>>,
     ) -> Option<Found> {
+        // What is named as a source was there when the session began, and is to be sent.
+        let named = parent.is_none();
         let (source, metadata) = match self.locate(tree, source, &path) {
-            Ok(Some(found)) => found,
-            Ok(None) => {
+            Ok(Located::At(source, metadata)) => (source, metadata),
+            Ok(Located::Excluded) => {
                 self.excluded += 1;
                 return None;
             }
+            Ok(Located::Gone) => return Some(gone(path, named)),
             Err(why) => return Some(Found::Failed(path, why)),
         };
         let Some(kind) = metadata.kind else {
-            let why = Why::new(
-                Code::Special,
-                "a FIFO, socket or device; skipped, it has no content to send",
-            );
-            return Some(Found::Failed(path, why));
+            return Some(self.special(path, named));
         };
         let extra = self.extra(tree, &source, &metadata, kind);
         let mut announce = Announce {
@@ -420,41 +428,59 @@ impl Walk {
             Kind::Directory => return self.enter(announce),
             Kind::Symlink => match tree.store.read_link(&announce.source) {
                 Ok(target) => announce.target = Some(target),
-                Err(why) => return Some(Found::Failed(announce.path, why)),
+                Err(why) => return Some(unreadable(announce.path, why, named)),
             },
+            Kind::File if announce.metadata.size == 0 => {
+                match tree
+                    .store
+                    .has_unsized_content(&announce.source, &announce.metadata)
+                {
+                    Ok(false) => {}
+                    Ok(true) => announce.pipe = Some(Arc::new(Pipe::of_file())),
+                    Err(why) => return Some(unreadable(announce.path, why, named)),
+                }
+            }
             Kind::File => {}
         }
         Some(Found::Entry(announce))
     }
 
-    /// Where something is that goes under that path, and what it is; `None` if it is left out.
+    /// What has no content to send.
+    fn special(&self, path: RelativePath, named: bool) -> Found {
+        if named || self.options.fail_specials {
+            let text = "a FIFO, socket or device; it has no content to send";
+            return Found::Failed(path, Why::new(Code::Special, text));
+        }
+        let text = "a FIFO, socket or device; skipped, it has no content to send";
+        Found::Omitted(path, Why::new(Code::Special, text))
+    }
+
+    /// Where something is that goes under that path, and what it is.
     fn locate(
         &self,
         tree: &Tree,
         source: RelativePath,
         path: &RelativePath,
-    ) -> Result<Option<(RelativePath, Metadata)>, Why> {
-        let there = tree.store.stat(&source)?.ok_or_else(|| {
-            let listed = self.options.filter.only.is_some();
-            Why::new(
-                Code::NotFound,
-                if listed {
-                    "listed, and not there"
-                } else {
-                    "gone before it could be sent"
-                },
-            )
-        })?;
+    ) -> Result<Located, Why> {
+        let Some(there) = tree.store.stat(&source)? else {
+            return match self.options.filter.only {
+                Some(_) => Err(Why::new(Code::NotFound, "listed, and not there")),
+                None => Ok(Located::Gone),
+            };
+        };
         let follow = self.options.follow;
         if self.excludes(tree, path, there.kind) {
-            return Ok(None);
+            return Ok(Located::Excluded);
         }
         if there.kind != Some(Kind::Symlink) || follow == Follow::Never {
-            return Ok(Some((source, there)));
+            return Ok(Located::At(source, there));
         }
         let (end, there) = follow::resolve(&*tree.store, &source, follow)?;
         // It may be a directory now.
-        Ok((!self.excludes(tree, path, there.kind)).then_some((end, there)))
+        Ok(match self.excludes(tree, path, there.kind) {
+            true => Located::Excluded,
+            false => Located::At(end, there),
+        })
     }
 
     fn excludes(&self, tree: &Tree, path: &RelativePath, kind: Option<Kind>) -> bool {
@@ -527,6 +553,13 @@ impl Walk {
             only.within(&RelativePath::from_components(below).ok()?)
         });
         let names = listed.map_or_else(|| tree.store.names(&source), Ok);
+        if let (Err(why), Some(below)) = (&names, &announce)
+            && why.code == Code::NotFound
+            && below.parent.is_some()
+        {
+            // Not announced either: it would be made at the destination.
+            return Some(gone(path, false));
+        }
         let above = self.open.last().and_then(|open| open.scope.clone());
         let found = names.and_then(|names| match filter.gitignore {
             true => Ok((names, Scope::of(&*tree.store, &source, &path, above)?)),
@@ -551,6 +584,35 @@ impl Walk {
             }
             Err(why) => Some(Found::Failed(path, why)),
         }
+    }
+}
+
+/// What became of a name that a walk looks at.
+enum Located {
+    /// It is there.
+    At(RelativePath, Metadata),
+    /// The filter leaves it out.
+    Excluded,
+    /// It was there when its directory was read.
+    Gone,
+}
+
+/// Something that is no longer there.
+fn gone(path: RelativePath, named: bool) -> Found {
+    let text = "gone before it could be sent";
+    if named {
+        Found::Failed(path, Why::new(Code::NotFound, text))
+    } else {
+        Found::Omitted(path, Why::new(Code::Vanished, text))
+    }
+}
+
+/// Something that could not be looked into, perhaps since it is no longer there.
+fn unreadable(path: RelativePath, why: Why, named: bool) -> Found {
+    if why.code == Code::NotFound {
+        gone(path, named)
+    } else {
+        Found::Failed(path, why)
     }
 }
 

@@ -12,9 +12,11 @@ use std::path::Path;
 pub const MAX_COMPONENT: usize = 255;
 /// Longest path in bytes, separators included: Linux's `PATH_MAX` (4096) less the closing NUL.
 pub const MAX_PATH: usize = 4095;
-/// Names that begin and end so are partials: hidden, never served, and not to be had as a name.
+/// A partial's name is this, [`PARTIAL_DIGITS`] hex digits and [`PARTIAL_SUFFIX`].
 pub(crate) const PARTIAL_PREFIX: &[u8] = b".haul-";
 pub(crate) const PARTIAL_SUFFIX: &[u8] = b".partial";
+/// Hex digits in a partial's name: 16 bytes, so that two claims never meet.
+pub(crate) const PARTIAL_DIGITS: usize = 32;
 
 /// A path below some directory: no `..`, no `.`, no empty component, no NUL, never absolute.
 ///
@@ -47,7 +49,7 @@ pub enum BadName {
     #[error("the path is longer than {MAX_PATH} bytes")]
     LongPath,
     /// The form of name that haul keeps for its own partials.
-    #[error("names of the form .haul-*.partial are kept for unfinished files")]
+    #[error("names of the form .haul-<32 hex digits>.partial are kept for unfinished files")]
     Reserved,
 }
 
@@ -82,7 +84,7 @@ impl RelativePath {
             c if c.contains(&b'/') => return Err(BadName::Separator),
             c if c.contains(&0) => return Err(BadName::Nul),
             c if c.len() > MAX_COMPONENT => return Err(BadName::LongComponent),
-            c if is_partial_name(c) => return Err(BadName::Reserved),
+            c if is_reserved(c) => return Err(BadName::Reserved),
             _ => {}
         }
         if self.joined.len() + 1 + component.len() > MAX_PATH {
@@ -175,9 +177,24 @@ impl RelativePath {
     }
 }
 
-/// Whether a file of this name is one of haul's partials.
+/// Whether a file of this name is one of haul's partials: hidden, never served, and swept when it is old. A name that only
+/// looks alike, such as `.haul-notes.partial`, is a user's own.
 pub(crate) fn is_partial_name(name: &[u8]) -> bool {
-    name.starts_with(PARTIAL_PREFIX) && name.ends_with(PARTIAL_SUFFIX)
+    name.strip_prefix(PARTIAL_PREFIX)
+        .and_then(|rest| rest.strip_suffix(PARTIAL_SUFFIX))
+        .is_some_and(|digits| {
+            digits.len() == PARTIAL_DIGITS
+                && digits
+                    .iter()
+                    .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+        })
+}
+
+/// Whether nobody may use this name: a file system that folds case finds a partial by its name in capitals too.
+fn is_reserved(name: &[u8]) -> bool {
+    // The length first, so that ordinary names are not copied.
+    name.len() == PARTIAL_PREFIX.len() + PARTIAL_DIGITS + PARTIAL_SUFFIX.len()
+        && is_partial_name(&name.to_ascii_lowercase())
 }
 
 /// Shows bytes that somebody else chose: control characters, bidirectional overrides and what is not UTF-8 are
@@ -237,11 +254,26 @@ mod tests {
         assert_eq!(path(&[b"a/../b"]), Err(BadName::Separator));
         assert_eq!(path(&[b"a\0b"]), Err(BadName::Nul));
         assert_eq!(path(&[&[b'x'; 256]]), Err(BadName::LongComponent));
-        assert_eq!(path(&[b".haul-00.partial"]), Err(BadName::Reserved));
         assert_eq!(
             RelativePath::from_components(vec![[b'x'; 255]; 17]),
             Err(BadName::LongPath)
         );
+    }
+
+    #[test]
+    fn only_the_exact_form_of_a_partial_is_reserved() {
+        let digits = "0123456789abcdef0123456789abcdef";
+        let partial = format!(".haul-{digits}.partial");
+        assert!(is_partial_name(partial.as_bytes()));
+        for reserved in [partial.clone(), partial.to_uppercase()] {
+            assert_eq!(path(&[reserved.as_bytes()]), Err(BadName::Reserved));
+        }
+        let longer = format!(".haul-{digits}0.partial");
+        let other = format!(".haul-{}.partial", digits.replace('f', "g"));
+        for own in [".haul-notes.partial", ".haul-.partial", &longer, &other] {
+            assert!(!is_partial_name(own.as_bytes()));
+            assert!(path(&[own.as_bytes()]).is_ok(), "{own}");
+        }
     }
 
     #[test]

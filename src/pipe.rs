@@ -17,7 +17,11 @@ const AHEAD: usize = 16;
 /// What a reader gives, as the content of a file.
 pub struct Pipe {
     input: Mutex<Option<Box<dyn Read + Send>>>,
+    /// It is the content of a file of unknown size, and is read anew for each attempt.
+    file: bool,
     bytes: AtomicU64,
+    /// The most that any attempt has taken out.
+    most: AtomicU64,
     ended: AtomicBool,
 }
 
@@ -36,9 +40,25 @@ impl Pipe {
     pub fn new(input: impl Read + Send + 'static) -> Self {
         Self {
             input: Mutex::new(Some(Box::new(input))),
+            file: false,
             bytes: AtomicU64::new(0),
+            most: AtomicU64::new(0),
             ended: AtomicBool::new(false),
         }
+    }
+
+    /// The content of a file whose size is not known: each attempt to send it gives the [`next`](Self::begin_with) reader.
+    pub(crate) fn of_file() -> Self {
+        Self {
+            input: Mutex::new(None),
+            file: true,
+            ..Self::new(io::empty())
+        }
+    }
+
+    /// Whether it is the content of a file, which can be read again.
+    pub(crate) fn is_file(&self) -> bool {
+        self.file
     }
 
     /// Bytes taken out so far.
@@ -46,9 +66,10 @@ impl Pipe {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Notes that so many bytes more were taken out.
-    pub(crate) fn moved(&self, bytes: u64) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    /// Notes that so many bytes more were taken out; returns how many of them no attempt has taken out before.
+    pub(crate) fn moved(&self, bytes: u64) -> u64 {
+        let bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        bytes.saturating_sub(self.most.fetch_max(bytes, Ordering::Relaxed))
     }
 
     /// Notes that the end was taken out.
@@ -63,10 +84,18 @@ impl Pipe {
 
     /// Whether reading has begun: from then on it cannot be sent anew.
     pub(crate) fn is_spent(&self) -> bool {
-        self.input
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_none()
+        !self.file
+            && self
+                .input
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .is_none()
+    }
+
+    /// Begins to read a file, from its start.
+    pub(crate) fn begin_with(&self, input: impl Read + Send + 'static) -> mpsc::Receiver<Piece> {
+        self.bytes.store(0, Ordering::Relaxed);
+        start(Box::new(input))
     }
 
     /// Begins to read; `None` when that has been done.
@@ -79,17 +108,22 @@ impl Pipe {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take()?;
-        let (to, pieces) = mpsc::channel(AHEAD);
-        let failed = to.clone();
-        let thread = std::thread::Builder::new()
-            .name("haul-input".into())
-            .spawn(move || read(input, &to));
-        if let Err(error) = thread {
-            // There is room for it: nothing else was sent.
-            let _ = failed.try_send(Piece::Failed(error));
-        }
-        Some(pieces)
+        Some(start(input))
     }
+}
+
+/// Reads in a thread of its own.
+fn start(input: Box<dyn Read + Send>) -> mpsc::Receiver<Piece> {
+    let (to, pieces) = mpsc::channel(AHEAD);
+    let failed = to.clone();
+    let thread = std::thread::Builder::new()
+        .name("haul-input".into())
+        .spawn(move || read(input, &to));
+    if let Err(error) = thread {
+        // There is room for it: nothing else was sent.
+        let _ = failed.try_send(Piece::Failed(error));
+    }
+    pieces
 }
 
 fn read(mut input: Box<dyn Read + Send>, to: &mpsc::Sender<Piece>) {

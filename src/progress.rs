@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::Why;
+use crate::error::{Code, Why};
 use crate::path::RelativePath;
 use crate::wire::{Kind, Probe};
 
@@ -152,6 +152,20 @@ pub enum Settled {
     Skipped,
     /// It did not go through.
     Failed(Why),
+    /// There was nothing to send, which is no failure: it vanished before its turn ([`Vanished`](crate::error::Code)), or it is
+    /// a FIFO, socket or device ([`Special`](crate::error::Code)).
+    Omitted(Why),
+}
+
+impl Settled {
+    /// How an entry ended that the sender could not send, or the receiver could not take.
+    pub(crate) fn ended(why: Why) -> Self {
+        if why.code == Code::Vanished {
+            Self::Omitted(why)
+        } else {
+            Self::Failed(why)
+        }
+    }
 }
 
 /// Takes events as they happen. It is called from the tasks that do the work, so it must be quick and must not block.

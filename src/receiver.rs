@@ -131,6 +131,8 @@ pub struct Receiving {
     pub owner: [u8; 32],
     /// How durable a commit has to be.
     pub durability: Durability,
+    /// A FIFO, socket or device that the sender has come upon is a failure.
+    pub fail_specials: bool,
     /// The way to the shared semaphore.
     pub permits: Arc<Permits>,
     /// The connection's share of the memory.
@@ -169,8 +171,8 @@ pub struct Receiver {
     failed: AtomicU64,
     /// What failed as the sender saw it.
     unsent: AtomicU64,
-    /// What a mirror's source has of devices, FIFOs and sockets: never sent, and named.
-    specials: AtomicU64,
+    /// What of that is no failure: what has vanished at the source, and FIFOs, sockets and devices.
+    omitted: AtomicU64,
     spent: OnceLock<Spent>,
     transfers: TaskTracker,
     /// Where a mirror's entries stand.
@@ -239,7 +241,7 @@ impl Receiver {
             skipped: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             unsent: AtomicU64::new(0),
-            specials: AtomicU64::new(0),
+            omitted: AtomicU64::new(0),
             spent: OnceLock::new(),
             transfers: TaskTracker::new(),
             announced: Announced::default(),
@@ -346,11 +348,10 @@ impl Receiver {
         self.transfers.close();
         self.transfers.wait().await;
         let receiver = self.clone();
-        let specials = self.specials.load(Ordering::Relaxed);
+        let omitted = self.omitted.load(Ordering::Relaxed);
         let failed = self.failed.load(Ordering::Relaxed) + self.unsent.load(Ordering::Relaxed);
         let connected = self.session.window.connection().close_reason().is_none();
-        let is_whole =
-            failed == specials && connected && self.session.ledger.is_whole_but(specials);
+        let is_whole = failed == omitted && connected && self.session.ledger.is_whole();
         let removed = blocking(move || {
             let tell = |path: RelativePath| {
                 (receiver.session.observer)(Event::Removed { path: path.clone() });
@@ -462,19 +463,33 @@ impl Receiver {
             (self.session.observer)(self.session.ledger.tell_found());
             return Ok(());
         }
-        let Unsendable { path, why } = frame.decode().map_err(StreamError::from)?;
+        let Unsendable { path, why, omitted } = frame.decode().map_err(StreamError::from)?;
         let path = RelativePath::from_components(&path.0)
             .map_err(|bad| Error::Protocol(bad.to_string()))?;
         let why = Why::from(why);
-        if why.code == Code::Special && self.session.take.delete.is_some() {
-            // It is there, and keeps nothing else from being removed; what stands in its place is left, whatever it is.
-            self.specials.fetch_add(1, Ordering::Relaxed);
-            if let Ok(place) = self.session.place.of(&path) {
-                self.announced.insert_special(&place);
+        let result = match self.is_omitted(why.code, omitted) {
+            true => Settled::Omitted(why),
+            false => Settled::Failed(why),
+        };
+        if let Settled::Omitted(_) = result {
+            // It keeps nothing else from being removed; what stands in its place is left, whatever it is.
+            self.omitted.fetch_add(1, Ordering::Relaxed);
+            if let (Some(_), Ok(place)) = (self.session.take.delete, self.session.place.of(&path)) {
+                self.announced.insert_omitted(&place);
             }
         }
-        self.report(None, path, Kind::File, 0, Settled::Failed(why));
+        self.report(None, path, Kind::File, 0, result);
         Ok(())
+    }
+
+    /// Whether what the sender does not send is no failure, as it says itself. One that says nothing is of an older version, in
+    /// which only specials were none.
+    fn is_omitted(&self, code: Code, said: Option<bool>) -> bool {
+        match code {
+            Code::Special => said.unwrap_or(true) && !self.session.fail_specials,
+            Code::Vanished => said.unwrap_or(false),
+            _ => false,
+        }
     }
 
     fn answer(&self, verdict: Verdict) {
@@ -625,6 +640,11 @@ impl Receiver {
                 self.bytes.fetch_add(size, Ordering::Relaxed);
                 Settled::Committed
             }
+            // Only a sender says so.
+            Err(why) if why.code == Code::Vanished => {
+                self.omitted.fetch_add(1, Ordering::Relaxed);
+                Settled::Omitted(why)
+            }
             Err(why) => {
                 self.failed.fetch_add(1, Ordering::Relaxed);
                 Settled::Failed(why)
@@ -640,7 +660,7 @@ impl Receiver {
             || self.session.window.connection().close_reason().is_some();
         match &result {
             // Once the connection is gone, that is what ended it.
-            Settled::Failed(_) if lost => return,
+            Settled::Failed(_) | Settled::Omitted(_) if lost => return,
             result if self.given_up.is_cancelled() => {
                 ledger.settled_late(&path, kind, size, result)
             }

@@ -143,6 +143,7 @@ impl Sender {
         let (directories_to, directories) = mpsc::unbounded_channel();
         let shared = Shared {
             index: options.index.clone(),
+            may_grow: options.allow_growing,
             ..Shared::new(parallel, None, observer)
         };
         let begin = Some(Begin {
@@ -284,6 +285,8 @@ impl Tally {
         let Sent {
             entries,
             failed,
+            vanished,
+            specials,
             interrupted,
             unkept,
             ..
@@ -292,7 +295,8 @@ impl Tally {
         let unkept = Some(unkept).filter(|unkept| spent.is_some() && !unkept.is_empty());
         End {
             entries,
-            failed,
+            // The receiver was told of each of them which is no failure.
+            failed: failed + vanished + specials,
             interrupted: interrupted.map(Into::into),
             spent,
             unkept,
@@ -331,6 +335,8 @@ struct Shared {
     memory: Arc<Semaphore>,
     /// Where the digests of what was sent are remembered.
     index: Option<Index>,
+    /// Files may become longer while they are sent.
+    may_grow: bool,
     state: Mutex<State>,
     /// Told whenever an entry is answered or settled.
     changed: Notify,
@@ -356,6 +362,7 @@ impl Shared {
             ))),
             memory: Arc::new(Semaphore::new(SMALL_MEMORY_KIB)),
             index: None,
+            may_grow: false,
             state: Mutex::default(),
             changed: Notify::new(),
             observer,
@@ -435,23 +442,22 @@ impl Run {
                     let counts = announce.kind != Kind::Directory;
                     self.state().put_found(announce, &mut buffer);
                     if counts {
-                        self.report_found(false);
+                        self.report_found();
                     }
                 }
                 Some(Found::Failed(path, why)) => {
-                    Unsendable {
-                        path: Components::from(&path),
-                        why: why.clone().into(),
-                    }
-                    .put(&mut buffer);
-                    self.shared
-                        .report(None, path, Kind::File, 0, Settled::Failed(why));
+                    let omitted = (why.code == Code::Special).then_some(false);
+                    self.unsendable(path, Settled::Failed(why), omitted, &mut buffer);
+                }
+                Some(Found::Omitted(path, why)) => {
+                    self.unsendable(path, Settled::Omitted(why), Some(true), &mut buffer);
                 }
                 Some(Found::Excluded(count)) => self.state().exclude(count),
                 None => {
                     *walked.walking = false;
                     Complete {}.put(&mut buffer);
-                    self.report_found(true);
+                    self.state().all_found = true;
+                    self.report_found();
                 }
             }
         }
@@ -462,6 +468,25 @@ impl Run {
         self.sending.all_sent.cancel();
         self.until(|state| state.unsettled.is_empty()).await;
         Ok(())
+    }
+
+    /// Tells of something that never becomes an entry.
+    fn unsendable(
+        &self,
+        path: RelativePath,
+        result: Settled,
+        omitted: Option<bool>,
+        buffer: &mut BytesMut,
+    ) {
+        if let Settled::Failed(why) | Settled::Omitted(why) = &result {
+            Unsendable {
+                path: Components::from(&path),
+                why: why.clone().into(),
+                omitted,
+            }
+            .put(buffer);
+        }
+        self.shared.report(None, path, Kind::File, 0, result);
     }
 
     /// Writes the entries gathered in the buffer, within the limits.
@@ -518,9 +543,9 @@ impl Run {
         }
     }
 
-    fn report_found(&self, complete: bool) {
-        let (files, bytes) = self.state().found();
-        let complete = complete && self.shared.pipe.as_ref().is_none_or(|pipe| pipe.is_ended());
+    fn report_found(&self) {
+        let (files, bytes, all) = self.state().found();
+        let complete = all && self.shared.pipe.as_ref().is_none_or(|pipe| pipe.is_ended());
         (self.shared.observer)(Event::Found {
             files,
             bytes,
@@ -585,7 +610,7 @@ impl Run {
         if self.sending.connection.close_reason().is_none() {
             self.settle(
                 id,
-                result.map_or_else(Settled::Failed, |()| Settled::Committed),
+                result.map_or_else(Settled::ended, |()| Settled::Committed),
             );
         }
     }
@@ -595,7 +620,7 @@ impl Run {
         let Some((announce, size, role)) = self.state().unsettled.get(&id).map(settled) else {
             return;
         };
-        let stands = !matches!(result, Settled::Failed(_));
+        let stands = matches!(result, Settled::Committed | Settled::Skipped);
         let stopping = matches!(&result, Settled::Failed(why) if why.code == Code::Stopping);
         // The server stops: that is said once for the session, not for each file.
         if stopping {

@@ -531,6 +531,8 @@ fn receivers(
             },
             owner,
             durability: push.durability,
+            // The sender's user has said so to the sender.
+            fail_specials: false,
             permits: permits.clone(),
             window: window.clone(),
             // Whoever may not read must not find out what is there, not even by the time that it takes.

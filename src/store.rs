@@ -15,6 +15,7 @@ mod memory;
 mod output;
 mod partial;
 mod sweep;
+mod unsized_files;
 mod xattr;
 
 pub use local::LocalStore;
@@ -25,7 +26,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use crate::error::Why;
+use crate::error::{Code, Why};
 use crate::index::FileKey;
 use crate::path::RelativePath;
 use crate::wire::{Aspect, Durability, Kind, Time, Xattr};
@@ -172,6 +173,13 @@ pub trait Store: Send + Sync + 'static {
     /// What a symbolic link holds.
     fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why>;
 
+    /// Whether a file that says it is empty has content all the same, as those of /proc have. Asked of files of size 0 only; a
+    /// store that knows better than to read a byte of each says so.
+    fn has_unsized_content(&self, path: &RelativePath, seen: &Metadata) -> Result<bool, Why> {
+        let _ = seen;
+        reads_as_more(&*self.open(path)?, path)
+    }
+
     /// Opens a regular file for reading. Never blocks on a FIFO or device: those are refused as [`Special`].
     ///
     /// [`Special`]: crate::error::Code::Special
@@ -253,6 +261,17 @@ pub trait Source: Send {
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+}
+
+/// Whether a file that says it is empty has anything in it.
+fn reads_as_more(source: &dyn Source, path: &RelativePath) -> Result<bool, Why> {
+    let read = source.read_at(&mut [0], 0).map_err(|error| {
+        Why::new(
+            Code::Unreadable,
+            format!("{path}: its size is not known, and it cannot be read: {error}"),
+        )
+    })?;
+    Ok(read > 0)
 }
 
 /// BLAKE3 of what a source reads as, holes included. Blocks; reads no more than this size, and fails when there is less.

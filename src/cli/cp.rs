@@ -16,7 +16,7 @@ use haul::wire::{Durability, Take};
 
 use super::connect::connect;
 use super::output::{self, Screen};
-use super::{Cp, DONE, FAILED, INTERRUPTED, Taking};
+use super::{Cp, DONE, FAILED, INTERRUPTED, Specials, Taking, exit_code_of};
 
 /// What is to be done, once there is a connection.
 enum Job {
@@ -80,17 +80,13 @@ pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
     client.close().await;
     let whole = ended
         .as_ref()
-        .is_ok_and(|outcome| outcome.sent.failed == 0 && outcome.sent.interrupted.is_none());
+        .is_ok_and(|outcome| exit_code_of(outcome) == DONE);
     if matches!(job, Job::Output(_)) && !whole {
         output::note("haul: what came out is not the whole file");
     }
     match ended {
-        Ok(Outcome { sent, summary, .. })
-            if sent.failed == 0 && sent.interrupted.is_none() && summary.unremoved.is_none() =>
-        {
-            Ok(DONE)
-        }
-        Ok(_) => Ok(FAILED),
+        Ok(_) if matches!(job, Job::Output(_)) && !whole => Ok(FAILED),
+        Ok(outcome) => Ok(exit_code_of(&outcome)),
         Err(error @ Error::Lost(_)) if matches!(job, Job::Input(_)) => {
             let how = format!(
                 "{error}. Nothing of it was committed, unless it was lost with the very end; run the whole command again"
@@ -148,6 +144,8 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
         numeric_ids: cp.how.numeric_ids,
         xattrs: cp.how.xattrs,
         checksum: cp.how.taking.checksum,
+        allow_growing: cp.how.unruly.allow_growing,
+        fail_specials: cp.how.unruly.specials == Specials::Fail,
         ..WalkOptions::default()
     };
     let Taking {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use haul::config::written;
-use haul::error::{Error, Why};
+use haul::error::{Code, Error, Why};
 use haul::path::{RelativePath, printable};
 use haul::progress::{Event, Observer, Route, Settled};
 use haul::session::Outcome;
@@ -404,6 +404,11 @@ fn lines(event: &Event, verbose: bool) -> Vec<String> {
         } if verbose && *kind != Kind::Directory => {
             vec![format!("{path} (unchanged)")]
         }
+        Event::Settled {
+            path,
+            result: Settled::Omitted(why),
+            ..
+        } => vec![format!("haul: {}", failed(path, why))],
         _ => failed_lines(event),
     }
 }
@@ -415,6 +420,12 @@ fn failed_lines(event: &Event) -> Vec<String> {
             result: Settled::Failed(why),
             ..
         } => vec![format!("haul: {}", failed(path, why))],
+        // That it will be missing is told by the exit code too.
+        Event::Settled {
+            path,
+            result: Settled::Omitted(why),
+            ..
+        } if why.code == Code::Vanished => vec![format!("haul: {}", failed(path, why))],
         _ => Vec::new(),
     }
 }
@@ -457,8 +468,9 @@ fn event_object(event: &Event) -> Option<Value> {
             match result {
                 Settled::Committed => object["result"] = "committed".into(),
                 Settled::Skipped => object["result"] = "skipped".into(),
-                Settled::Failed(why) => {
-                    object["result"] = "failed".into();
+                Settled::Failed(why) | Settled::Omitted(why) => {
+                    let omitted = matches!(result, Settled::Omitted(_));
+                    object["result"] = if omitted { "omitted" } else { "failed" }.into();
                     object["code"] = why.code.name().into();
                     object["why"] = why.to_string().into();
                 }
@@ -526,6 +538,7 @@ fn done_object(tally: &Tally, outcome: &Outcome) -> Value {
     let mut object = json!({
         "type": "done",
         "files": sent.files, "bytes": sent.bytes, "skipped": sent.skipped, "failed": sent.failed,
+        "vanished": sent.vanished, "specials": sent.specials,
         "excluded": sent.excluded, "moved": tally.travelled, "held": tally.held,
         "seconds": tally.elapsed(Instant::now()).as_secs_f64(),
         "durability": format!("{:?}", outcome.summary.durability).to_lowercase(),
@@ -562,7 +575,6 @@ pub(super) fn shown(path: &std::path::Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use haul::error::Code;
 
     fn settled(component: &[u8], result: Settled) -> Event {
         let path = RelativePath::from_components([component]).unwrap();

@@ -29,7 +29,7 @@ use haul::wire::{Durability, Existing, Offer, Take};
 
 use super::output::{self, Screen, shown};
 use super::settings::{Relayed, own_addresses};
-use super::{DONE, Expert, FAILED, INTERRUPTED, Output, prompt, time};
+use super::{DONE, Expert, FAILED, INTERRUPTED, Output, exit_code_of, prompt, time};
 
 /// Receive what another machine sends, by its code.
 #[derive(Args)]
@@ -417,14 +417,13 @@ async fn take(receive: &Receive, met: Met) -> anyhow::Result<u8> {
         Ok(_) => client.close_after_server().await,
         Err(_) => client.close().await,
     }
-    let whole = ended
-        .as_ref()
-        .is_ok_and(|outcome| outcome.sent.failed == 0 && outcome.sent.interrupted.is_none());
+    let code = ended.as_ref().map_or(FAILED, exit_code_of);
+    let whole = code == DONE;
     if output && !whole {
         output::note("haul: what came out is not the whole file");
     }
     ended?;
-    Ok(if whole { DONE } else { FAILED })
+    Ok(if output && !whole { FAILED } else { code })
 }
 
 async fn pull(

@@ -25,7 +25,8 @@ use super::filter::FilterArgs;
 use super::output::{self, Screen};
 use super::settings::{Relayed, own_addresses};
 use super::{
-    DONE, Expert, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, Output, listen_address, time,
+    DONE, Expert, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, Output, Specials, Unruly,
+    exit_code_of, listen_address, time,
 };
 
 /// Send files to another machine, by a short code.
@@ -35,7 +36,7 @@ Examples: haul send photos/ notes.txt
           tar c photos | haul send - --name photos.tar
 Whoever types the code into `haul receive` sees what there is and takes it. One
 wrong guess burns the code. Changed your mind? Ctrl-C.
-Also: --limit RATE, --exclude GLOB and the like, --retry-for, --listen ADDR.")]
+Also: --limit, --exclude and the like, --allow-growing, --specials, --retry-for.")]
 pub(super) struct Send {
     /// Files and directories; - is standard input
     #[arg(value_name = "PATH", required_unless_present = "text")]
@@ -66,6 +67,8 @@ pub(super) struct Send {
     listen: SocketAddr,
     #[arg(long, hide = true, value_name = "TIME", value_parser = time, default_value = "10m")]
     retry_for: Duration,
+    #[command(flatten)]
+    unruly: Unruly,
     #[command(flatten)]
     filter: FilterArgs,
     #[command(flatten)]
@@ -111,6 +114,8 @@ async fn begin(send: &Send, stage: &Stage) -> anyhow::Result<Offering> {
             .transpose()?,
         walk: WalkOptions {
             filter: send.filter.filter(false)?,
+            allow_growing: send.unruly.allow_growing,
+            fail_specials: send.unruly.specials == Specials::Fail,
             ..WalkOptions::default()
         },
         from: machine(),
@@ -305,10 +310,10 @@ async fn served(
     stage.clear();
     screen.end(&ended);
     let outcome = ended?;
-    let whole = outcome.sent.failed == 0
-        && outcome.summary.failed == 0
-        && outcome.sent.interrupted.is_none();
-    Ok(if whole { DONE } else { FAILED })
+    Ok(match outcome.summary.failed {
+        0 => exit_code_of(&outcome),
+        _ => FAILED,
+    })
 }
 
 /// Takes the events of whichever receiver is served; what happens before there is a screen for it is kept until then.

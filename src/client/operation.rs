@@ -185,6 +185,7 @@ impl Pulling {
             filter: wire_filter(filter)?,
             xattrs: options.walk.xattrs.then_some(true),
             owner: options.walk.owner.then_some(true),
+            growing: options.walk.allow_growing.then_some(true),
         };
         if !pull.fits() {
             return Err(Error::Usage(
@@ -255,6 +256,7 @@ impl Pulling {
             },
             owner: self.key_id.0,
             durability: self.options.durability,
+            fail_specials: walk.fail_specials,
             permits: Arc::new(Permits::new(self.permits.clone())),
             window: window.clone(),
             // A server must not find out what is here.

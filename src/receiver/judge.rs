@@ -170,8 +170,9 @@ impl Receiver {
         );
         let Case { entry, path, .. } = &case;
         let (size, there) = (entry.size, case.there.as_ref());
-        // A pull has asked for its name.
-        let named_here = matches!(self.session.asked, Asked::Only { .. });
+        // A pull has asked for its name, and a file of unknown size has its own.
+        let named_here =
+            matches!(self.session.asked, Asked::Only { .. }) || entry.modified.is_some();
         if size.is_none() && !named_here && matches!(self.session.place, Place::Into(_)) {
             let text = format!(
                 "{path}: what comes out of a pipe needs a full name, and a directory stands there"

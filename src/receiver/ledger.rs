@@ -27,7 +27,7 @@ struct State {
     complete: bool,
     /// Files that an earlier connection settled, and that this one has not skipped yet.
     again: u64,
-    /// What failed on earlier connections, as far as names are kept.
+    /// What failed or was omitted on earlier connections, as far as names are kept.
     failed_before: HashSet<RelativePath>,
     settled: u64,
     moved: u64,
@@ -48,6 +48,7 @@ impl Ledger {
             .sent
             .failures
             .iter()
+            .chain(&state.sent.omitted)
             .map(|(path, _)| path.clone())
             .collect();
         state.found = (0, 0);
@@ -96,8 +97,10 @@ impl Ledger {
                 state.again -= 1;
                 return false;
             }
-            Settled::Failed(_) if state.failed_before.contains(path) => return false,
-            Settled::Failed(_) => {}
+            Settled::Failed(_) | Settled::Omitted(_) if state.failed_before.contains(path) => {
+                return false;
+            }
+            Settled::Failed(_) | Settled::Omitted(_) => {}
             _ => state.settled += 1,
         }
         if kind == Kind::Directory && *result == Settled::Committed {
@@ -134,10 +137,10 @@ impl Ledger {
         Unkept::join(&mut self.state().sent.unkept, unkept);
     }
 
-    /// Whether all is found and announced, and no more has failed than so many things.
-    pub(super) fn is_whole_but(&self, failed: u64) -> bool {
+    /// Whether all is found and announced, and nothing has failed.
+    pub(super) fn is_whole(&self) -> bool {
         let state = self.state();
-        state.complete && state.sent.failed == failed && state.sent.interrupted.is_none()
+        state.complete && state.sent.failed == 0 && state.sent.interrupted.is_none()
     }
 
     /// Entries that the session has made here so far, and the bytes of its files.

@@ -21,8 +21,9 @@ const MAX_TOLD: usize = 1 << 14;
 #[derive(Debug, Default)]
 pub(super) struct Announced {
     entries: Mutex<HashSet<[u8; 16]>>,
-    /// Where the source has a FIFO, socket or device, which is never sent: what stands there is left as it is.
-    specials: Mutex<HashSet<[u8; 16]>>,
+    /// Where the source has a FIFO, socket or device, which is never sent, or had something that has vanished: what stands
+    /// there is left as it is.
+    omitted: Mutex<HashSet<[u8; 16]>>,
 }
 
 impl Announced {
@@ -31,17 +32,17 @@ impl Announced {
         remember(&self.entries, path);
     }
 
-    /// Remembers where the source has what is never sent. It counts for nothing: a source of only such is empty.
-    pub(super) fn insert_special(&self, path: &RelativePath) {
-        remember(&self.specials, path);
+    /// Remembers where the source has what is not sent. It counts for nothing: a source of only such is empty.
+    pub(super) fn insert_omitted(&self, path: &RelativePath) {
+        remember(&self.omitted, path);
     }
 
     fn contains(&self, path: &RelativePath) -> bool {
         lock(&self.entries).contains(&short(path))
     }
 
-    fn is_special(&self, path: &RelativePath) -> bool {
-        lock(&self.specials).contains(&short(path))
+    fn is_omitted(&self, path: &RelativePath) -> bool {
+        lock(&self.omitted).contains(&short(path))
     }
 
     fn count(&self) -> usize {
@@ -50,7 +51,7 @@ impl Announced {
 
     /// Whether there was more than is remembered.
     fn overflows(&self) -> bool {
-        self.count() > MAX_ANNOUNCED || lock(&self.specials).len() > MAX_ANNOUNCED
+        self.count() > MAX_ANNOUNCED || lock(&self.omitted).len() > MAX_ANNOUNCED
     }
 }
 
@@ -350,7 +351,7 @@ impl Mirror<'_> {
                 level.stays = true;
                 continue;
             };
-            if self.announced.is_special(&path) {
+            if self.announced.is_omitted(&path) {
                 level.stays = true;
                 continue;
             }

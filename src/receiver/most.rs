@@ -94,7 +94,7 @@ impl Receiver {
         };
         let size = match (entry.kind, entry.size, most.bytes) {
             (Kind::File, None, Some(_)) => {
-                return Err(too_much("a file of unknown size was not offered".into()));
+                return Err(too_much("a file of unknown size was not offered; it can be sent through a pipe: haul send -".into()));
             }
             (_, size, _) => size.unwrap_or_default(),
         };

@@ -416,7 +416,7 @@ impl Slot<'_> {
             && (file.size.is_none()
                 || matches!(
                     why.code,
-                    Code::Changed | Code::Corrupt | Code::Protocol | Code::NoSpace
+                    Code::Changed | Code::Vanished | Code::Corrupt | Code::Protocol | Code::NoSpace
                 ))
         {
             let _ = blocking(move || {

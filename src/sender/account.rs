@@ -32,6 +32,12 @@ pub struct Sent {
     pub failed: u64,
     /// The first [`MAX_FAILURES`] of them.
     pub failures: Vec<(RelativePath, Why)>,
+    /// What was there when it was looked for, and gone before its turn; no failure.
+    pub vanished: u64,
+    /// FIFOs, sockets and devices come upon in directories, unless those are to fail.
+    pub specials: u64,
+    /// The first [`MAX_FAILURES`] of both.
+    pub omitted: Vec<(RelativePath, Why)>,
     /// What was not sent of files that were: each kind of thing once.
     pub unkept: Vec<Unkept>,
     /// Files, links and directories that the filter left out; what is in such a directory was not looked at.
@@ -65,6 +71,15 @@ impl Sent {
                     self.failures.push((path.clone(), why.clone()));
                 }
             }
+            Settled::Omitted(why) => {
+                match why.code {
+                    Code::Special => self.specials += 1,
+                    _ => self.vanished += 1,
+                }
+                if self.omitted.len() < MAX_FAILURES {
+                    self.omitted.push((path.clone(), why.clone()));
+                }
+            }
             _ if kind == Kind::Directory => {}
             Settled::Skipped => self.skipped += 1,
             Settled::Committed => {
@@ -91,6 +106,8 @@ pub(super) struct State {
     pub(super) names: Names,
     found_files: u64,
     found_bytes: u64,
+    /// The walk is over.
+    pub(super) all_found: bool,
     /// All was found and announced.
     pub(super) complete: bool,
     /// Why the receiver goes away, on this connection.
@@ -199,9 +216,9 @@ impl State {
         self.found_bytes += bytes;
     }
 
-    /// Files found so far, and their bytes.
-    pub(super) fn found(&self) -> (u64, u64) {
-        (self.found_files, self.found_bytes)
+    /// Files found so far, their bytes, and whether that is all.
+    pub(super) fn found(&self) -> (u64, u64, bool) {
+        (self.found_files, self.found_bytes, self.all_found)
     }
 
     /// Takes an entry off the unanswered ones; returns it, and whether all of it was sent before. A second answer, or one

@@ -37,16 +37,37 @@ struct What {
     tree: std::sync::Arc<crate::manifest::Tree>,
     path: crate::path::RelativePath,
     seen: Metadata,
+    /// It may become longer meanwhile: what it had when it was announced is sent.
+    may_grow: bool,
 }
+
+impl What {
+    /// Whether the file is still what was announced.
+    fn check(&self, now: &Metadata) -> Result<(), Why> {
+        let (seen, now) = (&self.seen.version, &now.version);
+        // Longer, and otherwise the same file, as far as metadata can tell.
+        let grew = now.file == seen.file && now.size > seen.size;
+        match () {
+            () if now == seen || grew && self.may_grow => Ok(()),
+            () if grew => Err(Why::new(Code::Changed, GREW)),
+            () => Err(changed()),
+        }
+    }
+}
+
+/// What is said of a file to which something was appended.
+const GREW: &str = "changed while it was being sent: it grew. Send it again once it is at rest, or with --allow-growing, \
+                    which sends what it had at the start";
 
 impl FileReader {
     /// A reader for an announced file. The file itself is opened with the first read, so that many wait with few
     /// descriptors.
-    pub(super) fn open(announce: &Announce, held: Vec<Held>) -> Self {
+    pub(super) fn open(announce: &Announce, held: Vec<Held>, may_grow: bool) -> Self {
         let file = What {
             tree: announce.tree.clone(),
             path: announce.source.clone(),
             seen: announce.metadata.clone(),
+            may_grow,
         };
         let size = announce.metadata.size;
         let parts = if size == 0 {
@@ -157,11 +178,11 @@ impl FileReader {
     pub(super) fn finish(mut self) -> Result<[u8; 32], Why> {
         let open = self.source()?.metadata().map_err(|e| unreadable(&e))?;
         let Some(named) = self.file.tree.store.stat(&self.file.path)? else {
-            return Err(Why::new(Code::Changed, "removed while it was being sent"));
+            return Err(Why::new(Code::Vanished, "removed while it was being sent"));
         };
-        if open.version != self.file.seen.version || named.version != open.version {
-            return Err(changed());
-        }
+        // The name last: it may have become that of another file.
+        self.file.check(&open)?;
+        self.file.check(&named)?;
         Ok(self.hasher.finalize().into())
     }
 
@@ -189,10 +210,10 @@ impl FileReader {
     /// Opens the file at first use, and makes sure that it is the one that was announced.
     fn source(&mut self) -> Result<&dyn Source, Why> {
         if self.source.is_none() {
-            let source = self.file.tree.store.open(&self.file.path)?;
-            if source.metadata().map_err(|e| unreadable(&e))?.version != self.file.seen.version {
-                return Err(changed());
-            }
+            let source = self.file.tree.store.open(&self.file.path);
+            let source = source.map_err(vanished)?;
+            self.file
+                .check(&source.metadata().map_err(|e| unreadable(&e))?)?;
             self.source = Some(source);
         }
         self.source
@@ -211,6 +232,14 @@ fn overlaps(ranges: &[Range], range: Range) -> bool {
     ranges
         .get(next)
         .is_some_and(|other| other.offset < end(range))
+}
+
+/// What is not found at its turn was there when it was announced.
+pub(super) fn vanished(why: Why) -> Why {
+    match why.code {
+        Code::NotFound => Code::Vanished.into(),
+        _ => why,
+    }
 }
 
 fn changed() -> Why {

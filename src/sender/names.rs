@@ -67,7 +67,7 @@ impl Names {
         announce: Arc<Announce>,
         unkept: &mut Vec<Unkept>,
     ) -> Option<(Arc<Announce>, Role)> {
-        if announce.kind != Kind::File || announce.metadata.links < 2 {
+        if announce.kind != Kind::File || announce.metadata.links < 2 || announce.pipe.is_some() {
             return Some((announce, Role::Alone));
         }
         let id = announce.metadata.version.file;

@@ -1,20 +1,68 @@
 //! A transfer whose length nobody knows beforehand: pieces, until the input ends.
 
+use std::io::{self, Read};
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
+use tokio::sync::mpsc;
 use tokio::time::sleep;
 
+use super::body::vanished;
 use super::transfer::Receipt;
-use super::{Run, Station};
+use super::{Run, Station, blocking};
 use crate::error::{Code, Result, Why};
 use crate::manifest::Announce;
 use crate::pipe::{Piece, Pipe};
 use crate::progress::Event;
+use crate::store::Source;
 use crate::wire::{ENCODING_PIECES, Message, PIECE, Plan, Trailer, Working, put_varint};
 
 /// How often an input that gives nothing is said to be alive.
 const WORKING: Duration = Duration::from_secs(5);
+
+/// A file that says it is empty, read to its end.
+struct UnsizedFile {
+    source: Box<dyn Source>,
+    /// The size that it says.
+    size: u64,
+    at: u64,
+}
+
+impl Read for UnsizedFile {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.source.read_at(buffer, self.at)?;
+        if read == 0 && self.source.metadata()?.size != self.size {
+            return Err(io::Error::other("changed while it was being sent"));
+        }
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+/// Begins to read what is announced.
+async fn begin(announce: &Announce, pipe: &Pipe) -> Result<mpsc::Receiver<Piece>, Why> {
+    if !pipe.is_file() {
+        return pipe
+            .begin()
+            .ok_or_else(|| Why::new(Code::Unreadable, "the input cannot be read a second time"));
+    }
+    let (tree, path) = (announce.tree.clone(), announce.source.clone());
+    let open = move || {
+        let source = tree.store.open(&path).map_err(vanished)?;
+        let size = source.metadata().map_err(|e| Why::from_io(&e))?.size;
+        Ok(UnsizedFile {
+            source,
+            size,
+            at: 0,
+        })
+    };
+    Ok(pipe.begin_with(blocking(open).await?))
+}
+
+fn unreadable(pipe: &Pipe, error: &io::Error) -> Why {
+    let what = if pipe.is_file() { "" } else { "the input " };
+    Why::new(Code::Unreadable, format!("{what}cannot be read: {error}"))
+}
 
 impl Run {
     pub(super) async fn transfer_pipe(
@@ -23,9 +71,11 @@ impl Run {
         announce: &Announce,
         pipe: &Pipe,
     ) -> Result<(), Why> {
-        let begun = pipe
-            .begin()
-            .ok_or_else(|| Why::new(Code::Unreadable, "the input cannot be read a second time"));
+        let _open = match pipe.is_file() {
+            true => Some(self.shared.files.acquire().await),
+            false => None,
+        };
+        let begun = begin(announce, pipe).await;
         let mut pieces = self.withdraw(id, begun).await?;
         self.started(id, announce, 0);
         let (mut stream, mut receipt) = self.open_transfer().await?;
@@ -62,11 +112,7 @@ impl Run {
                 Some(Piece::Bytes(bytes)) => bytes,
                 Some(Piece::End(digest, size)) => break (digest, size),
                 Some(Piece::Failed(error)) => {
-                    let why = Why::new(
-                        Code::Unreadable,
-                        format!("the input cannot be read: {error}"),
-                    );
-                    return self.give_up(id, stream, why).await;
+                    return self.give_up(id, stream, unreadable(pipe, &error)).await;
                 }
                 None => return self.give_up(id, stream, Code::Internal.into()).await,
             };
@@ -80,9 +126,8 @@ impl Run {
             {
                 return self.stopped(error, &mut receipt).await;
             }
-            pipe.moved(moved);
-            self.state().found_more(moved);
-            self.report_found(false);
+            self.state().found_more(pipe.moved(moved));
+            self.report_found();
             (self.shared.observer)(Event::Moved { id, bytes: moved });
         };
         if let Err(error) = self
@@ -99,7 +144,7 @@ impl Run {
             return self.stopped(error, &mut receipt).await;
         }
         pipe.end();
-        self.report_found(true);
+        self.report_found();
         self.sent(id);
         let delivered = stream.delivered();
         stream.finish();

@@ -107,7 +107,7 @@ impl Run {
         let _memory = self.shared.memory.acquire_many(kib.max(1)).await;
         let reading = self.sending.meter.at(Station::Reading);
         let open = self.shared.files.clone().acquire_owned().await;
-        let mut reader = FileReader::open(announce, Vec::new());
+        let mut reader = FileReader::open(announce, Vec::new(), self.shared.may_grow);
         let plan = reader.plan(id);
         let read = blocking(move || {
             let _open = open;
@@ -147,7 +147,7 @@ impl Run {
         let size = announce.metadata.size;
         let _open = self.shared.files.acquire().await;
         let reading = self.sending.meter.at(Station::Reading);
-        let reader = FileReader::open(announce, held);
+        let reader = FileReader::open(announce, held, self.shared.may_grow);
         let mut reader = self
             .withdraw(id, blocking(move || reader.compare()).await)
             .await?;

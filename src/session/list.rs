@@ -99,6 +99,7 @@ pub(super) async fn serve(
                     Unsendable {
                         path: Components::from(&path),
                         why: why.into(),
+                        omitted: None,
                     }
                     .put(&mut buffer);
                 }
@@ -212,7 +213,9 @@ impl Listing {
                 Some(Found::Listed(path(&listed.path)?, listed))
             }
             Unsendable::TYPE => {
-                let Unsendable { path: name, why } = frame.decode().map_err(StreamError::from)?;
+                let Unsendable {
+                    path: name, why, ..
+                } = frame.decode().map_err(StreamError::from)?;
                 Some(Found::Failed(path(&name)?, why.into()))
             }
             _ => {

@@ -472,6 +472,7 @@ fn walk_options(pull: &Pull) -> Result<WalkOptions, Why> {
         checksum: pull.checksum.unwrap_or(false),
         xattrs: pull.xattrs.unwrap_or(false),
         owner: pull.owner.unwrap_or(false),
+        allow_growing: pull.growing.unwrap_or(false),
         ..WalkOptions::default()
     })
 }

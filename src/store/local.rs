@@ -19,9 +19,10 @@ use super::holes::next_data;
 use super::partial::{
     LocalUpload, read_full_at, remove, rename_exclusively, temporary_name, timestamps,
 };
+use super::unsized_files::Devices;
 use super::{
     ALL_PERMISSIONS, Attributes, Claim, Lapses, Metadata, Source, Store, Upload, Version,
-    attributes, case, closed, sweep, xattr,
+    attributes, case, closed, reads_as_more, sweep, xattr,
 };
 use crate::error::{Code, Error, Why};
 use crate::path::{RelativePath, is_partial_name, printable};
@@ -64,6 +65,8 @@ pub struct LocalStore {
     path: PathBuf,
     /// Mode of files for which the sender says none.
     mode: u32,
+    /// Where a file of size 0 is known to be empty.
+    devices: Arc<Devices>,
 }
 
 impl LocalStore {
@@ -80,6 +83,7 @@ impl LocalStore {
             root: Arc::new(root),
             path: path.to_owned(),
             mode: NEW_FILE & !umask(),
+            devices: Arc::default(),
         })
     }
 
@@ -212,6 +216,13 @@ impl Store for LocalStore {
             )),
             Err(e) => Err(fault(path, "read the symbolic link", e)),
         }
+    }
+
+    fn has_unsized_content(&self, path: &RelativePath, seen: &Metadata) -> Result<bool, Why> {
+        if self.devices.are_sized(&self.root, path, seen) {
+            return Ok(false);
+        }
+        reads_as_more(&*self.open(path)?, path)
     }
 
     fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why> {

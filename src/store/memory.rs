@@ -37,6 +37,8 @@ struct Shared {
     write_delay: Duration,
     /// It keeps no more than FAT does.
     fat: bool,
+    /// It says of every file that it is empty.
+    hides_sizes: bool,
     writing: AtomicUsize,
     peak: AtomicUsize,
 }
@@ -106,6 +108,7 @@ impl MemoryStore {
             capacity: bytes,
             write_delay: Duration::ZERO,
             fat: false,
+            hides_sizes: false,
             writing: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
         };
@@ -133,6 +136,15 @@ impl MemoryStore {
         store
     }
 
+    /// An empty store as this one that says of every file that it is empty, as /proc does.
+    pub fn hiding_sizes(self) -> Self {
+        let mut store = Self::with_capacity(self.shared.capacity);
+        if let Some(shared) = Arc::get_mut(&mut store.shared) {
+            shared.hides_sizes = true;
+        }
+        store
+    }
+
     /// Most uploads that were inside `write_at` or `commit` at the same time.
     pub fn peak_writes(&self) -> usize {
         self.shared.peak.load(Ordering::SeqCst)
@@ -151,6 +163,14 @@ impl Shared {
         }
         RelativePath::from_components(path.components().map(<[u8]>::to_ascii_lowercase))
             .unwrap_or_default()
+    }
+
+    /// What it says of a file.
+    fn told(&self, mut metadata: Metadata) -> Metadata {
+        if self.hides_sizes {
+            (metadata.size, metadata.version.size) = (0, 0);
+        }
+        metadata
     }
 
     /// What it keeps of attributes, and what not.
@@ -350,7 +370,8 @@ impl Node {
 impl Store for MemoryStore {
     fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Why> {
         let path = &self.shared.fold(path);
-        Ok(self.shared.lock().find(path)?.map(|node| node.metadata))
+        let found = self.shared.lock().find(path)?;
+        Ok(found.map(|node| self.shared.told(node.metadata)))
     }
 
     fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Why> {
@@ -387,7 +408,7 @@ impl Store for MemoryStore {
         match node.content {
             Content::File(content) => Ok(Box::new(MemorySource {
                 content,
-                metadata: node.metadata,
+                metadata: self.shared.told(node.metadata),
             })),
             Content::Directory => Err(refusal(Code::IsDirectory, path)),
             Content::Symlink(_) => Err(refusal(Code::Symlink, path)),

@@ -26,15 +26,13 @@ use super::fault::{fault, refusal};
 use super::holes::{self, next_data};
 use super::{Attributes, Claim, Lapses, Upload, attributes};
 use crate::error::{Code, Why, knows_no_flock};
-use crate::path::{PARTIAL_PREFIX, PARTIAL_SUFFIX, RelativePath};
+use crate::path::{PARTIAL_DIGITS, PARTIAL_PREFIX, PARTIAL_SUFFIX, RelativePath, is_partial_name};
 use crate::wire::{Durability, Time};
 
 /// Mode of a partial: nobody else reads what is not verified yet.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
 /// The permission bits by which others than the owner write to a file.
 const WRITE_BY_OTHERS: RawMode = Mode::WGRP.union(Mode::WOTH).bits();
-/// Hex digits in a partial's name: 16 bytes, so that two claims never meet.
-const DIGITS: usize = 32;
 /// Most ranges that are found in a partial (256 KiB of them): a peer decides how scattered it is, and a
 /// [`Want`](crate::wire::Want) holds 1,024 only.
 const MAX_RANGES: usize = 16_384;
@@ -77,19 +75,12 @@ pub(super) fn temporary_name() -> String {
 
 fn partial_name(digest: &blake3::Hash) -> String {
     let [prefix, suffix] = [PARTIAL_PREFIX, PARTIAL_SUFFIX].map(String::from_utf8_lossy);
-    format!("{prefix}{}{suffix}", &digest.to_hex()[..DIGITS])
+    format!("{prefix}{}{suffix}", &digest.to_hex()[..PARTIAL_DIGITS])
 }
 
 /// Whether a name is exactly of the form that [`claim_name`] gives: only those are ever swept.
 pub(super) fn has_partial_form(name: &[u8]) -> bool {
-    name.strip_prefix(PARTIAL_PREFIX)
-        .and_then(|rest| rest.strip_suffix(PARTIAL_SUFFIX))
-        .is_some_and(|digits| {
-            digits.len() == DIGITS
-                && digits
-                    .iter()
-                    .all(|d| matches!(d, b'0'..=b'9' | b'a'..=b'f'))
-        })
+    is_partial_name(name)
 }
 
 /// Renames, unless something stands there: a second name fails where there is one, and then the first goes. On a filesystem

@@ -164,6 +164,9 @@ pub struct Pull {
     /// Owners are asked for.
     #[n(10)]
     pub owner: Option<bool>,
+    /// A file that only grows while it is sent is asked for as long as it was at the start.
+    #[n(11)]
+    pub growing: Option<bool>,
 }
 
 impl Pull {
@@ -415,6 +418,9 @@ pub struct Unsendable {
     /// Why.
     #[n(1)]
     pub why: WireWhy,
+    /// With `Special` and `Vanished`: whether that is no failure, since it was only come upon in a directory.
+    #[n(2)]
+    pub omitted: Option<bool>,
 }
 
 /// On the manifest: all there is was found, only directories are still to come. For people, whom it tells how much is left.

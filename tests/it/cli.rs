@@ -483,18 +483,23 @@ fn what_fails_is_named_and_the_rest_arrives() {
         0,
     )
     .unwrap();
-    let output = server.cp(&client, &["-q", "d", "missing"], "");
-    assert_eq!(output.status.code(), Some(1));
-    let said = text(&output.stderr);
-    assert!(
-        said.contains("missing: No such file") && said.contains("d/pipe\\n\\u{1b}[31m: a FIFO"),
-        "{said}"
-    );
-    assert_eq!(
-        said.lines().count(),
-        2,
-        "-q names failures and nothing else: {said}"
-    );
+    let strict = ["-q", "--specials", "fail", "d", "missing"];
+    for (arguments, failures) in [(&strict[..], 2), (&["-q", "d", "missing"], 1)] {
+        let output = server.cp(&client, arguments, "");
+        assert_eq!(output.status.code(), Some(1));
+        let said = text(&output.stderr);
+        assert!(said.contains("missing: No such file"), "{said}");
+        assert_eq!(
+            said.contains("d/pipe\\n\\u{1b}[31m: a FIFO"),
+            failures == 2,
+            "{said}"
+        );
+        assert_eq!(
+            said.lines().count(),
+            failures,
+            "-q names failures and nothing else: {said}"
+        );
+    }
     assert_eq!(
         std::fs::read(server.served.path().join("d/good")).unwrap(),
         b"good"

@@ -356,17 +356,17 @@ async fn what_is_gone_before_its_turn_is_named_and_the_rest_arrives() {
         .await
         .expect("it ends")
         .unwrap();
-    let mut failed: Vec<_> = outcome
+    let mut vanished: Vec<_> = outcome
         .sent
-        .failures
+        .omitted
         .iter()
         .map(|(path, why)| (path.to_string(), why.code))
         .collect();
-    failed.sort_by(|a, b| a.0.cmp(&b.0));
+    vanished.sort_by(|a, b| a.0.cmp(&b.0));
     assert_eq!(
-        failed,
+        vanished,
         gone.iter()
-            .map(|name| (name.to_string(), Code::NotFound))
+            .map(|name| (name.to_string(), Code::Vanished))
             .collect::<Vec<_>>(),
         "{outcome:?}"
     );

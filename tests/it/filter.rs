@@ -95,7 +95,7 @@ impl Case {
         );
         let names = walk.filter_map(|found| match found {
             Found::Entry(entry) => Some(entry.path.split_first().unwrap().1.as_bytes().to_vec()),
-            Found::Failed(path, why) => panic!("{path}: {why}"),
+            Found::Failed(path, why) | Found::Omitted(path, why) => panic!("{path}: {why}"),
             Found::Excluded(_) => None,
         });
         names.filter(|name| !name.starts_with(b".git/")).collect()

@@ -28,6 +28,7 @@ mod relay;
 mod retry;
 mod send;
 mod session;
+mod sources;
 mod store;
 mod support;
 mod sync;

@@ -138,6 +138,7 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             filter: None,
             xattrs: None,
             owner: None,
+            growing: None,
         }),
         all(&Pull {
             session,
@@ -153,6 +154,7 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             }),
             xattrs: Some(true),
             owner: Some(true),
+            growing: Some(true),
         }),
         all(&List {
             session,
@@ -308,6 +310,17 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
         all(&Unsendable {
             path: components(&[b"a", b"b.txt"]),
             why: why(),
+            omitted: None,
+        }),
+        all(&Unsendable {
+            path: components(&[b"a", b"b"]),
+            why: haul::error::Why::from(Code::Vanished).into(),
+            omitted: Some(true),
+        }),
+        all(&Unsendable {
+            path: components(&[b"a", b"c"]),
+            why: haul::error::Why::from(Code::Special).into(),
+            omitted: Some(false),
         }),
         all(&Complete {}),
         all(&Plan {

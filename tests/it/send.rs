@@ -835,3 +835,46 @@ async fn a_guest_of_before_gets_nothing_of_what_the_next_code_is_for() {
     assert!(matches!(pulled, Err(Error::Refused(why)) if why.code == Code::NotAllowed));
     assert!(!to.path().join("second").exists());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_whose_size_is_not_known_is_no_part_of_an_offer() {
+    let proc = PathBuf::from("/proc/version");
+    if !proc.exists() {
+        return eprintln!("skipped: there is no /proc");
+    }
+    let (offering, _) = offering(options(&[proc])).await;
+    let code = offering.code().unwrap().clone();
+    let at = offering.addresses().to_vec();
+    let mut offering = offering;
+    let receiver = async {
+        let identity = Identity::generate().unwrap();
+        let met = meet(&code, &at, &identity).await.unwrap();
+        let to = tempdir().unwrap();
+        let options = PullOptions {
+            sources: met.names().to_vec(),
+            destination: to.path().to_owned(),
+            into: true,
+            literal: true,
+            most: Some(haul::receiver::Most::of(met.offer())),
+            ..PullOptions::default()
+        };
+        let client = met.accept().await.unwrap().unwrap();
+        let outcome = client.pull(&options, haul::progress::ignore()).await;
+        client.close_after_server().await;
+        outcome.unwrap()
+    };
+    let sender = async {
+        offering.meet().await.unwrap();
+        offering.serve().await.unwrap()
+    };
+    let (received, sent) = timeout(LIMIT, async { tokio::join!(receiver, sender) })
+        .await
+        .expect("it ends");
+    for outcome in [received, sent] {
+        let [(name, why)] = &outcome.sent.failures[..] else {
+            panic!("{outcome:?}")
+        };
+        assert_eq!((&*name.to_string(), why.code), ("version", Code::NotWanted));
+        assert!(why.text.contains("haul send -"), "{why}");
+    }
+}

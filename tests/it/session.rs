@@ -172,11 +172,13 @@ async fn what_fails_is_named_and_the_rest_goes_on() {
         (name(&missing), Code::NotFound),
         ("tree/barred".into(), Code::NotDirectory),
         ("tree/barred/x".into(), Code::NotDirectory),
-        ("tree/fifo".into(), Code::Special),
         ("tree/taken".into(), Code::IsDirectory),
     ];
     expected.sort_by(|a, b| a.0.cmp(&b.0));
     assert_eq!(failed, expected);
+    let omitted = outcome.sent.omitted.iter();
+    let omitted: Vec<_> = omitted.map(|(p, w)| (p.to_string(), w.code)).collect();
+    assert_eq!(omitted, [("tree/fifo".into(), Code::Special)]);
     assert_eq!(
         std::fs::read(served.path().join("tree/good")).unwrap(),
         b"good"
@@ -603,21 +605,22 @@ async fn a_file_that_vanishes_before_it_is_sent_keeps_nobody_waiting() {
         .await
         .expect("nobody waits")
         .unwrap();
-    let mut failed: Vec<_> = outcome
+    let mut gone: Vec<_> = outcome
         .sent
-        .failures
+        .omitted
         .iter()
         .map(|(p, w)| (p.to_string(), w.code))
         .collect();
-    failed.sort_by(|a, b| a.0.cmp(&b.0));
+    gone.sort_by(|a, b| a.0.cmp(&b.0));
     assert_eq!(
-        failed,
+        gone,
         [
-            ("t/large".into(), Code::NotFound),
-            ("t/small".into(), Code::NotFound)
+            ("t/large".into(), Code::Vanished),
+            ("t/small".into(), Code::Vanished)
         ]
     );
-    assert_eq!(outcome.summary.failed, 2, "the receiver knows as well");
+    assert_eq!((outcome.sent.vanished, outcome.sent.failed), (2, 0));
+    assert_eq!(outcome.summary.failed, 0, "the receiver knows as well");
     assert_eq!(
         listing(served.path()).len(),
         2,

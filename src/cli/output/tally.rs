@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use haul::error::Code;
 use haul::path::RelativePath;
 use haul::progress::{Event, Settled};
 use haul::wire::Kind;
@@ -28,6 +29,8 @@ pub(super) struct Tally {
     files: u64,
     skipped: u64,
     failed: u64,
+    vanished: u64,
+    specials: u64,
     /// Of the files that were found; a source that could not be looked at fails without having been found.
     settled: u64,
     committed_bytes: u64,
@@ -51,6 +54,8 @@ impl Tally {
             files: 0,
             skipped: 0,
             failed: 0,
+            vanished: 0,
+            specials: 0,
             settled: 0,
             committed_bytes: 0,
             settled_bytes: 0,
@@ -112,6 +117,8 @@ impl Tally {
                 }
                 match result {
                     Settled::Failed(_) => self.failed += 1,
+                    Settled::Omitted(why) if why.code == Code::Special => self.specials += 1,
+                    Settled::Omitted(_) => self.vanished += 1,
                     _ if *kind == Kind::Directory => return,
                     Settled::Skipped => self.skipped += 1,
                     Settled::Committed => {
@@ -136,12 +143,22 @@ impl Tally {
         } else {
             format!("; {} would fail", HumanCount(self.failed))
         };
+        let omitted: String = self.omitted().map(|what| format!("; {what}")).collect();
         let files = if self.files == 1 { "file" } else { "files" };
         format!(
-            "{} {files}, {}{unchanged}{failed}",
+            "{} {files}, {}{unchanged}{failed}{omitted}",
             HumanCount(self.files),
             bytes(self.committed_bytes)
         )
+    }
+
+    /// What was not sent, and is no failure.
+    fn omitted(&self) -> impl Iterator<Item = String> {
+        let vanished =
+            (self.vanished > 0).then(|| format!("{} vanished", HumanCount(self.vanished)));
+        let specials = (self.specials > 0)
+            .then(|| format!("{} skipped", count(self.specials, "special file")));
+        vanished.into_iter().chain(specials)
     }
 
     /// Keeps the recent past, from which the rate is taken.
@@ -209,9 +226,11 @@ impl Tally {
     /// The line at the end. Only a session that is `whole`, not one that broke off, can have had nothing to do.
     pub(super) fn summary(&self, now: Instant, whole: bool) -> String {
         let elapsed = self.elapsed(now);
-        if whole && self.skipped > 0 && self.files == 0 && self.failed == 0 {
+        let failed = self.failed + self.vanished;
+        if whole && self.skipped > 0 && self.files == 0 && failed == 0 {
+            let omitted: String = self.omitted().map(|what| format!(", {what}")).collect();
             return format!(
-                "nothing to do in {}: {} unchanged",
+                "nothing to do in {}: {} unchanged{omitted}",
                 seconds(elapsed),
                 count(self.skipped, "file")
             );
@@ -232,6 +251,9 @@ impl Tally {
             if count > 0 {
                 line += &format!(", {} {what}", HumanCount(count));
             }
+        }
+        for omitted in self.omitted() {
+            line += &format!(", {omitted}");
         }
         line
     }
@@ -268,7 +290,6 @@ fn clock(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use haul::error::Code;
 
     fn path(name: &str) -> RelativePath {
         RelativePath::from_components([name]).unwrap()

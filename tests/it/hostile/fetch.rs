@@ -123,6 +123,7 @@ async fn failures_without_end_take_no_memory_and_steer_no_terminal() {
         Unsendable {
             path: components(&[b"t", format!("{i}\x1b").as_bytes()]),
             why,
+            omitted: None,
         }
         .to_bytes()
     };
@@ -163,6 +164,7 @@ async fn a_failure_of_no_acceptable_name_breaks_the_protocol() {
     let bad = Unsendable {
         path: components(&[b".."]),
         why: haul::error::Why::from(Code::Unreadable).into(),
+        omitted: None,
     };
     within(session.manifest.write_all(&bad.to_bytes()))
         .await

@@ -24,7 +24,7 @@ async fn a_name_that_leads_out_is_refused_whatever_it_is_the_name_of() {
         &[b"a\0b"],
         &[&long],
         &deep,
-        &[b".haul-x.partial"],
+        &[b".HAUL-0123456789ABCDEF0123456789ABCDEF.PARTIAL"],
         &[
             b"a",
             b".haul-0123456789abcdef0123456789abcdef.partial",

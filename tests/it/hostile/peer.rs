@@ -390,6 +390,7 @@ pub(crate) fn pull_of(sources: &[&[&[u8]]], entries: u32) -> Vec<u8> {
         filter: None,
         xattrs: None,
         owner: None,
+        growing: None,
     }
     .to_bytes()
     .to_vec()
