@@ -584,9 +584,11 @@ impl Client {
         }
     }
 
-    /// Closes the connection and waits until that has gone out, for a second at most. Whether the server has heard of it is
-    /// not waited for: what it committed is committed, and a connection that nobody speaks on ends by itself.
+    /// Waits until the server has heard how pulls have ended, for some seconds at most, as closing would discard that. Then
+    /// closes the connection and waits until that has gone out, for a second at most. Whether the server has heard of the
+    /// close is not waited for: a connection that nobody speaks on ends by itself.
     pub async fn close(self) {
+        self.link().delivered().await;
         self.close_with(Code::Done).await;
     }
 

@@ -175,6 +175,8 @@ pub struct Receiver {
     omitted: AtomicU64,
     spent: OnceLock<Spent>,
     transfers: TaskTracker,
+    /// Receipts that are written and not yet delivered.
+    receipts: TaskTracker,
     /// Where a mirror's entries stand.
     announced: Announced,
     cleared: Cleared,
@@ -244,6 +246,7 @@ impl Receiver {
             omitted: AtomicU64::new(0),
             spent: OnceLock::new(),
             transfers: TaskTracker::new(),
+            receipts: TaskTracker::new(),
             announced: Announced::default(),
             cleared: Cleared::default(),
             removed: OnceLock::new(),
@@ -397,6 +400,13 @@ impl Receiver {
                 .and_then(|(_, why)| why.clone())
                 .map(Into::into),
         })
+    }
+
+    /// Done once every receipt is delivered. To be called when no transfer runs any more.
+    pub(crate) fn receipts_delivered(&self) -> impl Future<Output = ()> + Send + use<> {
+        let receipts = self.receipts.clone();
+        receipts.close();
+        async move { receipts.wait().await }
     }
 
     async fn read_entries(

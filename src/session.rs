@@ -9,6 +9,7 @@ mod serve;
 mod sources;
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -65,6 +66,9 @@ impl Outcome {
         self.account.join(account);
     }
 }
+
+/// Done once the peer has this end's last messages.
+pub(crate) type Delivered = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The two halves of a stream.
 pub(crate) type Bi = (MessageReader, MessageWriter);
@@ -397,7 +401,8 @@ pub(crate) async fn push(
 }
 
 /// The client's side of a pull, over one connection, until `gone` says why that one is lost. `receiver` makes the receiver
-/// once the server is ready. What was seen on the way, and the summary, are added to the outcome.
+/// once the server is ready. What was seen on the way, and the summary, are added to the outcome. Returns what is done once
+/// the server has the summary and every receipt: closing the connection before that would discard them.
 pub(crate) async fn pull(
     (connection, sessions): (&Connection, &Arc<Sessions>),
     pull: &Pull,
@@ -405,7 +410,7 @@ pub(crate) async fn pull(
     deadline: Duration,
     gone: impl Future<Output = String>,
     outcome: &mut Outcome,
-) -> Result<()> {
+) -> Result<Delivered> {
     let mut watch = Watch::begin(connection.clone(), Arc::default()).await;
     outcome.pulled = true;
     let mut spent = None;
@@ -428,7 +433,7 @@ pub(crate) async fn pull(
         )
         .await;
         spent = receiver.0.spent();
-        Ok(received?.0)
+        received
     };
     let ended = tokio::select! {
         ended = session => ended,
@@ -438,7 +443,7 @@ pub(crate) async fn pull(
     let held_up = ended
         .as_ref()
         .ok()
-        .and_then(|summary| summary.held_up)
+        .and_then(|(summary, _)| summary.held_up)
         .map(Duration::from_millis);
     let (mut path, mut account) = watch.end(held_up).await;
     if let Some(spent) = spent {
@@ -447,8 +452,9 @@ pub(crate) async fn pull(
     path.rate =
         (path.received_bytes as f64 / account.elapsed.as_secs_f64().max(f64::EPSILON)) as u64;
     outcome.saw(&path, &account);
-    outcome.summary = ended?;
-    Ok(())
+    let (summary, delivered) = ended?;
+    outcome.summary = summary;
+    Ok(Box::pin(delivered))
 }
 
 /// A receiver that nobody waits for any more once this is dropped.
@@ -525,14 +531,15 @@ fn aside(frame: Option<Frame>) -> Result<Option<Why>> {
     .map_err(StreamError::from)?)
 }
 
-/// Receives until the sender has ended, and writes the [`Summary`]; with it comes what waits until that is delivered.
+/// Receives until the sender has ended, and writes the [`Summary`]; with it comes what waits until that and every receipt
+/// are delivered.
 async fn receive_all(
     mut registration: Registration,
     receiver: Arc<Receiver>,
     (mut reader, mut writer): Bi,
     deadline: Duration,
     stopping: &CancellationToken,
-) -> Result<(Summary, impl Future<Output = ()> + use<>)> {
+) -> Result<(Summary, impl Future<Output = ()> + Send + use<>)> {
     registration.attach(&receiver);
     let (entries, verdicts) = timeout(deadline, &mut registration.manifest)
         .await
@@ -582,7 +589,12 @@ async fn receive_all(
         }
     };
     writer.write_within(&summary, deadline).await?;
-    let delivered = writer.delivered();
+    let summary_delivered = writer.delivered();
+    let receipts_delivered = receiver.receipts_delivered();
     writer.finish();
+    let delivered = async {
+        summary_delivered.await;
+        receipts_delivered.await;
+    };
     Ok((summary, delivered))
 }

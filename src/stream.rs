@@ -341,6 +341,14 @@ impl MessageWriter {
         let _ = self.stream.finish();
     }
 
+    /// Ends the stream cleanly, and waits until the peer's QUIC has all of it, for so long at most. Closing the connection
+    /// discards what is not delivered, so this goes before every close that may follow a last message.
+    pub async fn deliver(self, within: Duration) {
+        let delivered = self.delivered();
+        self.finish();
+        let _ = tokio::time::timeout(within, delivered).await;
+    }
+
     /// Gives the stream up: the peer sees the code, and no clean end.
     pub fn reset(mut self, code: Code) {
         self.finished = true;

@@ -3,9 +3,12 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::Connection;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
 use super::watch;
 use crate::bucket::Limits;
@@ -22,6 +25,10 @@ use crate::stream::varint_of;
 use crate::upkeep::{SendMemory, Upkeep};
 use crate::wire::{Pull, Push, Ready};
 
+/// How long a connection outlives its last session, so that its last messages arrive: quinn has sent them four times by
+/// then at round trips of up to 200 ms.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// A connection to the right server. It ends with the last that uses it.
 pub(super) struct Link {
     pub(super) endpoint: quinn::Endpoint,
@@ -30,6 +37,8 @@ pub(super) struct Link {
     pub(super) window: Arc<Window>,
     pub(super) route: Route,
     own_port: bool,
+    /// Sessions that are over, and whose last messages the server does not have yet.
+    undelivered: TaskTracker,
     streams: JoinHandle<()>,
     _upkeep: Upkeep,
 }
@@ -93,6 +102,7 @@ impl Link {
                 window,
                 route,
                 own_port,
+                undelivered: TaskTracker::new(),
                 streams,
                 _upkeep: upkeep,
             },
@@ -130,7 +140,21 @@ impl Link {
     ) -> Result<()> {
         let gone = self.gone(config);
         let over = (&self.connection, &self.sessions);
-        self.honest(session::pull(over, pull, receiver, config.deadline, gone, outcome).await)
+        let pulled = session::pull(over, pull, receiver, config.deadline, gone, outcome).await;
+        let delivered = self.honest(pulled)?;
+        // Holds the connection, which is closed with the last that holds it.
+        let connection = self.connection.clone();
+        self.undelivered.spawn(async move {
+            let _ = timeout(DELIVERY_TIMEOUT, delivered).await;
+            drop(connection);
+        });
+        Ok(())
+    }
+
+    /// Waits until the server has the last messages of all sessions, for [`DELIVERY_TIMEOUT`] at most.
+    pub(super) async fn delivered(&self) {
+        self.undelivered.close();
+        self.undelivered.wait().await;
     }
 
     /// Ends, with the reason, when nothing more can be expected of this connection.

@@ -75,7 +75,8 @@ pub(crate) async fn serve(
     match ended {
         Ok(Some(last)) => {
             writer.write_within(&last, config.deadline).await?;
-            writer.finish();
+            // A server that stops closes the connection once nothing runs on it.
+            writer.deliver(config.deadline).await;
         }
         Ok(None) => writer.reset(Code::Done),
         // The client has had enough, or this end has.

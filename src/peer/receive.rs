@@ -201,9 +201,7 @@ impl Met {
             why: Why::new(Code::Cancelled, "declined").into(),
         };
         if self.writer.write_within(&refused, ANSWER).await.is_ok() {
-            let delivered = self.writer.delivered();
-            self.writer.finish();
-            let _ = timeout(ANSWER, delivered).await;
+            self.writer.deliver(ANSWER).await;
         }
         endpoint::goodbye(
             &self.connected.endpoint,

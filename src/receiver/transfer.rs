@@ -320,7 +320,9 @@ impl Receiver {
             }
         };
         if matches!(sent, Ok(Ok(()))) {
+            let delivered = receipt.delivered();
             receipt.finish();
+            self.receipts.spawn(delivered);
         }
         if let Err(why) = &result {
             // Fails only when the stream is over already.

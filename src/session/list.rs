@@ -115,7 +115,13 @@ pub(super) async fn serve(
         }
     }
     writer.write_within(&end, deadline).await?;
-    writer.finish();
+    // A server that stops closes the connection once no session runs, and what is not delivered then is lost.
+    tokio::select! {
+        biased;
+        () = writer.deliver(PATIENCE) => {}
+        // It has the end, or wants no more.
+        _ = &mut alive => {}
+    }
     Ok(())
 }
 

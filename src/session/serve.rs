@@ -496,7 +496,8 @@ pub(super) async fn refuse(
     writer
         .write_within(&Refused { why: why.into() }, server.config.deadline)
         .await?;
-    writer.finish();
+    // A server that stops closes the connection once no session runs.
+    writer.deliver(server.config.deadline).await;
     Ok(())
 }
 

@@ -608,8 +608,9 @@ fn bench_says_what_to_expect_to_whoever_is_admitted() {
 #[test]
 fn the_summary_says_what_bound_the_transfer() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
-    write(&client.files.path().join("f"), &content(1, 2 << 20));
-    let output = server.cp(&client, &["--json", "--limit", "1MB/s", "f"], "json");
+    // Little work in much time, so that the limit is what bounds it on a busy machine too.
+    write(&client.files.path().join("f"), &content(1, 200_000));
+    let output = server.cp(&client, &["--json", "--limit", "50KB/s", "f"], "json");
     let done: serde_json::Value =
         serde_json::from_str(text(&output.stdout).lines().last().unwrap()).unwrap();
     assert_eq!(
@@ -643,7 +644,7 @@ fn the_summary_says_what_bound_the_transfer() {
 
     let said = text(
         &server
-            .cp(&client, &["-v", "--limit", "8Mbit", "f"], "plain")
+            .cp(&client, &["-v", "--limit", "0.4Mbit", "f"], "plain")
             .stderr,
     );
     let lines: Vec<_> = said
@@ -662,8 +663,16 @@ fn the_summary_says_what_bound_the_transfer() {
     );
 
     let said = text(&server.cp(&client, &["f"], "plain").stderr);
+    assert!(said.starts_with("nothing to do in "), "{said}");
+    let seconds: f64 = said["nothing to do in ".len()..]
+        .split(' ')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    // It takes longer on a busy machine, and something may have bound it then.
     assert!(
-        said.starts_with("nothing to do") && !said.contains("bound"),
+        seconds >= 1.0 || !said.contains("bound"),
         "too short to say: {said}"
     );
 }
@@ -671,7 +680,8 @@ fn the_summary_says_what_bound_the_transfer() {
 #[test]
 fn the_summary_of_a_pull_says_what_bound_the_server() {
     let (server, client) = (Serving::start(&["--anyone", "read"]), client());
-    write(&server.served.path().join("f"), &content(1, 2 << 20));
+    // Little work in much time, so that the limit is what bounds it on a busy machine too.
+    write(&server.served.path().join("f"), &content(1, 200_000));
     let fetch = |arguments: &[&str], to: &str| {
         let from = format!("{}f", server.url);
         let all: Vec<&str> = ["cp", "--pin", &server.key_id]
@@ -682,7 +692,7 @@ fn the_summary_of_a_pull_says_what_bound_the_server() {
             .collect();
         haul(client.home.path(), client.files.path(), &all)
     };
-    let output = fetch(&["--json", "--limit", "1MB/s"], "json");
+    let output = fetch(&["--json", "--limit", "50KB/s"], "json");
     let done: serde_json::Value =
         serde_json::from_str(text(&output.stdout).lines().last().unwrap()).unwrap();
     assert_eq!(
@@ -692,15 +702,15 @@ fn the_summary_of_a_pull_says_what_bound_the_server() {
     );
     // The figures of the path are the server's, which sent.
     assert!(
-        done["path"]["sent_bytes"].as_f64().unwrap() > f64::from(2 << 20),
+        done["path"]["sent_bytes"].as_f64().unwrap() > 200_000.0,
         "{done}"
     );
     assert_eq!(
         (&done["moved"], &done["held"]),
-        (&(2 << 20).into(), &0.into()),
+        (&200_000.into(), &0.into()),
         "{done}"
     );
-    let said = text(&fetch(&["-v", "--limit", "8Mbit"], "plain").stderr);
+    let said = text(&fetch(&["-v", "--limit", "0.4Mbit"], "plain").stderr);
     assert!(said.contains(", bound by --limit"), "{said}");
 }
 

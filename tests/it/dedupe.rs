@@ -307,7 +307,11 @@ async fn either_side_can_do_without() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_was_written_a_moment_ago_is_not_known_by_its_time() {
     let pair = Pair::new().await;
-    write(&pair.from.path().join("src/a"), &content(1, SIZE));
+    let written = pair.from.path().join("src/a");
+    write(&written, &content(1, SIZE));
+    // However long it takes until it is looked at, that is a moment ago.
+    let file = std::fs::File::options().write(true).open(&written).unwrap();
+    file.set_modified(SystemTime::now() + LIMIT).unwrap();
     assert_eq!(pair.push().await, ["src/a"]);
     pair.rename("a", "b");
     assert_eq!(pair.push().await, ["src/b"]);

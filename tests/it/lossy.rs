@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::hostile::peer::{Peer, hello};
 use crate::support::path::{Path, Settings};
 use crate::support::slow::SlowStore;
 use crate::support::{Host, LIMIT, content, listing, recorder, to, write};
@@ -16,7 +17,9 @@ use haul::identity::Identity;
 use haul::progress::{Event, Observer, ignore};
 use haul::session::Outcome;
 use haul::store::LocalStore;
+use haul::stream::MessageReader;
 use haul::trust::ServerTrust;
+use haul::wire::{Components, End, List, Message, Refused};
 use tempfile::{TempDir, tempdir};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot};
@@ -767,6 +770,65 @@ async fn a_server_that_stops_waits_for_a_client_that_is_there_and_not_for_one_th
     way.host.stopped().await;
     assert!(!way.served.path().join("t/0/0").exists());
     pushing.abort();
+}
+
+/// The last message of a server that is stopped while it lists a path, and of which all is lost until then.
+async fn last_word_on(listed: &[u8]) -> u8 {
+    let served = tempdir().unwrap();
+    for i in 0..300 {
+        write(
+            &served.path().join(format!("d/a name of some length {i}")),
+            b"",
+        );
+    }
+    let store = SlowStore::around(LocalStore::open(served.path()).unwrap(), None);
+    let mut host = Host::serving(Arc::new(store.clone()), Config::default());
+    let path = Path::to(host.address, 1, settings()).await;
+    let identity = Identity::generate().unwrap();
+    let (_endpoint, connection) =
+        Peer::connecting(path.address, host.key_id, &identity, |_| {}).await;
+    let connection = connection.unwrap();
+    path.down.set(|down| down.blackout = true);
+    let before = path.down.counts().dropped;
+    let (mut send, receive) = connection.open_bi().await.unwrap();
+    let list = List {
+        session: [1; 16],
+        path: Components(vec![listed.to_vec()]),
+        recursive: false,
+    };
+    let request = [&[1], &hello()[..], &list.to_bytes()].concat();
+    send.write_all(&request).await.unwrap();
+    let answered = async {
+        // More than an acknowledgement is on its way.
+        while store.looks() == 0 || path.down.counts().dropped < before + 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LIMIT, answered).await.expect("it answers");
+    host.stop();
+    path.down.set(|down| down.blackout = false);
+    let mut answers = MessageReader::new(receive);
+    let mut last = None;
+    while let Some(frame) = timeout(LIMIT, answers.frame(1 << 20))
+        .await
+        .expect("it goes on")
+        .expect("it ends cleanly")
+    {
+        last = Some(frame.kind);
+    }
+    connection.close(0_u8.into(), b"");
+    host.stopped().await;
+    last.expect("an answer")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stops_delivers_the_end_of_a_listing_first() {
+    assert_eq!(last_word_on(b"d").await, End::TYPE);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stops_delivers_a_refusal_first() {
+    assert_eq!(last_word_on(b"nothing").await, Refused::TYPE);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -710,19 +710,14 @@ async fn a_receiver_that_says_goodbye_in_the_middle_has_not_got_it_all() {
         let met = meet(&code, &at, &Identity::generate().unwrap())
             .await
             .unwrap();
-        let client = slowly(met, to.path()).await;
-        client.close().await;
+        slowly(met, to.path()).await
     };
-    let serving = async {
-        assert!(matches!(
-            sending.offering.meet().await.unwrap(),
-            send::Met::Accepted { .. }
-        ));
-        timeout(LIMIT, sending.offering.serve())
-            .await
-            .expect("it ends")
-    };
-    let ((), served) = tokio::join!(receiving, serving);
+    let (client, accepted) = tokio::join!(receiving, sending.offering.meet());
+    assert!(matches!(accepted.unwrap(), send::Met::Accepted { .. }));
+    // From here on the sender counts the time; its receiver has come.
+    let serving = timeout(LIMIT, sending.offering.serve());
+    let (served, ()) = tokio::join!(serving, client.close());
+    let served = served.expect("it ends");
     assert!(matches!(served, Err(Error::Lost(_))), "{served:?}");
     assert!(!to.path().join("t/large").exists());
 }
@@ -734,21 +729,19 @@ async fn a_guest_that_comes_back_and_declines_leaves_nobody_waiting_for_ever() {
     let identity = Identity::generate().unwrap();
     let receiving = async {
         let met = meet(&code, &at, &identity).await.unwrap();
-        let client = slowly(met, to.path()).await;
+        slowly(met, to.path()).await
+    };
+    let (client, accepted) = tokio::join!(receiving, sending.offering.meet());
+    assert!(matches!(accepted.unwrap(), send::Met::Accepted { .. }));
+    let declining = async {
         // In another process of the same user, while this one still has its connection.
         meet(&code, &at, &identity).await.unwrap().decline().await;
         client.cancel().await;
     };
-    let serving = async {
-        assert!(matches!(
-            sending.offering.meet().await.unwrap(),
-            send::Met::Accepted { .. }
-        ));
-        timeout(LIMIT, sending.offering.serve())
-            .await
-            .expect("it ends")
-    };
-    let ((), served) = tokio::join!(receiving, serving);
+    // From here on the sender counts the time; its receiver has come.
+    let serving = timeout(LIMIT, sending.offering.serve());
+    let ((), served) = tokio::join!(declining, serving);
+    let served = served.expect("it ends");
     assert!(
         matches!(served, Err(Error::Lost(_) | Error::Refused(_))),
         "{served:?}"

@@ -1,18 +1,21 @@
 //! Peers that keep to nothing, where files are fetched and listed.
 
+use haul::client::Client;
 use haul::error::{Code, Error, Result};
 use haul::manifest::Verdict;
 use haul::session::{Found, Outcome};
 use haul::stream::MessageReader;
 use haul::wire::{
-    Complete, Components, End, Entry, Hello, Kind, List, Listed, Message, Pull, Ready, Refused,
-    Summary, Unsendable,
+    Committed, Complete, Components, End, Entry, Hello, Kind, List, Listed, Message, Pull, Ready,
+    Refused, Summary, Unsendable,
 };
+use quinn::Connection;
 use tempfile::{TempDir, tempdir};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::hostile::peer::*;
-use crate::hostile::rogue::connect;
+use crate::hostile::rogue::{connect, connect_over_path};
 use crate::support::{from, path};
 
 /// A server that was asked for something, and the honest client that waits for it.
@@ -21,15 +24,27 @@ async fn asked(
     destination: &str,
     ready: Ready,
 ) -> (Session, TempDir, JoinHandle<Result<Outcome>>) {
-    let (connection, client) = connect(|_| {}).await;
+    let connected = connect(|_| {}).await;
+    let options = (sources, destination);
+    asked_of(connected, options, ready, ()).await
+}
+
+/// The same of this server and this client, which closes its connection as soon as it may. `ended` is dropped once the pull
+/// is over.
+async fn asked_of(
+    (connection, client): (Connection, JoinHandle<Result<Client>>),
+    (sources, destination): (&[&str], &str),
+    ready: Ready,
+    ended: impl Send + 'static,
+) -> (Session, TempDir, JoinHandle<Result<Outcome>>) {
     let here = tempdir().unwrap();
     let options = from(sources, &here.path().join(destination));
     let pulling = tokio::spawn(async move {
-        client
-            .await
-            .unwrap()?
-            .pull(&options, haul::progress::ignore())
-            .await
+        let client = client.await.unwrap()?;
+        let outcome = client.pull(&options, haul::progress::ignore()).await;
+        drop(ended);
+        client.close().await;
+        outcome
     });
     let (mut control, requests) = within(connection.accept_bi()).await.unwrap();
     let handle = quinn::VarInt::from(control.id()).into_inner();
@@ -155,6 +170,41 @@ async fn failures_without_end_take_no_memory_and_steer_no_terminal() {
     assert_eq!(outcome.sent.failures.len(), haul::sender::MAX_FAILURES);
     let (name, why) = &outcome.sent.failures[0];
     assert!(!format!("{name}{why}").contains('\x1b'));
+    no_panics();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_is_closed_once_the_server_has_its_last_messages() {
+    let (connection, client, path) = connect_over_path().await;
+    let connected = (connection, client);
+    let (ending, ended) = oneshot::channel::<()>();
+    let options = (&["t"][..], "into/");
+    let (mut session, _here, pulling) =
+        asked_of(connected, options, Ready::default(), ending).await;
+    session.wanted(0, "t", 5).await;
+    // What the client says from here on is lost, and the client can end before it can say it again.
+    path.up.set(|up| up.blackout = true);
+    let body = [b"12345", &trailer(b"12345")[..]].concat();
+    let (mut transfer, mut receipt) = session.transfer(&plan(0, &[(0, 5)]), &body).await;
+    transfer.finish().unwrap();
+    within(session.manifest.write_all(&Complete {}.to_bytes()))
+        .await
+        .unwrap();
+    session.manifest.finish().unwrap();
+    let end = End {
+        entries: 1,
+        ..End::default()
+    };
+    within(session.control.write_all(&end.to_bytes()))
+        .await
+        .unwrap();
+    within(ended).await.unwrap_err();
+    path.up.set(|up| up.blackout = false);
+    let summary: Summary = within(session.answers.read()).await.unwrap();
+    assert_eq!(summary.committed, 1);
+    let receipt: Committed = within(receipt.read()).await.unwrap();
+    assert_eq!(receipt.bytes, 5);
+    assert_eq!(within(pulling).await.unwrap().unwrap().sent.files, 1);
     no_panics();
 }
 

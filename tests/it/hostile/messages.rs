@@ -40,7 +40,7 @@ fn garbage() -> Vec<Vec<u8>> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_on_the_control_stream_that_is_none_closes_the_connection() {
-    let arena = Arena::new(impatient());
+    let arena = Arena::new(patient());
     let good = hello();
     let too_long = |kind, limit: usize| message(kind, limit as u64 + 1, &[]);
     let mut bad = vec![
@@ -81,7 +81,7 @@ async fn a_message_on_the_control_stream_that_is_none_closes_the_connection() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_on_the_manifest_that_is_none_closes_the_connection() {
-    let arena = Arena::new(impatient());
+    let arena = Arena::new(patient());
     let target = vec![b'x'; 1_000_000];
     let link = Entry {
         target: Some(target),
@@ -148,7 +148,7 @@ async fn a_message_on_the_manifest_that_is_none_closes_the_connection() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plan_that_is_none_ends_its_stream_alone() {
-    let arena = Arena::new(impatient());
+    let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
     session.wanted(0, "a", 5).await;
@@ -178,7 +178,7 @@ async fn a_plan_that_is_none_ends_its_stream_alone() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn entries_that_nobody_waits_for_are_counted_and_one_of_the_greatest_size_is_fine() {
-    let arena = Arena::new(impatient());
+    let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
     let mut all = BytesMut::new();
@@ -226,7 +226,7 @@ async fn entries_that_nobody_waits_for_are_counted_and_one_of_the_greatest_size_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_bytes_on_every_kind_of_stream_harm_nobody() {
-    let arena = Arena::new(impatient());
+    let arena = Arena::new(patient());
     let mut noise = Noise::new(42);
     for round in 0..40 {
         let peer = Peer::connect(&arena.host).await;

@@ -10,7 +10,7 @@ use crate::hostile::peer::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_name_that_leads_out_is_refused_whatever_it_is_the_name_of() {
-    let arena = Arena::new(impatient());
+    let arena = Arena::new(patient());
     let (long, deep) = ([b'x'; 256], [[b'y'; 250]; 20]);
     let deep: Vec<&[u8]> = deep.iter().map(|c| &c[..]).collect();
     let names: [&[&[u8]]; 12] = [
@@ -62,7 +62,7 @@ async fn a_name_that_leads_out_is_refused_whatever_it_is_the_name_of() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_written_through_a_link_that_the_same_session_made() {
-    let arena = Arena::new(impatient());
+    let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
     let outside = arena.outside().into_os_string().into_encoded_bytes();
@@ -115,7 +115,7 @@ async fn nothing_is_written_through_a_link_that_the_same_session_made() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destination_or_a_source_of_a_pull_leads_out_as_little() {
-    let arena = Arena::new(impatient());
+    let arena = Arena::new(patient());
     symlink(arena.outside(), arena.served().join("out")).unwrap();
     let peer = Peer::connect(&arena.host).await;
     let requests = [
@@ -141,7 +141,7 @@ async fn a_destination_or_a_source_of_a_pull_leads_out_as_little() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destination_of_the_greatest_length_is_answered_within_the_limits() {
-    let arena = Arena::new(impatient());
+    let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let short: Vec<&[u8]> = vec![b"a"; 2048];
     let long = [[b'x'; 255]; 15];
@@ -158,7 +158,7 @@ async fn a_destination_of_the_greatest_length_is_answered_within_the_limits() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_entry_without_a_name_breaks_the_protocol() {
-    let arena = Arena::new(impatient());
+    let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
     let nameless = Entry {

@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::hostile::peer::*;
+use crate::support::path::{Path, Settings};
 use crate::support::{content, from, to, write};
 
 /// A server that holds a key and keeps to nothing else, and an honest client that pushes to it.
@@ -190,6 +191,22 @@ impl Rogue {
 pub(crate) async fn connect(
     tune: impl FnOnce(&mut quinn::TransportConfig),
 ) -> (Connection, JoinHandle<Result<Client>>) {
+    let (endpoint, trust) = listen(tune);
+    let address = endpoint.local_addr().unwrap();
+    let client = honest_client(address, trust);
+    (accept(&endpoint).await, client)
+}
+
+/// The same over a path that the test can change.
+pub(crate) async fn connect_over_path() -> (Connection, JoinHandle<Result<Client>>, Path) {
+    let (endpoint, trust) = listen(|_| {});
+    let path = Path::to(endpoint.local_addr().unwrap(), 1, Settings::default()).await;
+    let client = honest_client(path.address, trust);
+    (accept(&endpoint).await, client, path)
+}
+
+/// A raw endpoint that takes a connection, and what makes a client trust it.
+fn listen(tune: impl FnOnce(&mut quinn::TransportConfig)) -> (quinn::Endpoint, ServerTrust) {
     watch_panics();
     let identity = Identity::generate().unwrap();
     let mut config = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
@@ -201,31 +218,30 @@ pub(crate) async fn connect(
     config.transport_config(Arc::new(transport));
     let endpoint =
         haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(config)).unwrap();
-    let port = endpoint.local_addr().unwrap().port();
     let trust = ServerTrust {
         pin: Some(identity.key_id()),
         ..ServerTrust::default()
     };
+    (endpoint, trust)
+}
+
+async fn accept(endpoint: &quinn::Endpoint) -> Connection {
+    within(async { endpoint.accept().await.unwrap().await })
+        .await
+        .unwrap()
+}
+
+fn honest_client(address: SocketAddr, trust: ServerTrust) -> JoinHandle<Result<Client>> {
     // An honest client that is slow for a moment, as under load, must not look like one that gave up.
     let config = Config {
         deadline: std::time::Duration::from_millis(1_500),
         send_window: WINDOW,
         ..impatient()
     };
-    let client = tokio::spawn(async move {
-        Client::connect(
-            &Identity::generate().unwrap(),
-            &trust,
-            "127.0.0.1",
-            port,
-            &config,
-        )
-        .await
-    });
-    let connection = within(async { endpoint.accept().await.unwrap().await })
-        .await
-        .unwrap();
-    (connection, client)
+    tokio::spawn(async move {
+        let identity = Identity::generate().unwrap();
+        Client::connect(&identity, &trust, "127.0.0.1", address.port(), &config).await
+    })
 }
 
 /// What of the entries is wanted here.

@@ -54,7 +54,7 @@ async fn a_session_that_comes_back_over_another_connection_ends_the_one_before()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transfer_that_is_not_what_was_planned_fails_and_leaves_nothing() {
-    let arena = Arena::new(impatient());
+    let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
     let mut id = 0;
@@ -214,7 +214,7 @@ async fn a_transfer_that_is_not_what_was_planned_fails_and_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pieces_that_do_not_come_to_a_clean_end_leave_nothing() {
-    let arena = Arena::new(impatient());
+    let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session_as(&push_as(b"f")).await;
     let piece = |bytes: &[u8]| [&[0x25, bytes.len() as u8][..], bytes].concat();
@@ -511,7 +511,7 @@ async fn the_same_file_over_and_over_in_one_session_ends() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_of_all_the_bytes_there_are_is_only_a_number_until_they_come() {
-    let arena = Arena::new(impatient());
+    let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
     let size = i64::MAX as u64;
@@ -531,7 +531,7 @@ async fn a_file_of_all_the_bytes_there_are_is_only_a_number_until_they_come() {
 async fn what_a_mirror_replaces_stays_until_the_content_is_whole() {
     let arena = Arena::new(Config {
         allow_delete: true,
-        ..impatient()
+        ..patient()
     });
     for size in [5, 400_000_u64] {
         write(&arena.served().join("m/big/kept"), b"kept");

@@ -241,7 +241,12 @@ impl Guest {
             .with_custom_certificate_verifier(verifier)
             .with_no_client_auth();
         tls.alpn_protocols = vec![RELAY_ALPN.to_vec()];
-        let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+        let mut config =
+            quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+        // As whoever has a place does: the relay forgets those from whom nothing comes.
+        let mut transport = quinn::TransportConfig::default();
+        transport.keep_alive_interval(Some(Duration::from_secs(5)));
+        config.transport_config(Arc::new(transport));
         let connecting = endpoint.connect_with(config, relay, "127.0.0.1").unwrap();
         let connection = within(connecting).await?;
         Ok(Self {

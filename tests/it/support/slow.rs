@@ -28,6 +28,8 @@ struct SlowDisk {
     held: Mutex<bool>,
     released: Condvar,
     taken: AtomicU64,
+    /// Times that it was asked what is at a path.
+    looks: AtomicU64,
     /// Times yet that a partial is somebody else's.
     busy: AtomicU64,
 }
@@ -87,10 +89,16 @@ impl SlowStore {
     pub(crate) fn taken(&self) -> u64 {
         self.disk.taken.load(Ordering::SeqCst)
     }
+
+    /// Times that it was asked so far what is at a path.
+    pub(crate) fn looks(&self) -> u64 {
+        self.disk.looks.load(Ordering::SeqCst)
+    }
 }
 
 impl Store for SlowStore {
     fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Why> {
+        self.disk.looks.fetch_add(1, Ordering::SeqCst);
         self.inner.stat(path)
     }
 
