@@ -11,6 +11,7 @@ mod case;
 mod claims;
 mod compare;
 mod disk;
+mod durable;
 mod judge;
 mod known;
 mod ledger;
@@ -27,6 +28,7 @@ use case::Cases;
 pub(crate) use claims::Claimed;
 pub use claims::Claims;
 use compare::Compare;
+use durable::Settling;
 pub use ledger::Ledger;
 use mirror::{Announced, Cleared};
 use most::Counted;
@@ -37,7 +39,7 @@ use unanswered::Unanswered;
 use unkept::Tally;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -163,6 +165,11 @@ pub struct Receiver {
     owners: Owners,
     verdicts: mpsc::UnboundedSender<Verdict>,
     answers: Mutex<Option<mpsc::UnboundedReceiver<Verdict>>>,
+    /// Entries that are told once they are on the disk, in groups.
+    settling: mpsc::UnboundedSender<Vec<Settling>>,
+    to_settle: Mutex<Option<mpsc::UnboundedReceiver<Vec<Settling>>>>,
+    /// Something was made, changed or removed in the store.
+    wrote: AtomicBool,
     committed: AtomicU64,
     bytes: AtomicU64,
     skipped: AtomicU64,
@@ -221,6 +228,7 @@ impl Receiver {
     /// A receiver that has not begun.
     pub fn new(session: Receiving) -> Arc<Self> {
         let (verdicts, answers) = mpsc::unbounded_channel();
+        let (settling, to_settle) = mpsc::unbounded_channel();
         let held_up_before = session.window.held_up();
         Arc::new(Self {
             held_up_before,
@@ -234,6 +242,9 @@ impl Receiver {
             owners: Owners::default(),
             verdicts,
             answers: Mutex::new(Some(answers)),
+            settling,
+            to_settle: Mutex::new(Some(to_settle)),
+            wrote: AtomicBool::new(false),
             committed: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
@@ -260,13 +271,9 @@ impl Receiver {
         verdicts: MessageWriter,
     ) -> Result<()> {
         self.count_before();
-        let answers = self
-            .answers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let answers =
-            answers.ok_or_else(|| Error::Protocol("a second manifest in one session".into()))?;
+        let second = || Error::Protocol("a second manifest in one session".into());
+        let answers = lock(&self.answers).take().ok_or_else(second)?;
+        let to_settle = lock(&self.to_settle).take().ok_or_else(second)?;
         let unanswered = Arc::new(Unanswered::default());
         let (small_to, small) = mpsc::unbounded_channel();
         let (large_to, large) = mpsc::unbounded_channel();
@@ -283,6 +290,7 @@ impl Receiver {
         let written = tokio::try_join!(
             self.read_entries(entries, unanswered.clone(), admit.clone(), compare_to),
             self.compare(compare, admit),
+            self.sync_groups(to_settle, unanswered.clone()),
             self.write_verdicts(verdicts, answers, unanswered),
             self.admit_small(small),
             self.admit_large(large),
@@ -360,10 +368,13 @@ impl Receiver {
                 .as_mirror()
                 .map_or((0, None), |mirror| mirror.remove(is_whole, tell)))
         });
+        let removed = removed.await.unwrap_or_else(|why| (0, Some(why)));
+        self.wrote.fetch_or(
+            removed.0 > 0 && !self.session.take.dry_run,
+            Ordering::Relaxed,
+        );
         // Set once: a session has one mirror.
-        let _ = self
-            .removed
-            .set(removed.await.unwrap_or_else(|why| (0, Some(why))));
+        let _ = self.removed.set(removed);
     }
 
     /// What stands on the disk of all that this session brought. To be called when the sender has ended it.
@@ -371,8 +382,8 @@ impl Receiver {
         self.transfers.close();
         self.transfers.wait().await;
         let durability = self.session.durability;
-        if durability == Durability::Synced {
-            // Verdicts spoke of files, directories and links as they stand; this makes it true across a crash too.
+        if durability == Durability::Synced || self.wrote.load(Ordering::Relaxed) {
+            // Also what was skipped may not have reached the disk yet; and what was committed as visible only does so now.
             let store = self.session.store.clone();
             blocking(move || store.sync()).await?;
         }
@@ -623,6 +634,7 @@ impl Receiver {
             Ok(size) => {
                 self.committed.fetch_add(1, Ordering::Relaxed);
                 self.bytes.fetch_add(size, Ordering::Relaxed);
+                self.wrote.store(true, Ordering::Relaxed);
                 Settled::Committed
             }
             Err(why) => {

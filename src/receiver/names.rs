@@ -2,7 +2,6 @@
 //! there already. The sender names it by the id of its entry, and never by a path.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 
 use super::judge::Judged;
 use super::{Receiver, lock};
@@ -69,10 +68,7 @@ impl Receiver {
             return Some(Judged::Skip);
         }
         match store.link(&place, path) {
-            Ok(()) => {
-                self.committed.fetch_add(1, Ordering::Relaxed);
-                Some(Judged::Done)
-            }
+            Ok(()) => Some(Judged::Done),
             Err(why) => {
                 let why = why
                     .text

@@ -5,6 +5,7 @@ mod cli;
 mod congestion;
 mod content;
 mod dedupe;
+mod durable;
 mod every_kind;
 mod existing;
 mod faithful;
