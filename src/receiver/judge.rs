@@ -120,7 +120,12 @@ impl Receiver {
                 // A mirror would take what is in it for left over.
                 return Err(refusal(Code::IsDirectory, &case.path));
             }
-            self.stands(case.entry.id, case.entry.hard_link, &case.path);
+            // What is left may be another file than the source: further names must not be linked to it.
+            if case.has_same_size_and_time() && !take.checksum {
+                self.stands(case.entry.id, case.entry.hard_link, &case.path);
+            } else {
+                self.is_left(case.entry.id, case.entry.hard_link);
+            }
             return Ok(Judged::Skip);
         }
         match case.entry.kind {
@@ -203,7 +208,7 @@ impl Receiver {
                 Judged::Done
             });
         }
-        if !guarded && let Some(judged) = self.judge_name(entry, path, there) {
+        if !guarded && let Some(judged) = self.judge_name(entry, path, there)? {
             return Ok(judged);
         }
         match there.map(|m| m.kind) {
