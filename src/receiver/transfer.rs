@@ -121,6 +121,9 @@ impl Receiver {
 
     async fn commit_small(self: &Arc<Self>, file: &Wanted, small: SmallBody) -> Result<(), Why> {
         let claim = self.claim(file).await?;
+        if self.is_committed_by_other(file, &claim).await? {
+            return Ok(());
+        }
         let permit = claim.or_superseded(self.session.permits.acquire()).await?;
         let (store, path, attributes) = (
             self.session.store.clone(),
@@ -133,9 +136,10 @@ impl Receiver {
             self.unkept.clone(),
         );
         let receiver = self.clone();
+        let committed = self.committed_source(file);
         blocking(move || {
             // Claim and permit are held until the disk work ends, even if nobody waits for it any more.
-            let _held = (claim, permit);
+            let _permit = permit;
             let mut hasher = content_hasher(source.size, small.plan.holes());
             if hasher.update(&small.body).finalize() != small.trailer.digest {
                 return Err(Why::new(
@@ -154,6 +158,7 @@ impl Receiver {
                 return Err(why);
             }
             unkept.count(&path, upload.commit(&attributes, durability)?);
+            claim.committed(committed);
             Ok(())
         })
         .await
@@ -170,6 +175,7 @@ impl Receiver {
             tracing::debug_span!("transfer", id = file.id, path = %file.path, size = file.size);
         async {
             if self.made_of_known(&file, &claim).await {
+                claim.committed(self.committed_source(&file));
                 drop((permit, claim));
                 self.settled(&file, Ok(file.known_size()));
                 return self.answer(Verdict::Done(file.id));
@@ -194,6 +200,7 @@ impl Receiver {
             };
             self.started(&file, held.iter().map(|h| h.range.length).sum());
             let stream = self.admit(file.id);
+            claim.asked();
             self.answer(Verdict::Want(file.id, held.clone()));
             let mut slot = Slot {
                 receiver: &self,
@@ -404,6 +411,8 @@ impl Slot<'_> {
             };
             let done = self.receiver.working(receipt, blocking(finish)).await;
             let (size, lapses) = done?;
+            let committed = self.receiver.committed_source(file);
+            self.claim.committed(committed);
             self.receiver.unkept.count(&file.path, lapses);
             self.receiver.remember(file, plan, trailer).await;
             Ok(size)
