@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use quinn::{Connection, VarInt};
 use tokio::sync::Notify;
+use tokio::time::sleep;
 
 use crate::stream::{Direction, StreamError, silence};
 
@@ -35,6 +36,11 @@ const STEP: usize = 32;
 const HELD_UP: usize = 2;
 /// Small bodies may reserve up to this part of a share (one in so many), so that large ones always find credit.
 const RESERVABLE: usize = 2;
+
+/// A peer that acknowledges nothing for so long, and for so many round trips, does not answer: quinn has asked four times by
+/// then.
+const UNRESPONSIVE: Duration = Duration::from_secs(3);
+const ROUND_TRIPS: u32 = 16;
 
 /// Bytes of memory shared by the connections of a process.
 #[derive(Debug)]
@@ -270,6 +276,22 @@ impl Window {
         let window = state.share.saturating_sub(state.applied);
         self.connection.set_receive_window(varint(window + 1));
         self.connection.set_receive_window(varint(window));
+    }
+
+    /// Ends once the peer acknowledges nothing any more, or the connection is closed.
+    pub(crate) async fn unresponsive(&self) {
+        loop {
+            let before = self.connection.stats().udp_rx.datagrams;
+            self.ask();
+            let wait = UNRESPONSIVE.max(self.connection.rtt() * ROUND_TRIPS);
+            tokio::select! {
+                _ = self.connection.closed() => return,
+                () = sleep(wait) => {}
+            }
+            if self.connection.stats().udp_rx.datagrams == before {
+                return;
+            }
+        }
     }
 
     /// Whether so much is held that credit runs short, and what is held should go to the disk without waiting for more.

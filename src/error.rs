@@ -91,10 +91,10 @@ codes! {
     NotAdmitted = 0x07, "this key is not admitted";
     /// The server has no room for another connection, or another process has the partial open.
     Busy = 0x08, "no room for another connection, or another process writes this file";
-    /// A newer session of the same key took over this file.
-    Superseded = 0x09, "a newer session took over";
+    /// The same session goes on over a newer connection.
+    Superseded = 0x09, "the session goes on over another connection";
     /// A transfer that was never wanted.
-    NotWanted = 0x10, "a transfer that nobody asked for";
+    NotWanted = 0x10, "it was not asked for, or is no longer waited for";
     /// The source changed while it was sent.
     Changed = 0x11, "changed while it was being sent";
     /// The source could not be read.

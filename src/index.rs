@@ -2,7 +2,8 @@
 //! nothing that it says is believed without a look at the content.
 //!
 //! One process at a time has it open; others go on without. A file is known by device, inode, size and modification time,
-//! as rsync knows it to be unchanged, so that another name makes no difference.
+//! as rsync knows it to be unchanged, so that another name makes no difference. Its time of change (ctime), which nobody can
+//! set, says whether it may have been written to since: a rename changes that too, so such a file is hashed once more.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,8 +28,13 @@ const CACHE: usize = 1 << 20;
 /// may fail to tell apart (2 s on FAT).
 const SETTLES: Duration = Duration::from_secs(2);
 
-/// Digests by file.
-const DIGESTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("digests");
+/// A time of change has this resolution at worst: the tick of Linux, at 100 a second.
+const CHANGE_SETTLES: Duration = Duration::from_millis(10);
+
+/// Digests and times of change, by file.
+const DIGESTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("digests by change");
+/// Rows without the time of change, as earlier versions wrote them.
+const OLD_DIGESTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("digests");
 /// Files by digest.
 const PLACES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("places");
 /// What each row ends in: when it was made, in nanoseconds since 1970.
@@ -63,13 +69,36 @@ impl FileKey {
         bytes
     }
 
-    /// Whether the file's time would tell if it changed from now on.
-    pub fn is_settled(&self) -> bool {
+    /// Whether the file's times would tell if it changed from now on; `changed` is its time of change.
+    pub fn is_settled(&self, changed: Time) -> bool {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
+        let tick = now.saturating_sub(CHANGE_SETTLES);
+        let tick = (tick.as_secs() as i64, tick.subsec_nanos());
         self.modified.seconds < (now.saturating_sub(SETTLES)).as_secs() as i64
+            && (changed.seconds, changed.nanoseconds) < tick
     }
+}
+
+/// What the index says of a file's content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// Its digest.
+    Digest([u8; 32]),
+    /// It was hashed before, and may have been written to since, or only been renamed: it is worth hashing again.
+    Touched,
+}
+
+/// What a row of [`DIGESTS`] holds: digest, seconds and nanoseconds of the time of change.
+const DIGEST_ROW: usize = 32 + 12;
+
+fn digest_row(changed: Time, digest: &[u8; 32]) -> [u8; DIGEST_ROW] {
+    let mut row = [0; DIGEST_ROW];
+    row[..32].copy_from_slice(digest);
+    row[32..40].copy_from_slice(&changed.seconds.to_le_bytes());
+    row[40..].copy_from_slice(&changed.nanoseconds.to_le_bytes());
+    row
 }
 
 /// What the database says.
@@ -107,15 +136,20 @@ impl Index {
         }))
     }
 
-    /// The digest of a file, if it was hashed before.
-    pub fn digest(&self, key: &FileKey) -> Option<[u8; 32]> {
-        let row = self.row(DIGESTS, &key.bytes())?;
-        row.try_into().ok()
+    /// What is known of a file that was hashed before; `changed` is its time of change now.
+    pub fn known(&self, key: &FileKey, changed: Time) -> Option<Known> {
+        let row: [u8; DIGEST_ROW] = self.row(DIGESTS, &key.bytes())?.try_into().ok()?;
+        let digest: [u8; 32] = row[..32].try_into().ok()?;
+        Some(if row == digest_row(changed, &digest) {
+            Known::Digest(digest)
+        } else {
+            Known::Touched
+        })
     }
 
     /// Remembers the digest of a file. It was settled when the hashing began: see [`FileKey::is_settled`].
-    pub fn remember(&self, key: &FileKey, digest: &[u8; 32]) {
-        self.put(DIGESTS, &key.bytes(), digest);
+    pub fn remember(&self, key: &FileKey, changed: Time, digest: &[u8; 32]) {
+        self.put(DIGESTS, &key.bytes(), &digest_row(changed, digest));
     }
 
     /// A file in a store that had this content once, and where it stood. The store is told by device and inode.
@@ -239,12 +273,26 @@ impl Index {
             }
             opened => opened,
         };
-        opened.map_or(State::Without, State::Open)
+        let Ok(database) = opened else {
+            return State::Without;
+        };
+        // What an earlier version remembered cannot be relied upon. That it stays is no harm: nothing reads it.
+        let _ = catch_unwind(AssertUnwindSafe(|| delete_table(&database, OLD_DIGESTS)));
+        State::Open(database)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn delete_table(database: &Database, table: TableDefinition<&[u8], &[u8]>) -> Worked<()> {
+    if let Err(redb::TableError::TableDoesNotExist(_)) = database.begin_read()?.open_table(table) {
+        return Ok(());
+    }
+    let writing = database.begin_write()?;
+    writing.delete_table(table)?;
+    Ok(writing.commit()?)
 }
 
 /// Two stores may hold the same content, and one must not push out the other.
@@ -290,23 +338,67 @@ mod tests {
         }
     }
 
+    const CHANGED: Time = Time {
+        seconds: 9,
+        nanoseconds: 1,
+    };
+
+    #[test]
+    fn a_file_whose_time_of_change_differs_has_no_known_digest() {
+        let home = tempdir().unwrap();
+        let index = Index::new(home.path().join("index"));
+        index.remember(&key(1), CHANGED, &[1; 32]);
+        for later in [(9, 2), (10, 1), (8, 1)] {
+            let (seconds, nanoseconds) = later;
+            let changed = Time {
+                seconds,
+                nanoseconds,
+            };
+            assert_eq!(index.known(&key(1), changed), Some(Known::Touched));
+        }
+        assert_eq!(index.known(&key(2), CHANGED), None);
+    }
+
+    #[test]
+    fn rows_of_an_index_without_times_of_change_are_ignored() {
+        let home = tempdir().unwrap();
+        let file = home.path().join("index");
+        let database = Database::create(&file).unwrap();
+        let writing = database.begin_write().unwrap();
+        {
+            let row = [&[1; 32][..], &[0; STAMP]].concat();
+            let mut rows = writing.open_table(OLD_DIGESTS).unwrap();
+            rows.insert(&key(1).bytes()[..], &row[..]).unwrap();
+        }
+        writing.commit().unwrap();
+        drop(database);
+        let index = Index::new(file.clone());
+        assert_eq!(index.known(&key(1), CHANGED), None);
+        index.remember(&key(1), CHANGED, &[2; 32]);
+        assert_eq!(index.known(&key(1), CHANGED), Some(Known::Digest([2; 32])));
+        drop(index);
+        let database = Database::create(&file).unwrap();
+        let tables = database.begin_read().unwrap();
+        assert_eq!(tables.list_tables().unwrap().count(), 1, "the old one went");
+    }
+
     #[test]
     fn what_was_remembered_is_there_the_next_time_and_for_one_process_alone() {
         let home = tempdir().unwrap();
         let file = home.path().join("index");
         let index = Index::new(file.clone());
-        assert_eq!(index.digest(&key(1)), None);
-        index.remember(&key(1), &[1; 32]);
+        assert_eq!(index.known(&key(1), CHANGED), None);
+        index.remember(&key(1), CHANGED, &[1; 32]);
         let path = RelativePath::from_components([b"a\xff", &b"b"[..]]).unwrap();
         index.stands((1, 2), &[1; 32], &key(2), &path);
         let other = Index::new(file.clone());
-        assert_eq!(other.digest(&key(1)), None);
+        assert_eq!(other.known(&key(1), CHANGED), None);
         drop(index);
         // It does not try again: a process has it for as long as it runs.
-        assert_eq!(other.digest(&key(1)), None);
+        assert_eq!(other.known(&key(1), CHANGED), None);
         let next = Index::new(file);
-        assert_eq!(next.digest(&key(1)), Some([1; 32]));
-        assert_eq!(next.digest(&FileKey { size: 1, ..key(1) }), None);
+        assert_eq!(next.known(&key(1), CHANGED), Some(Known::Digest([1; 32])));
+        assert_eq!(next.known(&FileKey { size: 1, ..key(1) }, CHANGED), None);
         assert_eq!(next.place((1, 2), &[1; 32]), Some((key(2), path)));
         assert_eq!(next.place((1, 3), &[1; 32]), None);
         next.forget((1, 2), &[1; 32]);
@@ -319,8 +411,8 @@ mod tests {
         let file = home.path().join("index");
         std::fs::write(&file, vec![0xa5; 100_000]).unwrap();
         let index = Index::new(file.clone());
-        index.remember(&key(1), &[1; 32]);
-        assert_eq!(index.digest(&key(1)), Some([1; 32]));
+        index.remember(&key(1), CHANGED, &[1; 32]);
+        assert_eq!(index.known(&key(1), CHANGED), Some(Known::Digest([1; 32])));
         drop(index);
         // Damaged in the middle: whatever it says, nothing fails.
         let mut bytes = std::fs::read(&file).unwrap();
@@ -331,11 +423,11 @@ mod tests {
             .for_each(|byte| *byte ^= 0x5a);
         std::fs::write(&file, bytes).unwrap();
         let index = Index::new(file);
-        let _ = index.digest(&key(1));
-        index.remember(&key(1), &[1; 32]);
+        let _ = index.known(&key(1), CHANGED);
+        index.remember(&key(1), CHANGED, &[1; 32]);
         let nowhere = Index::new(home.path().join("none/index"));
-        nowhere.remember(&key(1), &[1; 32]);
-        assert_eq!(nowhere.digest(&key(1)), None);
+        nowhere.remember(&key(1), CHANGED, &[1; 32]);
+        assert_eq!(nowhere.known(&key(1), CHANGED), None);
     }
 
     #[test]

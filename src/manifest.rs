@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::error::{Code, Error, Result, Why};
 use crate::filter::Filter;
-use crate::index::{Index, LARGE_FILE};
+use crate::index::Index;
 use crate::owners::Owners;
 use crate::path::{RelativePath, printable};
 use crate::pipe::Pipe;
@@ -335,9 +335,9 @@ struct Open {
 }
 
 impl Walk {
-    /// Whether files are to be announced with digests.
-    pub(crate) fn checksum(&self) -> bool {
-        self.options.checksum
+    /// How its entries are announced.
+    pub(crate) fn options(&self) -> &WalkOptions {
+        &self.options
     }
 
     /// A walk that has not begun; `directories` takes the directories.
@@ -420,11 +420,6 @@ impl Walk {
             extra,
         };
         match kind {
-            Kind::File if announce.metadata.size >= LARGE_FILE => {
-                let index = self.options.index.as_ref();
-                announce.digest =
-                    index.and_then(|index| index.digest(&announce.metadata.version.key()));
-            }
             Kind::Directory => return self.enter(announce),
             Kind::Symlink => match tree.store.read_link(&announce.source) {
                 Ok(target) => announce.target = Some(target),

@@ -11,6 +11,7 @@ mod case;
 mod claims;
 mod compare;
 mod disk;
+mod durable;
 mod judge;
 mod known;
 mod ledger;
@@ -24,9 +25,11 @@ mod unanswered;
 mod unkept;
 
 use case::Cases;
-pub(crate) use claims::Claimed;
 pub use claims::Claims;
+use claims::CommittedSource;
+pub(crate) use claims::{Claimant, Claimed};
 use compare::Compare;
+use durable::Settling;
 pub use ledger::Ledger;
 use mirror::{Announced, Cleared};
 use most::Counted;
@@ -37,7 +40,7 @@ use unanswered::Unanswered;
 use unkept::Tally;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -59,8 +62,8 @@ use crate::progress::{Event, Observer, Settled};
 use crate::store::{Attributes, Claim, Store};
 use crate::stream::{MessageReader, MessageWriter, StreamError};
 use crate::wire::{
-    Complete, Durability, End, Entry, Frame, Kind, Message, Plan, Spent, Summary, Take, Unsendable,
-    Withdraw,
+    Complete, Durability, End, Entry, Existing, Frame, Kind, Message, Plan, Spent, Summary, Take,
+    Unsendable, Withdraw,
 };
 
 /// Files up to this size may be received whole into memory before they take a permit, in bytes.
@@ -141,6 +144,8 @@ pub struct Receiving {
     pub index: Option<Index>,
     /// Who is receiving which file.
     pub claims: Arc<Claims>,
+    /// The session's id, the same over all its connections.
+    pub session: [u8; 16],
     /// Limits and deadlines.
     pub config: Config,
     /// The session's account, over all its connections.
@@ -154,8 +159,8 @@ pub struct Receiving {
 /// One session's receiver.
 pub struct Receiver {
     session: Receiving,
-    /// Among the sessions that claim files.
-    age: u64,
+    /// As it claims files.
+    claimant: Claimant,
     /// Transfers that are wanted and whose stream has not come yet.
     admitted: Mutex<HashMap<u64, oneshot::Sender<Result<Incoming, Why>>>>,
     names: Mutex<Names>,
@@ -165,6 +170,11 @@ pub struct Receiver {
     owners: Owners,
     verdicts: mpsc::UnboundedSender<Verdict>,
     answers: Mutex<Option<mpsc::UnboundedReceiver<Verdict>>>,
+    /// Entries that are told once they are on the disk, in groups.
+    settling: mpsc::UnboundedSender<Vec<Settling>>,
+    to_settle: Mutex<Option<mpsc::UnboundedReceiver<Vec<Settling>>>>,
+    /// Something was made, changed or removed in the store.
+    wrote: AtomicBool,
     committed: AtomicU64,
     bytes: AtomicU64,
     skipped: AtomicU64,
@@ -225,10 +235,17 @@ impl Receiver {
     /// A receiver that has not begun.
     pub fn new(session: Receiving) -> Arc<Self> {
         let (verdicts, answers) = mpsc::unbounded_channel();
+        let (settling, to_settle) = mpsc::unbounded_channel();
         let held_up_before = session.window.held_up();
+        let claimant = Claimant {
+            session: session.session,
+            age: session.claims.age(),
+            window: Some(session.window.clone()),
+            stall: session.config.stall,
+        };
         Arc::new(Self {
             held_up_before,
-            age: session.claims.age(),
+            claimant,
             session,
             counted: Counted::default(),
             admitted: Mutex::default(),
@@ -238,6 +255,9 @@ impl Receiver {
             owners: Owners::default(),
             verdicts,
             answers: Mutex::new(Some(answers)),
+            settling,
+            to_settle: Mutex::new(Some(to_settle)),
+            wrote: AtomicBool::new(false),
             committed: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
@@ -265,13 +285,9 @@ impl Receiver {
         verdicts: MessageWriter,
     ) -> Result<()> {
         self.count_before();
-        let answers = self
-            .answers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let answers =
-            answers.ok_or_else(|| Error::Protocol("a second manifest in one session".into()))?;
+        let second = || Error::Protocol("a second manifest in one session".into());
+        let answers = lock(&self.answers).take().ok_or_else(second)?;
+        let to_settle = lock(&self.to_settle).take().ok_or_else(second)?;
         let unanswered = Arc::new(Unanswered::default());
         let (small_to, small) = mpsc::unbounded_channel();
         let (large_to, large) = mpsc::unbounded_channel();
@@ -288,6 +304,7 @@ impl Receiver {
         let written = tokio::try_join!(
             self.read_entries(entries, unanswered.clone(), admit.clone(), compare_to),
             self.compare(compare, admit),
+            self.sync_groups(to_settle, unanswered.clone()),
             self.write_verdicts(verdicts, answers, unanswered),
             self.admit_small(small),
             self.admit_large(large),
@@ -364,10 +381,13 @@ impl Receiver {
                 .as_mirror()
                 .map_or((0, None), |mirror| mirror.remove(is_whole, tell)))
         });
+        let removed = removed.await.unwrap_or_else(|why| (0, Some(why)));
+        self.wrote.fetch_or(
+            removed.0 > 0 && !self.session.take.dry_run,
+            Ordering::Relaxed,
+        );
         // Set once: a session has one mirror.
-        let _ = self
-            .removed
-            .set(removed.await.unwrap_or_else(|why| (0, Some(why))));
+        let _ = self.removed.set(removed);
     }
 
     /// What stands on the disk of all that this session brought. To be called when the sender has ended it.
@@ -375,8 +395,8 @@ impl Receiver {
         self.transfers.close();
         self.transfers.wait().await;
         let durability = self.session.durability;
-        if durability == Durability::Synced {
-            // Verdicts spoke of files, directories and links as they stand; this makes it true across a crash too.
+        if durability == Durability::Synced || self.wrote.load(Ordering::Relaxed) {
+            // Also what was skipped may not have reached the disk yet; and what was committed as visible only does so now.
             let store = self.session.store.clone();
             blocking(move || store.sync()).await?;
         }
@@ -578,17 +598,26 @@ impl Receiver {
     }
 
     async fn admit_one_large(self: &Arc<Self>, file: Wanted) {
-        // Whoever of this key still has the file, such as a connection that is dead and does not know it yet, lets go of
-        // it and of its permit first.
+        // An older connection of this session, or another session of this key, lets go of the file and of its permit first.
         let admitted = async {
-            let claim = self.claim(&file).await?;
+            let claim = self.or_stopping(self.claim(&file)).await?;
+            if self.is_committed_by_other(&file, &claim).await? {
+                return Ok(None);
+            }
             let permit = self
                 .or_stopping(claim.or_superseded(self.session.permits.acquire()))
                 .await?;
-            Ok((permit, claim))
+            Ok(Some((permit, claim)))
         };
         match admitted.await {
-            Ok((permit, claim)) => {
+            Ok(None) => self.tell(Settling {
+                id: file.id,
+                size: file.known_size(),
+                name: file.name,
+                kind: Kind::File,
+                made: false,
+            }),
+            Ok(Some((permit, claim))) => {
                 let receiver = self.clone();
                 self.transfers.spawn(
                     receiver
@@ -603,8 +632,62 @@ impl Receiver {
     async fn claim(&self, file: &Wanted) -> Result<Claimed, Why> {
         self.session
             .claims
-            .take(self.session.owner, &file.path, self.age)
+            .take(self.session.owner, &file.path, &self.claimant)
             .await
+    }
+
+    /// Whether another session of the key has committed the same source while this one waited for the file. Its metadata is
+    /// set as this session wants it.
+    async fn is_committed_by_other(
+        self: &Arc<Self>,
+        file: &Wanted,
+        claim: &Claimed,
+    ) -> Result<bool, Why> {
+        let (source, take) = (self.committed_source(file), self.session.take);
+        let Some(found) = claim.found() else {
+            return Ok(false);
+        };
+        if take.existing == Existing::Overwrite || !source.is_same(found, take.checksum) {
+            return Ok(false);
+        }
+        let (receiver, path) = (self.clone(), file.path.clone());
+        let attributes = file.attributes.clone();
+        let durability = found.durability;
+        blocking(move || receiver.adopt(&path, &attributes, durability)).await?;
+        self.stands(file.id, file.hard_link, &file.path);
+        claim.committed(source);
+        Ok(true)
+    }
+
+    /// Gives a file that was committed so durably the metadata that this session wants, as durable as it has to be. Blocks.
+    fn adopt(
+        &self,
+        path: &RelativePath,
+        attributes: &Attributes,
+        durability: Durability,
+    ) -> Result<(), Why> {
+        let store = &*self.session.store;
+        let there = store.stat(path)?.ok_or(Code::NotFound)?;
+        let changes = !self.has_attributes(attributes, path, &there);
+        if changes {
+            self.unkept
+                .count(path, store.set_attributes(path, attributes)?);
+            self.wrote.store(true, Ordering::Relaxed);
+        }
+        let is_durable = !changes && durability == Durability::Synced;
+        if self.session.durability == Durability::Synced && !is_durable {
+            store.sync()?;
+        }
+        Ok(())
+    }
+
+    /// What is committed with a file, for another session that waits for it.
+    fn committed_source(&self, file: &Wanted) -> CommittedSource {
+        CommittedSource {
+            claim: file.claim.clone(),
+            digest: file.digest,
+            durability: self.session.durability,
+        }
     }
 
     async fn or_stopping<T>(&self, wait: impl Future<Output = Result<T, Why>>) -> Result<T, Why> {
@@ -648,6 +731,7 @@ impl Receiver {
             Ok(size) => {
                 self.committed.fetch_add(1, Ordering::Relaxed);
                 self.bytes.fetch_add(size, Ordering::Relaxed);
+                self.wrote.store(true, Ordering::Relaxed);
                 Settled::Committed
             }
             // Only a sender says so.

@@ -14,7 +14,7 @@ mod transfer;
 
 pub use account::{MAX_FAILURES, Sent};
 use account::{Pending, State};
-use digests::put_digests;
+use digests::Digests;
 pub use meter::Meter;
 pub(crate) use meter::{Station, Watch};
 use names::{MAX_WAITING, Role};
@@ -216,9 +216,11 @@ impl Sender {
             unsendable,
         }) = self.begin.take()
         {
-            let found = match trees.checksum() {
-                true => digested(found),
-                false => found,
+            let digests = Digests::of(trees.options());
+            let found = if digests.any() {
+                digested(digests, found)
+            } else {
+                found
             };
             tokio::spawn(async move {
                 for (path, why) in unsendable {
@@ -635,9 +637,9 @@ impl Run {
 }
 
 /// Puts digests to what is found on its way to there.
-fn digested(to: mpsc::Sender<Found>) -> mpsc::Sender<Found> {
+fn digested(digests: Digests, to: mpsc::Sender<Found>) -> mpsc::Sender<Found> {
     let (found_to, found) = mpsc::channel(WALK_AHEAD);
-    tokio::spawn(put_digests(found, to));
+    tokio::spawn(digests.put(found, to));
     found_to
 }
 

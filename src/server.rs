@@ -241,11 +241,6 @@ const MAX_SESSIONS: usize = 8;
 /// How long a stopping server waits for its last packets to go out.
 const GOODBYE: Duration = Duration::from_millis(500);
 
-/// A server that stops does not wait for a client that acknowledges nothing for so long, and for so many round trips: quinn
-/// has asked four times by then.
-const SILENCE: Duration = Duration::from_secs(3);
-const ROUND_TRIPS: u32 = 16;
-
 /// How often stale partials are looked for: as often as they may grow old, within these bounds, as it reads all directories.
 const SWEEP: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(24 * 3600));
 
@@ -458,7 +453,7 @@ async fn converse(
             }
             () = async {
                 shared.stopping.cancelled().await;
-                gone(&window).await;
+                window.unresponsive().await;
             } => {
                 debug!("nothing comes back, and the server is stopping");
                 connection.close(varint_of(Code::TimedOut), b"nothing came back while the server was stopping");
@@ -495,19 +490,6 @@ fn turn_away(mut reader: MessageReader, writer: MessageWriter, code: Code) {
     writer.reset(code);
 }
 
-/// Ends once a peer acknowledges nothing any more.
-async fn gone(window: &Window) {
-    let connection = window.connection();
-    loop {
-        let before = connection.stats().udp_rx.datagrams;
-        window.ask();
-        sleep(SILENCE.max(connection.rtt() * ROUND_TRIPS)).await;
-        if connection.stats().udp_rx.datagrams == before {
-            return;
-        }
-    }
-}
-
 /// How a session of this connection makes its receiver.
 fn receivers(
     shared: &Arc<Shared>,
@@ -542,6 +524,7 @@ fn receivers(
                 .clone()
                 .filter(|_| may_read && !push.take.unwrap_or_default().no_dedupe),
             claims: shared.claims.clone(),
+            session: push.session,
             config: shared.config.clone(),
             ledger: Arc::default(),
             observer: shared.observer.clone(),

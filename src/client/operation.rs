@@ -262,6 +262,7 @@ impl Pulling {
             // A server must not find out what is here.
             index: None,
             claims: self.claims.clone(),
+            session: self.pull.session,
             config: self.config.clone(),
             ledger: self.ledger.clone(),
             observer: self.observer.clone(),

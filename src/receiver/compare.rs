@@ -1,11 +1,11 @@
 //! Files that are compared by content, before they are wanted or skipped.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::durable::Settling;
 use super::{Receiver, Wanted, blocking};
 use crate::error::{Code, Result, Why};
 use crate::manifest::Verdict;
@@ -82,9 +82,19 @@ impl Receiver {
         let result = match same {
             Ok(true) => {
                 self.stands(file.id, file.hard_link, &file.path);
-                self.skipped.fetch_add(1, Ordering::Relaxed);
-                self.answer(Verdict::Skip(file.id));
-                Settled::Skipped
+                let same = Settling {
+                    id: file.id,
+                    name,
+                    kind: Kind::File,
+                    size,
+                    made: false,
+                };
+                if file.compare.is_some_and(|compare| compare.same_attributes) {
+                    self.tell(same);
+                } else {
+                    self.tell_when_durable(vec![same]);
+                }
+                return None;
             }
             _ if self.session.take.existing == Existing::Fail => {
                 self.refuse(&file, refusal(Code::Exists, &file.path));

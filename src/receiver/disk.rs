@@ -146,30 +146,8 @@ impl Disk {
             self.pieces = Some(Pieces::default());
             return Ok(());
         }
-        let mut taken: Vec<Range> = plan.ranges.iter().chain(plan.holes()).copied().collect();
-        taken.sort_unstable_by_key(|range| range.offset);
-        let mut next = 0;
-        for (start, end) in taken
-            .iter()
-            .map(|r| (r.offset, r.offset + r.length))
-            .chain([(self.size, self.size)])
-        {
-            if end > self.size {
-                return Err(Why::new(
-                    Code::Protocol,
-                    "the plan reaches beyond the end of the file",
-                ));
-            }
-            if start > next {
-                if !covers(held, next, start) {
-                    return Err(Why::new(
-                        Code::Protocol,
-                        "the plan leaves out what this side does not hold",
-                    ));
-                }
-                self.beyond.insert(next, start);
-            }
-            next = end;
+        for part in kept_by(plan, held, self.size)? {
+            self.beyond.insert(part.start, part.end);
         }
         let made = if self.in_order() { &[] } else { plan.holes() };
         for hole in made {
@@ -459,6 +437,59 @@ fn split_at_zeros(offset: u64, data: &[u8]) -> Vec<RunPart> {
         at = end;
     }
     parts
+}
+
+/// Checks that a plan and what it leaves out of `held` make up the whole file (PROTOCOL.md, 4.5), and returns what it
+/// leaves out. A receiver that holds nothing, as of a small file, accepts plans that leave out holes only.
+pub(super) fn kept_by(
+    plan: &Plan,
+    held: &[Held],
+    size: u64,
+) -> Result<Vec<std::ops::Range<u64>>, Why> {
+    let bad = |text| Why::new(Code::Protocol, text);
+    let mut taken: Vec<Range> = plan.ranges.iter().chain(plan.holes()).copied().collect();
+    taken.sort_unstable_by_key(|range| range.offset);
+    let (mut kept, mut next) = (Vec::new(), 0);
+    for range in taken {
+        let end = range.offset.saturating_add(range.length);
+        if end > size {
+            return Err(bad("the plan reaches beyond the end of the file"));
+        }
+        if range.offset < next {
+            return Err(bad("ranges and holes of the plan overlap"));
+        }
+        kept.push(next..range.offset);
+        next = end;
+    }
+    kept.push(next..size);
+    kept.retain(|part| !part.is_empty());
+    if kept.iter().all(|part| covers(held, part.start, part.end)) {
+        Ok(kept)
+    } else {
+        Err(bad("the plan leaves out what this side does not hold"))
+    }
+}
+
+/// Writes the body of a small file that is whole in memory: its ranges, one after the other, and the holes of its plan.
+pub(super) fn write_small(upload: &mut dyn Upload, plan: &Plan, body: &[u8]) -> io::Result<()> {
+    let in_order = upload.in_order();
+    let holes = plan.holes().iter().map(|hole| (*hole, true));
+    let ranges = plan.ranges.iter().map(|range| (*range, false));
+    let mut parts: Vec<(Range, bool)> = ranges.chain(holes).collect();
+    parts.sort_unstable_by_key(|(range, _)| range.offset);
+    let mut rest = body;
+    for (range, is_hole) in parts {
+        if is_hole && in_order {
+            upload.write_at(&vec![0; range.length as usize], range.offset)?;
+        } else if is_hole {
+            upload.make_hole(range.offset..range.offset + range.length)?;
+        } else {
+            let (part, after) = rest.split_at(rest.len().min(range.length as usize));
+            upload.write_at(part, range.offset)?;
+            rest = after;
+        }
+    }
+    Ok(())
 }
 
 /// Whether neighbouring held ranges cover a part of the file.

@@ -3,6 +3,8 @@
 use std::sync::atomic::Ordering;
 
 use super::compare::Compare;
+use super::disk::create;
+use super::durable::Settling;
 use super::{Asked, Place, Receiver, Wanted};
 use crate::error::{Code, Result, Why};
 use crate::manifest::Verdict;
@@ -14,6 +16,8 @@ use crate::wire::{Durability, Entry, Existing, Kind, Time};
 
 pub(super) enum Judged {
     Skip,
+    /// It was there, and its metadata was set.
+    Changed,
     Done,
     /// Also what is compared first.
     Want(Box<Wanted>),
@@ -23,6 +27,7 @@ impl Receiver {
     /// Answers what the manifest settles, and returns the files that are wanted. Blocks.
     pub(super) fn judge(&self, batch: Vec<Entry>) -> Vec<Wanted> {
         let mut wanted = Vec::new();
+        let mut settling = Vec::new();
         for entry in batch {
             let (id, kind, size) = (entry.id, entry.kind, entry.size.unwrap_or(0));
             if self.session.stopping.is_cancelled() {
@@ -31,31 +36,45 @@ impl Receiver {
             }
             // One whose name is none cannot be named.
             let name = RelativePath::from_components(&entry.path.0).unwrap_or_default();
-            let result = match self.judge_one(entry) {
+            let settled = |name, made| Settling {
+                id,
+                name,
+                kind,
+                size,
+                made,
+            };
+            let refused = match self.judge_one(entry) {
                 Ok(Judged::Want(file)) => match self.check_wanted(&file) {
                     Ok(()) => {
                         wanted.push(*file);
                         continue;
                     }
-                    Err(why) => self.refused(id, why),
+                    Err(why) => why,
                 },
                 Ok(Judged::Skip) => {
-                    self.skipped.fetch_add(1, Ordering::Relaxed);
-                    self.answer(Verdict::Skip(id));
-                    Settled::Skipped
+                    self.tell(settled(name, false));
+                    continue;
+                }
+                Ok(Judged::Changed) => {
+                    settling.push(settled(name, false));
+                    continue;
                 }
                 Ok(Judged::Done) => {
-                    self.answer(Verdict::Done(id));
-                    Settled::Committed
+                    settling.push(settled(name, true));
+                    continue;
                 }
-                Err(why) => self.refused(id, why),
+                Err(why) => why,
             };
+            let result = self.refused(id, refused);
             self.report(Some(id), name, kind, size, result);
+        }
+        if !settling.is_empty() {
+            self.tell_when_durable(settling);
         }
         wanted
     }
 
-    fn refused(&self, id: u64, why: Why) -> Settled {
+    pub(super) fn refused(&self, id: u64, why: Why) -> Settled {
         self.failed.fetch_add(1, Ordering::Relaxed);
         self.answer(Verdict::Refuse(id, why.clone()));
         Settled::Failed(why)
@@ -101,7 +120,12 @@ impl Receiver {
                 // A mirror would take what is in it for left over.
                 return Err(refusal(Code::IsDirectory, &case.path));
             }
-            self.stands(case.entry.id, case.entry.hard_link, &case.path);
+            // What is left may be another file than the source: further names must not be linked to it.
+            if case.has_same_size_and_time() && !take.checksum {
+                self.stands(case.entry.id, case.entry.hard_link, &case.path);
+            } else {
+                self.is_left(case.entry.id, case.entry.hard_link);
+            }
             return Ok(Judged::Skip);
         }
         match case.entry.kind {
@@ -156,7 +180,6 @@ impl Receiver {
             self.make_room(path, case.entry.kind)?;
             self.unkept
                 .count(path, store.make_symlink(path, target, attributes)?);
-            self.committed.fetch_add(1, Ordering::Relaxed);
         }
         Ok(Judged::Done)
     }
@@ -186,7 +209,7 @@ impl Receiver {
                 Judged::Done
             });
         }
-        if !guarded && let Some(judged) = self.judge_name(entry, path, there) {
+        if !guarded && let Some(judged) = self.judge_name(entry, path, there)? {
             return Ok(judged);
         }
         match there.map(|m| m.kind) {
@@ -200,13 +223,18 @@ impl Receiver {
         }
         let same_size = case.is(Kind::File) && there.is_some_and(|m| Some(m.size) == size);
         let may_be_same = stays && same_size;
-        if may_be_same && !take.checksum && case.same_time && entry.modified.is_some() {
-            if !take.dry_run && !self.stands_so(&case) {
+        if stays && !take.checksum && case.has_same_size_and_time() {
+            let changes = !take.dry_run && !self.stands_so(&case);
+            if changes {
                 self.unkept
                     .count(path, store.set_attributes(path, &case.attributes)?);
             }
             self.stands(entry.id, entry.hard_link, path);
-            return Ok(Judged::Skip);
+            return Ok(if changes {
+                Judged::Changed
+            } else {
+                Judged::Skip
+            });
         }
         let compare = entry.digest.filter(|_| take.checksum && may_be_same);
         let compare = compare.map(|digest| Compare {
@@ -227,12 +255,11 @@ impl Receiver {
         };
         if size == Some(0) && compare.is_none() {
             self.make_way_above(path)?;
-            let upload = store.create(path, &claim)?;
+            let upload = create(store, path, &claim)?;
             self.make_room(path, case.entry.kind)?;
             let lapses = upload.commit(&case.attributes, Durability::Visible)?;
             self.unkept.count(path, lapses);
             self.stands(entry.id, entry.hard_link, path);
-            self.committed.fetch_add(1, Ordering::Relaxed);
             return Ok(Judged::Done);
         }
         let (id, hard_link, digest) = (entry.id, entry.hard_link, entry.digest);
@@ -296,6 +323,16 @@ impl Case {
         self.there
             .as_ref()
             .is_some_and(|there| there.kind == Some(kind))
+    }
+
+    /// Whether a file stands there that counts as the same by size and time.
+    fn has_same_size_and_time(&self) -> bool {
+        let same_size = self
+            .there
+            .as_ref()
+            .is_some_and(|there| Some(there.size) == self.entry.size);
+        let files = self.entry.kind == Kind::File && self.is(Kind::File);
+        files && same_size && self.same_time && self.entry.modified.is_some()
     }
 }
 

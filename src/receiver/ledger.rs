@@ -119,7 +119,12 @@ impl Ledger {
         result: &Settled,
     ) {
         let mut state = self.state();
-        state.again += 1;
+        // Directories that come again are not counted as skipped.
+        if kind != Kind::Directory {
+            state.again += 1;
+        } else if *result == Settled::Committed {
+            state.directories += 1;
+        }
         state.sent.count(path, kind, size, result);
     }
 

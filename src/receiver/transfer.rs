@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{Instrument, debug};
 
 use super::body::{Body, RUN, Run};
-use super::disk::{Disk, create};
+use super::disk::{Disk, create, kept_by, write_small};
 use super::{Claimed, Incoming, Receiver, Wanted, blocking, lock};
 use crate::budget::{AtWork, HeldBytes, Reservation};
 use crate::error::{Code, Result, Why};
@@ -19,7 +19,7 @@ use crate::manifest::Verdict;
 use crate::store::fault::fault;
 use crate::stream::{MessageWriter, StreamError, varint_of};
 use crate::wire::{
-    Committed, ENCODING_RANGES, Failed, Held, Kind, Message, Plan, Range, Trailer, Working,
+    Committed, ENCODING_RANGES, Failed, Held, Kind, Message, Plan, Trailer, Working, content_hasher,
 };
 
 /// Bytes that are written without waiting for more.
@@ -54,12 +54,16 @@ impl Receiver {
             } = incoming;
             let (mut stream, begun, _) = stream.into_parts();
             let result = match self.small_body(&file, &plan, &mut stream, &begun).await {
-                Ok((content, trailer)) => {
-                    let size = content.len() as u64;
-                    self.moved(file.id, size);
-                    self.working(&mut receipt, self.commit_small(&file, content, trailer))
+                Ok((body, trailer)) => {
+                    self.moved(file.id, body.len() as u64);
+                    let small = SmallBody {
+                        plan,
+                        body,
+                        trailer,
+                    };
+                    self.working(&mut receipt, self.commit_small(&file, small))
                         .await
-                        .map(|()| size)
+                        .map(|()| file.known_size())
                 }
                 Err(why) => Err(why),
             };
@@ -77,25 +81,15 @@ impl Receiver {
         stream: &mut quinn::RecvStream,
         begun: &[u8],
     ) -> Result<(BytesMut, Trailer), Why> {
-        let size = file.known_size();
         if plan.encoding != ENCODING_RANGES {
             return Err(Why::new(
                 Code::Unsupported,
                 format!("encoding {} is not spoken here", plan.encoding),
             ));
         }
-        if plan.ranges
-            != [Range {
-                offset: 0,
-                length: size,
-            }]
-            || !plan.holes().is_empty()
-        {
-            return Err(Why::new(
-                Code::Protocol,
-                "the plan leaves out what this side does not hold",
-            ));
-        }
+        // Nothing of it was offered as held.
+        kept_by(plan, &[], file.known_size())?;
+        let size: u64 = plan.ranges.iter().map(|range| range.length).sum();
         let mut content = BytesMut::with_capacity(size as usize + Trailer::LIMIT);
         content.extend_from_slice(begun);
         loop {
@@ -125,13 +119,11 @@ impl Receiver {
         }
     }
 
-    async fn commit_small(
-        self: &Arc<Self>,
-        file: &Wanted,
-        content: BytesMut,
-        trailer: Trailer,
-    ) -> Result<(), Why> {
+    async fn commit_small(self: &Arc<Self>, file: &Wanted, small: SmallBody) -> Result<(), Why> {
         let claim = self.claim(file).await?;
+        if self.is_committed_by_other(file, &claim).await? {
+            return Ok(());
+        }
         let permit = claim.or_superseded(self.session.permits.acquire()).await?;
         let (store, path, attributes) = (
             self.session.store.clone(),
@@ -144,10 +136,12 @@ impl Receiver {
             self.unkept.clone(),
         );
         let receiver = self.clone();
+        let committed = self.committed_source(file);
         blocking(move || {
             // Claim and permit are held until the disk work ends, even if nobody waits for it any more.
-            let _held = (claim, permit);
-            if blake3::hash(&content) != trailer.digest {
+            let _permit = permit;
+            let mut hasher = content_hasher(source.size, small.plan.holes());
+            if hasher.update(&small.body).finalize() != small.trailer.digest {
                 return Err(Why::new(
                     Code::Corrupt,
                     "the content does not match its digest; send it again",
@@ -155,7 +149,7 @@ impl Receiver {
             }
             receiver.make_way_above(&path)?;
             let mut upload = create(&*store, &path, &source)?;
-            if let Err(error) = upload.write_at(&content, 0) {
+            if let Err(error) = write_small(&mut *upload, &small.plan, &small.body) {
                 upload.discard();
                 return Err(fault(&path, "write it", error));
             }
@@ -164,6 +158,7 @@ impl Receiver {
                 return Err(why);
             }
             unkept.count(&path, upload.commit(&attributes, durability)?);
+            claim.committed(committed);
             Ok(())
         })
         .await
@@ -180,6 +175,7 @@ impl Receiver {
             tracing::debug_span!("transfer", id = file.id, path = %file.path, size = file.size);
         async {
             if self.made_of_known(&file, &claim).await {
+                claim.committed(self.committed_source(&file));
                 drop((permit, claim));
                 self.settled(&file, Ok(file.known_size()));
                 return self.answer(Verdict::Done(file.id));
@@ -204,6 +200,7 @@ impl Receiver {
             };
             self.started(&file, held.iter().map(|h| h.range.length).sum());
             let stream = self.admit(file.id);
+            claim.asked();
             self.answer(Verdict::Want(file.id, held.clone()));
             let mut slot = Slot {
                 receiver: &self,
@@ -332,6 +329,14 @@ impl Receiver {
     }
 }
 
+/// A small file as it came.
+struct SmallBody {
+    plan: Plan,
+    /// The bytes of the plan's ranges, one after the other.
+    body: BytesMut,
+    trailer: Trailer,
+}
+
 /// A large transfer's permit and claim while it runs.
 struct Slot<'a> {
     receiver: &'a Arc<Receiver>,
@@ -408,6 +413,8 @@ impl Slot<'_> {
             };
             let done = self.receiver.working(receipt, blocking(finish)).await;
             let (size, lapses) = done?;
+            let committed = self.receiver.committed_source(file);
+            self.claim.committed(committed);
             self.receiver.unkept.count(&file.path, lapses);
             self.receiver.remember(file, plan, trailer).await;
             Ok(size)

@@ -154,8 +154,9 @@ impl Run {
         drop(reading);
         let plan = reader.plan(id);
         let key = announce.metadata.version.key();
+        let changed = announce.metadata.version.changed;
         // A digest that speaks of holes is none of the content alone.
-        let lasts = size >= LARGE_FILE && plan.holes().is_empty() && key.is_settled();
+        let lasts = size >= LARGE_FILE && plan.holes().is_empty() && key.is_settled(changed);
         // Neither what is held nor a hole need travel.
         self.started(
             id,
@@ -210,7 +211,7 @@ impl Run {
         self.receipt(&mut receipt, size, delivered).await?;
         if let Some(index) = self.shared.index.clone().filter(|_| lasts) {
             let remembered = blocking(move || {
-                index.remember(&key, &digest);
+                index.remember(&key, changed, &digest);
                 Ok(())
             });
             remembered.await?;

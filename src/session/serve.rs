@@ -22,7 +22,7 @@ use crate::path::RelativePath;
 use crate::pipe::Pipe;
 use crate::progress::Observer;
 use crate::rate::Rate;
-use crate::receiver::{Claims, Place, Receiver, Sources};
+use crate::receiver::{Claimant, Claims, Place, Receiver, Sources};
 use crate::sender::{Allowed, Sender, Sending, Sent, Watch};
 use crate::store::Store;
 use crate::stream::{MessageWriter, StreamError, varint_of};
@@ -241,9 +241,15 @@ async fn serve_push(
         return refuse(server, writer, why).await;
     }
     // The client has come back over another connection: the one before is dead, and holds nothing up from here on.
+    let claimant = Claimant {
+        session: push.session,
+        age: server.pushes.age(),
+        window: None,
+        stall: server.config.stall,
+    };
     let claim = match server
         .pushes
-        .take(server.owner, &push.session, server.pushes.age())
+        .take(server.owner, &push.session, &claimant)
         .await
     {
         Ok(claim) => claim,

@@ -354,7 +354,11 @@ impl Root {
     /// Brings everything below to the disk.
     pub(super) fn sync(&self) -> io::Result<()> {
         #[cfg(target_os = "linux")]
-        rustix::fs::syncfs(self.directory().readable()?)?;
+        match self.directory().readable() {
+            // Write and search permission alone let us write but not open it; then everything is synced instead.
+            Err(Errno::ACCESS) => rustix::fs::sync(),
+            directory => rustix::fs::syncfs(directory?)?,
+        }
         // syncfs reports what went wrong, but ends at a mount point.
         if cfg!(not(target_os = "linux")) || self.spans.load(Ordering::Relaxed) {
             self.directory().sync()?;

@@ -120,7 +120,7 @@ pub enum Kind {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 #[cbor(index_only)]
 pub enum Durability {
-    /// Under its final name, as far as the running system is concerned.
+    /// Under its final name, as far as the running system is concerned; all of it reaches the disk at the end of the session.
     #[n(0)]
     Visible,
     /// Content and name have reached the disk (fsync of file and directory).

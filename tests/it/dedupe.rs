@@ -2,6 +2,7 @@
 //! they may read.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -133,6 +134,17 @@ fn age(path: &Path) {
     let file = std::fs::File::options().write(true).open(path).unwrap();
     file.set_modified(SystemTime::now() - Duration::from_secs(3600))
         .unwrap();
+    settle(&file);
+}
+
+/// Waits until the clock is past a file's last change, so that another change would show.
+fn settle(file: &std::fs::File) {
+    let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let metadata = file.metadata().unwrap();
+    let changed = Duration::new(metadata.ctime() as u64, metadata.ctime_nsec() as u32);
+    while now().unwrap() < changed + Duration::from_millis(20) {
+        std::thread::yield_now();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -177,6 +189,27 @@ async fn a_file_that_changed_behind_the_index_is_found_out_by_its_content() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_changed_with_size_and_time_kept_is_sent_as_it_is() {
+    let pair = Pair::new().await;
+    pair.write("a", 1);
+    pair.push().await;
+    // In place, as a database or an image editor that gives the old time back.
+    let here = pair.from.path().join("src/a");
+    let time = here.metadata().unwrap().modified().unwrap();
+    let file = std::fs::File::options().write(true).open(&here).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"changed", SIZE as u64 / 2).unwrap();
+    file.set_modified(time).unwrap();
+    settle(&file);
+    pair.rename("a", "b");
+    assert_eq!(pair.push().await, ["src/b"], "with its new content");
+    // A change of metadata alone, as of a further name, costs a look at the content and no transfer.
+    let b = pair.from.path().join("src/b");
+    std::fs::hard_link(&b, pair.from.path().join("src/c")).unwrap();
+    std::fs::remove_file(&b).unwrap();
+    assert_eq!(pair.push().await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_index_says_of_other_content_makes_no_file() {
     let pair = Pair::new().await;
     pair.write("a", 1);
@@ -198,7 +231,12 @@ async fn what_the_index_says_of_other_content_makes_no_file() {
         &key(served, "src/a"),
         &crate::support::path("src/a"),
     );
-    pair.indexes[1].remember(&key(from, "src/b"), digest.as_bytes());
+    let b = LocalStore::open(from)
+        .unwrap()
+        .stat(&crate::support::path("src/b"))
+        .unwrap()
+        .unwrap();
+    pair.indexes[1].remember(&b.version.key(), b.version.changed, digest.as_bytes());
     assert_eq!(pair.push().await, ["src/b"]);
     // It is mended by now.
     pair.rename("b", "c");

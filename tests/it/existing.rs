@@ -1,6 +1,7 @@
 //! What stands at the destination already: kept, compared, replaced or refused; and a dry run, which writes nothing.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -107,6 +108,41 @@ async fn what_stands_there_is_kept_compared_replaced_or_refused_as_asked() {
         (counts(&sent), now),
         ((4, 1, 0), of(["same", "newer", "alik2", "new"]))
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_skipped_file_that_differs_gets_no_further_names() {
+    // What stands there under the first name, and whether it counts as the source.
+    for (old, time, checksum, same) in [
+        ("new", 1_000_000, false, true),
+        ("old", 2_000_000, false, false),
+        ("older", 1_000_000, false, false),
+        ("old", 1_000_000, true, false),
+    ] {
+        let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
+        let root = source.path().join("t");
+        write(&root.join("a"), b"new");
+        set_time(&root.join("a"), 1_000_000);
+        for name in ["b", "c"] {
+            fs::hard_link(root.join("a"), root.join(name)).unwrap();
+        }
+        let there = served.path().join("t");
+        write(&there.join("a"), old.as_bytes());
+        set_time(&there.join("a"), time);
+        let host = Host::directory(served.path());
+        let mut options = to(&[&root], "t");
+        options.take.existing = Existing::Skip;
+        (options.take.checksum, options.walk.checksum) = (checksum, checksum);
+        let outcome = push(&host, &options).await.unwrap();
+        let sent = &outcome.sent;
+        assert_eq!((sent.files, sent.skipped, sent.failed), (2, 1, 0));
+        let read = |name: &str| fs::read_to_string(there.join(name)).unwrap();
+        assert_eq!(["a", "b", "c"].map(read), [old, "new", "new"]);
+        let links = fs::metadata(there.join("a")).unwrap().nlink();
+        assert_eq!(links, if same { 3 } else { 1 }, "{old} {time}");
+        let unkept = outcome.summary.unkept.unwrap_or_default();
+        assert_eq!(unkept.is_empty(), same, "it is said: {unkept:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

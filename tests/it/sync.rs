@@ -1,15 +1,18 @@
 //! Mirrors: what the source no longer has goes at the destination, and only then and only there.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Output;
+use std::sync::Arc;
 
 use crate::support::command::{Serving, haul, is_root};
 use crate::support::{Host, listing, push, to, write};
 use haul::client::PushOptions;
+use haul::config::Config;
 use haul::error::{Code, Error};
-use haul::wire::{Delete, Take};
+use haul::store::{LocalStore, MemoryStore, Store};
+use haul::wire::{Aspect, Delete, Kind, Take};
 use tempfile::tempdir;
 
 fn tree(root: &Path, names: &[&str]) {
@@ -308,6 +311,61 @@ fn what_has_become_of_another_kind_is_replaced_and_what_a_link_points_to_is_not_
     let (code, said) = sync(&serving, &[], back.path(), ["haul:t", "y"]);
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(listing(&there.join("t")), listing(&back.path().join("y")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hard_link_replaces_what_is_of_another_kind_in_a_mirror() {
+    let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
+    let root = source.path().join("t");
+    tree(&root, &["a"]);
+    fs::create_dir(root.join("d")).unwrap();
+    for name in ["b", "c", "d/e"] {
+        fs::hard_link(root.join("a"), root.join(name)).unwrap();
+    }
+    let there = served.path().join("t");
+    tree(&there, &["b/x/y", "d"]);
+    symlink("nowhere", there.join("c")).unwrap();
+    let config = Config {
+        allow_delete: true,
+        ..Config::default()
+    };
+    let host = Host::serving(Arc::new(LocalStore::open(served.path()).unwrap()), config);
+    let mut options = to(&[&root], "t");
+    options.take.delete = Some(Delete::default());
+    let outcome = push(&host, &options).await.unwrap();
+    assert_eq!(outcome.sent.failed, 0, "{:?}", outcome.sent.failures);
+    assert_eq!(outcome.summary.unkept, None);
+    assert_eq!(listing(&there), listing(&root));
+    assert_eq!(fs::metadata(there.join("a")).unwrap().nlink(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_hard_links_a_mirror_says_so_and_replaces_all_the_same() {
+    let source = tempdir().unwrap();
+    let root = source.path().join("t");
+    tree(&root, &["a"]);
+    fs::hard_link(root.join("a"), root.join("b")).unwrap();
+    let store = MemoryStore::new().like_fat();
+    store
+        .make_directory(&crate::support::path("t/b/x"))
+        .unwrap();
+    let config = Config {
+        allow_delete: true,
+        ..Config::default()
+    };
+    let host = Host::serving(Arc::new(store.clone()), config);
+    let mut options = to(&[&root], "t");
+    options.take.delete = Some(Delete::default());
+    let outcome = push(&host, &options).await.unwrap();
+    assert_eq!(outcome.sent.failed, 0, "{:?}", outcome.sent.failures);
+    let unkept = outcome.summary.unkept.unwrap_or_default();
+    assert!(
+        unkept
+            .iter()
+            .any(|unkept| unkept.aspect == Aspect::HardLink as u32)
+    );
+    let there = store.stat(&crate::support::path("t/b")).unwrap().unwrap();
+    assert_eq!((there.kind, there.size), (Some(Kind::File), 1));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A store whose disk takes its time, or stands still until it is told to go on.
+//! A store whose disk takes its time, or stands still until it is told to go on, and that keeps a log of what was asked of it.
 
 use std::io;
 use std::ops::Range;
@@ -32,6 +32,11 @@ struct SlowDisk {
     looks: AtomicU64,
     /// Times yet that a partial is somebody else's.
     busy: AtomicU64,
+    /// Times yet that a sync fails.
+    failing_syncs: AtomicU64,
+    /// No sync ends while this is set.
+    sync_held: Mutex<bool>,
+    log: Mutex<Vec<String>>,
 }
 
 impl SlowDisk {
@@ -39,9 +44,22 @@ impl SlowDisk {
         if let Some(rate) = self.rate {
             std::thread::sleep(Duration::from_secs_f64(bytes as f64 / rate as f64));
         }
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        self.wait_while(&self.held);
+    }
+
+    fn wait_while(&self, held: &Mutex<bool>) {
+        let held = held.lock().unwrap_or_else(PoisonError::into_inner);
         drop(self.released.wait_while(held, |held| *held));
     }
+
+    fn note(&self, what: String) {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.push(what);
+    }
+}
+
+fn less(tries: u64) -> Option<u64> {
+    tries.checked_sub(1)
 }
 
 impl SlowStore {
@@ -68,21 +86,31 @@ impl SlowStore {
         self
     }
 
+    /// The same, where the next syncs fail.
+    pub(crate) fn failing_syncs(mut self, times: u64) -> Self {
+        Arc::get_mut(&mut self.disk).unwrap().failing_syncs = times.into();
+        self
+    }
+
     /// No write goes on until the guard is dropped.
     pub(crate) fn hold(&self) -> impl Drop + use<> {
-        struct Hold(Arc<SlowDisk>);
-        impl Drop for Hold {
-            fn drop(&mut self) {
-                *self.0.held.lock().unwrap_or_else(PoisonError::into_inner) = false;
-                self.0.released.notify_all();
-            }
-        }
-        *self
-            .disk
-            .held
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = true;
-        Hold(self.disk.clone())
+        Hold::of(self, |disk| &disk.held)
+    }
+
+    /// No sync ends until the guard is dropped.
+    pub(crate) fn hold_syncs(&self) -> impl Drop + use<> {
+        Hold::of(self, |disk| &disk.sync_held)
+    }
+
+    /// What was asked of the store and is done, in order: `made`, `set` or `removed` and the path; `sync` and `synced`.
+    pub(crate) fn log(&self) -> Vec<String> {
+        let log = self.disk.log.lock();
+        log.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Adds a line of the test's own.
+    pub(crate) fn note(&self, what: String) {
+        self.disk.note(what);
     }
 
     /// Bytes written so far.
@@ -93,6 +121,29 @@ impl SlowStore {
     /// Times that it was asked so far what is at a path.
     pub(crate) fn looks(&self) -> u64 {
         self.disk.looks.load(Ordering::SeqCst)
+    }
+}
+
+/// Lets the store go on when dropped.
+struct Hold(Arc<SlowDisk>, fn(&SlowDisk) -> &Mutex<bool>);
+
+impl Hold {
+    fn of(store: &SlowStore, what: fn(&SlowDisk) -> &Mutex<bool>) -> Self {
+        let hold = Self(store.disk.clone(), what);
+        hold.set(true);
+        hold
+    }
+
+    fn set(&self, held: bool) {
+        let what = (self.1)(&self.0);
+        *what.lock().unwrap_or_else(PoisonError::into_inner) = held;
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.set(false);
+        self.0.released.notify_all();
     }
 }
 
@@ -115,7 +166,6 @@ impl Store for SlowStore {
     }
 
     fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
-        let less = |tries: u64| tries.checked_sub(1);
         if self
             .disk
             .busy
@@ -127,15 +177,20 @@ impl Store for SlowStore {
         Ok(Box::new(SlowUpload {
             inner: self.inner.create(path, claim)?,
             disk: self.disk.clone(),
+            path: path.clone(),
         }))
     }
 
     fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
-        self.inner.make_directory(path)
+        self.inner.make_directory(path)?;
+        self.note(format!("made {path}"));
+        Ok(())
     }
 
     fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
-        self.inner.set_attributes(path, attributes)
+        let lapses = self.inner.set_attributes(path, attributes)?;
+        self.note(format!("set {path}"));
+        Ok(lapses)
     }
 
     fn make_symlink(
@@ -144,19 +199,36 @@ impl Store for SlowStore {
         target: &[u8],
         attributes: &Attributes,
     ) -> Result<Lapses, Why> {
-        self.inner.make_symlink(path, target, attributes)
+        let lapses = self.inner.make_symlink(path, target, attributes)?;
+        self.note(format!("made {path}"));
+        Ok(lapses)
     }
 
     fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
-        self.inner.link(existing, new)
+        self.inner.link(existing, new)?;
+        self.note(format!("made {new}"));
+        Ok(())
     }
 
     fn remove(&self, path: &RelativePath) -> Result<(), Why> {
-        self.inner.remove(path)
+        self.inner.remove(path)?;
+        self.note(format!("removed {path}"));
+        Ok(())
     }
 
     fn sync(&self) -> Result<(), Why> {
-        self.inner.sync()
+        self.note("sync".into());
+        self.disk.wait_while(&self.disk.sync_held);
+        let failing = &self.disk.failing_syncs;
+        if failing
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
+            .is_ok()
+        {
+            return Err(Why::new(Code::Io, "the disk does not answer"));
+        }
+        self.inner.sync()?;
+        self.note("synced".into());
+        Ok(())
     }
 
     fn sweep(&self, age: Duration) -> Result<u64, Why> {
@@ -167,6 +239,7 @@ impl Store for SlowStore {
 struct SlowUpload {
     inner: Box<dyn Upload>,
     disk: Arc<SlowDisk>,
+    path: RelativePath,
 }
 
 impl Upload for SlowUpload {
@@ -203,7 +276,9 @@ impl Upload for SlowUpload {
         attributes: &Attributes,
         durability: Durability,
     ) -> Result<Lapses, Why> {
-        self.inner.commit(attributes, durability)
+        let lapses = self.inner.commit(attributes, durability)?;
+        self.disk.note(format!("made {}", self.path));
+        Ok(lapses)
     }
 
     fn discard(self: Box<Self>) {
