@@ -17,7 +17,8 @@ use super::beneath::{Directory, Root, device};
 use super::fault::{check_target, fault, refusal};
 use super::holes::next_data;
 use super::partial::{
-    LocalUpload, read_full_at, remove, rename_exclusively, temporary_name, timestamps,
+    JUST_NOW, LocalUpload, read_full_at, remove, rename_exclusively, temporary_name, time_of,
+    timestamps,
 };
 use super::{
     ALL_PERMISSIONS, Attributes, Claim, Lapses, Metadata, Source, Store, Upload, Version,
@@ -25,12 +26,7 @@ use super::{
 };
 use crate::error::{Code, Error, Why};
 use crate::path::{RelativePath, is_partial_name, printable};
-use crate::wire::{Aspect, Kind, Time, Xattr};
-
-/// Mode of a new file before the process's umask takes its part, as every program on Unix has it.
-const NEW_FILE: u32 = 0o666;
-/// The umask where the system does not say.
-const COMMON_UMASK: u32 = 0o022;
+use crate::wire::{Aspect, Kind, Xattr};
 
 /// A directory on disk as a [`Store`].
 ///
@@ -257,7 +253,7 @@ impl Store for LocalStore {
             utimensat(
                 &directory,
                 &aside,
-                &timestamps(modified),
+                &timestamps(modified, JUST_NOW),
                 AtFlags::SYMLINK_NOFOLLOW,
             )
         });
@@ -407,14 +403,8 @@ fn metadata(stat: &Stat) -> Metadata {
     } else {
         0
     };
-    let modified = Time {
-        seconds: stat.st_mtime as i64,
-        nanoseconds: stat.st_mtime_nsec as u32,
-    };
-    let changed = Time {
-        seconds: stat.st_ctime as i64,
-        nanoseconds: stat.st_ctime_nsec as u32,
-    };
+    let modified = time_of(stat.st_mtime as i64, stat.st_mtime_nsec as u32);
+    let changed = time_of(stat.st_ctime as i64, stat.st_ctime_nsec as u32);
     let version = Version {
         file: (device(stat), stat.st_ino as u64),
         size,

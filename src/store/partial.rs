@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Timespec, Timestamps};
 use rustix::fs::{
-    UTIME_NOW, UTIME_OMIT, fchmod, flock, fstat, futimens, linkat, openat, renameat, unlinkat,
+    AtFlags, FileType, FlockOperation, Mode, OFlags, RawMode, Stat, Timespec, Timestamps,
 };
+use rustix::fs::{UTIME_NOW, fchmod, flock, fstat, futimens, linkat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 use super::beneath::{ATTEMPTS, Directory, Root, device, fsync};
@@ -128,15 +128,18 @@ pub(super) fn lock(file: &File) -> rustix::io::Result<bool> {
     }
 }
 
-/// What futimens takes: the time of access stays as it is.
-pub(super) fn timestamps(modified: Time) -> Timestamps {
+/// A time of access that is the present.
+pub(super) const JUST_NOW: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: UTIME_NOW,
+};
+
+/// What futimens takes. Both times are set: many FUSE file systems (libfuse 2) ignore a time that is set alone.
+pub(super) fn timestamps(modified: Time, accessed: Timespec) -> Timestamps {
     // Values past a second have a meaning of their own to the system, such as "now".
     let tv_nsec = modified.nanoseconds.min(SECOND - 1).into();
     Timestamps {
-        last_access: Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT,
-        },
+        last_access: accessed,
         last_modification: Timespec {
             tv_sec: modified.seconds,
             tv_nsec,
@@ -148,6 +151,29 @@ pub(super) fn timestamps(modified: Time) -> Timestamps {
 fn acquire(
     root: &Root,
     directory: &Directory<'_>,
+/// When a file was last read, such that it can be set again.
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the fields of stat have other types on other systems"
+)]
+pub(super) fn accessed(stat: &Stat) -> Timespec {
+    let time = time_of(stat.st_atime as i64, stat.st_atime_nsec as u32);
+    Timespec {
+        tv_sec: time.seconds,
+        tv_nsec: time.nanoseconds.into(),
+    }
+}
+
+/// A time as stat tells it. Some file systems give nanoseconds below 0 before 1970; those reach programs as large numbers.
+pub(super) fn time_of(seconds: i64, nanoseconds: u32) -> Time {
+    let nanoseconds = i64::from(nanoseconds as i32);
+    let second = i64::from(SECOND);
+    Time {
+        seconds: seconds.saturating_add(nanoseconds.div_euclid(second)),
+        nanoseconds: nanoseconds.rem_euclid(second) as u32,
+    }
+}
+
     name: &[u8],
     path: &RelativePath,
 ) -> Result<File, Why> {
@@ -237,15 +263,11 @@ fn open_or_make(directory: &Directory<'_>, name: &[u8]) -> rustix::io::Result<(F
 /// Makes a partial again of what was about to be committed: private, and last written now.
 fn restore(file: &File) -> io::Result<()> {
     fchmod(file, PRIVATE)?;
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: UTIME_NOW,
-    };
     Ok(futimens(
         file,
         &Timestamps {
-            last_access: now,
-            last_modification: now,
+            last_access: JUST_NOW,
+            last_modification: JUST_NOW,
         },
     )?)
 }
