@@ -111,7 +111,7 @@ pub const ALL_PERMISSIONS: u32 = 0o7777;
 /// Final metadata of what is committed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attributes {
-    /// Permission bits; `None` leaves the store's default. Only those in [`PERMISSIONS`] count, and with an owner, on a file,
+    /// Permission bits; `None` leaves those of what is replaced, and the store's default to a new file. Only those in [`PERMISSIONS`] count, and with an owner, on a file,
     /// all.
     pub mode: Option<u32>,
     /// Time of last modification; `None` leaves the time of the commit.
@@ -178,7 +178,7 @@ pub trait Store: Send + Sync + 'static {
     fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why>;
 
     /// Begins a file beside its final name, which stays as it is until [`Upload::commit`]. Missing directories on the
-    /// way are made, private (0700). A partial of the same claim is taken up again, with what it holds.
+    /// way are made as `mkdir -p` does (0777 less umask). A partial of the same claim is taken up again, with what it holds.
     ///
     /// Fails with [`Busy`] while another process has the same partial open, and with [`IsDirectory`] when a directory
     /// stands under the final name.
@@ -187,7 +187,8 @@ pub trait Store: Send + Sync + 'static {
     /// [`IsDirectory`]: crate::error::Code::IsDirectory
     fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why>;
 
-    /// Makes a directory, and missing ones on the way, private (0700), unless it is there.
+    /// Makes a directory, private (0700) until its attributes are set, unless it is there. Missing ones on the way are made as
+    /// `mkdir -p` does.
     fn make_directory(&self, path: &RelativePath) -> Result<(), Why>;
 
     /// Sets the final metadata of a file or directory.

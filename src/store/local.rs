@@ -57,8 +57,6 @@ use crate::wire::{Aspect, Kind, Xattr};
 pub struct LocalStore {
     root: Arc<Root>,
     path: PathBuf,
-    /// Mode of files for which the sender says none.
-    mode: u32,
 }
 
 impl LocalStore {
@@ -74,7 +72,6 @@ impl LocalStore {
         Ok(Self {
             root: Arc::new(root),
             path: path.to_owned(),
-            mode: NEW_FILE & !umask(),
         })
     }
 
@@ -218,13 +215,11 @@ impl Store for LocalStore {
     }
 
     fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
-        Ok(Box::new(LocalUpload::create(
-            &self.root, path, claim, self.mode,
-        )?))
+        Ok(Box::new(LocalUpload::create(&self.root, path, claim)?))
     }
 
     fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
-        self.root.make(path).map(|_| ())
+        self.root.make_private(path)
     }
 
     fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
@@ -429,15 +424,6 @@ fn metadata(stat: &Stat) -> Metadata {
         links,
         version,
     }
-}
-
-/// The umask of this process, from Linux's /proc: the call that tells it also changes it, for all threads.
-fn umask() -> u32 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let field = status.lines().find_map(|line| line.strip_prefix("Umask:"));
-    field
-        .and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok())
-        .unwrap_or(COMMON_UMASK)
 }
 
 fn shown(path: &Path) -> String {

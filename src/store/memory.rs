@@ -19,8 +19,10 @@ use crate::wire::{Aspect, Durability, Kind, Time};
 const DEFAULT_CAPACITY: u64 = 1 << 30;
 /// Mode of a file for which the sender says none.
 const NEW_FILE: u32 = 0o644;
-/// Mode of directories made on demand.
+/// Mode of a directory that is announced, until its final mode is set.
 const PRIVATE: u32 = 0o700;
+/// Mode of directories made on the way to something.
+const ON_THE_WAY: u32 = 0o755;
 
 /// Files in memory as a [`Store`]: for tests, and for programs whose uploads never touch a disk.
 ///
@@ -244,13 +246,20 @@ impl State {
             .ok_or_else(|| refusal(Code::NotFound, path))
     }
 
-    /// Makes a directory and those above it, as far as they are missing.
+    /// Makes a directory on the way to something and those above it, as far as they are missing.
     fn make(&mut self, path: &RelativePath) -> Result<(), Why> {
+        self.make_with(path, ON_THE_WAY)
+    }
+
+    fn make_with(&mut self, path: &RelativePath, last: u32) -> Result<(), Why> {
         let mut here = RelativePath::root();
         for component in path.components() {
             here.push(component)?;
             match self.find(&here)?.map(|node| node.content.kind()) {
-                None => self.put(&here, Content::Directory, PRIVATE, None),
+                None => {
+                    let mode = if here == *path { last } else { ON_THE_WAY };
+                    self.put(&here, Content::Directory, mode, None);
+                }
                 Some(Kind::Directory) => {}
                 Some(Kind::Symlink) => return Err(refusal(Code::Symlink, &here)),
                 Some(Kind::File) => return Err(refusal(Code::NotDirectory, &here)),
@@ -428,7 +437,7 @@ impl Store for MemoryStore {
 
     fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
         let path = &self.shared.fold(path);
-        self.shared.lock().make(path)
+        self.shared.lock().make_with(path, PRIVATE)
     }
 
     fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
@@ -619,7 +628,10 @@ impl Upload for MemoryUpload {
         self.over = true;
         let partial = state.partials.remove(&self.key).unwrap_or_default();
         let (attributes, lapses) = shared.keeps(attributes);
-        let mode = attributes.mode.map_or(NEW_FILE, |mode| mode & PERMISSIONS);
+        let there = state.find(&self.key.path)?.map(|node| node.metadata);
+        let replaced = there.filter(|there| there.kind == Some(Kind::File));
+        let usual = replaced.map_or(NEW_FILE, |there| there.mode);
+        let mode = attributes.mode.map_or(usual, |mode| mode & PERMISSIONS);
         state.put(
             &self.key.path,
             Content::File(Arc::new(partial.content)),

@@ -22,13 +22,17 @@ use rustix::io::Errno;
 use super::beneath::{ATTEMPTS, Directory, Root, device, fsync};
 use super::fault::{fault, refusal};
 use super::holes::{self, next_data};
-use super::{Attributes, Claim, Lapses, Upload, attributes};
+use super::{Attributes, Claim, Lapses, PERMISSIONS, Upload, attributes, closed, xattr};
 use crate::error::{Code, Why};
 use crate::path::{PARTIAL_PREFIX, PARTIAL_SUFFIX, RelativePath};
 use crate::wire::{Durability, Time};
 
 /// Mode of a partial: nobody else reads what is not verified yet.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
+/// Mode that a program asks for when it makes a file, as every program on Unix does.
+const NEW_FILE: RawMode = 0o666;
+/// The bits of a mode that are its owner's.
+const OWNER: u32 = 0o700;
 /// Hex digits in a partial's name: 16 bytes, so that two claims never meet.
 const DIGITS: usize = 32;
 /// Most ranges that are found in a partial (256 KiB of them): a peer decides how scattered it is, and a
@@ -147,10 +151,6 @@ pub(super) fn timestamps(modified: Time, accessed: Timespec) -> Timestamps {
     }
 }
 
-/// Opens the partial of that name, or makes it, and locks it.
-fn acquire(
-    root: &Root,
-    directory: &Directory<'_>,
 /// When a file was last read, such that it can be set again.
 #[allow(
     clippy::unnecessary_cast,
@@ -174,6 +174,10 @@ pub(super) fn time_of(seconds: i64, nanoseconds: u32) -> Time {
     }
 }
 
+/// Opens the partial of that name, or makes it, and locks it.
+fn acquire(
+    root: &Root,
+    directory: &Directory<'_>,
     name: &[u8],
     path: &RelativePath,
 ) -> Result<File, Why> {
@@ -272,6 +276,19 @@ fn restore(file: &File) -> io::Result<()> {
     )?)
 }
 
+/// The mode that a new file gets in a directory: the umask, a default ACL and the file system have their say. A file is made
+/// to find out.
+fn new_file_mode(root: &Root, directory: &Directory<'_>) -> rustix::io::Result<u32> {
+    let name = temporary_name();
+    let how = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = root.change(directory, || {
+        openat(directory, &name, how, Mode::from_raw_mode(NEW_FILE))
+    })?;
+    let stat = fstat(&file);
+    remove(root, directory, name.as_bytes())?;
+    Ok(stat?.st_mode as u32 & PERMISSIONS)
+}
+
 /// An unfinished file on disk. Holds one descriptor; the directory is opened again when it is needed.
 pub(super) struct LocalUpload {
     root: Arc<Root>,
@@ -279,8 +296,6 @@ pub(super) struct LocalUpload {
     name: String,
     file: File,
     size: u64,
-    /// Mode of the file where the sender says none.
-    mode: u32,
     /// A thread writes back.
     writing_back: Arc<AtomicBool>,
 }
@@ -290,7 +305,6 @@ impl LocalUpload {
         root: &Arc<Root>,
         path: &RelativePath,
         claim: &Claim,
-        mode: u32,
     ) -> Result<Self, Why> {
         let Some(parent) = path.parent() else {
             return Err(refusal(Code::IsDirectory, path));
@@ -304,7 +318,6 @@ impl LocalUpload {
             name,
             file,
             size: claim.size,
-            mode,
             writing_back: Arc::default(),
         };
         let stat = fstat(&upload.file).map_err(|e| fault(path, "look at its partial", e))?;
@@ -324,7 +337,10 @@ impl LocalUpload {
         attributes: &Attributes,
         durability: Durability,
     ) -> Result<(Directory<'_>, Lapses), Why> {
-        let mode = Some(attributes.mode.unwrap_or(self.mode));
+        let mode = match attributes.mode {
+            None => Some(self.usual_mode()?),
+            announced => announced,
+        };
         let lapses = attributes::set(
             &self.file,
             &self.path,
@@ -355,6 +371,25 @@ impl LocalUpload {
             e => fault(&self.path, "rename it into place", e),
         })?;
         Ok((directory, lapses))
+    }
+
+    /// The mode of a file for which the sender says none: that of the file that it replaces, with its access control list,
+    /// or else what any new file gets in that directory.
+    fn usual_mode(&self) -> Result<u32, Why> {
+        let cannot = |e| fault(&self.path, "find out which mode it gets", e);
+        let Some((directory, last)) = self.root.parent(&self.path)? else {
+            return Err(self.gone());
+        };
+        match directory.stat(last).map_err(cannot)? {
+            Some(there) if FileType::from_raw_mode(there.st_mode) == FileType::RegularFile => {
+                let mode = there.st_mode as u32 & PERMISSIONS;
+                let replaced = closed::open(&directory, last).map_err(cannot)?;
+                // Without its list, the bits of the group would say more than they did.
+                let kept = xattr::copy_access_list(&replaced, &self.file);
+                Ok(if kept.is_ok() { mode } else { mode & OWNER })
+            }
+            _ => new_file_mode(&self.root, &directory).map_err(cannot),
+        }
     }
 
     fn gone(&self) -> Why {
