@@ -19,6 +19,7 @@ mod most;
 mod names;
 mod pieces;
 mod place;
+mod times;
 mod transfer;
 mod unanswered;
 mod unkept;
@@ -33,6 +34,7 @@ use most::Counted;
 pub use most::Most;
 use names::Names;
 pub use place::{Asked, Place, Sources};
+use times::Times;
 use unanswered::Unanswered;
 use unkept::Tally;
 
@@ -158,6 +160,7 @@ pub struct Receiver {
     admitted: Mutex<HashMap<u64, oneshot::Sender<Result<Incoming, Why>>>>,
     names: Mutex<Names>,
     cases: Cases,
+    times: Mutex<Times>,
     counted: Counted,
     unkept: Arc<Tally>,
     owners: Owners,
@@ -230,6 +233,7 @@ impl Receiver {
             admitted: Mutex::default(),
             names: Mutex::default(),
             cases: Cases::default(),
+            times: Mutex::default(),
             unkept: Arc::default(),
             owners: Owners::default(),
             verdicts,

@@ -15,6 +15,7 @@ mod memory;
 mod output;
 mod partial;
 mod sweep;
+mod times;
 mod xattr;
 
 pub use local::LocalStore;
@@ -224,12 +225,25 @@ pub trait Store: Send + Sync + 'static {
         false
     }
 
+    /// A way to find out which times the file system keeps that holds what `beside` names. It may write a file of its own, which
+    /// goes when the probe is dropped.
+    fn time_probe(&self, beside: &RelativePath) -> Option<Box<dyn TimeProbe>> {
+        let _ = beside;
+        None
+    }
+
     /// Brings to the disk all that was made or found in this store so far.
     fn sync(&self) -> Result<(), Why>;
 
     /// Removes partials that nobody has open and that were last written more than `age` ago, below all of the store.
     /// Returns how many went.
     fn sweep(&self, age: std::time::Duration) -> Result<u64, Why>;
+}
+
+/// Tells which times a file system keeps: some round them, or cut them off at their first and last year.
+pub trait TimeProbe: Send {
+    /// What becomes of a time of last modification; `None` where that cannot be found out.
+    fn kept(&mut self, time: Time) -> Option<Time>;
 }
 
 /// An open file to read from.

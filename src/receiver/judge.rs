@@ -10,7 +10,7 @@ use crate::path::RelativePath;
 use crate::progress::Settled;
 use crate::store::fault::{check_target, refusal};
 use crate::store::{Attributes, Claim, Metadata};
-use crate::wire::{Durability, Entry, Existing, Kind, Time};
+use crate::wire::{Durability, Entry, Existing, Kind};
 
 pub(super) enum Judged {
     Skip,
@@ -52,6 +52,7 @@ impl Receiver {
             };
             self.report(Some(id), name, kind, size, result);
         }
+        self.end_time_probe();
         wanted
     }
 
@@ -76,10 +77,11 @@ impl Receiver {
             there => there?,
         };
         let attributes = self.attributes(&entry, &path);
-        let same_time = there.as_ref().is_some_and(|m| {
-            entry
-                .modified
-                .is_none_or(|modified| is_kept(modified, m.modified))
+        let same_time = there.as_ref().is_some_and(|there| {
+            // Of what has another size, the time does not matter.
+            let same_size = entry.kind != Kind::File || entry.size == Some(there.size);
+            let has_time = |modified| same_size && self.has_time(modified, there, &path);
+            entry.modified.is_none_or(has_time)
         });
         let case = Case {
             attributes,
@@ -296,9 +298,4 @@ impl Case {
             .as_ref()
             .is_some_and(|there| there.kind == Some(kind))
     }
-}
-
-/// Whether a time stands there as it was set; a filesystem may keep whole seconds only.
-fn is_kept(modified: Time, there: Time) -> bool {
-    modified == there || (there.nanoseconds == 0 && modified.seconds == there.seconds)
 }

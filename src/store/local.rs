@@ -20,9 +20,10 @@ use super::partial::{
     JUST_NOW, LocalUpload, read_full_at, remove, rename_exclusively, temporary_name, time_of,
     timestamps,
 };
+use super::times::LocalTimeProbe;
 use super::{
-    ALL_PERMISSIONS, Attributes, Claim, Lapses, Metadata, Source, Store, Upload, Version,
-    attributes, case, closed, sweep, xattr,
+    ALL_PERMISSIONS, Attributes, Claim, Lapses, Metadata, Source, Store, TimeProbe, Upload,
+    Version, attributes, case, closed, sweep, xattr,
 };
 use crate::error::{Code, Error, Why};
 use crate::path::{RelativePath, is_partial_name, printable};
@@ -325,6 +326,10 @@ impl Store for LocalStore {
             }
         }
         false
+    }
+
+    fn time_probe(&self, beside: &RelativePath) -> Option<Box<dyn TimeProbe>> {
+        Some(Box::new(LocalTimeProbe::new(&self.root, beside)?))
     }
 
     fn sync(&self) -> Result<(), Why> {

@@ -10,7 +10,9 @@ use std::time::{Duration, SystemTime};
 use rustix::io::Errno;
 
 use super::fault::{check_target, fault, refusal};
-use super::{Attributes, Claim, Lapses, Metadata, PERMISSIONS, Source, Store, Upload, Version};
+use super::{
+    Attributes, Claim, Lapses, Metadata, PERMISSIONS, Source, Store, TimeProbe, Upload, Version,
+};
 use crate::error::{Code, Why};
 use crate::path::RelativePath;
 use crate::wire::{Aspect, Durability, Kind, Time};
@@ -21,6 +23,9 @@ const DEFAULT_CAPACITY: u64 = 1 << 30;
 const NEW_FILE: u32 = 0o644;
 /// Mode of a directory that is announced, until its final mode is set.
 const PRIVATE: u32 = 0o700;
+/// The first and the last second that FAT can hold.
+const FIRST_IN_FAT: i64 = 315_532_800;
+const LAST_IN_FAT: i64 = 4_354_819_198;
 /// Mode of directories made on the way to something.
 const ON_THE_WAY: u32 = 0o755;
 
@@ -125,7 +130,7 @@ impl MemoryStore {
         store
     }
 
-    /// An empty store as this one that keeps no more than FAT does: no modes, no hard links, times to the second, and
+    /// An empty store as this one that keeps no more than FAT does: no modes, no hard links, times of even seconds, and
     /// names without their case.
     pub fn like_fat(self) -> Self {
         let mut store = Self::with_capacity(self.shared.capacity);
@@ -176,10 +181,7 @@ impl Shared {
                 lapses.push((Aspect::Mode, "Operation not permitted".into()));
             }
             attributes.mode = None;
-            attributes
-                .modified
-                .iter_mut()
-                .for_each(|modified| modified.nanoseconds = 0);
+            attributes.modified = attributes.modified.map(fat_time);
         }
         (attributes, lapses)
     }
@@ -527,6 +529,10 @@ impl Store for MemoryStore {
         self.shared.fat
     }
 
+    fn time_probe(&self, _: &RelativePath) -> Option<Box<dyn TimeProbe>> {
+        Some(Box::new(MemoryTimeProbe(self.shared.fat)))
+    }
+
     fn sync(&self) -> Result<(), Why> {
         Ok(())
     }
@@ -547,6 +553,24 @@ impl Store for MemoryStore {
             false
         });
         Ok(swept)
+    }
+}
+
+/// Says what the store keeps of times: all, or what FAT does.
+struct MemoryTimeProbe(bool);
+
+impl TimeProbe for MemoryTimeProbe {
+    fn kept(&mut self, time: Time) -> Option<Time> {
+        Some(if self.0 { fat_time(time) } else { time })
+    }
+}
+
+/// What FAT keeps of a time: even seconds, from 1980 to 2107.
+fn fat_time(time: Time) -> Time {
+    let seconds = time.seconds - time.seconds.rem_euclid(2);
+    Time {
+        seconds: seconds.clamp(FIRST_IN_FAT, LAST_IN_FAT),
+        nanoseconds: 0,
     }
 }
 
