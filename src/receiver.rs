@@ -631,6 +631,7 @@ impl Receiver {
             }
             Err(why) => {
                 self.failed.fetch_add(1, Ordering::Relaxed);
+                self.announced.failed();
                 Settled::Failed(why)
             }
         };

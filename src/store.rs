@@ -18,6 +18,8 @@ mod sweep;
 mod times;
 mod xattr;
 
+pub use case::Folding;
+pub(crate) use case::has_forms;
 pub use local::LocalStore;
 pub use memory::MemoryStore;
 pub use output::OutputStore;
@@ -219,10 +221,19 @@ pub trait Store: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// Whether names that differ only in case are the same in a directory, or in what is to be made of that name.
-    fn folds_case(&self, directory: &RelativePath) -> bool {
-        let _ = directory;
-        false
+    /// Which of the `wanted` differences between names a directory does not tell, or what is to be made of that name. A store
+    /// may make a file for a moment to find out, unless it must not write.
+    fn folding(&self, directory: &RelativePath, wanted: Folding, may_write: bool) -> Folding {
+        let _ = (directory, wanted, may_write);
+        Folding::default()
+    }
+
+    /// Gives what is found by a name exactly this name, where it is stored with another that its directory takes for the
+    /// same. `false` where it still has another: some file systems show all names in lower case. A store that tells all names
+    /// apart has nothing to do.
+    fn respell(&self, path: &RelativePath, folding: Folding) -> Result<bool, Why> {
+        let _ = (path, folding);
+        Ok(true)
     }
 
     /// A way to find out which times the file system keeps that holds what `beside` names. It may write a file of its own, which

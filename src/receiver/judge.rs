@@ -66,7 +66,7 @@ impl Receiver {
         let name = self.session.asked.check(&entry)?;
         self.check_most(&entry)?;
         let path = self.session.place.of(&name)?;
-        self.check_case(&path)?;
+        let folding = self.check_case(&path)?;
         let there = match self.session.store.stat(&path) {
             // What stands in the place of a directory above goes as well.
             Err(why)
@@ -76,6 +76,9 @@ impl Receiver {
             }
             there => there?,
         };
+        if there.is_some() {
+            self.respell(&path, folding);
+        }
         let attributes = self.attributes(&entry, &path);
         let same_time = there.as_ref().is_some_and(|there| {
             // Of what has another size, the time does not matter.
@@ -129,6 +132,9 @@ impl Receiver {
         if !dry_run {
             self.make_room(path, Kind::Directory)?;
             store.make_directory(path)?;
+            if case.there.is_none() {
+                self.made_directory(path);
+            }
             self.unkept
                 .count(path, store.set_attributes(path, attributes)?);
         }

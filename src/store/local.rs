@@ -22,8 +22,8 @@ use super::partial::{
 };
 use super::times::LocalTimeProbe;
 use super::{
-    ALL_PERMISSIONS, Attributes, Claim, Lapses, Metadata, Source, Store, TimeProbe, Upload,
-    Version, attributes, case, closed, sweep, xattr,
+    ALL_PERMISSIONS, Attributes, Claim, Folding, Lapses, Metadata, Source, Store, TimeProbe,
+    Upload, Version, attributes, case, closed, sweep, xattr,
 };
 use crate::error::{Code, Error, Why};
 use crate::path::{RelativePath, is_partial_name, printable};
@@ -58,6 +58,8 @@ use crate::wire::{Aspect, Kind, Xattr};
 pub struct LocalStore {
     root: Arc<Root>,
     path: PathBuf,
+    /// What file systems said that were asked which names are the same.
+    probed: Arc<case::Probed>,
 }
 
 impl LocalStore {
@@ -73,6 +75,7 @@ impl LocalStore {
         Ok(Self {
             root: Arc::new(root),
             path: path.to_owned(),
+            probed: Arc::default(),
         })
     }
 
@@ -316,16 +319,12 @@ impl Store for LocalStore {
         self.root.ancestry(path)
     }
 
-    fn folds_case(&self, directory: &RelativePath) -> bool {
-        // What is not there yet will be as what it is made in.
-        let mut above = Some(directory.clone());
-        while let Some(path) = above {
-            match self.root.find(&path) {
-                Ok(Some(found)) => return found.readable().is_ok_and(|found| case::folds(&found)),
-                _ => above = path.parent(),
-            }
-        }
-        false
+    fn folding(&self, directory: &RelativePath, wanted: Folding, may_write: bool) -> Folding {
+        case::folding(&self.root, &self.probed, directory, wanted, may_write)
+    }
+
+    fn respell(&self, path: &RelativePath, folding: Folding) -> Result<bool, Why> {
+        case::respell(&self.root, path, folding)
     }
 
     fn time_probe(&self, beside: &RelativePath) -> Option<Box<dyn TimeProbe>> {

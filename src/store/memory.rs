@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
 
+use super::case::{Folding, trimmed};
 use super::fault::{check_target, fault, refusal};
 use super::{
     Attributes, Claim, Lapses, Metadata, PERMISSIONS, Source, Store, TimeProbe, Upload, Version,
@@ -131,7 +132,7 @@ impl MemoryStore {
     }
 
     /// An empty store as this one that keeps no more than FAT does: no modes, no hard links, times of even seconds, and
-    /// names without their case.
+    /// names that are the same whatever their case, their Unicode form and the dots at their ends.
     pub fn like_fat(self) -> Self {
         let mut store = Self::with_capacity(self.shared.capacity);
         if let Some(shared) = Arc::get_mut(&mut store.shared) {
@@ -151,13 +152,22 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The name that it keeps of another.
+    /// The path that it keeps of another: dots and spaces at the ends go, and what is there keeps the case that it has.
     fn fold(&self, path: &RelativePath) -> RelativePath {
         if !self.fat {
             return path.clone();
         }
-        RelativePath::from_components(path.components().map(<[u8]>::to_ascii_lowercase))
-            .unwrap_or_default()
+        let state = self.lock();
+        let mut kept = RelativePath::root();
+        for component in path.components() {
+            let key = Folding::ALL.key(component);
+            let inside = |there: &&RelativePath| there.parent().as_ref() == Some(&kept);
+            let mut names = state.nodes.keys().filter(inside).filter_map(|p| p.name());
+            let there = names.find(|name| Folding::ALL.key(name) == key);
+            let name = there.unwrap_or(trimmed(component)).to_vec();
+            kept = kept.join(&name).unwrap_or_default();
+        }
+        kept
     }
 
     /// What it keeps of attributes, and what not.
@@ -525,8 +535,31 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    fn folds_case(&self, _: &RelativePath) -> bool {
-        self.shared.fat
+    fn folding(&self, _: &RelativePath, _: Folding, _: bool) -> Folding {
+        match self.shared.fat {
+            true => Folding::ALL,
+            false => Folding::default(),
+        }
+    }
+
+    fn respell(&self, path: &RelativePath, _: Folding) -> Result<bool, Why> {
+        let stored = self.shared.fold(path);
+        let new = match (stored.parent(), path.name()) {
+            (Some(parent), Some(name)) => parent.join(trimmed(name))?,
+            _ => return Ok(true),
+        };
+        let mut state = self.shared.lock();
+        let nodes = std::mem::take(&mut state.nodes);
+        let depth = stored.components().count();
+        let renamed = nodes.into_iter().map(|(path, node)| {
+            if !path.components().take(depth).eq(stored.components()) {
+                return Ok((path, node));
+            }
+            let below = RelativePath::from_components(path.components().skip(depth))?;
+            Ok((new.join_path(&below)?, node))
+        });
+        state.nodes = renamed.collect::<Result<_, Why>>()?;
+        Ok(true)
     }
 
     fn time_probe(&self, _: &RelativePath) -> Option<Box<dyn TimeProbe>> {

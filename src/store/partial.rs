@@ -35,6 +35,8 @@ const NEW_FILE: RawMode = 0o666;
 const OWNER: u32 = 0o700;
 /// Hex digits in a partial's name: 16 bytes, so that two claims never meet.
 const DIGITS: usize = 32;
+/// A character that has several Unicode normal forms.
+pub(super) const ACCENT: &str = "\u{e9}";
 /// Most ranges that are found in a partial (256 KiB of them): a peer decides how scattered it is, and a
 /// [`Want`](crate::wire::Want) holds 1,024 only.
 const MAX_RANGES: usize = 16_384;
@@ -61,30 +63,36 @@ pub(super) fn claim_name(path: &RelativePath, claim: &Claim) -> String {
         }
         None => field(b""),
     }
-    partial_name(&hasher.finalize())
+    partial_name(&hasher.finalize(), "")
 }
 
 /// A partial's name that nobody else uses: for what is made aside and renamed at once.
 pub(super) fn temporary_name() -> String {
+    temporary_name_with("")
+}
+
+/// Such a name with something behind the digits, [`ACCENT`] or nothing: to try what a file system makes of it.
+pub(super) fn temporary_name_with(behind: &str) -> String {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let unique = (
         std::process::id(),
         COUNTER.fetch_add(1, Ordering::Relaxed),
         SystemTime::now(),
     );
-    partial_name(&blake3::hash(format!("{unique:?}").as_bytes()))
+    partial_name(&blake3::hash(format!("{unique:?}").as_bytes()), behind)
 }
 
-fn partial_name(digest: &blake3::Hash) -> String {
+fn partial_name(digest: &blake3::Hash, behind: &str) -> String {
     let [prefix, suffix] = [PARTIAL_PREFIX, PARTIAL_SUFFIX].map(String::from_utf8_lossy);
-    format!("{prefix}{}{suffix}", &digest.to_hex()[..DIGITS])
+    format!("{prefix}{}{behind}{suffix}", &digest.to_hex()[..DIGITS])
 }
 
-/// Whether a name is exactly of the form that [`claim_name`] gives: only those are ever swept.
+/// Whether a name is exactly of the form that [`claim_name`] or [`temporary_name_with`] gives: only those are ever swept.
 pub(super) fn has_partial_form(name: &[u8]) -> bool {
     name.strip_prefix(PARTIAL_PREFIX)
         .and_then(|rest| rest.strip_suffix(PARTIAL_SUFFIX))
-        .is_some_and(|digits| {
+        .is_some_and(|rest| {
+            let digits = rest.strip_suffix(ACCENT.as_bytes()).unwrap_or(rest);
             digits.len() == DIGITS
                 && digits
                     .iter()
@@ -286,7 +294,15 @@ fn new_file_mode(root: &Root, directory: &Directory<'_>) -> rustix::io::Result<u
     })?;
     let stat = fstat(&file);
     remove(root, directory, name.as_bytes())?;
-    Ok(stat?.st_mode as u32 & PERMISSIONS)
+    Ok(permissions(&stat?))
+}
+
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the fields of stat have other types on other systems"
+)]
+fn permissions(stat: &Stat) -> u32 {
+    stat.st_mode as u32 & PERMISSIONS
 }
 
 /// An unfinished file on disk. Holds one descriptor; the directory is opened again when it is needed.
@@ -382,7 +398,7 @@ impl LocalUpload {
         };
         match directory.stat(last).map_err(cannot)? {
             Some(there) if FileType::from_raw_mode(there.st_mode) == FileType::RegularFile => {
-                let mode = there.st_mode as u32 & PERMISSIONS;
+                let mode = permissions(&there);
                 let replaced = closed::open(&directory, last).map_err(cannot)?;
                 // Without its list, the bits of the group would say more than they did.
                 let kept = xattr::copy_access_list(&replaced, &self.file);
