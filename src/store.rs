@@ -19,7 +19,7 @@ mod times;
 mod xattr;
 
 pub use case::Folding;
-pub(crate) use case::has_forms;
+pub(crate) use case::{has_forms, trimmed};
 pub use local::LocalStore;
 pub use memory::MemoryStore;
 pub use output::OutputStore;

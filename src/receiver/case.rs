@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use super::{Receiver, lock};
 use crate::error::{Code, Result, Why};
 use crate::path::{BadName, RelativePath, is_partial_name};
-use crate::store::{Folding, Store, has_forms};
+use crate::store::{Folding, Store, has_forms, trimmed};
 use crate::wire::Existing;
 
 /// Names that a session remembers where some are the same (48 bytes each); past it collisions are no longer found.
@@ -31,6 +31,8 @@ struct State {
     plain: Option<RelativePath>,
     /// The names in directories as they are stored.
     stored: HashMap<Digest, HashSet<u64>>,
+    /// How many those were when their directories were read.
+    stored_names: usize,
     /// The file system shows names as it likes, whatever they are changed to.
     spells_itself: bool,
     /// More came than is remembered.
@@ -116,7 +118,7 @@ impl Receiver {
         }
         let store = &*self.session.store;
         let mut state = lock(&self.cases.0);
-        if state.spells_itself || state.is_stored(store, &directory, name) {
+        if state.spells_itself || state.is_stored(store, &directory, name, folding) {
             return;
         }
         match store.respell(path, folding) {
@@ -211,19 +213,29 @@ impl State {
         }
     }
 
-    /// Whether a name that is found stands in its directory as it is, which is read once.
-    fn is_stored(&mut self, store: &dyn Store, directory: &RelativePath, name: &[u8]) -> bool {
+    /// Whether a name that is found stands in its directory as it is, or as far as it can be kept. The directory is read once.
+    fn is_stored(
+        &mut self,
+        store: &dyn Store,
+        directory: &RelativePath,
+        name: &[u8],
+        folding: Folding,
+    ) -> bool {
         let key = digest(directory.as_bytes());
         if !self.stored.contains_key(&key) {
             let names = store.names(directory).unwrap_or_default();
-            let remembered: usize = self.stored.values().map(HashSet::len).sum();
-            if remembered + names.len() > MAX_STORED {
+            self.stored_names += names.len() + 1;
+            if self.stored_names > MAX_STORED {
                 self.stored.clear();
+                self.stored_names = names.len() + 1;
             }
             let short = names.iter().map(|name| short(name)).collect();
             self.stored.insert(key, short);
         }
         let stored = self.stored.entry(key).or_default();
+        if folding.ends && stored.contains(&short(trimmed(name))) {
+            return true;
+        }
         // It will, from now on.
         !stored.insert(short(name))
     }

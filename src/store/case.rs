@@ -158,7 +158,10 @@ fn ask_names(directory: &Directory<'_>, found: &mut Folding, open: &mut Folding)
                 Some(true) if names(directory).any(|listed| listed == other) => {
                     tries = tries.saturating_sub(1);
                 }
-                Some(is_found) => (*open, *found) = (false, is_found),
+                Some(true) => (*open, *found) = (false, true),
+                // Not found by another name, while it is there: a partial may have gone meanwhile.
+                Some(false) if is_found(directory, &name) == Some(true) => *open = false,
+                Some(false) => tries = tries.saturating_sub(1),
                 None => tries = tries.saturating_sub(1),
             }
         };
@@ -284,7 +287,8 @@ pub(super) fn respell(root: &Root, path: &RelativePath, folding: Folding) -> Res
         return Ok(true);
     };
     // The file system would cut the ends off again.
-    if stored == name || folding.ends && stored == trimmed(name) {
+    let is_kept = |listed: &[u8]| listed == name || folding.ends && listed == trimmed(name);
+    if is_kept(&stored) {
         return Ok(true);
     }
     // By a third name: most systems take the two for the same file, and a rename from one to the other does nothing.
@@ -297,7 +301,7 @@ pub(super) fn respell(root: &Root, path: &RelativePath, folding: Folding) -> Res
         let _ = rename(between.as_bytes(), &stored);
         cannot(e)
     })?;
-    Ok(names(&directory).any(|listed| listed == name))
+    Ok(names(&directory).any(|listed| is_kept(&listed)))
 }
 
 #[cfg(test)]
