@@ -205,6 +205,8 @@ struct Taking {
     checksum: bool,
     #[arg(long, hide = true, value_name = "HOW", default_value_t)]
     existing: Existing,
+    #[arg(long, hide = true, value_name = "SECONDS")]
+    modify_window: Option<u32>,
     #[arg(skip)]
     delete: Option<Delete>,
 }

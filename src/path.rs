@@ -18,6 +18,10 @@ pub(crate) const PARTIAL_SUFFIX: &[u8] = b".partial";
 /// Hex digits in a partial's name: 16 bytes, so that two claims never meet.
 pub(crate) const PARTIAL_DIGITS: usize = 32;
 
+/// A character that has several Unicode normal forms. A file that tries what a file system makes of names has it behind the
+/// digits.
+pub(crate) const PARTIAL_ACCENT: &str = "\u{e9}";
+
 /// A path below some directory: no `..`, no `.`, no empty component, no NUL, never absolute.
 ///
 /// The empty path is the directory itself. Ordering is by bytes.
@@ -182,7 +186,8 @@ impl RelativePath {
 pub(crate) fn is_partial_name(name: &[u8]) -> bool {
     name.strip_prefix(PARTIAL_PREFIX)
         .and_then(|rest| rest.strip_suffix(PARTIAL_SUFFIX))
-        .is_some_and(|digits| {
+        .is_some_and(|rest| {
+            let digits = rest.strip_suffix(PARTIAL_ACCENT.as_bytes()).unwrap_or(rest);
             digits.len() == PARTIAL_DIGITS
                 && digits
                     .iter()
@@ -193,7 +198,8 @@ pub(crate) fn is_partial_name(name: &[u8]) -> bool {
 /// Whether nobody may use this name: a file system that folds case finds a partial by its name in capitals too.
 fn is_reserved(name: &[u8]) -> bool {
     // The length first, so that ordinary names are not copied.
-    name.len() == PARTIAL_PREFIX.len() + PARTIAL_DIGITS + PARTIAL_SUFFIX.len()
+    let length = PARTIAL_PREFIX.len() + PARTIAL_DIGITS + PARTIAL_SUFFIX.len();
+    (length..=length + PARTIAL_ACCENT.len()).contains(&name.len())
         && is_partial_name(&name.to_ascii_lowercase())
 }
 

@@ -20,6 +20,7 @@ mod most;
 mod names;
 mod pieces;
 mod place;
+mod times;
 mod transfer;
 mod unanswered;
 mod unkept;
@@ -36,6 +37,7 @@ use most::Counted;
 pub use most::Most;
 use names::Names;
 pub use place::{Asked, Place, Sources};
+use times::Times;
 use unanswered::Unanswered;
 use unkept::Tally;
 
@@ -165,6 +167,7 @@ pub struct Receiver {
     admitted: Mutex<HashMap<u64, oneshot::Sender<Result<Incoming, Why>>>>,
     names: Mutex<Names>,
     cases: Cases,
+    times: Mutex<Times>,
     counted: Counted,
     unkept: Arc<Tally>,
     owners: Owners,
@@ -251,6 +254,7 @@ impl Receiver {
             admitted: Mutex::default(),
             names: Mutex::default(),
             cases: Cases::default(),
+            times: Mutex::default(),
             unkept: Arc::default(),
             owners: Owners::default(),
             verdicts,
@@ -737,10 +741,12 @@ impl Receiver {
             // Only a sender says so.
             Err(why) if why.code == Code::Vanished => {
                 self.omitted.fetch_add(1, Ordering::Relaxed);
+                self.announced.failed();
                 Settled::Omitted(why)
             }
             Err(why) => {
                 self.failed.fetch_add(1, Ordering::Relaxed);
+                self.announced.failed();
                 Settled::Failed(why)
             }
         };

@@ -15,9 +15,12 @@ mod memory;
 mod output;
 mod partial;
 mod sweep;
+mod times;
 mod unsized_files;
 mod xattr;
 
+pub use case::Folding;
+pub(crate) use case::{has_forms, trimmed};
 pub use local::LocalStore;
 pub use memory::MemoryStore;
 pub use output::OutputStore;
@@ -112,7 +115,7 @@ pub const ALL_PERMISSIONS: u32 = 0o7777;
 /// Final metadata of what is committed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attributes {
-    /// Permission bits; `None` leaves the store's default. Only those in [`PERMISSIONS`] count, and with an owner, on a file,
+    /// Permission bits; `None` leaves those of what is replaced, and the store's default to a new file. Only those in [`PERMISSIONS`] count, and with an owner, on a file,
     /// all.
     pub mode: Option<u32>,
     /// Time of last modification; `None` leaves the time of the commit.
@@ -186,7 +189,7 @@ pub trait Store: Send + Sync + 'static {
     fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why>;
 
     /// Begins a file beside its final name, which stays as it is until [`Upload::commit`]. Missing directories on the
-    /// way are made, private (0700). A partial of the same claim is taken up again, with what it holds.
+    /// way are made as `mkdir -p` does (0777 less umask). A partial of the same claim is taken up again, with what it holds.
     ///
     /// Fails with [`Busy`] while another process has the same partial open, and with [`IsDirectory`] when a directory
     /// stands under the final name.
@@ -195,7 +198,8 @@ pub trait Store: Send + Sync + 'static {
     /// [`IsDirectory`]: crate::error::Code::IsDirectory
     fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why>;
 
-    /// Makes a directory, and missing ones on the way, private (0700), unless it is there.
+    /// Makes a directory, private (0700) until its attributes are set, unless it is there. Missing ones on the way are made as
+    /// `mkdir -p` does.
     fn make_directory(&self, path: &RelativePath) -> Result<(), Why>;
 
     /// Sets the final metadata of a file or directory.
@@ -225,10 +229,26 @@ pub trait Store: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// Whether names that differ only in case are the same in a directory, or in what is to be made of that name.
-    fn folds_case(&self, directory: &RelativePath) -> bool {
-        let _ = directory;
-        false
+    /// Which of the `wanted` differences between names a directory does not tell, or what is to be made of that name. A store
+    /// may make a file for a moment to find out, unless it must not write.
+    fn folding(&self, directory: &RelativePath, wanted: Folding, may_write: bool) -> Folding {
+        let _ = (directory, wanted, may_write);
+        Folding::default()
+    }
+
+    /// Gives what is found by a name exactly this name, where it is stored with another that its directory takes for the
+    /// same. `false` where it still has another: some file systems show all names in lower case. A store that tells all names
+    /// apart has nothing to do.
+    fn respell(&self, path: &RelativePath, folding: Folding) -> Result<bool, Why> {
+        let _ = (path, folding);
+        Ok(true)
+    }
+
+    /// A way to find out which times the file system keeps that holds what `beside` names. It may write a file of its own, which
+    /// goes when the probe is dropped.
+    fn time_probe(&self, beside: &RelativePath) -> Option<Box<dyn TimeProbe>> {
+        let _ = beside;
+        None
     }
 
     /// Fails when the store is no longer where it was opened, such as a directory that was renamed or mounted over. Every
@@ -243,6 +263,12 @@ pub trait Store: Send + Sync + 'static {
     /// Removes partials that nobody has open and that were last written more than `age` ago, below all of the store.
     /// Returns how many went.
     fn sweep(&self, age: std::time::Duration) -> Result<u64, Why>;
+}
+
+/// Tells which times a file system keeps: some round them, or cut them off at their first and last year.
+pub trait TimeProbe: Send {
+    /// What becomes of a time of last modification; `None` where that cannot be found out.
+    fn kept(&mut self, time: Time) -> Option<Time>;
 }
 
 /// An open file to read from.

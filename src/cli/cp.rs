@@ -152,6 +152,7 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
         dry_run,
         checksum,
         existing,
+        modify_window,
         delete,
     } = cp.how.taking;
     let take = Take {
@@ -160,6 +161,7 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
         dry_run,
         delete,
         no_dedupe: cp.how.no_dedupe,
+        modify_window,
     };
     let home = Home::from_env()?;
     let config = Config {

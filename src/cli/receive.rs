@@ -67,6 +67,8 @@ pub(super) struct Receive {
     checksum: bool,
     #[arg(long, hide = true, value_name = "HOW", default_value_t)]
     existing: Existing,
+    #[arg(long, hide = true, value_name = "SECONDS")]
+    modify_window: Option<u32>,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -384,6 +386,7 @@ async fn take(receive: &Receive, met: Met) -> anyhow::Result<u8> {
         take: Take {
             existing: receive.existing,
             checksum: receive.checksum,
+            modify_window: receive.modify_window,
             ..Take::default()
         },
         literal: true,

@@ -12,7 +12,7 @@ use crate::path::RelativePath;
 use crate::progress::Settled;
 use crate::store::fault::{check_target, refusal};
 use crate::store::{Attributes, Claim, Metadata};
-use crate::wire::{Durability, Entry, Existing, Kind, Time};
+use crate::wire::{Durability, Entry, Existing, Kind};
 
 pub(super) enum Judged {
     Skip,
@@ -71,6 +71,7 @@ impl Receiver {
         if !settling.is_empty() {
             self.tell_when_durable(settling);
         }
+        self.end_time_probe();
         wanted
     }
 
@@ -84,7 +85,7 @@ impl Receiver {
         let name = self.session.asked.check(&entry)?;
         self.check_most(&entry)?;
         let path = self.session.place.of(&name)?;
-        self.check_case(&path)?;
+        let folding = self.check_case(&path)?;
         let there = match self.session.store.stat(&path) {
             // What stands in the place of a directory above goes as well.
             Err(why)
@@ -94,11 +95,15 @@ impl Receiver {
             }
             there => there?,
         };
+        if there.is_some() {
+            self.respell(&path, folding);
+        }
         let attributes = self.attributes(&entry, &path);
-        let same_time = there.as_ref().is_some_and(|m| {
-            entry
-                .modified
-                .is_none_or(|modified| is_kept(modified, m.modified))
+        let same_time = there.as_ref().is_some_and(|there| {
+            // Of what has another size, the time does not matter.
+            let same_size = entry.kind != Kind::File || entry.size == Some(there.size);
+            let has_time = |modified| same_size && self.has_time(modified, there, &path);
+            entry.modified.is_none_or(has_time)
         });
         let case = Case {
             attributes,
@@ -151,6 +156,9 @@ impl Receiver {
         if !dry_run {
             self.make_room(path, Kind::Directory)?;
             store.make_directory(path)?;
+            if case.there.is_none() {
+                self.made_directory(path);
+            }
             self.unkept
                 .count(path, store.set_attributes(path, attributes)?);
         }
@@ -334,9 +342,4 @@ impl Case {
         let files = self.entry.kind == Kind::File && self.is(Kind::File);
         files && same_size && self.same_time && self.entry.modified.is_some()
     }
-}
-
-/// Whether a time stands there as it was set; a filesystem may keep whole seconds only.
-fn is_kept(modified: Time, there: Time) -> bool {
-    modified == there || (there.nanoseconds == 0 && modified.seconds == there.seconds)
 }

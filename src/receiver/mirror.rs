@@ -1,8 +1,10 @@
 //! A mirror's last step: what stands at the destination and was not announced is removed.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::case::Cases;
 use super::{Place, Receiver, lock};
 use crate::error::{Code, Result, Why};
 use crate::filter::Filter;
@@ -24,6 +26,8 @@ pub(super) struct Announced {
     /// Where the source has a FIFO, socket or device, which is never sent, or had something that has vanished: what stands
     /// there is left as it is.
     omitted: Mutex<HashSet<[u8; 16]>>,
+    /// How many entries have failed, and so may not be there.
+    failed: AtomicU64,
 }
 
 impl Announced {
@@ -35,6 +39,11 @@ impl Announced {
     /// Remembers where the source has what is not sent. It counts for nothing: a source of only such is empty.
     pub(super) fn insert_omitted(&self, path: &RelativePath) {
         remember(&self.omitted, path);
+    }
+
+    /// Remembers that one of the entries has failed.
+    pub(super) fn failed(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
     }
 
     fn contains(&self, path: &RelativePath) -> bool {
@@ -79,6 +88,8 @@ pub(super) struct Mirror<'a> {
     /// Everything is below this.
     pub(super) place: &'a RelativePath,
     pub(super) announced: &'a Announced,
+    /// Names that are the same at the destination.
+    pub(super) cases: &'a Cases,
     /// What stays though it was not announced.
     pub(super) spared: &'a Filter,
     pub(super) cleared: &'a Cleared,
@@ -94,11 +105,12 @@ impl Receiver {
             delete, dry_run, ..
         } = self.session.take;
         let (store, spared) = (&*self.session.store, &self.session.spared);
-        let (announced, cleared) = (&self.announced, &self.cleared);
+        let (announced, cleared, cases) = (&self.announced, &self.cleared, &self.cases);
         delete.map(|delete| Mirror {
             store,
             place,
             announced,
+            cases,
             spared,
             cleared,
             delete,
@@ -179,7 +191,32 @@ impl Mirror<'_> {
             let text = "the source is empty, so all would go; if that is meant, say --max-delete";
             return Err(Why::new(Code::TooMany, text));
         }
-        self.may_go(cleared + self.count(self.place, false)?)
+        if self.cases.overflows() {
+            let text = "more names were announced than can be told apart on its filesystem";
+            return Err(Why::new(Code::TooMany, text));
+        }
+        let (count, found) = self.count(self.place, false)?;
+        self.check_found(found)?;
+        self.may_go(cleared + count)
+    }
+
+    /// Whether all that was announced is among what was found. Where it is not, the file system may keep it under names that
+    /// nobody can foresee, and what seems to be left over may be it.
+    fn check_found(&self, found: u64) -> Result<(), Why> {
+        let failed = self.announced.failed.load(Ordering::Relaxed);
+        let missing = (self.announced.count() as u64).saturating_sub(failed + found);
+        if missing == 0 || self.dry_run {
+            return Ok(());
+        }
+        let text = format!(
+            "{missing} of the entries that have arrived are not found there under their names"
+        );
+        Err(Why::new(Code::Cancelled, text))
+    }
+
+    /// Whether what is found by a path was announced, by this name or by one that is the same there.
+    fn is_announced(&self, path: &RelativePath) -> bool {
+        self.announced.contains(path) || self.cases.is_other_name(path)
     }
 
     /// Whether so many may go in all.
@@ -193,13 +230,14 @@ impl Mirror<'_> {
         }
     }
 
-    fn count(&self, root: &RelativePath, doomed: bool) -> Result<u64, Why> {
+    /// How many would go, and how many of the announced are there.
+    fn count(&self, root: &RelativePath, doomed: bool) -> Result<(u64, u64), Why> {
         let mut count = 0;
-        self.walk(root, doomed, |path| {
+        let found = self.walk(root, doomed, |path| {
             count += u64::from(path != root);
             Ok(true)
         })?;
-        Ok(count)
+        Ok((count, found))
     }
 
     fn remove_all(
@@ -324,14 +362,15 @@ impl Mirror<'_> {
     }
 
     /// Walks what was not announced, what is in a directory before the directory itself, without following links. `visit`
-    /// says whether it is gone: a directory in which something stays is left out.
+    /// says whether it is gone: a directory in which something stays is left out. Returns how many of the announced are there.
     fn walk(
         &self,
         root: &RelativePath,
         doomed: bool,
         mut visit: impl FnMut(&RelativePath) -> Result<bool, Why>,
-    ) -> Result<(), Why> {
+    ) -> Result<u64, Why> {
         let top = self.store.stat(root)?.map(|there| there.modified);
+        let mut found = u64::from(top.is_some() && self.is_announced(root));
         let mut open = vec![self.level(root.clone(), top, doomed, self.scope_above(root)?)?];
         while let Some(level) = open.last_mut() {
             let Some(name) = level.names.pop() else {
@@ -358,7 +397,9 @@ impl Mirror<'_> {
             let Some(there) = self.store.stat(&path)? else {
                 continue;
             };
-            let doomed = level.doomed || !self.announced.contains(&path);
+            let announced = self.is_announced(&path);
+            found += u64::from(announced);
+            let doomed = level.doomed || !announced;
             let directory = there.kind == Some(Kind::Directory);
             if doomed
                 && excludes(
@@ -385,7 +426,7 @@ impl Mirror<'_> {
                 _ => {}
             }
         }
-        Ok(())
+        Ok(found)
     }
 
     /// The rules of .gitignore files that hold around a directory. They stand there as they do at the source.
@@ -493,11 +534,13 @@ mod tests {
         announced.iter().for_each(|name| all.insert(&path(name)));
         let mut told = Vec::new();
         let (place, spared, cleared) = (path("m"), Filter::default(), Cleared::default());
+        let cases = Cases::default();
         let (delete, announced) = (Delete { most }, &all);
         let mirror = Mirror {
             store,
             place: &place,
             announced,
+            cases: &cases,
             spared: &spared,
             cleared: &cleared,
             delete,
@@ -565,6 +608,15 @@ mod tests {
     }
 
     #[test]
+    fn nothing_goes_where_what_arrived_has_another_name() {
+        let store = store(&["m/a", "m/stored-otherwise"]);
+        let (removed, why, _) = remove(&store, &["m", "m/a", "m/sent"], None, false);
+        assert_eq!(removed, 0);
+        assert!(why.unwrap().starts_with("1 of the entries"));
+        assert_eq!(remove(&store, &["m", "m/a", "m/sent"], None, true).0, 1);
+    }
+
+    #[test]
     fn an_empty_source_empties_nothing_unless_it_is_said() {
         let store = store(&["m/a"]);
         assert!(
@@ -606,11 +658,12 @@ mod tests {
                 Cleared::default(),
                 Announced::default(),
             );
-            let delete = Delete { most: Some(7) };
+            let (delete, cases) = (Delete { most: Some(7) }, Cases::default());
             let mirror = Mirror {
                 store: &store,
                 place: &place,
                 announced: &announced,
+                cases: &cases,
                 spared: &spared,
                 cleared: &cleared,
                 delete,

@@ -24,6 +24,9 @@ const LAPSES: &[Errno] = &[
     Errno::INVAL,
 ];
 
+/// The coarsest steps in which file systems keep times, in seconds: FAT's.
+const COARSEST: u64 = 2;
+
 /// What the owner needs to set extended attributes.
 const READ_WRITE: u32 = 0o600;
 
@@ -77,20 +80,21 @@ pub(super) fn set(
         allow(&mut lapses, Aspect::Mode, set).map_err(|e| fault(path, "set its mode", e))?;
     }
     if let Some(modified) = attributes.modified {
-        let set = closed::set_time(file, modified).and_then(|()| check_time(file, modified));
+        let set =
+            closed::set_time(file, &there, modified).and_then(|()| check_time(file, modified));
         allow(&mut lapses, Aspect::Time, set).map_err(|e| fault(path, "set its time", e))?;
     }
     Ok(lapses)
 }
 
-/// Filesystems cut times that they cannot hold without a word. That one keeps whole seconds only is no news.
+/// Filesystems cut times that they cannot hold without a word. That one keeps whole or even seconds only is no news.
 #[allow(
     clippy::unnecessary_cast,
     reason = "the fields of stat have other types on other systems"
 )]
 fn check_time(file: &File, modified: Time) -> rustix::io::Result<()> {
     let seconds = fstat(file)?.st_mtime as i64;
-    if seconds == modified.seconds {
+    if seconds.abs_diff(modified.seconds) < COARSEST {
         Ok(())
     } else {
         Err(Errno::OVERFLOW)

@@ -26,8 +26,10 @@ const PASS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC
 const PASS: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);
-/// Mode of directories made on demand; the final one is set once all in them is settled.
+/// Mode of a directory that is announced, until its final mode is set.
 const PRIVATE: Mode = Mode::RWXU;
+/// Mode of a directory made on the way to something: as `mkdir -p`, the umask or a default ACL takes its part.
+const ON_THE_WAY: Mode = Mode::RWXU.union(Mode::RWXG).union(Mode::RWXO);
 /// How often something that another process keeps changing under our hands is tried anew.
 pub(super) const ATTEMPTS: u32 = 8;
 /// Directories above each other that are looked at.
@@ -182,7 +184,7 @@ impl Root {
             Ok(descriptor) => Ok(Some(Directory::Below(descriptor))),
             Err(Errno::NOENT) => Ok(None),
             // Also EAGAIN, when something was renamed meanwhile: the walk does not mind, since it never goes up.
-            Err(_) => self.walk(path, false),
+            Err(_) => self.walk(path, None),
         }
     }
 
@@ -222,12 +224,21 @@ impl Root {
         chain
     }
 
-    /// Opens a directory, and makes it and those above it if they are missing.
+    /// Opens a directory on the way to something, and makes it and those above it if they are missing.
     pub(super) fn make(&self, path: &RelativePath) -> Result<Directory<'_>, Why> {
+        self.make_with(path, ON_THE_WAY)
+    }
+
+    /// Makes a directory that only its owner may use until its final mode is set, and those above it if they are missing.
+    pub(super) fn make_private(&self, path: &RelativePath) -> Result<(), Why> {
+        self.make_with(path, PRIVATE).map(|_| ())
+    }
+
+    fn make_with(&self, path: &RelativePath, last: Mode) -> Result<Directory<'_>, Why> {
         if let Some(directory) = self.find(path)? {
             return Ok(directory);
         }
-        self.walk(path, true)?
+        self.walk(path, Some(last))?
             .ok_or_else(|| refusal(Code::NotFound, path))
     }
 
@@ -263,12 +274,14 @@ impl Root {
         Err(Errno::NOSYS)
     }
 
-    fn walk(&self, path: &RelativePath, make: bool) -> Result<Option<Directory<'_>>, Why> {
+    /// Walks to a directory. What is missing is made if `last` says with which mode: its own, those above it are as usual.
+    fn walk(&self, path: &RelativePath, last: Option<Mode>) -> Result<Option<Directory<'_>>, Why> {
         let mut directory = self.directory();
         let mut here = RelativePath::root();
         for component in path.components() {
             here.push(component)?;
-            match self.step(&directory, component, &here, make)? {
+            let mode = last.map(|last| if here == *path { last } else { ON_THE_WAY });
+            match self.step(&directory, component, &here, mode)? {
                 Some(descriptor) => directory = Directory::Below(descriptor),
                 None => return Ok(None),
             }
@@ -276,20 +289,20 @@ impl Root {
         Ok(Some(directory))
     }
 
-    /// One component further; `here` is where it leads.
+    /// One component further; `here` is where it leads. It is made with a mode, if there is one.
     fn step(
         &self,
         directory: &Directory<'_>,
         component: &[u8],
         here: &RelativePath,
-        make: bool,
+        mode: Option<Mode>,
     ) -> Result<Option<OwnedFd>, Why> {
         for _ in 0..ATTEMPTS {
             match openat(directory, component, PASS | OFlags::NOFOLLOW, Mode::empty()) {
                 Ok(descriptor) => return Ok(Some(descriptor)),
-                Err(Errno::NOENT) if !make => return Ok(None),
                 Err(Errno::NOENT) => {
-                    match self.change(directory, || mkdirat(directory, component, PRIVATE)) {
+                    let Some(mode) = mode else { return Ok(None) };
+                    match self.change(directory, || mkdirat(directory, component, mode)) {
                         Ok(()) => self.forget(here),
                         Err(Errno::EXIST) => {}
                         Err(e) => return Err(fault(here, "make the directory", e)),

@@ -8,12 +8,12 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{MutexGuard, PoisonError};
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Stat, Uid};
 use rustix::fs::{chownat, fchmod, fchown, fstat, futimens, openat, utimensat};
 use rustix::io::Errno;
 
 use super::beneath::{Directory, Root};
-use super::partial::timestamps;
+use super::partial::{accessed, timestamps};
 use crate::wire::Time;
 
 /// What its owner needs to change the names in a directory.
@@ -65,9 +65,10 @@ pub(super) fn set_mode(file: impl AsFd, mode: u32) -> rustix::io::Result<()> {
     }
 }
 
-/// Sets the time of last modification of what a descriptor is of, also of one that is `O_PATH`.
-pub(super) fn set_time(file: impl AsFd, modified: Time) -> rustix::io::Result<()> {
-    let times = timestamps(modified);
+/// Sets the time of last modification of what a descriptor is of, also of one that is `O_PATH`; `there` is what it was found
+/// to be, and its time of access stays.
+pub(super) fn set_time(file: impl AsFd, there: &Stat, modified: Time) -> rustix::io::Result<()> {
+    let times = timestamps(modified, accessed(there));
     match futimens(&file, &times) {
         Err(Errno::BADF) if cfg!(target_os = "linux") => {
             utimensat(CWD, descriptor_path(file), &times, AtFlags::empty())

@@ -17,21 +17,18 @@ use super::beneath::{Directory, Root, device};
 use super::fault::{check_target, fault, refusal};
 use super::holes::next_data;
 use super::partial::{
-    LocalUpload, read_full_at, remove, rename_exclusively, temporary_name, timestamps,
+    JUST_NOW, LocalUpload, read_full_at, remove, rename_exclusively, temporary_name, time_of,
+    timestamps,
 };
+use super::times::LocalTimeProbe;
 use super::unsized_files::Devices;
 use super::{
-    ALL_PERMISSIONS, Attributes, Claim, Lapses, Metadata, Source, Store, Upload, Version,
-    attributes, case, closed, reads_as_more, sweep, xattr,
+    ALL_PERMISSIONS, Attributes, Claim, Folding, Lapses, Metadata, Source, Store, TimeProbe,
+    Upload, Version, attributes, case, closed, reads_as_more, sweep, xattr,
 };
 use crate::error::{Code, Error, Why};
 use crate::path::{RelativePath, is_partial_name, printable};
-use crate::wire::{Aspect, Kind, Time, Xattr};
-
-/// Mode of a new file before the process's umask takes its part, as every program on Unix has it.
-const NEW_FILE: u32 = 0o666;
-/// The umask where the system does not say.
-const COMMON_UMASK: u32 = 0o022;
+use crate::wire::{Aspect, Kind, Xattr};
 
 /// A directory on disk as a [`Store`].
 ///
@@ -63,10 +60,10 @@ const COMMON_UMASK: u32 = 0o022;
 pub struct LocalStore {
     root: Arc<Root>,
     path: PathBuf,
-    /// Mode of files for which the sender says none.
-    mode: u32,
     /// Where a file of size 0 is known to be empty.
     devices: Arc<Devices>,
+    /// What file systems said that were asked which names are the same.
+    probed: Arc<case::Probed>,
 }
 
 impl LocalStore {
@@ -82,8 +79,8 @@ impl LocalStore {
         Ok(Self {
             root: Arc::new(root),
             path: path.to_owned(),
-            mode: NEW_FILE & !umask(),
             devices: Arc::default(),
+            probed: Arc::default(),
         })
     }
 
@@ -234,14 +231,12 @@ impl Store for LocalStore {
     }
 
     fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
-        Ok(Box::new(LocalUpload::create(
-            &self.root, path, claim, self.mode,
-        )?))
+        Ok(Box::new(LocalUpload::create(&self.root, path, claim)?))
     }
 
     fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
         self.root.check_named(path)?;
-        self.root.make(path).map(|_| ())
+        self.root.make_private(path)
     }
 
     fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
@@ -272,7 +267,7 @@ impl Store for LocalStore {
             utimensat(
                 &directory,
                 &aside,
-                &timestamps(modified),
+                &timestamps(modified, JUST_NOW),
                 AtFlags::SYMLINK_NOFOLLOW,
             )
         });
@@ -341,16 +336,16 @@ impl Store for LocalStore {
         self.root.ancestry(path)
     }
 
-    fn folds_case(&self, directory: &RelativePath) -> bool {
-        // What is not there yet will be as what it is made in.
-        let mut above = Some(directory.clone());
-        while let Some(path) = above {
-            match self.root.find(&path) {
-                Ok(Some(found)) => return found.readable().is_ok_and(|found| case::folds(&found)),
-                _ => above = path.parent(),
-            }
-        }
-        false
+    fn folding(&self, directory: &RelativePath, wanted: Folding, may_write: bool) -> Folding {
+        case::folding(&self.root, &self.probed, directory, wanted, may_write)
+    }
+
+    fn respell(&self, path: &RelativePath, folding: Folding) -> Result<bool, Why> {
+        case::respell(&self.root, path, folding)
+    }
+
+    fn time_probe(&self, beside: &RelativePath) -> Option<Box<dyn TimeProbe>> {
+        Some(Box::new(LocalTimeProbe::new(&self.root, beside)?))
     }
 
     fn check_root(&self) -> Result<(), Why> {
@@ -430,14 +425,8 @@ fn metadata(stat: &Stat) -> Metadata {
     } else {
         0
     };
-    let modified = Time {
-        seconds: stat.st_mtime as i64,
-        nanoseconds: stat.st_mtime_nsec as u32,
-    };
-    let changed = Time {
-        seconds: stat.st_ctime as i64,
-        nanoseconds: stat.st_ctime_nsec as u32,
-    };
+    let modified = time_of(stat.st_mtime as i64, stat.st_mtime_nsec as u32);
+    let changed = time_of(stat.st_ctime as i64, stat.st_ctime_nsec as u32);
     let version = Version {
         file: (device(stat), stat.st_ino as u64),
         size,
@@ -462,15 +451,6 @@ fn metadata(stat: &Stat) -> Metadata {
         links,
         version,
     }
-}
-
-/// The umask of this process, from Linux's /proc: the call that tells it also changes it, for all threads.
-fn umask() -> u32 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let field = status.lines().find_map(|line| line.strip_prefix("Umask:"));
-    field
-        .and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok())
-        .unwrap_or(COMMON_UMASK)
 }
 
 fn shown(path: &Path) -> String {

@@ -9,8 +9,11 @@ use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
 
+use super::case::{Folding, trimmed};
 use super::fault::{check_target, fault, refusal};
-use super::{Attributes, Claim, Lapses, Metadata, PERMISSIONS, Source, Store, Upload, Version};
+use super::{
+    Attributes, Claim, Lapses, Metadata, PERMISSIONS, Source, Store, TimeProbe, Upload, Version,
+};
 use crate::error::{Code, Why};
 use crate::path::RelativePath;
 use crate::wire::{Aspect, Durability, Kind, Time};
@@ -19,8 +22,13 @@ use crate::wire::{Aspect, Durability, Kind, Time};
 const DEFAULT_CAPACITY: u64 = 1 << 30;
 /// Mode of a file for which the sender says none.
 const NEW_FILE: u32 = 0o644;
-/// Mode of directories made on demand.
+/// Mode of a directory that is announced, until its final mode is set.
 const PRIVATE: u32 = 0o700;
+/// The first and the last second that FAT can hold.
+const FIRST_IN_FAT: i64 = 315_532_800;
+const LAST_IN_FAT: i64 = 4_354_819_198;
+/// Mode of directories made on the way to something.
+const ON_THE_WAY: u32 = 0o755;
 
 /// Files in memory as a [`Store`]: for tests, and for programs whose uploads never touch a disk.
 ///
@@ -126,8 +134,8 @@ impl MemoryStore {
         store
     }
 
-    /// An empty store as this one that keeps no more than FAT does: no modes, no hard links, times to the second, and
-    /// names without their case.
+    /// An empty store as this one that keeps no more than FAT does: no modes, no hard links, times of even seconds, and
+    /// names that are the same whatever their case, their Unicode form and the dots at their ends.
     pub fn like_fat(self) -> Self {
         let mut store = Self::with_capacity(self.shared.capacity);
         if let Some(shared) = Arc::get_mut(&mut store.shared) {
@@ -156,13 +164,22 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The name that it keeps of another.
+    /// The path that it keeps of another: dots and spaces at the ends go, and what is there keeps the case that it has.
     fn fold(&self, path: &RelativePath) -> RelativePath {
         if !self.fat {
             return path.clone();
         }
-        RelativePath::from_components(path.components().map(<[u8]>::to_ascii_lowercase))
-            .unwrap_or_default()
+        let state = self.lock();
+        let mut kept = RelativePath::root();
+        for component in path.components() {
+            let key = Folding::ALL.key(component);
+            let inside = |there: &&RelativePath| there.parent().as_ref() == Some(&kept);
+            let mut names = state.nodes.keys().filter(inside).filter_map(|p| p.name());
+            let there = names.find(|name| Folding::ALL.key(name) == key);
+            let name = there.unwrap_or(trimmed(component)).to_vec();
+            kept = kept.join(&name).unwrap_or_default();
+        }
+        kept
     }
 
     /// What it says of a file.
@@ -194,10 +211,7 @@ impl Shared {
                 lapses.push((Aspect::Mode, "Operation not permitted".into()));
             }
             attributes.mode = None;
-            attributes
-                .modified
-                .iter_mut()
-                .for_each(|modified| modified.nanoseconds = 0);
+            attributes.modified = attributes.modified.map(fat_time);
         }
         (attributes, lapses)
     }
@@ -264,13 +278,20 @@ impl State {
             .ok_or_else(|| refusal(Code::NotFound, path))
     }
 
-    /// Makes a directory and those above it, as far as they are missing.
+    /// Makes a directory on the way to something and those above it, as far as they are missing.
     fn make(&mut self, path: &RelativePath) -> Result<(), Why> {
+        self.make_with(path, ON_THE_WAY)
+    }
+
+    fn make_with(&mut self, path: &RelativePath, last: u32) -> Result<(), Why> {
         let mut here = RelativePath::root();
         for component in path.components() {
             here.push(component)?;
             match self.find(&here)?.map(|node| node.content.kind()) {
-                None => self.put(&here, Content::Directory, PRIVATE, None),
+                None => {
+                    let mode = if here == *path { last } else { ON_THE_WAY };
+                    self.put(&here, Content::Directory, mode, None);
+                }
                 Some(Kind::Directory) => {}
                 Some(Kind::Symlink) => return Err(refusal(Code::Symlink, &here)),
                 Some(Kind::File) => return Err(refusal(Code::NotDirectory, &here)),
@@ -449,7 +470,7 @@ impl Store for MemoryStore {
 
     fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
         let path = &self.shared.fold(path);
-        self.shared.lock().make(path)
+        self.shared.lock().make_with(path, PRIVATE)
     }
 
     fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
@@ -535,8 +556,35 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    fn folds_case(&self, _: &RelativePath) -> bool {
-        self.shared.fat
+    fn folding(&self, _: &RelativePath, _: Folding, _: bool) -> Folding {
+        match self.shared.fat {
+            true => Folding::ALL,
+            false => Folding::default(),
+        }
+    }
+
+    fn respell(&self, path: &RelativePath, _: Folding) -> Result<bool, Why> {
+        let stored = self.shared.fold(path);
+        let new = match (stored.parent(), path.name()) {
+            (Some(parent), Some(name)) => parent.join(trimmed(name))?,
+            _ => return Ok(true),
+        };
+        let mut state = self.shared.lock();
+        let nodes = std::mem::take(&mut state.nodes);
+        let depth = stored.components().count();
+        let renamed = nodes.into_iter().map(|(path, node)| {
+            if !path.components().take(depth).eq(stored.components()) {
+                return Ok((path, node));
+            }
+            let below = RelativePath::from_components(path.components().skip(depth))?;
+            Ok((new.join_path(&below)?, node))
+        });
+        state.nodes = renamed.collect::<Result<_, Why>>()?;
+        Ok(true)
+    }
+
+    fn time_probe(&self, _: &RelativePath) -> Option<Box<dyn TimeProbe>> {
+        Some(Box::new(MemoryTimeProbe(self.shared.fat)))
     }
 
     fn sync(&self) -> Result<(), Why> {
@@ -559,6 +607,24 @@ impl Store for MemoryStore {
             false
         });
         Ok(swept)
+    }
+}
+
+/// Says what the store keeps of times: all, or what FAT does.
+struct MemoryTimeProbe(bool);
+
+impl TimeProbe for MemoryTimeProbe {
+    fn kept(&mut self, time: Time) -> Option<Time> {
+        Some(if self.0 { fat_time(time) } else { time })
+    }
+}
+
+/// What FAT keeps of a time: even seconds, from 1980 to 2107.
+fn fat_time(time: Time) -> Time {
+    let seconds = time.seconds - time.seconds.rem_euclid(2);
+    Time {
+        seconds: seconds.clamp(FIRST_IN_FAT, LAST_IN_FAT),
+        nanoseconds: 0,
     }
 }
 
@@ -640,7 +706,10 @@ impl Upload for MemoryUpload {
         self.over = true;
         let partial = state.partials.remove(&self.key).unwrap_or_default();
         let (attributes, lapses) = shared.keeps(attributes);
-        let mode = attributes.mode.map_or(NEW_FILE, |mode| mode & PERMISSIONS);
+        let there = state.find(&self.key.path)?.map(|node| node.metadata);
+        let replaced = there.filter(|there| there.kind == Some(Kind::File));
+        let usual = replaced.map_or(NEW_FILE, |there| there.mode);
+        let mode = attributes.mode.map_or(usual, |mode| mode & PERMISSIONS);
         state.put(
             &self.key.path,
             Content::File(Arc::new(partial.content)),

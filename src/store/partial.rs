@@ -14,17 +14,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RawMode, Stat};
-use rustix::fs::{Timespec, Timestamps};
 use rustix::fs::{
-    UTIME_NOW, UTIME_OMIT, fchmod, flock, fstat, futimens, linkat, openat, renameat, unlinkat,
+    AtFlags, FileType, FlockOperation, Mode, OFlags, RawMode, Stat, Timespec, Timestamps,
 };
+use rustix::fs::{UTIME_NOW, fchmod, flock, fstat, futimens, linkat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 use super::beneath::{ATTEMPTS, Directory, Root, device, fsync};
 use super::fault::{fault, refusal};
 use super::holes::{self, next_data};
-use super::{Attributes, Claim, Lapses, Upload, attributes};
+use super::{Attributes, Claim, Lapses, PERMISSIONS, Upload, attributes, closed, xattr};
 use crate::error::{Code, Why, knows_no_flock};
 use crate::path::{PARTIAL_DIGITS, PARTIAL_PREFIX, PARTIAL_SUFFIX, RelativePath, is_partial_name};
 use crate::wire::{Durability, Time};
@@ -33,6 +32,10 @@ use crate::wire::{Durability, Time};
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
 /// The permission bits by which others than the owner write to a file.
 const WRITE_BY_OTHERS: RawMode = Mode::WGRP.union(Mode::WOTH).bits();
+/// Mode that a program asks for when it makes a file, as every program on Unix does.
+const NEW_FILE: RawMode = 0o666;
+/// The bits of a mode that are its owner's.
+const OWNER: u32 = 0o700;
 /// Most ranges that are found in a partial (256 KiB of them): a peer decides how scattered it is, and a
 /// [`Want`](crate::wire::Want) holds 1,024 only.
 const MAX_RANGES: usize = 16_384;
@@ -59,26 +62,34 @@ pub(super) fn claim_name(path: &RelativePath, claim: &Claim) -> String {
         }
         None => field(b""),
     }
-    partial_name(&hasher.finalize())
+    partial_name(&hasher.finalize(), "")
 }
 
 /// A partial's name that nobody else uses: for what is made aside and renamed at once.
 pub(super) fn temporary_name() -> String {
+    temporary_name_with("")
+}
+
+/// Such a name with something behind the digits, [`PARTIAL_ACCENT`](crate::path::PARTIAL_ACCENT) or nothing: to try what a file system makes of it.
+pub(super) fn temporary_name_with(behind: &str) -> String {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let unique = (
         std::process::id(),
         COUNTER.fetch_add(1, Ordering::Relaxed),
         SystemTime::now(),
     );
-    partial_name(&blake3::hash(format!("{unique:?}").as_bytes()))
+    partial_name(&blake3::hash(format!("{unique:?}").as_bytes()), behind)
 }
 
-fn partial_name(digest: &blake3::Hash) -> String {
+fn partial_name(digest: &blake3::Hash, behind: &str) -> String {
     let [prefix, suffix] = [PARTIAL_PREFIX, PARTIAL_SUFFIX].map(String::from_utf8_lossy);
-    format!("{prefix}{}{suffix}", &digest.to_hex()[..PARTIAL_DIGITS])
+    format!(
+        "{prefix}{}{behind}{suffix}",
+        &digest.to_hex()[..PARTIAL_DIGITS]
+    )
 }
 
-/// Whether a name is exactly of the form that [`claim_name`] gives: only those are ever swept.
+/// Whether a name is exactly of the form that [`claim_name`] or [`temporary_name_with`] gives: only those are ever swept.
 pub(super) fn has_partial_form(name: &[u8]) -> bool {
     is_partial_name(name)
 }
@@ -162,15 +173,18 @@ fn locked() -> MutexGuard<'static, BTreeSet<(u64, u64)>> {
     LOCKED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What futimens takes: the time of access stays as it is.
-pub(super) fn timestamps(modified: Time) -> Timestamps {
+/// A time of access that is the present.
+pub(super) const JUST_NOW: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: UTIME_NOW,
+};
+
+/// What futimens takes. Both times are set: many FUSE file systems (libfuse 2) ignore a time that is set alone.
+pub(super) fn timestamps(modified: Time, accessed: Timespec) -> Timestamps {
     // Values past a second have a meaning of their own to the system, such as "now".
     let tv_nsec = modified.nanoseconds.min(SECOND - 1).into();
     Timestamps {
-        last_access: Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT,
-        },
+        last_access: accessed,
         last_modification: Timespec {
             tv_sec: modified.seconds,
             tv_nsec,
@@ -183,6 +197,29 @@ struct Acquired {
     // In this order: once the file is closed, another may have its inode.
     lock: Lock,
     file: File,
+}
+
+/// When a file was last read, such that it can be set again.
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the fields of stat have other types on other systems"
+)]
+pub(super) fn accessed(stat: &Stat) -> Timespec {
+    let time = time_of(stat.st_atime as i64, stat.st_atime_nsec as u32);
+    Timespec {
+        tv_sec: time.seconds,
+        tv_nsec: time.nanoseconds.into(),
+    }
+}
+
+/// A time as stat tells it. Some file systems give nanoseconds below 0 before 1970; those reach programs as large numbers.
+pub(super) fn time_of(seconds: i64, nanoseconds: u32) -> Time {
+    let nanoseconds = i64::from(nanoseconds as i32);
+    let second = i64::from(SECOND);
+    Time {
+        seconds: seconds.saturating_add(nanoseconds.div_euclid(second)),
+        nanoseconds: nanoseconds.rem_euclid(second) as u32,
+    }
 }
 
 /// Opens the partial of that name, or makes it, and locks it.
@@ -340,17 +377,34 @@ fn open_or_make(directory: &Directory<'_>, name: &[u8]) -> rustix::io::Result<(F
 /// Makes a partial again of what was about to be committed: private, and last written now.
 fn restore(file: &File) -> io::Result<()> {
     fchmod(file, PRIVATE)?;
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: UTIME_NOW,
-    };
     Ok(futimens(
         file,
         &Timestamps {
-            last_access: now,
-            last_modification: now,
+            last_access: JUST_NOW,
+            last_modification: JUST_NOW,
         },
     )?)
+}
+
+/// The mode that a new file gets in a directory: the umask, a default ACL and the file system have their say. A file is made
+/// to find out.
+fn new_file_mode(root: &Root, directory: &Directory<'_>) -> rustix::io::Result<u32> {
+    let name = temporary_name();
+    let how = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = root.change(directory, || {
+        openat(directory, &name, how, Mode::from_raw_mode(NEW_FILE))
+    })?;
+    let stat = fstat(&file);
+    remove(root, directory, name.as_bytes())?;
+    Ok(permissions(&stat?))
+}
+
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the fields of stat have other types on other systems"
+)]
+fn permissions(stat: &Stat) -> u32 {
+    stat.st_mode as u32 & PERMISSIONS
 }
 
 /// An unfinished file on disk. Holds one descriptor; the directory is opened again when it is needed.
@@ -362,8 +416,6 @@ pub(super) struct LocalUpload {
     _lock: Lock,
     file: File,
     size: u64,
-    /// Mode of the file where the sender says none.
-    mode: u32,
     /// A thread writes back.
     writing_back: Arc<AtomicBool>,
 }
@@ -373,7 +425,6 @@ impl LocalUpload {
         root: &Arc<Root>,
         path: &RelativePath,
         claim: &Claim,
-        mode: u32,
     ) -> Result<Self, Why> {
         let Some(parent) = path.parent() else {
             return Err(refusal(Code::IsDirectory, path));
@@ -389,7 +440,6 @@ impl LocalUpload {
             _lock: lock,
             file,
             size: claim.size,
-            mode,
             writing_back: Arc::default(),
         };
         let stat = fstat(&upload.file).map_err(|e| fault(path, "look at its partial", e))?;
@@ -410,7 +460,10 @@ impl LocalUpload {
         durability: Durability,
     ) -> Result<(Directory<'_>, Lapses), Why> {
         self.root.check_named(&self.path)?;
-        let mode = Some(attributes.mode.unwrap_or(self.mode));
+        let mode = match attributes.mode {
+            None => Some(self.usual_mode()?),
+            announced => announced,
+        };
         let lapses = attributes::set(
             &self.file,
             &self.path,
@@ -441,6 +494,25 @@ impl LocalUpload {
             e => fault(&self.path, "rename it into place", e),
         })?;
         Ok((directory, lapses))
+    }
+
+    /// The mode of a file for which the sender says none: that of the file that it replaces, with its access control list,
+    /// or else what any new file gets in that directory.
+    fn usual_mode(&self) -> Result<u32, Why> {
+        let cannot = |e| fault(&self.path, "find out which mode it gets", e);
+        let Some((directory, last)) = self.root.parent(&self.path)? else {
+            return Err(self.gone());
+        };
+        match directory.stat(last).map_err(cannot)? {
+            Some(there) if FileType::from_raw_mode(there.st_mode) == FileType::RegularFile => {
+                let mode = permissions(&there);
+                let replaced = closed::open(&directory, last).map_err(cannot)?;
+                // Without its list, the bits of the group would say more than they did.
+                let kept = xattr::copy_access_list(&replaced, &self.file);
+                Ok(if kept.is_ok() { mode } else { mode & OWNER })
+            }
+            _ => new_file_mode(&self.root, &directory).map_err(cannot),
+        }
     }
 
     fn gone(&self) -> Why {

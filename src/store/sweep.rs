@@ -8,7 +8,7 @@ use rustix::fs::{Dir, FileType, Mode, OFlags, fstat, openat};
 
 use super::beneath::{Directory, Root};
 use super::fault::fault;
-use super::partial::{has_partial_form, is_named, lock, remove};
+use super::partial::{has_partial_form, is_named, lock, remove, time_of};
 use crate::error::Why;
 use crate::path::RelativePath;
 use crate::wire::Time;
@@ -140,10 +140,8 @@ fn remove_stale(
     let Some(stat) = directory.stat(name)? else {
         return Ok(false);
     };
-    let modified = |stat: &rustix::fs::Stat| Time {
-        seconds: stat.st_mtime as i64,
-        nanoseconds: stat.st_mtime_nsec as u32,
-    };
+    let modified =
+        |stat: &rustix::fs::Stat| time_of(stat.st_mtime as i64, stat.st_mtime_nsec as u32);
     // Locked until the name is gone, so that nobody takes it up in between.
     let _locked = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile if modified(&stat) <= limit => {
@@ -160,12 +158,7 @@ fn remove_stale(
             Some((file, lock))
         }
         // A link that was made aside and never renamed. Its time of modification is the source's, so it does not tell.
-        FileType::Symlink
-            if (Time {
-                seconds: stat.st_ctime as i64,
-                nanoseconds: stat.st_ctime_nsec as u32,
-            }) <= limit =>
-        {
+        FileType::Symlink if time_of(stat.st_ctime as i64, stat.st_ctime_nsec as u32) <= limit => {
             None
         }
         _ => return Ok(false),

@@ -20,6 +20,10 @@ const OPEN: [&[u8]; 3] = [
     b"system.posix_acl_access",
     b"system.posix_acl_default",
 ];
+/// Where Linux keeps the access control list of a file.
+const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
+/// Longest access control list in bytes: Linux's `XATTR_SIZE_MAX`.
+const MAX_ACCESS_LIST: usize = 64 << 10;
 /// Those that give rights or belong to the system's administration, such as a file's capabilities: they go with the owner.
 const PRIVILEGED: [&[u8]; 2] = [b"security.", b"trusted."];
 /// Labels are the machine's own policy.
@@ -124,6 +128,21 @@ pub(super) fn set(file: &File, wanted: &[Xattr], privileged: bool) -> rustix::io
         note(&mut lapses, set);
     }
     Ok(lapses)
+}
+
+/// Gives a file the access control list of another; one that has none takes away what the directory's default gave.
+pub(super) fn copy_access_list(from: &File, to: &File) -> rustix::io::Result<()> {
+    let mut value = vec![0; MAX_ACCESS_LIST];
+    match getxattr(descriptor_path(from), ACCESS_LIST, &mut value[..]) {
+        Ok(length) => fsetxattr(to, ACCESS_LIST, &value[..length], XattrFlags::empty()),
+        Err(Errno::NODATA) => match fremovexattr(to, ACCESS_LIST) {
+            Err(Errno::NODATA) => Ok(()),
+            removed => removed,
+        },
+        // A file system, or a system, that has none.
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOENT) => Ok(()),
+        Err(e) => Err(e),
+    }
 }
 
 /// Whatever a filesystem has against an extended attribute, the file stands without it.

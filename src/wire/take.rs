@@ -24,6 +24,9 @@ pub struct Take {
     /// Everything wanted is sent: no file is made of what stands elsewhere.
     #[cbor(n(4), default)]
     pub no_dedupe: bool,
+    /// Times that differ by so many seconds at most are the same.
+    #[n(5)]
+    pub modify_window: Option<u32>,
 }
 
 /// What may be removed.

@@ -31,6 +31,7 @@ fn told(store: &SlowStore, by: &'static str) -> Observer {
             let how = match result {
                 Settled::Committed => "committed",
                 Settled::Skipped => "skipped",
+                Settled::Omitted(_) => "omitted",
                 Settled::Failed(_) => "failed",
             };
             store.note(format!("{by} {how} {path}"));

@@ -307,6 +307,69 @@ async fn what_a_filesystem_cannot_keep_is_said_once_for_each_kind() {
     );
 }
 
+/// Files of these times, in seconds and nanoseconds.
+fn files_of_times(tree: &Path, times: &[(i64, u32)]) {
+    for (index, &(seconds, nanoseconds)) in times.iter().enumerate() {
+        let file = tree.join(index.to_string());
+        write(&file, &content(index as u64, 1000));
+        let time = rustix::fs::Timespec {
+            tv_sec: seconds,
+            tv_nsec: nanoseconds.into(),
+        };
+        let times = rustix::fs::Timestamps {
+            last_access: time,
+            last_modification: time,
+        };
+        rustix::fs::utimensat(rustix::fs::CWD, &file, &times, rustix::fs::AtFlags::empty())
+            .unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn times_that_a_filesystem_rounds_or_cannot_hold_are_sent_once() {
+    let source = tempdir().unwrap();
+    let tree = source.path().join("t");
+    // Odd seconds, before 1970, before 1980 and after 2107, which FAT cannot hold.
+    let times = [
+        (1_700_000_001, 999_999_999),
+        (1_700_000_003, 0),
+        (-2, 500_000_000),
+        (7, 7),
+        (4_500_000_001, 1),
+    ];
+    files_of_times(&tree, &times);
+    let store = Arc::new(MemoryStore::new().like_fat());
+    let host = Host::serving(store, Config::default());
+    let options = to(&[&tree], "t");
+    let first = crate::support::push(&host, &options).await.unwrap();
+    assert_eq!((first.sent.files, first.sent.failed), (5, 0));
+    let mut dry = to(&[&tree], "t");
+    dry.take.dry_run = true;
+    for options in [&options, &dry] {
+        let again = crate::support::push(&host, options).await.unwrap();
+        assert_eq!((again.sent.files, again.sent.skipped), (0, 5));
+    }
+    // What has really changed goes.
+    files_of_times(&tree, &[(1_700_000_004, 0)]);
+    let changed = crate::support::push(&host, &options).await.unwrap();
+    assert_eq!((changed.sent.files, changed.sent.skipped), (1, 4));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn times_within_the_modify_window_are_the_same() {
+    let source = tempdir().unwrap();
+    let tree = source.path().join("t");
+    files_of_times(&tree, &[(1_700_000_000, 5), (1_700_000_000, 5)]);
+    let served = tempdir().unwrap();
+    let host = Host::directory(served.path());
+    let mut options = to(&[&tree], "t");
+    crate::support::push(&host, &options).await.unwrap();
+    files_of_times(&tree, &[(1_700_000_003, 5), (1_700_000_003, 6)]);
+    options.take.modify_window = Some(3);
+    let again = crate::support::push(&host, &options).await.unwrap();
+    assert_eq!((again.sent.files, again.sent.skipped), (1, 1));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_that_differ_only_in_case_do_not_fall_on_each_other() {
     let source = tempdir().unwrap();

@@ -11,6 +11,7 @@ mod existing;
 mod faithful;
 mod faults;
 mod filter;
+mod folding;
 mod follow;
 mod hostile;
 mod kill;

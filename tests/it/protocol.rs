@@ -116,6 +116,7 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             take: Some(Take {
                 checksum: true,
                 delete: Some(Delete { most: Some(100) }),
+                modify_window: Some(2),
                 ..Take::default()
             }),
             filter: Some(WireFilter {

@@ -47,6 +47,8 @@ conformance! {
     every_change_makes_another_version
     symbolic_links_are_made_replaced_and_read
     a_link_to_nothing_is_refused
+    a_file_without_a_mode_keeps_that_of_what_it_replaces
+    a_directory_is_private_until_its_mode_is_set
     links_are_never_followed
     a_further_name_is_of_the_same_file
     a_further_name_takes_the_place_of_a_file
@@ -133,8 +135,8 @@ fn a_file_appears_whole_at_its_commit(store: &dyn Store) {
     assert_eq!(names(store, &path("a")), [b"b"]);
     assert_eq!(
         store.stat(&path("a")).unwrap().unwrap().mode,
-        0o700,
-        "directories made on demand are private"
+        0o755,
+        "directories made on the way are as mkdir -p makes them"
     );
     store.sync().unwrap();
 }
@@ -561,6 +563,31 @@ fn symbolic_links_are_made_replaced_and_read(store: &dyn Store) {
         0,
         "a link that was refused leaves no litter"
     );
+}
+
+fn a_file_without_a_mode_keeps_that_of_what_it_replaces(store: &dyn Store) {
+    let commit = |mode| {
+        let attributes = Attributes {
+            mode,
+            ..Attributes::default()
+        };
+        begin(store, &path("f"), b"data")
+            .commit(&attributes, Durability::Visible)
+            .unwrap();
+        store.stat(&path("f")).unwrap().unwrap().mode
+    };
+    assert_eq!(commit(None), 0o644, "a new one is as any program makes it");
+    for mode in [0o600, 0o666, 0o400] {
+        assert_eq!(commit(Some(mode)), mode);
+        assert_eq!(commit(None), mode);
+    }
+}
+
+fn a_directory_is_private_until_its_mode_is_set(store: &dyn Store) {
+    store.make_directory(&path("on/the/way/announced")).unwrap();
+    let mode = |name| store.stat(&path(name)).unwrap().unwrap().mode;
+    let modes = ["on", "on/the", "on/the/way", "on/the/way/announced"].map(mode);
+    assert_eq!(modes, [0o755, 0o755, 0o755, 0o700]);
 }
 
 fn a_link_to_nothing_is_refused(store: &dyn Store) {

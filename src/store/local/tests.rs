@@ -8,7 +8,7 @@ use rustix::fs::{CWD, RenameFlags, mkfifoat, renameat_with};
 
 use super::super::partial::claim_name;
 use super::*;
-use crate::wire::Durability;
+use crate::wire::{Durability, Time};
 
 /// A served directory and one beside it that nobody may reach.
 struct Place {
@@ -526,4 +526,88 @@ fn a_store_that_cannot_be_opened_or_written_is_named() {
     fs::remove_dir(&place.inside).unwrap();
     let error = place.store.check_writable().unwrap_err().to_string();
     assert!(error.contains(place.inside.to_str().unwrap()), "{error}");
+}
+
+/// Runs a program of the package `acl` on a file; `None` where it, or the file system, knows no access control lists.
+fn acl(program: &str, arguments: &[&str], file: &Path) -> Option<String> {
+    let ran = std::process::Command::new(program)
+        .args(arguments)
+        .arg(file)
+        .output();
+    match ran {
+        Ok(ran) if ran.status.success() => Some(String::from_utf8(ran.stdout).unwrap()),
+        _ => {
+            println!("skipped: {program} does nothing here");
+            None
+        }
+    }
+}
+
+#[test]
+fn a_default_acl_decides_for_new_files_and_directories() {
+    let place = Place::new();
+    let rules = "u::rwx,g::r-x,o::---,u:1234:rw,m::rwx";
+    if acl("setfacl", &["-d", "-m", rules], &place.inside).is_none() {
+        return;
+    }
+    put(&place.store, "way/ours", b"data").unwrap();
+    fs::create_dir(place.inside.join("their-way")).unwrap();
+    fs::write(place.inside.join("their-way/theirs"), "data").unwrap();
+    for [ours, theirs] in [["way", "their-way"], ["way/ours", "their-way/theirs"]] {
+        let list = |name| acl("getfacl", &["-cpn"], &place.inside.join(name)).unwrap();
+        assert_eq!(list(ours), list(theirs), "{ours}");
+    }
+}
+
+#[test]
+fn what_replaces_a_file_without_a_mode_shows_it_to_nobody_else() {
+    let place = Place::new();
+    put(&place.store, "f", b"data").unwrap();
+    // The bits of the group are the mask here: without the list, they would let the group in.
+    let rules = "u::rw,g::---,o::---,u:1234:rw,m::rw";
+    if acl("setfacl", &["-m", rules], &place.inside.join("f")).is_none() {
+        return;
+    }
+    let list = |name| acl("getfacl", &["-cpn"], &place.inside.join(name)).unwrap();
+    let before = list("f");
+    put(&place.store, "f", b"new").unwrap();
+    assert_eq!(list("f"), before);
+    // And what a default would add is not added to a file that had none.
+    fs::write(place.inside.join("private"), "data").unwrap();
+    fs::set_permissions(
+        place.inside.join("private"),
+        PermissionsExt::from_mode(0o660),
+    )
+    .unwrap();
+    acl("setfacl", &["-d", "-m", rules], &place.inside).unwrap();
+    let before = list("private");
+    put(&place.store, "private", b"new").unwrap();
+    assert_eq!(list("private"), before);
+}
+
+#[test]
+fn setting_the_time_of_modification_keeps_that_of_access() {
+    let place = Place::new();
+    put(&place.store, "f", b"data").unwrap();
+    let file = place.inside.join("f");
+    let accessed = std::time::SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);
+    let times = fs::FileTimes::new().set_accessed(accessed);
+    fs::File::open(&file).unwrap().set_times(times).unwrap();
+    let attributes = Attributes {
+        modified: Some(time_of(7, 8)),
+        ..Attributes::default()
+    };
+    place.store.set_attributes(&path("f"), &attributes).unwrap();
+    let there = fs::metadata(&file).unwrap();
+    assert_eq!((there.mtime(), there.mtime_nsec()), (7, 8));
+    assert_eq!(there.accessed().unwrap(), accessed);
+}
+
+#[test]
+fn nanoseconds_below_zero_are_taken_from_the_seconds() {
+    // As a FUSE file system may give -1.5 s.
+    let time = time_of(-1, -500_000_000_i32 as u32);
+    assert_eq!((time.seconds, time.nanoseconds), (-2, 500_000_000));
+    let time = time_of(-1, 999_999_999);
+    assert_eq!((time.seconds, time.nanoseconds), (-1, 999_999_999));
 }
