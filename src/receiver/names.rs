@@ -74,10 +74,10 @@ impl Receiver {
                 Some(Judged::Done)
             }
             Err(why) => {
+                let why = why.text.into_raw();
                 let why = why
-                    .text
                     .strip_prefix(&format!("{path}: "))
-                    .unwrap_or(&why.text)
+                    .unwrap_or(&why)
                     .to_owned();
                 self.unkept.count(path, vec![(Aspect::HardLink, why)]);
                 None

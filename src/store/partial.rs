@@ -426,7 +426,7 @@ impl Upload for LocalUpload {
             self.root.sync_names(&directory, &parent).map_err(|why| {
                 let text = format!(
                     "{} stands there whole, but may not outlast a crash: {}",
-                    self.path, why.text
+                    self.path, why
                 );
                 Why::new(why.code, text)
             })?;

@@ -42,7 +42,7 @@ impl Place {
     fn refused<T>(&self, result: Result<T, Why>, path: &str) -> Code {
         let why = result.err().expect("this must be refused");
         assert!(
-            why.text.starts_with(&format!("{path}: ")),
+            why.text.raw().starts_with(&format!("{path}: ")),
             "{:?} does not begin with {path:?}",
             why.text
         );
