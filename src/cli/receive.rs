@@ -22,6 +22,7 @@ use haul::progress::Observer;
 use haul::rate::Rate;
 use haul::receiver::Most;
 use haul::session::Outcome;
+use haul::store::LocalStore;
 use haul::target::Petname;
 use haul::text::PeerText;
 use haul::trust::peers::{self, Peer};
@@ -197,11 +198,18 @@ async fn begin(receive: &Receive) -> anyhow::Result<Option<Met>> {
         return Ok(None);
     };
     sensible(receive)?;
+    // Makes HAUL_HOME, if it is not there yet.
+    home.identity()?;
+    if receive.to.is_dir() {
+        // Where it must not go is said before anybody is met.
+        LocalStore::open_reserving(&receive.to, home.path())?;
+    }
     let config = Config {
         limit: receive.limit,
         congestion: receive.expert.congestion,
         qlog: receive.expert.qlog.clone(),
         index: Some(Index::new(home.index())),
+        reserved: Some(home.path().to_owned()),
         retry_for: receive.retry_for,
         ..Config::default()
     };

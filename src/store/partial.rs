@@ -274,6 +274,7 @@ impl LocalUpload {
             return Err(refusal(Code::IsDirectory, path));
         };
         let directory = root.make(&parent)?;
+        root.check_name(&directory, path.name().unwrap_or_default(), path)?;
         let name = claim_name(path, claim);
         let file = acquire(root, &directory, name.as_bytes(), path)?;
         let upload = Self {
