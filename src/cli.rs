@@ -492,11 +492,11 @@ mod tests {
     fn exit_codes_are_what_the_help_says() {
         let code = |error: Error| exit_code(&anyhow::Error::from(error));
         assert_eq!(code(Error::Usage(String::new())), USAGE);
-        assert_eq!(code(Error::Lost(String::new())), NO_CONNECTION);
+        assert_eq!(code(Error::Lost("".into())), NO_CONNECTION);
         assert_eq!(
             code(Error::Resolve {
                 host: "h".into(),
-                why: String::new()
+                why: "".into()
             }),
             NO_CONNECTION
         );

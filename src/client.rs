@@ -463,7 +463,7 @@ impl Client {
                 return Err(lost);
             }
             if let Some(spent) = operation.spent() {
-                return Err(Error::Lost(format!("{}; {spent}", reason(&lost))));
+                return Err(Error::Lost(format!("{}; {spent}", reason(&lost)).into()));
             }
             if begun || retry.is_none() {
                 observer(Event::Lost {
@@ -543,9 +543,9 @@ impl Client {
         } else {
             format!(" (at last: {why})")
         };
-        Err(Error::Lost(format!(
-            "{first}. For {limit} it could not be made again{last}"
-        )))
+        Err(Error::Lost(
+            format!("{first}. For {limit} it could not be made again{last}").into(),
+        ))
     }
 
     /// Another connection in the place of one that is lost; one for all sessions that lost it.

@@ -44,6 +44,10 @@ pub struct Config {
     /// Where the digests of large files are remembered, so that content that is there already need not be sent: a client
     /// announces what it knows, a server looks for it. None: everything that is wanted is sent.
     pub index: Option<Index>,
+    /// A directory that nothing which a client pulls may change: the one with this machine's keys and settings, such as
+    /// [`Home::path`](crate::identity::Home::path); see [`LocalStore::open_reserving`](crate::store::LocalStore::open_reserving).
+    /// A server is given a store that reserves it.
+    pub reserved: Option<PathBuf>,
     /// Whether a server lets clients that may write remove what stands in its directory, as a mirror does.
     pub allow_delete: bool,
     /// Partials that were not written to for so long are removed by a server, at its start and once a day.
@@ -103,6 +107,7 @@ impl Default for Config {
             qlog: None,
             allow_owner: false,
             index: None,
+            reserved: None,
             allow_delete: false,
             keep_partials: Duration::from_secs(7 * 24 * 3600),
             grace: Duration::from_secs(30),

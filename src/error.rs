@@ -9,7 +9,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use crate::path::{BadName, printable};
+use crate::path::BadName;
+use crate::text::PeerText;
 
 /// `Result` with haul's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -139,7 +140,7 @@ pub struct Why {
     /// What kind of failure.
     pub code: Code,
     /// A sentence for people; may be empty. At most [`MAX_TEXT`] bytes.
-    pub text: String,
+    pub text: PeerText,
 }
 
 impl Why {
@@ -147,7 +148,10 @@ impl Why {
     pub fn new(code: Code, text: impl Into<String>) -> Self {
         let mut text = text.into();
         text.truncate(text.floor_char_boundary_at(MAX_TEXT));
-        Self { code, text }
+        Self {
+            code,
+            text: text.into(),
+        }
     }
 
     /// The reason behind a fault of the local filesystem.
@@ -184,7 +188,7 @@ impl From<Code> for Why {
     fn from(code: Code) -> Self {
         Self {
             code,
-            text: String::new(),
+            text: PeerText::default(),
         }
     }
 }
@@ -197,14 +201,17 @@ impl From<BadName> for Why {
 
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.text.as_str() {
-            "" => f.write_str(self.code.text()),
-            text => f.write_str(&printable(text.as_bytes())),
+        if self.text.is_empty() {
+            f.write_str(self.code.text())
+        } else {
+            write!(f, "{}", self.text)
         }
     }
 }
 
 /// What ends an operation.
+///
+/// Its `Display` is safe to print: text that may come from a peer, or from a ticket, is a [`PeerText`] or a [`Why`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -215,23 +222,23 @@ pub enum Error {
     #[error("cannot resolve {host}: {why}")]
     Resolve {
         /// As the user gave it.
-        host: String,
+        host: PeerText,
         /// What the resolver said.
-        why: String,
+        why: PeerText,
     },
     /// No connection came about.
     #[error("no connection to {host} ({address}): {why}")]
     Unreachable {
         /// As the user gave it.
-        host: String,
+        host: PeerText,
         /// The last address tried.
         address: SocketAddr,
         /// What happened.
-        why: String,
+        why: PeerText,
     },
     /// The connection broke after it was up.
     #[error("the connection was lost: {0}")]
-    Lost(String),
+    Lost(PeerText),
     /// A first contact: nothing says whether this is the right server.
     #[error("the key of {host} is not known: {key_id}")]
     UnknownHost {
@@ -270,9 +277,9 @@ pub enum Error {
     #[error("{host} is not trusted: {why}")]
     NotTrusted {
         /// Host and port.
-        host: String,
+        host: PeerText,
         /// What the verifier said.
-        why: String,
+        why: PeerText,
     },
     /// The server does not admit this machine's key.
     #[error("not admitted: {0}")]
@@ -282,7 +289,7 @@ pub enum Error {
     Refused(Why),
     /// The peer broke the protocol.
     #[error("the peer broke the protocol: {0}")]
-    Protocol(String),
+    Protocol(PeerText),
     /// The server is stopping.
     #[error("the server is stopping; run the same command again later to go on")]
     Stopping,
@@ -311,7 +318,7 @@ impl From<Why> for Error {
             Code::NotAdmitted => Self::NotAdmitted(why),
             Code::Stopping => Self::Stopping,
             Code::Done => Self::Lost("the peer closed it".into()),
-            Code::Protocol => Self::Protocol(format!("so it says of this side: {why}")),
+            Code::Protocol => Self::Protocol(format!("so it says of this side: {why}").into()),
             _ => Self::Refused(why),
         }
     }

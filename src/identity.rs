@@ -60,8 +60,9 @@ impl KeyId {
     /// # Errors
     /// [`Error::Protocol`] when this is no X.509 certificate.
     pub fn of_certificate(certificate: &CertificateDer<'_>) -> Result<Self> {
-        let parsed = ParsedCertificate::try_from(certificate)
-            .map_err(|e| Error::Protocol(format!("a certificate that cannot be read: {e}")))?;
+        let parsed = ParsedCertificate::try_from(certificate).map_err(|e| {
+            Error::Protocol(format!("a certificate that cannot be read: {e}").into())
+        })?;
         let hash = digest(&SHA256, &parsed.subject_public_key_info());
         let mut id = [0; 32];
         id.copy_from_slice(hash.as_ref());

@@ -83,6 +83,7 @@ pub mod session;
 pub mod store;
 pub mod stream;
 pub mod target;
+pub mod text;
 pub mod trust;
 mod upkeep;
 pub mod verdict;

@@ -210,7 +210,7 @@ pub fn printable(bytes: &[u8]) -> String {
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
             match c {
-                c if c.is_control() || is_format(c) => out.extend(c.escape_default()),
+                c if is_unprintable(c) => out.extend(c.escape_default()),
                 c => out.push(c),
             }
         }
@@ -219,6 +219,12 @@ pub fn printable(bytes: &[u8]) -> String {
         }
     }
     out
+}
+
+/// Whether a character could steer a terminal, or make text look other than it is: control characters, and those that are
+/// invisible or change the direction of text.
+pub fn is_unprintable(c: char) -> bool {
+    c.is_control() || is_format(c)
 }
 
 /// Unicode's invisible and direction-changing characters that `char::is_control` leaves out.

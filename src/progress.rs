@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::error::{Code, Why};
 use crate::path::RelativePath;
+use crate::text::PeerText;
 use crate::wire::{Kind, Probe};
 
 /// How a connection goes to the peer.
@@ -120,7 +121,7 @@ pub enum Event {
     /// connection if one comes about. An entry keeps its number; one that was under way is started anew.
     Lost {
         /// What happened, for people; safe to print.
-        why: String,
+        why: PeerText,
         /// How long it is tried again, at most.
         retry_for: Duration,
     },

@@ -455,10 +455,9 @@ impl Receiver {
                     .ledger
                     .found(entry.kind, entry.size.unwrap_or(0));
                 if let Some(last) = last_id.filter(|&last| entry.id <= last) {
-                    return Err(Error::Protocol(format!(
-                        "entry {} after entry {last}",
-                        entry.id
-                    )));
+                    return Err(Error::Protocol(
+                        format!("entry {} after entry {last}", entry.id).into(),
+                    ));
                 }
                 last_id = Some(entry.id);
                 unanswered.add(entry.id, this.payload.len())?;
@@ -499,7 +498,7 @@ impl Receiver {
         }
         let Unsendable { path, why, omitted } = frame.decode().map_err(StreamError::from)?;
         let path = RelativePath::from_components(&path.0)
-            .map_err(|bad| Error::Protocol(bad.to_string()))?;
+            .map_err(|bad| Error::Protocol(bad.to_string().into()))?;
         let why = Why::from(why);
         let result = match self.is_omitted(why.code, omitted) {
             true => Settled::Omitted(why),

@@ -26,6 +26,7 @@ use crate::error::{Code, Error, Result, Why};
 use crate::identity::Identity;
 use crate::rate::Rate;
 use crate::stream::{MessageReader, MessageWriter, StreamError, varint_of};
+use crate::text::PeerText;
 use crate::wire::{Address, Forward, Found, Message, Place, Placed, Refused, Seek};
 
 pub use forward::Allowance;
@@ -327,7 +328,7 @@ async fn serve_stream(
         Seek::TYPE => {
             let seek: Seek = frame.decode()?;
             match shared
-                .admit(guest, seek.token.as_deref())
+                .admit(guest, seek.token.as_ref().map(PeerText::raw))
                 .and_then(|seen| shared.seek((guest, seen), &seek))
             {
                 Ok(found) => writer.write_within(&found, PATIENCE).await?,
@@ -343,7 +344,7 @@ async fn serve_stream(
         _ => frame.decode::<Place>()?,
     };
     let (tell, mut untold) = mpsc::channel(MAX_UNTOLD);
-    let admitted = shared.admit(guest, place.token.as_deref());
+    let admitted = shared.admit(guest, place.token.as_ref().map(PeerText::raw));
     let placed = admitted.and_then(|seen| Ok((shared.place(guest, place, tell)?, seen)));
     let (taken, seen) = match placed {
         Ok(placed) => placed,

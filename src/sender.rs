@@ -592,9 +592,9 @@ impl Run {
                 Verdict::Done(_) => self.settle(id, Settled::Committed),
                 Verdict::Refuse(_, why) => self.settle(id, Settled::Failed(why)),
                 Verdict::Want(_, _) if announce.kind != Kind::File => {
-                    return Err(Error::Protocol(format!(
-                        "it wants the content of entry {id}, which is no file"
-                    )));
+                    return Err(Error::Protocol(
+                        format!("it wants the content of entry {id}, which is no file").into(),
+                    ));
                 }
                 Verdict::Want(_, held) => wanted.push_back((id, announce, held)),
             }

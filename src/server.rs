@@ -317,7 +317,7 @@ async fn connection(incoming: Incoming, shared: Arc<Shared>, _place: OwnedSemaph
     };
     let connection = match connected {
         Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return debug!(%error, "no handshake"),
+        Ok(Err(lost)) => return debug!(why = %lost_connection(&lost), "no handshake"),
         Err(_) => return debug!("the handshake took too long"),
     };
     let Some((key_id, chain)) = endpoint::peer(&connection) else {
@@ -330,7 +330,7 @@ async fn connection(incoming: Incoming, shared: Arc<Shared>, _place: OwnedSemaph
         Ok(rights) => rights,
         Err(why) => {
             info!(%key_id, %why, "not admitted");
-            connection.close(varint_of(why.code), why.text.as_bytes());
+            connection.close(varint_of(why.code), why.text.raw().as_bytes());
             connection.closed().await;
             return;
         }
@@ -427,7 +427,7 @@ async fn converse(
                     Ok(()) => {}
                     Err(Error::Protocol(why)) => {
                         warn!(%why, "closed: the peer broke the protocol");
-                        connection.close(varint_of(Code::Protocol), why.as_bytes());
+                        connection.close(varint_of(Code::Protocol), why.raw().as_bytes());
                     }
                     Err(error) => info!(%error, "session ended"),
                 }

@@ -386,7 +386,7 @@ pub(crate) async fn push(
     let ended = tokio::select! {
         // The first entries go with the request.
         ended = send_all(sender, sending, (answered, || None), writer) => ended,
-        why = gone => Err(Error::Lost(why)),
+        why = gone => Err(Error::Lost(why.into())),
         never = watch.run() => match never {},
     };
     let held_up = ended
@@ -437,7 +437,7 @@ pub(crate) async fn pull(
     };
     let ended = tokio::select! {
         ended = session => ended,
-        why = gone => Err(Error::Lost(why)),
+        why = gone => Err(Error::Lost(why.into())),
         never = watch.run() => match never {},
     };
     let held_up = ended

@@ -14,6 +14,7 @@ mod local;
 mod memory;
 mod output;
 mod partial;
+mod reserved;
 mod sweep;
 mod times;
 mod unsized_files;

@@ -9,7 +9,7 @@ use quinn::{
 
 use crate::endpoint;
 use crate::error::{Code, Error, Why};
-use crate::path::printable;
+use crate::text::PeerText;
 use crate::wire::{Frame, Malformed, Message, peek_varint};
 
 /// Most bytes that one read takes off a stream: what stands in the buffer beyond a message is not counted as held, and a
@@ -35,7 +35,7 @@ pub enum StreamError {
     #[error(transparent)]
     Malformed(#[from] Malformed),
     /// The connection is gone.
-    #[error("the connection was lost: {0}")]
+    #[error("the connection was lost: {}", PeerText::from(.0.to_string()))]
     Lost(#[from] ConnectionError),
     /// The peer was silent past the deadline.
     #[error("nothing moved until the deadline")]
@@ -74,10 +74,10 @@ impl From<StreamError> for Error {
             // Whoever gives up is no liar: the peer's side of the session has ended, most often with its connection.
             StreamError::Reset(Code::Cancelled | Code::TimedOut)
             | StreamError::Stopped(Code::Cancelled | Code::TimedOut) => {
-                Self::Lost(error.to_string())
+                Self::Lost(error.to_string().into())
             }
             StreamError::TimedOut => Self::Lost("the peer was silent for too long".into()),
-            other => Self::Protocol(other.to_string()),
+            other => Self::Protocol(other.to_string().into()),
         }
     }
 }
@@ -108,7 +108,7 @@ pub fn lost_connection(lost: &ConnectionError) -> Error {
         ConnectionError::Reset => Error::Lost("the peer has restarted".into()),
         ConnectionError::LocallyClosed => Error::Lost("it was closed on this side".into()),
         // Its reason is the peer's text.
-        other => Error::Lost(printable(other.to_string().as_bytes())),
+        other => Error::Lost(other.to_string().into()),
     }
 }
 

@@ -176,8 +176,8 @@ impl ServerVerifier {
                     // Said as it is: whoever has an authority should not learn to wave such servers through by hand.
                     Err(rustls::Error::InvalidCertificate(why)) if is_about_time_or_name(&why) => {
                         Err(Error::NotTrusted {
-                            host,
-                            why: format!("{why} (its key is {presented})"),
+                            host: host.into(),
+                            why: format!("{why} (its key is {presented})").into(),
                         })
                     }
                     Err(_) => Err(Error::UnknownHost {
@@ -236,12 +236,11 @@ impl ServerCertVerifier for ServerVerifier {
         let algorithms = &provider().signature_verification_algorithms;
         verify_tls13_signature(message, certificate, signature, algorithms).map_err(|_| {
             let why =
-                "it does not hold the key of the certificate that it shows. Nothing was sent."
-                    .to_owned();
+                "it does not hold the key of the certificate that it shows. Nothing was sent.";
             self.fail(
                 Error::NotTrusted {
-                    host: self.host.clone(),
-                    why,
+                    host: self.host.as_str().into(),
+                    why: why.into(),
                 },
                 CertificateError::BadSignature,
             )

@@ -171,6 +171,7 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
         qlog: cp.how.expert.qlog.clone(),
         index: (!cp.how.no_dedupe).then(|| Index::new(home.index())),
         retry_for: cp.how.retry_for,
+        reserved: Some(home.path().to_owned()),
         ..Config::default()
     };
     let client = connect(&server, cp.how.pin, &config).await?;

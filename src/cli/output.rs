@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use haul::config::written;
 use haul::error::{Code, Error, Why};
-use haul::path::{RelativePath, printable};
+use haul::path::{RelativePath, is_unprintable, printable};
 use haul::progress::{Event, Observer, Route, Settled};
 use haul::session::Outcome;
 use haul::wire::{Kind, Unkept};
@@ -46,6 +46,29 @@ pub(super) fn raw() -> Result<std::fs::File, Error> {
     Ok(output.into())
 }
 
+/// A JSON object on a line of its own. It may hold text exactly as a peer wrote it, such as names and the text of an
+/// offer. A character that could steer a terminal is written as `\u....`, which means the same to a reader of JSON.
+pub(super) fn json_text(object: &Value) -> String {
+    let mut text = String::new();
+    let mut units = [0; 2];
+    // Outside of its strings, compact JSON has no such characters.
+    for c in object.to_string().chars() {
+        if is_unprintable(c) {
+            for unit in c.encode_utf16(&mut units) {
+                text.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            text.push(c);
+        }
+    }
+    text
+}
+
+/// Prints a JSON object as a line on standard output.
+pub(super) fn json_line(object: &Value) {
+    line(&json_text(object));
+}
+
 /// Prints a line on standard error.
 pub(super) fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
@@ -60,7 +83,7 @@ pub(super) fn failure(error: &anyhow::Error) {
 /// Tells a reader of JSON that no session came about; people read the same from [`failure`].
 pub(super) fn never_began(json: bool, error: &anyhow::Error) {
     if json {
-        line(&error_object(error).to_string());
+        json_line(&error_object(error));
     }
 }
 
@@ -180,7 +203,7 @@ impl Screen {
             &self.shared.style,
             event_object(&Event::Routed { address, route }),
         ) {
-            line(&object.to_string());
+            json_line(&object);
         }
     }
 
@@ -200,8 +223,8 @@ impl Screen {
             format!("{summary}, {}", route.word())
         });
         match (&shared.style, result) {
-            (Style::Json, Ok(outcome)) => line(&done_object(&state.tally, outcome).to_string()),
-            (Style::Json, Err(error)) => line(&error_object(error).to_string()),
+            (Style::Json, Ok(outcome)) => json_line(&done_object(&state.tally, outcome)),
+            (Style::Json, Err(error)) => json_line(&error_object(error)),
             (Style::Quiet, _) => {}
             (style, Ok(outcome)) => {
                 match shared.dry_run {
@@ -276,10 +299,10 @@ impl Shared {
         match &self.style {
             Style::Json => {
                 if let Some(object) = event_object(event) {
-                    line(&object.to_string());
+                    json_line(&object);
                 } else if now - state.told >= JSON_PROGRESS {
                     state.told = now;
-                    line(&progress_object(&state.tally, now).to_string());
+                    json_line(&progress_object(&state.tally, now));
                 }
             }
             Style::Quiet => failed_lines(event).iter().for_each(|text| note(text)),
@@ -480,9 +503,9 @@ fn event_object(event: &Event) -> Option<Value> {
         Event::Removed { path } => {
             Some(json!({"type": "removed", "path": String::from_utf8_lossy(path.as_bytes())}))
         }
-        Event::Lost { why, retry_for } => {
-            Some(json!({"type": "lost", "why": why, "retry_for": retry_for.as_secs_f64()}))
-        }
+        Event::Lost { why, retry_for } => Some(
+            json!({"type": "lost", "why": why.to_string(), "retry_for": retry_for.as_secs_f64()}),
+        ),
         Event::Reconnecting { attempt, wait } => {
             Some(json!({"type": "reconnecting", "attempt": attempt, "wait": wait.as_secs_f64()}))
         }
@@ -509,7 +532,7 @@ fn mirrored(outcome: &Outcome, dry_run: bool) -> Vec<String> {
         } else {
             "nothing was removed"
         };
-        lines.push(format!("haul: {what}: {}", why.text));
+        lines.push(format!("haul: {what}: {why}"));
     }
     lines
 }
@@ -556,7 +579,7 @@ fn done_object(tally: &Tally, outcome: &Outcome) -> Value {
     if !unkept.is_empty() {
         object["unkept"] = unkept
             .iter()
-            .map(|u| json!({"what": u.name(), "count": u.count, "first": u.first}))
+            .map(|u| json!({"what": u.name(), "count": u.count, "first": u.first.raw()}))
             .collect();
     }
     verdict::add_to(&mut object, outcome);
@@ -657,6 +680,25 @@ mod tests {
             (&plain["path"], plain.get("path_bytes")),
             (&"ä".into(), None)
         );
+    }
+
+    #[test]
+    fn json_says_what_a_peer_wrote_and_steers_no_terminal() {
+        let evil = "\x1b]52;c;ZXZpbA==\x07\u{9b}2J\u{202e}\u{e0001}\n\\";
+        let text = json_text(&json!({ "why": evil }));
+        assert!(!text.contains(is_unprintable), "{text:?}");
+        let back: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(back["why"], evil);
+    }
+
+    #[test]
+    fn what_a_mirror_did_not_remove_is_said_without_steering() {
+        let mut outcome = Outcome::default();
+        let why = Why::new(Code::Io, "x\x1b]52;c;ZXZpbA==\x07\nhaul: done\u{202e}");
+        outcome.summary.unremoved = Some(why.into());
+        for line in mirrored(&outcome, false) {
+            assert!(!line.contains(is_unprintable), "{line:?}");
+        }
     }
 
     #[test]

@@ -9,7 +9,6 @@ use haul::config::Config;
 use haul::error::{Error, Why};
 use haul::identity::Home;
 use haul::manifest::WalkOptions;
-use haul::path::printable;
 use haul::peer::offer::Content;
 use haul::peer::pair::Paired;
 use haul::peer::send::{Met, Offering, SendOptions};
@@ -149,10 +148,7 @@ async fn by_code(pair: &Pair, by: &By, home: &Home) -> anyhow::Result<Paired> {
     let relay = pair.relayed.relay(home)?;
     let relay = (relay, pair.relayed.none());
     let met = meet(by, pair.at.as_deref(), relay, home, &Config::default()).await?;
-    output::note(&format!(
-        "Met \"{}\".",
-        printable(met.offer().from.as_bytes())
-    ));
+    output::note(&format!("Met \"{}\".", met.offer().from));
     Ok(met.pair().await?)
 }
 

@@ -43,11 +43,13 @@ pub(super) fn run(command: &Peers) -> anyhow::Result<u8> {
         output::note("No machine was paired yet: haul pair NAME");
     }
     for Peer { name, key_id, .. } in &all {
-        output::line(&match command.json {
-            true => json!({"type": "peer", "name": name.as_str(), "key_id": key_id.to_string()})
-                .to_string(),
-            false => format!("{name}  {key_id}"),
-        });
+        if command.json {
+            output::json_line(
+                &json!({"type": "peer", "name": name.as_str(), "key_id": key_id.to_string()}),
+            );
+        } else {
+            output::line(&format!("{name}  {key_id}"));
+        }
     }
     Ok(DONE)
 }

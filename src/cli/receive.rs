@@ -12,8 +12,7 @@ use haul::config::Config;
 use haul::error::Error;
 use haul::identity::Home;
 use haul::index::Index;
-use haul::path::printable;
-use haul::peer::code::{Credential, ShortCode};
+use haul::peer::code::{Credential, ShortCode, without_label};
 use haul::peer::pair;
 use haul::peer::receive::{self, Met};
 use haul::peer::rendezvous::RelayAt;
@@ -23,10 +22,13 @@ use haul::progress::Observer;
 use haul::rate::Rate;
 use haul::receiver::Most;
 use haul::session::Outcome;
+use haul::store::LocalStore;
 use haul::target::Petname;
+use haul::text::PeerText;
 use haul::trust::peers::{self, Peer};
 use haul::wire::{Durability, Existing, Offer, Take};
 
+use super::output::offer::Named;
 use super::output::{self, Screen, shown};
 use super::settings::{Relayed, own_addresses};
 use super::{DONE, Expert, FAILED, INTERRUPTED, Output, exit_code_of, prompt, time};
@@ -83,8 +85,9 @@ pub(super) enum By {
 }
 
 impl By {
-    /// A code, or a ticket.
+    /// A code, or a ticket, as people paste it.
     pub(super) fn parse(text: &str) -> Result<Self, Error> {
+        let text = without_label(text);
         match Ticket::is_meant(text) {
             true => text
                 .parse()
@@ -197,11 +200,18 @@ async fn begin(receive: &Receive) -> anyhow::Result<Option<Met>> {
         return Ok(None);
     };
     sensible(receive)?;
+    // Makes HAUL_HOME, if it is not there yet.
+    home.identity()?;
+    if receive.to.is_dir() {
+        // Where it must not go is said before anybody is met.
+        LocalStore::open_reserving(&receive.to, home.path())?;
+    }
     let config = Config {
         limit: receive.limit,
         congestion: receive.expert.congestion,
         qlog: receive.expert.qlog.clone(),
         index: Some(Index::new(home.index())),
+        reserved: Some(home.path().to_owned()),
         retry_for: receive.retry_for,
         ..Config::default()
     };
@@ -250,7 +260,7 @@ pub(super) async fn meet(
 }
 
 /// Why nobody was found, and what to do.
-fn nobody(why: &str, code: &ShortCode) -> String {
+fn nobody(why: &PeerText, code: &ShortCode) -> String {
     match code.is_of_relay() {
         true => format!(
             "{why}, and the sender uses a relay: set HAUL_RELAY=HOST as it does there, or --relay HOST"
@@ -318,8 +328,8 @@ async fn resolve(at: &str) -> anyhow::Result<Vec<SocketAddr>> {
     let found = tokio::net::lookup_host(at)
         .await
         .map_err(|error| Error::Resolve {
-            host: printable(at.as_bytes()),
-            why: format!("{error}; it is written HOST:PORT"),
+            host: at.into(),
+            why: format!("{error}; it is written HOST:PORT").into(),
         })?;
     Ok(found.collect())
 }
@@ -332,13 +342,13 @@ async fn accepted(receive: &Receive, met: &Met) -> bool {
     } else {
         receive::free_space(&receive.to)
     };
-    let from = printable(offer.from.as_bytes());
+    let from = &offer.from;
+    let names = Named::look(met.names(), (!output).then_some(&*receive.to));
+    let listed = output::offer::lines(offer, &names);
     if receive.output.json {
-        output::offer::json(offer, met.names(), met.address(), free);
+        output::offer::json(offer, &names, met.address(), free);
     } else if offer.text.is_none() {
-        output::offer::lines(offer, met.names())
-            .iter()
-            .for_each(|line| output::note(line));
+        listed.lines.iter().for_each(|line| output::note(line));
     }
     let missing = offer
         .bytes
@@ -363,12 +373,14 @@ async fn accepted(receive: &Receive, met: &Met) -> bool {
     } else {
         format!("From \"{from}\"")
     };
-    let default = if small.is_some() { "[y/N]" } else { "[Y/n]" };
+    // Enter alone accepts only where every name that may do harm was shown.
+    let accept_by_default = small.is_none() && !listed.cut;
+    let default = if accept_by_default { "[Y/n]" } else { "[y/N]" };
     let question = format!("{what} - accept? {default}");
     let asked = tokio::task::spawn_blocking(move || output::ask(&question)).await;
     match asked.ok().flatten().as_deref() {
         Some("y" | "Y" | "yes") => true,
-        Some("") => small.is_none(),
+        Some("") => accept_by_default,
         Some(_) => false,
         None => {
             output::note("");

@@ -32,8 +32,10 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
         .dir
         .canonicalize()
         .unwrap_or_else(|_| serve.dir.clone());
+    let keys = home.path().canonicalize().ok();
+    let keys = keys.filter(|keys| keys.starts_with(&shown));
     let shown = printable(shown.as_os_str().as_encoded_bytes());
-    let store = LocalStore::open(&serve.dir)?;
+    let store = LocalStore::open_reserving(&serve.dir, home.path())?;
     if serve.anyone != Some(AnyoneMay::Read) {
         store.check_writable()?;
     }
@@ -70,6 +72,12 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
     }
     output::line(&format!("  key id  {key_id}"));
     output::line(&format!("  admits  {}", admits(serve.anyone, &home)));
+    if let Some(keys) = keys {
+        output::line(&format!(
+            "  hides   {}, where this machine's keys are",
+            output::shown(&keys)
+        ));
+    }
     if paired > 0 {
         output::line(&format!(
             "  and     {}, which need no address (haul peers)",

@@ -39,7 +39,11 @@ impl Destination {
     }
 
     /// Settles it for the session; `only` is what the only source is. Directories that are missing are made.
-    pub(super) async fn settle(options: &PullOptions, only: Option<Kind>) -> Result<Self> {
+    pub(super) async fn settle(
+        options: &PullOptions,
+        only: Option<Kind>,
+        reserved: Option<PathBuf>,
+    ) -> Result<Self> {
         let several = options.sources.len() != 1
             || options.sources.iter().any(RelativePath::is_root)
             || only.is_none();
@@ -60,14 +64,14 @@ impl Destination {
         let path = options.destination.clone();
         let dry_run = options.take.dry_run;
         blocking(move || match dry_run && fs::metadata(&path).is_err() {
-            true => Self::imagine(&path, sources),
-            false => Self::open(&path, sources),
+            true => Self::imagine(&path, sources, reserved.as_deref()),
+            false => Self::open(&path, sources, reserved.as_deref()),
         })
         .await?
     }
 
     /// What is not there and is not to be made, below what is.
-    fn imagine(path: &Path, sources: Sources) -> Result<Self> {
+    fn imagine(path: &Path, sources: Sources, reserved: Option<&Path>) -> Result<Self> {
         let failed = || Error::io(printable(path.as_os_str().as_encoded_bytes()));
         let path = std::path::absolute(path).map_err(failed())?;
         let there = path
@@ -81,7 +85,7 @@ impl Destination {
             .map(|name| name.as_encoded_bytes());
         let destination =
             RelativePath::from_components(below).map_err(|bad| Error::Usage(bad.to_string()))?;
-        let store = LocalStore::open(there)?;
+        let store = open_store(there, reserved)?;
         let place = Place::settle(&store, destination, sources).map_err(Error::Refused)?;
         Ok(Self {
             store: Arc::new(store),
@@ -89,7 +93,7 @@ impl Destination {
         })
     }
 
-    fn open(path: &Path, sources: Sources) -> Result<Self> {
+    fn open(path: &Path, sources: Sources, reserved: Option<&Path>) -> Result<Self> {
         let shown = || printable(path.as_os_str().as_encoded_bytes());
         // What ends in `..`, or is `/`, names a directory and not what to make of one.
         let nameless =
@@ -116,7 +120,7 @@ impl Destination {
         };
         let destination = RelativePath::from_components(name.map(|name| name.as_encoded_bytes()))
             .map_err(|bad| Error::Usage(format!("{}: {bad}", shown())))?;
-        let store = LocalStore::open(directory)?;
+        let store = open_store(directory, reserved)?;
         let place = Place::settle(&store, destination, sources).map_err(|why| match why.code {
             Code::NotDirectory => Error::Refused(Why::new(
                 why.code,
@@ -131,6 +135,13 @@ impl Destination {
             store: Arc::new(store),
             place,
         })
+    }
+}
+
+fn open_store(path: &Path, reserved: Option<&Path>) -> Result<LocalStore> {
+    match reserved {
+        Some(reserved) => LocalStore::open_reserving(path, reserved),
+        None => LocalStore::open(path),
     }
 }
 

@@ -76,7 +76,7 @@ impl Link {
         let nobody = || {
             let host = connection.remote_address().to_string();
             Error::NotTrusted {
-                host,
+                host: host.into(),
                 why: "it presented no certificate".into(),
             }
         };
@@ -169,7 +169,7 @@ impl Link {
     pub(super) fn honest<T>(&self, result: Result<T>) -> Result<T> {
         if let Err(Error::Protocol(why)) = &result {
             self.connection
-                .close(varint_of(Code::Protocol), why.as_bytes());
+                .close(varint_of(Code::Protocol), why.raw().as_bytes());
         }
         result
     }

@@ -225,7 +225,10 @@ impl Pulling {
             None => {
                 let settled = match &self.output {
                     Some(output) => Destination::output(output, &self.options, ready.only)?,
-                    None => Destination::settle(&self.options, ready.only).await?,
+                    None => {
+                        let reserved = self.config.reserved.clone();
+                        Destination::settle(&self.options, ready.only, reserved).await?
+                    }
                 };
                 let (store, place) = (settled.store.clone(), settled.place.clone());
                 let (origin, session) = (ready.origin.clone(), self.pull.session);

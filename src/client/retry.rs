@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::{Code, Error, Result};
+use crate::text::PeerText;
 
 /// Bound of the first wait. A server that is started anew is back within a second or two.
 const BASE: Duration = Duration::from_millis(500);
@@ -86,11 +87,11 @@ pub(super) fn passes(error: &Error) -> bool {
 }
 
 /// What a loss is called in the middle of a sentence.
-pub(super) fn reason(error: &Error) -> String {
+pub(super) fn reason(error: &Error) -> PeerText {
     match error {
         Error::Lost(why) => why.clone(),
         Error::Stopping => "the server is stopping".into(),
-        other => other.to_string(),
+        other => other.to_string().into(),
     }
 }
 

@@ -23,7 +23,7 @@ use super::{client_config, closed, endpoint_config, relay_client_config, runtime
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::identity::Identity;
-use crate::path::printable;
+use crate::text::PeerText;
 use crate::trust::{ServerTrust, ServerVerifier};
 use crate::wire::ALPN;
 
@@ -251,8 +251,8 @@ fn interleave(found: Vec<SocketAddr>) -> VecDeque<SocketAddr> {
 
 fn no_address(host: &str, why: &str) -> Error {
     Error::Resolve {
-        host: host.to_owned(),
-        why: why.to_owned(),
+        host: host.into(),
+        why: why.into(),
     }
 }
 
@@ -386,9 +386,9 @@ impl Attempt {
         }
     }
 
-    fn unreachable(&self, why: impl Into<String>) -> Error {
+    fn unreachable(&self, why: impl Into<PeerText>) -> Error {
         Error::Unreachable {
-            host: self.host.clone(),
+            host: self.host.as_str().into(),
             address: self.address,
             why: why.into(),
         }
@@ -419,9 +419,12 @@ impl Attempt {
             }
             ConnectionError::VersionMismatch => self.unreachable("it speaks another version of QUIC"),
             ConnectionError::TransportError(e) if is_tls(e.code) => {
-                Error::NotTrusted { host: self.verifier.host().to_owned(), why: printable(e.reason.as_bytes()) }
+                Error::NotTrusted {
+                    host: self.verifier.host().into(),
+                    why: e.reason.into(),
+                }
             }
-            error => self.unreachable(printable(error.to_string().as_bytes())),
+            error => self.unreachable(error.to_string()),
         }
     }
 }

@@ -59,7 +59,7 @@ impl Scope {
         let rules = read(store, &file).map_err(|why| {
             let text = format!(
                 "nothing in {base} was sent, since what to leave out of it is not known: {}",
-                why.text
+                why
             );
             Why::new(why.code, text)
         })?;

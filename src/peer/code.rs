@@ -119,6 +119,33 @@ impl fmt::Debug for ShortCode {
     }
 }
 
+/// What people copy along with a code or a ticket: `Code: ` before it, or the command that it was typed behind.
+const LABELS: [&str; 4] = ["code", "ticket", "haul", "receive"];
+
+/// A pasted line without what stands around the code or ticket in it: quotes, a prompt, a full stop, `Code: `,
+/// `haul receive `. A text without a label is only trimmed.
+///
+/// ```
+/// use haul::peer::code::without_label;
+///
+/// assert_eq!(without_label("$ haul receive 417-maple-canyon-orbit\n"), "417-maple-canyon-orbit");
+/// ```
+pub fn without_label(text: &str) -> &str {
+    let between = |c: char| !c.is_alphanumeric();
+    let mut rest = text.trim_matches(between);
+    loop {
+        let end = rest.find(between).unwrap_or(rest.len());
+        let (word, behind) = rest.split_at(end);
+        // `HAUL:` is what a ticket begins with.
+        let ticket = word.eq_ignore_ascii_case("haul") && behind.starts_with(':');
+        let label = LABELS.iter().any(|label| label.eq_ignore_ascii_case(word));
+        if ticket || !label {
+            return rest;
+        }
+        rest = behind.trim_start_matches(between);
+    }
+}
+
 /// Why something is no code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadCode {
@@ -135,9 +162,10 @@ pub enum BadCode {
 impl FromStr for ShortCode {
     type Err = BadCode;
 
-    /// Case does not matter, nor what stands between the parts. A word must be right.
+    /// Case does not matter, nor what stands between the parts, nor what is copied along with it (see [`without_label`]). A
+    /// word must be right.
     fn from_str(text: &str) -> Result<Self, BadCode> {
-        let parts: Vec<_> = text
+        let parts: Vec<_> = without_label(text)
             .split(|c: char| !c.is_alphanumeric())
             .filter(|part| !part.is_empty())
             .collect();
@@ -187,6 +215,13 @@ mod tests {
             " 417-Maple_CANYON.orbit\n",
             "417--maple, canyon/orbit",
             "0417-maple-canyon-orbit",
+            "Code: 417-maple-canyon-orbit",
+            "CODE 417-MAPLE-CANYON-ORBIT \r\n",
+            "haul receive 417-maple-canyon-orbit",
+            "$ haul receive Code: 417 maple canyon orbit",
+            "417\u{2013}maple\u{2014}canyon\u{2011}orbit.",
+            "417\u{2212}maple\tcanyon\u{a0}orbit",
+            "\u{feff}\u{201c}417-maple-canyon-orbit\u{201d}",
         ] {
             assert_eq!(text.parse(), Ok(code.clone()), "{text}");
         }
@@ -205,9 +240,25 @@ mod tests {
             "417-maple-canyon",
             "417-maple-canyon-orbit-orbit",
             "417maple canyon orbit",
+            "Code:",
+            "haul receive",
+            "Code: 418 is 417-maple-canyon-orbit",
         ] {
             assert_eq!(text.parse::<ShortCode>(), Err(BadCode::Form), "{text}");
         }
+    }
+
+    #[test]
+    fn a_ticket_is_pasted_with_its_command() {
+        for text in [
+            "HAUL:ABC",
+            "haul receive HAUL:ABC",
+            " $ haul receive \"HAUL:ABC\"\n",
+            "Ticket: HAUL:ABC",
+        ] {
+            assert_eq!(without_label(text), "HAUL:ABC", "{text}");
+        }
+        assert_eq!(without_label("haul receive haul:abc"), "haul:abc");
     }
 
     #[test]

@@ -34,7 +34,7 @@ impl Content {
         server: u32,
     ) -> Result<(Offer, Sent)> {
         let begun = Offer {
-            from,
+            from: from.into(),
             ..Offer::default()
         };
         let nothing = Sent::Trees(Vec::new());
@@ -78,7 +78,7 @@ impl Content {
             }
             Self::Text(text) => (
                 Offer {
-                    text: Some(text),
+                    text: Some(text.into()),
                     ..begun
                 },
                 nothing,

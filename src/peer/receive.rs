@@ -111,8 +111,9 @@ pub async fn meet(
     let offer: Offer = answer(&mut reader, true).await?;
     let name = |name: &Vec<u8>| RelativePath::from_components([name]);
     let names = offer.names.0.iter().map(name).collect::<Result<_, _>>();
-    let names = names
-        .map_err(|bad| Error::Protocol(format!("it offers something under a bad name: {bad}")))?;
+    let names = names.map_err(|bad| {
+        Error::Protocol(format!("it offers something under a bad name: {bad}").into())
+    })?;
     let (identity, config) = (identity.clone(), config.clone());
     Ok(Met {
         offer,

@@ -17,8 +17,10 @@ use crate::config::Config;
 use crate::endpoint::{self, Port};
 use crate::error::{Code, Error, Result, Why};
 use crate::identity::KeyId;
+use crate::path::printable;
 use crate::progress::Route;
 use crate::stream::{MessageReader, MessageWriter, StreamError};
+use crate::text::PeerText;
 use crate::trust::ServerTrust;
 use crate::wire::{
     Address, BIND, Forward, Found, MAX_ADDRESSES, Message, Place, Placed, Refused, Seek,
@@ -65,16 +67,18 @@ pub struct RelayAt {
 
 impl std::fmt::Debug for RelayAt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "RelayAt({}:{})", self.host, self.port)
+        write!(f, "RelayAt({self})")
     }
 }
 
 /// Without token and pin.
 impl std::fmt::Display for RelayAt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Its host may come from a ticket.
+        let host = printable(self.host.as_bytes());
         match self.host.contains(':') {
-            true => write!(f, "[{}]:{}", self.host, self.port),
-            false => write!(f, "{}:{}", self.host, self.port),
+            true => write!(f, "[{host}]:{}", self.port),
+            false => write!(f, "{host}:{}", self.port),
         }
     }
 }
@@ -87,7 +91,7 @@ impl FromStr for RelayAt {
         let wrong = || {
             Error::Usage(format!(
                 "a relay is written HOST or HOST:PORT, not {}",
-                crate::path::printable(text.as_bytes())
+                printable(text.as_bytes())
             ))
         };
         let text = text.trim();
@@ -102,8 +106,9 @@ impl FromStr for RelayAt {
             .strip_prefix('[')
             .and_then(|host| host.strip_suffix(']'))
             .unwrap_or(&host);
-        if bare.is_empty() || bare.contains(char::is_whitespace) || bare.contains('/') || port == 0
-        {
+        // A ticket is somebody else's text: its host must not steer a terminal, wherever it is shown.
+        let odd = bare.contains(char::is_whitespace) || printable(bare.as_bytes()) != bare;
+        if bare.is_empty() || odd || bare.contains('/') || port == 0 {
             return Err(wrong());
         }
         Ok(Self {
@@ -189,7 +194,7 @@ impl Meeting {
             .map(|ip| Address(SocketAddr::new(*ip, local)))
             .take(MAX_ADDRESSES)
             .collect();
-        debug!(%relay.host, at = %connection.remote_address(), "at the relay");
+        debug!(%relay, at = %connection.remote_address(), "at the relay");
         Ok(Self {
             port: port.clone(),
             relay: relay.clone(),
@@ -210,7 +215,7 @@ impl Meeting {
     pub(super) async fn seek(&self, number: u32, forward: bool) -> Result<(OtherEnd, Binding)> {
         let seek = Seek {
             number,
-            token: self.relay.token.clone(),
+            token: self.relay.token.clone().map(PeerText::from),
             addresses: self.own.clone(),
             forward,
         };
@@ -228,7 +233,7 @@ impl Meeting {
         let place = Place {
             claim,
             number,
-            token: self.relay.token.clone(),
+            token: self.relay.token.clone().map(PeerText::from),
             addresses: self.own.clone(),
         };
         let (mut reader, writer) = self.ask(&place).await?;

@@ -99,9 +99,10 @@ impl Ways {
                     }
                     Err(Error::Refused(why)) if why.code == Code::NotFound => {
                         let number = self.number;
-                        return Some(Err(Error::Lost(format!(
-                            "nobody offers {number}, on this network or at the relay"
-                        ))));
+                        return Some(Err(Error::Lost(
+                            format!("nobody offers {number}, on this network or at the relay")
+                                .into(),
+                        )));
                     }
                     ended => return Some(ended),
                 }
@@ -165,9 +166,7 @@ impl Ways {
         }
         Err(failure.unwrap_or_else(|| {
             let (number, searched) = (self.number, written(SEARCH));
-            Error::Lost(format!(
-                "nobody on this network offered {number} within {searched}"
-            ))
+            Error::Lost(format!("nobody on this network offered {number} within {searched}").into())
         }))
     }
 
@@ -208,7 +207,7 @@ impl Ways {
         .await;
         let connected = connected.map_err(|error| match error {
             Error::Unreachable { host, address, why } if trust.by_code => {
-                let why = why.replace("`haul serve`", "`haul send`");
+                let why = why.raw().replace("`haul serve`", "`haul send`").into();
                 Error::Unreachable { host, address, why }
             }
             other => other,

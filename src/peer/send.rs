@@ -433,9 +433,9 @@ impl Offering {
                     (_, Told::Ended(Ok(outcome))) => return Ok(*outcome),
                     (_, Told::Ended(Err(error))) => {
                         (sessions, since) = (sessions.saturating_sub(1), Instant::now());
-                        let why = if let Error::Lost(why) = error { why } else { error.to_string() };
+                        let why = if let Error::Lost(why) = error { why } else { error.to_string().into() };
                         if self.pipe.as_ref().is_some_and(|pipe| pipe.is_spent()) {
-                            return Err(Error::Lost(format!("{why}; what was read of the input is gone with it")));
+                            return Err(Error::Lost(format!("{why}; what was read of the input is gone with it").into()));
                         }
                         if sessions == 0 {
                             (self.observer)(Event::Lost { why: why.clone(), retry_for: self.patience });

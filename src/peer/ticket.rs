@@ -252,6 +252,40 @@ mod tests {
     }
 
     #[test]
+    fn a_ticket_whose_relay_would_steer_a_terminal_is_none() {
+        for host in [
+            "\x1b]52;c;ZXZpbA==\x07",
+            "a\u{9b}2J",
+            "a\u{202e}b",
+            "a\nb",
+            "a\0",
+        ] {
+            let form = Form {
+                code: "417-maple-canyon-orbit".into(),
+                key_id: [7; 32],
+                addresses: vec![],
+                relay: Some(format!("{host}:99")),
+                relay_pin: None,
+            };
+            let mut bytes = minicbor::to_vec(&form).unwrap();
+            bytes.extend(check(&bytes));
+            let text = format!("{PREFIX}{}", BASE32_NOPAD.encode(&bytes));
+            assert_eq!(text.parse::<Ticket>(), Err(BadTicket::Content), "{host:?}");
+            let relay = RelayAt {
+                host: host.into(),
+                ..RelayAt::from_str("relay:99").unwrap()
+            };
+            let error = crate::error::Error::Resolve {
+                host: relay.host.as_str().into(),
+                why: host.into(),
+            };
+            for said in [relay.to_string(), format!("{relay:?}"), error.to_string()] {
+                assert!(!said.contains(crate::path::is_unprintable), "{said:?}");
+            }
+        }
+    }
+
+    #[test]
     fn no_log_shows_it_and_no_token_travels() {
         let mut ticket = ticket();
         ticket.relay = ticket.relay.map(|relay| RelayAt {

@@ -550,7 +550,7 @@ mod tests {
             told.push(path.to_string());
             true
         });
-        (removed, why.map(|why| why.text), told)
+        (removed, why.map(|why| why.to_string()), told)
     }
 
     #[test]

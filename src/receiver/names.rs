@@ -77,10 +77,10 @@ impl Receiver {
         match self.link(&place, path)? {
             Ok(()) => Ok(Some(Judged::Done)),
             Err(why) => {
+                let why = why.text.into_raw();
                 let why = why
-                    .text
                     .strip_prefix(&format!("{path}: "))
-                    .unwrap_or(&why.text)
+                    .unwrap_or(&why)
                     .to_owned();
                 not_linked(why);
                 Ok(None)

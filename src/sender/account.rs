@@ -228,9 +228,9 @@ impl State {
         let Some((pending, bytes)) =
             pending.and_then(|p| p.unanswered.take().map(|bytes| (p, bytes)))
         else {
-            return Err(Error::Protocol(format!(
-                "it answered entry {id}, which stands for no answer"
-            )));
+            return Err(Error::Protocol(
+                format!("it answered entry {id}, which stands for no answer").into(),
+            ));
         };
         self.unanswered -= 1;
         self.unanswered_bytes -= bytes;

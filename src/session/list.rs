@@ -211,7 +211,7 @@ impl Listing {
             .ok_or(StreamError::Ended)?;
         let path = |path: &Components| {
             RelativePath::from_components(&path.0)
-                .map_err(|bad| Error::Protocol(format!("it lists a name: {bad}")))
+                .map_err(|bad| Error::Protocol(format!("it lists a name: {bad}").into()))
         };
         Ok(match frame.kind {
             Listed::TYPE => {

@@ -278,7 +278,7 @@ async fn serve_push(
         received = received => received?,
         () = claim.superseded() => {
             let why = Why::new(Code::Superseded, "the session goes on over another connection");
-            server.connection.close(varint_of(why.code), why.text.as_bytes());
+            server.connection.close(varint_of(why.code), why.text.raw().as_bytes());
             return Err(Error::Refused(why));
         }
     };

@@ -16,14 +16,15 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, mkdirat, openat, 
 use rustix::io::Errno;
 
 use super::fault::{fault, refusal};
+use super::reserved::Reserved;
 use crate::error::{Code, Why};
 use crate::path::RelativePath;
 
 /// A directory that is only passed through: `O_PATH` needs no permission to read it.
 #[cfg(target_os = "linux")]
-const PASS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+pub(super) const PASS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 #[cfg(not(target_os = "linux"))]
-const PASS: OFlags = OFlags::RDONLY
+pub(super) const PASS: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);
 /// Mode of a directory that is announced, until its final mode is set.
@@ -61,6 +62,8 @@ pub(super) struct Root {
     durable: Mutex<HashSet<blake3::Hash>>,
     /// Held while a directory has another mode than it should, or is given one.
     pub(super) modes: Mutex<()>,
+    /// What no session may read or change.
+    pub(super) reserved: Option<Reserved>,
 }
 
 /// An open directory of a store.
@@ -133,6 +136,7 @@ impl Root {
             spans: AtomicBool::new(false),
             durable: Mutex::default(),
             modes: Mutex::default(),
+            reserved: None,
         })
     }
 
@@ -181,10 +185,13 @@ impl Root {
             return Ok(Some(self.directory()));
         }
         match self.resolve(path) {
-            Ok(descriptor) => Ok(Some(Directory::Below(descriptor))),
-            Err(Errno::NOENT) => Ok(None),
+            Ok(descriptor) if self.is_clear(&descriptor, path) => {
+                Ok(Some(Directory::Below(descriptor)))
+            }
+            Err(Errno::NOENT) if self.reserved.is_none() => Ok(None),
             // Also EAGAIN, when something was renamed meanwhile: the walk does not mind, since it never goes up.
-            Err(_) => self.walk(path, None),
+            // And where something is reserved, to say what.
+            _ => self.walk(path, None),
         }
     }
 
@@ -250,7 +257,11 @@ impl Root {
         let (Some(parent), Some(name)) = (path.parent(), path.name()) else {
             return Err(refusal(Code::IsDirectory, path));
         };
-        Ok(self.find(&parent)?.map(|directory| (directory, name)))
+        let Some(directory) = self.find(&parent)? else {
+            return Ok(None);
+        };
+        self.check_name(&directory, name, path)?;
+        Ok(Some((directory, name)))
     }
 
     #[cfg(target_os = "linux")]
@@ -299,9 +310,13 @@ impl Root {
     ) -> Result<Option<OwnedFd>, Why> {
         for _ in 0..ATTEMPTS {
             match openat(directory, component, PASS | OFlags::NOFOLLOW, Mode::empty()) {
-                Ok(descriptor) => return Ok(Some(descriptor)),
+                Ok(descriptor) => {
+                    self.check_open(&descriptor, here)?;
+                    return Ok(Some(descriptor));
+                }
                 Err(Errno::NOENT) => {
                     let Some(mode) = mode else { return Ok(None) };
+                    self.check_name(directory, component, here)?;
                     match self.change(directory, || mkdirat(directory, component, mode)) {
                         Ok(()) => self.forget(here),
                         Err(Errno::EXIST) => {}

@@ -38,6 +38,9 @@ pub(crate) fn refusal(code: Code, path: &RelativePath) -> Why {
             "the system denies access; what stood there before is untouched. Check the permissions of it and of its \
              directory"
         }
+        Code::NotAllowed => {
+            "the keys and settings of the machine are kept there, and no session reads or changes them"
+        }
         Code::BadName => "the filesystem does not take this name; choose another one",
         _ => "it did not go through; what stood there before is untouched",
     };
@@ -51,6 +54,13 @@ pub(crate) fn fault(path: &RelativePath, what: &str, error: impl Into<io::Error>
         let sentence = "the quota on the receiver's disk is used up; what stood there before is untouched. Make room, then \
                         run the same command again";
         return Why::new(Code::NoSpace, format!("{path}: {sentence}"));
+    }
+    if error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) {
+        let text = format!(
+            "{path}: cannot {what}: the system holds it busy, as it does a mount point such as a file that is mounted into a \
+             container; change it where it comes from, or choose another name"
+        );
+        return Why::new(Code::Io, text);
     }
     match Why::from_io(&error).code {
         code @ (Code::Io | Code::NotDirectory) => {

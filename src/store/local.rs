@@ -20,6 +20,7 @@ use super::partial::{
     JUST_NOW, LocalUpload, read_full_at, remove, rename_exclusively, temporary_name, time_of,
     timestamps,
 };
+use super::reserved::Reserved;
 use super::times::LocalTimeProbe;
 use super::unsized_files::Devices;
 use super::{
@@ -84,6 +85,46 @@ impl LocalStore {
         })
     }
 
+    /// As [`open`](Self::open), and reserves a directory, which must be there: wherever the store meets it, by whatever
+    /// name, nothing in it is listed, read, made, changed or removed. Nor is what a symbolic link in it points to, or a link
+    /// that leads to it. For the directory with this machine's keys and settings, which is often in somebody's home.
+    ///
+    /// ```
+    /// use haul::path::RelativePath;
+    /// use haul::store::{LocalStore, Store};
+    ///
+    /// let home = tempfile::tempdir().unwrap();
+    /// let keys = home.path().join("keys");
+    /// std::fs::create_dir(&keys).unwrap();
+    /// std::fs::write(keys.join("key.pem"), "secret").unwrap();
+    /// let store = LocalStore::open_reserving(home.path(), &keys).unwrap();
+    /// let key = RelativePath::from_components(["keys", "key.pem"]).unwrap();
+    /// assert!(store.open(&key).is_err());
+    /// assert!(LocalStore::open_reserving(&keys, &keys).is_err());
+    /// ```
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), for both directories; [`Error::Usage`] when the store would be the reserved directory, or
+    /// lie in it.
+    pub fn open_reserving(path: &Path, reserved: &Path) -> Result<Self, Error> {
+        let mut store = Self::open(path)?;
+        let all = Reserved::new(reserved).map_err(Error::io(format!(
+            "cannot find out what is in the directory {}",
+            shown(reserved)
+        )))?;
+        if all.is_any(&store.root.ancestry(&RelativePath::root())) {
+            return Err(Error::Usage(format!(
+                "cannot use the directory {}: it is part of {}, where this machine's keys are; choose another directory",
+                shown(path),
+                shown(reserved)
+            )));
+        }
+        if let Some(root) = Arc::get_mut(&mut store.root) {
+            root.reserved = Some(all);
+        }
+        Ok(store)
+    }
+
     /// The directory's path as it was given, for people: names are never resolved through it.
     pub fn path(&self) -> &Path {
         &self.path
@@ -133,6 +174,7 @@ impl LocalStore {
             OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         let file = File::from(openat(&directory, name, how, Mode::empty()).map_err(cannot)?);
         let stat = fstat(&file).map_err(cannot)?;
+        self.root.check(&stat, path)?;
         openable(path, &stat)?;
         self.root.saw(&stat);
         Ok((file, stat))
@@ -147,8 +189,30 @@ impl LocalStore {
         let cannot = |e: rustix::io::Errno| fault(path, "open it", e);
         let (directory, name) = self.parent(path)?;
         let file = closed::open(&directory, name).map_err(cannot)?;
-        openable(path, &fstat(&file).map_err(cannot)?)?;
+        let stat = fstat(&file).map_err(cannot)?;
+        self.root.check(&stat, path)?;
+        openable(path, &stat)?;
         Ok(file)
+    }
+
+    /// Refuses what is to have no other names.
+    fn linkable(
+        &self,
+        path: &RelativePath,
+        directory: &Directory<'_>,
+        name: &[u8],
+    ) -> Result<(), Why> {
+        let there = directory
+            .stat(name)
+            .map_err(|e| fault(path, "look at it", e))?;
+        let there = there.ok_or_else(|| refusal(Code::NotFound, path))?;
+        self.root.check(&there, path)?;
+        openable(path, &there)?;
+        if metadata(&there).kind == Some(Kind::Directory) {
+            Err(refusal(Code::IsDirectory, path))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -163,10 +227,12 @@ impl Store for LocalStore {
             directory.stat(name)
         }
         .map_err(|e| fault(path, "look at it", e))?;
-        Ok(stat.map(|stat| {
-            self.root.saw(&stat);
-            metadata(&stat)
-        }))
+        let Some(stat) = stat else {
+            return Ok(None);
+        };
+        self.root.check(&stat, path)?;
+        self.root.saw(&stat);
+        Ok(Some(metadata(&stat)))
     }
 
     fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Why> {
@@ -191,7 +257,14 @@ impl Store for LocalStore {
         for entry in Dir::new(open.readable().map_err(cannot)?).map_err(cannot)? {
             let entry = entry.map_err(cannot)?;
             let name = entry.file_name().to_bytes();
-            if name != b"." && name != b".." && !is_partial_name(name) && !each(name) {
+            if name == b"."
+                || name == b".."
+                || is_partial_name(name)
+                || self.root.leaves_out(&open, name, entry.ino())
+            {
+                continue;
+            }
+            if !each(name) {
                 break;
             }
         }
@@ -259,6 +332,7 @@ impl Store for LocalStore {
         self.root.check_named(path)?;
         let directory = self.root.make(&parent)?;
         let (last, aside) = (path.name().unwrap_or_default(), temporary_name());
+        self.root.check_name(&directory, last, path)?;
         self.root
             .change(&directory, || symlinkat(target, &directory, &aside))
             .map_err(|e| fault(path, "make the symbolic link", e))?;
@@ -300,17 +374,20 @@ impl Store for LocalStore {
         };
         self.root.check_named(new)?;
         let (from, name) = self.parent(existing)?;
-        linkable(existing, &from, name)?;
+        self.linkable(existing, &from, name)?;
         let to = self.root.make(&parent)?;
         let (last, aside) = (new.name().unwrap_or_default(), temporary_name());
+        self.root.check_name(&to, last, new)?;
         self.root
             .change(&to, || linkat(&from, name, &to, &aside, AtFlags::empty()))
             .map_err(|e| fault(new, &format!("make it another name of {existing}"), e))?;
         // Once more: something else may have been put there meanwhile, and this is what was linked to.
-        let renamed = linkable(existing, &to, aside.as_bytes()).and_then(|()| {
-            let renamed = self.root.change(&to, || renameat(&to, &aside, &to, last));
-            renamed.map_err(|e| fault(new, "rename the hard link into place", e))
-        });
+        let renamed = self
+            .linkable(existing, &to, aside.as_bytes())
+            .and_then(|()| {
+                let renamed = self.root.change(&to, || renameat(&to, &aside, &to, last));
+                renamed.map_err(|e| fault(new, "rename the hard link into place", e))
+            });
         // It is still there when that failed, and when both were names of the same file already.
         let _ = remove(&self.root, &to, aside.as_bytes());
         renamed
@@ -323,6 +400,7 @@ impl Store for LocalStore {
             .stat(name)
             .map_err(|e| fault(path, "look at it", e))?;
         let there = there.ok_or_else(|| refusal(Code::NotFound, path))?;
+        self.root.check(&there, path)?;
         let how = match FileType::from_raw_mode(there.st_mode) {
             FileType::Directory => AtFlags::REMOVEDIR,
             _ => AtFlags::empty(),
@@ -392,20 +470,6 @@ fn openable(path: &RelativePath, stat: &Stat) -> Result<(), Why> {
         Some(Kind::File | Kind::Directory) => Ok(()),
         Some(Kind::Symlink) => Err(refusal(Code::Symlink, path)),
         None => Err(refusal(Code::Special, path)),
-    }
-}
-
-/// Refuses what is to have no other names.
-fn linkable(path: &RelativePath, directory: &Directory<'_>, name: &[u8]) -> Result<(), Why> {
-    let there = directory
-        .stat(name)
-        .map_err(|e| fault(path, "look at it", e))?;
-    let there = there.ok_or_else(|| refusal(Code::NotFound, path))?;
-    openable(path, &there)?;
-    if metadata(&there).kind == Some(Kind::Directory) {
-        Err(refusal(Code::IsDirectory, path))
-    } else {
-        Ok(())
     }
 }
 

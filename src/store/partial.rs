@@ -431,6 +431,7 @@ impl LocalUpload {
         };
         root.check_named(path)?;
         let directory = root.make(&parent)?;
+        root.check_name(&directory, path.name().unwrap_or_default(), path)?;
         let name = claim_name(path, claim);
         let Acquired { lock, file } = acquire(root, &directory, name.as_bytes(), path)?;
         let upload = Self {
@@ -606,7 +607,7 @@ impl Upload for LocalUpload {
             self.root.sync_names(&directory, &parent).map_err(|why| {
                 let text = format!(
                     "{} stands there whole, but may not outlast a crash: {}",
-                    self.path, why.text
+                    self.path, why
                 );
                 Why::new(why.code, text)
             })?;

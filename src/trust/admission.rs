@@ -291,7 +291,7 @@ mod tests {
         let (bench, client) = (Bench::new(Anyone::default()), Identity::generate().unwrap());
         let why = bench.admission.judge(client.chain()).unwrap_err();
         assert_eq!(why.code, Code::NotAdmitted);
-        let (_, line) = why.text.split_once("in authorized_keys: ").unwrap();
+        let (_, line) = why.text.raw().split_once("in authorized_keys: ").unwrap();
         assert_eq!(line, format!("{} NAME", client.key_id()));
         bench.write(line);
         let name = Some("NAME".to_owned());
@@ -336,7 +336,7 @@ mod tests {
         .unwrap_err();
         assert_eq!(why.code, Code::NotAdmitted);
         assert!(
-            !why.text.contains(&*directory.path().to_string_lossy()),
+            !why.text.contains(&directory.path().to_string_lossy()),
             "{why}"
         );
         assert!(why.text.contains("cannot look up keys"), "{why}");

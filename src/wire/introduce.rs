@@ -4,6 +4,7 @@ use minicbor::{Decode, Encode};
 
 use super::Components;
 use super::value::at_most;
+use crate::text::PeerText;
 
 /// The receiver's first message: which code it means, and its part of the exchange.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -41,7 +42,7 @@ pub struct Confirm {
 pub struct Offer {
     /// What the sending machine is called; at most [`MAX_OFFER_FROM`] bytes.
     #[n(0)]
-    pub from: String,
+    pub from: PeerText,
     /// The names of the sources; at most [`MAX_OFFERED`].
     #[n(1)]
     pub names: Components,
@@ -56,7 +57,7 @@ pub struct Offer {
     pub bytes: u64,
     /// A text in the place of files; at most [`MAX_OFFER_TEXT`] bytes.
     #[n(5)]
-    pub text: Option<String>,
+    pub text: Option<PeerText>,
     /// The only source comes out of a pipe: nobody knows its size yet, and it can be had once.
     #[n(6)]
     pub piped: Option<bool>,
@@ -81,7 +82,7 @@ impl Offer {
         at_most("names", self.names.0.len(), MAX_OFFERED)?;
         at_most(
             "text",
-            self.text.as_ref().map_or(0, String::len),
+            self.text.as_ref().map_or(0, PeerText::len),
             MAX_OFFER_TEXT,
         )?;
         match [

@@ -10,6 +10,7 @@ use super::{
     Origin, Owner, Probe, Range, Spent, Take, Time, Unkept, WireFilter, WireWhy, Xattr,
 };
 use crate::rate::Rate;
+use crate::text::PeerText;
 
 macro_rules! messages {
     ($($name:ident = $kind:literal, limit $limit:expr;)*) => {
@@ -76,7 +77,7 @@ pub struct Hello {
     pub features: Vec<u64>,
     /// Program and version, for logs only; at most 128 bytes.
     #[n(1)]
-    pub agent: String,
+    pub agent: PeerText,
 }
 
 impl Hello {

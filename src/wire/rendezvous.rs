@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use minicbor::{Decode, Encode};
 
 use super::value::at_most;
+use crate::text::PeerText;
 
 /// Most addresses that one end tells of.
 pub const MAX_ADDRESSES: usize = 16;
@@ -56,7 +57,7 @@ pub struct Place {
     pub number: Option<u32>,
     /// What admits to the relay; at most [`MAX_RELAY_TOKEN`] bytes.
     #[n(2)]
-    pub token: Option<String>,
+    pub token: Option<PeerText>,
     /// Where else it may be reached; at most [`MAX_ADDRESSES`].
     #[n(3)]
     pub addresses: Vec<Address>,
@@ -66,7 +67,7 @@ impl Place {
     pub(super) fn validate(&self) -> Result<(), String> {
         at_most(
             "token",
-            self.token.as_ref().map_or(0, String::len),
+            self.token.as_ref().map_or(0, PeerText::len),
             MAX_RELAY_TOKEN,
         )?;
         at_most("addresses", self.addresses.len(), MAX_ADDRESSES)
@@ -94,7 +95,7 @@ pub struct Seek {
     pub number: u32,
     /// What admits to the relay; at most [`MAX_RELAY_TOKEN`] bytes.
     #[n(1)]
-    pub token: Option<String>,
+    pub token: Option<PeerText>,
     /// Where else it may be reached; at most [`MAX_ADDRESSES`].
     #[n(2)]
     pub addresses: Vec<Address>,
@@ -107,7 +108,7 @@ impl Seek {
     pub(super) fn validate(&self) -> Result<(), String> {
         at_most(
             "token",
-            self.token.as_ref().map_or(0, String::len),
+            self.token.as_ref().map_or(0, PeerText::len),
             MAX_RELAY_TOKEN,
         )?;
         at_most("addresses", self.addresses.len(), MAX_ADDRESSES)

@@ -309,9 +309,9 @@ proptest! {
         }
         let (seen, token) = (Address(SocketAddr::new(ip, port)), Some(token));
         let addresses = vec![seen; MAX_ADDRESSES];
-        survives(Place { claim, number: Some(number), token: token.clone(), addresses: addresses.clone() });
+        survives(Place { claim, number: Some(number), token: token.clone().map(Into::into), addresses: addresses.clone() });
         survives(Placed { number, seen });
-        survives(Seek { number, token, addresses: addresses.clone(), forward });
+        survives(Seek { number, token: token.map(Into::into), addresses: addresses.clone(), forward });
         let forward = Some(Forward { port, token: bound });
         survives(Found { addresses: [&addresses[..], &[seen]].concat(), forward });
         prop_assert!(minicbor::decode::<Address>(&minicbor::to_vec(minicbor::bytes::ByteVec::from(bound.to_vec())).unwrap()).is_err());

@@ -5,7 +5,7 @@ use std::fmt;
 use minicbor::{Decode, Encode};
 
 use super::value::at_most;
-use crate::path::printable;
+use crate::text::PeerText;
 
 /// Longest example in bytes.
 const MAX_FIRST: usize = 256;
@@ -59,7 +59,7 @@ pub struct Unkept {
     pub count: u64,
     /// Which file, and why; for people. At most 256 bytes.
     #[n(2)]
-    pub first: String,
+    pub first: PeerText,
 }
 
 impl Unkept {
@@ -77,7 +77,7 @@ impl Unkept {
                 all.push(Self {
                     aspect: number,
                     count: 1,
-                    first,
+                    first: first.into(),
                 });
             }
         }
@@ -112,8 +112,7 @@ impl fmt::Display for Unkept {
         write!(
             f,
             "{} {name} could not be kept (first: {})",
-            self.count,
-            printable(self.first.as_bytes())
+            self.count, self.first
         )
     }
 }

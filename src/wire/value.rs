@@ -6,6 +6,7 @@ use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
 use crate::error::{Code, MAX_TEXT, Why};
+use crate::text::PeerText;
 
 /// A name as a list of byte strings. Only [`RelativePath`](crate::path::RelativePath) makes a path of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -208,7 +209,7 @@ pub struct WireWhy {
     #[n(0)]
     code: u32,
     #[n(1)]
-    text: String,
+    text: PeerText,
 }
 
 impl WireWhy {
@@ -228,7 +229,7 @@ impl From<Why> for WireWhy {
 
 impl From<WireWhy> for Why {
     fn from(why: WireWhy) -> Self {
-        Why::new(Code::from_number(why.code), why.text)
+        Why::new(Code::from_number(why.code), why.text.into_raw())
     }
 }
 

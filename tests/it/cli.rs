@@ -1287,9 +1287,22 @@ fn a_wrong_word_is_told_to_both_and_without_a_terminal_nobody_is_even_met() {
     );
     assert!(!bob.path().join("a").exists());
     // Nobody was met, so the code is as good as before.
+    // Nothing goes into the directory with the keys; that too is said before anybody is met.
+    let home = haul(
+        bob.path(),
+        bob.path(),
+        &["receive", "--yes", "--at", &at, &code],
+    );
+    assert_eq!(home.status.code(), Some(2), "{}", text(&home.stderr));
+    assert!(
+        text(&home.stderr).contains("choose another directory"),
+        "{}",
+        text(&home.stderr)
+    );
+    let to = tempdir().unwrap();
     let received = haul(
         bob.path(),
-        bob.path(),
+        to.path(),
         &["receive", "--yes", "--at", &at, &code],
     );
     assert_eq!(
@@ -1311,4 +1324,195 @@ fn a_wrong_word_is_told_to_both_and_without_a_terminal_nobody_is_even_met() {
         "{}",
         text(&unknown.stderr)
     );
+}
+
+#[test]
+fn a_server_in_a_home_directory_hides_haul_home() {
+    let (served, client) = (tempdir().unwrap(), client());
+    let keys = served.path().join(".config/haul");
+    std::fs::create_dir_all(&keys).unwrap();
+    std::fs::set_permissions(&keys, PermissionsExt::from_mode(0o700)).unwrap();
+    write(&served.path().join("notes"), b"notes");
+    write(&client.files.path().join("authorized_keys"), b"SHA256:evil");
+    // As `haul serve .` there.
+    let arguments = ["serve", ".", "--listen", "127.0.0.1:0", "--anyone", "both"];
+    let mut child = command(&keys, served.path(), &arguments)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("Ctrl-C") {
+        assert!(output.read_line(&mut said).unwrap() > 0, "it ended: {said}");
+    }
+    assert!(said.contains("  hides   "), "{said}");
+    let word = |after: &str| {
+        said.split(after)
+            .nth(1)
+            .unwrap()
+            .split_whitespace()
+            .next()
+            .unwrap()
+    };
+    let (url, id) = (word("  at "), word("key id "));
+    let run = |arguments: &[&str]| {
+        let mut all = vec![arguments[0], "--pin", id];
+        let places = arguments[1..]
+            .iter()
+            .map(|argument| argument.replace("URL/", url));
+        let places: Vec<String> = places.collect();
+        all.extend(places.iter().map(String::as_str));
+        haul(client.home.path(), client.files.path(), &all)
+    };
+    let key = run(&["cp", "URL/.config/haul/key.pem", "stolen"]);
+    let all = run(&["cp", "URL/", "all/"]);
+    let list = run(&["ls", "-R", "URL/"]);
+    let written = run(&["cp", "authorized_keys", "URL/.config/haul/"]);
+    let mode = std::fs::metadata(&keys).unwrap().permissions().mode() & 0o777;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_ne!(key.status.code(), Some(0));
+    assert!(
+        text(&key.stderr).contains("keys and settings"),
+        "{}",
+        text(&key.stderr)
+    );
+    assert!(!client.files.path().join("stolen").exists());
+    assert_eq!(all.status.code(), Some(0), "{}", text(&all.stderr));
+    assert_eq!(
+        fs_names(&client.files.path().join("all")),
+        [".config", "notes"]
+    );
+    assert!(fs_names(&client.files.path().join("all/.config")).is_empty());
+    assert!(
+        !text(&list.stdout).contains("key.pem"),
+        "{}",
+        text(&list.stdout)
+    );
+    assert_ne!(written.status.code(), Some(0));
+    assert!(!keys.join("authorized_keys").exists());
+    assert_eq!(mode, 0o700);
+
+    let inside = haul(&keys, &keys, &["serve", "--listen", "127.0.0.1:0"]);
+    assert_eq!(inside.status.code(), Some(2), "{}", text(&inside.stderr));
+}
+
+#[test]
+fn what_is_pulled_or_received_never_changes_haul_home() {
+    let (server, alice) = (Serving::start(&["--anyone", "both"]), private());
+    let home = tempdir().unwrap();
+    let keys = home.path().join(".config/haul");
+    write(
+        &server.served.path().join(".config/haul/authorized_keys"),
+        b"SHA256:evil",
+    );
+    write(&server.served.path().join(".config/other/file"), b"data");
+    let tree = format!("{}.config", server.url);
+    let pulled = haul(
+        &keys,
+        home.path(),
+        &["cp", "--pin", &server.key_id, &tree, "."],
+    );
+    assert_eq!(pulled.status.code(), Some(1), "{}", text(&pulled.stderr));
+    assert!(
+        text(&pulled.stderr).contains("keys and settings"),
+        "{}",
+        text(&pulled.stderr)
+    );
+    assert!(!keys.join("authorized_keys").exists());
+    assert!(
+        home.path().join(".config/other/file").exists(),
+        "the rest comes"
+    );
+
+    let offered = server.served.path().join(".config");
+    let (child, code, at) = send(alice.path(), &[offered.to_str().unwrap()]);
+    let received = haul(
+        &keys,
+        home.path(),
+        &["receive", "--yes", "--at", &at, &code],
+    );
+    assert_eq!(
+        received.status.code(),
+        Some(1),
+        "{}",
+        text(&received.stderr)
+    );
+    assert!(text(&received.stderr).contains("a directory of that name is there"));
+    let _ = child.wait_with_output().unwrap();
+    assert!(!keys.join("authorized_keys").exists());
+
+    // And receiving in the home directory itself works.
+    write(&alice.path().join("notes"), b"notes");
+    let (child, code, at) = send(alice.path(), &["notes"]);
+    let received = haul(
+        &keys,
+        home.path(),
+        &["receive", "--yes", "--at", &at, &format!("Code: {code}.")],
+    );
+    assert_eq!(
+        received.status.code(),
+        Some(0),
+        "{}",
+        text(&received.stderr)
+    );
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0));
+    assert_eq!(std::fs::read(home.path().join("notes")).unwrap(), b"notes");
+}
+
+#[test]
+fn a_code_may_be_given_as_several_arguments_or_a_pasted_line() {
+    let (alice, bob) = (private(), private());
+    write(&alice.path().join("f"), b"f");
+    for number in 0..3 {
+        let (child, code, at) = send(alice.path(), &["f"]);
+        let words: Vec<&str> = code.split('-').collect();
+        let upper = code.to_uppercase();
+        let pasted = match number {
+            0 => words,
+            1 => vec!["Code:", &upper],
+            _ => vec!["haul", "receive", &code, " "],
+        };
+        let to = tempdir().unwrap();
+        let arguments = [&["receive", "--yes", "--at", &at][..], &pasted].concat();
+        let received = haul(bob.path(), to.path(), &arguments);
+        assert_eq!(
+            received.status.code(),
+            Some(0),
+            "{pasted:?}: {}",
+            text(&received.stderr)
+        );
+        assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0));
+    }
+}
+
+#[test]
+fn what_another_machine_says_of_itself_steers_no_terminal() {
+    let evil = "\u{1b}]52;c;ZXZpbA==\u{7}\nFORGED\u{202e}";
+    let (alice, bob, to) = (private(), private(), tempdir().unwrap());
+    write(&alice.path().join(evil), b"x");
+    write(&alice.path().join("other"), b"x");
+    let (child, code, at) = send(alice.path(), &[evil, "other"]);
+    let received = haul(
+        bob.path(),
+        to.path(),
+        &["receive", "--yes", "-v", "--at", &at, &code],
+    );
+    let _ = child.wait_with_output().unwrap();
+    let (child, code, at) = send(alice.path(), &[evil, "other"]);
+    let json = haul(
+        bob.path(),
+        to.path(),
+        &["receive", "--yes", "--json", "--at", &at, &code],
+    );
+    let _ = child.wait_with_output().unwrap();
+    for said in [received.stderr, received.stdout, json.stderr, json.stdout] {
+        let said = text(&said);
+        let steers = |c: char| c != '\n' && c.is_control() || c == '\u{202e}';
+        assert!(!said.contains(steers), "{said:?}");
+        assert!(
+            !said.lines().any(|line| line.starts_with("FORGED")),
+            "{said:?}"
+        );
+    }
 }

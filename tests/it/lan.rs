@@ -196,12 +196,12 @@ fn whoever_is_not_there_is_said_so_in_time() {
     let Some(lan) = Lan::new(Addresses::Both) else {
         return;
     };
-    let bob = private();
+    let (bob, to) = (private(), tempdir().unwrap());
     let received = lan
         .haul(
             1,
             &bob,
-            bob.path(),
+            to.path(),
             &["receive", "--yes", "417-maple-canyon-orbit"],
         )
         .output()

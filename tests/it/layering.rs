@@ -9,6 +9,7 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 /// The library's rooms. Each may use those before it.
 const ROOMS: &[&str] = &[
     "path",
+    "text",
     "error",
     "filter",
     "rate",
@@ -282,6 +283,33 @@ fn every_room_of_the_list_is_there() {
             "{room} is in ROOMS but not in src: take it off"
         );
     }
+}
+
+/// Text that a peer sends is a `PeerText` from its first moment on, so that it cannot be printed as it is.
+#[test]
+fn no_message_has_text_that_is_not_peer_text() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    for path in rust_files(&src.join("wire")) {
+        let source = std::fs::read_to_string(&path).unwrap();
+        let mut lines = source.lines().peekable();
+        while let Some(line) = lines.next() {
+            let field =
+                line.trim_start().starts_with("#[n(") || line.trim_start().starts_with("#[cbor(n(");
+            if field && lines.peek().is_some_and(|next| next.contains("String")) {
+                found.push(format!(
+                    "{}: {}",
+                    path.display(),
+                    lines.peek().unwrap().trim()
+                ));
+            }
+        }
+    }
+    assert!(
+        found.is_empty(),
+        "make these a PeerText:\n{}",
+        found.join("\n")
+    );
 }
 
 /// The only fault of a source.

@@ -259,7 +259,7 @@ async fn a_ticket_finds_its_sender_by_itself_and_no_other_takes_its_place() {
         let met = meet(&ticket.credential(), ticket.whereabouts(None, vec![]), &bob)
             .await
             .unwrap();
-        assert_eq!(met.offer().text.as_deref(), Some("hello"));
+        assert_eq!(met.offer().text, Some("hello".into()));
         assert!(met.accept().await.unwrap().is_none());
     };
     let ((), met) = tokio::join!(receiving, offering.meet());

@@ -359,7 +359,7 @@ fn said_of_the_loss(events: &[Event]) -> String {
             None
         }
     });
-    said.expect("it was lost")
+    said.expect("it was lost").to_string()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

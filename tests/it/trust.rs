@@ -419,7 +419,7 @@ async fn a_refused_client_learns_the_line_that_admits_it() {
     let Why { code, text } = admission
         .judge(&endpoint::peer(&accepted).unwrap().1)
         .unwrap_err();
-    accepted.close(VarInt::from_u32(code.number()), text.as_bytes());
+    accepted.close(VarInt::from_u32(code.number()), text.raw().as_bytes());
     let ConnectionError::ApplicationClosed(close) = soon(connected.connection.closed()).await
     else {
         panic!()
@@ -429,7 +429,7 @@ async fn a_refused_client_learns_the_line_that_admits_it() {
     };
     assert_eq!(why.code, Code::NotAdmitted);
 
-    let (_, line) = why.text.split_once("authorized_keys: ").unwrap();
+    let (_, line) = why.text.raw().split_once("authorized_keys: ").unwrap();
     std::fs::write(&authorized_keys, line).unwrap();
     listening.connect(&client, &pin(&server)).await.unwrap();
     let accepted = listening.next().await.unwrap();

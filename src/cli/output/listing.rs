@@ -9,7 +9,7 @@ use haul::wire::{Kind, Listed, Time};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::{failed, note};
+use super::{failed, json_text, note};
 
 /// How a listing is shown.
 #[derive(Clone, Copy)]
@@ -37,7 +37,7 @@ impl Lines {
         let line = match self.form {
             Form::Text { long: true } => long(path, listed),
             Form::Text { long: false } => short(path, listed),
-            Form::Json => object(path, listed).to_string(),
+            Form::Json => json_text(&object(path, listed)),
         };
         // Meanwhile the server is told that somebody is there.
         tokio::task::block_in_place(|| writeln!(self.out, "{line}")).is_ok()
@@ -49,7 +49,7 @@ impl Lines {
             let mut object =
                 json!({"type": "failed", "code": why.code.name(), "why": why.to_string()});
             name(&mut object, path);
-            return writeln!(self.out, "{object}").is_ok();
+            return writeln!(self.out, "{}", json_text(&object)).is_ok();
         }
         let reads_on = self.flush();
         note(&format!("haul: {}", failed(path, why)));

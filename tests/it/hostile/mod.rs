@@ -12,4 +12,5 @@ pub(crate) mod peer;
 mod resources;
 mod rogue;
 mod streams;
+mod terminal;
 mod transfers;

@@ -173,7 +173,7 @@ async fn what_is_no_message_ends_that_connection_and_no_other() {
     };
     let many = vec![Address(relay.address); 17];
     let long = Place {
-        token: Some("x".repeat(257)),
+        token: Some("x".repeat(257).into()),
         ..place(1, None)
     };
     for bytes in [
@@ -338,7 +338,7 @@ async fn a_token_admits_and_nothing_that_is_like_it() {
             refusal(
                 guest
                     .place(&Place {
-                        token: token.clone(),
+                        token: token.clone().map(Into::into),
                         ..place(1, None)
                     })
                     .await
@@ -350,7 +350,7 @@ async fn a_token_admits_and_nothing_that_is_like_it() {
             refusal(
                 guest
                     .seek(&Seek {
-                        token,
+                        token: token.map(Into::into),
                         ..seek(1_000, true)
                     })
                     .await
