@@ -7,13 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use haul::config::DEFAULT_PORT;
-use haul::congestion::Congestion;
-use haul::error::{Code, Error};
-use haul::identity::KeyId;
-use haul::rate::Rate;
-use haul::session::Outcome;
-use haul::wire::{Delete, Existing};
+use haul::{Code, Congestion, DEFAULT_PORT, Delete, Error, Existing, KeyId, Outcome, Rate};
 
 mod bench;
 mod connect;

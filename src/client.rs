@@ -15,24 +15,25 @@ use std::time::Duration;
 use quinn::{Connection, ConnectionError};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::bucket::{Bucket, Limits};
+use crate::auth::identity::{Identity, KeyId};
+use crate::auth::trust::ServerTrust;
+use crate::bench::{self, MeasureOptions, Measured};
 use crate::config::{Config, written};
-use crate::endpoint;
 use crate::error::{Code, Error, Result, Why};
-use crate::identity::{Identity, KeyId};
-use crate::manifest::WalkOptions;
-use crate::measure::{self, MeasureOptions, Measured};
-use crate::path::RelativePath;
-use crate::pipe::Pipe;
-use crate::progress::{Event, Observer, Route};
-use crate::receiver::Most;
-use crate::sender::{Sender, Sent};
-use crate::session::origin::origin;
-use crate::session::{Listing, Outcome, look_here};
-use crate::store::OutputStore;
-use crate::stream::varint_of;
-use crate::trust::ServerTrust;
-use crate::wire::{Components, Durability, List, Push, Take};
+use crate::net::connect;
+use crate::net::endpoint;
+use crate::net::rate_limit::{Bucket, Limits};
+use crate::net::stream::varint_of;
+use crate::protocol::path::RelativePath;
+use crate::protocol::{Components, Durability, List, Push, Take};
+use crate::storage::OutputStore;
+use crate::storage::pipe::Pipe;
+use crate::storage::walk::WalkOptions;
+use crate::transfer::events::{Event, Observer, Route};
+use crate::transfer::receive::Most;
+use crate::transfer::send::{Sender, Sent};
+use crate::transfer::session::origin::origin;
+use crate::transfer::session::{Listing, Outcome, look_here};
 
 use link::Link;
 pub(crate) use link::{Dial, Dialed, Dialing};
@@ -105,7 +106,7 @@ impl Client {
     /// # Errors
     /// [`Error::Resolve`] and [`Error::Unreachable`] when no connection comes about;
     /// [`Error::UnknownHost`] at a first contact without a pin: if its key id is the right one,
-    /// [`add`](crate::trust::known_hosts::add) it to the known hosts and connect again; [`Error::ChangedHost`], [`Error::WrongPin`] and
+    /// [`add`](crate::auth::known_hosts::add) it to the known hosts and connect again; [`Error::ChangedHost`], [`Error::WrongPin`] and
     /// [`Error::NotTrusted`] when it is another than it should be. Nothing was sent then.
     pub async fn connect(
         identity: &Identity,
@@ -119,7 +120,7 @@ impl Client {
             route: Route::Direct,
             own_port: true,
         };
-        let first = endpoint::connect(identity, trust, host, port, config).await?;
+        let first = connect::connect(identity, trust, host, port, config).await?;
         let (key_id, _) = endpoint::peer(&first.connection).ok_or_else(|| Error::NotTrusted {
             host: host.into(),
             why: "it presented no certificate".into(),
@@ -132,7 +133,7 @@ impl Client {
                 ..ServerTrust::default()
             };
             Box::pin(async move {
-                endpoint::connect(&identity, &trust, &host, port, &config)
+                connect::connect(&identity, &trust, &host, port, &config)
                     .await
                     .map(dialed)
             })
@@ -177,7 +178,7 @@ impl Client {
     /// [`Error::Io`] when the system gives no port; then everything stays as it was.
     pub fn rebind(&self) -> Result<()> {
         let link = self.link();
-        endpoint::rebind(&link.endpoint, link.connection.remote_address())
+        connect::rebind(&link.endpoint, link.connection.remote_address())
     }
 
     fn tell_route(&self, link: &Link, observer: &Observer) {
@@ -205,7 +206,7 @@ impl Client {
     /// server does not hold is sent.
     ///
     /// # Errors
-    /// What ends the session as a whole. Files that fail do not: see [`Sent::failures`](crate::sender::Sent::failures).
+    /// What ends the session as a whole. Files that fail do not: see [`Sent::failures`](crate::transfer::send::Sent::failures).
     pub async fn push(&self, options: &PushOptions, observer: Observer) -> Result<Outcome> {
         unlisted_mirror(&options.take, &options.walk)?;
         let link = self.link();
@@ -326,7 +327,7 @@ impl Client {
 
     /// Receives files and directories from the server, and waits until each is committed on this machine, or has failed.
     /// Where they come to stand is settled as in a push, once the server has said what the source is: see
-    /// [`Place::settle`](crate::receiver::Place::settle). All else is as in [`push`](Self::push), with the roles turned
+    /// [`Place::settle`](crate::transfer::receive::Place::settle). All else is as in [`push`](Self::push), with the roles turned
     /// about: what the server could not send is counted among the failures, and a lost connection is followed by others,
     /// over which the server looks for everything anew.
     ///
@@ -572,7 +573,7 @@ impl Client {
             address: link.address(),
             key_id: self.key_id.to_string(),
         });
-        link.honest(measure::measure(&link.window, options, &self.config, &observer).await)
+        link.honest(bench::measure(&link.window, options, &self.config, &observer).await)
     }
 
     /// Waits until the server has closed the connection, as whoever offers by a code does once it has read how a pull went, for

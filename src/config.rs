@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::congestion::Congestion;
-use crate::index::Index;
-use crate::rate::Rate;
+use crate::protocol::rate::Rate;
+use crate::storage::digest_index::Index;
 
 /// The UDP port of a server, unless it is told another.
 pub const DEFAULT_PORT: u16 = 4433;
@@ -45,7 +45,7 @@ pub struct Config {
     /// announces what it knows, a server looks for it. None: everything that is wanted is sent.
     pub index: Option<Index>,
     /// A directory that nothing which a client pulls may change: the one with this machine's keys and settings, such as
-    /// [`Home::path`](crate::identity::Home::path); see [`LocalStore::open_reserving`](crate::store::LocalStore::open_reserving).
+    /// [`Home::path`](crate::auth::identity::Home::path); see [`LocalStore::open_reserving`](crate::storage::LocalStore::open_reserving).
     /// A server is given a store that reserves it.
     pub reserved: Option<PathBuf>,
     /// Whether a server lets clients that may write remove what stands in its directory, as a mirror does.

@@ -2,21 +2,23 @@
 //!
 //! [`Error`] ends an operation; [`Why`] is the reason one file (or one session) did not go through, in words that
 //! cross the wire. A session in which single files failed is no [`Error`]: the failures stand in its
-//! [`Outcome`](crate::progress::Event).
+//! [`Outcome`](crate::transfer::events::Event).
+
+pub mod text;
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use crate::path::BadName;
-use crate::text::PeerText;
+use crate::error::text::PeerText;
+use crate::protocol::path::BadName;
 
 /// `Result` with haul's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Longest sentence in bytes that a peer may send with a code.
-pub const MAX_TEXT: usize = 1024;
+pub(crate) const MAX_TEXT: usize = 1024;
 
 /// Whether an error of `flock` says that the filesystem knows no locks: Lustre without its mount option, some FUSE
 /// filesystems, NFS without its lock service. NFS also locks no file (EBADF) that is open for reading only.

@@ -9,11 +9,11 @@
 //! use std::sync::Arc;
 //! use haul::client::{Client, PushOptions};
 //! use haul::config::Config;
-//! use haul::identity::Identity;
-//! use haul::path::RelativePath;
+//! use haul::auth::identity::Identity;
+//! use haul::protocol::path::RelativePath;
 //! use haul::server::{Server, ServerOptions};
-//! use haul::store::LocalStore;
-//! use haul::trust::{Admission, Anyone, ServerTrust};
+//! use haul::storage::LocalStore;
+//! use haul::auth::trust::{Admission, Anyone, ServerTrust};
 //!
 //! // A server that takes files from everybody into one directory, and never writes anywhere else.
 //! let inbox = std::env::temp_dir();
@@ -25,7 +25,7 @@
 //!     admission: Admission { anyone: Anyone { read: false, write: true }, ..Admission::default() },
 //!     store: Arc::new(LocalStore::open(&inbox)?),
 //!     config: Config::default(),
-//!     observer: haul::progress::ignore(),
+//!     observer: haul::transfer::events::ignore(),
 //! })?;
 //! let port = server.local_addresses()[0].port();
 //! tokio::spawn(server.run(std::future::pending(), std::future::pending()));
@@ -38,7 +38,7 @@
 //!     into: true,
 //!     ..PushOptions::default()
 //! };
-//! let outcome = client.push(&options, haul::progress::ignore()).await?;
+//! let outcome = client.push(&options, haul::transfer::events::ignore()).await?;
 //! assert_eq!(outcome.sent.failed, 0);
 //! client.close().await;
 //! # Ok(())
@@ -54,37 +54,79 @@
 //! [`sender`] and [`receiver`] are the transfer's two roles, and [`verdict`] says what bound it; [`session`], [`server`]
 //! and [`client`] put them together, and a [`peer`] is met by a code, perhaps at a [`relay`]. PROTOCOL.md specifies what travels.
 
-pub mod bucket;
-pub mod budget;
-pub mod client;
-pub mod config;
-pub mod congestion;
-pub mod endpoint;
-pub mod error;
-pub mod filter;
-pub mod identity;
-pub mod index;
-pub mod limits;
-mod listing;
-pub mod manifest;
-pub mod measure;
-mod owners;
-pub mod path;
-pub mod peer;
-pub mod pipe;
-pub mod progress;
-mod qlog;
-pub mod rate;
-pub mod receiver;
-pub mod relay;
-pub mod sender;
-pub mod server;
-pub mod session;
-pub mod store;
-pub mod stream;
-pub mod target;
-pub mod text;
-pub mod trust;
-mod upkeep;
-pub mod verdict;
-pub mod wire;
+mod auth;
+mod bench;
+mod client;
+mod config;
+mod congestion;
+mod error;
+mod net;
+pub mod pairing;
+mod protocol;
+mod relay;
+mod server;
+mod storage;
+mod transfer;
+
+pub use auth::identity::{Home, Identity, KeyId};
+pub use auth::trust::ServerTrust;
+pub use auth::{Admission, Anyone, Guests, Rights, known_hosts, peers};
+pub use bench::{Load, MeasureOptions, Measured, RoundTrips};
+pub use client::{Client, PullOptions, PushOptions};
+pub use config::{Config, DEFAULT_PORT, written};
+pub use congestion::Congestion;
+pub use error::text::PeerText;
+pub use error::{Code, Error, Result, Why};
+pub use protocol::path::{BadName, RelativePath, is_unprintable, printable};
+pub use protocol::rate::Rate;
+pub use protocol::target::{Argument, Host, Petname, Target};
+pub use protocol::{
+    Aspect, Components, Delete, Durability, Existing, Kind, Listed, Offer, Probe, Summary, Take,
+    Time, Unkept, Xattr,
+};
+pub use relay::{Allowance, Relay, RelayOptions};
+pub use server::{Server, ServerOptions};
+pub use storage::digest_index::Index;
+pub use storage::filter::{Filter, Only, Rules, lines};
+pub use storage::open_files::raise_open_files;
+pub use storage::pipe::Pipe;
+pub use storage::walk::{Follow, WalkOptions};
+pub use storage::{
+    Attributes, Claim, Folding, Lapses, LocalStore, MemoryStore, Metadata, Source, Store,
+    TimeProbe, Upload, Version,
+};
+pub use transfer::bottleneck::{Account, Bound, Cpu, PathStats};
+pub use transfer::events::{Event, Observer, Route, Settled, ignore};
+pub use transfer::receive::Most;
+pub use transfer::send::Sent;
+pub use transfer::session::{Found, Listing, Outcome};
+
+/// What haul's own tests and benchmarks need of the inside: messages, streams and raw endpoints. No part of the API:
+/// any release may change it.
+#[doc(hidden)]
+pub mod internal {
+    pub mod auth {
+        pub use crate::auth::*;
+    }
+    pub mod bench {
+        pub use crate::bench::*;
+    }
+    pub mod net {
+        pub use crate::net::*;
+    }
+    pub mod protocol {
+        pub use crate::protocol::*;
+    }
+    pub mod relay {
+        pub use crate::relay::*;
+    }
+    pub mod server {
+        pub use crate::server::*;
+    }
+    pub mod storage {
+        pub use crate::storage::*;
+    }
+    pub mod transfer {
+        pub use crate::transfer::*;
+    }
+}

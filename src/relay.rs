@@ -20,14 +20,14 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tracing::{Instrument, debug, info, info_span};
 
+use crate::auth::identity::Identity;
 use crate::config::Config;
-use crate::endpoint;
+use crate::error::text::PeerText;
 use crate::error::{Code, Error, Result, Why};
-use crate::identity::Identity;
-use crate::rate::Rate;
-use crate::stream::{MessageReader, MessageWriter, StreamError, varint_of};
-use crate::text::PeerText;
-use crate::wire::{Address, Forward, Found, Message, Place, Placed, Refused, Seek};
+use crate::net::endpoint;
+use crate::net::stream::{MessageReader, MessageWriter, StreamError, varint_of};
+use crate::protocol::rate::Rate;
+use crate::protocol::{Address, Forward, Found, Message, Place, Placed, Refused, Seek};
 
 pub use forward::Allowance;
 use forward::{Forwarder, Party};

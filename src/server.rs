@@ -14,24 +14,24 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, info, info_span, warn};
 
-use crate::bucket::{Bucket, Limits};
-use crate::budget::{Budget, Window};
+use crate::auth::identity::Identity;
+use crate::auth::{Admission, Rights};
+use crate::bench::{self, Places};
 use crate::config::Config;
-use crate::endpoint::{self, Port};
 use crate::error::{Code, Error, Result};
-use crate::identity::Identity;
-use crate::limits::within_open_files;
-use crate::measure::{self, Places};
-use crate::progress::Observer;
-use crate::qlog;
-use crate::receiver::{Asked, Claims, Keep, Permits, Receiver, Receiving};
-use crate::session::{
+use crate::net::endpoint::{self, Port};
+use crate::net::flow_control::{Budget, Window};
+use crate::net::qlog;
+use crate::net::rate_limit::{Bucket, Limits};
+use crate::net::send_window::{SendMemory, Upkeep};
+use crate::net::stream::{MessageReader, MessageWriter, lost_connection, varint_of};
+use crate::storage::Store;
+use crate::storage::open_files::within_open_files;
+use crate::transfer::events::Observer;
+use crate::transfer::receive::{Asked, Claims, Keep, Permits, Receiver, Receiving};
+use crate::transfer::session::{
     MakeReceiver, Offered, Opened, ServerSession, Sessions, accept_streams, listings, serve,
 };
-use crate::store::Store;
-use crate::stream::{MessageReader, MessageWriter, lost_connection, varint_of};
-use crate::trust::{Admission, Rights};
-use crate::upkeep::{SendMemory, Upkeep};
 
 use running::Running;
 
@@ -419,7 +419,7 @@ async fn converse(
                     Opened::Measurement => {
                         let limits = Limits::new(session.limit.clone());
                         let within = (&session.config, &limits);
-                        measure::serve(&window, &places, bi, within, &session.stopping).await
+                        bench::serve(&window, &places, bi, within, &session.stopping).await
                     }
                 };
                 running.end();

@@ -3,11 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use haul::config::Config;
-use haul::error::Error;
-use haul::measure::MeasureOptions;
-use haul::progress::{Event, Observer};
-use haul::target::Argument;
+use haul::{Argument, Config, Error, Event, MeasureOptions, Observer};
 
 use super::connect::connect;
 use super::output::{self, Status, measured};

@@ -1,12 +1,10 @@
 //! To a server, and the question at a first contact.
 
-use haul::client::Client;
-use haul::config::Config;
-use haul::error::Error;
-use haul::identity::{Home, Identity, KeyId};
-use haul::peer::pair;
-use haul::target::{Host, Petname, Target};
-use haul::trust::{ServerTrust, known_hosts, peers};
+use haul::pairing::pair;
+use haul::{
+    Client, Config, Error, Home, Host, Identity, KeyId, Petname, ServerTrust, Target, known_hosts,
+    peers,
+};
 
 use super::output;
 use super::settings::{Relayed, own_addresses};

@@ -2,17 +2,10 @@
 
 use std::path::PathBuf;
 
-use haul::client::{Client, PullOptions, PushOptions};
-use haul::config::Config;
-use haul::error::Error;
-use haul::identity::Home;
-use haul::index::Index;
-use haul::manifest::{Follow, WalkOptions};
-use haul::path::RelativePath;
-use haul::progress::Observer;
-use haul::session::Outcome;
-use haul::target::{Argument, Host, Target};
-use haul::wire::{Durability, Take};
+use haul::{
+    Argument, Client, Config, Durability, Error, Follow, Home, Host, Index, Observer, Outcome,
+    PullOptions, PushOptions, RelativePath, Take, Target, WalkOptions,
+};
 
 use super::connect::connect;
 use super::output::{self, Screen};

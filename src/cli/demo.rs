@@ -7,13 +7,10 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, bail};
-use haul::client::{Client, PushOptions};
-use haul::config::Config;
-use haul::identity::Identity;
-use haul::path::RelativePath;
-use haul::server::{Server, ServerOptions};
-use haul::store::LocalStore;
-use haul::trust::{Admission, Anyone, ServerTrust};
+use haul::{
+    Admission, Anyone, Client, Config, Identity, LocalStore, PushOptions, RelativePath, Server,
+    ServerOptions, ServerTrust,
+};
 
 use super::output::{self, Screen, shown};
 use super::{DONE, Demo, FAILED, Output};
@@ -47,7 +44,7 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
         },
         store: Arc::new(LocalStore::open(&received)?),
         config: Config::default(),
-        observer: haul::progress::ignore(),
+        observer: haul::ignore(),
     })?;
     let port = server
         .local_addresses()

@@ -6,9 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
-use haul::error::Error;
-use haul::filter::{Filter, Only, Rules, lines};
-use haul::path::printable;
+use haul::{Error, Filter, Only, Rules, lines, printable};
 
 /// What was typed. Made by hand, since clap's derive does not tell the order of different options.
 #[derive(Debug, Clone, Default)]

@@ -1,9 +1,6 @@
 //! `haul ls`.
 
-use haul::config::Config;
-use haul::error::Error;
-use haul::session::{Found, Listing};
-use haul::target::Argument;
+use haul::{Argument, Config, Error, Found, Listing};
 
 use super::connect::connect;
 use super::output;

@@ -14,12 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
-use haul::config::written;
-use haul::error::{Code, Error, Why};
-use haul::path::{RelativePath, is_unprintable, printable};
-use haul::progress::{Event, Observer, Route, Settled};
-use haul::session::Outcome;
-use haul::wire::{Kind, Unkept};
+use haul::{
+    Code, Error, Event, Kind, Observer, Outcome, RelativePath, Route, Settled, Unkept, Why,
+    is_unprintable, printable, written,
+};
 use serde_json::{Value, json};
 
 use tally::Tally;

@@ -5,15 +5,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Args;
-use haul::config::Config;
-use haul::error::{Error, Why};
-use haul::identity::Home;
-use haul::manifest::WalkOptions;
-use haul::peer::offer::Content;
-use haul::peer::pair::Paired;
-use haul::peer::send::{Met, Offering, SendOptions};
-use haul::target::Petname;
-use haul::trust::peers::{self, Peer};
+use haul::pairing::offer::Content;
+use haul::pairing::pair::Paired;
+use haul::pairing::send::{Met, Offering, SendOptions};
+use haul::peers;
+use haul::peers::Peer;
+use haul::{Config, Error, Home, Petname, WalkOptions, Why};
 
 use super::receive::{By, meet};
 use super::send::{Asking, EXPIRED, announce, another, machine};
@@ -163,13 +160,7 @@ async fn by_showing(pair: &Pair, home: &Home) -> anyhow::Result<Ended> {
         relay: pair.relayed.relay(home)?,
         own: own_addresses(),
     };
-    let begun = Offering::begin(
-        options,
-        home.identity()?,
-        Config::default(),
-        haul::progress::ignore(),
-    )
-    .await;
+    let begun = Offering::begin(options, home.identity()?, Config::default(), haul::ignore()).await;
     let mut offering = begun?;
     let ended = tokio::select! {
         ended = shown(&mut offering) => ended,
@@ -209,10 +200,7 @@ async fn shown(offering: &mut Offering) -> anyhow::Result<Ended> {
             Met::Paired(paired) => return Ok(Ended::Paired(paired)),
             // It takes nothing here, so it was no `haul pair`.
             Met::Declined { .. } | Met::Accepted { .. } => {
-                let why = Why::new(
-                    haul::error::Code::Cancelled,
-                    "the other machine did not pair",
-                );
+                let why = Why::new(haul::Code::Cancelled, "the other machine did not pair");
                 output::failure(&Error::Refused(why).into());
                 return Ok(Ended::With(FAILED));
             }

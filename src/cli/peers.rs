@@ -1,10 +1,9 @@
 //! `haul peers`.
 
 use clap::Args;
-use haul::error::Error;
-use haul::identity::Home;
-use haul::target::Petname;
-use haul::trust::peers::{self, Peer};
+use haul::peers;
+use haul::peers::Peer;
+use haul::{Error, Home, Petname};
 use serde_json::json;
 
 use super::{DONE, output};

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use haul::peer::code;
+use haul::pairing::code;
 use rustyline::completion::Completer;
 use rustyline::highlight::Highlighter;
 use rustyline::hint::Hinter;

@@ -7,26 +7,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use haul::client::{Client, PullOptions};
-use haul::config::Config;
-use haul::error::Error;
-use haul::identity::Home;
-use haul::index::Index;
-use haul::peer::code::{Credential, ShortCode, without_label};
-use haul::peer::pair;
-use haul::peer::receive::{self, Met};
-use haul::peer::rendezvous::RelayAt;
-use haul::peer::route::Whereabouts;
-use haul::peer::ticket::{BadTicket, Ticket};
-use haul::progress::Observer;
-use haul::rate::Rate;
-use haul::receiver::Most;
-use haul::session::Outcome;
-use haul::store::LocalStore;
-use haul::target::Petname;
-use haul::text::PeerText;
-use haul::trust::peers::{self, Peer};
-use haul::wire::{Durability, Existing, Offer, Take};
+use haul::pairing::code::{Credential, ShortCode, without_label};
+use haul::pairing::pair;
+use haul::pairing::receive;
+use haul::pairing::receive::Met;
+use haul::pairing::rendezvous::RelayAt;
+use haul::pairing::route::Whereabouts;
+use haul::pairing::ticket::{BadTicket, Ticket};
+use haul::peers;
+use haul::peers::Peer;
+use haul::{
+    Client, Config, Durability, Error, Existing, Home, Index, LocalStore, Most, Observer, Offer,
+    Outcome, PeerText, Petname, PullOptions, Rate, Take,
+};
 
 use super::output::offer::Named;
 use super::output::{self, Screen, shown};

@@ -6,12 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use haul::identity::Home;
-use haul::path::printable;
-use haul::peer::rendezvous::RELAY_PORT;
-use haul::rate::Rate;
-use haul::relay::{Allowance, Relay, RelayOptions};
-use haul::wire::MAX_RELAY_TOKEN;
+use haul::internal::protocol::MAX_RELAY_TOKEN;
+use haul::pairing::rendezvous::RELAY_PORT;
+use haul::{Allowance, Home, Rate, Relay, RelayOptions, printable};
 
 use super::serve::signals;
 use super::settings::own_addresses;

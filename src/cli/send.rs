@@ -6,20 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
-use haul::config::Config;
-use haul::error::Error;
-use haul::identity::Home;
-use haul::index::Index;
-use haul::manifest::WalkOptions;
-use haul::path::printable;
-use haul::peer::discovery::{self, Announcement};
-use haul::peer::offer::Content;
-use haul::peer::send::{Met, Offering, SendOptions};
-use haul::pipe::Pipe;
-use haul::progress::{Event, Observer};
-use haul::rate::Rate;
-use haul::target::Petname;
-use haul::trust::peers;
+use haul::pairing::discovery;
+use haul::pairing::discovery::Announcement;
+use haul::pairing::offer::Content;
+use haul::pairing::send::{Met, Offering, SendOptions};
+use haul::peers;
+use haul::{
+    Config, Error, Event, Home, Index, Observer, Petname, Pipe, Rate, WalkOptions, printable,
+};
 
 use super::filter::FilterArgs;
 use super::output::{self, Screen};
@@ -145,7 +139,7 @@ fn content(send: &Send) -> Result<Content, Error> {
 
 /// What this machine is called.
 pub(super) fn machine() -> String {
-    let name = haul::peer::machine_name();
+    let name = haul::pairing::machine_name();
     if name.is_empty() {
         "a machine without a name".into()
     } else {

@@ -5,14 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use haul::config::{Config, DEFAULT_PORT};
-use haul::identity::{Home, KeyId};
-use haul::index::Index;
-use haul::path::printable;
-use haul::peer::pair;
-use haul::server::{Server, ServerOptions};
-use haul::store::LocalStore;
-use haul::trust::{Admission, Anyone, peers};
+use haul::pairing::pair;
+use haul::{
+    Admission, Anyone, Config, DEFAULT_PORT, Home, Index, KeyId, LocalStore, Server, ServerOptions,
+    peers, printable,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -50,7 +47,7 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
         index: (!serve.no_dedupe).then(|| Index::new(home.index())),
         ..Config::default()
     };
-    let observer = haul::progress::ignore();
+    let observer = haul::ignore();
     let (listen, relay) = (serve.listen, serve.relayed.relay(&home)?);
     let paired = peers::all(&home.peers())?.len();
     let (known, asking) = (identity.clone(), config.clone());

@@ -3,10 +3,8 @@
 use std::net::IpAddr;
 
 use clap::Args;
-use haul::error::Error;
-use haul::identity::Home;
-use haul::path::printable;
-use haul::peer::rendezvous::RelayAt;
+use haul::pairing::rendezvous::RelayAt;
+use haul::{Error, Home, printable};
 
 /// Whose help to take.
 #[derive(Args, Default)]

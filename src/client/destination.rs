@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use super::{PullOptions, blocking};
 use crate::error::{Code, Error, Result, Why};
-use crate::path::{RelativePath, printable};
-use crate::receiver::{Place, Sources};
-use crate::store::{LocalStore, OutputStore, Store};
-use crate::wire::Kind;
+use crate::protocol::Kind;
+use crate::protocol::path::{RelativePath, printable};
+use crate::storage::{LocalStore, OutputStore, Store};
+use crate::transfer::receive::{Place, Sources};
 
 /// A directory that is held open, and where in it the sources come to stand; or a writer for the only one.
 #[derive(Clone)]

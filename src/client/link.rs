@@ -11,19 +11,20 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::watch;
-use crate::bucket::Limits;
-use crate::budget::{Budget, Window};
+use crate::auth::identity::KeyId;
 use crate::config::Config;
-use crate::endpoint::{self, Connected};
 use crate::error::{Code, Error, Result};
-use crate::identity::KeyId;
-use crate::progress::Route;
-use crate::receiver::Receiver;
-use crate::sender::Sender;
-use crate::session::{self, Outcome, Sessions, accept_streams};
-use crate::stream::varint_of;
-use crate::upkeep::{SendMemory, Upkeep};
-use crate::wire::{Pull, Push, Ready};
+use crate::net::connect::Connected;
+use crate::net::endpoint;
+use crate::net::flow_control::{Budget, Window};
+use crate::net::rate_limit::Limits;
+use crate::net::send_window::{SendMemory, Upkeep};
+use crate::net::stream::varint_of;
+use crate::protocol::{Pull, Push, Ready};
+use crate::transfer::events::Route;
+use crate::transfer::receive::Receiver;
+use crate::transfer::send::Sender;
+use crate::transfer::session::{self, Outcome, Sessions, accept_streams};
 
 /// How long a connection outlives its last session, so that its last messages arrive: quinn has sent them four times by
 /// then at round trips of up to 200 ms.

@@ -8,24 +8,24 @@ use tokio_util::sync::CancellationToken;
 use super::destination::Destination;
 use super::link::Link;
 use super::{PullOptions, blocking, session_id};
-use crate::bucket::Limits;
-use crate::budget::Window;
+use crate::auth::identity::KeyId;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::filter::{Filter, is_pattern};
-use crate::identity::KeyId;
-use crate::limits::within_open_files;
-use crate::manifest::{Follow, MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
-use crate::path::printable;
-use crate::progress::Observer;
-use crate::rate::Rate;
-use crate::receiver::{Asked, Claims, Keep, Ledger, Permits, Place, Receiver, Receiving};
-use crate::sender::{Sender, Sent};
-use crate::session::{Outcome, origin};
-use crate::store::OutputStore;
-use crate::wire::{
+use crate::net::flow_control::Window;
+use crate::net::rate_limit::Limits;
+use crate::protocol::path::printable;
+use crate::protocol::rate::Rate;
+use crate::protocol::{
     Components, MAX_WIRE_RULES, MAX_WIRE_RULES_BYTES, Message, Pull, Push, Ready, WireFilter,
 };
+use crate::storage::OutputStore;
+use crate::storage::filter::{Filter, is_pattern};
+use crate::storage::open_files::within_open_files;
+use crate::storage::walk::{Follow, MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
+use crate::transfer::events::Observer;
+use crate::transfer::receive::{Asked, Claims, Keep, Ledger, Permits, Place, Receiver, Receiving};
+use crate::transfer::send::{Sender, Sent};
+use crate::transfer::session::{Outcome, origin};
 
 /// A session, as it outlives its connections.
 pub(super) enum Operation {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::error::text::PeerText;
 use crate::error::{Code, Error, Result};
-use crate::text::PeerText;
 
 /// Bound of the first wait. A server that is started anew is back within a second or two.
 const BASE: Duration = Duration::from_millis(500);

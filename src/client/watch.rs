@@ -6,7 +6,7 @@ use std::time::Duration;
 use quinn::Connection;
 use tokio::time::{sleep, timeout};
 
-use crate::endpoint;
+use crate::net::connect;
 
 /// How long beyond a keep-alive an answer to it may take before a connection counts as silent.
 const ANSWER: Duration = Duration::from_secs(1);
@@ -51,12 +51,12 @@ pub(super) async fn gone(
         let address = connection.remote_address();
         if !silent
             && let Some(endpoint) = endpoint
-            && let Err(error) = endpoint::rebind(endpoint, address)
+            && let Err(error) = connect::rebind(endpoint, address)
         {
             tracing::debug!(%error, "no other port");
         }
         silent = true;
-        match timeout(ANSWER, endpoint::nobody_listens(address)).await {
+        match timeout(ANSWER, connect::nobody_listens(address)).await {
             Ok(()) => refusals += 1,
             Err(_) => refusals = 0,
         }

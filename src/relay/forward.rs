@@ -14,11 +14,11 @@ use tracing::{debug, info};
 
 use super::socket::{Buffer, Datagrams, Socket};
 use super::{canonical, network};
-use crate::bucket::Bucket;
-use crate::endpoint;
 use crate::error::Result;
-use crate::rate::Rate;
-use crate::wire::BIND;
+use crate::net::endpoint;
+use crate::net::rate_limit::Bucket;
+use crate::protocol::BIND;
+use crate::protocol::rate::Rate;
 
 /// A pair ends when one of its ends is not heard for so long: each binds its address every 5 s while it wants the pair. Otherwise
 /// whoever is the other end could have a relay send to somebody who is long gone; and pairs of transfers that are over, or have gone

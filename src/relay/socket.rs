@@ -8,8 +8,8 @@ use quinn::udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-use crate::endpoint;
 use crate::error::{Error, Result};
+use crate::net::endpoint;
 
 /// What comes at once, at most: no datagram, and no number of them together, is longer.
 const AT_ONCE: usize = 65_535;

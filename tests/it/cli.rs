@@ -878,25 +878,25 @@ async fn a_server_that_is_killed_is_said_to_be_lost_and_leaves_nothing_half() {
         .unwrap()
         .parse()
         .unwrap();
-    let trust = haul::trust::ServerTrust {
+    let trust = haul::ServerTrust {
         pin: Some(server.key_id.parse().unwrap()),
         ..Default::default()
     };
-    let identity = haul::identity::Identity::generate().unwrap();
+    let identity = haul::Identity::generate().unwrap();
     // The command waits for 60 s, in which an outage may end, and tries again; this test need not.
     let (second, never) = (std::time::Duration::from_secs(1), std::time::Duration::ZERO);
-    let config = haul::config::Config {
+    let config = haul::Config {
         idle_timeout: second,
         retry_for: never,
         ..Default::default()
     };
-    let connected = haul::client::Client::connect(&identity, &trust, "127.0.0.1", port, &config)
+    let connected = haul::Client::connect(&identity, &trust, "127.0.0.1", port, &config)
         .await
         .unwrap();
     let (moved, moving) = tokio::sync::oneshot::channel::<()>();
     let moved = std::sync::Mutex::new(Some(moved));
-    let observer: haul::progress::Observer = std::sync::Arc::new(move |event| {
-        if let haul::progress::Event::Moved { .. } = event {
+    let observer: haul::Observer = std::sync::Arc::new(move |event| {
+        if let haul::Event::Moved { .. } = event {
             drop(moved.lock().unwrap().take());
         }
     });
@@ -908,10 +908,7 @@ async fn a_server_that_is_killed_is_said_to_be_lost_and_leaves_nothing_half() {
         .await
         .unwrap()
         .unwrap();
-    assert!(
-        matches!(ended, Err(haul::error::Error::Lost(_))),
-        "{ended:?}"
-    );
+    assert!(matches!(ended, Err(haul::Error::Lost(_))), "{ended:?}");
     assert!(!server.served.path().join("big").exists());
 }
 
@@ -1077,7 +1074,7 @@ fn the_demo_proves_itself() {
 #[test]
 fn a_large_file_that_was_renamed_is_not_sent_again_unless_that_is_asked_for() {
     let (server, client) = (Serving::start(&["--anyone", "both"]), client());
-    let size = haul::index::LARGE_FILE;
+    let size = haul::internal::storage::digest_index::LARGE_FILE;
     let place = |name: &str| client.files.path().join(name);
     write(&place("a"), &content(1, size as usize));
     // What has just been written may change again unnoticed.
@@ -1137,7 +1134,7 @@ fn a_key_that_may_only_write_is_told_why_it_may_not_mirror() {
 
 #[test]
 fn partials_go_when_they_are_older_than_is_said() {
-    use haul::store::{Claim, LocalStore, Store};
+    use haul::{Claim, LocalStore, Store};
     use std::time::{Duration, SystemTime};
     let served = tempfile::tempdir().unwrap();
     let store = LocalStore::open(served.path()).unwrap();
@@ -1149,7 +1146,7 @@ fn partials_go_when_they_are_older_than_is_said() {
     for name in ["old", "young"] {
         store
             .create(
-                &haul::path::RelativePath::from_components([name]).unwrap(),
+                &haul::RelativePath::from_components([name]).unwrap(),
                 &claim,
             )
             .unwrap()

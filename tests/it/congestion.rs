@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::link::{Link, Network};
-use haul::congestion::Congestion;
+use haul::Congestion;
 
 const MEGABYTE: u64 = 1_000_000;
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use crate::support::{Host, content, from, pull, push, recorder, to, write};
-use haul::progress::Event;
+use haul::Event;
 
 /// Size of a file that is holes for the most part.
 const TIB: u64 = 1 << 40;
@@ -116,7 +116,7 @@ async fn a_tebibyte_of_holes_travels_as_what_is_between_them() {
         );
     }
     let again = client
-        .push(&to(&[&big, &hole, &middle], ""), haul::progress::ignore())
+        .push(&to(&[&big, &hole, &middle], ""), haul::ignore())
         .await
         .unwrap();
     assert_eq!((again.sent.skipped, again.sent.files), (3, 0));
@@ -178,15 +178,15 @@ async fn a_sparse_file_that_was_interrupted_goes_on_and_its_holes_are_holes() {
     let size = TIB + (9 << 20);
     sparse(&source, size, parts);
     let host = Host::directory(there.path());
-    let identity = haul::identity::Identity::generate().unwrap();
-    let config = haul::config::Config {
+    let identity = haul::Identity::generate().unwrap();
+    let config = haul::Config {
         retry_for: std::time::Duration::ZERO,
         ..Default::default()
     };
     let client = host.connect_as(&identity, &config).await.unwrap();
     let (seen, mut half) = tokio::sync::mpsc::unbounded_channel();
     let moved = std::sync::atomic::AtomicU64::new(0);
-    let observer: haul::progress::Observer = std::sync::Arc::new(move |event| {
+    let observer: haul::Observer = std::sync::Arc::new(move |event| {
         if let Event::Moved { bytes, .. } = event
             && moved.fetch_add(bytes, std::sync::atomic::Ordering::SeqCst) > 12 << 20
         {

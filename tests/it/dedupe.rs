@@ -8,16 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::support::{LIMIT, content, listing, recorder, to, write};
-use haul::client::{Client, PushOptions};
-use haul::config::Config;
-use haul::error::{Code, Error};
-use haul::identity::Identity;
-use haul::index::{Index, LARGE_FILE};
-use haul::progress::Event;
-use haul::server::{Server, ServerOptions};
-use haul::store::{LocalStore, Store};
-use haul::trust::{Admission, Anyone, ServerTrust};
-use haul::wire::Take;
+use haul::internal::storage::digest_index::LARGE_FILE;
+use haul::{
+    Admission, Anyone, Client, Code, Config, Error, Event, Identity, Index, LocalStore,
+    PushOptions, Server, ServerOptions, ServerTrust, Store, Take,
+};
 use tempfile::{TempDir, tempdir};
 
 const SIZE: usize = LARGE_FILE as usize;
@@ -70,7 +65,7 @@ impl Pair {
             },
             store: Arc::new(LocalStore::open(served.path()).unwrap()),
             config: config(&indexes[0], server_has_index),
-            observer: haul::progress::ignore(),
+            observer: haul::ignore(),
         })
         .unwrap();
         let port = server.local_addresses()[0].port();
@@ -299,7 +294,7 @@ async fn who_may_not_read_cannot_find_out_by_a_checksum_whether_a_guess_is_right
     pair.write("a", 1);
     let mut options = to(&[&pair.from.path().join("src")], "src");
     (options.walk.checksum, options.take.checksum) = (true, true);
-    match tokio::time::timeout(LIMIT, pair.client.push(&options, haul::progress::ignore()))
+    match tokio::time::timeout(LIMIT, pair.client.push(&options, haul::ignore()))
         .await
         .expect("it ends")
     {

@@ -6,13 +6,7 @@ use std::sync::Arc;
 
 use crate::support::slow::SlowStore;
 use crate::support::{Host, LIMIT, to, write};
-use haul::client::PushOptions;
-use haul::config::Config;
-use haul::error::Code;
-use haul::progress::{Event, Observer, Settled};
-use haul::sender::Sent;
-use haul::store::MemoryStore;
-use haul::wire::Durability;
+use haul::{Code, Config, Durability, Event, MemoryStore, Observer, PushOptions, Sent, Settled};
 use tempfile::tempdir;
 
 /// What the manifest alone settles: directories, an empty file and another name of it, a symbolic link.
@@ -39,11 +33,7 @@ fn told(store: &SlowStore, by: &'static str) -> Observer {
     })
 }
 
-async fn push(
-    store: &SlowStore,
-    source: &Path,
-    durability: Durability,
-) -> haul::error::Result<Sent> {
+async fn push(store: &SlowStore, source: &Path, durability: Durability) -> haul::Result<Sent> {
     let host = Host::observed(
         Arc::new(store.clone()),
         Config::default(),

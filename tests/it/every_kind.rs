@@ -10,11 +10,7 @@ use std::sync::Arc;
 
 use crate::support::command::{Serving, is_root};
 use crate::support::{Host, LIMIT, content, from, listing, pull, push, to, write};
-use haul::client::{PullOptions, PushOptions};
-use haul::config::Config;
-use haul::error::Code;
-use haul::manifest::WalkOptions;
-use haul::store::LocalStore;
+use haul::{Code, Config, LocalStore, PullOptions, PushOptions, WalkOptions};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, XattrFlags, setxattr, utimensat};
 use tempfile::tempdir;
 
@@ -166,12 +162,7 @@ fn found(root: &Path) -> Vec<String> {
             "{}",
             String::from_utf8_lossy(&found.stderr)
         );
-        all.extend(
-            found
-                .stdout
-                .split(|&byte| byte == 0)
-                .map(haul::path::printable),
-        );
+        all.extend(found.stdout.split(|&byte| byte == 0).map(haul::printable));
     }
     all.sort();
     all
@@ -275,7 +266,7 @@ async fn what_is_put_into_the_tree_later_is_all_that_a_rerun_sends() {
     let client = server.connect().await;
     let options = to(&[&original], "t");
     let push = async || {
-        let pushing = client.push(&options, haul::progress::ignore());
+        let pushing = client.push(&options, haul::ignore());
         tokio::time::timeout(LIMIT, pushing)
             .await
             .expect("it ends")
@@ -321,7 +312,7 @@ async fn a_directory_that_may_not_be_read_is_named_and_the_others_are_sent() {
     mode(&tree.join("11/secret"), 0o600);
     let client = server.connect().await;
     let options = from(&["t"], &here.path().join("t"));
-    let pulling = client.pull(&options, haul::progress::ignore());
+    let pulling = client.pull(&options, haul::ignore());
     let outcome = tokio::time::timeout(LIMIT, pulling)
         .await
         .expect("it ends")
@@ -357,7 +348,7 @@ async fn many_empty_files(count: usize) {
     for (sent, skipped) in [(count as u64, 0), (0, count as u64)] {
         let client = host.connect().await.unwrap();
         let outcome = client
-            .push(&to(&[&tree], "t"), haul::progress::ignore())
+            .push(&to(&[&tree], "t"), haul::ignore())
             .await
             .unwrap();
         assert_eq!(

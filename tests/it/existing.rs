@@ -7,10 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::support::command::Serving;
 use crate::support::{Host, content, listing, pull, push, to, write};
-use haul::client::PushOptions;
-use haul::error::Code;
-use haul::sender::Sent;
-use haul::wire::{Existing, Take};
+use haul::{Code, Existing, PushOptions, Sent, Take};
 use tempfile::tempdir;
 
 /// Some time before all that the test writes.

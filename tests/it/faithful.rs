@@ -8,12 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::command::{Serving, is_root};
 use crate::support::{Host, LIMIT, content, listing, to, write};
-use haul::config::Config;
-use haul::error::Code;
-use haul::progress::{Event, Observer};
-use haul::session::Outcome;
-use haul::store::{MemoryStore, Store};
-use haul::wire::Aspect;
+use haul::{Aspect, Code, Config, Event, MemoryStore, Observer, Outcome, Store};
 use tempfile::tempdir;
 
 fn mode(path: &Path, mode: u32) {
@@ -24,7 +19,7 @@ fn mode(path: &Path, mode: u32) {
 async fn push(server: &Serving, from: &Path, into: &str) -> Outcome {
     let client = server.connect().await;
     let options = to(&[from], into);
-    let pushing = client.push(&options, haul::progress::ignore());
+    let pushing = client.push(&options, haul::ignore());
     let outcome = tokio::time::timeout(LIMIT, pushing)
         .await
         .expect("it ends")

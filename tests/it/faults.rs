@@ -10,10 +10,7 @@ use std::time::Duration;
 
 use crate::support::slow::SlowStore;
 use crate::support::{Host, LIMIT, content, listing, push, to, write};
-use haul::config::Config;
-use haul::error::Code;
-use haul::progress::Event;
-use haul::store::LocalStore;
+use haul::{Code, Config, Event, LocalStore};
 use rustix::io::Errno;
 use tempfile::tempdir;
 
@@ -321,7 +318,7 @@ async fn what_is_gone_before_its_turn_is_named_and_the_rest_arrives() {
         ..Config::default()
     };
     let client = host
-        .connect_as(&haul::identity::Identity::generate().unwrap(), &config)
+        .connect_as(&haul::Identity::generate().unwrap(), &config)
         .await
         .unwrap();
     let held = store.hold();

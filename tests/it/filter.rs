@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 
 use crate::support::command::{Serving, haul};
 use crate::support::write;
-use haul::filter::{Filter, Rules};
-use haul::manifest::{Follow, Found, Tree, Walk, WalkOptions};
+use haul::internal::storage::walk::{Found, Tree, Walk};
+use haul::{Filter, Follow, Rules, WalkOptions};
 use proptest::prelude::*;
 use tempfile::{TempDir, tempdir};
 
@@ -354,7 +354,7 @@ proptest! {
     fn any_rules_leave_out_what_git_leaves_out(case in case()) {
         let root = case.lay();
         if let Some(listed) = case.listed(root.path()) {
-            let shown = |names: &BTreeSet<Vec<u8>>| names.iter().map(|name| haul::path::printable(name)).collect::<Vec<_>>();
+            let shown = |names: &BTreeSet<Vec<u8>>| names.iter().map(|name| haul::printable(name)).collect::<Vec<_>>();
             prop_assert_eq!(shown(&case.walked(root.path())), shown(&listed));
         }
     }

@@ -8,13 +8,9 @@ use std::sync::Arc;
 
 use crate::support::command::{Serving, haul, is_root};
 use crate::support::{Host, path, push, to, write};
-use haul::client::PushOptions;
-use haul::config::Config;
-use haul::error::Code;
-use haul::path::RelativePath;
-use haul::session::Outcome;
-use haul::store::{MemoryStore, Store};
-use haul::wire::{Delete, Existing, Take};
+use haul::{
+    Code, Config, Delete, Existing, MemoryStore, Outcome, PushOptions, RelativePath, Store, Take,
+};
 use tempfile::tempdir;
 
 /// A server on a store that folds names, and lets who may write remove.
@@ -130,7 +126,7 @@ async fn of_names_that_are_the_same_there_the_first_stays_whole() {
     for sent in [3, 0] {
         let outcome = push(&host, &to(&[&t], "t")).await.unwrap();
         assert_eq!((outcome.sent.files, outcome.sent.failed), (sent, 4));
-        let refused = |(_, why): &(RelativePath, haul::error::Why)| why.code == Code::BadName;
+        let refused = |(_, why): &(RelativePath, haul::Why)| why.code == Code::BadName;
         assert!(outcome.sent.failures.iter().all(refused));
         assert_eq!(stored(&*store, "t").len(), 4);
     }

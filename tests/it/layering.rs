@@ -341,7 +341,10 @@ fn a_room_below_is_found_however_it_is_named() {
         )
         .contains("uses client")
     );
-    assert!(fault("receiver/body.rs", "use crate::session::Outcome;").contains("above receiver"));
+    assert!(
+        fault("receiver/body.rs", "use crate::transfer::session::Outcome;")
+            .contains("above receiver")
+    );
     assert!(fault("store.rs", "use super::server;").contains("uses server"));
     assert!(fault("store/local.rs", "use super::super::server;").contains("uses server"));
     assert!(fault("store.rs", "mod inner { use super::super::server; }").contains("uses server"));
@@ -426,7 +429,7 @@ fn the_library_knows_none_of_the_binarys_crates() {
 fn the_binary_uses_the_library_by_its_name() {
     sound(
         "cli/cp.rs",
-        "use crate::cli::output; use super::output; use super::super::cli; use haul::client::Client;",
+        "use crate::cli::output; use super::output; use super::super::cli; use haul::Client;",
     );
     sound("main.rs", "mod cli; use cli::run;");
     assert!(fault("cli/cp.rs", "use crate::client::Client;").contains("uses client"));

@@ -10,16 +10,12 @@ use crate::hostile::peer::{Peer, hello};
 use crate::support::path::{Path, Settings};
 use crate::support::slow::SlowStore;
 use crate::support::{Host, LIMIT, content, listing, recorder, to, write};
-use haul::client::Client;
-use haul::config::Config;
-use haul::error::{Error, Result};
-use haul::identity::Identity;
-use haul::progress::{Event, Observer, ignore};
-use haul::session::Outcome;
-use haul::store::LocalStore;
-use haul::stream::MessageReader;
-use haul::trust::ServerTrust;
-use haul::wire::{Components, End, List, Message, Refused};
+use haul::internal::net::stream::MessageReader;
+use haul::internal::protocol::{End, List, Message, Refused};
+use haul::{
+    Client, Components, Config, Error, Event, Identity, LocalStore, Observer, Outcome, Result,
+    ServerTrust, ignore,
+};
 use tempfile::{TempDir, tempdir};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot};
@@ -746,7 +742,7 @@ async fn a_server_that_stops_waits_for_a_client_that_is_there_and_not_for_one_th
 
     // It takes longer than anybody who is gone is waited for.
     let config = Config {
-        limit: haul::rate::Rate::from_bytes(500_000),
+        limit: haul::Rate::from_bytes(500_000),
         retry_for: Duration::ZERO,
         ..patient()
     };

@@ -6,10 +6,7 @@ use std::path::Path;
 
 use crate::support::command::{Serving, haul};
 use crate::support::{Host, LIMIT, from, path, pull, write};
-use haul::client::Client;
-use haul::error::{Code, Error};
-use haul::session::Found;
-use haul::wire::Kind;
+use haul::{Client, Code, Error, Found, Kind};
 use tempfile::tempdir;
 
 /// All of a listing by name, what could not be looked at with its code behind it.
@@ -107,7 +104,7 @@ async fn a_listing_tells_what_a_stat_would() {
     while let Some(Found::Listed(_, listed)) = listing.next().await.unwrap() {
         all.push(listed);
     }
-    let modified = haul::wire::Time::from(
+    let modified = haul::Time::from(
         served
             .path()
             .join("f")

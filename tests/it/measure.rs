@@ -5,16 +5,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use haul::client::Client;
-use haul::config::Config;
-use haul::error::{Code, Error, Result};
-use haul::identity::Identity;
-use haul::measure::{MeasureOptions, Measured};
-use haul::progress::Event;
-use haul::store::MemoryStore;
-use haul::stream::{MessageReader, StreamError};
-use haul::trust::ServerTrust;
-use haul::wire::{Measure, Message, Ping, Pong, Probe, Received};
+use haul::internal::net::stream::{MessageReader, StreamError};
+use haul::internal::protocol::{Measure, Message, Ping, Pong, Received};
+use haul::{
+    Client, Code, Config, Error, Event, Identity, MeasureOptions, Measured, MemoryStore, Probe,
+    Result, ServerTrust,
+};
 use quinn::{Connection, SendStream};
 
 use crate::hostile::peer::{Peer, impatient, within};
@@ -36,7 +32,7 @@ fn second() -> MeasureOptions {
 
 async fn measure(host: &Host, options: &MeasureOptions) -> Result<Measured> {
     let client = host.connect().await?;
-    let measured = within(client.measure(options, haul::progress::ignore())).await;
+    let measured = within(client.measure(options, haul::ignore())).await;
     client.close().await;
     measured
 }
@@ -132,7 +128,7 @@ async fn both_directions_have_a_rate_and_round_trips() {
         ..second()
     };
     assert!(
-        within(client.measure(&again, haul::progress::ignore()))
+        within(client.measure(&again, haul::ignore()))
             .await
             .unwrap()
             .up
@@ -293,7 +289,7 @@ async fn a_server_that_stops_says_so() {
     let (begun, beginning) = tokio::sync::oneshot::channel::<()>();
     let begun = Mutex::new(Some(begun));
     let measuring = tokio::spawn(async move {
-        let observer: haul::progress::Observer = Arc::new(move |event| {
+        let observer: haul::Observer = Arc::new(move |event| {
             if let Event::Measuring { .. } = event {
                 drop(begun.lock().unwrap().take());
             }
@@ -324,9 +320,13 @@ async fn by_server<F: Future<Output = ()> + Send + 'static>(
         pin: Some(identity.key_id()),
         ..ServerTrust::default()
     };
-    let config = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
-    let endpoint =
-        haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(config)).unwrap();
+    let config =
+        haul::internal::net::endpoint::server_config(&identity, &Config::default()).unwrap();
+    let endpoint = haul::internal::net::endpoint::bind(
+        SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        Some(config),
+    )
+    .unwrap();
     let port = endpoint.local_addr().unwrap().port();
     let serving =
         tokio::spawn(async move { serve(endpoint.accept().await.unwrap().await.unwrap()).await });
@@ -343,7 +343,7 @@ async fn by_server<F: Future<Output = ()> + Send + 'static>(
     )
     .await
     .unwrap();
-    let measured = within(client.measure(&second(), haul::progress::ignore())).await;
+    let measured = within(client.measure(&second(), haul::ignore())).await;
     serving.abort();
     measured
 }
@@ -432,7 +432,7 @@ async fn figures_that_a_server_made_up_neither_panic_nor_go_on_for_ever() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_servers_limit_holds_for_what_it_sends_to_be_measured() {
-    let limit = haul::rate::Rate::from_bytes(500_000);
+    let limit = haul::Rate::from_bytes(500_000);
     let host = host(Config {
         limit,
         ..Config::default()

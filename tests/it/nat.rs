@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::support::command::private;
 use crate::support::netns::{Hosts, Running, done, or_skip};
 use crate::support::{content, listing, write};
-use haul::peer::code::ShortCode;
+use haul::pairing::code::ShortCode;
 use tempfile::{TempDir, tempdir};
 
 /// What a host is behind.

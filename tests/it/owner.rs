@@ -5,11 +5,7 @@ use std::path::Path;
 
 use crate::support::command::{Serving, is_root};
 use crate::support::{Host, listing, push, to, write};
-use haul::client::PushOptions;
-use haul::config::Config;
-use haul::manifest::WalkOptions;
-use haul::store::LocalStore;
-use haul::wire::{Aspect, Unkept};
+use haul::{Aspect, Config, LocalStore, PushOptions, Unkept, WalkOptions};
 use rustix::fs::{XattrFlags, getxattr, listxattr, setxattr};
 use tempfile::tempdir;
 
@@ -175,17 +171,14 @@ async fn a_server_that_is_not_root_sets_extended_attributes_of_files_that_are_re
     }
     let client = server.connect().await;
     client
-        .push(&to(&[&tree], "t"), haul::progress::ignore())
+        .push(&to(&[&tree], "t"), haul::ignore())
         .await
         .unwrap();
     for name in ["f", "d"] {
         set(&tree.join(name), "user.note", b"kept");
     }
     let options = with(to(&[&tree], "t"), true, true);
-    let outcome = client
-        .push(&options, haul::progress::ignore())
-        .await
-        .unwrap();
+    let outcome = client.push(&options, haul::ignore()).await.unwrap();
     assert_eq!(
         (outcome.sent.files, outcome.sent.failed),
         (0, 0),
@@ -210,7 +203,7 @@ async fn a_server_that_is_not_root_sets_extended_attributes_of_files_that_are_re
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn extended_attributes_that_do_not_fit_are_counted_at_the_end_that_lost_them() {
-    let (source, store) = (tempdir().unwrap(), haul::store::MemoryStore::new());
+    let (source, store) = (tempdir().unwrap(), haul::MemoryStore::new());
     if !has_xattrs(source.path()) {
         return;
     }

@@ -6,25 +6,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::{LIMIT, content, listing, write};
-use haul::client::{Client, PullOptions};
-use haul::config::Config;
-use haul::error::{Code, Error};
-use haul::identity::{Home, Identity, KeyId};
-use haul::manifest::WalkOptions;
-use haul::peer::code::Credential;
-use haul::peer::offer::Content;
-use haul::peer::pair::{self, Paired};
-use haul::peer::receive;
-use haul::peer::rendezvous::RelayAt;
-use haul::peer::route::Whereabouts;
-use haul::peer::send::{Met, Offering, SendOptions};
-use haul::pipe::Pipe;
-use haul::relay::{Allowance, Relay, RelayOptions};
-use haul::server::{Server, ServerOptions};
-use haul::session::Outcome;
-use haul::store::LocalStore;
-use haul::trust::peers::{self, Peer};
-use haul::trust::{Admission, Anyone};
+use haul::pairing::code::Credential;
+use haul::pairing::offer::Content;
+use haul::pairing::pair;
+use haul::pairing::pair::Paired;
+use haul::pairing::receive;
+use haul::pairing::rendezvous::RelayAt;
+use haul::pairing::route::Whereabouts;
+use haul::pairing::send::{Met, Offering, SendOptions};
+use haul::peers;
+use haul::peers::Peer;
+use haul::{
+    Admission, Allowance, Anyone, Client, Code, Config, Error, Home, Identity, KeyId, LocalStore,
+    Outcome, Pipe, PullOptions, Relay, RelayOptions, Server, ServerOptions, WalkOptions,
+};
 use tempfile::tempdir;
 use tokio::time::timeout;
 
@@ -42,14 +37,9 @@ fn options(content: Content, to: Option<Peer>) -> SendOptions {
 }
 
 async fn offering(options: SendOptions, identity: &Identity) -> Offering {
-    Offering::begin(
-        options,
-        identity.clone(),
-        Config::default(),
-        haul::progress::ignore(),
-    )
-    .await
-    .unwrap()
+    Offering::begin(options, identity.clone(), Config::default(), haul::ignore())
+        .await
+        .unwrap()
 }
 
 fn at(offering: &Offering) -> Whereabouts {
@@ -83,7 +73,7 @@ async fn take(met: receive::Met, to: &Path) -> Outcome {
         literal: true,
         ..PullOptions::default()
     };
-    let outcome = client.pull(&pull, haul::progress::ignore()).await.unwrap();
+    let outcome = client.pull(&pull, haul::ignore()).await.unwrap();
     client.close_after_server().await;
     outcome
 }
@@ -247,7 +237,7 @@ async fn a_ticket_finds_its_sender_by_itself_and_no_other_takes_its_place() {
         (alice.key_id(), offering.addresses())
     );
     let receiving = async {
-        let other = haul::peer::ticket::Ticket {
+        let other = haul::pairing::ticket::Ticket {
             key_id: KeyId([7; 32]),
             ..ticket.clone()
         };
@@ -305,7 +295,7 @@ async fn a_server_is_found_by_those_that_it_is_paired_with_and_admits_them() {
         Arc::new(LocalStore::open(inbox.path()).unwrap()),
         Config::default(),
     );
-    let (identity, observer) = (bob.clone(), haul::progress::ignore());
+    let (identity, observer) = (bob.clone(), haul::ignore());
     let server = Server::bind(ServerOptions {
         listen,
         identity,
@@ -343,7 +333,7 @@ async fn a_server_is_found_by_those_that_it_is_paired_with_and_admits_them() {
     let sent = client
         .push(
             &crate::support::to(&[&source.path().join("f")], "f"),
-            haul::progress::ignore(),
+            haul::ignore(),
         )
         .await
         .unwrap();
@@ -359,7 +349,7 @@ async fn a_server_is_found_by_those_that_it_is_paired_with_and_admits_them() {
     let pushed = client
         .push(
             &crate::support::to(&[&source.path().join("f")], "g"),
-            haul::progress::ignore(),
+            haul::ignore(),
         )
         .await;
     assert!(matches!(pushed, Err(Error::NotAdmitted(_))), "{pushed:?}");

@@ -10,12 +10,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::support::{Host, LIMIT, content, listing, path, recorder, write};
-use haul::client::PushOptions;
-use haul::config::Config;
-use haul::error::{Code, Error};
-use haul::progress::Event;
-use haul::store::{LocalStore, MemoryStore, Store};
-use haul::wire::Durability;
+use haul::{Code, Config, Durability, Error, Event, LocalStore, MemoryStore, PushOptions, Store};
 use tempfile::tempdir;
 
 /// An input that gives what is sent to it, and ends when the sender is dropped, or with a failure.
@@ -149,9 +144,7 @@ async fn what_comes_in_needs_a_name() {
         into: true,
         ..named("dir")
     };
-    let refused = client
-        .push_from(io::empty(), &into, haul::progress::ignore())
-        .await;
+    let refused = client.push_from(io::empty(), &into, haul::ignore()).await;
     assert!(matches!(refused, Err(Error::Usage(_))), "{refused:?}");
     client.close().await;
 }
@@ -237,7 +230,7 @@ async fn an_endless_input_ends_with_the_disk() {
     let options = named("f");
     let outcome = tokio::time::timeout(
         LIMIT,
-        client.push_from(io::repeat(7), &options, haul::progress::ignore()),
+        client.push_from(io::repeat(7), &options, haul::ignore()),
     );
     let outcome = outcome.await.expect("it ends").unwrap();
     assert_eq!(outcome.sent.failures[0].1.code, Code::NoSpace);
@@ -251,10 +244,7 @@ async fn an_endless_input_ends_with_the_disk() {
     let (feed, input) = fed();
     (0..100).for_each(|_| feed.send(Ok(vec![1; 50_000])).unwrap());
     let options = named("g");
-    let outcome = tokio::time::timeout(
-        LIMIT,
-        client.push_from(input, &options, haul::progress::ignore()),
-    );
+    let outcome = tokio::time::timeout(LIMIT, client.push_from(input, &options, haul::ignore()));
     assert_eq!(
         outcome.await.expect("it ends").unwrap().sent.failures[0]
             .1
@@ -321,13 +311,13 @@ async fn an_input_may_be_silent_for_longer_than_any_deadline() {
         config.clone(),
     );
     let client = host
-        .connect_as(&haul::identity::Identity::generate().unwrap(), &config)
+        .connect_as(&haul::Identity::generate().unwrap(), &config)
         .await
         .unwrap();
     let (feed, input) = fed();
     feed.send(Ok(b"before ".to_vec())).unwrap();
     let options = named("f");
-    let push = client.push_from(input, &options, haul::progress::ignore());
+    let push = client.push_from(input, &options, haul::ignore());
     let feeding = async {
         tokio::time::sleep(Duration::from_secs(14)).await;
         feed.send(Ok(b"after".to_vec())).unwrap();
@@ -471,16 +461,16 @@ async fn a_reader_that_waits_holds_back_the_sender_and_loses_nothing() {
         ..Config::default()
     };
     let client = host
-        .connect_as(&haul::identity::Identity::generate().unwrap(), &config)
+        .connect_as(&haul::Identity::generate().unwrap(), &config)
         .await
         .unwrap();
     let (open, gate) = mpsc::channel();
     let out = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let options = haul::client::PullOptions {
+    let options = haul::PullOptions {
         sources: vec![path("f")],
-        ..haul::client::PullOptions::default()
+        ..haul::PullOptions::default()
     };
-    let pull = client.pull_to(Gate(gate, out.clone()), &options, haul::progress::ignore());
+    let pull = client.pull_to(Gate(gate, out.clone()), &options, haul::ignore());
     let waiting = async {
         let received = || client.connection().stats().udp_rx.bytes;
         // It comes to rest, far from the end; what goes on are acknowledgements.
@@ -508,9 +498,9 @@ async fn a_connection_that_is_lost_after_something_came_out_is_not_made_again() 
     let client = host.connect().await.unwrap();
     let (open, gate) = mpsc::channel();
     let out = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let options = haul::client::PullOptions {
+    let options = haul::PullOptions {
         sources: vec![path("f")],
-        ..haul::client::PullOptions::default()
+        ..haul::PullOptions::default()
     };
     let (observer, events) = recorder();
     let pull = client.pull_to(Gate(gate, out.clone()), &options, observer);

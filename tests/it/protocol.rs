@@ -1,8 +1,8 @@
 //! PROTOCOL.md and the code must tell the same.
 
 use bytes::BytesMut;
-use haul::error::Code;
-use haul::wire::*;
+use haul::Code;
+use haul::internal::protocol::*;
 
 const DOCUMENT: &str = include_str!("../../PROTOCOL.md");
 
@@ -61,7 +61,7 @@ fn every_stream_type_stands_in_the_table() {
 fn vectors() -> Vec<(&'static str, Vec<u8>)> {
     let session = *b"0123456789abcdef";
     let components = |names: &[&[u8]]| Components(names.iter().map(|n| n.to_vec()).collect());
-    let why = || haul::error::Why::new(Code::NoSpace, "full").into();
+    let why = || haul::Why::new(Code::NoSpace, "full").into();
     let address = |version| {
         Address(
             if version == 4 {
@@ -315,12 +315,12 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
         }),
         all(&Unsendable {
             path: components(&[b"a", b"b"]),
-            why: haul::error::Why::from(Code::Vanished).into(),
+            why: haul::Why::from(Code::Vanished).into(),
             omitted: Some(true),
         }),
         all(&Unsendable {
             path: components(&[b"a", b"c"]),
-            why: haul::error::Why::from(Code::Special).into(),
+            why: haul::Why::from(Code::Special).into(),
             omitted: Some(false),
         }),
         all(&Complete {}),

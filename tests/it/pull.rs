@@ -7,13 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::command::{Serving, haul, is_root};
 use crate::support::{Host, LIMIT, content, from, listing, pull, recorder, write};
-use haul::client::PullOptions;
-use haul::config::Config;
-use haul::error::{Code, Error, Why};
-use haul::identity::Identity;
-use haul::progress::{Event, Observer, Settled};
-use haul::receiver::Most;
-use haul::store::LocalStore;
+use haul::{
+    Code, Config, Error, Event, Identity, LocalStore, Most, Observer, PullOptions, Settled, Why,
+};
 use tempfile::tempdir;
 
 /// Every kind of entry that this version carries over.

@@ -9,16 +9,11 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use crate::support::{Host, LIMIT, content, listing, recorder, to, write};
-use haul::client::{Client, PushOptions};
-use haul::config::Config;
-use haul::error::{Code, Error, Result};
-use haul::identity::{Identity, KeyId};
-use haul::progress::{Event, Observer, Settled};
-use haul::server::{Server, ServerOptions};
-use haul::session::Outcome;
-use haul::store::{LocalStore, Store};
-use haul::stream::{lost_connection, varint_of};
-use haul::trust::{Admission, Anyone, ServerTrust};
+use haul::internal::net::stream::{lost_connection, varint_of};
+use haul::{
+    Admission, Anyone, Client, Code, Config, Error, Event, Identity, KeyId, LocalStore, Observer,
+    Outcome, PushOptions, Result, Server, ServerOptions, ServerTrust, Settled, Store,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::{TempDir, tempdir};
 use tokio::sync::Notify;
@@ -491,10 +486,10 @@ async fn many_small_files_and_several_restarts_add_up() {
 mod gate {
     use std::ops::Range;
 
-    use haul::error::Why;
-    use haul::path::RelativePath;
-    use haul::store::{Attributes, Claim, Lapses, Metadata, Source, Upload};
-    use haul::wire::Durability;
+    use haul::Durability;
+    use haul::RelativePath;
+    use haul::Why;
+    use haul::{Attributes, Claim, Lapses, Metadata, Source, Upload};
 
     use super::*;
 
@@ -609,7 +604,7 @@ async fn a_file_whose_receipt_is_lost_counts_as_committed() {
                 ..Admission::default()
             };
             let listen = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port))];
-            let (config, observer) = (Config::default(), haul::progress::ignore());
+            let (config, observer) = (Config::default(), haul::ignore());
             Server::bind(ServerOptions {
                 listen,
                 identity: identity.clone(),
@@ -800,9 +795,13 @@ async fn whoever_connects_while_the_server_stops_is_told_why() {
 async fn a_server_that_stops_under_a_session_is_come_back_to_also_before_its_answer_was_read() {
     let (source, identity) = (tempdir().unwrap(), Identity::generate().unwrap());
     write(&source.path().join("f"), b"f");
-    let config = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
-    let server =
-        haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(config)).unwrap();
+    let config =
+        haul::internal::net::endpoint::server_config(&identity, &Config::default()).unwrap();
+    let server = haul::internal::net::endpoint::bind(
+        SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        Some(config),
+    )
+    .unwrap();
     let port = server.local_addr().unwrap().port();
     let trust = ServerTrust {
         pin: Some(identity.key_id()),
@@ -1000,7 +999,7 @@ async fn a_pull_goes_on_as_a_push_does() {
         matches!(
             e,
             Event::Settled {
-                kind: haul::wire::Kind::File,
+                kind: haul::Kind::File,
                 ..
             }
         )

@@ -6,21 +6,21 @@ use std::time::Duration;
 
 use crate::support::{LIMIT, content, listing, write};
 use bytes::BytesMut;
-use haul::client::{Client, PullOptions};
-use haul::config::Config;
-use haul::error::{Code, Error};
-use haul::identity::{Identity, KeyId};
-use haul::manifest::WalkOptions;
-use haul::path::RelativePath;
-use haul::peer::code::ShortCode;
-use haul::peer::offer::Content;
-use haul::peer::receive::{self, Met};
-use haul::peer::route::Whereabouts;
-use haul::peer::send::{self, Offering, SendOptions};
-use haul::session::Outcome;
-use haul::stream::MessageReader;
-use haul::trust::ServerTrust;
-use haul::wire::{Confirm, Hello, Introduce, Introduced, Message, Refused, StreamType};
+use haul::internal::net::stream::MessageReader;
+use haul::internal::protocol::{
+    Confirm, Hello, Introduce, Introduced, Message, Refused, StreamType,
+};
+use haul::pairing::code::ShortCode;
+use haul::pairing::offer::Content;
+use haul::pairing::receive;
+use haul::pairing::receive::Met;
+use haul::pairing::route::Whereabouts;
+use haul::pairing::send;
+use haul::pairing::send::{Offering, SendOptions};
+use haul::{
+    Client, Code, Config, Error, Identity, KeyId, Outcome, PullOptions, RelativePath, ServerTrust,
+    WalkOptions,
+};
 use tempfile::{TempDir, tempdir};
 use tokio::time::timeout;
 
@@ -55,13 +55,7 @@ fn whereabouts(addresses: &[SocketAddr]) -> Whereabouts {
 async fn offering(options: SendOptions) -> (Offering, KeyId) {
     let identity = Identity::generate().unwrap();
     let key_id = identity.key_id();
-    let offering = Offering::begin(
-        options,
-        identity,
-        Config::default(),
-        haul::progress::ignore(),
-    )
-    .await;
+    let offering = Offering::begin(options, identity, Config::default(), haul::ignore()).await;
     (offering.unwrap(), key_id)
 }
 
@@ -124,7 +118,7 @@ async fn take(met: Met, to: &Path) -> Outcome {
         ..PullOptions::default()
     };
     let client = met.accept().await.unwrap().unwrap();
-    let outcome = timeout(LIMIT, client.pull(&options, haul::progress::ignore()))
+    let outcome = timeout(LIMIT, client.pull(&options, haul::ignore()))
         .await
         .expect("it ends")
         .unwrap();
@@ -166,9 +160,10 @@ impl Guess {
             Config::default(),
             at[0].port(),
         );
-        let connected = haul::endpoint::connect(&identity, &trust, "127.0.0.1", port, &config)
-            .await
-            .unwrap();
+        let connected =
+            haul::internal::net::connect::connect(&identity, &trust, "127.0.0.1", port, &config)
+                .await
+                .unwrap();
         let (mut send, receive) = connected.connection.open_bi().await.unwrap();
         let mut bytes = BytesMut::from(&[StreamType::Introduction as u8][..]);
         Hello {
@@ -306,7 +301,7 @@ async fn whoever_shows_no_key_of_the_exchange_burns_the_code_and_learns_nothing(
             ..
         } = Guess::begin(&at, &code, &Confirm { tag: [0; 32] }.to_bytes()).await;
         let refused: Refused = reader.read().await.unwrap();
-        assert_eq!(haul::error::Why::from(refused.why).code, Code::NotAdmitted);
+        assert_eq!(haul::Why::from(refused.why).code, Code::NotAdmitted);
         assert!(
             reader.frame(65536).await.unwrap().is_none(),
             "no confirmation, no offer"
@@ -333,10 +328,7 @@ async fn without_the_code_nothing_can_be_had_listed_or_written() {
     let not_allowed =
         |error: Error| matches!(&error, Error::Refused(why) if why.code == Code::NotAllowed);
     assert!(not_allowed(
-        client
-            .pull(&options, haul::progress::ignore())
-            .await
-            .unwrap_err()
+        client.pull(&options, haul::ignore()).await.unwrap_err()
     ));
     let listed = async {
         client
@@ -351,10 +343,7 @@ async fn without_the_code_nothing_can_be_had_listed_or_written() {
     write(&own, b"own");
     assert!(not_allowed(
         client
-            .push(
-                &crate::support::to(&[&own], "own"),
-                haul::progress::ignore()
-            )
+            .push(&crate::support::to(&[&own], "own"), haul::ignore())
             .await
             .unwrap_err()
     ));
@@ -423,10 +412,7 @@ async fn whoever_knows_the_code_and_has_not_accepted_gets_nothing() {
         .await
         .unwrap();
         let pulled = client
-            .pull(
-                &crate::support::from(&["t"], to.path()),
-                haul::progress::ignore(),
-            )
+            .pull(&crate::support::from(&["t"], to.path()), haul::ignore())
             .await;
         assert!(matches!(pulled, Err(Error::Refused(why)) if why.code == Code::NotAllowed));
         met.decline().await;
@@ -524,14 +510,9 @@ async fn what_makes_no_sense_is_told_before_there_is_a_code() {
     write(&source.path().join("b/a"), b"a");
     let begin = |options: SendOptions| async {
         let identity = Identity::generate().unwrap();
-        Offering::begin(
-            options,
-            identity,
-            Config::default(),
-            haul::progress::ignore(),
-        )
-        .await
-        .map(|_| ())
+        Offering::begin(options, identity, Config::default(), haul::ignore())
+            .await
+            .map(|_| ())
     };
     let usage = |error| matches!(error, Err(Error::Usage(_)));
     assert!(usage(begin(options(&[])).await));
@@ -559,14 +540,14 @@ async fn a_sender_that_is_stopped_waits_for_nothing_and_the_receiver_is_told() {
     let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
     // So slow that it outlasts any grace.
     let slow = Config {
-        limit: haul::rate::Rate::from_bytes(20_000),
+        limit: haul::Rate::from_bytes(20_000),
         retry_for: Duration::ZERO,
         ..Config::default()
     };
     let (moving, moves) = tokio::sync::oneshot::channel();
     let moving = std::sync::Mutex::new(Some(moving));
-    let observer: haul::progress::Observer = std::sync::Arc::new(move |event| {
-        if matches!(event, haul::progress::Event::Started { .. })
+    let observer: haul::Observer = std::sync::Arc::new(move |event| {
+        if matches!(event, haul::Event::Started { .. })
             && let Some(moving) = moving.lock().unwrap().take()
         {
             let _ = moving.send(());
@@ -653,8 +634,8 @@ async fn a_sender_that_quits_before_it_is_accepted_leaves_nobody_waiting() {
 async fn slowly(met: Met, to: &Path) -> Client {
     let (moving, moves) = tokio::sync::oneshot::channel();
     let moving = std::sync::Mutex::new(Some(moving));
-    let observer: haul::progress::Observer = std::sync::Arc::new(move |event| {
-        if matches!(event, haul::progress::Event::Started { .. })
+    let observer: haul::Observer = std::sync::Arc::new(move |event| {
+        if matches!(event, haul::Event::Started { .. })
             && let Some(moving) = moving.lock().unwrap().take()
         {
             let _ = moving.send(());
@@ -687,12 +668,12 @@ async fn slow_tree() -> Sending {
     let key_id = identity.key_id();
     let patience = Duration::from_millis(300);
     let config = Config {
-        limit: haul::rate::Rate::from_bytes(20_000),
+        limit: haul::Rate::from_bytes(20_000),
         retry_for: patience,
         ..Config::default()
     };
     let options = options(&[source.path().join("t")]);
-    let offering = Offering::begin(options, identity, config, haul::progress::ignore())
+    let offering = Offering::begin(options, identity, config, haul::ignore())
         .await
         .unwrap();
     Sending {
@@ -803,7 +784,7 @@ async fn a_guest_of_before_gets_nothing_of_what_the_next_code_is_for() {
             into: true,
             ..crate::support::from(&["t"], &to.path().join("first"))
         };
-        client.pull(&pull, haul::progress::ignore()).await.unwrap();
+        client.pull(&pull, haul::ignore()).await.unwrap();
         client.close_after_server().await;
         kept
     };
@@ -822,7 +803,7 @@ async fn a_guest_of_before_gets_nothing_of_what_the_next_code_is_for() {
     let pulled = kept
         .pull(
             &crate::support::from(&["t"], &to.path().join("second")),
-            haul::progress::ignore(),
+            haul::ignore(),
         )
         .await;
     assert!(matches!(pulled, Err(Error::Refused(why)) if why.code == Code::NotAllowed));
@@ -848,11 +829,11 @@ async fn a_file_whose_size_is_not_known_is_no_part_of_an_offer() {
             destination: to.path().to_owned(),
             into: true,
             literal: true,
-            most: Some(haul::receiver::Most::of(met.offer())),
+            most: Some(haul::Most::of(met.offer())),
             ..PullOptions::default()
         };
         let client = met.accept().await.unwrap().unwrap();
-        let outcome = client.pull(&options, haul::progress::ignore()).await;
+        let outcome = client.pull(&options, haul::ignore()).await;
         client.close_after_server().await;
         outcome.unwrap()
     };

@@ -6,11 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::support::{Host, content, listing, path, push, recorder, to, write};
-use haul::config::Config;
-use haul::error::{Code, Error};
-use haul::progress::{Event, Settled};
-use haul::store::{LocalStore, MemoryStore, Store};
-use haul::wire::Durability;
+use haul::{Code, Config, Durability, Error, Event, LocalStore, MemoryStore, Settled, Store};
 use tempfile::tempdir;
 
 /// A tree with something of every kind that travels.
@@ -210,7 +206,7 @@ async fn a_full_disk_leaves_the_old_file_whole_and_other_files_go_on() {
     write(&source.path().join("t/a"), &content(1, 3 << 20));
     write(&source.path().join("t/b"), b"small");
     let store = Arc::new(MemoryStore::with_capacity(1 << 20));
-    let old = haul::store::Claim {
+    let old = haul::Claim {
         owner: [0; 32],
         size: 3,
         modified: None,
@@ -278,7 +274,7 @@ async fn many_connections_share_the_permits_and_none_starves() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a minute in a debug build; see tests/README.md"]
 async fn a_thousand_connections_share_the_default_permits_and_none_starves() {
-    haul::limits::raise_open_files();
+    haul::raise_open_files();
     let peak = share_permits(1000, Config::default()).await;
     println!("{peak} transfers wrote at the same time");
     assert!((2..=100).contains(&peak), "{peak} wrote at the same time");
@@ -303,12 +299,12 @@ async fn share_permits(connections: usize, config: Config) -> usize {
                 ..Config::default()
             };
             let client = host
-                .connect_as(&haul::identity::Identity::generate().unwrap(), &config)
+                .connect_as(&haul::Identity::generate().unwrap(), &config)
                 .await
                 .unwrap();
             all_up.wait().await;
             let outcome = client
-                .push(&to(&[&from], &format!("{i}")), haul::progress::ignore())
+                .push(&to(&[&from], &format!("{i}")), haul::ignore())
                 .await;
             client.close().await;
             outcome
@@ -329,7 +325,7 @@ async fn a_server_whose_future_is_dropped_stops_at_once_and_leaves_no_litter() {
     let client = host.connect_once().await.unwrap();
     let (moved, moving) = tokio::sync::oneshot::channel::<()>();
     let moved = std::sync::Mutex::new(Some(moved));
-    let observer: haul::progress::Observer = Arc::new(move |event| {
+    let observer: haul::Observer = Arc::new(move |event| {
         if let Event::Moved { .. } = event {
             drop(moved.lock().unwrap().take());
         }
@@ -366,8 +362,8 @@ async fn both_directions_at_once_on_one_connection() {
         to(&[&up], "up"),
         crate::support::from(&["down"], &back.path().join("down")),
     );
-    let pushing = client.push(&up_options, haul::progress::ignore());
-    let pulling = client.pull(&down_options, haul::progress::ignore());
+    let pushing = client.push(&up_options, haul::ignore());
+    let pulling = client.pull(&down_options, haul::ignore());
     let (pushed, pulled) = tokio::time::timeout(crate::support::LIMIT, async {
         tokio::join!(pushing, pulling)
     })
@@ -396,7 +392,7 @@ async fn a_server_that_stops_finishes_what_is_under_way_and_says_so() {
     let client = host.connect_once().await.unwrap();
     let (first, begun) = tokio::sync::oneshot::channel::<()>();
     let first = std::sync::Mutex::new(Some(first));
-    let observer: haul::progress::Observer = Arc::new(move |event| {
+    let observer: haul::Observer = Arc::new(move |event| {
         if let Event::Settled { .. } = event {
             drop(first.lock().unwrap().take());
         }
@@ -433,7 +429,7 @@ async fn a_second_signal_stops_at_once_and_the_client_hears_of_it() {
     let client = host.connect_once().await.unwrap();
     let (moved, moving) = tokio::sync::oneshot::channel::<()>();
     let moved = std::sync::Mutex::new(Some(moved));
-    let observer: haul::progress::Observer = Arc::new(move |event| {
+    let observer: haul::Observer = Arc::new(move |event| {
         if let Event::Moved { .. } = event {
             drop(moved.lock().unwrap().take());
         }
@@ -463,7 +459,7 @@ async fn a_rerun_takes_over_from_a_session_that_is_dead_and_does_not_know_it() {
             ..Config::default()
         },
     );
-    let identity = haul::identity::Identity::generate().unwrap();
+    let identity = haul::Identity::generate().unwrap();
     let config = Config {
         keep_alive: Duration::from_secs(1),
         ..Config::default()
@@ -471,7 +467,7 @@ async fn a_rerun_takes_over_from_a_session_that_is_dead_and_does_not_know_it() {
     let first = host.connect_as(&identity, &config).await.unwrap();
     let (moved, moving) = tokio::sync::oneshot::channel::<()>();
     let moved = std::sync::Mutex::new(Some(moved));
-    let observer: haul::progress::Observer = Arc::new(move |event| {
+    let observer: haul::Observer = Arc::new(move |event| {
         if let Event::Moved { .. } = event
             && let Some(moved) = moved.lock().unwrap().take()
         {
@@ -494,7 +490,7 @@ async fn a_rerun_takes_over_from_a_session_that_is_dead_and_does_not_know_it() {
         .await
         .unwrap();
     let outcome = second
-        .push(&to(&[&big], "big"), haul::progress::ignore())
+        .push(&to(&[&big], "big"), haul::ignore())
         .await
         .unwrap();
     assert_eq!(
@@ -515,14 +511,14 @@ async fn what_an_interrupted_transfer_left_is_not_sent_again() {
     let big = source.path().join("big");
     write(&big, &content(1, 32 << 20));
     let host = Host::directory(served.path());
-    let identity = haul::identity::Identity::generate().unwrap();
+    let identity = haul::Identity::generate().unwrap();
     let first = host
         .connect_as(&identity, &Config::default())
         .await
         .unwrap();
     let (moved, moving) = tokio::sync::oneshot::channel::<()>();
     let state = std::sync::Mutex::new((0, Some(moved)));
-    let observer: haul::progress::Observer = Arc::new(move |event| {
+    let observer: haul::Observer = Arc::new(move |event| {
         if let Event::Moved { bytes, .. } = event {
             let mut state = state.lock().unwrap();
             state.0 += bytes;
@@ -587,12 +583,12 @@ async fn a_file_that_vanishes_before_it_is_sent_keeps_nobody_waiting() {
         config.clone(),
     );
     let client = host
-        .connect_as(&haul::identity::Identity::generate().unwrap(), &config)
+        .connect_as(&haul::Identity::generate().unwrap(), &config)
         .await
         .unwrap();
     let tree_at = source.path().join("t");
     let gone = tree_at.clone();
-    let observer: haul::progress::Observer = Arc::new(move |event| {
+    let observer: haul::Observer = Arc::new(move |event| {
         // All is announced, and nothing is sent yet that was not: verdicts come later than this.
         if let Event::Found { files: 3, .. } = event {
             let _ = std::fs::remove_file(gone.join("small"));
@@ -638,7 +634,7 @@ async fn a_file_that_changes_while_it_is_sent_is_failed_as_changed() {
     let client = host.connect().await.unwrap();
     for change in ["grow", "shrink", "replace", "touch"] {
         let (file, once) = (big.clone(), std::sync::Once::new());
-        let observer: haul::progress::Observer = Arc::new(move |event| {
+        let observer: haul::Observer = Arc::new(move |event| {
             if let Event::Moved { .. } = event {
                 once.call_once(|| match change {
                     "grow" => {
@@ -683,7 +679,7 @@ async fn a_file_that_changes_while_it_is_sent_is_failed_as_changed() {
 
 fn limited(bytes: u64) -> Config {
     Config {
-        limit: haul::rate::Rate::from_bytes(bytes),
+        limit: haul::Rate::from_bytes(bytes),
         ..Config::default()
     }
 }
@@ -698,18 +694,12 @@ async fn a_limit_holds_for_files_large_and_small() {
     let store = Arc::new(MemoryStore::new());
     let host = Host::serving(store, Config::default());
     let client = host
-        .connect_as(
-            &haul::identity::Identity::generate().unwrap(),
-            &limited(500_000),
-        )
+        .connect_as(&haul::Identity::generate().unwrap(), &limited(500_000))
         .await
         .unwrap();
     let begun = std::time::Instant::now();
     let outcome = client
-        .push(
-            &to(&[&source.path().join("t")], "t"),
-            haul::progress::ignore(),
-        )
+        .push(&to(&[&source.path().join("t")], "t"), haul::ignore())
         .await
         .unwrap();
     assert_eq!(
@@ -741,19 +731,13 @@ async fn a_pull_is_sent_at_the_lower_of_what_it_asks_for_and_what_the_server_has
             config(own),
         );
         let client = host
-            .connect_as(
-                &haul::identity::Identity::generate().unwrap(),
-                &config(asked),
-            )
+            .connect_as(&haul::Identity::generate().unwrap(), &config(asked))
             .await
             .unwrap();
         let into = tempdir().unwrap();
         let begun = std::time::Instant::now();
         let pulled = client
-            .pull(
-                &crate::support::from(&["f"], into.path()),
-                haul::progress::ignore(),
-            )
+            .pull(&crate::support::from(&["f"], into.path()), haul::ignore())
             .await
             .unwrap();
         assert_eq!(
@@ -787,14 +771,11 @@ async fn waiting_for_a_limit_is_nobodys_silence() {
         },
     );
     let client = host
-        .connect_as(&haul::identity::Identity::generate().unwrap(), &config)
+        .connect_as(&haul::Identity::generate().unwrap(), &config)
         .await
         .unwrap();
     let outcome = client
-        .push(
-            &to(&[&source.path().join("t")], "t"),
-            haul::progress::ignore(),
-        )
+        .push(&to(&[&source.path().join("t")], "t"), haul::ignore())
         .await
         .unwrap();
     assert_eq!(
@@ -806,7 +787,7 @@ async fn waiting_for_a_limit_is_nobodys_silence() {
 }
 
 /// Pushes one file of two mebibytes over a connection with these settings.
-async fn verdict(store: MemoryStore, config: Config) -> haul::session::Outcome {
+async fn verdict(store: MemoryStore, config: Config) -> haul::Outcome {
     let source = tempdir().unwrap();
     write(&source.path().join("f"), &content(1, 2 << 20));
     let host = Host::serving(
@@ -817,14 +798,11 @@ async fn verdict(store: MemoryStore, config: Config) -> haul::session::Outcome {
         },
     );
     let client = host
-        .connect_as(&haul::identity::Identity::generate().unwrap(), &config)
+        .connect_as(&haul::Identity::generate().unwrap(), &config)
         .await
         .unwrap();
     let outcome = client
-        .push(
-            &to(&[&source.path().join("f")], "f"),
-            haul::progress::ignore(),
-        )
+        .push(&to(&[&source.path().join("f")], "f"), haul::ignore())
         .await
         .unwrap();
     assert_eq!(outcome.sent.failed, 0, "{:?}", outcome.sent.failures);
@@ -837,7 +815,7 @@ async fn a_slow_disk_on_the_receiver_is_what_bound_the_transfer() {
     let outcome = verdict(store, Config::default()).await;
     assert_eq!(
         outcome.bound,
-        haul::verdict::Bound::ReceiverStore,
+        haul::Bound::ReceiverStore,
         "{:?}",
         outcome.account
     );
@@ -850,12 +828,7 @@ async fn a_slow_disk_on_the_receiver_is_what_bound_the_transfer() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_low_limit_is_what_bound_the_transfer() {
     let outcome = verdict(MemoryStore::new(), limited(1_000_000)).await;
-    assert_eq!(
-        outcome.bound,
-        haul::verdict::Bound::Limit,
-        "{:?}",
-        outcome.account
-    );
+    assert_eq!(outcome.bound, haul::Bound::Limit, "{:?}", outcome.account);
     let path = outcome.path;
     assert!(
         path.sent_bytes > 2 << 20 && path.sent_packets > 300 && path.received_bytes > 0,

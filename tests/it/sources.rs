@@ -6,15 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use haul::client::Client;
-use haul::config::Config;
-use haul::error::{Code, Why};
-use haul::manifest::WalkOptions;
-use haul::path::RelativePath;
-use haul::progress::{Event, Observer};
-use haul::session::Outcome;
-use haul::store::{Attributes, Claim, Lapses, MemoryStore, Metadata, Source, Store, Upload};
-use haul::wire::{Delete, Durability, Take};
+use haul::{
+    Attributes, Claim, Client, Code, Config, Delete, Durability, Event, Lapses, MemoryStore,
+    Metadata, Observer, Outcome, RelativePath, Source, Store, Take, Upload, WalkOptions, Why,
+};
 use serde_json::Value;
 use tempfile::tempdir;
 
@@ -269,7 +264,7 @@ async fn a_pushed_file_that_vanishes_keeps_no_mirror_from_removing() {
         allow_delete: true,
         ..Config::default()
     };
-    let store = haul::store::LocalStore::open(served.path()).unwrap();
+    let store = haul::LocalStore::open(served.path()).unwrap();
     let host = Host::serving(Arc::new(store), config);
     let client = host.connect().await.unwrap();
     let gone = t.clone();
@@ -520,10 +515,10 @@ async fn a_pull_asks_for_files_that_grow() {
     let host = Host::directory(served.path());
     // Slow enough that it grows before the server has read all of it.
     let config = Config {
-        limit: haul::rate::Rate::from_bytes(8 << 20),
+        limit: haul::Rate::from_bytes(8 << 20),
         ..Config::default()
     };
-    let identity = haul::identity::Identity::generate().unwrap();
+    let identity = haul::Identity::generate().unwrap();
     let client = host.connect_as(&identity, &config).await.unwrap();
     for walk in [WalkOptions::default(), growing()] {
         write(&log, &content(1, LENGTH));

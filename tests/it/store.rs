@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use haul::error::Code;
-use haul::path::RelativePath;
-use haul::store::{Attributes, Claim, LocalStore, MemoryStore, Store, Upload};
-use haul::wire::{Durability, Kind, Time};
+use haul::{
+    Attributes, Claim, Code, Durability, Kind, LocalStore, MemoryStore, RelativePath, Store, Time,
+    Upload,
+};
 
 /// Runs each function on both stores.
 macro_rules! conformance {
@@ -106,7 +106,7 @@ fn names(store: &dyn Store, directory: &RelativePath) -> Vec<Vec<u8>> {
 }
 
 /// The code of a failure, whose sentence must name the path.
-fn refused<T>(result: Result<T, haul::error::Why>, named: &str) -> Code {
+fn refused<T>(result: Result<T, haul::Why>, named: &str) -> Code {
     let why = result.err().expect("this must be refused");
     assert!(
         why.text.contains(named),
@@ -1017,7 +1017,7 @@ fn a_full_store_says_so_and_keeps_the_old_file() {
     let mut upload = store.create(&path("f"), &claim(2, 8)).unwrap();
     upload.write_at(b"1234", 0).unwrap();
     let error = upload.write_at(b"56", 4).unwrap_err();
-    assert_eq!(haul::error::Why::from_io(&error).code, Code::NoSpace);
+    assert_eq!(haul::Why::from_io(&error).code, Code::NoSpace);
     assert_eq!(content(&store, &path("f")), b"12345");
     upload.write_at(b"5", 4).unwrap();
     upload.discard();

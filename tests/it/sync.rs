@@ -8,11 +8,9 @@ use std::sync::Arc;
 
 use crate::support::command::{Serving, haul, is_root};
 use crate::support::{Host, listing, push, to, write};
-use haul::client::PushOptions;
-use haul::config::Config;
-use haul::error::{Code, Error};
-use haul::store::{LocalStore, MemoryStore, Store};
-use haul::wire::{Aspect, Delete, Kind, Take};
+use haul::{
+    Aspect, Code, Config, Delete, Error, Kind, LocalStore, MemoryStore, PushOptions, Store, Take,
+};
 use tempfile::tempdir;
 
 fn tree(root: &Path, names: &[&str]) {

@@ -6,10 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use crate::support::command::{is_root, private};
 use crate::support::{Host, content, from, listing, path, pull, push, to, write};
-use haul::error::{Code, Error};
-use haul::path::RelativePath;
-use haul::store::{Attributes, Claim, LocalStore, Store};
-use haul::wire::Durability;
+use haul::{Attributes, Claim, Code, Durability, Error, LocalStore, RelativePath, Store};
 use tempfile::{TempDir, tempdir};
 
 /// A `haul serve` below another program, until it is dropped.

@@ -9,12 +9,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use haul::config::Config;
-use haul::endpoint::{self, Connected};
-use haul::error::{Code, Error, Result, Why};
-use haul::identity::{Home, Identity, KeyId};
-use haul::trust::{Admission, Anyone, ClientVerifier, ServerTrust, known_hosts};
-use haul::wire::ALPN;
+use haul::internal::auth::trust::ClientVerifier;
+use haul::internal::net::connect::{self, Connected};
+use haul::internal::net::endpoint;
+use haul::internal::protocol::ALPN;
+use haul::{
+    Admission, Anyone, Code, Config, Error, Home, Identity, KeyId, Result, ServerTrust, Why,
+    known_hosts,
+};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ConnectionError, TransportErrorCode, VarInt};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
@@ -70,7 +72,7 @@ impl Server {
 
     async fn connect(&self, client: &Identity, trust: &ServerTrust) -> Result<Connected> {
         let (host, port) = (self.address.ip().to_string(), self.address.port());
-        soon(endpoint::connect(
+        soon(connect::connect(
             client,
             trust,
             &host,
@@ -83,7 +85,7 @@ impl Server {
 
 /// A new client's way to a server.
 async fn dial(host: &str, port: u16, trust: ServerTrust, config: Config) -> Result<Connected> {
-    soon(endpoint::connect(&new(), &trust, host, port, &config)).await
+    soon(connect::connect(&new(), &trust, host, port, &config)).await
 }
 
 /// Fails a test that would hang.
@@ -719,7 +721,7 @@ async fn a_team_with_the_certificates_of_the_example_trusts_each_other() {
         listening.address.port(),
     );
     let client = alice.identity().unwrap();
-    soon(endpoint::connect(
+    soon(connect::connect(
         &client,
         &trust,
         "localhost",

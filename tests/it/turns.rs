@@ -7,13 +7,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use crate::support::command::private;
 use crate::support::slow::SlowStore;
 use crate::support::{Host, LIMIT, content, listing, recorder, to, write};
-use haul::client::PushOptions;
-use haul::config::Config;
-use haul::identity::Identity;
-use haul::progress::{Event, Observer};
-use haul::session::Outcome;
-use haul::store::LocalStore;
-use haul::wire::{Durability, Existing};
+use haul::{
+    Config, Durability, Event, Existing, Identity, LocalStore, Observer, Outcome, PushOptions,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::{TempDir, tempdir};
 use tokio::task::JoinHandle;
@@ -170,7 +166,7 @@ async fn an_older_session_waits_for_a_newer_one() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn sessions_that_begin_together_both_succeed() {
     let two = Two::new();
-    let ignore = haul::progress::ignore;
+    let ignore = haul::ignore;
     let mut pushing = Vec::new();
     for _ in 0..4 {
         pushing.push(two.push("t", Existing::Update, ignore()).await);

@@ -3,9 +3,7 @@
 use std::io::{BufWriter, Stdout, Write};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
-use haul::error::Why;
-use haul::path::{RelativePath, printable};
-use haul::wire::{Kind, Listed, Time};
+use haul::{Kind, Listed, RelativePath, Time, Why, printable};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
@@ -173,7 +171,7 @@ pub(super) fn bytes_of(object: &mut Value, field: &str, bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use haul::wire::Components;
+    use haul::Components;
 
     fn listed(name: &[u8], kind: Option<Kind>, mode: u32) -> (RelativePath, Listed) {
         let path = RelativePath::from_components([name]).unwrap();

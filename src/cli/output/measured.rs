@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use haul::measure::{Load, Measured, RoundTrips};
-use haul::wire::Probe;
+use haul::{Load, Measured, Probe, RoundTrips};
 use serde_json::{Value, json};
 
 use super::line;

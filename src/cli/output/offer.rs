@@ -4,9 +4,7 @@ use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use haul::path::{RelativePath, is_unprintable};
-use haul::text::PeerText;
-use haul::wire::Offer;
+use haul::{Offer, PeerText, RelativePath, is_unprintable};
 use qrcode::render::unicode::Dense1x2;
 use qrcode::{EcLevel, QrCode};
 use serde_json::json;

@@ -3,10 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use haul::error::Code;
-use haul::path::RelativePath;
-use haul::progress::{Event, Settled};
-use haul::wire::Kind;
+use haul::{Code, Event, Kind, RelativePath, Settled};
 use indicatif::{HumanCount, HumanDuration};
 
 /// The rate that is shown is that of the last few seconds.

@@ -174,7 +174,7 @@ fn cut(text: &str, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use haul::path::RelativePath;
+    use haul::RelativePath;
 
     #[test]
     fn no_line_is_wider_than_the_terminal() {

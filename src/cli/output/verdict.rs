@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use console::measure_text_width;
-use haul::session::Outcome;
-use haul::verdict::{Account, Bound, PathStats};
+use haul::{Account, Bound, Outcome, PathStats};
 use serde_json::{Value, json};
 
 use super::tally::bytes;

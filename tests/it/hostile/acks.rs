@@ -3,11 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use haul::client::Client;
-use haul::config::Config;
-use haul::error::Error;
-use haul::identity::Identity;
-use haul::trust::ServerTrust;
+use haul::{Client, Config, Error, Identity, ServerTrust};
 use rustls::Side;
 use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
 use rustls::quic::{Keys, Version};

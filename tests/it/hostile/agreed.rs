@@ -3,17 +3,13 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use haul::client::{Client, PullOptions};
-use haul::config::Config;
-use haul::error::{Code, Result};
-use haul::identity::Identity;
-use haul::manifest::Verdict;
-use haul::receiver::Most;
-use haul::session::Outcome;
-use haul::stream::MessageReader;
-use haul::trust::ServerTrust;
-use haul::wire::{
-    Committed, Complete, End, Entry, Failed, Hello, Kind, Message, Pull, Ready, Summary, Working,
+use haul::internal::net::stream::MessageReader;
+use haul::internal::protocol::{
+    Committed, Complete, End, Entry, Failed, Hello, Message, Pull, Ready, Working,
+};
+use haul::internal::storage::walk::Verdict;
+use haul::{
+    Client, Code, Config, Identity, Kind, Most, Outcome, PullOptions, Result, ServerTrust, Summary,
 };
 use quinn::Endpoint;
 use tempfile::{TempDir, tempdir};
@@ -33,9 +29,13 @@ impl Agreed {
     fn to(entries: u64, bytes: u64) -> Self {
         watch_panics();
         let identity = Identity::generate().unwrap();
-        let server = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
-        let endpoint =
-            haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(server)).unwrap();
+        let server =
+            haul::internal::net::endpoint::server_config(&identity, &Config::default()).unwrap();
+        let endpoint = haul::internal::net::endpoint::bind(
+            SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            Some(server),
+        )
+        .unwrap();
         let port = endpoint.local_addr().unwrap().port();
         let trust = ServerTrust {
             pin: Some(identity.key_id()),
@@ -57,7 +57,7 @@ impl Agreed {
         let receiver = tokio::spawn(async move {
             let client =
                 Client::connect(&Identity::generate()?, &trust, "127.0.0.1", port, &config).await?;
-            client.pull(&options, haul::progress::ignore()).await
+            client.pull(&options, haul::ignore()).await
         });
         Self {
             endpoint,
@@ -225,7 +225,7 @@ async fn sizes_that_are_too_large_lie_or_are_not_told_bring_no_more() {
     let body = [&content[..], &trailer(&content)].concat();
     let (_stream, mut receipt) = session.transfer(&plan(4, &[(0, 2_000)]), &body).await;
     let failed: Failed = within(receipt.read()).await.unwrap();
-    assert_eq!(haul::error::Why::from(failed.why).code, Code::Protocol);
+    assert_eq!(haul::Why::from(failed.why).code, Code::Protocol);
     assert!(agreed.names().is_empty());
     agreed.receiver.abort();
     no_panics();
@@ -238,7 +238,7 @@ async fn a_sender_that_comes_back_again_and_again_brings_no_more_in_all() {
     sent(&mut first, 0, "a", &[1; 800]).await;
     first
         .connection
-        .close(haul::stream::varint_of(Code::Stopping), b"");
+        .close(haul::internal::net::stream::varint_of(Code::Stopping), b"");
     for round in 0..2 {
         let mut session = agreed.session().await;
         refused(
@@ -251,7 +251,7 @@ async fn a_sender_that_comes_back_again_and_again_brings_no_more_in_all() {
         sent(&mut session, 1, &format!("rest{round}"), &[2; 100]).await;
         session
             .connection
-            .close(haul::stream::varint_of(Code::Stopping), b"");
+            .close(haul::internal::net::stream::varint_of(Code::Stopping), b"");
     }
     let mut last = agreed.session().await;
     refused(

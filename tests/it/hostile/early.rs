@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use haul::error::Code;
-use haul::manifest::{EARLY_UNANSWERED, EARLY_UNANSWERED_BYTES, Verdict};
-use haul::stream::MessageReader;
-use haul::wire::{
-    Committed, Complete, Durability, End, Entry, Hello, Message, Push, Ready, Skip, Summary, Want,
+use haul::internal::net::stream::MessageReader;
+use haul::internal::protocol::{
+    Committed, Complete, End, Entry, Hello, Message, Push, Ready, Skip, Want,
 };
+use haul::internal::storage::walk::{EARLY_UNANSWERED, EARLY_UNANSWERED_BYTES, Verdict};
+use haul::{Code, Durability, Summary};
 
 use crate::hostile::peer::{
     Peer, Session, file, head, hello, impatient, push_into, stopped, within,
@@ -57,13 +57,8 @@ async fn little_is_announced_before_the_answer_and_the_end_comes_with_the_last_b
         "",
     );
     let (connection, client) = connect(|_| {}).await;
-    let client = tokio::spawn(async move {
-        client
-            .await
-            .unwrap()?
-            .push(&options, haul::progress::ignore())
-            .await
-    });
+    let client =
+        tokio::spawn(async move { client.await.unwrap()?.push(&options, haul::ignore()).await });
     let (mut control, requests) = within(connection.accept_bi()).await.unwrap();
     let mut requests = MessageReader::new(requests);
     within(requests.byte()).await.unwrap();

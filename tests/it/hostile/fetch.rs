@@ -1,14 +1,11 @@
 //! Peers that keep to nothing, where files are fetched and listed.
 
-use haul::client::Client;
-use haul::error::{Code, Error, Result};
-use haul::manifest::Verdict;
-use haul::session::{Found, Outcome};
-use haul::stream::MessageReader;
-use haul::wire::{
-    Committed, Complete, Components, End, Entry, Hello, Kind, List, Listed, Message, Pull, Ready,
-    Refused, Summary, Unsendable,
+use haul::internal::net::stream::MessageReader;
+use haul::internal::protocol::{
+    Committed, Complete, End, Entry, Hello, List, Message, Pull, Ready, Refused, Unsendable,
 };
+use haul::internal::storage::walk::Verdict;
+use haul::{Client, Code, Components, Error, Found, Kind, Listed, Outcome, Result, Summary};
 use quinn::Connection;
 use tempfile::{TempDir, tempdir};
 use tokio::sync::oneshot;
@@ -41,7 +38,7 @@ async fn asked_of(
     let options = from(sources, &here.path().join(destination));
     let pulling = tokio::spawn(async move {
         let client = client.await.unwrap()?;
-        let outcome = client.pull(&options, haul::progress::ignore()).await;
+        let outcome = client.pull(&options, haul::ignore()).await;
         drop(ended);
         client.close().await;
         outcome
@@ -134,7 +131,7 @@ async fn failures_without_end_take_no_memory_and_steer_no_terminal() {
     const MANY: u64 = 3_000;
     let (mut session, _here, pulling) = asked(&["t"], "into/", Ready::default()).await;
     let unsendable = |i: u64| {
-        let why = haul::error::Why::new(Code::Unreadable, "\x1b[2Jno").into();
+        let why = haul::Why::new(Code::Unreadable, "\x1b[2Jno").into();
         Unsendable {
             path: components(&[b"t", format!("{i}\x1b").as_bytes()]),
             why,
@@ -167,7 +164,10 @@ async fn failures_without_end_take_no_memory_and_steer_no_terminal() {
     within(session.answers.read::<Summary>()).await.unwrap();
     let outcome = within(pulling).await.unwrap().unwrap();
     assert_eq!(outcome.sent.failed, MANY);
-    assert_eq!(outcome.sent.failures.len(), haul::sender::MAX_FAILURES);
+    assert_eq!(
+        outcome.sent.failures.len(),
+        haul::internal::transfer::send::MAX_FAILURES
+    );
     let (name, why) = &outcome.sent.failures[0];
     assert!(!format!("{name}{why}").contains('\x1b'));
     no_panics();
@@ -213,7 +213,7 @@ async fn a_failure_of_no_acceptable_name_breaks_the_protocol() {
     let (mut session, _here, pulling) = asked(&["t"], "into/", Ready::default()).await;
     let bad = Unsendable {
         path: components(&[b".."]),
-        why: haul::error::Why::from(Code::Unreadable).into(),
+        why: haul::Why::from(Code::Unreadable).into(),
         omitted: None,
     };
     within(session.manifest.write_all(&bad.to_bytes()))
@@ -331,7 +331,7 @@ async fn a_client_that_reads_no_listing_and_does_not_say_that_it_is_there_is_giv
         )
         .unwrap();
     }
-    let identity = haul::identity::Identity::generate().unwrap();
+    let identity = haul::Identity::generate().unwrap();
     let small = |t: &mut quinn::TransportConfig| {
         t.stream_receive_window(2_000_u32.into());
     };

@@ -2,10 +2,9 @@
 
 use std::os::unix::fs::{MetadataExt, symlink};
 
-use haul::config::Config;
-use haul::error::Code;
-use haul::manifest::Verdict;
-use haul::wire::{Committed, Entry, Kind};
+use haul::internal::protocol::{Committed, Entry};
+use haul::internal::storage::walk::Verdict;
+use haul::{Code, Config, Kind};
 
 use crate::hostile::peer::*;
 use crate::support::write;

@@ -1,8 +1,8 @@
 //! Messages that are none.
 
 use bytes::{BufMut, BytesMut};
-use haul::error::Code;
-use haul::wire::{Entry, HELD_BLOCK, Kind, List, Message, Plan, put_varint};
+use haul::internal::protocol::{Entry, HELD_BLOCK, List, Message, Plan, put_varint};
+use haul::{Code, Kind};
 
 use crate::hostile::peer::*;
 
@@ -210,7 +210,7 @@ async fn entries_that_nobody_waits_for_are_counted_and_one_of_the_greatest_size_
     .unwrap();
     assert!(matches!(
         session.verdict().await,
-        haul::manifest::Verdict::Want(0, _)
+        haul::internal::storage::walk::Verdict::Want(0, _)
     ));
     big.id = 1;
     payload.push(0);

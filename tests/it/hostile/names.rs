@@ -2,9 +2,9 @@
 
 use std::os::unix::fs::symlink;
 
-use haul::error::Code;
-use haul::manifest::Verdict;
-use haul::wire::{Components, Entry, Hello, Kind, Message, Ready, Refused};
+use haul::internal::protocol::{Entry, Hello, Message, Ready, Refused};
+use haul::internal::storage::walk::Verdict;
+use haul::{Code, Components, Kind};
 
 use crate::hostile::peer::*;
 
@@ -102,7 +102,7 @@ async fn nothing_is_written_through_a_link_that_the_same_session_made() {
                     session.transfer(&plan(id, &[(0, 5)]), b"12345").await;
                 within(send.write_all(&trailer(b"12345"))).await.unwrap();
                 send.finish().unwrap();
-                within(receipt.read::<haul::wire::Failed>())
+                within(receipt.read::<haul::internal::protocol::Failed>())
                     .await
                     .expect("it fails");
             }

@@ -6,16 +6,14 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
-use haul::config::Config;
-use haul::error::Code;
-use haul::identity::{Identity, KeyId};
-use haul::manifest::Verdict;
-use haul::store::{LocalStore, MemoryStore};
-use haul::stream::{MessageReader, code_of};
-use haul::trust::ServerTrust;
-use haul::wire::{
-    Components, Durability, Entry, Hello, Kind, Message, Plan, Pull, Push, Range, Ready, Trailer,
-    put_varint,
+use haul::internal::net::stream::{MessageReader, code_of};
+use haul::internal::protocol::{
+    Entry, Hello, Message, Plan, Pull, Push, Range, Ready, Trailer, put_varint,
+};
+use haul::internal::storage::walk::Verdict;
+use haul::{
+    Code, Components, Config, Durability, Identity, KeyId, Kind, LocalStore, MemoryStore,
+    ServerTrust,
 };
 use quinn::{Connection, ConnectionError, Endpoint, SendStream, TransportConfig};
 use tempfile::TempDir;
@@ -226,7 +224,8 @@ impl Peer {
         };
         let verifier = trust.verifier("127.0.0.1", address.port()).unwrap();
         let mut config =
-            haul::endpoint::client_config(identity, verifier, &Config::default()).unwrap();
+            haul::internal::net::endpoint::client_config(identity, verifier, &Config::default())
+                .unwrap();
         let mut transport = TransportConfig::default();
         transport
             .keep_alive_interval(Some(Duration::from_secs(1)))
@@ -234,7 +233,8 @@ impl Peer {
         tune(&mut transport);
         config.transport_config(Arc::new(transport));
         let endpoint =
-            haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), None).unwrap();
+            haul::internal::net::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), None)
+                .unwrap();
         let connection = endpoint
             .connect_with(config, address, "127.0.0.1")
             .unwrap()

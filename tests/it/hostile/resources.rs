@@ -1,10 +1,8 @@
 //! Peers that take and do not give back: credit, memory, threads, places.
 
 use bytes::BytesMut;
-use haul::config::Config;
-use haul::error::{Code, Why};
-use haul::identity::Identity;
-use haul::wire::{End, Hello, Kind, Message, Ready, Refused};
+use haul::internal::protocol::{End, Hello, Message, Ready, Refused};
+use haul::{Code, Config, Identity, Kind, Why};
 
 use crate::hostile::peer::*;
 use crate::support::write;
@@ -163,7 +161,7 @@ async fn sessions_without_end_on_one_connection_are_refused() {
     within(control.write_all(&End::default().to_bytes()))
         .await
         .unwrap();
-    within(answers.read::<haul::wire::Summary>()).await.unwrap();
+    within(answers.read::<haul::Summary>()).await.unwrap();
     within(control.stopped()).await.ok();
     // The server counts it out a moment after it has let go of the stream.
     within(async {

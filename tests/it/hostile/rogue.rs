@@ -5,18 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::BytesMut;
-use haul::client::Client;
-use haul::config::Config;
-use haul::error::{Code, Error, Result, Why};
-use haul::identity::Identity;
-use haul::progress::{Event, Observer};
-use haul::session::Outcome;
-use haul::stream::MessageReader;
-use haul::trust::ServerTrust;
-use haul::wire::{
-    Committed, Complete, Done, Durability, Entry, Failed, GoAway, HELD_BLOCK, Held, Hello, Kind,
-    Message, Plan, Pull, Push, Range, Ready, Refuse, Refused, Skip, Summary, Trailer, Want,
-    Working,
+use haul::internal::net::stream::MessageReader;
+use haul::internal::protocol::{
+    Committed, Complete, Done, Entry, Failed, GoAway, HELD_BLOCK, Held, Hello, Message, Plan, Pull,
+    Push, Range, Ready, Refuse, Refused, Skip, Trailer, Want, Working,
+};
+use haul::{
+    Client, Code, Config, Durability, Error, Event, Identity, Kind, Observer, Outcome, Result,
+    ServerTrust, Summary, Why,
 };
 use quinn::{Connection, SendStream};
 use tempfile::TempDir;
@@ -129,7 +125,7 @@ impl Rogue {
         assert_eq!(directory.kind, Kind::Directory);
         write_to(&mut verdicts, &Done { id: directory.id }).await;
         verdicts.finish().unwrap();
-        within(self.requests.read::<haul::wire::End>())
+        within(self.requests.read::<haul::internal::protocol::End>())
             .await
             .unwrap();
         self.say(&Summary::default()).await;
@@ -209,15 +205,19 @@ pub(crate) async fn connect_over_path() -> (Connection, JoinHandle<Result<Client
 fn listen(tune: impl FnOnce(&mut quinn::TransportConfig)) -> (quinn::Endpoint, ServerTrust) {
     watch_panics();
     let identity = Identity::generate().unwrap();
-    let mut config = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
+    let mut config =
+        haul::internal::net::endpoint::server_config(&identity, &Config::default()).unwrap();
     let mut transport = quinn::TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(1_100_u32.into())
         .receive_window((WINDOW as u32).into());
     tune(&mut transport);
     config.transport_config(Arc::new(transport));
-    let endpoint =
-        haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(config)).unwrap();
+    let endpoint = haul::internal::net::endpoint::bind(
+        SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        Some(config),
+    )
+    .unwrap();
     let trust = ServerTrust {
         pin: Some(identity.key_id()),
         ..ServerTrust::default()
@@ -292,8 +292,7 @@ async fn a_server_that_grants_no_stream_or_no_credit_is_given_up() {
         .await;
         let source = tempfile::tempdir().unwrap();
         let client = within(client).await.unwrap().unwrap();
-        let pushing =
-            within(client.push(&to(&[source.path()], "t"), haul::progress::ignore())).await;
+        let pushing = within(client.push(&to(&[source.path()], "t"), haul::ignore())).await;
         assert!(matches!(pushing, Err(Error::Lost(_))), "{pushing:?}");
         drop(connection);
     }
@@ -374,7 +373,7 @@ async fn verdicts_that_answer_no_question_break_the_protocol() {
                 })
                 .unwrap();
                 bytes.extend_from_slice(&[Want::TYPE]);
-                haul::wire::put_varint(&mut bytes, payload.len() as u64);
+                haul::internal::protocol::put_varint(&mut bytes, payload.len() as u64);
                 bytes.extend_from_slice(&payload);
                 let _ = within(verdicts.write_all(&bytes)).await;
             }
@@ -641,7 +640,7 @@ async fn a_server_that_goes_away_at_once_is_no_error_of_any_file() {
         .await;
     }
     verdicts.finish().unwrap();
-    within(rogue.requests.read::<haul::wire::End>())
+    within(rogue.requests.read::<haul::internal::protocol::End>())
         .await
         .unwrap();
     rogue.say(&Summary::default()).await;
@@ -718,7 +717,7 @@ async fn a_pull_brings_what_was_asked_for_and_nothing_else() {
     let options = from(&["some/notes"], &directory.path().join("into/"));
     let pulling = tokio::spawn(async move {
         let client = client.await.unwrap()?;
-        client.pull(&options, haul::progress::ignore()).await
+        client.pull(&options, haul::ignore()).await
     });
     let (mut control, requests) = within(connection.accept_bi()).await.unwrap();
     let handle = quinn::VarInt::from(control.id()).into_inner();
@@ -757,7 +756,7 @@ async fn a_pull_brings_what_was_asked_for_and_nothing_else() {
         session.announce(&entry).await;
         let verdict = session.verdict().await;
         assert!(
-            matches!(verdict, haul::manifest::Verdict::Refuse(..)),
+            matches!(verdict, haul::internal::storage::walk::Verdict::Refuse(..)),
             "{verdict:?} to {entry:?}"
         );
     }

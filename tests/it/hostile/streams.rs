@@ -2,14 +2,10 @@
 
 use std::sync::Arc;
 
-use haul::config::Config;
-use haul::error::{Code, Error};
-use haul::identity::Identity;
-use haul::manifest::Verdict;
-use haul::store::MemoryStore;
-use haul::stream::MessageReader;
-use haul::trust::Admission;
-use haul::wire::{Committed, Hello, Message, Refused, put_varint};
+use haul::internal::net::stream::MessageReader;
+use haul::internal::protocol::{Committed, Hello, Message, Refused, put_varint};
+use haul::internal::storage::walk::Verdict;
+use haul::{Admission, Code, Config, Error, Identity, MemoryStore};
 use quinn::ConnectionError;
 
 use crate::hostile::peer::*;
@@ -194,7 +190,7 @@ async fn a_request_of_another_time_is_refused_as_unsupported() {
     for request in [unknown.to_vec(), vec![0xff, 0]] {
         let (_, _control, mut answers) = peer.ask(&request).await;
         within(answers.read::<Hello>()).await.unwrap();
-        let refused: haul::error::Why = within(answers.read::<Refused>()).await.unwrap().why.into();
+        let refused: haul::Why = within(answers.read::<Refused>()).await.unwrap().why.into();
         assert_eq!(refused.code, Code::Unsupported);
     }
     let mut session = peer.session().await;
@@ -271,15 +267,15 @@ async fn a_key_that_is_not_admitted_is_told_itself_and_the_line_that_admits_it()
     watch_panics();
     let identity = Identity::generate().unwrap();
     let key_id = identity.key_id();
-    let options = haul::server::ServerOptions {
+    let options = haul::ServerOptions {
         listen: vec!["127.0.0.1:0".parse().unwrap()],
         identity,
         admission: Admission::default(),
         store: Arc::new(MemoryStore::new()),
         config: impatient(),
-        observer: haul::progress::ignore(),
+        observer: haul::ignore(),
     };
-    let server = haul::server::Server::bind(options).unwrap();
+    let server = haul::Server::bind(options).unwrap();
     let address = server.local_addresses()[0];
     let serving = tokio::spawn(server.run(std::future::pending(), std::future::pending()));
     let stranger = Identity::generate().unwrap();
@@ -288,7 +284,10 @@ async fn a_key_that_is_not_admitted_is_told_itself_and_the_line_that_admits_it()
             within(Peer::connecting(address, key_id, &stranger, |_| {})).await;
         match within(connection.unwrap().closed()).await {
             ConnectionError::ApplicationClosed(close) => {
-                assert_eq!(haul::stream::code_of(close.error_code), Code::NotAdmitted);
+                assert_eq!(
+                    haul::internal::net::stream::code_of(close.error_code),
+                    Code::NotAdmitted
+                );
                 break String::from_utf8(close.reason.to_vec()).unwrap();
             }
             // See Peer::closed_with.
@@ -302,17 +301,16 @@ async fn a_key_that_is_not_admitted_is_told_itself_and_the_line_that_admits_it()
     );
 
     // The same, as a user sees it.
-    let trust = haul::trust::ServerTrust {
+    let trust = haul::ServerTrust {
         pin: Some(key_id),
         ..Default::default()
     };
     let config = Config::default();
-    let client =
-        haul::client::Client::connect(&stranger, &trust, "127.0.0.1", address.port(), &config);
+    let client = haul::Client::connect(&stranger, &trust, "127.0.0.1", address.port(), &config);
     let client = within(client).await.unwrap();
     let source = tempfile::tempdir().unwrap();
     let options = crate::support::to(&[source.path()], "x");
-    let error = within(client.push(&options, haul::progress::ignore()))
+    let error = within(client.push(&options, haul::ignore()))
         .await
         .unwrap_err();
     assert!(
@@ -327,7 +325,7 @@ async fn a_key_that_is_not_admitted_is_told_itself_and_the_line_that_admits_it()
 async fn who_shows_no_certificate_comes_nowhere() {
     let arena = Arena::new(impatient());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let trust = haul::trust::ServerTrust {
+    let trust = haul::ServerTrust {
         pin: Some(arena.host.key_id),
         ..Default::default()
     };
@@ -341,9 +339,10 @@ async fn who_shows_no_certificate_comes_nowhere() {
                 .unwrap(),
         )
         .with_no_client_auth();
-    tls.alpn_protocols = vec![haul::wire::ALPN.to_vec()];
+    tls.alpn_protocols = vec![haul::internal::protocol::ALPN.to_vec()];
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
-    let endpoint = haul::endpoint::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
+    let endpoint =
+        haul::internal::net::endpoint::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
     let config = quinn::ClientConfig::new(Arc::new(crypto));
     // A TLS 1.3 client is done before the server has judged; the alert comes after.
     let refused = match within(
@@ -376,7 +375,7 @@ async fn ids_that_do_not_ascend_break_the_protocol_and_the_greatest_does_not() {
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
     session
-        .announce(&entry(u64::MAX, &[b"d"], haul::wire::Kind::Directory))
+        .announce(&entry(u64::MAX, &[b"d"], haul::Kind::Directory))
         .await;
     assert_eq!(session.verdict().await, Verdict::Done(u64::MAX));
     arena.unharmed().await;

@@ -4,14 +4,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Stdio};
 
 use bytes::BytesMut;
-use haul::config::Config;
-use haul::error::{Code, Why};
-use haul::identity::Identity;
-use haul::stream::MessageReader;
-use haul::wire::{
-    Complete, Components, Done, End, Entry, Failed, Frame, GoAway, Hello, Kind, Listed, Message,
-    Plan, Push, Ready, Refuse, Refused, Removed, Summary, Unkept, Unsendable, Want, WireWhy,
+use haul::internal::net::stream::MessageReader;
+use haul::internal::protocol::{
+    Complete, Done, End, Entry, Failed, Frame, GoAway, Hello, Message, Plan, Push, Ready, Refuse,
+    Refused, Removed, Unsendable, Want, WireWhy,
 };
+use haul::{Code, Components, Config, Identity, Kind, Listed, Summary, Unkept, Why};
 use quinn::{Connection, SendStream};
 use tempfile::tempdir;
 
@@ -121,9 +119,13 @@ impl Control {
 /// Runs the command against a server that does what it likes, and returns what stays open; all that the command printed.
 async fn said<T>(arguments: &[&str], server: impl AsyncFnOnce(Connection) -> T) -> String {
     let identity = Identity::generate().unwrap();
-    let config = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
-    let endpoint =
-        haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(config)).unwrap();
+    let config =
+        haul::internal::net::endpoint::server_config(&identity, &Config::default()).unwrap();
+    let endpoint = haul::internal::net::endpoint::bind(
+        SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        Some(config),
+    )
+    .unwrap();
     let url = format!("haul://{}/", endpoint.local_addr().unwrap());
     let (home, files) = (private(), tempdir().unwrap());
     write(&files.path().join("t/file"), b"content");

@@ -1,10 +1,8 @@
 //! Transfers that go wrong on purpose.
 
-use haul::config::Config;
-use haul::error::{Code, Why};
-use haul::identity::Identity;
-use haul::manifest::Verdict;
-use haul::wire::{Committed, Delete, Durability, Entry, Failed, Kind, Message, Plan, Push, Take};
+use haul::internal::protocol::{Committed, Entry, Failed, Message, Plan, Push};
+use haul::internal::storage::walk::Verdict;
+use haul::{Code, Config, Delete, Durability, Identity, Kind, Take, Why};
 
 use crate::hostile::peer::*;
 use crate::support::{content, write};
@@ -220,7 +218,9 @@ async fn pieces_that_do_not_come_to_a_clean_end_leave_nothing() {
     let piece = |bytes: &[u8]| [&[0x25, bytes.len() as u8][..], bytes].concat();
     let end = |size| {
         let digest = *blake3::hash(b"hello").as_bytes();
-        haul::wire::Trailer { digest, size }.to_bytes().to_vec()
+        haul::internal::protocol::Trailer { digest, size }
+            .to_bytes()
+            .to_vec()
     };
     let pieces = Plan {
         encoding: 1,
@@ -456,7 +456,8 @@ async fn a_reset_in_the_middle_fails_one_file_and_keeps_what_may_be_resumed() {
             }
         })
         .await;
-        send.reset(haul::stream::varint_of(code)).unwrap();
+        send.reset(haul::internal::net::stream::varint_of(code))
+            .unwrap();
         let why: Why = within(receipt.read::<Failed>()).await.unwrap().why.into();
         assert_eq!(why.code, code);
         let names = arena.names();
@@ -476,7 +477,7 @@ async fn a_newer_session_does_not_wait_for_the_deadline_of_one_that_was_wanted_a
         max_transfers: 1,
         ..Config::default()
     });
-    let identity = haul::identity::Identity::generate().unwrap();
+    let identity = haul::Identity::generate().unwrap();
     let dead = Peer::connect_as(&arena.host, &identity, |_| {}).await;
     let mut session = dead.session().await;
     session.wanted(0, "f", 1 << 20).await;
@@ -609,9 +610,9 @@ async fn a_plan_of_any_size_may_have_holes() {
                 body[offset as usize..(offset + length) as usize].fill(0);
             }
             let plan = with_holes(plan(id, &ranges), holes);
-            let mut hasher = haul::wire::content_hasher(size, plan.holes());
+            let mut hasher = haul::internal::protocol::content_hasher(size, plan.holes());
             let digest = hasher.update(&sent).finalize().into();
-            let trailer = haul::wire::Trailer { digest, size: None }.to_bytes();
+            let trailer = haul::internal::protocol::Trailer { digest, size: None }.to_bytes();
             let name = format!("f{id}");
             session.wanted(id, &name, size).await;
             let all = [&sent[..], &trailer].concat();

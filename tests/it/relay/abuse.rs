@@ -1,9 +1,8 @@
 //! Those who come to a relay for something else.
 
-use haul::error::{Code, Error, Why};
-use haul::relay::Allowance;
-use haul::stream::StreamError;
-use haul::wire::{Address, Found, Message, Place, Refused, Seek, put_varint};
+use haul::internal::net::stream::StreamError;
+use haul::internal::protocol::{Address, Found, Message, Place, Refused, Seek, put_varint};
+use haul::{Allowance, Code, Error, Why};
 use quinn::ConnectionError;
 use tokio::task::JoinSet;
 
@@ -11,7 +10,9 @@ use crate::relay::stage::*;
 
 fn closed_with(closed: &ConnectionError) -> Option<Code> {
     match closed {
-        ConnectionError::ApplicationClosed(close) => Some(haul::stream::code_of(close.error_code)),
+        ConnectionError::ApplicationClosed(close) => {
+            Some(haul::internal::net::stream::code_of(close.error_code))
+        }
         _ => None,
     }
 }

@@ -3,9 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use haul::error::Code;
-use haul::relay::Allowance;
-use haul::wire::{BIND, Forward};
+use haul::internal::protocol::{BIND, Forward};
+use haul::{Allowance, Code};
 use tokio::net::UdpSocket;
 
 use crate::relay::stage::*;
@@ -17,7 +16,10 @@ struct Pair {
     number: u32,
     forwards: [Forward; 2],
     sockets: [UdpSocket; 2],
-    _place: (haul::stream::MessageReader, haul::stream::MessageWriter),
+    _place: (
+        haul::internal::net::stream::MessageReader,
+        haul::internal::net::stream::MessageWriter,
+    ),
 }
 
 async fn socket(ip: [u8; 4]) -> UdpSocket {
@@ -39,7 +41,7 @@ impl Pair {
             .unwrap()
             .forward
             .unwrap();
-        let to_sender = answer::<haul::wire::Found>(&mut reader)
+        let to_sender = answer::<haul::internal::protocol::Found>(&mut reader)
             .await
             .unwrap()
             .forward
@@ -288,7 +290,7 @@ async fn again(pair: &Pair) -> (Forward, Forward) {
             .await
             .unwrap()
             .forward;
-        let to_sender = answer::<haul::wire::Found>(&mut reader)
+        let to_sender = answer::<haul::internal::protocol::Found>(&mut reader)
             .await
             .unwrap()
             .forward;
@@ -309,7 +311,9 @@ async fn who_has_moved_to_another_ip_has_to_come_again() {
         .rebind(std::net::UdpSocket::bind("127.0.0.2:0").unwrap())
         .unwrap();
     let (mut reader, _writer) = guest
-        .ask(&haul::wire::Message::to_bytes(&seek(5_000, false)))
+        .ask(&haul::internal::protocol::Message::to_bytes(&seek(
+            5_000, false,
+        )))
         .await;
     let _ = within(reader.frame(4096)).await;
     let closed = within(guest.connection.closed()).await;

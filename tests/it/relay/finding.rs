@@ -3,15 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
 
-use haul::config::Config;
-use haul::error::{Code, Error};
-use haul::identity::Identity;
-use haul::peer::receive;
-use haul::peer::route::Whereabouts;
-use haul::peer::send;
-use haul::progress::{Event, Observer, Route};
-use haul::rate::Rate;
-use haul::relay::Allowance;
+use haul::pairing::receive;
+use haul::pairing::route::Whereabouts;
+use haul::pairing::send;
+use haul::{Allowance, Code, Config, Error, Event, Identity, Observer, Rate, Route};
 use tempfile::tempdir;
 
 use crate::relay::stage::*;
@@ -26,7 +21,7 @@ async fn two_ends_find_each_other_by_a_number_and_a_tree_goes_over_directly() {
     let receiving = async {
         let met = meet(&code, relay.at()).await.unwrap();
         assert_eq!(met.route(), Route::Punched, "where the relay sees it");
-        take(met, to.path(), haul::progress::ignore()).await
+        take(met, to.path(), haul::ignore()).await
     };
     let serving = async {
         assert!(matches!(
@@ -56,7 +51,7 @@ async fn where_no_direct_way_opens_the_relay_forwards() {
         let met = meet(&code, relay.at()).await.unwrap();
         assert_eq!(met.route(), Route::Relayed);
         assert!(relay.forwards_on.contains(&met.address().port()));
-        take(met, to.path(), haul::progress::ignore()).await
+        take(met, to.path(), haul::ignore()).await
     };
     let serving = async {
         assert!(matches!(
@@ -147,7 +142,7 @@ async fn a_relay_that_has_no_room_to_forward_is_named_as_the_reason() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_with_a_token_helps_those_who_have_it() {
     let relay = Host::with(|options| options.token = Some("open sesame".into()));
-    let with = |token: Option<&str>| haul::peer::rendezvous::RelayAt {
+    let with = |token: Option<&str>| haul::pairing::rendezvous::RelayAt {
         token: token.map(Into::into),
         ..relay.at()
     };

@@ -5,15 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use haul::config::Config;
-use haul::error::{Code, Error};
-use haul::identity::Identity;
-use haul::peer::receive;
-use haul::peer::route::Whereabouts;
-use haul::peer::send;
-use haul::stream::{MessageReader, MessageWriter};
-use haul::trust::ServerTrust;
-use haul::wire::{Address, Forward, Found, Message, Place, Placed, RELAY_ALPN, Seek};
+use haul::internal::net::stream::{MessageReader, MessageWriter};
+use haul::internal::protocol::{Address, Forward, Found, Message, Place, Placed, RELAY_ALPN, Seek};
+use haul::pairing::receive;
+use haul::pairing::route::Whereabouts;
+use haul::pairing::send;
+use haul::{Code, Config, Error, Identity, ServerTrust};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Connection, Endpoint};
 use tokio::net::UdpSocket;
@@ -59,9 +56,10 @@ struct Rogue {
 
 fn server(alpn: &[u8]) -> Endpoint {
     let identity = Identity::generate().unwrap();
-    if alpn == haul::wire::ALPN {
-        let config = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
-        return haul::endpoint::bind(LOOPBACK, Some(config)).unwrap();
+    if alpn == haul::internal::protocol::ALPN {
+        let config =
+            haul::internal::net::endpoint::server_config(&identity, &Config::default()).unwrap();
+        return haul::internal::net::endpoint::bind(LOOPBACK, Some(config)).unwrap();
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut tls = rustls::ServerConfig::builder_with_provider(provider)
@@ -73,7 +71,7 @@ fn server(alpn: &[u8]) -> Endpoint {
     tls.alpn_protocols = vec![alpn.to_vec()];
     let config =
         quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
-    haul::endpoint::bind(LOOPBACK, Some(config)).unwrap()
+    haul::internal::net::endpoint::bind(LOOPBACK, Some(config)).unwrap()
 }
 
 impl Rogue {
@@ -125,7 +123,7 @@ impl Rogue {
         }
     }
 
-    fn at(&self) -> haul::peer::rendezvous::RelayAt {
+    fn at(&self) -> haul::pairing::rendezvous::RelayAt {
         at(self.address)
     }
 }
@@ -145,13 +143,13 @@ fn found(addresses: impl IntoIterator<Item = SocketAddr>) -> Found {
 }
 
 /// What the other end is told that looks for 5555.
-fn code() -> haul::peer::code::ShortCode {
+fn code() -> haul::pairing::code::ShortCode {
     "5555-maple-canyon-orbit".parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_sits_in_the_middle_of_both_is_found_out_by_both_and_sees_nothing() {
-    let (middle, honest) = (server(haul::wire::ALPN), Host::new());
+    let (middle, honest) = (server(haul::internal::protocol::ALPN), Host::new());
     let mut sending = Sending::by(honest.at()).await;
     let code = sending.code();
     let address = middle.local_addr().unwrap();
@@ -168,7 +166,7 @@ async fn whoever_sits_in_the_middle_of_both_is_found_out_by_both_and_sees_nothin
             ..ServerTrust::default()
         };
         let identity = Identity::generate().unwrap();
-        let to = haul::endpoint::connect(
+        let to = haul::internal::net::connect::connect(
             &identity,
             &trust,
             "127.0.0.1",
@@ -264,8 +262,10 @@ async fn a_receiver_hears_from_a_relay_that_is_none_within_bounds() {
             .to_vec()
         }),
         ("a refusal to steer terminals", || {
-            let why = haul::error::Why::new(Code::Busy, "\x1b[2Jno").into();
-            haul::wire::Refused { why }.to_bytes().to_vec()
+            let why = haul::Why::new(Code::Busy, "\x1b[2Jno").into();
+            haul::internal::protocol::Refused { why }
+                .to_bytes()
+                .to_vec()
         }),
     ];
     let mut running = JoinSet::new();
@@ -392,7 +392,7 @@ async fn what_a_relay_has_replayed_to_a_sender_is_no_guess() {
         ..ServerTrust::default()
     };
     let (middle, kept) = (
-        server(haul::wire::ALPN),
+        server(haul::internal::protocol::ALPN),
         Arc::new(tokio::sync::Mutex::new(Vec::new())),
     );
     let address = middle.local_addr().unwrap();
@@ -413,7 +413,7 @@ async fn what_a_relay_has_replayed_to_a_sender_is_no_guess() {
     assert!(met.is_err());
     let replaying = async {
         let identity = Identity::generate().unwrap();
-        let to = haul::endpoint::connect(
+        let to = haul::internal::net::connect::connect(
             &identity,
             &trust,
             "127.0.0.1",
@@ -424,8 +424,10 @@ async fn what_a_relay_has_replayed_to_a_sender_is_no_guess() {
         let (mut onward, answers) = to.as_ref().unwrap().connection.open_bi().await.unwrap();
         onward.write_all(&kept.lock().await).await.unwrap();
         let mut answers = MessageReader::new(answers);
-        within(answers.read::<haul::wire::Hello>()).await.unwrap();
-        within(answers.read::<haul::wire::Introduced>())
+        within(answers.read::<haul::internal::protocol::Hello>())
+            .await
+            .unwrap();
+        within(answers.read::<haul::internal::protocol::Introduced>())
             .await
             .unwrap();
         // It has no key of the exchange, and goes away: nothing was tried, and nothing is burnt.

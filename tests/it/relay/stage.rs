@@ -8,23 +8,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use haul::client::PullOptions;
-use haul::config::Config;
-use haul::error::{Error, Result, Why};
-use haul::identity::Identity;
-use haul::manifest::WalkOptions;
-use haul::peer::code::ShortCode;
-use haul::peer::offer::Content;
-use haul::peer::receive::{self, Met};
-use haul::peer::rendezvous::RelayAt;
-use haul::peer::route::Whereabouts;
-use haul::peer::send::{Offering, SendOptions};
-use haul::progress::Observer;
-use haul::relay::{Allowance, Relay, RelayOptions};
-use haul::session::Outcome;
-use haul::stream::{MessageReader, MessageWriter};
-use haul::trust::ServerTrust;
-use haul::wire::{Address, Found, Message, Place, Placed, RELAY_ALPN, Refused, Seek};
+use haul::internal::net::stream::{MessageReader, MessageWriter};
+use haul::internal::protocol::{Address, Found, Message, Place, Placed, RELAY_ALPN, Refused, Seek};
+use haul::pairing::code::ShortCode;
+use haul::pairing::offer::Content;
+use haul::pairing::receive;
+use haul::pairing::receive::Met;
+use haul::pairing::rendezvous::RelayAt;
+use haul::pairing::route::Whereabouts;
+use haul::pairing::send::{Offering, SendOptions};
+use haul::{
+    Allowance, Config, Error, Identity, Observer, Outcome, PullOptions, Relay, RelayOptions,
+    Result, ServerTrust, WalkOptions, Why,
+};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint};
 use tempfile::{TempDir, tempdir};
@@ -141,14 +137,9 @@ impl Sending {
             own: Vec::new(),
         };
         let identity = Identity::generate().unwrap();
-        let offering = within(Offering::begin(
-            options,
-            identity,
-            config,
-            haul::progress::ignore(),
-        ))
-        .await
-        .unwrap();
+        let offering = within(Offering::begin(options, identity, config, haul::ignore()))
+            .await
+            .unwrap();
         Self { source, offering }
     }
 
@@ -226,7 +217,7 @@ impl Guest {
     }
 
     pub(crate) async fn try_at(relay: SocketAddr) -> Result<Self, ConnectionError> {
-        let endpoint = haul::endpoint::bind(LOOPBACK, None).unwrap();
+        let endpoint = haul::internal::net::endpoint::bind(LOOPBACK, None).unwrap();
         let verifier = ServerTrust {
             by_code: true,
             ..ServerTrust::default()

@@ -7,10 +7,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::Duration;
 
-use haul::client::Client;
-use haul::config::Config;
-use haul::identity::{Identity, KeyId};
-use haul::trust::ServerTrust;
+use haul::{Client, Config, Identity, KeyId, ServerTrust};
 use tempfile::{TempDir, tempdir};
 
 /// The user `nobody` on every common system.

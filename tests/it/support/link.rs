@@ -10,10 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use haul::config::Config;
-use haul::congestion::Congestion;
-use haul::identity::Identity;
-use haul::trust::ServerTrust;
+use haul::{Config, Congestion, Identity, ServerTrust};
 use quinn_proto::{
     Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig, Event, StreamId,
     Transmit, VarInt,
@@ -216,8 +213,8 @@ impl Network {
             pin: Some(identity.key_id()),
             ..ServerTrust::default()
         };
-        let server = haul::endpoint::server_config(&identity, &config).unwrap();
-        let client = haul::endpoint::client_config(
+        let server = haul::internal::net::endpoint::server_config(&identity, &config).unwrap();
+        let client = haul::internal::net::endpoint::client_config(
             &identity,
             trust.verifier("localhost", 1).unwrap(),
             &config,

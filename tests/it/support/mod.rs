@@ -11,17 +11,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use haul::client::{Client, PullOptions, PushOptions};
-use haul::config::Config;
-use haul::error::Result;
-use haul::identity::{Identity, KeyId};
-use haul::path::RelativePath;
-use haul::progress::{Event, Observer};
-use haul::server::{Server, ServerOptions};
-use haul::session::Outcome;
-use haul::store::{LocalStore, Store};
-use haul::trust::{Admission, Anyone, ServerTrust};
-use haul::wire::Durability;
+use haul::{
+    Admission, Anyone, Client, Config, Durability, Event, Identity, KeyId, LocalStore, Observer,
+    Outcome, PullOptions, PushOptions, RelativePath, Result, Server, ServerOptions, ServerTrust,
+    Store,
+};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -39,7 +33,7 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn serving(store: Arc<dyn Store>, config: Config) -> Self {
-        Self::observed(store, config, haul::progress::ignore())
+        Self::observed(store, config, haul::ignore())
     }
 
     pub(crate) fn observed(store: Arc<dyn Store>, config: Config, observer: Observer) -> Self {
@@ -144,7 +138,7 @@ pub(crate) fn from(sources: &[&str], destination: &Path) -> PullOptions {
 /// Pulls over a connection of its own.
 pub(crate) async fn pull(host: &Host, options: &PullOptions) -> Result<Outcome> {
     let client = host.connect().await?;
-    let outcome = tokio::time::timeout(LIMIT, client.pull(options, haul::progress::ignore()))
+    let outcome = tokio::time::timeout(LIMIT, client.pull(options, haul::ignore()))
         .await
         .expect("it ends");
     client.close().await;
@@ -154,7 +148,7 @@ pub(crate) async fn pull(host: &Host, options: &PullOptions) -> Result<Outcome> 
 /// Pushes over a connection of its own.
 pub(crate) async fn push(host: &Host, options: &PushOptions) -> Result<Outcome> {
     let client = host.connect().await?;
-    let outcome = tokio::time::timeout(LIMIT, client.push(options, haul::progress::ignore()))
+    let outcome = tokio::time::timeout(LIMIT, client.push(options, haul::ignore()))
         .await
         .expect("it ends");
     client.close().await;

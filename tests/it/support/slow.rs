@@ -6,10 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use haul::error::{Code, Why};
-use haul::path::RelativePath;
-use haul::store::{Attributes, Claim, Lapses, Metadata, Source, Store, Upload};
-use haul::wire::Durability;
+use haul::{
+    Attributes, Claim, Code, Durability, Lapses, Metadata, RelativePath, Source, Store, Upload, Why,
+};
 use rustix::io::Errno;
 
 /// Another store, of which the writes can be paused. Clones are the same one.

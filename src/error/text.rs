@@ -1,0 +1,114 @@
+//! [`PeerText`]: text that somebody else wrote. It is escaped whenever it is printed.
+
+use std::fmt;
+
+use minicbor::{Decode, Encode};
+
+use crate::protocol::path::printable;
+
+/// Text that comes from a peer, or that may quote one.
+///
+/// A hostile peer can write escape sequences that set the clipboard, clear the screen or forge lines. So `Display` and
+/// `Debug` escape control characters, line ends and characters that change the direction of text; the text itself is
+/// only given by [`raw`](Self::raw) and [`into_raw`](Self::into_raw).
+///
+/// ```
+/// use haul::error::text::PeerText;
+///
+/// let text = PeerText::from("done\n\x1b[2J");
+/// assert_eq!(text.to_string(), "done\\n\\u{1b}[2J");
+/// assert_eq!(text.raw(), "done\n\x1b[2J");
+/// ```
+#[derive(Clone, Default, PartialEq, Eq, Hash, Encode, Decode)]
+#[cbor(transparent)]
+pub struct PeerText(#[n(0)] String);
+
+impl PeerText {
+    /// The text as the peer wrote it. It must not reach a terminal or a log: it is for the wire, for JSON, for
+    /// comparisons, and for files and pipes where the user wants the content.
+    pub fn raw(&self) -> &str {
+        &self.0
+    }
+
+    /// As [`raw`](Self::raw), without a copy.
+    pub fn into_raw(self) -> String {
+        self.0
+    }
+
+    /// Its length in bytes, as the peer wrote it.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is no text.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether the peer's text contains another.
+    pub fn contains(&self, part: &str) -> bool {
+        self.0.contains(part)
+    }
+}
+
+impl fmt::Display for PeerText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&printable(self.0.as_bytes()))
+    }
+}
+
+impl fmt::Debug for PeerText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{self}\"")
+    }
+}
+
+impl From<String> for PeerText {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&str> for PeerText {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl PartialEq<str> for PeerText {
+    fn eq(&self, other: &str) -> bool {
+        self.0 == other
+    }
+}
+
+impl PartialEq<&str> for PeerText {
+    fn eq(&self, other: &&str) -> bool {
+        self.0 == *other
+    }
+}
+
+impl PartialEq<String> for PeerText {
+    fn eq(&self, other: &String) -> bool {
+        self.0 == *other
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peer_text_is_escaped_in_every_way_of_printing_it() {
+        let evil = PeerText::from("\x1b]52;c;ZXZpbA==\x07\u{9b}2J\r\nhaul: done\u{202e}");
+        for shown in [
+            format!("{evil}"),
+            format!("{evil:>80}"),
+            format!("{evil:?}"),
+            format!("{evil:#?}"),
+        ] {
+            assert!(!shown.contains(char::is_control), "{shown:?}");
+            assert!(!shown.contains('\u{202e}'), "{shown:?}");
+        }
+        assert_eq!(evil.len(), evil.raw().len());
+    }
+}

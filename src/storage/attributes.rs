@@ -1,0 +1,139 @@
+//! The final metadata of what stands on disk. What the filesystem cannot keep, or the system does not permit, is no
+//! failure of the file: it is told beside it.
+
+use std::fs::File;
+use std::io;
+
+use rustix::fs::{FileType, Stat, fstat};
+use rustix::io::Errno;
+
+use super::fault::fault;
+use super::{ALL_PERMISSIONS, Attributes, Lapses, PERMISSIONS, closed, xattr};
+use crate::error::Why;
+use crate::protocol::path::RelativePath;
+use crate::protocol::{Aspect, Time};
+
+/// What the system says of metadata that it cannot or may not keep; all else, such as a broken disk, fails the file.
+const LAPSES: &[Errno] = &[
+    Errno::PERM,
+    Errno::ACCESS,
+    Errno::NOTSUP,
+    Errno::OPNOTSUPP,
+    Errno::NOSYS,
+    Errno::OVERFLOW,
+    Errno::INVAL,
+];
+
+/// The coarsest steps in which file systems keep times, in seconds: FAT's.
+const COARSEST: u64 = 2;
+
+/// What the owner needs to set extended attributes.
+const READ_WRITE: u32 = 0o600;
+
+/// Sets what is to be set; what is not carried over stays, such as the set-group-ID of a shared directory.
+pub(super) fn set(
+    file: &File,
+    path: &RelativePath,
+    attributes: &Attributes,
+) -> Result<Lapses, Why> {
+    let there = fstat(file).map_err(|e| fault(path, "look at it", e))?;
+    let mut lapses = Lapses::new();
+    // A new owner takes away set-user-ID and the like, so the mode comes later; and so it does after the extended
+    // attributes, since to set those takes a permission that the final mode may not give.
+    let owned = match attributes.owner {
+        Some(owner) if owner != owner_of(&there) => {
+            let set = closed::set_owner(file, owner);
+            let before = lapses.len();
+            allow(&mut lapses, Aspect::Owner, set).map_err(|e| fault(path, "set its owner", e))?;
+            lapses.len() == before
+        }
+        Some(_) => true,
+        None => false,
+    };
+    let mut mode = mode_of(&there);
+    let mut opened = false;
+    if let Some(xattrs) = &attributes.xattrs {
+        opened =
+            mode & READ_WRITE != READ_WRITE && closed::set_mode(file, mode | READ_WRITE).is_ok();
+        let set = xattr::set(file, xattrs, owned)
+            .map_err(|e| fault(path, "set its extended attributes", e));
+        match set {
+            Ok(more) => lapses.extend(more),
+            Err(why) => {
+                let _ = closed::set_mode(file, mode);
+                return Err(why);
+            }
+        }
+    }
+    if let Some(wanted) = attributes.mode {
+        let regular = FileType::from_raw_mode(there.st_mode) == FileType::RegularFile;
+        // Without its owner a set-user-ID program would run as somebody else.
+        let bits = if owned {
+            attributes.mode_bits(regular)
+        } else {
+            PERMISSIONS
+        };
+        mode = mode & !bits | wanted & bits;
+    }
+    if attributes.mode.is_some() || opened {
+        let set = closed::set_mode(file, mode);
+        allow(&mut lapses, Aspect::Mode, set).map_err(|e| fault(path, "set its mode", e))?;
+    }
+    if let Some(modified) = attributes.modified {
+        let set =
+            closed::set_time(file, &there, modified).and_then(|()| check_time(file, modified));
+        allow(&mut lapses, Aspect::Time, set).map_err(|e| fault(path, "set its time", e))?;
+    }
+    Ok(lapses)
+}
+
+/// Filesystems cut times that they cannot hold without a word. That one keeps whole or even seconds only is no news.
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the fields of stat have other types on other systems"
+)]
+fn check_time(file: &File, modified: Time) -> rustix::io::Result<()> {
+    let seconds = fstat(file)?.st_mtime as i64;
+    if seconds.abs_diff(modified.seconds) < COARSEST {
+        Ok(())
+    } else {
+        Err(Errno::OVERFLOW)
+    }
+}
+
+/// Takes what a filesystem has no notion of, or does not let us do, as a lapse.
+pub(super) fn allow(
+    lapses: &mut Lapses,
+    aspect: Aspect,
+    result: rustix::io::Result<()>,
+) -> rustix::io::Result<()> {
+    match result {
+        Err(e) if LAPSES.contains(&e) => {
+            lapses.push((aspect, said(e)));
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// What the system calls an error, without its number.
+pub(super) fn said(error: Errno) -> String {
+    let text = io::Error::from(error).to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_owned()
+}
+
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the fields of stat have other types on other systems"
+)]
+fn mode_of(stat: &Stat) -> u32 {
+    stat.st_mode as u32 & ALL_PERMISSIONS
+}
+
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the fields of stat have other types on other systems"
+)]
+fn owner_of(stat: &Stat) -> (u32, u32) {
+    (stat.st_uid as u32, stat.st_gid as u32)
+}

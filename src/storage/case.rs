@@ -1,0 +1,357 @@
+//! Which names a directory takes for the same. It is found out by looking names up, not by the kind of file system: FUSE,
+//! SMB and mount options hide that.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Dir, Mode, OFlags, fstat, openat, renameat};
+use unicode_normalization::UnicodeNormalization;
+
+use super::beneath::{Directory, Root, device};
+use super::fault::fault;
+use super::partial::{remove, temporary_name, temporary_name_with};
+use crate::error::Why;
+use crate::protocol::path::PARTIAL_ACCENT;
+use crate::protocol::path::RelativePath;
+
+/// Names of a directory that are tried, at most.
+const SAMPLES: usize = 64;
+/// Variants of such names that turn out to be names of their own before a file is made instead.
+const MAX_TRIES: usize = 4;
+/// How long it is remembered what a file system said of a file made for the purpose: another may come to be mounted.
+const REMEMBERED: Duration = Duration::from_secs(600);
+/// File systems that are remembered so, at most.
+const MAX_REMEMBERED: usize = 64;
+/// `FS_CASEFOLD_FL`: an empty directory of ext4, f2fs or tmpfs says so itself.
+#[cfg(target_os = "linux")]
+const CASEFOLD: u32 = 0x4000_0000;
+
+/// The differences between names that a directory does not tell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Folding {
+    /// Upper and lower case.
+    pub case: bool,
+    /// Unicode normal forms: é as one character, or as e and an accent.
+    pub form: bool,
+    /// Dots and spaces at the end.
+    pub ends: bool,
+}
+
+impl Folding {
+    /// All of them.
+    pub const ALL: Self = Self {
+        case: true,
+        form: true,
+        ends: true,
+    };
+
+    /// Whether there is any.
+    pub fn any(self) -> bool {
+        self != Self::default()
+    }
+
+    /// What all names have in common that are the same here.
+    pub fn key(self, name: &[u8]) -> Vec<u8> {
+        let name = if self.ends { trimmed(name) } else { name };
+        let Ok(text) = std::str::from_utf8(name) else {
+            return if self.case {
+                name.to_ascii_lowercase()
+            } else {
+                name.to_vec()
+            };
+        };
+        let folded = |text: String| match self.case {
+            true => text.chars().flat_map(fold).collect(),
+            false => text,
+        };
+        let normal = |text: String| match self.form {
+            true => text.nfd().collect(),
+            false => text,
+        };
+        // Once more after the case: what was folded may come apart.
+        normal(folded(normal(text.to_owned()))).into_bytes()
+    }
+}
+
+/// Whether a name has a Unicode normal form that it is not in.
+pub(crate) fn has_forms(name: &[u8]) -> bool {
+    !name.is_ascii() && std::str::from_utf8(name).is_ok_and(|text| text.nfc().ne(text.nfd()))
+}
+
+/// A name without the dots and spaces at its end, unless it is made of them.
+pub(crate) fn trimmed(name: &[u8]) -> &[u8] {
+    let end = name.iter().rposition(|byte| !b". ".contains(byte));
+    end.map_or(name, |end| &name[..=end])
+}
+
+/// A character without case, as file systems see it: one for one.
+fn fold(c: char) -> impl Iterator<Item = char> {
+    let mut upper = c.to_uppercase();
+    let upper = match (upper.next(), upper.next()) {
+        (Some(upper), None) => upper,
+        _ => c,
+    };
+    upper.to_lowercase()
+}
+
+/// What file systems said of files that were made to find out, by their devices.
+#[derive(Default)]
+pub(super) struct Probed(Mutex<HashMap<u64, (Instant, Folding)>>);
+
+/// Finds out which of the `wanted` differences a directory does not tell; one that is not there yet will be as what it is
+/// made in. Mostly nothing is written: names that are there are looked up by other names. Only where there are none that
+/// tell, at the top of a file system, a file is made for a moment, if it may be.
+pub(super) fn folding(
+    root: &Root,
+    probed: &Probed,
+    directory: &RelativePath,
+    wanted: Folding,
+    may_write: bool,
+) -> Folding {
+    let (mut found, mut open) = (Folding::default(), wanted);
+    let mut next = Some(directory.clone());
+    while let Some(path) = next {
+        next = path.parent();
+        let Ok(Some(here)) = root.find(&path) else {
+            continue;
+        };
+        ask_names(&here, &mut found, &mut open);
+        if !open.any() {
+            break;
+        }
+        if says_so(&here) {
+            let wanted = |asked, known| known || asked;
+            return Folding {
+                case: wanted(open.case, found.case),
+                form: wanted(open.form, found.form),
+                ends: found.ends,
+            };
+        }
+        // A directory is as the one that it was made in, unless another file system begins there.
+        let above = next
+            .as_ref()
+            .and_then(|above| root.find(above).ok().flatten());
+        if above.is_none_or(|above| !same_device(&here, &above)) {
+            let by_file = ask_file(root, probed, &here, may_write);
+            found.case |= open.case && by_file.case;
+            found.form |= open.form && by_file.form;
+            found.ends |= open.ends && by_file.ends;
+            break;
+        }
+    }
+    found
+}
+
+/// Tries names that are there. What is settled is no longer open.
+fn ask_names(directory: &Directory<'_>, found: &mut Folding, open: &mut Folding) {
+    let mut tries = MAX_TRIES;
+    for name in names(directory).take(SAMPLES) {
+        if !open.any() || tries == 0 {
+            return;
+        }
+        let mut ask = |open: &mut bool, found: &mut bool, other: Option<Vec<u8>>| {
+            let Some(other) = other.filter(|other| *open && *other != name) else {
+                return;
+            };
+            match is_found(directory, &other) {
+                // It may be a name of its own.
+                Some(true) if names(directory).any(|listed| listed == other) => {
+                    tries = tries.saturating_sub(1);
+                }
+                Some(true) => (*open, *found) = (false, true),
+                // Not found by another name, while it is there: a partial may have gone meanwhile.
+                Some(false) if is_found(directory, &name) == Some(true) => *open = false,
+                Some(false) => tries = tries.saturating_sub(1),
+                None => tries = tries.saturating_sub(1),
+            }
+        };
+        ask(&mut open.case, &mut found.case, Some(swapped(&name)));
+        ask(&mut open.form, &mut found.form, other_form(&name));
+        ask(
+            &mut open.ends,
+            &mut found.ends,
+            Some([&name, &b"."[..]].concat()),
+        );
+    }
+}
+
+/// The names in a directory, as far as it can be read.
+fn names(directory: &Directory<'_>) -> impl Iterator<Item = Vec<u8>> {
+    let open = directory.readable().and_then(Dir::new).ok();
+    let names = open.into_iter().flatten().map_while(Result::ok);
+    names
+        .map(|entry| entry.file_name().to_bytes().to_vec())
+        .filter(|name| name != b"." && name != b"..")
+}
+
+/// Whether something is found by a name; `None` for a name that cannot be.
+fn is_found(directory: &Directory<'_>, name: &[u8]) -> Option<bool> {
+    directory.stat(name).ok().map(|there| there.is_some())
+}
+
+/// A name in the other case, as far as it is ASCII.
+fn swapped(name: &[u8]) -> Vec<u8> {
+    let swap = |byte: &u8| match byte.is_ascii_uppercase() {
+        true => byte.to_ascii_lowercase(),
+        false => byte.to_ascii_uppercase(),
+    };
+    name.iter().map(swap).collect()
+}
+
+/// A name in another normal form than it is in, if there is one.
+fn other_form(name: &[u8]) -> Option<Vec<u8>> {
+    let text = std::str::from_utf8(name).ok()?;
+    let composed: String = text.nfc().collect();
+    let other = match composed == text {
+        true => text.nfd().collect(),
+        false => composed,
+    };
+    Some(other.into_bytes())
+}
+
+/// Makes a file and looks it up by other names.
+fn ask_file(root: &Root, probed: &Probed, directory: &Directory<'_>, may_write: bool) -> Folding {
+    let Ok(stat) = fstat(directory) else {
+        return Folding::default();
+    };
+    let mut probed = probed.0.lock().unwrap_or_else(PoisonError::into_inner);
+    match probed.get(&device(&stat)) {
+        Some((since, folding)) if since.elapsed() < REMEMBERED => return *folding,
+        _ if !may_write => return Folding::default(),
+        _ => {}
+    }
+    // Not every file system takes characters beyond ASCII.
+    let names = [PARTIAL_ACCENT, ""].map(temporary_name_with);
+    let how = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let make = |name: &&String| {
+        let private = Mode::RUSR | Mode::WUSR;
+        root.change(directory, || {
+            openat(directory, name.as_bytes(), how, private)
+        })
+        .is_ok()
+    };
+    let Some(name) = names.iter().find(make).map(String::as_bytes) else {
+        return Folding::default();
+    };
+    let finds = |other: Vec<u8>| other != name && is_found(directory, &other) == Some(true);
+    let folding = Folding {
+        case: finds(swapped(name)),
+        form: other_form(name).is_some_and(finds),
+        ends: finds([name, b"."].concat()),
+    };
+    let _ = remove(root, directory, name);
+    if probed.len() >= MAX_REMEMBERED {
+        probed.clear();
+    }
+    probed.insert(device(&stat), (Instant::now(), folding));
+    folding
+}
+
+fn same_device(one: &Directory<'_>, other: &Directory<'_>) -> bool {
+    match (fstat(one), fstat(other)) {
+        (Ok(one), Ok(other)) => device(&one) == device(&other),
+        _ => false,
+    }
+}
+
+/// Whether an empty directory says of itself that it tells neither case nor normal form.
+#[cfg(target_os = "linux")]
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the flags have another type on other architectures"
+)]
+fn says_so(directory: &Directory<'_>) -> bool {
+    directory
+        .readable()
+        .and_then(rustix::fs::ioctl_getflags)
+        .is_ok_and(|flags| flags.bits() as u32 & CASEFOLD != 0)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn says_so(_: &Directory<'_>) -> bool {
+    false
+}
+
+/// Gives what is found by a name exactly this name, where it has another that the directory takes for the same; `false` where
+/// it still has another.
+pub(super) fn respell(root: &Root, path: &RelativePath, folding: Folding) -> Result<bool, Why> {
+    let cannot = |e| fault(path, "change the case of its name", e);
+    let Some((directory, name)) = root.parent(path)? else {
+        return Ok(true);
+    };
+    let key = folding.key(name);
+    let mut same: Vec<_> = names(&directory)
+        .filter(|listed| folding.key(listed) == key)
+        .collect();
+    let Some(stored) = same.pop().filter(|_| same.is_empty()) else {
+        return Ok(true);
+    };
+    // The file system would cut the ends off again.
+    let is_kept = |listed: &[u8]| listed == name || folding.ends && listed == trimmed(name);
+    if is_kept(&stored) {
+        return Ok(true);
+    }
+    // By a third name: most systems take the two for the same file, and a rename from one to the other does nothing.
+    let between = temporary_name();
+    let rename = |from: &[u8], to: &[u8]| {
+        root.change(&directory, || renameat(&directory, from, &directory, to))
+    };
+    rename(&stored, between.as_bytes()).map_err(cannot)?;
+    rename(between.as_bytes(), name).map_err(|e| {
+        let _ = rename(between.as_bytes(), &stored);
+        cannot(e)
+    })?;
+    Ok(names(&directory).any(|listed| is_kept(&listed)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(folding: Folding, name: &str) -> String {
+        String::from_utf8(folding.key(name.as_bytes())).unwrap()
+    }
+
+    #[test]
+    fn names_have_one_key_that_a_directory_takes_for_the_same() {
+        let case = Folding {
+            case: true,
+            ..Folding::default()
+        };
+        let same = [
+            (case, "README", "readme"),
+            (case, "\u{c4}\u{3a3}", "\u{e4}\u{3c2}"),
+            (Folding::ALL, "\u{c9}t\u{e9}", "e\u{301}te\u{301}"),
+            (Folding::ALL, "Mr. ", "mr"),
+        ];
+        for (folding, one, other) in same {
+            assert_eq!(key(folding, one), key(folding, other), "{one} {other}");
+        }
+        let others = [
+            (Folding::default(), "README", "readme"),
+            (case, "\u{e9}", "e\u{301}"),
+            (case, "a", "a."),
+            (Folding::ALL, "...", "."),
+        ];
+        for (folding, one, other) in others {
+            assert_ne!(key(folding, one), key(folding, other), "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_tells_all_names_apart_is_found_to() {
+        let place = tempfile::tempdir().unwrap();
+        let (root, probed) = (Root::open(place.path()).unwrap(), Probed::default());
+        let path = RelativePath::from_components(["d"]).unwrap();
+        let ask = || folding(&root, &probed, &path, Folding::ALL, true);
+        assert_eq!(ask(), Folding::default(), "neither is there: by a file");
+        assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
+        std::fs::create_dir(place.path().join("d")).unwrap();
+        // Names of their own, and further names of one file, are no other case.
+        let [one, other] = ["d/\u{e9}a", "d/\u{e9}A"].map(|name| place.path().join(name));
+        std::fs::write(&one, "1").unwrap();
+        std::fs::hard_link(&one, &other).unwrap();
+        assert_eq!(ask(), Folding::default());
+    }
+}

@@ -1,0 +1,103 @@
+//! Directories that their own owner may not write to, such as 0555, and what else only the owner can get at.
+//!
+//! A directory gets its final mode last, and a later session finds it closed. It is opened for its owner only as long as
+//! one change to its names takes, and closed again whatever came of that: a session that fails or is killed leaves
+//! nothing to be put right. Root never comes here, since its access is not denied.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::{MutexGuard, PoisonError};
+
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Stat, Uid};
+use rustix::fs::{chownat, fchmod, fchown, fstat, futimens, openat, utimensat};
+use rustix::io::Errno;
+
+use super::beneath::{Directory, Root};
+use super::partial::{accessed, timestamps};
+use crate::protocol::Time;
+
+/// What its owner needs to change the names in a directory.
+const OPEN: u32 = 0o300;
+/// All bits of a mode, without the kind of file.
+const ALL: u32 = 0o7777;
+
+impl Root {
+    /// Changes the names in a directory. Where that is denied and the directory is ours, it is opened meanwhile. The root
+    /// of the store is not: it belongs to whoever serves it.
+    pub(super) fn change<T>(
+        &self,
+        directory: &Directory<'_>,
+        change: impl Fn() -> rustix::io::Result<T>,
+    ) -> rustix::io::Result<T> {
+        match change() {
+            Err(Errno::ACCESS) if matches!(directory, Directory::Below(_)) => {}
+            other => return other,
+        }
+        let _one = self.modes();
+        let stat = fstat(directory)?;
+        let mode = stat.st_mode as u32 & ALL;
+        let ours = stat.st_uid == rustix::process::geteuid().as_raw();
+        if !ours || mode & OPEN == OPEN || set_mode(directory, mode | OPEN).is_err() {
+            return change();
+        }
+        let changed = change();
+        if let Err(error) = set_mode(directory, mode) {
+            tracing::warn!(%error, mode, "a directory cannot be closed again");
+        }
+        changed
+    }
+
+    /// Keeps everybody else from changing the mode of a directory.
+    pub(super) fn modes(&self) -> MutexGuard<'_, ()> {
+        self.modes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sets the mode of what a descriptor is of, also of one that is `O_PATH`.
+pub(super) fn set_mode(file: impl AsFd, mode: u32) -> rustix::io::Result<()> {
+    let mode = Mode::from_raw_mode(mode as _);
+    match fchmod(&file, mode) {
+        // As glibc's fchmodat does it: the link in /proc leads to the very file, whatever became of its name.
+        Err(Errno::BADF) if cfg!(target_os = "linux") => {
+            rustix::fs::chmod(descriptor_path(file), mode)
+        }
+        other => other,
+    }
+}
+
+/// Sets the time of last modification of what a descriptor is of, also of one that is `O_PATH`; `there` is what it was found
+/// to be, and its time of access stays.
+pub(super) fn set_time(file: impl AsFd, there: &Stat, modified: Time) -> rustix::io::Result<()> {
+    let times = timestamps(modified, accessed(there));
+    match futimens(&file, &times) {
+        Err(Errno::BADF) if cfg!(target_os = "linux") => {
+            utimensat(CWD, descriptor_path(file), &times, AtFlags::empty())
+        }
+        other => other,
+    }
+}
+
+/// Sets the owner and group of what a descriptor is of, also of one that is `O_PATH`.
+pub(super) fn set_owner(file: impl AsFd, (user, group): (u32, u32)) -> rustix::io::Result<()> {
+    let (user, group) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
+    match fchown(&file, user, group) {
+        Err(Errno::BADF) if cfg!(target_os = "linux") => {
+            chownat(CWD, descriptor_path(file), user, group, AtFlags::empty())
+        }
+        other => other,
+    }
+}
+
+/// Opens what has a name only so far that its owner can change its mode and time, whatever its mode; nothing is followed.
+pub(super) fn open(directory: &Directory<'_>, name: &[u8]) -> rustix::io::Result<File> {
+    #[cfg(target_os = "linux")]
+    let how = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    #[cfg(not(target_os = "linux"))]
+    let how = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(directory, name, how, Mode::empty()).map(File::from)
+}
+
+/// The name that the system gives to an open file.
+pub(super) fn descriptor_path(file: impl AsFd) -> String {
+    format!("/proc/self/fd/{}", file.as_fd().as_raw_fd())
+}

@@ -1,0 +1,450 @@
+//! The index of digests: what large files hold, and where. A cache and nothing more: losing it costs time alone, and
+//! nothing that it says is believed without a look at the content.
+//!
+//! One process at a time has it open; others go on without. A file is known by device, inode, size and modification time,
+//! as rsync knows it to be unchanged, so that another name makes no difference. Its time of change (ctime), which nobody can
+//! set, says whether it may have been written to since: a rename changes that too, so such a file is hashed once more.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use redb::{Database, DatabaseError, ReadableTable, ReadableTableMetadata, TableDefinition};
+
+use crate::protocol::Time;
+use crate::protocol::path::RelativePath;
+
+/// Files from this size on, in bytes, are worth a place in the index: sending less costs little more than a round trip.
+pub const LARGE_FILE: u64 = 16 << 20;
+/// Most rows in each table, of some 100 bytes; past it the oldest go.
+const MAX_ROWS: u64 = 100_000;
+/// As many go in one go, since to find the oldest takes a look at all.
+const EVICTED: usize = 10_000;
+/// Memory for the pages of the database, in bytes. The library's default is 1 GiB.
+const CACHE: usize = 1 << 20;
+/// A file whose last modification is not so long ago may change again without its time telling: what a filesystem's clock
+/// may fail to tell apart (2 s on FAT).
+const SETTLES: Duration = Duration::from_secs(2);
+
+/// A time of change has this resolution at worst: the tick of Linux, at 100 a second.
+const CHANGE_SETTLES: Duration = Duration::from_millis(10);
+
+/// Digests and times of change, by file.
+const DIGESTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("digests by change");
+/// Rows without the time of change, as earlier versions wrote them.
+const OLD_DIGESTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("digests");
+/// Files by digest.
+const PLACES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("places");
+/// What each row ends in: when it was made, in nanoseconds since 1970.
+const STAMP: usize = 8;
+
+/// A file and its content, as far as a look at it tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileKey {
+    /// Device and inode.
+    pub file: (u64, u64),
+    /// Bytes of content.
+    pub size: u64,
+    /// Time of last modification.
+    pub modified: Time,
+}
+
+impl FileKey {
+    const LENGTH: usize = 36;
+
+    fn bytes(&self) -> [u8; Self::LENGTH] {
+        let mut bytes = [0; Self::LENGTH];
+        let numbers = [
+            self.file.0,
+            self.file.1,
+            self.size,
+            self.modified.seconds as u64,
+        ];
+        for (place, number) in bytes.chunks_exact_mut(8).zip(numbers) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        bytes[32..].copy_from_slice(&self.modified.nanoseconds.to_le_bytes());
+        bytes
+    }
+
+    /// Whether the file's times would tell if it changed from now on; `changed` is its time of change.
+    pub fn is_settled(&self, changed: Time) -> bool {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let tick = now.saturating_sub(CHANGE_SETTLES);
+        let tick = (tick.as_secs() as i64, tick.subsec_nanos());
+        self.modified.seconds < (now.saturating_sub(SETTLES)).as_secs() as i64
+            && (changed.seconds, changed.nanoseconds) < tick
+    }
+}
+
+/// What the index says of a file's content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// Its digest.
+    Digest([u8; 32]),
+    /// It was hashed before, and may have been written to since, or only been renamed: it is worth hashing again.
+    Touched,
+}
+
+/// What a row of [`DIGESTS`] holds: digest, seconds and nanoseconds of the time of change.
+const DIGEST_ROW: usize = 32 + 12;
+
+fn digest_row(changed: Time, digest: &[u8; 32]) -> [u8; DIGEST_ROW] {
+    let mut row = [0; DIGEST_ROW];
+    row[..32].copy_from_slice(digest);
+    row[32..40].copy_from_slice(&changed.seconds.to_le_bytes());
+    row[40..].copy_from_slice(&changed.nanoseconds.to_le_bytes());
+    row
+}
+
+/// What the database says.
+type Worked<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// The index in a file. Cheap to clone; the file is opened, or made, at first use. All calls block, and none fails: what
+/// cannot be found out is not known.
+#[derive(Clone)]
+pub struct Index(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    state: Mutex<State>,
+}
+
+enum State {
+    Closed,
+    Open(Database),
+    /// Another process has it, or it cannot be used.
+    Without,
+}
+
+impl fmt::Debug for Index {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Index").field(&self.0.path).finish()
+    }
+}
+
+impl Index {
+    /// The index in this file.
+    pub fn new(path: PathBuf) -> Self {
+        Self(Arc::new(Inner {
+            path,
+            state: Mutex::new(State::Closed),
+        }))
+    }
+
+    /// What is known of a file that was hashed before; `changed` is its time of change now.
+    pub fn known(&self, key: &FileKey, changed: Time) -> Option<Known> {
+        let row: [u8; DIGEST_ROW] = self.row(DIGESTS, &key.bytes())?.try_into().ok()?;
+        let digest: [u8; 32] = row[..32].try_into().ok()?;
+        Some(if row == digest_row(changed, &digest) {
+            Known::Digest(digest)
+        } else {
+            Known::Touched
+        })
+    }
+
+    /// Remembers the digest of a file. It was settled when the hashing began: see [`FileKey::is_settled`].
+    pub fn remember(&self, key: &FileKey, changed: Time, digest: &[u8; 32]) {
+        self.put(DIGESTS, &key.bytes(), &digest_row(changed, digest));
+    }
+
+    /// A file in a store that had this content once, and where it stood. The store is told by device and inode.
+    pub fn place(&self, store: (u64, u64), digest: &[u8; 32]) -> Option<(FileKey, RelativePath)> {
+        let row = self.row(PLACES, &place_key(store, digest))?;
+        let (key, path) = row.split_at_checked(FileKey::LENGTH)?;
+        let number = |at: usize| {
+            key[at..at + 8]
+                .try_into()
+                .map(u64::from_le_bytes)
+                .unwrap_or_default()
+        };
+        let nanoseconds = u32::from_le_bytes(key[32..].try_into().ok()?);
+        let modified = Time {
+            seconds: number(24) as i64,
+            nanoseconds,
+        };
+        let path = RelativePath::from_components(path.split(|&byte| byte == b'/')).ok()?;
+        Some((
+            FileKey {
+                file: (number(0), number(8)),
+                size: number(16),
+                modified,
+            },
+            path,
+        ))
+    }
+
+    /// Remembers that a file with this content stands in a store.
+    pub fn stands(&self, store: (u64, u64), digest: &[u8; 32], key: &FileKey, path: &RelativePath) {
+        self.put(
+            PLACES,
+            &place_key(store, digest),
+            &[&key.bytes(), path.as_bytes()].concat(),
+        );
+    }
+
+    /// Forgets where that content stood: it does no more.
+    pub fn forget(&self, store: (u64, u64), digest: &[u8; 32]) {
+        let key = place_key(store, digest);
+        self.with(|database| {
+            let writing = database.begin_write()?;
+            writing.open_table(PLACES)?.remove(&key[..])?;
+            Ok(writing.commit()?)
+        });
+    }
+
+    fn row(&self, table: TableDefinition<&[u8], &[u8]>, key: &[u8]) -> Option<Vec<u8>> {
+        self.with(|database| {
+            let table = match database.begin_read()?.open_table(table) {
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+                table => table?,
+            };
+            let row = table.get(key)?;
+            Ok(row.map(|row| row.value()[..row.value().len().saturating_sub(STAMP)].to_vec()))
+        })?
+    }
+
+    fn put(&self, table: TableDefinition<&[u8], &[u8]>, key: &[u8], value: &[u8]) {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_nanos() as u64;
+        self.with(|database| {
+            let mut writing = database.begin_write()?;
+            // A crash may lose it, and nothing else.
+            writing.set_durability(redb::Durability::Eventual);
+            {
+                let mut rows = writing.open_table(table)?;
+                rows.insert(key, &[value, &now.to_le_bytes()].concat()[..])?;
+                if rows.len()? > MAX_ROWS {
+                    evict(&mut rows, EVICTED)?;
+                }
+            }
+            Ok(writing.commit()?)
+        });
+    }
+
+    /// Works on the database, as long as there is one that can be worked on. One that cannot is removed.
+    fn with<T>(&self, work: impl FnOnce(&Database) -> Worked<T>) -> Option<T> {
+        let mut state = self.state();
+        if let State::Closed = *state {
+            *state = self.open();
+        }
+        let State::Open(database) = &*state else {
+            return None;
+        };
+        // The library trusts its file in places, and panics on one that was tampered with.
+        let worked = catch_unwind(AssertUnwindSafe(|| work(database)));
+        match worked {
+            Ok(Ok(done)) => Some(done),
+            failed => {
+                let why = failed
+                    .ok()
+                    .and_then(Result::err)
+                    .map_or_else(|| "a panic".into(), |error| error.to_string());
+                tracing::debug!(path = ?self.0.path, why, "the index is given up");
+                let broken = std::mem::replace(&mut *state, State::Without);
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
+                let _ = std::fs::remove_file(&self.0.path);
+                None
+            }
+        }
+    }
+
+    fn open(&self) -> State {
+        let open = || {
+            let create = || {
+                Database::builder()
+                    .set_cache_size(CACHE)
+                    .create(&self.0.path)
+            };
+            catch_unwind(AssertUnwindSafe(create)).unwrap_or(Err(DatabaseError::RepairAborted))
+        };
+        let opened = match open() {
+            Err(DatabaseError::DatabaseAlreadyOpen) => return State::Without,
+            Err(error) => {
+                tracing::debug!(path = ?self.0.path, %error, "the index is begun anew");
+                let _ = std::fs::remove_file(&self.0.path);
+                open()
+            }
+            opened => opened,
+        };
+        let Ok(database) = opened else {
+            return State::Without;
+        };
+        // What an earlier version remembered cannot be relied upon. That it stays is no harm: nothing reads it.
+        let _ = catch_unwind(AssertUnwindSafe(|| delete_table(&database, OLD_DIGESTS)));
+        State::Open(database)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn delete_table(database: &Database, table: TableDefinition<&[u8], &[u8]>) -> Worked<()> {
+    if let Err(redb::TableError::TableDoesNotExist(_)) = database.begin_read()?.open_table(table) {
+        return Ok(());
+    }
+    let writing = database.begin_write()?;
+    writing.delete_table(table)?;
+    Ok(writing.commit()?)
+}
+
+/// Two stores may hold the same content, and one must not push out the other.
+fn place_key(store: (u64, u64), digest: &[u8; 32]) -> [u8; 48] {
+    let mut key = [0; 48];
+    key[..8].copy_from_slice(&store.0.to_le_bytes());
+    key[8..16].copy_from_slice(&store.1.to_le_bytes());
+    key[16..].copy_from_slice(digest);
+    key
+}
+
+fn evict(rows: &mut redb::Table<'_, &[u8], &[u8]>, count: usize) -> Worked<()> {
+    let stamp = |row: &[u8]| {
+        let stamp = row
+            .len()
+            .checked_sub(STAMP)
+            .and_then(|at| row[at..].try_into().ok());
+        stamp.map_or(0, u64::from_le_bytes)
+    };
+    let mut stamps = Vec::new();
+    for row in rows.iter()? {
+        stamps.push(stamp(row?.1.value()));
+    }
+    let nth = count.min(stamps.len() - 1);
+    let (_, &mut last, _) = stamps.select_nth_unstable(nth);
+    rows.retain(|_, row| stamp(row) > last)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::tempdir;
+
+    fn key(inode: u64) -> FileKey {
+        FileKey {
+            file: (7, inode),
+            size: LARGE_FILE,
+            modified: Time {
+                seconds: -5,
+                nanoseconds: 3,
+            },
+        }
+    }
+
+    const CHANGED: Time = Time {
+        seconds: 9,
+        nanoseconds: 1,
+    };
+
+    #[test]
+    fn a_file_whose_time_of_change_differs_has_no_known_digest() {
+        let home = tempdir().unwrap();
+        let index = Index::new(home.path().join("index"));
+        index.remember(&key(1), CHANGED, &[1; 32]);
+        for later in [(9, 2), (10, 1), (8, 1)] {
+            let (seconds, nanoseconds) = later;
+            let changed = Time {
+                seconds,
+                nanoseconds,
+            };
+            assert_eq!(index.known(&key(1), changed), Some(Known::Touched));
+        }
+        assert_eq!(index.known(&key(2), CHANGED), None);
+    }
+
+    #[test]
+    fn rows_of_an_index_without_times_of_change_are_ignored() {
+        let home = tempdir().unwrap();
+        let file = home.path().join("index");
+        let database = Database::create(&file).unwrap();
+        let writing = database.begin_write().unwrap();
+        {
+            let row = [&[1; 32][..], &[0; STAMP]].concat();
+            let mut rows = writing.open_table(OLD_DIGESTS).unwrap();
+            rows.insert(&key(1).bytes()[..], &row[..]).unwrap();
+        }
+        writing.commit().unwrap();
+        drop(database);
+        let index = Index::new(file.clone());
+        assert_eq!(index.known(&key(1), CHANGED), None);
+        index.remember(&key(1), CHANGED, &[2; 32]);
+        assert_eq!(index.known(&key(1), CHANGED), Some(Known::Digest([2; 32])));
+        drop(index);
+        let database = Database::create(&file).unwrap();
+        let tables = database.begin_read().unwrap();
+        assert_eq!(tables.list_tables().unwrap().count(), 1, "the old one went");
+    }
+
+    #[test]
+    fn what_was_remembered_is_there_the_next_time_and_for_one_process_alone() {
+        let home = tempdir().unwrap();
+        let file = home.path().join("index");
+        let index = Index::new(file.clone());
+        assert_eq!(index.known(&key(1), CHANGED), None);
+        index.remember(&key(1), CHANGED, &[1; 32]);
+        let path = RelativePath::from_components([b"a\xff", &b"b"[..]]).unwrap();
+        index.stands((1, 2), &[1; 32], &key(2), &path);
+        let other = Index::new(file.clone());
+        assert_eq!(other.known(&key(1), CHANGED), None);
+        drop(index);
+        // It does not try again: a process has it for as long as it runs.
+        assert_eq!(other.known(&key(1), CHANGED), None);
+        let next = Index::new(file);
+        assert_eq!(next.known(&key(1), CHANGED), Some(Known::Digest([1; 32])));
+        assert_eq!(next.known(&FileKey { size: 1, ..key(1) }, CHANGED), None);
+        assert_eq!(next.place((1, 2), &[1; 32]), Some((key(2), path)));
+        assert_eq!(next.place((1, 3), &[1; 32]), None);
+        next.forget((1, 2), &[1; 32]);
+        assert_eq!(next.place((1, 2), &[1; 32]), None);
+    }
+
+    #[test]
+    fn a_file_that_is_no_index_is_begun_anew_and_a_place_without_one_is_no_error() {
+        let home = tempdir().unwrap();
+        let file = home.path().join("index");
+        std::fs::write(&file, vec![0xa5; 100_000]).unwrap();
+        let index = Index::new(file.clone());
+        index.remember(&key(1), CHANGED, &[1; 32]);
+        assert_eq!(index.known(&key(1), CHANGED), Some(Known::Digest([1; 32])));
+        drop(index);
+        // Damaged in the middle: whatever it says, nothing fails.
+        let mut bytes = std::fs::read(&file).unwrap();
+        let length = bytes.len();
+        bytes[1000..length]
+            .iter_mut()
+            .step_by(3)
+            .for_each(|byte| *byte ^= 0x5a);
+        std::fs::write(&file, bytes).unwrap();
+        let index = Index::new(file);
+        let _ = index.known(&key(1), CHANGED);
+        index.remember(&key(1), CHANGED, &[1; 32]);
+        let nowhere = Index::new(home.path().join("none/index"));
+        nowhere.remember(&key(1), CHANGED, &[1; 32]);
+        assert_eq!(nowhere.known(&key(1), CHANGED), None);
+    }
+
+    #[test]
+    fn the_oldest_give_way() {
+        let home = tempdir().unwrap();
+        let database = Database::create(home.path().join("index")).unwrap();
+        let writing = database.begin_write().unwrap();
+        {
+            let mut rows = writing.open_table(DIGESTS).unwrap();
+            let count = 105_u64;
+            for at in 0..count {
+                rows.insert(&at.to_be_bytes()[..], &(count - at).to_le_bytes()[..])
+                    .unwrap();
+            }
+            evict(&mut rows, 100).unwrap();
+            assert_eq!(rows.len().unwrap(), 4);
+            assert!(rows.get(&0u64.to_be_bytes()[..]).unwrap().is_some());
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Patterns in a path, expanded as a shell would: what matches, in the byte order of names.
+
+use crate::error::{Code, Result, Why};
+use crate::protocol::path::RelativePath;
+use crate::storage::Store;
+use crate::storage::filter::{Patterns, is_pattern};
+
+/// Most paths that one pattern may come to, some 100 bytes each.
+const MAX_MATCHES: usize = 100_000;
+/// Most names that are looked at for all patterns of a request: seconds of a disk's time.
+const MAX_LOOKED_AT: usize = 4_000_000;
+
+/// What a path stands for.
+pub(crate) struct Expanded {
+    /// Something that matches is there; a path without a pattern is only what was asked for.
+    pub(crate) paths: Vec<RelativePath>,
+    /// Whether a pattern was expanded.
+    pub(crate) by_pattern: bool,
+}
+
+/// Names that may still be looked at in a request.
+pub(crate) struct Effort(usize);
+
+impl Default for Effort {
+    fn default() -> Self {
+        Self(MAX_LOOKED_AT)
+    }
+}
+
+/// Expands the patterns in a path, none of which follows a symbolic link. A component that is really named so is no
+/// pattern. Blocks.
+///
+/// # Errors
+/// [`Code::NotFound`] when nothing matches, naming the pattern; what keeps a directory from being read, if nothing else
+/// matches; that it would be too much.
+pub(crate) fn expand(
+    store: &dyn Store,
+    path: &RelativePath,
+    effort: &mut Effort,
+) -> Result<Expanded, Why> {
+    let mut paths = vec![RelativePath::root()];
+    let (mut by_pattern, mut failed) = (false, None);
+    for component in path.components() {
+        if !is_pattern(component) {
+            paths = paths
+                .iter()
+                .map(|path| path.join(component))
+                .collect::<Result<_, _>>()?;
+            continue;
+        }
+        let patterns = Patterns::new([component])
+            .map_err(|bad| Why::new(Code::BadName, format!("{path}: {bad}")))?;
+        let mut found = Vec::new();
+        for directory in paths {
+            let literal = directory.join(component)?;
+            if store.stat(&literal).is_ok_and(|there| there.is_some()) {
+                found.push(literal);
+                continue;
+            }
+            by_pattern = true;
+            let before = found.len();
+            match matching(store, &directory, &patterns, effort, &mut found) {
+                Ok(()) => found[before..].sort_unstable_by(|a, b| a.as_bytes().cmp(b.as_bytes())),
+                Err(why) if matches!(why.code, Code::NoSpace) => return Err(too_much(path)),
+                Err(why) => failed = failed.or(Some(why)),
+            }
+        }
+        paths = found;
+    }
+    if by_pattern {
+        // A name behind a pattern need not be everywhere.
+        paths.retain(|path| store.stat(path).is_ok_and(|there| there.is_some()));
+        if paths.is_empty() {
+            let readable = |why: &Why| {
+                matches!(
+                    why.code,
+                    Code::NotFound | Code::NotDirectory | Code::Symlink
+                )
+            };
+            let nothing = || {
+                Why::new(
+                    Code::NotFound,
+                    format!("{path}: nothing matches; check the pattern"),
+                )
+            };
+            return Err(failed.filter(|why| !readable(why)).unwrap_or_else(nothing));
+        }
+    }
+    Ok(Expanded { paths, by_pattern })
+}
+
+fn too_much(path: &RelativePath) -> Why {
+    let text = format!(
+        "{path}: it matches too much, or in too large directories; name a directory, or match less"
+    );
+    Why::new(Code::NoSpace, text)
+}
+
+/// Adds what matches in a directory. Fails with [`Code::NoSpace`] when it is too much.
+fn matching(
+    store: &dyn Store,
+    directory: &RelativePath,
+    patterns: &Patterns,
+    Effort(effort): &mut Effort,
+    found: &mut Vec<RelativePath>,
+) -> Result<(), Why> {
+    let mut result = Ok(());
+    // A directory costs as much as a name.
+    *effort = effort.saturating_sub(1);
+    store.visit(directory, &mut |name| {
+        *effort = effort.saturating_sub(1);
+        if *effort == 0 || found.len() >= MAX_MATCHES {
+            result = Err(Code::NoSpace.into());
+        } else if patterns.matches(name) {
+            match directory.join(name) {
+                Ok(path) => found.push(path),
+                Err(bad) => result = Err(bad.into()),
+            }
+        }
+        result.is_ok()
+    })?;
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Durability;
+    use crate::storage::{Claim, MemoryStore};
+
+    fn path(path: &str) -> RelativePath {
+        RelativePath::from_components(path.split('/').filter(|c| !c.is_empty())).unwrap()
+    }
+
+    fn store(names: &[&str]) -> MemoryStore {
+        let store = MemoryStore::new();
+        for name in names {
+            let claim = Claim {
+                owner: [0; 32],
+                size: 0,
+                modified: None,
+            };
+            store
+                .create(&path(name), &claim)
+                .unwrap()
+                .commit(&Default::default(), Durability::Visible)
+                .unwrap();
+        }
+        store
+    }
+
+    fn expanded(store: &MemoryStore, pattern: &str) -> Result<Vec<String>, String> {
+        let expanded = expand(store, &path(pattern), &mut Effort::default());
+        expanded
+            .map(|all| all.paths.iter().map(ToString::to_string).collect())
+            .map_err(|why| why.to_string())
+    }
+
+    #[test]
+    fn what_matches_comes_in_order_and_what_does_not_is_told() {
+        let store = store(&[
+            "logs/b.gz",
+            "logs/a.gz",
+            "logs/.c.gz",
+            "logs/a.txt",
+            "x/1/log",
+            "x/2/log",
+            "x/3/other",
+            "f",
+        ]);
+        assert_eq!(
+            expanded(&store, "logs/*.gz").unwrap(),
+            ["logs/a.gz", "logs/b.gz"]
+        );
+        assert_eq!(expanded(&store, "logs/.*").unwrap(), ["logs/.c.gz"]);
+        assert_eq!(expanded(&store, "x/*/log").unwrap(), ["x/1/log", "x/2/log"]);
+        assert_eq!(expanded(&store, "*/*/log").unwrap(), ["x/1/log", "x/2/log"]);
+        assert_eq!(
+            expanded(&store, "f/*").unwrap_err(),
+            "f/*: nothing matches; check the pattern"
+        );
+        assert_eq!(
+            expanded(&store, "logs/*.zip").unwrap_err(),
+            "logs/*.zip: nothing matches; check the pattern"
+        );
+        assert_eq!(
+            expanded(&store, "nowhere").unwrap(),
+            ["nowhere"],
+            "no pattern, so nothing is looked at"
+        );
+    }
+
+    #[test]
+    fn what_is_really_named_so_is_no_pattern() {
+        let store = store(&["a[1].jpg", "a1.jpg", "*/f", "d/f"]);
+        assert_eq!(expanded(&store, "a[1].jpg").unwrap(), ["a[1].jpg"]);
+        assert_eq!(expanded(&store, "*/f").unwrap(), ["*/f"]);
+        assert_eq!(expanded(&store, "a[12].jpg").unwrap(), ["a1.jpg"]);
+    }
+
+    #[test]
+    fn no_pattern_takes_more_than_it_is_given() {
+        let names: Vec<_> = (0..50).map(|i| format!("{}/{i}", i % 5)).collect();
+        let store = store(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        let mut effort = Effort(30);
+        let why = expand(&store, &path("*/*"), &mut effort).err().unwrap();
+        assert!(why.to_string().contains("too much"), "{why}");
+        assert_eq!(effort.0, 0, "and all of a request shares it");
+        // Time doubles with each star where a matcher goes back and forth.
+        let long = store_of_a_long_name();
+        assert!(expanded(&long, &format!("{}b", "*a".repeat(100))).is_err());
+    }
+
+    fn store_of_a_long_name() -> MemoryStore {
+        store(&[&"a".repeat(255)])
+    }
+}

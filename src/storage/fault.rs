@@ -1,0 +1,80 @@
+//! What a store says when it cannot: one sentence for each code, naming the path and the way out.
+//!
+//! They are read by the user on the other side, so only the path below the store is ever named.
+
+use std::io;
+
+use crate::error::{Code, Why};
+use crate::protocol::MAX_SYMLINK;
+use crate::protocol::path::RelativePath;
+
+/// A refusal that follows from what stands under a name, not from a fault of the system.
+pub(crate) fn refusal(code: Code, path: &RelativePath) -> Why {
+    let sentence = match code {
+        Code::Symlink => {
+            "a symbolic link stands there, and none is followed in a store; remove it or choose another name"
+        }
+        Code::NotDirectory => {
+            "it is no directory, so nothing can stand below it; move it away or choose another name"
+        }
+        Code::IsDirectory => {
+            "a directory stands there, where a file should be; move it away or choose another name"
+        }
+        Code::Special => {
+            "it is no regular file, directory or symbolic link; only those are carried over"
+        }
+        Code::Exists => {
+            "another stands there already, and is to be left; choose another name, or another way with --existing"
+        }
+        Code::NotFound => "no such file or directory; check the name",
+        Code::Busy => {
+            "another session has this file open; wait until it ends, then run the same command again"
+        }
+        Code::NoSpace => {
+            "no space left on the receiver's disk; what stood there before is untouched. Make room, then run the same \
+             command again"
+        }
+        Code::PermissionDenied => {
+            "the system denies access; what stood there before is untouched. Check the permissions of it and of its \
+             directory"
+        }
+        Code::NotAllowed => {
+            "the keys and settings of the machine are kept there, and no session reads or changes them"
+        }
+        Code::BadName => "the filesystem does not take this name; choose another one",
+        _ => "it did not go through; what stood there before is untouched",
+    };
+    Why::new(code, format!("{path}: {sentence}"))
+}
+
+/// What the system answered when `what` (a verb phrase) was tried on `path`.
+pub(crate) fn fault(path: &RelativePath, what: &str, error: impl Into<io::Error>) -> Why {
+    let error = error.into();
+    if error.raw_os_error() == Some(rustix::io::Errno::DQUOT.raw_os_error()) {
+        let sentence = "the quota on the receiver's disk is used up; what stood there before is untouched. Make room, then \
+                        run the same command again";
+        return Why::new(Code::NoSpace, format!("{path}: {sentence}"));
+    }
+    if error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) {
+        let text = format!(
+            "{path}: cannot {what}: the system holds it busy, as it does a mount point such as a file that is mounted into a \
+             container; change it where it comes from, or choose another name"
+        );
+        return Why::new(Code::Io, text);
+    }
+    match Why::from_io(&error).code {
+        code @ (Code::Io | Code::NotDirectory) => {
+            Why::new(code, format!("{path}: cannot {what}: {error}"))
+        }
+        code => refusal(code, path),
+    }
+}
+
+/// Refuses what no symbolic link can hold.
+pub(crate) fn check_target(path: &RelativePath, target: &[u8]) -> Result<(), Why> {
+    if target.is_empty() || target.len() > MAX_SYMLINK || target.contains(&0) {
+        let text = format!("{path}: a symbolic link holds 1 to {MAX_SYMLINK} bytes and no NUL");
+        return Err(Why::new(Code::BadName, text));
+    }
+    Ok(())
+}

@@ -1,0 +1,245 @@
+//! A listing: what stands under a path, directories sorted as far as memory allows, and in any case complete.
+//!
+//! Of a directory so large that its names do not fit, the first of them in order are kept, then the next: it is read
+//! once for each such part.
+
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+
+use super::expand::{Expanded, expand};
+use crate::error::{Code, Result, Why};
+use crate::protocol::path::{RelativePath, printable};
+use crate::protocol::{Components, Kind, Listed};
+use crate::storage::Store;
+use crate::storage::fault::refusal;
+
+/// Names kept by a listing, over all directories that it is in the middle of, in bytes: a directory of a million names is
+/// read some 15 times.
+const MEMORY: usize = 4 << 20;
+/// What a directory may take in any case, in bytes, however deep it stands.
+const LEAST: usize = 16 << 10;
+/// What a name takes beside its bytes.
+const OVERHEAD: usize = 48;
+
+/// Something found, or what could not be looked at.
+pub(crate) type Found = Result<Listed, (RelativePath, Why)>;
+
+/// Lists, depth first. An iterator, so that it holds no thread while nobody wants more; each step blocks.
+pub(crate) struct Walk {
+    store: Arc<dyn Store>,
+    /// What is yet to be listed itself.
+    paths: std::vec::IntoIter<RelativePath>,
+    recursive: bool,
+    /// How many components of a path are not shown, since all have them.
+    hidden: usize,
+    /// No recursion: a tree may be deeper than a thread's stack.
+    open: Vec<Level>,
+    memory: usize,
+}
+
+/// A directory that is being listed.
+struct Level {
+    path: RelativePath,
+    /// The next names, last first.
+    names: Vec<Box<[u8]>>,
+    /// The last name that was kept.
+    after: Option<Box<[u8]>>,
+    /// There may be others behind it.
+    more: bool,
+}
+
+impl Walk {
+    /// Looks at what is asked for: a directory stands for what is in it, anything else, and what a pattern matches, for
+    /// itself. Blocks.
+    ///
+    /// # Errors
+    /// That nothing is there, or what keeps it from being looked at.
+    pub(crate) fn begin(
+        store: Arc<dyn Store>,
+        path: &RelativePath,
+        recursive: bool,
+    ) -> Result<Self, Why> {
+        let Expanded { paths, by_pattern } = expand(&*store, path, &mut Default::default())?;
+        let mut walk = Self {
+            store,
+            paths: Vec::new().into_iter(),
+            recursive,
+            hidden: 0,
+            open: Vec::new(),
+            memory: MEMORY,
+        };
+        match paths.first() {
+            Some(only) if !by_pattern => {
+                let there = walk
+                    .store
+                    .stat(only)?
+                    .ok_or_else(|| refusal(Code::NotFound, only))?;
+                if there.kind == Some(Kind::Directory) {
+                    walk.hidden = only.components().count();
+                    walk.enter(only.clone());
+                    // So that a directory that cannot be read is refused, and not an empty listing.
+                    walk.fill().map_err(|(_, why)| why)?;
+                    return Ok(walk);
+                }
+            }
+            _ => {}
+        }
+        walk.paths = paths.into_iter();
+        Ok(walk)
+    }
+
+    fn enter(&mut self, path: RelativePath) {
+        self.open.push(Level {
+            path,
+            names: Vec::new(),
+            after: None,
+            more: true,
+        });
+    }
+
+    /// Reads the next names of the innermost directory, as many as there is memory for.
+    fn fill(&mut self) -> Result<(), (RelativePath, Why)> {
+        let Some(level) = self.open.last_mut() else {
+            return Ok(());
+        };
+        let room = (self.memory / 2).max(LEAST);
+        let mut first = BinaryHeap::<Box<[u8]>>::new();
+        let (mut bytes, mut more) = (0, false);
+        let read = self.store.visit(&level.path, &mut |name| {
+            if level.after.as_deref().is_some_and(|after| name <= after) {
+                return true;
+            }
+            if bytes + cost(name) > room && first.peek().is_some_and(|greatest| **greatest < *name)
+            {
+                more = true;
+                return true;
+            }
+            bytes += cost(name);
+            first.push(name.into());
+            while bytes > room && first.len() > 1 {
+                bytes -= first.pop().map_or(0, |greatest| cost(&greatest));
+                more = true;
+            }
+            true
+        });
+        let path = level.path.clone();
+        level.names = first.into_sorted_vec();
+        level.names.reverse();
+        level.after = level.names.first().cloned();
+        level.more = more;
+        self.memory = self.memory.saturating_sub(bytes);
+        read.map_err(|why| (path, why))
+    }
+
+    /// What stands under a path; `None` when it is gone by now.
+    fn look(&mut self, path: RelativePath) -> Option<Found> {
+        let shown = path.components().skip(self.hidden);
+        let shown = Components(shown.map(<[u8]>::to_vec).collect());
+        let metadata = match self.store.stat(&path) {
+            Ok(Some(metadata)) => metadata,
+            Ok(None) => return None,
+            Err(why) => return Some(Err((path, why))),
+        };
+        let target = match metadata.kind {
+            Some(Kind::Symlink) => match self.store.read_link(&path) {
+                Ok(target) => Some(target),
+                Err(why) => return Some(Err((path, why))),
+            },
+            _ => None,
+        };
+        if self.recursive && metadata.kind == Some(Kind::Directory) {
+            self.enter(path);
+        }
+        let (modified, mode) = (Some(metadata.modified), Some(metadata.mode));
+        let size = (metadata.kind == Some(Kind::File)).then_some(metadata.size);
+        Some(Ok(Listed {
+            path: shown,
+            kind: metadata.kind,
+            size,
+            modified,
+            mode,
+            target,
+        }))
+    }
+}
+
+fn cost(name: &[u8]) -> usize {
+    name.len() + OVERHEAD
+}
+
+impl Iterator for Walk {
+    type Item = Found;
+
+    fn next(&mut self) -> Option<Found> {
+        loop {
+            let Some(level) = self.open.last_mut() else {
+                let path = self.paths.next()?;
+                match self.look(path) {
+                    None => continue,
+                    found => return found,
+                }
+            };
+            match level.names.pop() {
+                Some(name) => {
+                    self.memory = (self.memory + cost(&name)).min(MEMORY);
+                    let path = match level.path.join(&name) {
+                        Ok(path) => path,
+                        Err(bad) => {
+                            let why =
+                                Why::new(Code::BadName, format!("{}: {bad}", printable(&name)));
+                            return Some(Err((level.path.clone(), why)));
+                        }
+                    };
+                    if let found @ Some(_) = self.look(path) {
+                        return found;
+                    }
+                }
+                None if level.more => {
+                    if let Err(failed) = self.fill() {
+                        if let Some(level) = self.open.last_mut() {
+                            level.more = false;
+                        }
+                        return Some(Err(failed));
+                    }
+                }
+                None => drop(self.open.pop()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::LocalStore;
+
+    fn listed(walk: Walk) -> Vec<String> {
+        let shown = |listed: Listed| String::from_utf8(listed.path.0.join(&b"/"[..])).unwrap();
+        walk.map(|found| shown(found.unwrap())).collect()
+    }
+
+    #[test]
+    fn little_memory_costs_time_and_neither_order_nor_names() {
+        let root = tempfile::tempdir().unwrap();
+        let mut names = Vec::new();
+        // More than fits into the least that a directory may take.
+        for i in 0..2_000 {
+            let directory = format!("{}", i * 7 % 3);
+            std::fs::create_dir_all(root.path().join(&directory)).unwrap();
+            let name = format!("{directory}/{:04}", i * 31 % 2_000);
+            std::fs::write(root.path().join(&name), b"").unwrap();
+            names.extend([directory, name]);
+        }
+        names.sort();
+        names.dedup();
+        let store: Arc<dyn Store> = Arc::new(LocalStore::open(root.path()).unwrap());
+        for memory in [MEMORY, 50_000, 0] {
+            let mut walk = Walk::begin(store.clone(), &RelativePath::root(), true).unwrap();
+            walk.memory = memory;
+            // What was read with all of it.
+            walk.open.clear();
+            walk.enter(RelativePath::root());
+            assert_eq!(listed(walk), names, "{memory}");
+        }
+    }
+}

@@ -1,0 +1,525 @@
+//! One directory, held as an open descriptor and never left.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, chownat};
+use rustix::fs::{fstat, linkat, openat, renameat, symlinkat, unlinkat, utimensat};
+use rustix::io::Errno;
+
+use super::beneath::{Directory, Root, device};
+use super::fault::{check_target, fault, refusal};
+use super::holes::next_data;
+use super::partial::{
+    JUST_NOW, LocalUpload, read_full_at, remove, rename_exclusively, temporary_name, time_of,
+    timestamps,
+};
+use super::reserved::Reserved;
+use super::times::LocalTimeProbe;
+use super::unsized_files::Devices;
+use super::{
+    ALL_PERMISSIONS, Attributes, Claim, Folding, Lapses, Metadata, Source, Store, TimeProbe,
+    Upload, Version, attributes, case, closed, reads_as_more, sweep, xattr,
+};
+use crate::error::{Code, Error, Why};
+use crate::protocol::path::{RelativePath, is_partial_name, printable};
+use crate::protocol::{Aspect, Kind, Xattr};
+
+/// A directory on disk as a [`Store`].
+///
+/// It is held as an open descriptor, from which every name is resolved; no symbolic link is followed below it. An
+/// upload holds one descriptor, all else only while a call lasts. Once the path that it was opened by leads elsewhere, as
+/// after a rename or a mount, nothing more is written to it.
+///
+/// ```
+/// # fn main() {
+/// # example().unwrap();
+/// # }
+/// # fn example() -> Result<(), haul::error::Why> {
+/// use haul::protocol::path::RelativePath;
+/// use haul::storage::{Attributes, Claim, LocalStore, Store};
+/// use haul::protocol::Durability;
+///
+/// let directory = tempfile::tempdir().unwrap();
+/// let store = LocalStore::open(directory.path()).unwrap();
+/// let name = RelativePath::from_components(["a", "b"])?;
+/// let mut upload = store.create(&name, &Claim { owner: [0; 32], size: 5, modified: None })?;
+/// upload.write_at(b"hello", 0).unwrap();
+/// assert!(!directory.path().join("a/b").exists());
+/// upload.commit(&Attributes::default(), Durability::Synced)?;
+/// assert_eq!(std::fs::read(directory.path().join("a/b")).unwrap(), b"hello");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct LocalStore {
+    root: Arc<Root>,
+    path: PathBuf,
+    /// Where a file of size 0 is known to be empty.
+    devices: Arc<Devices>,
+    /// What file systems said that were asked which names are the same.
+    probed: Arc<case::Probed>,
+}
+
+impl LocalStore {
+    /// Opens a directory. Its own path may lead through symbolic links.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it is missing, no directory, or may not be searched.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let root = Root::open(path).map_err(Error::io(format!(
+            "cannot open the directory {}",
+            shown(path)
+        )))?;
+        Ok(Self {
+            root: Arc::new(root),
+            path: path.to_owned(),
+            devices: Arc::default(),
+            probed: Arc::default(),
+        })
+    }
+
+    /// As [`open`](Self::open), and reserves a directory, which must be there: wherever the store meets it, by whatever
+    /// name, nothing in it is listed, read, made, changed or removed. Nor is what a symbolic link in it points to, or a link
+    /// that leads to it. For the directory with this machine's keys and settings, which is often in somebody's home.
+    ///
+    /// ```
+    /// use haul::protocol::path::RelativePath;
+    /// use haul::storage::{LocalStore, Store};
+    ///
+    /// let home = tempfile::tempdir().unwrap();
+    /// let keys = home.path().join("keys");
+    /// std::fs::create_dir(&keys).unwrap();
+    /// std::fs::write(keys.join("key.pem"), "secret").unwrap();
+    /// let store = LocalStore::open_reserving(home.path(), &keys).unwrap();
+    /// let key = RelativePath::from_components(["keys", "key.pem"]).unwrap();
+    /// assert!(store.open(&key).is_err());
+    /// assert!(LocalStore::open_reserving(&keys, &keys).is_err());
+    /// ```
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), for both directories; [`Error::Usage`] when the store would be the reserved directory, or
+    /// lie in it.
+    pub fn open_reserving(path: &Path, reserved: &Path) -> Result<Self, Error> {
+        let mut store = Self::open(path)?;
+        let all = Reserved::new(reserved).map_err(Error::io(format!(
+            "cannot find out what is in the directory {}",
+            shown(reserved)
+        )))?;
+        if all.is_any(&store.root.ancestry(&RelativePath::root())) {
+            return Err(Error::Usage(format!(
+                "cannot use the directory {}: it is part of {}, where this machine's keys are; choose another directory",
+                shown(path),
+                shown(reserved)
+            )));
+        }
+        if let Some(root) = Arc::get_mut(&mut store.root) {
+            root.reserved = Some(all);
+        }
+        Ok(store)
+    }
+
+    /// The directory's path as it was given, for people: names are never resolved through it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Finds out whether files can be made in the directory, by making and removing an empty one.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when not.
+    pub fn check_writable(&self) -> Result<(), Error> {
+        let name = temporary_name();
+        let how =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat(self.root.directory(), &name, how, Mode::RUSR | Mode::WUSR)
+            .and_then(|_| unlinkat(self.root.directory(), &name, AtFlags::empty()))
+            .map_err(|e| {
+                let directory = shown(&self.path);
+                Error::io(format!(
+                    "cannot write to {directory}; make it writable for this user, or choose another directory"
+                ))(e.into())
+            })
+    }
+
+    /// The directory that a path stands in, which must be there.
+    fn parent<'p>(&self, path: &'p RelativePath) -> Result<(Directory<'_>, &'p [u8]), Why> {
+        self.root
+            .parent(path)?
+            .ok_or_else(|| refusal(Code::NotFound, path))
+    }
+
+    /// Opens a file for reading, or a directory, without following a link or waiting for a FIFO's other end.
+    fn open_any(&self, path: &RelativePath) -> Result<(File, Stat), Why> {
+        let cannot = |e: rustix::io::Errno| fault(path, "open it", e);
+        if path.is_root() {
+            let file = File::from(self.root.directory().readable().map_err(cannot)?);
+            let stat = fstat(&file).map_err(cannot)?;
+            return Ok((file, stat));
+        }
+        let (directory, name) = self.parent(path)?;
+        // Looked at first, since to open a device can have effects of its own.
+        let there = directory
+            .stat(name)
+            .map_err(cannot)?
+            .ok_or_else(|| refusal(Code::NotFound, path))?;
+        openable(path, &there)?;
+        let how =
+            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let file = File::from(openat(&directory, name, how, Mode::empty()).map_err(cannot)?);
+        let stat = fstat(&file).map_err(cannot)?;
+        self.root.check(&stat, path)?;
+        openable(path, &stat)?;
+        self.root.saw(&stat);
+        Ok((file, stat))
+    }
+
+    /// Opens a file or directory for its metadata, also one that we may not read.
+    fn open_for_metadata(&self, path: &RelativePath) -> Result<File, Why> {
+        match self.open_any(path) {
+            Err(why) if why.code == Code::PermissionDenied => {}
+            opened => return opened.map(|(file, _)| file),
+        }
+        let cannot = |e: rustix::io::Errno| fault(path, "open it", e);
+        let (directory, name) = self.parent(path)?;
+        let file = closed::open(&directory, name).map_err(cannot)?;
+        let stat = fstat(&file).map_err(cannot)?;
+        self.root.check(&stat, path)?;
+        openable(path, &stat)?;
+        Ok(file)
+    }
+
+    /// Refuses what is to have no other names.
+    fn linkable(
+        &self,
+        path: &RelativePath,
+        directory: &Directory<'_>,
+        name: &[u8],
+    ) -> Result<(), Why> {
+        let there = directory
+            .stat(name)
+            .map_err(|e| fault(path, "look at it", e))?;
+        let there = there.ok_or_else(|| refusal(Code::NotFound, path))?;
+        self.root.check(&there, path)?;
+        openable(path, &there)?;
+        if metadata(&there).kind == Some(Kind::Directory) {
+            Err(refusal(Code::IsDirectory, path))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Store for LocalStore {
+    fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Why> {
+        let stat = if path.is_root() {
+            fstat(self.root.directory()).map(Some)
+        } else {
+            let Some((directory, name)) = self.root.parent(path)? else {
+                return Ok(None);
+            };
+            directory.stat(name)
+        }
+        .map_err(|e| fault(path, "look at it", e))?;
+        let Some(stat) = stat else {
+            return Ok(None);
+        };
+        self.root.check(&stat, path)?;
+        self.root.saw(&stat);
+        Ok(Some(metadata(&stat)))
+    }
+
+    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Why> {
+        let mut names = Vec::new();
+        self.visit(directory, &mut |name| {
+            names.push(name.to_vec());
+            true
+        })?;
+        Ok(names)
+    }
+
+    fn visit(
+        &self,
+        directory: &RelativePath,
+        each: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> Result<(), Why> {
+        let cannot = |e| fault(directory, "read the directory", e);
+        let open = self
+            .root
+            .find(directory)?
+            .ok_or_else(|| refusal(Code::NotFound, directory))?;
+        for entry in Dir::new(open.readable().map_err(cannot)?).map_err(cannot)? {
+            let entry = entry.map_err(cannot)?;
+            let name = entry.file_name().to_bytes();
+            if name == b"."
+                || name == b".."
+                || is_partial_name(name)
+                || self.root.leaves_out(&open, name, entry.ino())
+            {
+                continue;
+            }
+            if !each(name) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn xattrs(&self, path: &RelativePath, privileged: bool) -> Result<(Vec<Xattr>, Lapses), Why> {
+        let file = self.open_for_metadata(path)?;
+        xattr::read(&file, privileged).map_err(|e| fault(path, "read its extended attributes", e))
+    }
+
+    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why> {
+        let (directory, name) = self.parent(path)?;
+        match rustix::fs::readlinkat(&directory, name, Vec::new()) {
+            Ok(target) => Ok(target.into_bytes()),
+            Err(rustix::io::Errno::INVAL) => Err(Why::new(
+                Code::Unreadable,
+                format!("{path}: it is no symbolic link"),
+            )),
+            Err(e) => Err(fault(path, "read the symbolic link", e)),
+        }
+    }
+
+    fn has_unsized_content(&self, path: &RelativePath, seen: &Metadata) -> Result<bool, Why> {
+        if self.devices.are_sized(&self.root, path, seen) {
+            return Ok(false);
+        }
+        reads_as_more(&*self.open(path)?, path)
+    }
+
+    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why> {
+        let (file, stat) = self.open_any(path)?;
+        match metadata(&stat).kind {
+            Some(Kind::File) => Ok(Box::new(LocalSource(file))),
+            _ => Err(refusal(Code::IsDirectory, path)),
+        }
+    }
+
+    fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
+        Ok(Box::new(LocalUpload::create(&self.root, path, claim)?))
+    }
+
+    fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
+        self.root.check_named(path)?;
+        self.root.make_private(path)
+    }
+
+    fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
+        self.root.check_named(path)?;
+        let file = self.open_for_metadata(path)?;
+        let _one = self.root.modes();
+        attributes::set(&file, path, attributes)
+    }
+
+    fn make_symlink(
+        &self,
+        path: &RelativePath,
+        target: &[u8],
+        attributes: &Attributes,
+    ) -> Result<Lapses, Why> {
+        let Some(parent) = path.parent() else {
+            return Err(refusal(Code::IsDirectory, path));
+        };
+        check_target(path, target)?;
+        self.root.check_named(path)?;
+        let directory = self.root.make(&parent)?;
+        let (last, aside) = (path.name().unwrap_or_default(), temporary_name());
+        self.root.check_name(&directory, last, path)?;
+        self.root
+            .change(&directory, || symlinkat(target, &directory, &aside))
+            .map_err(|e| fault(path, "make the symbolic link", e))?;
+        let mut lapses = Lapses::new();
+        let time = attributes.modified.map_or(Ok(()), |modified| {
+            utimensat(
+                &directory,
+                &aside,
+                &timestamps(modified, JUST_NOW),
+                AtFlags::SYMLINK_NOFOLLOW,
+            )
+        });
+        let time = attributes::allow(&mut lapses, Aspect::Time, time);
+        let owner = attributes.owner.map_or(Ok(()), |(user, group)| {
+            let (user, group) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
+            chownat(&directory, &aside, user, group, AtFlags::SYMLINK_NOFOLLOW)
+        });
+        let owner = attributes::allow(&mut lapses, Aspect::Owner, owner);
+        // Where a directory stands, the system refuses this itself.
+        let rename = || match attributes.exclusive {
+            true => rename_exclusively(&directory, aside.as_bytes(), last),
+            false => renameat(&directory, &aside, &directory, last),
+        };
+        time.and(owner)
+            .and_then(|()| self.root.change(&directory, rename))
+            .map(|()| lapses)
+            .map_err(|e| {
+                let _ = remove(&self.root, &directory, aside.as_bytes());
+                match e {
+                    Errno::EXIST => refusal(Code::Exists, path),
+                    e => fault(path, "rename the symbolic link into place", e),
+                }
+            })
+    }
+
+    fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
+        let Some(parent) = new.parent() else {
+            return Err(refusal(Code::IsDirectory, new));
+        };
+        self.root.check_named(new)?;
+        let (from, name) = self.parent(existing)?;
+        self.linkable(existing, &from, name)?;
+        let to = self.root.make(&parent)?;
+        let (last, aside) = (new.name().unwrap_or_default(), temporary_name());
+        self.root.check_name(&to, last, new)?;
+        self.root
+            .change(&to, || linkat(&from, name, &to, &aside, AtFlags::empty()))
+            .map_err(|e| fault(new, &format!("make it another name of {existing}"), e))?;
+        // Once more: something else may have been put there meanwhile, and this is what was linked to.
+        let renamed = self
+            .linkable(existing, &to, aside.as_bytes())
+            .and_then(|()| {
+                let renamed = self.root.change(&to, || renameat(&to, &aside, &to, last));
+                renamed.map_err(|e| fault(new, "rename the hard link into place", e))
+            });
+        // It is still there when that failed, and when both were names of the same file already.
+        let _ = remove(&self.root, &to, aside.as_bytes());
+        renamed
+    }
+
+    fn remove(&self, path: &RelativePath) -> Result<(), Why> {
+        self.root.check_named(path)?;
+        let (directory, name) = self.parent(path)?;
+        let there = directory
+            .stat(name)
+            .map_err(|e| fault(path, "look at it", e))?;
+        let there = there.ok_or_else(|| refusal(Code::NotFound, path))?;
+        self.root.check(&there, path)?;
+        let how = match FileType::from_raw_mode(there.st_mode) {
+            FileType::Directory => AtFlags::REMOVEDIR,
+            _ => AtFlags::empty(),
+        };
+        self.root
+            .change(&directory, || unlinkat(&directory, name, how))
+            .map_err(|e| fault(path, "remove it", e))
+    }
+
+    fn ancestry(&self, path: &RelativePath) -> Vec<(u64, u64)> {
+        self.root.ancestry(path)
+    }
+
+    fn folding(&self, directory: &RelativePath, wanted: Folding, may_write: bool) -> Folding {
+        case::folding(&self.root, &self.probed, directory, wanted, may_write)
+    }
+
+    fn respell(&self, path: &RelativePath, folding: Folding) -> Result<bool, Why> {
+        case::respell(&self.root, path, folding)
+    }
+
+    fn time_probe(&self, beside: &RelativePath) -> Option<Box<dyn TimeProbe>> {
+        Some(Box::new(LocalTimeProbe::new(&self.root, beside)?))
+    }
+
+    fn check_root(&self) -> Result<(), Why> {
+        self.root.check_named_now()
+    }
+
+    fn sync(&self) -> Result<(), Why> {
+        // A session ends with this, and may have written since the last look.
+        self.check_root()?;
+        self.root
+            .sync()
+            .map_err(|e| fault(&RelativePath::root(), "bring the store to the disk", e))
+    }
+
+    fn sweep(&self, age: Duration) -> Result<u64, Why> {
+        sweep::sweep(&self.root, age)
+    }
+}
+
+/// A regular file, open for reading.
+struct LocalSource(File);
+
+impl Source for LocalSource {
+    fn metadata(&self) -> io::Result<Metadata> {
+        Ok(metadata(&fstat(&self.0)?))
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        read_full_at(&self.0, buffer, offset)
+    }
+
+    fn data_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        next_data(&self.0, offset, self.0.metadata()?.len())
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.as_fd())
+    }
+}
+
+/// Refuses what is neither file nor directory.
+fn openable(path: &RelativePath, stat: &Stat) -> Result<(), Why> {
+    match metadata(stat).kind {
+        Some(Kind::File | Kind::Directory) => Ok(()),
+        Some(Kind::Symlink) => Err(refusal(Code::Symlink, path)),
+        None => Err(refusal(Code::Special, path)),
+    }
+}
+
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the fields of stat have other types on other systems"
+)]
+fn metadata(stat: &Stat) -> Metadata {
+    let kind = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Some(Kind::File),
+        FileType::Directory => Some(Kind::Directory),
+        FileType::Symlink => Some(Kind::Symlink),
+        _ => None,
+    };
+    let size = if kind == Some(Kind::File) {
+        stat.st_size as u64
+    } else {
+        0
+    };
+    let modified = time_of(stat.st_mtime as i64, stat.st_mtime_nsec as u32);
+    let changed = time_of(stat.st_ctime as i64, stat.st_ctime_nsec as u32);
+    let version = Version {
+        file: (device(stat), stat.st_ino as u64),
+        size,
+        modified,
+        changed,
+    };
+    let links = if kind == Some(Kind::File) {
+        stat.st_nlink as u64
+    } else {
+        1
+    };
+    let (mode, owner) = (
+        stat.st_mode as u32 & ALL_PERMISSIONS,
+        (stat.st_uid as u32, stat.st_gid as u32),
+    );
+    Metadata {
+        kind,
+        size,
+        modified,
+        mode,
+        owner,
+        links,
+        version,
+    }
+}
+
+fn shown(path: &Path) -> String {
+    printable(path.as_os_str().as_bytes())
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests;

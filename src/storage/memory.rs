@@ -1,0 +1,820 @@
+//! A store in memory: the reference of the conformance tests.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rustix::io::Errno;
+
+use super::case::{Folding, trimmed};
+use super::fault::{check_target, fault, refusal};
+use super::{
+    Attributes, Claim, Lapses, Metadata, PERMISSIONS, Source, Store, TimeProbe, Upload, Version,
+};
+use crate::error::{Code, Why};
+use crate::protocol::path::RelativePath;
+use crate::protocol::{Aspect, Durability, Kind, Time};
+
+/// Bytes that a store takes unless it is told otherwise (1 GiB).
+const DEFAULT_CAPACITY: u64 = 1 << 30;
+/// Mode of a file for which the sender says none.
+const NEW_FILE: u32 = 0o644;
+/// Mode of a directory that is announced, until its final mode is set.
+const PRIVATE: u32 = 0o700;
+/// The first and the last second that FAT can hold.
+const FIRST_IN_FAT: i64 = 315_532_800;
+const LAST_IN_FAT: i64 = 4_354_819_198;
+/// Mode of directories made on the way to something.
+const ON_THE_WAY: u32 = 0o755;
+
+/// Files in memory as a [`Store`]: for tests, and for programs whose uploads never touch a disk.
+///
+/// It behaves as [`LocalStore`](super::LocalStore) does, but nothing in it outlasts the process. Clones share one
+/// content. Finding the names in a directory takes time in proportion to all there is in the store.
+#[derive(Clone)]
+pub struct MemoryStore {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    capacity: u64,
+    write_delay: Duration,
+    /// It keeps no more than FAT does.
+    fat: bool,
+    /// It says of every file that it is empty.
+    hides_sizes: bool,
+    writing: AtomicUsize,
+    peak: AtomicUsize,
+}
+
+#[derive(Default)]
+struct State {
+    nodes: BTreeMap<RelativePath, Node>,
+    partials: HashMap<PartialKey, Partial>,
+    /// Bytes in files and partials.
+    used: u64,
+    /// Counts every change: the inode numbers and times of change.
+    clock: u64,
+}
+
+#[derive(Clone)]
+struct Node {
+    content: Content,
+    metadata: Metadata,
+}
+
+#[derive(Clone)]
+enum Content {
+    File(Arc<Bytes>),
+    Directory,
+    Symlink(Vec<u8>),
+}
+
+/// Content of a file or partial. Holes take memory as other zeros do.
+#[derive(Default)]
+struct Bytes {
+    data: Vec<u8>,
+    /// What was written: ascending, not touching. The rest are holes.
+    written: Vec<Range<u64>>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct PartialKey {
+    path: RelativePath,
+    owner: [u8; 32],
+    size: u64,
+    modified: Option<Time>,
+}
+
+#[derive(Default)]
+struct Partial {
+    content: Bytes,
+    open: bool,
+    written: Option<SystemTime>,
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MemoryStore {
+    /// An empty store that takes up to 1 GiB.
+    pub fn new() -> Self {
+        Self::with_capacity(DEFAULT_CAPACITY)
+    }
+
+    /// An empty store; writes past so many bytes, partials included, fail as on a full disk.
+    pub fn with_capacity(bytes: u64) -> Self {
+        let shared = Shared {
+            state: Mutex::default(),
+            capacity: bytes,
+            write_delay: Duration::ZERO,
+            fat: false,
+            hides_sizes: false,
+            writing: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// An empty store as this one, in which each write blocks so long: a slow disk.
+    pub fn with_write_delay(self, delay: Duration) -> Self {
+        let mut store = Self::with_capacity(self.shared.capacity);
+        if let Some(shared) = Arc::get_mut(&mut store.shared) {
+            shared.write_delay = delay;
+        }
+        store
+    }
+
+    /// An empty store as this one that keeps no more than FAT does: no modes, no hard links, times of even seconds, and
+    /// names that are the same whatever their case, their Unicode form and the dots at their ends.
+    pub fn like_fat(self) -> Self {
+        let mut store = Self::with_capacity(self.shared.capacity);
+        if let Some(shared) = Arc::get_mut(&mut store.shared) {
+            shared.fat = true;
+        }
+        store
+    }
+
+    /// An empty store as this one that says of every file that it is empty, as /proc does.
+    pub fn hiding_sizes(self) -> Self {
+        let mut store = Self::with_capacity(self.shared.capacity);
+        if let Some(shared) = Arc::get_mut(&mut store.shared) {
+            shared.hides_sizes = true;
+        }
+        store
+    }
+
+    /// Most uploads that were inside `write_at` or `commit` at the same time.
+    pub fn peak_writes(&self) -> usize {
+        self.shared.peak.load(Ordering::SeqCst)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The path that it keeps of another: dots and spaces at the ends go, and what is there keeps the case that it has.
+    fn fold(&self, path: &RelativePath) -> RelativePath {
+        if !self.fat {
+            return path.clone();
+        }
+        let state = self.lock();
+        let mut kept = RelativePath::root();
+        for component in path.components() {
+            let key = Folding::ALL.key(component);
+            let inside = |there: &&RelativePath| there.parent().as_ref() == Some(&kept);
+            let mut names = state.nodes.keys().filter(inside).filter_map(|p| p.name());
+            let there = names.find(|name| Folding::ALL.key(name) == key);
+            let name = there.unwrap_or(trimmed(component)).to_vec();
+            kept = kept.join(&name).unwrap_or_default();
+        }
+        kept
+    }
+
+    /// What it says of a file.
+    fn told(&self, mut metadata: Metadata) -> Metadata {
+        if self.hides_sizes {
+            (metadata.size, metadata.version.size) = (0, 0);
+        }
+        metadata
+    }
+
+    /// What it keeps of attributes, and what not.
+    fn keeps(&self, attributes: &Attributes) -> (Attributes, Lapses) {
+        let (mut attributes, mut lapses) = (attributes.clone(), Lapses::new());
+        if attributes.owner.is_some() {
+            lapses.push((Aspect::Owner, "this store has none".into()));
+        }
+        let xattrs = attributes.xattrs.take();
+        lapses.extend(
+            xattrs
+                .iter()
+                .flat_map(|all| all.iter())
+                .map(|_| (Aspect::Xattr, "this store has none".into())),
+        );
+        if self.fat {
+            if attributes
+                .mode
+                .is_some_and(|mode| mode & PERMISSIONS != NEW_FILE)
+            {
+                lapses.push((Aspect::Mode, "Operation not permitted".into()));
+            }
+            attributes.mode = None;
+            attributes.modified = attributes.modified.map(fat_time);
+        }
+        (attributes, lapses)
+    }
+
+    /// Counts a writer for as long as the guard lives.
+    fn writing(&self) -> impl Drop + '_ {
+        struct Writing<'s>(&'s Shared);
+        impl Drop for Writing<'_> {
+            fn drop(&mut self) {
+                self.0.writing.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        let now = self.writing.fetch_add(1, Ordering::SeqCst) + 1;
+        self.peak.fetch_max(now, Ordering::SeqCst);
+        Writing(self)
+    }
+}
+
+impl Content {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::File(_) => Kind::File,
+            Self::Directory => Kind::Directory,
+            Self::Symlink(_) => Kind::Symlink,
+        }
+    }
+
+    fn size(&self) -> u64 {
+        if let Self::File(bytes) = self {
+            bytes.size()
+        } else {
+            0
+        }
+    }
+}
+
+impl State {
+    /// What stands under a name; the root always does.
+    fn find(&self, path: &RelativePath) -> Result<Option<Node>, Why> {
+        if path.is_root() {
+            return Ok(Some(
+                self.nodes
+                    .get(path)
+                    .cloned()
+                    .unwrap_or_else(|| Node::new(Content::Directory, PRIVATE, 0)),
+            ));
+        }
+        let mut above = RelativePath::root();
+        for component in path.components() {
+            match self.nodes.get(&above).map(|node| node.content.kind()) {
+                _ if above.is_root() => {}
+                None => return Ok(None),
+                Some(Kind::Directory) => {}
+                Some(Kind::Symlink) => return Err(refusal(Code::Symlink, &above)),
+                Some(Kind::File) => return Err(refusal(Code::NotDirectory, &above)),
+            }
+            above.push(component)?;
+        }
+        Ok(self.nodes.get(path).cloned())
+    }
+
+    fn must_find(&self, path: &RelativePath) -> Result<Node, Why> {
+        self.find(path)?
+            .ok_or_else(|| refusal(Code::NotFound, path))
+    }
+
+    /// Makes a directory on the way to something and those above it, as far as they are missing.
+    fn make(&mut self, path: &RelativePath) -> Result<(), Why> {
+        self.make_with(path, ON_THE_WAY)
+    }
+
+    fn make_with(&mut self, path: &RelativePath, last: u32) -> Result<(), Why> {
+        let mut here = RelativePath::root();
+        for component in path.components() {
+            here.push(component)?;
+            match self.find(&here)?.map(|node| node.content.kind()) {
+                None => {
+                    let mode = if here == *path { last } else { ON_THE_WAY };
+                    self.put(&here, Content::Directory, mode, None);
+                }
+                Some(Kind::Directory) => {}
+                Some(Kind::Symlink) => return Err(refusal(Code::Symlink, &here)),
+                Some(Kind::File) => return Err(refusal(Code::NotDirectory, &here)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes way for a file or link: its directory is there and no directory in its place.
+    fn make_way(&mut self, path: &RelativePath) -> Result<(), Why> {
+        self.make(&path.parent().unwrap_or_default())?;
+        match self.find(path)?.map(|node| node.content.kind()) {
+            Some(Kind::Directory) => Err(refusal(Code::IsDirectory, path)),
+            _ => Ok(()),
+        }
+    }
+
+    fn make_way_for(&mut self, path: &RelativePath, attributes: &Attributes) -> Result<(), Why> {
+        self.make_way(path)?;
+        match attributes.exclusive && self.find(path)?.is_some() {
+            true => Err(refusal(Code::Exists, path)),
+            false => Ok(()),
+        }
+    }
+
+    fn put(&mut self, path: &RelativePath, content: Content, mode: u32, modified: Option<Time>) {
+        self.clock += 1;
+        let mut node = Node::new(content, mode, self.clock);
+        node.change(self.clock, None, modified);
+        self.insert(path, node);
+    }
+
+    /// Puts a node in the place of another, whose other names stay.
+    fn insert(&mut self, path: &RelativePath, node: Node) {
+        if let Some(old) = self.nodes.insert(path.clone(), node) {
+            self.forget(old);
+        }
+    }
+
+    /// A name is gone; others of the same file stay.
+    fn forget(&mut self, old: Node) {
+        if old.metadata.links == 1 {
+            self.used -= old.content.size();
+        }
+        self.every_name(&old.metadata, |name| name.links -= 1);
+    }
+
+    /// Changes what is known of a file under each of its names, if it has several.
+    fn every_name(&mut self, of: &Metadata, change: impl Fn(&mut Metadata)) {
+        if of.links > 1 {
+            let names = self
+                .nodes
+                .values_mut()
+                .filter(|node| node.metadata.version.file == of.version.file);
+            names.for_each(|node| change(&mut node.metadata));
+        }
+    }
+}
+
+impl Node {
+    fn new(content: Content, mode: u32, number: u64) -> Self {
+        let modified = if number == 0 {
+            Time::default()
+        } else {
+            SystemTime::now().into()
+        };
+        let size = content.size();
+        let version = Version {
+            file: (0, number),
+            size,
+            modified,
+            changed: Time::default(),
+        };
+        let metadata = Metadata {
+            kind: Some(content.kind()),
+            size,
+            modified,
+            mode,
+            owner: (0, 0),
+            links: 1,
+            version,
+        };
+        Self { content, metadata }
+    }
+
+    fn change(&mut self, clock: u64, mode: Option<u32>, modified: Option<Time>) {
+        self.metadata.mode = mode.map_or(self.metadata.mode, |mode| mode & PERMISSIONS);
+        self.metadata.modified = modified.unwrap_or(self.metadata.modified);
+        self.metadata.version.modified = self.metadata.modified;
+        self.metadata.version.changed = Time {
+            seconds: clock as i64,
+            nanoseconds: 0,
+        };
+    }
+}
+
+impl Store for MemoryStore {
+    fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Why> {
+        let path = &self.shared.fold(path);
+        let found = self.shared.lock().find(path)?;
+        Ok(found.map(|node| self.shared.told(node.metadata)))
+    }
+
+    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Why> {
+        let directory = &self.shared.fold(directory);
+        let state = self.shared.lock();
+        match state.must_find(directory)?.content.kind() {
+            Kind::Directory => {}
+            Kind::Symlink => return Err(refusal(Code::Symlink, directory)),
+            Kind::File => return Err(refusal(Code::NotDirectory, directory)),
+        }
+        let inside = state
+            .nodes
+            .keys()
+            .filter(|path| path.parent().as_ref() == Some(directory));
+        Ok(inside
+            .filter_map(|path| path.name().map(<[u8]>::to_vec))
+            .collect())
+    }
+
+    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why> {
+        let path = &self.shared.fold(path);
+        match self.shared.lock().must_find(path)?.content {
+            Content::Symlink(target) => Ok(target),
+            _ => Err(Why::new(
+                Code::Unreadable,
+                format!("{path}: it is no symbolic link"),
+            )),
+        }
+    }
+
+    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why> {
+        let path = &self.shared.fold(path);
+        let node = self.shared.lock().must_find(path)?;
+        match node.content {
+            Content::File(content) => Ok(Box::new(MemorySource {
+                content,
+                metadata: self.shared.told(node.metadata),
+            })),
+            Content::Directory => Err(refusal(Code::IsDirectory, path)),
+            Content::Symlink(_) => Err(refusal(Code::Symlink, path)),
+        }
+    }
+
+    fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
+        let path = &self.shared.fold(path);
+        let mut state = self.shared.lock();
+        let state = &mut *state;
+        state.make(
+            &path
+                .parent()
+                .ok_or_else(|| refusal(Code::IsDirectory, path))?,
+        )?;
+        let Claim {
+            owner,
+            size,
+            modified,
+        } = *claim;
+        let key = PartialKey {
+            path: path.clone(),
+            owner,
+            size,
+            modified,
+        };
+        let partial = state.partials.entry(key.clone()).or_default();
+        if std::mem::replace(&mut partial.open, true) {
+            return Err(refusal(Code::Busy, path));
+        }
+        state.used -= partial.content.cut(claim.useful());
+        Ok(Box::new(MemoryUpload {
+            shared: Arc::clone(&self.shared),
+            key,
+            over: false,
+        }))
+    }
+
+    fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
+        let path = &self.shared.fold(path);
+        self.shared.lock().make_with(path, PRIVATE)
+    }
+
+    fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
+        let path = &self.shared.fold(path);
+        let mut state = self.shared.lock();
+        let mut node = state.must_find(path)?;
+        if matches!(node.content, Content::Symlink(_)) {
+            return Err(refusal(Code::Symlink, path));
+        }
+        state.clock += 1;
+        let (attributes, lapses) = self.shared.keeps(attributes);
+        node.change(state.clock, attributes.mode, attributes.modified);
+        let metadata = node.metadata.clone();
+        state.nodes.insert(path.clone(), node);
+        state.every_name(&metadata, |name| *name = metadata.clone());
+        Ok(lapses)
+    }
+
+    fn make_symlink(
+        &self,
+        path: &RelativePath,
+        target: &[u8],
+        attributes: &Attributes,
+    ) -> Result<Lapses, Why> {
+        let path = &self.shared.fold(path);
+        check_target(path, target)?;
+        let mut state = self.shared.lock();
+        state.make_way_for(path, attributes)?;
+        let (attributes, _) = self.shared.keeps(attributes);
+        state.put(
+            path,
+            Content::Symlink(target.to_vec()),
+            PERMISSIONS,
+            attributes.modified,
+        );
+        Ok(Lapses::new())
+    }
+
+    fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
+        let existing = &self.shared.fold(existing);
+        let new = &self.shared.fold(new);
+        let mut state = self.shared.lock();
+        let mut node = state.must_find(existing)?;
+        match node.content {
+            Content::File(_) if self.shared.fat => {
+                return Err(fault(new, "make a hard link", Errno::PERM));
+            }
+            Content::File(_) => {}
+            Content::Directory => return Err(refusal(Code::IsDirectory, existing)),
+            Content::Symlink(_) => return Err(refusal(Code::Symlink, existing)),
+        }
+        state.make_way(new)?;
+        if state
+            .find(new)?
+            .is_some_and(|there| there.metadata.version.file == node.metadata.version.file)
+        {
+            return Ok(());
+        }
+        node.metadata.links += 1;
+        let metadata = node.metadata.clone();
+        state.insert(new, node);
+        state.every_name(&metadata, |name| name.links = metadata.links);
+        Ok(())
+    }
+
+    fn remove(&self, path: &RelativePath) -> Result<(), Why> {
+        let path = &self.shared.fold(path);
+        let mut state = self.shared.lock();
+        if path.is_root() {
+            return Err(refusal(Code::IsDirectory, path));
+        }
+        let node = state.must_find(path)?;
+        if state
+            .nodes
+            .keys()
+            .chain(state.partials.keys().map(|key| &key.path))
+            .any(|key| key.parent().as_ref() == Some(path))
+        {
+            return Err(fault(path, "remove it", Errno::NOTEMPTY));
+        }
+        state.nodes.remove(path);
+        state.forget(node);
+        Ok(())
+    }
+
+    fn folding(&self, _: &RelativePath, _: Folding, _: bool) -> Folding {
+        match self.shared.fat {
+            true => Folding::ALL,
+            false => Folding::default(),
+        }
+    }
+
+    fn respell(&self, path: &RelativePath, _: Folding) -> Result<bool, Why> {
+        let stored = self.shared.fold(path);
+        let new = match (stored.parent(), path.name()) {
+            (Some(parent), Some(name)) => parent.join(trimmed(name))?,
+            _ => return Ok(true),
+        };
+        let mut state = self.shared.lock();
+        let nodes = std::mem::take(&mut state.nodes);
+        let depth = stored.components().count();
+        let renamed = nodes.into_iter().map(|(path, node)| {
+            if !path.components().take(depth).eq(stored.components()) {
+                return Ok((path, node));
+            }
+            let below = RelativePath::from_components(path.components().skip(depth))?;
+            Ok((new.join_path(&below)?, node))
+        });
+        state.nodes = renamed.collect::<Result<_, Why>>()?;
+        Ok(true)
+    }
+
+    fn time_probe(&self, _: &RelativePath) -> Option<Box<dyn TimeProbe>> {
+        Some(Box::new(MemoryTimeProbe(self.shared.fat)))
+    }
+
+    fn sync(&self) -> Result<(), Why> {
+        Ok(())
+    }
+
+    fn sweep(&self, age: Duration) -> Result<u64, Why> {
+        let mut state = self.shared.lock();
+        let state = &mut *state;
+        let mut swept = 0;
+        state.partials.retain(|_, partial| {
+            let stale = partial
+                .written
+                .is_none_or(|written| written.elapsed().is_ok_and(|since| since >= age));
+            if partial.open || !stale {
+                return true;
+            }
+            state.used -= partial.content.size();
+            swept += 1;
+            false
+        });
+        Ok(swept)
+    }
+}
+
+/// Says what the store keeps of times: all, or what FAT does.
+struct MemoryTimeProbe(bool);
+
+impl TimeProbe for MemoryTimeProbe {
+    fn kept(&mut self, time: Time) -> Option<Time> {
+        Some(if self.0 { fat_time(time) } else { time })
+    }
+}
+
+/// What FAT keeps of a time: even seconds, from 1980 to 2107.
+fn fat_time(time: Time) -> Time {
+    let seconds = time.seconds - time.seconds.rem_euclid(2);
+    Time {
+        seconds: seconds.clamp(FIRST_IN_FAT, LAST_IN_FAT),
+        nanoseconds: 0,
+    }
+}
+
+/// A file as it was when it was opened.
+struct MemorySource {
+    content: Arc<Bytes>,
+    metadata: Metadata,
+}
+
+impl Source for MemorySource {
+    fn metadata(&self) -> io::Result<Metadata> {
+        Ok(self.metadata.clone())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        Ok(self.content.copy_at(buffer, offset))
+    }
+
+    fn data_from(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let written = &self.content.written;
+        let next = written.get(written.partition_point(|range| range.end <= offset));
+        Ok(next.map(|range| range.start.max(offset)..range.end))
+    }
+}
+
+struct MemoryUpload {
+    shared: Arc<Shared>,
+    key: PartialKey,
+    /// Committed or discarded: a partial of that key is another upload's by now.
+    over: bool,
+}
+
+impl Upload for MemoryUpload {
+    fn held(&self) -> io::Result<Vec<Range<u64>>> {
+        Ok(self
+            .shared
+            .lock()
+            .partials
+            .get(&self.key)
+            .map(|partial| partial.content.written.clone())
+            .unwrap_or_default())
+    }
+
+    fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
+        let _writing = self.shared.writing();
+        if !self.shared.write_delay.is_zero() {
+            std::thread::sleep(self.shared.write_delay);
+        }
+        if data.is_empty() {
+            return Ok(());
+        }
+        let end = offset.checked_add(data.len() as u64).ok_or(Errno::FBIG)?;
+        self.change(end, |content| {
+            content.data[offset as usize..end as usize].copy_from_slice(data);
+            include(&mut content.written, offset..end);
+        })
+    }
+
+    fn make_hole(&mut self, part: Range<u64>) -> io::Result<()> {
+        self.change(part.end, |content| {
+            content.data[part.start as usize..part.end as usize].fill(0);
+            exclude(&mut content.written, &part);
+        })
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let state = self.shared.lock();
+        Ok(state
+            .partials
+            .get(&self.key)
+            .map_or(0, |partial| partial.content.copy_at(buffer, offset)))
+    }
+
+    fn commit(mut self: Box<Self>, attributes: &Attributes, _: Durability) -> Result<Lapses, Why> {
+        let shared = Arc::clone(&self.shared);
+        let _writing = shared.writing();
+        let mut state = shared.lock();
+        state.make_way_for(&self.key.path, attributes)?;
+        self.over = true;
+        let partial = state.partials.remove(&self.key).unwrap_or_default();
+        let (attributes, lapses) = shared.keeps(attributes);
+        let there = state.find(&self.key.path)?.map(|node| node.metadata);
+        let replaced = there.filter(|there| there.kind == Some(Kind::File));
+        let usual = replaced.map_or(NEW_FILE, |there| there.mode);
+        let mode = attributes.mode.map_or(usual, |mode| mode & PERMISSIONS);
+        state.put(
+            &self.key.path,
+            Content::File(Arc::new(partial.content)),
+            mode,
+            attributes.modified,
+        );
+        Ok(lapses)
+    }
+
+    fn discard(mut self: Box<Self>) {
+        self.over = true;
+        let mut state = self.shared.lock();
+        if let Some(partial) = state.partials.remove(&self.key) {
+            state.used -= partial.content.size();
+        }
+    }
+}
+
+impl MemoryUpload {
+    /// Changes the content, once it reaches to an end.
+    fn change(&self, end: u64, change: impl FnOnce(&mut Bytes)) -> io::Result<()> {
+        let mut state = self.shared.lock();
+        let state = &mut *state;
+        let Some(partial) = state.partials.get_mut(&self.key) else {
+            return Err(Errno::NOENT.into());
+        };
+        let more = end.saturating_sub(partial.content.size());
+        if more > self.shared.capacity.saturating_sub(state.used) {
+            return Err(Errno::NOSPC.into());
+        }
+        state.used += more;
+        partial
+            .content
+            .data
+            .resize(partial.content.data.len() + more as usize, 0);
+        partial.written = Some(SystemTime::now());
+        change(&mut partial.content);
+        Ok(())
+    }
+}
+
+impl Drop for MemoryUpload {
+    /// Closes the partial; one that holds nothing goes.
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let mut state = self.shared.lock();
+        if let Some(partial) = state.partials.get_mut(&self.key) {
+            partial.open = false;
+            if partial.content.written.is_empty() {
+                state.used -= partial.content.size();
+                state.partials.remove(&self.key);
+            }
+        }
+    }
+}
+
+impl Bytes {
+    fn size(&self) -> u64 {
+        self.data.len() as u64
+    }
+
+    /// Cuts what is longer; returns how many bytes went.
+    fn cut(&mut self, size: u64) -> u64 {
+        let over = self.size().saturating_sub(size);
+        if over > 0 {
+            self.data.truncate(size as usize);
+            exclude(&mut self.written, &(size..size + over));
+        }
+        over
+    }
+
+    fn copy_at(&self, buffer: &mut [u8], offset: u64) -> usize {
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|at| self.data.get(at..))
+            .unwrap_or_default();
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        length
+    }
+}
+
+/// Adds a range to ascending ones that do not touch.
+fn include(ranges: &mut Vec<Range<u64>>, new: Range<u64>) {
+    let first = ranges.partition_point(|r| r.end < new.start);
+    let last = ranges.partition_point(|r| r.start <= new.end);
+    let merged = ranges[first..last]
+        .iter()
+        .fold(new, |a, b| a.start.min(b.start)..a.end.max(b.end));
+    ranges.splice(first..last, [merged]);
+}
+
+/// Takes a range out of ascending ones.
+fn exclude(ranges: &mut Vec<Range<u64>>, part: &Range<u64>) {
+    let around = |range: Range<u64>| {
+        [
+            range.start..range.end.min(part.start),
+            range.start.max(part.end)..range.end,
+        ]
+    };
+    *ranges = std::mem::take(ranges)
+        .into_iter()
+        .flat_map(around)
+        .filter(|range| range.start < range.end)
+        .collect();
+}

@@ -1,0 +1,693 @@
+//! Partials on disk: how they are named, locked, found again and committed.
+//!
+//! A partial stands beside its final name, as `.haul-<32 hex digits>.partial`. The digits follow from the claim and the
+//! path, so that a rerun finds it with no index to keep. Whoever holds its flock owns it: only they write to it, rename
+//! it or remove it, and the lock ends with the process. Where there is no flock, see [`Lock`].
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use rustix::fs::{
+    AtFlags, FileType, FlockOperation, Mode, OFlags, RawMode, Stat, Timespec, Timestamps,
+};
+use rustix::fs::{UTIME_NOW, fchmod, flock, fstat, futimens, linkat, openat, renameat, unlinkat};
+use rustix::io::Errno;
+
+use super::beneath::{ATTEMPTS, Directory, Root, device, fsync};
+use super::fault::{fault, refusal};
+use super::holes::{self, next_data};
+use super::{Attributes, Claim, Lapses, PERMISSIONS, Upload, attributes, closed, xattr};
+use crate::error::{Code, Why, knows_no_flock};
+use crate::protocol::path::{
+    PARTIAL_DIGITS, PARTIAL_PREFIX, PARTIAL_SUFFIX, RelativePath, is_partial_name,
+};
+use crate::protocol::{Durability, Time};
+
+/// Mode of a partial: nobody else reads what is not verified yet.
+const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
+/// The permission bits by which others than the owner write to a file.
+const WRITE_BY_OTHERS: RawMode = Mode::WGRP.union(Mode::WOTH).bits();
+/// Mode that a program asks for when it makes a file, as every program on Unix does.
+const NEW_FILE: RawMode = 0o666;
+/// The bits of a mode that are its owner's.
+const OWNER: u32 = 0o700;
+/// Most ranges that are found in a partial (256 KiB of them): a peer decides how scattered it is, and a
+/// [`Want`](crate::protocol::Want) holds 1,024 only.
+const MAX_RANGES: usize = 16_384;
+/// Nanoseconds in a second.
+const SECOND: u32 = 1_000_000_000;
+
+/// The partial's name for a claim on a path.
+pub(super) fn claim_name(path: &RelativePath, claim: &Claim) -> String {
+    let mut hasher = blake3::Hasher::new_derive_key("haul 1 name of a partial");
+    let mut field = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    field(&claim.owner);
+    field(path.as_bytes());
+    field(&claim.size.to_le_bytes());
+    match claim.modified {
+        Some(Time {
+            seconds,
+            nanoseconds,
+        }) => {
+            field(&seconds.to_le_bytes());
+            field(&nanoseconds.to_le_bytes());
+        }
+        None => field(b""),
+    }
+    partial_name(&hasher.finalize(), "")
+}
+
+/// A partial's name that nobody else uses: for what is made aside and renamed at once.
+pub(super) fn temporary_name() -> String {
+    temporary_name_with("")
+}
+
+/// Such a name with something behind the digits, [`PARTIAL_ACCENT`](crate::protocol::path::PARTIAL_ACCENT) or nothing: to try what a file system makes of it.
+pub(super) fn temporary_name_with(behind: &str) -> String {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let unique = (
+        std::process::id(),
+        COUNTER.fetch_add(1, Ordering::Relaxed),
+        SystemTime::now(),
+    );
+    partial_name(&blake3::hash(format!("{unique:?}").as_bytes()), behind)
+}
+
+fn partial_name(digest: &blake3::Hash, behind: &str) -> String {
+    let [prefix, suffix] = [PARTIAL_PREFIX, PARTIAL_SUFFIX].map(String::from_utf8_lossy);
+    format!(
+        "{prefix}{}{behind}{suffix}",
+        &digest.to_hex()[..PARTIAL_DIGITS]
+    )
+}
+
+/// Whether a name is exactly of the form that [`claim_name`] or [`temporary_name_with`] gives: only those are ever swept.
+pub(super) fn has_partial_form(name: &[u8]) -> bool {
+    is_partial_name(name)
+}
+
+/// Renames, unless something stands there: a second name fails where there is one, and then the first goes. On a filesystem
+/// without hard links it is looked at first, and what comes in that moment is replaced.
+pub(super) fn rename_exclusively(
+    directory: &Directory<'_>,
+    from: &[u8],
+    to: &[u8],
+) -> rustix::io::Result<()> {
+    match linkat(directory, from, directory, to, AtFlags::empty()) {
+        Ok(()) => unlinkat(directory, from, AtFlags::empty()),
+        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {
+            match directory.stat(to)? {
+                Some(_) => Err(Errno::EXIST),
+                None => renameat(directory, from, directory, to),
+            }
+        }
+        Err(other) => Err(other),
+    }
+}
+
+/// Whether a name still stands for an open file.
+pub(super) fn is_named(
+    directory: &Directory<'_>,
+    name: &[u8],
+    file: &File,
+) -> rustix::io::Result<bool> {
+    let open = fstat(file)?;
+    Ok(directory
+        .stat(name)?
+        .is_some_and(|s| (device(&s), s.st_ino) == (device(&open), open.st_ino)))
+}
+
+/// The lock of an open partial; it lasts as long as both this and the file are there.
+///
+/// Some filesystems know no flock (Lustre without its mount option, some FUSE filesystems, NFS without its lock service).
+/// There, partials are locked against this process alone: two processes that receive the same version of a file from the same
+/// key at the same time write to one partial, and the one that commits it last fails.
+#[derive(Debug)]
+pub(super) struct Lock {
+    /// Device and inode, if the file is only locked in this process.
+    within: Option<(u64, u64)>,
+}
+
+/// Device and inode of the partials that are locked without flock.
+static LOCKED: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
+
+/// Takes the lock of an open partial; `None` when somebody else has it.
+pub(super) fn lock(root: &Root, file: &File) -> rustix::io::Result<Option<Lock>> {
+    let flocked = if root.flock.load(Ordering::Relaxed) {
+        flock(file, FlockOperation::NonBlockingLockExclusive)
+    } else {
+        Err(Errno::NOSYS)
+    };
+    match flocked {
+        Ok(()) => Ok(Some(Lock { within: None })),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(e) if knows_no_flock(e) => {
+            tracing::debug!(error = %e, "no flock here: partials are locked within this process alone");
+            let stat = fstat(file)?;
+            let id = (device(&stat), stat.st_ino);
+            let new = locked().insert(id);
+            // Lazily: a lock that is made and dropped gives back the other's.
+            Ok(new.then(|| Lock { within: Some(id) }))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Some(id) = self.within {
+            locked().remove(&id);
+        }
+    }
+}
+
+fn locked() -> MutexGuard<'static, BTreeSet<(u64, u64)>> {
+    LOCKED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A time of access that is the present.
+pub(super) const JUST_NOW: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: UTIME_NOW,
+};
+
+/// What futimens takes. Both times are set: many FUSE file systems (libfuse 2) ignore a time that is set alone.
+pub(super) fn timestamps(modified: Time, accessed: Timespec) -> Timestamps {
+    // Values past a second have a meaning of their own to the system, such as "now".
+    let tv_nsec = modified.nanoseconds.min(SECOND - 1).into();
+    Timestamps {
+        last_access: accessed,
+        last_modification: Timespec {
+            tv_sec: modified.seconds,
+            tv_nsec,
+        },
+    }
+}
+
+/// A partial that is open and locked.
+struct Acquired {
+    // In this order: once the file is closed, another may have its inode.
+    lock: Lock,
+    file: File,
+}
+
+/// When a file was last read, such that it can be set again.
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the fields of stat have other types on other systems"
+)]
+pub(super) fn accessed(stat: &Stat) -> Timespec {
+    let time = time_of(stat.st_atime as i64, stat.st_atime_nsec as u32);
+    Timespec {
+        tv_sec: time.seconds,
+        tv_nsec: time.nanoseconds.into(),
+    }
+}
+
+/// A time as stat tells it. Some file systems give nanoseconds below 0 before 1970; those reach programs as large numbers.
+pub(super) fn time_of(seconds: i64, nanoseconds: u32) -> Time {
+    let nanoseconds = i64::from(nanoseconds as i32);
+    let second = i64::from(SECOND);
+    Time {
+        seconds: seconds.saturating_add(nanoseconds.div_euclid(second)),
+        nanoseconds: nanoseconds.rem_euclid(second) as u32,
+    }
+}
+
+/// Opens the partial of that name, or makes it, and locks it.
+fn acquire(
+    root: &Root,
+    directory: &Directory<'_>,
+    name: &[u8],
+    path: &RelativePath,
+) -> Result<Acquired, Why> {
+    for _ in 0..ATTEMPTS {
+        let (file, found) = match root.change(directory, || open_or_make(directory, name)) {
+            Ok(found) => found,
+            Err(Errno::EXIST) => continue,
+            // A link, a socket, a file that nobody may open: none of our making.
+            Err(Errno::LOOP | Errno::NXIO | Errno::ACCESS)
+                if matches!(directory.stat(name), Ok(Some(_))) =>
+            {
+                remove_other(root, directory, name, path)?;
+                continue;
+            }
+            Err(e) => return Err(fault(path, "open its partial", e)),
+        };
+        match take(root, directory, name, path, &file, &found) {
+            Ok(Some(lock)) => return Ok(Acquired { lock, file }),
+            Ok(None) => {}
+            Err(why) => {
+                // An empty partial that cannot be used is not left behind.
+                if found == Found::Nothing && is_named(directory, name, &file) == Ok(true) {
+                    let _ = remove(root, directory, name);
+                }
+                return Err(why);
+            }
+        }
+    }
+    Err(refusal(Code::Busy, path))
+}
+
+/// Locks an open partial and makes sure that it is one of ours; `None` when it is to be tried again.
+fn take(
+    root: &Root,
+    directory: &Directory<'_>,
+    name: &[u8],
+    path: &RelativePath,
+    file: &File,
+    found: &Found,
+) -> Result<Option<Lock>, Why> {
+    let cannot = |what| move |e: Errno| fault(path, what, e);
+    let Some(lock) = lock(root, file).map_err(cannot("lock its partial"))? else {
+        // Made by us just now, but another was faster to lock it: it is found again as theirs.
+        return match found {
+            Found::Nothing => Ok(None),
+            _ => Err(refusal(Code::Busy, path)),
+        };
+    };
+    // Whoever had the lock before us may just have renamed or removed it.
+    if !is_named(directory, name, file).map_err(cannot("look at its partial"))? {
+        return Ok(None);
+    }
+    if *found == Found::Nothing {
+        // Made by us just now, whatever owner the filesystem (NFS, FAT) shows.
+        return Ok(Some(lock));
+    }
+    let stat = fstat(file).map_err(cannot("look at its partial"))?;
+    let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    // Somebody else's, or also known by another name: what is written to it would show up elsewhere.
+    if !regular || stat.st_nlink > 1 || !is_ours(root, directory, &stat) {
+        remove_other(root, directory, name, path)?;
+        return Ok(None);
+    }
+    if *found == Found::Unwritable {
+        // A commit was cut short between the final mode and the final name.
+        restore(file).map_err(|e| fault(path, "take up its partial", e))?;
+        return Ok(None);
+    }
+    Ok(Some(lock))
+}
+
+/// Removes what stands in a partial's place and is none of ours.
+fn remove_other(
+    root: &Root,
+    directory: &Directory<'_>,
+    name: &[u8],
+    path: &RelativePath,
+) -> Result<(), Why> {
+    remove(root, directory, name)
+        .map_err(|e| fault(path, "remove what stands in its partial's place", e))
+}
+
+/// Whether a file that stands in a directory is one that this process's user has made.
+///
+/// On some filesystems everything seems to belong to somebody else: FAT, NTFS and SMB mounted for a user, NFS with
+/// root_squash, some FUSE filesystems. So what does not carry our number is compared with a file that is made for that.
+fn is_ours(root: &Root, directory: &Directory<'_>, there: &Stat) -> bool {
+    there.st_uid == rustix::process::geteuid().as_raw()
+        || probe(root, directory).is_ok_and(|ours| is_alike(there, &ours))
+}
+
+/// What a private file that we make in a directory looks like there.
+fn probe(root: &Root, directory: &Directory<'_>) -> rustix::io::Result<Stat> {
+    let name = temporary_name();
+    let how = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = root.change(directory, || openat(directory, &name, how, PRIVATE))?;
+    let stat = fstat(&file);
+    remove(root, directory, name.as_bytes())?;
+    stat
+}
+
+/// Whether a file belongs to the one that ours belong to, and nobody else may write to it who may not write to ours.
+fn is_alike(there: &Stat, ours: &Stat) -> bool {
+    let owners = there.st_uid == ours.st_uid && device(there) == device(ours);
+    let more_writers = there.st_mode & WRITE_BY_OTHERS & !ours.st_mode != 0;
+    let group = there.st_gid == ours.st_gid || there.st_mode & Mode::WGRP.as_raw_mode() == 0;
+    owners && group && !more_writers
+}
+
+/// Removes a name.
+pub(super) fn remove(
+    root: &Root,
+    directory: &Directory<'_>,
+    name: &[u8],
+) -> rustix::io::Result<()> {
+    root.change(directory, || unlinkat(directory, name, AtFlags::empty()))
+}
+
+/// What stood under a partial's name.
+#[derive(PartialEq, Eq)]
+enum Found {
+    Nothing,
+    Writable,
+    Unwritable,
+}
+
+/// Opens what has that name, for reading only where nothing else is permitted, or makes it.
+fn open_or_make(directory: &Directory<'_>, name: &[u8]) -> rustix::io::Result<(File, Found)> {
+    // NONBLOCK: somebody may have put a FIFO there.
+    let open = |how| {
+        openat(
+            directory,
+            name,
+            how | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC,
+            PRIVATE,
+        )
+    };
+    match open(OFlags::RDWR) {
+        Ok(file) => Ok((file.into(), Found::Writable)),
+        Err(Errno::NOENT) => Ok((
+            open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?.into(),
+            Found::Nothing,
+        )),
+        Err(Errno::ACCESS) => Ok((open(OFlags::RDONLY)?.into(), Found::Unwritable)),
+        Err(e) => Err(e),
+    }
+}
+
+/// Makes a partial again of what was about to be committed: private, and last written now.
+fn restore(file: &File) -> io::Result<()> {
+    fchmod(file, PRIVATE)?;
+    Ok(futimens(
+        file,
+        &Timestamps {
+            last_access: JUST_NOW,
+            last_modification: JUST_NOW,
+        },
+    )?)
+}
+
+/// The mode that a new file gets in a directory: the umask, a default ACL and the file system have their say. A file is made
+/// to find out.
+fn new_file_mode(root: &Root, directory: &Directory<'_>) -> rustix::io::Result<u32> {
+    let name = temporary_name();
+    let how = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = root.change(directory, || {
+        openat(directory, &name, how, Mode::from_raw_mode(NEW_FILE))
+    })?;
+    let stat = fstat(&file);
+    remove(root, directory, name.as_bytes())?;
+    Ok(permissions(&stat?))
+}
+
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the fields of stat have other types on other systems"
+)]
+fn permissions(stat: &Stat) -> u32 {
+    stat.st_mode as u32 & PERMISSIONS
+}
+
+/// An unfinished file on disk. Holds one descriptor; the directory is opened again when it is needed.
+pub(super) struct LocalUpload {
+    root: Arc<Root>,
+    path: RelativePath,
+    name: String,
+    // In this order: once the file is closed, another may have its inode.
+    _lock: Lock,
+    file: File,
+    size: u64,
+    /// A thread writes back.
+    writing_back: Arc<AtomicBool>,
+}
+
+impl LocalUpload {
+    pub(super) fn create(
+        root: &Arc<Root>,
+        path: &RelativePath,
+        claim: &Claim,
+    ) -> Result<Self, Why> {
+        let Some(parent) = path.parent() else {
+            return Err(refusal(Code::IsDirectory, path));
+        };
+        root.check_named(path)?;
+        let directory = root.make(&parent)?;
+        root.check_name(&directory, path.name().unwrap_or_default(), path)?;
+        let name = claim_name(path, claim);
+        let Acquired { lock, file } = acquire(root, &directory, name.as_bytes(), path)?;
+        let upload = Self {
+            root: Arc::clone(root),
+            path: path.clone(),
+            name,
+            _lock: lock,
+            file,
+            size: claim.size,
+            writing_back: Arc::default(),
+        };
+        let stat = fstat(&upload.file).map_err(|e| fault(path, "look at its partial", e))?;
+        root.saw(&stat);
+        if stat.st_size as u64 > claim.useful() {
+            upload
+                .file
+                .set_len(claim.useful())
+                .map_err(|e| fault(path, "cut its partial", e))?;
+        }
+        Ok(upload)
+    }
+
+    /// Gives it its final metadata and name; returns the directory it stands in.
+    fn place(
+        &self,
+        attributes: &Attributes,
+        durability: Durability,
+    ) -> Result<(Directory<'_>, Lapses), Why> {
+        self.root.check_named(&self.path)?;
+        let mode = match attributes.mode {
+            None => Some(self.usual_mode()?),
+            announced => announced,
+        };
+        let lapses = attributes::set(
+            &self.file,
+            &self.path,
+            &Attributes {
+                mode,
+                ..attributes.clone()
+            },
+        )?;
+        if durability == Durability::Synced {
+            fsync(&self.file).map_err(|e| fault(&self.path, "bring it to the disk", e))?;
+        }
+        let Some((directory, last)) = self.root.parent(&self.path)? else {
+            return Err(self.gone());
+        };
+        let name = self.name.as_bytes();
+        if !is_named(&directory, name, &self.file)
+            .map_err(|e| fault(&self.path, "look at its partial", e))?
+        {
+            return Err(self.gone());
+        }
+        // Where a directory stands, the system refuses this itself.
+        let rename = || match attributes.exclusive {
+            true => rename_exclusively(&directory, name, last),
+            false => renameat(&directory, name, &directory, last),
+        };
+        self.root.change(&directory, rename).map_err(|e| match e {
+            Errno::EXIST => refusal(Code::Exists, &self.path),
+            e => fault(&self.path, "rename it into place", e),
+        })?;
+        Ok((directory, lapses))
+    }
+
+    /// The mode of a file for which the sender says none: that of the file that it replaces, with its access control list,
+    /// or else what any new file gets in that directory.
+    fn usual_mode(&self) -> Result<u32, Why> {
+        let cannot = |e| fault(&self.path, "find out which mode it gets", e);
+        let Some((directory, last)) = self.root.parent(&self.path)? else {
+            return Err(self.gone());
+        };
+        match directory.stat(last).map_err(cannot)? {
+            Some(there) if FileType::from_raw_mode(there.st_mode) == FileType::RegularFile => {
+                let mode = permissions(&there);
+                let replaced = closed::open(&directory, last).map_err(cannot)?;
+                // Without its list, the bits of the group would say more than they did.
+                let kept = xattr::copy_access_list(&replaced, &self.file);
+                Ok(if kept.is_ok() { mode } else { mode & OWNER })
+            }
+            _ => new_file_mode(&self.root, &directory).map_err(cannot),
+        }
+    }
+
+    fn gone(&self) -> Why {
+        let text = format!(
+            "{}: its partial was removed or moved by another program; send it again",
+            self.path
+        );
+        Why::new(Code::NotFound, text)
+    }
+
+    /// Removes the partial, unless its name is gone or stands for another file by now.
+    fn remove(&self) {
+        if let Ok(Some((directory, _))) = self.root.parent(&self.path)
+            && is_named(&directory, self.name.as_bytes(), &self.file) == Ok(true)
+        {
+            let _ = remove(&self.root, &directory, self.name.as_bytes());
+        }
+    }
+}
+
+impl Upload for LocalUpload {
+    fn held(&self) -> io::Result<Vec<Range<u64>>> {
+        let end = self.file.metadata()?.len().min(self.size);
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        let mut at = 0;
+        while ranges.len() < MAX_RANGES
+            && let Some(data) = next_data(&self.file, at, end)?
+        {
+            at = data.end;
+            ranges.push(data);
+        }
+        Ok(ranges)
+    }
+
+    fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(data, offset)
+    }
+
+    fn write_back(&mut self) {
+        if self.writing_back.load(Ordering::Acquire) {
+            return;
+        }
+        // An open file of its own: it holds no lock, and takes no error from the one that the commit brings to the disk (Linux
+        // tells each of them once). Where there is no /proc, the commit does all of it.
+        let Ok(file) = File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd())) else {
+            return;
+        };
+        let writing_back = self.writing_back.clone();
+        writing_back.store(true, Ordering::Release);
+        let work = move || {
+            let _ = file.sync_data();
+            writing_back.store(false, Ordering::Release);
+        };
+        if std::thread::Builder::new()
+            .name("write-back".into())
+            .spawn(work)
+            .is_err()
+        {
+            self.writing_back.store(false, Ordering::Release);
+        }
+    }
+
+    fn share(&mut self, source: &dyn super::Source) -> io::Result<bool> {
+        #[cfg(target_os = "linux")]
+        if let Some(source) = source.descriptor() {
+            return Ok(rustix::fs::ioctl_ficlone(&self.file, source).is_ok());
+        }
+        let _ = source;
+        Ok(false)
+    }
+
+    fn make_hole(&mut self, part: Range<u64>) -> io::Result<()> {
+        holes::make_hole(&self.file, part)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        read_full_at(&self.file, buffer, offset)
+    }
+
+    fn commit(
+        self: Box<Self>,
+        attributes: &Attributes,
+        durability: Durability,
+    ) -> Result<Lapses, Why> {
+        let (directory, lapses) = self.place(attributes, durability).inspect_err(|_| {
+            // It stays a partial, and the next attempt goes on from here.
+            let _ = restore(&self.file);
+        })?;
+        if durability == Durability::Synced {
+            let parent = self.path.parent().unwrap_or_default();
+            self.root.sync_names(&directory, &parent).map_err(|why| {
+                let text = format!(
+                    "{} stands there whole, but may not outlast a crash: {}",
+                    self.path, why
+                );
+                Why::new(why.code, text)
+            })?;
+        }
+        Ok(lapses)
+    }
+
+    fn discard(self: Box<Self>) {
+        self.remove();
+    }
+}
+
+impl Drop for LocalUpload {
+    /// What was written is kept for resume; a partial that holds nothing would be litter.
+    fn drop(&mut self) {
+        let holds_nothing =
+            |m: std::fs::Metadata| matches!(next_data(&self.file, 0, m.len()), Ok(None));
+        if self.file.metadata().is_ok_and(holds_nothing) {
+            self.remove();
+        }
+    }
+}
+
+/// Reads until the buffer is full or the file ends.
+pub(super) fn read_full_at(
+    file: &File,
+    mut buffer: &mut [u8],
+    mut offset: u64,
+) -> io::Result<usize> {
+    let length = buffer.len();
+    while !buffer.is_empty() {
+        match file.read_at(buffer, offset) {
+            Ok(0) => break,
+            Ok(read) => {
+                buffer = &mut buffer[read..];
+                offset += read as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(length - buffer.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file as the system tells of it, with another owner, group and mode.
+    fn stat(owner: u32, group: u32, mode: RawMode) -> Stat {
+        let mut stat = fstat(tempfile::tempfile().unwrap()).unwrap();
+        stat.st_uid = owner;
+        stat.st_gid = group;
+        stat.st_mode = FileType::RegularFile.as_raw_mode() | mode;
+        stat
+    }
+
+    #[test]
+    fn only_a_file_that_looks_like_ours_is_ours() {
+        // Mounted for a user, with fixed modes; and NFS with root_squash, where modes are real.
+        let (mounted, squashed) = (stat(1000, 1000, 0o777), stat(65_534, 65_534, 0o600));
+        let device = stat(0, 0, 0).st_dev;
+        let alike = |there: Stat, ours: &Stat| {
+            let (mut there, mut ours) = (there, *ours);
+            (there.st_dev, ours.st_dev) = (device, device);
+            is_alike(&there, &ours)
+        };
+        assert!(alike(stat(1000, 1000, 0o777), &mounted));
+        assert!(!alike(stat(1001, 1000, 0o777), &mounted));
+        assert!(alike(stat(65_534, 65_534, 0o600), &squashed));
+        // A commit was cut short between the final mode and the final name.
+        assert!(alike(stat(65_534, 65_534, 0o644), &squashed));
+        assert!(!alike(stat(65_534, 65_534, 0o666), &squashed));
+        assert!(!alike(stat(65_534, 65_534, 0o660), &squashed));
+        assert!(!alike(stat(0, 65_534, 0o600), &squashed));
+        // Ours may be written by our group, but it is not that group.
+        let shared = stat(65_534, 65_534, 0o660);
+        assert!(alike(stat(65_534, 65_534, 0o660), &shared));
+        assert!(!alike(stat(65_534, 100, 0o660), &shared));
+    }
+}

@@ -1,0 +1,265 @@
+//! A directory that no session may read or change, such as the one with this machine's keys, wherever the store meets it.
+//!
+//! It is known by device and inode, so neither another spelling of its name nor a second mount leads around it. What
+//! leads to it, or out of it, by a symbolic link is reserved too: who replaces such a link, or the file that it points to,
+//! replaces a key as well. Descriptors are kept open, so that no inode number is given to another file meanwhile.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat,
+};
+use rustix::io::Errno;
+
+use super::beneath::{Directory, PASS, Root, device};
+use super::fault::{fault, refusal};
+use crate::error::{Code, Why};
+use crate::protocol::path::RelativePath;
+
+/// Symbolic links that are followed on one path, as in Linux.
+const MAX_LINKS: usize = 40;
+
+/// Device and inode.
+type Identity = (u64, u64);
+
+/// What is reserved. Links that are made later count from the next start on.
+pub(super) struct Reserved {
+    /// The directory, and files in it that have other names elsewhere, or to which a link in it points.
+    files: Vec<Identity>,
+    /// Names in directories elsewhere: links on the way to the directory, and what links in it point to.
+    names: Vec<(Identity, Vec<u8>)>,
+    /// Keeps the inode numbers of `files` from being used again.
+    _open: Vec<OwnedFd>,
+}
+
+impl Reserved {
+    /// Looks at a directory, which must be there.
+    pub(super) fn new(path: &Path) -> io::Result<Self> {
+        let mut reserved = Self {
+            files: Vec::new(),
+            names: Vec::new(),
+            _open: Vec::new(),
+        };
+        let path = std::path::absolute(path)?;
+        reserved.follow(&path)?;
+        let directory = openat(CWD, &path, PASS, Mode::empty())?;
+        let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        for entry in Dir::new(openat(&directory, c".", readable, Mode::empty())?)? {
+            let name = entry?.file_name().to_bytes().to_vec();
+            if name != b"." && name != b".." {
+                reserved.add_entry(&directory, &path, &name)?;
+            }
+        }
+        reserved.hold(directory)?;
+        Ok(reserved)
+    }
+
+    /// Adds what an entry of the directory is known by elsewhere.
+    fn add_entry(&mut self, directory: &OwnedFd, path: &Path, name: &[u8]) -> io::Result<()> {
+        let stat = match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Ok(()),
+            stat => stat?,
+        };
+        let link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+        let shared =
+            stat.st_nlink > 1 && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        if link {
+            self.follow(&path.join(OsString::from_vec(name.to_vec())))?;
+        }
+        if link || shared {
+            match openat(directory, name, ANY, Mode::empty()) {
+                Ok(file) => self.hold_file(file)?,
+                // It points to what is not there, whose name is reserved.
+                Err(Errno::NOENT) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds a file. A directory that a link leads to is no key of ours.
+    fn hold_file(&mut self, file: OwnedFd) -> io::Result<()> {
+        match FileType::from_raw_mode(fstat(&file)?.st_mode) {
+            FileType::Directory => Ok(()),
+            _ => self.hold(file),
+        }
+    }
+
+    fn hold(&mut self, file: OwnedFd) -> io::Result<()> {
+        self.files.push(identity(&fstat(&file)?));
+        self._open.push(file);
+        Ok(())
+    }
+
+    /// Adds the links that an absolute path leads through, and the name of the file at its end.
+    fn follow(&mut self, path: &Path) -> io::Result<()> {
+        let mut pending = Vec::new();
+        let mut here = openat(CWD, c"/", PASS, Mode::empty())?;
+        let mut links = 0;
+        prepend(&mut pending, path);
+        while let Some(name) = pending.pop() {
+            let stat = match statat(&here, &name, AtFlags::SYMLINK_NOFOLLOW) {
+                // Nobody may make it.
+                Err(Errno::NOENT) => return self.add_name(&here, name),
+                stat => stat?,
+            };
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Symlink => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(Errno::LOOP.into());
+                    }
+                    let target = readlinkat(&here, &name, Vec::new())?;
+                    self.add_name(&here, name)?;
+                    let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
+                    if target.is_absolute() {
+                        here = openat(CWD, c"/", PASS, Mode::empty())?;
+                    }
+                    prepend(&mut pending, &target);
+                }
+                FileType::Directory => {
+                    here = openat(&here, &name, PASS | OFlags::NOFOLLOW, Mode::empty())?;
+                }
+                _ => return self.add_name(&here, name),
+            }
+        }
+        Ok(())
+    }
+
+    fn add_name(&mut self, directory: &OwnedFd, name: OsString) -> io::Result<()> {
+        let directory = identity(&fstat(directory)?);
+        self.names.push((directory, name.into_vec()));
+        Ok(())
+    }
+
+    /// Whether this is reserved itself, whatever its name.
+    pub(super) fn is(&self, stat: &Stat) -> bool {
+        self.files.contains(&identity(stat))
+    }
+
+    /// Whether a name in a directory is reserved.
+    fn is_name(&self, directory: impl AsFd, name: &[u8]) -> rustix::io::Result<bool> {
+        if !self
+            .names
+            .iter()
+            .any(|(_, reserved)| reserved.eq_ignore_ascii_case(name))
+        {
+            return Ok(false);
+        }
+        let directory = identity(&fstat(directory)?);
+        // Without case, since a file system may tell none: to refuse one name too many does no harm.
+        Ok(self
+            .names
+            .iter()
+            .any(|(of, reserved)| *of == directory && reserved.eq_ignore_ascii_case(name)))
+    }
+
+    /// Whether any of these is reserved.
+    pub(super) fn is_any(&self, identities: &[Identity]) -> bool {
+        identities
+            .iter()
+            .any(|identity| self.files.contains(identity))
+    }
+}
+
+/// What opens a file of any kind without reading it.
+#[cfg(target_os = "linux")]
+const ANY: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
+#[cfg(not(target_os = "linux"))]
+const ANY: OFlags = OFlags::RDONLY
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::CLOEXEC);
+
+/// Puts the components of a path on top of a stack, the first one last.
+fn prepend(pending: &mut Vec<OsString>, path: &Path) {
+    let components = path
+        .components()
+        .rev()
+        .filter_map(|component| match component {
+            Component::Normal(name) => Some(name.to_owned()),
+            Component::ParentDir => Some("..".into()),
+            _ => None,
+        });
+    pending.extend(components);
+}
+
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "ino_t has another type on other systems"
+)]
+fn identity(stat: &Stat) -> Identity {
+    (device(stat), stat.st_ino as u64)
+}
+
+fn reserved(path: &RelativePath) -> Why {
+    refusal(Code::NotAllowed, path)
+}
+
+impl Root {
+    /// Whether a directory that was opened is neither reserved nor below one that is. False also when that cannot be told;
+    /// then the path has to be walked.
+    pub(super) fn is_clear(&self, directory: impl AsFd, path: &RelativePath) -> bool {
+        let Some(reserved) = &self.reserved else {
+            return true;
+        };
+        let mut above = Vec::new();
+        (0..path.components().count()).all(|depth| {
+            let stat = if depth == 0 {
+                fstat(&directory)
+            } else {
+                above.extend_from_slice(if depth == 1 { b".." } else { b"/.." });
+                statat(&directory, &above, AtFlags::empty())
+            };
+            stat.is_ok_and(|stat| !reserved.is(&stat))
+        })
+    }
+
+    /// Refuses what is reserved, whatever its name.
+    pub(super) fn check(&self, stat: &Stat, path: &RelativePath) -> Result<(), Why> {
+        match &self.reserved {
+            Some(all) if all.is(stat) => Err(reserved(path)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a directory that is reserved.
+    pub(super) fn check_open(&self, directory: impl AsFd, path: &RelativePath) -> Result<(), Why> {
+        if self.reserved.is_none() {
+            return Ok(());
+        }
+        let stat = fstat(directory).map_err(|e| fault(path, "look at it", e))?;
+        self.check(&stat, path)
+    }
+
+    /// Refuses a name in a directory that is reserved.
+    pub(super) fn check_name(
+        &self,
+        directory: &Directory<'_>,
+        name: &[u8],
+        path: &RelativePath,
+    ) -> Result<(), Why> {
+        let Some(all) = &self.reserved else {
+            return Ok(());
+        };
+        match all.is_name(directory, name) {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(reserved(path)),
+            Err(e) => Err(fault(path, "look at its directory", e)),
+        }
+    }
+
+    /// Whether an entry of a directory is left out of what is listed.
+    pub(super) fn leaves_out(&self, directory: &Directory<'_>, name: &[u8], inode: u64) -> bool {
+        let Some(all) = &self.reserved else {
+            return false;
+        };
+        // The device is only looked at where the inode is the same.
+        let same = all.files.iter().any(|(_, reserved)| *reserved == inode)
+            && matches!(directory.stat(name), Ok(Some(stat)) if all.is(&stat));
+        same || all.is_name(directory, name).unwrap_or(true)
+    }
+}

@@ -1,0 +1,192 @@
+//! Removes partials that nobody came back for.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{Dir, FileType, Mode, OFlags, fstat, openat};
+
+use super::beneath::{Directory, Root};
+use super::fault::fault;
+use super::partial::{has_partial_form, is_named, lock, remove, time_of};
+use crate::error::Why;
+use crate::protocol::Time;
+use crate::protocol::path::RelativePath;
+
+/// Most names of directories that are remembered at a time (16 MiB of them); a larger directory is read several times.
+const MAX_PENDING: usize = 65_536;
+/// Names of directories that every level of a tree may remember beyond that.
+const MIN_PENDING: usize = 16;
+
+/// A directory that is being swept.
+struct Level {
+    path: RelativePath,
+    /// Directories in it still to be swept, the next one last.
+    pending: Vec<Vec<u8>>,
+    /// The last name of those, when there may be more behind it.
+    more_after: Option<Vec<u8>>,
+}
+
+/// Walks all below the root, with two open descriptors at most and without following links.
+pub(super) fn sweep(root: &Root, age: Duration) -> Result<u64, Why> {
+    sweep_within(MAX_PENDING, root, age)
+}
+
+fn sweep_within(max_pending: usize, root: &Root, age: Duration) -> Result<u64, Why> {
+    // A limit before all time: nothing is that old.
+    let Some(limit) = SystemTime::now().checked_sub(age).map(Time::from) else {
+        return Ok(0);
+    };
+    let mut swept = 0;
+    let top = read(
+        root,
+        RelativePath::root(),
+        None,
+        limit,
+        max_pending.max(MIN_PENDING),
+        &mut swept,
+    )?;
+    let mut pending = top.pending.len();
+    let mut levels = vec![top];
+    while let Some(level) = levels.last_mut() {
+        let room = max_pending.saturating_sub(pending).max(MIN_PENDING);
+        let (path, after, below) = if let Some(name) = level.pending.pop() {
+            pending -= 1;
+            // A path too long for us was not made by us.
+            let Ok(path) = level.path.join(&name) else {
+                continue;
+            };
+            (path, None, true)
+        } else if let Some(after) = level.more_after.take() {
+            (level.path.clone(), Some(after), false)
+        } else {
+            levels.pop();
+            continue;
+        };
+        match read(root, path, after, limit, room, &mut swept) {
+            Ok(read) => {
+                pending += read.pending.len();
+                if !below {
+                    levels.pop();
+                }
+                levels.push(read);
+            }
+            // Gone meanwhile, or not ours to read: the rest is swept all the same.
+            Err(why) => tracing::debug!(%why, "not swept"),
+        }
+    }
+    Ok(swept)
+}
+
+/// Removes the stale partials in one directory, and finds the first directories in it behind `after`.
+fn read(
+    root: &Root,
+    path: RelativePath,
+    after: Option<Vec<u8>>,
+    limit: Time,
+    room: usize,
+    swept: &mut u64,
+) -> Result<Level, Why> {
+    let cannot = |e| fault(&path, "read the directory", e);
+    let mut found = BTreeSet::new();
+    let mut more = false;
+    if let Some(directory) = root.find(&path)? {
+        for entry in Dir::new(directory.readable().map_err(cannot)?).map_err(cannot)? {
+            let entry = entry.map_err(cannot)?;
+            let name = entry.file_name().to_bytes();
+            if has_partial_form(name) {
+                *swept += u64::from(remove_stale(root, &directory, name, limit).unwrap_or(false));
+            } else if is_directory(&directory, name, entry.file_type())
+                && after.as_deref() < Some(name)
+            {
+                found.insert(name.to_vec());
+                if found.len() > room {
+                    found.pop_last();
+                    more = true;
+                }
+            }
+        }
+    }
+    let more_after = found.last().filter(|_| more).cloned();
+    Ok(Level {
+        pending: found.into_iter().rev().collect(),
+        more_after,
+        path,
+    })
+}
+
+fn is_directory(directory: &Directory<'_>, name: &[u8], kind: FileType) -> bool {
+    match kind {
+        _ if name == b"." || name == b".." => false,
+        // Not every filesystem tells it with the name.
+        FileType::Unknown => directory.stat(name).is_ok_and(|s| {
+            s.is_some_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory)
+        }),
+        kind => kind == FileType::Directory,
+    }
+}
+
+/// Removes a partial that was last written before the limit, unless somebody has it locked.
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the fields of stat have other types on other systems"
+)]
+fn remove_stale(
+    root: &Root,
+    directory: &Directory<'_>,
+    name: &[u8],
+    limit: Time,
+) -> rustix::io::Result<bool> {
+    let Some(stat) = directory.stat(name)? else {
+        return Ok(false);
+    };
+    let modified =
+        |stat: &rustix::fs::Stat| time_of(stat.st_mtime as i64, stat.st_mtime_nsec as u32);
+    // Locked until the name is gone, so that nobody takes it up in between.
+    let _locked = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile if modified(&stat) <= limit => {
+            let how = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let open = |access| openat(directory, name, access | how, Mode::empty());
+            // NFS wants write access for the lock; a commit cut short may have left no permission for it.
+            let file = File::from(open(OFlags::RDWR).or_else(|_| open(OFlags::RDONLY))?);
+            let Some(lock) = lock(root, &file)? else {
+                return Ok(false);
+            };
+            if !is_named(directory, name, &file)? || modified(&fstat(&file)?) > limit {
+                return Ok(false);
+            }
+            Some((file, lock))
+        }
+        // A link that was made aside and never renamed. Its time of modification is the source's, so it does not tell.
+        FileType::Symlink if time_of(stat.st_ctime as i64, stat.st_ctime_nsec as u32) <= limit => {
+            None
+        }
+        _ => return Ok(false),
+    };
+    remove(root, directory, name)?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_with_more_names_than_are_remembered_are_swept_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let partial = format!(".haul-{}.partial", "0f".repeat(16));
+        let level = |i: usize| directory.path().join(format!("{i}"));
+        for i in 0..5 * MIN_PENDING {
+            let below = level(i).join("below");
+            std::fs::create_dir_all(&below).unwrap();
+            std::fs::write(below.join(&partial), "x").unwrap();
+            std::fs::write(level(i).join(&partial), "x").unwrap();
+        }
+        let root = Root::open(directory.path()).unwrap();
+        assert_eq!(
+            sweep_within(0, &root, Duration::ZERO),
+            Ok(10 * MIN_PENDING as u64)
+        );
+        assert_eq!(sweep(&root, Duration::ZERO), Ok(0));
+    }
+}

@@ -1,0 +1,137 @@
+//! Owners and groups, by number and by name. Two machines often have other numbers for the same people, so a name counts
+//! where both know it, as rsync has it; root is root everywhere.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use nix::unistd::{Gid, Group, Uid, User};
+
+use crate::protocol::{MAX_OWNER_NAME, Owner};
+
+/// Answers of the system's user database that are remembered, of each kind; past it they are forgotten, and asked anew.
+const MAX_REMEMBERED: usize = 1024;
+
+/// What the system's user database has said so far. Asking it may take a network's round trip.
+#[derive(Default)]
+pub(crate) struct Owners {
+    users: Remembered<u32, Option<Vec<u8>>>,
+    groups: Remembered<u32, Option<Vec<u8>>>,
+    user_ids: Remembered<Vec<u8>, Option<u32>>,
+    group_ids: Remembered<Vec<u8>, Option<u32>>,
+}
+
+#[derive(Default)]
+struct Remembered<K, V>(Mutex<HashMap<K, V>>);
+
+impl<K: std::hash::Hash + Eq + Clone, V: Clone> Remembered<K, V> {
+    fn get(&self, key: &K, ask: impl FnOnce(&K) -> V) -> V {
+        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(answer) = answers.get(key) {
+            return answer.clone();
+        }
+        if answers.len() >= MAX_REMEMBERED {
+            answers.clear();
+        }
+        let answer = ask(key);
+        answers.insert(key.clone(), answer.clone());
+        answer
+    }
+}
+
+impl Owners {
+    /// An owner and group as they travel.
+    pub(crate) fn announced(&self, (user, group): (u32, u32), names: bool) -> Owner {
+        let name = |of: Option<String>| {
+            of.map(String::into_bytes)
+                .filter(|name| name.len() <= MAX_OWNER_NAME)
+        };
+        if !names {
+            return Owner {
+                user,
+                group,
+                ..Owner::default()
+            };
+        }
+        let user_name = self.users.get(&user, |&id| {
+            name(
+                User::from_uid(Uid::from_raw(id))
+                    .ok()?
+                    .map(|user| user.name),
+            )
+        });
+        let group_name = self.groups.get(&group, |&id| {
+            name(
+                Group::from_gid(Gid::from_raw(id))
+                    .ok()?
+                    .map(|group| group.name),
+            )
+        });
+        Owner {
+            user,
+            group,
+            user_name,
+            group_name,
+        }
+    }
+
+    /// Who that is on this machine: the name where it is known, else the number.
+    pub(crate) fn here(&self, owner: &Owner, names: bool) -> (u32, u32) {
+        let user = |name: &Vec<u8>| {
+            Some(
+                User::from_name(std::str::from_utf8(name).ok()?)
+                    .ok()??
+                    .uid
+                    .as_raw(),
+            )
+        };
+        let group = |name: &Vec<u8>| {
+            Some(
+                Group::from_name(std::str::from_utf8(name).ok()?)
+                    .ok()??
+                    .gid
+                    .as_raw(),
+            )
+        };
+        let named = |name: &Option<Vec<u8>>, id: u32| name.clone().filter(|_| names && id != 0);
+        let user =
+            named(&owner.user_name, owner.user).and_then(|name| self.user_ids.get(&name, user));
+        let group =
+            named(&owner.group_name, owner.group).and_then(|name| self.group_ids.get(&name, group));
+        (user.unwrap_or(owner.user), group.unwrap_or(owner.group))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_counts_where_it_is_known_and_root_is_root() {
+        let owners = Owners::default();
+        let here = User::from_uid(Uid::from_raw(65_534))
+            .unwrap()
+            .expect("nobody has a name");
+        let there = Owner {
+            user: 4_000_001,
+            group: 4_000_002,
+            user_name: Some(here.name.into()),
+            group_name: None,
+        };
+        assert_eq!(owners.here(&there, true), (65_534, 4_000_002));
+        assert_eq!(owners.here(&there, false), (4_000_001, 4_000_002));
+        let root = Owner {
+            user: 0,
+            group: 0,
+            ..there.clone()
+        };
+        assert_eq!(owners.here(&root, true), (0, 0));
+        let unknown = Owner {
+            user_name: Some(b"nobody\xff of that name".to_vec()),
+            ..there
+        };
+        assert_eq!(owners.here(&unknown, true), (4_000_001, 4_000_002));
+        assert_eq!(owners.announced((65_534, 4_000_002), true).group_name, None);
+        assert!(owners.announced((65_534, 0), true).user_name.is_some());
+        assert_eq!(owners.announced((65_534, 0), false).user_name, None);
+    }
+}

@@ -1,0 +1,711 @@
+//! What a session is about: the trees to send, walked into entries, and the receiver's verdicts.
+
+mod follow;
+pub(crate) mod ignored;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::error::{Code, Error, Result, Why};
+use crate::net::stream::{MessageReader, StreamError};
+use crate::protocol::path::{RelativePath, printable};
+use crate::protocol::{
+    Aspect, Components, Done, Entry, Frame, Held, Kind, Message, Owner, Refuse, Skip, Time, Want,
+    Xattr,
+};
+use crate::storage::digest_index::Index;
+use crate::storage::filter::Filter;
+use crate::storage::pipe::Pipe;
+use crate::storage::users::Owners;
+use crate::storage::{
+    ALL_PERMISSIONS, Lapses, LocalStore, MemoryStore, Metadata, PERMISSIONS, Store, Version,
+};
+
+use ignored::{Scope, below};
+
+/// Most entries that may stand unanswered. At some 100 bytes each that is 1 MB: at 100 ms, 100,000 entries a second.
+pub const MAX_UNANSWERED: u32 = 10_000;
+/// Most bytes of entries that may stand unanswered.
+pub const MAX_UNANSWERED_BYTES: u32 = 1 << 20;
+
+/// Entries that may be announced before the receiver has said how many it allows, so that they travel with the request.
+pub const EARLY_UNANSWERED: u32 = 64;
+/// Bytes of them: what fits into the first flight beside the request, and room for one entry of any length.
+pub const EARLY_UNANSWERED_BYTES: u32 = (12 << 10) + Entry::LIMIT as u32;
+
+/// Most directories that [`LocalTrees`] opens before it takes the root of the filesystem: what is left of the descriptors
+/// is for the transfers.
+const MAX_SOURCE_STORES: usize = 8;
+
+/// A file or directory to send, and the name it travels under.
+#[derive(Clone)]
+pub struct Tree {
+    /// Where it is read from.
+    pub store: Arc<dyn Store>,
+    /// Where it stands in the store.
+    pub path: RelativePath,
+    /// First component of all its entries. Without one it is all of a served directory: what is in it is sent under its
+    /// own names, and the directory itself is not an entry.
+    pub name: Vec<u8>,
+    /// Whether it is a directory, as far as a first look shows.
+    pub directory: bool,
+}
+
+impl Tree {
+    /// A local file or directory. A symbolic link named here is followed, as scp does; those found in a directory are
+    /// sent as links. The name is the last component as written, or of the real path where that has none (`.`, `..`).
+    ///
+    /// Each holds a descriptor of its own; [`LocalTrees`] opens many with few.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the path when it is missing or out of reach; [`Error::Usage`] when it has no name.
+    pub fn local(path: &Path, follow: Follow) -> Result<Self> {
+        LocalTrees::default().open(path, follow)
+    }
+}
+
+/// Opens local files and directories as [`Tree`]s with a bounded number of descriptors.
+///
+/// Sources in the same directory share one store. Beyond eight directories, sources share the root of the filesystem.
+#[derive(Default)]
+pub struct LocalTrees {
+    /// The stores that are open, by the real path of their directory.
+    stores: HashMap<PathBuf, Arc<LocalStore>>,
+}
+
+impl LocalTrees {
+    /// As [`Tree::local`].
+    ///
+    /// # Errors
+    /// As [`Tree::local`].
+    pub fn open(&mut self, path: &Path, follow: Follow) -> Result<Tree> {
+        let failed = || Error::io(printable(path.as_os_str().as_encoded_bytes()));
+        let real = path.canonicalize().map_err(failed())?;
+        let (Some(parent), Some(real_name)) = (real.parent(), real.file_name()) else {
+            return Err(Error::Usage(
+                "/ has no name to send it under; name the directories in it".into(),
+            ));
+        };
+        let name = path
+            .file_name()
+            .unwrap_or(real_name)
+            .as_encoded_bytes()
+            .to_vec();
+        RelativePath::from_components([&name])
+            .map_err(|bad| Error::Usage(format!("{}: {bad}", printable(&name))))?;
+        let directory = real.metadata().map_err(failed())?.is_dir();
+        let full = self.stores.len() >= MAX_SOURCE_STORES && !self.stores.contains_key(parent);
+        // Links may lead anywhere, so a tree that follows them is below the root of the filesystem.
+        let base = if follow != Follow::Never || full {
+            Path::new("/")
+        } else {
+            parent
+        };
+        let below = real.strip_prefix(base).unwrap_or(&real);
+        let components = below.iter().map(|component| component.as_encoded_bytes());
+        let below = RelativePath::from_components(components).map_err(|bad| {
+            let shown = printable(real.as_os_str().as_encoded_bytes());
+            Error::Usage(format!("{shown}: {bad}"))
+        })?;
+        Ok(Tree {
+            store: self.store(base)?,
+            path: below,
+            name,
+            directory,
+        })
+    }
+
+    /// The store of a directory, opened if it is not open yet.
+    fn store(&mut self, directory: &Path) -> Result<Arc<LocalStore>> {
+        if let Some(store) = self.stores.get(directory) {
+            return Ok(store.clone());
+        }
+        let store = Arc::new(LocalStore::open(directory)?);
+        self.stores.insert(directory.to_owned(), store.clone());
+        Ok(store)
+    }
+}
+
+impl Tree {
+    /// What its entries are below.
+    fn top(&self) -> RelativePath {
+        RelativePath::from_components(Some(&self.name).filter(|name| !name.is_empty()))
+            .unwrap_or_default()
+    }
+}
+
+/// Which symbolic links found in directories are sent as what they point to, and not as links.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Follow {
+    /// None.
+    #[default]
+    Never,
+    /// Those that stay within the store; one that leads out of it fails. For a peer who asks.
+    Within,
+    /// All, wherever they lead: the store is the whole filesystem.
+    Anywhere,
+}
+
+/// What a walk makes of what it comes upon.
+#[derive(Debug, Clone, Default)]
+pub struct WalkOptions {
+    /// What is left out.
+    pub filter: Filter,
+    /// Files are announced with the digest of their content, which is read for it.
+    pub checksum: bool,
+    /// Where the digests of large files may be known from.
+    pub index: Option<Index>,
+    /// What becomes of symbolic links. One that leads to a directory that it stands in fails, as does one to nothing.
+    pub follow: Follow,
+    /// Owners and groups are announced, and with them all bits of the mode and the extended attributes that give rights.
+    pub owner: bool,
+    /// Owners are announced by their numbers alone.
+    pub numeric_ids: bool,
+    /// Extended attributes of files and directories are announced.
+    pub xattrs: bool,
+    /// A file that only grows while it is sent, as a log does, is sent as long as it was when it was found.
+    pub allow_growing: bool,
+    /// A FIFO, socket or device in a directory is a failure, and not only named.
+    pub fail_specials: bool,
+}
+
+/// A directory that is being sent. It is announced when the last of its children lets go of it, since its final mode and
+/// time come after all that is in it.
+pub struct Directory {
+    announce: Option<Announce>,
+    to: mpsc::UnboundedSender<Announce>,
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if let Some(announce) = self.announce.take() {
+            // Fails only when the session is over.
+            let _ = self.to.send(announce);
+        }
+    }
+}
+
+/// Something to announce: an entry to be, with all that the sender must know to send it.
+#[derive(Clone)]
+pub struct Announce {
+    /// The tree it belongs to.
+    pub tree: Arc<Tree>,
+    /// Where it stands in the tree's store.
+    pub source: RelativePath,
+    /// Its name on the wire.
+    pub path: RelativePath,
+    /// What the walk saw.
+    pub metadata: Metadata,
+    /// What it is.
+    pub kind: Kind,
+    /// What a symbolic link holds.
+    pub target: Option<Vec<u8>>,
+    /// The digest of a file's content, where it is known.
+    pub digest: Option<[u8; 32]>,
+    /// Keeps the directory it stands in from being announced before it is settled.
+    pub parent: Option<Arc<Directory>>,
+    /// What its content comes through if its size is not known: an input, or a file in the tree's store whose metadata says
+    /// that it is empty.
+    pub pipe: Option<Arc<Pipe>>,
+    /// What is announced on demand only.
+    pub extra: Option<Box<Extra>>,
+}
+
+/// Metadata that is announced on demand only.
+#[derive(Debug, Clone, Default)]
+pub struct Extra {
+    /// Owner and group, if they are to be kept.
+    pub owner: Option<Owner>,
+    /// Extended attributes, if they are to be kept.
+    pub xattrs: Option<Vec<Xattr>>,
+    /// What of these cannot be announced.
+    pub lapses: Lapses,
+}
+
+impl Announce {
+    /// A file of that name whose content comes out of a pipe.
+    pub fn of_pipe(name: &[u8], pipe: Arc<Pipe>) -> Result<Self, Why> {
+        let path = RelativePath::from_components([name])?;
+        // It stands in no store; nobody looks for it there.
+        let store = Arc::new(MemoryStore::new());
+        let tree = Tree {
+            store,
+            path: path.clone(),
+            name: name.to_vec(),
+            directory: false,
+        };
+        let (kind, modified, version) = (Kind::File, Time::default(), Version::default());
+        let metadata = Metadata {
+            kind: Some(kind),
+            size: 0,
+            modified,
+            mode: 0,
+            owner: (0, 0),
+            links: 1,
+            version,
+        };
+        let (tree, source) = (Arc::new(tree), path.clone());
+        let (digest, parent, extra) = (None, None, None);
+        Ok(Self {
+            tree,
+            source,
+            path,
+            metadata,
+            kind,
+            target: None,
+            digest,
+            parent,
+            pipe: Some(pipe),
+            extra,
+        })
+    }
+
+    /// The entry as it goes over the wire.
+    pub fn entry(&self, id: u64) -> Entry {
+        let sized = self.pipe.is_none();
+        // An input has no metadata.
+        let known = self.pipe.as_ref().is_none_or(|pipe| pipe.is_file());
+        let (owner, xattrs) = self
+            .extra
+            .as_ref()
+            .map(|extra| (extra.owner.clone(), extra.xattrs.clone()))
+            .unwrap_or_default();
+        let special = owner.is_some() && self.kind == Kind::File;
+        let bits = if special {
+            ALL_PERMISSIONS
+        } else {
+            PERMISSIONS
+        };
+        Entry {
+            id,
+            path: Components::from(&self.path),
+            kind: self.kind,
+            size: (self.kind == Kind::File && sized).then_some(self.metadata.size),
+            modified: known.then_some(self.metadata.modified),
+            mode: (self.kind != Kind::Symlink && known).then_some(self.metadata.mode & bits),
+            target: self.target.clone(),
+            digest: self.digest,
+            owner,
+            xattrs,
+            ..Entry::default()
+        }
+    }
+}
+
+/// What a walk comes upon.
+pub enum Found {
+    /// A file or link. (Directories come through their own channel.)
+    Entry(Announce),
+    /// Something that cannot be sent.
+    Failed(RelativePath, Why),
+    /// Something in a directory that has vanished again, or has no content to send; no failure.
+    Omitted(RelativePath, Why),
+    /// So many things that the filter leaves out.
+    Excluded(u64),
+}
+
+/// Walks trees depth first, in the byte order of names. An iterator, so that it holds no thread while nobody wants more;
+/// each step blocks. Directories follow on a channel of their own once all that is in them is settled.
+pub struct Walk {
+    trees: std::vec::IntoIter<Tree>,
+    /// The tree being walked.
+    tree: Option<Arc<Tree>>,
+    /// No recursion: a tree may be deeper than a thread's stack.
+    open: Vec<Open>,
+    directories: mpsc::UnboundedSender<Announce>,
+    options: WalkOptions,
+    /// What was left out and not yet told.
+    excluded: u64,
+    owners: Owners,
+}
+
+/// A directory that is being walked: what is left of its names, last first.
+struct Open {
+    source: RelativePath,
+    path: RelativePath,
+    names: Vec<Vec<u8>>,
+    directory: Arc<Directory>,
+    /// The rules of the .gitignore files here and above.
+    scope: Option<Arc<Scope>>,
+    /// Device and inode.
+    file: (u64, u64),
+}
+
+impl Walk {
+    /// How its entries are announced.
+    pub(crate) fn options(&self) -> &WalkOptions {
+        &self.options
+    }
+
+    /// A walk that has not begun; `directories` takes the directories.
+    pub fn new(
+        trees: Vec<Tree>,
+        options: WalkOptions,
+        directories: mpsc::UnboundedSender<Announce>,
+    ) -> Self {
+        let owners = Owners::default();
+        Self {
+            trees: trees.into_iter(),
+            tree: None,
+            open: Vec::new(),
+            directories,
+            options,
+            owners,
+            excluded: 0,
+        }
+    }
+
+    /// Looks at the next name; `None` when it is a directory, which is open then, or when a directory has no more.
+    fn step(&mut self, tree: &Arc<Tree>) -> Option<Found> {
+        let top = self.open.last_mut()?;
+        let Some(name) = top.names.pop() else {
+            self.open.pop();
+            return self.excluded();
+        };
+        match (top.source.join(&name), top.path.join(&name)) {
+            (Ok(source), Ok(path)) => {
+                let parent = Some(top.directory.clone());
+                self.look(tree, source, path, parent)
+            }
+            (Err(bad), _) | (_, Err(bad)) => {
+                let why = Why::new(Code::BadName, format!("{}: {bad}", printable(&name)));
+                Some(Found::Failed(top.path.clone(), why))
+            }
+        }
+    }
+
+    /// What was left out since the last time.
+    fn excluded(&mut self) -> Option<Found> {
+        Some(std::mem::take(&mut self.excluded))
+            .filter(|count| *count > 0)
+            .map(Found::Excluded)
+    }
+
+    /// Finds out what one thing is, and opens it if it is a directory.
+    fn look(
+        &mut self,
+        tree: &Arc<Tree>,
+        source: RelativePath,
+        path: RelativePath,
+        parent: Option<Arc<Directory>>,
+    ) -> Option<Found> {
+        // What is named as a source was there when the session began, and is to be sent.
+        let named = parent.is_none();
+        let (source, metadata) = match self.locate(tree, source, &path) {
+            Ok(Located::At(source, metadata)) => (source, metadata),
+            Ok(Located::Excluded) => {
+                self.excluded += 1;
+                return None;
+            }
+            Ok(Located::Gone) => return Some(gone(path, named)),
+            Err(why) => return Some(Found::Failed(path, why)),
+        };
+        let Some(kind) = metadata.kind else {
+            return Some(self.special(path, named));
+        };
+        let extra = self.extra(tree, &source, &metadata, kind);
+        let mut announce = Announce {
+            tree: tree.clone(),
+            source,
+            path,
+            metadata,
+            kind,
+            target: None,
+            digest: None,
+            parent,
+            pipe: None,
+            extra,
+        };
+        match kind {
+            Kind::Directory => return self.enter(announce),
+            Kind::Symlink => match tree.store.read_link(&announce.source) {
+                Ok(target) => announce.target = Some(target),
+                Err(why) => return Some(unreadable(announce.path, why, named)),
+            },
+            Kind::File if announce.metadata.size == 0 => {
+                match tree
+                    .store
+                    .has_unsized_content(&announce.source, &announce.metadata)
+                {
+                    Ok(false) => {}
+                    Ok(true) => announce.pipe = Some(Arc::new(Pipe::of_file())),
+                    Err(why) => return Some(unreadable(announce.path, why, named)),
+                }
+            }
+            Kind::File => {}
+        }
+        Some(Found::Entry(announce))
+    }
+
+    /// What has no content to send.
+    fn special(&self, path: RelativePath, named: bool) -> Found {
+        if named || self.options.fail_specials {
+            let text = "a FIFO, socket or device; it has no content to send";
+            return Found::Failed(path, Why::new(Code::Special, text));
+        }
+        let text = "a FIFO, socket or device; skipped, it has no content to send";
+        Found::Omitted(path, Why::new(Code::Special, text))
+    }
+
+    /// Where something is that goes under that path, and what it is.
+    fn locate(
+        &self,
+        tree: &Tree,
+        source: RelativePath,
+        path: &RelativePath,
+    ) -> Result<Located, Why> {
+        let Some(there) = tree.store.stat(&source)? else {
+            return match self.options.filter.only {
+                Some(_) => Err(Why::new(Code::NotFound, "listed, and not there")),
+                None => Ok(Located::Gone),
+            };
+        };
+        let follow = self.options.follow;
+        if self.excludes(tree, path, there.kind) {
+            return Ok(Located::Excluded);
+        }
+        if there.kind != Some(Kind::Symlink) || follow == Follow::Never {
+            return Ok(Located::At(source, there));
+        }
+        let (end, there) = follow::resolve(&*tree.store, &source, follow)?;
+        // It may be a directory now.
+        Ok(match self.excludes(tree, path, there.kind) {
+            true => Located::Excluded,
+            false => Located::At(end, there),
+        })
+    }
+
+    fn excludes(&self, tree: &Tree, path: &RelativePath, kind: Option<Kind>) -> bool {
+        let scope = self.open.last().and_then(|open| open.scope.as_deref());
+        ignored::excludes(
+            &self.options.filter,
+            scope,
+            &tree.top(),
+            path,
+            kind == Some(Kind::Directory),
+        )
+    }
+
+    /// Looks up what is announced on demand.
+    fn extra(
+        &self,
+        tree: &Tree,
+        source: &RelativePath,
+        metadata: &Metadata,
+        kind: Kind,
+    ) -> Option<Box<Extra>> {
+        let options = &self.options;
+        if !options.owner && !options.xattrs {
+            return None;
+        }
+        let mut extra = Extra::default();
+        if options.owner {
+            extra.owner = Some(self.owners.announced(metadata.owner, !options.numeric_ids));
+        }
+        if options.xattrs && kind != Kind::Symlink {
+            let (xattrs, lapses) = match tree.store.xattrs(source, options.owner) {
+                Ok(read) => read,
+                Err(why) => (Vec::new(), vec![(Aspect::Xattr, why.to_string())]),
+            };
+            (extra.xattrs, extra.lapses) = (Some(xattrs), lapses);
+        }
+        Some(Box::new(extra))
+    }
+
+    fn enter(&mut self, announce: Announce) -> Option<Found> {
+        let (source, path, tree) = (
+            announce.source.clone(),
+            announce.path.clone(),
+            announce.tree.clone(),
+        );
+        let file = announce.metadata.version.file;
+        if self.options.follow != Follow::Never && self.open.iter().any(|open| open.file == file) {
+            let why = Why::new(
+                Code::Symlink,
+                "a loop: a symbolic link leads to a directory that it stands in",
+            );
+            return Some(Found::Failed(path, why));
+        }
+        self.open_names(&tree, source, path, file, Some(announce))
+    }
+
+    fn open_names(
+        &mut self,
+        tree: &Tree,
+        source: RelativePath,
+        path: RelativePath,
+        file: (u64, u64),
+        announce: Option<Announce>,
+    ) -> Option<Found> {
+        let filter = &self.options.filter;
+        let listed = filter.only.as_ref().and_then(|only| {
+            let below = below(&tree.top(), &path)
+                .split(|&byte| byte == b'/')
+                .filter(|name| !name.is_empty());
+            only.within(&RelativePath::from_components(below).ok()?)
+        });
+        let names = listed.map_or_else(|| tree.store.names(&source), Ok);
+        if let (Err(why), Some(below)) = (&names, &announce)
+            && why.code == Code::NotFound
+            && below.parent.is_some()
+        {
+            // Not announced either: it would be made at the destination.
+            return Some(gone(path, false));
+        }
+        let above = self.open.last().and_then(|open| open.scope.clone());
+        let found = names.and_then(|names| match filter.gitignore {
+            true => Ok((names, Scope::of(&*tree.store, &source, &path, above)?)),
+            false => Ok((names, None)),
+        });
+        let directory = Arc::new(Directory {
+            announce,
+            to: self.directories.clone(),
+        });
+        match found {
+            Ok((mut names, scope)) => {
+                names.sort_unstable_by(|a, b| b.cmp(a));
+                self.open.push(Open {
+                    source,
+                    path,
+                    names,
+                    directory,
+                    scope,
+                    file,
+                });
+                None
+            }
+            Err(why) => Some(Found::Failed(path, why)),
+        }
+    }
+}
+
+/// What became of a name that a walk looks at.
+enum Located {
+    /// It is there.
+    At(RelativePath, Metadata),
+    /// The filter leaves it out.
+    Excluded,
+    /// It was there when its directory was read.
+    Gone,
+}
+
+/// Something that is no longer there.
+fn gone(path: RelativePath, named: bool) -> Found {
+    let text = "gone before it could be sent";
+    if named {
+        Found::Failed(path, Why::new(Code::NotFound, text))
+    } else {
+        Found::Omitted(path, Why::new(Code::Vanished, text))
+    }
+}
+
+/// Something that could not be looked into, perhaps since it is no longer there.
+fn unreadable(path: RelativePath, why: Why, named: bool) -> Found {
+    if why.code == Code::NotFound {
+        gone(path, named)
+    } else {
+        Found::Failed(path, why)
+    }
+}
+
+impl Iterator for Walk {
+    type Item = Found;
+
+    fn next(&mut self) -> Option<Found> {
+        loop {
+            let found = match self.tree.clone().filter(|_| !self.open.is_empty()) {
+                Some(tree) => self.step(&tree),
+                None => {
+                    let Some(tree) = self.trees.next() else {
+                        return self.excluded();
+                    };
+                    let tree = self.tree.insert(Arc::new(tree)).clone();
+                    if tree.name.is_empty() {
+                        match self.open_names(
+                            &tree,
+                            tree.path.clone(),
+                            RelativePath::root(),
+                            (0, 0),
+                            None,
+                        ) {
+                            Some(failed) => return Some(failed),
+                            None => continue,
+                        }
+                    }
+                    let path = RelativePath::from_components([&tree.name]);
+                    path.ok()
+                        .and_then(|path| self.look(&tree, tree.path.clone(), path, None))
+                }
+            };
+            if found.is_some() {
+                return found;
+            }
+        }
+    }
+}
+
+/// The receiver's answer to an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is there already.
+    Skip(u64),
+    /// The manifest sufficed; it stands there now.
+    Done(u64),
+    /// Send it; the receiver holds these parts.
+    Want(u64, Vec<Held>),
+    /// It cannot stand there.
+    Refuse(u64, Why),
+}
+
+impl Verdict {
+    /// Reads the next verdict; `None` at the clean end of the stream.
+    pub async fn read(stream: &mut MessageReader) -> Result<Option<Self>, StreamError> {
+        let Some(frame) = stream.frame(Want::LIMIT).await? else {
+            return Ok(None);
+        };
+        Ok(Some(Self::decode(&frame)?))
+    }
+
+    fn decode(frame: &Frame) -> Result<Self, crate::protocol::Malformed> {
+        Ok(match frame.kind {
+            Skip::TYPE => Self::Skip(frame.decode::<Skip>()?.id),
+            Done::TYPE => Self::Done(frame.decode::<Done>()?.id),
+            Refuse::TYPE => {
+                let refuse = frame.decode::<Refuse>()?;
+                Self::Refuse(refuse.id, refuse.why.into())
+            }
+            _ => {
+                let want = frame.decode::<Want>()?;
+                Self::Want(want.id, want.held.unwrap_or_default())
+            }
+        })
+    }
+
+    /// Appends the verdict as it goes over the wire.
+    pub fn put(self, out: &mut bytes::BytesMut) {
+        match self {
+            Self::Skip(id) => Skip { id }.put(out),
+            Self::Done(id) => Done { id }.put(out),
+            Self::Want(id, held) => Want {
+                id,
+                held: (!held.is_empty()).then_some(held),
+            }
+            .put(out),
+            Self::Refuse(id, why) => Refuse {
+                id,
+                why: why.into(),
+            }
+            .put(out),
+        }
+    }
+
+    /// The entry it is about.
+    pub fn id(&self) -> u64 {
+        match *self {
+            Self::Skip(id) | Self::Done(id) | Self::Want(id, _) | Self::Refuse(id, _) => id,
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! What a walk leaves out: the filter's rules, and those of the .gitignore files that it comes upon.
+
+use std::sync::Arc;
+
+use crate::error::{Code, Why};
+use crate::protocol::Kind;
+use crate::protocol::path::RelativePath;
+use crate::storage::Store;
+use crate::storage::filter::{Filter, MAX_RULES_BYTES, Rules};
+
+/// The rules of one .gitignore, and those that hold where it says nothing.
+pub(crate) struct Scope {
+    rules: Rules,
+    /// The directory that they are anchored at, as it is named on the wire.
+    base: RelativePath,
+    above: Option<Arc<Scope>>,
+}
+
+impl Scope {
+    /// The rules that hold in a directory: its own before those from above. A directory with a `.git` is a repository of
+    /// its own, in which none from above hold.
+    pub(crate) fn of(
+        store: &dyn Store,
+        directory: &RelativePath,
+        base: &RelativePath,
+        above: Option<Arc<Self>>,
+    ) -> Result<Option<Arc<Self>>, Why> {
+        let below = |name: &[u8]| directory.join(name).ok();
+        let mut scope = above;
+        if let Some(git) = below(b".git")
+            && store.stat(&git).is_ok_and(|there| there.is_some())
+        {
+            let exclude = git
+                .join(b"info")
+                .and_then(|info| info.join(b"exclude"))
+                .ok();
+            scope = Self::with(
+                store,
+                exclude.filter(|path| is_file(store, path)),
+                base,
+                None,
+            )?;
+        }
+        Self::with(
+            store,
+            below(b".gitignore").filter(|path| is_file(store, path)),
+            base,
+            scope,
+        )
+    }
+
+    fn with(
+        store: &dyn Store,
+        file: Option<RelativePath>,
+        base: &RelativePath,
+        above: Option<Arc<Self>>,
+    ) -> Result<Option<Arc<Self>>, Why> {
+        let Some(file) = file else { return Ok(above) };
+        let rules = read(store, &file).map_err(|why| {
+            let text = format!(
+                "nothing in {base} was sent, since what to leave out of it is not known: {}",
+                why
+            );
+            Why::new(why.code, text)
+        })?;
+        Ok(Some(Arc::new(Self {
+            rules,
+            base: base.clone(),
+            above,
+        })))
+    }
+
+    fn excludes(&self, path: &RelativePath, directory: bool) -> bool {
+        let mut scope = Some(self);
+        while let Some(this) = scope {
+            if let Some(excluded) = this.rules.excludes(below(&this.base, path), directory) {
+                return excluded;
+            }
+            scope = this.above.as_deref();
+        }
+        false
+    }
+}
+
+/// Whether something is to be left out, by its name on the wire, where all of its tree stands below `top`. A source that
+/// is a directory is where rules are anchored, and never is.
+pub(crate) fn excludes(
+    filter: &Filter,
+    scope: Option<&Scope>,
+    top: &RelativePath,
+    path: &RelativePath,
+    directory: bool,
+) -> bool {
+    let name = match below(top, path) {
+        b"" if directory => return false,
+        b"" => path.name().unwrap_or_default(),
+        name => name,
+    };
+    let excluded = filter.rules.excludes(name, directory);
+    excluded.unwrap_or_else(|| scope.is_some_and(|scope| scope.excludes(path, directory)))
+}
+
+/// A name relative to a directory that it stands below.
+pub(crate) fn below<'a>(base: &RelativePath, path: &'a RelativePath) -> &'a [u8] {
+    let below = path
+        .as_bytes()
+        .get(base.as_bytes().len()..)
+        .unwrap_or_default();
+    below.strip_prefix(b"/").unwrap_or(below)
+}
+
+/// As git, which does not follow a .gitignore that is a link.
+fn is_file(store: &dyn Store, path: &RelativePath) -> bool {
+    store
+        .stat(path)
+        .ok()
+        .flatten()
+        .is_some_and(|metadata| metadata.kind == Some(Kind::File))
+}
+
+fn read(store: &dyn Store, path: &RelativePath) -> Result<Rules, Why> {
+    let mut text = vec![0; MAX_RULES_BYTES + 1];
+    let length = store
+        .open(path)?
+        .read_at(&mut text, 0)
+        .map_err(|error| Why::new(Code::Unreadable, format!("{path}: {error}")))?;
+    Rules::of_file(&text[..length])
+        .map_err(|bad| Why::new(Code::Unsupported, format!("{path}: {bad}")))
+}

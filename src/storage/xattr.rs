@@ -1,0 +1,153 @@
+//! Extended attributes of files and directories on disk; access control lists are such, under names of the system's.
+
+use std::fs::File;
+
+use rustix::fs::{
+    XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr, getxattr, listxattr, removexattr,
+    setxattr,
+};
+use rustix::io::Errno;
+
+use super::Lapses;
+use super::closed::descriptor_path;
+use crate::protocol::{Aspect, MAX_XATTR_BYTES, Xattr};
+
+/// Longest list of names in bytes: Linux's `XATTR_LIST_MAX`.
+const MAX_LIST: usize = 64 << 10;
+/// Those of anybody, and the access control lists.
+const OPEN: [&[u8]; 3] = [
+    b"user.",
+    b"system.posix_acl_access",
+    b"system.posix_acl_default",
+];
+/// Where Linux keeps the access control list of a file.
+const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
+/// Longest access control list in bytes: Linux's `XATTR_SIZE_MAX`.
+const MAX_ACCESS_LIST: usize = 64 << 10;
+/// Those that give rights or belong to the system's administration, such as a file's capabilities: they go with the owner.
+const PRIVILEGED: [&[u8]; 2] = [b"security.", b"trusted."];
+/// Labels are the machine's own policy.
+const LABELS: [&[u8]; 2] = [b"security.selinux", b"security.SMACK64"];
+
+/// Whether an extended attribute travels at all, or with owners only.
+pub(super) fn travels(name: &[u8], privileged: bool) -> bool {
+    let of = |names: &[&[u8]]| names.iter().any(|start| name.starts_with(start));
+    of(&OPEN) || (privileged && of(&PRIVILEGED) && !of(&LABELS))
+}
+
+/// Those that travel, by name, as far as they fit an entry; and those that do not.
+pub(super) fn read(file: &File, privileged: bool) -> rustix::io::Result<(Vec<Xattr>, Lapses)> {
+    let (mut xattrs, mut lapses) = (Vec::new(), Lapses::new());
+    let mut bytes = 0;
+    for name in names(file)?
+        .into_iter()
+        .filter(|name| travels(name, privileged))
+    {
+        let mut value = vec![0; MAX_XATTR_BYTES];
+        let read = match fgetxattr(file, &name[..], &mut value[..]) {
+            Err(Errno::BADF) => getxattr(descriptor_path(file), &name[..], &mut value[..]),
+            read => read,
+        };
+        match read {
+            Ok(length) => {
+                value.truncate(length);
+                let xattr = Xattr { name, value };
+                bytes += xattr.bytes();
+                if bytes > MAX_XATTR_BYTES {
+                    bytes -= xattr.bytes();
+                    lapses.push((
+                        Aspect::Xattr,
+                        format!("more than {MAX_XATTR_BYTES} bytes of them"),
+                    ));
+                } else {
+                    xattrs.push(xattr);
+                }
+            }
+            Err(Errno::RANGE) => lapses.push((
+                Aspect::Xattr,
+                format!("more than {MAX_XATTR_BYTES} bytes of them"),
+            )),
+            // Gone meanwhile.
+            Err(Errno::NODATA) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok((xattrs, lapses))
+}
+
+fn names(file: &File) -> rustix::io::Result<Vec<Vec<u8>>> {
+    let mut list = vec![0; MAX_LIST];
+    let listed = match flistxattr(file, &mut list[..]) {
+        Err(Errno::BADF) => listxattr(descriptor_path(file), &mut list[..]),
+        listed => listed,
+    };
+    let length = match listed {
+        // A filesystem that has none.
+        Err(Errno::OPNOTSUPP) => 0,
+        listed => listed?,
+    };
+    let names = list[..length]
+        .split(|&byte| byte == 0)
+        .filter(|name| !name.is_empty());
+    let mut names: Vec<_> = names.map(<[u8]>::to_vec).collect();
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Makes them all that there are of those that travel; each that cannot be is a lapse.
+pub(super) fn set(file: &File, wanted: &[Xattr], privileged: bool) -> rustix::io::Result<Lapses> {
+    let mut lapses = Lapses::new();
+    let (there, _) = read(file, privileged)?;
+    for old in there
+        .iter()
+        .filter(|old| wanted.iter().all(|new| new.name != old.name))
+    {
+        let removed = match fremovexattr(file, &old.name[..]) {
+            Err(Errno::BADF) => removexattr(descriptor_path(file), &old.name[..]),
+            removed => removed,
+        };
+        note(&mut lapses, removed);
+    }
+    for new in wanted.iter().filter(|new| !there.contains(new)) {
+        if !travels(&new.name, privileged) {
+            lapses.push((
+                Aspect::Xattr,
+                "only with owners, where those may be set".into(),
+            ));
+            continue;
+        }
+        let set = match fsetxattr(file, &new.name[..], &new.value, XattrFlags::empty()) {
+            Err(Errno::BADF) => setxattr(
+                descriptor_path(file),
+                &new.name[..],
+                &new.value,
+                XattrFlags::empty(),
+            ),
+            set => set,
+        };
+        note(&mut lapses, set);
+    }
+    Ok(lapses)
+}
+
+/// Gives a file the access control list of another; one that has none takes away what the directory's default gave.
+pub(super) fn copy_access_list(from: &File, to: &File) -> rustix::io::Result<()> {
+    let mut value = vec![0; MAX_ACCESS_LIST];
+    match getxattr(descriptor_path(from), ACCESS_LIST, &mut value[..]) {
+        Ok(length) => fsetxattr(to, ACCESS_LIST, &value[..length], XattrFlags::empty()),
+        Err(Errno::NODATA) => match fremovexattr(to, ACCESS_LIST) {
+            Err(Errno::NODATA) => Ok(()),
+            removed => removed,
+        },
+        // A file system, or a system, that has none.
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOENT) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whatever a filesystem has against an extended attribute, the file stands without it.
+fn note(lapses: &mut Lapses, result: rustix::io::Result<()>) {
+    if let Err(error) = result {
+        lapses.push((Aspect::Xattr, super::attributes::said(error)));
+    }
+}

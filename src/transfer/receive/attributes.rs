@@ -1,0 +1,64 @@
+//! What of an entry's metadata is to be kept here, and whether it stands already.
+
+use std::sync::Arc;
+
+use super::Receiver;
+use crate::protocol::path::RelativePath;
+use crate::protocol::{Aspect, Entry, Existing, Kind};
+use crate::storage::{Attributes, Metadata};
+
+impl Receiver {
+    /// What is to be set. What the sender says and may not be kept here is counted.
+    pub(super) fn attributes(&self, entry: &Entry, path: &RelativePath) -> Attributes {
+        let keep = &self.session.keep;
+        let owner = entry.owner.as_ref().and_then(|owner| {
+            if keep.owner {
+                return Some(self.owners.here(owner, !keep.numeric_ids));
+            }
+            self.unkept.count(
+                path,
+                vec![(
+                    Aspect::Owner,
+                    "the server is to be started with --allow-owner".into(),
+                )],
+            );
+            None
+        });
+        let xattrs = entry
+            .xattrs
+            .clone()
+            .filter(|_| keep.xattrs && entry.kind != Kind::Symlink)
+            .map(Arc::new);
+        // What comes there while the content is on its way is to be left as well.
+        let exclusive = matches!(self.session.take.existing, Existing::Skip | Existing::Fail);
+        let mut attributes = Attributes {
+            mode: entry.mode,
+            modified: entry.modified,
+            owner,
+            xattrs,
+            exclusive,
+        };
+        let bits = attributes.mode_bits(entry.kind == Kind::File);
+        attributes.mode.iter_mut().for_each(|mode| *mode &= bits);
+        attributes
+    }
+
+    /// Whether all that is to be set, but for the time, stands as it should.
+    pub(super) fn has_attributes(
+        &self,
+        attributes: &Attributes,
+        path: &RelativePath,
+        there: &Metadata,
+    ) -> bool {
+        let bits = attributes.mode_bits(there.kind == Some(Kind::File));
+        let same_mode = attributes.mode.is_none_or(|mode| mode == there.mode & bits);
+        let same_owner = attributes.owner.is_none_or(|owner| owner == there.owner);
+        let same_xattrs = || {
+            attributes.xattrs.as_ref().is_none_or(|wanted| {
+                let there = self.session.store.xattrs(path, attributes.owner.is_some());
+                there.is_ok_and(|(there, lapses)| lapses.is_empty() && there == **wanted)
+            })
+        };
+        same_mode && same_owner && same_xattrs()
+    }
+}

@@ -1,0 +1,381 @@
+//! A body on its way from the stream to the disk: pieces in any order, gathered into runs that belong at an offset.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::error::{Code, Why};
+use crate::protocol::{ENCODING_PIECES, ENCODING_RANGES, Frame, Message, Plan, Range, Trailer};
+
+/// Bytes gathered into one write where they come in order.
+pub(super) const RUN: usize = 256 << 10;
+/// Memory for the first bytes of a run that does not continue another: a lost packet leaves a small gap, and what comes
+/// behind it is no reason to set a whole [`RUN`] aside.
+const FIRST_RUN: usize = 8 << 10;
+/// Runs that may still be continued: packets of one flight rarely mix more.
+const OPEN_RUNS: usize = 4;
+/// Gaps in what is written, over which the peer is not honest: 16,384 lost packets in one window are no link.
+pub(super) const MAX_GAPS: usize = 16_384;
+/// Memory that runs may take for each byte in them: a packet of 1,200 bytes in a [`FIRST_RUN`] takes seven times its own.
+const MAX_SLACK: usize = 8;
+
+/// Bytes that follow each other in the file, not yet written.
+pub(super) struct Run {
+    pub(super) offset: u64,
+    pub(super) data: BytesMut,
+}
+
+impl Run {
+    pub(super) fn end(&self) -> u64 {
+        self.offset + self.data.len() as u64
+    }
+}
+
+/// The receiving end of a body: where the stream's bytes belong in the file.
+pub(super) struct Body {
+    /// Offset in the stream, and where in the file it belongs; ascending.
+    parts: Vec<(u64, Range)>,
+    /// Offset in the stream at which the body begins.
+    start: u64,
+    /// Offset in the stream at which the trailer begins.
+    end: u64,
+    received: u64,
+    tail: Vec<(u64, Bytes)>,
+    tail_bytes: usize,
+    runs: Vec<Run>,
+    pending: usize,
+    /// Memory that the runs take, in bytes.
+    set_aside: usize,
+    /// Where in the file the last full run ended.
+    next: u64,
+    /// Runs are handed over in their order only, and this is where the next one begins.
+    in_order: Option<u64>,
+}
+
+impl Body {
+    /// A body that begins at an offset of its stream, of a file of a size, if that is known. The plan must lie within it.
+    pub(super) fn new(
+        plan: &Plan,
+        start: u64,
+        size: Option<u64>,
+        in_order: bool,
+    ) -> Result<Self, Why> {
+        let size = match (plan.encoding, size) {
+            (ENCODING_RANGES, Some(size)) => size,
+            (ENCODING_PIECES, None) if plan.ranges.is_empty() && plan.holes().is_empty() => {
+                let everything = Range {
+                    offset: 0,
+                    length: i64::MAX as u64,
+                };
+                return Ok(Self::of(vec![(start, everything)], start, u64::MAX, true));
+            }
+            (ENCODING_RANGES | ENCODING_PIECES, _) => {
+                return Err(Why::new(
+                    Code::Protocol,
+                    "the encoding is not that of its entry",
+                ));
+            }
+            (other, _) => {
+                return Err(Why::new(
+                    Code::Unsupported,
+                    format!("encoding {other} is not spoken here"),
+                ));
+            }
+        };
+        let mut end = start;
+        let mut parts = Vec::with_capacity(plan.ranges.len());
+        for &range in &plan.ranges {
+            if range.offset + range.length > size {
+                return Err(Why::new(
+                    Code::Protocol,
+                    "the plan reaches beyond the end of the file",
+                ));
+            }
+            parts.push((end, range));
+            end += range.length;
+        }
+        Ok(Self::of(parts, start, end, in_order))
+    }
+
+    fn of(parts: Vec<(u64, Range)>, start: u64, end: u64, in_order: bool) -> Self {
+        let next = parts.first().map_or(0, |(_, range)| range.offset);
+        let (tail, runs, in_order) = (Vec::new(), Vec::new(), in_order.then_some(next));
+        Self {
+            parts,
+            start,
+            end,
+            received: 0,
+            tail,
+            tail_bytes: 0,
+            runs,
+            pending: 0,
+            set_aside: 0,
+            next,
+            in_order,
+        }
+    }
+
+    /// Takes a piece of the stream; QUIC never delivers a byte twice. Returns the bytes now pending more than before.
+    pub(super) fn take(&mut self, mut offset: u64, mut piece: Bytes) -> Result<usize, Why> {
+        let before = self.pending;
+        while !piece.is_empty() && offset < self.end {
+            let at = self.parts.partition_point(|&(start, _)| start <= offset) - 1;
+            let (start, range) = self.parts[at];
+            let into = offset - start;
+            let part = piece.split_to(piece.len().min((range.length - into) as usize));
+            self.add(range.offset + into, &part)?;
+            offset += part.len() as u64;
+        }
+        if !piece.is_empty() {
+            self.tail_bytes += piece.len();
+            if self.tail_bytes > Trailer::LIMIT {
+                return Err(Why::new(
+                    Code::Protocol,
+                    "the stream goes on behind its trailer",
+                ));
+            }
+            self.tail.push((offset, Bytes::copy_from_slice(&piece)));
+        }
+        Ok(self.pending - before)
+    }
+
+    fn add(&mut self, offset: u64, data: &[u8]) -> Result<(), Why> {
+        self.received += data.len() as u64;
+        self.pending += data.len();
+        let open = self.runs.iter_mut().rev().take(OPEN_RUNS);
+        if let Some(run) = open
+            .into_iter()
+            .find(|run| run.end() == offset && run.data.len() + data.len() <= RUN)
+        {
+            run.data.extend_from_slice(data);
+            self.next = self.next.max(offset + data.len() as u64);
+            return Ok(());
+        }
+        if self.runs.len() >= MAX_GAPS {
+            return Err(gaps());
+        }
+        // Room to grow only within measure: what is held against the window are bytes that came, not memory set aside.
+        let roomy = if offset == self.next { RUN } else { FIRST_RUN };
+        let room = MAX_SLACK * self.pending + 2 * RUN;
+        let capacity = if self.set_aside + roomy <= room {
+            roomy.max(data.len())
+        } else {
+            data.len()
+        };
+        self.set_aside += capacity;
+        let mut run = Run {
+            offset,
+            data: BytesMut::with_capacity(capacity),
+        };
+        run.data.extend_from_slice(data);
+        self.next = self.next.max(run.end());
+        self.runs.push(run);
+        Ok(())
+    }
+
+    /// Offset in the stream at which the body begins.
+    pub(super) fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// Bytes that wait to be written.
+    pub(super) fn pending(&self) -> usize {
+        self.pending
+    }
+
+    /// Whether some of it can be written now.
+    pub(super) fn is_ready(&self) -> bool {
+        match self.in_order {
+            None => self.pending > 0,
+            Some(next) => self.runs.iter().any(|run| run.offset == next),
+        }
+    }
+
+    /// Hands over what can be written now, and how many bytes it is.
+    pub(super) fn drain(&mut self) -> (Vec<Run>, usize) {
+        let Some(mut next) = self.in_order else {
+            self.set_aside = 0;
+            return (
+                std::mem::take(&mut self.runs),
+                std::mem::take(&mut self.pending),
+            );
+        };
+        self.runs.sort_unstable_by_key(|run| run.offset);
+        let mut ready = 0;
+        while let Some(run) = self.runs.get(ready).filter(|run| run.offset == next) {
+            next = self.behind(run.end());
+            ready += 1;
+        }
+        self.in_order = Some(next);
+        let rest = self.runs.split_off(ready);
+        let runs = std::mem::replace(&mut self.runs, rest);
+        let bytes = runs.iter().map(|run| run.data.len()).sum();
+        self.pending -= bytes;
+        self.set_aside = self.runs.iter().map(|run| run.data.capacity()).sum();
+        (runs, bytes)
+    }
+
+    /// Where in the file the next byte of the body belongs, behind one that is there.
+    fn behind(&self, offset: u64) -> u64 {
+        let passed = self
+            .parts
+            .partition_point(|(_, range)| range.offset + range.length <= offset);
+        self.parts
+            .get(passed)
+            .map_or(offset, |(_, range)| range.offset.max(offset))
+    }
+
+    /// The trailer, once the stream has ended; `None` when it is among the pieces.
+    pub(super) fn trailer(&mut self) -> Result<Option<Trailer>, Why> {
+        if self.end == u64::MAX {
+            return Ok(None);
+        }
+        let planned: u64 = self.parts.iter().map(|(_, range)| range.length).sum();
+        if self.received != planned {
+            return Err(Why::new(
+                Code::Protocol,
+                format!("the body ended after {} of {planned} bytes", self.received),
+            ));
+        }
+        self.tail.sort_by_key(|&(offset, _)| offset);
+        let mut buffer: BytesMut = self
+            .tail
+            .iter()
+            .flat_map(|(_, piece)| piece.iter().copied())
+            .collect();
+        let bad = |e: crate::protocol::Malformed| Why::new(Code::Protocol, e.to_string());
+        let frame = Frame::take(&mut buffer, Trailer::LIMIT).map_err(bad)?;
+        match frame {
+            Some(frame) if buffer.is_empty() => frame.decode().map(Some).map_err(bad),
+            _ => Err(Why::new(
+                Code::Protocol,
+                "the body is not followed by its trailer alone",
+            )),
+        }
+    }
+}
+
+pub(super) fn gaps() -> Why {
+    Why::new(Code::Protocol, "more gaps than any link makes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(ranges: &[(u64, u64)]) -> Plan {
+        let ranges = ranges
+            .iter()
+            .map(|&(offset, length)| Range { offset, length })
+            .collect();
+        Plan {
+            id: 0,
+            encoding: 0,
+            ranges,
+            holes: None,
+        }
+    }
+
+    #[test]
+    fn single_bytes_with_gaps_between_them_take_no_more_memory_than_bytes_of_an_honest_peer() {
+        let mut body = Body::new(&plan(&[(0, 1 << 30)]), 0, Some(1 << 30), false).unwrap();
+        let mut offset = 0;
+        let mut gapped = 0;
+        loop {
+            // Where the last one ended, so that a run seems to begin, then elsewhere, until no run can be continued.
+            for at in [
+                offset,
+                gapped + (1 << 20),
+                gapped + (1 << 20) + 2,
+                gapped + (1 << 20) + 4,
+                gapped + (1 << 20) + 6,
+            ] {
+                if let Err(why) = body.take(at, Bytes::from_static(b"x")) {
+                    return assert_eq!(why.code, Code::Protocol);
+                }
+            }
+            (offset, gapped) = (offset + 1, gapped + 8);
+            let memory: usize = body.runs.iter().map(|run| run.data.capacity()).sum();
+            assert!(
+                memory <= 8 * body.pending() + 2 * RUN,
+                "{memory} bytes of memory for {}",
+                body.pending()
+            );
+        }
+    }
+
+    #[test]
+    fn bytes_behind_the_trailer_and_plans_beyond_the_file_are_refused() {
+        let mut body = Body::new(&plan(&[(0, 10)]), 0, Some(10), false).unwrap();
+        assert_eq!(
+            body.take(10, vec![0; 300].into()).unwrap_err().code,
+            Code::Protocol
+        );
+        assert!(Body::new(&plan(&[(5, 10)]), 0, Some(10), false).is_err());
+        let mut short = Body::new(&plan(&[(0, 10)]), 0, Some(10), false).unwrap();
+        short.take(0, vec![0; 9].into()).unwrap();
+        assert_eq!(short.trailer().unwrap_err().code, Code::Protocol);
+    }
+
+    #[test]
+    fn in_order_nothing_overtakes_what_is_missing() {
+        let plan = plan(&[(10, 5), (100, 5)]);
+        let mut body = Body::new(&plan, 7, Some(200), true).unwrap();
+        let drained = |body: &mut Body| {
+            let (runs, bytes) = body.drain();
+            assert_eq!(bytes, runs.iter().map(|run| run.data.len()).sum::<usize>());
+            runs.iter()
+                .flat_map(|run| (run.offset..).zip(run.data.to_vec()))
+                .collect::<Vec<_>>()
+        };
+        body.take(7 + 6, Bytes::from_static(b"234")).unwrap();
+        body.take(7 + 3, Bytes::from_static(b"de1")).unwrap();
+        assert!(!body.is_ready() && body.pending() == 6);
+        assert_eq!(drained(&mut body), []);
+        body.take(7 + 1, Bytes::from_static(b"bc")).unwrap();
+        assert!(!body.is_ready());
+        body.take(7, Bytes::from_static(b"a")).unwrap();
+        assert!(body.is_ready());
+        let places = [10, 11, 12, 13, 14, 100, 101, 102, 103];
+        assert_eq!(
+            drained(&mut body),
+            places.into_iter().zip(*b"abcde1234").collect::<Vec<_>>()
+        );
+        assert!(!body.is_ready() && body.pending() == 0);
+        body.take(7 + 9, Bytes::from_static(b"5")).unwrap();
+        assert_eq!(drained(&mut body), [(104, b'5')]);
+    }
+
+    #[test]
+    fn pieces_are_for_what_has_no_size_and_ranges_for_what_has_one() {
+        let ranges = plan(&[(0, 10)]);
+        let pieces = Plan {
+            encoding: ENCODING_PIECES,
+            ..plan(&[])
+        };
+        assert!(Body::new(&pieces, 0, None, false).is_ok());
+        let code = |plan: &Plan, size| Body::new(plan, 0, size, false).err().map(|why| why.code);
+        assert_eq!(code(&pieces, Some(10)), Some(Code::Protocol));
+        assert_eq!(code(&ranges, None), Some(Code::Protocol));
+        assert_eq!(
+            code(
+                &Plan {
+                    encoding: ENCODING_PIECES,
+                    ..ranges.clone()
+                },
+                None
+            ),
+            Some(Code::Protocol)
+        );
+        let holes = Some(ranges.ranges.clone());
+        assert_eq!(code(&Plan { holes, ..pieces }, None), Some(Code::Protocol));
+        assert_eq!(
+            code(
+                &Plan {
+                    encoding: 2,
+                    ..ranges
+                },
+                Some(10)
+            ),
+            Some(Code::Unsupported)
+        );
+    }
+}

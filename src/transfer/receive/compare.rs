@@ -1,0 +1,112 @@
+//! Files that are compared by content, before they are wanted or skipped.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::durable::Settling;
+use super::{Receiver, Wanted, blocking};
+use crate::error::{Code, Result, Why};
+use crate::protocol::{Existing, Kind};
+use crate::storage::digest;
+use crate::storage::fault::{fault, refusal};
+use crate::storage::walk::Verdict;
+use crate::transfer::events::Settled;
+
+/// Files that are read at the same time; the sender reads as many.
+const COMPARING: usize = 4;
+
+/// A digest to compare with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Compare {
+    pub(super) digest: [u8; 32],
+    /// Mode and time are as announced.
+    pub(super) same_attributes: bool,
+}
+
+impl Receiver {
+    /// Compares files with what stands there, and hands on those that differ.
+    pub(super) async fn compare(
+        self: &Arc<Self>,
+        mut queue: mpsc::UnboundedReceiver<Wanted>,
+        admit: impl Fn(Wanted),
+    ) -> Result<(), crate::error::Error> {
+        let (mut comparing, mut open) = (JoinSet::new(), true);
+        loop {
+            tokio::select! {
+                next = queue.recv(), if open && comparing.len() < COMPARING => match next {
+                    Some(file) => {
+                        let receiver = self.clone();
+                        comparing.spawn(async move {
+                            let (same, file) = receiver.is_same(file).await;
+                            receiver.judge_compared(same, file)
+                        });
+                    }
+                    None => open = false,
+                },
+                Some(wanted) = comparing.join_next() => {
+                    if let Ok(Some(file)) = wanted {
+                        admit(file);
+                    }
+                }
+                else => return Ok(()),
+            }
+        }
+    }
+
+    async fn is_same(self: &Arc<Self>, file: Wanted) -> (Result<bool, Why>, Wanted) {
+        let (receiver, path, size) = (self.clone(), file.path.clone(), file.size.unwrap_or(0));
+        let (compare, attributes) = (file.compare, file.attributes.clone());
+        let same = blocking(move || {
+            let Some(compare) = compare else {
+                return Ok(false);
+            };
+            let store = &*receiver.session.store;
+            let found =
+                digest(&*store.open(&path)?, size).map_err(|e| fault(&path, "read it", e))?;
+            let same = found == compare.digest;
+            if same && !compare.same_attributes && !receiver.session.take.dry_run {
+                receiver
+                    .unkept
+                    .count(&path, store.set_attributes(&path, &attributes)?);
+            }
+            Ok(same)
+        });
+        (same.await, file)
+    }
+
+    /// Answers a file that was compared, or gives it back as wanted. What cannot be read is replaced.
+    fn judge_compared(&self, same: Result<bool, Why>, file: Wanted) -> Option<Wanted> {
+        let (size, name) = (file.size.unwrap_or(0), file.name.clone());
+        let result = match same {
+            Ok(true) => {
+                self.stands(file.id, file.hard_link, &file.path);
+                let same = Settling {
+                    id: file.id,
+                    name,
+                    kind: Kind::File,
+                    size,
+                    made: false,
+                };
+                if file.compare.is_some_and(|compare| compare.same_attributes) {
+                    self.tell(same);
+                } else {
+                    self.tell_when_durable(vec![same]);
+                }
+                return None;
+            }
+            _ if self.session.take.existing == Existing::Fail => {
+                self.refuse(&file, refusal(Code::Exists, &file.path));
+                return None;
+            }
+            _ if self.session.take.dry_run => {
+                self.answer(Verdict::Done(file.id));
+                Settled::Committed
+            }
+            _ => return Some(file),
+        };
+        self.report(Some(file.id), name, Kind::File, size, result);
+        None
+    }
+}

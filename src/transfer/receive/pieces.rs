@@ -1,0 +1,154 @@
+//! A body in pieces, for content whose length nobody knew beforehand.
+
+use bytes::BytesMut;
+
+use crate::error::{Code, Why};
+use crate::protocol::{Frame, MAX_PIECE, Message, PIECE, Trailer, Working, peek_varint};
+
+/// Takes the body's bytes in their order, and gives the content among them.
+#[derive(Default)]
+pub(super) struct Pieces {
+    /// What is left of the piece that has begun.
+    left: u64,
+    /// The begin of the next piece or message.
+    head: BytesMut,
+    trailer: Option<Trailer>,
+}
+
+impl Pieces {
+    /// Takes what comes next.
+    pub(super) fn take(
+        &mut self,
+        mut data: &[u8],
+        mut content: impl FnMut(&[u8]) -> Result<(), Why>,
+    ) -> Result<(), Why> {
+        while let Some((&byte, rest)) = data.split_first() {
+            if self.left > 0 {
+                let (part, rest) = data.split_at(data.len().min(self.left as usize));
+                content(part)?;
+                self.left -= part.len() as u64;
+                data = rest;
+                continue;
+            }
+            if self.trailer.is_some() {
+                return Err(Why::new(
+                    Code::Protocol,
+                    "the stream goes on behind its trailer",
+                ));
+            }
+            self.head.extend_from_slice(&[byte]);
+            data = rest;
+            self.begin()?;
+        }
+        Ok(())
+    }
+
+    /// Looks whether the head is whole, a byte at a time: there are few of them.
+    fn begin(&mut self) -> Result<(), Why> {
+        let bad = |why: String| Why::new(Code::Protocol, why);
+        if self.head[0] == PIECE {
+            if let Some((length, _)) = peek_varint(&self.head[1..]) {
+                if length == 0 || length > MAX_PIECE {
+                    return Err(bad(format!("a piece of {length} bytes")));
+                }
+                self.left = length;
+                self.head.clear();
+            }
+            return Ok(());
+        }
+        let Some(frame) =
+            Frame::take(&mut self.head, Trailer::LIMIT).map_err(|e| bad(e.to_string()))?
+        else {
+            return Ok(());
+        };
+        if frame.kind == Working::TYPE {
+            return frame
+                .decode::<Working>()
+                .map(drop)
+                .map_err(|e| bad(e.to_string()));
+        }
+        self.trailer = Some(frame.decode().map_err(|e| bad(e.to_string()))?);
+        Ok(())
+    }
+
+    /// The trailer, once the stream has ended.
+    pub(super) fn trailer(&self) -> Result<Trailer, Why> {
+        self.trailer
+            .ok_or_else(|| Why::new(Code::Protocol, "the body ended without its trailer"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::BufMut;
+
+    fn piece(bytes: &[u8]) -> Vec<u8> {
+        let mut out = BytesMut::new();
+        out.put_u8(PIECE);
+        crate::protocol::put_varint(&mut out, bytes.len() as u64);
+        out.extend_from_slice(bytes);
+        out.to_vec()
+    }
+
+    fn take(stream: &[u8], cut: usize) -> Result<(Vec<u8>, Trailer), Why> {
+        let (mut pieces, mut content) = (Pieces::default(), Vec::new());
+        for part in stream.chunks(cut) {
+            pieces.take(part, |bytes| {
+                content.extend_from_slice(bytes);
+                Ok(())
+            })?;
+        }
+        Ok((content, pieces.trailer()?))
+    }
+
+    #[test]
+    fn pieces_make_up_the_content_however_they_are_cut() {
+        let trailer = Trailer {
+            digest: [7; 32],
+            size: Some(405),
+        };
+        let large = [9; 400];
+        let stream = [
+            piece(b"a"),
+            Working {}.to_bytes().to_vec(),
+            piece(&large),
+            piece(b"last"),
+            trailer.to_bytes().to_vec(),
+        ]
+        .concat();
+        for cut in 1..=stream.len() {
+            assert_eq!(
+                take(&stream, cut),
+                Ok(([&b"a"[..], &large, b"last"].concat(), trailer)),
+                "{cut}"
+            );
+        }
+        for end in 0..stream.len() {
+            assert_eq!(
+                take(&stream[..end], 50).unwrap_err().code,
+                Code::Protocol,
+                "{end}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_piece_is_refused() {
+        let trailer = Trailer {
+            digest: [7; 32],
+            size: Some(0),
+        }
+        .to_bytes();
+        for bad in [
+            piece(b""),
+            vec![PIECE, 0x80, 0x10, 0, 0],
+            vec![0x20, 1, 0xa0],
+            vec![0x0a, 0x7f, 0xff],
+            [&trailer[..], b"x"].concat(),
+            [&trailer[..], &trailer[..]].concat(),
+        ] {
+            assert_eq!(take(&bad, 3).unwrap_err().code, Code::Protocol, "{bad:x?}");
+        }
+    }
+}

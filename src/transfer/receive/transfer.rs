@@ -1,0 +1,557 @@
+//! One transfer: a small file through memory, a large one straight to its offsets.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{Instrument, debug};
+
+use super::body::{Body, RUN, Run};
+use super::disk::{Disk, create, kept_by, write_small};
+use super::{Claimed, Incoming, Receiver, Wanted, blocking, lock};
+use crate::error::{Code, Result, Why};
+use crate::net::flow_control::{AtWork, HeldBytes, Reservation};
+use crate::net::stream::{MessageWriter, StreamError, varint_of};
+use crate::protocol::{
+    Committed, ENCODING_RANGES, Failed, Held, Kind, Message, Plan, Trailer, Working, content_hasher,
+};
+use crate::storage::fault::fault;
+use crate::storage::walk::Verdict;
+
+/// Bytes that are written without waiting for more.
+const WRITE: usize = RUN;
+/// How long less than that may wait for more to come.
+const GATHER: Duration = Duration::from_millis(10);
+/// A transfer that moved less within [`Config::stall`](crate::config::Config::stall), in bytes, gives its permit back and
+/// takes its turn again for what comes next: a byte now and then must not keep others waiting.
+const SLOW: usize = 1 << 20;
+/// How often long disk work says that it is alive.
+const WORKING: Duration = Duration::from_secs(5);
+
+impl Receiver {
+    /// Receives a file whole into memory that is set aside, then writes it under a permit.
+    pub(super) async fn receive_small(
+        self: Arc<Self>,
+        file: Wanted,
+        stream: oneshot::Receiver<Result<Incoming, Why>>,
+        memory: Reservation,
+    ) {
+        let span =
+            tracing::debug_span!("transfer", id = file.id, path = %file.path, size = file.size);
+        async {
+            self.started(&file, 0);
+            let Some(incoming) = self.stream_of(&file, stream, pending()).await else {
+                return;
+            };
+            let Incoming {
+                plan,
+                stream,
+                mut receipt,
+            } = incoming;
+            let (mut stream, begun, _) = stream.into_parts();
+            let result = match self.small_body(&file, &plan, &mut stream, &begun).await {
+                Ok((body, trailer)) => {
+                    self.moved(file.id, body.len() as u64);
+                    let small = SmallBody {
+                        plan,
+                        body,
+                        trailer,
+                    };
+                    self.working(&mut receipt, self.commit_small(&file, small))
+                        .await
+                        .map(|()| file.known_size())
+                }
+                Err(why) => Err(why),
+            };
+            drop(memory);
+            self.give_receipt(&file, stream, receipt, result).await;
+        }
+        .instrument(span)
+        .await;
+    }
+
+    async fn small_body(
+        &self,
+        file: &Wanted,
+        plan: &Plan,
+        stream: &mut quinn::RecvStream,
+        begun: &[u8],
+    ) -> Result<(BytesMut, Trailer), Why> {
+        if plan.encoding != ENCODING_RANGES {
+            return Err(Why::new(
+                Code::Unsupported,
+                format!("encoding {} is not spoken here", plan.encoding),
+            ));
+        }
+        // Nothing of it was offered as held.
+        kept_by(plan, &[], file.known_size())?;
+        let size: u64 = plan.ranges.iter().map(|range| range.length).sum();
+        let mut content = BytesMut::with_capacity(size as usize + Trailer::LIMIT);
+        content.extend_from_slice(begun);
+        loop {
+            if content.len() > size as usize + Trailer::LIMIT {
+                return Err(Why::new(
+                    Code::Protocol,
+                    "the stream goes on behind its trailer",
+                ));
+            }
+            let chunk = self.unless_silent(stream.read_chunk(WRITE, true)).await?;
+            match chunk.map_err(StreamError::from)? {
+                Some(chunk) => content.extend_from_slice(&chunk.bytes),
+                None => break,
+            }
+        }
+        if content.len() < size as usize {
+            return Err(Why::new(Code::Protocol, "the body ended too early"));
+        }
+        let mut tail = content.split_off(size as usize);
+        let bad = |e: crate::protocol::Malformed| Why::new(Code::Protocol, e.to_string());
+        match crate::protocol::Frame::take(&mut tail, Trailer::LIMIT).map_err(bad)? {
+            Some(frame) if tail.is_empty() => Ok((content, frame.decode().map_err(bad)?)),
+            _ => Err(Why::new(
+                Code::Protocol,
+                "the body is not followed by its trailer alone",
+            )),
+        }
+    }
+
+    async fn commit_small(self: &Arc<Self>, file: &Wanted, small: SmallBody) -> Result<(), Why> {
+        let claim = self.claim(file).await?;
+        if self.is_committed_by_other(file, &claim).await? {
+            return Ok(());
+        }
+        let permit = claim.or_superseded(self.session.permits.acquire()).await?;
+        let (store, path, attributes) = (
+            self.session.store.clone(),
+            file.path.clone(),
+            file.attributes.clone(),
+        );
+        let (source, durability, unkept) = (
+            file.claim.clone(),
+            self.session.durability,
+            self.unkept.clone(),
+        );
+        let receiver = self.clone();
+        let committed = self.committed_source(file);
+        blocking(move || {
+            // Claim and permit are held until the disk work ends, even if nobody waits for it any more.
+            let _permit = permit;
+            let mut hasher = content_hasher(source.size, small.plan.holes());
+            if hasher.update(&small.body).finalize() != small.trailer.digest {
+                return Err(Why::new(
+                    Code::Corrupt,
+                    "the content does not match its digest; send it again",
+                ));
+            }
+            receiver.make_way_above(&path)?;
+            let mut upload = create(&*store, &path, &source)?;
+            if let Err(error) = write_small(&mut *upload, &small.plan, &small.body) {
+                upload.discard();
+                return Err(fault(&path, "write it", error));
+            }
+            if let Err(why) = receiver.make_room(&path, Kind::File) {
+                upload.discard();
+                return Err(why);
+            }
+            unkept.count(&path, upload.commit(&attributes, durability)?);
+            claim.committed(committed);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Receives a large file: a permit is in hand, the partial is opened, what it holds is offered.
+    pub(super) async fn receive_large(
+        self: Arc<Self>,
+        file: Wanted,
+        permit: OwnedSemaphorePermit,
+        claim: Claimed,
+    ) {
+        let span =
+            tracing::debug_span!("transfer", id = file.id, path = %file.path, size = file.size);
+        async {
+            if self.made_of_known(&file, &claim).await {
+                claim.committed(self.committed_source(&file));
+                drop((permit, claim));
+                self.settled(&file, Ok(file.known_size()));
+                return self.answer(Verdict::Done(file.id));
+            }
+            let (store, path, source) = (
+                self.session.store.clone(),
+                file.path.clone(),
+                file.claim.clone(),
+            );
+            let receiver = self.clone();
+            let begin = move || {
+                receiver.make_way_above(&path)?;
+                let (mut disk, held) =
+                    Disk::begin(create(&*store, &path, &source)?, &path, source.size)?;
+                disk.write_back_for(receiver.session.durability);
+                Ok((disk, held))
+            };
+            let begun = blocking(begin).await;
+            let (disk, held) = match begun {
+                Ok(begun) => begun,
+                Err(why) => return self.refuse(&file, why),
+            };
+            self.started(&file, held.iter().map(|h| h.range.length).sum());
+            let stream = self.admit(file.id);
+            claim.asked();
+            self.answer(Verdict::Want(file.id, held.clone()));
+            let mut slot = Slot {
+                receiver: &self,
+                permit: Some(permit),
+                claim: &claim,
+            };
+            // A peer that wants nothing of it after all holds no permit for long.
+            let Some(incoming) = slot
+                .patiently(self.stream_of(&file, stream, claim.superseded()))
+                .await
+            else {
+                return;
+            };
+            let Incoming {
+                plan,
+                stream,
+                mut receipt,
+            } = incoming;
+            let (mut stream, rest, start) = stream.into_parts();
+            let body = Body::new(&plan, start, file.size, disk.in_order());
+            let result = slot
+                .receive(
+                    &file,
+                    disk,
+                    body,
+                    (&plan, &held),
+                    (&mut stream, rest),
+                    &mut receipt,
+                )
+                .await;
+            drop(slot);
+            // The disk is at rest, and a newer session need not wait for this peer to read.
+            drop(claim);
+            self.give_receipt(&file, stream, receipt, result).await;
+        }
+        .instrument(span)
+        .await;
+    }
+
+    /// Waits for what the peer sends, unless it is silent until the deadline.
+    async fn unless_silent<T>(&self, wait: impl Future<Output = T>) -> Result<T, StreamError> {
+        self.session
+            .window
+            .unless_silent(self.session.config.deadline, wait)
+            .await
+    }
+
+    /// Runs disk work, or waits for a turn at it, and says on the receipt's stream every now and then that it is alive.
+    async fn working<T>(
+        &self,
+        receipt: &mut MessageWriter,
+        work: impl Future<Output = Result<T, Why>>,
+    ) -> Result<T, Why> {
+        let _at_work = self.session.window.at_work();
+        tokio::pin!(work);
+        loop {
+            match timeout(WORKING, &mut work).await {
+                Ok(done) => return done,
+                // A peer that does not read it will not read the receipt either; the work goes on all the same.
+                Err(_) => drop(timeout(WORKING, receipt.write(&Working {})).await),
+            }
+        }
+    }
+
+    /// Waits for the stream of a wanted file, until a newer session takes the file over.
+    async fn stream_of(
+        &self,
+        file: &Wanted,
+        stream: oneshot::Receiver<Result<Incoming, Why>>,
+        superseded: impl Future<Output = ()>,
+    ) -> Option<Incoming> {
+        let waited = tokio::select! {
+            () = superseded => Why::from(Code::Superseded),
+            incoming = self.unless_silent(stream) => match incoming {
+                Ok(Ok(Ok(incoming))) => return Some(incoming),
+                Ok(Ok(Err(withdrawn))) => withdrawn,
+                _ => Why::new(Code::TimedOut, "it was wanted, but never came"),
+            },
+            lost = self.session.window.connection().closed() => StreamError::from(lost).into(),
+        };
+        lock(&self.admitted).remove(&file.id);
+        self.settled(file, Err(waited));
+        None
+    }
+
+    /// Writes the receipt and finishes; only then is a sender that has failed stopped, so that it finds why.
+    async fn give_receipt(
+        &self,
+        file: &Wanted,
+        mut stream: quinn::RecvStream,
+        mut receipt: MessageWriter,
+        result: Result<u64, Why>,
+    ) {
+        let sent = match &result {
+            Ok(bytes) => {
+                // The sender may refer to it as soon as it has the receipt.
+                self.stands(file.id, file.hard_link, &file.path);
+                let (bytes, durability) = (*bytes, self.session.durability);
+                timeout(
+                    self.session.config.deadline,
+                    receipt.write(&Committed { bytes, durability }),
+                )
+                .await
+            }
+            Err(why) => {
+                debug!(%why, "failed");
+                timeout(
+                    self.session.config.deadline,
+                    receipt.write(&Failed {
+                        why: why.clone().into(),
+                    }),
+                )
+                .await
+            }
+        };
+        if matches!(sent, Ok(Ok(()))) {
+            let delivered = receipt.delivered();
+            receipt.finish();
+            self.receipts.spawn(delivered);
+        }
+        if let Err(why) = &result {
+            // Fails only when the stream is over already.
+            let _ = stream.stop(varint_of(why.code));
+        }
+        self.settled(file, result);
+    }
+}
+
+/// A small file as it came.
+struct SmallBody {
+    plan: Plan,
+    /// The bytes of the plan's ranges, one after the other.
+    body: BytesMut,
+    trailer: Trailer,
+}
+
+/// A large transfer's permit and claim while it runs.
+struct Slot<'a> {
+    receiver: &'a Arc<Receiver>,
+    /// Given back while nothing moves.
+    permit: Option<OwnedSemaphorePermit>,
+    claim: &'a Claimed,
+}
+
+/// Writing on the disk, off the network threads; brings the disk back, and how many bytes it took.
+struct Job {
+    running: JoinHandle<(Disk, usize, Result<(), Why>)>,
+    _at_work: AtWork,
+}
+
+impl Slot<'_> {
+    /// Waits, and gives the permit back when it takes long.
+    async fn patiently<T>(&mut self, wait: impl Future<Output = T>) -> T {
+        tokio::pin!(wait);
+        match timeout(self.receiver.session.config.stall, &mut wait).await {
+            Ok(done) => done,
+            Err(_) => {
+                self.permit = None;
+                wait.await
+            }
+        }
+    }
+
+    /// Receives body and trailer, and commits. The partial stays for resume unless it is worth nothing.
+    async fn receive(
+        &mut self,
+        file: &Wanted,
+        mut disk: Disk,
+        body: Result<Body, Why>,
+        (plan, held): (&Plan, &[Held]),
+        (stream, rest): (&mut quinn::RecvStream, Bytes),
+        receipt: &mut MessageWriter,
+    ) -> Result<u64, Why> {
+        let mut body = body?;
+        let (planned, offered) = (plan.clone(), held.to_vec());
+        // Claim and permit are held beyond this, and nothing else can end it.
+        let keep = blocking(move || disk.keep(&planned, &offered).map(|()| disk));
+        let disk = self.receiver.working(receipt, keep).await?;
+        let mut credit = HeldBytes::new(self.receiver.session.window.clone());
+        credit.add(body.take(body.start(), rest)?);
+
+        let mut idle = Some(disk);
+        let mut job: Option<Job> = None;
+        let moved = self
+            .pump(
+                file,
+                stream,
+                &mut body,
+                &mut credit,
+                (&mut idle, &mut job),
+                receipt,
+            )
+            .await;
+        // Whatever ended it, the disk comes to rest before claim and permit go on to somebody else.
+        if let Some(job) = job {
+            idle = job.running.await.ok().map(|(disk, ..)| disk);
+        }
+        let result: Result<_, Why> = async {
+            moved?;
+            let trailer = body.trailer()?;
+            let disk = idle.take().ok_or_else(|| Why::from(Code::Internal))?;
+            self.receiver.working(receipt, self.permit()).await?;
+            let (attributes, durability) =
+                (file.attributes.clone(), self.receiver.session.durability);
+            let (receiver, path) = (self.receiver.clone(), file.path.clone());
+            let finish = move || {
+                disk.finish(trailer, &attributes, durability, || {
+                    receiver.make_room(&path, Kind::File)
+                })
+            };
+            let done = self.receiver.working(receipt, blocking(finish)).await;
+            let (size, lapses) = done?;
+            let committed = self.receiver.committed_source(file);
+            self.claim.committed(committed);
+            self.receiver.unkept.count(&file.path, lapses);
+            self.receiver.remember(file, plan, trailer).await;
+            Ok(size)
+        }
+        .await;
+        if let Err(why) = &result
+            && let Some(disk) = idle
+            && (file.size.is_none()
+                || matches!(
+                    why.code,
+                    Code::Changed | Code::Vanished | Code::Corrupt | Code::Protocol | Code::NoSpace
+                ))
+        {
+            let _ = blocking(move || {
+                disk.discard();
+                Ok(())
+            })
+            .await;
+        }
+        result
+    }
+
+    /// Moves the body from the stream to the disk: always reads, and writes whenever the disk is free and there is
+    /// enough, or long enough nothing more.
+    async fn pump(
+        &mut self,
+        file: &Wanted,
+        stream: &mut quinn::RecvStream,
+        body: &mut Body,
+        credit: &mut HeldBytes,
+        (idle, job): (&mut Option<Disk>, &mut Option<Job>),
+        receipt: &mut MessageWriter,
+    ) -> Result<(), Why> {
+        let config = self.receiver.session.config.clone();
+        let receiver = self.receiver;
+        let quiet = receiver.session.window.silence(config.deadline);
+        tokio::pin!(quiet);
+        let mut told = Instant::now();
+        let mut since = Instant::now();
+        // What moved under this permit lately, and since when that is counted.
+        let (mut lately, mut counted) = (0, since);
+        let mut ended = false;
+        loop {
+            let enough = ended
+                || body.pending() >= WRITE
+                || since.elapsed() >= GATHER
+                || self.receiver.session.window.is_short();
+            if enough && idle.is_some() && body.is_ready() {
+                self.receiver.working(receipt, self.permit()).await?;
+                if let Some(mut disk) = idle.take() {
+                    let (runs, bytes): (Vec<Run>, _) = body.drain();
+                    let running = tokio::task::spawn_blocking(move || {
+                        let written = disk.write(runs);
+                        (disk, bytes, written)
+                    });
+                    *job = Some(Job {
+                        running,
+                        _at_work: receiver.session.window.at_work(),
+                    });
+                }
+            }
+            if ended && job.is_none() {
+                return Ok(());
+            }
+            let resting = job.is_none();
+            tokio::select! {
+                biased;
+                () = self.claim.superseded() => return Err(Code::Superseded.into()),
+                done = async { (&mut job.as_mut().expect("guarded").running).await }, if !resting => {
+                    *job = None;
+                    let (disk, bytes, written) = done.map_err(|_| Why::from(Code::Internal))?;
+                    credit.release(bytes);
+                    // Counted anew from here, not from the next look.
+                    quiet.set(receiver.session.window.silence(config.deadline));
+                    *idle = Some(disk);
+                    written?;
+                    self.receiver.moved(file.id, bytes as u64);
+                    lately += bytes;
+                }
+                read = read_ready(stream, body), if !ended => {
+                    let (bytes, more) = read?;
+                    if body.pending() == bytes {
+                        since = Instant::now();
+                    }
+                    credit.add(bytes);
+                    ended = !more;
+                }
+                () = sleep_until(since + GATHER), if resting && body.is_ready() => {}
+                () = sleep_until(counted + config.stall), if resting && self.permit.is_some() => {
+                    if lately < SLOW {
+                        self.permit = None;
+                    }
+                    (lately, counted) = (0, Instant::now());
+                }
+                () = &mut quiet, if resting => return Err(StreamError::TimedOut.into()),
+                () = sleep_until(told + WORKING), if !resting => {
+                    told = Instant::now();
+                    // A peer that does not read it will not read the receipt either.
+                    let _ = timeout(WORKING, receipt.write(&Working {})).await;
+                }
+            }
+        }
+    }
+
+    /// Makes sure that the permit is in hand.
+    async fn permit(&mut self) -> Result<(), Why> {
+        if self.permit.is_none() {
+            self.permit = Some(
+                self.claim
+                    .or_superseded(self.receiver.session.permits.acquire())
+                    .await?,
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Reads all that is there, up to [`WRITE`] bytes, waiting only for the first of it. Returns the bytes that wait to be
+/// written more than before, and whether the stream goes on. Cancelling loses nothing.
+async fn read_ready(stream: &mut quinn::RecvStream, body: &mut Body) -> Result<(usize, bool), Why> {
+    let mut bytes = 0;
+    let mut chunk = stream
+        .read_chunk(usize::MAX, false)
+        .await
+        .map_err(StreamError::from)?;
+    loop {
+        match chunk {
+            Some(piece) => bytes += body.take(piece.offset, piece.bytes)?,
+            None => return Ok((bytes, false)),
+        }
+        if bytes >= WRITE {
+            return Ok((bytes, true));
+        }
+        chunk = tokio::select! {
+            biased;
+            next = stream.read_chunk(usize::MAX, false) => next.map_err(StreamError::from)?,
+            () = std::future::ready(()) => return Ok((bytes, true)),
+        };
+    }
+}

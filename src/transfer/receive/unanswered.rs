@@ -1,0 +1,66 @@
+//! What the sender may keep unanswered, as the receiver counts it.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use super::lock;
+use crate::error::{Error, Result};
+use crate::storage::walk::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
+
+/// Entries that stand unanswered, held against what the sender was allowed.
+#[derive(Default)]
+pub(super) struct Unanswered {
+    state: Mutex<UnansweredState>,
+    changed: tokio::sync::Notify,
+}
+
+#[derive(Default)]
+struct UnansweredState {
+    lengths: HashMap<u64, usize>,
+    bytes: usize,
+    ended: bool,
+}
+
+impl Unanswered {
+    pub(super) fn add(&self, id: u64, length: usize) -> Result<()> {
+        let mut state = lock(&self.state);
+        state.lengths.insert(id, length);
+        state.bytes += length;
+        if state.lengths.len() > MAX_UNANSWERED as usize
+            || state.bytes > MAX_UNANSWERED_BYTES as usize
+        {
+            return Err(Error::Protocol(
+                "more entries stand unanswered than were allowed".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove(&self, ids: &[u64]) {
+        let mut state = lock(&self.state);
+        for id in ids {
+            state.bytes -= state.lengths.remove(id).unwrap_or(0);
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    pub(super) fn end(&self) {
+        lock(&self.state).ended = true;
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until the manifest has ended and everything in it is answered.
+    pub(super) async fn ended(&self) {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let state = lock(&self.state);
+                if state.ended && state.lengths.is_empty() {
+                    return;
+                }
+            }
+            changed.await;
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Digests of files before they are announced: of all, for a receiver that compares content, or of large ones that were
+//! sent before and are most likely there already.
+
+use std::collections::VecDeque;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::protocol::Kind;
+use crate::storage::digest;
+use crate::storage::digest_index::{Index, Known, LARGE_FILE};
+use crate::storage::walk::{Announce, Found, WalkOptions};
+
+/// Files that are read at the same time: enough to keep a disk's queue full, and two cores.
+const HASHING: usize = 4;
+/// Entries that may wait behind a file that is read, so that the order of the walk is kept.
+const WAITING: usize = 256;
+
+/// Which files get digests.
+#[derive(Clone)]
+pub(super) struct Digests {
+    /// All of them.
+    all: bool,
+    /// The large ones of which this knows.
+    index: Option<Index>,
+}
+
+/// Something that was found, in its place in the walk's order.
+enum Next {
+    Ready(Option<Box<Found>>),
+    Hashing(JoinHandle<Found>),
+}
+
+impl Digests {
+    /// As a walk is asked for them.
+    pub(super) fn of(options: &WalkOptions) -> Self {
+        Self {
+            all: options.checksum,
+            index: options.index.clone(),
+        }
+    }
+
+    /// Whether any file gets one.
+    pub(super) fn any(&self) -> bool {
+        self.all || self.index.is_some()
+    }
+
+    /// Puts digests to the files that a walk finds, in the walk's order. Ends with the walk, or when nobody listens.
+    pub(super) async fn put(self, mut found: mpsc::Receiver<Found>, to: mpsc::Sender<Found>) {
+        let mut waiting = VecDeque::new();
+        let (mut hashing, mut walking) = (0, true);
+        loop {
+            let room = hashing < HASHING && waiting.len() < WAITING;
+            tokio::select! {
+                biased;
+                done = first(&mut waiting), if !waiting.is_empty() => {
+                    if let Some(Next::Hashing(_)) = waiting.pop_front() {
+                        hashing -= 1;
+                    }
+                    let Some(done) = done else { return };
+                    if to.send(done).await.is_err() {
+                        return;
+                    }
+                }
+                next = found.recv(), if walking && room => match next {
+                    Some(next) if self.concerns(&next) => {
+                        let digests = self.clone();
+                        hashing += 1;
+                        waiting.push_back(Next::Hashing(tokio::task::spawn_blocking(move || digests.put_one(next))));
+                    }
+                    Some(next) => waiting.push_back(Next::Ready(Some(Box::new(next)))),
+                    None => walking = false,
+                },
+                else => return,
+            }
+        }
+    }
+
+    fn concerns(&self, found: &Found) -> bool {
+        match found {
+            Found::Entry(announce) if announce.kind == Kind::File && announce.pipe.is_none() => {
+                self.all || announce.metadata.size >= LARGE_FILE
+            }
+            _ => false,
+        }
+    }
+
+    /// A file that cannot be read, or changes meanwhile, goes without: it is for the transfer to say so. Blocks.
+    fn put_one(&self, found: Found) -> Found {
+        match found {
+            Found::Entry(announce) => Found::Entry(Announce {
+                digest: self.digest_of(&announce),
+                ..announce
+            }),
+            other => other,
+        }
+    }
+
+    fn digest_of(&self, announce: &Announce) -> Option<[u8; 32]> {
+        let version = announce.metadata.version;
+        let large = announce.metadata.size >= LARGE_FILE;
+        let index = self.index.as_ref().filter(|_| large);
+        let known = index.and_then(|index| index.known(&version.key(), version.changed));
+        match known {
+            _ if self.all => read(announce),
+            Some(Known::Digest(digest)) => Some(digest),
+            // Most often it was renamed. To read it here costs less than to send what the receiver has.
+            Some(Known::Touched) => {
+                let settled = version.key().is_settled(version.changed);
+                let digest = read(announce)?;
+                if let Some(index) = index.filter(|_| settled) {
+                    index.remember(&version.key(), version.changed, &digest);
+                }
+                Some(digest)
+            }
+            None => None,
+        }
+    }
+}
+
+/// What is first in the order, once it is ready; its place stays. `None` when reading it went wrong inside haul.
+async fn first(waiting: &mut VecDeque<Next>) -> Option<Found> {
+    match waiting.front_mut()? {
+        Next::Ready(found) => found.take().map(|found| *found),
+        Next::Hashing(hashing) => hashing.await.ok(),
+    }
+}
+
+fn read(announce: &Announce) -> Option<[u8; 32]> {
+    let source = announce.tree.store.open(&announce.source).ok()?;
+    let same = || {
+        source
+            .metadata()
+            .is_ok_and(|metadata| metadata.version == announce.metadata.version)
+    };
+    let found = same()
+        .then(|| digest(&*source, announce.metadata.size))?
+        .ok()?;
+    same().then_some(found)
+}

@@ -1,0 +1,284 @@
+//! Files with several names (hard links): the first is sent, and the others as further names of it, once it stands.
+//!
+//! What stands is told by the id of an entry, and a receiver knows only those of its own connection. So after a loss the
+//! first name is announced once more, under a new id, before any other that is still to come; it is there already.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use crate::protocol::{Aspect, Kind, Unkept};
+use crate::storage::walk::Announce;
+
+/// Files whose other names may still come, at some 400 bytes each: 100 MB. Past it a file with several names is sent under
+/// each of them. Only those are counted of which some name has not been met: most trees have few.
+const MAX_FILES: usize = 262_144;
+/// Names that may wait for the first of their file.
+pub(super) const MAX_WAITING: usize = 10_000;
+
+/// Device and inode.
+type FileId = (u64, u64);
+
+/// What an entry is to the other names of its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// It has none that matter.
+    Alone,
+    /// Others may be linked to it.
+    First(FileId),
+    /// The first name once more, for a receiver that does not know it. It is settled already, and not counted again.
+    Again(FileId),
+    /// A further name of the entry with this id.
+    Name(FileId, u64),
+}
+
+#[derive(Default)]
+pub(super) struct Names {
+    files: HashMap<FileId, File>,
+    /// Names whose turn has come.
+    ready: VecDeque<Arc<Announce>>,
+    waiting: usize,
+}
+
+/// A file with several names.
+struct File {
+    /// Its first name, kept for [`Role::Again`]; it holds up no directory.
+    first: Arc<Announce>,
+    state: First,
+    /// Names that are not settled, in this tree or outside of it.
+    left: u64,
+    waiting: Vec<Arc<Announce>>,
+}
+
+enum First {
+    /// It is announced and not settled.
+    Unsettled,
+    /// The receiver has it under this id.
+    Stands(u64),
+    /// It stands, but the receiver has not heard of it on this connection.
+    Unheard,
+    /// It could not be sent: the next name is the first now.
+    Failed,
+}
+
+impl Names {
+    /// What to announce of something that was found, and as what; `None` when it has to wait for the first name.
+    pub(super) fn found(
+        &mut self,
+        announce: Arc<Announce>,
+        unkept: &mut Vec<Unkept>,
+    ) -> Option<(Arc<Announce>, Role)> {
+        if announce.kind != Kind::File || announce.metadata.links < 2 || announce.pipe.is_some() {
+            return Some((announce, Role::Alone));
+        }
+        let id = announce.metadata.version.file;
+        if self.files.len() >= MAX_FILES && !self.files.contains_key(&id) {
+            Unkept::count_one(unkept, Aspect::HardLink, || {
+                format!(
+                    "{}: more than {MAX_FILES} files with further names",
+                    announce.path
+                )
+            });
+            return Some((announce, Role::Alone));
+        }
+        self.place(announce)
+    }
+
+    fn place(&mut self, announce: Arc<Announce>) -> Option<(Arc<Announce>, Role)> {
+        let id = announce.metadata.version.file;
+        let lone = || {
+            Arc::new(Announce {
+                parent: None,
+                ..Announce::clone(&announce)
+            })
+        };
+        let file = self.files.entry(id).or_insert_with(|| File {
+            first: lone(),
+            state: First::Failed,
+            left: announce.metadata.links,
+            waiting: Vec::new(),
+        });
+        match file.state {
+            First::Stands(first) => Some((announce, Role::Name(id, first))),
+            First::Failed => {
+                (file.state, file.first) = (First::Unsettled, lone());
+                Some((announce, Role::First(id)))
+            }
+            First::Unsettled => {
+                file.waiting.push(announce);
+                self.waiting += 1;
+                None
+            }
+            First::Unheard => {
+                file.state = First::Unsettled;
+                file.waiting.push(announce);
+                self.waiting += 1;
+                Some((file.first.clone(), Role::Again(id)))
+            }
+        }
+    }
+
+    /// The next whose turn has come.
+    pub(super) fn next(&mut self) -> Option<(Arc<Announce>, Role)> {
+        while let Some(announce) = self.ready.pop_front() {
+            if let Some(placed) = self.place(announce) {
+                return Some(placed);
+            }
+        }
+        None
+    }
+
+    /// An entry is settled; what waited for it has its turn now.
+    pub(super) fn settled(&mut self, id: u64, role: Role, stands: bool) {
+        let (Role::First(of) | Role::Again(of) | Role::Name(of, _)) = role else {
+            return;
+        };
+        let Some(file) = self.files.get_mut(&of) else {
+            return;
+        };
+        if matches!(role, Role::First(_) | Role::Again(_)) {
+            file.state = if stands {
+                First::Stands(id)
+            } else {
+                First::Failed
+            };
+            self.waiting -= file.waiting.len();
+            self.ready.extend(file.waiting.drain(..));
+        }
+        if !matches!(role, Role::Again(_)) {
+            file.left = file.left.saturating_sub(1);
+        }
+        if file.left == 0 {
+            self.files.remove(&of);
+        }
+    }
+
+    /// An entry on which nothing was heard comes again; false when it does so under its own id.
+    pub(super) fn comes_again(&mut self, announce: &Arc<Announce>, role: Role) -> bool {
+        match role {
+            Role::Alone | Role::First(_) => false,
+            Role::Name(..) => {
+                self.ready.push_back(announce.clone());
+                true
+            }
+            Role::Again(of) => {
+                if let Some(file) = self.files.get_mut(&of) {
+                    file.state = First::Unheard;
+                    self.waiting -= file.waiting.len();
+                    self.ready.extend(file.waiting.drain(..));
+                }
+                true
+            }
+        }
+    }
+
+    /// There is another receiver, which has heard of none of them.
+    pub(super) fn begin_anew(&mut self) {
+        for file in self
+            .files
+            .values_mut()
+            .filter(|file| matches!(file.state, First::Stands(_)))
+        {
+            file.state = First::Unheard;
+        }
+    }
+
+    /// Names that are found and not announced.
+    pub(super) fn pending(&self) -> usize {
+        self.waiting + self.ready.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::path::RelativePath;
+    use crate::storage::walk::Tree;
+    use crate::storage::{MemoryStore, Store};
+
+    /// A name of a file that has so many.
+    fn name(name: &str, file: u64, links: u64) -> Arc<Announce> {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let path = RelativePath::from_components([name]).unwrap();
+        let mut metadata = store.stat(&RelativePath::root()).unwrap().unwrap();
+        (metadata.links, metadata.version.file) = (links, (1, file));
+        let tree = Arc::new(Tree {
+            store,
+            path: path.clone(),
+            name: name.into(),
+            directory: false,
+        });
+        let pipe = Arc::new(crate::storage::pipe::Pipe::new(std::io::empty()));
+        let announce = Announce::of_pipe(name.as_bytes(), pipe).unwrap();
+        Arc::new(Announce {
+            tree,
+            metadata,
+            pipe: None,
+            ..announce
+        })
+    }
+
+    fn found(names: &mut Names, announce: Arc<Announce>) -> Option<Role> {
+        names.found(announce, &mut Vec::new()).map(|(_, role)| role)
+    }
+
+    fn next(names: &mut Names) -> Option<(String, Role)> {
+        names
+            .next()
+            .map(|(announce, role)| (announce.path.to_string(), role))
+    }
+
+    #[test]
+    fn further_names_wait_for_the_first_and_are_forgotten_when_all_are_settled() {
+        let (mut names, of) = (Names::default(), (1, 7));
+        assert_eq!(found(&mut names, name("alone", 1, 1)), Some(Role::Alone));
+        assert_eq!(found(&mut names, name("a", 7, 3)), Some(Role::First(of)));
+        assert_eq!(found(&mut names, name("b", 7, 3)), None);
+        assert_eq!(names.pending(), 1);
+        names.settled(5, Role::First(of), true);
+        assert_eq!(next(&mut names), Some(("b".into(), Role::Name(of, 5))));
+        assert_eq!(found(&mut names, name("c", 7, 3)), Some(Role::Name(of, 5)));
+        names.settled(6, Role::Name(of, 5), true);
+        names.settled(8, Role::Name(of, 5), false);
+        assert!(names.files.is_empty() && names.pending() == 0);
+    }
+
+    #[test]
+    fn where_the_first_fails_the_next_is_the_first() {
+        let (mut names, of) = (Names::default(), (1, 7));
+        found(&mut names, name("a", 7, 3));
+        found(&mut names, name("b", 7, 3));
+        found(&mut names, name("c", 7, 3));
+        names.settled(0, Role::First(of), false);
+        assert_eq!(next(&mut names), Some(("b".into(), Role::First(of))));
+        assert_eq!(next(&mut names), None);
+        names.settled(1, Role::First(of), true);
+        assert_eq!(next(&mut names), Some(("c".into(), Role::Name(of, 1))));
+    }
+
+    #[test]
+    fn another_receiver_hears_of_the_first_again_and_only_if_a_name_is_left() {
+        let (mut names, of) = (Names::default(), (1, 7));
+        found(&mut names, name("a", 7, 3));
+        names.settled(0, Role::First(of), true);
+        let b = name("b", 7, 3);
+        assert_eq!(found(&mut names, b.clone()), Some(Role::Name(of, 0)));
+        // The connection is lost before it is settled, and the next one too.
+        for again in [4, 9] {
+            assert!(names.comes_again(&b, Role::Name(of, 0)));
+            names.begin_anew();
+            assert_eq!(next(&mut names), Some(("a".into(), Role::Again(of))));
+            assert_eq!(next(&mut names), None);
+            if again == 4 {
+                names.comes_again(&b, Role::Again(of));
+                assert_eq!(names.ready.len(), 1);
+                names.ready.clear();
+                continue;
+            }
+            names.settled(again, Role::Again(of), true);
+            assert_eq!(next(&mut names), Some(("b".into(), Role::Name(of, 9))));
+        }
+        names.settled(10, Role::Name(of, 9), true);
+        names.begin_anew();
+        assert_eq!(next(&mut names), None);
+    }
+}

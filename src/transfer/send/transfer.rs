@@ -1,0 +1,393 @@
+//! One transfer: plan, body, trailer, and the receipt that comes back.
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::body::{BLOCK, FileReader};
+use super::{Run, blocking};
+use crate::error::{Code, Result, Why};
+use crate::net::stream::{Direction, MessageReader, MessageWriter, StreamError, silence};
+use crate::protocol::{
+    Committed, Failed, Frame, Held, Message, StreamType, Trailer, Withdraw, Working, put_varint,
+};
+use crate::storage::digest_index::LARGE_FILE;
+use crate::storage::walk::Announce;
+use crate::transfer::events::Event;
+use crate::transfer::sampler::Station;
+
+/// Files up to this size are read whole before their stream is opened, in bytes.
+const SMALL_BODY: u64 = BLOCK as u64;
+
+/// The receiver's half of a transfer: that it is at work, and at last the receipt.
+pub(super) struct Receipt {
+    stream: MessageReader,
+    /// What came while it was only listened for.
+    last: Option<Result<Option<Frame>, StreamError>>,
+}
+
+impl Receipt {
+    /// Counts each time that the receiver says it is at work, for as long as it is polled. What else comes is kept.
+    async fn listen(&mut self, working: &AtomicU64) -> Infallible {
+        while self.last.is_none() {
+            match self.stream.frame(Failed::LIMIT).await {
+                Ok(Some(frame))
+                    if frame.kind == Working::TYPE && frame.decode::<Working>().is_ok() =>
+                {
+                    working.fetch_add(1, Relaxed);
+                }
+                other => self.last = Some(other),
+            }
+        }
+        pending().await
+    }
+
+    async fn frame(&mut self) -> Result<Option<Frame>, StreamError> {
+        match self.last.take() {
+            Some(last) => last,
+            None => self.stream.frame(Failed::LIMIT).await,
+        }
+    }
+}
+
+impl Run {
+    /// Sends one wanted file, reads the receipt and settles it. Its place among the open transfers is held until then.
+    pub(super) async fn transfer(
+        self: Arc<Self>,
+        id: u64,
+        announce: Arc<Announce>,
+        held: Vec<Held>,
+        _open: OwnedSemaphorePermit,
+    ) {
+        let result = if let Some(pipe) = &announce.pipe {
+            self.transfer_pipe(id, &announce, pipe).await
+        } else if announce.metadata.size <= SMALL_BODY {
+            self.started(id, &announce, 0);
+            self.transfer_small(id, &announce).await
+        } else {
+            let _writer = self.shared.large.acquire().await;
+            self.transfer_large(id, &announce, held).await
+        };
+        self.settle_transfer(id, result);
+    }
+
+    /// Tells the receiver that a wanted file cannot be sent after all, so that it does not wait for it.
+    pub(super) async fn withdraw<T>(&self, id: u64, read: Result<T, Why>) -> Result<T, Why> {
+        if let Err(why) = &read {
+            let (mut stream, mut receipt) = self.open_transfer().await?;
+            let mut head = self.header();
+            Withdraw {
+                id,
+                why: why.clone().into(),
+            }
+            .put(&mut head);
+            self.write((&mut stream, &mut receipt), &mut [head.freeze()])
+                .await?;
+            stream.finish();
+        }
+        read
+    }
+
+    pub(super) fn started(&self, id: u64, announce: &Announce, held: u64) {
+        let (path, size) = (announce.path.clone(), announce.metadata.size);
+        (self.shared.observer)(Event::Started {
+            id,
+            path,
+            size,
+            held,
+        });
+    }
+
+    async fn transfer_small(&self, id: u64, announce: &Announce) -> Result<(), Why> {
+        let size = announce.metadata.size;
+        let kib = size.div_ceil(1024) as u32;
+        let _memory = self.shared.memory.acquire_many(kib.max(1)).await;
+        let reading = self.sending.meter.at(Station::Reading);
+        let open = self.shared.files.clone().acquire_owned().await;
+        let mut reader = FileReader::open(announce, Vec::new(), self.shared.may_grow);
+        let plan = reader.plan(id);
+        let read = blocking(move || {
+            let _open = open;
+            let mut content = BytesMut::with_capacity(size as usize);
+            while let Some(block) = reader.next()? {
+                content.extend_from_slice(&block);
+            }
+            Ok((content.freeze(), reader.finish()?))
+        })
+        .await;
+        drop(reading);
+        let (content, digest) = self.withdraw(id, read).await?;
+        let (mut stream, mut receipt) = self.open_transfer().await?;
+        let mut head = self.header();
+        plan.put(&mut head);
+        let mut chunks = [
+            head.freeze(),
+            content,
+            Trailer { digest, size: None }.to_bytes(),
+        ];
+        if let Err(error) = self.write((&mut stream, &mut receipt), &mut chunks).await {
+            return self.stopped(error, &mut receipt).await;
+        }
+        (self.shared.observer)(Event::Moved { id, bytes: size });
+        self.sent(id);
+        let delivered = stream.delivered();
+        stream.finish();
+        self.receipt(&mut receipt, size, delivered).await
+    }
+
+    async fn transfer_large(
+        &self,
+        id: u64,
+        announce: &Announce,
+        held: Vec<Held>,
+    ) -> Result<(), Why> {
+        let size = announce.metadata.size;
+        let _open = self.shared.files.acquire().await;
+        let reading = self.sending.meter.at(Station::Reading);
+        let reader = FileReader::open(announce, held, self.shared.may_grow);
+        let mut reader = self
+            .withdraw(id, blocking(move || reader.compare()).await)
+            .await?;
+        drop(reading);
+        let plan = reader.plan(id);
+        let key = announce.metadata.version.key();
+        let changed = announce.metadata.version.changed;
+        // A digest that speaks of holes is none of the content alone.
+        let lasts = size >= LARGE_FILE && plan.holes().is_empty() && key.is_settled(changed);
+        // Neither what is held nor a hole need travel.
+        self.started(
+            id,
+            announce,
+            size - plan.ranges.iter().map(|r| r.length).sum::<u64>(),
+        );
+        let (mut stream, mut receipt) = self.open_transfer().await?;
+        let mut head = self.header();
+        plan.put(&mut head);
+        if let Err(error) = self
+            .write((&mut stream, &mut receipt), &mut [head.freeze()])
+            .await
+        {
+            return self.stopped(error, &mut receipt).await;
+        }
+        let digest = loop {
+            // The next block is read while this one is written.
+            let reading = self.sending.meter.at(Station::Reading);
+            let (block, next) = match read_block(reader).await {
+                Ok(read) => read,
+                Err(why) => return self.give_up(id, stream, why).await,
+            };
+            drop(reading);
+            reader = next;
+            let Some(block) = block else {
+                match blocking(move || reader.finish()).await {
+                    Ok(digest) => break digest,
+                    Err(why) => return self.give_up(id, stream, why).await,
+                }
+            };
+            // In parts, so that progress shows under a low limit too.
+            for part in parts(block, self.sending.limits.block()) {
+                let bytes = part.len() as u64;
+                if let Err(error) = self.write((&mut stream, &mut receipt), &mut [part]).await {
+                    return self.stopped(error, &mut receipt).await;
+                }
+                (self.shared.observer)(Event::Moved { id, bytes });
+            }
+        };
+        if let Err(error) = self
+            .write(
+                (&mut stream, &mut receipt),
+                &mut [Trailer { digest, size: None }.to_bytes()],
+            )
+            .await
+        {
+            return self.stopped(error, &mut receipt).await;
+        }
+        self.sent(id);
+        let delivered = stream.delivered();
+        stream.finish();
+        self.receipt(&mut receipt, size, delivered).await?;
+        if let Some(index) = self.shared.index.clone().filter(|_| lasts) {
+            let remembered = blocking(move || {
+                index.remember(&key, changed, &digest);
+                Ok(())
+            });
+            remembered.await?;
+        }
+        Ok(())
+    }
+
+    /// Ends a transfer that has begun. A reset may overtake the plan, and then the receiver knows of no transfer to fail: so
+    /// the file is withdrawn as well.
+    pub(super) async fn give_up(
+        &self,
+        id: u64,
+        stream: MessageWriter,
+        why: Why,
+    ) -> Result<(), Why> {
+        stream.reset(why.code);
+        self.withdraw(id, Err(why)).await
+    }
+
+    pub(super) async fn open_transfer(&self) -> Result<(MessageWriter, Receipt), Why> {
+        let (send, receive) = self
+            .sending
+            .connection
+            .open_bi()
+            .await
+            .map_err(StreamError::from)?;
+        Ok((
+            MessageWriter::new(send),
+            Receipt {
+                stream: MessageReader::new(receive),
+                last: None,
+            },
+        ))
+    }
+
+    pub(super) fn header(&self) -> BytesMut {
+        let mut head = BytesMut::new();
+        head.put_u8(StreamType::Transfer as u8);
+        put_varint(&mut head, self.sending.handle);
+        head
+    }
+
+    /// Writes chunks within the limits, unless nothing goes out on the whole connection until the deadline. Waiting for a
+    /// limit is this side's doing, and is not held against the peer.
+    pub(super) async fn write(
+        &self,
+        (stream, receipt): (&mut MessageWriter, &mut Receipt),
+        chunks: &mut [Bytes],
+    ) -> Result<(), StreamError> {
+        tokio::select! {
+            biased;
+            written = self.write_limited(stream, chunks) => written,
+            never = receipt.listen(&self.working) => match never {},
+        }
+    }
+
+    async fn write_limited(
+        &self,
+        stream: &mut MessageWriter,
+        chunks: &mut [Bytes],
+    ) -> Result<(), StreamError> {
+        let (limits, meter) = (&self.sending.limits, &self.sending.meter);
+        if limits.rate().is_none() {
+            let _writing = meter.at(Station::Writing);
+            return self.unless_silent(stream.write_all_chunks(chunks)).await?;
+        }
+        for chunk in chunks {
+            for part in parts(std::mem::take(chunk), limits.block()) {
+                let limited = meter.at(Station::Limited);
+                limits.take(part.len()).await;
+                drop(limited);
+                let _writing = meter.at(Station::Writing);
+                self.unless_silent(stream.write_bytes(part)).await??;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for something of the receiver, unless nothing goes out until the deadline and it does not say of any file that
+    /// it is at work. A disk that stands still takes the credit of all, also of those of which it has not heard yet.
+    async fn unless_silent<T>(&self, wait: impl Future<Output = T>) -> Result<T, StreamError> {
+        let silence = async {
+            loop {
+                let before = self.working.load(Relaxed);
+                silence(
+                    &self.sending.connection,
+                    Direction::Sending,
+                    self.sending.deadline,
+                )
+                .await;
+                if self.working.load(Relaxed) == before {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            done = wait => Ok(done),
+            () = silence => Err(StreamError::TimedOut),
+        }
+    }
+
+    /// A stopped stream is no error by itself: the receipt says why. Everything else is.
+    pub(super) async fn stopped(
+        &self,
+        error: StreamError,
+        receipt: &mut Receipt,
+    ) -> Result<(), Why> {
+        match error {
+            StreamError::Stopped(code) => match self.read_receipt(receipt).await {
+                Ok(Err(why)) => Err(why),
+                Ok(Ok(_)) | Err(_) => Err(Why::from(code)),
+            },
+            other => Err(other.into()),
+        }
+    }
+
+    pub(super) async fn receipt(
+        &self,
+        receipt: &mut Receipt,
+        size: u64,
+        delivered: impl Future<Output = ()>,
+    ) -> Result<(), Why> {
+        let meter = &self.sending.meter;
+        let under_way = meter.at(Station::UnderWay);
+        let receipt = self.read_receipt(receipt);
+        tokio::pin!(receipt);
+        let receipt = tokio::select! {
+            biased;
+            receipt = &mut receipt => receipt,
+            () = delivered => {
+                drop(under_way);
+                let _committing = meter.at(Station::Committing);
+                receipt.await
+            }
+        };
+        match receipt?? {
+            committed if committed.bytes == size => Ok(()),
+            committed => Err(Why::new(
+                Code::Corrupt,
+                format!(
+                    "the receiver says it committed {} bytes of {size}",
+                    committed.bytes
+                ),
+            )),
+        }
+    }
+
+    pub(super) async fn read_receipt(
+        &self,
+        receipt: &mut Receipt,
+    ) -> Result<Result<Committed, Why>, StreamError> {
+        loop {
+            // What was written may still be on its way; the receiver says Working while the wait is its own.
+            let frame = self
+                .unless_silent(receipt.frame())
+                .await??
+                .ok_or(StreamError::Ended)?;
+            match frame.kind {
+                Working::TYPE => {
+                    frame.decode::<Working>()?;
+                    self.working.fetch_add(1, Relaxed);
+                }
+                Failed::TYPE => return Ok(Err(frame.decode::<Failed>()?.why.into())),
+                _ => return Ok(Ok(frame.decode::<Committed>()?)),
+            }
+        }
+    }
+}
+
+/// Cuts bytes into parts of at most so many, without copying them.
+fn parts(mut bytes: Bytes, most: usize) -> impl Iterator<Item = Bytes> {
+    std::iter::from_fn(move || (!bytes.is_empty()).then(|| bytes.split_to(bytes.len().min(most))))
+}
+
+async fn read_block(mut reader: FileReader) -> Result<(Option<Bytes>, FileReader), Why> {
+    blocking(move || Ok((reader.next()?, reader))).await
+}

@@ -1,0 +1,130 @@
+//! What is to be sent, as trees: sources of this machine, or what a pull asks for.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::error::{Code, Error, Result, Why};
+use crate::protocol::path::{RelativePath, printable};
+use crate::protocol::{Components, Kind};
+use crate::storage::Store;
+use crate::storage::expand::{Effort, expand};
+use crate::storage::fault::refusal;
+use crate::storage::walk::{Follow, LocalTrees, Tree};
+
+/// A source that could not be looked at, and why.
+pub(crate) type Unsendable = (RelativePath, Why);
+
+/// Looks at sources of this machine. One that is missing does not keep the others from being sent. Blocks.
+///
+/// # Errors
+/// [`Error::Usage`] when two would fall on each other, or one has no name.
+pub(crate) fn look_here(
+    sources: &[PathBuf],
+    follow: Follow,
+) -> Result<(Vec<Tree>, Vec<Unsendable>), Error> {
+    let (mut trees, mut unsendable) = (Vec::<Tree>::new(), Vec::new());
+    let mut local = LocalTrees::default();
+    let mut names = HashSet::new();
+    for source in sources {
+        match local.open(source, follow) {
+            Ok(tree) if !names.insert(tree.name.clone()) => {
+                let name = printable(&tree.name);
+                return Err(Error::Usage(format!(
+                    "two sources are named {name}; they would fall on each other"
+                )));
+            }
+            Ok(tree) => trees.push(tree),
+            Err(Error::Io {
+                what: _,
+                source: error,
+            }) => {
+                let name = source.components().filter_map(|c| match c {
+                    std::path::Component::Normal(name) => Some(name.as_encoded_bytes()),
+                    _ => None,
+                });
+                let path = RelativePath::from_components(name).unwrap_or_default();
+                // The name as it was typed: a relative path alone would not tell which file of that name.
+                let typed = printable(source.as_os_str().as_encoded_bytes());
+                let code = Why::from_io(&error).code;
+                unsendable.push((path, Why::new(code, format!("{typed}: {error}"))));
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    Ok((trees, unsendable))
+}
+
+/// The sources of a pull.
+pub(super) struct Looked {
+    pub(super) trees: Vec<Tree>,
+    /// Those that cannot be sent: they do not keep the others from it.
+    pub(super) unsendable: Vec<Unsendable>,
+    /// What the only one is, if it was named without a pattern.
+    pub(super) only: Option<Kind>,
+}
+
+/// Looks at what is asked for. Blocks.
+///
+/// # Errors
+/// Why the only source cannot be sent, or that two would fall on each other.
+pub(super) fn look(store: &Arc<dyn Store>, sources: &[Components]) -> Result<Looked, Why> {
+    let mut looked = Looked {
+        trees: Vec::new(),
+        unsendable: Vec::new(),
+        only: None,
+    };
+    let mut paths = HashMap::<Vec<u8>, RelativePath>::new();
+    let mut effort = Effort::default();
+    for source in sources {
+        let path = RelativePath::from_components(&source.0)?;
+        let expanded = expand(&**store, &path, &mut effort).and_then(|expanded| {
+            let trees = expanded
+                .paths
+                .iter()
+                .map(|path| tree(store, path))
+                .collect::<Result<Vec<_>, _>>()?;
+            Ok((trees, expanded.by_pattern))
+        });
+        let (trees, by_pattern) = match expanded {
+            Ok(expanded) => expanded,
+            Err(why) if sources.len() == 1 => return Err(why),
+            Err(why) => {
+                looked.unsendable.push((path, why));
+                continue;
+            }
+        };
+        for (tree, kind) in trees {
+            looked.only = kind.filter(|_| sources.len() == 1 && !by_pattern);
+            match paths.insert(tree.name.clone(), tree.path.clone()) {
+                None => looked.trees.push(tree),
+                // Asked for twice.
+                Some(other) if other == tree.path => {}
+                Some(_) => {
+                    let name = printable(&tree.name);
+                    let text =
+                        format!("two sources are named {name}; they would fall on each other");
+                    return Err(Why::new(Code::BadName, text));
+                }
+            }
+        }
+    }
+    Ok(looked)
+}
+
+fn tree(store: &Arc<dyn Store>, path: &RelativePath) -> Result<(Tree, Option<Kind>), Why> {
+    let there = store
+        .stat(path)?
+        .ok_or_else(|| refusal(Code::NotFound, path))?;
+    let directory = there.kind == Some(Kind::Directory);
+    let name = path.name().unwrap_or_default().to_vec();
+    Ok((
+        Tree {
+            store: store.clone(),
+            path: path.clone(),
+            name,
+            directory,
+        },
+        there.kind,
+    ))
+}
