@@ -3,7 +3,7 @@
 //! Streams of filler load the way, one direction after the other; an echo stream lives as long as all of it. Idle round
 //! trips are timed on the echo stream. Under load a message may wait in this end's own queue, or be lost and sent again,
 //! so there the round trips are the smoothed estimate of QUIC (RFC 9002, section 5.3) of the end that sends, sampled every
-//! [`SAMPLE`]; a server tells its own with each pong. Packets sent and lost are counted by the same end.
+//! [`SAMPLE_INTERVAL`]; a server tells its own with each pong. Packets sent and lost are counted by the same end.
 
 mod filler;
 mod serve;
@@ -18,9 +18,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::error::{Code, Error, Result, Why};
-use crate::net::flow_control::Window;
-use crate::net::rate_limit::Limits;
+use crate::error::{Code, Error, Reason, Result};
+use crate::net::flow_control::FlowControl;
+use crate::net::rate_limit::RateLimits;
 use crate::net::stream::{MessageReader, MessageWriter, StreamError};
 use crate::protocol::{Measure, Message, Ping, Pong, Probe, Received, StreamType};
 use crate::transfer::events::{Event, Observer};
@@ -28,12 +28,12 @@ use crate::transfer::events::{Event, Observer};
 use filler::{drain, fill};
 pub(crate) use serve::{Places, serve};
 use sums::Samples;
-pub use sums::{Load, Measured, RoundTrips};
+pub use sums::{Load, Measurement, RoundTrips};
 
 /// Time between two samples under load.
-pub const SAMPLE: Duration = Duration::from_millis(100);
+pub const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 /// How long each direction is loaded at least, unless it is said: some seconds of full rate at 100 ms.
-const TIME: Duration = Duration::from_secs(5);
+const DEFAULT_TIME: Duration = Duration::from_secs(5);
 /// The same in round trips, for long ways: a sender needs some ten to find the rate, and only what follows counts.
 const ROUND_TRIPS: u32 = 30;
 /// Shortest load that is worth a figure.
@@ -67,11 +67,11 @@ impl Default for MeasureOptions {
 
 /// The client's side.
 pub(crate) async fn measure(
-    window: &Window,
+    window: &FlowControl,
     options: &MeasureOptions,
     config: &Config,
     observer: &Observer,
-) -> Result<Measured> {
+) -> Result<Measurement> {
     let allowed = MIN_TIME..=config.max_measurement;
     if options.time.is_some_and(|time| !allowed.contains(&time)) {
         let (least, most) = (MIN_TIME.as_secs(), config.max_measurement.as_secs());
@@ -82,10 +82,10 @@ pub(crate) async fn measure(
     let mut way = Way::open(window, config, observer).await.map_err(refused)?;
     let (idle, jitter) = way.idle().await.map_err(refused)?;
     let usual = (idle.median * ROUND_TRIPS)
-        .max(TIME)
+        .max(DEFAULT_TIME)
         .min(config.max_measurement);
     let time = options.time.unwrap_or(usual);
-    let mut measured = Measured {
+    let mut measured = Measurement {
         idle,
         jitter,
         up: None,
@@ -108,11 +108,11 @@ fn refused(error: StreamError) -> Error {
         error => return error.into(),
     };
     Error::from(match why {
-        Code::Unsupported => Why::new(
+        Code::Unsupported => Reason::new(
             why,
             "the server's haul is too old for this: it cannot measure",
         ),
-        Code::Busy => Why::new(
+        Code::Busy => Reason::new(
             why,
             "the server is busy with other measurements; try again in a minute",
         ),
@@ -123,7 +123,7 @@ fn refused(error: StreamError) -> Error {
 
 /// A way that is being measured: its echo stream, and what the loads need.
 struct Way<'a> {
-    window: &'a Window,
+    window: &'a FlowControl,
     deadline: Duration,
     observer: &'a Observer,
     reader: MessageReader,
@@ -133,7 +133,7 @@ struct Way<'a> {
 
 impl<'a> Way<'a> {
     async fn open(
-        window: &'a Window,
+        window: &'a FlowControl,
         config: &Config,
         observer: &'a Observer,
     ) -> Result<Self, StreamError> {
@@ -162,7 +162,7 @@ impl<'a> Way<'a> {
             .await?;
         let pong = self
             .window
-            .unless_silent(self.deadline, self.reader.read::<Pong>())
+            .or_timeout_on_silence(self.deadline, self.reader.read::<Pong>())
             .await??;
         // Nobody else is asked in between.
         if pong.id == id {
@@ -221,7 +221,7 @@ impl<'a> Way<'a> {
             while !over.is_cancelled() {
                 tokio::select! {
                     () = over.cancelled() => {}
-                    () = sleep(SAMPLE) => trips.push(Duration::from_micros(self.sender(probe).await?.rtt)),
+                    () = sleep(SAMPLE_INTERVAL) => trips.push(Duration::from_micros(self.sender(probe).await?.rtt)),
                 }
             }
             Ok(trips)
@@ -269,7 +269,7 @@ async fn open(
 
 /// Sends filler, and hears from the server what of it has come.
 async fn up(
-    window: &Window,
+    window: &FlowControl,
     time: Duration,
     deadline: Duration,
     told: impl Fn(Duration, u64),
@@ -277,7 +277,7 @@ async fn up(
     let (mut reader, mut writer) = open(window.connection(), Probe::Up, time, deadline).await?;
     let filling = async {
         // Why a server stopped it, it says on the other half.
-        let _ = fill(&mut writer, time, &Limits::default()).await;
+        let _ = fill(&mut writer, time, &RateLimits::default()).await;
         // What is still under way is not waited for: on a slow link it may be a minute's worth.
         writer.reset(Code::Done);
     };
@@ -285,7 +285,7 @@ async fn up(
         let mut samples = Samples::default();
         let next = async |reader: &mut MessageReader| {
             window
-                .unless_silent(deadline, reader.frame(Received::LIMIT))
+                .or_timeout_on_silence(deadline, reader.frame(Received::LIMIT))
                 .await?
         };
         while let Some(frame) = next(&mut reader).await? {
@@ -310,7 +310,7 @@ async fn up(
 
 /// Takes filler, and counts it.
 async fn down(
-    window: &Window,
+    window: &FlowControl,
     time: Duration,
     deadline: Duration,
     told: impl Fn(Duration, u64),
@@ -319,7 +319,7 @@ async fn down(
     writer.finish();
     let (begun, bytes, mut samples) = (Instant::now(), AtomicU64::new(0), Samples::default());
     let sampling = async {
-        let mut tick = interval(SAMPLE);
+        let mut tick = interval(SAMPLE_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
@@ -329,7 +329,7 @@ async fn down(
         }
     };
     let ended = tokio::select! {
-        ended = window.unless_silent(deadline, drain(reader, window, &bytes)) => ended?,
+        ended = window.or_timeout_on_silence(deadline, drain(reader, window, &bytes)) => ended?,
         () = sampling => Ok(()),
     };
     match ended {

@@ -17,23 +17,23 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::auth::identity::{Identity, KeyId};
 use crate::auth::trust::ServerTrust;
-use crate::bench::{self, MeasureOptions, Measured};
+use crate::bench::{self, MeasureOptions, Measurement};
 use crate::config::{Config, written};
-use crate::error::{Code, Error, Result, Why};
+use crate::error::{Code, Error, Reason, Result};
 use crate::net::connect;
 use crate::net::endpoint;
-use crate::net::rate_limit::{Bucket, Limits};
+use crate::net::rate_limit::{RateLimits, TokenBucket};
 use crate::net::stream::varint_of;
 use crate::protocol::path::RelativePath;
-use crate::protocol::{Components, Durability, List, Push, Take};
+use crate::protocol::{Components, Durability, List, Push, ReceiveOptions};
 use crate::storage::OutputStore;
 use crate::storage::pipe::Pipe;
 use crate::storage::walk::WalkOptions;
 use crate::transfer::events::{Event, Observer, Route};
-use crate::transfer::receive::Most;
-use crate::transfer::send::{Sender, Sent};
-use crate::transfer::session::origin::origin;
-use crate::transfer::session::{Listing, Outcome, look_here};
+use crate::transfer::receive::AcceptedQuota;
+use crate::transfer::send::{Sender, TransferStats};
+use crate::transfer::session::nesting::origin;
+use crate::transfer::session::{Listing, Outcome, local_sources};
 
 use link::Link;
 pub(crate) use link::{Dial, Dialed, Dialing};
@@ -41,12 +41,12 @@ use operation::{Operation, Pulling, wire_filter};
 use retry::{Retry, passes, reason};
 
 /// How long a server that offers by a code may take to say goodbye.
-const SERVERS_GOODBYE: Duration = Duration::from_secs(10);
+const SERVER_CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a relay is used before a direct way is looked for again: at first, and at most.
-const BETTER: Duration = Duration::from_secs(2);
-const BETTER_AT_MOST: Duration = Duration::from_secs(60);
+const DIRECT_RETRY_INTERVAL: Duration = Duration::from_secs(2);
+const MAX_DIRECT_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 /// How often it is looked whether anything comes.
-const LOOK: Duration = Duration::from_secs(1);
+const ROUTE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A client of one server, and its connection there.
 pub struct Client {
@@ -56,7 +56,7 @@ pub struct Client {
     routed: bool,
     key_id: KeyId,
     config: Config,
-    limits: Limits,
+    limits: RateLimits,
     link: Mutex<Arc<Link>>,
     /// Sessions that lost the same connection wait for one new one.
     reconnecting: tokio::sync::Mutex<()>,
@@ -76,7 +76,7 @@ pub struct PushOptions {
     /// What is announced of the sources.
     pub walk: WalkOptions,
     /// How the server takes it.
-    pub take: Take,
+    pub take: ReceiveOptions,
 }
 
 /// What to receive, where to, and how.
@@ -93,11 +93,11 @@ pub struct PullOptions {
     /// What the server announces of the sources.
     pub walk: WalkOptions,
     /// How this machine takes it.
-    pub take: Take,
+    pub take: ReceiveOptions,
     /// The sources are names and no patterns.
     pub literal: bool,
     /// The most that is taken, for whoever has agreed to so much.
-    pub most: Option<Most>,
+    pub most: Option<AcceptedQuota>,
 }
 
 impl Client {
@@ -155,7 +155,7 @@ impl Client {
             routed: true,
             key_id,
             config: config.clone(),
-            limits: Limits::new(config.limit.map(|rate| Arc::new(Bucket::new(rate)))),
+            limits: RateLimits::new(config.limit.map(|rate| Arc::new(TokenBucket::new(rate)))),
             link: Mutex::new(Arc::new(link)),
             reconnecting: tokio::sync::Mutex::default(),
         })
@@ -206,7 +206,7 @@ impl Client {
     /// server does not hold is sent.
     ///
     /// # Errors
-    /// What ends the session as a whole. Files that fail do not: see [`Sent::failures`](crate::transfer::send::Sent::failures).
+    /// What ends the session as a whole. Files that fail do not: see [`TransferStats::failures`](crate::transfer::send::TransferStats::failures).
     pub async fn push(&self, options: &PushOptions, observer: Observer) -> Result<Outcome> {
         unlisted_mirror(&options.take, &options.walk)?;
         let link = self.link();
@@ -216,11 +216,11 @@ impl Client {
         });
         self.tell_route(&link, &observer);
         let (sources, follow) = (options.sources.clone(), options.walk.follow);
-        let (trees, unsendable) = blocking(move || look_here(&sources, follow)).await??;
+        let (trees, unsendable) = blocking(move || local_sources(&sources, follow)).await??;
         let Some(first) = trees.first() else {
             // Nothing to ask the server for.
             return Ok(Outcome {
-                sent: Sent::of_failures(unsendable, &observer),
+                sent: TransferStats::of_failures(unsendable, &observer),
                 ..Outcome::default()
             });
         };
@@ -237,7 +237,7 @@ impl Client {
             sources: u32::try_from(options.sources.len()).unwrap_or(u32::MAX),
             directory,
             durability: options.durability,
-            take: Some(options.take).filter(|take| *take != Take::default()),
+            take: Some(options.take).filter(|take| *take != ReceiveOptions::default()),
             origin,
             filter: if options.take.delete.is_some() {
                 wire_filter(&options.walk.filter)?
@@ -308,7 +308,7 @@ impl Client {
             sources: 1,
             directory: false,
             durability: options.durability,
-            take: Some(options.take).filter(|take| *take != Take::default()),
+            take: Some(options.take).filter(|take| *take != ReceiveOptions::default()),
             filter: None,
             origin: None,
         };
@@ -327,7 +327,7 @@ impl Client {
 
     /// Receives files and directories from the server, and waits until each is committed on this machine, or has failed.
     /// Where they come to stand is settled as in a push, once the server has said what the source is: see
-    /// [`Place::settle`](crate::transfer::receive::Place::settle). All else is as in [`push`](Self::push), with the roles turned
+    /// [`Placement::settle`](crate::transfer::receive::Placement::settle). All else is as in [`push`](Self::push), with the roles turned
     /// about: what the server could not send is counted among the failures, and a lost connection is followed by others,
     /// over which the server looks for everything anew.
     ///
@@ -393,7 +393,9 @@ impl Client {
             recursive,
         };
         let link = self.link();
-        link.honest(Listing::begin(&link.connection, &list, self.config.deadline).await)
+        link.close_on_protocol_error(
+            Listing::begin(&link.connection, &list, self.config.deadline).await,
+        )
     }
 
     /// Runs an operation to its end, over as many connections as it takes.
@@ -424,7 +426,7 @@ impl Client {
                 tokio::pin!(run);
                 tokio::select! {
                     ended = &mut run => ended,
-                    () = self.better(&link, observer), if moves => run.await,
+                    () = self.move_to_better_route(&link, observer), if moves => run.await,
                 }
             };
             (outcome.sent, outcome.bound) = (operation.sent(), outcome.account.bound());
@@ -439,7 +441,7 @@ impl Client {
                 (Ok(()), _) => {
                     if stopped_mirroring {
                         let text = "the connection was lost meanwhile; run the same command again";
-                        outcome.summary.unremoved = Some(Why::new(Code::Cancelled, text).into());
+                        outcome.summary.unremoved = Some(Reason::new(Code::Cancelled, text).into());
                     }
                     return Ok(outcome);
                 }
@@ -482,25 +484,28 @@ impl Client {
 
     /// Ends once there is a better way, and the session has been moved there: one that needs no relay, or any where nothing comes by this
     /// one, as after a NAT has given one end another address. The connection of before is closed then.
-    async fn better(&self, link: &Arc<Link>, observer: &Observer) {
+    async fn move_to_better_route(&self, link: &Arc<Link>, observer: &Observer) {
         let Some(direct) = &self.dial.direct else {
             return pending().await;
         };
         let arrived = || link.connection.stats().udp_rx.datagrams;
-        let (mut wait, mut due) = (BETTER, Instant::now() + BETTER);
+        let (mut wait, mut due) = (
+            DIRECT_RETRY_INTERVAL,
+            Instant::now() + DIRECT_RETRY_INTERVAL,
+        );
         let (mut before, mut since) = (arrived(), Instant::now());
         loop {
-            sleep(LOOK).await;
+            sleep(ROUTE_CHECK_INTERVAL).await;
             let now = arrived();
             if now != before {
                 (before, since) = (now, Instant::now());
             }
-            let silent = since.elapsed() > self.config.keep_alive + LOOK;
+            let silent = since.elapsed() > self.config.keep_alive + ROUTE_CHECK_INTERVAL;
             let dialed = if silent {
                 (self.dial.any)().await
             } else if link.route == Route::Relayed && Instant::now() >= due {
                 let dialed = direct().await;
-                wait = (wait * 2).min(BETTER_AT_MOST);
+                wait = (wait * 2).min(MAX_DIRECT_RETRY_INTERVAL);
                 due = Instant::now() + wait;
                 dialed
             } else {
@@ -510,11 +515,14 @@ impl Client {
             if silent && arrived() != before {
                 continue;
             }
-            let Ok((better, _)) = dialed.and_then(|dialed| Link::over(dialed, &self.config)) else {
+            let Ok((move_to_better_route, _)) =
+                dialed.and_then(|dialed| Link::over(dialed, &self.config))
+            else {
                 continue;
             };
-            self.tell_route(&better, observer);
-            *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(better);
+            self.tell_route(&move_to_better_route, observer);
+            *self.link.lock().unwrap_or_else(PoisonError::into_inner) =
+                Arc::new(move_to_better_route);
             link.connection
                 .close(varint_of(Code::Cancelled), b"there is a better way");
             return;
@@ -567,20 +575,29 @@ impl Client {
     /// # Errors
     /// [`Error::Usage`] for a time that is out of bounds; [`Error::Refused`] with [`Code::Unsupported`] by a server that is
     /// too old for it, and with [`Code::Busy`] by one that is measuring for others; what ends a connection.
-    pub async fn measure(&self, options: &MeasureOptions, observer: Observer) -> Result<Measured> {
+    pub async fn measure(
+        &self,
+        options: &MeasureOptions,
+        observer: Observer,
+    ) -> Result<Measurement> {
         let link = self.link();
         observer(Event::Connected {
             address: link.address(),
             key_id: self.key_id.to_string(),
         });
-        link.honest(bench::measure(&link.window, options, &self.config, &observer).await)
+        link.close_on_protocol_error(
+            bench::measure(&link.window, options, &self.config, &observer).await,
+        )
     }
 
     /// Waits until the server has closed the connection, as whoever offers by a code does once it has read how a pull went, for
     /// some seconds at most; then closes it. QUIC lets a goodbye overtake what the server has not read yet.
     pub async fn close_after_server(self) {
         let connection = self.connection();
-        if timeout(SERVERS_GOODBYE, connection.closed()).await.is_err() {
+        if timeout(SERVER_CLOSE_TIMEOUT, connection.closed())
+            .await
+            .is_err()
+        {
             self.close().await;
         }
     }
@@ -605,7 +622,7 @@ impl Client {
 }
 
 /// What a list does not name would go.
-fn unlisted_mirror(take: &Take, walk: &WalkOptions) -> Result<()> {
+fn unlisted_mirror(take: &ReceiveOptions, walk: &WalkOptions) -> Result<()> {
     match take.delete.is_some() && walk.filter.only.is_some() {
         true => Err(Error::Usage(
             "a mirror takes no list of names: all that is not on it would go; use rules".into(),

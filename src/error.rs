@@ -1,6 +1,6 @@
 //! What can go wrong, and the codes that say so across the wire.
 //!
-//! [`Error`] ends an operation; [`Why`] is the reason one file (or one session) did not go through, in words that
+//! [`Error`] ends an operation; [`Reason`] is the reason one file (or one session) did not go through, in words that
 //! cross the wire. A session in which single files failed is no [`Error`]: the failures stand in its
 //! [`Outcome`](crate::transfer::events::Event).
 
@@ -138,14 +138,14 @@ codes! {
 ///
 /// Its `Display` is safe to print: what a peer wrote is escaped.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Why {
+pub struct Reason {
     /// What kind of failure.
     pub code: Code,
     /// A sentence for people; may be empty. At most [`MAX_TEXT`] bytes.
     pub text: PeerText,
 }
 
-impl Why {
+impl Reason {
     /// A reason with a sentence; the sentence is cut at [`MAX_TEXT`] bytes.
     pub fn new(code: Code, text: impl Into<String>) -> Self {
         let mut text = text.into();
@@ -186,7 +186,7 @@ impl FloorCharBoundary for String {
     }
 }
 
-impl From<Code> for Why {
+impl From<Code> for Reason {
     fn from(code: Code) -> Self {
         Self {
             code,
@@ -195,13 +195,13 @@ impl From<Code> for Why {
     }
 }
 
-impl From<BadName> for Why {
+impl From<BadName> for Reason {
     fn from(bad: BadName) -> Self {
         Self::new(Code::BadName, bad.to_string())
     }
 }
 
-impl fmt::Display for Why {
+impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.text.is_empty() {
             f.write_str(self.code.text())
@@ -213,7 +213,7 @@ impl fmt::Display for Why {
 
 /// What ends an operation.
 ///
-/// Its `Display` is safe to print: text that may come from a peer, or from a ticket, is a [`PeerText`] or a [`Why`].
+/// Its `Display` is safe to print: text that may come from a peer, or from a ticket, is a [`PeerText`] or a [`Reason`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -285,10 +285,10 @@ pub enum Error {
     },
     /// The server does not admit this machine's key.
     #[error("not admitted: {0}")]
-    NotAdmitted(Why),
+    NotAdmitted(Reason),
     /// The peer refused the session.
     #[error("{0}")]
-    Refused(Why),
+    Refused(Reason),
     /// The peer broke the protocol.
     #[error("the peer broke the protocol: {0}")]
     Protocol(PeerText),
@@ -313,9 +313,9 @@ pub enum Error {
     },
 }
 
-impl From<Why> for Error {
+impl From<Reason> for Error {
     /// What a peer's refusal of a whole session or connection means.
-    fn from(why: Why) -> Self {
+    fn from(why: Reason) -> Self {
         match why.code {
             Code::NotAdmitted => Self::NotAdmitted(why),
             Code::Stopping => Self::Stopping,
@@ -348,10 +348,13 @@ mod tests {
 
     #[test]
     fn a_peers_sentence_is_cut_and_escaped() {
-        assert_eq!(Why::new(Code::Io, "ä".repeat(1000)).text.len(), MAX_TEXT);
-        assert_eq!(Why::new(Code::Io, "a\x1b[31m").to_string(), "a\\u{1b}[31m");
+        assert_eq!(Reason::new(Code::Io, "ä".repeat(1000)).text.len(), MAX_TEXT);
         assert_eq!(
-            Why::from(Code::NoSpace).to_string(),
+            Reason::new(Code::Io, "a\x1b[31m").to_string(),
+            "a\\u{1b}[31m"
+        );
+        assert_eq!(
+            Reason::from(Code::NoSpace).to_string(),
             "no space left on the receiver"
         );
     }

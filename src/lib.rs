@@ -71,18 +71,18 @@ mod transfer;
 pub use auth::identity::{Home, Identity, KeyId};
 pub use auth::trust::ServerTrust;
 pub use auth::{Admission, Anyone, Guests, Rights, known_hosts, peers};
-pub use bench::{Load, MeasureOptions, Measured, RoundTrips};
+pub use bench::{Load, MeasureOptions, Measurement, RoundTrips};
 pub use client::{Client, PullOptions, PushOptions};
 pub use config::{Config, DEFAULT_PORT, written};
 pub use congestion::Congestion;
 pub use error::text::PeerText;
-pub use error::{Code, Error, Result, Why};
+pub use error::{Code, Error, Reason, Result};
 pub use protocol::path::{BadName, RelativePath, is_unprintable, printable};
 pub use protocol::rate::Rate;
 pub use protocol::target::{Argument, Host, Petname, Target};
 pub use protocol::{
-    Aspect, Components, Delete, Durability, Existing, Kind, Listed, Offer, Probe, Summary, Take,
-    Time, Unkept, Xattr,
+    Attribute, Components, Delete, Durability, Existing, Kind, Listed, MetadataWarning, Offer,
+    Probe, ReceiveOptions, Summary, Time, Xattr,
 };
 pub use relay::{Allowance, Relay, RelayOptions};
 pub use server::{Server, ServerOptions};
@@ -92,14 +92,14 @@ pub use storage::open_files::raise_open_files;
 pub use storage::pipe::Pipe;
 pub use storage::walk::{Follow, WalkOptions};
 pub use storage::{
-    Attributes, Claim, Folding, Lapses, LocalStore, MemoryStore, Metadata, Source, Store,
-    TimeProbe, Upload, Version,
+    Attributes, Folding, LocalStore, MemoryStore, Metadata, MetadataWarnings, PartialKey, Source,
+    Store, TimeProbe, Upload, Version,
 };
-pub use transfer::bottleneck::{Account, Bound, Cpu, PathStats};
+pub use transfer::bottleneck::{Bottleneck, Cpu, PathStats, TimeBreakdown};
 pub use transfer::events::{Event, Observer, Route, Settled, ignore};
-pub use transfer::receive::Most;
-pub use transfer::send::Sent;
-pub use transfer::session::{Found, Listing, Outcome};
+pub use transfer::receive::AcceptedQuota;
+pub use transfer::send::TransferStats;
+pub use transfer::session::{ListItem, Listing, Outcome};
 
 /// What haul's own tests and benchmarks need of the inside: messages, streams and raw endpoints. No part of the API:
 /// any release may change it.

@@ -10,7 +10,7 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 /// How long the end of the program waits for a disk that still writes. A pipe that nobody reads would hold it up for good.
-const LAST_WRITES: Duration = Duration::from_secs(2);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
@@ -27,6 +27,6 @@ fn main() -> ExitCode {
         Err(error) => return cli::failed_to_begin(error),
     };
     let code = runtime.block_on(cli.run());
-    runtime.shutdown_timeout(LAST_WRITES);
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     code
 }

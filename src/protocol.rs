@@ -10,15 +10,15 @@ mod content;
 mod introduce;
 mod message;
 mod metadata;
+mod metadata_warning;
 pub mod path;
 pub mod rate;
+mod receive_options;
 mod rendezvous;
-mod spent;
-mod take;
+mod sender_time;
 pub mod target;
 #[cfg(test)]
 mod tests;
-mod unkept;
 mod value;
 
 pub use content::content_hasher;
@@ -27,15 +27,15 @@ pub use introduce::{
 };
 pub use message::*;
 pub use metadata::{MAX_OWNER_NAME, MAX_XATTR_BYTES, MAX_XATTR_NAME, Owner, XATTR_OVERHEAD, Xattr};
+pub use metadata_warning::{Attribute, MetadataWarning};
+pub use receive_options::{Delete, Existing, ReceiveOptions};
 pub use rendezvous::{
     Address, BIND, Forward, Found, MAX_ADDRESSES, MAX_RELAY_TOKEN, Place, Placed, Seek,
 };
-pub use spent::Spent;
-pub use take::{Delete, Existing, Take};
-pub use unkept::{Aspect, Unkept};
+pub use sender_time::SenderTime;
 pub use value::{
     Components, Durability, Held, Kind, MAX_MARKS, MAX_WIRE_RULES, MAX_WIRE_RULES_BYTES, Mark,
-    Origin, Probe, Range, Time, WireFilter, WireWhy,
+    Origin, Probe, Range, Time, WireFilter, WireReason,
 };
 
 /// The protocol's name and version in TLS (RFC 7301).

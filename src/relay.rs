@@ -23,7 +23,7 @@ use tracing::{Instrument, debug, info, info_span};
 use crate::auth::identity::Identity;
 use crate::config::Config;
 use crate::error::text::PeerText;
-use crate::error::{Code, Error, Result, Why};
+use crate::error::{Code, Error, Reason, Result};
 use crate::net::endpoint;
 use crate::net::stream::{MessageReader, MessageWriter, StreamError, varint_of};
 use crate::protocol::rate::Rate;
@@ -33,7 +33,7 @@ pub use forward::Allowance;
 use forward::{Forwarder, Party};
 
 /// Time for each message.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams that one connection may have open: some places, and whoever it looks for.
 const MAX_STREAMS: u8 = 16;
 /// Connections from one address, or IPv6 network of 64 bits: several people behind one NAT.
@@ -43,7 +43,7 @@ const MAX_CONNECTIONS: usize = 20_000;
 /// Tries to find a number, or to get one, that an address has at once and then each minute.
 const TRIES: NonZeroU32 = NonZeroU32::new(20).unwrap();
 /// How often addresses are forgotten that have not tried for long.
-const FORGET: Duration = Duration::from_secs(60);
+const FORGET_INTERVAL: Duration = Duration::from_secs(60);
 /// Whom a place may still have to tell of, before it is too slow for anybody.
 const MAX_UNTOLD: usize = 8;
 /// First numbers that are given, while a third of them at most are taken; then ten times as many, and so on. Those of codes that
@@ -123,13 +123,13 @@ impl Guest {
 
     /// Where it is seen. Where that is another IP than it came from, it is told to come again: quinn takes the new one for the
     /// peer's before anything has answered there (RFC 9000, section 9.3), and a datagram may claim to come from anywhere.
-    fn seen(&self) -> Result<Address, Why> {
+    fn seen(&self) -> Result<Address, Reason> {
         let seen = canonical(self.connection.remote_address());
         if seen.ip() != self.ip {
             let text = "the address has changed; connect again";
             self.connection
                 .close(varint_of(Code::Stopping), text.as_bytes());
-            return Err(Why::new(Code::Stopping, text));
+            return Err(Reason::new(Code::Stopping, text));
         }
         Ok(Address(seen))
     }
@@ -152,7 +152,7 @@ impl Relay {
         } = options;
         let config = Config {
             memory: 1 << 20,
-            idle_timeout: IDLE,
+            idle_timeout: IDLE_TIMEOUT,
             ..Config::default()
         };
         let mut quic = endpoint::relay_server_config(&identity, &config)?;
@@ -209,7 +209,7 @@ impl Relay {
                     info_span!("connection", from = %incoming.remote_address()),
                 );
                 let connection = async move {
-                    if let Ok(Ok(connection)) = timeout(PATIENCE, incoming).await {
+                    if let Ok(Ok(connection)) = timeout(ANSWER_TIMEOUT, incoming).await {
                         serve_connection(Guest { id, connection, ip }, shared).await;
                     }
                     drop(counted);
@@ -219,7 +219,7 @@ impl Relay {
         };
         let forget = async {
             loop {
-                tokio::time::sleep(FORGET).await;
+                tokio::time::sleep(FORGET_INTERVAL).await;
                 shared.tries.retain_recent();
                 shared.tries.shrink_to_fit();
             }
@@ -231,16 +231,16 @@ impl Relay {
             () = forget => {}
         }
         endpoint.close(varint_of(Code::Stopping), b"the relay is stopping");
-        let _ = timeout(GOODBYE, endpoint.wait_idle()).await;
+        let _ = timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await;
     }
 }
 
 /// A connection on which nothing comes for so long is gone; whoever has a place keeps it alive.
-const IDLE: Duration = Duration::from_secs(30);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Handshakes that wait to be looked at.
 const MAX_INCOMING: usize = 256;
 /// How long a stopping relay waits for its last packets to go out.
-const GOODBYE: Duration = Duration::from_millis(500);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A connection that counts against its address, until this is dropped.
 struct Counted(Arc<Shared>, IpAddr);
@@ -320,7 +320,7 @@ async fn serve_stream(
     (mut reader, mut writer): (MessageReader, MessageWriter),
 ) -> Result<(), StreamError> {
     let limit = Place::LIMIT.max(Seek::LIMIT);
-    let frame = timeout(PATIENCE, reader.frame(limit))
+    let frame = timeout(ANSWER_TIMEOUT, reader.frame(limit))
         .await
         .map_err(|_| StreamError::TimedOut)??;
     let frame = frame.ok_or(StreamError::Ended)?;
@@ -331,10 +331,10 @@ async fn serve_stream(
                 .admit(guest, seek.token.as_ref().map(PeerText::raw))
                 .and_then(|seen| shared.seek((guest, seen), &seek))
             {
-                Ok(found) => writer.write_within(&found, PATIENCE).await?,
+                Ok(found) => writer.write_within(&found, ANSWER_TIMEOUT).await?,
                 Err(why) => {
                     writer
-                        .write_within(&Refused { why: why.into() }, PATIENCE)
+                        .write_within(&Refused { why: why.into() }, ANSWER_TIMEOUT)
                         .await?
                 }
             }
@@ -350,7 +350,7 @@ async fn serve_stream(
         Ok(placed) => placed,
         Err(why) => {
             writer
-                .write_within(&Refused { why: why.into() }, PATIENCE)
+                .write_within(&Refused { why: why.into() }, ANSWER_TIMEOUT)
                 .await?;
             writer.finish();
             return Ok(());
@@ -362,13 +362,13 @@ async fn serve_stream(
                 number: taken.number,
                 seen,
             },
-            PATIENCE,
+            ANSWER_TIMEOUT,
         )
         .await?;
     loop {
         tokio::select! {
             found = untold.recv() => match found {
-                Some(found) => writer.write_within(&found, PATIENCE).await?,
+                Some(found) => writer.write_within(&found, ANSWER_TIMEOUT).await?,
                 // Somebody came with the same claim.
                 None => return Ok(()),
             },
@@ -406,17 +406,17 @@ impl Shared {
     }
 
     /// Where somebody is seen who may try at all.
-    fn admit(&self, guest: &Guest, token: Option<&str>) -> Result<Address, Why> {
+    fn admit(&self, guest: &Guest, token: Option<&str>) -> Result<Address, Reason> {
         let seen = guest.seen()?;
         if self.tries.check_key(&network(guest.ip)).is_err() {
-            return Err(Why::new(
+            return Err(Reason::new(
                 Code::Busy,
                 "too many tries from this address; wait a minute",
             ));
         }
         match &self.token {
             Some(wanted) if token.is_none_or(|token| blake3::hash(token.as_bytes()) != *wanted) => {
-                Err(Why::new(
+                Err(Reason::new(
                     Code::NotAdmitted,
                     "this relay wants a token, and this is not the one",
                 ))
@@ -431,7 +431,7 @@ impl Shared {
         guest: &Guest,
         place: Place,
         tell: mpsc::Sender<Found>,
-    ) -> Result<Taken, Why> {
+    ) -> Result<Taken, Reason> {
         let mut places = self.places();
         let again = place.number.filter(|number| {
             places
@@ -441,7 +441,10 @@ impl Shared {
         if again.is_none_or(|number| !places.contains_key(&number))
             && places.len() >= self.most_places
         {
-            return Err(Why::new(Code::Busy, "the relay is full; try again later"));
+            return Err(Reason::new(
+                Code::Busy,
+                "the relay is full; try again later",
+            ));
         }
         let number = match again.filter(|number| (NUMBERS.start..MAX_NUMBERS).contains(number)) {
             Some(number) => number,
@@ -470,15 +473,15 @@ impl Shared {
     }
 
     /// Tells two ends of each other.
-    fn seek(&self, (guest, seen): (&Guest, Address), seek: &Seek) -> Result<Found, Why> {
-        let nobody = || Why::new(Code::NotFound, "nobody is at this number");
+    fn seek(&self, (guest, seen): (&Guest, Address), seek: &Seek) -> Result<Found, Reason> {
+        let nobody = || Reason::new(Code::NotFound, "nobody is at this number");
         let places = self.places();
         let there = places.get(&seek.number).ok_or_else(nobody)?;
         let its = there.guest.seen().map_err(|_| nobody())?;
         // Before there is a pair: nobody would bind one that the sender does not hear of.
         let tell = there.tell.try_reserve();
-        let tell =
-            tell.map_err(|_| Why::new(Code::Busy, "too many look for this number; wait a moment"))?;
+        let tell = tell
+            .map_err(|_| Reason::new(Code::Busy, "too many look for this number; wait a moment"))?;
         let pair = if seek.forward {
             self.forwarder.pair([there.guest.party(), guest.party()])
         } else {
@@ -513,20 +516,20 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 /// One that nobody has, with as few digits as leave most of them free.
-fn free_number(places: &HashMap<u32, Placement>) -> Result<u32, Why> {
+fn free_number(places: &HashMap<u32, Placement>) -> Result<u32, Reason> {
     let mut end = NUMBERS.end;
     while places.len() as u64 * 3 > u64::from(end - NUMBERS.start) && end < MAX_NUMBERS {
         end *= 10;
     }
     for _ in 0..100 {
         let mut random = [0; 4];
-        rand::fill(&mut random).map_err(|_| Why::from(Code::Internal))?;
+        rand::fill(&mut random).map_err(|_| Reason::from(Code::Internal))?;
         let number = NUMBERS.start + u32::from_le_bytes(random) % (end - NUMBERS.start);
         if !places.contains_key(&number) {
             return Ok(number);
         }
     }
-    Err(Why::new(Code::Busy, "no number is free"))
+    Err(Reason::new(Code::Busy, "no number is free"))
 }
 
 /// What bounds a pair unless the operator says otherwise.

@@ -20,17 +20,17 @@ use crate::bench::{self, Places};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::net::endpoint::{self, Port};
-use crate::net::flow_control::{Budget, Window};
+use crate::net::flow_control::{FlowControl, MemoryLimit};
 use crate::net::qlog;
-use crate::net::rate_limit::{Bucket, Limits};
-use crate::net::send_window::{SendMemory, Upkeep};
+use crate::net::rate_limit::{RateLimits, TokenBucket};
+use crate::net::send_window::{SendMemory, SendWindow};
 use crate::net::stream::{MessageReader, MessageWriter, lost_connection, varint_of};
 use crate::storage::Store;
-use crate::storage::open_files::within_open_files;
+use crate::storage::open_files::limit_to_open_files;
 use crate::transfer::events::Observer;
-use crate::transfer::receive::{Asked, Claims, Keep, Permits, Receiver, Receiving};
+use crate::transfer::receive::{FileLocks, Keep, Permits, Receiver, Receiving, RequestedNames};
 use crate::transfer::session::{
-    MakeReceiver, Offered, Opened, ServerSession, Sessions, accept_streams, listings, serve,
+    MakeReceiver, OfferedContent, Opened, ServerSession, Sessions, accept_streams, listings, serve,
 };
 
 use running::Running;
@@ -54,7 +54,7 @@ pub struct ServerOptions {
 /// A server that is bound to its addresses, and takes connections once it runs.
 pub struct Server {
     ports: Vec<Port>,
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
 }
 
 /// Somebody who wants to show that it knows a code.
@@ -68,10 +68,10 @@ pub struct Introduction {
 }
 
 /// What all connections share.
-struct Shared {
+struct ServerState {
     admission: Admission,
     store: Arc<dyn Store>,
-    offered: Option<Arc<Offered>>,
+    offered: Option<Arc<OfferedContent>>,
     introductions: Option<mpsc::Sender<Introduction>>,
     quic: quinn::ServerConfig,
     config: Config,
@@ -80,16 +80,16 @@ struct Shared {
     permits: Arc<Semaphore>,
     /// Bounds the connections.
     connections: Arc<Semaphore>,
-    budget: Arc<Budget>,
+    budget: Arc<MemoryLimit>,
     send_memory: Arc<SendMemory>,
     /// Bounds the streams of measurements.
     measurements: Arc<Semaphore>,
     /// Bounds the listings.
     listings: Arc<Semaphore>,
     /// The limit of what all connections send.
-    limit: Option<Arc<Bucket>>,
-    claims: Arc<Claims>,
-    pushes: Arc<Claims<[u8; 16]>>,
+    limit: Option<Arc<TokenBucket>>,
+    claims: Arc<FileLocks>,
+    pushes: Arc<FileLocks<[u8; 16]>>,
     /// Nothing new from here on.
     stopping: CancellationToken,
     tasks: TaskTracker,
@@ -122,7 +122,7 @@ impl Server {
             .into_iter()
             .map(|address| Port::listening(address, &identity, quic.clone()));
         let ports = ports.collect::<Result<_>>()?;
-        let permits = within_open_files(config.max_transfers);
+        let permits = limit_to_open_files(config.max_transfers);
         if permits < config.max_transfers {
             warn!(
                 permits,
@@ -130,7 +130,7 @@ impl Server {
                 "fewer transfers at a time: the system allows few open files"
             );
         }
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ServerState {
             admission,
             store,
             offered: None,
@@ -138,11 +138,11 @@ impl Server {
             quic,
             permits: Arc::new(Semaphore::new(permits)),
             connections: Arc::new(Semaphore::new(config.max_connections)),
-            budget: Budget::new(config.memory),
+            budget: MemoryLimit::new(config.memory),
             send_memory: SendMemory::new(config.send_memory),
             measurements: Places::of_server(),
             listings: listings(),
-            limit: config.limit.map(|rate| Arc::new(Bucket::new(rate))),
+            limit: config.limit.map(|rate| Arc::new(TokenBucket::new(rate))),
             claims: Arc::default(),
             pushes: Arc::default(),
             stopping: CancellationToken::new(),
@@ -155,7 +155,11 @@ impl Server {
 
     /// The same server, which offers something in the place of its store. Those who want to show that they know a code are
     /// handed on; whoever finds no room there is turned away.
-    pub fn offering(mut self, offered: Offered, introductions: mpsc::Sender<Introduction>) -> Self {
+    pub fn offering(
+        mut self,
+        offered: OfferedContent,
+        introductions: mpsc::Sender<Introduction>,
+    ) -> Self {
         // It does not run yet, so nobody else has it.
         if let Some(shared) = Arc::get_mut(&mut self.shared) {
             (shared.offered, shared.introductions) = (Some(Arc::new(offered)), Some(introductions));
@@ -208,7 +212,7 @@ impl Server {
         close(&endpoints);
         // The goodbyes go out; a peer that is gone does not keep us.
         for endpoint in &endpoints {
-            let _ = timeout(GOODBYE, endpoint.wait_idle()).await;
+            let _ = timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await;
         }
     }
 }
@@ -239,13 +243,14 @@ impl Drop for CloseOnDrop<'_> {
 const MAX_SESSIONS: usize = 8;
 
 /// How long a stopping server waits for its last packets to go out.
-const GOODBYE: Duration = Duration::from_millis(500);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How often stale partials are looked for: as often as they may grow old, within these bounds, as it reads all directories.
-const SWEEP: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(24 * 3600));
+const SWEEP_INTERVAL: (Duration, Duration) =
+    (Duration::from_secs(600), Duration::from_secs(24 * 3600));
 
 async fn sweep(store: Arc<dyn Store>, age: Duration) {
-    let mut turn = tokio::time::interval(age.clamp(SWEEP.0, SWEEP.1));
+    let mut turn = tokio::time::interval(age.clamp(SWEEP_INTERVAL.0, SWEEP_INTERVAL.1));
     loop {
         turn.tick().await;
         let store = store.clone();
@@ -258,7 +263,7 @@ async fn sweep(store: Arc<dyn Store>, age: Duration) {
     }
 }
 
-async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
+async fn accept(endpoint: Endpoint, shared: Arc<ServerState>) {
     loop {
         let incoming = tokio::select! {
             incoming = endpoint.accept() => incoming,
@@ -285,7 +290,7 @@ async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
 }
 
 /// The configuration of one connection that is traced. Making its file blocks.
-async fn traced(shared: Arc<Shared>) -> Arc<quinn::ServerConfig> {
+async fn traced(shared: Arc<ServerState>) -> Arc<quinn::ServerConfig> {
     let plain = Arc::new(shared.quic.clone());
     let traced =
         tokio::task::spawn_blocking(move || endpoint::traced(&shared.quic, &shared.config)).await;
@@ -293,7 +298,7 @@ async fn traced(shared: Arc<Shared>) -> Arc<quinn::ServerConfig> {
 }
 
 /// A connection from handshake to end. It takes its place among the connections with it.
-async fn connection(incoming: Incoming, shared: Arc<Shared>, _place: OwnedSemaphorePermit) {
+async fn connection(incoming: Incoming, shared: Arc<ServerState>, _place: OwnedSemaphorePermit) {
     let handshake = shared.config.handshake;
     let tracing = shared.clone();
     let mut connecting = Box::pin(timeout(handshake, async move {
@@ -324,9 +329,9 @@ async fn connection(incoming: Incoming, shared: Arc<Shared>, _place: OwnedSemaph
         return connection.close(varint_of(Code::NotAdmitted), b"a certificate is needed");
     };
     // The file of authorized keys is read anew each time; that blocks.
-    let judging = shared.clone();
-    let judged = tokio::task::spawn_blocking(move || judging.admission.judge(&chain)).await;
-    let rights = match judged.unwrap_or_else(|_| Err(Code::Internal.into())) {
+    let deciding = shared.clone();
+    let decided = tokio::task::spawn_blocking(move || deciding.admission.judge(&chain)).await;
+    let rights = match decided.unwrap_or_else(|_| Err(Code::Internal.into())) {
         Ok(rights) => rights,
         Err(why) => {
             info!(%key_id, %why, "not admitted");
@@ -336,18 +341,18 @@ async fn connection(incoming: Incoming, shared: Arc<Shared>, _place: OwnedSemaph
         }
     };
     info!(%key_id, name = rights.name.as_deref().unwrap_or("-"), "connected");
-    let Some(window) = Window::open(connection.clone(), &shared.budget) else {
+    let Some(window) = FlowControl::open(connection.clone(), &shared.budget) else {
         return connection.close(
             varint_of(Code::Busy),
             b"the server has no memory left for another connection",
         );
     };
-    let _upkeep = Upkeep::begin(
+    let _upkeep = SendWindow::begin(
         connection.clone(),
         &shared.send_memory,
         shared.config.limited_send_window(),
     );
-    let lost = converse(connection, window, shared, key_id.0, rights).await;
+    let lost = serve_connection(connection, window, shared, key_id.0, rights).await;
     match lost {
         quinn::ConnectionError::ApplicationClosed(close)
             if close.error_code == varint_of(Code::Done) =>
@@ -359,10 +364,10 @@ async fn connection(incoming: Incoming, shared: Arc<Shared>, _place: OwnedSemaph
 }
 
 /// Serves the sessions of a connection until it ends: by the client, by loss, or because it has been idle.
-async fn converse(
+async fn serve_connection(
     connection: Connection,
-    window: Arc<Window>,
-    shared: Arc<Shared>,
+    window: Arc<FlowControl>,
+    shared: Arc<ServerState>,
     owner: [u8; 32],
     rights: Rights,
 ) -> quinn::ConnectionError {
@@ -413,11 +418,11 @@ async fn converse(
                         Ok(())
                     }
                     Opened::Measurement if !session.may_read && !session.may_write => {
-                        turn_away(bi.0, bi.1, Code::NotAllowed);
+                        reject_stream(bi.0, bi.1, Code::NotAllowed);
                         Ok(())
                     }
                     Opened::Measurement => {
-                        let limits = Limits::new(session.limit.clone());
+                        let limits = RateLimits::new(session.limit.clone());
                         let within = (&session.config, &limits);
                         bench::serve(&window, &places, bi, within, &session.stopping).await
                     }
@@ -464,12 +469,12 @@ async fn converse(
 
 /// Hands somebody over to whoever knows the code, and waits until that is done with.
 async fn introduce(
-    shared: &Shared,
+    shared: &ServerState,
     connection: Connection,
     (reader, writer): (MessageReader, MessageWriter),
 ) {
     let Some(introductions) = &shared.introductions else {
-        return turn_away(reader, writer, Code::Unsupported);
+        return reject_stream(reader, writer, Code::Unsupported);
     };
     let done = writer.delivered();
     match introductions.try_send(Introduction {
@@ -480,29 +485,29 @@ async fn introduce(
         Ok(()) => done.await,
         Err(full) => {
             let Introduction { reader, writer, .. } = full.into_inner();
-            turn_away(reader, writer, Code::Busy);
+            reject_stream(reader, writer, Code::Busy);
         }
     }
 }
 
-fn turn_away(mut reader: MessageReader, writer: MessageWriter, code: Code) {
+fn reject_stream(mut reader: MessageReader, writer: MessageWriter, code: Code) {
     reader.stop(code);
     writer.reset(code);
 }
 
 /// How a session of this connection makes its receiver.
 fn receivers(
-    shared: &Arc<Shared>,
+    shared: &Arc<ServerState>,
     (owner, may_read): ([u8; 32], bool),
     permits: Arc<Permits>,
-    window: Arc<Window>,
+    window: Arc<FlowControl>,
 ) -> MakeReceiver {
     let shared = shared.clone();
     Box::new(move |push, place, spared| {
         Receiver::new(Receiving {
             store: shared.store.clone(),
             place,
-            asked: Asked::Any,
+            asked: RequestedNames::Any,
             most: None,
             take: push.take.unwrap_or_default(),
             spared,

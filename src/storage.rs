@@ -5,14 +5,12 @@
 //! one: a place for one file, that nobody can read.
 
 mod attributes;
-mod beneath;
 mod case;
-mod closed;
 pub mod digest_index;
 pub(crate) mod expand;
-pub(crate) mod fault;
 pub mod filter;
 mod holes;
+pub(crate) mod io_errors;
 pub(crate) mod listing;
 mod local;
 mod memory;
@@ -20,7 +18,9 @@ pub mod open_files;
 mod output;
 mod partial;
 pub mod pipe;
+mod read_only;
 mod reserved;
+mod root;
 mod sweep;
 mod times;
 mod unsized_files;
@@ -38,9 +38,9 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use crate::error::{Code, Why};
+use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;
-use crate::protocol::{Aspect, Durability, Kind, Time, Xattr};
+use crate::protocol::{Attribute, Durability, Kind, Time, Xattr};
 use crate::storage::digest_index::FileKey;
 
 /// What is known of something in a store without reading its content.
@@ -95,16 +95,16 @@ const DIGEST_BLOCK: usize = 256 << 10;
 
 /// Whose partial it is and of which source: what it is bound to, besides its path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Claim {
+pub struct PartialKey {
     /// The key of the sender.
     pub owner: [u8; 32],
-    /// Size of the source, or [`Claim::UNKNOWN_SIZE`].
+    /// Size of the source, or [`PartialKey::UNKNOWN_SIZE`].
     pub size: u64,
     /// Time of last modification of the source.
     pub modified: Option<Time>,
 }
 
-impl Claim {
+impl PartialKey {
     /// The size of a source that tells none: an upload of it begins anew, whatever an earlier attempt left.
     pub const UNKNOWN_SIZE: u64 = u64::MAX;
 
@@ -150,24 +150,28 @@ impl Attributes {
 }
 
 /// What could not be kept of something that stands there whole: the kind of thing, and what the system said.
-pub type Lapses = Vec<(Aspect, String)>;
+pub type MetadataWarnings = Vec<(Attribute, String)>;
 
 /// A place that holds files, by [`RelativePath`].
 ///
 /// No call follows a symbolic link, neither as the last component nor on the way, and none leaves the store.
-/// Errors are [`Why`]s, ready to cross the wire.
+/// Errors are [`Reason`]s, ready to cross the wire.
 pub trait Store: Send + Sync + 'static {
     /// What stands under a name; `None` when nothing does (also when a directory on the way is missing).
-    fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Why>;
+    fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Reason>;
 
     /// The names in a directory, in no order, partials left out.
-    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Why>;
+    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Reason>;
 
     /// The extended attributes of a file or directory that travel, by name, and a lapse for each that does not fit an entry;
     /// `privileged` are those that go with an owner. A store that knows none has none.
-    fn xattrs(&self, path: &RelativePath, privileged: bool) -> Result<(Vec<Xattr>, Lapses), Why> {
+    fn xattrs(
+        &self,
+        path: &RelativePath,
+        privileged: bool,
+    ) -> Result<(Vec<Xattr>, MetadataWarnings), Reason> {
         let _ = (path, privileged);
-        Ok((Vec::new(), Lapses::new()))
+        Ok((Vec::new(), MetadataWarnings::new()))
     }
 
     /// Calls for each name in a directory, in no order, partials left out, until the call says `false`. A store that can
@@ -176,18 +180,18 @@ pub trait Store: Send + Sync + 'static {
         &self,
         directory: &RelativePath,
         each: &mut dyn FnMut(&[u8]) -> bool,
-    ) -> Result<(), Why> {
+    ) -> Result<(), Reason> {
         let names = self.names(directory)?;
         names.iter().all(|name| each(name));
         Ok(())
     }
 
     /// What a symbolic link holds.
-    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why>;
+    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Reason>;
 
     /// Whether a file that says it is empty has content all the same, as those of /proc have. Asked of files of size 0 only; a
     /// store that knows better than to read a byte of each says so.
-    fn has_unsized_content(&self, path: &RelativePath, seen: &Metadata) -> Result<bool, Why> {
+    fn has_unsized_content(&self, path: &RelativePath, seen: &Metadata) -> Result<bool, Reason> {
         let _ = seen;
         reads_as_more(&*self.open(path)?, path)
     }
@@ -195,7 +199,7 @@ pub trait Store: Send + Sync + 'static {
     /// Opens a regular file for reading. Never blocks on a FIFO or device: those are refused as [`Special`].
     ///
     /// [`Special`]: crate::error::Code::Special
-    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why>;
+    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Reason>;
 
     /// Begins a file beside its final name, which stays as it is until [`Upload::commit`]. Missing directories on the
     /// way are made as `mkdir -p` does (0777 less umask). A partial of the same claim is taken up again, with what it holds.
@@ -205,14 +209,18 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// [`Busy`]: crate::error::Code::Busy
     /// [`IsDirectory`]: crate::error::Code::IsDirectory
-    fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why>;
+    fn create(&self, path: &RelativePath, claim: &PartialKey) -> Result<Box<dyn Upload>, Reason>;
 
     /// Makes a directory, private (0700) until its attributes are set, unless it is there. Missing ones on the way are made as
     /// `mkdir -p` does.
-    fn make_directory(&self, path: &RelativePath) -> Result<(), Why>;
+    fn make_directory(&self, path: &RelativePath) -> Result<(), Reason>;
 
     /// Sets the final metadata of a file or directory.
-    fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why>;
+    fn set_attributes(
+        &self,
+        path: &RelativePath,
+        attributes: &Attributes,
+    ) -> Result<MetadataWarnings, Reason>;
 
     /// Makes a symbolic link, atomically in the place of a file or link that stands there. What it points to is never
     /// looked at.
@@ -221,15 +229,15 @@ pub trait Store: Send + Sync + 'static {
         path: &RelativePath,
         target: &[u8],
         attributes: &Attributes,
-    ) -> Result<Lapses, Why>;
+    ) -> Result<MetadataWarnings, Reason>;
 
     /// Makes `new` another name of the regular file `existing` (a hard link), atomically in the place of a file or link
     /// that stands there. Fails where the filesystem has no such thing, and between two of them.
-    fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why>;
+    fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Reason>;
 
     /// Removes what stands there: a file, link, device or the like, or an empty directory. What a link points to is never
     /// touched, and neither are a directory with anything in it, such as a partial, and the store itself.
-    fn remove(&self, path: &RelativePath) -> Result<(), Why>;
+    fn remove(&self, path: &RelativePath) -> Result<(), Reason>;
 
     /// Device and inode of a directory, or of the nearest above it that is there, and of all above that, also above the store:
     /// to tell whether it lies in another. Nothing for a store that is no part of a filesystem.
@@ -248,7 +256,7 @@ pub trait Store: Send + Sync + 'static {
     /// Gives what is found by a name exactly this name, where it is stored with another that its directory takes for the
     /// same. `false` where it still has another: some file systems show all names in lower case. A store that tells all names
     /// apart has nothing to do.
-    fn respell(&self, path: &RelativePath, folding: Folding) -> Result<bool, Why> {
+    fn respell(&self, path: &RelativePath, folding: Folding) -> Result<bool, Reason> {
         let _ = (path, folding);
         Ok(true)
     }
@@ -262,16 +270,16 @@ pub trait Store: Send + Sync + 'static {
 
     /// Fails when the store is no longer where it was opened, such as a directory that was renamed or mounted over. Every
     /// session of a server begins with it.
-    fn check_root(&self) -> Result<(), Why> {
+    fn check_root(&self) -> Result<(), Reason> {
         Ok(())
     }
 
     /// Brings to the disk all that was made or found in this store so far.
-    fn sync(&self) -> Result<(), Why>;
+    fn sync(&self) -> Result<(), Reason>;
 
     /// Removes partials that nobody has open and that were last written more than `age` ago, below all of the store.
     /// Returns how many went.
-    fn sweep(&self, age: std::time::Duration) -> Result<u64, Why>;
+    fn sweep(&self, age: std::time::Duration) -> Result<u64, Reason>;
 }
 
 /// Tells which times a file system keeps: some round them, or cut them off at their first and last year.
@@ -299,9 +307,9 @@ pub trait Source: Send {
 }
 
 /// Whether a file that says it is empty has anything in it.
-fn reads_as_more(source: &dyn Source, path: &RelativePath) -> Result<bool, Why> {
+fn reads_as_more(source: &dyn Source, path: &RelativePath) -> Result<bool, Reason> {
     let read = source.read_at(&mut [0], 0).map_err(|error| {
-        Why::new(
+        Reason::new(
             Code::Unreadable,
             format!("{path}: its size is not known, and it cannot be read: {error}"),
         )
@@ -361,7 +369,7 @@ pub trait Upload: Send {
         self: Box<Self>,
         attributes: &Attributes,
         durability: Durability,
-    ) -> Result<Lapses, Why>;
+    ) -> Result<MetadataWarnings, Reason>;
 
     /// Removes the partial.
     fn discard(self: Box<Self>);

@@ -10,7 +10,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 
 use crate::auth::identity::{BadKeyId, Home, KeyId, provider};
-use crate::error::{Code, Why};
+use crate::error::{Code, Reason};
 use crate::protocol::path::printable;
 use crate::protocol::target::Petname;
 
@@ -105,11 +105,11 @@ impl Admission {
     /// certificate. Reads a small file.
     ///
     /// # Errors
-    /// A [`Why`] for the client, with [`Code::NotAdmitted`]: its key id, and the line that would admit it.
-    pub fn judge(&self, chain: &[CertificateDer<'_>]) -> Result<Rights, Why> {
+    /// A [`Reason`] for the client, with [`Code::NotAdmitted`]: its key id, and the line that would admit it.
+    pub fn judge(&self, chain: &[CertificateDer<'_>]) -> Result<Rights, Reason> {
         let (certificate, others) = chain.split_first().ok_or(Code::NotAdmitted)?;
         let key_id = KeyId::of_certificate(certificate)
-            .map_err(|e| Why::new(Code::NotAdmitted, e.to_string()))?;
+            .map_err(|e| Reason::new(Code::NotAdmitted, e.to_string()))?;
         if let Some(guests) = &self.guests {
             return Ok(Rights {
                 read: guests.has(key_id),
@@ -158,9 +158,9 @@ impl Admission {
                 tracing::error!(%key_id, file = %file.display(), "a client was turned away, since its key cannot be looked up: {e}");
                 let text =
                     "the server cannot look up keys now; its owner finds the reason in its log";
-                Err(Why::new(Code::NotAdmitted, text))
+                Err(Reason::new(Code::NotAdmitted, text))
             }
-            Ok(_) => Err(Why::new(
+            Ok(_) => Err(Reason::new(
                 Code::NotAdmitted,
                 format!(
                     "the server does not know the key {key_id}. Its owner can admit it with this line in authorized_keys: \

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use tokio::task::consume_budget;
 use tokio::time::{Instant, timeout_at};
 
-use crate::net::flow_control::Window;
-use crate::net::rate_limit::Limits;
+use crate::net::flow_control::FlowControl;
+use crate::net::rate_limit::RateLimits;
 use crate::net::stream::{MessageReader, MessageWriter, StreamError};
 use crate::protocol::Malformed;
 
@@ -36,7 +36,7 @@ fn block() -> Bytes {
 pub(super) async fn fill(
     writer: &mut MessageWriter,
     time: Duration,
-    limits: &Limits,
+    limits: &RateLimits,
 ) -> Result<(), StreamError> {
     let end = Instant::now() + time;
     while Instant::now() < end {
@@ -59,7 +59,7 @@ pub(super) async fn fill(
 /// reader's connection dies of 1,024 of them.
 pub(super) async fn drain(
     reader: MessageReader,
-    window: &Window,
+    window: &FlowControl,
     bytes: &AtomicU64,
 ) -> Result<(), StreamError> {
     let (mut stream, rest, start) = reader.into_parts();

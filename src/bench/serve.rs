@@ -9,11 +9,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::filler::{drain, fill};
-use super::{SAMPLE, pong};
+use super::{SAMPLE_INTERVAL, pong};
 use crate::config::Config;
 use crate::error::{Code, Result};
-use crate::net::flow_control::Window;
-use crate::net::rate_limit::Limits;
+use crate::net::flow_control::FlowControl;
+use crate::net::rate_limit::RateLimits;
 use crate::net::stream::{MessageReader, MessageWriter, StreamError};
 use crate::protocol::{Measure, Message, Ping, Probe, Received};
 
@@ -55,10 +55,10 @@ impl Places {
 
 /// Serves one measurement stream, of which the type byte has been read.
 pub(crate) async fn serve(
-    window: &Window,
+    window: &FlowControl,
     places: &Places,
     (mut reader, mut writer): (MessageReader, MessageWriter),
-    (config, limits): (&Config, &Limits),
+    (config, limits): (&Config, &RateLimits),
     stopping: &CancellationToken,
 ) -> Result<()> {
     let Some(place) = places.take() else {
@@ -91,16 +91,18 @@ pub(crate) async fn serve(
 
 /// Does what is asked for, and returns what is still to be said, if anything.
 async fn run(
-    window: &Window,
+    window: &FlowControl,
     mut reader: MessageReader,
     writer: &mut MessageWriter,
-    (config, limits): (&Config, &Limits),
+    (config, limits): (&Config, &RateLimits),
 ) -> Result<Option<Received>, StreamError> {
     let deadline = config.deadline;
     let Measure {
         probe,
         milliseconds,
-    } = window.unless_silent(deadline, reader.read()).await??;
+    } = window
+        .or_timeout_on_silence(deadline, reader.read())
+        .await??;
     let asked = Duration::from_millis(milliseconds.into());
     let time = asked.min(config.max_measurement);
     tracing::info!(?probe, ?time, "measuring");
@@ -122,14 +124,14 @@ async fn run(
 }
 
 async fn echo(
-    window: &Window,
+    window: &FlowControl,
     mut reader: MessageReader,
     writer: &mut MessageWriter,
     deadline: Duration,
 ) -> Result<(), StreamError> {
     loop {
         let frame = window
-            .unless_silent(deadline, reader.frame(Ping::LIMIT))
+            .or_timeout_on_silence(deadline, reader.frame(Ping::LIMIT))
             .await??;
         let Some(frame) = frame else { return Ok(()) };
         let Ping { id } = frame.decode()?;
@@ -139,9 +141,9 @@ async fn echo(
     }
 }
 
-/// Takes filler until the client resets it, and tells every [`SAMPLE`] what has come.
+/// Takes filler until the client resets it, and tells every [`SAMPLE_INTERVAL`] what has come.
 async fn up(
-    window: &Window,
+    window: &FlowControl,
     reader: MessageReader,
     writer: &mut MessageWriter,
     time: Duration,
@@ -153,7 +155,7 @@ async fn up(
         microseconds: u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
     };
     let telling = async {
-        let mut tick = interval(SAMPLE);
+        let mut tick = interval(SAMPLE_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;

@@ -10,7 +10,7 @@ const MAX_SAMPLES: usize = 2_000;
 
 /// The way between two ends.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Measured {
+pub struct Measurement {
     /// Round trips of small messages while nothing else moved.
     pub idle: RoundTrips,
     /// Median difference between one idle round trip and the next.

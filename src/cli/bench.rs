@@ -13,7 +13,7 @@ pub(super) async fn run(bench: Bench) -> anyhow::Result<u8> {
     let json = bench.json;
     measure(bench)
         .await
-        .inspect_err(|error| output::never_began(json, error))
+        .inspect_err(|error| output::report_start_failure(json, error))
 }
 
 async fn measure(bench: Bench) -> anyhow::Result<u8> {

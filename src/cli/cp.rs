@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use haul::{
     Argument, Client, Config, Durability, Error, Follow, Home, Host, Index, Observer, Outcome,
-    PullOptions, PushOptions, RelativePath, Take, Target, WalkOptions,
+    PullOptions, PushOptions, ReceiveOptions, RelativePath, Target, WalkOptions,
 };
 
 use super::connect::connect;
@@ -58,7 +58,7 @@ pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
     };
     let (client, job) = begin(&cp)
         .await
-        .inspect_err(|error| output::never_began(cp.how.output.json, error))?;
+        .inspect_err(|error| output::report_start_failure(cp.how.output.json, error))?;
     let screen = Screen::new(output);
     let ended = tokio::select! {
         ended = job.run(&client, screen.observer()) => ended,
@@ -148,7 +148,7 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
         modify_window,
         delete,
     } = cp.how.taking;
-    let take = Take {
+    let take = ReceiveOptions {
         existing,
         checksum,
         dry_run,

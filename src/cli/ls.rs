@@ -1,6 +1,6 @@
 //! `haul ls`.
 
-use haul::{Argument, Config, Error, Found, Listing};
+use haul::{Argument, Config, Error, ListItem, Listing};
 
 use super::connect::connect;
 use super::output;
@@ -29,13 +29,13 @@ pub(super) async fn run(ls: Ls) -> anyhow::Result<u8> {
     };
     let (client, listing) = begin
         .await
-        .inspect_err(|error| output::never_began(ls.json, error))?;
+        .inspect_err(|error| output::report_start_failure(ls.json, error))?;
     let ended = tokio::select! {
         ended = print(listing, Lines::new(form)) => ended,
         _ = tokio::signal::ctrl_c() => Ok(INTERRUPTED),
     };
     client.close().await;
-    ended.inspect_err(|error| output::never_began(ls.json, error))
+    ended.inspect_err(|error| output::report_start_failure(ls.json, error))
 }
 
 /// Prints what comes until the end, or until nobody reads it any more.
@@ -54,8 +54,8 @@ async fn print(mut listing: Listing, mut lines: Lines) -> anyhow::Result<u8> {
             }
         };
         let reads_on = match found? {
-            Some(Found::Listed(path, listed)) => lines.print(&path, &listed),
-            Some(Found::Failed(path, why)) => {
+            Some(ListItem::Listed(path, listed)) => lines.print(&path, &listed),
+            Some(ListItem::Failed(path, why)) => {
                 code = FAILED;
                 lines.failed(&path, &why)
             }

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use haul::{
-    Code, Error, Event, Kind, Observer, Outcome, RelativePath, Route, Settled, Unkept, Why,
-    is_unprintable, printable, written,
+    Code, Error, Event, Kind, MetadataWarning, Observer, Outcome, Reason, RelativePath, Route,
+    Settled, is_unprintable, printable, written,
 };
 use serde_json::{Value, json};
 
@@ -26,9 +26,9 @@ use terminal::Bars;
 pub(super) use terminal::Status;
 
 /// How often JSON tells of progress at most.
-const JSON_PROGRESS: Duration = Duration::from_millis(100);
+const JSON_PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// How often plain lines tell of progress.
-const PLAIN_PROGRESS: Duration = Duration::from_secs(5);
+const PLAIN_PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Prints a line on standard output. A reader that has gone away is no reason to panic.
 pub(super) fn line(text: &str) {
@@ -79,7 +79,7 @@ pub(super) fn failure(error: &anyhow::Error) {
 }
 
 /// Tells a reader of JSON that no session came about; people read the same from [`failure`].
-pub(super) fn never_began(json: bool, error: &anyhow::Error) {
+pub(super) fn report_start_failure(json: bool, error: &anyhow::Error) {
     if json {
         json_line(&error_object(error));
     }
@@ -119,16 +119,16 @@ pub(super) const RECEIVER: &str = "the receiver";
 
 /// What a session shows while it runs and when it ends.
 pub(super) struct Screen {
-    shared: Arc<Shared>,
+    shared: Arc<ScreenShared>,
 }
 
-struct Shared {
+struct ScreenShared {
     style: Style,
     /// What is told is what would be done.
     dry_run: bool,
     /// What the other end is called.
     peer: &'static str,
-    state: Mutex<State>,
+    state: Mutex<ScreenState>,
 }
 
 enum Style {
@@ -144,7 +144,7 @@ enum Style {
     Json,
 }
 
-struct State {
+struct ScreenState {
     tally: Tally,
     told: Instant,
     /// The way to the peer, where there are several.
@@ -169,10 +169,10 @@ impl Screen {
         } else {
             Style::Plain { verbose }
         };
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ScreenShared {
             dry_run: output.dry_run,
             peer: output.peer,
-            ..Shared::new(style)
+            ..ScreenShared::new(style)
         });
         if matches!(shared.style, Style::Bars { .. }) {
             let weak = Arc::downgrade(&shared);
@@ -181,7 +181,7 @@ impl Screen {
                 while let Some(shared) = weak.upgrade() {
                     shared.redraw();
                     drop(shared);
-                    std::thread::sleep(terminal::REDRAW);
+                    std::thread::sleep(terminal::REDRAW_INTERVAL);
                 }
             });
         }
@@ -264,14 +264,14 @@ impl Screen {
     }
 }
 
-impl Shared {
+impl ScreenShared {
     fn new(style: Style) -> Self {
         let now = Instant::now();
         Self {
             style,
             dry_run: false,
             peer: "the server",
-            state: Mutex::new(State {
+            state: Mutex::new(ScreenState {
                 tally: Tally::new(now),
                 told: now,
                 route: None,
@@ -280,7 +280,7 @@ impl Shared {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ScreenState> {
         lock(&self.state)
     }
 
@@ -298,7 +298,7 @@ impl Shared {
             Style::Json => {
                 if let Some(object) = event_object(event) {
                     json_line(&object);
-                } else if now - state.told >= JSON_PROGRESS {
+                } else if now - state.told >= JSON_PROGRESS_INTERVAL {
                     state.told = now;
                     json_line(&progress_object(&state.tally, now));
                 }
@@ -308,7 +308,7 @@ impl Shared {
                 self.lines(event, *verbose)
                     .iter()
                     .for_each(|text| note(text));
-                if now - state.told >= PLAIN_PROGRESS {
+                if now - state.told >= PLAIN_PROGRESS_INTERVAL {
                     state.told = now;
                     state.tally.tick(now);
                     note(&state.tally.total(now));
@@ -452,7 +452,7 @@ fn failed_lines(event: &Event) -> Vec<String> {
 }
 
 /// A failure names its file once, also where the reason begins with the name.
-fn failed(path: &RelativePath, why: &Why) -> String {
+fn failed(path: &RelativePath, why: &Reason) -> String {
     let (path, why) = (path.to_string(), why.to_string());
     if why.contains(&path) {
         why
@@ -524,7 +524,7 @@ fn mirrored(outcome: &Outcome, dry_run: bool) -> Vec<String> {
             "{done} {removed} at the destination that the source does not have"
         ));
     }
-    if let Some(why) = outcome.summary.unremoved.clone().map(Why::from) {
+    if let Some(why) = outcome.summary.unremoved.clone().map(Reason::from) {
         let what = if outcome.summary.removed.unwrap_or(0) > 0 {
             "not all was removed"
         } else {
@@ -536,9 +536,9 @@ fn mirrored(outcome: &Outcome, dry_run: bool) -> Vec<String> {
 }
 
 /// What neither end could keep, each kind of thing once.
-fn unkept(outcome: &Outcome) -> Vec<Unkept> {
+fn unkept(outcome: &Outcome) -> Vec<MetadataWarning> {
     let mut all = outcome.sent.unkept.clone();
-    Unkept::join(
+    MetadataWarning::join(
         &mut all,
         outcome.summary.unkept.as_deref().unwrap_or_default(),
     );
@@ -567,7 +567,7 @@ fn done_object(tally: &Tally, outcome: &Outcome) -> Value {
     if let Some(removed) = outcome.summary.removed {
         object["removed"] = removed.into();
     }
-    if let Some(why) = outcome.summary.unremoved.clone().map(Why::from) {
+    if let Some(why) = outcome.summary.unremoved.clone().map(Reason::from) {
         object["unremoved"] = why.to_string().into();
     }
     if let Some(why) = &sent.interrupted {
@@ -615,7 +615,7 @@ mod tests {
             verbose: true,
         };
         let screen = Screen {
-            shared: Arc::new(Shared::new(style)),
+            shared: Arc::new(ScreenShared::new(style)),
         };
         let (shared, straggler) = (screen.shared.clone(), screen.observer());
         straggler(settled(b"a", Settled::Committed));
@@ -632,7 +632,7 @@ mod tests {
             bars: Mutex::new(Some(Bars::hidden())),
             verbose: false,
         };
-        let shared = Shared::new(style);
+        let shared = ScreenShared::new(style);
         let Style::Bars { bars, .. } = &shared.style else {
             unreachable!()
         };
@@ -692,7 +692,7 @@ mod tests {
     #[test]
     fn what_a_mirror_did_not_remove_is_said_without_steering() {
         let mut outcome = Outcome::default();
-        let why = Why::new(Code::Io, "x\x1b]52;c;ZXZpbA==\x07\nhaul: done\u{202e}");
+        let why = Reason::new(Code::Io, "x\x1b]52;c;ZXZpbA==\x07\nhaul: done\u{202e}");
         outcome.summary.unremoved = Some(why.into());
         for line in mirrored(&outcome, false) {
             assert!(!line.contains(is_unprintable), "{line:?}");
@@ -701,8 +701,12 @@ mod tests {
 
     #[test]
     fn a_failure_is_named_once_and_cannot_steer_the_terminal() {
-        let failure =
-            |why: &str| failed_lines(&settled(b"a\x1b", Settled::Failed(Why::new(Code::Io, why))));
+        let failure = |why: &str| {
+            failed_lines(&settled(
+                b"a\x1b",
+                Settled::Failed(Reason::new(Code::Io, why)),
+            ))
+        };
         assert_eq!(failure("broken"), ["haul: a\\u{1b}: broken"]);
         assert_eq!(failure("a\x1b: broken"), ["haul: a\\u{1b}: broken"]);
     }

@@ -10,7 +10,7 @@ use haul::pairing::pair::Paired;
 use haul::pairing::send::{Met, Offering, SendOptions};
 use haul::peers;
 use haul::peers::Peer;
-use haul::{Config, Error, Home, Petname, WalkOptions, Why};
+use haul::{Config, Error, Home, Petname, Reason, WalkOptions};
 
 use super::receive::{By, meet};
 use super::send::{Asking, EXPIRED, announce, another, machine};
@@ -200,7 +200,7 @@ async fn shown(offering: &mut Offering) -> anyhow::Result<Ended> {
             Met::Paired(paired) => return Ok(Ended::Paired(paired)),
             // It takes nothing here, so it was no `haul pair`.
             Met::Declined { .. } | Met::Accepted { .. } => {
-                let why = Why::new(haul::Code::Cancelled, "the other machine did not pair");
+                let why = Reason::new(haul::Code::Cancelled, "the other machine did not pair");
                 output::failure(&Error::Refused(why).into());
                 return Ok(Ended::With(FAILED));
             }

@@ -17,8 +17,8 @@ use haul::pairing::ticket::{BadTicket, Ticket};
 use haul::peers;
 use haul::peers::Peer;
 use haul::{
-    Client, Config, Durability, Error, Existing, Home, Index, LocalStore, Most, Observer, Offer,
-    Outcome, PeerText, Petname, PullOptions, Rate, Take,
+    AcceptedQuota, Client, Config, Durability, Error, Existing, Home, Index, LocalStore, Observer,
+    Offer, Outcome, PeerText, Petname, PullOptions, Rate, ReceiveOptions,
 };
 
 use super::output::offer::Named;
@@ -122,7 +122,7 @@ impl By {
 pub(super) async fn run(receive: Receive) -> anyhow::Result<u8> {
     let json = receive.output.json;
     let begun = tokio::select! {
-        begun = begin(&receive) => begun.inspect_err(|error| output::never_began(json, error))?,
+        begun = begin(&receive) => begun.inspect_err(|error| output::report_start_failure(json, error))?,
         _ = tokio::signal::ctrl_c() => None,
     };
     let Some(met) = begun else {
@@ -388,14 +388,14 @@ async fn take(receive: &Receive, met: Met) -> anyhow::Result<u8> {
         destination: receive.to.clone(),
         into: true,
         durability: Durability::Synced,
-        take: Take {
+        take: ReceiveOptions {
             existing: receive.existing,
             checksum: receive.checksum,
             modify_window: receive.modify_window,
-            ..Take::default()
+            ..ReceiveOptions::default()
         },
         literal: true,
-        most: Some(Most::of(met.offer())),
+        most: Some(AcceptedQuota::of(met.offer())),
         ..PullOptions::default()
     };
     let text = met.offer().text.clone();

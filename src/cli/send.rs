@@ -76,7 +76,7 @@ pub(super) async fn run(send: Send) -> anyhow::Result<u8> {
     let stage = Stage::new(send.output);
     let mut offering = begin(&send, &stage)
         .await
-        .inspect_err(|error| output::never_began(json, error))?;
+        .inspect_err(|error| output::report_start_failure(json, error))?;
     let ended = tokio::select! {
         ended = offer(&mut offering, &send, &stage) => ended,
         _ = tokio::signal::ctrl_c() => {

@@ -121,7 +121,7 @@ fn machines(paired: usize) -> String {
 }
 
 /// How often it is looked whether this machine was paired meanwhile.
-const LOOK: Duration = Duration::from_secs(5);
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Until there is a paired machine, or none any more: nobody is told of a server that nobody knows.
 async fn until_paired(home: &Home, paired: bool) {
@@ -131,7 +131,7 @@ async fn until_paired(home: &Home, paired: bool) {
         if matches!(known, Ok(Ok(known)) if known.is_empty() != paired) {
             return;
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
 

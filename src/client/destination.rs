@@ -5,17 +5,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{PullOptions, blocking};
-use crate::error::{Code, Error, Result, Why};
+use crate::error::{Code, Error, Reason, Result};
 use crate::protocol::Kind;
 use crate::protocol::path::{RelativePath, printable};
 use crate::storage::{LocalStore, OutputStore, Store};
-use crate::transfer::receive::{Place, Sources};
+use crate::transfer::receive::{Placement, Sources};
 
 /// A directory that is held open, and where in it the sources come to stand; or a writer for the only one.
 #[derive(Clone)]
 pub(super) struct Destination {
     pub(super) store: Arc<dyn Store>,
-    pub(super) place: Place,
+    pub(super) place: Placement,
 }
 
 impl Destination {
@@ -30,11 +30,11 @@ impl Destination {
             let text = format!(
                 "{path} is a directory, and only the content of a file can be written to a pipe"
             );
-            return Err(Error::Refused(Why::new(Code::IsDirectory, text)));
+            return Err(Error::Refused(Reason::new(Code::IsDirectory, text)));
         }
         Ok(Self {
             store: Arc::new(output.clone()),
-            place: Place::Into(RelativePath::root()),
+            place: Placement::Into(RelativePath::root()),
         })
     }
 
@@ -86,7 +86,7 @@ impl Destination {
         let destination =
             RelativePath::from_components(below).map_err(|bad| Error::Usage(bad.to_string()))?;
         let store = open_store(there, reserved)?;
-        let place = Place::settle(&store, destination, sources).map_err(Error::Refused)?;
+        let place = Placement::settle(&store, destination, sources).map_err(Error::Refused)?;
         Ok(Self {
             store: Arc::new(store),
             place,
@@ -121,16 +121,17 @@ impl Destination {
         let destination = RelativePath::from_components(name.map(|name| name.as_encoded_bytes()))
             .map_err(|bad| Error::Usage(format!("{}: {bad}", shown())))?;
         let store = open_store(directory, reserved)?;
-        let place = Place::settle(&store, destination, sources).map_err(|why| match why.code {
-            Code::NotDirectory => Error::Refused(Why::new(
-                why.code,
-                format!(
-                    "{} is no directory; several sources, or a directory, need one",
-                    shown()
-                ),
-            )),
-            _ => Error::Refused(why),
-        })?;
+        let place =
+            Placement::settle(&store, destination, sources).map_err(|why| match why.code {
+                Code::NotDirectory => Error::Refused(Reason::new(
+                    why.code,
+                    format!(
+                        "{} is no directory; several sources, or a directory, need one",
+                        shown()
+                    ),
+                )),
+                _ => Error::Refused(why),
+            })?;
         Ok(Self {
             store: Arc::new(store),
             place,

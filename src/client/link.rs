@@ -16,9 +16,9 @@ use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::net::connect::Connected;
 use crate::net::endpoint;
-use crate::net::flow_control::{Budget, Window};
-use crate::net::rate_limit::Limits;
-use crate::net::send_window::{SendMemory, Upkeep};
+use crate::net::flow_control::{FlowControl, MemoryLimit};
+use crate::net::rate_limit::RateLimits;
+use crate::net::send_window::{SendMemory, SendWindow};
 use crate::net::stream::varint_of;
 use crate::protocol::{Pull, Push, Ready};
 use crate::transfer::events::Route;
@@ -35,13 +35,13 @@ pub(super) struct Link {
     pub(super) endpoint: quinn::Endpoint,
     pub(super) connection: Connection,
     pub(super) sessions: Arc<Sessions>,
-    pub(super) window: Arc<Window>,
+    pub(super) window: Arc<FlowControl>,
     pub(super) route: Route,
     own_port: bool,
     /// Sessions that are over, and whose last messages the server does not have yet.
     undelivered: TaskTracker,
     streams: JoinHandle<()>,
-    _upkeep: Upkeep,
+    _upkeep: SendWindow,
 }
 
 /// A connection to the right server, and how it goes there.
@@ -82,11 +82,11 @@ impl Link {
             }
         };
         let (key_id, _) = endpoint::peer(&connection).ok_or_else(nobody)?;
-        let window = Window::open(connection.clone(), &Budget::new(config.memory))
+        let window = FlowControl::open(connection.clone(), &MemoryLimit::new(config.memory))
             .ok_or_else(|| Error::Usage("no memory is allowed for a connection".into()))?;
         // A client has but this connection; its send window is all that bounds it.
         let most = config.limited_send_window();
-        let upkeep = Upkeep::begin(connection.clone(), &SendMemory::new(most), most);
+        let upkeep = SendWindow::begin(connection.clone(), &SendMemory::new(most), most);
         let sessions = Sessions::of_client();
         let streams = {
             let (window, sessions, deadline) = (window.clone(), sessions.clone(), config.deadline);
@@ -120,7 +120,7 @@ impl Link {
     /// This connection's part of a push.
     pub(super) async fn push(
         &self,
-        (push, limits): (&Push, &Limits),
+        (push, limits): (&Push, &RateLimits),
         sender: &mut Sender,
         config: &Config,
         begun: impl FnOnce(),
@@ -128,7 +128,9 @@ impl Link {
     ) -> Result<()> {
         let gone = self.gone(config);
         let over = (&self.connection, limits);
-        self.honest(session::push(over, push, sender, config.deadline, begun, gone, outcome).await)
+        self.close_on_protocol_error(
+            session::push(over, push, sender, config.deadline, begun, gone, outcome).await,
+        )
     }
 
     /// This connection's part of a pull.
@@ -142,7 +144,7 @@ impl Link {
         let gone = self.gone(config);
         let over = (&self.connection, &self.sessions);
         let pulled = session::pull(over, pull, receiver, config.deadline, gone, outcome).await;
-        let delivered = self.honest(pulled)?;
+        let delivered = self.close_on_protocol_error(pulled)?;
         // Holds the connection, which is closed with the last that holds it.
         let connection = self.connection.clone();
         self.undelivered.spawn(async move {
@@ -167,7 +169,7 @@ impl Link {
     }
 
     /// A server that breaks the protocol is told so, and left.
-    pub(super) fn honest<T>(&self, result: Result<T>) -> Result<T> {
+    pub(super) fn close_on_protocol_error<T>(&self, result: Result<T>) -> Result<T> {
         if let Err(Error::Protocol(why)) = &result {
             self.connection
                 .close(varint_of(Code::Protocol), why.raw().as_bytes());

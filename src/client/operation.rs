@@ -11,8 +11,8 @@ use super::{PullOptions, blocking, session_id};
 use crate::auth::identity::KeyId;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::net::flow_control::Window;
-use crate::net::rate_limit::Limits;
+use crate::net::flow_control::FlowControl;
+use crate::net::rate_limit::RateLimits;
 use crate::protocol::path::printable;
 use crate::protocol::rate::Rate;
 use crate::protocol::{
@@ -20,12 +20,14 @@ use crate::protocol::{
 };
 use crate::storage::OutputStore;
 use crate::storage::filter::{Filter, is_pattern};
-use crate::storage::open_files::within_open_files;
+use crate::storage::open_files::limit_to_open_files;
 use crate::storage::walk::{Follow, MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
 use crate::transfer::events::Observer;
-use crate::transfer::receive::{Asked, Claims, Keep, Ledger, Permits, Place, Receiver, Receiving};
-use crate::transfer::send::{Sender, Sent};
-use crate::transfer::session::{Outcome, origin};
+use crate::transfer::receive::{
+    FileLocks, Keep, Permits, Placement, Receiver, Receiving, RequestedNames, SessionStats,
+};
+use crate::transfer::send::{Sender, TransferStats};
+use crate::transfer::session::{Outcome, nesting};
 
 /// A session, as it outlives its connections.
 pub(super) enum Operation {
@@ -37,7 +39,7 @@ impl Operation {
     /// Runs over a connection. `begun` is called once the server is ready.
     pub(super) async fn run(
         &mut self,
-        (link, limits, config): (&Link, &Limits, &Config),
+        (link, limits, config): (&Link, &RateLimits, &Config),
         begun: impl FnOnce(),
         outcome: &mut Outcome,
     ) -> Result<()> {
@@ -59,7 +61,7 @@ impl Operation {
     }
 
     /// The account so far.
-    pub(super) fn sent(&self) -> Sent {
+    pub(super) fn sent(&self) -> TransferStats {
         match self {
             Self::Push { sender, .. } => sender.sent(),
             Self::Pull(pulling) => pulling.ledger.sent(),
@@ -134,14 +136,14 @@ pub(super) fn wire_filter(filter: &Filter) -> Result<Option<WireFilter>> {
 pub(super) struct Pulling {
     pull: Pull,
     options: PullOptions,
-    asked: Asked,
+    asked: RequestedNames,
     /// Takes the only file, if not the destination.
     output: Option<OutputStore>,
     /// Settled with the server's first answer.
     destination: Option<Destination>,
-    ledger: Arc<Ledger>,
+    ledger: Arc<SessionStats>,
     /// So that a connection takes files over from the one before, which may not know yet that it is dead.
-    claims: Arc<Claims>,
+    claims: Arc<FileLocks>,
     permits: Arc<Semaphore>,
     /// The server's key, to which partials are bound.
     key_id: KeyId,
@@ -194,7 +196,9 @@ impl Pulling {
         }
         Ok(Self {
             pull,
-            asked: match Asked::of(&options.sources).map_err(|bad| Error::Usage(bad.to_string()))? {
+            asked: match RequestedNames::of(&options.sources)
+                .map_err(|bad| Error::Usage(bad.to_string()))?
+            {
                 asked if options.literal => asked.without_patterns(),
                 asked => asked,
             },
@@ -203,7 +207,7 @@ impl Pulling {
             destination: None,
             ledger: Arc::default(),
             claims: Arc::default(),
-            permits: Arc::new(Semaphore::new(within_open_files(
+            permits: Arc::new(Semaphore::new(limit_to_open_files(
                 config.max_transfers.min(config.parallel).max(1),
             ))),
             key_id,
@@ -219,7 +223,11 @@ impl Pulling {
     }
 
     /// The receiver over a connection on which the server is ready.
-    async fn receiver(&mut self, window: &Arc<Window>, ready: &Ready) -> Result<Arc<Receiver>> {
+    async fn receiver(
+        &mut self,
+        window: &Arc<FlowControl>,
+        ready: &Ready,
+    ) -> Result<Arc<Receiver>> {
         let destination = match &self.destination {
             Some(destination) => destination.clone(),
             None => {
@@ -234,19 +242,19 @@ impl Pulling {
                 let (origin, session) = (ready.origin.clone(), self.pull.session);
                 let mirror = self.options.take.delete.is_some();
                 let check =
-                    move || origin::check(&*store, &place, origin.as_ref(), &session, mirror);
+                    move || nesting::check(&*store, &place, origin.as_ref(), &session, mirror);
                 blocking(check).await?.map_err(Error::Refused)?;
                 self.destination.insert(settled).clone()
             }
         };
-        self.ledger.begin_anew();
+        self.ledger.start_connection();
         let walk = &self.options.walk;
         Ok(Receiver::new(Receiving {
             store: destination.store,
             asked: match &destination.place {
                 // The one source, which is really named so.
-                Place::As(_) => self.asked.clone().without_patterns(),
-                Place::Into(_) => self.asked.clone(),
+                Placement::As(_) => self.asked.clone().without_patterns(),
+                Placement::Into(_) => self.asked.clone(),
             },
             place: destination.place,
             most: self.options.most,

@@ -8,9 +8,9 @@ use crate::error::text::PeerText;
 use crate::error::{Code, Error, Result};
 
 /// Bound of the first wait. A server that is started anew is back within a second or two.
-const BASE: Duration = Duration::from_millis(500);
+const FIRST_INTERVAL: Duration = Duration::from_millis(500);
 /// Bound of any wait: so long a link that is back may stay unused.
-const CAP: Duration = Duration::from_secs(15);
+const MAX_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The attempts since a session came further last.
 pub(super) struct Retry {
@@ -61,8 +61,10 @@ impl Retry {
 fn backoff(attempt: u32, random: f64) -> Duration {
     let doubled = 2_u32
         .checked_pow(attempt.saturating_sub(1))
-        .and_then(|times| BASE.checked_mul(times));
-    doubled.map_or(CAP, |bound| bound.min(CAP)).mul_f64(random)
+        .and_then(|times| FIRST_INTERVAL.checked_mul(times));
+    doubled
+        .map_or(MAX_INTERVAL, |bound| bound.min(MAX_INTERVAL))
+        .mul_f64(random)
 }
 
 /// At least 0, below 1.

@@ -9,19 +9,19 @@ use tokio::time::{sleep, timeout};
 use crate::net::connect;
 
 /// How long beyond a keep-alive an answer to it may take before a connection counts as silent.
-const ANSWER: Duration = Duration::from_secs(1);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Times in a row that the port is seen closed before the server counts as gone: a firewall that is being set up may
 /// refuse for a moment.
 const REFUSALS: u32 = 3;
 
 /// How long the server may take to confirm a handshake (RFC 9001, section 4.1.2), at least, and in round-trip times.
-const CONFIRM: Duration = Duration::from_secs(3);
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
 const CONFIRM_ROUND_TRIPS: u32 = 8;
 
 /// Ends when the handshake's last packet, or what answers it, must have been lost: the server reads nothing before it has
 /// that packet, and quinn sends it again only after the patience that it has learned in the handshake, which may be a minute.
 pub(super) async fn unconfirmed(connection: &Connection) -> String {
-    sleep(CONFIRM.max(connection.rtt() * CONFIRM_ROUND_TRIPS)).await;
+    sleep(CONFIRM_TIMEOUT.max(connection.rtt() * CONFIRM_ROUND_TRIPS)).await;
     if connection.stats().frame_rx.handshake_done > 0 {
         return pending().await;
     }
@@ -42,7 +42,12 @@ pub(super) async fn gone(
     let mut before = arrived();
     let (mut silent, mut refusals) = (false, 0);
     while refusals < REFUSALS {
-        sleep(if silent { ANSWER } else { keep_alive + ANSWER }).await;
+        sleep(if silent {
+            ANSWER_TIMEOUT
+        } else {
+            keep_alive + ANSWER_TIMEOUT
+        })
+        .await;
         let now = arrived();
         if now != before {
             (before, silent, refusals) = (now, false, 0);
@@ -56,7 +61,7 @@ pub(super) async fn gone(
             tracing::debug!(%error, "no other port");
         }
         silent = true;
-        match timeout(ANSWER, connect::nobody_listens(address)).await {
+        match timeout(ANSWER_TIMEOUT, connect::nobody_listens(address)).await {
             Ok(()) => refusals += 1,
             Err(_) => refusals = 0,
         }

@@ -30,7 +30,7 @@ use crate::error::{Error, Result};
 use crate::protocol::ALPN;
 
 /// Time between the attempts on a host's addresses (RFC 8305, section 5).
-const STAGGER: Duration = Duration::from_millis(250);
+const ATTEMPT_INTERVAL: Duration = Duration::from_millis(250);
 /// Addresses of a host that are tried, at most: their attempts run at the same time.
 const MAX_ADDRESSES: usize = 8;
 /// What asks the system whether anything listens. A first byte of zero is neither a long header nor, without the fixed
@@ -41,11 +41,11 @@ const PROBE: [u8; 1] = [0];
 const LONG_HEADER: u8 = 0x80;
 /// Silence, once something was heard, after which the system is asked whether the server is still there; and how often, as
 /// a firewall that is being set up may refuse for a moment.
-const SILENCE: Duration = Duration::from_secs(1);
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(1);
 const REFUSALS: u32 = 2;
 /// A handshake that did not end in time has broken off when its last answer is as old as this, or else goes too slowly. At
 /// twice a lost answer, quinn asks again after 1 s, then 2 s.
-const BROKEN_OFF: Duration = Duration::from_secs(5);
+const RESET_RETRY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Age of a handshake that is not over at which another begins beside it, each time doubled. quinn doubles its patience with
 /// every packet that is lost and does not forget it before the handshake ends: at 20 % loss each way some took a minute.
 const BESIDE: Duration = Duration::from_secs(1);
@@ -111,7 +111,7 @@ pub async fn connect(
                 Ok(Err(error)) => return Err(error),
                 Err(_) => {}
             },
-            () = sleep(STAGGER), if !addresses.is_empty() => {}
+            () = sleep(ATTEMPT_INTERVAL), if !addresses.is_empty() => {}
             else => return Err(failure.unwrap_or_else(|| no_address(host, "no address"))),
         }
     }
@@ -214,7 +214,7 @@ async fn connect_relay_at(
                 Ok(Err(error)) => return Err(error),
                 Err(_) => {}
             },
-            () = sleep(STAGGER), if !addresses.is_empty() => {}
+            () = sleep(ATTEMPT_INTERVAL), if !addresses.is_empty() => {}
             else => return Err(failure.unwrap_or_else(|| no_address(host, "no address"))),
         }
     }
@@ -366,11 +366,14 @@ impl Attempt {
     async fn gone(&self, socket: &Listening) -> String {
         let (mut before, mut refusals) = (None, 0);
         while refusals < REFUSALS {
-            sleep(SILENCE).await;
+            sleep(SILENCE_TIMEOUT).await;
             let heard = socket.heard();
             let silent = heard.is_some() && heard == before;
             before = heard;
-            let refused = silent && timeout(SILENCE, nobody_listens(self.address)).await.is_ok();
+            let refused = silent
+                && timeout(SILENCE_TIMEOUT, nobody_listens(self.address))
+                    .await
+                    .is_ok();
             refusals = if refused { refusals + 1 } else { 0 };
         }
         format!(
@@ -435,7 +438,7 @@ impl Attempt {
 fn unfinished(heard: Option<Instant>) -> String {
     match heard.map(|heard| heard.elapsed()) {
         None => "nothing answers".into(),
-        Some(silence) if silence >= BROKEN_OFF => format!(
+        Some(silence) if silence >= RESET_RETRY_TIMEOUT => format!(
             "something answered, but nothing came in the last {} s and the handshake did not end in time. Was the server \
              stopped, or the network cut?",
             silence.as_secs()
@@ -595,7 +598,8 @@ mod tests {
             first_reply: Duration::from_secs(600),
             ..Config::default()
         };
-        let relay = crate::net::endpoint::relay_server_config(&Identity::generate().unwrap(), &config);
+        let relay =
+            crate::net::endpoint::relay_server_config(&Identity::generate().unwrap(), &config);
         let relay = quinn::Endpoint::server(relay.unwrap(), loopback).unwrap();
         let silent = [(); 2].map(|()| std::net::UdpSocket::bind(loopback).unwrap());
         let mut addresses: VecDeque<_> = silent.iter().map(|s| s.local_addr().unwrap()).collect();

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use crate::auth::identity::{Identity, KeyId, provider};
 use crate::auth::trust::{ClientVerifier, ServerVerifier};
 use crate::config::Config;
-use crate::error::{Code, Error, Result, Why};
+use crate::error::{Code, Error, Reason, Result};
 use crate::net::qlog::Role;
 use crate::protocol::{ALPN, RELAY_ALPN};
 
@@ -64,9 +64,9 @@ const ACK_REORDERED: u32 = 0;
 const SOCKET_BUFFER: usize = 4 << 20;
 
 /// How long closing waits for its last packet to go out.
-const GOODBYE: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often it looks.
-const GOODBYE_STEP: Duration = Duration::from_millis(2);
+const CLOSE_INTERVAL: Duration = Duration::from_millis(2);
 
 /// What a connection keeps until it is acknowledged, in bytes, before upkeep fits it to the path.
 pub(crate) const FIRST_SEND_WINDOW: usize = 1 << 20;
@@ -426,12 +426,12 @@ pub(crate) async fn goodbye(
     let gone = async {
         // Waiting for quinn to be idle would take three timeouts more (RFC 9000, section 10.2), 0.4 s at 100 ms.
         while sent() == before {
-            sleep(GOODBYE_STEP).await;
+            sleep(CLOSE_INTERVAL).await;
         }
         // It is counted when it is made, and sent right after.
-        sleep(GOODBYE_STEP).await;
+        sleep(CLOSE_INTERVAL).await;
     };
-    let _ = timeout(GOODBYE, async {
+    let _ = timeout(CLOSE_TIMEOUT, async {
         tokio::select! {
             () = gone => {}
             () = endpoint.wait_idle() => {}
@@ -443,5 +443,5 @@ pub(crate) async fn goodbye(
 /// What a peer meant by closing the connection with a [`Code`] of ours.
 pub fn closed(close: &quinn::ApplicationClose) -> Error {
     let code = Code::from_number(u32::try_from(close.error_code.into_inner()).unwrap_or(u32::MAX));
-    Why::new(code, String::from_utf8_lossy(&close.reason)).into()
+    Reason::new(code, String::from_utf8_lossy(&close.reason)).into()
 }

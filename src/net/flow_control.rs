@@ -4,7 +4,7 @@
 //! always reads has no back-pressure at all. haul reads always, since one blocked stream must not hold up the others,
 //! and steers the credit instead: bytes that are read and not yet written are *held*, and a connection's receive window
 //! is its share less what it holds. What quinn buffers and what is held stay within the share together; the shares of
-//! all connections stay within the [`Budget`].
+//! all connections stay within the [`MemoryLimit`].
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -44,24 +44,24 @@ const ROUND_TRIPS: u32 = 16;
 
 /// Bytes of memory shared by the connections of a process.
 #[derive(Debug)]
-pub struct Budget {
+pub struct MemoryLimit {
     total: usize,
-    state: Mutex<BudgetState>,
+    state: Mutex<MemoryLimitState>,
 }
 
 #[derive(Debug)]
-struct BudgetState {
+struct MemoryLimitState {
     free: usize,
     shares: usize,
 }
 
-impl Budget {
+impl MemoryLimit {
     /// A budget of so many bytes; at least one share of [`MIN_SHARE`].
     pub fn new(total: usize) -> Arc<Self> {
         let total = total.max(MIN_SHARE);
         Arc::new(Self {
             total,
-            state: Mutex::new(BudgetState {
+            state: Mutex::new(MemoryLimitState {
                 free: total,
                 shares: 0,
             }),
@@ -108,24 +108,24 @@ impl Budget {
     }
 }
 
-/// A connection's share of the [`Budget`], and its receive window as it follows from it.
+/// A connection's share of the [`MemoryLimit`], and its receive window as it follows from it.
 ///
 /// The share grows as TCP's receive window does under autotuning: doubled when a quarter of it was used within one round
 /// trip, so that it follows the bandwidth-delay product and stays small where the path needs little. TCP has half; but at
 /// 20 % loss each way a grant of credit is often lost too, and takes two round trips more.
-pub struct Window {
+pub struct FlowControl {
     connection: Connection,
-    budget: Arc<Budget>,
-    state: Mutex<WindowState>,
+    budget: Arc<MemoryLimit>,
+    state: Mutex<FlowControlState>,
     /// Told whenever a reservation may have become possible.
     freed: Notify,
-    /// How much is at work on this side, see [`Window::at_work`].
+    /// How much is at work on this side, see [`FlowControl::at_work`].
     at_work: AtomicUsize,
     /// How much ever was.
     worked: AtomicUsize,
 }
 
-struct WindowState {
+struct FlowControlState {
     share: usize,
     /// Read and not yet written.
     held: usize,
@@ -157,21 +157,21 @@ impl HeldUp {
     }
 }
 
-impl WindowState {
+impl FlowControlState {
     fn note_held_up(&mut self) {
         self.held_up
             .set(self.held.saturating_sub(self.reserved) >= self.share / HELD_UP);
     }
 }
 
-impl Window {
+impl FlowControl {
     /// Takes a first share for a connection; `None` when there is none left.
-    pub fn open(connection: Connection, budget: &Arc<Budget>) -> Option<Arc<Self>> {
+    pub fn open(connection: Connection, budget: &Arc<MemoryLimit>) -> Option<Arc<Self>> {
         let share = budget.first_share()?;
         connection.set_receive_window(varint(share));
         let round_trip = connection.rtt();
         let (since, held_up) = (Instant::now(), HeldUp::default());
-        let state = WindowState {
+        let state = FlowControlState {
             share,
             held: 0,
             reserved: 0,
@@ -257,7 +257,7 @@ impl Window {
     }
 
     /// Waits for something of the peer, but not beyond its [`silence`](Self::silence).
-    pub(crate) async fn unless_silent<T>(
+    pub(crate) async fn or_timeout_on_silence<T>(
         &self,
         time: Duration,
         wait: impl Future<Output = T>,
@@ -326,7 +326,7 @@ impl Window {
         }
     }
 
-    fn tune(&self, state: &mut WindowState) {
+    fn tune(&self, state: &mut FlowControlState) {
         if state.read >= state.share / GROWTH_PART {
             if state.since.elapsed() <= state.round_trip {
                 self.grow(state);
@@ -337,7 +337,7 @@ impl Window {
         }
     }
 
-    fn grow(&self, state: &mut WindowState) {
+    fn grow(&self, state: &mut FlowControlState) {
         let more = self.budget.grow(state.share);
         if more > 0 {
             state.share += more;
@@ -345,21 +345,21 @@ impl Window {
         }
     }
 
-    fn apply(&self, state: &mut WindowState) {
+    fn apply(&self, state: &mut FlowControlState) {
         state.applied = state.held;
         self.connection
             .set_receive_window(varint(state.share.saturating_sub(state.held)));
     }
 }
 
-impl Drop for Window {
+impl Drop for FlowControl {
     fn drop(&mut self) {
         self.budget.give_back(lock(&self.state).share, true);
     }
 }
 
 /// Work of this side on what came over a connection.
-pub(crate) struct AtWork(Arc<Window>);
+pub(crate) struct AtWork(Arc<FlowControl>);
 
 impl Drop for AtWork {
     fn drop(&mut self) {
@@ -369,7 +369,7 @@ impl Drop for AtWork {
 
 /// Memory set aside for the body of one small file; given back when dropped.
 pub struct Reservation {
-    window: Arc<Window>,
+    window: Arc<FlowControl>,
     bytes: usize,
 }
 
@@ -381,31 +381,31 @@ impl Drop for Reservation {
 }
 
 /// Bytes that are held; given back bit by bit, and at the latest when dropped.
-pub struct HeldBytes {
-    window: Arc<Window>,
+pub struct UnflushedBytes {
+    window: Arc<FlowControl>,
     bytes: usize,
 }
 
-impl HeldBytes {
+impl UnflushedBytes {
     /// Nothing held yet.
-    pub fn new(window: Arc<Window>) -> Self {
+    pub fn new(window: Arc<FlowControl>) -> Self {
         Self { window, bytes: 0 }
     }
 
-    /// Holds more, as [`Window::hold`].
+    /// Holds more, as [`FlowControl::hold`].
     pub fn add(&mut self, bytes: usize) {
         self.bytes += bytes;
         self.window.hold(bytes);
     }
 
-    /// Gives back, as [`Window::release`].
+    /// Gives back, as [`FlowControl::release`].
     pub fn release(&mut self, bytes: usize) {
         self.bytes = self.bytes.saturating_sub(bytes);
         self.window.release(bytes);
     }
 }
 
-impl Drop for HeldBytes {
+impl Drop for UnflushedBytes {
     fn drop(&mut self) {
         self.window.release(self.bytes);
     }
@@ -426,7 +426,7 @@ mod tests {
 
     #[test]
     fn a_thousand_connections_all_find_a_share_and_the_sum_stays_within_the_budget() {
-        let budget = Budget::new(64 << 20);
+        let budget = MemoryLimit::new(64 << 20);
         let shares: Vec<_> = std::iter::from_fn(|| budget.first_share())
             .take(2000)
             .collect();
@@ -438,7 +438,7 @@ mod tests {
 
     #[test]
     fn growth_leaves_the_reserve_to_newcomers() {
-        let budget = Budget::new(1 << 20);
+        let budget = MemoryLimit::new(1 << 20);
         let first = budget.first_share().unwrap();
         let grown = first + budget.grow(usize::MAX);
         assert_eq!(budget.free(), (1 << 20) / RESERVE);

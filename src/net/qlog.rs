@@ -62,9 +62,9 @@ mod file {
 
     /// Bytes gathered into one write: quinn writes an event of some 150 bytes for each packet, while it holds the
     /// connection.
-    const BUFFER: usize = 64 << 10;
+    const BUFFER_SIZE: usize = 64 << 10;
     /// A trace is no older than this in its file, so that it can be read while the connection lasts and after a crash.
-    const FLUSH: Duration = Duration::from_secs(1);
+    const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
     /// Lets a connection that is made from this configuration, and no second one, write into a new file in a directory.
     /// A file that cannot be made or written to is warned of; the connection goes on without.
@@ -108,7 +108,7 @@ mod file {
     impl<W: Write> Trace<W> {
         fn to(writer: W) -> Self {
             Self {
-                to: Some(BufWriter::with_capacity(BUFFER, writer)),
+                to: Some(BufWriter::with_capacity(BUFFER_SIZE, writer)),
                 flushed: Instant::now(),
             }
         }
@@ -129,7 +129,7 @@ mod file {
             if let Some(to) = &mut self.to {
                 let written = to.write_all(bytes);
                 self.end_at_error(written);
-                if self.flushed.elapsed() >= FLUSH {
+                if self.flushed.elapsed() >= FLUSH_INTERVAL {
                     self.flush()?;
                 }
             }
@@ -170,7 +170,7 @@ mod file {
 
         #[test]
         fn a_full_disk_ends_the_trace_and_is_no_error_to_the_connection() {
-            let mut trace = Trace::to(Disk(BUFFER));
+            let mut trace = Trace::to(Disk(BUFFER_SIZE));
             for _ in 0..100 {
                 assert_eq!(trace.write(&[0; 1000]).unwrap(), 1000);
             }

@@ -21,13 +21,13 @@ const MAX_BLOCK: usize = 256 << 10;
 ///
 /// Over any time *t* no more than *rate* x (*t* + 10 ms) and one [`block`](Self::block) pass.
 #[derive(Debug)]
-pub struct Bucket {
+pub struct TokenBucket {
     rate: Rate,
     /// When what was taken so far is paid for. tokio's mutex is fair, and whoever waits for tokens holds it.
     paid: Mutex<Instant>,
 }
 
-impl Bucket {
+impl TokenBucket {
     /// A full bucket.
     pub fn new(rate: Rate) -> Self {
         Self {
@@ -60,11 +60,11 @@ impl Bucket {
 
 /// The limits that a sender obeys: that of its process, and that of whoever asked it to send.
 #[derive(Debug, Clone, Default)]
-pub struct Limits(Vec<Arc<Bucket>>);
+pub struct RateLimits(Vec<Arc<TokenBucket>>);
 
-impl Limits {
+impl RateLimits {
     /// Limits that all hold; none at all let everything pass.
-    pub fn new(buckets: impl IntoIterator<Item = Arc<Bucket>>) -> Self {
+    pub fn new(buckets: impl IntoIterator<Item = Arc<TokenBucket>>) -> Self {
         Self(buckets.into_iter().collect())
     }
 
@@ -73,7 +73,7 @@ impl Limits {
         self.0.iter().map(|bucket| bucket.rate()).min()
     }
 
-    /// Most bytes to take at once, as [`Bucket::block`].
+    /// Most bytes to take at once, as [`TokenBucket::block`].
     pub fn block(&self) -> usize {
         self.0
             .iter()
@@ -82,7 +82,7 @@ impl Limits {
             .unwrap_or(usize::MAX)
     }
 
-    /// Waits until so many bytes may go out, as [`Bucket::take`].
+    /// Waits until so many bytes may go out, as [`TokenBucket::take`].
     pub async fn take(&self, bytes: usize) {
         for bucket in &self.0 {
             bucket.take(bytes).await;
@@ -95,8 +95,8 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    fn bucket(bytes: u64) -> Arc<Bucket> {
-        Arc::new(Bucket::new(Rate::from_bytes(bytes).unwrap()))
+    fn bucket(bytes: u64) -> Arc<TokenBucket> {
+        Arc::new(TokenBucket::new(Rate::from_bytes(bytes).unwrap()))
     }
 
     #[test]

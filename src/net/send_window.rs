@@ -13,10 +13,10 @@ use crate::congestion::Steering;
 use crate::net::endpoint::FIRST_SEND_WINDOW;
 
 /// Looked at twice a round trip, within these bounds: Startup doubles what is in flight each round trip.
-const TICK: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
+const TICK_INTERVAL: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
 /// What a connection may keep unacknowledged at any rate, in bytes. A thousand readers that acknowledge nothing take a
 /// gigabyte at most; it carries 80 Mbit/s at 100 ms.
-const LEAST: usize = FIRST_SEND_WINDOW;
+const MIN_SEND_WINDOW: usize = FIRST_SEND_WINDOW;
 /// More than that follows the congestion window: what is in flight, as much that is written and not yet sent, and twice
 /// that for Startup to grow into. More would only make progress run ahead of the receiver.
 const WINDOWS: f64 = 4.0;
@@ -27,11 +27,11 @@ const RARE: f64 = 1e-5;
 const RARE_WINDOWS: f64 = 3.0;
 /// Silence after which something is sent through a full window, and again after each such time. At 1 s a path that is back
 /// is found within a second, where quinn's probes may be 38 s apart.
-const SILENCE: Duration = Duration::from_secs(1);
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Round trips of silence that are no silence yet.
-const ROUND_TRIPS: u32 = 4;
+const SILENCE_ROUND_TRIPS: u32 = 4;
 
-/// Memory that the connections of a process keep what is not yet acknowledged in, beyond [`LEAST`] each.
+/// Memory that the connections of a process keep what is not yet acknowledged in, beyond [`MIN_SEND_WINDOW`] each.
 #[derive(Debug)]
 pub(crate) struct SendMemory(AtomicUsize);
 
@@ -56,22 +56,22 @@ impl SendMemory {
 }
 
 /// Looks after a connection until it is dropped or the connection ends.
-pub(crate) struct Upkeep {
+pub(crate) struct SendWindow {
     task: JoinHandle<()>,
-    state: Arc<State>,
+    state: Arc<SendWindowState>,
 }
 
-struct State {
+struct SendWindowState {
     connection: Connection,
     memory: Arc<SendMemory>,
     leased: Mutex<usize>,
     most: usize,
 }
 
-impl Upkeep {
-    /// Begins. At most `most` bytes are kept unacknowledged, of which what is above [`LEAST`] comes from `memory`.
+impl SendWindow {
+    /// Begins. At most `most` bytes are kept unacknowledged, of which what is above [`MIN_SEND_WINDOW`] comes from `memory`.
     pub(crate) fn begin(connection: Connection, memory: &Arc<SendMemory>, most: usize) -> Self {
-        let state = Arc::new(State {
+        let state = Arc::new(SendWindowState {
             connection,
             memory: memory.clone(),
             leased: Mutex::new(0),
@@ -82,7 +82,7 @@ impl Upkeep {
     }
 }
 
-impl Drop for Upkeep {
+impl Drop for SendWindow {
     fn drop(&mut self) {
         self.task.abort();
         if self.state.connection.close_reason().is_some() {
@@ -91,11 +91,11 @@ impl Drop for Upkeep {
     }
 }
 
-impl State {
+impl SendWindowState {
     async fn run(self: Arc<Self>) {
-        let mut heard = Heard::new(&self.connection);
+        let mut heard = SilenceDetector::new(&self.connection);
         loop {
-            let tick = (self.connection.rtt() / 2).clamp(TICK.0, TICK.1);
+            let tick = (self.connection.rtt() / 2).clamp(TICK_INTERVAL.0, TICK_INTERVAL.1);
             tokio::select! {
                 _ = self.connection.closed() => return self.let_close_out(),
                 () = sleep(tick) => {}
@@ -112,13 +112,13 @@ impl State {
         let path = self.connection.stats().path;
         let loss = path.lost_packets as f64 / path.sent_packets.max(1) as f64;
         let wants = (windows(loss) * path.cwnd as f64) as usize;
-        let wants = wants.min(self.most.saturating_sub(LEAST));
+        let wants = wants.min(self.most.saturating_sub(MIN_SEND_WINDOW));
         let mut leased = self.leased.lock().unwrap_or_else(PoisonError::into_inner);
         // Small changes are not worth waking the connection for.
-        if wants.abs_diff(*leased) > (*leased / 8).max(LEAST / 8) {
+        if wants.abs_diff(*leased) > (*leased / 8).max(MIN_SEND_WINDOW / 8) {
             *leased = self.memory.resize(*leased, wants);
             self.connection
-                .set_send_window((LEAST.min(self.most) + *leased) as u64);
+                .set_send_window((MIN_SEND_WINDOW.min(self.most) + *leased) as u64);
         }
     }
 
@@ -132,12 +132,12 @@ impl State {
             // Setting what is set wakes the connection, and does nothing else.
             let leased = *self.leased.lock().unwrap_or_else(PoisonError::into_inner);
             self.connection
-                .set_send_window((LEAST.min(self.most) + leased) as u64);
+                .set_send_window((MIN_SEND_WINDOW.min(self.most) + leased) as u64);
         }
     }
 }
 
-impl Drop for State {
+impl Drop for SendWindowState {
     fn drop(&mut self) {
         let leased = self
             .leased
@@ -155,13 +155,13 @@ fn windows(loss: f64) -> f64 {
 }
 
 /// Whether what is sent is answered at all.
-struct Heard {
+struct SilenceDetector {
     received: u64,
     sent: u64,
     since: Instant,
 }
 
-impl Heard {
+impl SilenceDetector {
     fn new(connection: &Connection) -> Self {
         let stats = connection.stats();
         Self {
@@ -183,7 +183,8 @@ impl Heard {
             };
             return false;
         }
-        let silent = self.since.elapsed() > SILENCE.max(connection.rtt() * ROUND_TRIPS);
+        let silent =
+            self.since.elapsed() > SILENCE_TIMEOUT.max(connection.rtt() * SILENCE_ROUND_TRIPS);
         if silent {
             self.since = Instant::now();
         }

@@ -8,7 +8,7 @@ use quinn::{
 };
 
 use crate::error::text::PeerText;
-use crate::error::{Code, Error, Why};
+use crate::error::{Code, Error, Reason};
 use crate::net::endpoint;
 use crate::protocol::{Frame, Malformed, Message, peek_varint};
 
@@ -23,10 +23,10 @@ const URGENT: i32 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// The peer reset the stream it was writing.
-    #[error("the peer gave up the stream: {}", Why::from(*.0))]
+    #[error("the peer gave up the stream: {}", Reason::from(*.0))]
     Reset(Code),
     /// The peer stopped the stream it was reading.
-    #[error("the peer stopped the stream: {}", Why::from(*.0))]
+    #[error("the peer stopped the stream: {}", Reason::from(*.0))]
     Stopped(Code),
     /// The stream ended in the middle of a message, or where one was due.
     #[error("the stream ended too early")]
@@ -82,14 +82,14 @@ impl From<StreamError> for Error {
     }
 }
 
-impl From<StreamError> for Why {
+impl From<StreamError> for Reason {
     fn from(error: StreamError) -> Self {
         let code = match &error {
             StreamError::Reset(code) | StreamError::Stopped(code) => *code,
             StreamError::Ended | StreamError::Malformed(_) => Code::Protocol,
             StreamError::Lost(_) | StreamError::TimedOut => Code::TimedOut,
         };
-        Why::new(code, error.to_string())
+        Reason::new(code, error.to_string())
     }
 }
 

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 
 const SERVICE: &str = "_haul._udp.local.";
 /// Time for whoever has a number to say so: answers are spread over 120 ms (RFC 6762, section 6).
-const TAKEN: Duration = Duration::from_millis(200);
+const NUMBER_PROBE_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// A number that is announced until this is dropped.
 pub struct Announcement {
@@ -90,7 +90,7 @@ impl Drop for Daemon {
 
 /// Whether somebody on this network announces a number already, as far as that is told within 200 ms.
 pub async fn is_taken(number: u32) -> bool {
-    find(number, TAKEN)
+    find(number, NUMBER_PROBE_TIMEOUT)
         .await
         .is_ok_and(|addresses| !addresses.is_empty())
 }

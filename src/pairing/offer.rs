@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Components, Kind, MAX_OFFER_TEXT, MAX_OFFERED, Offer};
 use crate::storage::pipe::Pipe;
-use crate::storage::walk::{Follow, Found, Tree, Walk, WalkOptions};
-use crate::transfer::session::{Content as Sent, look_here};
+use crate::storage::walk::{Follow, Tree, Walk, WalkItem, WalkOptions};
+use crate::transfer::session::{OfferedSource as SessionContent, local_sources};
 
 /// What is offered.
 pub enum Content {
@@ -32,15 +32,15 @@ impl Content {
         from: String,
         follow: Follow,
         server: u32,
-    ) -> Result<(Offer, Sent)> {
+    ) -> Result<(Offer, SessionContent)> {
         let begun = Offer {
             from: from.into(),
             ..Offer::default()
         };
-        let nothing = Sent::Trees(Vec::new());
+        let nothing = SessionContent::Trees(Vec::new());
         Ok(match self {
             Self::Files(sources) => {
-                let (trees, unsendable) = look_here(&sources, follow)?;
+                let (trees, unsendable) = local_sources(&sources, follow)?;
                 if let Some((_, why)) = unsendable.into_iter().next() {
                     return Err(Error::Refused(why));
                 }
@@ -53,7 +53,7 @@ impl Content {
                         directory,
                         ..begun
                     },
-                    Sent::Trees(trees),
+                    SessionContent::Trees(trees),
                 )
             }
             Self::Pipe(name, pipe) => {
@@ -67,7 +67,7 @@ impl Content {
                         piped: Some(true),
                         ..begun
                     },
-                    Sent::Pipe(name, Arc::new(pipe)),
+                    SessionContent::Pipe(name, Arc::new(pipe)),
                 )
             }
             Self::Text(text) if text.len() > MAX_OFFER_TEXT => {
@@ -129,12 +129,12 @@ fn count(mut offer: Offer, trees: Vec<Tree>, walk: WalkOptions) -> Offer {
     let mut others = 0;
     for found in Walk::new(trees, walk, directories) {
         match found {
-            Found::Entry(announce) if announce.kind == Kind::File => {
+            WalkItem::Entry(announce) if announce.kind == Kind::File => {
                 offer.files += 1;
                 // Sparse files may say that they are as long as they like.
                 offer.bytes = offer.bytes.saturating_add(announce.metadata.size);
             }
-            Found::Entry(_) => others += 1,
+            WalkItem::Entry(_) => others += 1,
             _ => {}
         }
         while entered.try_recv().is_ok() {

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::code::Credential;
 use super::discovery::Announcement;
-use super::rendezvous::{Placement, RelayAt, Wanted};
+use super::rendezvous::{Placement, RelayAt, WantedFile};
 use super::route::{Ways, Whereabouts};
 use crate::auth::identity::{Identity, KeyId};
 use crate::auth::peers::Peer;
@@ -31,7 +31,7 @@ const SECRET: &str = "haul/1 pair: secret";
 const SERVER: &str = "haul/1 pair: a server's number";
 const CLAIM: &str = "haul/1 pair: a claim to a number";
 /// How long a server waits before it goes to a relay again that it could not use.
-const AGAIN: Duration = Duration::from_secs(30);
+const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What an introduction leaves when both ends were to know each other from then on.
 #[derive(Clone, PartialEq, Eq)]
@@ -83,14 +83,14 @@ fn number_of(context: &str, parts: &[&[u8]]) -> u32 {
 }
 
 /// A claim to a number at a relay that is the same each time this machine comes.
-pub(super) fn wanted(number: u32, identity: &Identity) -> Wanted {
+pub(super) fn wanted(number: u32, identity: &Identity) -> WantedFile {
     let mut hasher = blake3::Hasher::new_derive_key(CLAIM);
     hasher
         .update(&number.to_le_bytes())
         .update(identity.private_key().secret_der());
     let mut claim = [0; 16];
     hasher.finalize_xof().fill(&mut claim);
-    Wanted { number, claim }
+    WantedFile { number, claim }
 }
 
 /// Connects to the server of a paired machine, wherever it is: on this network, or where a relay knows. Its key is the one that
@@ -159,7 +159,7 @@ pub async fn be_found(
                 warn!(%error, "the relay does not help to find this server; it is tried again")
             }
         }
-        sleep(AGAIN).await;
+        sleep(RETRY_INTERVAL).await;
     }
 }
 

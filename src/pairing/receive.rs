@@ -19,7 +19,7 @@ use crate::auth::identity::{Identity, KeyId};
 use crate::auth::trust::ServerTrust;
 use crate::client::{Client, Dialed};
 use crate::config::Config;
-use crate::error::{Code, Error, Result, Why};
+use crate::error::{Code, Error, Reason, Result};
 use crate::net::connect::Connected;
 use crate::net::endpoint;
 use crate::net::stream::{MessageReader, MessageWriter, StreamError};
@@ -31,7 +31,7 @@ use crate::transfer::events::Route;
 use crate::transfer::session::hello;
 
 /// Time for each answer of the sender.
-const ANSWER: Duration = Duration::from_secs(20);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A sender that knew the code, and what it offers.
 pub struct Met {
@@ -73,7 +73,7 @@ pub async fn meet(
         .ok_or_else(|| nobody("it presented no certificate"))?;
     let parties = Parties::of(&connected.connection, sender, identity.key_id())
         .ok_or_else(|| nobody("no TLS"))?;
-    let opened = timeout(ANSWER, connected.connection.open_bi())
+    let opened = timeout(ANSWER_TIMEOUT, connected.connection.open_bi())
         .await
         .map_err(|_| silent())?;
     let (send, receive) = opened.map_err(StreamError::from)?;
@@ -87,8 +87,10 @@ pub async fn meet(
         exchange: ours,
     }
     .put(&mut head);
-    writer.write_chunks(&mut [head.freeze()], ANSWER).await?;
-    timeout(ANSWER, reader.read::<Hello>())
+    writer
+        .write_chunks(&mut [head.freeze()], ANSWER_TIMEOUT)
+        .await?;
+    timeout(ANSWER_TIMEOUT, reader.read::<Hello>())
         .await
         .map_err(|_| silent())?
         .map_err(busy)?;
@@ -101,13 +103,13 @@ pub async fn meet(
             &Confirm {
                 tag: confirmation.ours(),
             },
-            ANSWER,
+            ANSWER_TIMEOUT,
         )
         .await?;
     let confirm: Confirm = answer(&mut reader, false).await?;
     if !confirmation.is_right(confirm.tag) {
         let text = "whoever answered does not know the code; it is burnt, so ask for a new one";
-        return Err(Error::Refused(Why::new(Code::NotAdmitted, text)));
+        return Err(Error::Refused(Reason::new(Code::NotAdmitted, text)));
     }
     let offer: Offer = answer(&mut reader, true).await?;
     let name = |name: &Vec<u8>| RelativePath::from_components([name]);
@@ -200,10 +202,15 @@ impl Met {
     /// Does not take it, and says so.
     pub async fn decline(mut self) {
         let refused = Refused {
-            why: Why::new(Code::Cancelled, "declined").into(),
+            why: Reason::new(Code::Cancelled, "declined").into(),
         };
-        if self.writer.write_within(&refused, ANSWER).await.is_ok() {
-            self.writer.deliver(ANSWER).await;
+        if self
+            .writer
+            .write_within(&refused, ANSWER_TIMEOUT)
+            .await
+            .is_ok()
+        {
+            self.writer.deliver(ANSWER_TIMEOUT).await;
         }
         endpoint::goodbye(
             &self.connected.endpoint,
@@ -220,10 +227,12 @@ async fn agree(
     connected: &Connected,
     pair: Option<u32>,
 ) -> Result<()> {
-    writer.write_within(&Accept { pair }, ANSWER).await?;
+    writer
+        .write_within(&Accept { pair }, ANSWER_TIMEOUT)
+        .await?;
     writer.finish();
     // The sender ends it once it has admitted this key.
-    timeout(ANSWER, reader.frame(Refused::LIMIT))
+    timeout(ANSWER_TIMEOUT, reader.frame(Refused::LIMIT))
         .await
         .map_err(|_| silent())??;
     endpoint::goodbye(&connected.endpoint, &connected.connection, Code::Done).await;
@@ -280,7 +289,7 @@ const STAT_BLOCK: u64 = 512;
 /// The next message, or why there is none. Who `may_work` still counts what there is.
 async fn answer<M: Message>(reader: &mut MessageReader, may_work: bool) -> Result<M> {
     loop {
-        let frame = timeout(ANSWER, reader.frame(M::LIMIT.max(Refused::LIMIT)))
+        let frame = timeout(ANSWER_TIMEOUT, reader.frame(M::LIMIT.max(Refused::LIMIT)))
             .await
             .map_err(|_| silent())?;
         let frame = frame.map_err(busy)?;
@@ -301,7 +310,7 @@ async fn answer<M: Message>(reader: &mut MessageReader, may_work: bool) -> Resul
 /// A sender that has no time for another turns its stream away.
 fn busy(error: StreamError) -> Error {
     match error {
-        StreamError::Reset(Code::Busy) => Error::Refused(Why::new(
+        StreamError::Reset(Code::Busy) => Error::Refused(Reason::new(
             Code::Busy,
             "the sender is busy with somebody else; try again in a moment",
         )),

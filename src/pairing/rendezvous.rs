@@ -17,7 +17,7 @@ use crate::auth::identity::KeyId;
 use crate::auth::trust::ServerTrust;
 use crate::config::Config;
 use crate::error::text::PeerText;
-use crate::error::{Code, Error, Result, Why};
+use crate::error::{Code, Error, Reason, Result};
 use crate::net::connect;
 use crate::net::endpoint::Port;
 use crate::net::stream::{MessageReader, MessageWriter, StreamError};
@@ -31,10 +31,10 @@ use crate::transfer::events::Route;
 pub const RELAY_PORT: u16 = 4440;
 
 /// Time for each answer of a relay.
-const ANSWER: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a NAT is opened, and for how long: as long as whoever comes is likely to try.
-const PUNCH_EVERY: Duration = Duration::from_millis(100);
-const PUNCHES: usize = 50;
+const PUNCH_INTERVAL: Duration = Duration::from_millis(100);
+const PUNCH_LIMIT: usize = 50;
 /// Addresses that are sent to each time, those of whoever came last first. Whoever knows the number, and every relay, can name addresses of
 /// third machines: so 320 datagrams of a byte a second are the most that these ever get together, and ten the most of any one.
 const MAX_PUNCHED: usize = 32;
@@ -42,16 +42,16 @@ const MAX_PUNCHED: usize = 32;
 const PUNCH: [u8; 1] = [0];
 /// How often an address is bound at first, as datagrams get lost, and then: a NAT that has given it another mapping is noticed so
 /// soon, and none forgets it meanwhile.
-const BIND_AT_FIRST: Duration = Duration::from_millis(200);
-const BINDS_AT_FIRST: usize = 10;
-const BIND_EVERY: Duration = Duration::from_secs(5);
+const FIRST_BIND_INTERVAL: Duration = Duration::from_millis(200);
+const FIRST_BINDS: usize = 10;
+const BIND_INTERVAL: Duration = Duration::from_secs(5);
 /// Receivers that are attended to at the same time: the last ones. A relay has no more ports for them.
 const MAX_ATTENDED: usize = 8;
 /// How soon after one receiver the next is attended to: each is answered with a datagram to the relay at once.
-const ATTEND_EVERY: Duration = Duration::from_millis(250);
+const ATTEND_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a sender waits before it goes to a relay again that it has lost: at first, and at most.
-const AGAIN: Duration = Duration::from_millis(500);
-const AGAIN_AT_MOST: Duration = Duration::from_secs(15);
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Where a relay is, and what it wants.
 #[derive(Clone, PartialEq, Eq)]
@@ -244,12 +244,12 @@ impl Meeting {
     }
 
     async fn ask<M: Message>(&self, message: &M) -> Result<(MessageReader, MessageWriter)> {
-        let opened = timeout(ANSWER, self.connection.open_bi())
+        let opened = timeout(ANSWER_TIMEOUT, self.connection.open_bi())
             .await
             .map_err(|_| StreamError::TimedOut)?;
         let (send, receive) = opened.map_err(StreamError::from)?;
         let mut writer = MessageWriter::new(send);
-        writer.write_within(message, ANSWER).await?;
+        writer.write_within(message, ANSWER_TIMEOUT).await?;
         Ok((MessageReader::new(receive), writer))
     }
 
@@ -300,10 +300,10 @@ async fn bind(port: Port, forward: Forward, at: SocketAddr) {
     let datagram = [&[BIND][..], &forward.token].concat();
     for sent in 0.. {
         port.send(&datagram, at);
-        sleep(if sent < BINDS_AT_FIRST {
-            BIND_AT_FIRST
+        sleep(if sent < FIRST_BINDS {
+            FIRST_BIND_INTERVAL
         } else {
-            BIND_EVERY
+            BIND_INTERVAL
         })
         .await;
     }
@@ -338,7 +338,7 @@ fn to_punch(attended: &mut VecDeque<Attended>) -> Vec<SocketAddr> {
 
 /// A number that no relay has given, and what shows whose it is.
 #[derive(Clone, Copy)]
-pub(super) struct Wanted {
+pub(super) struct WantedFile {
     pub(super) number: u32,
     pub(super) claim: [u8; 16],
 }
@@ -364,7 +364,7 @@ impl Placement {
         relay: RelayAt,
         own: Vec<IpAddr>,
         config: Config,
-        wanted: Option<Wanted>,
+        wanted: Option<WantedFile>,
     ) -> Result<Self> {
         let mut claim = [0; 16];
         match wanted {
@@ -376,7 +376,7 @@ impl Placement {
         let meeting = Meeting::at(&port, &relay, &own, &config).await?;
         let (Placed { number, seen }, reader, writer) = meeting.place(claim, wanted).await?;
         if wanted.is_some_and(|wanted| wanted != number) {
-            return Err(Error::Refused(Why::new(
+            return Err(Error::Refused(Reason::new(
                 Code::Busy,
                 "somebody else has the number at the relay",
             )));
@@ -386,10 +386,10 @@ impl Placement {
         let attending = async move {
             attend(&meeting, reader, &tell).await;
             drop((meeting, writer));
-            let mut wait = AGAIN;
+            let mut wait = RETRY_INTERVAL;
             loop {
                 sleep(wait).await;
-                wait = (wait * 2).min(AGAIN_AT_MOST);
+                wait = (wait * 2).min(MAX_RETRY_INTERVAL);
                 let again = async {
                     let meeting = Meeting::at(&port, &relay, &own, &config).await?;
                     let (given, reader, writer) = meeting.place(claim, Some(number)).await?;
@@ -400,8 +400,8 @@ impl Placement {
                         let placed = Instant::now();
                         attend(&meeting, reader, &tell).await;
                         // Whoever loses it at once shares its claim with another process, and the two would take it in turn.
-                        if placed.elapsed() > AGAIN_AT_MOST {
-                            wait = AGAIN;
+                        if placed.elapsed() > MAX_RETRY_INTERVAL {
+                            wait = RETRY_INTERVAL;
                         }
                     }
                     Ok(_) => warn!(number, "somebody else has the number at the relay now"),
@@ -444,7 +444,7 @@ impl Placement {
 /// Makes way for those who look for this end, until the relay is gone.
 async fn attend(meeting: &Meeting, mut reader: MessageReader, tell: &watch::Sender<Vec<OtherEnd>>) {
     let mut attended = VecDeque::<Attended>::new();
-    let mut tick = interval(PUNCH_EVERY);
+    let mut tick = interval(PUNCH_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut next = Instant::now();
     loop {
@@ -463,7 +463,7 @@ async fn attend(meeting: &Meeting, mut reader: MessageReader, tell: &watch::Send
             Ok(found) => found,
             Err(why) => return debug!(%why, "the relay is gone"),
         };
-        next = Instant::now() + ATTEND_EVERY;
+        next = Instant::now() + ATTEND_INTERVAL;
         let (end, binding) = meeting.other_end(found);
         if attended.len() == MAX_ATTENDED {
             attended.pop_front();
@@ -471,7 +471,7 @@ async fn attend(meeting: &Meeting, mut reader: MessageReader, tell: &watch::Send
         attended.push_back(Attended {
             end,
             _binding: binding,
-            punches: PUNCHES,
+            punches: PUNCH_LIMIT,
         });
         tell.send_replace(attended.iter().map(|other| other.end.clone()).collect());
     }
@@ -479,7 +479,7 @@ async fn attend(meeting: &Meeting, mut reader: MessageReader, tell: &watch::Send
 
 /// The next message, or why there is none.
 async fn answer<M: Message>(reader: &mut MessageReader) -> Result<M> {
-    let frame = timeout(ANSWER, reader.frame(M::LIMIT.max(Refused::LIMIT))).await;
+    let frame = timeout(ANSWER_TIMEOUT, reader.frame(M::LIMIT.max(Refused::LIMIT))).await;
     let frame = frame
         .map_err(|_| StreamError::TimedOut)??
         .ok_or(StreamError::Ended)?;
@@ -507,7 +507,7 @@ mod tests {
         Attended {
             end,
             _binding: Binding { _task: None },
-            punches: PUNCHES,
+            punches: PUNCH_LIMIT,
         }
     }
 
@@ -525,7 +525,7 @@ mod tests {
         let times = 1 + std::iter::from_fn(|| Some(to_punch(&mut one).len()))
             .take_while(|count| *count > 0)
             .count();
-        assert_eq!(times, PUNCHES, "then it ends");
+        assert_eq!(times, PUNCH_LIMIT, "then it ends");
     }
 
     #[test]

@@ -24,13 +24,13 @@ use crate::transfer::events::Route;
 const MAX_ADDRESSES: usize = 16;
 /// How much sooner than the relay the other ways are tried: punching takes a round trip or two, and the relay helps at once where
 /// it does not work.
-const HEAD_START: Duration = Duration::from_secs(1);
+const RELAY_DELAY: Duration = Duration::from_secs(1);
 /// How long a sender is looked for.
-const SEARCH: Duration = Duration::from_secs(12);
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(12);
 /// When a relay is asked again meanwhile, and then after twice that: each time is one of the tries that an address has.
-const AGAIN: Duration = Duration::from_secs(2);
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// How long a way may take that the relay knows.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where a sender may be.
 #[derive(Debug, Clone, Default)]
@@ -88,7 +88,7 @@ impl Ways {
     pub(super) async fn connect(self: &Arc<Self>, trust: &ServerTrust) -> Result<Dialed> {
         let relay = async {
             self.at.relay.as_ref()?;
-            let (until, mut wait) = (Instant::now() + SEARCH, AGAIN);
+            let (until, mut wait) = (Instant::now() + SEARCH_TIMEOUT, RETRY_INTERVAL);
             loop {
                 match self.by_relay(trust, true).await {
                     // The sender may be coming back to a relay that was started anew.
@@ -147,7 +147,7 @@ impl Ways {
         let found;
         let addresses = match &self.at.addresses[..] {
             [] => {
-                found = discovery::find(self.number, SEARCH).await?;
+                found = discovery::find(self.number, SEARCH_TIMEOUT).await?;
                 &found
             }
             known => known,
@@ -166,7 +166,7 @@ impl Ways {
             }
         }
         Err(failure.unwrap_or_else(|| {
-            let (number, searched) = (self.number, written(SEARCH));
+            let (number, searched) = (self.number, written(SEARCH_TIMEOUT));
             Error::Lost(format!("nobody on this network offered {number} within {searched}").into())
         }))
     }
@@ -231,10 +231,10 @@ impl Ways {
         let head_start = if self.relayed.lock().await.is_some() {
             Duration::ZERO
         } else {
-            HEAD_START
+            RELAY_DELAY
         };
         let config = Config {
-            handshake: self.config.handshake.min(PATIENCE),
+            handshake: self.config.handshake.min(ANSWER_TIMEOUT),
             ..self.config.clone()
         };
         let config = &config;

@@ -16,13 +16,13 @@ use super::code::{Credential, ShortCode};
 use super::offer::{Content, Counting};
 use super::pair::{self, Paired};
 use super::pake::{Exchange, Parties, Role};
-use super::rendezvous::{Placement, RelayAt, Wanted};
+use super::rendezvous::{Placement, RelayAt, WantedFile};
 use super::ticket::{self, Ticket};
 use crate::auth::identity::{Identity, KeyId};
 use crate::auth::peers::Peer;
 use crate::auth::{Admission, Guests};
 use crate::config::Config;
-use crate::error::{Code, Error, Result, Why};
+use crate::error::{Code, Error, Reason, Result};
 use crate::net::endpoint::{self, Port};
 use crate::net::stream::{StreamError, varint_of};
 use crate::protocol::{self, Accept, Confirm, Hello, Introduce, Message, Offer, Refused, Working};
@@ -31,20 +31,20 @@ use crate::storage::MemoryStore;
 use crate::storage::pipe::Pipe;
 use crate::storage::walk::WalkOptions;
 use crate::transfer::events::{Event, Observer, Route};
-use crate::transfer::session::{self, Offered, Outcome, Told, hello};
+use crate::transfer::session::{self, OfferEvent, OfferedContent, Outcome, hello};
 
 /// Connections at the same time: one receiver, and those who are turned away.
 const MAX_CONNECTIONS: usize = 16;
 /// Those who wait to show that they know the code.
 const MAX_WAITING: usize = 4;
 /// Time for each answer of somebody who shows the code, and for what it is told to be taken.
-const ANSWER: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for the first message of somebody who has just opened a stream: it comes with that.
-const FIRST: Duration = Duration::from_secs(3);
+const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long whoever failed holds up the next: guesses are burnt by the first wrong one, and the rest only makes work.
-const PAUSE: Duration = Duration::from_secs(1);
+const GUESS_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the receiver is told that the files are still being counted.
-const WORKING: Duration = Duration::from_secs(5);
+const WORKING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What to send, and how.
 pub struct SendOptions {
@@ -95,7 +95,7 @@ pub struct Offering {
     observer: Observer,
     /// What is sent, if it can be had once.
     pipe: Option<Arc<Pipe>>,
-    told: mpsc::Receiver<(KeyId, Told)>,
+    told: mpsc::Receiver<(KeyId, OfferEvent)>,
     addresses: Vec<SocketAddr>,
     patience: Duration,
     stop: CancellationToken,
@@ -113,7 +113,7 @@ struct Rendezvous {
 
 impl Rendezvous {
     /// A number at the relay, if there is one.
-    async fn place(&self, wanted: Option<Wanted>) -> Option<Result<Placement>> {
+    async fn place(&self, wanted: Option<WantedFile>) -> Option<Result<Placement>> {
         let relay = self.relay.clone()?;
         Some(
             Placement::take(
@@ -201,13 +201,13 @@ impl Offering {
         let (introduce, introductions) = mpsc::channel(MAX_WAITING);
         let (tell, told) = mpsc::channel(MAX_WAITING);
         let (answer, answers) = mpsc::channel(MAX_WAITING);
-        let pipe = if let session::Content::Pipe(_, pipe) = &content {
+        let pipe = if let session::OfferedSource::Pipe(_, pipe) = &content {
             Some(pipe.clone())
         } else {
             None
         };
         let (counted, offer) = watch::channel(None);
-        let trees = if let session::Content::Trees(trees) = &content {
+        let trees = if let session::OfferedSource::Trees(trees) = &content {
             trees.clone()
         } else {
             Vec::new()
@@ -219,7 +219,7 @@ impl Offering {
             counted,
         };
         let server = server.offering(
-            Offered {
+            OfferedContent {
                 content,
                 walk,
                 guests: guests.clone(),
@@ -390,7 +390,7 @@ impl Offering {
                     match self.introduced(somebody.ok_or(Error::Stopping)?).await {
                         Introduced::Asked => {}
                         Introduced::Burnt(from) => return Ok(Met::Burnt { from }),
-                        Introduced::Nothing => sleep(PAUSE).await,
+                        Introduced::Nothing => sleep(GUESS_INTERVAL).await,
                     }
                 }
                 Some(answered) = self.answers.recv() => {
@@ -423,15 +423,15 @@ impl Offering {
                 told = self.told.recv() => match told.ok_or(Error::Stopping)? {
                     // A guest of before, over a connection that it still has.
                     (key_id, _) if self.guest.as_ref().is_none_or(|(guest, _)| *guest != key_id) => {}
-                    (_, Told::Begun { from }) => {
+                    (_, OfferEvent::Begun { from }) => {
                         sessions += 1;
                         self.from = Some(canonical(from));
                         if sessions == 1 && lost.take().is_some() {
                             (self.observer)(Event::Reconnected { address: canonical(from) });
                         }
                     }
-                    (_, Told::Ended(Ok(outcome))) => return Ok(*outcome),
-                    (_, Told::Ended(Err(error))) => {
+                    (_, OfferEvent::Ended(Ok(outcome))) => return Ok(*outcome),
+                    (_, OfferEvent::Ended(Err(error))) => {
                         (sessions, since) = (sessions.saturating_sub(1), Instant::now());
                         let why = if let Error::Lost(why) = error { why } else { error.to_string().into() };
                         if self.pipe.as_ref().is_some_and(|pipe| pipe.is_spent()) {
@@ -449,7 +449,7 @@ impl Offering {
                 Some(answered) = self.answers.recv() => match self.answered(answered) {
                     Some(Met::Accepted { .. }) => since = Instant::now(),
                     Some(Met::Declined { .. }) if sessions == 0 => {
-                        return Err(Error::Refused(Why::new(Code::Cancelled, "the receiver declined in the end")));
+                        return Err(Error::Refused(Reason::new(Code::Cancelled, "the receiver declined in the end")));
                     }
                     _ => {}
                 },
@@ -521,7 +521,7 @@ impl Offering {
         let Some((key_id, _)) = endpoint::peer(&somebody.connection) else {
             return Ok(Shown::Nothing);
         };
-        let begun = timeout(FIRST, read_introduce(somebody))
+        let begun = timeout(FIRST_MESSAGE_TIMEOUT, read_introduce(somebody))
             .await
             .map_err(|_| StreamError::TimedOut)??;
         // Whoever was killed, or lost its connection, comes back with the code that it has used.
@@ -537,7 +537,7 @@ impl Offering {
         let Some(credential) = self.credential.as_ref().or(again).filter(usable).cloned() else {
             return refuse(
                 somebody,
-                Why::new(Code::NotFound, "the code is not, or no longer, in use here"),
+                Reason::new(Code::NotFound, "the code is not, or no longer, in use here"),
             )
             .await;
         };
@@ -551,21 +551,21 @@ impl Offering {
         };
         somebody
             .writer
-            .write_within(&protocol::Introduced { exchange: ours }, ANSWER)
+            .write_within(&protocol::Introduced { exchange: ours }, ANSWER_TIMEOUT)
             .await?;
-        let theirs = timeout(ANSWER, somebody.reader.read::<Confirm>())
+        let theirs = timeout(ANSWER_TIMEOUT, somebody.reader.read::<Confirm>())
             .await
             .map_err(|_| StreamError::TimedOut)??;
         if !confirmation.is_right(theirs.tag) && credential.key_id.is_some() {
             // It holds the key, so it is no guess: one of the two was paired anew.
             let text = "the two machines do not share a secret any more; pair them again";
-            return refuse(somebody, Why::new(Code::NotAdmitted, text)).await;
+            return refuse(somebody, Reason::new(Code::NotAdmitted, text)).await;
         }
         if !confirmation.is_right(theirs.tag) {
             info!(%from, "a wrong word: the code is burnt");
             self.use_up();
             let text = "a word of the code was wrong. It is burnt now: ask for a new one";
-            refuse(somebody, Why::new(Code::NotAdmitted, text)).await?;
+            refuse(somebody, Reason::new(Code::NotAdmitted, text)).await?;
             return Ok(Shown::Wrong(from));
         }
         self.use_up();
@@ -576,7 +576,7 @@ impl Offering {
                 &Confirm {
                     tag: confirmation.ours(),
                 },
-                ANSWER,
+                ANSWER_TIMEOUT,
             )
             .await?;
         Ok(Shown::Right(key_id, confirmation.pair()))
@@ -679,18 +679,23 @@ async fn offer_to(
     mut offer: watch::Receiver<Option<Offer>>,
 ) -> Result<Option<Accept>, StreamError> {
     loop {
-        match timeout(WORKING, async {
+        match timeout(WORKING_INTERVAL, async {
             offer.wait_for(Option::is_some).await.is_ok()
         })
         .await
         {
             Ok(true) => break,
             Ok(false) => return Err(StreamError::Ended),
-            Err(_) => somebody.writer.write_within(&Working {}, ANSWER).await?,
+            Err(_) => {
+                somebody
+                    .writer
+                    .write_within(&Working {}, ANSWER_TIMEOUT)
+                    .await?
+            }
         }
     }
     let offer = offer.borrow().clone().unwrap_or_default();
-    somebody.writer.write_within(&offer, ANSWER).await?;
+    somebody.writer.write_within(&offer, ANSWER_TIMEOUT).await?;
     let frame = somebody
         .reader
         .frame(Refused::LIMIT)
@@ -720,14 +725,17 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 
 async fn read_introduce(somebody: &mut Introduction) -> Result<Introduce, StreamError> {
     somebody.reader.read::<Hello>().await?;
-    somebody.writer.write_within(&hello(), ANSWER).await?;
+    somebody
+        .writer
+        .write_within(&hello(), ANSWER_TIMEOUT)
+        .await?;
     somebody.reader.read().await
 }
 
-async fn refuse(somebody: &mut Introduction, why: Why) -> Result<Shown, StreamError> {
+async fn refuse(somebody: &mut Introduction, why: Reason) -> Result<Shown, StreamError> {
     somebody
         .writer
-        .write_within(&Refused { why: why.into() }, ANSWER)
+        .write_within(&Refused { why: why.into() }, ANSWER_TIMEOUT)
         .await?;
     Ok(Shown::Nothing)
 }

@@ -7,7 +7,8 @@ use super::rendezvous::{Found, Place, Placed, Seek};
 use super::value::{ascending, at_most};
 use super::{
     Components, Durability, Held, Kind, MAX_HELD, MAX_HOLES, MAX_PLAN_RANGES, MAX_SYMLINK, Message,
-    Origin, Owner, Probe, Range, Spent, Take, Time, Unkept, WireFilter, WireWhy, Xattr,
+    MetadataWarning, Origin, Owner, Probe, Range, ReceiveOptions, SenderTime, Time, WireFilter,
+    WireReason, Xattr,
 };
 use crate::error::text::PeerText;
 use crate::protocol::rate::Rate;
@@ -110,7 +111,7 @@ pub struct Push {
     pub durability: Durability,
     /// How entries are to be taken, if not as usual.
     #[n(6)]
-    pub take: Option<Take>,
+    pub take: Option<ReceiveOptions>,
     /// What a mirror leaves out, and spares.
     #[n(7)]
     pub filter: Option<WireFilter>,
@@ -237,7 +238,7 @@ impl Ready {
 pub struct Refused {
     /// Why.
     #[n(0)]
-    pub why: WireWhy,
+    pub why: WireReason,
 }
 
 /// The sender has sent all it will, and has an answer for each entry; receipts may still be on their way.
@@ -252,19 +253,21 @@ pub struct End {
     pub failed: u64,
     /// Why the sender did not announce the rest, if it did not.
     #[n(2)]
-    pub interrupted: Option<WireWhy>,
+    pub interrupted: Option<WireReason>,
     /// Where the sender's time went.
     #[n(3)]
-    pub spent: Option<Spent>,
+    pub spent: Option<SenderTime>,
     /// What the sender could not tell of files that it sent.
     #[n(4)]
-    pub unkept: Option<Vec<Unkept>>,
+    pub unkept: Option<Vec<MetadataWarning>>,
 }
 
 impl End {
     fn validate(&self) -> Result<(), String> {
-        Unkept::validate(self.unkept.as_deref().unwrap_or_default())?;
-        self.interrupted.as_ref().map_or(Ok(()), WireWhy::validate)
+        MetadataWarning::validate(self.unkept.as_deref().unwrap_or_default())?;
+        self.interrupted
+            .as_ref()
+            .map_or(Ok(()), WireReason::validate)
     }
 }
 
@@ -292,18 +295,18 @@ pub struct Summary {
     pub held_up: Option<u64>,
     /// What could not be kept of what stands there; each kind once.
     #[n(6)]
-    pub unkept: Option<Vec<Unkept>>,
+    pub unkept: Option<Vec<MetadataWarning>>,
     /// How many things a mirror has removed.
     #[n(7)]
     pub removed: Option<u64>,
     /// Why it has removed nothing, or not all.
     #[n(8)]
-    pub unremoved: Option<WireWhy>,
+    pub unremoved: Option<WireReason>,
 }
 
 impl Summary {
     fn validate(&self) -> Result<(), String> {
-        Unkept::validate(self.unkept.as_deref().unwrap_or_default())
+        MetadataWarning::validate(self.unkept.as_deref().unwrap_or_default())
     }
 }
 
@@ -313,7 +316,7 @@ impl Summary {
 pub struct GoAway {
     /// Why.
     #[n(0)]
-    pub why: WireWhy,
+    pub why: WireReason,
 }
 
 /// A mirror has removed this, or would in a dry run. For people only.
@@ -418,7 +421,7 @@ pub struct Unsendable {
     pub path: Components,
     /// Why.
     #[n(1)]
-    pub why: WireWhy,
+    pub why: WireReason,
     /// With `Special` and `Vanished`: whether that is no failure, since it was only come upon in a directory.
     #[n(2)]
     pub omitted: Option<bool>,
@@ -476,7 +479,7 @@ pub struct Refuse {
     pub id: u64,
     /// Why.
     #[n(1)]
-    pub why: WireWhy,
+    pub why: WireReason,
 }
 
 /// Begins a transfer: what of the file the body will hold.
@@ -544,7 +547,7 @@ pub struct Committed {
 pub struct Failed {
     /// Why.
     #[n(0)]
-    pub why: WireWhy,
+    pub why: WireReason,
 }
 
 /// In the place of a [`Plan`]: the sender cannot send a file that it announced, and opens no transfer for it.
@@ -556,7 +559,7 @@ pub struct Withdraw {
     pub id: u64,
     /// Why.
     #[n(1)]
-    pub why: WireWhy,
+    pub why: WireReason,
 }
 
 /// First on a measurement stream.
@@ -645,5 +648,5 @@ impl Listed {
     }
 }
 
-macro_rules! carries_why { ($($name:ident)*) => { $(impl $name { fn validate(&self) -> Result<(), String> { self.why.validate() } })* } }
-carries_why! { Refused GoAway Refuse Failed Withdraw Unsendable }
+macro_rules! carries_reason { ($($name:ident)*) => { $(impl $name { fn validate(&self) -> Result<(), String> { self.why.validate() } })* } }
+carries_reason! { Refused GoAway Refuse Failed Withdraw Unsendable }

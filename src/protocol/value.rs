@@ -6,7 +6,7 @@ use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 
 use crate::error::text::PeerText;
-use crate::error::{Code, MAX_TEXT, Why};
+use crate::error::{Code, MAX_TEXT, Reason};
 
 /// A name as a list of byte strings. Only [`RelativePath`](crate::protocol::path::RelativePath) makes a path of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -202,24 +202,24 @@ pub struct Held {
     pub digest: [u8; 32],
 }
 
-/// [`Why`] as it is encoded.
+/// [`Reason`] as it is encoded.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
-pub struct WireWhy {
+pub struct WireReason {
     #[n(0)]
     code: u32,
     #[n(1)]
     text: PeerText,
 }
 
-impl WireWhy {
+impl WireReason {
     pub(super) fn validate(&self) -> Result<(), String> {
         at_most("text", self.text.len(), MAX_TEXT)
     }
 }
 
-impl From<Why> for WireWhy {
-    fn from(why: Why) -> Self {
+impl From<Reason> for WireReason {
+    fn from(why: Reason) -> Self {
         Self {
             code: why.code.number(),
             text: why.text,
@@ -227,9 +227,9 @@ impl From<Why> for WireWhy {
     }
 }
 
-impl From<WireWhy> for Why {
-    fn from(why: WireWhy) -> Self {
-        Why::new(Code::from_number(why.code), why.text.into_raw())
+impl From<WireReason> for Reason {
+    fn from(why: WireReason) -> Self {
+        Reason::new(Code::from_number(why.code), why.text.into_raw())
     }
 }
 

@@ -16,21 +16,21 @@ use super::socket::{Buffer, Datagrams, Socket};
 use super::{canonical, network};
 use crate::error::Result;
 use crate::net::endpoint;
-use crate::net::rate_limit::Bucket;
+use crate::net::rate_limit::TokenBucket;
 use crate::protocol::BIND;
 use crate::protocol::rate::Rate;
 
 /// A pair ends when one of its ends is not heard for so long: each binds its address every 5 s while it wants the pair. Otherwise
 /// whoever is the other end could have a relay send to somebody who is long gone; and pairs of transfers that are over, or have gone
 /// another way, would leave no room for those who come from the same office.
-const IDLE: Duration = Duration::from_secs(20);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// One of whose ends one has not come yet for so long ends too.
-const UNBOUND: Duration = Duration::from_secs(15);
+const UNBOUND_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often pairs are looked at that may have ended.
-const SWEEP: Duration = Duration::from_secs(5);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// What may wait for its turn at the rate of a pair, as time, and in bytes at least and at most: 32 and 1,024 usual datagrams. A
 /// short queue slows both ends down as any bottleneck does, where dropping all that is above would lose a third.
-const QUEUE: Duration = Duration::from_millis(50);
+const QUEUE_TIME: Duration = Duration::from_millis(50);
 const QUEUE_AT_LEAST: usize = 32 * 1_328;
 const QUEUE_AT_MOST: usize = 1_024 * 1_328;
 /// What a datagram takes in a queue beyond its bytes, so that empty ones are not free.
@@ -210,10 +210,10 @@ impl Forwarder {
 
     /// What goes in comes out at the rate.
     fn queue(self: &Arc<Self>, port: usize, rate: Rate) -> Queue {
-        let bytes = (rate.bytes() as f64 * QUEUE.as_secs_f64()) as usize;
+        let bytes = (rate.bytes() as f64 * QUEUE_TIME.as_secs_f64()) as usize;
         let room = Arc::new(Semaphore::new(bytes.clamp(QUEUE_AT_LEAST, QUEUE_AT_MOST)));
         let (to, mut waiting) = mpsc::unbounded_channel::<Waiting>();
-        let (forwarder, bucket) = (self.clone(), Bucket::new(rate));
+        let (forwarder, bucket) = (self.clone(), TokenBucket::new(rate));
         tokio::spawn(async move {
             while let Some(Waiting {
                 bytes,
@@ -244,7 +244,7 @@ impl Forwarder {
         for port in 0..self.sockets.len() {
             forwarding.spawn(self.clone().forward(port));
         }
-        let mut sweep = interval(SWEEP);
+        let mut sweep = interval(SWEEP_INTERVAL);
         loop {
             sweep.tick().await;
             self.state().sweep(Instant::now(), &self.allowance);
@@ -396,9 +396,9 @@ impl State {
     fn sweep(&mut self, now: Instant, allowance: &Allowance) {
         let ended = |pair: &Pair| {
             let idle = if pair.ends.iter().all(|end| end.bound.is_some()) {
-                IDLE
+                IDLE_TIMEOUT
             } else {
-                UNBOUND
+                UNBOUND_TIMEOUT
             };
             let silent = pair
                 .ends
@@ -552,15 +552,19 @@ mod tests {
         let mut state = bound();
         assert!(!swept(
             &mut state,
-            IDLE.as_secs() - 1,
+            IDLE_TIMEOUT.as_secs() - 1,
             &Allowance::default()
         ));
         let Some(pair) = state.pairs.get_mut(&0) else {
             unreachable!()
         };
-        pair.ends[1].heard += IDLE;
+        pair.ends[1].heard += IDLE_TIMEOUT;
         assert!(
-            swept(&mut state, IDLE.as_secs() + 1, &Allowance::default()),
+            swept(
+                &mut state,
+                IDLE_TIMEOUT.as_secs() + 1,
+                &Allowance::default()
+            ),
             "only one of them still comes"
         );
         assert_eq!(goes(&mut state, B), None);
@@ -573,12 +577,12 @@ mod tests {
         assert_eq!(goes(&mut state, B), None);
         assert!(!swept(
             &mut state,
-            UNBOUND.as_secs() - 1,
+            UNBOUND_TIMEOUT.as_secs() - 1,
             &Allowance::default()
         ));
         assert!(swept(
             &mut state,
-            UNBOUND.as_secs() + 1,
+            UNBOUND_TIMEOUT.as_secs() + 1,
             &Allowance::default()
         ));
     }

@@ -7,11 +7,11 @@ use std::io;
 use rustix::fs::{FileType, Stat, fstat};
 use rustix::io::Errno;
 
-use super::fault::fault;
-use super::{ALL_PERMISSIONS, Attributes, Lapses, PERMISSIONS, closed, xattr};
-use crate::error::Why;
+use super::io_errors::fault;
+use super::{ALL_PERMISSIONS, Attributes, MetadataWarnings, PERMISSIONS, read_only, xattr};
+use crate::error::Reason;
 use crate::protocol::path::RelativePath;
-use crate::protocol::{Aspect, Time};
+use crate::protocol::{Attribute, Time};
 
 /// What the system says of metadata that it cannot or may not keep; all else, such as a broken disk, fails the file.
 const LAPSES: &[Errno] = &[
@@ -35,16 +35,17 @@ pub(super) fn set(
     file: &File,
     path: &RelativePath,
     attributes: &Attributes,
-) -> Result<Lapses, Why> {
+) -> Result<MetadataWarnings, Reason> {
     let there = fstat(file).map_err(|e| fault(path, "look at it", e))?;
-    let mut lapses = Lapses::new();
+    let mut lapses = MetadataWarnings::new();
     // A new owner takes away set-user-ID and the like, so the mode comes later; and so it does after the extended
     // attributes, since to set those takes a permission that the final mode may not give.
     let owned = match attributes.owner {
         Some(owner) if owner != owner_of(&there) => {
-            let set = closed::set_owner(file, owner);
+            let set = read_only::set_owner(file, owner);
             let before = lapses.len();
-            allow(&mut lapses, Aspect::Owner, set).map_err(|e| fault(path, "set its owner", e))?;
+            allow(&mut lapses, Attribute::Owner, set)
+                .map_err(|e| fault(path, "set its owner", e))?;
             lapses.len() == before
         }
         Some(_) => true,
@@ -54,13 +55,13 @@ pub(super) fn set(
     let mut opened = false;
     if let Some(xattrs) = &attributes.xattrs {
         opened =
-            mode & READ_WRITE != READ_WRITE && closed::set_mode(file, mode | READ_WRITE).is_ok();
+            mode & READ_WRITE != READ_WRITE && read_only::set_mode(file, mode | READ_WRITE).is_ok();
         let set = xattr::set(file, xattrs, owned)
             .map_err(|e| fault(path, "set its extended attributes", e));
         match set {
             Ok(more) => lapses.extend(more),
             Err(why) => {
-                let _ = closed::set_mode(file, mode);
+                let _ = read_only::set_mode(file, mode);
                 return Err(why);
             }
         }
@@ -76,13 +77,13 @@ pub(super) fn set(
         mode = mode & !bits | wanted & bits;
     }
     if attributes.mode.is_some() || opened {
-        let set = closed::set_mode(file, mode);
-        allow(&mut lapses, Aspect::Mode, set).map_err(|e| fault(path, "set its mode", e))?;
+        let set = read_only::set_mode(file, mode);
+        allow(&mut lapses, Attribute::Mode, set).map_err(|e| fault(path, "set its mode", e))?;
     }
     if let Some(modified) = attributes.modified {
         let set =
-            closed::set_time(file, &there, modified).and_then(|()| check_time(file, modified));
-        allow(&mut lapses, Aspect::Time, set).map_err(|e| fault(path, "set its time", e))?;
+            read_only::set_time(file, &there, modified).and_then(|()| check_time(file, modified));
+        allow(&mut lapses, Attribute::Time, set).map_err(|e| fault(path, "set its time", e))?;
     }
     Ok(lapses)
 }
@@ -103,8 +104,8 @@ fn check_time(file: &File, modified: Time) -> rustix::io::Result<()> {
 
 /// Takes what a filesystem has no notion of, or does not let us do, as a lapse.
 pub(super) fn allow(
-    lapses: &mut Lapses,
-    aspect: Aspect,
+    lapses: &mut MetadataWarnings,
+    aspect: Attribute,
     result: rustix::io::Result<()>,
 ) -> rustix::io::Result<()> {
     match result {

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Dir, Mode, OFlags, fstat, openat, renameat};
 use unicode_normalization::UnicodeNormalization;
 
-use super::beneath::{Directory, Root, device};
-use super::fault::fault;
+use super::io_errors::fault;
 use super::partial::{remove, temporary_name, temporary_name_with};
-use crate::error::Why;
+use super::root::{Directory, Root, device};
+use crate::error::Reason;
 use crate::protocol::path::PARTIAL_ACCENT;
 use crate::protocol::path::RelativePath;
 
@@ -275,7 +275,7 @@ fn says_so(_: &Directory<'_>) -> bool {
 
 /// Gives what is found by a name exactly this name, where it has another that the directory takes for the same; `false` where
 /// it still has another.
-pub(super) fn respell(root: &Root, path: &RelativePath, folding: Folding) -> Result<bool, Why> {
+pub(super) fn respell(root: &Root, path: &RelativePath, folding: Folding) -> Result<bool, Reason> {
     let cannot = |e| fault(path, "change the case of its name", e);
     let Some((directory, name)) = root.parent(path)? else {
         return Ok(true);

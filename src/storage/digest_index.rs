@@ -23,10 +23,10 @@ const MAX_ROWS: u64 = 100_000;
 /// As many go in one go, since to find the oldest takes a look at all.
 const EVICTED: usize = 10_000;
 /// Memory for the pages of the database, in bytes. The library's default is 1 GiB.
-const CACHE: usize = 1 << 20;
+const CACHE_SIZE: usize = 1 << 20;
 /// A file whose last modification is not so long ago may change again without its time telling: what a filesystem's clock
 /// may fail to tell apart (2 s on FAT).
-const SETTLES: Duration = Duration::from_secs(2);
+const SETTLE_TIME: Duration = Duration::from_secs(2);
 
 /// A time of change has this resolution at worst: the tick of Linux, at 100 a second.
 const CHANGE_SETTLES: Duration = Duration::from_millis(10);
@@ -76,7 +76,7 @@ impl FileKey {
             .unwrap_or_default();
         let tick = now.saturating_sub(CHANGE_SETTLES);
         let tick = (tick.as_secs() as i64, tick.subsec_nanos());
-        self.modified.seconds < (now.saturating_sub(SETTLES)).as_secs() as i64
+        self.modified.seconds < (now.saturating_sub(SETTLE_TIME)).as_secs() as i64
             && (changed.seconds, changed.nanoseconds) < tick
     }
 }
@@ -259,7 +259,7 @@ impl Index {
         let open = || {
             let create = || {
                 Database::builder()
-                    .set_cache_size(CACHE)
+                    .set_cache_size(CACHE_SIZE)
                     .create(&self.0.path)
             };
             catch_unwind(AssertUnwindSafe(create)).unwrap_or(Err(DatabaseError::RepairAborted))

@@ -1,6 +1,6 @@
 //! Patterns in a path, expanded as a shell would: what matches, in the byte order of names.
 
-use crate::error::{Code, Result, Why};
+use crate::error::{Code, Reason, Result};
 use crate::protocol::path::RelativePath;
 use crate::storage::Store;
 use crate::storage::filter::{Patterns, is_pattern};
@@ -37,7 +37,7 @@ pub(crate) fn expand(
     store: &dyn Store,
     path: &RelativePath,
     effort: &mut Effort,
-) -> Result<Expanded, Why> {
+) -> Result<Expanded, Reason> {
     let mut paths = vec![RelativePath::root()];
     let (mut by_pattern, mut failed) = (false, None);
     for component in path.components() {
@@ -49,7 +49,7 @@ pub(crate) fn expand(
             continue;
         }
         let patterns = Patterns::new([component])
-            .map_err(|bad| Why::new(Code::BadName, format!("{path}: {bad}")))?;
+            .map_err(|bad| Reason::new(Code::BadName, format!("{path}: {bad}")))?;
         let mut found = Vec::new();
         for directory in paths {
             let literal = directory.join(component)?;
@@ -71,14 +71,14 @@ pub(crate) fn expand(
         // A name behind a pattern need not be everywhere.
         paths.retain(|path| store.stat(path).is_ok_and(|there| there.is_some()));
         if paths.is_empty() {
-            let readable = |why: &Why| {
+            let readable = |why: &Reason| {
                 matches!(
                     why.code,
                     Code::NotFound | Code::NotDirectory | Code::Symlink
                 )
             };
             let nothing = || {
-                Why::new(
+                Reason::new(
                     Code::NotFound,
                     format!("{path}: nothing matches; check the pattern"),
                 )
@@ -89,11 +89,11 @@ pub(crate) fn expand(
     Ok(Expanded { paths, by_pattern })
 }
 
-fn too_much(path: &RelativePath) -> Why {
+fn too_much(path: &RelativePath) -> Reason {
     let text = format!(
         "{path}: it matches too much, or in too large directories; name a directory, or match less"
     );
-    Why::new(Code::NoSpace, text)
+    Reason::new(Code::NoSpace, text)
 }
 
 /// Adds what matches in a directory. Fails with [`Code::NoSpace`] when it is too much.
@@ -103,7 +103,7 @@ fn matching(
     patterns: &Patterns,
     Effort(effort): &mut Effort,
     found: &mut Vec<RelativePath>,
-) -> Result<(), Why> {
+) -> Result<(), Reason> {
     let mut result = Ok(());
     // A directory costs as much as a name.
     *effort = effort.saturating_sub(1);
@@ -126,7 +126,7 @@ fn matching(
 mod tests {
     use super::*;
     use crate::protocol::Durability;
-    use crate::storage::{Claim, MemoryStore};
+    use crate::storage::{MemoryStore, PartialKey};
 
     fn path(path: &str) -> RelativePath {
         RelativePath::from_components(path.split('/').filter(|c| !c.is_empty())).unwrap()
@@ -135,7 +135,7 @@ mod tests {
     fn store(names: &[&str]) -> MemoryStore {
         let store = MemoryStore::new();
         for name in names {
-            let claim = Claim {
+            let claim = PartialKey {
                 owner: [0; 32],
                 size: 0,
                 modified: None,

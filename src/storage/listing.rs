@@ -7,25 +7,25 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 use super::expand::{Expanded, expand};
-use crate::error::{Code, Result, Why};
+use crate::error::{Code, Reason, Result};
 use crate::protocol::path::{RelativePath, printable};
 use crate::protocol::{Components, Kind, Listed};
 use crate::storage::Store;
-use crate::storage::fault::refusal;
+use crate::storage::io_errors::refusal;
 
 /// Names kept by a listing, over all directories that it is in the middle of, in bytes: a directory of a million names is
 /// read some 15 times.
-const MEMORY: usize = 4 << 20;
+const MEMORY_LIMIT: usize = 4 << 20;
 /// What a directory may take in any case, in bytes, however deep it stands.
-const LEAST: usize = 16 << 10;
+const MIN_MEMORY: usize = 16 << 10;
 /// What a name takes beside its bytes.
-const OVERHEAD: usize = 48;
+const NAME_OVERHEAD: usize = 48;
 
 /// Something found, or what could not be looked at.
-pub(crate) type Found = Result<Listed, (RelativePath, Why)>;
+pub(crate) type Found = Result<Listed, (RelativePath, Reason)>;
 
 /// Lists, depth first. An iterator, so that it holds no thread while nobody wants more; each step blocks.
-pub(crate) struct Walk {
+pub(crate) struct ListingWalk {
     store: Arc<dyn Store>,
     /// What is yet to be listed itself.
     paths: std::vec::IntoIter<RelativePath>,
@@ -48,7 +48,7 @@ struct Level {
     more: bool,
 }
 
-impl Walk {
+impl ListingWalk {
     /// Looks at what is asked for: a directory stands for what is in it, anything else, and what a pattern matches, for
     /// itself. Blocks.
     ///
@@ -58,7 +58,7 @@ impl Walk {
         store: Arc<dyn Store>,
         path: &RelativePath,
         recursive: bool,
-    ) -> Result<Self, Why> {
+    ) -> Result<Self, Reason> {
         let Expanded { paths, by_pattern } = expand(&*store, path, &mut Default::default())?;
         let mut walk = Self {
             store,
@@ -66,7 +66,7 @@ impl Walk {
             recursive,
             hidden: 0,
             open: Vec::new(),
-            memory: MEMORY,
+            memory: MEMORY_LIMIT,
         };
         match paths.first() {
             Some(only) if !by_pattern => {
@@ -98,11 +98,11 @@ impl Walk {
     }
 
     /// Reads the next names of the innermost directory, as many as there is memory for.
-    fn fill(&mut self) -> Result<(), (RelativePath, Why)> {
+    fn fill(&mut self) -> Result<(), (RelativePath, Reason)> {
         let Some(level) = self.open.last_mut() else {
             return Ok(());
         };
-        let room = (self.memory / 2).max(LEAST);
+        let room = (self.memory / 2).max(MIN_MEMORY);
         let mut first = BinaryHeap::<Box<[u8]>>::new();
         let (mut bytes, mut more) = (0, false);
         let read = self.store.visit(&level.path, &mut |name| {
@@ -164,10 +164,10 @@ impl Walk {
 }
 
 fn cost(name: &[u8]) -> usize {
-    name.len() + OVERHEAD
+    name.len() + NAME_OVERHEAD
 }
 
-impl Iterator for Walk {
+impl Iterator for ListingWalk {
     type Item = Found;
 
     fn next(&mut self) -> Option<Found> {
@@ -181,12 +181,12 @@ impl Iterator for Walk {
             };
             match level.names.pop() {
                 Some(name) => {
-                    self.memory = (self.memory + cost(&name)).min(MEMORY);
+                    self.memory = (self.memory + cost(&name)).min(MEMORY_LIMIT);
                     let path = match level.path.join(&name) {
                         Ok(path) => path,
                         Err(bad) => {
                             let why =
-                                Why::new(Code::BadName, format!("{}: {bad}", printable(&name)));
+                                Reason::new(Code::BadName, format!("{}: {bad}", printable(&name)));
                             return Some(Err((level.path.clone(), why)));
                         }
                     };
@@ -213,7 +213,7 @@ mod tests {
     use super::*;
     use crate::storage::LocalStore;
 
-    fn listed(walk: Walk) -> Vec<String> {
+    fn listed(walk: ListingWalk) -> Vec<String> {
         let shown = |listed: Listed| String::from_utf8(listed.path.0.join(&b"/"[..])).unwrap();
         walk.map(|found| shown(found.unwrap())).collect()
     }
@@ -233,8 +233,8 @@ mod tests {
         names.sort();
         names.dedup();
         let store: Arc<dyn Store> = Arc::new(LocalStore::open(root.path()).unwrap());
-        for memory in [MEMORY, 50_000, 0] {
-            let mut walk = Walk::begin(store.clone(), &RelativePath::root(), true).unwrap();
+        for memory in [MEMORY_LIMIT, 50_000, 0] {
+            let mut walk = ListingWalk::begin(store.clone(), &RelativePath::root(), true).unwrap();
             walk.memory = memory;
             // What was read with all of it.
             walk.open.clear();

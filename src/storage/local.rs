@@ -13,23 +13,23 @@ use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, chownat};
 use rustix::fs::{fstat, linkat, openat, renameat, symlinkat, unlinkat, utimensat};
 use rustix::io::Errno;
 
-use super::beneath::{Directory, Root, device};
-use super::fault::{check_target, fault, refusal};
 use super::holes::next_data;
+use super::io_errors::{check_target, fault, refusal};
 use super::partial::{
     JUST_NOW, LocalUpload, read_full_at, remove, rename_exclusively, temporary_name, time_of,
     timestamps,
 };
 use super::reserved::Reserved;
+use super::root::{Directory, Root, device};
 use super::times::LocalTimeProbe;
 use super::unsized_files::Devices;
 use super::{
-    ALL_PERMISSIONS, Attributes, Claim, Folding, Lapses, Metadata, Source, Store, TimeProbe,
-    Upload, Version, attributes, case, closed, reads_as_more, sweep, xattr,
+    ALL_PERMISSIONS, Attributes, Folding, Metadata, MetadataWarnings, PartialKey, Source, Store,
+    TimeProbe, Upload, Version, attributes, case, read_only, reads_as_more, sweep, xattr,
 };
-use crate::error::{Code, Error, Why};
+use crate::error::{Code, Error, Reason};
 use crate::protocol::path::{RelativePath, is_partial_name, printable};
-use crate::protocol::{Aspect, Kind, Xattr};
+use crate::protocol::{Attribute, Kind, Xattr};
 
 /// A directory on disk as a [`Store`].
 ///
@@ -149,14 +149,14 @@ impl LocalStore {
     }
 
     /// The directory that a path stands in, which must be there.
-    fn parent<'p>(&self, path: &'p RelativePath) -> Result<(Directory<'_>, &'p [u8]), Why> {
+    fn parent<'p>(&self, path: &'p RelativePath) -> Result<(Directory<'_>, &'p [u8]), Reason> {
         self.root
             .parent(path)?
             .ok_or_else(|| refusal(Code::NotFound, path))
     }
 
     /// Opens a file for reading, or a directory, without following a link or waiting for a FIFO's other end.
-    fn open_any(&self, path: &RelativePath) -> Result<(File, Stat), Why> {
+    fn open_any(&self, path: &RelativePath) -> Result<(File, Stat), Reason> {
         let cannot = |e: rustix::io::Errno| fault(path, "open it", e);
         if path.is_root() {
             let file = File::from(self.root.directory().readable().map_err(cannot)?);
@@ -181,14 +181,14 @@ impl LocalStore {
     }
 
     /// Opens a file or directory for its metadata, also one that we may not read.
-    fn open_for_metadata(&self, path: &RelativePath) -> Result<File, Why> {
+    fn open_for_metadata(&self, path: &RelativePath) -> Result<File, Reason> {
         match self.open_any(path) {
             Err(why) if why.code == Code::PermissionDenied => {}
             opened => return opened.map(|(file, _)| file),
         }
         let cannot = |e: rustix::io::Errno| fault(path, "open it", e);
         let (directory, name) = self.parent(path)?;
-        let file = closed::open(&directory, name).map_err(cannot)?;
+        let file = read_only::open(&directory, name).map_err(cannot)?;
         let stat = fstat(&file).map_err(cannot)?;
         self.root.check(&stat, path)?;
         openable(path, &stat)?;
@@ -201,7 +201,7 @@ impl LocalStore {
         path: &RelativePath,
         directory: &Directory<'_>,
         name: &[u8],
-    ) -> Result<(), Why> {
+    ) -> Result<(), Reason> {
         let there = directory
             .stat(name)
             .map_err(|e| fault(path, "look at it", e))?;
@@ -217,7 +217,7 @@ impl LocalStore {
 }
 
 impl Store for LocalStore {
-    fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Why> {
+    fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Reason> {
         let stat = if path.is_root() {
             fstat(self.root.directory()).map(Some)
         } else {
@@ -235,7 +235,7 @@ impl Store for LocalStore {
         Ok(Some(metadata(&stat)))
     }
 
-    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Why> {
+    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Reason> {
         let mut names = Vec::new();
         self.visit(directory, &mut |name| {
             names.push(name.to_vec());
@@ -248,7 +248,7 @@ impl Store for LocalStore {
         &self,
         directory: &RelativePath,
         each: &mut dyn FnMut(&[u8]) -> bool,
-    ) -> Result<(), Why> {
+    ) -> Result<(), Reason> {
         let cannot = |e| fault(directory, "read the directory", e);
         let open = self
             .root
@@ -271,16 +271,20 @@ impl Store for LocalStore {
         Ok(())
     }
 
-    fn xattrs(&self, path: &RelativePath, privileged: bool) -> Result<(Vec<Xattr>, Lapses), Why> {
+    fn xattrs(
+        &self,
+        path: &RelativePath,
+        privileged: bool,
+    ) -> Result<(Vec<Xattr>, MetadataWarnings), Reason> {
         let file = self.open_for_metadata(path)?;
         xattr::read(&file, privileged).map_err(|e| fault(path, "read its extended attributes", e))
     }
 
-    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why> {
+    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Reason> {
         let (directory, name) = self.parent(path)?;
         match rustix::fs::readlinkat(&directory, name, Vec::new()) {
             Ok(target) => Ok(target.into_bytes()),
-            Err(rustix::io::Errno::INVAL) => Err(Why::new(
+            Err(rustix::io::Errno::INVAL) => Err(Reason::new(
                 Code::Unreadable,
                 format!("{path}: it is no symbolic link"),
             )),
@@ -288,14 +292,14 @@ impl Store for LocalStore {
         }
     }
 
-    fn has_unsized_content(&self, path: &RelativePath, seen: &Metadata) -> Result<bool, Why> {
+    fn has_unsized_content(&self, path: &RelativePath, seen: &Metadata) -> Result<bool, Reason> {
         if self.devices.are_sized(&self.root, path, seen) {
             return Ok(false);
         }
         reads_as_more(&*self.open(path)?, path)
     }
 
-    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why> {
+    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Reason> {
         let (file, stat) = self.open_any(path)?;
         match metadata(&stat).kind {
             Some(Kind::File) => Ok(Box::new(LocalSource(file))),
@@ -303,16 +307,20 @@ impl Store for LocalStore {
         }
     }
 
-    fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
+    fn create(&self, path: &RelativePath, claim: &PartialKey) -> Result<Box<dyn Upload>, Reason> {
         Ok(Box::new(LocalUpload::create(&self.root, path, claim)?))
     }
 
-    fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
+    fn make_directory(&self, path: &RelativePath) -> Result<(), Reason> {
         self.root.check_named(path)?;
         self.root.make_private(path)
     }
 
-    fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
+    fn set_attributes(
+        &self,
+        path: &RelativePath,
+        attributes: &Attributes,
+    ) -> Result<MetadataWarnings, Reason> {
         self.root.check_named(path)?;
         let file = self.open_for_metadata(path)?;
         let _one = self.root.modes();
@@ -324,43 +332,51 @@ impl Store for LocalStore {
         path: &RelativePath,
         target: &[u8],
         attributes: &Attributes,
-    ) -> Result<Lapses, Why> {
+    ) -> Result<MetadataWarnings, Reason> {
         let Some(parent) = path.parent() else {
             return Err(refusal(Code::IsDirectory, path));
         };
         check_target(path, target)?;
         self.root.check_named(path)?;
         let directory = self.root.make(&parent)?;
-        let (last, aside) = (path.name().unwrap_or_default(), temporary_name());
+        let (last, control_notice) = (path.name().unwrap_or_default(), temporary_name());
         self.root.check_name(&directory, last, path)?;
         self.root
-            .change(&directory, || symlinkat(target, &directory, &aside))
+            .change(&directory, || {
+                symlinkat(target, &directory, &control_notice)
+            })
             .map_err(|e| fault(path, "make the symbolic link", e))?;
-        let mut lapses = Lapses::new();
+        let mut lapses = MetadataWarnings::new();
         let time = attributes.modified.map_or(Ok(()), |modified| {
             utimensat(
                 &directory,
-                &aside,
+                &control_notice,
                 &timestamps(modified, JUST_NOW),
                 AtFlags::SYMLINK_NOFOLLOW,
             )
         });
-        let time = attributes::allow(&mut lapses, Aspect::Time, time);
+        let time = attributes::allow(&mut lapses, Attribute::Time, time);
         let owner = attributes.owner.map_or(Ok(()), |(user, group)| {
             let (user, group) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
-            chownat(&directory, &aside, user, group, AtFlags::SYMLINK_NOFOLLOW)
+            chownat(
+                &directory,
+                &control_notice,
+                user,
+                group,
+                AtFlags::SYMLINK_NOFOLLOW,
+            )
         });
-        let owner = attributes::allow(&mut lapses, Aspect::Owner, owner);
+        let owner = attributes::allow(&mut lapses, Attribute::Owner, owner);
         // Where a directory stands, the system refuses this itself.
         let rename = || match attributes.exclusive {
-            true => rename_exclusively(&directory, aside.as_bytes(), last),
-            false => renameat(&directory, &aside, &directory, last),
+            true => rename_exclusively(&directory, control_notice.as_bytes(), last),
+            false => renameat(&directory, &control_notice, &directory, last),
         };
         time.and(owner)
             .and_then(|()| self.root.change(&directory, rename))
             .map(|()| lapses)
             .map_err(|e| {
-                let _ = remove(&self.root, &directory, aside.as_bytes());
+                let _ = remove(&self.root, &directory, control_notice.as_bytes());
                 match e {
                     Errno::EXIST => refusal(Code::Exists, path),
                     e => fault(path, "rename the symbolic link into place", e),
@@ -368,7 +384,7 @@ impl Store for LocalStore {
             })
     }
 
-    fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
+    fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Reason> {
         let Some(parent) = new.parent() else {
             return Err(refusal(Code::IsDirectory, new));
         };
@@ -376,24 +392,28 @@ impl Store for LocalStore {
         let (from, name) = self.parent(existing)?;
         self.linkable(existing, &from, name)?;
         let to = self.root.make(&parent)?;
-        let (last, aside) = (new.name().unwrap_or_default(), temporary_name());
+        let (last, control_notice) = (new.name().unwrap_or_default(), temporary_name());
         self.root.check_name(&to, last, new)?;
         self.root
-            .change(&to, || linkat(&from, name, &to, &aside, AtFlags::empty()))
+            .change(&to, || {
+                linkat(&from, name, &to, &control_notice, AtFlags::empty())
+            })
             .map_err(|e| fault(new, &format!("make it another name of {existing}"), e))?;
         // Once more: something else may have been put there meanwhile, and this is what was linked to.
         let renamed = self
-            .linkable(existing, &to, aside.as_bytes())
+            .linkable(existing, &to, control_notice.as_bytes())
             .and_then(|()| {
-                let renamed = self.root.change(&to, || renameat(&to, &aside, &to, last));
+                let renamed = self
+                    .root
+                    .change(&to, || renameat(&to, &control_notice, &to, last));
                 renamed.map_err(|e| fault(new, "rename the hard link into place", e))
             });
         // It is still there when that failed, and when both were names of the same file already.
-        let _ = remove(&self.root, &to, aside.as_bytes());
+        let _ = remove(&self.root, &to, control_notice.as_bytes());
         renamed
     }
 
-    fn remove(&self, path: &RelativePath) -> Result<(), Why> {
+    fn remove(&self, path: &RelativePath) -> Result<(), Reason> {
         self.root.check_named(path)?;
         let (directory, name) = self.parent(path)?;
         let there = directory
@@ -418,7 +438,7 @@ impl Store for LocalStore {
         case::folding(&self.root, &self.probed, directory, wanted, may_write)
     }
 
-    fn respell(&self, path: &RelativePath, folding: Folding) -> Result<bool, Why> {
+    fn respell(&self, path: &RelativePath, folding: Folding) -> Result<bool, Reason> {
         case::respell(&self.root, path, folding)
     }
 
@@ -426,11 +446,11 @@ impl Store for LocalStore {
         Some(Box::new(LocalTimeProbe::new(&self.root, beside)?))
     }
 
-    fn check_root(&self) -> Result<(), Why> {
+    fn check_root(&self) -> Result<(), Reason> {
         self.root.check_named_now()
     }
 
-    fn sync(&self) -> Result<(), Why> {
+    fn sync(&self) -> Result<(), Reason> {
         // A session ends with this, and may have written since the last look.
         self.check_root()?;
         self.root
@@ -438,7 +458,7 @@ impl Store for LocalStore {
             .map_err(|e| fault(&RelativePath::root(), "bring the store to the disk", e))
     }
 
-    fn sweep(&self, age: Duration) -> Result<u64, Why> {
+    fn sweep(&self, age: Duration) -> Result<u64, Reason> {
         sweep::sweep(&self.root, age)
     }
 }
@@ -465,7 +485,7 @@ impl Source for LocalSource {
 }
 
 /// Refuses what is neither file nor directory.
-fn openable(path: &RelativePath, stat: &Stat) -> Result<(), Why> {
+fn openable(path: &RelativePath, stat: &Stat) -> Result<(), Reason> {
     match metadata(stat).kind {
         Some(Kind::File | Kind::Directory) => Ok(()),
         Some(Kind::Symlink) => Err(refusal(Code::Symlink, path)),

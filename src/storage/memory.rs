@@ -10,13 +10,14 @@ use std::time::{Duration, SystemTime};
 use rustix::io::Errno;
 
 use super::case::{Folding, trimmed};
-use super::fault::{check_target, fault, refusal};
+use super::io_errors::{check_target, fault, refusal};
 use super::{
-    Attributes, Claim, Lapses, Metadata, PERMISSIONS, Source, Store, TimeProbe, Upload, Version,
+    Attributes, Metadata, MetadataWarnings, PERMISSIONS, PartialKey, Source, Store, TimeProbe,
+    Upload, Version,
 };
-use crate::error::{Code, Why};
+use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;
-use crate::protocol::{Aspect, Durability, Kind, Time};
+use crate::protocol::{Attribute, Durability, Kind, Time};
 
 /// Bytes that a store takes unless it is told otherwise (1 GiB).
 const DEFAULT_CAPACITY: u64 = 1 << 30;
@@ -36,11 +37,11 @@ const ON_THE_WAY: u32 = 0o755;
 /// content. Finding the names in a directory takes time in proportion to all there is in the store.
 #[derive(Clone)]
 pub struct MemoryStore {
-    shared: Arc<Shared>,
+    shared: Arc<MemoryShared>,
 }
 
-struct Shared {
-    state: Mutex<State>,
+struct MemoryShared {
+    state: Mutex<MemoryState>,
     capacity: u64,
     write_delay: Duration,
     /// It keeps no more than FAT does.
@@ -52,9 +53,9 @@ struct Shared {
 }
 
 #[derive(Default)]
-struct State {
+struct MemoryState {
     nodes: BTreeMap<RelativePath, Node>,
-    partials: HashMap<PartialKey, Partial>,
+    partials: HashMap<PartialSlot, Partial>,
     /// Bytes in files and partials.
     used: u64,
     /// Counts every change: the inode numbers and times of change.
@@ -63,12 +64,12 @@ struct State {
 
 #[derive(Clone)]
 struct Node {
-    content: Content,
+    content: NodeContent,
     metadata: Metadata,
 }
 
 #[derive(Clone)]
-enum Content {
+enum NodeContent {
     File(Arc<Bytes>),
     Directory,
     Symlink(Vec<u8>),
@@ -83,7 +84,7 @@ struct Bytes {
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct PartialKey {
+struct PartialSlot {
     path: RelativePath,
     owner: [u8; 32],
     size: u64,
@@ -111,7 +112,7 @@ impl MemoryStore {
 
     /// An empty store; writes past so many bytes, partials included, fail as on a full disk.
     pub fn with_capacity(bytes: u64) -> Self {
-        let shared = Shared {
+        let shared = MemoryShared {
             state: Mutex::default(),
             capacity: bytes,
             write_delay: Duration::ZERO,
@@ -159,8 +160,8 @@ impl MemoryStore {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl MemoryShared {
+    fn lock(&self) -> MutexGuard<'_, MemoryState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -191,24 +192,24 @@ impl Shared {
     }
 
     /// What it keeps of attributes, and what not.
-    fn keeps(&self, attributes: &Attributes) -> (Attributes, Lapses) {
-        let (mut attributes, mut lapses) = (attributes.clone(), Lapses::new());
+    fn keeps(&self, attributes: &Attributes) -> (Attributes, MetadataWarnings) {
+        let (mut attributes, mut lapses) = (attributes.clone(), MetadataWarnings::new());
         if attributes.owner.is_some() {
-            lapses.push((Aspect::Owner, "this store has none".into()));
+            lapses.push((Attribute::Owner, "this store has none".into()));
         }
         let xattrs = attributes.xattrs.take();
         lapses.extend(
             xattrs
                 .iter()
                 .flat_map(|all| all.iter())
-                .map(|_| (Aspect::Xattr, "this store has none".into())),
+                .map(|_| (Attribute::Xattr, "this store has none".into())),
         );
         if self.fat {
             if attributes
                 .mode
                 .is_some_and(|mode| mode & PERMISSIONS != NEW_FILE)
             {
-                lapses.push((Aspect::Mode, "Operation not permitted".into()));
+                lapses.push((Attribute::Mode, "Operation not permitted".into()));
             }
             attributes.mode = None;
             attributes.modified = attributes.modified.map(fat_time);
@@ -218,7 +219,7 @@ impl Shared {
 
     /// Counts a writer for as long as the guard lives.
     fn writing(&self) -> impl Drop + '_ {
-        struct Writing<'s>(&'s Shared);
+        struct Writing<'s>(&'s MemoryShared);
         impl Drop for Writing<'_> {
             fn drop(&mut self) {
                 self.0.writing.fetch_sub(1, Ordering::SeqCst);
@@ -230,7 +231,7 @@ impl Shared {
     }
 }
 
-impl Content {
+impl NodeContent {
     fn kind(&self) -> Kind {
         match self {
             Self::File(_) => Kind::File,
@@ -248,15 +249,15 @@ impl Content {
     }
 }
 
-impl State {
+impl MemoryState {
     /// What stands under a name; the root always does.
-    fn find(&self, path: &RelativePath) -> Result<Option<Node>, Why> {
+    fn find(&self, path: &RelativePath) -> Result<Option<Node>, Reason> {
         if path.is_root() {
             return Ok(Some(
                 self.nodes
                     .get(path)
                     .cloned()
-                    .unwrap_or_else(|| Node::new(Content::Directory, PRIVATE, 0)),
+                    .unwrap_or_else(|| Node::new(NodeContent::Directory, PRIVATE, 0)),
             ));
         }
         let mut above = RelativePath::root();
@@ -273,24 +274,24 @@ impl State {
         Ok(self.nodes.get(path).cloned())
     }
 
-    fn must_find(&self, path: &RelativePath) -> Result<Node, Why> {
+    fn must_find(&self, path: &RelativePath) -> Result<Node, Reason> {
         self.find(path)?
             .ok_or_else(|| refusal(Code::NotFound, path))
     }
 
     /// Makes a directory on the way to something and those above it, as far as they are missing.
-    fn make(&mut self, path: &RelativePath) -> Result<(), Why> {
+    fn make(&mut self, path: &RelativePath) -> Result<(), Reason> {
         self.make_with(path, ON_THE_WAY)
     }
 
-    fn make_with(&mut self, path: &RelativePath, last: u32) -> Result<(), Why> {
+    fn make_with(&mut self, path: &RelativePath, last: u32) -> Result<(), Reason> {
         let mut here = RelativePath::root();
         for component in path.components() {
             here.push(component)?;
             match self.find(&here)?.map(|node| node.content.kind()) {
                 None => {
                     let mode = if here == *path { last } else { ON_THE_WAY };
-                    self.put(&here, Content::Directory, mode, None);
+                    self.put(&here, NodeContent::Directory, mode, None);
                 }
                 Some(Kind::Directory) => {}
                 Some(Kind::Symlink) => return Err(refusal(Code::Symlink, &here)),
@@ -301,7 +302,7 @@ impl State {
     }
 
     /// Makes way for a file or link: its directory is there and no directory in its place.
-    fn make_way(&mut self, path: &RelativePath) -> Result<(), Why> {
+    fn make_way(&mut self, path: &RelativePath) -> Result<(), Reason> {
         self.make(&path.parent().unwrap_or_default())?;
         match self.find(path)?.map(|node| node.content.kind()) {
             Some(Kind::Directory) => Err(refusal(Code::IsDirectory, path)),
@@ -309,7 +310,7 @@ impl State {
         }
     }
 
-    fn make_way_for(&mut self, path: &RelativePath, attributes: &Attributes) -> Result<(), Why> {
+    fn make_way_for(&mut self, path: &RelativePath, attributes: &Attributes) -> Result<(), Reason> {
         self.make_way(path)?;
         match attributes.exclusive && self.find(path)?.is_some() {
             true => Err(refusal(Code::Exists, path)),
@@ -317,7 +318,13 @@ impl State {
         }
     }
 
-    fn put(&mut self, path: &RelativePath, content: Content, mode: u32, modified: Option<Time>) {
+    fn put(
+        &mut self,
+        path: &RelativePath,
+        content: NodeContent,
+        mode: u32,
+        modified: Option<Time>,
+    ) {
         self.clock += 1;
         let mut node = Node::new(content, mode, self.clock);
         node.change(self.clock, None, modified);
@@ -352,7 +359,7 @@ impl State {
 }
 
 impl Node {
-    fn new(content: Content, mode: u32, number: u64) -> Self {
+    fn new(content: NodeContent, mode: u32, number: u64) -> Self {
         let modified = if number == 0 {
             Time::default()
         } else {
@@ -389,13 +396,13 @@ impl Node {
 }
 
 impl Store for MemoryStore {
-    fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Why> {
+    fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Reason> {
         let path = &self.shared.fold(path);
         let found = self.shared.lock().find(path)?;
         Ok(found.map(|node| self.shared.told(node.metadata)))
     }
 
-    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Why> {
+    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Reason> {
         let directory = &self.shared.fold(directory);
         let state = self.shared.lock();
         match state.must_find(directory)?.content.kind() {
@@ -412,31 +419,31 @@ impl Store for MemoryStore {
             .collect())
     }
 
-    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why> {
+    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Reason> {
         let path = &self.shared.fold(path);
         match self.shared.lock().must_find(path)?.content {
-            Content::Symlink(target) => Ok(target),
-            _ => Err(Why::new(
+            NodeContent::Symlink(target) => Ok(target),
+            _ => Err(Reason::new(
                 Code::Unreadable,
                 format!("{path}: it is no symbolic link"),
             )),
         }
     }
 
-    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why> {
+    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Reason> {
         let path = &self.shared.fold(path);
         let node = self.shared.lock().must_find(path)?;
         match node.content {
-            Content::File(content) => Ok(Box::new(MemorySource {
+            NodeContent::File(content) => Ok(Box::new(MemorySource {
                 content,
                 metadata: self.shared.told(node.metadata),
             })),
-            Content::Directory => Err(refusal(Code::IsDirectory, path)),
-            Content::Symlink(_) => Err(refusal(Code::Symlink, path)),
+            NodeContent::Directory => Err(refusal(Code::IsDirectory, path)),
+            NodeContent::Symlink(_) => Err(refusal(Code::Symlink, path)),
         }
     }
 
-    fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
+    fn create(&self, path: &RelativePath, claim: &PartialKey) -> Result<Box<dyn Upload>, Reason> {
         let path = &self.shared.fold(path);
         let mut state = self.shared.lock();
         let state = &mut *state;
@@ -445,12 +452,12 @@ impl Store for MemoryStore {
                 .parent()
                 .ok_or_else(|| refusal(Code::IsDirectory, path))?,
         )?;
-        let Claim {
+        let PartialKey {
             owner,
             size,
             modified,
         } = *claim;
-        let key = PartialKey {
+        let key = PartialSlot {
             path: path.clone(),
             owner,
             size,
@@ -468,16 +475,20 @@ impl Store for MemoryStore {
         }))
     }
 
-    fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
+    fn make_directory(&self, path: &RelativePath) -> Result<(), Reason> {
         let path = &self.shared.fold(path);
         self.shared.lock().make_with(path, PRIVATE)
     }
 
-    fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
+    fn set_attributes(
+        &self,
+        path: &RelativePath,
+        attributes: &Attributes,
+    ) -> Result<MetadataWarnings, Reason> {
         let path = &self.shared.fold(path);
         let mut state = self.shared.lock();
         let mut node = state.must_find(path)?;
-        if matches!(node.content, Content::Symlink(_)) {
+        if matches!(node.content, NodeContent::Symlink(_)) {
             return Err(refusal(Code::Symlink, path));
         }
         state.clock += 1;
@@ -494,7 +505,7 @@ impl Store for MemoryStore {
         path: &RelativePath,
         target: &[u8],
         attributes: &Attributes,
-    ) -> Result<Lapses, Why> {
+    ) -> Result<MetadataWarnings, Reason> {
         let path = &self.shared.fold(path);
         check_target(path, target)?;
         let mut state = self.shared.lock();
@@ -502,25 +513,25 @@ impl Store for MemoryStore {
         let (attributes, _) = self.shared.keeps(attributes);
         state.put(
             path,
-            Content::Symlink(target.to_vec()),
+            NodeContent::Symlink(target.to_vec()),
             PERMISSIONS,
             attributes.modified,
         );
-        Ok(Lapses::new())
+        Ok(MetadataWarnings::new())
     }
 
-    fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
+    fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Reason> {
         let existing = &self.shared.fold(existing);
         let new = &self.shared.fold(new);
         let mut state = self.shared.lock();
         let mut node = state.must_find(existing)?;
         match node.content {
-            Content::File(_) if self.shared.fat => {
+            NodeContent::File(_) if self.shared.fat => {
                 return Err(fault(new, "make a hard link", Errno::PERM));
             }
-            Content::File(_) => {}
-            Content::Directory => return Err(refusal(Code::IsDirectory, existing)),
-            Content::Symlink(_) => return Err(refusal(Code::Symlink, existing)),
+            NodeContent::File(_) => {}
+            NodeContent::Directory => return Err(refusal(Code::IsDirectory, existing)),
+            NodeContent::Symlink(_) => return Err(refusal(Code::Symlink, existing)),
         }
         state.make_way(new)?;
         if state
@@ -536,7 +547,7 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    fn remove(&self, path: &RelativePath) -> Result<(), Why> {
+    fn remove(&self, path: &RelativePath) -> Result<(), Reason> {
         let path = &self.shared.fold(path);
         let mut state = self.shared.lock();
         if path.is_root() {
@@ -563,7 +574,7 @@ impl Store for MemoryStore {
         }
     }
 
-    fn respell(&self, path: &RelativePath, _: Folding) -> Result<bool, Why> {
+    fn respell(&self, path: &RelativePath, _: Folding) -> Result<bool, Reason> {
         let stored = self.shared.fold(path);
         let new = match (stored.parent(), path.name()) {
             (Some(parent), Some(name)) => parent.join(trimmed(name))?,
@@ -579,7 +590,7 @@ impl Store for MemoryStore {
             let below = RelativePath::from_components(path.components().skip(depth))?;
             Ok((new.join_path(&below)?, node))
         });
-        state.nodes = renamed.collect::<Result<_, Why>>()?;
+        state.nodes = renamed.collect::<Result<_, Reason>>()?;
         Ok(true)
     }
 
@@ -587,11 +598,11 @@ impl Store for MemoryStore {
         Some(Box::new(MemoryTimeProbe(self.shared.fat)))
     }
 
-    fn sync(&self) -> Result<(), Why> {
+    fn sync(&self) -> Result<(), Reason> {
         Ok(())
     }
 
-    fn sweep(&self, age: Duration) -> Result<u64, Why> {
+    fn sweep(&self, age: Duration) -> Result<u64, Reason> {
         let mut state = self.shared.lock();
         let state = &mut *state;
         let mut swept = 0;
@@ -651,8 +662,8 @@ impl Source for MemorySource {
 }
 
 struct MemoryUpload {
-    shared: Arc<Shared>,
-    key: PartialKey,
+    shared: Arc<MemoryShared>,
+    key: PartialSlot,
     /// Committed or discarded: a partial of that key is another upload's by now.
     over: bool,
 }
@@ -698,7 +709,11 @@ impl Upload for MemoryUpload {
             .map_or(0, |partial| partial.content.copy_at(buffer, offset)))
     }
 
-    fn commit(mut self: Box<Self>, attributes: &Attributes, _: Durability) -> Result<Lapses, Why> {
+    fn commit(
+        mut self: Box<Self>,
+        attributes: &Attributes,
+        _: Durability,
+    ) -> Result<MetadataWarnings, Reason> {
         let shared = Arc::clone(&self.shared);
         let _writing = shared.writing();
         let mut state = shared.lock();
@@ -712,7 +727,7 @@ impl Upload for MemoryUpload {
         let mode = attributes.mode.map_or(usual, |mode| mode & PERMISSIONS);
         state.put(
             &self.key.path,
-            Content::File(Arc::new(partial.content)),
+            NodeContent::File(Arc::new(partial.content)),
             mode,
             attributes.modified,
         );

@@ -24,7 +24,7 @@ pub fn raise_open_files() -> u64 {
 }
 
 /// How many of `wanted` transfers may have files open at the same time; at least one.
-pub(crate) fn within_open_files(wanted: usize) -> usize {
+pub(crate) fn limit_to_open_files(wanted: usize) -> usize {
     let allowed = getrlimit(Resource::Nofile).current.unwrap_or(PLENTY);
     let room = allowed.saturating_sub(KEPT) / EACH;
     wanted
@@ -36,7 +36,7 @@ pub(crate) fn within_open_files(wanted: usize) -> usize {
 mod tests {
     #[test]
     fn there_is_always_room_for_one() {
-        assert_eq!(super::within_open_files(0), 1);
-        assert!(super::within_open_files(usize::MAX) >= 1);
+        assert_eq!(super::limit_to_open_files(0), 1);
+        assert!(super::limit_to_open_files(usize::MAX) >= 1);
     }
 }

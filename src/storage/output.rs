@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::fault::{fault, refusal};
-use super::{Attributes, Claim, Lapses, Metadata, Source, Store, Upload};
-use crate::error::{Code, Why};
+use super::io_errors::{fault, refusal};
+use super::{Attributes, Metadata, MetadataWarnings, PartialKey, Source, Store, Upload};
+use crate::error::{Code, Reason};
 use crate::protocol::Durability;
 use crate::protocol::path::RelativePath;
 
@@ -16,10 +16,10 @@ use crate::protocol::path::RelativePath;
 /// to tell its reader when the file did not come to a good end.
 #[derive(Clone)]
 pub struct OutputStore {
-    shared: Arc<Shared>,
+    shared: Arc<OutputShared>,
 }
 
-struct Shared {
+struct OutputShared {
     /// The only name that it takes.
     name: RelativePath,
     /// Gone once the upload has begun.
@@ -32,7 +32,7 @@ impl OutputStore {
     pub fn new(name: RelativePath, writer: impl Write + Send + 'static) -> Self {
         let writer: Box<dyn Write + Send> = Box::new(writer);
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(OutputShared {
                 name,
                 writer: Mutex::new(Some(writer)),
                 written: AtomicU64::new(0),
@@ -58,33 +58,33 @@ impl OutputStore {
     }
 }
 
-fn no_directory<T>(path: &RelativePath) -> Result<T, Why> {
-    Err(Why::new(
+fn no_directory<T>(path: &RelativePath) -> Result<T, Reason> {
+    Err(Reason::new(
         Code::NotDirectory,
         format!("{path}: only the content of a file can be written there"),
     ))
 }
 
 impl Store for OutputStore {
-    fn stat(&self, _: &RelativePath) -> Result<Option<Metadata>, Why> {
+    fn stat(&self, _: &RelativePath) -> Result<Option<Metadata>, Reason> {
         Ok(None)
     }
 
-    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Why> {
+    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Reason> {
         no_directory(directory)
     }
 
-    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why> {
+    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Reason> {
         Err(refusal(Code::NotFound, path))
     }
 
-    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why> {
+    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Reason> {
         Err(refusal(Code::NotFound, path))
     }
 
-    fn create(&self, path: &RelativePath, _: &Claim) -> Result<Box<dyn Upload>, Why> {
+    fn create(&self, path: &RelativePath, _: &PartialKey) -> Result<Box<dyn Upload>, Reason> {
         if *path != self.shared.name {
-            return Err(Why::new(
+            return Err(Reason::new(
                 Code::NotWanted,
                 format!("{path} was not asked for"),
             ));
@@ -98,37 +98,46 @@ impl Store for OutputStore {
         }))
     }
 
-    fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
+    fn make_directory(&self, path: &RelativePath) -> Result<(), Reason> {
         no_directory(path)
     }
 
-    fn set_attributes(&self, path: &RelativePath, _: &Attributes) -> Result<Lapses, Why> {
+    fn set_attributes(
+        &self,
+        path: &RelativePath,
+        _: &Attributes,
+    ) -> Result<MetadataWarnings, Reason> {
         Err(refusal(Code::NotFound, path))
     }
 
-    fn link(&self, _: &RelativePath, new: &RelativePath) -> Result<(), Why> {
+    fn link(&self, _: &RelativePath, new: &RelativePath) -> Result<(), Reason> {
         no_directory(new)
     }
 
-    fn make_symlink(&self, path: &RelativePath, _: &[u8], _: &Attributes) -> Result<Lapses, Why> {
+    fn make_symlink(
+        &self,
+        path: &RelativePath,
+        _: &[u8],
+        _: &Attributes,
+    ) -> Result<MetadataWarnings, Reason> {
         no_directory(path)
     }
 
-    fn remove(&self, path: &RelativePath) -> Result<(), Why> {
+    fn remove(&self, path: &RelativePath) -> Result<(), Reason> {
         Err(refusal(Code::NotFound, path))
     }
 
-    fn sync(&self) -> Result<(), Why> {
+    fn sync(&self) -> Result<(), Reason> {
         Ok(())
     }
 
-    fn sweep(&self, _: Duration) -> Result<u64, Why> {
+    fn sweep(&self, _: Duration) -> Result<u64, Reason> {
         Ok(0)
     }
 }
 
 struct OutputUpload {
-    shared: Arc<Shared>,
+    shared: Arc<OutputShared>,
     writer: Box<dyn Write + Send>,
 }
 
@@ -162,11 +171,15 @@ impl Upload for OutputUpload {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    fn commit(mut self: Box<Self>, _: &Attributes, _: Durability) -> Result<Lapses, Why> {
+    fn commit(
+        mut self: Box<Self>,
+        _: &Attributes,
+        _: Durability,
+    ) -> Result<MetadataWarnings, Reason> {
         self.writer
             .flush()
             .map_err(|e| fault(&self.shared.name, "write it", e))?;
-        Ok(Lapses::new())
+        Ok(MetadataWarnings::new())
     }
 
     fn discard(self: Box<Self>) {}
@@ -196,7 +209,7 @@ mod tests {
         let path = |name: &str| RelativePath::from_components([name]).unwrap();
         let (kept, claim) = (
             Kept::default(),
-            Claim {
+            PartialKey {
                 owner: [0; 32],
                 size: 5,
                 modified: None,

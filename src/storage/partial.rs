@@ -20,11 +20,13 @@ use rustix::fs::{
 use rustix::fs::{UTIME_NOW, fchmod, flock, fstat, futimens, linkat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
-use super::beneath::{ATTEMPTS, Directory, Root, device, fsync};
-use super::fault::{fault, refusal};
 use super::holes::{self, next_data};
-use super::{Attributes, Claim, Lapses, PERMISSIONS, Upload, attributes, closed, xattr};
-use crate::error::{Code, Why, knows_no_flock};
+use super::io_errors::{fault, refusal};
+use super::root::{ATTEMPTS, Directory, Root, device, fsync};
+use super::{
+    Attributes, MetadataWarnings, PERMISSIONS, PartialKey, Upload, attributes, read_only, xattr,
+};
+use crate::error::{Code, Reason, knows_no_flock};
 use crate::protocol::path::{
     PARTIAL_DIGITS, PARTIAL_PREFIX, PARTIAL_SUFFIX, RelativePath, is_partial_name,
 };
@@ -42,10 +44,10 @@ const OWNER: u32 = 0o700;
 /// [`Want`](crate::protocol::Want) holds 1,024 only.
 const MAX_RANGES: usize = 16_384;
 /// Nanoseconds in a second.
-const SECOND: u32 = 1_000_000_000;
+const NANOSECONDS: u32 = 1_000_000_000;
 
 /// The partial's name for a claim on a path.
-pub(super) fn claim_name(path: &RelativePath, claim: &Claim) -> String {
+pub(super) fn partial_name_of(path: &RelativePath, claim: &PartialKey) -> String {
     let mut hasher = blake3::Hasher::new_derive_key("haul 1 name of a partial");
     let mut field = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
@@ -91,7 +93,7 @@ fn partial_name(digest: &blake3::Hash, behind: &str) -> String {
     )
 }
 
-/// Whether a name is exactly of the form that [`claim_name`] or [`temporary_name_with`] gives: only those are ever swept.
+/// Whether a name is exactly of the form that [`partial_name_of`] or [`temporary_name_with`] gives: only those are ever swept.
 pub(super) fn has_partial_form(name: &[u8]) -> bool {
     is_partial_name(name)
 }
@@ -184,7 +186,7 @@ pub(super) const JUST_NOW: Timespec = Timespec {
 /// What futimens takes. Both times are set: many FUSE file systems (libfuse 2) ignore a time that is set alone.
 pub(super) fn timestamps(modified: Time, accessed: Timespec) -> Timestamps {
     // Values past a second have a meaning of their own to the system, such as "now".
-    let tv_nsec = modified.nanoseconds.min(SECOND - 1).into();
+    let tv_nsec = modified.nanoseconds.min(NANOSECONDS - 1).into();
     Timestamps {
         last_access: accessed,
         last_modification: Timespec {
@@ -217,7 +219,7 @@ pub(super) fn accessed(stat: &Stat) -> Timespec {
 /// A time as stat tells it. Some file systems give nanoseconds below 0 before 1970; those reach programs as large numbers.
 pub(super) fn time_of(seconds: i64, nanoseconds: u32) -> Time {
     let nanoseconds = i64::from(nanoseconds as i32);
-    let second = i64::from(SECOND);
+    let second = i64::from(NANOSECONDS);
     Time {
         seconds: seconds.saturating_add(nanoseconds.div_euclid(second)),
         nanoseconds: nanoseconds.rem_euclid(second) as u32,
@@ -230,7 +232,7 @@ fn acquire(
     directory: &Directory<'_>,
     name: &[u8],
     path: &RelativePath,
-) -> Result<Acquired, Why> {
+) -> Result<Acquired, Reason> {
     for _ in 0..ATTEMPTS {
         let (file, found) = match root.change(directory, || open_or_make(directory, name)) {
             Ok(found) => found,
@@ -249,7 +251,7 @@ fn acquire(
             Ok(None) => {}
             Err(why) => {
                 // An empty partial that cannot be used is not left behind.
-                if found == Found::Nothing && is_named(directory, name, &file) == Ok(true) {
+                if found == PartialState::Nothing && is_named(directory, name, &file) == Ok(true) {
                     let _ = remove(root, directory, name);
                 }
                 return Err(why);
@@ -266,13 +268,13 @@ fn take(
     name: &[u8],
     path: &RelativePath,
     file: &File,
-    found: &Found,
-) -> Result<Option<Lock>, Why> {
+    found: &PartialState,
+) -> Result<Option<Lock>, Reason> {
     let cannot = |what| move |e: Errno| fault(path, what, e);
     let Some(lock) = lock(root, file).map_err(cannot("lock its partial"))? else {
         // Made by us just now, but another was faster to lock it: it is found again as theirs.
         return match found {
-            Found::Nothing => Ok(None),
+            PartialState::Nothing => Ok(None),
             _ => Err(refusal(Code::Busy, path)),
         };
     };
@@ -280,7 +282,7 @@ fn take(
     if !is_named(directory, name, file).map_err(cannot("look at its partial"))? {
         return Ok(None);
     }
-    if *found == Found::Nothing {
+    if *found == PartialState::Nothing {
         // Made by us just now, whatever owner the filesystem (NFS, FAT) shows.
         return Ok(Some(lock));
     }
@@ -291,7 +293,7 @@ fn take(
         remove_other(root, directory, name, path)?;
         return Ok(None);
     }
-    if *found == Found::Unwritable {
+    if *found == PartialState::Unwritable {
         // A commit was cut short between the final mode and the final name.
         restore(file).map_err(|e| fault(path, "take up its partial", e))?;
         return Ok(None);
@@ -305,7 +307,7 @@ fn remove_other(
     directory: &Directory<'_>,
     name: &[u8],
     path: &RelativePath,
-) -> Result<(), Why> {
+) -> Result<(), Reason> {
     remove(root, directory, name)
         .map_err(|e| fault(path, "remove what stands in its partial's place", e))
 }
@@ -348,14 +350,17 @@ pub(super) fn remove(
 
 /// What stood under a partial's name.
 #[derive(PartialEq, Eq)]
-enum Found {
+enum PartialState {
     Nothing,
     Writable,
     Unwritable,
 }
 
 /// Opens what has that name, for reading only where nothing else is permitted, or makes it.
-fn open_or_make(directory: &Directory<'_>, name: &[u8]) -> rustix::io::Result<(File, Found)> {
+fn open_or_make(
+    directory: &Directory<'_>,
+    name: &[u8],
+) -> rustix::io::Result<(File, PartialState)> {
     // NONBLOCK: somebody may have put a FIFO there.
     let open = |how| {
         openat(
@@ -366,12 +371,12 @@ fn open_or_make(directory: &Directory<'_>, name: &[u8]) -> rustix::io::Result<(F
         )
     };
     match open(OFlags::RDWR) {
-        Ok(file) => Ok((file.into(), Found::Writable)),
+        Ok(file) => Ok((file.into(), PartialState::Writable)),
         Err(Errno::NOENT) => Ok((
             open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?.into(),
-            Found::Nothing,
+            PartialState::Nothing,
         )),
-        Err(Errno::ACCESS) => Ok((open(OFlags::RDONLY)?.into(), Found::Unwritable)),
+        Err(Errno::ACCESS) => Ok((open(OFlags::RDONLY)?.into(), PartialState::Unwritable)),
         Err(e) => Err(e),
     }
 }
@@ -426,15 +431,15 @@ impl LocalUpload {
     pub(super) fn create(
         root: &Arc<Root>,
         path: &RelativePath,
-        claim: &Claim,
-    ) -> Result<Self, Why> {
+        claim: &PartialKey,
+    ) -> Result<Self, Reason> {
         let Some(parent) = path.parent() else {
             return Err(refusal(Code::IsDirectory, path));
         };
         root.check_named(path)?;
         let directory = root.make(&parent)?;
         root.check_name(&directory, path.name().unwrap_or_default(), path)?;
-        let name = claim_name(path, claim);
+        let name = partial_name_of(path, claim);
         let Acquired { lock, file } = acquire(root, &directory, name.as_bytes(), path)?;
         let upload = Self {
             root: Arc::clone(root),
@@ -461,7 +466,7 @@ impl LocalUpload {
         &self,
         attributes: &Attributes,
         durability: Durability,
-    ) -> Result<(Directory<'_>, Lapses), Why> {
+    ) -> Result<(Directory<'_>, MetadataWarnings), Reason> {
         self.root.check_named(&self.path)?;
         let mode = match attributes.mode {
             None => Some(self.usual_mode()?),
@@ -501,7 +506,7 @@ impl LocalUpload {
 
     /// The mode of a file for which the sender says none: that of the file that it replaces, with its access control list,
     /// or else what any new file gets in that directory.
-    fn usual_mode(&self) -> Result<u32, Why> {
+    fn usual_mode(&self) -> Result<u32, Reason> {
         let cannot = |e| fault(&self.path, "find out which mode it gets", e);
         let Some((directory, last)) = self.root.parent(&self.path)? else {
             return Err(self.gone());
@@ -509,7 +514,7 @@ impl LocalUpload {
         match directory.stat(last).map_err(cannot)? {
             Some(there) if FileType::from_raw_mode(there.st_mode) == FileType::RegularFile => {
                 let mode = permissions(&there);
-                let replaced = closed::open(&directory, last).map_err(cannot)?;
+                let replaced = read_only::open(&directory, last).map_err(cannot)?;
                 // Without its list, the bits of the group would say more than they did.
                 let kept = xattr::copy_access_list(&replaced, &self.file);
                 Ok(if kept.is_ok() { mode } else { mode & OWNER })
@@ -518,12 +523,12 @@ impl LocalUpload {
         }
     }
 
-    fn gone(&self) -> Why {
+    fn gone(&self) -> Reason {
         let text = format!(
             "{}: its partial was removed or moved by another program; send it again",
             self.path
         );
-        Why::new(Code::NotFound, text)
+        Reason::new(Code::NotFound, text)
     }
 
     /// Removes the partial, unless its name is gone or stands for another file by now.
@@ -599,7 +604,7 @@ impl Upload for LocalUpload {
         self: Box<Self>,
         attributes: &Attributes,
         durability: Durability,
-    ) -> Result<Lapses, Why> {
+    ) -> Result<MetadataWarnings, Reason> {
         let (directory, lapses) = self.place(attributes, durability).inspect_err(|_| {
             // It stays a partial, and the next attempt goes on from here.
             let _ = restore(&self.file);
@@ -611,7 +616,7 @@ impl Upload for LocalUpload {
                     "{} stands there whole, but may not outlast a crash: {}",
                     self.path, why
                 );
-                Why::new(why.code, text)
+                Reason::new(why.code, text)
             })?;
         }
         Ok(lapses)

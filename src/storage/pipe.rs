@@ -10,9 +10,9 @@ use tokio::sync::mpsc;
 use crate::protocol::content_hasher;
 
 /// Bytes read at a time: as much as a pipe of Linux holds.
-const READ: usize = 64 << 10;
+const READ_SIZE: usize = 64 << 10;
 /// Reads that may wait to be sent, 1 MiB of them; beyond, nothing is read, and whoever writes into the pipe waits.
-const AHEAD: usize = 16;
+const READ_AHEAD_LIMIT: usize = 16;
 
 /// What a reader gives, as the content of a file.
 pub struct Pipe {
@@ -114,7 +114,7 @@ impl Pipe {
 
 /// Reads in a thread of its own.
 fn start(input: Box<dyn Read + Send>) -> mpsc::Receiver<Piece> {
-    let (to, pieces) = mpsc::channel(AHEAD);
+    let (to, pieces) = mpsc::channel(READ_AHEAD_LIMIT);
     let failed = to.clone();
     let thread = std::thread::Builder::new()
         .name("haul-input".into())
@@ -127,7 +127,7 @@ fn start(input: Box<dyn Read + Send>) -> mpsc::Receiver<Piece> {
 }
 
 fn read(mut input: Box<dyn Read + Send>, to: &mpsc::Sender<Piece>) {
-    let mut buffer = vec![0; READ];
+    let mut buffer = vec![0; READ_SIZE];
     let (mut hasher, mut bytes) = (content_hasher(0, &[]), 0);
     loop {
         let piece = match input.read(&mut buffer) {
@@ -170,11 +170,11 @@ mod tests {
         assert!(pipe.is_spent() && pipe.begin().is_none());
         for _ in 0..100 {
             assert!(
-                matches!(pieces.blocking_recv(), Some(Piece::Bytes(bytes)) if bytes.len() == READ)
+                matches!(pieces.blocking_recv(), Some(Piece::Bytes(bytes)) if bytes.len() == READ_SIZE)
             );
         }
         // What waits, and the one that waits to be among it.
-        assert!(reads.load(Ordering::SeqCst) <= 100 + AHEAD as u64 + 1);
+        assert!(reads.load(Ordering::SeqCst) <= 100 + READ_AHEAD_LIMIT as u64 + 1);
     }
 
     #[test]

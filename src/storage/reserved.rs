@@ -15,9 +15,9 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::beneath::{Directory, PASS, Root, device};
-use super::fault::{fault, refusal};
-use crate::error::{Code, Why};
+use super::io_errors::{fault, refusal};
+use super::root::{Directory, PASS_THROUGH, Root, device};
+use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;
 
 /// Symbolic links that are followed on one path, as in Linux.
@@ -46,7 +46,7 @@ impl Reserved {
         };
         let path = std::path::absolute(path)?;
         reserved.follow(&path)?;
-        let directory = openat(CWD, &path, PASS, Mode::empty())?;
+        let directory = openat(CWD, &path, PASS_THROUGH, Mode::empty())?;
         let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         for entry in Dir::new(openat(&directory, c".", readable, Mode::empty())?)? {
             let name = entry?.file_name().to_bytes().to_vec();
@@ -98,7 +98,7 @@ impl Reserved {
     /// Adds the links that an absolute path leads through, and the name of the file at its end.
     fn follow(&mut self, path: &Path) -> io::Result<()> {
         let mut pending = Vec::new();
-        let mut here = openat(CWD, c"/", PASS, Mode::empty())?;
+        let mut here = openat(CWD, c"/", PASS_THROUGH, Mode::empty())?;
         let mut links = 0;
         prepend(&mut pending, path);
         while let Some(name) = pending.pop() {
@@ -117,12 +117,12 @@ impl Reserved {
                     self.add_name(&here, name)?;
                     let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
                     if target.is_absolute() {
-                        here = openat(CWD, c"/", PASS, Mode::empty())?;
+                        here = openat(CWD, c"/", PASS_THROUGH, Mode::empty())?;
                     }
                     prepend(&mut pending, &target);
                 }
                 FileType::Directory => {
-                    here = openat(&here, &name, PASS | OFlags::NOFOLLOW, Mode::empty())?;
+                    here = openat(&here, &name, PASS_THROUGH | OFlags::NOFOLLOW, Mode::empty())?;
                 }
                 _ => return self.add_name(&here, name),
             }
@@ -195,7 +195,7 @@ fn identity(stat: &Stat) -> Identity {
     (device(stat), stat.st_ino as u64)
 }
 
-fn reserved(path: &RelativePath) -> Why {
+fn reserved(path: &RelativePath) -> Reason {
     refusal(Code::NotAllowed, path)
 }
 
@@ -219,7 +219,7 @@ impl Root {
     }
 
     /// Refuses what is reserved, whatever its name.
-    pub(super) fn check(&self, stat: &Stat, path: &RelativePath) -> Result<(), Why> {
+    pub(super) fn check(&self, stat: &Stat, path: &RelativePath) -> Result<(), Reason> {
         match &self.reserved {
             Some(all) if all.is(stat) => Err(reserved(path)),
             _ => Ok(()),
@@ -227,7 +227,11 @@ impl Root {
     }
 
     /// Refuses a directory that is reserved.
-    pub(super) fn check_open(&self, directory: impl AsFd, path: &RelativePath) -> Result<(), Why> {
+    pub(super) fn check_open(
+        &self,
+        directory: impl AsFd,
+        path: &RelativePath,
+    ) -> Result<(), Reason> {
         if self.reserved.is_none() {
             return Ok(());
         }
@@ -241,7 +245,7 @@ impl Root {
         directory: &Directory<'_>,
         name: &[u8],
         path: &RelativePath,
-    ) -> Result<(), Why> {
+    ) -> Result<(), Reason> {
         let Some(all) = &self.reserved else {
             return Ok(());
         };

@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{Dir, FileType, Mode, OFlags, fstat, openat};
 
-use super::beneath::{Directory, Root};
-use super::fault::fault;
+use super::io_errors::fault;
 use super::partial::{has_partial_form, is_named, lock, remove, time_of};
-use crate::error::Why;
+use super::root::{Directory, Root};
+use crate::error::Reason;
 use crate::protocol::Time;
 use crate::protocol::path::RelativePath;
 
@@ -28,11 +28,11 @@ struct Level {
 }
 
 /// Walks all below the root, with two open descriptors at most and without following links.
-pub(super) fn sweep(root: &Root, age: Duration) -> Result<u64, Why> {
+pub(super) fn sweep(root: &Root, age: Duration) -> Result<u64, Reason> {
     sweep_within(MAX_PENDING, root, age)
 }
 
-fn sweep_within(max_pending: usize, root: &Root, age: Duration) -> Result<u64, Why> {
+fn sweep_within(max_pending: usize, root: &Root, age: Duration) -> Result<u64, Reason> {
     // A limit before all time: nothing is that old.
     let Some(limit) = SystemTime::now().checked_sub(age).map(Time::from) else {
         return Ok(0);
@@ -86,7 +86,7 @@ fn read(
     limit: Time,
     room: usize,
     swept: &mut u64,
-) -> Result<Level, Why> {
+) -> Result<Level, Reason> {
     let cannot = |e| fault(&path, "read the directory", e);
     let mut found = BTreeSet::new();
     let mut more = false;

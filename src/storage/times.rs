@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, Stat, fstat, openat};
 
-use super::beneath::{Directory, Root, device};
 use super::partial::{remove, temporary_name, time_of};
-use super::{TimeProbe, closed};
+use super::root::{Directory, Root, device};
+use super::{TimeProbe, read_only};
 use crate::protocol::Time;
 use crate::protocol::path::RelativePath;
 
@@ -58,7 +58,7 @@ impl TimeProbe for LocalTimeProbe {
     )]
     fn kept(&mut self, time: Time) -> Option<Time> {
         let there = fstat(&self.file).ok()?;
-        closed::set_time(&self.file, &there, time).ok()?;
+        read_only::set_time(&self.file, &there, time).ok()?;
         let there = fstat(&self.file).ok()?;
         Some(time_of(there.st_mtime as i64, there.st_mtime_nsec as u32))
     }
@@ -78,7 +78,7 @@ impl Drop for LocalTimeProbe {
         if !self.directory.is_root() {
             let before = &self.before;
             let modified = time_of(before.st_mtime as i64, before.st_mtime_nsec as u32);
-            let _ = closed::set_time(&directory, before, modified);
+            let _ = read_only::set_time(&directory, before, modified);
         }
     }
 }

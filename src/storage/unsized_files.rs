@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{fstat, fstatfs};
 
 use super::Metadata;
-use super::beneath::{Root, device};
+use super::root::{Root, device};
 use crate::protocol::path::RelativePath;
 
 /// Types of file systems, as Linux numbers them (statfs(2)), on which a file of size 0 is empty: those of disks, of memory and

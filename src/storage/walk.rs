@@ -1,7 +1,7 @@
 //! What a session is about: the trees to send, walked into entries, and the receiver's verdicts.
 
 mod follow;
-pub(crate) mod ignored;
+pub(crate) mod gitignore;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -9,22 +9,23 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use crate::error::{Code, Error, Result, Why};
+use crate::error::{Code, Error, Reason, Result};
 use crate::net::stream::{MessageReader, StreamError};
 use crate::protocol::path::{RelativePath, printable};
 use crate::protocol::{
-    Aspect, Components, Done, Entry, Frame, Held, Kind, Message, Owner, Refuse, Skip, Time, Want,
-    Xattr,
+    Attribute, Components, Done, Entry, Frame, Held, Kind, Message, Owner, Refuse, Skip, Time,
+    Want, Xattr,
 };
 use crate::storage::digest_index::Index;
 use crate::storage::filter::Filter;
 use crate::storage::pipe::Pipe;
 use crate::storage::users::Owners;
 use crate::storage::{
-    ALL_PERMISSIONS, Lapses, LocalStore, MemoryStore, Metadata, PERMISSIONS, Store, Version,
+    ALL_PERMISSIONS, LocalStore, MemoryStore, Metadata, MetadataWarnings, PERMISSIONS, Store,
+    Version,
 };
 
-use ignored::{Scope, below};
+use gitignore::{Scope, below};
 
 /// Most entries that may stand unanswered. At some 100 bytes each that is 1 MB: at 100 ms, 100,000 entries a second.
 pub const MAX_UNANSWERED: u32 = 10_000;
@@ -222,12 +223,12 @@ pub struct Extra {
     /// Extended attributes, if they are to be kept.
     pub xattrs: Option<Vec<Xattr>>,
     /// What of these cannot be announced.
-    pub lapses: Lapses,
+    pub lapses: MetadataWarnings,
 }
 
 impl Announce {
     /// A file of that name whose content comes out of a pipe.
-    pub fn of_pipe(name: &[u8], pipe: Arc<Pipe>) -> Result<Self, Why> {
+    pub fn of_pipe(name: &[u8], pipe: Arc<Pipe>) -> Result<Self, Reason> {
         let path = RelativePath::from_components([name])?;
         // It stands in no store; nobody looks for it there.
         let store = Arc::new(MemoryStore::new());
@@ -296,13 +297,13 @@ impl Announce {
 }
 
 /// What a walk comes upon.
-pub enum Found {
+pub enum WalkItem {
     /// A file or link. (Directories come through their own channel.)
     Entry(Announce),
     /// Something that cannot be sent.
-    Failed(RelativePath, Why),
+    Failed(RelativePath, Reason),
     /// Something in a directory that has vanished again, or has no content to send; no failure.
-    Omitted(RelativePath, Why),
+    Omitted(RelativePath, Reason),
     /// So many things that the filter leaves out.
     Excluded(u64),
 }
@@ -359,7 +360,7 @@ impl Walk {
     }
 
     /// Looks at the next name; `None` when it is a directory, which is open then, or when a directory has no more.
-    fn step(&mut self, tree: &Arc<Tree>) -> Option<Found> {
+    fn step(&mut self, tree: &Arc<Tree>) -> Option<WalkItem> {
         let top = self.open.last_mut()?;
         let Some(name) = top.names.pop() else {
             self.open.pop();
@@ -371,17 +372,17 @@ impl Walk {
                 self.look(tree, source, path, parent)
             }
             (Err(bad), _) | (_, Err(bad)) => {
-                let why = Why::new(Code::BadName, format!("{}: {bad}", printable(&name)));
-                Some(Found::Failed(top.path.clone(), why))
+                let why = Reason::new(Code::BadName, format!("{}: {bad}", printable(&name)));
+                Some(WalkItem::Failed(top.path.clone(), why))
             }
         }
     }
 
     /// What was left out since the last time.
-    fn excluded(&mut self) -> Option<Found> {
+    fn excluded(&mut self) -> Option<WalkItem> {
         Some(std::mem::take(&mut self.excluded))
             .filter(|count| *count > 0)
-            .map(Found::Excluded)
+            .map(WalkItem::Excluded)
     }
 
     /// Finds out what one thing is, and opens it if it is a directory.
@@ -391,7 +392,7 @@ impl Walk {
         source: RelativePath,
         path: RelativePath,
         parent: Option<Arc<Directory>>,
-    ) -> Option<Found> {
+    ) -> Option<WalkItem> {
         // What is named as a source was there when the session began, and is to be sent.
         let named = parent.is_none();
         let (source, metadata) = match self.locate(tree, source, &path) {
@@ -401,7 +402,7 @@ impl Walk {
                 return None;
             }
             Ok(Located::Gone) => return Some(gone(path, named)),
-            Err(why) => return Some(Found::Failed(path, why)),
+            Err(why) => return Some(WalkItem::Failed(path, why)),
         };
         let Some(kind) = metadata.kind else {
             return Some(self.special(path, named));
@@ -437,17 +438,17 @@ impl Walk {
             }
             Kind::File => {}
         }
-        Some(Found::Entry(announce))
+        Some(WalkItem::Entry(announce))
     }
 
     /// What has no content to send.
-    fn special(&self, path: RelativePath, named: bool) -> Found {
+    fn special(&self, path: RelativePath, named: bool) -> WalkItem {
         if named || self.options.fail_specials {
             let text = "a FIFO, socket or device; it has no content to send";
-            return Found::Failed(path, Why::new(Code::Special, text));
+            return WalkItem::Failed(path, Reason::new(Code::Special, text));
         }
         let text = "a FIFO, socket or device; skipped, it has no content to send";
-        Found::Omitted(path, Why::new(Code::Special, text))
+        WalkItem::Omitted(path, Reason::new(Code::Special, text))
     }
 
     /// Where something is that goes under that path, and what it is.
@@ -456,10 +457,10 @@ impl Walk {
         tree: &Tree,
         source: RelativePath,
         path: &RelativePath,
-    ) -> Result<Located, Why> {
+    ) -> Result<Located, Reason> {
         let Some(there) = tree.store.stat(&source)? else {
             return match self.options.filter.only {
-                Some(_) => Err(Why::new(Code::NotFound, "listed, and not there")),
+                Some(_) => Err(Reason::new(Code::NotFound, "listed, and not there")),
                 None => Ok(Located::Gone),
             };
         };
@@ -480,7 +481,7 @@ impl Walk {
 
     fn excludes(&self, tree: &Tree, path: &RelativePath, kind: Option<Kind>) -> bool {
         let scope = self.open.last().and_then(|open| open.scope.as_deref());
-        ignored::excludes(
+        gitignore::excludes(
             &self.options.filter,
             scope,
             &tree.top(),
@@ -508,14 +509,14 @@ impl Walk {
         if options.xattrs && kind != Kind::Symlink {
             let (xattrs, lapses) = match tree.store.xattrs(source, options.owner) {
                 Ok(read) => read,
-                Err(why) => (Vec::new(), vec![(Aspect::Xattr, why.to_string())]),
+                Err(why) => (Vec::new(), vec![(Attribute::Xattr, why.to_string())]),
             };
             (extra.xattrs, extra.lapses) = (Some(xattrs), lapses);
         }
         Some(Box::new(extra))
     }
 
-    fn enter(&mut self, announce: Announce) -> Option<Found> {
+    fn enter(&mut self, announce: Announce) -> Option<WalkItem> {
         let (source, path, tree) = (
             announce.source.clone(),
             announce.path.clone(),
@@ -523,11 +524,11 @@ impl Walk {
         );
         let file = announce.metadata.version.file;
         if self.options.follow != Follow::Never && self.open.iter().any(|open| open.file == file) {
-            let why = Why::new(
+            let why = Reason::new(
                 Code::Symlink,
                 "a loop: a symbolic link leads to a directory that it stands in",
             );
-            return Some(Found::Failed(path, why));
+            return Some(WalkItem::Failed(path, why));
         }
         self.open_names(&tree, source, path, file, Some(announce))
     }
@@ -539,7 +540,7 @@ impl Walk {
         path: RelativePath,
         file: (u64, u64),
         announce: Option<Announce>,
-    ) -> Option<Found> {
+    ) -> Option<WalkItem> {
         let filter = &self.options.filter;
         let listed = filter.only.as_ref().and_then(|only| {
             let below = below(&tree.top(), &path)
@@ -577,7 +578,7 @@ impl Walk {
                 });
                 None
             }
-            Err(why) => Some(Found::Failed(path, why)),
+            Err(why) => Some(WalkItem::Failed(path, why)),
         }
     }
 }
@@ -593,28 +594,28 @@ enum Located {
 }
 
 /// Something that is no longer there.
-fn gone(path: RelativePath, named: bool) -> Found {
+fn gone(path: RelativePath, named: bool) -> WalkItem {
     let text = "gone before it could be sent";
     if named {
-        Found::Failed(path, Why::new(Code::NotFound, text))
+        WalkItem::Failed(path, Reason::new(Code::NotFound, text))
     } else {
-        Found::Omitted(path, Why::new(Code::Vanished, text))
+        WalkItem::Omitted(path, Reason::new(Code::Vanished, text))
     }
 }
 
 /// Something that could not be looked into, perhaps since it is no longer there.
-fn unreadable(path: RelativePath, why: Why, named: bool) -> Found {
+fn unreadable(path: RelativePath, why: Reason, named: bool) -> WalkItem {
     if why.code == Code::NotFound {
         gone(path, named)
     } else {
-        Found::Failed(path, why)
+        WalkItem::Failed(path, why)
     }
 }
 
 impl Iterator for Walk {
-    type Item = Found;
+    type Item = WalkItem;
 
-    fn next(&mut self) -> Option<Found> {
+    fn next(&mut self) -> Option<WalkItem> {
         loop {
             let found = match self.tree.clone().filter(|_| !self.open.is_empty()) {
                 Some(tree) => self.step(&tree),
@@ -657,7 +658,7 @@ pub enum Verdict {
     /// Send it; the receiver holds these parts.
     Want(u64, Vec<Held>),
     /// It cannot stand there.
-    Refuse(u64, Why),
+    Refuse(u64, Reason),
 }
 
 impl Verdict {

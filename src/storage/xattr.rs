@@ -8,9 +8,9 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::Lapses;
-use super::closed::descriptor_path;
-use crate::protocol::{Aspect, MAX_XATTR_BYTES, Xattr};
+use super::MetadataWarnings;
+use super::read_only::descriptor_path;
+use crate::protocol::{Attribute, MAX_XATTR_BYTES, Xattr};
 
 /// Longest list of names in bytes: Linux's `XATTR_LIST_MAX`.
 const MAX_LIST: usize = 64 << 10;
@@ -36,8 +36,11 @@ pub(super) fn travels(name: &[u8], privileged: bool) -> bool {
 }
 
 /// Those that travel, by name, as far as they fit an entry; and those that do not.
-pub(super) fn read(file: &File, privileged: bool) -> rustix::io::Result<(Vec<Xattr>, Lapses)> {
-    let (mut xattrs, mut lapses) = (Vec::new(), Lapses::new());
+pub(super) fn read(
+    file: &File,
+    privileged: bool,
+) -> rustix::io::Result<(Vec<Xattr>, MetadataWarnings)> {
+    let (mut xattrs, mut lapses) = (Vec::new(), MetadataWarnings::new());
     let mut bytes = 0;
     for name in names(file)?
         .into_iter()
@@ -56,7 +59,7 @@ pub(super) fn read(file: &File, privileged: bool) -> rustix::io::Result<(Vec<Xat
                 if bytes > MAX_XATTR_BYTES {
                     bytes -= xattr.bytes();
                     lapses.push((
-                        Aspect::Xattr,
+                        Attribute::Xattr,
                         format!("more than {MAX_XATTR_BYTES} bytes of them"),
                     ));
                 } else {
@@ -64,7 +67,7 @@ pub(super) fn read(file: &File, privileged: bool) -> rustix::io::Result<(Vec<Xat
                 }
             }
             Err(Errno::RANGE) => lapses.push((
-                Aspect::Xattr,
+                Attribute::Xattr,
                 format!("more than {MAX_XATTR_BYTES} bytes of them"),
             )),
             // Gone meanwhile.
@@ -95,8 +98,12 @@ fn names(file: &File) -> rustix::io::Result<Vec<Vec<u8>>> {
 }
 
 /// Makes them all that there are of those that travel; each that cannot be is a lapse.
-pub(super) fn set(file: &File, wanted: &[Xattr], privileged: bool) -> rustix::io::Result<Lapses> {
-    let mut lapses = Lapses::new();
+pub(super) fn set(
+    file: &File,
+    wanted: &[Xattr],
+    privileged: bool,
+) -> rustix::io::Result<MetadataWarnings> {
+    let mut lapses = MetadataWarnings::new();
     let (there, _) = read(file, privileged)?;
     for old in there
         .iter()
@@ -111,7 +118,7 @@ pub(super) fn set(file: &File, wanted: &[Xattr], privileged: bool) -> rustix::io
     for new in wanted.iter().filter(|new| !there.contains(new)) {
         if !travels(&new.name, privileged) {
             lapses.push((
-                Aspect::Xattr,
+                Attribute::Xattr,
                 "only with owners, where those may be set".into(),
             ));
             continue;
@@ -146,8 +153,8 @@ pub(super) fn copy_access_list(from: &File, to: &File) -> rustix::io::Result<()>
 }
 
 /// Whatever a filesystem has against an extended attribute, the file stands without it.
-fn note(lapses: &mut Lapses, result: rustix::io::Result<()>) {
+fn note(lapses: &mut MetadataWarnings, result: rustix::io::Result<()>) {
     if let Err(error) = result {
-        lapses.push((Aspect::Xattr, super::attributes::said(error)));
+        lapses.push((Attribute::Xattr, super::attributes::said(error)));
     }
 }

@@ -11,14 +11,14 @@ pub(crate) use cpu::Usage;
 
 use std::time::Duration;
 
-use crate::protocol::Spent;
+use crate::protocol::SenderTime;
 
 /// A session shorter than this is over before anything has settled.
-const TOO_SHORT: Duration = Duration::from_secs(1);
+const MIN_SESSION_TIME: Duration = Duration::from_secs(1);
 /// The station that took this part of the time is what bound the transfer.
-const MOST: f64 = 0.5;
+const DOMINANT_SHARE: f64 = 0.5;
 /// Work that wanted a processor for this part of the time is as fast as the processor lets it be.
-const BUSY: f64 = 0.85;
+const BUSY_SHARE: f64 = 0.85;
 
 /// What the path between two endpoints was like, as quinn saw it from the sender's end.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -95,7 +95,7 @@ impl PathStats {
 /// Where a session's time went.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[non_exhaustive]
-pub struct Account {
+pub struct TimeBreakdown {
     /// All of it. What the stations do not account for went by without a transfer, such as in looking for files.
     pub elapsed: Duration,
     /// Waiting for files to be read and hashed.
@@ -115,7 +115,7 @@ pub struct Account {
 /// What bound a transfer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Bound {
+pub enum Bottleneck {
     /// Nothing for most of the time, or it was too short to say.
     #[default]
     Nothing,
@@ -132,7 +132,7 @@ pub enum Bound {
     Limit,
 }
 
-impl Bound {
+impl Bottleneck {
     /// A name for machines: `network`, `sender_store`, and so on.
     pub fn name(self) -> &'static str {
         match self {
@@ -148,15 +148,15 @@ impl Bound {
 
 impl PathStats {
     /// As a sender tells its receiver.
-    pub(crate) fn spent(&self, account: &Account) -> Spent {
+    pub(crate) fn spent(&self, time: &TimeBreakdown) -> SenderTime {
         let (ms, us) = (
             |time: Duration| time.as_millis() as u64,
             |time: Duration| time.as_micros() as u64,
         );
-        Spent {
-            reading: ms(account.reading),
-            limited: ms(account.limited),
-            network: ms(account.network),
+        SenderTime {
+            reading: ms(time.reading),
+            limited: ms(time.limited),
+            network: ms(time.network),
             rtt: us(self.rtt),
             min_rtt: us(self.min_rtt),
             sent_packets: self.sent_packets,
@@ -171,10 +171,10 @@ impl PathStats {
     }
 
     /// Takes what a sender told for what this end, which received, saw.
-    pub(crate) fn tell(&mut self, account: &mut Account, spent: &Spent) {
+    pub(crate) fn tell(&mut self, time: &mut TimeBreakdown, spent: &SenderTime) {
         // It may say what it likes: no more than there was.
-        let ms = |ms| Duration::from_millis(ms).min(account.elapsed);
-        (account.reading, account.limited, account.network) =
+        let ms = |ms| Duration::from_millis(ms).min(time.elapsed);
+        (time.reading, time.limited, time.network) =
             (ms(spent.reading), ms(spent.limited), ms(spent.network));
         self.rtt = Duration::from_micros(spent.rtt);
         self.min_rtt = Duration::from_micros(spent.min_rtt);
@@ -188,7 +188,7 @@ impl PathStats {
     }
 }
 
-impl Account {
+impl TimeBreakdown {
     /// Adds where the time went over another connection, later.
     pub(crate) fn join(&mut self, later: &Self) {
         self.elapsed += later.elapsed;
@@ -204,35 +204,39 @@ impl Account {
     }
 
     /// What took most of the time.
-    pub fn bound(&self) -> Bound {
-        if self.elapsed < TOO_SHORT {
-            return Bound::Nothing;
+    pub fn bound(&self) -> Bottleneck {
+        if self.elapsed < MIN_SESSION_TIME {
+            return Bottleneck::Nothing;
         }
-        let Some((bound, _)) = self.parts().into_iter().find(|&(_, part)| part >= MOST) else {
-            return Bound::Nothing;
+        let Some((bound, _)) = self
+            .parts()
+            .into_iter()
+            .find(|&(_, part)| part >= DOMINANT_SHARE)
+        else {
+            return Bottleneck::Nothing;
         };
         let cpu = self.cpu.unwrap_or_default();
         match bound {
             // Reading and hashing go from thread to thread.
-            Bound::SenderStore if cpu.all >= BUSY => Bound::Cpu,
+            Bottleneck::SenderStore if cpu.all >= BUSY_SHARE => Bottleneck::Cpu,
             // A connection is driven by one at a time.
-            Bound::Network if cpu.busiest >= BUSY => Bound::Cpu,
+            Bottleneck::Network if cpu.busiest >= BUSY_SHARE => Bottleneck::Cpu,
             bound => bound,
         }
     }
 
     /// What each station took of the time, 0 to 1, most first.
-    pub fn parts(&self) -> [(Bound, f64); 4] {
+    pub fn parts(&self) -> [(Bottleneck, f64); 4] {
         // The connection took nothing since its window was full of what waits for the disk. That the window was used up
         // says nothing by itself: what a sender has ready to go uses it up on any path.
         let held_up = self.network.min(self.held_up.unwrap_or_default());
         let part =
             |time: Duration| time.as_secs_f64() / self.elapsed.as_secs_f64().max(f64::EPSILON);
         let mut parts = [
-            (Bound::Network, part(self.network - held_up)),
-            (Bound::SenderStore, part(self.reading)),
-            (Bound::ReceiverStore, part(self.committing + held_up)),
-            (Bound::Limit, part(self.limited)),
+            (Bottleneck::Network, part(self.network - held_up)),
+            (Bottleneck::SenderStore, part(self.reading)),
+            (Bottleneck::ReceiverStore, part(self.committing + held_up)),
+            (Bottleneck::Limit, part(self.limited)),
         ];
         parts.sort_by(|a, b| b.1.total_cmp(&a.1));
         parts
@@ -243,25 +247,25 @@ impl Account {
 mod tests {
     use super::*;
 
-    fn account(change: impl FnOnce(&mut Account)) -> Bound {
-        let mut account = Account {
+    fn time(change: impl FnOnce(&mut TimeBreakdown)) -> Bottleneck {
+        let mut time = TimeBreakdown {
             elapsed: Duration::from_secs(10),
-            ..Account::default()
+            ..TimeBreakdown::default()
         };
-        change(&mut account);
-        account.bound()
+        change(&mut time);
+        time.bound()
     }
 
     #[test]
     fn what_took_most_of_the_time_bound_it() {
         let s = Duration::from_secs;
-        assert_eq!(account(|a| a.network = s(8)), Bound::Network);
-        assert_eq!(account(|a| a.reading = s(8)), Bound::SenderStore);
-        assert_eq!(account(|a| a.limited = s(8)), Bound::Limit);
-        assert_eq!(account(|a| a.committing = s(8)), Bound::ReceiverStore);
+        assert_eq!(time(|a| a.network = s(8)), Bottleneck::Network);
+        assert_eq!(time(|a| a.reading = s(8)), Bottleneck::SenderStore);
+        assert_eq!(time(|a| a.limited = s(8)), Bottleneck::Limit);
+        assert_eq!(time(|a| a.committing = s(8)), Bottleneck::ReceiverStore);
         assert_eq!(
-            account(|a| (a.network, a.reading) = (s(6), s(4))),
-            Bound::Network
+            time(|a| (a.network, a.reading) = (s(6), s(4))),
+            Bottleneck::Network
         );
     }
 
@@ -269,20 +273,20 @@ mod tests {
     fn a_connection_that_waits_for_the_receivers_disk_is_not_the_networks_doing() {
         let s = Duration::from_secs;
         assert_eq!(
-            account(|a| (a.network, a.held_up) = (s(8), Some(s(9)))),
-            Bound::ReceiverStore
+            time(|a| (a.network, a.held_up) = (s(8), Some(s(9)))),
+            Bottleneck::ReceiverStore
         );
         assert_eq!(
-            account(|a| (a.network, a.held_up) = (s(8), Some(s(1)))),
-            Bound::Network
+            time(|a| (a.network, a.held_up) = (s(8), Some(s(1)))),
+            Bottleneck::Network
         );
         assert_eq!(
-            account(|a| (a.network, a.committing, a.held_up) = (s(5), s(4), Some(s(3)))),
-            Bound::ReceiverStore
+            time(|a| (a.network, a.committing, a.held_up) = (s(5), s(4), Some(s(3)))),
+            Bottleneck::ReceiverStore
         );
         assert_eq!(
-            account(|a| (a.limited, a.held_up) = (s(8), Some(s(9)))),
-            Bound::Limit
+            time(|a| (a.limited, a.held_up) = (s(8), Some(s(9)))),
+            Bottleneck::Limit
         );
     }
 
@@ -291,42 +295,42 @@ mod tests {
         let s = Duration::from_secs;
         let cpu = |busiest, all| Some(Cpu { busiest, all });
         assert_eq!(
-            account(|a| (a.network, a.cpu) = (s(8), cpu(0.95, 1.5))),
-            Bound::Cpu
+            time(|a| (a.network, a.cpu) = (s(8), cpu(0.95, 1.5))),
+            Bottleneck::Cpu
         );
         assert_eq!(
-            account(|a| (a.network, a.cpu) = (s(8), cpu(0.5, 1.5))),
-            Bound::Network
+            time(|a| (a.network, a.cpu) = (s(8), cpu(0.5, 1.5))),
+            Bottleneck::Network
         );
         assert_eq!(
-            account(|a| (a.reading, a.cpu) = (s(8), cpu(0.5, 1.0))),
-            Bound::Cpu
+            time(|a| (a.reading, a.cpu) = (s(8), cpu(0.5, 1.0))),
+            Bottleneck::Cpu
         );
         assert_eq!(
-            account(|a| (a.reading, a.cpu) = (s(8), cpu(0.3, 0.6))),
-            Bound::SenderStore
+            time(|a| (a.reading, a.cpu) = (s(8), cpu(0.3, 0.6))),
+            Bottleneck::SenderStore
         );
         assert_eq!(
-            account(|a| (a.limited, a.cpu) = (s(8), cpu(1.0, 2.0))),
-            Bound::Limit
+            time(|a| (a.limited, a.cpu) = (s(8), cpu(1.0, 2.0))),
+            Bottleneck::Limit
         );
     }
 
     #[test]
     fn nothing_in_particular_is_a_verdict_too() {
         let s = Duration::from_secs;
-        assert_eq!(account(|_| {}), Bound::Nothing);
+        assert_eq!(time(|_| {}), Bottleneck::Nothing);
         assert_eq!(
-            account(|a| (a.network, a.reading, a.committing) = (s(4), s(3), s(3))),
-            Bound::Nothing
+            time(|a| (a.network, a.reading, a.committing) = (s(4), s(3), s(3))),
+            Bottleneck::Nothing
         );
         assert_eq!(
-            account(|a| (a.elapsed, a.network) = (Duration::from_millis(900), s(1))),
-            Bound::Nothing
+            time(|a| (a.elapsed, a.network) = (Duration::from_millis(900), s(1))),
+            Bottleneck::Nothing
         );
-        assert_eq!(Account::default().bound(), Bound::Nothing);
+        assert_eq!(TimeBreakdown::default().bound(), Bottleneck::Nothing);
         assert!(
-            Account::default()
+            TimeBreakdown::default()
                 .parts()
                 .iter()
                 .all(|(_, part)| *part == 0.0)
@@ -357,17 +361,17 @@ mod tests {
             }
         );
 
-        let took = |time, held_up| Account {
+        let took = |time, held_up| TimeBreakdown {
             elapsed: s(time),
             network: s(time),
             held_up,
-            ..Account::default()
+            ..TimeBreakdown::default()
         };
-        let mut account = took(1, None);
-        account.join(&took(2, None));
-        assert_eq!(account, took(3, None));
-        account.join(&took(2, Some(s(1))));
-        assert_eq!(account, took(5, Some(s(1))));
+        let mut time = took(1, None);
+        time.join(&took(2, None));
+        assert_eq!(time, took(3, None));
+        time.join(&took(2, Some(s(1))));
+        assert_eq!(time, took(5, Some(s(1))));
     }
 
     #[test]

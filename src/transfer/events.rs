@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::text::PeerText;
-use crate::error::{Code, Why};
+use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Kind, Probe};
 
@@ -140,7 +140,7 @@ pub enum Event {
     /// The peer stops: nothing new will be taken, transfers under way may end.
     GoingAway {
         /// What it said.
-        why: Why,
+        why: Reason,
     },
 }
 
@@ -152,15 +152,15 @@ pub enum Settled {
     /// It was there already.
     Skipped,
     /// It did not go through.
-    Failed(Why),
+    Failed(Reason),
     /// There was nothing to send, which is no failure: it vanished before its turn ([`Vanished`](crate::error::Code)), or it is
     /// a FIFO, socket or device ([`Special`](crate::error::Code)).
-    Omitted(Why),
+    Omitted(Reason),
 }
 
 impl Settled {
     /// How an entry ended that the sender could not send, or the receiver could not take.
-    pub(crate) fn ended(why: Why) -> Self {
+    pub(crate) fn ended(why: Reason) -> Self {
         if why.code == Code::Vanished {
             Self::Omitted(why)
         } else {

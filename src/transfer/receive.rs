@@ -6,40 +6,40 @@
 //! aside, and nothing that waits holds anything that something else needs.
 
 mod attributes;
-mod body;
-mod case;
-mod claims;
+mod body_reader;
 mod compare;
-mod disk;
+mod decide;
+mod dedupe;
+mod download;
 mod durable;
-mod judge;
-mod known;
-mod ledger;
+mod entry_credit;
+mod file_locks;
+mod file_writer;
+mod hard_links;
 mod mirror;
-mod most;
-mod names;
+mod name_collisions;
 mod pieces;
-mod place;
+mod placement;
+mod quota;
+mod session_stats;
 mod times;
-mod transfer;
-mod unanswered;
-mod unkept;
+mod warning_counts;
 
-use case::Cases;
-pub use claims::Claims;
-use claims::CommittedSource;
-pub(crate) use claims::{Claimant, Claimed};
 use compare::Compare;
 use durable::Settling;
-pub use ledger::Ledger;
+use entry_credit::EntryCredit;
+use file_locks::CommittedSource;
+pub use file_locks::FileLocks;
+pub(crate) use file_locks::{Claimant, FileLock};
+use hard_links::HardLinks;
 use mirror::{Announced, Cleared};
-use most::Counted;
-pub use most::Most;
-use names::Names;
-pub use place::{Asked, Place, Sources};
+use name_collisions::NameCollisions;
+pub use placement::{Placement, RequestedNames, Sources};
+pub use quota::AcceptedQuota;
+use quota::QuotaUse;
+pub use session_stats::SessionStats;
 use times::Times;
-use unanswered::Unanswered;
-use unkept::Tally;
+use warning_counts::WarningCounts;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -53,27 +53,27 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::config::Config;
-use crate::error::{Code, Error, Result, Why};
-use crate::net::flow_control::Window;
+use crate::error::{Code, Error, Reason, Result};
+use crate::net::flow_control::FlowControl;
 use crate::net::stream::{MessageReader, MessageWriter, StreamError};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{
-    Complete, Durability, End, Entry, Existing, Frame, Kind, Message, Plan, Spent, Summary, Take,
-    Unsendable, Withdraw,
+    Complete, Durability, End, Entry, Existing, Frame, Kind, Message, Plan, ReceiveOptions,
+    SenderTime, Summary, Unsendable, Withdraw,
 };
 use crate::storage::digest_index::Index;
 use crate::storage::filter::Filter;
 use crate::storage::users::Owners;
 use crate::storage::walk::Verdict;
-use crate::storage::{Attributes, Claim, Store};
+use crate::storage::{Attributes, PartialKey, Store};
 use crate::transfer::events::{Event, Observer, Settled};
 
 /// Files up to this size may be received whole into memory before they take a permit, in bytes.
-const SMALL_BODY: u64 = 256 << 10;
+const SMALL_BODY_LIMIT: u64 = 256 << 10;
 /// What a small file in memory costs beyond its content, in bytes; so that empty ones are not free.
 const SMALL_OVERHEAD: usize = 1 << 10;
 /// Entries judged in one go off the network threads.
-const BATCH: usize = 256;
+const ENTRY_BATCH: usize = 256;
 
 /// The permits of the one semaphore that bounds the transfers which write at the same time, as one connection sees them:
 /// it never waits for more than one, so that waiting is fair between connections.
@@ -93,14 +93,14 @@ impl Permits {
     }
 
     /// Waits for a permit. It is to be held until the disk work ends.
-    pub async fn acquire(&self) -> Result<OwnedSemaphorePermit, Why> {
+    pub async fn acquire(&self) -> Result<OwnedSemaphorePermit, Reason> {
         let _turn = self.turn.lock().await;
         // The semaphore is closed only when the process ends.
         self.all
             .clone()
             .acquire_owned()
             .await
-            .map_err(|_| Why::from(Code::Stopping))
+            .map_err(|_| Reason::from(Code::Stopping))
     }
 }
 
@@ -121,13 +121,13 @@ pub struct Receiving {
     /// Where files are committed to.
     pub store: Arc<dyn Store>,
     /// Where in the store.
-    pub place: Place,
+    pub place: Placement,
     /// What was asked for.
-    pub asked: Asked,
+    pub asked: RequestedNames,
     /// The most that is taken, if that was agreed.
-    pub most: Option<Most>,
+    pub most: Option<AcceptedQuota>,
     /// How entries are taken.
-    pub take: Take,
+    pub take: ReceiveOptions,
     /// What a mirror does not remove, though it is not announced. It is left out at the sender by the same rules.
     pub spared: Filter,
     /// What of the metadata that is announced on demand is kept.
@@ -141,17 +141,17 @@ pub struct Receiving {
     /// The way to the shared semaphore.
     pub permits: Arc<Permits>,
     /// The connection's share of the memory.
-    pub window: Arc<Window>,
+    pub window: Arc<FlowControl>,
     /// Where content stands that need not be sent again. Only for a key that may read all of the store.
     pub index: Option<Index>,
     /// Who is receiving which file.
-    pub claims: Arc<Claims>,
+    pub claims: Arc<FileLocks>,
     /// The session's id, the same over all its connections.
     pub session: [u8; 16],
     /// Limits and deadlines.
     pub config: Config,
     /// The session's account, over all its connections.
-    pub ledger: Arc<Ledger>,
+    pub ledger: Arc<SessionStats>,
     /// Takes the events.
     pub observer: Observer,
     /// Cancelled when nothing new is to be admitted.
@@ -164,12 +164,12 @@ pub struct Receiver {
     /// As it claims files.
     claimant: Claimant,
     /// Transfers that are wanted and whose stream has not come yet.
-    admitted: Mutex<HashMap<u64, oneshot::Sender<Result<Incoming, Why>>>>,
-    names: Mutex<Names>,
-    cases: Cases,
+    admitted: Mutex<HashMap<u64, oneshot::Sender<Result<IncomingTransfer, Reason>>>>,
+    names: Mutex<HardLinks>,
+    cases: NameCollisions,
     times: Mutex<Times>,
-    counted: Counted,
-    unkept: Arc<Tally>,
+    counted: QuotaUse,
+    unkept: Arc<WarningCounts>,
     owners: Owners,
     verdicts: mpsc::UnboundedSender<Verdict>,
     answers: Mutex<Option<mpsc::UnboundedReceiver<Verdict>>>,
@@ -186,7 +186,7 @@ pub struct Receiver {
     unsent: AtomicU64,
     /// What of that is no failure: what has vanished at the source, and FIFOs, sockets and devices.
     omitted: AtomicU64,
-    spent: OnceLock<Spent>,
+    spent: OnceLock<SenderTime>,
     transfers: TaskTracker,
     /// Receipts that are written and not yet delivered.
     receipts: TaskTracker,
@@ -194,7 +194,7 @@ pub struct Receiver {
     announced: Announced,
     cleared: Cleared,
     /// How many things a mirror has removed, and why not all.
-    removed: OnceLock<(u64, Option<Why>)>,
+    removed: OnceLock<(u64, Option<Reason>)>,
     /// The session goes on over another connection, or is over: what fails here from now on has not failed by itself.
     given_up: CancellationToken,
     /// What the window had been held up when this began; other sessions may share it.
@@ -202,14 +202,14 @@ pub struct Receiver {
 }
 
 /// A transfer's stream, its plan read.
-pub struct Incoming {
+pub struct IncomingTransfer {
     plan: Plan,
     stream: MessageReader,
     receipt: MessageWriter,
 }
 
 /// A file that is wanted, on its way to admission.
-struct Wanted {
+struct WantedFile {
     id: u64,
     /// As the sender named it.
     name: RelativePath,
@@ -218,7 +218,7 @@ struct Wanted {
     /// Bytes of content, if the sender knows.
     size: Option<u64>,
     attributes: Attributes,
-    claim: Claim,
+    claim: PartialKey,
     /// What the entry said of its other names.
     hard_link: Option<u64>,
     /// What the entry said of its content.
@@ -227,7 +227,7 @@ struct Wanted {
     compare: Option<Compare>,
 }
 
-impl Wanted {
+impl WantedFile {
     /// Bytes of content as far as the sender knows.
     fn known_size(&self) -> u64 {
         self.size.unwrap_or(0)
@@ -250,10 +250,10 @@ impl Receiver {
             held_up_before,
             claimant,
             session,
-            counted: Counted::default(),
+            counted: QuotaUse::default(),
             admitted: Mutex::default(),
             names: Mutex::default(),
-            cases: Cases::default(),
+            cases: NameCollisions::default(),
             times: Mutex::default(),
             unkept: Arc::default(),
             owners: Owners::default(),
@@ -288,16 +288,16 @@ impl Receiver {
         entries: MessageReader,
         verdicts: MessageWriter,
     ) -> Result<()> {
-        self.count_before();
+        self.record_earlier_connections();
         let second = || Error::Protocol("a second manifest in one session".into());
         let answers = lock(&self.answers).take().ok_or_else(second)?;
         let to_settle = lock(&self.to_settle).take().ok_or_else(second)?;
-        let unanswered = Arc::new(Unanswered::default());
+        let unanswered = Arc::new(EntryCredit::default());
         let (small_to, small) = mpsc::unbounded_channel();
         let (large_to, large) = mpsc::unbounded_channel();
         let (compare_to, compare) = mpsc::unbounded_channel();
-        let admit = move |wanted: Wanted| {
-            let queue = if wanted.size.is_some_and(|size| size <= SMALL_BODY) {
+        let admit = move |wanted: WantedFile| {
+            let queue = if wanted.size.is_some_and(|size| size <= SMALL_BODY_LIMIT) {
                 &small_to
             } else {
                 &large_to
@@ -324,7 +324,7 @@ impl Receiver {
         match waiting {
             Some(waiting) => {
                 // Fails only when the transfer was given up meanwhile; dropping the writer resets it then.
-                let _ = waiting.send(Ok(Incoming {
+                let _ = waiting.send(Ok(IncomingTransfer {
                     plan,
                     stream,
                     receipt,
@@ -359,7 +359,7 @@ impl Receiver {
     }
 
     /// Where the sender's time went, as it told.
-    pub(crate) fn spent(&self) -> Option<Spent> {
+    pub(crate) fn spent(&self) -> Option<SenderTime> {
         self.spent.get().copied()
     }
 
@@ -382,7 +382,7 @@ impl Receiver {
                 tell.blocking_send(path).is_ok()
             };
             Ok(receiver
-                .as_mirror()
+                .mirror_plan()
                 .map_or((0, None), |mirror| mirror.remove(is_whole, tell)))
         });
         let removed = removed.await.unwrap_or_else(|why| (0, Some(why)));
@@ -395,7 +395,7 @@ impl Receiver {
     }
 
     /// What stands on the disk of all that this session brought. To be called when the sender has ended it.
-    pub async fn summary(self: &Arc<Self>) -> Result<Summary, Why> {
+    pub async fn summary(self: &Arc<Self>) -> Result<Summary, Reason> {
         self.transfers.close();
         self.transfers.wait().await;
         let durability = self.session.durability;
@@ -436,9 +436,9 @@ impl Receiver {
     async fn read_entries(
         self: &Arc<Self>,
         mut entries: MessageReader,
-        unanswered: Arc<Unanswered>,
-        admit: impl Fn(Wanted),
-        compare: mpsc::UnboundedSender<Wanted>,
+        unanswered: Arc<EntryCredit>,
+        admit: impl Fn(WantedFile),
+        compare: mpsc::UnboundedSender<WantedFile>,
     ) -> Result<()> {
         let mut last_id = None;
         while let Some(frame) = entries.frame(Entry::LIMIT).await? {
@@ -446,7 +446,7 @@ impl Receiver {
             let mut frame = Some(frame);
             while let Some(this) = frame {
                 if this.kind != Entry::TYPE {
-                    self.aside(&this)?;
+                    self.control_notice(&this)?;
                     frame = entries.buffered(Entry::LIMIT)?;
                     continue;
                 }
@@ -462,7 +462,7 @@ impl Receiver {
                 last_id = Some(entry.id);
                 unanswered.add(entry.id, this.payload.len())?;
                 batch.push(entry);
-                frame = if batch.len() < BATCH {
+                frame = if batch.len() < ENTRY_BATCH {
                     entries.buffered(Entry::LIMIT)?
                 } else {
                     None
@@ -489,7 +489,7 @@ impl Receiver {
     }
 
     /// What stands between the entries of a manifest.
-    fn aside(&self, frame: &Frame) -> Result<()> {
+    fn control_notice(&self, frame: &Frame) -> Result<()> {
         if frame.kind == Complete::TYPE {
             frame.decode::<Complete>().map_err(StreamError::from)?;
             self.session.ledger.complete();
@@ -499,7 +499,7 @@ impl Receiver {
         let Unsendable { path, why, omitted } = frame.decode().map_err(StreamError::from)?;
         let path = RelativePath::from_components(&path.0)
             .map_err(|bad| Error::Protocol(bad.to_string().into()))?;
-        let why = Why::from(why);
+        let why = Reason::from(why);
         let result = match self.is_omitted(why.code, omitted) {
             true => Settled::Omitted(why),
             false => Settled::Failed(why),
@@ -535,13 +535,13 @@ impl Receiver {
         &self,
         mut stream: MessageWriter,
         mut answers: mpsc::UnboundedReceiver<Verdict>,
-        unanswered: Arc<Unanswered>,
+        unanswered: Arc<EntryCredit>,
     ) -> Result<()> {
         let mut gathered = Vec::new();
         loop {
             let ended = tokio::select! {
                 biased;
-                _ = answers.recv_many(&mut gathered, BATCH) => false,
+                _ = answers.recv_many(&mut gathered, ENTRY_BATCH) => false,
                 () = unanswered.ended() => true,
             };
             if ended {
@@ -563,7 +563,7 @@ impl Receiver {
     /// Small files: memory first, then the Want.
     async fn admit_small(
         self: &Arc<Self>,
-        mut queue: mpsc::UnboundedReceiver<Wanted>,
+        mut queue: mpsc::UnboundedReceiver<WantedFile>,
     ) -> Result<()> {
         while let Some(file) = queue.recv().await {
             let bytes = file.known_size() as usize + SMALL_OVERHEAD;
@@ -583,7 +583,7 @@ impl Receiver {
                     );
                 }
                 // The connection's share is too small to hold it whole.
-                Ok(None) => self.admit_one_large(file).await,
+                Ok(None) => self.admit_large_file(file).await,
             }
         }
         Ok(())
@@ -592,15 +592,15 @@ impl Receiver {
     /// Large files: a permit first, then the Want.
     async fn admit_large(
         self: &Arc<Self>,
-        mut queue: mpsc::UnboundedReceiver<Wanted>,
+        mut queue: mpsc::UnboundedReceiver<WantedFile>,
     ) -> Result<()> {
         while let Some(file) = queue.recv().await {
-            self.admit_one_large(file).await;
+            self.admit_large_file(file).await;
         }
         Ok(())
     }
 
-    async fn admit_one_large(self: &Arc<Self>, file: Wanted) {
+    async fn admit_large_file(self: &Arc<Self>, file: WantedFile) {
         // An older connection of this session, or another session of this key, lets go of the file and of its permit first.
         let admitted = async {
             let claim = self.or_stopping(self.claim(&file)).await?;
@@ -632,7 +632,7 @@ impl Receiver {
         }
     }
 
-    async fn claim(&self, file: &Wanted) -> Result<Claimed, Why> {
+    async fn claim(&self, file: &WantedFile) -> Result<FileLock, Reason> {
         self.session
             .claims
             .take(self.session.owner, &file.path, &self.claimant)
@@ -643,9 +643,9 @@ impl Receiver {
     /// set as this session wants it.
     async fn is_committed_by_other(
         self: &Arc<Self>,
-        file: &Wanted,
-        claim: &Claimed,
-    ) -> Result<bool, Why> {
+        file: &WantedFile,
+        claim: &FileLock,
+    ) -> Result<bool, Reason> {
         let (source, take) = (self.committed_source(file), self.session.take);
         let Some(found) = claim.found() else {
             return Ok(false);
@@ -668,10 +668,10 @@ impl Receiver {
         path: &RelativePath,
         attributes: &Attributes,
         durability: Durability,
-    ) -> Result<(), Why> {
+    ) -> Result<(), Reason> {
         let store = &*self.session.store;
         let there = store.stat(path)?.ok_or(Code::NotFound)?;
-        let changes = !self.has_attributes(attributes, path, &there);
+        let changes = !self.attributes_match(attributes, path, &there);
         if changes {
             self.unkept
                 .count(path, store.set_attributes(path, attributes)?);
@@ -685,7 +685,7 @@ impl Receiver {
     }
 
     /// What is committed with a file, for another session that waits for it.
-    fn committed_source(&self, file: &Wanted) -> CommittedSource {
+    fn committed_source(&self, file: &WantedFile) -> CommittedSource {
         CommittedSource {
             claim: file.claim.clone(),
             digest: file.digest,
@@ -693,7 +693,10 @@ impl Receiver {
         }
     }
 
-    async fn or_stopping<T>(&self, wait: impl Future<Output = Result<T, Why>>) -> Result<T, Why> {
+    async fn or_stopping<T>(
+        &self,
+        wait: impl Future<Output = Result<T, Reason>>,
+    ) -> Result<T, Reason> {
         tokio::select! {
             biased;
             () = self.session.stopping.cancelled() => Err(Code::Stopping.into()),
@@ -701,18 +704,18 @@ impl Receiver {
         }
     }
 
-    fn admit(&self, id: u64) -> oneshot::Receiver<Result<Incoming, Why>> {
+    fn admit(&self, id: u64) -> oneshot::Receiver<Result<IncomingTransfer, Reason>> {
         let (to, stream) = oneshot::channel();
         lock(&self.admitted).insert(id, to);
         stream
     }
 
-    fn refuse(&self, file: &Wanted, why: Why) {
+    fn refuse(&self, file: &WantedFile, why: Reason) {
         self.answer(Verdict::Refuse(file.id, why.clone()));
         self.settled(file, Err(why));
     }
 
-    fn started(&self, file: &Wanted, held: u64) {
+    fn started(&self, file: &WantedFile, held: u64) {
         let (id, path, size) = (file.id, file.name.clone(), file.known_size());
         (self.session.observer)(Event::Started {
             id,
@@ -728,7 +731,7 @@ impl Receiver {
     }
 
     /// Counts how a transfer went; what is committed has so many bytes.
-    fn settled(&self, file: &Wanted, result: Result<u64, Why>) {
+    fn settled(&self, file: &WantedFile, result: Result<u64, Reason>) {
         let size = *result.as_ref().unwrap_or(&file.known_size());
         let result = match result {
             Ok(size) => {
@@ -783,10 +786,10 @@ impl Receiver {
 
 /// Runs disk work off the network threads.
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Why> + Send + 'static,
-) -> Result<T, Why> {
+    work: impl FnOnce() -> Result<T, Reason> + Send + 'static,
+) -> Result<T, Reason> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
-        Err(Why::new(
+        Err(Reason::new(
             Code::Internal,
             "a fault inside haul while writing",
         ))

@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 
 use quinn::{Connection, ConnectionStats};
 
-use crate::protocol::Spent;
-use crate::transfer::bottleneck::{Account, PathStats, Usage};
+use crate::protocol::SenderTime;
+use crate::transfer::bottleneck::{PathStats, TimeBreakdown, Usage};
 
 /// Time between two samples. A session that is long enough for a verdict has fifty.
-const SAMPLE: Duration = Duration::from_millis(20);
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Where a transfer stands.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Station {
+pub(crate) enum Stage {
     /// Its file is read.
     Reading,
     /// It waits for the limit.
@@ -28,47 +28,47 @@ pub(crate) enum Station {
     Committing,
 }
 
-const STATIONS: usize = 5;
+const STAGES: usize = 5;
 
 /// How many transfers of a session stand where.
 #[derive(Debug, Default)]
-pub struct Meter([AtomicUsize; STATIONS]);
+pub struct StageCounters([AtomicUsize; STAGES]);
 
 /// A transfer stands there until this is dropped.
-pub(crate) struct Standing<'a>(&'a AtomicUsize);
+pub(crate) struct InStage<'a>(&'a AtomicUsize);
 
-impl Drop for Standing<'_> {
+impl Drop for InStage<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Meter {
+impl StageCounters {
     /// One more at a station.
-    pub(crate) fn at(&self, station: Station) -> Standing<'_> {
+    pub(crate) fn at(&self, station: Stage) -> InStage<'_> {
         let count = &self.0[station as usize];
         count.fetch_add(1, Ordering::Relaxed);
-        Standing(count)
+        InStage(count)
     }
 }
 
 /// Watches a session from its begin.
-pub(crate) struct Watch {
+pub(crate) struct Sampler {
     connection: Connection,
-    meter: Arc<Meter>,
+    meter: Arc<StageCounters>,
     begun: Instant,
     sampled: Instant,
     cpu: Usage,
     before: ConnectionStats,
     last: ConnectionStats,
-    account: Account,
+    account: TimeBreakdown,
     round_trips: Duration,
     samples: u32,
 }
 
-impl Watch {
+impl Sampler {
     /// Begins now.
-    pub(crate) async fn begin(connection: Connection, meter: Arc<Meter>) -> Self {
+    pub(crate) async fn begin(connection: Connection, meter: Arc<StageCounters>) -> Self {
         let cpu = usage().await;
         let (now, stats) = (Instant::now(), connection.stats());
         Self {
@@ -79,14 +79,14 @@ impl Watch {
             cpu,
             before: stats,
             last: stats,
-            account: Account::default(),
+            account: TimeBreakdown::default(),
             round_trips: Duration::ZERO,
             samples: 0,
         }
     }
 
     /// What was seen so far, for the receiver.
-    pub(crate) fn spent(&mut self) -> Spent {
+    pub(crate) fn spent(&mut self) -> SenderTime {
         self.tick();
         let elapsed = self.begun.elapsed();
         self.path(elapsed).spent(&self.account)
@@ -101,7 +101,7 @@ impl Watch {
     /// Samples until it is cancelled.
     pub(crate) async fn run(&mut self) -> Infallible {
         loop {
-            tokio::time::sleep(SAMPLE).await;
+            tokio::time::sleep(SAMPLE_INTERVAL).await;
             self.tick();
         }
     }
@@ -120,7 +120,7 @@ impl Watch {
     }
 
     /// What was seen.
-    pub(crate) async fn end(mut self, held_up: Option<Duration>) -> (PathStats, Account) {
+    pub(crate) async fn end(mut self, held_up: Option<Duration>) -> (PathStats, TimeBreakdown) {
         let (now, cpu) = (Instant::now(), usage().await);
         self.sample(now - self.sampled);
         self.account.elapsed = now - self.begun;
@@ -167,16 +167,16 @@ async fn usage() -> Usage {
         .unwrap_or_else(|_| Usage::now())
 }
 
-impl Account {
+impl TimeBreakdown {
     /// Shares a stretch of time out by how many transfers stood where.
-    fn add(&mut self, time: Duration, counts: [usize; STATIONS]) {
+    fn add(&mut self, time: Duration, counts: [usize; STAGES]) {
         let all: usize = counts.iter().sum();
         let part =
-            |station: Station| time.mul_f64(counts[station as usize] as f64 / all.max(1) as f64);
-        self.reading += part(Station::Reading);
-        self.limited += part(Station::Limited);
-        self.network += part(Station::Writing) + part(Station::UnderWay);
-        self.committing += part(Station::Committing);
+            |station: Stage| time.mul_f64(counts[station as usize] as f64 / all.max(1) as f64);
+        self.reading += part(Stage::Reading);
+        self.limited += part(Stage::Limited);
+        self.network += part(Stage::Writing) + part(Stage::UnderWay);
+        self.committing += part(Stage::Committing);
     }
 }
 
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn time_is_shared_out_by_where_transfers_stand() {
-        let (meter, mut account) = (Meter::default(), Account::default());
+        let (meter, mut account) = (StageCounters::default(), TimeBreakdown::default());
         let counts = || {
             meter
                 .0
@@ -195,16 +195,16 @@ mod tests {
         };
         let second = Duration::from_secs(1);
         account.add(second, counts());
-        assert_eq!(account, Account::default(), "nobody stood anywhere");
-        let reading = meter.at(Station::Reading);
-        let committing: Vec<_> = (0..3).map(|_| meter.at(Station::Committing)).collect();
+        assert_eq!(account, TimeBreakdown::default(), "nobody stood anywhere");
+        let reading = meter.at(Stage::Reading);
+        let committing: Vec<_> = (0..3).map(|_| meter.at(Stage::Committing)).collect();
         account.add(second, counts());
         assert_eq!(
             (account.reading, account.committing),
             (second / 4, second * 3 / 4)
         );
         drop((reading, committing));
-        let _network = (meter.at(Station::Writing), meter.at(Station::UnderWay));
+        let _network = (meter.at(Stage::Writing), meter.at(Stage::UnderWay));
         account.add(second, counts());
         assert_eq!((account.reading, account.network), (second / 4, second));
     }

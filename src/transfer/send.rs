@@ -3,18 +3,18 @@
 //! One task announces what the walk finds, one reads verdicts, and each wanted file is a task of its own with a stream
 //! of its own. The room for unanswered entries is the receiver's; everything else that bounds the sender is here.
 
-mod account;
-mod body;
 mod digests;
+mod entry_table;
+mod file_reader;
+mod hard_links;
 mod holes;
-mod names;
 mod pipe;
-mod transfer;
+mod upload;
 
-pub use account::{MAX_FAILURES, Sent};
-use account::{Pending, State};
 use digests::Digests;
-use names::{MAX_WAITING, Role};
+use entry_table::{EntryTable, Pending};
+pub use entry_table::{MAX_FAILURES, TransferStats};
+use hard_links::{LinkRole, MAX_WAITING};
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -29,38 +29,38 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{Code, Error, Result, Why};
-use crate::net::rate_limit::Limits;
+use crate::error::{Code, Error, Reason, Result};
+use crate::net::rate_limit::RateLimits;
 use crate::net::stream::{MessageReader, MessageWriter, StreamError};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{
-    Complete, Components, End, Entry, Kind, Message, Ready, Removed, Spent, StreamType, Unsendable,
-    put_varint,
+    Complete, Components, End, Entry, Kind, Message, Ready, Removed, SenderTime, StreamType,
+    Unsendable, put_varint,
 };
 use crate::storage::digest_index::Index;
-use crate::storage::open_files::within_open_files;
+use crate::storage::open_files::limit_to_open_files;
 use crate::storage::pipe::Pipe;
 use crate::storage::walk::{
-    Announce, EARLY_UNANSWERED, EARLY_UNANSWERED_BYTES, Found, Tree, Verdict, Walk, WalkOptions,
+    Announce, EARLY_UNANSWERED, EARLY_UNANSWERED_BYTES, Tree, Verdict, Walk, WalkItem, WalkOptions,
 };
 use crate::transfer::events::{Event, Observer, Settled};
-use crate::transfer::sampler::Meter;
+use crate::transfer::sampler::StageCounters;
 
 /// Large bodies that write at the same time on a connection: quinn wakes every writer that is blocked on connection
 /// credit, so more only cost.
-const LARGE_WRITERS: usize = 16;
+const LARGE_WRITER_LIMIT: usize = 16;
 /// Small files that are read at the same time: enough to keep a disk's queue full.
-const SMALL_READERS: usize = 32;
+const SMALL_READER_LIMIT: usize = 32;
 /// Memory for small bodies on their way into the connection, in KiB.
-const SMALL_MEMORY_KIB: usize = 16 << 10;
+const SMALL_MEMORY_LIMIT_KIB: usize = 16 << 10;
 /// Entries in all that may be unsettled, transfers under way included; bounds the sender's own memory.
 const MAX_UNSETTLED: usize = 10_000;
 /// Entries are gathered into one write up to so many bytes.
-const MANIFEST_WRITE: usize = 16 << 10;
+const MANIFEST_WRITE_SIZE: usize = 16 << 10;
 /// What the walk may be ahead of the manifest, in entries.
-const WALK_AHEAD: usize = 768;
+const WALK_QUEUE_LIMIT: usize = 768;
 /// Entries walked in one go off the network threads.
-const WALK_PART: usize = 256;
+const WALK_BATCH: usize = 256;
 /// The connection that a session runs over for now, and what the receiver said on it.
 pub struct Sending {
     /// The connection.
@@ -70,11 +70,11 @@ pub struct Sending {
     /// What the receiver allows.
     pub allowed: Arc<Allowed>,
     /// What may go out in a second: entries, plans, bodies and trailers.
-    pub limits: Limits,
+    pub limits: RateLimits,
     /// Silence that ends a transfer.
     pub deadline: Duration,
     /// Counts where transfers stand.
-    pub meter: Arc<Meter>,
+    pub meter: Arc<StageCounters>,
     /// Cancelled when the receiver goes away: nothing new is announced then.
     pub stopping: CancellationToken,
     /// Cancelled by the sender when all is announced, answered and sent; receipts may still be on their way.
@@ -111,10 +111,10 @@ impl Allowed {
 ///
 /// Dropping it cancels: open transfers are reset, and what the receiver has of them stays there as partials.
 pub struct Sender {
-    shared: Arc<Shared>,
+    shared: Arc<SenderState>,
     /// What waits for the first connection.
     begin: Option<Begin>,
-    found: mpsc::Receiver<Found>,
+    found: mpsc::Receiver<WalkItem>,
     directories: mpsc::UnboundedReceiver<Announce>,
     /// There may be more to find.
     walking: bool,
@@ -123,8 +123,8 @@ pub struct Sender {
 
 struct Begin {
     walk: Walk,
-    found: mpsc::Sender<Found>,
-    unsendable: Vec<(RelativePath, Why)>,
+    found: mpsc::Sender<WalkItem>,
+    unsendable: Vec<(RelativePath, Reason)>,
 }
 
 impl Sender {
@@ -132,17 +132,17 @@ impl Sender {
     /// settled as failed.
     pub fn new(
         trees: Vec<Tree>,
-        unsendable: Vec<(RelativePath, Why)>,
+        unsendable: Vec<(RelativePath, Reason)>,
         options: WalkOptions,
         parallel: usize,
         observer: Observer,
     ) -> Self {
-        let (found_to, found) = mpsc::channel(WALK_AHEAD);
+        let (found_to, found) = mpsc::channel(WALK_QUEUE_LIMIT);
         let (directories_to, directories) = mpsc::unbounded_channel();
-        let shared = Shared {
+        let shared = SenderState {
             index: options.index.clone(),
             may_grow: options.allow_growing,
-            ..Shared::new(parallel, None, observer)
+            ..SenderState::new(parallel, None, observer)
         };
         let begin = Some(Begin {
             walk: Walk::new(trees, options, directories_to),
@@ -161,13 +161,13 @@ impl Sender {
     }
 
     /// A sender of one file, whose content comes out of a pipe.
-    pub fn of_pipe(name: &[u8], pipe: Arc<Pipe>, observer: Observer) -> Result<Self, Why> {
+    pub fn of_pipe(name: &[u8], pipe: Arc<Pipe>, observer: Observer) -> Result<Self, Reason> {
         let (found_to, found) = mpsc::channel(1);
         let (_, directories) = mpsc::unbounded_channel();
         // There is room for it.
-        let _ = found_to.try_send(Found::Entry(Announce::of_pipe(name, pipe.clone())?));
+        let _ = found_to.try_send(WalkItem::Entry(Announce::of_pipe(name, pipe.clone())?));
         let (shared, transfers) = (
-            Arc::new(Shared::new(1, Some(pipe), observer)),
+            Arc::new(SenderState::new(1, Some(pipe), observer)),
             JoinSet::new(),
         );
         Ok(Self {
@@ -198,11 +198,11 @@ impl Sender {
     /// Once it has failed or was dropped it may be called again, with another connection.
     ///
     /// # Errors
-    /// What ends the session on this connection; a file that fails is counted in [`Sent`].
+    /// What ends the session on this connection; a file that fails is counted in [`TransferStats`].
     pub async fn run(&mut self, sending: Sending) -> Result<()> {
         // Nothing of an earlier connection may settle what is announced on this one.
         self.transfers.shutdown().await;
-        self.shared.state().begin_anew();
+        self.shared.state().start_connection();
         let (send, receive) = sending
             .connection
             .open_bi()
@@ -222,7 +222,7 @@ impl Sender {
             };
             tokio::spawn(async move {
                 for (path, why) in unsendable {
-                    if found.send(Found::Failed(path, why)).await.is_err() {
+                    if found.send(WalkItem::Failed(path, why)).await.is_err() {
                         return;
                     }
                 }
@@ -251,7 +251,7 @@ impl Sender {
     }
 
     /// The account so far, interrupted when something is left and the receiver has gone away.
-    pub fn sent(&self) -> Sent {
+    pub fn sent(&self) -> TransferStats {
         self.shared.state().sent()
     }
 
@@ -261,8 +261,8 @@ impl Sender {
     }
 
     /// What others see of it while it runs.
-    pub(crate) fn tally(&self) -> Tally {
-        Tally(self.shared.clone())
+    pub(crate) fn tally(&self) -> SessionHandle {
+        SessionHandle(self.shared.clone())
     }
 
     /// Grows whenever the receiver is seen to have come further: an entry is settled, or more of a file is held.
@@ -277,12 +277,12 @@ impl Sender {
 }
 
 /// A running session's account.
-pub(crate) struct Tally(Arc<Shared>);
+pub(crate) struct SessionHandle(Arc<SenderState>);
 
-impl Tally {
+impl SessionHandle {
     /// What the receiver is told when all is sent.
-    pub(crate) fn end(&self, spent: Option<Spent>) -> End {
-        let Sent {
+    pub(crate) fn end(&self, spent: Option<SenderTime>) -> End {
+        let TransferStats {
             entries,
             failed,
             vanished,
@@ -311,7 +311,7 @@ impl Tally {
     }
 
     /// Notes that the receiver goes away.
-    pub(crate) fn interrupted(&self, why: Why) {
+    pub(crate) fn interrupted(&self, why: Reason) {
         (self.0.observer)(Event::GoingAway { why: why.clone() });
         self.0.state().gone = Some(why);
     }
@@ -319,13 +319,13 @@ impl Tally {
 
 /// What the walk has found and nobody has announced.
 struct Walked<'a> {
-    found: &'a mut mpsc::Receiver<Found>,
+    found: &'a mut mpsc::Receiver<WalkItem>,
     directories: &'a mut mpsc::UnboundedReceiver<Announce>,
     walking: &'a mut bool,
 }
 
 /// What lasts as long as the session.
-struct Shared {
+struct SenderState {
     /// What is sent cannot be read a second time.
     pipe: Option<Arc<Pipe>>,
     parallel: Arc<Semaphore>,
@@ -337,7 +337,7 @@ struct Shared {
     index: Option<Index>,
     /// Files may become longer while they are sent.
     may_grow: bool,
-    state: Mutex<State>,
+    state: Mutex<EntryTable>,
     /// Told whenever an entry is answered or settled.
     changed: Notify,
     observer: Observer,
@@ -345,22 +345,22 @@ struct Shared {
 
 /// The session on one connection.
 struct Run {
-    shared: Arc<Shared>,
+    shared: Arc<SenderState>,
     sending: Sending,
     /// Times that the receiver said of a file that it is at work on it.
     working: AtomicU64,
 }
 
-impl Shared {
+impl SenderState {
     fn new(parallel: usize, pipe: Option<Arc<Pipe>>, observer: Observer) -> Self {
         Self {
             pipe,
             parallel: Arc::new(Semaphore::new(parallel.max(1))),
-            large: Arc::new(Semaphore::new(LARGE_WRITERS)),
-            files: Arc::new(Semaphore::new(within_open_files(
-                LARGE_WRITERS + SMALL_READERS,
+            large: Arc::new(Semaphore::new(LARGE_WRITER_LIMIT)),
+            files: Arc::new(Semaphore::new(limit_to_open_files(
+                LARGE_WRITER_LIMIT + SMALL_READER_LIMIT,
             ))),
-            memory: Arc::new(Semaphore::new(SMALL_MEMORY_KIB)),
+            memory: Arc::new(Semaphore::new(SMALL_MEMORY_LIMIT_KIB)),
             index: None,
             may_grow: false,
             state: Mutex::default(),
@@ -369,7 +369,7 @@ impl Shared {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, EntryTable> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -387,7 +387,7 @@ impl Shared {
 }
 
 impl Run {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, EntryTable> {
         self.shared.state()
     }
 
@@ -399,7 +399,7 @@ impl Run {
         // There is room before anything is taken up: what this future holds is gone when the connection is lost.
         loop {
             self.room(&mut manifest, &mut buffer).await?;
-            if self.sending.stopping.is_cancelled() || !self.state().put_left(&mut buffer) {
+            if self.sending.stopping.is_cancelled() || !self.state().put_reannounced(&mut buffer) {
                 break;
             }
         }
@@ -407,7 +407,7 @@ impl Run {
         loop {
             self.room(&mut manifest, &mut buffer).await?;
             let changed = self.shared.changed.notified();
-            if !self.sending.stopping.is_cancelled() && self.state().put_ready(&mut buffer) {
+            if !self.sending.stopping.is_cancelled() && self.state().put_waiting(&mut buffer) {
                 continue;
             }
             let waiting = self.state().names.pending();
@@ -423,7 +423,7 @@ impl Run {
                 }
                 // Ends when the walk is over and all directories are announced.
                 directory = walked.directories.recv(), if directories => match directory {
-                    Some(directory) => Some(Found::Entry(directory)),
+                    Some(directory) => Some(WalkItem::Entry(directory)),
                     None => {
                         directories = false;
                         continue;
@@ -438,21 +438,21 @@ impl Run {
                 () = changed, if waiting > 0 => continue,
             };
             match next {
-                Some(Found::Entry(announce)) => {
+                Some(WalkItem::Entry(announce)) => {
                     let counts = announce.kind != Kind::Directory;
                     self.state().put_found(announce, &mut buffer);
                     if counts {
                         self.report_found();
                     }
                 }
-                Some(Found::Failed(path, why)) => {
+                Some(WalkItem::Failed(path, why)) => {
                     let omitted = (why.code == Code::Special).then_some(false);
                     self.unsendable(path, Settled::Failed(why), omitted, &mut buffer);
                 }
-                Some(Found::Omitted(path, why)) => {
+                Some(WalkItem::Omitted(path, why)) => {
                     self.unsendable(path, Settled::Omitted(why), Some(true), &mut buffer);
                 }
-                Some(Found::Excluded(count)) => self.state().exclude(count),
+                Some(WalkItem::Excluded(count)) => self.state().exclude(count),
                 None => {
                     *walked.walking = false;
                     Complete {}.put(&mut buffer);
@@ -463,7 +463,7 @@ impl Run {
         }
         self.write_entries(&mut manifest, &mut buffer).await?;
         // What is sent whole wants but its receipt, and the receiver may get the end together with the last of it.
-        self.until(State::all_sent).await;
+        self.until(EntryTable::all_sent).await;
         manifest.finish();
         self.sending.all_sent.cancel();
         self.until(|state| state.unsettled.is_empty()).await;
@@ -513,13 +513,13 @@ impl Run {
                 entries.max(1),
                 bytes.saturating_sub(Entry::LIMIT as u32).max(1),
             );
-            let room = |state: &State| {
+            let room = |state: &EntryTable| {
                 state.unanswered < entries
                     && state.unanswered_bytes < bytes
                     && state.unsettled.len() < MAX_UNSETTLED
             };
             let has_room = room(&self.state());
-            if !has_room || buffer.len() >= MANIFEST_WRITE {
+            if !has_room || buffer.len() >= MANIFEST_WRITE_SIZE {
                 self.write_entries(manifest, buffer).await?;
             }
             if has_room {
@@ -533,7 +533,7 @@ impl Run {
         }
     }
 
-    async fn until(&self, condition: impl Fn(&State) -> bool) {
+    async fn until(&self, condition: impl Fn(&EntryTable) -> bool) {
         loop {
             let changed = self.shared.changed.notified();
             if condition(&self.state()) {
@@ -605,7 +605,7 @@ impl Run {
         self.shared.changed.notify_waiters();
     }
 
-    fn settle_transfer(&self, id: u64, result: Result<(), Why>) {
+    fn settle_transfer(&self, id: u64, result: Result<(), Reason>) {
         // Once the connection is gone, that is what ended the session; no file failed by itself.
         if self.sending.connection.close_reason().is_none() {
             self.settle(
@@ -625,7 +625,7 @@ impl Run {
         // The server stops: that is said once for the session, not for each file.
         if stopping {
             self.sending.stopping.cancel();
-        } else if !matches!(role, Role::Again(_)) {
+        } else if !matches!(role, LinkRole::Reannounced(_)) {
             self.shared
                 .report(Some(id), announce.path.clone(), announce.kind, size, result);
         }
@@ -635,18 +635,18 @@ impl Run {
 }
 
 /// Puts digests to what is found on its way to there.
-fn digested(digests: Digests, to: mpsc::Sender<Found>) -> mpsc::Sender<Found> {
-    let (found_to, found) = mpsc::channel(WALK_AHEAD);
+fn digested(digests: Digests, to: mpsc::Sender<WalkItem>) -> mpsc::Sender<WalkItem> {
+    let (found_to, found) = mpsc::channel(WALK_QUEUE_LIMIT);
     tokio::spawn(digests.put(found, to));
     found_to
 }
 
 /// Walks a part at a time, off the network threads, until the other end of the channel is gone. A peer that answers
 /// nothing makes it wait, and such a wait must not hold one of the threads for disk work, which are few.
-async fn walk(mut walk: Walk, to: mpsc::Sender<Found>) {
+async fn walk(mut walk: Walk, to: mpsc::Sender<WalkItem>) {
     loop {
         let part = blocking(move || {
-            let part: Vec<Found> = walk.by_ref().take(WALK_PART).collect();
+            let part: Vec<WalkItem> = walk.by_ref().take(WALK_BATCH).collect();
             Ok((part, walk))
         });
         let Ok((part, rest)) = part.await else { return };
@@ -664,10 +664,10 @@ async fn walk(mut walk: Walk, to: mpsc::Sender<Found>) {
 
 /// Runs disk work and hashing off the network threads.
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Why> + Send + 'static,
-) -> Result<T, Why> {
+    work: impl FnOnce() -> Result<T, Reason> + Send + 'static,
+) -> Result<T, Reason> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
-        Err(Why::new(
+        Err(Reason::new(
             Code::Internal,
             "a fault inside haul while reading",
         ))

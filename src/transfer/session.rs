@@ -4,7 +4,7 @@
 //! *handle*: it stands at the head of the session's other streams.
 
 mod list;
-pub(crate) mod origin;
+pub(crate) mod nesting;
 mod serve;
 mod sources;
 
@@ -19,50 +19,50 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{Code, Error, Result, Why};
-use crate::net::flow_control::Window;
-use crate::net::rate_limit::Limits;
+use crate::error::{Code, Error, Reason, Result};
+use crate::net::flow_control::FlowControl;
+use crate::net::rate_limit::RateLimits;
 use crate::net::stream::{MessageReader, MessageWriter, StreamError};
 use crate::protocol::{
     Components, End, Frame, GoAway, Hello, Malformed, Message, Plan, Pull, Push, Ready, Refused,
-    Removed, Spent, StreamType, Summary, Withdraw, Working,
+    Removed, SenderTime, StreamType, Summary, Withdraw, Working,
 };
-use crate::transfer::bottleneck::{Account, Bound, PathStats};
+use crate::transfer::bottleneck::{Bottleneck, PathStats, TimeBreakdown};
 use crate::transfer::receive::Receiver;
-use crate::transfer::sampler::{Meter, Station, Watch};
-use crate::transfer::send::{Allowed, Sender, Sending, Sent};
+use crate::transfer::sampler::{Sampler, Stage, StageCounters};
+use crate::transfer::send::{Allowed, Sender, Sending, TransferStats};
 
 pub(crate) use list::listings;
-pub use list::{Found, Listing};
-pub use serve::{Content, Offered, Told};
+pub use list::{ListItem, Listing};
 pub(crate) use serve::{MakeReceiver, ServerSession, serve};
-pub(crate) use sources::look_here;
+pub use serve::{OfferEvent, OfferedContent, OfferedSource};
+pub(crate) use sources::local_sources;
 
 /// Things that a mirror may have removed and not yet told of.
-const REMOVED_AHEAD: usize = 256;
+const REMOVED_QUEUE_LIMIT: usize = 256;
 /// How often a receiver says that it is alive, while entries wait for their turn or the last writes for the disk.
-const WORKING: Duration = Duration::from_secs(5);
+const WORKING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How a session ended.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
     /// The sender's account.
-    pub sent: Sent,
+    pub sent: TransferStats,
     /// The receiver's account of the last connection.
     pub summary: Summary,
     /// What the path was like, over all connections.
     pub path: PathStats,
     /// What bound the transfer, while there was a connection.
-    pub bound: Bound,
+    pub bound: Bottleneck,
     /// Where the time went, while there was a connection.
-    pub account: Account,
+    pub account: TimeBreakdown,
     /// Whether the sender was the server.
     pub pulled: bool,
 }
 
 impl Outcome {
     /// Adds what was seen over one connection.
-    fn saw(&mut self, path: &PathStats, account: &Account) {
+    fn saw(&mut self, path: &PathStats, account: &TimeBreakdown) {
         self.path.join(path, self.account.elapsed, account.elapsed);
         self.account.join(account);
     }
@@ -86,9 +86,9 @@ pub(crate) struct Sessions {
 }
 
 /// A plan up to this size is read at once, in bytes; only one that leaves out much of what is held is longer.
-const SHORT_PLAN: usize = 1 << 10;
+const SHORT_PLAN_LIMIT: usize = 1 << 10;
 /// Longer plans that are read at the same time on a connection: each may take 64 KiB, and nothing else counts them.
-const LONG_PLANS: usize = 16;
+const LONG_PLAN_LIMIT: usize = 16;
 
 struct Registered {
     /// A client's is made once the server has answered.
@@ -130,7 +130,7 @@ impl Sessions {
     }
 
     fn new(early: bool) -> Arc<Self> {
-        let long_plans = Semaphore::new(LONG_PLANS);
+        let long_plans = Semaphore::new(LONG_PLAN_LIMIT);
         Arc::new(Self {
             receiving: Mutex::default(),
             registered: Notify::new(),
@@ -166,13 +166,15 @@ impl Sessions {
     /// Reads the head of a stream that the peer opened, and hands it to its session. What the client opens comes back.
     pub(crate) async fn dispatch(
         &self,
-        window: &Window,
+        window: &FlowControl,
         stream: (SendStream, RecvStream),
         deadline: Duration,
     ) -> Option<(Opened, Bi)> {
         let id = quinn::VarInt::from(stream.1.id()).into_inner();
         let (mut reader, writer) = (MessageReader::new(stream.1), MessageWriter::new(stream.0));
-        let head = window.unless_silent(deadline, self.head(&mut reader)).await;
+        let head = window
+            .or_timeout_on_silence(deadline, self.head(&mut reader))
+            .await;
         let code = match head {
             Ok(Ok(Head::Control)) => return Some((Opened::Session(id), (reader, writer))),
             Ok(Ok(Head::Introduction)) => return Some((Opened::Introduction, (reader, writer))),
@@ -200,7 +202,7 @@ impl Sessions {
     }
 
     async fn head(&self, reader: &mut MessageReader) -> Result<Head, Code> {
-        let code = |error: StreamError| Why::from(error).code;
+        let code = |error: StreamError| Reason::from(error).code;
         let kind =
             StreamType::from_byte(reader.byte().await.map_err(code)?).ok_or(Code::Unsupported)?;
         match kind {
@@ -224,7 +226,7 @@ impl Sessions {
             .get(&handle)
             .and_then(|session| session.receiver.clone())
             .ok_or(Code::NotWanted)?;
-        let plan = match reader.frame(SHORT_PLAN).await {
+        let plan = match reader.frame(SHORT_PLAN_LIMIT).await {
             Err(StreamError::Malformed(Malformed::TooLong { .. })) => {
                 let _long = self.long_plans.acquire().await;
                 reader.frame(Plan::LIMIT).await
@@ -282,7 +284,7 @@ enum Head {
 /// Accepts the streams of a connection. Never reads itself: quinn yields streams by id, also those on which nothing has
 /// come yet, so each is read in a task of its own. What a client opens goes to `opened`. Returns when the connection is lost.
 pub(crate) async fn accept_streams(
-    window: &Arc<Window>,
+    window: &Arc<FlowControl>,
     sessions: &Arc<Sessions>,
     deadline: Duration,
     opened: impl Fn(Opened, Bi) + Clone + Send + 'static,
@@ -335,7 +337,7 @@ async fn answer(reader: &mut MessageReader) -> Result<Ready> {
     match frame.kind {
         Refused::TYPE => {
             let refused: Refused = frame.decode().map_err(StreamError::from)?;
-            Err(Error::from(Why::from(refused.why)))
+            Err(Error::from(Reason::from(refused.why)))
         }
         _ => Ok(frame.decode::<Ready>().map_err(StreamError::from)?),
     }
@@ -351,7 +353,7 @@ pub(crate) fn hello() -> Hello {
 /// The client's side of a push, over one connection, until `gone` says why that one is lost. `begun` is called once the
 /// server is ready. What was seen on the way, and the summary, are added to the outcome.
 pub(crate) async fn push(
-    (connection, limits): (&Connection, &Limits),
+    (connection, limits): (&Connection, &RateLimits),
     push: &Push,
     sender: &mut Sender,
     deadline: Duration,
@@ -362,8 +364,8 @@ pub(crate) async fn push(
     let (handle, (mut reader, writer)) = ask(connection, push, deadline, |_| {}).await?;
     let (connection, limits, stopping) =
         (connection.clone(), limits.clone(), CancellationToken::new());
-    let (meter, allowed) = (Arc::<Meter>::default(), Arc::<Allowed>::default());
-    let mut watch = Watch::begin(connection.clone(), meter.clone()).await;
+    let (meter, allowed) = (Arc::<StageCounters>::default(), Arc::<Allowed>::default());
+    let mut watch = Sampler::begin(connection.clone(), meter.clone()).await;
     let answered = async {
         let ready = timeout(deadline, answer(&mut reader))
             .await
@@ -412,7 +414,7 @@ pub(crate) async fn pull(
     gone: impl Future<Output = String>,
     outcome: &mut Outcome,
 ) -> Result<Delivered> {
-    let mut watch = Watch::begin(connection.clone(), Arc::default()).await;
+    let mut watch = Sampler::begin(connection.clone(), Arc::default()).await;
     outcome.pulled = true;
     let mut spent = None;
     let session = async {
@@ -473,7 +475,7 @@ async fn send_all(
     sending: Sending,
     (answered, spent): (
         impl Future<Output = Result<MessageReader>>,
-        impl FnOnce() -> Option<Spent>,
+        impl FnOnce() -> Option<SenderTime>,
     ),
     writer: MessageWriter,
 ) -> Result<Summary> {
@@ -486,7 +488,7 @@ async fn send_all(
     let work = async {
         sender.run(sending).await?;
         // Held until the summary is there.
-        Ok(meter.at(Station::Committing))
+        Ok(meter.at(Stage::Committing))
     };
     let end = async {
         all_sent.cancelled().await;
@@ -510,7 +512,7 @@ async fn send_all(
                     tally.removed(&removed);
                 }
                 frame => {
-                    if let Some(why) = aside(frame)? {
+                    if let Some(why) = control_notice(frame)? {
                         tally.interrupted(why);
                         stopping.cancel();
                     }
@@ -523,7 +525,7 @@ async fn send_all(
 }
 
 /// What the receiver may say beside the work: that it goes away, or that it is alive.
-fn aside(frame: Option<Frame>) -> Result<Option<Why>> {
+fn control_notice(frame: Option<Frame>) -> Result<Option<Reason>> {
     let frame = frame.ok_or(StreamError::Ended)?;
     Ok(match frame.kind {
         Working::TYPE => frame.decode::<Working>().map(|_| None),
@@ -561,13 +563,13 @@ async fn receive_all(
             done = &mut work => break done?,
             () = stopping.cancelled(), if !said => {
                 said = true;
-                writer.write_within(&GoAway { why: Why::from(Code::Stopping).into() }, deadline).await?;
+                writer.write_within(&GoAway { why: Reason::from(Code::Stopping).into() }, deadline).await?;
             }
             // An entry may wait long for its turn; only this tells the sender that somebody is there.
-            () = sleep(WORKING) => writer.write_within(&Working {}, deadline).await?,
+            () = sleep(WORKING_INTERVAL) => writer.write_within(&Working {}, deadline).await?,
         }
     }
-    let (tell, mut removed) = mpsc::channel(REMOVED_AHEAD);
+    let (tell, mut removed) = mpsc::channel(REMOVED_QUEUE_LIMIT);
     let mirror = receiver.mirror(tell);
     tokio::pin!(mirror);
     let (mut mirroring, mut telling) = (true, true);
@@ -578,13 +580,13 @@ async fn receive_all(
                 Some(path) => writer.write_within(&Removed { path: Components::from(&path) }, deadline).await?,
                 None => telling = false,
             },
-            () = sleep(WORKING) => writer.write_within(&Working {}, deadline).await?,
+            () = sleep(WORKING_INTERVAL) => writer.write_within(&Working {}, deadline).await?,
         }
     }
     let summary = receiver.summary();
     tokio::pin!(summary);
     let summary = loop {
-        match timeout(WORKING, &mut summary).await {
+        match timeout(WORKING_INTERVAL, &mut summary).await {
             Ok(summary) => break summary.map_err(Error::Refused)?,
             Err(_) => writer.write_within(&Working {}, deadline).await?,
         }

@@ -1134,11 +1134,11 @@ fn a_key_that_may_only_write_is_told_why_it_may_not_mirror() {
 
 #[test]
 fn partials_go_when_they_are_older_than_is_said() {
-    use haul::{Claim, LocalStore, Store};
+    use haul::{LocalStore, PartialKey, Store};
     use std::time::{Duration, SystemTime};
     let served = tempfile::tempdir().unwrap();
     let store = LocalStore::open(served.path()).unwrap();
-    let claim = Claim {
+    let claim = PartialKey {
         owner: [7; 32],
         size: 100,
         modified: None,

@@ -11,7 +11,7 @@ use crate::support::{LIMIT, content, listing, recorder, to, write};
 use haul::internal::storage::digest_index::LARGE_FILE;
 use haul::{
     Admission, Anyone, Client, Code, Config, Error, Event, Identity, Index, LocalStore,
-    PushOptions, Server, ServerOptions, ServerTrust, Store, Take,
+    PushOptions, ReceiveOptions, Server, ServerOptions, ServerTrust, Store,
 };
 use tempfile::{TempDir, tempdir};
 
@@ -328,9 +328,9 @@ async fn either_side_can_do_without() {
     pair.push().await;
     pair.rename("a", "b");
     let mut options = to(&[&pair.from.path().join("src")], "src");
-    options.take = Take {
+    options.take = ReceiveOptions {
         no_dedupe: true,
-        ..Take::default()
+        ..ReceiveOptions::default()
     };
     // Though the digest is announced for another reason.
     options.walk.checksum = true;

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use crate::support::slow::SlowStore;
 use crate::support::{Host, LIMIT, to, write};
-use haul::{Code, Config, Durability, Event, MemoryStore, Observer, PushOptions, Sent, Settled};
+use haul::{
+    Code, Config, Durability, Event, MemoryStore, Observer, PushOptions, Settled, TransferStats,
+};
 use tempfile::tempdir;
 
 /// What the manifest alone settles: directories, an empty file and another name of it, a symbolic link.
@@ -33,7 +35,11 @@ fn told(store: &SlowStore, by: &'static str) -> Observer {
     })
 }
 
-async fn push(store: &SlowStore, source: &Path, durability: Durability) -> haul::Result<Sent> {
+async fn push(
+    store: &SlowStore,
+    source: &Path,
+    durability: Durability,
+) -> haul::Result<TransferStats> {
     let host = Host::observed(
         Arc::new(store.clone()),
         Config::default(),

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::support::command::Serving;
 use crate::support::{Host, content, listing, pull, push, to, write};
-use haul::{Code, Existing, PushOptions, Sent, Take};
+use haul::{Code, Existing, PushOptions, ReceiveOptions, TransferStats};
 use tempfile::tempdir;
 
 /// Some time before all that the test writes.
@@ -40,7 +40,7 @@ fn four(source: &Path, there: &Path) {
     std::os::unix::fs::symlink("old", there.join("to-new")).unwrap();
 }
 
-async fn taken(take: Take) -> (Sent, [String; 4], String) {
+async fn taken(take: ReceiveOptions) -> (TransferStats, [String; 4], String) {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     four(&source.path().join("t"), &served.path().join("t"));
     let host = Host::directory(served.path());
@@ -61,12 +61,12 @@ async fn taken(take: Take) -> (Sent, [String; 4], String) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_stands_there_is_kept_compared_replaced_or_refused_as_asked() {
-    let existing = |existing| Take {
+    let existing = |existing| ReceiveOptions {
         existing,
-        ..Take::default()
+        ..ReceiveOptions::default()
     };
     let of = |names: [&str; 4]| names.map(String::from);
-    let counts = |sent: &Sent| (sent.files, sent.skipped, sent.failed);
+    let counts = |sent: &TransferStats| (sent.files, sent.skipped, sent.failed);
 
     let (sent, now, link) = taken(existing(Existing::Update)).await;
     assert_eq!(
@@ -96,9 +96,9 @@ async fn what_stands_there_is_kept_compared_replaced_or_refused_as_asked() {
         sent.failures
     );
     // The same size and time, and other content.
-    let (sent, now, _) = taken(Take {
+    let (sent, now, _) = taken(ReceiveOptions {
         checksum: true,
-        ..Take::default()
+        ..ReceiveOptions::default()
     })
     .await;
     assert_eq!(

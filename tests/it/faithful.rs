@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::command::{Serving, is_root};
 use crate::support::{Host, LIMIT, content, listing, to, write};
-use haul::{Aspect, Code, Config, Event, MemoryStore, Observer, Outcome, Store};
+use haul::{Attribute, Code, Config, Event, MemoryStore, Observer, Outcome, Store};
 use tempfile::tempdir;
 
 fn mode(path: &Path, mode: u32) {
@@ -262,19 +262,19 @@ async fn what_a_filesystem_cannot_keep_is_said_once_for_each_kind() {
         outcome.sent.failures
     );
     let unkept = outcome.summary.unkept.unwrap();
-    let count = |aspect: Aspect| {
+    let count = |aspect: Attribute| {
         unkept
             .iter()
             .find(|unkept| unkept.aspect == aspect as u32)
             .map(|unkept| unkept.count)
     };
-    assert_eq!(count(Aspect::HardLink), Some(12));
+    assert_eq!(count(Attribute::HardLink), Some(12));
     // a/small under each of its names, b/alone, and five directories.
-    assert_eq!(count(Aspect::Mode), Some(5 + 1 + 5));
+    assert_eq!(count(Attribute::Mode), Some(5 + 1 + 5));
     assert_eq!(unkept.len(), 2);
     let links = unkept
         .iter()
-        .find(|unkept| unkept.aspect == Aspect::HardLink as u32)
+        .find(|unkept| unkept.aspect == Attribute::HardLink as u32)
         .unwrap()
         .to_string();
     assert!(

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use crate::support::command::{Serving, haul};
 use crate::support::write;
-use haul::internal::storage::walk::{Found, Tree, Walk};
+use haul::internal::storage::walk::{Tree, Walk, WalkItem};
 use haul::{Filter, Follow, Rules, WalkOptions};
 use proptest::prelude::*;
 use tempfile::{TempDir, tempdir};
@@ -94,9 +94,9 @@ impl Case {
             directories,
         );
         let names = walk.filter_map(|found| match found {
-            Found::Entry(entry) => Some(entry.path.split_first().unwrap().1.as_bytes().to_vec()),
-            Found::Failed(path, why) | Found::Omitted(path, why) => panic!("{path}: {why}"),
-            Found::Excluded(_) => None,
+            WalkItem::Entry(entry) => Some(entry.path.split_first().unwrap().1.as_bytes().to_vec()),
+            WalkItem::Failed(path, why) | WalkItem::Omitted(path, why) => panic!("{path}: {why}"),
+            WalkItem::Excluded(_) => None,
         });
         names.filter(|name| !name.starts_with(b".git/")).collect()
     }

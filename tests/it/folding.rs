@@ -9,7 +9,8 @@ use std::sync::Arc;
 use crate::support::command::{Serving, haul, is_root};
 use crate::support::{Host, path, push, to, write};
 use haul::{
-    Code, Config, Delete, Existing, MemoryStore, Outcome, PushOptions, RelativePath, Store, Take,
+    Code, Config, Delete, Existing, MemoryStore, Outcome, PushOptions, ReceiveOptions,
+    RelativePath, Store,
 };
 use tempfile::tempdir;
 
@@ -25,10 +26,10 @@ fn folding() -> (Arc<MemoryStore>, Host) {
 
 /// `haul sync TREE haul://HOST/m`.
 async fn mirror(host: &Host, tree: &Path, existing: Existing) -> Outcome {
-    let take = Take {
+    let take = ReceiveOptions {
         existing,
         delete: Some(Delete::default()),
-        ..Take::default()
+        ..ReceiveOptions::default()
     };
     let options = PushOptions {
         take,
@@ -126,7 +127,7 @@ async fn of_names_that_are_the_same_there_the_first_stays_whole() {
     for sent in [3, 0] {
         let outcome = push(&host, &to(&[&t], "t")).await.unwrap();
         assert_eq!((outcome.sent.files, outcome.sent.failed), (sent, 4));
-        let refused = |(_, why): &(RelativePath, haul::Why)| why.code == Code::BadName;
+        let refused = |(_, why): &(RelativePath, haul::Reason)| why.code == Code::BadName;
         assert!(outcome.sent.failures.iter().all(refused));
         assert_eq!(stored(&*store, "t").len(), 4);
     }

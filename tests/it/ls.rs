@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::support::command::{Serving, haul};
 use crate::support::{Host, LIMIT, from, path, pull, write};
-use haul::{Client, Code, Error, Found, Kind};
+use haul::{Client, Code, Error, Kind, ListItem};
 use tempfile::tempdir;
 
 /// All of a listing by name, what could not be looked at with its code behind it.
@@ -18,8 +18,8 @@ async fn listed(client: &Client, of: &str, recursive: bool) -> Result<Vec<String
         .expect("it ends")?
     {
         all.push(match found {
-            Found::Listed(path, _) => path.to_string(),
-            Found::Failed(path, why) => format!("{path}: {}", why.code.name()),
+            ListItem::Listed(path, _) => path.to_string(),
+            ListItem::Failed(path, why) => format!("{path}: {}", why.code.name()),
         });
     }
     Ok(all)
@@ -101,7 +101,7 @@ async fn a_listing_tells_what_a_stat_would() {
     let client = host.connect().await.unwrap();
     let mut listing = client.list(&path(""), false).await.unwrap();
     let mut all = Vec::new();
-    while let Some(Found::Listed(_, listed)) = listing.next().await.unwrap() {
+    while let Some(ListItem::Listed(_, listed)) = listing.next().await.unwrap() {
         all.push(listed);
     }
     let modified = haul::Time::from(
@@ -191,7 +191,7 @@ async fn many_names_come_in_order_while_other_sessions_run() {
         1
     );
     assert!(
-        matches!(unread.next().await.unwrap(), Some(Found::Listed(path, _)) if path.to_string() == "00000")
+        matches!(unread.next().await.unwrap(), Some(ListItem::Listed(path, _)) if path.to_string() == "00000")
     );
     drop(unread);
     client.close().await;

@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use haul::internal::net::stream::{MessageReader, StreamError};
 use haul::internal::protocol::{Measure, Message, Ping, Pong, Received};
 use haul::{
-    Client, Code, Config, Error, Event, Identity, MeasureOptions, Measured, MemoryStore, Probe,
+    Client, Code, Config, Error, Event, Identity, MeasureOptions, Measurement, MemoryStore, Probe,
     Result, ServerTrust,
 };
 use quinn::{Connection, SendStream};
@@ -30,7 +30,7 @@ fn second() -> MeasureOptions {
     }
 }
 
-async fn measure(host: &Host, options: &MeasureOptions) -> Result<Measured> {
+async fn measure(host: &Host, options: &MeasureOptions) -> Result<Measurement> {
     let client = host.connect().await?;
     let measured = within(client.measure(options, haul::ignore())).await;
     client.close().await;
@@ -314,7 +314,7 @@ async fn a_server_that_stops_says_so() {
 /// What becomes of a measurement by a server that answers its streams like this.
 async fn by_server<F: Future<Output = ()> + Send + 'static>(
     serve: impl FnOnce(Connection) -> F + Send + 'static,
-) -> Result<Measured> {
+) -> Result<Measurement> {
     let identity = Identity::generate().unwrap();
     let trust = ServerTrust {
         pin: Some(identity.key_id()),

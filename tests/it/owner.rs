@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::support::command::{Serving, is_root};
 use crate::support::{Host, listing, push, to, write};
-use haul::{Aspect, Config, LocalStore, PushOptions, Unkept, WalkOptions};
+use haul::{Attribute, Config, LocalStore, MetadataWarning, PushOptions, WalkOptions};
 use rustix::fs::{XattrFlags, getxattr, listxattr, setxattr};
 use tempfile::tempdir;
 
@@ -58,7 +58,7 @@ fn with(options: PushOptions, owner: bool, xattrs: bool) -> PushOptions {
     }
 }
 
-fn count(unkept: Option<&[Unkept]>, aspect: Aspect) -> u64 {
+fn count(unkept: Option<&[MetadataWarning]>, aspect: Attribute) -> u64 {
     unkept
         .unwrap_or_default()
         .iter()
@@ -191,7 +191,7 @@ async fn a_server_that_is_not_root_sets_extended_attributes_of_files_that_are_re
     assert_eq!(listing(&arrived), listing(&tree));
     let unkept = outcome.summary.unkept.unwrap();
     assert_eq!(
-        count(Some(&unkept), Aspect::Owner),
+        count(Some(&unkept), Attribute::Owner),
         4,
         "it was not told to keep owners"
     );
@@ -218,11 +218,11 @@ async fn extended_attributes_that_do_not_fit_are_counted_at_the_end_that_lost_th
         .unwrap();
     assert_eq!((outcome.sent.files, outcome.sent.failed), (1, 0));
     assert_eq!(
-        count(Some(&outcome.sent.unkept), Aspect::Xattr),
+        count(Some(&outcome.sent.unkept), Attribute::Xattr),
         u64::from(too_long)
     );
     assert_eq!(
-        count(outcome.summary.unkept.as_deref(), Aspect::Xattr),
+        count(outcome.summary.unkept.as_deref(), Attribute::Xattr),
         1,
         "memory has none"
     );
@@ -331,8 +331,8 @@ async fn a_server_that_was_not_told_so_makes_no_program_that_runs_as_another() {
     let unkept = outcome.summary.unkept.unwrap();
     assert_eq!(
         (
-            count(Some(&unkept), Aspect::Owner),
-            count(Some(&unkept), Aspect::Xattr)
+            count(Some(&unkept), Attribute::Owner),
+            count(Some(&unkept), Attribute::Xattr)
         ),
         (6, 1)
     );

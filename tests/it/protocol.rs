@@ -61,7 +61,7 @@ fn every_stream_type_stands_in_the_table() {
 fn vectors() -> Vec<(&'static str, Vec<u8>)> {
     let session = *b"0123456789abcdef";
     let components = |names: &[&[u8]]| Components(names.iter().map(|n| n.to_vec()).collect());
-    let why = || haul::Why::new(Code::NoSpace, "full").into();
+    let why = || haul::Reason::new(Code::NoSpace, "full").into();
     let address = |version| {
         Address(
             if version == 4 {
@@ -113,11 +113,11 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             sources: 1,
             directory: true,
             durability: Durability::Synced,
-            take: Some(Take {
+            take: Some(ReceiveOptions {
                 checksum: true,
                 delete: Some(Delete { most: Some(100) }),
                 modify_window: Some(2),
-                ..Take::default()
+                ..ReceiveOptions::default()
             }),
             filter: Some(WireFilter {
                 rules: vec![b"*.o".to_vec().into()],
@@ -185,14 +185,14 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
         }),
         all(&End {
             entries: 3,
-            spent: Some(Spent {
+            spent: Some(SenderTime {
                 network: 1500,
                 rtt: 100_000,
                 sent_packets: 7,
                 mtu: 1452,
-                ..Spent::default()
+                ..SenderTime::default()
             }),
-            unkept: Some(vec![Unkept {
+            unkept: Some(vec![MetadataWarning {
                 aspect: 3,
                 count: 1,
                 first: "a".into(),
@@ -214,8 +214,8 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             failed: 0,
             durability: Durability::Synced,
             held_up: Some(1500),
-            unkept: Some(vec![Unkept {
-                aspect: Aspect::Xattr as u32,
+            unkept: Some(vec![MetadataWarning {
+                aspect: Attribute::Xattr as u32,
                 count: 12,
                 first: "a/b: not supported".into(),
             }]),
@@ -315,12 +315,12 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
         }),
         all(&Unsendable {
             path: components(&[b"a", b"b"]),
-            why: haul::Why::from(Code::Vanished).into(),
+            why: haul::Reason::from(Code::Vanished).into(),
             omitted: Some(true),
         }),
         all(&Unsendable {
             path: components(&[b"a", b"c"]),
-            why: haul::Why::from(Code::Special).into(),
+            why: haul::Reason::from(Code::Special).into(),
             omitted: Some(false),
         }),
         all(&Complete {}),

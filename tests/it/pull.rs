@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 use crate::support::command::{Serving, haul, is_root};
 use crate::support::{Host, LIMIT, content, from, listing, pull, recorder, write};
 use haul::{
-    Code, Config, Error, Event, Identity, LocalStore, Most, Observer, PullOptions, Settled, Why,
+    AcceptedQuota, Code, Config, Error, Event, Identity, LocalStore, Observer, PullOptions, Reason,
+    Settled,
 };
 use tempfile::tempdir;
 
@@ -73,28 +74,28 @@ async fn no_more_is_taken_than_was_agreed_to() {
     for (most, files) in [
         // The last entry is the directory itself.
         (
-            Most {
+            AcceptedQuota {
                 entries: 21,
                 bytes: Some(20_000),
             },
             20,
         ),
         (
-            Most {
+            AcceptedQuota {
                 entries: 5,
                 bytes: Some(20_000),
             },
             5,
         ),
         (
-            Most {
+            AcceptedQuota {
                 entries: 21,
                 bytes: Some(7_999),
             },
             7,
         ),
         (
-            Most {
+            AcceptedQuota {
                 entries: 21,
                 bytes: None,
             },
@@ -113,7 +114,7 @@ async fn no_more_is_taken_than_was_agreed_to() {
         .unwrap();
         assert_eq!(outcome.sent.files, files, "{most:?}");
         assert_eq!(std::fs::read_dir(&here).unwrap().count() as u64, files);
-        let refused = |(_, why): &(_, Why)| {
+        let refused = |(_, why): &(_, Reason)| {
             why.code == Code::NotWanted && why.text.contains("than was offered")
         };
         assert_eq!(outcome.sent.failed > 0, files < 20);

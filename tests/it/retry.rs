@@ -487,9 +487,9 @@ mod gate {
     use std::ops::Range;
 
     use haul::Durability;
+    use haul::Reason;
     use haul::RelativePath;
-    use haul::Why;
-    use haul::{Attributes, Claim, Lapses, Metadata, Source, Upload};
+    use haul::{Attributes, Metadata, MetadataWarnings, PartialKey, Source, Upload};
 
     use super::*;
 
@@ -502,33 +502,37 @@ mod gate {
     struct Gated(Box<dyn Upload>, Arc<Notify>, Arc<Mutex<mpsc::Receiver<()>>>);
 
     impl Store for Gate {
-        fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Why> {
+        fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Reason> {
             self.store.stat(path)
         }
-        fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Why> {
+        fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Reason> {
             self.store.names(directory)
         }
-        fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why> {
+        fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Reason> {
             self.store.read_link(path)
         }
-        fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why> {
+        fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Reason> {
             self.store.open(path)
         }
-        fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
+        fn create(
+            &self,
+            path: &RelativePath,
+            claim: &PartialKey,
+        ) -> Result<Box<dyn Upload>, Reason> {
             Ok(Box::new(Gated(
                 self.store.create(path, claim)?,
                 self.committed.clone(),
                 self.go_on.clone(),
             )))
         }
-        fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
+        fn make_directory(&self, path: &RelativePath) -> Result<(), Reason> {
             self.store.make_directory(path)
         }
         fn set_attributes(
             &self,
             path: &RelativePath,
             attributes: &Attributes,
-        ) -> Result<Lapses, Why> {
+        ) -> Result<MetadataWarnings, Reason> {
             self.store.set_attributes(path, attributes)
         }
         fn make_symlink(
@@ -536,19 +540,19 @@ mod gate {
             path: &RelativePath,
             target: &[u8],
             attributes: &Attributes,
-        ) -> Result<Lapses, Why> {
+        ) -> Result<MetadataWarnings, Reason> {
             self.store.make_symlink(path, target, attributes)
         }
-        fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
+        fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Reason> {
             self.store.link(existing, new)
         }
-        fn remove(&self, path: &RelativePath) -> Result<(), Why> {
+        fn remove(&self, path: &RelativePath) -> Result<(), Reason> {
             self.store.remove(path)
         }
-        fn sync(&self) -> Result<(), Why> {
+        fn sync(&self) -> Result<(), Reason> {
             self.store.sync()
         }
-        fn sweep(&self, age: Duration) -> Result<u64, Why> {
+        fn sweep(&self, age: Duration) -> Result<u64, Reason> {
             self.store.sweep(age)
         }
     }
@@ -570,7 +574,7 @@ mod gate {
             self: Box<Self>,
             attributes: &Attributes,
             durability: Durability,
-        ) -> Result<Lapses, Why> {
+        ) -> Result<MetadataWarnings, Reason> {
             let Self(upload, committed, go_on) = *self;
             let lapses = upload.commit(attributes, durability)?;
             committed.notify_one();

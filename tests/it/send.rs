@@ -250,10 +250,10 @@ async fn one_wrong_word_burns_the_code_and_a_new_one_works() {
     sending.offering.renew().await.unwrap();
     let new = sending.code();
     assert_ne!(new, code);
-    let honest = Identity::generate().unwrap();
+    let close_on_protocol_error = Identity::generate().unwrap();
     let (met, accepted) = tokio::join!(
         async {
-            meet(&new, &at, &honest)
+            meet(&new, &at, &close_on_protocol_error)
                 .await
                 .unwrap()
                 .accept()
@@ -301,7 +301,7 @@ async fn whoever_shows_no_key_of_the_exchange_burns_the_code_and_learns_nothing(
             ..
         } = Guess::begin(&at, &code, &Confirm { tag: [0; 32] }.to_bytes()).await;
         let refused: Refused = reader.read().await.unwrap();
-        assert_eq!(haul::Why::from(refused.why).code, Code::NotAdmitted);
+        assert_eq!(haul::Reason::from(refused.why).code, Code::NotAdmitted);
         assert!(
             reader.frame(65536).await.unwrap().is_none(),
             "no confirmation, no offer"
@@ -829,7 +829,7 @@ async fn a_file_whose_size_is_not_known_is_no_part_of_an_offer() {
             destination: to.path().to_owned(),
             into: true,
             literal: true,
-            most: Some(haul::Most::of(met.offer())),
+            most: Some(haul::AcceptedQuota::of(met.offer())),
             ..PullOptions::default()
         };
         let client = met.accept().await.unwrap().unwrap();

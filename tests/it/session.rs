@@ -206,7 +206,7 @@ async fn a_full_disk_leaves_the_old_file_whole_and_other_files_go_on() {
     write(&source.path().join("t/a"), &content(1, 3 << 20));
     write(&source.path().join("t/b"), b"small");
     let store = Arc::new(MemoryStore::with_capacity(1 << 20));
-    let old = haul::Claim {
+    let old = haul::PartialKey {
         owner: [0; 32],
         size: 3,
         modified: None,
@@ -815,7 +815,7 @@ async fn a_slow_disk_on_the_receiver_is_what_bound_the_transfer() {
     let outcome = verdict(store, Config::default()).await;
     assert_eq!(
         outcome.bound,
-        haul::Bound::ReceiverStore,
+        haul::Bottleneck::ReceiverStore,
         "{:?}",
         outcome.account
     );
@@ -828,7 +828,12 @@ async fn a_slow_disk_on_the_receiver_is_what_bound_the_transfer() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_low_limit_is_what_bound_the_transfer() {
     let outcome = verdict(MemoryStore::new(), limited(1_000_000)).await;
-    assert_eq!(outcome.bound, haul::Bound::Limit, "{:?}", outcome.account);
+    assert_eq!(
+        outcome.bound,
+        haul::Bottleneck::Limit,
+        "{:?}",
+        outcome.account
+    );
     let path = outcome.path;
     assert!(
         path.sent_bytes > 2 << 20 && path.sent_packets > 300 && path.received_bytes > 0,

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use haul::{
-    Attributes, Claim, Client, Code, Config, Delete, Durability, Event, Lapses, MemoryStore,
-    Metadata, Observer, Outcome, RelativePath, Source, Store, Take, Upload, WalkOptions, Why,
+    Attributes, Client, Code, Config, Delete, Durability, Event, MemoryStore, Metadata,
+    MetadataWarnings, Observer, Outcome, PartialKey, Reason, ReceiveOptions, RelativePath, Source,
+    Store, Upload, WalkOptions,
 };
 use serde_json::Value;
 use tempfile::tempdir;
@@ -17,7 +18,7 @@ use crate::support::command::{Serving, haul};
 use crate::support::{Host, LIMIT, content, from, listing, path, pull, push, to, write};
 
 fn put(store: &dyn Store, name: &str, data: &[u8]) {
-    let claim = Claim {
+    let claim = PartialKey {
         owner: [7; 32],
         size: data.len() as u64,
         modified: None,
@@ -28,7 +29,7 @@ fn put(store: &dyn Store, name: &str, data: &[u8]) {
     upload.commit(&attributes, Durability::Visible).unwrap();
 }
 
-fn codes(all: &[(RelativePath, Why)]) -> Vec<(String, Code)> {
+fn codes(all: &[(RelativePath, Reason)]) -> Vec<(String, Code)> {
     let mut codes: Vec<_> = all
         .iter()
         .map(|(path, why)| (path.to_string(), why.code))
@@ -144,7 +145,7 @@ struct Vanishing {
 }
 
 impl Vanishing {
-    fn gone(&self, names: &[&str], path: &RelativePath) -> Option<Why> {
+    fn gone(&self, names: &[&str], path: &RelativePath) -> Option<Reason> {
         names
             .contains(&&*path.to_string())
             .then(|| Code::NotFound.into())
@@ -152,33 +153,37 @@ impl Vanishing {
 }
 
 impl Store for Vanishing {
-    fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Why> {
+    fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Reason> {
         match self.gone(self.looked_at, path) {
             Some(_) => Ok(None),
             None => self.inner.stat(path),
         }
     }
-    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Why> {
+    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Reason> {
         self.gone(self.opened, directory)
             .map_or_else(|| self.inner.names(directory), Err)
     }
-    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why> {
+    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Reason> {
         self.inner.read_link(path)
     }
-    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why> {
+    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Reason> {
         self.gone(self.opened, path)
             .map_or_else(|| self.inner.open(path), Err)
     }
-    fn has_unsized_content(&self, _: &RelativePath, _: &Metadata) -> Result<bool, Why> {
+    fn has_unsized_content(&self, _: &RelativePath, _: &Metadata) -> Result<bool, Reason> {
         Ok(false)
     }
-    fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
+    fn create(&self, path: &RelativePath, claim: &PartialKey) -> Result<Box<dyn Upload>, Reason> {
         self.inner.create(path, claim)
     }
-    fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
+    fn make_directory(&self, path: &RelativePath) -> Result<(), Reason> {
         self.inner.make_directory(path)
     }
-    fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
+    fn set_attributes(
+        &self,
+        path: &RelativePath,
+        attributes: &Attributes,
+    ) -> Result<MetadataWarnings, Reason> {
         self.inner.set_attributes(path, attributes)
     }
     fn make_symlink(
@@ -186,19 +191,19 @@ impl Store for Vanishing {
         path: &RelativePath,
         target: &[u8],
         attributes: &Attributes,
-    ) -> Result<Lapses, Why> {
+    ) -> Result<MetadataWarnings, Reason> {
         self.inner.make_symlink(path, target, attributes)
     }
-    fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
+    fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Reason> {
         self.inner.link(existing, new)
     }
-    fn remove(&self, path: &RelativePath) -> Result<(), Why> {
+    fn remove(&self, path: &RelativePath) -> Result<(), Reason> {
         self.inner.remove(path)
     }
-    fn sync(&self) -> Result<(), Why> {
+    fn sync(&self) -> Result<(), Reason> {
         self.inner.sync()
     }
-    fn sweep(&self, age: Duration) -> Result<u64, Why> {
+    fn sweep(&self, age: Duration) -> Result<u64, Reason> {
         self.inner.sweep(age)
     }
 }
@@ -440,7 +445,7 @@ const LENGTH: usize = 16 << 20;
 async fn pushed(client: &Client, file: &Path, walk: WalkOptions, act: fn(&Path)) -> Outcome {
     let mut options = to(&[file], "log");
     options.walk = walk;
-    options.take = Take::default();
+    options.take = ReceiveOptions::default();
     let acted = file.to_owned();
     let observer = once_moved(move || act(&acted));
     tokio::time::timeout(LIMIT, client.push(&options, observer))

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use haul::{
-    Attributes, Claim, Code, Durability, Kind, LocalStore, MemoryStore, RelativePath, Store, Time,
-    Upload,
+    Attributes, Code, Durability, Kind, LocalStore, MemoryStore, PartialKey, RelativePath, Store,
+    Time, Upload,
 };
 
 /// Runs each function on both stores.
@@ -68,8 +68,8 @@ fn path(text: &str) -> RelativePath {
     RelativePath::from_components(text.split('/')).unwrap()
 }
 
-fn claim(owner: u8, size: u64) -> Claim {
-    Claim {
+fn claim(owner: u8, size: u64) -> PartialKey {
+    PartialKey {
         owner: [owner; 32],
         size,
         modified: Some(Time {
@@ -106,7 +106,7 @@ fn names(store: &dyn Store, directory: &RelativePath) -> Vec<Vec<u8>> {
 }
 
 /// The code of a failure, whose sentence must name the path.
-fn refused<T>(result: Result<T, haul::Why>, named: &str) -> Code {
+fn refused<T>(result: Result<T, haul::Reason>, named: &str) -> Code {
     let why = result.err().expect("this must be refused");
     assert!(
         why.text.contains(named),
@@ -307,28 +307,28 @@ fn a_partial_is_bound_to_key_path_size_and_time(store: &dyn Store) {
         (path("g"), base.clone()),
         (
             path("f"),
-            Claim {
+            PartialKey {
                 owner: [2; 32],
                 ..base.clone()
             },
         ),
         (
             path("f"),
-            Claim {
+            PartialKey {
                 size: 6,
                 ..base.clone()
             },
         ),
         (
             path("f"),
-            Claim {
+            PartialKey {
                 modified: None,
                 ..base.clone()
             },
         ),
         (
             path("f"),
-            Claim {
+            PartialKey {
                 modified: Some(Time {
                     seconds: 1_700_000_000,
                     nanoseconds: 6,
@@ -1017,7 +1017,7 @@ fn a_full_store_says_so_and_keeps_the_old_file() {
     let mut upload = store.create(&path("f"), &claim(2, 8)).unwrap();
     upload.write_at(b"1234", 0).unwrap();
     let error = upload.write_at(b"56", 4).unwrap_err();
-    assert_eq!(haul::Why::from_io(&error).code, Code::NoSpace);
+    assert_eq!(haul::Reason::from_io(&error).code, Code::NoSpace);
     assert_eq!(content(&store, &path("f")), b"12345");
     upload.write_at(b"5", 4).unwrap();
     upload.discard();

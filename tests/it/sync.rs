@@ -9,7 +9,8 @@ use std::sync::Arc;
 use crate::support::command::{Serving, haul, is_root};
 use crate::support::{Host, listing, push, to, write};
 use haul::{
-    Aspect, Code, Config, Delete, Error, Kind, LocalStore, MemoryStore, PushOptions, Store, Take,
+    Attribute, Code, Config, Delete, Error, Kind, LocalStore, MemoryStore, PushOptions,
+    ReceiveOptions, Store,
 };
 use tempfile::tempdir;
 
@@ -220,9 +221,9 @@ async fn a_client_cannot_ask_for_it_past_the_command_line_either() {
     tree(source.path(), &["t/a"]);
     tree(served.path(), &["t/old"]);
     let host = Host::directory(served.path());
-    let take = Take {
+    let take = ReceiveOptions {
         delete: Some(Delete::default()),
-        ..Take::default()
+        ..ReceiveOptions::default()
     };
     let options = PushOptions {
         take,
@@ -360,7 +361,7 @@ async fn without_hard_links_a_mirror_says_so_and_replaces_all_the_same() {
     assert!(
         unkept
             .iter()
-            .any(|unkept| unkept.aspect == Aspect::HardLink as u32)
+            .any(|unkept| unkept.aspect == Attribute::HardLink as u32)
     );
     let there = store.stat(&crate::support::path("t/b")).unwrap().unwrap();
     assert_eq!((there.kind, there.size), (Some(Kind::File), 1));

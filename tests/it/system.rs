@@ -6,7 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use crate::support::command::{is_root, private};
 use crate::support::{Host, content, from, listing, path, pull, push, to, write};
-use haul::{Attributes, Claim, Code, Durability, Error, LocalStore, RelativePath, Store};
+use haul::{Attributes, Code, Durability, Error, LocalStore, PartialKey, RelativePath, Store};
 use tempfile::{TempDir, tempdir};
 
 /// A `haul serve` below another program, until it is dropped.
@@ -184,7 +184,7 @@ impl Drop for Ntfs {
 fn a_partial_is_taken_up_where_all_files_seem_to_be_anothers() {
     let Some(ntfs) = Ntfs::mount() else { return };
     let store = LocalStore::open(&ntfs.directory()).unwrap();
-    let claim = Claim {
+    let claim = PartialKey {
         owner: [7; 32],
         size: 4,
         modified: None,

@@ -14,7 +14,7 @@ use haul::internal::net::connect::{self, Connected};
 use haul::internal::net::endpoint;
 use haul::internal::protocol::ALPN;
 use haul::{
-    Admission, Anyone, Code, Config, Error, Home, Identity, KeyId, Result, ServerTrust, Why,
+    Admission, Anyone, Code, Config, Error, Home, Identity, KeyId, Reason, Result, ServerTrust,
     known_hosts,
 };
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -418,7 +418,7 @@ async fn a_refused_client_learns_the_line_that_admits_it() {
 
     let connected = listening.connect(&client, &pin(&server)).await.unwrap();
     let accepted = listening.next().await.unwrap();
-    let Why { code, text } = admission
+    let Reason { code, text } = admission
         .judge(&endpoint::peer(&accepted).unwrap().1)
         .unwrap_err();
     accepted.close(VarInt::from_u32(code.number()), text.raw().as_bytes());

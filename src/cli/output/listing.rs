@@ -3,7 +3,7 @@
 use std::io::{BufWriter, Stdout, Write};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
-use haul::{Kind, Listed, RelativePath, Time, Why, printable};
+use haul::{Kind, Listed, Reason, RelativePath, Time, printable};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
@@ -42,7 +42,7 @@ impl Lines {
     }
 
     /// Says what could not be looked at.
-    pub(in crate::cli) fn failed(&mut self, path: &RelativePath, why: &Why) -> bool {
+    pub(in crate::cli) fn failed(&mut self, path: &RelativePath, why: &Reason) -> bool {
         if let Form::Json = self.form {
             let mut object =
                 json!({"type": "failed", "code": why.code.name(), "why": why.to_string()});

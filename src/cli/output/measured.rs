@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use haul::{Load, Measured, Probe, RoundTrips};
+use haul::{Load, Measurement, Probe, RoundTrips};
 use serde_json::{Value, json};
 
 use super::line;
@@ -14,7 +14,7 @@ const GIBIBIT: f64 = 8.0 * (1_u64 << 30) as f64;
 const GROWTH: f64 = 1.05;
 
 /// Prints what was measured.
-pub(in crate::cli) fn show(measured: &Measured, json: bool) {
+pub(in crate::cli) fn show(measured: &Measurement, json: bool) {
     if json {
         line(&object(measured).to_string());
     } else {
@@ -34,8 +34,8 @@ pub(in crate::cli) fn progress(probe: Probe, arrived: u64, elapsed: Duration) ->
     )
 }
 
-fn lines(measured: &Measured) -> Vec<String> {
-    let Measured {
+fn lines(measured: &Measurement) -> Vec<String> {
+    let Measurement {
         idle,
         jitter,
         up,
@@ -61,7 +61,7 @@ fn lines(measured: &Measured) -> Vec<String> {
 }
 
 /// One sentence for who wants to copy.
-fn expectation(measured: &Measured) -> String {
+fn expectation(measured: &Measurement) -> String {
     let loads = || measured.up.iter().chain(&measured.down);
     let rates = match (&measured.up, &measured.down) {
         (Some(up), Some(down)) => match (rate(up.rate), rate(down.rate)) {
@@ -151,7 +151,7 @@ fn span(seconds: f64) -> String {
     }
 }
 
-fn object(measured: &Measured) -> Value {
+fn object(measured: &Measurement) -> Value {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let trips = |trips: &RoundTrips| json!({"count": trips.count, "min": ms(trips.min), "median": ms(trips.median), "p95": ms(trips.p95)});
     let load = |load: &Load| {
@@ -199,8 +199,8 @@ mod tests {
         }
     }
 
-    fn measured(up: Option<Load>, down: Option<Load>) -> Measured {
-        Measured {
+    fn measured(up: Option<Load>, down: Option<Load>) -> Measurement {
+        Measurement {
             idle: trips(100),
             jitter: Duration::from_micros(250),
             up,

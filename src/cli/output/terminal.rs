@@ -8,7 +8,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::tally::{Running, Tally, bytes};
 
 /// Time between two drawings: ten a second flow, and none flickers.
-pub(super) const REDRAW: Duration = Duration::from_millis(100);
+pub(super) const REDRAW_INTERVAL: Duration = Duration::from_millis(100);
 /// Files from this size on have a line of their own while they run, in bytes.
 const LARGE: u64 = 8 << 20;
 /// Most such lines.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use console::measure_text_width;
-use haul::{Account, Bound, Outcome, PathStats};
+use haul::{Bottleneck, Outcome, PathStats, TimeBreakdown};
 use serde_json::{Value, json};
 
 use super::tally::bytes;
@@ -29,8 +29,8 @@ pub(super) fn summary(line: &str, outcome: &Outcome, peer: &str) -> String {
 fn bound(outcome: &Outcome, peer: &str) -> Option<String> {
     let path = &outcome.path;
     match outcome.bound {
-        Bound::Nothing => None,
-        Bound::Network => Some(format!(
+        Bottleneck::Nothing => None,
+        Bottleneck::Network => Some(format!(
             "network ({}, {}, {})",
             rate(path.rate),
             milliseconds(path.rtt),
@@ -41,14 +41,14 @@ fn bound(outcome: &Outcome, peer: &str) -> Option<String> {
 }
 
 /// The sender is here in a push, and there in a pull.
-fn name(bound: Bound, pulled: bool, peer: &str) -> String {
+fn name(bound: Bottleneck, pulled: bool, peer: &str) -> String {
     let name = match bound {
-        Bound::Network => "network",
-        Bound::SenderStore if pulled => return format!("{peer}'s disk"),
-        Bound::ReceiverStore if !pulled => return format!("{peer}'s disk"),
-        Bound::SenderStore | Bound::ReceiverStore => "this disk",
-        Bound::Cpu => "CPU",
-        Bound::Limit => "--limit",
+        Bottleneck::Network => "network",
+        Bottleneck::SenderStore if pulled => return format!("{peer}'s disk"),
+        Bottleneck::ReceiverStore if !pulled => return format!("{peer}'s disk"),
+        Bottleneck::SenderStore | Bottleneck::ReceiverStore => "this disk",
+        Bottleneck::Cpu => "CPU",
+        Bottleneck::Limit => "--limit",
         _ => "nothing in particular",
     };
     name.into()
@@ -95,15 +95,15 @@ pub(super) fn details(outcome: &Outcome, peer: &str) -> Vec<String> {
     lines
 }
 
-fn times(account: &Account, pulled: bool, peer: &str) -> Option<String> {
-    let share = |&(bound, part): &(Bound, f64)| {
+fn times(account: &TimeBreakdown, pulled: bool, peer: &str) -> Option<String> {
+    let share = |&(bound, part): &(Bottleneck, f64)| {
         // What was waited for; why it took so long is the verdict's. Four stations and an article would not fit.
         let peer = peer.trim_start_matches("the ");
         let station = match bound {
-            Bound::SenderStore if pulled => format!("{peer}'s reading"),
-            Bound::SenderStore => "reading".into(),
-            Bound::ReceiverStore if pulled => "writing".into(),
-            Bound::ReceiverStore => format!("{peer}'s writing"),
+            Bottleneck::SenderStore if pulled => format!("{peer}'s reading"),
+            Bottleneck::SenderStore => "reading".into(),
+            Bottleneck::ReceiverStore if pulled => "writing".into(),
+            Bottleneck::ReceiverStore => format!("{peer}'s writing"),
             other => name(other, pulled, peer),
         };
         (part >= SMALL).then(|| format!("{station} {:.0} %", (part * 100.0).min(100.0)))
@@ -172,7 +172,7 @@ fn three_digits(value: f64) -> String {
 mod tests {
     use super::*;
 
-    fn outcome(bound: Bound) -> Outcome {
+    fn outcome(bound: Bottleneck) -> Outcome {
         let mut outcome = Outcome {
             bound,
             ..Outcome::default()
@@ -203,26 +203,30 @@ mod tests {
             )
         };
         assert_eq!(
-            said(Bound::Nothing),
+            said(Bottleneck::Nothing),
             "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s)"
         );
         assert_eq!(
-            summary("1 file", &outcome(Bound::ReceiverStore), "the receiver"),
+            summary(
+                "1 file",
+                &outcome(Bottleneck::ReceiverStore),
+                "the receiver"
+            ),
             "1 file, bound by the receiver's disk"
         );
         assert_eq!(
-            said(Bound::Limit),
+            said(Bottleneck::Limit),
             "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s), bound by --limit"
         );
         assert_eq!(
-            said(Bound::Network),
+            said(Bottleneck::Network),
             "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s),\nbound by network (93.2 Mbit/s, 101 ms, 1.0 % lost)"
         );
     }
 
     #[test]
     fn no_line_wraps_on_80_columns() {
-        let outcome = outcome(Bound::Network);
+        let outcome = outcome(Bottleneck::Network);
         let (lines, said) = (
             details(&outcome, "the receiver"),
             summary(&"x".repeat(70), &outcome, "the receiver"),

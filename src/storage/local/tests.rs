@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, RenameFlags, mkfifoat, renameat_with};
 
-use super::super::partial::claim_name;
+use super::super::partial::partial_name_of;
 use super::*;
 use crate::protocol::{Durability, Time};
 
@@ -39,7 +39,7 @@ impl Place {
     }
 
     /// A refusal that names `path` but nothing of where the store is.
-    fn refused<T>(&self, result: Result<T, Why>, path: &str) -> Code {
+    fn refused<T>(&self, result: Result<T, Reason>, path: &str) -> Code {
         let why = result.err().expect("this must be refused");
         assert!(
             why.text.raw().starts_with(&format!("{path}: ")),
@@ -59,21 +59,21 @@ fn path(text: &str) -> RelativePath {
     RelativePath::from_components(text.split('/')).unwrap()
 }
 
-fn claim(size: u64) -> Claim {
-    Claim {
+fn claim(size: u64) -> PartialKey {
+    PartialKey {
         owner: [7; 32],
         size,
         modified: None,
     }
 }
 
-fn begin(store: &LocalStore, name: &str, data: &[u8]) -> Result<Box<dyn Upload>, Why> {
+fn begin(store: &LocalStore, name: &str, data: &[u8]) -> Result<Box<dyn Upload>, Reason> {
     let mut upload = store.create(&path(name), &claim(data.len() as u64))?;
-    upload.write_at(data, 0).map_err(|e| Why::from_io(&e))?;
+    upload.write_at(data, 0).map_err(|e| Reason::from_io(&e))?;
     Ok(upload)
 }
 
-fn put(store: &LocalStore, name: &str, data: &[u8]) -> Result<(), Why> {
+fn put(store: &LocalStore, name: &str, data: &[u8]) -> Result<(), Reason> {
     begin(store, name, data)?
         .commit(&Attributes::default(), Durability::Synced)
         .map(drop)
@@ -264,7 +264,7 @@ fn a_fifo_or_socket_is_refused_and_blocks_nobody() {
 #[test]
 fn what_was_planted_in_a_partials_place_is_not_written_through() {
     let place = Place::new();
-    let partial = place.inside.join(claim_name(&path("f"), &claim(4)));
+    let partial = place.inside.join(partial_name_of(&path("f"), &claim(4)));
     let victim = place.outside.join("victim");
     fs::write(&victim, "untouched").unwrap();
     let plants: [&dyn Fn(); 4] = [
@@ -293,7 +293,7 @@ fn what_was_planted_in_a_partials_place_is_not_written_through() {
 #[test]
 fn a_partial_replaced_while_it_is_written_is_not_committed() {
     let place = Place::new();
-    let partial = place.inside.join(claim_name(&path("f"), &claim(4)));
+    let partial = place.inside.join(partial_name_of(&path("f"), &claim(4)));
     let upload = begin(&place.store, "f", b"data").unwrap();
     fs::remove_file(&partial).unwrap();
     fs::write(&partial, "evil").unwrap();
@@ -352,7 +352,7 @@ fn a_partial_that_another_user_made_is_not_taken_up() {
     }
     let place = Place::new();
     drop(begin(&place.store, "f", b"data").unwrap());
-    let partial = place.inside.join(claim_name(&path("f"), &claim(4)));
+    let partial = place.inside.join(partial_name_of(&path("f"), &claim(4)));
     std::os::unix::fs::chown(&partial, Some(65_534), Some(65_534)).unwrap();
     let before = fs::metadata(&partial).unwrap().ino();
     let foreign = fs::File::open(&partial).unwrap();
@@ -391,7 +391,7 @@ fn nothing_is_written_once_the_path_names_another_directory() {
         assert_eq!(store.check_root().unwrap_err().code, Code::Io);
         assert_eq!(store.sync().unwrap_err().code, Code::Io);
     }
-    let partial = claim_name(&path("g"), &claim(4));
+    let partial = partial_name_of(&path("g"), &claim(4));
     assert_eq!(listing(&away), [&partial, "f"]);
     let committed = upload.commit(&Attributes::default(), Durability::Synced);
     assert_eq!(place.refused(committed, "g"), Code::Io);
@@ -407,7 +407,7 @@ fn nothing_is_written_once_the_path_names_another_directory() {
 fn a_commit_that_was_cut_short_is_taken_up_again() {
     let place = Place::new();
     drop(begin(&place.store, "f", b"data").unwrap());
-    let partial = place.inside.join(claim_name(&path("f"), &claim(4)));
+    let partial = place.inside.join(partial_name_of(&path("f"), &claim(4)));
     fs::set_permissions(&partial, fs::Permissions::from_mode(0o444)).unwrap();
     let mut upload = place.store.create(&path("f"), &claim(4)).unwrap();
     assert_eq!(upload.held().unwrap().len(), 1);
@@ -467,13 +467,13 @@ fn old_partials_go_and_young_ones_stay() {
     let place = Place::new();
     drop(begin(&place.store, "old", b"data").unwrap());
     drop(begin(&place.store, "young", b"data").unwrap());
-    let old = fs::File::open(place.inside.join(claim_name(&path("old"), &claim(4)))).unwrap();
+    let old = fs::File::open(place.inside.join(partial_name_of(&path("old"), &claim(4)))).unwrap();
     old.set_modified(std::time::SystemTime::now() - Duration::from_secs(7200))
         .unwrap();
     assert_eq!(place.store.sweep(Duration::from_secs(3600)), Ok(1));
     assert_eq!(
         listing(&place.inside),
-        [claim_name(&path("young"), &claim(4))]
+        [partial_name_of(&path("young"), &claim(4))]
     );
 }
 
@@ -679,7 +679,7 @@ fn refuses_all(store: &LocalStore, name: &str) {
     }
 }
 
-fn put_at(store: &LocalStore, name: &RelativePath) -> Result<(), Why> {
+fn put_at(store: &LocalStore, name: &RelativePath) -> Result<(), Reason> {
     let mut upload = store.create(name, &claim(4))?;
     upload.write_at(b"evil", 0).unwrap();
     let committed = upload.commit(&Attributes::default(), Durability::Visible);
@@ -710,7 +710,7 @@ fn a_reserved_directory_is_neither_read_nor_changed() {
         ] {
             refuses_all(&store, &format!(".config/haul/{name}"));
         }
-        let code = |result: Result<(), Why>| result.unwrap_err().code;
+        let code = |result: Result<(), Reason>| result.unwrap_err().code;
         assert_eq!(
             code(store.make_directory(&path(".config/haul/new"))),
             Code::NotAllowed

@@ -1,7 +1,7 @@
 //! Where symbolic links lead, found out component by component: the store itself follows none.
 
 use super::Follow;
-use crate::error::{Code, Why};
+use crate::error::{Code, Reason};
 use crate::protocol::Kind;
 use crate::protocol::path::{RelativePath, printable};
 use crate::storage::{Metadata, Store};
@@ -15,7 +15,7 @@ pub(super) fn resolve(
     store: &dyn Store,
     link: &RelativePath,
     follow: Follow,
-) -> Result<(RelativePath, Metadata), Why> {
+) -> Result<(RelativePath, Metadata), Reason> {
     let mut here = link.parent().unwrap_or_default();
     // What is left to go, last first.
     let mut left: Vec<Vec<u8>> = link.name().map(<[u8]>::to_vec).into_iter().collect();
@@ -36,7 +36,7 @@ pub(super) fn resolve(
         let next = here.join(&component)?;
         let there = store.stat(&next)?.ok_or_else(|| {
             let end = store.read_link(link).unwrap_or_default();
-            Why::new(
+            Reason::new(
                 Code::NotFound,
                 format!("it points to {}, which is not there", printable(&end)),
             )
@@ -47,7 +47,7 @@ pub(super) fn resolve(
         }
         links += 1;
         if links > MAX_LINKS {
-            return Err(Why::new(Code::Symlink, "a loop: it leads to itself"));
+            return Err(Reason::new(Code::Symlink, "a loop: it leads to itself"));
         }
         let target = store.read_link(&next)?;
         if target.starts_with(b"/") {
@@ -60,12 +60,12 @@ pub(super) fn resolve(
     }
     let there = store
         .stat(&here)?
-        .ok_or_else(|| Why::from(Code::NotFound))?;
+        .ok_or_else(|| Reason::from(Code::NotFound))?;
     Ok((here, there))
 }
 
-fn leads_out() -> Why {
-    Why::new(
+fn leads_out() -> Reason {
+    Reason::new(
         Code::Symlink,
         "it leads out of the served directory, where no link is followed",
     )

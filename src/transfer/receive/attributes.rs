@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Receiver;
 use crate::protocol::path::RelativePath;
-use crate::protocol::{Aspect, Entry, Existing, Kind};
+use crate::protocol::{Attribute, Entry, Existing, Kind};
 use crate::storage::{Attributes, Metadata};
 
 impl Receiver {
@@ -18,7 +18,7 @@ impl Receiver {
             self.unkept.count(
                 path,
                 vec![(
-                    Aspect::Owner,
+                    Attribute::Owner,
                     "the server is to be started with --allow-owner".into(),
                 )],
             );
@@ -44,7 +44,7 @@ impl Receiver {
     }
 
     /// Whether all that is to be set, but for the time, stands as it should.
-    pub(super) fn has_attributes(
+    pub(super) fn attributes_match(
         &self,
         attributes: &Attributes,
         path: &RelativePath,

@@ -6,16 +6,16 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::durable::Settling;
-use super::{Receiver, Wanted, blocking};
-use crate::error::{Code, Result, Why};
+use super::{Receiver, WantedFile, blocking};
+use crate::error::{Code, Reason, Result};
 use crate::protocol::{Existing, Kind};
 use crate::storage::digest;
-use crate::storage::fault::{fault, refusal};
+use crate::storage::io_errors::{fault, refusal};
 use crate::storage::walk::Verdict;
 use crate::transfer::events::Settled;
 
 /// Files that are read at the same time; the sender reads as many.
-const COMPARING: usize = 4;
+const PARALLEL_COMPARISONS: usize = 4;
 
 /// A digest to compare with.
 #[derive(Debug, Clone, Copy)]
@@ -29,18 +29,18 @@ impl Receiver {
     /// Compares files with what stands there, and hands on those that differ.
     pub(super) async fn compare(
         self: &Arc<Self>,
-        mut queue: mpsc::UnboundedReceiver<Wanted>,
-        admit: impl Fn(Wanted),
+        mut queue: mpsc::UnboundedReceiver<WantedFile>,
+        admit: impl Fn(WantedFile),
     ) -> Result<(), crate::error::Error> {
         let (mut comparing, mut open) = (JoinSet::new(), true);
         loop {
             tokio::select! {
-                next = queue.recv(), if open && comparing.len() < COMPARING => match next {
+                next = queue.recv(), if open && comparing.len() < PARALLEL_COMPARISONS => match next {
                     Some(file) => {
                         let receiver = self.clone();
                         comparing.spawn(async move {
                             let (same, file) = receiver.is_same(file).await;
-                            receiver.judge_compared(same, file)
+                            receiver.decide_compared(same, file)
                         });
                     }
                     None => open = false,
@@ -55,7 +55,7 @@ impl Receiver {
         }
     }
 
-    async fn is_same(self: &Arc<Self>, file: Wanted) -> (Result<bool, Why>, Wanted) {
+    async fn is_same(self: &Arc<Self>, file: WantedFile) -> (Result<bool, Reason>, WantedFile) {
         let (receiver, path, size) = (self.clone(), file.path.clone(), file.size.unwrap_or(0));
         let (compare, attributes) = (file.compare, file.attributes.clone());
         let same = blocking(move || {
@@ -77,7 +77,7 @@ impl Receiver {
     }
 
     /// Answers a file that was compared, or gives it back as wanted. What cannot be read is replaced.
-    fn judge_compared(&self, same: Result<bool, Why>, file: Wanted) -> Option<Wanted> {
+    fn decide_compared(&self, same: Result<bool, Reason>, file: WantedFile) -> Option<WantedFile> {
         let (size, name) = (file.size.unwrap_or(0), file.name.clone());
         let result = match same {
             Ok(true) => {

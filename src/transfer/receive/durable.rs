@@ -10,9 +10,9 @@ use std::sync::atomic::Ordering;
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-use super::unanswered::Unanswered;
+use super::entry_credit::EntryCredit;
 use super::{Receiver, blocking};
-use crate::error::{Error, Why};
+use crate::error::{Error, Reason};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Durability, Kind};
 use crate::storage::walk::Verdict;
@@ -50,7 +50,7 @@ impl Receiver {
     pub(super) async fn sync_groups(
         self: &Arc<Self>,
         mut queue: mpsc::UnboundedReceiver<Vec<Settling>>,
-        unanswered: Arc<Unanswered>,
+        unanswered: Arc<EntryCredit>,
     ) -> Result<(), Error> {
         let mut groups = Vec::new();
         loop {
@@ -73,7 +73,7 @@ impl Receiver {
             Ok(()) => group.into_iter().for_each(|entry| self.tell(entry)),
             Err(why) => {
                 let text = format!("it is there, but may not outlast a crash: {}", why.text);
-                let why = Why::new(why.code, text);
+                let why = Reason::new(why.code, text);
                 for entry in group {
                     let result = self.refused(entry.id, why.clone());
                     self.report(Some(entry.id), entry.name, entry.kind, entry.size, result);

@@ -4,13 +4,13 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::case::Cases;
-use super::{Place, Receiver, lock};
-use crate::error::{Code, Result, Why};
+use super::name_collisions::NameCollisions;
+use super::{Placement, Receiver, lock};
+use crate::error::{Code, Reason, Result};
 use crate::protocol::path::RelativePath;
-use crate::protocol::{Delete, Kind, Take, Time};
+use crate::protocol::{Delete, Kind, ReceiveOptions, Time};
 use crate::storage::filter::Filter;
-use crate::storage::walk::ignored::{Scope, excludes};
+use crate::storage::walk::gitignore::{Scope, excludes};
 use crate::storage::{Attributes, Store};
 
 /// Entries that are remembered, at most: some 32 bytes each. A larger mirror removes nothing.
@@ -89,7 +89,7 @@ pub(super) struct Mirror<'a> {
     pub(super) place: &'a RelativePath,
     pub(super) announced: &'a Announced,
     /// Names that are the same at the destination.
-    pub(super) cases: &'a Cases,
+    pub(super) cases: &'a NameCollisions,
     /// What stays though it was not announced.
     pub(super) spared: &'a Filter,
     pub(super) cleared: &'a Cleared,
@@ -99,9 +99,9 @@ pub(super) struct Mirror<'a> {
 
 impl Receiver {
     /// What this session mirrors, if it does.
-    pub(super) fn as_mirror(&self) -> Option<Mirror<'_>> {
-        let (Place::Into(place) | Place::As(place)) = &self.session.place;
-        let Take {
+    pub(super) fn mirror_plan(&self) -> Option<Mirror<'_>> {
+        let (Placement::Into(place) | Placement::As(place)) = &self.session.place;
+        let ReceiveOptions {
             delete, dry_run, ..
         } = self.session.take;
         let (store, spared) = (&*self.session.store, &self.session.spared);
@@ -119,16 +119,16 @@ impl Receiver {
     }
 
     /// A mirror that replaces what is of another kind. Nothing else does that.
-    fn as_replacing(&self) -> Option<Mirror<'_>> {
-        self.as_mirror()
+    fn replacing_mirror(&self) -> Option<Mirror<'_>> {
+        self.mirror_plan()
             .filter(|_| self.replaces() && !self.session.take.dry_run)
     }
 
     /// Removes what stands where a mirror's entry of another kind comes: to be called when its content is whole, right
     /// before it is committed. Blocks.
-    pub(super) fn make_room(&self, path: &RelativePath, kind: Kind) -> Result<(), Why> {
-        self.make_way_above(path)?;
-        match self.as_replacing() {
+    pub(super) fn make_room(&self, path: &RelativePath, kind: Kind) -> Result<(), Reason> {
+        self.clear_path_above(path)?;
+        match self.replacing_mirror() {
             Some(mirror) if kind == Kind::Directory => mirror.make_way(path),
             Some(mirror) => mirror.clear(path),
             None => Ok(()),
@@ -136,8 +136,8 @@ impl Receiver {
     }
 
     /// Removes what stands in the place of the directories above a mirror's entry, so that its partial can be made. Blocks.
-    pub(super) fn make_way_above(&self, path: &RelativePath) -> Result<(), Why> {
-        let Some(mirror) = self.as_replacing() else {
+    pub(super) fn clear_path_above(&self, path: &RelativePath) -> Result<(), Reason> {
+        let Some(mirror) = self.replacing_mirror() else {
             return Ok(());
         };
         let mut above = RelativePath::default();
@@ -158,13 +158,13 @@ impl Mirror<'_> {
         &self,
         is_whole: bool,
         mut tell: impl FnMut(RelativePath) -> bool,
-    ) -> (u64, Option<Why>) {
+    ) -> (u64, Option<Reason>) {
         let (cleared, paths) = std::mem::take(&mut *lock(&self.cleared.0));
         let heard = paths.into_iter().all(&mut tell);
         let whole = match (is_whole, heard) {
             (true, true) => Ok(()),
             (true, false) => Err(Code::Cancelled.into()),
-            (false, _) => Err(Why::new(
+            (false, _) => Err(Reason::new(
                 Code::Cancelled,
                 "not everything was there to compare with, or has arrived",
             )),
@@ -179,9 +179,9 @@ impl Mirror<'_> {
     }
 
     /// Whether anything may be removed at all, after so many.
-    fn check(&self, cleared: u64) -> Result<(), Why> {
+    fn check(&self, cleared: u64) -> Result<(), Reason> {
         if self.announced.overflows() {
-            return Err(Why::new(
+            return Err(Reason::new(
                 Code::TooMany,
                 format!("over {MAX_ANNOUNCED} entries were announced"),
             ));
@@ -189,11 +189,11 @@ impl Mirror<'_> {
         // The directory itself is one of them.
         if self.announced.count() <= 1 && self.delete.most.is_none() {
             let text = "the source is empty, so all would go; if that is meant, say --max-delete";
-            return Err(Why::new(Code::TooMany, text));
+            return Err(Reason::new(Code::TooMany, text));
         }
         if self.cases.overflows() {
             let text = "more names were announced than can be told apart on its filesystem";
-            return Err(Why::new(Code::TooMany, text));
+            return Err(Reason::new(Code::TooMany, text));
         }
         let (count, found) = self.count(self.place, false)?;
         self.check_found(found)?;
@@ -202,7 +202,7 @@ impl Mirror<'_> {
 
     /// Whether all that was announced is among what was found. Where it is not, the file system may keep it under names that
     /// nobody can foresee, and what seems to be left over may be it.
-    fn check_found(&self, found: u64) -> Result<(), Why> {
+    fn check_found(&self, found: u64) -> Result<(), Reason> {
         let failed = self.announced.failed.load(Ordering::Relaxed);
         let missing = (self.announced.count() as u64).saturating_sub(failed + found);
         if missing == 0 || self.dry_run {
@@ -211,7 +211,7 @@ impl Mirror<'_> {
         let text = format!(
             "{missing} of the entries that have arrived are not found there under their names"
         );
-        Err(Why::new(Code::Cancelled, text))
+        Err(Reason::new(Code::Cancelled, text))
     }
 
     /// Whether what is found by a path was announced, by this name or by one that is the same there.
@@ -220,9 +220,9 @@ impl Mirror<'_> {
     }
 
     /// Whether so many may go in all.
-    fn may_go(&self, count: u64) -> Result<(), Why> {
+    fn may_go(&self, count: u64) -> Result<(), Reason> {
         match self.delete.most {
-            Some(most) if count > most => Err(Why::new(
+            Some(most) if count > most => Err(Reason::new(
                 Code::TooMany,
                 format!("{count} would go, and {most} may"),
             )),
@@ -231,7 +231,7 @@ impl Mirror<'_> {
     }
 
     /// How many would go, and how many of the announced are there.
-    fn count(&self, root: &RelativePath, doomed: bool) -> Result<(u64, u64), Why> {
+    fn count(&self, root: &RelativePath, doomed: bool) -> Result<(u64, u64), Reason> {
         let mut count = 0;
         let found = self.walk(root, doomed, |path| {
             count += u64::from(path != root);
@@ -244,7 +244,7 @@ impl Mirror<'_> {
         &self,
         cleared: u64,
         mut tell: impl FnMut(RelativePath) -> bool,
-    ) -> Result<(u64, Option<Why>), Why> {
+    ) -> Result<(u64, Option<Reason>), Reason> {
         let (mut removed, mut failed) = (0, None);
         self.walk(self.place, false, |path| {
             // Something may have come since it was counted.
@@ -277,16 +277,16 @@ impl Mirror<'_> {
         Ok((removed, failed))
     }
 
-    fn below(&self, path: &RelativePath) -> Result<RelativePath, Why> {
+    fn below(&self, path: &RelativePath) -> Result<RelativePath, Reason> {
         Ok(RelativePath::from_components(
             path.components().skip(self.place.components().count()),
         )?)
     }
 
     /// Removes what stands in the place of a directory.
-    fn make_way(&self, path: &RelativePath) -> Result<(), Why> {
+    fn make_way(&self, path: &RelativePath) -> Result<(), Reason> {
         let stands = || {
-            Ok::<_, Why>(
+            Ok::<_, Reason>(
                 self.store
                     .stat(path)?
                     .is_some_and(|there| there.kind != Some(Kind::Directory)),
@@ -306,9 +306,9 @@ impl Mirror<'_> {
 
     /// Removes a directory, with all that is in it, if one stands there: all of it, or nothing if any of it is spared or it
     /// is too much. What is in it counts among what has gone.
-    fn clear(&self, path: &RelativePath) -> Result<(), Why> {
+    fn clear(&self, path: &RelativePath) -> Result<(), Reason> {
         let is_directory = || {
-            Ok::<_, Why>(
+            Ok::<_, Reason>(
                 self.store
                     .stat(path)?
                     .is_some_and(|there| there.kind == Some(Kind::Directory)),
@@ -327,7 +327,7 @@ impl Mirror<'_> {
             Ok(true)
         })?;
         let spared = || {
-            Why::new(
+            Reason::new(
                 Code::IsDirectory,
                 format!("{path} is a directory there with something that is spared"),
             )
@@ -337,7 +337,7 @@ impl Mirror<'_> {
         }
         let within = |count| {
             let too_many =
-                |why: Why| Why::new(why.code, format!("{path} is a directory there: {why}"));
+                |why: Reason| Reason::new(why.code, format!("{path} is a directory there: {why}"));
             self.may_go(count).map_err(too_many)
         };
         within(cleared.0 + count)?;
@@ -367,8 +367,8 @@ impl Mirror<'_> {
         &self,
         root: &RelativePath,
         doomed: bool,
-        mut visit: impl FnMut(&RelativePath) -> Result<bool, Why>,
-    ) -> Result<u64, Why> {
+        mut visit: impl FnMut(&RelativePath) -> Result<bool, Reason>,
+    ) -> Result<u64, Reason> {
         let top = self.store.stat(root)?.map(|there| there.modified);
         let mut found = u64::from(top.is_some() && self.is_announced(root));
         let mut open = vec![self.level(root.clone(), top, doomed, self.scope_above(root)?)?];
@@ -430,7 +430,7 @@ impl Mirror<'_> {
     }
 
     /// The rules of .gitignore files that hold around a directory. They stand there as they do at the source.
-    fn scope_above(&self, directory: &RelativePath) -> Result<Option<Arc<Scope>>, Why> {
+    fn scope_above(&self, directory: &RelativePath) -> Result<Option<Arc<Scope>>, Reason> {
         let (mut scope, mut above) = (None, RelativePath::default());
         for (depth, name) in directory.components().enumerate() {
             if self.spared.gitignore && depth >= self.place.components().count() {
@@ -447,7 +447,7 @@ impl Mirror<'_> {
         modified: Option<Time>,
         doomed: bool,
         above: Option<Arc<Scope>>,
-    ) -> Result<Level, Why> {
+    ) -> Result<Level, Reason> {
         let scope = if self.spared.gitignore {
             Scope::of(self.store, &path, &path, above)?
         } else {
@@ -501,7 +501,7 @@ struct Level {
 mod tests {
     use super::*;
     use crate::protocol::Durability;
-    use crate::storage::{Claim, MemoryStore};
+    use crate::storage::{MemoryStore, PartialKey};
 
     fn path(name: &str) -> RelativePath {
         RelativePath::from_components(name.split('/').filter(|c| !c.is_empty())).unwrap()
@@ -510,7 +510,7 @@ mod tests {
     fn store(names: &[&str]) -> MemoryStore {
         let store = MemoryStore::new();
         for name in names {
-            let claim = Claim {
+            let claim = PartialKey {
                 owner: [0; 32],
                 size: 0,
                 modified: None,
@@ -534,7 +534,7 @@ mod tests {
         announced.iter().for_each(|name| all.insert(&path(name)));
         let mut told = Vec::new();
         let (place, spared, cleared) = (path("m"), Filter::default(), Cleared::default());
-        let cases = Cases::default();
+        let cases = NameCollisions::default();
         let (delete, announced) = (Delete { most }, &all);
         let mirror = Mirror {
             store,
@@ -631,7 +631,7 @@ mod tests {
     #[test]
     fn a_directory_with_a_partial_in_it_stays_and_is_no_loss_of_the_rest() {
         let store = store(&["m/a", "m/old/b"]);
-        let claim = Claim {
+        let claim = PartialKey {
             owner: [0; 32],
             size: 5,
             modified: None,
@@ -658,7 +658,7 @@ mod tests {
                 Cleared::default(),
                 Announced::default(),
             );
-            let (delete, cases) = (Delete { most: Some(7) }, Cases::default());
+            let (delete, cases) = (Delete { most: Some(7) }, NameCollisions::default());
             let mirror = Mirror {
                 store: &store,
                 place: &place,

@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 
-use crate::error::{Code, Why};
+use crate::error::{Code, Reason};
 use crate::protocol::{Frame, MAX_PIECE, Message, PIECE, Trailer, Working, peek_varint};
 
 /// Takes the body's bytes in their order, and gives the content among them.
@@ -20,8 +20,8 @@ impl Pieces {
     pub(super) fn take(
         &mut self,
         mut data: &[u8],
-        mut content: impl FnMut(&[u8]) -> Result<(), Why>,
-    ) -> Result<(), Why> {
+        mut content: impl FnMut(&[u8]) -> Result<(), Reason>,
+    ) -> Result<(), Reason> {
         while let Some((&byte, rest)) = data.split_first() {
             if self.left > 0 {
                 let (part, rest) = data.split_at(data.len().min(self.left as usize));
@@ -31,7 +31,7 @@ impl Pieces {
                 continue;
             }
             if self.trailer.is_some() {
-                return Err(Why::new(
+                return Err(Reason::new(
                     Code::Protocol,
                     "the stream goes on behind its trailer",
                 ));
@@ -44,8 +44,8 @@ impl Pieces {
     }
 
     /// Looks whether the head is whole, a byte at a time: there are few of them.
-    fn begin(&mut self) -> Result<(), Why> {
-        let bad = |why: String| Why::new(Code::Protocol, why);
+    fn begin(&mut self) -> Result<(), Reason> {
+        let bad = |why: String| Reason::new(Code::Protocol, why);
         if self.head[0] == PIECE {
             if let Some((length, _)) = peek_varint(&self.head[1..]) {
                 if length == 0 || length > MAX_PIECE {
@@ -72,9 +72,9 @@ impl Pieces {
     }
 
     /// The trailer, once the stream has ended.
-    pub(super) fn trailer(&self) -> Result<Trailer, Why> {
+    pub(super) fn trailer(&self) -> Result<Trailer, Reason> {
         self.trailer
-            .ok_or_else(|| Why::new(Code::Protocol, "the body ended without its trailer"))
+            .ok_or_else(|| Reason::new(Code::Protocol, "the body ended without its trailer"))
     }
 }
 
@@ -91,7 +91,7 @@ mod tests {
         out.to_vec()
     }
 
-    fn take(stream: &[u8], cut: usize) -> Result<(Vec<u8>, Trailer), Why> {
+    fn take(stream: &[u8], cut: usize) -> Result<(Vec<u8>, Trailer), Reason> {
         let (mut pieces, mut content) = (Pieces::default(), Vec::new());
         for part in stream.chunks(cut) {
             pieces.take(part, |bytes| {

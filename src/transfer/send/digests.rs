@@ -9,10 +9,10 @@ use tokio::task::JoinHandle;
 use crate::protocol::Kind;
 use crate::storage::digest;
 use crate::storage::digest_index::{Index, Known, LARGE_FILE};
-use crate::storage::walk::{Announce, Found, WalkOptions};
+use crate::storage::walk::{Announce, WalkItem, WalkOptions};
 
 /// Files that are read at the same time: enough to keep a disk's queue full, and two cores.
-const HASHING: usize = 4;
+const PARALLEL_HASHES: usize = 4;
 /// Entries that may wait behind a file that is read, so that the order of the walk is kept.
 const WAITING: usize = 256;
 
@@ -27,8 +27,8 @@ pub(super) struct Digests {
 
 /// Something that was found, in its place in the walk's order.
 enum Next {
-    Ready(Option<Box<Found>>),
-    Hashing(JoinHandle<Found>),
+    Ready(Option<Box<WalkItem>>),
+    Hashing(JoinHandle<WalkItem>),
 }
 
 impl Digests {
@@ -46,11 +46,11 @@ impl Digests {
     }
 
     /// Puts digests to the files that a walk finds, in the walk's order. Ends with the walk, or when nobody listens.
-    pub(super) async fn put(self, mut found: mpsc::Receiver<Found>, to: mpsc::Sender<Found>) {
+    pub(super) async fn put(self, mut found: mpsc::Receiver<WalkItem>, to: mpsc::Sender<WalkItem>) {
         let mut waiting = VecDeque::new();
         let (mut hashing, mut walking) = (0, true);
         loop {
-            let room = hashing < HASHING && waiting.len() < WAITING;
+            let room = hashing < PARALLEL_HASHES && waiting.len() < WAITING;
             tokio::select! {
                 biased;
                 done = first(&mut waiting), if !waiting.is_empty() => {
@@ -76,9 +76,9 @@ impl Digests {
         }
     }
 
-    fn concerns(&self, found: &Found) -> bool {
+    fn concerns(&self, found: &WalkItem) -> bool {
         match found {
-            Found::Entry(announce) if announce.kind == Kind::File && announce.pipe.is_none() => {
+            WalkItem::Entry(announce) if announce.kind == Kind::File && announce.pipe.is_none() => {
                 self.all || announce.metadata.size >= LARGE_FILE
             }
             _ => false,
@@ -86,9 +86,9 @@ impl Digests {
     }
 
     /// A file that cannot be read, or changes meanwhile, goes without: it is for the transfer to say so. Blocks.
-    fn put_one(&self, found: Found) -> Found {
+    fn put_one(&self, found: WalkItem) -> WalkItem {
         match found {
-            Found::Entry(announce) => Found::Entry(Announce {
+            WalkItem::Entry(announce) => WalkItem::Entry(Announce {
                 digest: self.digest_of(&announce),
                 ..announce
             }),
@@ -119,7 +119,7 @@ impl Digests {
 }
 
 /// What is first in the order, once it is ready; its place stays. `None` when reading it went wrong inside haul.
-async fn first(waiting: &mut VecDeque<Next>) -> Option<Found> {
+async fn first(waiting: &mut VecDeque<Next>) -> Option<WalkItem> {
     match waiting.front_mut()? {
         Next::Ready(found) => found.take().map(|found| *found),
         Next::Hashing(hashing) => hashing.await.ok(),

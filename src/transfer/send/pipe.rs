@@ -7,19 +7,19 @@ use bytes::{BufMut, BytesMut};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::body::vanished;
-use super::transfer::Receipt;
+use super::file_reader::vanished;
+use super::upload::Receipt;
 use super::{Run, blocking};
-use crate::error::{Code, Result, Why};
+use crate::error::{Code, Reason, Result};
 use crate::protocol::{ENCODING_PIECES, Message, PIECE, Plan, Trailer, Working, put_varint};
 use crate::storage::Source;
 use crate::storage::pipe::{Piece, Pipe};
 use crate::storage::walk::Announce;
 use crate::transfer::events::Event;
-use crate::transfer::sampler::Station;
+use crate::transfer::sampler::Stage;
 
 /// How often an input that gives nothing is said to be alive.
-const WORKING: Duration = Duration::from_secs(5);
+const WORKING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A file that says it is empty, read to its end.
 struct UnsizedFile {
@@ -41,16 +41,16 @@ impl Read for UnsizedFile {
 }
 
 /// Begins to read what is announced.
-async fn begin(announce: &Announce, pipe: &Pipe) -> Result<mpsc::Receiver<Piece>, Why> {
+async fn begin(announce: &Announce, pipe: &Pipe) -> Result<mpsc::Receiver<Piece>, Reason> {
     if !pipe.is_file() {
-        return pipe
-            .begin()
-            .ok_or_else(|| Why::new(Code::Unreadable, "the input cannot be read a second time"));
+        return pipe.begin().ok_or_else(|| {
+            Reason::new(Code::Unreadable, "the input cannot be read a second time")
+        });
     }
     let (tree, path) = (announce.tree.clone(), announce.source.clone());
     let open = move || {
         let source = tree.store.open(&path).map_err(vanished)?;
-        let size = source.metadata().map_err(|e| Why::from_io(&e))?.size;
+        let size = source.metadata().map_err(|e| Reason::from_io(&e))?.size;
         Ok(UnsizedFile {
             source,
             size,
@@ -60,9 +60,9 @@ async fn begin(announce: &Announce, pipe: &Pipe) -> Result<mpsc::Receiver<Piece>
     Ok(pipe.begin_with(blocking(open).await?))
 }
 
-fn unreadable(pipe: &Pipe, error: &io::Error) -> Why {
+fn unreadable(pipe: &Pipe, error: &io::Error) -> Reason {
     let what = if pipe.is_file() { "" } else { "the input " };
-    Why::new(Code::Unreadable, format!("{what}cannot be read: {error}"))
+    Reason::new(Code::Unreadable, format!("{what}cannot be read: {error}"))
 }
 
 impl Run {
@@ -71,7 +71,7 @@ impl Run {
         id: u64,
         announce: &Announce,
         pipe: &Pipe,
-    ) -> Result<(), Why> {
+    ) -> Result<(), Reason> {
         let _open = match pipe.is_file() {
             true => Some(self.shared.files.acquire().await),
             false => None,
@@ -95,13 +95,13 @@ impl Run {
             return self.stopped(error, &mut receipt).await;
         }
         let (digest, size) = loop {
-            let reading = self.sending.meter.at(Station::Reading);
+            let reading = self.sending.meter.at(Stage::Reading);
             let stopped = stream.delivered();
             let piece = tokio::select! {
                 piece = pieces.recv() => piece,
                 // An input may give nothing for hours, and nobody should wait so long to learn of a full disk.
                 () = stopped => return self.ended_early(&mut receipt).await,
-                () = sleep(WORKING) => {
+                () = sleep(WORKING_INTERVAL) => {
                     if let Err(error) = self.write((&mut stream, &mut receipt), &mut [Working {}.to_bytes()]).await {
                         return self.stopped(error, &mut receipt).await;
                     }
@@ -153,10 +153,13 @@ impl Run {
     }
 
     /// The receiver has ended the transfer before the input did, and says why.
-    async fn ended_early(&self, receipt: &mut Receipt) -> Result<(), Why> {
+    async fn ended_early(&self, receipt: &mut Receipt) -> Result<(), Reason> {
         match self.read_receipt(receipt).await? {
             Err(why) => Err(why),
-            Ok(_) => Err(Why::new(Code::Protocol, "it was committed before its end")),
+            Ok(_) => Err(Reason::new(
+                Code::Protocol,
+                "it was committed before its end",
+            )),
         }
     }
 }

@@ -10,24 +10,24 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::serve::{ServerSession, hex, refuse};
-use super::{Bi, WORKING, answer, ask};
-use crate::error::{Code, Error, Result, Why};
-use crate::net::rate_limit::Limits;
+use super::{Bi, WORKING_INTERVAL, answer, ask};
+use crate::error::{Code, Error, Reason, Result};
+use crate::net::rate_limit::RateLimits;
 use crate::net::stream::{MessageReader, StreamError};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Components, End, Frame, List, Listed, Message, Ready, Unsendable, Working};
-use crate::storage::listing::Walk;
+use crate::storage::listing::ListingWalk;
 
 /// Listings that a server has open at the same time; each may keep 4 MiB of names.
-const LISTINGS: usize = 32;
+const LISTING_LIMIT: usize = 32;
 /// Names looked at in one go off the network threads.
-const PART: usize = 256;
+const WALK_BATCH: usize = 256;
 /// A client that reads nothing for so long, though it says that it is alive, has left its pager open and gone home.
-const PATIENCE: Duration = Duration::from_secs(15 * 60);
+const READER_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 /// Room for a server's listings.
 pub(crate) fn listings() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(LISTINGS))
+    Arc::new(Semaphore::new(LISTING_LIMIT))
 }
 
 /// The server's side.
@@ -40,7 +40,7 @@ pub(super) async fn serve(
         return refuse(
             server,
             writer,
-            Why::new(Code::NotAllowed, "this key may not read on this server"),
+            Reason::new(Code::NotAllowed, "this key may not read on this server"),
         )
         .await;
     }
@@ -51,7 +51,7 @@ pub(super) async fn serve(
         return refuse(
             server,
             writer,
-            Why::new(Code::Busy, "too many listings at a time; try again later"),
+            Reason::new(Code::Busy, "too many listings at a time; try again later"),
         )
         .await;
     };
@@ -59,7 +59,7 @@ pub(super) async fn serve(
     let (store, deadline) = (server.store.clone(), server.config.deadline);
     let begun = blocking(move || {
         store.check_root()?;
-        Walk::begin(
+        ListingWalk::begin(
             store,
             &RelativePath::from_components(&list.path.0)?,
             list.recursive,
@@ -70,16 +70,16 @@ pub(super) async fn serve(
         Err(why) => return refuse(server, writer, why).await,
     };
     writer.write_within(&Ready::default(), deadline).await?;
-    let limits = Limits::new(server.limit.clone());
+    let limits = RateLimits::new(server.limit.clone());
     let mut end = End::default();
     let mut alive = pin!(alive(reader, deadline));
     loop {
         if server.stopping.is_cancelled() {
-            end.interrupted = Some(Why::from(Code::Stopping).into());
+            end.interrupted = Some(Reason::from(Code::Stopping).into());
             break;
         }
         let walked = blocking(move || {
-            let part: Vec<_> = walk.by_ref().take(PART).collect();
+            let part: Vec<_> = walk.by_ref().take(WALK_BATCH).collect();
             Ok((part, walk))
         });
         let (part, rest) = walked.await.map_err(Error::Refused)?;
@@ -109,7 +109,7 @@ pub(super) async fn serve(
             let part = buffer.split_to(buffer.len().min(limits.block())).freeze();
             limits.take(part.len()).await;
             tokio::select! {
-                written = timeout(PATIENCE, writer.write_bytes(part)) => written.map_err(|_| StreamError::TimedOut)??,
+                written = timeout(READER_TIMEOUT, writer.write_bytes(part)) => written.map_err(|_| StreamError::TimedOut)??,
                 gone = &mut alive => return Err(gone),
             }
         }
@@ -118,7 +118,7 @@ pub(super) async fn serve(
     // A server that stops closes the connection once no session runs, and what is not delivered then is lost.
     tokio::select! {
         biased;
-        () = writer.deliver(PATIENCE) => {}
+        () = writer.deliver(READER_TIMEOUT) => {}
         // It has the end, or wants no more.
         _ = &mut alive => {}
     }
@@ -141,10 +141,10 @@ async fn alive(mut reader: MessageReader, deadline: Duration) -> Error {
 }
 
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Why> + Send + 'static,
-) -> Result<T, Why> {
+    work: impl FnOnce() -> Result<T, Reason> + Send + 'static,
+) -> Result<T, Reason> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
-        Err(Why::new(
+        Err(Reason::new(
             Code::Internal,
             "a fault inside haul while listing",
         ))
@@ -153,11 +153,11 @@ async fn blocking<T: Send + 'static>(
 
 /// What a listing brings.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
+pub enum ListItem {
     /// Something stands there. Its path is one that could stand here too.
     Listed(RelativePath, Listed),
     /// Something could not be looked at.
-    Failed(RelativePath, Why),
+    Failed(RelativePath, Reason),
 }
 
 /// A listing that is being read. What is not read yet stays at the server, so that it may be read as slowly as a person
@@ -182,7 +182,7 @@ impl Listing {
             .map_err(|_| Error::from(StreamError::TimedOut))??;
         let alive = tokio::spawn(async move {
             loop {
-                sleep(WORKING).await;
+                sleep(WORKING_INTERVAL).await;
                 if writer.write_within(&Working {}, deadline).await.is_err() {
                     return;
                 }
@@ -201,7 +201,7 @@ impl Listing {
     /// # Errors
     /// [`Error::Lost`] with the connection, or when the server is silent; [`Error::Stopping`] when it stops;
     /// [`Error::Protocol`] when it breaks the protocol.
-    pub async fn next(&mut self) -> Result<Option<Found>> {
+    pub async fn next(&mut self) -> Result<Option<ListItem>> {
         if self.ended {
             return Ok(None);
         }
@@ -216,20 +216,20 @@ impl Listing {
         Ok(match frame.kind {
             Listed::TYPE => {
                 let listed: Listed = frame.decode().map_err(StreamError::from)?;
-                Some(Found::Listed(path(&listed.path)?, listed))
+                Some(ListItem::Listed(path(&listed.path)?, listed))
             }
             Unsendable::TYPE => {
                 let Unsendable {
                     path: name, why, ..
                 } = frame.decode().map_err(StreamError::from)?;
-                Some(Found::Failed(path(&name)?, why.into()))
+                Some(ListItem::Failed(path(&name)?, why.into()))
             }
             _ => {
                 let end: End = frame.decode().map_err(StreamError::from)?;
                 self.ended = true;
                 self.alive.abort();
                 match end.interrupted {
-                    Some(why) => return Err(Why::from(why).into()),
+                    Some(why) => return Err(Reason::from(why).into()),
                     None => None,
                 }
             }

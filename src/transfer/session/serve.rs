@@ -9,31 +9,32 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::origin;
-use super::sources::{self, Looked};
+use super::nesting;
+use super::sources::{self, FoundSources};
 use super::{Bi, Outcome, Sessions, hello, list, receive_all, send_all};
 use crate::auth::Guests;
 use crate::auth::identity::KeyId;
 use crate::config::Config;
-use crate::error::{Code, Error, Result, Why};
-use crate::net::rate_limit::{Bucket, Limits};
+use crate::error::{Code, Error, Reason, Result};
+use crate::net::rate_limit::{RateLimits, TokenBucket};
 use crate::net::stream::{MessageWriter, StreamError, varint_of};
 use crate::protocol::path::RelativePath;
 use crate::protocol::rate::Rate;
 use crate::protocol::{
-    Components, Hello, Kind, List, Message, Pull, Push, Ready, Refused, Summary, Take, WireFilter,
+    Components, Hello, Kind, List, Message, Pull, Push, Ready, ReceiveOptions, Refused, Summary,
+    WireFilter,
 };
 use crate::storage::Store;
 use crate::storage::filter::{Filter, Rules};
 use crate::storage::pipe::Pipe;
 use crate::storage::walk::{Follow, MAX_UNANSWERED, MAX_UNANSWERED_BYTES, Tree, WalkOptions};
 use crate::transfer::events::Observer;
-use crate::transfer::receive::{Claimant, Claims, Place, Receiver, Sources};
-use crate::transfer::sampler::Watch;
-use crate::transfer::send::{Allowed, Sender, Sending, Sent};
+use crate::transfer::receive::{Claimant, FileLocks, Placement, Receiver, Sources};
+use crate::transfer::sampler::Sampler;
+use crate::transfer::send::{Allowed, Sender, Sending, TransferStats};
 
 /// Time between two samples of where a pull stands. There may be many; a client samples its own more often.
-const SAMPLE: Duration = Duration::from_millis(100);
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Serves one control stream: hello, request, and the session it asks for if there is room for one.
 pub(crate) async fn serve(
@@ -56,7 +57,7 @@ pub(crate) async fn serve(
             refuse(
                 server,
                 writer,
-                Why::new(Code::Busy, "too many sessions on this connection"),
+                Reason::new(Code::Busy, "too many sessions on this connection"),
             )
             .await
         }
@@ -76,7 +77,7 @@ pub(crate) async fn serve(
             refuse(
                 server,
                 writer,
-                Why::new(Code::Unsupported, "this server does not know the request"),
+                Reason::new(Code::Unsupported, "this server does not know the request"),
             )
             .await
         }
@@ -89,18 +90,18 @@ pub(crate) struct ServerSession {
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) store: Arc<dyn Store>,
     /// What is sent in the place of what the store has.
-    pub(crate) offered: Option<Arc<Offered>>,
+    pub(crate) offered: Option<Arc<OfferedContent>>,
     /// The client's key.
     pub(crate) owner: [u8; 32],
     /// The pushes that run, by session id, over all connections.
-    pub(crate) pushes: Arc<Claims<[u8; 16]>>,
+    pub(crate) pushes: Arc<FileLocks<[u8; 16]>>,
     pub(crate) may_read: bool,
     pub(crate) may_write: bool,
     pub(crate) config: Config,
     /// Bounds the listings.
     pub(crate) listings: Arc<Semaphore>,
     /// The limit of all that this server sends.
-    pub(crate) limit: Option<Arc<Bucket>>,
+    pub(crate) limit: Option<Arc<TokenBucket>>,
     pub(crate) observer: Observer,
     pub(crate) stopping: CancellationToken,
     /// Makes the receiver of a push whose place is settled.
@@ -108,19 +109,19 @@ pub(crate) struct ServerSession {
 }
 
 /// What a server sends to whoever may read, in the place of a store.
-pub struct Offered {
+pub struct OfferedContent {
     /// What there is.
-    pub content: Content,
+    pub content: OfferedSource,
     /// What is announced of them.
     pub walk: WalkOptions,
     /// Who may have it, now and not when it connected.
     pub guests: Arc<Guests>,
     /// Takes what becomes of it, and who it is that takes it.
-    pub told: mpsc::Sender<(KeyId, Told)>,
+    pub told: mpsc::Sender<(KeyId, OfferEvent)>,
 }
 
 /// What becomes of an offer. Each session has one connection.
-pub enum Told {
+pub enum OfferEvent {
     /// A session has begun.
     Begun {
         /// Where it is asked for.
@@ -131,30 +132,30 @@ pub enum Told {
 }
 
 /// What is offered.
-pub enum Content {
+pub enum OfferedSource {
     /// Files and directories, by their names.
     Trees(Vec<Tree>),
     /// What comes out of a pipe, under a name; once.
     Pipe(Vec<u8>, Arc<Pipe>),
 }
 
-impl Offered {
+impl OfferedContent {
     /// What is asked for of it. The sender's user has said what goes; the client only whether to compare.
     fn look(
         &self,
         pull: &Pull,
         parallel: usize,
         observer: Observer,
-    ) -> Result<(Ready, Sender), Why> {
+    ) -> Result<(Ready, Sender), Reason> {
         let asked = |name: &[u8]| pull.sources.iter().any(|source| source.0 == [name]);
-        let nothing = || Why::new(Code::NotFound, "nothing of that name is offered");
+        let nothing = || Reason::new(Code::NotFound, "nothing of that name is offered");
         match &self.content {
-            Content::Pipe(name, _) if !asked(name) => Err(nothing()),
-            Content::Pipe(_, pipe) if pipe.is_spent() => Err(Why::new(
+            OfferedSource::Pipe(name, _) if !asked(name) => Err(nothing()),
+            OfferedSource::Pipe(_, pipe) if pipe.is_spent() => Err(Reason::new(
                 Code::Unreadable,
                 "what comes out of a pipe cannot be sent a second time",
             )),
-            Content::Pipe(name, pipe) => {
+            OfferedSource::Pipe(name, pipe) => {
                 let sender = Sender::of_pipe(name, pipe.clone(), observer)?;
                 Ok((
                     Ready {
@@ -164,7 +165,7 @@ impl Offered {
                     sender,
                 ))
             }
-            Content::Trees(trees) => {
+            OfferedSource::Trees(trees) => {
                 let trees: Vec<_> = trees
                     .iter()
                     .filter(|tree| asked(&tree.name))
@@ -183,12 +184,12 @@ impl Offered {
                     checksum: pull.checksum.unwrap_or(false),
                     ..self.walk.clone()
                 };
-                let looked = Looked {
+                let found_sources = FoundSources {
                     only,
                     trees,
                     unsendable: Vec::new(),
                 };
-                Ok(found(looked, walk, pull, parallel, observer))
+                Ok(found(found_sources, walk, pull, parallel, observer))
             }
         }
     }
@@ -196,20 +197,20 @@ impl Offered {
 
 /// The answer to a pull, and who sends.
 fn found(
-    looked: Looked,
+    found_sources: FoundSources,
     walk: WalkOptions,
     pull: &Pull,
     parallel: usize,
     observer: Observer,
 ) -> (Ready, Sender) {
-    let Looked {
+    let FoundSources {
         trees,
         unsendable,
         only,
-    } = looked;
+    } = found_sources;
     let ready = Ready {
         only,
-        origin: origin::origin(&trees, &pull.session),
+        origin: nesting::origin(&trees, &pull.session),
         ..Ready::default()
     };
     (
@@ -219,7 +220,7 @@ fn found(
 }
 
 /// Makes the receiver of a push whose place is settled, as is what it spares.
-pub(crate) type MakeReceiver = Box<dyn Fn(&Push, Place, Filter) -> Arc<Receiver> + Send + Sync>;
+pub(crate) type MakeReceiver = Box<dyn Fn(&Push, Placement, Filter) -> Arc<Receiver> + Send + Sync>;
 
 async fn serve_push(
     server: &ServerSession,
@@ -231,7 +232,7 @@ async fn serve_push(
         return refuse(
             server,
             writer,
-            Why::new(Code::NotAllowed, "this key may not write on this server"),
+            Reason::new(Code::NotAllowed, "this key may not write on this server"),
         )
         .await;
     }
@@ -263,7 +264,7 @@ async fn serve_push(
         Err(why) => return refuse(server, writer, why).await,
     };
     tracing::info!(id = %hex(&push.session), ?place, "push");
-    let (Place::Into(shown) | Place::As(shown)) = &place;
+    let (Placement::Into(shown) | Placement::As(shown)) = &place;
     let ready = ready(shown.into());
     let receiver = (server.receiver)(&push, place, spared);
     let registration = server.sessions.register(handle);
@@ -278,7 +279,7 @@ async fn serve_push(
     let (summary, delivered) = tokio::select! {
         received = received => received?,
         () = claim.superseded() => {
-            let why = Why::new(Code::Superseded, "the session goes on over another connection");
+            let why = Reason::new(Code::Superseded, "the session goes on over another connection");
             server.connection.close(varint_of(why.code), why.text.raw().as_bytes());
             return Err(Error::Refused(why));
         }
@@ -297,23 +298,23 @@ async fn serve_push(
 }
 
 /// Whether the client may ask for entries to be taken so.
-fn permitted(server: &ServerSession, take: &Take) -> Result<(), Why> {
+fn permitted(server: &ServerSession, take: &ReceiveOptions) -> Result<(), Reason> {
     let text = match take {
-        Take {
+        ReceiveOptions {
             delete: Some(_), ..
         } if !server.config.allow_delete => {
             "this server removes nothing: it was not started with --allow-delete"
         }
         // Whether a guess is right, and what is removed, tell of what stands there.
-        Take { checksum: true, .. }
-        | Take {
+        ReceiveOptions { checksum: true, .. }
+        | ReceiveOptions {
             delete: Some(_), ..
         } if !server.may_read => {
             "this key may not read on this server, so it may neither compare with what is there nor mirror"
         }
         _ => return Ok(()),
     };
-    Err(Why::new(Code::NotAllowed, text))
+    Err(Reason::new(Code::NotAllowed, text))
 }
 
 /// The answer to a push. The place is for people only: one so long that it would not fit stays out.
@@ -349,7 +350,7 @@ async fn serve_pull(
         None => Some("this key may not read on this server"),
     };
     if let Some(text) = refused {
-        return refuse(server, writer, Why::new(Code::NotAllowed, text)).await;
+        return refuse(server, writer, Reason::new(Code::NotAllowed, text)).await;
     }
     if server.stopping.is_cancelled() {
         return refuse(server, writer, Code::Stopping.into()).await;
@@ -358,7 +359,7 @@ async fn serve_pull(
     let asked = pull
         .limit
         .and_then(Rate::from_bytes)
-        .map(|rate| Arc::new(Bucket::new(rate)));
+        .map(|rate| Arc::new(TokenBucket::new(rate)));
     let (store, offered) = (server.store.clone(), server.offered.clone());
     let (parallel, observer) = (server.config.parallel, server.observer.clone());
     tracing::info!(id = %hex(&pull.session), sources = pull.sources.len(), "pull");
@@ -366,9 +367,9 @@ async fn serve_pull(
         Some(offered) => offered.look(&pull, parallel, observer),
         None => {
             store.check_root()?;
-            let looked = sources::look(&store, &pull.sources)?;
+            let found_sources = sources::look(&store, &pull.sources)?;
             Ok(found(
-                looked,
+                found_sources,
                 walk_options(&pull)?,
                 &pull,
                 parallel,
@@ -376,9 +377,9 @@ async fn serve_pull(
             ))
         }
     };
-    let looked = tokio::task::spawn_blocking(look).await;
-    let (ready, mut sender) = match looked.unwrap_or_else(|_| Err(Code::Internal.into())) {
-        Ok(looked) => looked,
+    let found_sources = tokio::task::spawn_blocking(look).await;
+    let (ready, mut sender) = match found_sources.unwrap_or_else(|_| Err(Code::Internal.into())) {
+        Ok(found_sources) => found_sources,
         Err(why) => return refuse(server, writer, why).await,
     };
     writer.write_within(&ready, server.config.deadline).await?;
@@ -387,7 +388,7 @@ async fn serve_pull(
         handle,
         allowed: Arc::new(allowed),
         // First its own, so that it does not hold up other sessions.
-        limits: Limits::new(asked.into_iter().chain(server.limit.clone())),
+        limits: RateLimits::new(asked.into_iter().chain(server.limit.clone())),
         deadline: server.config.deadline,
         meter: Arc::default(),
         // A server that stops announces nothing new.
@@ -398,15 +399,15 @@ async fn serve_pull(
         let from = server.connection.remote_address();
         let _ = offered
             .told
-            .send((KeyId(server.owner), Told::Begun { from }))
+            .send((KeyId(server.owner), OfferEvent::Begun { from }))
             .await;
     }
-    let watch = Mutex::new(Watch::begin(server.connection.clone(), sending.meter.clone()).await);
+    let watch = Mutex::new(Sampler::begin(server.connection.clone(), sending.meter.clone()).await);
     let lock = || watch.lock().unwrap_or_else(PoisonError::into_inner);
     let spent = || Some(lock().spent());
     let sampling = async {
         loop {
-            tokio::time::sleep(SAMPLE).await;
+            tokio::time::sleep(SAMPLE_INTERVAL).await;
             lock().tick();
         }
     };
@@ -425,7 +426,7 @@ async fn serve_pull(
     };
     let sent = sender.sent();
     if ended.is_ok() {
-        let Sent {
+        let TransferStats {
             files,
             bytes,
             skipped,
@@ -447,14 +448,14 @@ async fn serve_pull(
         .told
         .send((
             KeyId(server.owner),
-            Told::Ended(outcome(watch, sent, ended).await.map(Box::new)),
+            OfferEvent::Ended(outcome(watch, sent, ended).await.map(Box::new)),
         ))
         .await;
     Ok(())
 }
 
 /// How a session has ended for the sender.
-async fn outcome(watch: Watch, sent: Sent, ended: Result<Summary>) -> Result<Outcome> {
+async fn outcome(watch: Sampler, sent: TransferStats, ended: Result<Summary>) -> Result<Outcome> {
     let summary = ended?;
     let (path, account) = watch.end(summary.held_up.map(Duration::from_millis)).await;
     let mut outcome = Outcome {
@@ -468,7 +469,7 @@ async fn outcome(watch: Watch, sent: Sent, ended: Result<Summary>) -> Result<Out
 }
 
 /// How a pull wants the server to walk.
-fn walk_options(pull: &Pull) -> Result<WalkOptions, Why> {
+fn walk_options(pull: &Pull) -> Result<WalkOptions, Reason> {
     Ok(WalkOptions {
         filter: filter(pull.filter.as_ref())?,
         follow: if pull.follow == Some(true) {
@@ -484,10 +485,10 @@ fn walk_options(pull: &Pull) -> Result<WalkOptions, Why> {
     })
 }
 
-fn filter(asked: Option<&WireFilter>) -> Result<Filter, Why> {
+fn filter(asked: Option<&WireFilter>) -> Result<Filter, Reason> {
     let asked = asked.cloned().unwrap_or_default();
     let rules = Rules::new(asked.rules.into_iter().map(Vec::from).collect());
-    let rules = rules.map_err(|bad| Why::new(Code::Unsupported, bad.to_string()))?;
+    let rules = rules.map_err(|bad| Reason::new(Code::Unsupported, bad.to_string()))?;
     Ok(Filter {
         rules,
         gitignore: asked.gitignore,
@@ -498,7 +499,7 @@ fn filter(asked: Option<&WireFilter>) -> Result<Filter, Why> {
 pub(super) async fn refuse(
     server: &ServerSession,
     mut writer: MessageWriter,
-    why: Why,
+    why: Reason,
 ) -> Result<()> {
     writer
         .write_within(&Refused { why: why.into() }, server.config.deadline)
@@ -509,12 +510,12 @@ pub(super) async fn refuse(
 }
 
 /// Settles where the sources of a push come to stand, and what a mirror spares there. Blocks.
-fn settle(store: &dyn Store, push: &Push) -> Result<(Place, Filter), Why> {
+fn settle(store: &dyn Store, push: &Push) -> Result<(Placement, Filter), Reason> {
     store.check_root()?;
     let destination = RelativePath::from_components(&push.destination.0)?;
     let mirror = push.take.is_some_and(|take| take.delete.is_some());
     if mirror && (push.sources != 1 || !push.directory) {
-        return Err(Why::new(
+        return Err(Reason::new(
             Code::NotDirectory,
             "only one directory can be mirrored",
         ));
@@ -525,8 +526,8 @@ fn settle(store: &dyn Store, push: &Push) -> Result<(Place, Filter), Why> {
         directory: push.directory,
         mirror,
     };
-    let place = Place::settle(store, destination, sources)?;
-    origin::check(store, &place, push.origin.as_ref(), &push.session, mirror)?;
+    let place = Placement::settle(store, destination, sources)?;
+    nesting::check(store, &place, push.origin.as_ref(), &push.session, mirror)?;
     Ok((place, filter(push.filter.as_ref())?))
 }
 

@@ -4,22 +4,22 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::error::{Code, Error, Result, Why};
+use crate::error::{Code, Error, Reason, Result};
 use crate::protocol::path::{RelativePath, printable};
 use crate::protocol::{Components, Kind};
 use crate::storage::Store;
 use crate::storage::expand::{Effort, expand};
-use crate::storage::fault::refusal;
+use crate::storage::io_errors::refusal;
 use crate::storage::walk::{Follow, LocalTrees, Tree};
 
 /// A source that could not be looked at, and why.
-pub(crate) type Unsendable = (RelativePath, Why);
+pub(crate) type Unsendable = (RelativePath, Reason);
 
 /// Looks at sources of this machine. One that is missing does not keep the others from being sent. Blocks.
 ///
 /// # Errors
 /// [`Error::Usage`] when two would fall on each other, or one has no name.
-pub(crate) fn look_here(
+pub(crate) fn local_sources(
     sources: &[PathBuf],
     follow: Follow,
 ) -> Result<(Vec<Tree>, Vec<Unsendable>), Error> {
@@ -46,8 +46,8 @@ pub(crate) fn look_here(
                 let path = RelativePath::from_components(name).unwrap_or_default();
                 // The name as it was typed: a relative path alone would not tell which file of that name.
                 let typed = printable(source.as_os_str().as_encoded_bytes());
-                let code = Why::from_io(&error).code;
-                unsendable.push((path, Why::new(code, format!("{typed}: {error}"))));
+                let code = Reason::from_io(&error).code;
+                unsendable.push((path, Reason::new(code, format!("{typed}: {error}"))));
             }
             Err(other) => return Err(other),
         }
@@ -56,7 +56,7 @@ pub(crate) fn look_here(
 }
 
 /// The sources of a pull.
-pub(super) struct Looked {
+pub(super) struct FoundSources {
     pub(super) trees: Vec<Tree>,
     /// Those that cannot be sent: they do not keep the others from it.
     pub(super) unsendable: Vec<Unsendable>,
@@ -68,8 +68,8 @@ pub(super) struct Looked {
 ///
 /// # Errors
 /// Why the only source cannot be sent, or that two would fall on each other.
-pub(super) fn look(store: &Arc<dyn Store>, sources: &[Components]) -> Result<Looked, Why> {
-    let mut looked = Looked {
+pub(super) fn look(store: &Arc<dyn Store>, sources: &[Components]) -> Result<FoundSources, Reason> {
+    let mut found_sources = FoundSources {
         trees: Vec::new(),
         unsendable: Vec::new(),
         only: None,
@@ -90,29 +90,29 @@ pub(super) fn look(store: &Arc<dyn Store>, sources: &[Components]) -> Result<Loo
             Ok(expanded) => expanded,
             Err(why) if sources.len() == 1 => return Err(why),
             Err(why) => {
-                looked.unsendable.push((path, why));
+                found_sources.unsendable.push((path, why));
                 continue;
             }
         };
         for (tree, kind) in trees {
-            looked.only = kind.filter(|_| sources.len() == 1 && !by_pattern);
+            found_sources.only = kind.filter(|_| sources.len() == 1 && !by_pattern);
             match paths.insert(tree.name.clone(), tree.path.clone()) {
-                None => looked.trees.push(tree),
+                None => found_sources.trees.push(tree),
                 // Asked for twice.
                 Some(other) if other == tree.path => {}
                 Some(_) => {
                     let name = printable(&tree.name);
                     let text =
                         format!("two sources are named {name}; they would fall on each other");
-                    return Err(Why::new(Code::BadName, text));
+                    return Err(Reason::new(Code::BadName, text));
                 }
             }
         }
     }
-    Ok(looked)
+    Ok(found_sources)
 }
 
-fn tree(store: &Arc<dyn Store>, path: &RelativePath) -> Result<(Tree, Option<Kind>), Why> {
+fn tree(store: &Arc<dyn Store>, path: &RelativePath) -> Result<(Tree, Option<Kind>), Reason> {
     let there = store
         .stat(path)?
         .ok_or_else(|| refusal(Code::NotFound, path))?;

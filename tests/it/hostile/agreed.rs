@@ -9,7 +9,8 @@ use haul::internal::protocol::{
 };
 use haul::internal::storage::walk::Verdict;
 use haul::{
-    Client, Code, Config, Identity, Kind, Most, Outcome, PullOptions, Result, ServerTrust, Summary,
+    AcceptedQuota, Client, Code, Config, Identity, Kind, Outcome, PullOptions, Result, ServerTrust,
+    Summary,
 };
 use quinn::Endpoint;
 use tempfile::{TempDir, tempdir};
@@ -42,7 +43,7 @@ impl Agreed {
             ..ServerTrust::default()
         };
         let here = tempdir().unwrap();
-        let most = Some(Most {
+        let most = Some(AcceptedQuota {
             entries,
             bytes: Some(bytes),
         });
@@ -225,7 +226,7 @@ async fn sizes_that_are_too_large_lie_or_are_not_told_bring_no_more() {
     let body = [&content[..], &trailer(&content)].concat();
     let (_stream, mut receipt) = session.transfer(&plan(4, &[(0, 2_000)]), &body).await;
     let failed: Failed = within(receipt.read()).await.unwrap();
-    assert_eq!(haul::Why::from(failed.why).code, Code::Protocol);
+    assert_eq!(haul::Reason::from(failed.why).code, Code::Protocol);
     assert!(agreed.names().is_empty());
     agreed.receiver.abort();
     no_panics();

@@ -5,7 +5,7 @@ use haul::internal::protocol::{
     Committed, Complete, End, Entry, Hello, List, Message, Pull, Ready, Refused, Unsendable,
 };
 use haul::internal::storage::walk::Verdict;
-use haul::{Client, Code, Components, Error, Found, Kind, Listed, Outcome, Result, Summary};
+use haul::{Client, Code, Components, Error, Kind, ListItem, Listed, Outcome, Result, Summary};
 use quinn::Connection;
 use tempfile::{TempDir, tempdir};
 use tokio::sync::oneshot;
@@ -131,7 +131,7 @@ async fn failures_without_end_take_no_memory_and_steer_no_terminal() {
     const MANY: u64 = 3_000;
     let (mut session, _here, pulling) = asked(&["t"], "into/", Ready::default()).await;
     let unsendable = |i: u64| {
-        let why = haul::Why::new(Code::Unreadable, "\x1b[2Jno").into();
+        let why = haul::Reason::new(Code::Unreadable, "\x1b[2Jno").into();
         Unsendable {
             path: components(&[b"t", format!("{i}\x1b").as_bytes()]),
             why,
@@ -213,7 +213,7 @@ async fn a_failure_of_no_acceptable_name_breaks_the_protocol() {
     let (mut session, _here, pulling) = asked(&["t"], "into/", Ready::default()).await;
     let bad = Unsendable {
         path: components(&[b".."]),
-        why: haul::Why::from(Code::Unreadable).into(),
+        why: haul::Reason::from(Code::Unreadable).into(),
         omitted: None,
     };
     within(session.manifest.write_all(&bad.to_bytes()))
@@ -227,7 +227,7 @@ async fn a_failure_of_no_acceptable_name_breaks_the_protocol() {
 }
 
 /// What an honest client makes of a listing that a server answers with these bytes.
-async fn listed(bytes: Vec<u8>) -> Result<Vec<Found>> {
+async fn listed(bytes: Vec<u8>) -> Result<Vec<ListItem>> {
     let (connection, client) = connect(|_| {}).await;
     let listing = tokio::spawn(async move {
         let client = client.await.unwrap()?;

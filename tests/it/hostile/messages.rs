@@ -188,7 +188,7 @@ async fn entries_that_nobody_waits_for_are_counted_and_one_of_the_greatest_size_
     }
     let _ = within(session.manifest.write_all(&all)).await;
     peer.closed_with(Code::Protocol, "").await;
-    arena.honest().await;
+    arena.close_on_protocol_error().await;
 
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -283,7 +283,7 @@ async fn random_bytes_on_every_kind_of_stream_harm_nobody() {
         }
         peer.connection.close(0_u8.into(), b"");
         if round % 10 == 0 {
-            arena.honest().await;
+            arena.close_on_protocol_error().await;
         }
     }
     arena.unharmed().await;

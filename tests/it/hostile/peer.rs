@@ -146,7 +146,7 @@ impl Arena {
     }
 
     /// Another client does its work, whatever goes on beside it.
-    pub(crate) async fn honest(&self) {
+    pub(crate) async fn close_on_protocol_error(&self) {
         let source = tempfile::tempdir().unwrap();
         let tree = source.path().join("t");
         write(&tree.join("empty"), b"");
@@ -173,7 +173,7 @@ impl Arena {
 
     /// The server still does its work, and has neither panicked nor written where it should not.
     pub(crate) async fn unharmed(&self) {
-        self.honest().await;
+        self.close_on_protocol_error().await;
         let outside: Vec<_> = std::fs::read_dir(self.outside())
             .unwrap()
             .map(|e| e.unwrap().file_name())

@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 use haul::internal::protocol::{End, Hello, Message, Ready, Refused};
-use haul::{Code, Config, Identity, Kind, Why};
+use haul::{Code, Config, Identity, Kind, Reason};
 
 use crate::hostile::peer::*;
 use crate::support::write;
@@ -21,7 +21,7 @@ async fn who_never_reads_verdicts_loses_its_own_session() {
         entry(id, &[b".."], Kind::Directory).put(&mut entries);
     }
     within(session.manifest.write_all(&entries)).await.unwrap();
-    arena.honest().await;
+    arena.close_on_protocol_error().await;
     assert!(
         within(session.answers.frame(4096)).await.is_err(),
         "the session is over, and nothing more is said"
@@ -54,7 +54,7 @@ async fn who_never_reads_receipts_holds_nothing_that_others_need() {
         }
     }
     session.announce(&file(900, "large", 1 << 20)).await;
-    arena.honest().await;
+    arena.close_on_protocol_error().await;
     arena.unharmed().await;
 }
 
@@ -101,7 +101,7 @@ async fn connections_that_fill_their_windows_and_stop_leave_room_for_a_newcomer(
         }
         hostile.push((peer, session, filled));
     }
-    arena.honest().await;
+    arena.close_on_protocol_error().await;
     for (_, _, filled) in &hostile {
         filled.iter().for_each(|task| task.abort());
     }
@@ -130,7 +130,7 @@ async fn pulls_whose_entries_are_never_answered_take_no_thread_from_others() {
         }
         hostile.push((peer, open));
     }
-    arena.honest().await;
+    arena.close_on_protocol_error().await;
     drop(hostile);
     arena.unharmed().await;
 }
@@ -140,7 +140,7 @@ async fn sessions_without_end_on_one_connection_are_refused() {
     let arena = Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let mut sessions = Vec::new();
-    let refused: Why = loop {
+    let refused: Reason = loop {
         let (handle, control, mut answers) = peer.ask(&push_into(&[])).await;
         within(answers.read::<Hello>()).await.unwrap();
         let answer = within(answers.frame(Ready::LIMIT)).await.unwrap().unwrap();

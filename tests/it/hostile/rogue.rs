@@ -11,8 +11,8 @@ use haul::internal::protocol::{
     Push, Range, Ready, Refuse, Refused, Skip, Trailer, Want, Working,
 };
 use haul::{
-    Client, Code, Config, Durability, Error, Event, Identity, Kind, Observer, Outcome, Result,
-    ServerTrust, Summary, Why,
+    Client, Code, Config, Durability, Error, Event, Identity, Kind, Observer, Outcome, Reason,
+    Result, ServerTrust, Summary,
 };
 use quinn::{Connection, SendStream};
 use tempfile::TempDir;
@@ -531,7 +531,7 @@ async fn receipt_case(case: &'static str, large: bool) {
         }
         "working" => write_to(&mut receipt, &Working {}).await,
         "early failure" => {
-            let why = Why::new(Code::NoSpace, "full\x1b[2J").into();
+            let why = Reason::new(Code::NoSpace, "full\x1b[2J").into();
             write_to(&mut receipt, &Failed { why }).await;
             receipt.finish().unwrap();
             stream.stop(1_u8.into()).unwrap();
@@ -617,7 +617,7 @@ async fn a_server_that_goes_away_at_once_is_no_error_of_any_file() {
         .await;
     rogue
         .say(&GoAway {
-            why: Why::new(Code::Stopping, "\x1b]0;gone\x07").into(),
+            why: Reason::new(Code::Stopping, "\x1b]0;gone\x07").into(),
         })
         .await;
     let (mut verdicts, manifest) = within(rogue.connection.accept_bi()).await.unwrap();
@@ -634,7 +634,7 @@ async fn a_server_that_goes_away_at_once_is_no_error_of_any_file() {
             &mut verdicts,
             &Refuse {
                 id,
-                why: Why::from(Code::Stopping).into(),
+                why: Reason::from(Code::Stopping).into(),
             },
         )
         .await;
@@ -656,7 +656,7 @@ async fn what_a_server_says_cannot_steer_a_terminal() {
     let mut rogue = Rogue::begin().await;
     rogue
         .answer(&Refused {
-            why: Why::new(Code::NoSpace, evil).into(),
+            why: Reason::new(Code::NoSpace, evil).into(),
         })
         .await;
     let error = rogue.outcome().await.unwrap_err();

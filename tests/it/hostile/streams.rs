@@ -23,7 +23,7 @@ async fn a_thousand_streams_that_say_nothing_are_given_up_and_disturb_nobody() {
     // In QUIC a stream opens all those before it.
     let (last, _) = silent.last_mut().unwrap();
     within(last.write_all(&[3])).await.unwrap();
-    arena.honest().await;
+    arena.close_on_protocol_error().await;
     for (send, _) in &mut silent {
         assert_eq!(stopped(send).await, Code::TimedOut);
     }
@@ -190,7 +190,7 @@ async fn a_request_of_another_time_is_refused_as_unsupported() {
     for request in [unknown.to_vec(), vec![0xff, 0]] {
         let (_, _control, mut answers) = peer.ask(&request).await;
         within(answers.read::<Hello>()).await.unwrap();
-        let refused: haul::Why = within(answers.read::<Refused>()).await.unwrap().why.into();
+        let refused: haul::Reason = within(answers.read::<Refused>()).await.unwrap().why.into();
         assert_eq!(refused.code, Code::Unsupported);
     }
     let mut session = peer.session().await;
@@ -231,7 +231,7 @@ async fn a_peer_that_closes_in_the_middle_of_anything_leaves_nothing_behind() {
             }
         }
         peer.connection.close(1_u8.into(), b"");
-        arena.honest().await;
+        arena.close_on_protocol_error().await;
         assert!(!arena.served().join("gone").exists(), "{state}");
     }
     arena.unharmed().await;
@@ -252,7 +252,7 @@ async fn a_session_that_stops_half_way_on_a_living_connection_is_over() {
         within(session.answers.frame(4096)).await.is_err()
             || peer.connection.close_reason().is_some()
     );
-    arena.honest().await;
+    arena.close_on_protocol_error().await;
     // Reset instead of ended.
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;

@@ -7,9 +7,9 @@ use bytes::BytesMut;
 use haul::internal::net::stream::MessageReader;
 use haul::internal::protocol::{
     Complete, Done, End, Entry, Failed, Frame, GoAway, Hello, Message, Plan, Push, Ready, Refuse,
-    Refused, Removed, Unsendable, Want, WireWhy,
+    Refused, Removed, Unsendable, Want, WireReason,
 };
-use haul::{Code, Components, Config, Identity, Kind, Listed, Summary, Unkept, Why};
+use haul::{Code, Components, Config, Identity, Kind, Listed, MetadataWarning, Reason, Summary};
 use quinn::{Connection, SendStream};
 use tempfile::tempdir;
 
@@ -20,8 +20,8 @@ use crate::support::write;
 /// Sets the clipboard (OSC 52), clears the screen (CSI, also as one C1 character), forges a line and turns text around.
 const EVIL: &str = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\u{9b}2J\r\nFORGED\u{202e}\u{2066}\u{200b}";
 
-fn evil() -> WireWhy {
-    Why::new(Code::NoSpace, EVIL).into()
+fn evil() -> WireReason {
+    Reason::new(Code::NoSpace, EVIL).into()
 }
 
 /// A message of a type that is written without a check of its own.
@@ -238,7 +238,7 @@ async fn receipts_steer_no_terminal() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_summary_and_what_comes_before_it_steer_no_terminal() {
     let summary = Summary {
-        unkept: Some(vec![Unkept {
+        unkept: Some(vec![MetadataWarning {
             aspect: 3,
             count: 1,
             first: EVIL.into(),
@@ -292,7 +292,7 @@ async fn what_is_pulled_steers_no_terminal() {
         size: Some(0),
         ..Entry::default()
     };
-    let unkept = Unkept {
+    let unkept = MetadataWarning {
         aspect: 0,
         count: 2,
         first: EVIL.into(),

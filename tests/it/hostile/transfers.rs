@@ -2,7 +2,7 @@
 
 use haul::internal::protocol::{Committed, Entry, Failed, Message, Plan, Push};
 use haul::internal::storage::walk::Verdict;
-use haul::{Code, Config, Delete, Durability, Identity, Kind, Take, Why};
+use haul::{Code, Config, Delete, Durability, Identity, Kind, Reason, ReceiveOptions};
 
 use crate::hostile::peer::*;
 use crate::support::{content, write};
@@ -187,7 +187,7 @@ async fn a_transfer_that_is_not_what_was_planned_fails_and_leaves_nothing() {
             let (mut send, mut receipt) = session.transfer(&Plan { id, ..plan }, &bytes).await;
             // It may have been stopped by now.
             let _ = send.finish();
-            let why: Why = within(receipt.read::<Failed>())
+            let why: Reason = within(receipt.read::<Failed>())
                 .await
                 .expect(what)
                 .why
@@ -311,7 +311,7 @@ async fn pieces_that_do_not_come_to_a_clean_end_leave_nothing() {
         let (mut send, mut receipt) = session.transfer(&Plan { id, ..plan }, &bytes).await;
         // It may have been stopped by now.
         let _ = send.finish();
-        let why: Why = within(receipt.read::<Failed>())
+        let why: Reason = within(receipt.read::<Failed>())
             .await
             .expect(what)
             .why
@@ -355,7 +355,7 @@ async fn a_plan_that_is_no_plan_is_turned_away_before_anything_is_read() {
         let (mut send, _receipt) = session.transfer(&plan, &[1; 100]).await;
         assert_eq!(stopped(&mut send).await, Code::Protocol, "{plan:?}");
     }
-    arena.honest().await;
+    arena.close_on_protocol_error().await;
     // What is still wanted has a partial until the deadline.
     within(async {
         while !arena.names().is_empty() {
@@ -377,7 +377,7 @@ async fn who_is_wanted_and_never_sends_keeps_the_only_permit_from_nobody() {
     session.wanted(0, "large", 1 << 20).await;
     session.announce(&file(1, "next", 1 << 20)).await;
     session.announce(&file(2, "small", 10)).await;
-    arena.honest().await;
+    arena.close_on_protocol_error().await;
     assert!(!arena.served().join("large").exists());
     arena.unharmed().await;
 }
@@ -395,8 +395,8 @@ async fn half_a_body_and_then_silence_gives_the_permit_back_and_fails_by_the_dea
         let (_send, mut receipt) = session
             .transfer(&plan(0, &[(0, size)]), &content(1, size as usize / 2))
             .await;
-        arena.honest().await;
-        let why: Why = within(receipt.read::<Failed>()).await.unwrap().why.into();
+        arena.close_on_protocol_error().await;
+        let why: Reason = within(receipt.read::<Failed>()).await.unwrap().why.into();
         assert_eq!(why.code, Code::TimedOut);
         assert!(!arena.served().join("half").exists());
     }
@@ -422,7 +422,7 @@ async fn a_byte_now_and_then_does_not_hold_the_only_permit() {
             }
         }
     });
-    arena.honest().await;
+    arena.close_on_protocol_error().await;
     assert!(!dripping.is_finished(), "it is slow, and no more than that");
     dripping.abort();
     arena.unharmed().await;
@@ -458,7 +458,7 @@ async fn a_reset_in_the_middle_fails_one_file_and_keeps_what_may_be_resumed() {
         .await;
         send.reset(haul::internal::net::stream::varint_of(code))
             .unwrap();
-        let why: Why = within(receipt.read::<Failed>()).await.unwrap().why.into();
+        let why: Reason = within(receipt.read::<Failed>()).await.unwrap().why.into();
         assert_eq!(why.code, code);
         let names = arena.names();
         assert_eq!(names.len(), usize::from(kept), "{names:?}");
@@ -499,7 +499,7 @@ async fn the_same_file_over_and_over_in_one_session_ends() {
     for id in 0..4 {
         session.announce(&file(id, "same", 1 << 20)).await;
     }
-    arena.honest().await;
+    arena.close_on_protocol_error().await;
     for _ in 0..4 {
         // Wanted one after the other, as each before it is given up or taken over.
         assert!(matches!(
@@ -521,7 +521,7 @@ async fn a_file_of_all_the_bytes_there_are_is_only_a_number_until_they_come() {
         .transfer(&plan(0, &[(0, size)]), &[1; 100_000])
         .await;
     send.finish().unwrap();
-    let why: Why = within(receipt.read::<Failed>()).await.unwrap().why.into();
+    let why: Reason = within(receipt.read::<Failed>()).await.unwrap().why.into();
     assert_eq!(why.code, Code::Protocol);
     assert!(file(0, "huge", size).to_bytes().len() < 100);
     assert_eq!(arena.names(), Vec::<String>::new());
@@ -552,7 +552,7 @@ async fn what_a_mirror_replaces_stays_until_the_content_is_whole() {
         let (mut send, mut receipt) = session.transfer(&plan(1, &[(0, size)]), &all).await;
         send.finish().unwrap();
         let failed = within(receipt.read::<Failed>()).await.unwrap();
-        assert_eq!(Why::from(failed.why).code, Code::Corrupt);
+        assert_eq!(Reason::from(failed.why).code, Code::Corrupt);
         assert_eq!(
             std::fs::read(arena.served().join("m/big/kept")).unwrap(),
             b"kept",
@@ -571,9 +571,9 @@ fn mirror_to(name: &[u8]) -> Vec<u8> {
         sources: 1,
         directory: true,
         durability: Durability::Visible,
-        take: Some(Take {
+        take: Some(ReceiveOptions {
             delete: Some(Delete::default()),
-            ..Take::default()
+            ..ReceiveOptions::default()
         }),
         filter: None,
         origin: None,

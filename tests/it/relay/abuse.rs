@@ -2,7 +2,7 @@
 
 use haul::internal::net::stream::StreamError;
 use haul::internal::protocol::{Address, Found, Message, Place, Refused, Seek, put_varint};
-use haul::{Allowance, Code, Error, Why};
+use haul::{Allowance, Code, Error, Reason};
 use quinn::ConnectionError;
 use tokio::task::JoinSet;
 
@@ -164,8 +164,11 @@ async fn two_that_seek_each_other_again_take_no_more_room() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_no_message_ends_that_connection_and_no_other() {
     let relay = Host::new();
-    let honest = Guest::at(relay.address).await;
-    let (placed, mut reader, _writer) = honest.place(&place(1, None)).await.unwrap();
+    let close_on_protocol_error = Guest::at(relay.address).await;
+    let (placed, mut reader, _writer) = close_on_protocol_error
+        .place(&place(1, None))
+        .await
+        .unwrap();
     let raw = |kind: u8, payload: &[u8]| {
         let mut bytes = bytes::BytesMut::from(&[kind][..]);
         put_varint(&mut bytes, payload.len() as u64);
@@ -230,7 +233,7 @@ async fn what_is_no_message_ends_that_connection_and_no_other() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_ten_thousand_streams_some_are_served_and_the_rest_is_turned_away() {
     let relay = Host::new();
-    let (flood, honest) = (
+    let (flood, close_on_protocol_error) = (
         Guest::at(relay.address).await,
         Guest::at(relay.address).await,
     );
@@ -256,7 +259,10 @@ async fn of_ten_thousand_streams_some_are_served_and_the_rest_is_turned_away() {
         refused += u32::from(busy.unwrap());
     }
     assert!(refused > 9_000, "{refused}");
-    honest.place(&place(1, None)).await.unwrap();
+    close_on_protocol_error
+        .place(&place(1, None))
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -295,7 +301,7 @@ async fn a_sender_that_does_not_read_whom_it_is_told_of_is_looked_for_in_vain() 
     }
     assert!(matches!(
         last,
-        Some(Error::Refused(Why {
+        Some(Error::Refused(Reason {
             code: Code::Busy,
             ..
         }))

@@ -149,8 +149,8 @@ fn code() -> haul::pairing::code::ShortCode {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_sits_in_the_middle_of_both_is_found_out_by_both_and_sees_nothing() {
-    let (middle, honest) = (server(haul::internal::protocol::ALPN), Host::new());
-    let mut sending = Sending::by(honest.at()).await;
+    let (middle, close_on_protocol_error) = (server(haul::internal::protocol::ALPN), Host::new());
+    let mut sending = Sending::by(close_on_protocol_error.at()).await;
     let code = sending.code();
     let address = middle.local_addr().unwrap();
     let rogue = Rogue::follows(move |_, mut stream| async move {
@@ -212,10 +212,10 @@ async fn whoever_sits_in_the_middle_of_both_is_found_out_by_both_and_sees_nothin
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receiver_that_is_sent_to_a_third_machine_finds_another_code_there_and_burns_none() {
-    let honest = Host::new();
+    let close_on_protocol_error = Host::new();
     let (mut asked, mut third) = (
-        Sending::by(honest.at()).await,
-        Sending::by(honest.at()).await,
+        Sending::by(close_on_protocol_error.at()).await,
+        Sending::by(close_on_protocol_error.at()).await,
     );
     let (code, elsewhere) = (asked.code(), third.offering.addresses()[0]);
     let rogue = Rogue::follows(move |_, mut stream| async move {
@@ -230,7 +230,13 @@ async fn a_receiver_that_is_sent_to_a_third_machine_finds_another_code_there_and
     // Both codes are as good as before.
     for sending in [&mut asked, &mut third] {
         let code = sending.code();
-        let receiving = async { meet(&code, honest.at()).await.unwrap().decline().await };
+        let receiving = async {
+            meet(&code, close_on_protocol_error.at())
+                .await
+                .unwrap()
+                .decline()
+                .await
+        };
         let ((), met) = tokio::join!(receiving, sending.offering.meet());
         assert!(matches!(met.unwrap(), send::Met::Declined { .. }));
     }
@@ -262,7 +268,7 @@ async fn a_receiver_hears_from_a_relay_that_is_none_within_bounds() {
             .to_vec()
         }),
         ("a refusal to steer terminals", || {
-            let why = haul::Why::new(Code::Busy, "\x1b[2Jno").into();
+            let why = haul::Reason::new(Code::Busy, "\x1b[2Jno").into();
             haul::internal::protocol::Refused { why }
                 .to_bytes()
                 .to_vec()
@@ -383,8 +389,8 @@ async fn a_relay_that_points_a_sender_at_victims_has_each_sent_ten_bytes_a_secon
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_relay_has_replayed_to_a_sender_is_no_guess() {
-    let honest = Host::new();
-    let mut sending = Sending::by(honest.at()).await;
+    let close_on_protocol_error = Host::new();
+    let mut sending = Sending::by(close_on_protocol_error.at()).await;
     let (code, sender) = (sending.code(), sending.offering.addresses()[0]);
     // A man in the middle who has kept what an honest receiver said, here to another machine, and says it again.
     let trust = ServerTrust {
@@ -432,7 +438,11 @@ async fn what_a_relay_has_replayed_to_a_sender_is_no_guess() {
             .unwrap();
         // It has no key of the exchange, and goes away: nothing was tried, and nothing is burnt.
         to.unwrap().connection.close(0_u8.into(), b"");
-        meet(&code, honest.at()).await.unwrap().decline().await;
+        meet(&code, close_on_protocol_error.at())
+            .await
+            .unwrap()
+            .decline()
+            .await;
     };
     let ((), met) = tokio::join!(replaying, sending.offering.meet());
     assert!(matches!(met.unwrap(), send::Met::Declined { .. }));

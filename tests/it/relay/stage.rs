@@ -18,8 +18,8 @@ use haul::pairing::rendezvous::RelayAt;
 use haul::pairing::route::Whereabouts;
 use haul::pairing::send::{Offering, SendOptions};
 use haul::{
-    Allowance, Config, Error, Identity, Observer, Outcome, PullOptions, Relay, RelayOptions,
-    Result, ServerTrust, WalkOptions, Why,
+    Allowance, Config, Error, Identity, Observer, Outcome, PullOptions, Reason, Relay,
+    RelayOptions, Result, ServerTrust, WalkOptions,
 };
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint};
@@ -198,7 +198,7 @@ pub(crate) fn wrong(code: &ShortCode) -> ShortCode {
         .unwrap()
 }
 
-pub(crate) fn refusal<T>(result: Result<T>) -> Why {
+pub(crate) fn refusal<T>(result: Result<T>) -> Reason {
     match result.map(|_| ()) {
         Err(Error::Refused(why)) => why,
         other => panic!("{other:?}"),

@@ -7,7 +7,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use haul::{
-    Attributes, Claim, Code, Durability, Lapses, Metadata, RelativePath, Source, Store, Upload, Why,
+    Attributes, Code, Durability, Metadata, MetadataWarnings, PartialKey, Reason, RelativePath,
+    Source, Store, Upload,
 };
 use rustix::io::Errno;
 
@@ -147,31 +148,31 @@ impl Drop for Hold {
 }
 
 impl Store for SlowStore {
-    fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Why> {
+    fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Reason> {
         self.disk.looks.fetch_add(1, Ordering::SeqCst);
         self.inner.stat(path)
     }
 
-    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Why> {
+    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Reason> {
         self.inner.names(directory)
     }
 
-    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why> {
+    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Reason> {
         self.inner.read_link(path)
     }
 
-    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why> {
+    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Reason> {
         self.inner.open(path)
     }
 
-    fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
+    fn create(&self, path: &RelativePath, claim: &PartialKey) -> Result<Box<dyn Upload>, Reason> {
         if self
             .disk
             .busy
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
             .is_ok()
         {
-            return Err(Why::from(Code::Busy));
+            return Err(Reason::from(Code::Busy));
         }
         Ok(Box::new(SlowUpload {
             inner: self.inner.create(path, claim)?,
@@ -180,13 +181,17 @@ impl Store for SlowStore {
         }))
     }
 
-    fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
+    fn make_directory(&self, path: &RelativePath) -> Result<(), Reason> {
         self.inner.make_directory(path)?;
         self.note(format!("made {path}"));
         Ok(())
     }
 
-    fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
+    fn set_attributes(
+        &self,
+        path: &RelativePath,
+        attributes: &Attributes,
+    ) -> Result<MetadataWarnings, Reason> {
         let lapses = self.inner.set_attributes(path, attributes)?;
         self.note(format!("set {path}"));
         Ok(lapses)
@@ -197,25 +202,25 @@ impl Store for SlowStore {
         path: &RelativePath,
         target: &[u8],
         attributes: &Attributes,
-    ) -> Result<Lapses, Why> {
+    ) -> Result<MetadataWarnings, Reason> {
         let lapses = self.inner.make_symlink(path, target, attributes)?;
         self.note(format!("made {path}"));
         Ok(lapses)
     }
 
-    fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
+    fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Reason> {
         self.inner.link(existing, new)?;
         self.note(format!("made {new}"));
         Ok(())
     }
 
-    fn remove(&self, path: &RelativePath) -> Result<(), Why> {
+    fn remove(&self, path: &RelativePath) -> Result<(), Reason> {
         self.inner.remove(path)?;
         self.note(format!("removed {path}"));
         Ok(())
     }
 
-    fn sync(&self) -> Result<(), Why> {
+    fn sync(&self) -> Result<(), Reason> {
         self.note("sync".into());
         self.disk.wait_while(&self.disk.sync_held);
         let failing = &self.disk.failing_syncs;
@@ -223,14 +228,14 @@ impl Store for SlowStore {
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
             .is_ok()
         {
-            return Err(Why::new(Code::Io, "the disk does not answer"));
+            return Err(Reason::new(Code::Io, "the disk does not answer"));
         }
         self.inner.sync()?;
         self.note("synced".into());
         Ok(())
     }
 
-    fn sweep(&self, age: Duration) -> Result<u64, Why> {
+    fn sweep(&self, age: Duration) -> Result<u64, Reason> {
         self.inner.sweep(age)
     }
 }
@@ -274,7 +279,7 @@ impl Upload for SlowUpload {
         self: Box<Self>,
         attributes: &Attributes,
         durability: Durability,
-    ) -> Result<Lapses, Why> {
+    ) -> Result<MetadataWarnings, Reason> {
         let lapses = self.inner.commit(attributes, durability)?;
         self.disk.note(format!("made {}", self.path));
         Ok(lapses)

@@ -12,8 +12,8 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Stat, Uid};
 use rustix::fs::{chownat, fchmod, fchown, fstat, futimens, openat, utimensat};
 use rustix::io::Errno;
 
-use super::beneath::{Directory, Root};
 use super::partial::{accessed, timestamps};
+use super::root::{Directory, Root};
 use crate::protocol::Time;
 
 /// What its owner needs to change the names in a directory.

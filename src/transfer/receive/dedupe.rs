@@ -10,24 +10,24 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Claimed, Receiver, Wanted, blocking};
-use crate::error::{Result, Why};
+use super::{FileLock, Receiver, WantedFile, blocking};
+use crate::error::{Reason, Result};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Durability, Kind, Plan, Trailer};
 use crate::storage::digest_index::{Index, LARGE_FILE};
-use crate::storage::{Attributes, Claim, Lapses, Source, Store, Upload};
+use crate::storage::{Attributes, MetadataWarnings, PartialKey, Source, Store, Upload};
 
 /// Bytes copied and hashed at a time.
-const BLOCK: usize = 1 << 20;
+const COPY_BLOCK: usize = 1 << 20;
 
 /// A file to be made of what is there.
-struct Copy {
+struct ContentCopy {
     store: Arc<dyn Store>,
     index: Index,
     digest: [u8; 32],
     size: u64,
     path: RelativePath,
-    claim: Claim,
+    claim: PartialKey,
     attributes: Attributes,
     durability: Durability,
     /// Cancelled when the copy is to end.
@@ -36,14 +36,18 @@ struct Copy {
 
 impl Receiver {
     /// Makes a file of what stands elsewhere; false when it has to be sent. A permit is held meanwhile.
-    pub(super) async fn made_of_known(self: &Arc<Self>, file: &Wanted, claim: &Claimed) -> bool {
+    pub(super) async fn copy_existing_content(
+        self: &Arc<Self>,
+        file: &WantedFile,
+        claim: &FileLock,
+    ) -> bool {
         let (Some(index), Some(digest), Some(size)) =
             (self.session.index.clone(), file.digest, file.size)
         else {
             return false;
         };
         let cancelled = self.session.stopping.child_token();
-        let copy = Copy {
+        let copy = ContentCopy {
             store: self.session.store.clone(),
             index,
             digest,
@@ -72,7 +76,7 @@ impl Receiver {
     }
 
     /// Remembers where a file stands that was sent. A digest that speaks of holes is none of its content alone.
-    pub(super) async fn remember(&self, file: &Wanted, plan: &Plan, trailer: Option<Trailer>) {
+    pub(super) async fn remember(&self, file: &WantedFile, plan: &Plan, trailer: Option<Trailer>) {
         let (Some(index), Some(trailer)) = (self.session.index.clone(), trailer) else {
             return;
         };
@@ -99,9 +103,12 @@ fn identity(store: &dyn Store) -> Option<(u64, u64)> {
     Some(store.stat(&RelativePath::root()).ok()??.version.file)
 }
 
-impl Copy {
+impl ContentCopy {
     /// Makes the file, once there is room for it; `None` when it cannot be made so. Blocks.
-    fn make(self, make_room: impl FnOnce(&RelativePath) -> Result<(), Why>) -> Option<Lapses> {
+    fn make(
+        self,
+        make_room: impl FnOnce(&RelativePath) -> Result<(), Reason>,
+    ) -> Option<MetadataWarnings> {
         let root = identity(&*self.store)?;
         let (key, place) = self.index.place(root, &self.digest)?;
         let source = self.store.open(&place).ok();
@@ -142,13 +149,13 @@ impl Copy {
     fn fill(&self, source: &dyn Source, upload: &mut dyn Upload) -> io::Result<[u8; 32]> {
         let shared = upload.share(source).unwrap_or(false);
         let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0; BLOCK];
+        let mut buffer = vec![0; COPY_BLOCK];
         let mut at = 0;
         while at < self.size {
             if self.cancelled.is_cancelled() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
-            let part = &mut buffer[..BLOCK.min((self.size - at) as usize)];
+            let part = &mut buffer[..COPY_BLOCK.min((self.size - at) as usize)];
             let read = if shared {
                 upload.read_at(part, at)?
             } else {

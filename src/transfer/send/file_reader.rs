@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::holes;
-use crate::error::{Code, Why};
+use crate::error::{Code, Reason};
 use crate::protocol::{Held, Plan, Range, content_hasher};
 use crate::storage::walk::Announce;
 use crate::storage::{Metadata, Source};
@@ -43,13 +43,13 @@ struct What {
 
 impl What {
     /// Whether the file is still what was announced.
-    fn check(&self, now: &Metadata) -> Result<(), Why> {
+    fn check(&self, now: &Metadata) -> Result<(), Reason> {
         let (seen, now) = (&self.seen.version, &now.version);
         // Longer, and otherwise the same file, as far as metadata can tell.
         let grew = now.file == seen.file && now.size > seen.size;
         match () {
             () if now == seen || grew && self.may_grow => Ok(()),
-            () if grew => Err(Why::new(Code::Changed, GREW)),
+            () if grew => Err(Reason::new(Code::Changed, GREW)),
             () => Err(changed()),
         }
     }
@@ -111,7 +111,7 @@ impl FileReader {
     }
 
     /// Finds the holes, and compares what the receiver holds with the file: neither what is the same need travel.
-    pub(super) fn compare(mut self) -> Result<Self, Why> {
+    pub(super) fn compare(mut self) -> Result<Self, Reason> {
         let size = self.file.seen.size;
         // What is gone or has changed by now is better known before a stream is opened for it.
         self.holes = holes::find(self.source()?, size).map_err(|e| unreadable(&e))?;
@@ -159,7 +159,7 @@ impl FileReader {
     }
 
     /// The next block of the planned ranges; `None` when all of the file is read and hashed.
-    pub(super) fn next(&mut self) -> Result<Option<Bytes>, Why> {
+    pub(super) fn next(&mut self) -> Result<Option<Bytes>, Reason> {
         while let Some(&Part { range, planned }) = self.parts.get(self.passed) {
             let at = self.position.max(range.offset);
             let mut block = BytesMut::zeroed((end(range) - at).min(BLOCK as u64) as usize);
@@ -175,10 +175,13 @@ impl FileReader {
     }
 
     /// The digest of the whole file, if the file is still what was announced.
-    pub(super) fn finish(mut self) -> Result<[u8; 32], Why> {
+    pub(super) fn finish(mut self) -> Result<[u8; 32], Reason> {
         let open = self.source()?.metadata().map_err(|e| unreadable(&e))?;
         let Some(named) = self.file.tree.store.stat(&self.file.path)? else {
-            return Err(Why::new(Code::Vanished, "removed while it was being sent"));
+            return Err(Reason::new(
+                Code::Vanished,
+                "removed while it was being sent",
+            ));
         };
         // The name last: it may have become that of another file.
         self.file.check(&open)?;
@@ -186,7 +189,7 @@ impl FileReader {
         Ok(self.hasher.finalize().into())
     }
 
-    fn digest(&mut self, range: Range, buffer: &mut [u8]) -> Result<[u8; 32], Why> {
+    fn digest(&mut self, range: Range, buffer: &mut [u8]) -> Result<[u8; 32], Reason> {
         let mut hasher = blake3::Hasher::new();
         let (mut at, end) = (range.offset, end(range));
         while at < end {
@@ -199,7 +202,7 @@ impl FileReader {
     }
 
     /// A file that has become shorter has changed.
-    fn read_exact(&mut self, buffer: &mut [u8], offset: u64) -> Result<(), Why> {
+    fn read_exact(&mut self, buffer: &mut [u8], offset: u64) -> Result<(), Reason> {
         match self.source()?.read_at(buffer, offset) {
             Ok(n) if n == buffer.len() => Ok(()),
             Ok(_) => Err(changed()),
@@ -208,7 +211,7 @@ impl FileReader {
     }
 
     /// Opens the file at first use, and makes sure that it is the one that was announced.
-    fn source(&mut self) -> Result<&dyn Source, Why> {
+    fn source(&mut self) -> Result<&dyn Source, Reason> {
         if self.source.is_none() {
             let source = self.file.tree.store.open(&self.file.path);
             let source = source.map_err(vanished)?;
@@ -218,7 +221,7 @@ impl FileReader {
         }
         self.source
             .as_deref()
-            .ok_or_else(|| Why::from(Code::Internal))
+            .ok_or_else(|| Reason::from(Code::Internal))
     }
 }
 
@@ -235,20 +238,20 @@ fn overlaps(ranges: &[Range], range: Range) -> bool {
 }
 
 /// What is not found at its turn was there when it was announced.
-pub(super) fn vanished(why: Why) -> Why {
+pub(super) fn vanished(why: Reason) -> Reason {
     match why.code {
         Code::NotFound => Code::Vanished.into(),
         _ => why,
     }
 }
 
-fn changed() -> Why {
-    Why::new(
+fn changed() -> Reason {
+    Reason::new(
         Code::Changed,
         "changed while it was being sent; send it again once it is at rest",
     )
 }
 
-fn unreadable(error: &std::io::Error) -> Why {
-    Why::new(Code::Unreadable, format!("cannot be read: {error}"))
+fn unreadable(error: &std::io::Error) -> Reason {
+    Reason::new(Code::Unreadable, format!("cannot be read: {error}"))
 }

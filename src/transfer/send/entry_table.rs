@@ -5,21 +5,21 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
-use super::names::{Names, Role};
-use crate::error::{Code, Error, Result, Why};
+use super::hard_links::{HardLinks, LinkRole};
+use crate::error::{Code, Error, Reason, Result};
 use crate::protocol::path::RelativePath;
-use crate::protocol::{Entry, Kind, Message, Unkept};
+use crate::protocol::{Entry, Kind, Message, MetadataWarning};
 use crate::storage::walk::{Announce, Verdict};
 use crate::transfer::events::{Event, Observer, Settled};
 
 /// Ranges that a receiver may have offered as held in all its open Wants; over it, it is not honest.
 const MAX_OPEN_HELD: usize = 64 << 10;
-/// Failures kept by name in [`Sent`]; the events name them all.
+/// Failures kept by name in [`TransferStats`]; the events name them all.
 pub const MAX_FAILURES: usize = 1000;
 
 /// What became of a session, as the sender saw it.
 #[derive(Debug, Clone, Default)]
-pub struct Sent {
+pub struct TransferStats {
     /// Entries announced.
     pub entries: u64,
     /// Files committed, links and empty files included.
@@ -31,24 +31,24 @@ pub struct Sent {
     /// Entries that failed, and what could not be sent at all.
     pub failed: u64,
     /// The first [`MAX_FAILURES`] of them.
-    pub failures: Vec<(RelativePath, Why)>,
+    pub failures: Vec<(RelativePath, Reason)>,
     /// What was there when it was looked for, and gone before its turn; no failure.
     pub vanished: u64,
     /// FIFOs, sockets and devices come upon in directories, unless those are to fail.
     pub specials: u64,
     /// The first [`MAX_FAILURES`] of both.
-    pub omitted: Vec<(RelativePath, Why)>,
+    pub omitted: Vec<(RelativePath, Reason)>,
     /// What was not sent of files that were: each kind of thing once.
-    pub unkept: Vec<Unkept>,
+    pub unkept: Vec<MetadataWarning>,
     /// Files, links and directories that the filter left out; what is in such a directory was not looked at.
     pub excluded: u64,
     /// Why the receiver ended the session early, if it did; what was not announced or answered by then was not sent.
-    pub interrupted: Option<Why>,
+    pub interrupted: Option<Reason>,
 }
 
-impl Sent {
+impl TransferStats {
     /// The account of a session that never was, since none of its sources could be looked at.
-    pub(crate) fn of_failures(failures: Vec<(RelativePath, Why)>, observer: &Observer) -> Self {
+    pub(crate) fn of_failures(failures: Vec<(RelativePath, Reason)>, observer: &Observer) -> Self {
         let mut sent = Self::default();
         for (path, why) in failures {
             sent.count(&path, Kind::File, 0, &Settled::Failed(why.clone()));
@@ -92,7 +92,7 @@ impl Sent {
 
 /// A session's entries, over all its connections.
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct EntryTable {
     /// Announced on this connection.
     pub(super) unsettled: HashMap<u64, Pending>,
     /// Announced on an earlier connection, or refused since the receiver goes away: to be announced anew.
@@ -103,7 +103,7 @@ pub(super) struct State {
     /// Entries that are wanted on this connection and not sent to their end.
     to_send: usize,
     next_id: u64,
-    pub(super) names: Names,
+    pub(super) names: HardLinks,
     found_files: u64,
     found_bytes: u64,
     /// The walk is over.
@@ -111,15 +111,15 @@ pub(super) struct State {
     /// All was found and announced.
     pub(super) complete: bool,
     /// Why the receiver goes away, on this connection.
-    pub(super) gone: Option<Why>,
+    pub(super) gone: Option<Reason>,
     pub(super) progress: u64,
-    account: Sent,
+    stats: TransferStats,
 }
 
 /// An entry that is not settled.
 pub(super) struct Pending {
     pub(super) announce: Arc<Announce>,
-    pub(super) role: Role,
+    pub(super) role: LinkRole,
     /// Bytes of the entry while it stands unanswered.
     unanswered: Option<u32>,
     /// Ranges that the receiver offered as held.
@@ -132,15 +132,15 @@ pub(super) struct Pending {
     to_send: bool,
 }
 
-impl State {
+impl EntryTable {
     /// What the last connection left comes again.
-    pub(super) fn begin_anew(&mut self) {
+    pub(super) fn start_connection(&mut self) {
         for (id, pending) in self.unsettled.drain() {
-            if !self.names.comes_again(&pending.announce, pending.role) {
+            if !self.names.reannounce(&pending.announce, pending.role) {
                 self.left.insert(id, pending);
             }
         }
-        self.names.begin_anew();
+        self.names.start_connection();
         (
             self.unanswered,
             self.unanswered_bytes,
@@ -151,7 +151,7 @@ impl State {
     }
 
     /// Announces the first entry of those that come again; false when there is none.
-    pub(super) fn put_left(&mut self, buffer: &mut BytesMut) -> bool {
+    pub(super) fn put_reannounced(&mut self, buffer: &mut BytesMut) -> bool {
         let Some((id, pending)) = self.left.pop_first() else {
             return false;
         };
@@ -161,23 +161,21 @@ impl State {
 
     /// Announces an entry for the first time, or keeps it until it may be.
     pub(super) fn put_found(&mut self, announce: Announce, buffer: &mut BytesMut) {
-        self.account.entries += 1;
+        self.stats.entries += 1;
         self.found_files += u64::from(announce.kind != Kind::Directory);
         for (aspect, why) in announce.extra.iter().flat_map(|extra| &extra.lapses) {
-            Unkept::count_one(&mut self.account.unkept, *aspect, || {
+            MetadataWarning::count_one(&mut self.stats.unkept, *aspect, || {
                 format!("{}: {why}", announce.path)
             });
         }
-        if let Some((announce, role)) = self
-            .names
-            .found(Arc::new(announce), &mut self.account.unkept)
+        if let Some((announce, role)) = self.names.found(Arc::new(announce), &mut self.stats.unkept)
         {
             self.put_new(announce, role, buffer);
         }
     }
 
     /// Announces a name that had to wait for another of its file; false when there is none.
-    pub(super) fn put_ready(&mut self, buffer: &mut BytesMut) -> bool {
+    pub(super) fn put_waiting(&mut self, buffer: &mut BytesMut) -> bool {
         let Some((announce, role)) = self.names.next() else {
             return false;
         };
@@ -185,7 +183,7 @@ impl State {
         true
     }
 
-    fn put_new(&mut self, announce: Arc<Announce>, role: Role, buffer: &mut BytesMut) {
+    fn put_new(&mut self, announce: Arc<Announce>, role: LinkRole, buffer: &mut BytesMut) {
         let id = self.next_id;
         self.next_id += 1;
         let pending = Pending {
@@ -235,10 +233,10 @@ impl State {
         self.unanswered -= 1;
         self.unanswered_bytes -= bytes;
         if let Verdict::Want(_, held) = verdict {
-            if let Role::Name(..) = pending.role {
+            if let LinkRole::Name(..) = pending.role {
                 // The receiver cannot make it another name: it is a file of its own.
                 self.names.settled(id, pending.role, true);
-                pending.role = Role::Alone;
+                pending.role = LinkRole::Alone;
                 self.found_bytes += pending.size();
             }
             pending.to_send = true;
@@ -283,7 +281,7 @@ impl State {
         self.to_send -= usize::from(std::mem::take(&mut pending.to_send));
         if stopping {
             self.gone.get_or_insert(Code::Stopping.into());
-            if !self.names.comes_again(&pending.announce, pending.role) {
+            if !self.names.reannounce(&pending.announce, pending.role) {
                 self.left.insert(id, pending);
             }
         } else {
@@ -294,16 +292,16 @@ impl State {
 
     /// Counts what the filter left out.
     pub(super) fn exclude(&mut self, count: u64) {
-        self.account.excluded += count;
+        self.stats.excluded += count;
     }
 
     pub(super) fn count(&mut self, path: &RelativePath, kind: Kind, size: u64, result: &Settled) {
-        self.account.count(path, kind, size, result);
+        self.stats.count(path, kind, size, result);
     }
 
     /// The account so far, interrupted when something is left and the receiver has gone away.
-    pub(super) fn sent(&self) -> Sent {
-        let mut sent = self.account.clone();
+    pub(super) fn sent(&self) -> TransferStats {
+        let mut sent = self.stats.clone();
         sent.interrupted = self.gone.clone().filter(|_| !self.is_settled());
         sent
     }
@@ -322,7 +320,7 @@ impl Pending {
     pub(super) fn size(&self) -> u64 {
         match (&self.announce.pipe, self.role) {
             (Some(pipe), _) => pipe.bytes(),
-            (None, Role::Alone | Role::First(_)) if self.announce.kind == Kind::File => {
+            (None, LinkRole::Alone | LinkRole::First(_)) if self.announce.kind == Kind::File => {
                 self.announce.metadata.size
             }
             _ => 0,
@@ -331,9 +329,9 @@ impl Pending {
 
     fn entry(&self, id: u64) -> Entry {
         let hard_link = match self.role {
-            Role::Alone => None,
-            Role::First(_) | Role::Again(_) => Some(id),
-            Role::Name(_, first) => Some(first),
+            LinkRole::Alone => None,
+            LinkRole::First(_) | LinkRole::Reannounced(_) => Some(id),
+            LinkRole::Name(_, first) => Some(first),
         };
         Entry {
             hard_link,

@@ -3,55 +3,61 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Receiver, Wanted};
-use crate::error::{Code, Result, Why};
+use super::{Receiver, WantedFile};
+use crate::error::{Code, Reason, Result};
 use crate::protocol::{Entry, Existing, Kind, Offer};
 
 /// Part of what was offered that may come on top of it, and how much in any case: trees grow while they wait for somebody.
-const PART: u64 = 10;
-const ENTRIES: u64 = 64;
-const BYTES: u64 = 16 << 20;
+const EXTRA_PART: u64 = 10;
+const EXTRA_ENTRIES: u64 = 64;
+const EXTRA_BYTES: u64 = 16 << 20;
 
 /// The most that is taken in a session, over all its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Most {
+pub struct AcceptedQuota {
     /// Files, directories and links.
     pub entries: u64,
     /// Bytes of all files; none where nobody knew how much would come.
     pub bytes: Option<u64>,
 }
 
-impl Most {
+impl AcceptedQuota {
     /// What was offered, and a tenth of it or so: 64 entries and 16 MiB at least.
     pub fn of(offer: &Offer) -> Self {
-        let more = |offered: u64, least: u64| offered.saturating_add((offered / PART).max(least));
+        let more =
+            |offered: u64, least: u64| offered.saturating_add((offered / EXTRA_PART).max(least));
         let entries = more(
             offer.files.saturating_add(offer.others.unwrap_or_default()),
-            ENTRIES,
+            EXTRA_ENTRIES,
         );
-        let bytes = (offer.piped != Some(true)).then(|| more(offer.bytes, BYTES));
+        let bytes = (offer.piped != Some(true)).then(|| more(offer.bytes, EXTRA_BYTES));
         Self { entries, bytes }
     }
 }
 
 /// What was announced on this connection, what is wanted of it, and what the connections before it have brought.
 #[derive(Default)]
-pub(super) struct Counted {
-    announced: Count,
-    wanted: Count,
+pub(super) struct QuotaUse {
+    announced: EntryCount,
+    wanted: EntryCount,
     before: OnceLock<(u64, u64)>,
 }
 
 /// Entries and their bytes.
 #[derive(Default)]
-struct Count {
+struct EntryCount {
     entries: AtomicU64,
     bytes: AtomicU64,
 }
 
-impl Count {
+impl EntryCount {
     /// Counts another, whose size is below 2^63, unless that makes it too much. Entries are judged one after the other.
-    fn add(&self, size: u64, (entries, bytes): (u64, u64), most: &Most) -> Result<(), Why> {
+    fn add(
+        &self,
+        size: u64,
+        (entries, bytes): (u64, u64),
+        most: &AcceptedQuota,
+    ) -> Result<(), Reason> {
         let entries = self
             .entries
             .load(Ordering::Relaxed)
@@ -69,8 +75,8 @@ impl Count {
     }
 }
 
-impl Most {
-    fn check(&self, entries: u64, bytes: u64) -> Result<(), Why> {
+impl AcceptedQuota {
+    fn check(&self, entries: u64, bytes: u64) -> Result<(), Reason> {
         if entries > self.entries {
             return Err(too_much(format!(
                 "more comes than was offered: {entries} entries, of {} at most",
@@ -88,7 +94,7 @@ impl Most {
 
 impl Receiver {
     /// Counts an entry, and refuses it when it is too much. What earlier connections have brought comes again, and counts once.
-    pub(super) fn check_most(&self, entry: &Entry) -> Result<(), Why> {
+    pub(super) fn check_quota(&self, entry: &Entry) -> Result<(), Reason> {
         let Some(most) = self.session.most else {
             return Ok(());
         };
@@ -112,13 +118,13 @@ impl Receiver {
     }
 
     /// Notes what it had made before this connection.
-    pub(super) fn count_before(&self) {
+    pub(super) fn record_earlier_connections(&self) {
         // Set once: a receiver has one connection.
         let _ = self.counted.before.set(self.brought());
     }
 
     /// The same of a file that is to be sent: a sender that comes back under other names brings no more in all.
-    pub(super) fn check_wanted(&self, file: &Wanted) -> Result<(), Why> {
+    pub(super) fn check_wanted(&self, file: &WantedFile) -> Result<(), Reason> {
         match self.session.most {
             // One that is compared may be there, and takes the place of one as large.
             Some(most) if file.compare.is_none() => {
@@ -130,8 +136,8 @@ impl Receiver {
     }
 }
 
-fn too_much(text: String) -> Why {
-    Why::new(Code::NotWanted, text)
+fn too_much(text: String) -> Reason {
+    Reason::new(Code::NotWanted, text)
 }
 
 #[cfg(test)]
@@ -147,19 +153,22 @@ mod tests {
             ..Offer::default()
         };
         assert_eq!(
-            Most::of(&offer(1, 0, 5)),
-            Most {
+            AcceptedQuota::of(&offer(1, 0, 5)),
+            AcceptedQuota {
                 entries: 65,
-                bytes: Some(5 + BYTES)
+                bytes: Some(5 + EXTRA_BYTES)
             }
         );
-        assert_eq!(Most::of(&offer(9_000, 1_000, 1 << 40)).entries, 11_000);
         assert_eq!(
-            Most::of(&offer(u64::MAX, 1, u64::MAX)).bytes,
+            AcceptedQuota::of(&offer(9_000, 1_000, 1 << 40)).entries,
+            11_000
+        );
+        assert_eq!(
+            AcceptedQuota::of(&offer(u64::MAX, 1, u64::MAX)).bytes,
             Some(u64::MAX)
         );
         assert_eq!(
-            Most::of(&Offer {
+            AcceptedQuota::of(&Offer {
                 piped: Some(true),
                 ..offer(1, 0, 0)
             })

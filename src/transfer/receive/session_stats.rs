@@ -7,19 +7,19 @@ use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard};
 
 use super::lock;
-use crate::error::Why;
+use crate::error::Reason;
 use crate::protocol::path::RelativePath;
-use crate::protocol::{HELD_BLOCK, Kind, Unkept};
+use crate::protocol::{HELD_BLOCK, Kind, MetadataWarning};
 use crate::transfer::events::{Event, Settled};
-use crate::transfer::send::Sent;
+use crate::transfer::send::TransferStats;
 
 /// A session's account, for the receiver's user.
 #[derive(Debug, Default)]
-pub struct Ledger(Mutex<State>);
+pub struct SessionStats(Mutex<StatsState>);
 
 #[derive(Debug, Default)]
-struct State {
-    sent: Sent,
+struct StatsState {
+    sent: TransferStats,
     /// Files found on this connection and their bytes, and the most on any.
     found: (u64, u64),
     most_found: (u64, u64),
@@ -35,13 +35,13 @@ struct State {
     directories: u64,
 }
 
-impl Ledger {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl SessionStats {
+    fn state(&self) -> MutexGuard<'_, StatsState> {
         lock(&self.0)
     }
 
     /// Another connection, over which all entries come again.
-    pub(crate) fn begin_anew(&self) {
+    pub(crate) fn start_connection(&self) {
         let mut state = self.state();
         state.again = state.sent.files + state.sent.skipped;
         state.failed_before = state
@@ -133,13 +133,13 @@ impl Ledger {
     }
 
     /// Notes that the sender did not announce all it was asked for.
-    pub(crate) fn interrupted(&self, why: Why) {
+    pub(crate) fn interrupted(&self, why: Reason) {
         self.state().sent.interrupted = Some(why);
     }
 
     /// Notes what the sender could not tell of what it sent.
-    pub(super) fn unkept(&self, unkept: &[Unkept]) {
-        Unkept::join(&mut self.state().sent.unkept, unkept);
+    pub(super) fn unkept(&self, unkept: &[MetadataWarning]) {
+        MetadataWarning::join(&mut self.state().sent.unkept, unkept);
     }
 
     /// Whether all is found and announced, and nothing has failed.
@@ -155,7 +155,7 @@ impl Ledger {
     }
 
     /// The account so far.
-    pub fn sent(&self) -> Sent {
+    pub fn sent(&self) -> TransferStats {
         self.state().sent.clone()
     }
 
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn what_comes_again_over_another_connection_counts_once() {
-        let ledger = Ledger::default();
+        let ledger = SessionStats::default();
         let settled =
             |name: &str, result: Settled| ledger.settled(&path(name), Kind::File, 5, &result);
         let failed = || Settled::Failed(Code::Unreadable.into());
@@ -187,7 +187,7 @@ mod tests {
                 && settled("c", failed())
         );
         let before = ledger.progress();
-        ledger.begin_anew();
+        ledger.start_connection();
         ledger.settled_late(&path("d"), Kind::File, 5, &Settled::Committed);
         for again in ["a", "b", "d"] {
             assert!(!settled(again, Settled::Skipped));
@@ -199,7 +199,7 @@ mod tests {
                 && settled("f", Settled::Skipped)
                 && settled("g", failed())
         );
-        let Sent {
+        let TransferStats {
             files,
             bytes,
             skipped,

@@ -5,12 +5,12 @@
 
 use std::sync::OnceLock;
 
-use crate::error::{Code, Result, Why};
+use crate::error::{Code, Reason, Result};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{MAX_MARKS, Mark, Origin};
 use crate::storage::Store;
 use crate::storage::walk::Tree;
-use crate::transfer::receive::Place;
+use crate::transfer::receive::Placement;
 
 /// Differs from system to system and from boot to boot, and does not leave the machine (random(4)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -44,24 +44,24 @@ pub(crate) fn origin(trees: &[Tree], session: &[u8; 16]) -> Option<Origin> {
 /// destination, which would be removed. Blocks.
 pub(crate) fn check(
     store: &dyn Store,
-    place: &Place,
+    place: &Placement,
     origin: Option<&Origin>,
     session: &[u8; 16],
     mirror: bool,
-) -> Result<(), Why> {
+) -> Result<(), Reason> {
     let Some(origin) = origin else { return Ok(()) };
     let Some(marks) = marks(store, place.directory(), session) else {
         return Ok(());
     };
     let is_there = store.stat(place.directory())?.is_some();
     // What becomes the destination itself may be the same directory: then nothing happens.
-    let own = usize::from(is_there && matches!(place, Place::As(_)));
+    let own = usize::from(is_there && matches!(place, Placement::As(_)));
     if mirror && origin.above.len() >= MAX_MARKS {
         let text = format!(
             "the source lies {MAX_MARKS} directories deep or more, where it cannot be told whether a mirror would remove it; \
              mirror a directory above it"
         );
-        return Err(Why::new(Code::Nested, text));
+        return Err(Reason::new(Code::Nested, text));
     }
     let text = if marks
         .iter()
@@ -79,7 +79,7 @@ pub(crate) fn check(
     } else {
         return Ok(());
     };
-    Err(Why::new(Code::Nested, text))
+    Err(Reason::new(Code::Nested, text))
 }
 
 /// Of a directory, or the nearest above it that is there, and of all above that.

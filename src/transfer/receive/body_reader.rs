@@ -2,19 +2,19 @@
 
 use bytes::{Bytes, BytesMut};
 
-use crate::error::{Code, Why};
+use crate::error::{Code, Reason};
 use crate::protocol::{ENCODING_PIECES, ENCODING_RANGES, Frame, Message, Plan, Range, Trailer};
 
 /// Bytes gathered into one write where they come in order.
-pub(super) const RUN: usize = 256 << 10;
+pub(super) const RUN_SIZE: usize = 256 << 10;
 /// Memory for the first bytes of a run that does not continue another: a lost packet leaves a small gap, and what comes
-/// behind it is no reason to set a whole [`RUN`] aside.
-const FIRST_RUN: usize = 8 << 10;
+/// behind it is no reason to set a whole [`RUN_SIZE`] aside.
+const FIRST_RUN_SIZE: usize = 8 << 10;
 /// Runs that may still be continued: packets of one flight rarely mix more.
-const OPEN_RUNS: usize = 4;
+const OPEN_RUN_LIMIT: usize = 4;
 /// Gaps in what is written, over which the peer is not honest: 16,384 lost packets in one window are no link.
 pub(super) const MAX_GAPS: usize = 16_384;
-/// Memory that runs may take for each byte in them: a packet of 1,200 bytes in a [`FIRST_RUN`] takes seven times its own.
+/// Memory that runs may take for each byte in them: a packet of 1,200 bytes in a [`FIRST_RUN_SIZE`] takes seven times its own.
 const MAX_SLACK: usize = 8;
 
 /// Bytes that follow each other in the file, not yet written.
@@ -30,7 +30,7 @@ impl Run {
 }
 
 /// The receiving end of a body: where the stream's bytes belong in the file.
-pub(super) struct Body {
+pub(super) struct BodyReader {
     /// Offset in the stream, and where in the file it belongs; ascending.
     parts: Vec<(u64, Range)>,
     /// Offset in the stream at which the body begins.
@@ -50,14 +50,14 @@ pub(super) struct Body {
     in_order: Option<u64>,
 }
 
-impl Body {
+impl BodyReader {
     /// A body that begins at an offset of its stream, of a file of a size, if that is known. The plan must lie within it.
     pub(super) fn new(
         plan: &Plan,
         start: u64,
         size: Option<u64>,
         in_order: bool,
-    ) -> Result<Self, Why> {
+    ) -> Result<Self, Reason> {
         let size = match (plan.encoding, size) {
             (ENCODING_RANGES, Some(size)) => size,
             (ENCODING_PIECES, None) if plan.ranges.is_empty() && plan.holes().is_empty() => {
@@ -68,13 +68,13 @@ impl Body {
                 return Ok(Self::of(vec![(start, everything)], start, u64::MAX, true));
             }
             (ENCODING_RANGES | ENCODING_PIECES, _) => {
-                return Err(Why::new(
+                return Err(Reason::new(
                     Code::Protocol,
                     "the encoding is not that of its entry",
                 ));
             }
             (other, _) => {
-                return Err(Why::new(
+                return Err(Reason::new(
                     Code::Unsupported,
                     format!("encoding {other} is not spoken here"),
                 ));
@@ -84,7 +84,7 @@ impl Body {
         let mut parts = Vec::with_capacity(plan.ranges.len());
         for &range in &plan.ranges {
             if range.offset + range.length > size {
-                return Err(Why::new(
+                return Err(Reason::new(
                     Code::Protocol,
                     "the plan reaches beyond the end of the file",
                 ));
@@ -114,7 +114,7 @@ impl Body {
     }
 
     /// Takes a piece of the stream; QUIC never delivers a byte twice. Returns the bytes now pending more than before.
-    pub(super) fn take(&mut self, mut offset: u64, mut piece: Bytes) -> Result<usize, Why> {
+    pub(super) fn take(&mut self, mut offset: u64, mut piece: Bytes) -> Result<usize, Reason> {
         let before = self.pending;
         while !piece.is_empty() && offset < self.end {
             let at = self.parts.partition_point(|&(start, _)| start <= offset) - 1;
@@ -127,7 +127,7 @@ impl Body {
         if !piece.is_empty() {
             self.tail_bytes += piece.len();
             if self.tail_bytes > Trailer::LIMIT {
-                return Err(Why::new(
+                return Err(Reason::new(
                     Code::Protocol,
                     "the stream goes on behind its trailer",
                 ));
@@ -137,13 +137,13 @@ impl Body {
         Ok(self.pending - before)
     }
 
-    fn add(&mut self, offset: u64, data: &[u8]) -> Result<(), Why> {
+    fn add(&mut self, offset: u64, data: &[u8]) -> Result<(), Reason> {
         self.received += data.len() as u64;
         self.pending += data.len();
-        let open = self.runs.iter_mut().rev().take(OPEN_RUNS);
+        let open = self.runs.iter_mut().rev().take(OPEN_RUN_LIMIT);
         if let Some(run) = open
             .into_iter()
-            .find(|run| run.end() == offset && run.data.len() + data.len() <= RUN)
+            .find(|run| run.end() == offset && run.data.len() + data.len() <= RUN_SIZE)
         {
             run.data.extend_from_slice(data);
             self.next = self.next.max(offset + data.len() as u64);
@@ -153,8 +153,12 @@ impl Body {
             return Err(gaps());
         }
         // Room to grow only within measure: what is held against the window are bytes that came, not memory set aside.
-        let roomy = if offset == self.next { RUN } else { FIRST_RUN };
-        let room = MAX_SLACK * self.pending + 2 * RUN;
+        let roomy = if offset == self.next {
+            RUN_SIZE
+        } else {
+            FIRST_RUN_SIZE
+        };
+        let room = MAX_SLACK * self.pending + 2 * RUN_SIZE;
         let capacity = if self.set_aside + roomy <= room {
             roomy.max(data.len())
         } else {
@@ -224,13 +228,13 @@ impl Body {
     }
 
     /// The trailer, once the stream has ended; `None` when it is among the pieces.
-    pub(super) fn trailer(&mut self) -> Result<Option<Trailer>, Why> {
+    pub(super) fn trailer(&mut self) -> Result<Option<Trailer>, Reason> {
         if self.end == u64::MAX {
             return Ok(None);
         }
         let planned: u64 = self.parts.iter().map(|(_, range)| range.length).sum();
         if self.received != planned {
-            return Err(Why::new(
+            return Err(Reason::new(
                 Code::Protocol,
                 format!("the body ended after {} of {planned} bytes", self.received),
             ));
@@ -241,11 +245,11 @@ impl Body {
             .iter()
             .flat_map(|(_, piece)| piece.iter().copied())
             .collect();
-        let bad = |e: crate::protocol::Malformed| Why::new(Code::Protocol, e.to_string());
+        let bad = |e: crate::protocol::Malformed| Reason::new(Code::Protocol, e.to_string());
         let frame = Frame::take(&mut buffer, Trailer::LIMIT).map_err(bad)?;
         match frame {
             Some(frame) if buffer.is_empty() => frame.decode().map(Some).map_err(bad),
-            _ => Err(Why::new(
+            _ => Err(Reason::new(
                 Code::Protocol,
                 "the body is not followed by its trailer alone",
             )),
@@ -253,8 +257,8 @@ impl Body {
     }
 }
 
-pub(super) fn gaps() -> Why {
-    Why::new(Code::Protocol, "more gaps than any link makes")
+pub(super) fn gaps() -> Reason {
+    Reason::new(Code::Protocol, "more gaps than any link makes")
 }
 
 #[cfg(test)]
@@ -276,7 +280,7 @@ mod tests {
 
     #[test]
     fn single_bytes_with_gaps_between_them_take_no_more_memory_than_bytes_of_an_honest_peer() {
-        let mut body = Body::new(&plan(&[(0, 1 << 30)]), 0, Some(1 << 30), false).unwrap();
+        let mut body = BodyReader::new(&plan(&[(0, 1 << 30)]), 0, Some(1 << 30), false).unwrap();
         let mut offset = 0;
         let mut gapped = 0;
         loop {
@@ -295,7 +299,7 @@ mod tests {
             (offset, gapped) = (offset + 1, gapped + 8);
             let memory: usize = body.runs.iter().map(|run| run.data.capacity()).sum();
             assert!(
-                memory <= 8 * body.pending() + 2 * RUN,
+                memory <= 8 * body.pending() + 2 * RUN_SIZE,
                 "{memory} bytes of memory for {}",
                 body.pending()
             );
@@ -304,13 +308,13 @@ mod tests {
 
     #[test]
     fn bytes_behind_the_trailer_and_plans_beyond_the_file_are_refused() {
-        let mut body = Body::new(&plan(&[(0, 10)]), 0, Some(10), false).unwrap();
+        let mut body = BodyReader::new(&plan(&[(0, 10)]), 0, Some(10), false).unwrap();
         assert_eq!(
             body.take(10, vec![0; 300].into()).unwrap_err().code,
             Code::Protocol
         );
-        assert!(Body::new(&plan(&[(5, 10)]), 0, Some(10), false).is_err());
-        let mut short = Body::new(&plan(&[(0, 10)]), 0, Some(10), false).unwrap();
+        assert!(BodyReader::new(&plan(&[(5, 10)]), 0, Some(10), false).is_err());
+        let mut short = BodyReader::new(&plan(&[(0, 10)]), 0, Some(10), false).unwrap();
         short.take(0, vec![0; 9].into()).unwrap();
         assert_eq!(short.trailer().unwrap_err().code, Code::Protocol);
     }
@@ -318,8 +322,8 @@ mod tests {
     #[test]
     fn in_order_nothing_overtakes_what_is_missing() {
         let plan = plan(&[(10, 5), (100, 5)]);
-        let mut body = Body::new(&plan, 7, Some(200), true).unwrap();
-        let drained = |body: &mut Body| {
+        let mut body = BodyReader::new(&plan, 7, Some(200), true).unwrap();
+        let drained = |body: &mut BodyReader| {
             let (runs, bytes) = body.drain();
             assert_eq!(bytes, runs.iter().map(|run| run.data.len()).sum::<usize>());
             runs.iter()
@@ -351,8 +355,12 @@ mod tests {
             encoding: ENCODING_PIECES,
             ..plan(&[])
         };
-        assert!(Body::new(&pieces, 0, None, false).is_ok());
-        let code = |plan: &Plan, size| Body::new(plan, 0, size, false).err().map(|why| why.code);
+        assert!(BodyReader::new(&pieces, 0, None, false).is_ok());
+        let code = |plan: &Plan, size| {
+            BodyReader::new(plan, 0, size, false)
+                .err()
+                .map(|why| why.code)
+        };
         assert_eq!(code(&pieces, Some(10)), Some(Code::Protocol));
         assert_eq!(code(&ranges, None), Some(Code::Protocol));
         assert_eq!(

@@ -15,7 +15,7 @@ const MAX_ASPECTS: usize = 10;
 /// Something of a file besides its content that a filesystem may not be able to keep, or not permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
-pub enum Aspect {
+pub enum Attribute {
     /// Permission bits.
     Mode = 0,
     /// The time of last modification.
@@ -28,7 +28,7 @@ pub enum Aspect {
     HardLink = 4,
 }
 
-impl Aspect {
+impl Attribute {
     /// How one is called, and how several are.
     fn names(number: u32) -> (&'static str, &'static str) {
         match number {
@@ -50,8 +50,8 @@ impl Aspect {
 /// Its `Display` is a sentence, and safe to print.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
-pub struct Unkept {
-    /// The number of an [`Aspect`], or of one that only a newer peer knows.
+pub struct MetadataWarning {
+    /// The number of an [`Attribute`], or of one that only a newer peer knows.
     #[n(0)]
     pub aspect: u32,
     /// How many.
@@ -62,9 +62,9 @@ pub struct Unkept {
     pub first: PeerText,
 }
 
-impl Unkept {
+impl MetadataWarning {
     /// Counts one more thing; `first` says which file and why, and is asked only if it is the first of its kind.
-    pub fn count_one(all: &mut Vec<Self>, aspect: Aspect, first: impl FnOnce() -> String) {
+    pub fn count_one(all: &mut Vec<Self>, aspect: Attribute, first: impl FnOnce() -> String) {
         let number = aspect as u32;
         match all.iter_mut().find(|unkept| unkept.aspect == number) {
             Some(unkept) => unkept.count += 1,
@@ -95,7 +95,7 @@ impl Unkept {
 
     /// What the things are called.
     pub fn name(&self) -> &'static str {
-        Aspect::names(self.aspect).1
+        Attribute::names(self.aspect).1
     }
 
     pub(super) fn validate(all: &[Self]) -> Result<(), String> {
@@ -105,9 +105,9 @@ impl Unkept {
     }
 }
 
-impl fmt::Display for Unkept {
+impl fmt::Display for MetadataWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (one, several) = Aspect::names(self.aspect);
+        let (one, several) = Attribute::names(self.aspect);
         let name = if self.count == 1 { one } else { several };
         write!(
             f,
@@ -125,9 +125,11 @@ mod tests {
     fn each_kind_is_said_once_with_the_first_of_it() {
         let mut all = Vec::new();
         for name in ["a\n", "b", "c"] {
-            Unkept::count_one(&mut all, Aspect::Xattr, || format!("{name}: not supported"));
+            MetadataWarning::count_one(&mut all, Attribute::Xattr, || {
+                format!("{name}: not supported")
+            });
         }
-        Unkept::count_one(&mut all, Aspect::HardLink, || "ä".repeat(200));
+        MetadataWarning::count_one(&mut all, Attribute::HardLink, || "ä".repeat(200));
         assert_eq!(all.len(), 2);
         assert_eq!(
             all[0].to_string(),
@@ -135,11 +137,11 @@ mod tests {
         );
         assert_eq!((all[1].count, all[1].first.len()), (1, MAX_FIRST));
         let both = all.clone();
-        Unkept::join(&mut all, &both);
+        MetadataWarning::join(&mut all, &both);
         assert_eq!((all[0].count, all[1].count), (6, 2));
-        assert!(Unkept::validate(&all).is_ok());
+        assert!(MetadataWarning::validate(&all).is_ok());
         assert!(
-            Unkept {
+            MetadataWarning {
                 aspect: 77,
                 ..all[0].clone()
             }

@@ -3,29 +3,29 @@
 use std::sync::atomic::Ordering;
 
 use super::compare::Compare;
-use super::disk::create;
 use super::durable::Settling;
-use super::{Asked, Place, Receiver, Wanted};
-use crate::error::{Code, Result, Why};
+use super::file_writer::create;
+use super::{Placement, Receiver, RequestedNames, WantedFile};
+use crate::error::{Code, Reason, Result};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Durability, Entry, Existing, Kind};
-use crate::storage::fault::{check_target, refusal};
+use crate::storage::io_errors::{check_target, refusal};
 use crate::storage::walk::Verdict;
-use crate::storage::{Attributes, Claim, Metadata};
+use crate::storage::{Attributes, Metadata, PartialKey};
 use crate::transfer::events::Settled;
 
-pub(super) enum Judged {
+pub(super) enum Decision {
     Skip,
     /// It was there, and its metadata was set.
     Changed,
     Done,
     /// Also what is compared first.
-    Want(Box<Wanted>),
+    Want(Box<WantedFile>),
 }
 
 impl Receiver {
     /// Answers what the manifest settles, and returns the files that are wanted. Blocks.
-    pub(super) fn judge(&self, batch: Vec<Entry>) -> Vec<Wanted> {
+    pub(super) fn judge(&self, batch: Vec<Entry>) -> Vec<WantedFile> {
         let mut wanted = Vec::new();
         let mut settling = Vec::new();
         for entry in batch {
@@ -43,23 +43,23 @@ impl Receiver {
                 size,
                 made,
             };
-            let refused = match self.judge_one(entry) {
-                Ok(Judged::Want(file)) => match self.check_wanted(&file) {
+            let refused = match self.decide_one(entry) {
+                Ok(Decision::Want(file)) => match self.check_wanted(&file) {
                     Ok(()) => {
                         wanted.push(*file);
                         continue;
                     }
                     Err(why) => why,
                 },
-                Ok(Judged::Skip) => {
+                Ok(Decision::Skip) => {
                     self.tell(settled(name, false));
                     continue;
                 }
-                Ok(Judged::Changed) => {
+                Ok(Decision::Changed) => {
                     settling.push(settled(name, false));
                     continue;
                 }
-                Ok(Judged::Done) => {
+                Ok(Decision::Done) => {
                     settling.push(settled(name, true));
                     continue;
                 }
@@ -75,15 +75,15 @@ impl Receiver {
         wanted
     }
 
-    pub(super) fn refused(&self, id: u64, why: Why) -> Settled {
+    pub(super) fn refused(&self, id: u64, why: Reason) -> Settled {
         self.failed.fetch_add(1, Ordering::Relaxed);
         self.answer(Verdict::Refuse(id, why.clone()));
         Settled::Failed(why)
     }
 
-    fn judge_one(&self, entry: Entry) -> Result<Judged, Why> {
+    fn decide_one(&self, entry: Entry) -> Result<Decision, Reason> {
         let name = self.session.asked.check(&entry)?;
-        self.check_most(&entry)?;
+        self.check_quota(&entry)?;
         let path = self.session.place.of(&name)?;
         let folding = self.check_case(&path)?;
         let there = match self.session.store.stat(&path) {
@@ -105,7 +105,7 @@ impl Receiver {
             let has_time = |modified| same_size && self.has_time(modified, there, &path);
             entry.modified.is_none_or(has_time)
         });
-        let case = Case {
+        let candidate = Candidate {
             attributes,
             there,
             same_time,
@@ -115,169 +115,175 @@ impl Receiver {
         };
         let take = self.session.take;
         if take.delete.is_some() {
-            self.announced.insert(&case.path);
+            self.announced.insert(&candidate.path);
         }
-        if case.entry.kind != Kind::Directory
+        if candidate.entry.kind != Kind::Directory
             && take.existing == Existing::Skip
-            && case.there.is_some()
+            && candidate.there.is_some()
         {
-            if take.delete.is_some() && case.is(Kind::Directory) {
+            if take.delete.is_some() && candidate.is(Kind::Directory) {
                 // A mirror would take what is in it for left over.
-                return Err(refusal(Code::IsDirectory, &case.path));
+                return Err(refusal(Code::IsDirectory, &candidate.path));
             }
             // What is left may be another file than the source: further names must not be linked to it.
-            if case.has_same_size_and_time() && !take.checksum {
-                self.stands(case.entry.id, case.entry.hard_link, &case.path);
+            if candidate.has_same_size_and_time() && !take.checksum {
+                self.stands(
+                    candidate.entry.id,
+                    candidate.entry.hard_link,
+                    &candidate.path,
+                );
             } else {
-                self.is_left(case.entry.id, case.entry.hard_link);
+                self.is_left(candidate.entry.id, candidate.entry.hard_link);
             }
-            return Ok(Judged::Skip);
+            return Ok(Decision::Skip);
         }
-        match case.entry.kind {
-            Kind::Directory => self.judge_directory(&case),
-            Kind::Symlink => self.judge_symlink(&case),
-            Kind::File => self.judge_file(case),
+        match candidate.entry.kind {
+            Kind::Directory => self.decide_directory(&candidate),
+            Kind::Symlink => self.decide_symlink(&candidate),
+            Kind::File => self.decide_file(candidate),
         }
     }
 
-    fn judge_directory(&self, case: &Case) -> Result<Judged, Why> {
-        let Case {
+    fn decide_directory(&self, candidate: &Candidate) -> Result<Decision, Reason> {
+        let Candidate {
             path, attributes, ..
-        } = case;
+        } = candidate;
         let (store, dry_run) = (&*self.session.store, self.session.take.dry_run);
-        if case.is(Kind::Directory) {
+        if candidate.is(Kind::Directory) {
             // The served directory itself belongs to whoever serves it.
-            if path.is_root() || case.same_time && self.stands_so(case) {
-                return Ok(Judged::Skip);
+            if path.is_root() || candidate.same_time && self.has_wanted_attributes(candidate) {
+                return Ok(Decision::Skip);
             }
-        } else if case.there.is_some() && !self.replaces() {
+        } else if candidate.there.is_some() && !self.replaces() {
             return Err(refusal(Code::NotDirectory, path));
         }
         if !dry_run {
             self.make_room(path, Kind::Directory)?;
             store.make_directory(path)?;
-            if case.there.is_none() {
+            if candidate.there.is_none() {
                 self.made_directory(path);
             }
             self.unkept
                 .count(path, store.set_attributes(path, attributes)?);
         }
-        Ok(Judged::Done)
+        Ok(Decision::Done)
     }
 
-    fn judge_symlink(&self, case: &Case) -> Result<Judged, Why> {
-        let Case {
+    fn decide_symlink(&self, candidate: &Candidate) -> Result<Decision, Reason> {
+        let Candidate {
             path, attributes, ..
-        } = case;
+        } = candidate;
         let store = &*self.session.store;
-        let target = case.entry.target.as_deref().unwrap_or_default();
-        let same =
-            case.is(Kind::Symlink) && case.same_time && self.may_stay() && self.stands_so(case);
+        let target = candidate.entry.target.as_deref().unwrap_or_default();
+        let same = candidate.is(Kind::Symlink)
+            && candidate.same_time
+            && self.may_skip()
+            && self.has_wanted_attributes(candidate);
         if same && store.read_link(path)? == target {
-            return Ok(Judged::Skip);
+            return Ok(Decision::Skip);
         }
-        if case.is(Kind::Directory) && !self.replaces() {
+        if candidate.is(Kind::Directory) && !self.replaces() {
             return Err(refusal(Code::IsDirectory, path));
         }
-        if self.guards(case) {
+        if self.guards(candidate) {
             return Err(refusal(Code::Exists, path));
         }
         if !self.session.take.dry_run {
             // What it replaces is not to be lost to one that cannot be made.
             check_target(path, target)?;
-            self.make_room(path, case.entry.kind)?;
+            self.make_room(path, candidate.entry.kind)?;
             self.unkept
                 .count(path, store.make_symlink(path, target, attributes)?);
         }
-        Ok(Judged::Done)
+        Ok(Decision::Done)
     }
 
-    fn judge_file(&self, case: Case) -> Result<Judged, Why> {
+    fn decide_file(&self, candidate: Candidate) -> Result<Decision, Reason> {
         let (store, take, stays, guarded) = (
             &*self.session.store,
             self.session.take,
-            self.may_stay(),
-            self.guards(&case),
+            self.may_skip(),
+            self.guards(&candidate),
         );
-        let Case { entry, path, .. } = &case;
-        let (size, there) = (entry.size, case.there.as_ref());
+        let Candidate { entry, path, .. } = &candidate;
+        let (size, there) = (entry.size, candidate.there.as_ref());
         // A pull has asked for its name, and a file of unknown size has its own.
         let named_here =
-            matches!(self.session.asked, Asked::Only { .. }) || entry.modified.is_some();
-        if size.is_none() && !named_here && matches!(self.session.place, Place::Into(_)) {
+            matches!(self.session.asked, RequestedNames::Only { .. }) || entry.modified.is_some();
+        if size.is_none() && !named_here && matches!(self.session.place, Placement::Into(_)) {
             let text = format!(
                 "{path}: what comes out of a pipe needs a full name, and a directory stands there"
             );
-            return Err(Why::new(Code::IsDirectory, text));
+            return Err(Reason::new(Code::IsDirectory, text));
         }
         if take.dry_run && !guarded && entry.hard_link.is_some_and(|first| first != entry.id) {
             return Ok(if stays && there.is_some_and(|m| m.links > 1) {
-                Judged::Skip
+                Decision::Skip
             } else {
-                Judged::Done
+                Decision::Done
             });
         }
-        if !guarded && let Some(judged) = self.judge_name(entry, path, there)? {
-            return Ok(judged);
+        if !guarded && let Some(decided) = self.decide_hard_link(entry, path, there)? {
+            return Ok(decided);
         }
         match there.map(|m| m.kind) {
             _ if self.replaces() => {}
             Some(Some(Kind::Directory)) => return Err(refusal(Code::IsDirectory, path)),
             Some(None) => {
                 let text = format!("{path} is a FIFO, socket or device there; remove it first");
-                return Err(Why::new(Code::Special, text));
+                return Err(Reason::new(Code::Special, text));
             }
             _ => {}
         }
-        let same_size = case.is(Kind::File) && there.is_some_and(|m| Some(m.size) == size);
+        let same_size = candidate.is(Kind::File) && there.is_some_and(|m| Some(m.size) == size);
         let may_be_same = stays && same_size;
-        if stays && !take.checksum && case.has_same_size_and_time() {
-            let changes = !take.dry_run && !self.stands_so(&case);
+        if stays && !take.checksum && candidate.has_same_size_and_time() {
+            let changes = !take.dry_run && !self.has_wanted_attributes(&candidate);
             if changes {
                 self.unkept
-                    .count(path, store.set_attributes(path, &case.attributes)?);
+                    .count(path, store.set_attributes(path, &candidate.attributes)?);
             }
             self.stands(entry.id, entry.hard_link, path);
             return Ok(if changes {
-                Judged::Changed
+                Decision::Changed
             } else {
-                Judged::Skip
+                Decision::Skip
             });
         }
         let compare = entry.digest.filter(|_| take.checksum && may_be_same);
         let compare = compare.map(|digest| Compare {
             digest,
-            same_attributes: case.same_time && self.stands_so(&case),
+            same_attributes: candidate.same_time && self.has_wanted_attributes(&candidate),
         });
         if compare.is_none() && guarded {
             return Err(refusal(Code::Exists, path));
         }
         if compare.is_none() && take.dry_run {
-            return Ok(Judged::Done);
+            return Ok(Decision::Done);
         }
-        let known = size.unwrap_or(Claim::UNKNOWN_SIZE);
-        let claim = Claim {
+        let known = size.unwrap_or(PartialKey::UNKNOWN_SIZE);
+        let claim = PartialKey {
             owner: self.session.owner,
             size: known,
             modified: entry.modified,
         };
         if size == Some(0) && compare.is_none() {
-            self.make_way_above(path)?;
+            self.clear_path_above(path)?;
             let upload = create(store, path, &claim)?;
-            self.make_room(path, case.entry.kind)?;
-            let lapses = upload.commit(&case.attributes, Durability::Visible)?;
+            self.make_room(path, candidate.entry.kind)?;
+            let lapses = upload.commit(&candidate.attributes, Durability::Visible)?;
             self.unkept.count(path, lapses);
             self.stands(entry.id, entry.hard_link, path);
-            return Ok(Judged::Done);
+            return Ok(Decision::Done);
         }
         let (id, hard_link, digest) = (entry.id, entry.hard_link, entry.digest);
-        let Case {
+        let Candidate {
             name,
             path,
             attributes,
             ..
-        } = case;
-        let wanted = Wanted {
+        } = candidate;
+        let wanted = WantedFile {
             id,
             name,
             path,
@@ -288,17 +294,17 @@ impl Receiver {
             digest,
             compare,
         };
-        Ok(Judged::Want(Box::new(wanted)))
+        Ok(Decision::Want(Box::new(wanted)))
     }
 
     /// Whether what is the same may stay.
-    fn may_stay(&self) -> bool {
+    fn may_skip(&self) -> bool {
         self.session.take.existing != Existing::Overwrite
     }
 
     /// Whether what is there and differs must stay.
-    fn guards(&self, case: &Case) -> bool {
-        self.session.take.existing == Existing::Fail && case.there.is_some()
+    fn guards(&self, candidate: &Candidate) -> bool {
+        self.session.take.existing == Existing::Fail && candidate.there.is_some()
     }
 
     /// Whether a thing of another kind goes, with all that is in it: only a mirror does that.
@@ -307,15 +313,15 @@ impl Receiver {
         take.delete.is_some() && matches!(take.existing, Existing::Update | Existing::Overwrite)
     }
 
-    fn stands_so(&self, case: &Case) -> bool {
-        case.there
-            .as_ref()
-            .is_some_and(|there| self.has_attributes(&case.attributes, &case.path, there))
+    fn has_wanted_attributes(&self, candidate: &Candidate) -> bool {
+        candidate.there.as_ref().is_some_and(|there| {
+            self.attributes_match(&candidate.attributes, &candidate.path, there)
+        })
     }
 }
 
 /// An entry, and what stands where it is to come.
-struct Case {
+struct Candidate {
     entry: Entry,
     /// As the sender named it.
     name: RelativePath,
@@ -325,7 +331,7 @@ struct Case {
     same_time: bool,
 }
 
-impl Case {
+impl Candidate {
     /// Whether what stands there is one.
     fn is(&self, kind: Kind) -> bool {
         self.there

@@ -8,7 +8,7 @@ use minicbor::{Decode, Encode};
 /// How entries are taken. What is left out on the wire is what is usual.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
-pub struct Take {
+pub struct ReceiveOptions {
     /// What becomes of what stands there already.
     #[cbor(n(0), default)]
     pub existing: Existing,

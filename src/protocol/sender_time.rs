@@ -5,7 +5,7 @@ use minicbor::{Decode, Encode};
 /// Where a sender's time went, in milliseconds, and what its path was like. What is not known is 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
-pub struct Spent {
+pub struct SenderTime {
     /// Waiting for files to be read and hashed.
     #[n(0)]
     pub reading: u64,

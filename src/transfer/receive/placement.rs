@@ -2,16 +2,16 @@
 
 use std::collections::HashSet;
 
-use crate::error::{Code, Result, Why};
+use crate::error::{Code, Reason, Result};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Entry, Kind};
 use crate::storage::Store;
-use crate::storage::fault::refusal;
 use crate::storage::filter::{BadRules, Patterns, is_pattern};
+use crate::storage::io_errors::refusal;
 
 /// Where the sources of a session come to stand.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum Placement {
     /// Each source goes into this directory, under its own name.
     Into(RelativePath),
     /// The only source becomes exactly this.
@@ -31,7 +31,7 @@ pub struct Sources {
     pub mirror: bool,
 }
 
-impl Place {
+impl Placement {
     /// Settles where sources come to stand, once for the session, such that a rerun is the same command: a directory
     /// becomes exactly what was named, unless that is the root of the store, ends in `/`, or there are several sources; a
     /// file goes into a directory that is there. Blocks.
@@ -39,7 +39,7 @@ impl Place {
         store: &dyn Store,
         destination: RelativePath,
         sources: Sources,
-    ) -> Result<Self, Why> {
+    ) -> Result<Self, Reason> {
         if destination.is_root() && sources.mirror {
             return Ok(Self::As(destination));
         }
@@ -69,11 +69,13 @@ impl Place {
     }
 
     /// Where an entry of this name comes to stand.
-    pub fn of(&self, path: &RelativePath) -> Result<RelativePath, Why> {
+    pub fn of(&self, path: &RelativePath) -> Result<RelativePath, Reason> {
         match self {
             Self::Into(directory) => Ok(directory.join_path(path)?),
             Self::As(place) => {
-                let (_, below) = path.split_first().ok_or_else(|| Why::from(Code::BadName))?;
+                let (_, below) = path
+                    .split_first()
+                    .ok_or_else(|| Reason::from(Code::BadName))?;
                 Ok(place.join_path(&below)?)
             }
         }
@@ -82,7 +84,7 @@ impl Place {
 
 /// The sources that a receiver takes, by their names: the first component of each entry.
 #[derive(Debug, Clone)]
-pub enum Asked {
+pub enum RequestedNames {
     /// Of any name: whoever sends names them.
     Any,
     /// Only those that were asked for: a server could send anything under any name, such as a .profile.
@@ -94,7 +96,7 @@ pub enum Asked {
     },
 }
 
-impl Asked {
+impl RequestedNames {
     /// What a pull asks for. All of the served directory is of any name.
     ///
     /// # Errors
@@ -128,7 +130,7 @@ impl Asked {
     }
 
     /// The path of an entry, if that was asked for.
-    pub fn check(&self, entry: &Entry) -> Result<RelativePath, Why> {
+    pub fn check(&self, entry: &Entry) -> Result<RelativePath, Reason> {
         let path = RelativePath::from_components(&entry.path.0)?;
         match (self, path.split_first()) {
             (Self::Any, _) => Ok(path),
@@ -137,7 +139,7 @@ impl Asked {
             {
                 Ok(path)
             }
-            _ => Err(Why::new(
+            _ => Err(Reason::new(
                 Code::NotWanted,
                 format!("{path} was not asked for"),
             )),
@@ -149,15 +151,20 @@ impl Asked {
 mod tests {
     use super::*;
     use crate::protocol::Durability;
-    use crate::storage::{Claim, MemoryStore};
+    use crate::storage::{MemoryStore, PartialKey};
 
-    fn place(destination: &str, into: bool, several: bool, directory: bool) -> Result<Place, Code> {
+    fn place(
+        destination: &str,
+        into: bool,
+        several: bool,
+        directory: bool,
+    ) -> Result<Placement, Code> {
         let store = MemoryStore::new();
         let path = |name: &str| {
             RelativePath::from_components(name.split('/').filter(|c| !c.is_empty())).unwrap()
         };
         store.make_directory(&path("dir")).unwrap();
-        let claim = Claim {
+        let claim = PartialKey {
             owner: [0; 32],
             size: 0,
             modified: None,
@@ -173,15 +180,15 @@ mod tests {
             directory,
             mirror: false,
         };
-        Place::settle(&store, path(destination), sources).map_err(|why| why.code)
+        Placement::settle(&store, path(destination), sources).map_err(|why| why.code)
     }
 
     #[test]
     fn placement_is_such_that_a_rerun_is_the_same_command() {
         let path = |name: &str| RelativePath::from_components([name]).unwrap();
         let (as_, into) = (
-            |name| Ok(Place::As(path(name))),
-            |name| Ok(Place::Into(path(name))),
+            |name| Ok(Placement::As(path(name))),
+            |name| Ok(Placement::Into(path(name))),
         );
         // A directory becomes exactly what was named, there or not.
         assert_eq!(place("new", false, false, true), as_("new"));
@@ -190,7 +197,7 @@ mod tests {
         assert_eq!(place("new", false, true, false), into("new"));
         assert_eq!(
             place("", false, false, true),
-            Ok(Place::Into(RelativePath::root()))
+            Ok(Placement::Into(RelativePath::root()))
         );
         // A file goes into a directory that is there, else becomes what was named.
         assert_eq!(place("new", false, false, false), as_("new"));

@@ -10,12 +10,12 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::lock;
-use crate::error::{Code, Result, Why};
-use crate::net::flow_control::Window;
+use crate::error::{Code, Reason, Result};
+use crate::net::flow_control::FlowControl;
 use crate::net::stream::varint_of;
 use crate::protocol::Durability;
 use crate::protocol::path::RelativePath;
-use crate::storage::Claim;
+use crate::storage::PartialKey;
 
 /// What is being received, by key and path (or session id).
 ///
@@ -24,14 +24,14 @@ use crate::storage::Claim;
 /// A connection that does not answer is closed then, so that its client comes back and takes its turn. Two keys do not
 /// disturb each other: the last commit wins whole.
 #[derive(Debug)]
-pub struct Claims<K: Eq + Hash + Clone = RelativePath> {
+pub struct FileLocks<K: Eq + Hash + Clone = RelativePath> {
     holders: Mutex<HashMap<Key<K>, Arc<Holder>>>,
     ages: AtomicU64,
 }
 
 type Key<K> = ([u8; 32], K);
 
-impl<K: Eq + Hash + Clone> Default for Claims<K> {
+impl<K: Eq + Hash + Clone> Default for FileLocks<K> {
     fn default() -> Self {
         Self {
             holders: Mutex::default(),
@@ -45,10 +45,10 @@ impl<K: Eq + Hash + Clone> Default for Claims<K> {
 pub(crate) struct Claimant {
     /// The id of the session, the same over all its connections.
     pub(crate) session: [u8; 16],
-    /// See [`Claims::age`].
+    /// See [`FileLocks::age`].
     pub(crate) age: u64,
     /// The connection that it runs over; `None` where no other session ever waits for it.
-    pub(crate) window: Option<Arc<Window>>,
+    pub(crate) window: Option<Arc<FlowControl>>,
     /// How long a session may bring nothing while this one waits for it.
     pub(crate) stall: Duration,
 }
@@ -66,7 +66,7 @@ impl fmt::Debug for Claimant {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CommittedSource {
     /// Size and time as announced: two sessions that send the same file announce the same.
-    pub(crate) claim: Claim,
+    pub(crate) claim: PartialKey,
     /// The digest that was announced, if any.
     pub(crate) digest: Option<[u8; 32]>,
     pub(crate) durability: Durability,
@@ -119,7 +119,7 @@ impl Holder {
 
 /// What taking something comes to.
 enum Taken<K: Eq + Hash + Clone + Send + 'static> {
-    Free(Claimed<K>),
+    Free(FileLock<K>),
     /// An older connection of the same session lets go first.
     Superseding(Waiting<K>),
     /// Another session has it.
@@ -127,15 +127,15 @@ enum Taken<K: Eq + Hash + Clone + Send + 'static> {
 }
 
 /// The right to receive something; given up when dropped, so it must outlive all disk work on it.
-pub(crate) struct Claimed<K: Eq + Hash + Clone = RelativePath> {
-    claims: Arc<Claims<K>>,
+pub(crate) struct FileLock<K: Eq + Hash + Clone = RelativePath> {
+    claims: Arc<FileLocks<K>>,
     key: Key<K>,
     holder: Arc<Holder>,
     /// What the session committed that had it before, if this one waited for that.
     found: Option<CommittedSource>,
 }
 
-impl<K: Eq + Hash + Clone + Send + 'static> Claims<K> {
+impl<K: Eq + Hash + Clone + Send + 'static> FileLocks<K> {
     /// The age of a session that begins now: the newer, the higher.
     pub(crate) fn age(&self) -> u64 {
         self.ages.fetch_add(1, Ordering::Relaxed)
@@ -150,7 +150,7 @@ impl<K: Eq + Hash + Clone + Send + 'static> Claims<K> {
         owner: [u8; 32],
         what: &K,
         claimant: &Claimant,
-    ) -> Result<Claimed<K>, Why> {
+    ) -> Result<FileLock<K>, Reason> {
         let mut found = None;
         let mut claimed = loop {
             match self.try_take((owner, what.clone()), claimant)? {
@@ -169,7 +169,7 @@ impl<K: Eq + Hash + Clone + Send + 'static> Claims<K> {
         Ok(claimed)
     }
 
-    fn try_take(self: &Arc<Self>, key: Key<K>, claimant: &Claimant) -> Result<Taken<K>, Why> {
+    fn try_take(self: &Arc<Self>, key: Key<K>, claimant: &Claimant) -> Result<Taken<K>, Reason> {
         let mut holders = lock(&self.holders);
         let before = holders.get(&key).cloned();
         match &before {
@@ -189,7 +189,7 @@ impl<K: Eq + Hash + Clone + Send + 'static> Claims<K> {
             committed: OnceLock::new(),
         });
         holders.insert(key.clone(), holder.clone());
-        let claimed = Claimed {
+        let claimed = FileLock {
             claims: self.clone(),
             key,
             holder,
@@ -211,7 +211,7 @@ impl<K: Eq + Hash + Clone + Send + 'static> Claims<K> {
 /// A claim whose holder before has not let go yet, such as one whose disk stands still. Dropped meanwhile, it stays in its
 /// place until then: the next one finds only this, and would write beside a holder that it knows nothing of.
 struct Waiting<K: Eq + Hash + Clone + Send + 'static> {
-    claimed: Option<Claimed<K>>,
+    claimed: Option<FileLock<K>>,
     before: Arc<Holder>,
 }
 
@@ -230,7 +230,7 @@ impl<K: Eq + Hash + Clone + Send + 'static> Drop for Waiting<K> {
     }
 }
 
-impl<K: Eq + Hash + Clone> Claimed<K> {
+impl<K: Eq + Hash + Clone> FileLock<K> {
     /// Notes that the peer is asked to send.
     pub(crate) fn asked(&self) {
         self.holder.asked.cancel();
@@ -255,8 +255,8 @@ impl<K: Eq + Hash + Clone> Claimed<K> {
     /// Waits for something, but not beyond the time that a newer connection of the session takes over.
     pub(crate) async fn or_superseded<T>(
         &self,
-        wait: impl Future<Output = Result<T, Why>>,
-    ) -> Result<T, Why> {
+        wait: impl Future<Output = Result<T, Reason>>,
+    ) -> Result<T, Reason> {
         tokio::select! {
             biased;
             () = self.superseded() => Err(Code::Superseded.into()),
@@ -265,7 +265,7 @@ impl<K: Eq + Hash + Clone> Claimed<K> {
     }
 }
 
-impl<K: Eq + Hash + Clone> Drop for Claimed<K> {
+impl<K: Eq + Hash + Clone> Drop for FileLock<K> {
     fn drop(&mut self) {
         let mut holders = lock(&self.claims.holders);
         if holders
@@ -285,7 +285,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_newer_connection_takes_over_once_the_older_has_let_go() {
-        let claims = Arc::new(Claims::default());
+        let claims = Arc::new(FileLocks::default());
         let path = RelativePath::from_components(["a"]).unwrap();
         let (older, later) = (claimant(&claims, 7), claimant(&claims, 7));
         let old = claims.take([1; 32], &path, &older).await.unwrap();
@@ -314,7 +314,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_is_cut_off_while_it_waits_lets_no_other_past_the_writer() {
-        let claims = Arc::new(Claims::default());
+        let claims = Arc::new(FileLocks::default());
         let path = RelativePath::from_components(["a"]).unwrap();
         let of_session = [(); 3].map(|()| claimant(&claims, 7));
         let writing = claims.take([1; 32], &path, &of_session[0]).await.unwrap();
@@ -336,11 +336,11 @@ mod tests {
 
     #[tokio::test]
     async fn another_session_waits_and_finds_what_was_committed() {
-        let claims = Arc::new(Claims::default());
+        let claims = Arc::new(FileLocks::default());
         let path = RelativePath::from_components(["a"]).unwrap();
         let (first, newer) = (claimant(&claims, 1), claimant(&claims, 2));
         let source = CommittedSource {
-            claim: Claim {
+            claim: PartialKey {
                 owner: [1; 32],
                 size: 5,
                 modified: None,
@@ -365,7 +365,7 @@ mod tests {
     }
 
     /// A newer connection of a session.
-    fn claimant(claims: &Arc<Claims>, session: u8) -> Claimant {
+    fn claimant(claims: &Arc<FileLocks>, session: u8) -> Claimant {
         Claimant {
             session: [session; 16],
             age: claims.age(),

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::body::{BLOCK, FileReader};
+use super::file_reader::{BLOCK, FileReader};
 use super::{Run, blocking};
-use crate::error::{Code, Result, Why};
+use crate::error::{Code, Reason, Result};
 use crate::net::stream::{Direction, MessageReader, MessageWriter, StreamError, silence};
 use crate::protocol::{
     Committed, Failed, Frame, Held, Message, StreamType, Trailer, Withdraw, Working, put_varint,
@@ -18,7 +18,7 @@ use crate::protocol::{
 use crate::storage::digest_index::LARGE_FILE;
 use crate::storage::walk::Announce;
 use crate::transfer::events::Event;
-use crate::transfer::sampler::Station;
+use crate::transfer::sampler::Stage;
 
 /// Files up to this size are read whole before their stream is opened, in bytes.
 const SMALL_BODY: u64 = BLOCK as u64;
@@ -76,7 +76,7 @@ impl Run {
     }
 
     /// Tells the receiver that a wanted file cannot be sent after all, so that it does not wait for it.
-    pub(super) async fn withdraw<T>(&self, id: u64, read: Result<T, Why>) -> Result<T, Why> {
+    pub(super) async fn withdraw<T>(&self, id: u64, read: Result<T, Reason>) -> Result<T, Reason> {
         if let Err(why) = &read {
             let (mut stream, mut receipt) = self.open_transfer().await?;
             let mut head = self.header();
@@ -102,11 +102,11 @@ impl Run {
         });
     }
 
-    async fn transfer_small(&self, id: u64, announce: &Announce) -> Result<(), Why> {
+    async fn transfer_small(&self, id: u64, announce: &Announce) -> Result<(), Reason> {
         let size = announce.metadata.size;
         let kib = size.div_ceil(1024) as u32;
         let _memory = self.shared.memory.acquire_many(kib.max(1)).await;
-        let reading = self.sending.meter.at(Station::Reading);
+        let reading = self.sending.meter.at(Stage::Reading);
         let open = self.shared.files.clone().acquire_owned().await;
         let mut reader = FileReader::open(announce, Vec::new(), self.shared.may_grow);
         let plan = reader.plan(id);
@@ -144,10 +144,10 @@ impl Run {
         id: u64,
         announce: &Announce,
         held: Vec<Held>,
-    ) -> Result<(), Why> {
+    ) -> Result<(), Reason> {
         let size = announce.metadata.size;
         let _open = self.shared.files.acquire().await;
-        let reading = self.sending.meter.at(Station::Reading);
+        let reading = self.sending.meter.at(Stage::Reading);
         let reader = FileReader::open(announce, held, self.shared.may_grow);
         let mut reader = self
             .withdraw(id, blocking(move || reader.compare()).await)
@@ -175,7 +175,7 @@ impl Run {
         }
         let digest = loop {
             // The next block is read while this one is written.
-            let reading = self.sending.meter.at(Station::Reading);
+            let reading = self.sending.meter.at(Stage::Reading);
             let (block, next) = match read_block(reader).await {
                 Ok(read) => read,
                 Err(why) => return self.give_up(id, stream, why).await,
@@ -226,13 +226,13 @@ impl Run {
         &self,
         id: u64,
         stream: MessageWriter,
-        why: Why,
-    ) -> Result<(), Why> {
+        why: Reason,
+    ) -> Result<(), Reason> {
         stream.reset(why.code);
         self.withdraw(id, Err(why)).await
     }
 
-    pub(super) async fn open_transfer(&self) -> Result<(MessageWriter, Receipt), Why> {
+    pub(super) async fn open_transfer(&self) -> Result<(MessageWriter, Receipt), Reason> {
         let (send, receive) = self
             .sending
             .connection
@@ -276,16 +276,19 @@ impl Run {
     ) -> Result<(), StreamError> {
         let (limits, meter) = (&self.sending.limits, &self.sending.meter);
         if limits.rate().is_none() {
-            let _writing = meter.at(Station::Writing);
-            return self.unless_silent(stream.write_all_chunks(chunks)).await?;
+            let _writing = meter.at(Stage::Writing);
+            return self
+                .or_timeout_on_silence(stream.write_all_chunks(chunks))
+                .await?;
         }
         for chunk in chunks {
             for part in parts(std::mem::take(chunk), limits.block()) {
-                let limited = meter.at(Station::Limited);
+                let limited = meter.at(Stage::Limited);
                 limits.take(part.len()).await;
                 drop(limited);
-                let _writing = meter.at(Station::Writing);
-                self.unless_silent(stream.write_bytes(part)).await??;
+                let _writing = meter.at(Stage::Writing);
+                self.or_timeout_on_silence(stream.write_bytes(part))
+                    .await??;
             }
         }
         Ok(())
@@ -293,7 +296,10 @@ impl Run {
 
     /// Waits for something of the receiver, unless nothing goes out until the deadline and it does not say of any file that
     /// it is at work. A disk that stands still takes the credit of all, also of those of which it has not heard yet.
-    async fn unless_silent<T>(&self, wait: impl Future<Output = T>) -> Result<T, StreamError> {
+    async fn or_timeout_on_silence<T>(
+        &self,
+        wait: impl Future<Output = T>,
+    ) -> Result<T, StreamError> {
         let silence = async {
             loop {
                 let before = self.working.load(Relaxed);
@@ -320,11 +326,11 @@ impl Run {
         &self,
         error: StreamError,
         receipt: &mut Receipt,
-    ) -> Result<(), Why> {
+    ) -> Result<(), Reason> {
         match error {
             StreamError::Stopped(code) => match self.read_receipt(receipt).await {
                 Ok(Err(why)) => Err(why),
-                Ok(Ok(_)) | Err(_) => Err(Why::from(code)),
+                Ok(Ok(_)) | Err(_) => Err(Reason::from(code)),
             },
             other => Err(other.into()),
         }
@@ -335,9 +341,9 @@ impl Run {
         receipt: &mut Receipt,
         size: u64,
         delivered: impl Future<Output = ()>,
-    ) -> Result<(), Why> {
+    ) -> Result<(), Reason> {
         let meter = &self.sending.meter;
-        let under_way = meter.at(Station::UnderWay);
+        let under_way = meter.at(Stage::UnderWay);
         let receipt = self.read_receipt(receipt);
         tokio::pin!(receipt);
         let receipt = tokio::select! {
@@ -345,13 +351,13 @@ impl Run {
             receipt = &mut receipt => receipt,
             () = delivered => {
                 drop(under_way);
-                let _committing = meter.at(Station::Committing);
+                let _committing = meter.at(Stage::Committing);
                 receipt.await
             }
         };
         match receipt?? {
             committed if committed.bytes == size => Ok(()),
-            committed => Err(Why::new(
+            committed => Err(Reason::new(
                 Code::Corrupt,
                 format!(
                     "the receiver says it committed {} bytes of {size}",
@@ -364,11 +370,11 @@ impl Run {
     pub(super) async fn read_receipt(
         &self,
         receipt: &mut Receipt,
-    ) -> Result<Result<Committed, Why>, StreamError> {
+    ) -> Result<Result<Committed, Reason>, StreamError> {
         loop {
             // What was written may still be on its way; the receiver says Working while the wait is its own.
             let frame = self
-                .unless_silent(receipt.frame())
+                .or_timeout_on_silence(receipt.frame())
                 .await??
                 .ok_or(StreamError::Ended)?;
             match frame.kind {
@@ -388,6 +394,6 @@ fn parts(mut bytes: Bytes, most: usize) -> impl Iterator<Item = Bytes> {
     std::iter::from_fn(move || (!bytes.is_empty()).then(|| bytes.split_to(bytes.len().min(most))))
 }
 
-async fn read_block(mut reader: FileReader) -> Result<(Option<Bytes>, FileReader), Why> {
+async fn read_block(mut reader: FileReader) -> Result<(Option<Bytes>, FileReader), Reason> {
     blocking(move || Ok((reader.next()?, reader))).await
 }

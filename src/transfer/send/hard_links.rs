@@ -6,7 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::protocol::{Aspect, Kind, Unkept};
+use crate::protocol::{Attribute, Kind, MetadataWarning};
 use crate::storage::walk::Announce;
 
 /// Files whose other names may still come, at some 400 bytes each: 100 MB. Past it a file with several names is sent under
@@ -20,28 +20,28 @@ type FileId = (u64, u64);
 
 /// What an entry is to the other names of its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
+pub(super) enum LinkRole {
     /// It has none that matter.
     Alone,
     /// Others may be linked to it.
     First(FileId),
     /// The first name once more, for a receiver that does not know it. It is settled already, and not counted again.
-    Again(FileId),
+    Reannounced(FileId),
     /// A further name of the entry with this id.
     Name(FileId, u64),
 }
 
 #[derive(Default)]
-pub(super) struct Names {
-    files: HashMap<FileId, File>,
+pub(super) struct HardLinks {
+    files: HashMap<FileId, LinkedFile>,
     /// Names whose turn has come.
     ready: VecDeque<Arc<Announce>>,
     waiting: usize,
 }
 
 /// A file with several names.
-struct File {
-    /// Its first name, kept for [`Role::Again`]; it holds up no directory.
+struct LinkedFile {
+    /// Its first name, kept for [`LinkRole::Reannounced`]; it holds up no directory.
     first: Arc<Announce>,
     state: First,
     /// Names that are not settled, in this tree or outside of it.
@@ -53,37 +53,37 @@ enum First {
     /// It is announced and not settled.
     Unsettled,
     /// The receiver has it under this id.
-    Stands(u64),
+    Committed(u64),
     /// It stands, but the receiver has not heard of it on this connection.
-    Unheard,
+    Unknown,
     /// It could not be sent: the next name is the first now.
     Failed,
 }
 
-impl Names {
+impl HardLinks {
     /// What to announce of something that was found, and as what; `None` when it has to wait for the first name.
     pub(super) fn found(
         &mut self,
         announce: Arc<Announce>,
-        unkept: &mut Vec<Unkept>,
-    ) -> Option<(Arc<Announce>, Role)> {
+        unkept: &mut Vec<MetadataWarning>,
+    ) -> Option<(Arc<Announce>, LinkRole)> {
         if announce.kind != Kind::File || announce.metadata.links < 2 || announce.pipe.is_some() {
-            return Some((announce, Role::Alone));
+            return Some((announce, LinkRole::Alone));
         }
         let id = announce.metadata.version.file;
         if self.files.len() >= MAX_FILES && !self.files.contains_key(&id) {
-            Unkept::count_one(unkept, Aspect::HardLink, || {
+            MetadataWarning::count_one(unkept, Attribute::HardLink, || {
                 format!(
                     "{}: more than {MAX_FILES} files with further names",
                     announce.path
                 )
             });
-            return Some((announce, Role::Alone));
+            return Some((announce, LinkRole::Alone));
         }
         self.place(announce)
     }
 
-    fn place(&mut self, announce: Arc<Announce>) -> Option<(Arc<Announce>, Role)> {
+    fn place(&mut self, announce: Arc<Announce>) -> Option<(Arc<Announce>, LinkRole)> {
         let id = announce.metadata.version.file;
         let lone = || {
             Arc::new(Announce {
@@ -91,34 +91,34 @@ impl Names {
                 ..Announce::clone(&announce)
             })
         };
-        let file = self.files.entry(id).or_insert_with(|| File {
+        let file = self.files.entry(id).or_insert_with(|| LinkedFile {
             first: lone(),
             state: First::Failed,
             left: announce.metadata.links,
             waiting: Vec::new(),
         });
         match file.state {
-            First::Stands(first) => Some((announce, Role::Name(id, first))),
+            First::Committed(first) => Some((announce, LinkRole::Name(id, first))),
             First::Failed => {
                 (file.state, file.first) = (First::Unsettled, lone());
-                Some((announce, Role::First(id)))
+                Some((announce, LinkRole::First(id)))
             }
             First::Unsettled => {
                 file.waiting.push(announce);
                 self.waiting += 1;
                 None
             }
-            First::Unheard => {
+            First::Unknown => {
                 file.state = First::Unsettled;
                 file.waiting.push(announce);
                 self.waiting += 1;
-                Some((file.first.clone(), Role::Again(id)))
+                Some((file.first.clone(), LinkRole::Reannounced(id)))
             }
         }
     }
 
     /// The next whose turn has come.
-    pub(super) fn next(&mut self) -> Option<(Arc<Announce>, Role)> {
+    pub(super) fn next(&mut self) -> Option<(Arc<Announce>, LinkRole)> {
         while let Some(announce) = self.ready.pop_front() {
             if let Some(placed) = self.place(announce) {
                 return Some(placed);
@@ -128,23 +128,23 @@ impl Names {
     }
 
     /// An entry is settled; what waited for it has its turn now.
-    pub(super) fn settled(&mut self, id: u64, role: Role, stands: bool) {
-        let (Role::First(of) | Role::Again(of) | Role::Name(of, _)) = role else {
+    pub(super) fn settled(&mut self, id: u64, role: LinkRole, stands: bool) {
+        let (LinkRole::First(of) | LinkRole::Reannounced(of) | LinkRole::Name(of, _)) = role else {
             return;
         };
         let Some(file) = self.files.get_mut(&of) else {
             return;
         };
-        if matches!(role, Role::First(_) | Role::Again(_)) {
+        if matches!(role, LinkRole::First(_) | LinkRole::Reannounced(_)) {
             file.state = if stands {
-                First::Stands(id)
+                First::Committed(id)
             } else {
                 First::Failed
             };
             self.waiting -= file.waiting.len();
             self.ready.extend(file.waiting.drain(..));
         }
-        if !matches!(role, Role::Again(_)) {
+        if !matches!(role, LinkRole::Reannounced(_)) {
             file.left = file.left.saturating_sub(1);
         }
         if file.left == 0 {
@@ -153,16 +153,16 @@ impl Names {
     }
 
     /// An entry on which nothing was heard comes again; false when it does so under its own id.
-    pub(super) fn comes_again(&mut self, announce: &Arc<Announce>, role: Role) -> bool {
+    pub(super) fn reannounce(&mut self, announce: &Arc<Announce>, role: LinkRole) -> bool {
         match role {
-            Role::Alone | Role::First(_) => false,
-            Role::Name(..) => {
+            LinkRole::Alone | LinkRole::First(_) => false,
+            LinkRole::Name(..) => {
                 self.ready.push_back(announce.clone());
                 true
             }
-            Role::Again(of) => {
+            LinkRole::Reannounced(of) => {
                 if let Some(file) = self.files.get_mut(&of) {
-                    file.state = First::Unheard;
+                    file.state = First::Unknown;
                     self.waiting -= file.waiting.len();
                     self.ready.extend(file.waiting.drain(..));
                 }
@@ -172,13 +172,13 @@ impl Names {
     }
 
     /// There is another receiver, which has heard of none of them.
-    pub(super) fn begin_anew(&mut self) {
+    pub(super) fn start_connection(&mut self) {
         for file in self
             .files
             .values_mut()
-            .filter(|file| matches!(file.state, First::Stands(_)))
+            .filter(|file| matches!(file.state, First::Committed(_)))
         {
-            file.state = First::Unheard;
+            file.state = First::Unknown;
         }
     }
 
@@ -217,11 +217,11 @@ mod tests {
         })
     }
 
-    fn found(names: &mut Names, announce: Arc<Announce>) -> Option<Role> {
+    fn found(names: &mut HardLinks, announce: Arc<Announce>) -> Option<LinkRole> {
         names.found(announce, &mut Vec::new()).map(|(_, role)| role)
     }
 
-    fn next(names: &mut Names) -> Option<(String, Role)> {
+    fn next(names: &mut HardLinks) -> Option<(String, LinkRole)> {
         names
             .next()
             .map(|(announce, role)| (announce.path.to_string(), role))
@@ -229,56 +229,68 @@ mod tests {
 
     #[test]
     fn further_names_wait_for_the_first_and_are_forgotten_when_all_are_settled() {
-        let (mut names, of) = (Names::default(), (1, 7));
-        assert_eq!(found(&mut names, name("alone", 1, 1)), Some(Role::Alone));
-        assert_eq!(found(&mut names, name("a", 7, 3)), Some(Role::First(of)));
+        let (mut names, of) = (HardLinks::default(), (1, 7));
+        assert_eq!(
+            found(&mut names, name("alone", 1, 1)),
+            Some(LinkRole::Alone)
+        );
+        assert_eq!(
+            found(&mut names, name("a", 7, 3)),
+            Some(LinkRole::First(of))
+        );
         assert_eq!(found(&mut names, name("b", 7, 3)), None);
         assert_eq!(names.pending(), 1);
-        names.settled(5, Role::First(of), true);
-        assert_eq!(next(&mut names), Some(("b".into(), Role::Name(of, 5))));
-        assert_eq!(found(&mut names, name("c", 7, 3)), Some(Role::Name(of, 5)));
-        names.settled(6, Role::Name(of, 5), true);
-        names.settled(8, Role::Name(of, 5), false);
+        names.settled(5, LinkRole::First(of), true);
+        assert_eq!(next(&mut names), Some(("b".into(), LinkRole::Name(of, 5))));
+        assert_eq!(
+            found(&mut names, name("c", 7, 3)),
+            Some(LinkRole::Name(of, 5))
+        );
+        names.settled(6, LinkRole::Name(of, 5), true);
+        names.settled(8, LinkRole::Name(of, 5), false);
         assert!(names.files.is_empty() && names.pending() == 0);
     }
 
     #[test]
     fn where_the_first_fails_the_next_is_the_first() {
-        let (mut names, of) = (Names::default(), (1, 7));
+        let (mut names, of) = (HardLinks::default(), (1, 7));
         found(&mut names, name("a", 7, 3));
         found(&mut names, name("b", 7, 3));
         found(&mut names, name("c", 7, 3));
-        names.settled(0, Role::First(of), false);
-        assert_eq!(next(&mut names), Some(("b".into(), Role::First(of))));
+        names.settled(0, LinkRole::First(of), false);
+        assert_eq!(next(&mut names), Some(("b".into(), LinkRole::First(of))));
         assert_eq!(next(&mut names), None);
-        names.settled(1, Role::First(of), true);
-        assert_eq!(next(&mut names), Some(("c".into(), Role::Name(of, 1))));
+        names.settled(1, LinkRole::First(of), true);
+        assert_eq!(next(&mut names), Some(("c".into(), LinkRole::Name(of, 1))));
     }
 
     #[test]
     fn another_receiver_hears_of_the_first_again_and_only_if_a_name_is_left() {
-        let (mut names, of) = (Names::default(), (1, 7));
+        let (mut names, of) = (HardLinks::default(), (1, 7));
         found(&mut names, name("a", 7, 3));
-        names.settled(0, Role::First(of), true);
+        names.settled(0, LinkRole::First(of), true);
         let b = name("b", 7, 3);
-        assert_eq!(found(&mut names, b.clone()), Some(Role::Name(of, 0)));
+        assert_eq!(found(&mut names, b.clone()), Some(LinkRole::Name(of, 0)));
         // The connection is lost before it is settled, and the next one too.
         for again in [4, 9] {
-            assert!(names.comes_again(&b, Role::Name(of, 0)));
-            names.begin_anew();
-            assert_eq!(next(&mut names), Some(("a".into(), Role::Again(of))));
+            assert!(names.reannounce(&b, LinkRole::Name(of, 0)));
+            names.start_connection();
+            assert_eq!(
+                next(&mut names),
+                Some(("a".into(), LinkRole::Reannounced(of)))
+            );
             assert_eq!(next(&mut names), None);
             if again == 4 {
-                names.comes_again(&b, Role::Again(of));
+                names.reannounce(&b, LinkRole::Reannounced(of));
                 assert_eq!(names.ready.len(), 1);
                 names.ready.clear();
                 continue;
             }
-            names.settled(again, Role::Again(of), true);
-            assert_eq!(next(&mut names), Some(("b".into(), Role::Name(of, 9))));
+            names.settled(again, LinkRole::Reannounced(of), true);
+            assert_eq!(next(&mut names), Some(("b".into(), LinkRole::Name(of, 9))));
         }
-        names.settled(10, Role::Name(of, 9), true);
-        names.begin_anew();
+        names.settled(10, LinkRole::Name(of, 9), true);
+        names.start_connection();
         assert_eq!(next(&mut names), None);
     }
 }

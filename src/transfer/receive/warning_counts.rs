@@ -3,24 +3,24 @@
 use std::sync::Mutex;
 
 use super::lock;
-use crate::protocol::Unkept;
+use crate::protocol::MetadataWarning;
 use crate::protocol::path::RelativePath;
-use crate::storage::Lapses;
+use crate::storage::MetadataWarnings;
 
 /// A session's account of what could not be kept.
 #[derive(Default)]
-pub(super) struct Tally(Mutex<Vec<Unkept>>);
+pub(super) struct WarningCounts(Mutex<Vec<MetadataWarning>>);
 
-impl Tally {
+impl WarningCounts {
     /// Counts what could not be kept of one entry.
-    pub(super) fn count(&self, name: &RelativePath, lapses: Lapses) {
+    pub(super) fn count(&self, name: &RelativePath, lapses: MetadataWarnings) {
         for (aspect, why) in lapses {
-            Unkept::count_one(&mut lock(&self.0), aspect, || format!("{name}: {why}"));
+            MetadataWarning::count_one(&mut lock(&self.0), aspect, || format!("{name}: {why}"));
         }
     }
 
     /// The account so far.
-    pub(super) fn unkept(&self) -> Option<Vec<Unkept>> {
+    pub(super) fn unkept(&self) -> Option<Vec<MetadataWarning>> {
         let unkept = lock(&self.0);
         (!unkept.is_empty()).then(|| unkept.clone())
     }

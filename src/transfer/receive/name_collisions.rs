@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
 use super::{Receiver, lock};
-use crate::error::{Code, Result, Why};
+use crate::error::{Code, Reason, Result};
 use crate::protocol::Existing;
 use crate::protocol::path::{BadName, RelativePath, is_partial_name};
 use crate::storage::{Folding, Store, has_forms, trimmed};
@@ -19,7 +19,7 @@ const MAX_STORED: usize = 1 << 20;
 
 /// The names of a session, where some are the same.
 #[derive(Default)]
-pub(super) struct Cases(Mutex<State>);
+pub(super) struct NameCollisions(Mutex<State>);
 
 #[derive(Default)]
 struct State {
@@ -75,7 +75,7 @@ impl Way {
 
 impl Receiver {
     /// Refuses a name that would fall on another of this session. Tells how its directory takes names.
-    pub(super) fn check_case(&self, path: &RelativePath) -> Result<Folding, Why> {
+    pub(super) fn check_case(&self, path: &RelativePath) -> Result<Folding, Reason> {
         let mut state = lock(&self.cases.0);
         let has_forms = has_forms(path.as_bytes());
         if !has_forms && state.plain == path.parent() {
@@ -94,7 +94,7 @@ impl Receiver {
             if way.folds && !state.remember(&way, &here) {
                 let text = "the filesystem there takes it for another name of this transfer, which differs in case, in its \
                             Unicode form or in dots at the end; rename one of them";
-                return Err(Why::new(Code::BadName, format!("{path}: {text}")));
+                return Err(Reason::new(Code::BadName, format!("{path}: {text}")));
             }
         }
         if !way.folds {
@@ -138,7 +138,7 @@ impl Receiver {
     }
 }
 
-impl Cases {
+impl NameCollisions {
     /// Whether a path that was found is another name of one that was sent.
     pub(super) fn is_other_name(&self, path: &RelativePath) -> bool {
         let state = lock(&self.0);

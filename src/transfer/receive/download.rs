@@ -10,34 +10,34 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{Instrument, debug};
 
-use super::body::{Body, RUN, Run};
-use super::disk::{Disk, create, kept_by, write_small};
-use super::{Claimed, Incoming, Receiver, Wanted, blocking, lock};
-use crate::error::{Code, Result, Why};
-use crate::net::flow_control::{AtWork, HeldBytes, Reservation};
+use super::body_reader::{BodyReader, RUN_SIZE, Run};
+use super::file_writer::{FileWriter, create, kept_by, write_small};
+use super::{FileLock, IncomingTransfer, Receiver, WantedFile, blocking, lock};
+use crate::error::{Code, Reason, Result};
+use crate::net::flow_control::{AtWork, Reservation, UnflushedBytes};
 use crate::net::stream::{MessageWriter, StreamError, varint_of};
 use crate::protocol::{
     Committed, ENCODING_RANGES, Failed, Held, Kind, Message, Plan, Trailer, Working, content_hasher,
 };
-use crate::storage::fault::fault;
+use crate::storage::io_errors::fault;
 use crate::storage::walk::Verdict;
 
 /// Bytes that are written without waiting for more.
-const WRITE: usize = RUN;
+const WRITE_SIZE: usize = RUN_SIZE;
 /// How long less than that may wait for more to come.
-const GATHER: Duration = Duration::from_millis(10);
+const GATHER_TIME: Duration = Duration::from_millis(10);
 /// A transfer that moved less within [`Config::stall`](crate::config::Config::stall), in bytes, gives its permit back and
 /// takes its turn again for what comes next: a byte now and then must not keep others waiting.
-const SLOW: usize = 1 << 20;
+const SLOW_TRANSFER_LIMIT: usize = 1 << 20;
 /// How often long disk work says that it is alive.
-const WORKING: Duration = Duration::from_secs(5);
+const WORKING_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Receiver {
     /// Receives a file whole into memory that is set aside, then writes it under a permit.
     pub(super) async fn receive_small(
         self: Arc<Self>,
-        file: Wanted,
-        stream: oneshot::Receiver<Result<Incoming, Why>>,
+        file: WantedFile,
+        stream: oneshot::Receiver<Result<IncomingTransfer, Reason>>,
         memory: Reservation,
     ) {
         let span =
@@ -47,7 +47,7 @@ impl Receiver {
             let Some(incoming) = self.stream_of(&file, stream, pending()).await else {
                 return;
             };
-            let Incoming {
+            let IncomingTransfer {
                 plan,
                 stream,
                 mut receipt,
@@ -76,13 +76,13 @@ impl Receiver {
 
     async fn small_body(
         &self,
-        file: &Wanted,
+        file: &WantedFile,
         plan: &Plan,
         stream: &mut quinn::RecvStream,
         begun: &[u8],
-    ) -> Result<(BytesMut, Trailer), Why> {
+    ) -> Result<(BytesMut, Trailer), Reason> {
         if plan.encoding != ENCODING_RANGES {
-            return Err(Why::new(
+            return Err(Reason::new(
                 Code::Unsupported,
                 format!("encoding {} is not spoken here", plan.encoding),
             ));
@@ -94,32 +94,38 @@ impl Receiver {
         content.extend_from_slice(begun);
         loop {
             if content.len() > size as usize + Trailer::LIMIT {
-                return Err(Why::new(
+                return Err(Reason::new(
                     Code::Protocol,
                     "the stream goes on behind its trailer",
                 ));
             }
-            let chunk = self.unless_silent(stream.read_chunk(WRITE, true)).await?;
+            let chunk = self
+                .or_timeout_on_silence(stream.read_chunk(WRITE_SIZE, true))
+                .await?;
             match chunk.map_err(StreamError::from)? {
                 Some(chunk) => content.extend_from_slice(&chunk.bytes),
                 None => break,
             }
         }
         if content.len() < size as usize {
-            return Err(Why::new(Code::Protocol, "the body ended too early"));
+            return Err(Reason::new(Code::Protocol, "the body ended too early"));
         }
         let mut tail = content.split_off(size as usize);
-        let bad = |e: crate::protocol::Malformed| Why::new(Code::Protocol, e.to_string());
+        let bad = |e: crate::protocol::Malformed| Reason::new(Code::Protocol, e.to_string());
         match crate::protocol::Frame::take(&mut tail, Trailer::LIMIT).map_err(bad)? {
             Some(frame) if tail.is_empty() => Ok((content, frame.decode().map_err(bad)?)),
-            _ => Err(Why::new(
+            _ => Err(Reason::new(
                 Code::Protocol,
                 "the body is not followed by its trailer alone",
             )),
         }
     }
 
-    async fn commit_small(self: &Arc<Self>, file: &Wanted, small: SmallBody) -> Result<(), Why> {
+    async fn commit_small(
+        self: &Arc<Self>,
+        file: &WantedFile,
+        small: SmallBody,
+    ) -> Result<(), Reason> {
         let claim = self.claim(file).await?;
         if self.is_committed_by_other(file, &claim).await? {
             return Ok(());
@@ -142,12 +148,12 @@ impl Receiver {
             let _permit = permit;
             let mut hasher = content_hasher(source.size, small.plan.holes());
             if hasher.update(&small.body).finalize() != small.trailer.digest {
-                return Err(Why::new(
+                return Err(Reason::new(
                     Code::Corrupt,
                     "the content does not match its digest; send it again",
                 ));
             }
-            receiver.make_way_above(&path)?;
+            receiver.clear_path_above(&path)?;
             let mut upload = create(&*store, &path, &source)?;
             if let Err(error) = write_small(&mut *upload, &small.plan, &small.body) {
                 upload.discard();
@@ -167,14 +173,14 @@ impl Receiver {
     /// Receives a large file: a permit is in hand, the partial is opened, what it holds is offered.
     pub(super) async fn receive_large(
         self: Arc<Self>,
-        file: Wanted,
+        file: WantedFile,
         permit: OwnedSemaphorePermit,
-        claim: Claimed,
+        claim: FileLock,
     ) {
         let span =
             tracing::debug_span!("transfer", id = file.id, path = %file.path, size = file.size);
         async {
-            if self.made_of_known(&file, &claim).await {
+            if self.copy_existing_content(&file, &claim).await {
                 claim.committed(self.committed_source(&file));
                 drop((permit, claim));
                 self.settled(&file, Ok(file.known_size()));
@@ -187,9 +193,9 @@ impl Receiver {
             );
             let receiver = self.clone();
             let begin = move || {
-                receiver.make_way_above(&path)?;
+                receiver.clear_path_above(&path)?;
                 let (mut disk, held) =
-                    Disk::begin(create(&*store, &path, &source)?, &path, source.size)?;
+                    FileWriter::begin(create(&*store, &path, &source)?, &path, source.size)?;
                 disk.write_back_for(receiver.session.durability);
                 Ok((disk, held))
             };
@@ -202,7 +208,7 @@ impl Receiver {
             let stream = self.admit(file.id);
             claim.asked();
             self.answer(Verdict::Want(file.id, held.clone()));
-            let mut slot = Slot {
+            let mut slot = LargeDownload {
                 receiver: &self,
                 permit: Some(permit),
                 claim: &claim,
@@ -214,13 +220,13 @@ impl Receiver {
             else {
                 return;
             };
-            let Incoming {
+            let IncomingTransfer {
                 plan,
                 stream,
                 mut receipt,
             } = incoming;
             let (mut stream, rest, start) = stream.into_parts();
-            let body = Body::new(&plan, start, file.size, disk.in_order());
+            let body = BodyReader::new(&plan, start, file.size, disk.in_order());
             let result = slot
                 .receive(
                     &file,
@@ -241,10 +247,13 @@ impl Receiver {
     }
 
     /// Waits for what the peer sends, unless it is silent until the deadline.
-    async fn unless_silent<T>(&self, wait: impl Future<Output = T>) -> Result<T, StreamError> {
+    async fn or_timeout_on_silence<T>(
+        &self,
+        wait: impl Future<Output = T>,
+    ) -> Result<T, StreamError> {
         self.session
             .window
-            .unless_silent(self.session.config.deadline, wait)
+            .or_timeout_on_silence(self.session.config.deadline, wait)
             .await
     }
 
@@ -252,15 +261,15 @@ impl Receiver {
     async fn working<T>(
         &self,
         receipt: &mut MessageWriter,
-        work: impl Future<Output = Result<T, Why>>,
-    ) -> Result<T, Why> {
+        work: impl Future<Output = Result<T, Reason>>,
+    ) -> Result<T, Reason> {
         let _at_work = self.session.window.at_work();
         tokio::pin!(work);
         loop {
-            match timeout(WORKING, &mut work).await {
+            match timeout(WORKING_INTERVAL, &mut work).await {
                 Ok(done) => return done,
                 // A peer that does not read it will not read the receipt either; the work goes on all the same.
-                Err(_) => drop(timeout(WORKING, receipt.write(&Working {})).await),
+                Err(_) => drop(timeout(WORKING_INTERVAL, receipt.write(&Working {})).await),
             }
         }
     }
@@ -268,16 +277,16 @@ impl Receiver {
     /// Waits for the stream of a wanted file, until a newer session takes the file over.
     async fn stream_of(
         &self,
-        file: &Wanted,
-        stream: oneshot::Receiver<Result<Incoming, Why>>,
+        file: &WantedFile,
+        stream: oneshot::Receiver<Result<IncomingTransfer, Reason>>,
         superseded: impl Future<Output = ()>,
-    ) -> Option<Incoming> {
+    ) -> Option<IncomingTransfer> {
         let waited = tokio::select! {
-            () = superseded => Why::from(Code::Superseded),
-            incoming = self.unless_silent(stream) => match incoming {
+            () = superseded => Reason::from(Code::Superseded),
+            incoming = self.or_timeout_on_silence(stream) => match incoming {
                 Ok(Ok(Ok(incoming))) => return Some(incoming),
                 Ok(Ok(Err(withdrawn))) => withdrawn,
-                _ => Why::new(Code::TimedOut, "it was wanted, but never came"),
+                _ => Reason::new(Code::TimedOut, "it was wanted, but never came"),
             },
             lost = self.session.window.connection().closed() => StreamError::from(lost).into(),
         };
@@ -289,10 +298,10 @@ impl Receiver {
     /// Writes the receipt and finishes; only then is a sender that has failed stopped, so that it finds why.
     async fn give_receipt(
         &self,
-        file: &Wanted,
+        file: &WantedFile,
         mut stream: quinn::RecvStream,
         mut receipt: MessageWriter,
-        result: Result<u64, Why>,
+        result: Result<u64, Reason>,
     ) {
         let sent = match &result {
             Ok(bytes) => {
@@ -338,20 +347,20 @@ struct SmallBody {
 }
 
 /// A large transfer's permit and claim while it runs.
-struct Slot<'a> {
+struct LargeDownload<'a> {
     receiver: &'a Arc<Receiver>,
     /// Given back while nothing moves.
     permit: Option<OwnedSemaphorePermit>,
-    claim: &'a Claimed,
+    claim: &'a FileLock,
 }
 
 /// Writing on the disk, off the network threads; brings the disk back, and how many bytes it took.
-struct Job {
-    running: JoinHandle<(Disk, usize, Result<(), Why>)>,
+struct DiskJob {
+    running: JoinHandle<(FileWriter, usize, Result<(), Reason>)>,
     _at_work: AtWork,
 }
 
-impl Slot<'_> {
+impl LargeDownload<'_> {
     /// Waits, and gives the permit back when it takes long.
     async fn patiently<T>(&mut self, wait: impl Future<Output = T>) -> T {
         tokio::pin!(wait);
@@ -367,23 +376,23 @@ impl Slot<'_> {
     /// Receives body and trailer, and commits. The partial stays for resume unless it is worth nothing.
     async fn receive(
         &mut self,
-        file: &Wanted,
-        mut disk: Disk,
-        body: Result<Body, Why>,
+        file: &WantedFile,
+        mut disk: FileWriter,
+        body: Result<BodyReader, Reason>,
         (plan, held): (&Plan, &[Held]),
         (stream, rest): (&mut quinn::RecvStream, Bytes),
         receipt: &mut MessageWriter,
-    ) -> Result<u64, Why> {
+    ) -> Result<u64, Reason> {
         let mut body = body?;
         let (planned, offered) = (plan.clone(), held.to_vec());
         // Claim and permit are held beyond this, and nothing else can end it.
         let keep = blocking(move || disk.keep(&planned, &offered).map(|()| disk));
         let disk = self.receiver.working(receipt, keep).await?;
-        let mut credit = HeldBytes::new(self.receiver.session.window.clone());
+        let mut credit = UnflushedBytes::new(self.receiver.session.window.clone());
         credit.add(body.take(body.start(), rest)?);
 
         let mut idle = Some(disk);
-        let mut job: Option<Job> = None;
+        let mut job: Option<DiskJob> = None;
         let moved = self
             .pump(
                 file,
@@ -398,10 +407,10 @@ impl Slot<'_> {
         if let Some(job) = job {
             idle = job.running.await.ok().map(|(disk, ..)| disk);
         }
-        let result: Result<_, Why> = async {
+        let result: Result<_, Reason> = async {
             moved?;
             let trailer = body.trailer()?;
-            let disk = idle.take().ok_or_else(|| Why::from(Code::Internal))?;
+            let disk = idle.take().ok_or_else(|| Reason::from(Code::Internal))?;
             self.receiver.working(receipt, self.permit()).await?;
             let (attributes, durability) =
                 (file.attributes.clone(), self.receiver.session.durability);
@@ -441,13 +450,13 @@ impl Slot<'_> {
     /// enough, or long enough nothing more.
     async fn pump(
         &mut self,
-        file: &Wanted,
+        file: &WantedFile,
         stream: &mut quinn::RecvStream,
-        body: &mut Body,
-        credit: &mut HeldBytes,
-        (idle, job): (&mut Option<Disk>, &mut Option<Job>),
+        body: &mut BodyReader,
+        credit: &mut UnflushedBytes,
+        (idle, job): (&mut Option<FileWriter>, &mut Option<DiskJob>),
         receipt: &mut MessageWriter,
-    ) -> Result<(), Why> {
+    ) -> Result<(), Reason> {
         let config = self.receiver.session.config.clone();
         let receiver = self.receiver;
         let quiet = receiver.session.window.silence(config.deadline);
@@ -459,8 +468,8 @@ impl Slot<'_> {
         let mut ended = false;
         loop {
             let enough = ended
-                || body.pending() >= WRITE
-                || since.elapsed() >= GATHER
+                || body.pending() >= WRITE_SIZE
+                || since.elapsed() >= GATHER_TIME
                 || self.receiver.session.window.is_short();
             if enough && idle.is_some() && body.is_ready() {
                 self.receiver.working(receipt, self.permit()).await?;
@@ -470,7 +479,7 @@ impl Slot<'_> {
                         let written = disk.write(runs);
                         (disk, bytes, written)
                     });
-                    *job = Some(Job {
+                    *job = Some(DiskJob {
                         running,
                         _at_work: receiver.session.window.at_work(),
                     });
@@ -485,7 +494,7 @@ impl Slot<'_> {
                 () = self.claim.superseded() => return Err(Code::Superseded.into()),
                 done = async { (&mut job.as_mut().expect("guarded").running).await }, if !resting => {
                     *job = None;
-                    let (disk, bytes, written) = done.map_err(|_| Why::from(Code::Internal))?;
+                    let (disk, bytes, written) = done.map_err(|_| Reason::from(Code::Internal))?;
                     credit.release(bytes);
                     // Counted anew from here, not from the next look.
                     quiet.set(receiver.session.window.silence(config.deadline));
@@ -502,25 +511,25 @@ impl Slot<'_> {
                     credit.add(bytes);
                     ended = !more;
                 }
-                () = sleep_until(since + GATHER), if resting && body.is_ready() => {}
+                () = sleep_until(since + GATHER_TIME), if resting && body.is_ready() => {}
                 () = sleep_until(counted + config.stall), if resting && self.permit.is_some() => {
-                    if lately < SLOW {
+                    if lately < SLOW_TRANSFER_LIMIT {
                         self.permit = None;
                     }
                     (lately, counted) = (0, Instant::now());
                 }
                 () = &mut quiet, if resting => return Err(StreamError::TimedOut.into()),
-                () = sleep_until(told + WORKING), if !resting => {
+                () = sleep_until(told + WORKING_INTERVAL), if !resting => {
                     told = Instant::now();
                     // A peer that does not read it will not read the receipt either.
-                    let _ = timeout(WORKING, receipt.write(&Working {})).await;
+                    let _ = timeout(WORKING_INTERVAL, receipt.write(&Working {})).await;
                 }
             }
         }
     }
 
     /// Makes sure that the permit is in hand.
-    async fn permit(&mut self) -> Result<(), Why> {
+    async fn permit(&mut self) -> Result<(), Reason> {
         if self.permit.is_none() {
             self.permit = Some(
                 self.claim
@@ -532,9 +541,12 @@ impl Slot<'_> {
     }
 }
 
-/// Reads all that is there, up to [`WRITE`] bytes, waiting only for the first of it. Returns the bytes that wait to be
+/// Reads all that is there, up to [`WRITE_SIZE`] bytes, waiting only for the first of it. Returns the bytes that wait to be
 /// written more than before, and whether the stream goes on. Cancelling loses nothing.
-async fn read_ready(stream: &mut quinn::RecvStream, body: &mut Body) -> Result<(usize, bool), Why> {
+async fn read_ready(
+    stream: &mut quinn::RecvStream,
+    body: &mut BodyReader,
+) -> Result<(usize, bool), Reason> {
     let mut bytes = 0;
     let mut chunk = stream
         .read_chunk(usize::MAX, false)
@@ -545,7 +557,7 @@ async fn read_ready(stream: &mut quinn::RecvStream, body: &mut Body) -> Result<(
             Some(piece) => bytes += body.take(piece.offset, piece.bytes)?,
             None => return Ok((bytes, false)),
         }
-        if bytes >= WRITE {
+        if bytes >= WRITE_SIZE {
             return Ok((bytes, true));
         }
         chunk = tokio::select! {

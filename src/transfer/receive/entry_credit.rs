@@ -9,19 +9,19 @@ use crate::storage::walk::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
 
 /// Entries that stand unanswered, held against what the sender was allowed.
 #[derive(Default)]
-pub(super) struct Unanswered {
-    state: Mutex<UnansweredState>,
+pub(super) struct EntryCredit {
+    state: Mutex<EntryCreditState>,
     changed: tokio::sync::Notify,
 }
 
 #[derive(Default)]
-struct UnansweredState {
+struct EntryCreditState {
     lengths: HashMap<u64, usize>,
     bytes: usize,
     ended: bool,
 }
 
-impl Unanswered {
+impl EntryCredit {
     pub(super) fn add(&self, id: u64, length: usize) -> Result<()> {
         let mut state = lock(&self.state);
         state.lengths.insert(id, length);

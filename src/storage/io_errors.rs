@@ -4,12 +4,12 @@
 
 use std::io;
 
-use crate::error::{Code, Why};
+use crate::error::{Code, Reason};
 use crate::protocol::MAX_SYMLINK;
 use crate::protocol::path::RelativePath;
 
 /// A refusal that follows from what stands under a name, not from a fault of the system.
-pub(crate) fn refusal(code: Code, path: &RelativePath) -> Why {
+pub(crate) fn refusal(code: Code, path: &RelativePath) -> Reason {
     let sentence = match code {
         Code::Symlink => {
             "a symbolic link stands there, and none is followed in a store; remove it or choose another name"
@@ -44,37 +44,37 @@ pub(crate) fn refusal(code: Code, path: &RelativePath) -> Why {
         Code::BadName => "the filesystem does not take this name; choose another one",
         _ => "it did not go through; what stood there before is untouched",
     };
-    Why::new(code, format!("{path}: {sentence}"))
+    Reason::new(code, format!("{path}: {sentence}"))
 }
 
 /// What the system answered when `what` (a verb phrase) was tried on `path`.
-pub(crate) fn fault(path: &RelativePath, what: &str, error: impl Into<io::Error>) -> Why {
+pub(crate) fn fault(path: &RelativePath, what: &str, error: impl Into<io::Error>) -> Reason {
     let error = error.into();
     if error.raw_os_error() == Some(rustix::io::Errno::DQUOT.raw_os_error()) {
         let sentence = "the quota on the receiver's disk is used up; what stood there before is untouched. Make room, then \
                         run the same command again";
-        return Why::new(Code::NoSpace, format!("{path}: {sentence}"));
+        return Reason::new(Code::NoSpace, format!("{path}: {sentence}"));
     }
     if error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) {
         let text = format!(
             "{path}: cannot {what}: the system holds it busy, as it does a mount point such as a file that is mounted into a \
              container; change it where it comes from, or choose another name"
         );
-        return Why::new(Code::Io, text);
+        return Reason::new(Code::Io, text);
     }
-    match Why::from_io(&error).code {
+    match Reason::from_io(&error).code {
         code @ (Code::Io | Code::NotDirectory) => {
-            Why::new(code, format!("{path}: cannot {what}: {error}"))
+            Reason::new(code, format!("{path}: cannot {what}: {error}"))
         }
         code => refusal(code, path),
     }
 }
 
 /// Refuses what no symbolic link can hold.
-pub(crate) fn check_target(path: &RelativePath, target: &[u8]) -> Result<(), Why> {
+pub(crate) fn check_target(path: &RelativePath, target: &[u8]) -> Result<(), Reason> {
     if target.is_empty() || target.len() > MAX_SYMLINK || target.contains(&0) {
         let text = format!("{path}: a symbolic link holds 1 to {MAX_SYMLINK} bytes and no NUL");
-        return Err(Why::new(Code::BadName, text));
+        return Err(Reason::new(Code::BadName, text));
     }
     Ok(())
 }

@@ -4,24 +4,24 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::body::{MAX_GAPS, Run, gaps};
+use super::body_reader::{MAX_GAPS, Run, gaps};
 use super::pieces::Pieces;
-use crate::error::{Code, Why};
+use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{
     Durability, ENCODING_PIECES, HELD_BLOCK, HELD_STEP, Held, MAX_HELD, MAX_HOLES, Plan, Range,
     Trailer, content_hasher,
 };
-use crate::storage::fault::fault;
-use crate::storage::{Attributes, Claim, Lapses, Store, Upload};
+use crate::storage::io_errors::fault;
+use crate::storage::{Attributes, MetadataWarnings, PartialKey, Store, Upload};
 
 /// Most ranges that are offered of blocks which are there in part: those at the ends of what was written. They are half, less
 /// one for the end of the file.
 const MAX_ENDS: u64 = MAX_HELD as u64 / 2 - 1;
 /// Bytes read back at a time to hash what came out of order.
-const READ_BACK: usize = 256 << 10;
+const READ_BACK_SIZE: usize = 256 << 10;
 /// Zeros written at a time where no hole can be made, in bytes.
-const ZEROS: u64 = 256 << 10;
+const ZERO_RUN_SIZE: u64 = 256 << 10;
 
 /// Zeros of a sparse file that are left as a hole, in bytes and aligned to that: the block of most filesystems.
 const HOLE_BLOCK: u64 = 4 << 10;
@@ -33,24 +33,24 @@ const MAX_JOINED: u64 = 1 << 30;
 
 /// How long a partial may be another process's before its file is refused, and how often it is tried: a server that was
 /// killed may still be closing its files while the next one serves.
-const LET_GO: Duration = Duration::from_secs(3);
-const LET_GO_STEP: Duration = Duration::from_millis(50);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
+const BUSY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Bytes after which the disk begins with them, while more comes: a tenth of a second and more of any disk. Left to the end,
 /// 256 MiB took 0.1 to 0.2 s of a link of 300 Mbit/s here, and on a slow disk most of the time.
-const WRITE_BACK: u64 = 32 << 20;
+const WRITE_BACK_SIZE: u64 = 32 << 20;
 
 /// Opens a file's partial. Blocks, also until whoever has it open lets go of it, though not for long.
 pub(super) fn create(
     store: &dyn Store,
     path: &RelativePath,
-    claim: &Claim,
-) -> Result<Box<dyn Upload>, Why> {
+    claim: &PartialKey,
+) -> Result<Box<dyn Upload>, Reason> {
     let begun = Instant::now();
     loop {
         match store.create(path, claim) {
-            Err(why) if why.code == Code::Busy && begun.elapsed() < LET_GO => {
-                std::thread::sleep(LET_GO_STEP)
+            Err(why) if why.code == Code::Busy && begun.elapsed() < BUSY_TIMEOUT => {
+                std::thread::sleep(BUSY_INTERVAL)
             }
             created => return created,
         }
@@ -58,7 +58,7 @@ pub(super) fn create(
 }
 
 /// The disk's side of a transfer: writes runs and hashes behind the contiguous frontier. All of it blocks.
-pub(super) struct Disk {
+pub(super) struct FileWriter {
     upload: Box<dyn Upload>,
     path: RelativePath,
     size: u64,
@@ -77,13 +77,13 @@ pub(super) struct Disk {
     unsynced: Option<u64>,
 }
 
-impl Disk {
+impl FileWriter {
     /// Begins with what an earlier attempt left, and says what of it is worth offering.
     pub(super) fn begin(
         upload: Box<dyn Upload>,
         path: &RelativePath,
         size: u64,
-    ) -> Result<(Self, Vec<Held>), Why> {
+    ) -> Result<(Self, Vec<Held>), Reason> {
         let path = path.clone();
         let (hasher, beyond, holes) = (blake3::Hasher::new(), BTreeMap::new(), VecDeque::new());
         let disk = Self {
@@ -99,7 +99,7 @@ impl Disk {
             unsynced: None,
         };
         let mut held = Vec::new();
-        let mut buffer = vec![0; READ_BACK];
+        let mut buffer = vec![0; READ_BACK_SIZE];
         let parts = disk
             .upload
             .held()
@@ -141,7 +141,7 @@ impl Disk {
     }
 
     /// Makes the plan's holes, and counts as written what it leaves out besides; that was offered as held.
-    pub(super) fn keep(&mut self, plan: &Plan, held: &[Held]) -> Result<(), Why> {
+    pub(super) fn keep(&mut self, plan: &Plan, held: &[Held]) -> Result<(), Reason> {
         if plan.encoding == ENCODING_PIECES {
             self.pieces = Some(Pieces::default());
             return Ok(());
@@ -172,14 +172,14 @@ impl Disk {
             return;
         };
         *unsynced += written;
-        if *unsynced >= WRITE_BACK {
+        if *unsynced >= WRITE_BACK_SIZE {
             *unsynced = 0;
             self.upload.write_back();
         }
     }
 
     /// Writes runs at their offsets, or the content of the pieces that they are.
-    pub(super) fn write(&mut self, runs: Vec<Run>) -> Result<(), Why> {
+    pub(super) fn write(&mut self, runs: Vec<Run>) -> Result<(), Reason> {
         self.write_back(runs.iter().map(|run| run.data.len() as u64).sum());
         if self.pieces.is_some() {
             return runs.iter().try_for_each(|run| self.write_pieces(&run.data));
@@ -216,7 +216,7 @@ impl Disk {
         Ok(())
     }
 
-    fn write_pieces(&mut self, data: &[u8]) -> Result<(), Why> {
+    fn write_pieces(&mut self, data: &[u8]) -> Result<(), Reason> {
         let Self {
             pieces,
             upload,
@@ -243,8 +243,8 @@ impl Disk {
         trailer: Option<Trailer>,
         attributes: &Attributes,
         durability: Durability,
-        make_room: impl FnOnce() -> Result<(), Why>,
-    ) -> Result<(u64, Lapses), Why> {
+        make_room: impl FnOnce() -> Result<(), Reason>,
+    ) -> Result<(u64, MetadataWarnings), Reason> {
         match self.check(trailer) {
             Ok(()) => make_room()
                 .and_then(|()| self.upload.commit(attributes, durability))
@@ -260,27 +260,27 @@ impl Disk {
     }
 
     /// Holds all that came against the trailer.
-    fn check(&mut self, trailer: Option<Trailer>) -> Result<(), Why> {
+    fn check(&mut self, trailer: Option<Trailer>) -> Result<(), Reason> {
         let trailer = match (trailer, &self.pieces) {
             (Some(trailer), None) => trailer,
             (_, Some(pieces)) => {
                 let trailer = pieces.trailer()?;
                 self.size = trailer
                     .size
-                    .ok_or_else(|| Why::new(Code::Protocol, "a trailer without a size"))?;
+                    .ok_or_else(|| Reason::new(Code::Protocol, "a trailer without a size"))?;
                 trailer
             }
             (None, None) => return Err(Code::Internal.into()),
         };
         self.catch_up()?;
         if self.frontier != self.size {
-            return Err(Why::new(
+            return Err(Reason::new(
                 Code::Protocol,
                 format!("only {} of {} bytes came", self.frontier, self.size),
             ));
         }
         if self.hasher.finalize() != trailer.digest {
-            return Err(Why::new(
+            return Err(Reason::new(
                 Code::Corrupt,
                 "the content does not match its digest; send it again",
             ));
@@ -298,7 +298,7 @@ impl Disk {
         self.upload.discard();
     }
 
-    fn mark(&mut self, start: u64, end: u64) -> Result<(), Why> {
+    fn mark(&mut self, start: u64, end: u64) -> Result<(), Reason> {
         let (mut start, mut end) = (start, end);
         if let Some((&s, &e)) = self.beyond.range(..=start).next_back()
             && e == start
@@ -316,7 +316,7 @@ impl Disk {
     }
 
     /// Hashes what is written right behind the frontier; it comes from the page cache most of the time. Holes are passed.
-    fn catch_up(&mut self) -> Result<(), Why> {
+    fn catch_up(&mut self) -> Result<(), Reason> {
         let mut buffer = Vec::new();
         loop {
             if let Some(hole) = self
@@ -331,7 +331,7 @@ impl Disk {
                 self.frontier += hole.length;
                 self.holes.pop_front();
             } else if let Some(end) = self.beyond.remove(&self.frontier) {
-                buffer.resize(READ_BACK, 0);
+                buffer.resize(READ_BACK_SIZE, 0);
                 let mut hasher = std::mem::take(&mut self.hasher);
                 self.read_back(self.frontier, end, &mut buffer, &mut hasher)?;
                 self.hasher = hasher;
@@ -343,11 +343,11 @@ impl Disk {
     }
 
     /// Writes out a hole, where none can be made.
-    fn write_zeros(&mut self, hole: Range) -> Result<(), Why> {
-        let zeros = vec![0; hole.length.min(ZEROS) as usize];
+    fn write_zeros(&mut self, hole: Range) -> Result<(), Reason> {
+        let zeros = vec![0; hole.length.min(ZERO_RUN_SIZE) as usize];
         let mut written = 0;
         while written < hole.length {
-            let part = &zeros[..(hole.length - written).min(ZEROS) as usize];
+            let part = &zeros[..(hole.length - written).min(ZERO_RUN_SIZE) as usize];
             self.upload
                 .write_at(part, hole.offset + written)
                 .map_err(|e| fault(&self.path, "write it", e))?;
@@ -362,7 +362,7 @@ impl Disk {
         end: u64,
         buffer: &mut [u8],
         hasher: &mut blake3::Hasher,
-    ) -> Result<(), Why> {
+    ) -> Result<(), Reason> {
         while at < end {
             let part = (end - at).min(buffer.len() as u64) as usize;
             let read = self
@@ -370,7 +370,7 @@ impl Disk {
                 .read_at(&mut buffer[..part], at)
                 .map_err(|e| fault(&self.path, "read it back", e))?;
             if read == 0 {
-                return Err(Why::new(
+                return Err(Reason::new(
                     Code::Io,
                     "the unfinished file has become shorter by another hand",
                 ));
@@ -445,8 +445,8 @@ pub(super) fn kept_by(
     plan: &Plan,
     held: &[Held],
     size: u64,
-) -> Result<Vec<std::ops::Range<u64>>, Why> {
-    let bad = |text| Why::new(Code::Protocol, text);
+) -> Result<Vec<std::ops::Range<u64>>, Reason> {
+    let bad = |text| Reason::new(Code::Protocol, text);
     let mut taken: Vec<Range> = plan.ranges.iter().chain(plan.holes()).copied().collect();
     taken.sort_unstable_by_key(|range| range.offset);
     let (mut kept, mut next) = (Vec::new(), 0);
@@ -512,10 +512,10 @@ fn covers(held: &[Held], start: u64, end: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::body::Body;
+    use super::super::body_reader::BodyReader;
     use super::*;
     use crate::protocol::Message;
-    use crate::storage::{Claim, MemoryStore, OutputStore, Store};
+    use crate::storage::{MemoryStore, OutputStore, PartialKey, Store};
     use bytes::Bytes;
     use proptest::prelude::*;
 
@@ -548,11 +548,11 @@ mod tests {
         }
     }
 
-    fn upload(store: &MemoryStore, size: u64) -> Result<Box<dyn Upload>, Why> {
+    fn upload(store: &MemoryStore, size: u64) -> Result<Box<dyn Upload>, Reason> {
         let path = RelativePath::from_components(["f"])?;
         store.create(
             &path,
-            &Claim {
+            &PartialKey {
                 owner: [0; 32],
                 size,
                 modified: None,
@@ -567,7 +567,7 @@ mod tests {
         held: &[Held],
         cuts: &[usize],
         turn: usize,
-    ) -> Result<(), Why> {
+    ) -> Result<(), Reason> {
         let start = 17;
         let mut stream: Vec<u8> = Vec::new();
         for r in &plan.ranges {
@@ -591,7 +591,7 @@ mod tests {
             .to_bytes(),
         );
 
-        let mut body = Body::new(plan, start, Some(content.len() as u64), false)?;
+        let mut body = BodyReader::new(plan, start, Some(content.len() as u64), false)?;
         let store = MemoryStore::new();
         let mut first = upload(&store, content.len() as u64)?;
         for h in held {
@@ -602,7 +602,7 @@ mod tests {
             first.write_at(&content[from..to], h.range.offset).unwrap();
         }
         drop(first);
-        let (mut disk, _) = Disk::begin(
+        let (mut disk, _) = FileWriter::begin(
             upload(&store, content.len() as u64)?,
             &RelativePath::root(),
             content.len() as u64,
@@ -678,7 +678,7 @@ mod tests {
             .write_at(&vec![9; 2 * block + 7], 0)
             .unwrap();
         let (mut disk, held) =
-            Disk::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
+            FileWriter::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
         assert_eq!(held.len(), 2, "the hole is offered too");
         disk.keep(&with_holes(size, &[(HELD_BLOCK, HELD_BLOCK)]), &held)
             .unwrap();
@@ -736,7 +736,8 @@ mod tests {
         let size = content.len() as u64;
         let plan = with_holes(size, &[(hole, size - hole)]);
         let path = RelativePath::from_components(["f"]).unwrap();
-        let (mut disk, held) = Disk::begin(upload(store, size).unwrap(), &path, size).unwrap();
+        let (mut disk, held) =
+            FileWriter::begin(upload(store, size).unwrap(), &path, size).unwrap();
         disk.keep(&plan, &held).unwrap();
         let runs = content[..hole as usize].chunks(run).enumerate();
         let mut runs: Vec<Run> = runs
@@ -816,7 +817,7 @@ mod tests {
         }
         drop(first);
         let (_, held) =
-            Disk::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
+            FileWriter::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
         // The last gaps, and the one to the end, may be holes of the plan.
         let bytes: u64 = held.iter().map(|held| held.range.length).sum();
         assert_eq!(bytes, 64 * period);
@@ -830,7 +831,7 @@ mod tests {
     fn zeros_of_a_file_without_holes_are_written() {
         let (store, content) = (MemoryStore::new(), vec![0; 20_000]);
         receive(&content, &plan(&[(0, 20_000)]), &[], &[], 0).unwrap();
-        let mut disk = Disk::begin(
+        let mut disk = FileWriter::begin(
             upload(&store, 20_000).unwrap(),
             &RelativePath::root(),
             20_000,
@@ -851,18 +852,18 @@ mod tests {
         let upload = store
             .create(
                 &name,
-                &Claim {
+                &PartialKey {
                     owner: [0; 32],
                     size: 30,
                     modified: None,
                 },
             )
             .unwrap();
-        let (mut disk, held) = Disk::begin(upload, &name, 30).unwrap();
+        let (mut disk, held) = FileWriter::begin(upload, &name, 30).unwrap();
         assert!(disk.in_order() && held.is_empty());
         let plan = with_holes(30, &[(0, 5), (10, 5), (25, 5)]);
         disk.keep(&plan, &held).unwrap();
-        let mut body = Body::new(&plan, 0, Some(30), true).unwrap();
+        let mut body = BodyReader::new(&plan, 0, Some(30), true).unwrap();
         body.take(5, Bytes::from_static(b"klmnopqrst")).unwrap();
         disk.write(body.drain().0).unwrap();
         assert_eq!(store.written(), 5, "the first hole");
@@ -890,7 +891,8 @@ mod tests {
         let size = 3 * HELD_BLOCK;
         let keep = |plan: &Plan| {
             let store = MemoryStore::new();
-            let (mut disk, held) = Disk::begin(upload(&store, size)?, &RelativePath::root(), size)?;
+            let (mut disk, held) =
+                FileWriter::begin(upload(&store, size)?, &RelativePath::root(), size)?;
             disk.keep(plan, &held)
         };
         assert_eq!(keep(&with_holes(size, &[(0, size)])), Ok(()));
@@ -949,7 +951,7 @@ mod tests {
         first.write_at(&[1; 5], 3 * HELD_BLOCK).unwrap();
         drop(first);
         let (_, held) =
-            Disk::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
+            FileWriter::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
         let ranges: Vec<_> = held
             .iter()
             .map(|h| (h.range.offset, h.range.length))
@@ -978,7 +980,7 @@ mod tests {
             .unwrap();
         drop(first);
         let (_, held) =
-            Disk::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
+            FileWriter::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
         let ranges: Vec<_> = held
             .iter()
             .map(|h| (h.range.offset, h.range.length))
@@ -1006,14 +1008,15 @@ mod tests {
         }
         drop(scattered);
         let (_, held) =
-            Disk::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
+            FileWriter::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
         assert_eq!(held.len(), MAX_ENDS as usize);
     }
 
     #[test]
     fn changed_content_is_not_committed() {
         let store = MemoryStore::new();
-        let (disk, _) = Disk::begin(upload(&store, 0).unwrap(), &RelativePath::root(), 0).unwrap();
+        let (disk, _) =
+            FileWriter::begin(upload(&store, 0).unwrap(), &RelativePath::root(), 0).unwrap();
         let trailer = Trailer {
             digest: [9; 32],
             size: None,

@@ -3,21 +3,21 @@
 
 use std::collections::HashMap;
 
-use super::judge::Judged;
+use super::decide::Decision;
 use super::{Receiver, lock};
-use crate::error::{Code, Why};
+use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;
-use crate::protocol::{Aspect, Entry, Kind};
+use crate::protocol::{Attribute, Entry, Kind};
 use crate::storage::Metadata;
 
 /// Bytes of places that a session may have remembered; further names of what was not are sent as files of their own.
 const MAX_BYTES: usize = 16 << 20;
 /// What one costs beside its path, in bytes.
-const OVERHEAD: usize = 64;
+const ENTRY_OVERHEAD: usize = 64;
 
 /// The places of files that others may come to be further names of, by the ids of their entries.
 #[derive(Default)]
-pub(super) struct Names {
+pub(super) struct HardLinks {
     /// `None` where something else stands under the name of that entry, and is left.
     places: HashMap<u64, Option<RelativePath>>,
     bytes: usize,
@@ -40,12 +40,12 @@ impl Receiver {
 
     /// Makes an entry a further name of what it refers to. `None` when it is to be taken as a file of its own: because it
     /// is one, or because a link cannot be made.
-    pub(super) fn judge_name(
+    pub(super) fn decide_hard_link(
         &self,
         entry: &Entry,
         path: &RelativePath,
         there: Option<&Metadata>,
-    ) -> Result<Option<Judged>, Why> {
+    ) -> Result<Option<Decision>, Reason> {
         let Some(first) = entry.hard_link.filter(|&first| first != entry.id) else {
             return Ok(None);
         };
@@ -56,7 +56,7 @@ impl Receiver {
             return Ok(None);
         }
         let place = lock(&self.names).places.get(&first).cloned();
-        let not_linked = |why: String| self.unkept.count(path, vec![(Aspect::HardLink, why)]);
+        let not_linked = |why: String| self.unkept.count(path, vec![(Attribute::HardLink, why)]);
         let Some(place) = place else {
             not_linked("the receiver remembers no more of them".into());
             return Ok(None);
@@ -72,10 +72,10 @@ impl Receiver {
             .flatten()
             .map(|metadata| metadata.version.file);
         if there.is_some_and(|there| Some(there.version.file) == file) {
-            return Ok(Some(Judged::Skip));
+            return Ok(Some(Decision::Skip));
         }
         match self.link(&place, path)? {
-            Ok(()) => Ok(Some(Judged::Done)),
+            Ok(()) => Ok(Some(Decision::Done)),
             Err(why) => {
                 let why = why.text.into_raw();
                 let why = why
@@ -89,7 +89,11 @@ impl Receiver {
     }
 
     /// Makes another name of a file. The inner error says why there can be no link; the outer one refuses the entry.
-    fn link(&self, place: &RelativePath, path: &RelativePath) -> Result<Result<(), Why>, Why> {
+    fn link(
+        &self,
+        place: &RelativePath,
+        path: &RelativePath,
+    ) -> Result<Result<(), Reason>, Reason> {
         let store = &*self.session.store;
         match store.link(place, path) {
             // A mirror clears the way only now: where the file system has no hard links, the first attempt says so.
@@ -108,9 +112,9 @@ impl Receiver {
     }
 }
 
-impl Names {
+impl HardLinks {
     fn insert(&mut self, id: u64, place: Option<RelativePath>) {
-        self.bytes += OVERHEAD + place.as_ref().map_or(0, |path| path.as_bytes().len());
+        self.bytes += ENTRY_OVERHEAD + place.as_ref().map_or(0, |path| path.as_bytes().len());
         if self.bytes <= MAX_BYTES {
             self.places.insert(id, place);
         }

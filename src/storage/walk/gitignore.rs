@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::error::{Code, Why};
+use crate::error::{Code, Reason};
 use crate::protocol::Kind;
 use crate::protocol::path::RelativePath;
 use crate::storage::Store;
@@ -24,7 +24,7 @@ impl Scope {
         directory: &RelativePath,
         base: &RelativePath,
         above: Option<Arc<Self>>,
-    ) -> Result<Option<Arc<Self>>, Why> {
+    ) -> Result<Option<Arc<Self>>, Reason> {
         let below = |name: &[u8]| directory.join(name).ok();
         let mut scope = above;
         if let Some(git) = below(b".git")
@@ -54,14 +54,14 @@ impl Scope {
         file: Option<RelativePath>,
         base: &RelativePath,
         above: Option<Arc<Self>>,
-    ) -> Result<Option<Arc<Self>>, Why> {
+    ) -> Result<Option<Arc<Self>>, Reason> {
         let Some(file) = file else { return Ok(above) };
         let rules = read(store, &file).map_err(|why| {
             let text = format!(
                 "nothing in {base} was sent, since what to leave out of it is not known: {}",
                 why
             );
-            Why::new(why.code, text)
+            Reason::new(why.code, text)
         })?;
         Ok(Some(Arc::new(Self {
             rules,
@@ -118,12 +118,12 @@ fn is_file(store: &dyn Store, path: &RelativePath) -> bool {
         .is_some_and(|metadata| metadata.kind == Some(Kind::File))
 }
 
-fn read(store: &dyn Store, path: &RelativePath) -> Result<Rules, Why> {
+fn read(store: &dyn Store, path: &RelativePath) -> Result<Rules, Reason> {
     let mut text = vec![0; MAX_RULES_BYTES + 1];
     let length = store
         .open(path)?
         .read_at(&mut text, 0)
-        .map_err(|error| Why::new(Code::Unreadable, format!("{path}: {error}")))?;
+        .map_err(|error| Reason::new(Code::Unreadable, format!("{path}: {error}")))?;
     Rules::of_file(&text[..length])
-        .map_err(|bad| Why::new(Code::Unsupported, format!("{path}: {bad}")))
+        .map_err(|bad| Reason::new(Code::Unsupported, format!("{path}: {bad}")))
 }

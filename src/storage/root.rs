@@ -15,16 +15,17 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, mkdirat, openat, statat};
 use rustix::io::Errno;
 
-use super::fault::{fault, refusal};
+use super::io_errors::{fault, refusal};
 use super::reserved::Reserved;
-use crate::error::{Code, Why};
+use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;
 
 /// A directory that is only passed through: `O_PATH` needs no permission to read it.
 #[cfg(target_os = "linux")]
-pub(super) const PASS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+pub(super) const PASS_THROUGH: OFlags =
+    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 #[cfg(not(target_os = "linux"))]
-pub(super) const PASS: OFlags = OFlags::RDONLY
+pub(super) const PASS_THROUGH: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);
 /// Mode of a directory that is announced, until its final mode is set.
@@ -125,7 +126,7 @@ pub(super) fn fsync(file: &File) -> io::Result<()> {
 impl Root {
     /// Opens a directory as the root; its own path may lead through symbolic links.
     pub(super) fn open(path: &std::path::Path) -> io::Result<Self> {
-        let descriptor = rustix::fs::open(path, PASS, Mode::empty())?;
+        let descriptor = rustix::fs::open(path, PASS_THROUGH, Mode::empty())?;
         Ok(Self {
             device: device(&fstat(&descriptor)?),
             descriptor,
@@ -147,23 +148,23 @@ impl Root {
 
     /// Refuses a change where the root is no longer under the path that it was opened by: something was mounted there, or it
     /// was renamed or removed. What is written then would go where nobody looks for it.
-    pub(super) fn check_named(&self, path: &RelativePath) -> Result<(), Why> {
+    pub(super) fn check_named(&self, path: &RelativePath) -> Result<(), Reason> {
         let recently = |at: &Instant| at.elapsed() < NAMED_FOR;
         if self.last_named().as_ref().is_some_and(recently) {
             return Ok(());
         }
         self.check_named_now()
-            .map_err(|why| Why::new(why.code, format!("{path}: {}", why.text)))
+            .map_err(|why| Reason::new(why.code, format!("{path}: {}", why.text)))
     }
 
     /// The same for the store as a whole, and not by what was found before.
-    pub(super) fn check_named_now(&self) -> Result<(), Why> {
+    pub(super) fn check_named_now(&self) -> Result<(), Reason> {
         if self.path_leads_here() {
             *self.last_named() = Some(Instant::now());
             return Ok(());
         }
         tracing::warn!(path = %self.path.display(), "the directory was moved, removed or mounted over");
-        Err(Why::new(Code::Io, DISPLACED))
+        Err(Reason::new(Code::Io, DISPLACED))
     }
 
     /// Whether its path still leads to it. What the system does not tell, such as for want of permission, is no reason to fail.
@@ -180,7 +181,7 @@ impl Root {
     }
 
     /// Opens a directory; `None` when it, or one above it, is missing.
-    pub(super) fn find(&self, path: &RelativePath) -> Result<Option<Directory<'_>>, Why> {
+    pub(super) fn find(&self, path: &RelativePath) -> Result<Option<Directory<'_>>, Reason> {
         if path.is_root() {
             return Ok(Some(self.directory()));
         }
@@ -215,7 +216,7 @@ impl Root {
             below = path.parent().filter(|path| !path.is_root());
         }
         chain.extend(identity(&self.descriptor));
-        let up = |from: BorrowedFd<'_>| openat(from, "..", PASS, Mode::empty()).ok();
+        let up = |from: BorrowedFd<'_>| openat(from, "..", PASS_THROUGH, Mode::empty()).ok();
         let mut above = up(self.descriptor.as_fd());
         while let Some(directory) = above.take() {
             // The root of the filesystem is its own parent.
@@ -232,16 +233,16 @@ impl Root {
     }
 
     /// Opens a directory on the way to something, and makes it and those above it if they are missing.
-    pub(super) fn make(&self, path: &RelativePath) -> Result<Directory<'_>, Why> {
+    pub(super) fn make(&self, path: &RelativePath) -> Result<Directory<'_>, Reason> {
         self.make_with(path, ON_THE_WAY)
     }
 
     /// Makes a directory that only its owner may use until its final mode is set, and those above it if they are missing.
-    pub(super) fn make_private(&self, path: &RelativePath) -> Result<(), Why> {
+    pub(super) fn make_private(&self, path: &RelativePath) -> Result<(), Reason> {
         self.make_with(path, PRIVATE).map(|_| ())
     }
 
-    fn make_with(&self, path: &RelativePath, last: Mode) -> Result<Directory<'_>, Why> {
+    fn make_with(&self, path: &RelativePath, last: Mode) -> Result<Directory<'_>, Reason> {
         if let Some(directory) = self.find(path)? {
             return Ok(directory);
         }
@@ -253,7 +254,7 @@ impl Root {
     pub(super) fn parent<'p>(
         &self,
         path: &'p RelativePath,
-    ) -> Result<Option<(Directory<'_>, &'p [u8])>, Why> {
+    ) -> Result<Option<(Directory<'_>, &'p [u8])>, Reason> {
         let (Some(parent), Some(name)) = (path.parent(), path.name()) else {
             return Err(refusal(Code::IsDirectory, path));
         };
@@ -271,8 +272,13 @@ impl Root {
             return Err(Errno::NOSYS);
         }
         let how = R::BENEATH | R::NO_SYMLINKS | R::NO_MAGICLINKS;
-        let result =
-            rustix::fs::openat2(&self.descriptor, path.as_bytes(), PASS, Mode::empty(), how);
+        let result = rustix::fs::openat2(
+            &self.descriptor,
+            path.as_bytes(),
+            PASS_THROUGH,
+            Mode::empty(),
+            how,
+        );
         // Linux before 5.6, or a seccomp filter of a container that does not know the call.
         if let Err(Errno::NOSYS | Errno::PERM) = result {
             self.openat2.store(false, Ordering::Relaxed);
@@ -286,7 +292,11 @@ impl Root {
     }
 
     /// Walks to a directory. What is missing is made if `last` says with which mode: its own, those above it are as usual.
-    fn walk(&self, path: &RelativePath, last: Option<Mode>) -> Result<Option<Directory<'_>>, Why> {
+    fn walk(
+        &self,
+        path: &RelativePath,
+        last: Option<Mode>,
+    ) -> Result<Option<Directory<'_>>, Reason> {
         let mut directory = self.directory();
         let mut here = RelativePath::root();
         for component in path.components() {
@@ -307,9 +317,14 @@ impl Root {
         component: &[u8],
         here: &RelativePath,
         mode: Option<Mode>,
-    ) -> Result<Option<OwnedFd>, Why> {
+    ) -> Result<Option<OwnedFd>, Reason> {
         for _ in 0..ATTEMPTS {
-            match openat(directory, component, PASS | OFlags::NOFOLLOW, Mode::empty()) {
+            match openat(
+                directory,
+                component,
+                PASS_THROUGH | OFlags::NOFOLLOW,
+                Mode::empty(),
+            ) {
                 Ok(descriptor) => {
                     self.check_open(&descriptor, here)?;
                     return Ok(Some(descriptor));
@@ -337,7 +352,7 @@ impl Root {
                 Err(e) => return Err(fault(here, "open the directory", e)),
             }
         }
-        Err(Why::new(
+        Err(Reason::new(
             Code::Io,
             format!("{here}: it keeps changing; try again when nothing else works there"),
         ))
@@ -350,7 +365,7 @@ impl Root {
         &self,
         directory: &Directory<'_>,
         path: &RelativePath,
-    ) -> Result<(), Why> {
+    ) -> Result<(), Reason> {
         directory
             .sync()
             .map_err(|e| fault(path, "bring it to the disk", e))?;
