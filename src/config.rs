@@ -7,9 +7,6 @@ use crate::congestion::Congestion;
 use crate::protocol::rate::Rate;
 use crate::storage::digest_index::Index;
 
-/// The UDP port of a server, unless it is told another.
-pub const DEFAULT_PORT: u16 = 4433;
-
 /// Limits and timings of an endpoint. `Config::default()` suits both ends.
 #[derive(Debug, Clone)]
 pub struct Config {

@@ -4,7 +4,7 @@
 //! cross the wire. A session in which single files failed is no [`Error`]: the failures stand in its
 //! [`Outcome`](crate::transfer::events::Event).
 
-pub mod text;
+pub(crate) mod text;
 
 use std::fmt;
 use std::io;
@@ -12,7 +12,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::error::text::PeerText;
-use crate::protocol::path::BadName;
 
 /// `Result` with haul's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -192,12 +191,6 @@ impl From<Code> for Reason {
             code,
             text: PeerText::default(),
         }
-    }
-}
-
-impl From<BadName> for Reason {
-    fn from(bad: BadName) -> Self {
-        Self::new(Code::BadName, bad.to_string())
     }
 }
 

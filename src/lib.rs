@@ -73,16 +73,16 @@ pub use auth::trust::ServerTrust;
 pub use auth::{Admission, Anyone, Guests, Rights, known_hosts, peers};
 pub use bench::{Load, MeasureOptions, Measurement, RoundTrips};
 pub use client::{Client, PullOptions, PushOptions};
-pub use config::{Config, DEFAULT_PORT, written};
+pub use config::{Config, written};
 pub use congestion::Congestion;
-pub use error::text::PeerText;
+pub use error::text::{PeerText, is_unprintable, printable};
 pub use error::{Code, Error, Reason, Result};
-pub use protocol::path::{BadName, RelativePath, is_unprintable, printable};
+pub use protocol::path::{BadName, RelativePath};
 pub use protocol::rate::Rate;
 pub use protocol::target::{Argument, Host, Petname, Target};
 pub use protocol::{
-    Attribute, Components, Delete, Durability, Existing, Kind, Listed, MetadataWarning, Offer,
-    Probe, ReceiveOptions, Summary, Time, Xattr,
+    Attribute, Components, DEFAULT_PORT, Delete, Durability, Existing, Kind, Listed,
+    MetadataWarning, Offer, Probe, ReceiveOptions, Summary, Time, Xattr,
 };
 pub use relay::{Allowance, Relay, RelayOptions};
 pub use server::{Server, ServerOptions};

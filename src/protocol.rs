@@ -20,6 +20,7 @@ pub mod target;
 #[cfg(test)]
 mod tests;
 mod value;
+mod verdict;
 
 pub use content::content_hasher;
 pub use introduce::{
@@ -38,6 +39,10 @@ pub use value::{
     Origin, Probe, Range, Time, WireFilter, WireReason,
 };
 
+pub use verdict::Verdict;
+
+/// The UDP port of a server, unless it is told another.
+pub const DEFAULT_PORT: u16 = 4433;
 /// The protocol's name and version in TLS (RFC 7301).
 pub const ALPN: &[u8] = b"haul/1";
 /// The same of what both ends of a transfer speak with a relay.
@@ -56,6 +61,15 @@ pub const MAX_PLAN_RANGES: usize = MAX_HELD + MAX_HOLES + 1;
 pub const ENCODING_RANGES: u32 = 0;
 /// A body in pieces, for content whose length nobody knows beforehand.
 pub const ENCODING_PIECES: u32 = 1;
+/// Most entries that may stand unanswered. At some 100 bytes each that is 1 MB: at 100 ms, 100,000 entries a second.
+pub const MAX_UNANSWERED: u32 = 10_000;
+/// Most bytes of entries that may stand unanswered.
+pub const MAX_UNANSWERED_BYTES: u32 = 1 << 20;
+
+/// Entries that may be announced before the receiver has said how many it allows, so that they travel with the request.
+pub const EARLY_UNANSWERED: u32 = 64;
+/// Bytes of them: what fits into the first flight beside the request, and room for one entry of any length.
+pub const EARLY_UNANSWERED_BYTES: u32 = (12 << 10) + Entry::LIMIT as u32;
 /// The byte that a piece begins with; its length follows, and its bytes.
 pub const PIECE: u8 = 0x25;
 /// Most bytes in a piece.

@@ -10,8 +10,8 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 
 use crate::auth::identity::{BadKeyId, Home, KeyId, provider};
+use crate::error::text::printable;
 use crate::error::{Code, Reason};
-use crate::protocol::path::printable;
 use crate::protocol::target::Petname;
 
 use super::peers;

@@ -10,9 +10,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use crate::auth::identity::{KeyId, lock_exclusively};
-use crate::config::DEFAULT_PORT;
+use crate::error::text::printable;
 use crate::error::{Error, Result};
-use crate::protocol::path::printable;
+use crate::protocol::DEFAULT_PORT;
 
 /// A host and port in the one form that known_hosts and messages have: lower case, IPv6 in brackets and shortened.
 pub fn host_and_port(host: &str, port: u16) -> String {

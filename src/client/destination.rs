@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{PullOptions, blocking};
+use crate::error::text::printable;
 use crate::error::{Code, Error, Reason, Result};
 use crate::protocol::Kind;
-use crate::protocol::path::{RelativePath, printable};
+use crate::protocol::path::RelativePath;
 use crate::storage::{LocalStore, OutputStore, Store};
 use crate::transfer::receive::{Placement, Sources};
 

@@ -10,18 +10,19 @@ use super::link::Link;
 use super::{PullOptions, blocking, session_id};
 use crate::auth::identity::KeyId;
 use crate::config::Config;
+use crate::error::text::printable;
 use crate::error::{Error, Result};
 use crate::net::flow_control::FlowControl;
 use crate::net::rate_limit::RateLimits;
-use crate::protocol::path::printable;
 use crate::protocol::rate::Rate;
 use crate::protocol::{
     Components, MAX_WIRE_RULES, MAX_WIRE_RULES_BYTES, Message, Pull, Push, Ready, WireFilter,
 };
+use crate::protocol::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
 use crate::storage::OutputStore;
 use crate::storage::filter::{Filter, is_pattern};
 use crate::storage::open_files::limit_to_open_files;
-use crate::storage::walk::{Follow, MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
+use crate::storage::walk::Follow;
 use crate::transfer::events::Observer;
 use crate::transfer::receive::{
     FileLocks, Keep, Permits, Placement, Receiver, Receiving, RequestedNames, SessionStats,

@@ -4,8 +4,6 @@ use std::fmt;
 
 use minicbor::{Decode, Encode};
 
-use crate::protocol::path::printable;
-
 /// Text that comes from a peer, or that may quote one.
 ///
 /// A hostile peer can write escape sequences that set the clipboard, clear the screen or forge lines. So `Display` and
@@ -13,7 +11,7 @@ use crate::protocol::path::printable;
 /// only given by [`raw`](Self::raw) and [`into_raw`](Self::into_raw).
 ///
 /// ```
-/// use haul::error::text::PeerText;
+/// use haul::PeerText;
 ///
 /// let text = PeerText::from("done\n\x1b[2J");
 /// assert_eq!(text.to_string(), "done\\n\\u{1b}[2J");
@@ -91,6 +89,35 @@ impl PartialEq<String> for PeerText {
     fn eq(&self, other: &String) -> bool {
         self.0 == *other
     }
+}
+
+/// Shows bytes that somebody else chose: control characters, bidirectional overrides and what is not UTF-8 are
+/// escaped, so that a name can neither move the cursor nor pose as another line.
+pub fn printable(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                c if is_unprintable(c) => out.extend(c.escape_default()),
+                c => out.push(c),
+            }
+        }
+        for byte in chunk.invalid() {
+            out.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    out
+}
+
+/// Whether a character could steer a terminal, or make text look other than it is: control characters, and those that are
+/// invisible or change the direction of text.
+pub fn is_unprintable(c: char) -> bool {
+    c.is_control() || is_format(c)
+}
+
+/// Unicode's invisible and direction-changing characters that `char::is_control` leaves out.
+fn is_format(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}')
 }
 
 #[cfg(test)]

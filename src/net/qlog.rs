@@ -41,7 +41,7 @@ pub(crate) fn prepare(directory: &Path) -> Result<()> {
 }
 
 fn shown(path: &Path) -> String {
-    crate::protocol::path::printable(path.as_os_str().as_encoded_bytes())
+    crate::error::text::printable(path.as_os_str().as_encoded_bytes())
 }
 
 #[cfg(feature = "qlog")]

@@ -10,7 +10,7 @@ use quinn::{
 use crate::error::text::PeerText;
 use crate::error::{Code, Error, Reason};
 use crate::net::endpoint;
-use crate::protocol::{Frame, Malformed, Message, peek_varint};
+use crate::protocol::{Frame, Malformed, Message, Verdict, Want, peek_varint};
 
 /// Most bytes that one read takes off a stream: what stands in the buffer beyond a message is not counted as held, and a
 /// connection may have a thousand streams.
@@ -214,6 +214,14 @@ impl MessageReader {
     pub async fn read<M: Message>(&mut self) -> Result<M, StreamError> {
         let frame = self.frame(M::LIMIT).await?.ok_or(StreamError::Ended)?;
         Ok(frame.decode()?)
+    }
+
+    /// The next verdict, or `None` at a clean end.
+    pub async fn verdict(&mut self) -> Result<Option<Verdict>, StreamError> {
+        let Some(frame) = self.frame(Want::LIMIT).await? else {
+            return Ok(None);
+        };
+        Ok(Some(Verdict::decode(&frame)?))
     }
 
     /// The next byte, such as the stream's type.

@@ -7,8 +7,8 @@ use aws_lc_rs::rand;
 use bip39::Language;
 
 use crate::auth::identity::KeyId;
+use crate::error::text::printable;
 use crate::error::{Error, Result};
-use crate::protocol::path::printable;
 
 /// Words of a code. Each is one of 2,048 of BIP-39's English list, so 11 bits, and all are 33: a single guess is right once
 /// in 8.6 thousand million times, and a wrong one burns the code.

@@ -17,11 +17,11 @@ use crate::auth::identity::KeyId;
 use crate::auth::trust::ServerTrust;
 use crate::config::Config;
 use crate::error::text::PeerText;
+use crate::error::text::printable;
 use crate::error::{Code, Error, Reason, Result};
 use crate::net::connect;
 use crate::net::endpoint::Port;
 use crate::net::stream::{MessageReader, MessageWriter, StreamError};
-use crate::protocol::path::printable;
 use crate::protocol::{
     Address, BIND, Forward, Found, MAX_ADDRESSES, Message, Place, Placed, Refused, Seek,
 };

@@ -281,7 +281,7 @@ mod tests {
             };
             for said in [relay.to_string(), format!("{relay:?}"), error.to_string()] {
                 assert!(
-                    !said.contains(crate::protocol::path::is_unprintable),
+                    !said.contains(crate::error::text::is_unprintable),
                     "{said:?}"
                 );
             }

@@ -8,6 +8,9 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use crate::error::text::printable;
+use crate::error::{Code, Reason};
+
 /// Longest component in bytes: `NAME_MAX` of every common filesystem.
 pub const MAX_COMPONENT: usize = 255;
 /// Longest path in bytes, separators included: Linux's `PATH_MAX` (4096) less the closing NUL.
@@ -203,33 +206,10 @@ fn is_reserved(name: &[u8]) -> bool {
         && is_partial_name(&name.to_ascii_lowercase())
 }
 
-/// Shows bytes that somebody else chose: control characters, bidirectional overrides and what is not UTF-8 are
-/// escaped, so that a name can neither move the cursor nor pose as another line.
-pub fn printable(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len());
-    for chunk in bytes.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            match c {
-                c if is_unprintable(c) => out.extend(c.escape_default()),
-                c => out.push(c),
-            }
-        }
-        for byte in chunk.invalid() {
-            out.push_str(&format!("\\x{byte:02x}"));
-        }
+impl From<BadName> for Reason {
+    fn from(bad: BadName) -> Self {
+        Self::new(Code::BadName, bad.to_string())
     }
-    out
-}
-
-/// Whether a character could steer a terminal, or make text look other than it is: control characters, and those that are
-/// invisible or change the direction of text.
-pub fn is_unprintable(c: char) -> bool {
-    c.is_control() || is_format(c)
-}
-
-/// Unicode's invisible and direction-changing characters that `char::is_control` leaves out.
-fn is_format(c: char) -> bool {
-    matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}')
 }
 
 impl fmt::Display for RelativePath {

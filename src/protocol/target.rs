@@ -5,9 +5,10 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use crate::config::DEFAULT_PORT;
+use crate::error::text::printable;
 use crate::error::{Error, Result};
-use crate::protocol::path::{RelativePath, printable};
+use crate::protocol::DEFAULT_PORT;
+use crate::protocol::path::RelativePath;
 
 const SCHEME: &[u8] = b"haul://";
 const SCHEME_NAME: &str = "haul";

@@ -7,8 +7,9 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 use super::expand::{Expanded, expand};
+use crate::error::text::printable;
 use crate::error::{Code, Reason, Result};
-use crate::protocol::path::{RelativePath, printable};
+use crate::protocol::path::RelativePath;
 use crate::protocol::{Components, Kind, Listed};
 use crate::storage::Store;
 use crate::storage::io_errors::refusal;

@@ -27,8 +27,9 @@ use super::{
     ALL_PERMISSIONS, Attributes, Folding, Metadata, MetadataWarnings, PartialKey, Source, Store,
     TimeProbe, Upload, Version, attributes, case, read_only, reads_as_more, sweep, xattr,
 };
+use crate::error::text::printable;
 use crate::error::{Code, Error, Reason};
-use crate::protocol::path::{RelativePath, is_partial_name, printable};
+use crate::protocol::path::{RelativePath, is_partial_name};
 use crate::protocol::{Attribute, Kind, Xattr};
 
 /// A directory on disk as a [`Store`].

@@ -9,13 +9,10 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use crate::error::text::printable;
 use crate::error::{Code, Error, Reason, Result};
-use crate::net::stream::{MessageReader, StreamError};
-use crate::protocol::path::{RelativePath, printable};
-use crate::protocol::{
-    Attribute, Components, Done, Entry, Frame, Held, Kind, Message, Owner, Refuse, Skip, Time,
-    Want, Xattr,
-};
+use crate::protocol::path::RelativePath;
+use crate::protocol::{Attribute, Components, Entry, Kind, Owner, Time, Xattr};
 use crate::storage::digest_index::Index;
 use crate::storage::filter::Filter;
 use crate::storage::pipe::Pipe;
@@ -26,16 +23,6 @@ use crate::storage::{
 };
 
 use gitignore::{Scope, below};
-
-/// Most entries that may stand unanswered. At some 100 bytes each that is 1 MB: at 100 ms, 100,000 entries a second.
-pub const MAX_UNANSWERED: u32 = 10_000;
-/// Most bytes of entries that may stand unanswered.
-pub const MAX_UNANSWERED_BYTES: u32 = 1 << 20;
-
-/// Entries that may be announced before the receiver has said how many it allows, so that they travel with the request.
-pub const EARLY_UNANSWERED: u32 = 64;
-/// Bytes of them: what fits into the first flight beside the request, and room for one entry of any length.
-pub const EARLY_UNANSWERED_BYTES: u32 = (12 << 10) + Entry::LIMIT as u32;
 
 /// Most directories that [`LocalTrees`] opens before it takes the root of the filesystem: what is left of the descriptors
 /// is for the transfers.
@@ -644,69 +631,6 @@ impl Iterator for Walk {
             if found.is_some() {
                 return found;
             }
-        }
-    }
-}
-
-/// The receiver's answer to an entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    /// It is there already.
-    Skip(u64),
-    /// The manifest sufficed; it stands there now.
-    Done(u64),
-    /// Send it; the receiver holds these parts.
-    Want(u64, Vec<Held>),
-    /// It cannot stand there.
-    Refuse(u64, Reason),
-}
-
-impl Verdict {
-    /// Reads the next verdict; `None` at the clean end of the stream.
-    pub async fn read(stream: &mut MessageReader) -> Result<Option<Self>, StreamError> {
-        let Some(frame) = stream.frame(Want::LIMIT).await? else {
-            return Ok(None);
-        };
-        Ok(Some(Self::decode(&frame)?))
-    }
-
-    fn decode(frame: &Frame) -> Result<Self, crate::protocol::Malformed> {
-        Ok(match frame.kind {
-            Skip::TYPE => Self::Skip(frame.decode::<Skip>()?.id),
-            Done::TYPE => Self::Done(frame.decode::<Done>()?.id),
-            Refuse::TYPE => {
-                let refuse = frame.decode::<Refuse>()?;
-                Self::Refuse(refuse.id, refuse.why.into())
-            }
-            _ => {
-                let want = frame.decode::<Want>()?;
-                Self::Want(want.id, want.held.unwrap_or_default())
-            }
-        })
-    }
-
-    /// Appends the verdict as it goes over the wire.
-    pub fn put(self, out: &mut bytes::BytesMut) {
-        match self {
-            Self::Skip(id) => Skip { id }.put(out),
-            Self::Done(id) => Done { id }.put(out),
-            Self::Want(id, held) => Want {
-                id,
-                held: (!held.is_empty()).then_some(held),
-            }
-            .put(out),
-            Self::Refuse(id, why) => Refuse {
-                id,
-                why: why.into(),
-            }
-            .put(out),
-        }
-    }
-
-    /// The entry it is about.
-    pub fn id(&self) -> u64 {
-        match *self {
-            Self::Skip(id) | Self::Done(id) | Self::Want(id, _) | Self::Refuse(id, _) => id,
         }
     }
 }

@@ -56,6 +56,7 @@ use crate::config::Config;
 use crate::error::{Code, Error, Reason, Result};
 use crate::net::flow_control::FlowControl;
 use crate::net::stream::{MessageReader, MessageWriter, StreamError};
+use crate::protocol::Verdict;
 use crate::protocol::path::RelativePath;
 use crate::protocol::{
     Complete, Durability, End, Entry, Existing, Frame, Kind, Message, Plan, ReceiveOptions,
@@ -64,7 +65,6 @@ use crate::protocol::{
 use crate::storage::digest_index::Index;
 use crate::storage::filter::Filter;
 use crate::storage::users::Owners;
-use crate::storage::walk::Verdict;
 use crate::storage::{Attributes, PartialKey, Store};
 use crate::transfer::events::{Event, Observer, Settled};
 

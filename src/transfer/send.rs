@@ -37,12 +37,11 @@ use crate::protocol::{
     Complete, Components, End, Entry, Kind, Message, Ready, Removed, SenderTime, StreamType,
     Unsendable, put_varint,
 };
+use crate::protocol::{EARLY_UNANSWERED, EARLY_UNANSWERED_BYTES, Verdict};
 use crate::storage::digest_index::Index;
 use crate::storage::open_files::limit_to_open_files;
 use crate::storage::pipe::Pipe;
-use crate::storage::walk::{
-    Announce, EARLY_UNANSWERED, EARLY_UNANSWERED_BYTES, Tree, Verdict, Walk, WalkItem, WalkOptions,
-};
+use crate::storage::walk::{Announce, Tree, Walk, WalkItem, WalkOptions};
 use crate::transfer::events::{Event, Observer, Settled};
 use crate::transfer::sampler::StageCounters;
 
@@ -246,7 +245,7 @@ impl Sender {
             never = run.answers(&mut verdicts, &mut self.transfers) => match never? {},
         }
         // Dropped, it would stop the stream under the receiver's last words.
-        tokio::spawn(async move { while let Ok(Some(_)) = Verdict::read(&mut verdicts).await {} });
+        tokio::spawn(async move { while let Ok(Some(_)) = verdicts.verdict().await {} });
         Ok(())
     }
 
@@ -563,7 +562,7 @@ impl Run {
         let mut wanted = VecDeque::new();
         loop {
             let verdict = tokio::select! {
-                verdict = Verdict::read(verdicts) => verdict?,
+                verdict = verdicts.verdict() => verdict?,
                 Some(_) = transfers.join_next() => continue,
                 Ok(open) = self.shared.parallel.clone().acquire_owned(), if !wanted.is_empty() => {
                     if let Some((id, announce, held)) = wanted.pop_front() {

@@ -1,9 +1,10 @@
 //! Where symbolic links lead, found out component by component: the store itself follows none.
 
 use super::Follow;
+use crate::error::text::printable;
 use crate::error::{Code, Reason};
 use crate::protocol::Kind;
-use crate::protocol::path::{RelativePath, printable};
+use crate::protocol::path::RelativePath;
 use crate::storage::{Metadata, Store};
 
 /// Links on the way of one: as many as Linux follows.

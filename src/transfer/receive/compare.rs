@@ -8,10 +8,10 @@ use tokio::task::JoinSet;
 use super::durable::Settling;
 use super::{Receiver, WantedFile, blocking};
 use crate::error::{Code, Reason, Result};
+use crate::protocol::Verdict;
 use crate::protocol::{Existing, Kind};
 use crate::storage::digest;
 use crate::storage::io_errors::{fault, refusal};
-use crate::storage::walk::Verdict;
 use crate::transfer::events::Settled;
 
 /// Files that are read at the same time; the sender reads as many.

@@ -7,10 +7,10 @@ use super::durable::Settling;
 use super::file_writer::create;
 use super::{Placement, Receiver, RequestedNames, WantedFile};
 use crate::error::{Code, Reason, Result};
+use crate::protocol::Verdict;
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Durability, Entry, Existing, Kind};
 use crate::storage::io_errors::{check_target, refusal};
-use crate::storage::walk::Verdict;
 use crate::storage::{Attributes, Metadata, PartialKey};
 use crate::transfer::events::Settled;
 

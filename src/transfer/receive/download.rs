@@ -16,11 +16,11 @@ use super::{FileLock, IncomingTransfer, Receiver, WantedFile, blocking, lock};
 use crate::error::{Code, Reason, Result};
 use crate::net::flow_control::{AtWork, Reservation, UnflushedBytes};
 use crate::net::stream::{MessageWriter, StreamError, varint_of};
+use crate::protocol::Verdict;
 use crate::protocol::{
     Committed, ENCODING_RANGES, Failed, Held, Kind, Message, Plan, Trailer, Working, content_hasher,
 };
 use crate::storage::io_errors::fault;
-use crate::storage::walk::Verdict;
 
 /// Bytes that are written without waiting for more.
 const WRITE_SIZE: usize = RUN_SIZE;

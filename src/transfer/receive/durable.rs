@@ -13,9 +13,9 @@ use tracing::Instrument;
 use super::entry_credit::EntryCredit;
 use super::{Receiver, blocking};
 use crate::error::{Error, Reason};
+use crate::protocol::Verdict;
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Durability, Kind};
-use crate::storage::walk::Verdict;
 use crate::transfer::events::Settled;
 
 /// Batches that one sync may bring to the disk.

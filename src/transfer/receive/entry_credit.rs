@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use super::lock;
 use crate::error::{Error, Result};
-use crate::storage::walk::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
+use crate::protocol::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
 
 /// Entries that stand unanswered, held against what the sender was allowed.
 #[derive(Default)]

@@ -7,9 +7,10 @@ use bytes::BytesMut;
 
 use super::hard_links::{HardLinks, LinkRole};
 use crate::error::{Code, Error, Reason, Result};
+use crate::protocol::Verdict;
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Entry, Kind, Message, MetadataWarning};
-use crate::storage::walk::{Announce, Verdict};
+use crate::storage::walk::Announce;
 use crate::transfer::events::{Event, Observer, Settled};
 
 /// Ranges that a receiver may have offered as held in all its open Wants; over it, it is not honest.

@@ -24,10 +24,11 @@ use crate::protocol::{
     Components, Hello, Kind, List, Message, Pull, Push, Ready, ReceiveOptions, Refused, Summary,
     WireFilter,
 };
+use crate::protocol::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
 use crate::storage::Store;
 use crate::storage::filter::{Filter, Rules};
 use crate::storage::pipe::Pipe;
-use crate::storage::walk::{Follow, MAX_UNANSWERED, MAX_UNANSWERED_BYTES, Tree, WalkOptions};
+use crate::storage::walk::{Follow, Tree, WalkOptions};
 use crate::transfer::events::Observer;
 use crate::transfer::receive::{Claimant, FileLocks, Placement, Receiver, Sources};
 use crate::transfer::sampler::Sampler;

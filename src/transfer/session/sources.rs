@@ -4,8 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::error::text::printable;
 use crate::error::{Code, Error, Reason, Result};
-use crate::protocol::path::{RelativePath, printable};
+use crate::protocol::path::RelativePath;
 use crate::protocol::{Components, Kind};
 use crate::storage::Store;
 use crate::storage::expand::{Effort, expand};

@@ -4,10 +4,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use haul::internal::net::stream::MessageReader;
+use haul::internal::protocol::Verdict;
 use haul::internal::protocol::{
     Committed, Complete, End, Entry, Failed, Hello, Message, Pull, Ready, Working,
 };
-use haul::internal::storage::walk::Verdict;
 use haul::{
     AcceptedQuota, Client, Code, Config, Identity, Kind, Outcome, PullOptions, Result, ServerTrust,
     Summary,

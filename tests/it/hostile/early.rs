@@ -6,7 +6,7 @@ use haul::internal::net::stream::MessageReader;
 use haul::internal::protocol::{
     Committed, Complete, End, Entry, Hello, Message, Push, Ready, Skip, Want,
 };
-use haul::internal::storage::walk::{EARLY_UNANSWERED, EARLY_UNANSWERED_BYTES, Verdict};
+use haul::internal::protocol::{EARLY_UNANSWERED, EARLY_UNANSWERED_BYTES, Verdict};
 use haul::{Code, Durability, Summary};
 
 use crate::hostile::peer::{

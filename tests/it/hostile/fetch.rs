@@ -1,10 +1,10 @@
 //! Peers that keep to nothing, where files are fetched and listed.
 
 use haul::internal::net::stream::MessageReader;
+use haul::internal::protocol::Verdict;
 use haul::internal::protocol::{
     Committed, Complete, End, Entry, Hello, List, Message, Pull, Ready, Refused, Unsendable,
 };
-use haul::internal::storage::walk::Verdict;
 use haul::{Client, Code, Components, Error, Kind, ListItem, Listed, Outcome, Result, Summary};
 use quinn::Connection;
 use tempfile::{TempDir, tempdir};

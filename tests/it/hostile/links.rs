@@ -2,8 +2,8 @@
 
 use std::os::unix::fs::{MetadataExt, symlink};
 
+use haul::internal::protocol::Verdict;
 use haul::internal::protocol::{Committed, Entry};
-use haul::internal::storage::walk::Verdict;
 use haul::{Code, Config, Kind};
 
 use crate::hostile::peer::*;

@@ -210,7 +210,7 @@ async fn entries_that_nobody_waits_for_are_counted_and_one_of_the_greatest_size_
     .unwrap();
     assert!(matches!(
         session.verdict().await,
-        haul::internal::storage::walk::Verdict::Want(0, _)
+        haul::internal::protocol::Verdict::Want(0, _)
     ));
     big.id = 1;
     payload.push(0);

@@ -2,8 +2,8 @@
 
 use std::os::unix::fs::symlink;
 
+use haul::internal::protocol::Verdict;
 use haul::internal::protocol::{Entry, Hello, Message, Ready, Refused};
-use haul::internal::storage::walk::Verdict;
 use haul::{Code, Components, Kind};
 
 use crate::hostile::peer::*;

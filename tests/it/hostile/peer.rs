@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use haul::internal::net::stream::{MessageReader, code_of};
+use haul::internal::protocol::Verdict;
 use haul::internal::protocol::{
     Entry, Hello, Message, Plan, Pull, Push, Range, Ready, Trailer, put_varint,
 };
-use haul::internal::storage::walk::Verdict;
 use haul::{
     Code, Components, Config, Durability, Identity, KeyId, Kind, LocalStore, MemoryStore,
     ServerTrust,
@@ -317,7 +317,7 @@ impl Session {
     }
 
     pub(crate) async fn verdict(&mut self) -> Verdict {
-        within(Verdict::read(&mut self.verdicts))
+        within(self.verdicts.verdict())
             .await
             .unwrap()
             .expect("a verdict")

@@ -756,7 +756,7 @@ async fn a_pull_brings_what_was_asked_for_and_nothing_else() {
         session.announce(&entry).await;
         let verdict = session.verdict().await;
         assert!(
-            matches!(verdict, haul::internal::storage::walk::Verdict::Refuse(..)),
+            matches!(verdict, haul::internal::protocol::Verdict::Refuse(..)),
             "{verdict:?} to {entry:?}"
         );
     }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use haul::internal::net::stream::MessageReader;
+use haul::internal::protocol::Verdict;
 use haul::internal::protocol::{Committed, Hello, Message, Refused, put_varint};
-use haul::internal::storage::walk::Verdict;
 use haul::{Admission, Code, Config, Error, Identity, MemoryStore};
 use quinn::ConnectionError;
 

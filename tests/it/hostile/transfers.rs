@@ -1,7 +1,7 @@
 //! Transfers that go wrong on purpose.
 
+use haul::internal::protocol::Verdict;
 use haul::internal::protocol::{Committed, Entry, Failed, Message, Plan, Push};
-use haul::internal::storage::walk::Verdict;
 use haul::{Code, Config, Delete, Durability, Identity, Kind, Reason, ReceiveOptions};
 
 use crate::hostile::peer::*;
