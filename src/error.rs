@@ -140,12 +140,12 @@ codes! {
 pub struct Reason {
     /// What kind of failure.
     pub code: Code,
-    /// A sentence for people; may be empty. At most [`MAX_TEXT`] bytes.
+    /// A sentence for people; may be empty. At most 1,024 bytes.
     pub text: PeerText,
 }
 
 impl Reason {
-    /// A reason with a sentence; the sentence is cut at [`MAX_TEXT`] bytes.
+    /// A reason with a sentence; the sentence is cut at 1,024 bytes.
     pub fn new(code: Code, text: impl Into<String>) -> Self {
         let mut text = text.into();
         text.truncate(text.floor_char_boundary_at(MAX_TEXT));

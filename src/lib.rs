@@ -1,19 +1,18 @@
-//! haul moves files between machines over QUIC: fast where the network is lossy or far away, safe against a hostile peer,
-//! honest about what has reached the disk.
+//! haul moves files between machines over QUIC. It is fast on lossy and long networks, verifies every file, and never
+//! leaves half a file under its final name.
 //!
-//! The library does all that the `haul` command does, and prints nothing: results are values, progress is
-//! [events](progress::Event), operators read [`tracing`] spans (`connection`, `transfer`) and events. It runs on tokio.
+//! The library does everything that the `haul` command does, and prints nothing. Results are values, progress arrives as
+//! [`Event`]s, and operators read [`tracing`] spans (`connection`, `transfer`). It runs on tokio.
+//!
+//! # Send files
+//! A [`Client`] connects to one server, knows it by its key, and pushes files:
 //!
 //! ```
-//! # async fn example() -> haul::error::Result<()> {
+//! # async fn example() -> haul::Result<()> {
 //! use std::sync::Arc;
-//! use haul::client::{Client, PushOptions};
-//! use haul::config::Config;
-//! use haul::auth::identity::Identity;
-//! use haul::protocol::path::RelativePath;
-//! use haul::server::{Server, ServerOptions};
-//! use haul::storage::LocalStore;
-//! use haul::auth::trust::{Admission, Anyone, ServerTrust};
+//! use haul::{
+//!     Admission, Anyone, Client, Config, Identity, LocalStore, PushOptions, Server, ServerOptions, ServerTrust,
+//! };
 //!
 //! // A server that takes files from everybody into one directory, and never writes anywhere else.
 //! let inbox = std::env::temp_dir();
@@ -25,20 +24,15 @@
 //!     admission: Admission { anyone: Anyone { read: false, write: true }, ..Admission::default() },
 //!     store: Arc::new(LocalStore::open(&inbox)?),
 //!     config: Config::default(),
-//!     observer: haul::transfer::events::ignore(),
+//!     observer: haul::ignore(),
 //! })?;
 //! let port = server.local_addresses()[0].port();
 //! tokio::spawn(server.run(std::future::pending(), std::future::pending()));
 //!
-//! // A client that knows the server by its key, and sends.
+//! // A client that knows the server by its key.
 //! let client = Client::connect(&Identity::generate()?, &trust, "127.0.0.1", port, &Config::default()).await?;
-//! let options = PushOptions {
-//!     sources: vec!["Cargo.toml".into()],
-//!     destination: RelativePath::root(),
-//!     into: true,
-//!     ..PushOptions::default()
-//! };
-//! let outcome = client.push(&options, haul::transfer::events::ignore()).await?;
+//! let options = PushOptions { sources: vec!["Cargo.toml".into()], into: true, ..PushOptions::default() };
+//! let outcome = client.push(&options, haul::ignore()).await?;
 //! assert_eq!(outcome.sent.failed, 0);
 //! client.close().await;
 //! # Ok(())
@@ -46,13 +40,52 @@
 //! # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
 //! ```
 //!
-//! # Rooms
-//! Each uses only those before it: [`path`], [`error`], [`filter`], [`rate`], [`wire`], [`progress`], [`config`] and
-//! [`target`] are plain values; [`index`] remembers digests; [`limits`] and [`bucket`] bound files and what is sent; [`identity`],
-//! [`trust`], [`endpoint`] and [`stream`] make connections, and a [`budget`] bounds their memory; [`measure`] measures them; [`store`] holds
-//! files, and a [`pipe`] is read once; [`manifest`],
-//! [`sender`] and [`receiver`] are the transfer's two roles, and [`verdict`] says what bound it; [`session`], [`server`]
-//! and [`client`] put them together, and a [`peer`] is met by a code, perhaps at a [`relay`]. PROTOCOL.md specifies what travels.
+//! Files that fail do not fail the session: they are in [`TransferStats::failures`], each with its [`Reason`].
+//!
+//! # Fetch files
+//! ```no_run
+//! # async fn example(client: haul::Client) -> haul::Result<()> {
+//! use haul::{PullOptions, RelativePath};
+//!
+//! let photos = RelativePath::from_components(["photos"]).expect("a valid name");
+//! let options = PullOptions { sources: vec![photos], destination: "backup".into(), ..PullOptions::default() };
+//! let outcome = client.pull(&options, haul::ignore()).await?;
+//! println!("{} files, {} were unchanged", outcome.sent.files, outcome.sent.skipped);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Serve a directory
+//! [`Server::run`] takes two futures: the first asks for a graceful stop, the second ends the wait for transfers under way.
+//! `examples/upload_service.rs` is a whole service.
+//!
+//! # Follow progress
+//! An [`Observer`] takes [`Event`]s from the tasks that do the work, so it must be quick and must not block:
+//!
+//! ```
+//! use std::sync::Arc;
+//! use haul::{Event, Observer, Settled};
+//!
+//! let observer: Observer = Arc::new(|event| {
+//!     if let Event::Settled { path, result: Settled::Failed(reason), .. } = event {
+//!         eprintln!("{path}: {reason}");
+//!     }
+//! });
+//! ```
+//!
+//! # Cancel
+//! Drop the future of [`Client::push`] or [`Client::pull`]. Committed files stay, and the receiver keeps partials of the
+//! rest; the same call later goes on from there. [`Client::cancel`] tells the server as well (`examples/cancel.rs`).
+//!
+//! # Send by a code
+//! Two machines that know nothing of each other meet by a short code: see [`pairing`], `examples/send_by_code.rs` and
+//! `examples/receive_by_code.rs`.
+//!
+//! # Use your own store
+//! Files are read from and committed to a [`Store`]. A [`LocalStore`] is a directory, a [`MemoryStore`] keeps everything in
+//! memory, and `examples/own_store.rs` wraps one to add its own rule.
+//!
+//! ARCHITECTURE.md describes the inside of the library; PROTOCOL.md specifies what travels.
 
 mod auth;
 mod bench;

@@ -2,7 +2,7 @@
 //!
 //! In both directions TLS verifies that the peer holds the key of the certificate it shows. A client then decides
 //! within the handshake, so that nothing is sent to the wrong server. A server lets every key through the handshake and
-//! decides after it, with [`Admission::judge`], so that a refused client can be told why.
+//! decides after it, with [`Admission::judge`](super::Admission::judge), so that a refused client can be told why.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -250,7 +250,7 @@ impl ServerCertVerifier for ServerVerifier {
 }
 
 /// Lets every client through that shows a certificate and holds its key. What the key may do is for
-/// [`Admission::judge`], once the handshake is over.
+/// [`Admission::judge`](super::Admission::judge), once the handshake is over.
 #[derive(Debug)]
 pub struct ClientVerifier;
 

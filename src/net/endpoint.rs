@@ -72,7 +72,7 @@ const CLOSE_INTERVAL: Duration = Duration::from_millis(2);
 pub(crate) const FIRST_SEND_WINDOW: usize = 1 << 20;
 
 /// What a server needs to listen. Every client that holds the key of its certificate comes through the handshake; ask
-/// [`Admission::judge`](crate::auth::trust::Admission::judge) next. It is not traced: each
+/// [`Admission::judge`](crate::auth::Admission::judge) next. It is not traced: each
 /// connection has a trace of its own, which the server gives it as it accepts.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! The rooms of the house: each uses only those that stand above it in DESIGN, the library prints nothing, and it knows
+//! The rooms of the house: each uses only those above it in ARCHITECTURE.md, the library prints nothing, and it knows
 //! none of the crates that are the binary's own. It reads tokens and not lines, so that words in comments and strings
 //! count for nothing.
 
@@ -8,40 +8,19 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// The library's rooms. Each may use those before it.
 const ROOMS: &[&str] = &[
-    "path",
-    "text",
     "error",
-    "filter",
-    "rate",
-    "wire",
-    "progress",
-    "index",
+    "protocol",
     "congestion",
+    "storage",
     "config",
-    "target",
-    "limits",
-    "bucket",
-    "identity",
-    "trust",
-    "qlog",
-    "endpoint",
-    "stream",
+    "auth",
+    "net",
+    "transfer",
     "relay",
-    "budget",
-    "upkeep",
-    "measure",
-    "owners",
-    "store",
-    "pipe",
-    "listing",
-    "manifest",
-    "verdict",
-    "sender",
-    "receiver",
-    "session",
+    "bench",
     "server",
     "client",
-    "peer",
+    "pairing",
 ];
 /// The binary's rooms. They use the library as any other program does, by `haul::`, and each other by `crate::`.
 const BINARY: &[&str] = &["main", "cli"];
@@ -202,8 +181,8 @@ fn faults(name: &str, source: &str) -> Vec<String> {
         None if BINARY.contains(&place.room) => BINARY,
         None => {
             return vec![format!(
-                "src/{name} is in no room: add {} to ROOMS in tests/layering.rs, below all that it uses, and to the \
-                 rooms in DESIGN",
+                "src/{name} is in no room: add {} to ROOMS in tests/it/layering.rs, below all that it uses, and to the \
+                 list of rooms in ARCHITECTURE.md",
                 place.room
             )];
         }
@@ -328,37 +307,39 @@ fn sound(name: &str, source: &str) {
 #[test]
 fn a_room_below_is_found_however_it_is_named() {
     sound(
-        "wire.rs",
-        "use crate::error::Why; use crate::{path, error::{Code, Why}, wire};",
+        "protocol.rs",
+        "use crate::error::Reason; use crate::{error::{Code, Reason}, protocol};",
     );
-    assert!(fault("wire.rs", "use crate::server::Server;").contains("uses server"));
-    assert!(fault("wire.rs", "use crate::{error::{Code, Why}, client};").contains("uses client"));
-    assert!(fault("session.rs", "fn f() { [crate::client::f()] }").contains("uses client"));
+    assert!(fault("protocol.rs", "use crate::server::Server;").contains("uses server"));
+    assert!(
+        fault("protocol.rs", "use crate::{error::{Code, Reason}, client};").contains("uses client")
+    );
+    assert!(fault("transfer.rs", "fn f() { [crate::client::f()] }").contains("uses client"));
     assert!(
         fault(
-            "session.rs",
+            "transfer.rs",
             "macro_rules! m { () => { $crate::client::f() } }"
         )
         .contains("uses client")
     );
     assert!(
-        fault("receiver/body.rs", "use crate::transfer::session::Outcome;")
-            .contains("above receiver")
+        fault("transfer/receive/decide.rs", "use crate::server::Server;")
+            .contains("above transfer")
     );
-    assert!(fault("store.rs", "use super::server;").contains("uses server"));
-    assert!(fault("store/local.rs", "use super::super::server;").contains("uses server"));
-    assert!(fault("store.rs", "mod inner { use super::super::server; }").contains("uses server"));
-    sound("store/local.rs", "use super::server;");
+    assert!(fault("storage.rs", "use super::server;").contains("uses server"));
+    assert!(fault("storage/local.rs", "use super::super::server;").contains("uses server"));
+    assert!(fault("storage.rs", "mod inner { use super::super::server; }").contains("uses server"));
+    sound("storage/local.rs", "use super::server;");
     sound(
-        "store.rs",
+        "storage.rs",
         "pub(crate) mod inner { pub(super) use super::server; }",
     );
 }
 
 #[test]
 fn what_hides_its_room_is_found() {
-    assert!(fault("wire.rs", "use crate::Server;").contains("no room"));
-    assert!(fault("wire.rs", "use crate::*;").contains("no room"));
+    assert!(fault("protocol.rs", "use crate::Server;").contains("no room"));
+    assert!(fault("protocol.rs", "use crate::*;").contains("no room"));
 }
 
 #[test]
@@ -404,7 +385,7 @@ fn printing_has_one_place() {
     ] {
         let source = format!("fn f() {{ {call} }}");
         assert!(
-            fault("store/local.rs", &source).contains("prints by"),
+            fault("storage/local.rs", &source).contains("prints by"),
             "{call}"
         );
         sound("cli/output.rs", &source);
@@ -413,7 +394,7 @@ fn printing_has_one_place() {
     assert!(fault("cli/cp.rs", "fn f() { println!() }").contains("prints by println"));
     assert!(fault("cli/cp.rs", "fn f() { std::io::stderr() }").contains("prints by stderr"));
     assert!(fault("main.rs", "fn main() { eprintln!() }").contains("prints by eprintln"));
-    sound("path.rs", "fn print() {}");
+    sound("protocol/path.rs", "fn print() {}");
 }
 
 #[test]
@@ -439,7 +420,7 @@ fn the_binary_uses_the_library_by_its_name() {
 fn a_new_file_is_told_where_to_go() {
     let told = fault("attic/box.rs", "");
     assert!(
-        told.contains("add attic to ROOMS") && told.contains("DESIGN"),
+        told.contains("add attic to ROOMS") && told.contains("ARCHITECTURE"),
         "{told}"
     );
 }
