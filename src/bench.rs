@@ -74,7 +74,8 @@ pub(crate) async fn measure(
 ) -> Result<Measurement> {
     let allowed = MIN_TIME..=config.max_measurement;
     if options.time.is_some_and(|time| !allowed.contains(&time)) {
-        let (least, most) = (MIN_TIME.as_secs(), config.max_measurement.as_secs());
+        let least = MIN_TIME.as_secs();
+        let most = config.max_measurement.as_secs();
         return Err(Error::Usage(format!(
             "each direction is measured for {least} to {most} seconds"
         )));
@@ -154,7 +155,8 @@ impl<'a> Way<'a> {
 
     /// One round trip.
     async fn ping(&mut self) -> Result<(Duration, Pong), StreamError> {
-        let (id, sent) = (self.next, Instant::now());
+        let id = self.next;
+        let sent = Instant::now();
         self.next += 1;
         // It waits for credit behind what is under way, and that moves.
         self.writer
@@ -174,7 +176,8 @@ impl<'a> Way<'a> {
 
     /// Round trips while nothing else moves, and their jitter.
     async fn idle(&mut self) -> Result<(RoundTrips, Duration), StreamError> {
-        let (begun, mut trips) = (Instant::now(), Vec::new());
+        let begun = Instant::now();
+        let mut trips = Vec::new();
         while trips.len() < LEAST_TRIPS || (trips.len() < IDLE_TRIPS && begun.elapsed() < IDLE_TIME)
         {
             trips.push(self.ping().await?.0);
@@ -194,7 +197,9 @@ impl<'a> Way<'a> {
     async fn load(&mut self, probe: Probe, time: Duration) -> Result<Load, StreamError> {
         let before = self.sender(probe).await?;
         let over = CancellationToken::new();
-        let (window, deadline, observer) = (self.window, self.deadline, self.observer);
+        let window = self.window;
+        let deadline = self.deadline;
+        let observer = self.observer;
         let told = |elapsed, bytes| {
             observer(Event::Measuring {
                 probe,
@@ -254,7 +259,8 @@ async fn open(
     let (send, receive) = timeout(deadline, connection.open_bi())
         .await
         .map_err(|_| StreamError::TimedOut)??;
-    let (reader, mut writer) = (MessageReader::new(receive), MessageWriter::new(send));
+    let reader = MessageReader::new(receive);
+    let mut writer = MessageWriter::new(send);
     let milliseconds = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
     let mut head = BytesMut::new();
     head.put_u8(StreamType::Measurement as u8);
@@ -317,13 +323,16 @@ async fn down(
 ) -> Result<Samples, StreamError> {
     let (reader, writer) = open(window.connection(), Probe::Down, time, deadline).await?;
     writer.finish();
-    let (begun, bytes, mut samples) = (Instant::now(), AtomicU64::new(0), Samples::default());
+    let begun = Instant::now();
+    let bytes = AtomicU64::new(0);
+    let mut samples = Samples::default();
     let sampling = async {
         let mut tick = interval(SAMPLE_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            let (elapsed, bytes) = (begun.elapsed(), bytes.load(Ordering::Relaxed));
+            let elapsed = begun.elapsed();
+            let bytes = bytes.load(Ordering::Relaxed);
             samples.push(elapsed, bytes);
             told(elapsed, bytes);
         }

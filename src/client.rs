@@ -215,7 +215,8 @@ impl Client {
             key_id: self.key_id.to_string(),
         });
         self.tell_route(&link, &observer);
-        let (sources, follow) = (options.sources.clone(), options.walk.follow);
+        let sources = options.sources.clone();
+        let follow = options.walk.follow;
         let (trees, unsendable) = blocking(move || local_sources(&sources, follow)).await??;
         let Some(first) = trees.first() else {
             // Nothing to ask the server for.
@@ -224,7 +225,8 @@ impl Client {
                 ..Outcome::default()
             });
         };
-        let (session, directory) = (session_id()?, options.sources.len() == 1 && first.directory);
+        let session = session_id()?;
+        let directory = options.sources.len() == 1 && first.directory;
         let (trees, origin) = blocking(move || {
             let origin = origin(&trees, &session);
             (trees, origin)
@@ -405,8 +407,10 @@ impl Client {
         mut operation: Operation,
         observer: &Observer,
     ) -> Result<Outcome> {
-        let (mut outcome, mut retry, mut stopped_mirroring, mut moved) =
-            (Outcome::default(), None, false, false);
+        let mut outcome = Outcome::default();
+        let mut retry = None;
+        let mut stopped_mirroring = false;
+        let mut moved = false;
         loop {
             let mut begun = false;
             let over_another = std::mem::take(&mut moved);
@@ -429,7 +433,8 @@ impl Client {
                     () = self.move_to_better_route(&link, observer), if moves => run.await,
                 }
             };
-            (outcome.sent, outcome.bound) = (operation.sent(), outcome.account.bound());
+            outcome.sent = operation.sent();
+            outcome.bound = outcome.account.bound();
             let lost = match (ended, outcome.sent.interrupted.clone().map(Error::from)) {
                 (Err(lost), _) => lost,
                 // The server goes away, and something is left to send.
@@ -448,7 +453,8 @@ impl Client {
             };
             let now = self.link();
             if moves && !Arc::ptr_eq(&now, &link) && !matches!(lost, Error::Protocol(_)) {
-                (link, moved) = (now, true);
+                link = now;
+                moved = true;
                 stopped_mirroring |= operation.stop_mirroring();
                 continue;
             }
@@ -489,16 +495,16 @@ impl Client {
             return pending().await;
         };
         let arrived = || link.connection.stats().udp_rx.datagrams;
-        let (mut wait, mut due) = (
-            DIRECT_RETRY_INTERVAL,
-            Instant::now() + DIRECT_RETRY_INTERVAL,
-        );
-        let (mut before, mut since) = (arrived(), Instant::now());
+        let mut wait = DIRECT_RETRY_INTERVAL;
+        let mut due = Instant::now() + DIRECT_RETRY_INTERVAL;
+        let mut before = arrived();
+        let mut since = Instant::now();
         loop {
             sleep(ROUTE_CHECK_INTERVAL).await;
             let now = arrived();
             if now != before {
-                (before, since) = (now, Instant::now());
+                before = now;
+                since = Instant::now();
             }
             let silent = since.elapsed() > self.config.keep_alive + ROUTE_CHECK_INTERVAL;
             let dialed = if silent {
@@ -546,7 +552,8 @@ impl Client {
                 ended => return ended,
             }
         }
-        let (first, limit) = (reason(lost), written(self.config.retry_for));
+        let first = reason(lost);
+        let limit = written(self.config.retry_for);
         let last = if why == first {
             String::new()
         } else {

@@ -210,7 +210,8 @@ impl Frame {
                 limit,
             });
         }
-        let (header, length) = (1 + used, length as usize);
+        let header = 1 + used;
+        let length = length as usize;
         if buffer.len() < header + length {
             buffer.reserve((header + length - buffer.len()).min(limit + MAX_HEADER));
             return Ok(None);

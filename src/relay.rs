@@ -204,10 +204,8 @@ impl Relay {
                     continue;
                 };
                 id += 1;
-                let (shared, span) = (
-                    shared.clone(),
-                    info_span!("connection", from = %incoming.remote_address()),
-                );
+                let shared = shared.clone();
+                let span = info_span!("connection", from = %incoming.remote_address());
                 let connection = async move {
                     if let Ok(Ok(connection)) = timeout(ANSWER_TIMEOUT, incoming).await {
                         serve_connection(Guest { id, connection, ip }, shared).await;
@@ -293,12 +291,14 @@ fn network(ip: IpAddr) -> IpAddr {
 async fn serve_connection(guest: Guest, shared: Arc<Shared>) {
     let streams = Arc::new(Semaphore::new(MAX_STREAMS.into()));
     while let Ok((send, receive)) = guest.connection.accept_bi().await {
-        let (reader, writer) = (MessageReader::new(receive), MessageWriter::new(send));
+        let reader = MessageReader::new(receive);
+        let writer = MessageWriter::new(send);
         let Ok(permit) = streams.clone().try_acquire_owned() else {
             writer.reset(Code::Busy);
             continue;
         };
-        let (shared, guest) = (shared.clone(), guest.clone());
+        let shared = shared.clone();
+        let guest = guest.clone();
         let serve = async move {
             if let Err(why) = serve_stream(&shared, &guest, (reader, writer)).await {
                 debug!(%why, "given up");

@@ -162,7 +162,8 @@ impl Server {
     ) -> Self {
         // It does not run yet, so nobody else has it.
         if let Some(shared) = Arc::get_mut(&mut self.shared) {
-            (shared.offered, shared.introductions) = (Some(Arc::new(offered)), Some(introductions));
+            shared.offered = Some(Arc::new(offered));
+            shared.introductions = Some(introductions);
         }
         self
     }
@@ -392,16 +393,21 @@ async fn serve_connection(
     });
     let places = Arc::new(Places::of_connection(shared.measurements.clone()));
     let opened = {
-        let (session, running, connection) = (session, running.clone(), connection.clone());
+        let session = session;
+        let running = running.clone();
+        let connection = connection.clone();
         let window = window.clone();
         let shared = shared.clone();
         // The streams are accepted in tasks that stand outside of the connection's span.
         let span = tracing::Span::current();
         move |what, bi| {
             let others = running.begin();
-            let (session, running, connection) =
-                (session.clone(), running.clone(), connection.clone());
-            let (window, places, shared) = (window.clone(), places.clone(), shared.clone());
+            let session = session.clone();
+            let running = running.clone();
+            let connection = connection.clone();
+            let window = window.clone();
+            let places = places.clone();
+            let shared = shared.clone();
             let tasks = shared.tasks.clone();
             let handle = if let Opened::Session(handle) = what {
                 Some(handle)

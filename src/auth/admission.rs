@@ -91,7 +91,8 @@ impl Admission {
     /// [`Error::Home`](crate::error::Error::Home) when the authorities cannot be read.
     pub fn of_home(home: &Home, anyone: Anyone) -> crate::error::Result<Self> {
         let authorities = read_authorities(&home.authorities())?;
-        let (authorized_keys, peers) = (Some(home.authorized_keys()), Some(home.peers()));
+        let authorized_keys = Some(home.authorized_keys());
+        let peers = Some(home.peers());
         Ok(Self {
             authorized_keys,
             peers,
@@ -288,7 +289,8 @@ mod tests {
 
     #[test]
     fn the_line_that_a_refused_client_is_told_admits_it() {
-        let (bench, client) = (Bench::new(Anyone::default()), Identity::generate().unwrap());
+        let bench = Bench::new(Anyone::default());
+        let client = Identity::generate().unwrap();
         let why = bench.admission.judge(client.chain()).unwrap_err();
         assert_eq!(why.code, Code::NotAdmitted);
         let (_, line) = why.text.raw().split_once("in authorized_keys: ").unwrap();
@@ -312,7 +314,8 @@ mod tests {
 
     #[test]
     fn a_line_that_makes_no_sense_harms_no_other() {
-        let (bench, client) = (Bench::new(Anyone::default()), Identity::generate().unwrap());
+        let bench = Bench::new(Anyone::default());
+        let client = Identity::generate().unwrap();
         let id = client.key_id();
         bench.write(&format!(
             "# ours\nSHA256:nonsense eve\n{id}x mallory\n\n  {id}=  a \x1b[2J b # laptop\n{id} second\n"

@@ -568,7 +568,8 @@ mod tests {
             (home.key(), home.certificate()),
             (home.certificate(), home.key()),
         ] {
-            let (away, before) = (gone.with_extension("away"), fs::read(&left).unwrap());
+            let away = gone.with_extension("away");
+            let before = fs::read(&left).unwrap();
             fs::rename(&gone, &away).unwrap();
             let error = home.identity().unwrap_err();
             assert!(

@@ -140,7 +140,8 @@ impl ServerVerifier {
         now: UnixTime,
     ) -> Result<()> {
         let key_id = KeyId::of_certificate(certificate)?;
-        let (host, presented) = (self.host.clone(), key_id.to_string());
+        let host = self.host.clone();
+        let presented = key_id.to_string();
         match &self.rule {
             Rule::ByCode => Ok(()),
             Rule::Pin(pin) if *pin == key_id => Ok(()),

@@ -95,7 +95,8 @@ struct Come {
 impl Come {
     /// QUIC never delivers a byte twice.
     fn mark(&mut self, offset: u64, length: u64) -> Result<(), StreamError> {
-        let (mut start, mut end) = (offset, offset + length);
+        let mut start = offset;
+        let mut end = offset + length;
         if let Some(joined) = self.beyond.remove(&end) {
             end = joined;
         }

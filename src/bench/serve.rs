@@ -149,7 +149,8 @@ async fn up(
     time: Duration,
     deadline: Duration,
 ) -> Result<Received, StreamError> {
-    let (begun, bytes) = (Instant::now(), AtomicU64::new(0));
+    let begun = Instant::now();
+    let bytes = AtomicU64::new(0);
     let received = || Received {
         bytes: bytes.load(Ordering::Relaxed),
         microseconds: u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),

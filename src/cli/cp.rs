@@ -175,7 +175,8 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
     };
     let job = match way {
         Way::Up(sources) => {
-            let (destination, into) = (server.path, server.into);
+            let destination = server.path;
+            let into = server.into;
             let options = PushOptions {
                 sources,
                 destination,
@@ -245,7 +246,8 @@ enum Way {
 
 /// Tells sources from the destination, and which is the server.
 fn split(cp: &Cp) -> anyhow::Result<(Target, Way)> {
-    let (mut here, mut there) = (Vec::new(), Vec::<Target>::new());
+    let mut here = Vec::new();
+    let mut there = Vec::<Target>::new();
     for source in &cp.sources {
         match Argument::parse(source)? {
             Argument::Local(path) => here.push(path),
@@ -289,7 +291,8 @@ fn split(cp: &Cp) -> anyhow::Result<(Target, Way)> {
                 )));
             }
             if let Some(other) = there.iter().find(|target| target.host != server.host) {
-                let (one, other) = (&server.host, &other.host);
+                let one = &server.host;
+                let other = &other.host;
                 return Err(usage(&format!(
                     "{one} and {other} are two servers; copy from one after the other"
                 )));

@@ -192,8 +192,10 @@ fn compare_trees(source: &Path, received: &Path) -> anyhow::Result<Compared> {
 }
 
 fn same_content(a: &Path, b: &Path) -> std::io::Result<bool> {
-    let (mut a, mut b) = (std::fs::File::open(a)?, std::fs::File::open(b)?);
-    let (mut left, mut right) = (Vec::new(), Vec::new());
+    let mut a = std::fs::File::open(a)?;
+    let mut b = std::fs::File::open(b)?;
+    let mut left = Vec::new();
+    let mut right = Vec::new();
     loop {
         left.clear();
         right.clear();

@@ -92,7 +92,8 @@ pub(super) fn can_ask() -> bool {
 
 /// Asks on the terminal; `None` when there is none, or where it is closed (Ctrl-D).
 pub(super) fn ask(question: &str) -> Option<String> {
-    let (input, mut output) = (std::io::stdin(), std::io::stderr());
+    let input = std::io::stdin();
+    let mut output = std::io::stderr();
     if !can_ask() {
         return None;
     }
@@ -453,7 +454,8 @@ fn failed_lines(event: &Event) -> Vec<String> {
 
 /// A failure names its file once, also where the reason begins with the name.
 fn failed(path: &RelativePath, why: &Reason) -> String {
-    let (path, why) = (path.to_string(), why.to_string());
+    let path = path.to_string();
+    let why = why.to_string();
     if why.contains(&path) {
         why
     } else {
@@ -617,7 +619,8 @@ mod tests {
         let screen = Screen {
             shared: Arc::new(ScreenShared::new(style)),
         };
-        let (shared, straggler) = (screen.shared.clone(), screen.observer());
+        let shared = screen.shared.clone();
+        let straggler = screen.observer();
         straggler(settled(b"a", Settled::Committed));
         screen.end(&Ok(Outcome::default()));
         straggler(settled(b"b", Settled::Committed));

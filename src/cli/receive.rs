@@ -166,7 +166,8 @@ fn sensible(receive: &Receive) -> Result<(), Error> {
 
 /// Whether what is offered can go where it is to go.
 fn check(receive: &Receive, met: &Met) -> Result<(), Error> {
-    let (offer, output) = (met.offer(), receive.to.as_os_str() == "-");
+    let offer = met.offer();
+    let output = receive.to.as_os_str() == "-";
     let why = match offer {
         Offer { pair: Some(_), .. } => {
             "the other machine wants to pair: let it show a new code, and type that into haul pair NAME here"
@@ -329,7 +330,8 @@ async fn resolve(at: &str) -> anyhow::Result<Vec<SocketAddr>> {
 
 /// Shows what there is, and asks.
 async fn accepted(receive: &Receive, met: &Met) -> bool {
-    let (offer, output) = (met.offer(), receive.to.as_os_str() == "-");
+    let offer = met.offer();
+    let output = receive.to.as_os_str() == "-";
     let free = if output {
         None
     } else {
@@ -348,11 +350,9 @@ async fn accepted(receive: &Receive, met: &Met) -> bool {
         .saturating_sub(receive::held(&receive.to, met.names()));
     let small = free.filter(|free| *free < missing);
     if let Some(free) = small {
-        let (free, to, missing) = (
-            output::bytes(free),
-            shown(&receive.to),
-            output::bytes(missing),
-        );
+        let free = output::bytes(free);
+        let to = shown(&receive.to);
+        let missing = output::bytes(missing);
         output::note(&format!(
             "haul: {missing} are to come, and only {free} are free in {to}: it will not fit"
         ));

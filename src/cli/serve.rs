@@ -48,9 +48,11 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
         ..Config::default()
     };
     let observer = haul::ignore();
-    let (listen, relay) = (serve.listen, serve.relayed.relay(&home)?);
+    let listen = serve.listen;
+    let relay = serve.relayed.relay(&home)?;
     let paired = peers::all(&home.peers())?.len();
-    let (known, asking) = (identity.clone(), config.clone());
+    let known = identity.clone();
+    let asking = config.clone();
     let server = Server::bind(ServerOptions {
         listen,
         identity,

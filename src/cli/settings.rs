@@ -44,7 +44,8 @@ impl Relayed {
         };
         // What stands in the file is for the relay in it, and told to no other.
         let its_own = configured.as_ref() == Some(&relay);
-        let (pin, token) = (pin.filter(|_| its_own), token.filter(|_| its_own));
+        let pin = pin.filter(|_| its_own);
+        let token = token.filter(|_| its_own);
         relay.token = variable("HAUL_RELAY_TOKEN").or(token);
         relay.pin = pin
             .map(|pin| pin.parse())
@@ -73,7 +74,8 @@ fn configured(home: &Home) -> Result<[Option<String>; 3], Error> {
         .parse()
         .map_err(|bad: toml::de::Error| wrong(bad.message().to_owned()))?;
     if let Some(unknown) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
-        let (unknown, known) = (printable(unknown.as_bytes()), KEYS.join(", "));
+        let unknown = printable(unknown.as_bytes());
+        let known = KEYS.join(", ");
         return Err(wrong(format!(
             "{unknown} is nothing that can be set; there are {known}"
         )));

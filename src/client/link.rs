@@ -89,7 +89,9 @@ impl Link {
         let upkeep = SendWindow::begin(connection.clone(), &SendMemory::new(most), most);
         let sessions = Sessions::of_client();
         let streams = {
-            let (window, sessions, deadline) = (window.clone(), sessions.clone(), config.deadline);
+            let window = window.clone();
+            let sessions = sessions.clone();
+            let deadline = config.deadline;
             // A server opens no control streams; one that does sees them reset.
             tokio::spawn(async move {
                 drop(accept_streams(&window, &sessions, deadline, |_, _| {}).await)

@@ -239,8 +239,10 @@ impl Pulling {
                         Destination::settle(&self.options, ready.only, reserved).await?
                     }
                 };
-                let (store, place) = (settled.store.clone(), settled.place.clone());
-                let (origin, session) = (ready.origin.clone(), self.pull.session);
+                let store = settled.store.clone();
+                let place = settled.place.clone();
+                let origin = ready.origin.clone();
+                let session = self.pull.session;
                 let mirror = self.options.take.delete.is_some();
                 let check =
                     move || nesting::check(&*store, &place, origin.as_ref(), &session, mirror);

@@ -40,7 +40,8 @@ pub(super) async fn gone(
 ) -> String {
     let arrived = || connection.stats().udp_rx.datagrams;
     let mut before = arrived();
-    let (mut silent, mut refusals) = (false, 0);
+    let mut silent = false;
+    let mut refusals = 0;
     while refusals < REFUSALS {
         sleep(if silent {
             ANSWER_TIMEOUT
@@ -50,7 +51,9 @@ pub(super) async fn gone(
         .await;
         let now = arrived();
         if now != before {
-            (before, silent, refusals) = (now, false, 0);
+            before = now;
+            silent = false;
+            refusals = 0;
             continue;
         }
         let address = connection.remote_address();

@@ -252,10 +252,8 @@ impl Haul {
             return;
         }
         let lost = excess.then(|| self.path.excess_loss(&round));
-        let (steady, windows) = (
-            matches!(sent_in, Phase::Cruise | Phase::Down),
-            (self.window, self.least_window()),
-        );
+        let steady = matches!(sent_in, Phase::Cruise | Phase::Down);
+        let windows = (self.window, self.least_window());
         self.others
             .note_round(now, &self.path, (lost, steady), windows);
         let found = match sent_in {

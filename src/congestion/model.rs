@@ -287,7 +287,8 @@ impl Path {
         self.loss += (round.loss() - self.loss) / 8.0;
         if mean < self.learned_at * (1.0 - QUIET.0) - QUIET.1 {
             // There had been a queue all the time, so what was lost then was an overflow.
-            (self.random_loss, self.learned_at) = (0.0, 0.0);
+            self.random_loss = 0.0;
+            self.learned_at = 0.0;
         }
         if let Some(most) = unhurried
             && mean < self.least() * (1.0 + QUIET.0) + QUIET.1
@@ -349,7 +350,8 @@ mod tests {
 
     #[test]
     fn an_extreme_is_the_least_of_its_time_and_no_older() {
-        let (start, time) = (Instant::now(), Duration::from_secs(10));
+        let start = Instant::now();
+        let time = Duration::from_secs(10);
         let mut least = Extreme::new(|older, newer| older < newer);
         for (second, value) in [(0, 5.0), (1, 3.0), (2, 4.0), (12, 6.0)] {
             least.note(start + Duration::from_secs(second), value, time);
@@ -372,7 +374,8 @@ mod tests {
         );
         path.random_loss = 0.2;
         assert_eq!(path.in_flight(1000.0), 1312.5);
-        (path.loss, path.random_loss) = (0.9, 0.9);
+        path.loss = 0.9;
+        path.random_loss = 0.9;
         assert!(path.in_flight(1000.0) < 2500.0);
     }
 }

@@ -240,7 +240,8 @@ fn interleave(found: Vec<SocketAddr>) -> VecDeque<SocketAddr> {
     let (next, other): (Vec<_>, Vec<_>) = found
         .into_iter()
         .partition(|a| a.is_ipv6() == first_is_ipv6);
-    let (mut next, mut other) = (VecDeque::from(next), VecDeque::from(other));
+    let mut next = VecDeque::from(next);
+    let mut other = VecDeque::from(other);
     let mut addresses = VecDeque::new();
     while let Some(address) = next.pop_front() {
         addresses.push_back(address);
@@ -364,7 +365,8 @@ impl Attempt {
 
     /// Ends, with a sentence, when a server that has answered goes away before the handshake is over.
     async fn gone(&self, socket: &Listening) -> String {
-        let (mut before, mut refusals) = (None, 0);
+        let mut before = None;
+        let mut refusals = 0;
         while refusals < REFUSALS {
             sleep(SILENCE_TIMEOUT).await;
             let heard = socket.heard();

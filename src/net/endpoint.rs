@@ -398,7 +398,8 @@ fn open_socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
         .set_recv_buffer_size(SOCKET_BUFFER)
         .and(socket.set_send_buffer_size(SOCKET_BUFFER));
     socket.bind(&address.into())?;
-    let (receive, send) = (socket.recv_buffer_size()?, socket.send_buffer_size()?);
+    let receive = socket.recv_buffer_size()?;
+    let send = socket.send_buffer_size()?;
     tracing::debug!(%address, receive, send, ?asked, "socket buffers granted, in bytes; {SOCKET_BUFFER} were asked for");
     Ok(socket.into())
 }

@@ -170,7 +170,8 @@ impl FlowControl {
         let share = budget.first_share()?;
         connection.set_receive_window(varint(share));
         let round_trip = connection.rtt();
-        let (since, held_up) = (Instant::now(), HeldUp::default());
+        let since = Instant::now();
+        let held_up = HeldUp::default();
         let state = FlowControlState {
             share,
             held: 0,
@@ -181,7 +182,9 @@ impl FlowControl {
             round_trip,
             held_up,
         };
-        let (budget, state, freed) = (budget.clone(), Mutex::new(state), Notify::new());
+        let budget = budget.clone();
+        let state = Mutex::new(state);
+        let freed = Notify::new();
         let (at_work, worked) = Default::default();
         Some(Arc::new(Self {
             connection,

@@ -97,8 +97,9 @@ mod file {
                 Role::Client => "client",
                 Role::Server => "server",
             };
-            let (seconds, micros, process) =
-                (now.as_secs(), now.subsec_micros(), std::process::id());
+            let seconds = now.as_secs();
+            let micros = now.subsec_micros();
+            let process = std::process::id();
             let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
             let name = format!("{seconds:010}.{micros:06}-{role}-{process}-{number}.sqlog");
             Ok(Self::to(File::create_new(directory.join(name))?))

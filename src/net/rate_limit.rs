@@ -118,7 +118,8 @@ mod tests {
             let taken = Arc::new(AtomicU64::new(0));
             let takers: Vec<_> = (0..10)
                 .map(|_| {
-                    let (bucket, taken) = (bucket.clone(), taken.clone());
+                    let bucket = bucket.clone();
+                    let taken = taken.clone();
                     tokio::spawn(async move {
                         loop {
                             bucket.take(bucket.block()).await;
@@ -166,7 +167,8 @@ mod tests {
         let order = Arc::new(std::sync::Mutex::new(Vec::new()));
         let mut takers: Vec<_> = (0..4)
             .map(|i| {
-                let (bucket, order) = (bucket.clone(), order.clone());
+                let bucket = bucket.clone();
+                let order = order.clone();
                 tokio::spawn(async move {
                     bucket.take(5_000).await;
                     order.lock().unwrap().push(i);

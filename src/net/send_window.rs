@@ -173,7 +173,8 @@ impl SilenceDetector {
 
     fn is_silent(&mut self, connection: &Connection) -> bool {
         let stats = connection.stats();
-        let (received, sent) = (stats.udp_rx.datagrams, stats.udp_tx.datagrams);
+        let received = stats.udp_rx.datagrams;
+        let sent = stats.udp_tx.datagrams;
         if received != self.received || sent == self.sent {
             // A connection that sends nothing waits for nothing.
             *self = Self {

@@ -117,7 +117,9 @@ impl Counting {
     /// Counts anew, and tells when that is done: trees change from one receiver to the next.
     pub(super) fn begin(&self) {
         self.counted.send_replace(None);
-        let (begun, trees, walk) = (self.begun.clone(), self.trees.clone(), self.walk.clone());
+        let begun = self.begun.clone();
+        let trees = self.trees.clone();
+        let walk = self.walk.clone();
         let counted = self.counted.clone();
         tokio::task::spawn_blocking(move || counted.send_replace(Some(count(begun, trees, walk))));
     }

@@ -178,9 +178,11 @@ mod tests {
 
     #[test]
     fn both_ends_come_to_the_same_meeting_place_and_each_direction_has_its_own() {
-        let (alice, bob) = (peer(1), peer(2));
+        let alice = peer(1);
+        let bob = peer(2);
         // Bob's file names alice, and alice's bob.
-        let (sent, expected) = (credential(&bob, alice.key_id), sent_by(&alice));
+        let sent = credential(&bob, alice.key_id);
+        let expected = sent_by(&alice);
         assert_eq!(
             (sent.number, &sent.secret),
             (expected.number, &expected.secret)
@@ -195,7 +197,8 @@ mod tests {
 
     #[test]
     fn a_server_has_one_number_and_claims_it_as_its_own() {
-        let (one, other) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+        let one = Identity::generate().unwrap();
+        let other = Identity::generate().unwrap();
         let number = number_of_server(&one);
         assert!(NUMBERS.contains(&number));
         assert_eq!(number, number_of_server(&one));

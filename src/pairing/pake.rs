@@ -76,7 +76,8 @@ impl Exchange {
         let password = Password::new(credential.secret.as_bytes());
         let bound = transcript.finalize();
         let name = |role: &[u8]| Identity::new(&[role, &bound.as_bytes()[..]].concat());
-        let (sender, receiver) = (name(b"sender"), name(b"receiver"));
+        let sender = name(b"sender");
+        let receiver = name(b"receiver");
         let (state, message) = match role {
             Role::Sender => Spake2::<Ed25519Group>::start_a(&password, &sender, &receiver),
             Role::Receiver => Spake2::<Ed25519Group>::start_b(&password, &sender, &receiver),
@@ -117,7 +118,8 @@ impl Exchange {
                 .update(bound.as_bytes());
             hasher.finalize()
         };
-        let (sender, receiver) = (tag(CONFIRM_SENDER), tag(CONFIRM_RECEIVER));
+        let sender = tag(CONFIRM_SENDER);
+        let receiver = tag(CONFIRM_RECEIVER);
         let (ours, theirs) = match role {
             Role::Sender => (sender, receiver),
             Role::Receiver => (receiver, sender),
@@ -176,10 +178,8 @@ mod tests {
         let [sent, received] = codes.map(credential);
         let (sender, first) = Exchange::begin(Role::Sender, &sent, &parties[0]);
         let (receiver, second) = Exchange::begin(Role::Receiver, &received, &parties[1]);
-        let (sender, receiver) = (
-            sender.finish(&second).unwrap(),
-            receiver.finish(&first).unwrap(),
-        );
+        let sender = sender.finish(&second).unwrap();
+        let receiver = receiver.finish(&first).unwrap();
         let right = [
             sender.is_right(receiver.ours()),
             receiver.is_right(sender.ours()),

@@ -77,7 +77,8 @@ pub async fn meet(
         .await
         .map_err(|_| silent())?;
     let (send, receive) = opened.map_err(StreamError::from)?;
-    let (mut reader, mut writer) = (MessageReader::new(receive), MessageWriter::new(send));
+    let mut reader = MessageReader::new(receive);
+    let mut writer = MessageWriter::new(send);
     let (exchange, ours) = Exchange::begin(Role::Receiver, credential, &parties);
     let mut head = BytesMut::new();
     head.put_u8(StreamType::Introduction as u8);
@@ -117,7 +118,8 @@ pub async fn meet(
     let names = names.map_err(|bad| {
         Error::Protocol(format!("it offers something under a bad name: {bad}").into())
     })?;
-    let (identity, config) = (identity.clone(), config.clone());
+    let identity = identity.clone();
+    let config = config.clone();
     Ok(Met {
         offer,
         names,

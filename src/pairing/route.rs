@@ -67,8 +67,11 @@ impl Ways {
     ) -> Result<Arc<Self>> {
         let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
         let port = at.relay.as_ref().map(|_| Port::dialing(any)).transpose()?;
-        let (identity, config) = (identity.clone(), config.clone());
-        let (meeting, relayed, last) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let identity = identity.clone();
+        let config = config.clone();
+        let meeting = Mutex::default();
+        let relayed = Mutex::default();
+        let last = Mutex::default();
         Ok(Arc::new(Self {
             at,
             number,
@@ -88,7 +91,8 @@ impl Ways {
     pub(super) async fn connect(self: &Arc<Self>, trust: &ServerTrust) -> Result<Dialed> {
         let relay = async {
             self.at.relay.as_ref()?;
-            let (until, mut wait) = (Instant::now() + SEARCH_TIMEOUT, RETRY_INTERVAL);
+            let until = Instant::now() + SEARCH_TIMEOUT;
+            let mut wait = RETRY_INTERVAL;
             loop {
                 match self.by_relay(trust, true).await {
                     // The sender may be coming back to a relay that was started anew.
@@ -154,7 +158,8 @@ impl Ways {
         };
         let mut attempts = JoinSet::new();
         for &address in addresses.iter().take(MAX_ADDRESSES) {
-            let (ways, trust) = (self.clone(), trust.clone());
+            let ways = self.clone();
+            let trust = trust.clone();
             attempts.spawn(async move { ways.known(address, &trust).await });
         }
         let mut failure = None;
@@ -166,7 +171,8 @@ impl Ways {
             }
         }
         Err(failure.unwrap_or_else(|| {
-            let (number, searched) = (self.number, written(SEARCH_TIMEOUT));
+            let number = self.number;
+            let searched = written(SEARCH_TIMEOUT);
             Error::Lost(format!("nobody on this network offered {number} within {searched}").into())
         }))
     }
@@ -174,15 +180,18 @@ impl Ways {
     /// How a client connects again, to this very key.
     pub(super) fn dial(self: &Arc<Self>, trust: ServerTrust) -> Dial {
         let again = {
-            let (ways, trust) = (self.clone(), trust.clone());
+            let ways = self.clone();
+            let trust = trust.clone();
             move || -> Dialing {
-                let (ways, trust) = (ways.clone(), trust.clone());
+                let ways = ways.clone();
+                let trust = trust.clone();
                 Box::pin(async move { ways.connect(&trust).await })
             }
         };
         let ways = self.clone();
         let direct = move || -> Dialing {
-            let (ways, trust) = (ways.clone(), trust.clone());
+            let ways = ways.clone();
+            let trust = trust.clone();
             Box::pin(async move { ways.by_relay(&trust, false).await })
         };
         let direct: Option<Box<dyn Fn() -> Dialing + Send + Sync>> = if self.port.is_some() {

@@ -174,11 +174,13 @@ impl Offering {
             relay,
             own,
         } = options;
-        let (follow, server) = (walk.follow, pair::number_of_server(&identity));
+        let follow = walk.follow;
+        let server = pair::number_of_server(&identity);
         let prepared =
             tokio::task::spawn_blocking(move || content.prepare(from, follow, server)).await;
         let (begun, content) = prepared.map_err(|_| Error::Refused(Code::Internal.into()))??;
-        let (guests, patience) = (Arc::<Guests>::default(), config.retry_for);
+        let guests = Arc::<Guests>::default();
+        let patience = config.retry_for;
         let admission = Admission {
             guests: Some(guests.clone()),
             ..Admission::default()
@@ -187,7 +189,8 @@ impl Offering {
             max_connections: MAX_CONNECTIONS,
             ..config
         };
-        let (asking, store) = (config.clone(), Arc::new(MemoryStore::default()));
+        let asking = config.clone();
+        let store = Arc::new(MemoryStore::default());
         let watching = observer.clone();
         let options = ServerOptions {
             listen,
@@ -233,11 +236,9 @@ impl Offering {
             own,
             config: asking,
         };
-        let (addresses, stop, now) = (
-            server.local_addresses(),
-            CancellationToken::new(),
-            CancellationToken::new(),
-        );
+        let addresses = server.local_addresses();
+        let stop = CancellationToken::new();
+        let now = CancellationToken::new();
         let running = tokio::spawn(server.run(
             stop.clone().cancelled_owned(),
             now.clone().cancelled_owned(),
@@ -417,7 +418,9 @@ impl Offering {
     /// [`Error::Lost`] when nobody comes, or comes back, or what comes out of a pipe was begun; [`Error::Refused`] when it comes back and declines;
     /// [`Error::Stopping`] when this has ended.
     pub async fn serve(&mut self) -> Result<Outcome> {
-        let (mut sessions, mut since, mut lost) = (0_u32, Instant::now(), None);
+        let mut sessions = 0_u32;
+        let mut since = Instant::now();
+        let mut lost = None;
         loop {
             tokio::select! {
                 told = self.told.recv() => match told.ok_or(Error::Stopping)? {
@@ -432,7 +435,8 @@ impl Offering {
                     }
                     (_, OfferEvent::Ended(Ok(outcome))) => return Ok(*outcome),
                     (_, OfferEvent::Ended(Err(error))) => {
-                        (sessions, since) = (sessions.saturating_sub(1), Instant::now());
+                        sessions = sessions.saturating_sub(1);
+                        since = Instant::now();
                         let why = if let Error::Lost(why) = error { why } else { error.to_string().into() };
                         if self.pipe.as_ref().is_some_and(|pipe| pipe.is_spent()) {
                             return Err(Error::Lost(format!("{why}; what was read of the input is gone with it").into()));
@@ -486,12 +490,14 @@ impl Offering {
     fn forget(&mut self) {
         self.guests.clear();
         self.use_up();
-        (self.guest, self.asking) = (None, None);
+        self.guest = None;
+        self.asking = None;
     }
 
     /// Nobody else can use the code.
     fn use_up(&mut self) {
-        (self.code, self.credential) = (None, None);
+        self.code = None;
+        self.credential = None;
     }
 
     /// Lets somebody show that it knows the code.
@@ -588,7 +594,8 @@ impl Offering {
         (self.observer)(Event::Asked {
             address: canonical(somebody.connection.remote_address()),
         });
-        let (offer, answer) = (self.offer.clone(), self.answer.clone());
+        let offer = self.offer.clone();
+        let answer = self.answer.clone();
         let asking = tokio::spawn(async move {
             let said = offer_to(&mut somebody, offer).await;
             // Fails only when nobody waits for it any more.

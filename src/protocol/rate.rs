@@ -63,7 +63,8 @@ impl FromStr for Rate {
         let end = text
             .find(|c: char| !c.is_ascii_digit() && c != '.')
             .unwrap_or(text.len());
-        let (number, unit) = (&text[..end], text[end..].trim_start());
+        let number = &text[..end];
+        let unit = text[end..].trim_start();
         let (digits, scale) = decimal(number).ok_or_else(|| BadRate(ACCEPTED.into()))?;
         if unit.is_empty() {
             return Err(BadRate(format!(

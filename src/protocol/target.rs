@@ -108,7 +108,8 @@ impl Argument {
         let Some(at) = head.iter().position(|&b| b == b':') else {
             return Ok(Self::Local(argument.into()));
         };
-        let (name, behind) = (&bytes[..at], &bytes[at + 1..]);
+        let name = &bytes[..at];
+        let behind = &bytes[at + 1..];
         if behind.starts_with(b"//") {
             return Err(Error::Usage(format!(
                 "{shown}: only haul://HOST/PATH is a place to copy to; a local file of that name is written ./{shown}"

@@ -307,7 +307,8 @@ proptest! {
             assert!(message.fits());
             assert_eq!(frame.decode::<M>(), Ok(message));
         }
-        let (seen, token) = (Address(SocketAddr::new(ip, port)), Some(token));
+        let seen = Address(SocketAddr::new(ip, port));
+        let token = Some(token);
         let addresses = vec![seen; MAX_ADDRESSES];
         survives(Place { claim, number: Some(number), token: token.clone().map(Into::into), addresses: addresses.clone() });
         survives(Placed { number, seen });

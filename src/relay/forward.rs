@@ -160,7 +160,8 @@ impl Forwarder {
         for token in &mut tokens {
             rand::fill(token).ok()?;
         }
-        let (now, mut state) = (Instant::now(), self.state());
+        let now = Instant::now();
+        let mut state = self.state();
         let allowance = &self.allowance;
         if let Some(pair) = state
             .pairs
@@ -213,7 +214,8 @@ impl Forwarder {
         let bytes = (rate.bytes() as f64 * QUEUE_TIME.as_secs_f64()) as usize;
         let room = Arc::new(Semaphore::new(bytes.clamp(QUEUE_AT_LEAST, QUEUE_AT_MOST)));
         let (to, mut waiting) = mpsc::unbounded_channel::<Waiting>();
-        let (forwarder, bucket) = (self.clone(), TokenBucket::new(rate));
+        let forwarder = self.clone();
+        let bucket = TokenBucket::new(rate);
         tokio::spawn(async move {
             while let Some(Waiting {
                 bytes,
@@ -252,7 +254,8 @@ impl Forwarder {
     }
 
     async fn forward(self: Arc<Self>, port: usize) {
-        let (mut buffer, socket) = (Buffer::new(), &self.sockets[port]);
+        let mut buffer = Buffer::new();
+        let socket = &self.sockets[port];
         loop {
             let (datagrams, from) = socket.receive(&mut buffer).await;
             // Longer than any of haul's.
@@ -274,7 +277,8 @@ impl Queue {
     fn put(&self, datagrams: Datagrams<'_>, to: SocketAddr) {
         // Only one puts here, so that nobody else takes the room meanwhile.
         let fitting = datagrams.first(self.room.available_permits() / (datagrams.each + OVERHEAD));
-        let (Datagrams { bytes, each, ecn }, count) = (fitting, fitting.count());
+        let Datagrams { bytes, each, ecn } = fitting;
+        let count = fitting.count();
         let length = u32::try_from(bytes.len() + count * OVERHEAD).unwrap_or(u32::MAX);
         if count > 0
             && let Ok(room) = self.room.clone().try_acquire_many_owned(length)
@@ -625,7 +629,8 @@ mod tests {
         );
         (0..1_000).for_each(|_| queue.put(one(&[0]), address(B)));
         drop(queue);
-        let (mut held, mut lengths) = (0, Vec::new());
+        let mut held = 0;
+        let mut lengths = Vec::new();
         while let Some(Waiting { bytes, each, .. }) = waiting.recv().await {
             held += bytes.len() + bytes.len().div_ceil(each) * OVERHEAD;
             lengths.push(bytes.len());

@@ -109,7 +109,8 @@ pub(super) fn folding(
     wanted: Folding,
     may_write: bool,
 ) -> Folding {
-    let (mut found, mut open) = (Folding::default(), wanted);
+    let mut found = Folding::default();
+    let mut open = wanted;
     let mut next = Some(directory.clone());
     while let Some(path) = next {
         next = path.parent();
@@ -342,7 +343,8 @@ mod tests {
     #[test]
     fn a_directory_that_tells_all_names_apart_is_found_to() {
         let place = tempfile::tempdir().unwrap();
-        let (root, probed) = (Root::open(place.path()).unwrap(), Probed::default());
+        let root = Root::open(place.path()).unwrap();
+        let probed = Probed::default();
         let path = RelativePath::from_components(["d"]).unwrap();
         let ask = || folding(&root, &probed, &path, Folding::ALL, true);
         assert_eq!(ask(), Folding::default(), "neither is there: by a file");

@@ -39,7 +39,8 @@ pub(crate) fn expand(
     effort: &mut Effort,
 ) -> Result<Expanded, Reason> {
     let mut paths = vec![RelativePath::root()];
-    let (mut by_pattern, mut failed) = (false, None);
+    let mut by_pattern = false;
+    let mut failed = None;
     for component in path.components() {
         if !is_pattern(component) {
             paths = paths

@@ -220,7 +220,8 @@ pub fn lines(text: &[u8]) -> Vec<Vec<u8>> {
 
 /// Spaces at the end that no backslash quotes mean nothing; other white space does.
 fn without_trailing_spaces(line: &[u8]) -> &[u8] {
-    let (mut end, mut at) = (0, 0);
+    let mut end = 0;
+    let mut at = 0;
     while at < line.len() {
         let quoted = line[at] == b'\\';
         // A backslash at the very end quotes nothing, and git then leaves all the spaces before it.

@@ -105,7 +105,8 @@ impl ListingWalk {
         };
         let room = (self.memory / 2).max(MIN_MEMORY);
         let mut first = BinaryHeap::<Box<[u8]>>::new();
-        let (mut bytes, mut more) = (0, false);
+        let mut bytes = 0;
+        let mut more = false;
         let read = self.store.visit(&level.path, &mut |name| {
             if level.after.as_deref().is_some_and(|after| name <= after) {
                 return true;
@@ -151,7 +152,8 @@ impl ListingWalk {
         if self.recursive && metadata.kind == Some(Kind::Directory) {
             self.enter(path);
         }
-        let (modified, mode) = (Some(metadata.modified), Some(metadata.mode));
+        let modified = Some(metadata.modified);
+        let mode = Some(metadata.mode);
         let size = (metadata.kind == Some(Kind::File)).then_some(metadata.size);
         Some(Ok(Listed {
             path: shown,

@@ -340,7 +340,8 @@ impl Store for LocalStore {
         check_target(path, target)?;
         self.root.check_named(path)?;
         let directory = self.root.make(&parent)?;
-        let (last, control_notice) = (path.name().unwrap_or_default(), temporary_name());
+        let last = path.name().unwrap_or_default();
+        let control_notice = temporary_name();
         self.root.check_name(&directory, last, path)?;
         self.root
             .change(&directory, || {
@@ -358,7 +359,8 @@ impl Store for LocalStore {
         });
         let time = attributes::allow(&mut lapses, Attribute::Time, time);
         let owner = attributes.owner.map_or(Ok(()), |(user, group)| {
-            let (user, group) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
+            let user = Some(Uid::from_raw(user));
+            let group = Some(Gid::from_raw(group));
             chownat(
                 &directory,
                 &control_notice,
@@ -393,7 +395,8 @@ impl Store for LocalStore {
         let (from, name) = self.parent(existing)?;
         self.linkable(existing, &from, name)?;
         let to = self.root.make(&parent)?;
-        let (last, control_notice) = (new.name().unwrap_or_default(), temporary_name());
+        let last = new.name().unwrap_or_default();
+        let control_notice = temporary_name();
         self.root.check_name(&to, last, new)?;
         self.root
             .change(&to, || {
@@ -523,10 +526,8 @@ fn metadata(stat: &Stat) -> Metadata {
     } else {
         1
     };
-    let (mode, owner) = (
-        stat.st_mode as u32 & ALL_PERMISSIONS,
-        (stat.st_uid as u32, stat.st_gid as u32),
-    );
+    let mode = stat.st_mode as u32 & ALL_PERMISSIONS;
+    let owner = (stat.st_uid as u32, stat.st_gid as u32);
     Metadata {
         kind,
         size,

@@ -186,14 +186,16 @@ impl MemoryShared {
     /// What it says of a file.
     fn told(&self, mut metadata: Metadata) -> Metadata {
         if self.hides_sizes {
-            (metadata.size, metadata.version.size) = (0, 0);
+            metadata.size = 0;
+            metadata.version.size = 0;
         }
         metadata
     }
 
     /// What it keeps of attributes, and what not.
     fn keeps(&self, attributes: &Attributes) -> (Attributes, MetadataWarnings) {
-        let (mut attributes, mut lapses) = (attributes.clone(), MetadataWarnings::new());
+        let mut attributes = attributes.clone();
+        let mut lapses = MetadataWarnings::new();
         if attributes.owner.is_some() {
             lapses.push((Attribute::Owner, "this store has none".into()));
         }

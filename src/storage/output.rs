@@ -207,14 +207,12 @@ mod tests {
     #[test]
     fn it_takes_one_file_in_order() {
         let path = |name: &str| RelativePath::from_components([name]).unwrap();
-        let (kept, claim) = (
-            Kept::default(),
-            PartialKey {
-                owner: [0; 32],
-                size: 5,
-                modified: None,
-            },
-        );
+        let kept = Kept::default();
+        let claim = PartialKey {
+            owner: [0; 32],
+            size: 5,
+            modified: None,
+        };
         let store = OutputStore::new(path("f"), kept.clone());
         let code = |path: &RelativePath| store.create(path, &claim).err().map(|why| why.code);
         assert_eq!(code(&path("other")), Some(Code::NotWanted));

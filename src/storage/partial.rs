@@ -675,11 +675,14 @@ mod tests {
     #[test]
     fn only_a_file_that_looks_like_ours_is_ours() {
         // Mounted for a user, with fixed modes; and NFS with root_squash, where modes are real.
-        let (mounted, squashed) = (stat(1000, 1000, 0o777), stat(65_534, 65_534, 0o600));
+        let mounted = stat(1000, 1000, 0o777);
+        let squashed = stat(65_534, 65_534, 0o600);
         let device = stat(0, 0, 0).st_dev;
         let alike = |there: Stat, ours: &Stat| {
-            let (mut there, mut ours) = (there, *ours);
-            (there.st_dev, ours.st_dev) = (device, device);
+            let mut there = there;
+            let mut ours = *ours;
+            there.st_dev = device;
+            ours.st_dev = device;
             is_alike(&there, &ours)
         };
         assert!(alike(stat(1000, 1000, 0o777), &mounted));

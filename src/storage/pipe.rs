@@ -128,7 +128,8 @@ fn start(input: Box<dyn Read + Send>) -> mpsc::Receiver<Piece> {
 
 fn read(mut input: Box<dyn Read + Send>, to: &mpsc::Sender<Piece>) {
     let mut buffer = vec![0; READ_SIZE];
-    let (mut hasher, mut bytes) = (content_hasher(0, &[]), 0);
+    let mut hasher = content_hasher(0, &[]);
+    let mut bytes = 0;
     loop {
         let piece = match input.read(&mut buffer) {
             Ok(0) => Piece::End(hasher.finalize().into(), bytes),

@@ -79,7 +79,8 @@ pub(super) fn set_time(file: impl AsFd, there: &Stat, modified: Time) -> rustix:
 
 /// Sets the owner and group of what a descriptor is of, also of one that is `O_PATH`.
 pub(super) fn set_owner(file: impl AsFd, (user, group): (u32, u32)) -> rustix::io::Result<()> {
-    let (user, group) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
+    let user = Some(Uid::from_raw(user));
+    let group = Some(Gid::from_raw(group));
     match fchown(&file, user, group) {
         Err(Errno::BADF) if cfg!(target_os = "linux") => {
             chownat(CWD, descriptor_path(file), user, group, AtFlags::empty())

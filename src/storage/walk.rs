@@ -225,7 +225,9 @@ impl Announce {
             name: name.to_vec(),
             directory: false,
         };
-        let (kind, modified, version) = (Kind::File, Time::default(), Version::default());
+        let kind = Kind::File;
+        let modified = Time::default();
+        let version = Version::default();
         let metadata = Metadata {
             kind: Some(kind),
             size: 0,
@@ -235,8 +237,11 @@ impl Announce {
             links: 1,
             version,
         };
-        let (tree, source) = (Arc::new(tree), path.clone());
-        let (digest, parent, extra) = (None, None, None);
+        let tree = Arc::new(tree);
+        let source = path.clone();
+        let digest = None;
+        let parent = None;
+        let extra = None;
         Ok(Self {
             tree,
             source,
@@ -498,17 +503,16 @@ impl Walk {
                 Ok(read) => read,
                 Err(why) => (Vec::new(), vec![(Attribute::Xattr, why.to_string())]),
             };
-            (extra.xattrs, extra.lapses) = (Some(xattrs), lapses);
+            extra.xattrs = Some(xattrs);
+            extra.lapses = lapses;
         }
         Some(Box::new(extra))
     }
 
     fn enter(&mut self, announce: Announce) -> Option<WalkItem> {
-        let (source, path, tree) = (
-            announce.source.clone(),
-            announce.path.clone(),
-            announce.tree.clone(),
-        );
+        let source = announce.source.clone();
+        let path = announce.path.clone();
+        let tree = announce.tree.clone();
         let file = announce.metadata.version.file;
         if self.options.follow != Follow::Never && self.open.iter().any(|open| open.file == file) {
             let why = Reason::new(

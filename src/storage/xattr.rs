@@ -40,7 +40,8 @@ pub(super) fn read(
     file: &File,
     privileged: bool,
 ) -> rustix::io::Result<(Vec<Xattr>, MetadataWarnings)> {
-    let (mut xattrs, mut lapses) = (Vec::new(), MetadataWarnings::new());
+    let mut xattrs = Vec::new();
+    let mut lapses = MetadataWarnings::new();
     let mut bytes = 0;
     for name in names(file)?
         .into_iter()

@@ -149,10 +149,8 @@ impl Bottleneck {
 impl PathStats {
     /// As a sender tells its receiver.
     pub(crate) fn spent(&self, time: &TimeBreakdown) -> SenderTime {
-        let (ms, us) = (
-            |time: Duration| time.as_millis() as u64,
-            |time: Duration| time.as_micros() as u64,
-        );
+        let ms = |time: Duration| time.as_millis() as u64;
+        let us = |time: Duration| time.as_micros() as u64;
         SenderTime {
             reading: ms(time.reading),
             limited: ms(time.limited),
@@ -174,17 +172,19 @@ impl PathStats {
     pub(crate) fn tell(&mut self, time: &mut TimeBreakdown, spent: &SenderTime) {
         // It may say what it likes: no more than there was.
         let ms = |ms| Duration::from_millis(ms).min(time.elapsed);
-        (time.reading, time.limited, time.network) =
-            (ms(spent.reading), ms(spent.limited), ms(spent.network));
+        time.reading = ms(spent.reading);
+        time.limited = ms(spent.limited);
+        time.network = ms(spent.network);
         self.rtt = Duration::from_micros(spent.rtt);
         self.min_rtt = Duration::from_micros(spent.min_rtt);
-        (self.sent_packets, self.lost_packets) = (
-            spent.sent_packets,
-            spent.lost_packets.min(spent.sent_packets),
-        );
-        (self.sent_bytes, self.lost_bytes) = (spent.sent_bytes, spent.lost_bytes);
-        (self.congestion_events, self.black_holes) = (spent.congestion_events, spent.black_holes);
-        (self.window, self.mtu) = (spent.window, spent.mtu);
+        self.sent_packets = spent.sent_packets;
+        self.lost_packets = spent.lost_packets.min(spent.sent_packets);
+        self.sent_bytes = spent.sent_bytes;
+        self.lost_bytes = spent.lost_bytes;
+        self.congestion_events = spent.congestion_events;
+        self.black_holes = spent.black_holes;
+        self.window = spent.window;
+        self.mtu = spent.mtu;
     }
 }
 

@@ -646,14 +646,16 @@ impl Receiver {
         file: &WantedFile,
         claim: &FileLock,
     ) -> Result<bool, Reason> {
-        let (source, take) = (self.committed_source(file), self.session.take);
+        let source = self.committed_source(file);
+        let take = self.session.take;
         let Some(found) = claim.found() else {
             return Ok(false);
         };
         if take.existing == Existing::Overwrite || !source.is_same(found, take.checksum) {
             return Ok(false);
         }
-        let (receiver, path) = (self.clone(), file.path.clone());
+        let receiver = self.clone();
+        let path = file.path.clone();
         let attributes = file.attributes.clone();
         let durability = found.durability;
         blocking(move || receiver.adopt(&path, &attributes, durability)).await?;
@@ -716,7 +718,9 @@ impl Receiver {
     }
 
     fn started(&self, file: &WantedFile, held: u64) {
-        let (id, path, size) = (file.id, file.name.clone(), file.known_size());
+        let id = file.id;
+        let path = file.name.clone();
+        let size = file.known_size();
         (self.session.observer)(Event::Started {
             id,
             path,

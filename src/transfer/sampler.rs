@@ -70,7 +70,8 @@ impl Sampler {
     /// Begins now.
     pub(crate) async fn begin(connection: Connection, meter: Arc<StageCounters>) -> Self {
         let cpu = usage().await;
-        let (now, stats) = (Instant::now(), connection.stats());
+        let now = Instant::now();
+        let stats = connection.stats();
         Self {
             connection,
             meter,
@@ -121,7 +122,8 @@ impl Sampler {
 
     /// What was seen.
     pub(crate) async fn end(mut self, held_up: Option<Duration>) -> (PathStats, TimeBreakdown) {
-        let (now, cpu) = (Instant::now(), usage().await);
+        let now = Instant::now();
+        let cpu = usage().await;
         self.sample(now - self.sampled);
         self.account.elapsed = now - self.begun;
         self.account.held_up = held_up;
@@ -130,7 +132,8 @@ impl Sampler {
     }
 
     fn path(&self, elapsed: Duration) -> PathStats {
-        let (before, after) = (&self.before, &self.last);
+        let before = &self.before;
+        let after = &self.last;
         let mut path = PathStats::default();
         path.rtt = self.round_trips / self.samples.max(1);
         path.min_rtt = after.path.min_rtt;
@@ -186,7 +189,8 @@ mod tests {
 
     #[test]
     fn time_is_shared_out_by_where_transfers_stand() {
-        let (meter, mut account) = (StageCounters::default(), TimeBreakdown::default());
+        let meter = StageCounters::default();
+        let mut account = TimeBreakdown::default();
         let counts = || {
             meter
                 .0

@@ -148,7 +148,8 @@ impl Sender {
             found: found_to,
             unsendable,
         });
-        let (shared, transfers) = (Arc::new(shared), JoinSet::new());
+        let shared = Arc::new(shared);
+        let transfers = JoinSet::new();
         Self {
             shared,
             begin,
@@ -165,10 +166,8 @@ impl Sender {
         let (_, directories) = mpsc::unbounded_channel();
         // There is room for it.
         let _ = found_to.try_send(WalkItem::Entry(Announce::of_pipe(name, pipe.clone())?));
-        let (shared, transfers) = (
-            Arc::new(SenderState::new(1, Some(pipe), observer)),
-            JoinSet::new(),
-        );
+        let shared = Arc::new(SenderState::new(1, Some(pipe), observer));
+        let transfers = JoinSet::new();
         Ok(Self {
             shared,
             begin: None,
@@ -508,10 +507,8 @@ impl Run {
         loop {
             let (entries, bytes) = *allowed.borrow_and_update();
             // At least one, however little the receiver allows, or nothing would ever move.
-            let (entries, bytes) = (
-                entries.max(1),
-                bytes.saturating_sub(Entry::LIMIT as u32).max(1),
-            );
+            let entries = entries.max(1);
+            let bytes = bytes.saturating_sub(Entry::LIMIT as u32).max(1);
             let room = |state: &EntryTable| {
                 state.unanswered < entries
                     && state.unanswered_bytes < bytes

@@ -171,7 +171,8 @@ impl Sessions {
         deadline: Duration,
     ) -> Option<(Opened, Bi)> {
         let id = quinn::VarInt::from(stream.1.id()).into_inner();
-        let (mut reader, writer) = (MessageReader::new(stream.1), MessageWriter::new(stream.0));
+        let mut reader = MessageReader::new(stream.1);
+        let writer = MessageWriter::new(stream.0);
         let head = window
             .or_timeout_on_silence(deadline, self.head(&mut reader))
             .await;
@@ -292,7 +293,9 @@ pub(crate) async fn accept_streams(
     loop {
         match window.connection().accept_bi().await {
             Ok(stream) => {
-                let (window, sessions, opened) = (window.clone(), sessions.clone(), opened.clone());
+                let window = window.clone();
+                let sessions = sessions.clone();
+                let opened = opened.clone();
                 tokio::spawn(async move {
                     if let Some((what, bi)) = sessions.dispatch(&window, stream, deadline).await {
                         opened(what, bi);
@@ -362,9 +365,11 @@ pub(crate) async fn push(
     outcome: &mut Outcome,
 ) -> Result<()> {
     let (handle, (mut reader, writer)) = ask(connection, push, deadline, |_| {}).await?;
-    let (connection, limits, stopping) =
-        (connection.clone(), limits.clone(), CancellationToken::new());
-    let (meter, allowed) = (Arc::<StageCounters>::default(), Arc::<Allowed>::default());
+    let connection = connection.clone();
+    let limits = limits.clone();
+    let stopping = CancellationToken::new();
+    let meter = Arc::<StageCounters>::default();
+    let allowed = Arc::<Allowed>::default();
     let mut watch = Sampler::begin(connection.clone(), meter.clone()).await;
     let answered = async {
         let ready = timeout(deadline, answer(&mut reader))
@@ -479,12 +484,11 @@ async fn send_all(
     ),
     writer: MessageWriter,
 ) -> Result<Summary> {
-    let (deadline, stopping, meter) = (
-        sending.deadline,
-        sending.stopping.clone(),
-        sending.meter.clone(),
-    );
-    let (all_sent, tally) = (sending.all_sent.clone(), sender.tally());
+    let deadline = sending.deadline;
+    let stopping = sending.stopping.clone();
+    let meter = sending.meter.clone();
+    let all_sent = sending.all_sent.clone();
+    let tally = sender.tally();
     let work = async {
         sender.run(sending).await?;
         // Held until the summary is there.
@@ -572,7 +576,8 @@ async fn receive_all(
     let (tell, mut removed) = mpsc::channel(REMOVED_QUEUE_LIMIT);
     let mirror = receiver.mirror(tell);
     tokio::pin!(mirror);
-    let (mut mirroring, mut telling) = (true, true);
+    let mut mirroring = true;
+    let mut telling = true;
     while mirroring || telling {
         tokio::select! {
             () = &mut mirror, if mirroring => mirroring = false,

@@ -269,7 +269,7 @@ fn every_room_of_the_list_is_there() {
 fn no_message_has_text_that_is_not_peer_text() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();
-    for path in rust_files(&src.join("wire")) {
+    for path in rust_files(&src.join("protocol")) {
         let source = std::fs::read_to_string(&path).unwrap();
         let mut lines = source.lines().peekable();
         while let Some(line) = lines.next() {

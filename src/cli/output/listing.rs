@@ -125,7 +125,8 @@ fn clock(time: Time, nanoseconds: bool) -> String {
     } else {
         String::new()
     };
-    let (month, (hour, minute, second)) = (u8::from(at.month()), at.to_hms());
+    let month = u8::from(at.month());
+    let (hour, minute, second) = at.to_hms();
     format!(
         "{:04}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}{fraction}Z",
         at.year(),
@@ -175,13 +176,11 @@ mod tests {
 
     fn listed(name: &[u8], kind: Option<Kind>, mode: u32) -> (RelativePath, Listed) {
         let path = RelativePath::from_components([name]).unwrap();
-        let (modified, target) = (
-            Some(Time {
-                seconds: -1,
-                nanoseconds: 5,
-            }),
-            None,
-        );
+        let modified = Some(Time {
+            seconds: -1,
+            nanoseconds: 5,
+        });
+        let target = None;
         let size = (kind == Some(Kind::File)).then_some(1_234_567);
         let components = Components::from(&path);
         (

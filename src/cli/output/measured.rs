@@ -48,11 +48,9 @@ fn lines(measured: &Measurement) -> Vec<String> {
     )];
     for (way, load) in [("up", up), ("down", down)] {
         if let Some(load) = load {
-            let (rate, trips, loss) = (
-                rate(load.rate),
-                round_trips(&load.rtt),
-                percent(load.loss()),
-            );
+            let rate = rate(load.rate);
+            let trips = round_trips(&load.rtt);
+            let loss = percent(load.loss());
             all.push(format!("{way:<4}  {rate}, RTT {trips}, loss {loss}"));
         }
     }

@@ -221,7 +221,8 @@ pub(in crate::cli) fn json(
 pub(in crate::cli) fn lines(offer: &Offer, names: &[Named<'_>]) -> Listed {
     let total = format!("{}, {}", count(offer.files, "file"), bytes(offer.bytes));
     if let [one] = names {
-        let (name, remark) = (one.name, one.remark());
+        let name = one.name;
+        let remark = one.remark();
         let line = if offer.directory {
             format!("{name}/  {total}{remark}")
         } else if offer.piped == Some(true) {

@@ -70,7 +70,8 @@ impl Tally {
                 bytes,
                 complete,
             } => {
-                (self.found_files, self.found_bytes) = (*files, *bytes);
+                self.found_files = *files;
+                self.found_bytes = *bytes;
                 self.complete |= complete;
             }
             Event::Started {
@@ -235,7 +236,8 @@ impl Tally {
         // What was held, or is a hole, did not travel.
         let rate =
             self.committed_bytes.min(self.travelled) as f64 / elapsed.as_secs_f64().max(0.001);
-        let (files, size) = (count(self.files, "file"), bytes(self.committed_bytes));
+        let files = count(self.files, "file");
+        let size = bytes(self.committed_bytes);
         let mut line = format!(
             "{files}, {size} in {} ({}/s)",
             seconds(elapsed),

@@ -41,7 +41,8 @@ impl Bars {
         let multi = MultiProgress::with_draw_target(target);
         let style = ProgressStyle::with_template("{msg}").expect("a fixed template");
         let bar = || multi.add(ProgressBar::new_spinner().with_style(style.clone()));
-        let (files, total) = ((0..LINES).map(|_| bar()).collect(), bar());
+        let files = (0..LINES).map(|_| bar()).collect();
+        let total = bar();
         Self {
             multi,
             files,

@@ -178,18 +178,26 @@ mod tests {
             ..Outcome::default()
         };
         let path = &mut outcome.path;
-        (path.rate, path.rtt, path.min_rtt) = (
-            11_650_000,
-            Duration::from_micros(101_400),
-            Duration::from_millis(100),
-        );
-        (path.sent_packets, path.lost_packets, path.mtu) = (1_234_567_890, 12_345_679, 6_500);
-        (path.sent_bytes, path.lost_bytes, path.received_bytes) = (123 << 40, 12 << 30, 999 << 30);
-        (path.window, path.congestion_events, path.black_holes) = (1023 << 20, 123_456, 12);
+        path.rate = 11_650_000;
+        path.rtt = Duration::from_micros(101_400);
+        path.min_rtt = Duration::from_millis(100);
+        path.sent_packets = 1_234_567_890;
+        path.lost_packets = 12_345_679;
+        path.mtu = 6_500;
+        path.sent_bytes = 123 << 40;
+        path.lost_bytes = 12 << 30;
+        path.received_bytes = 999 << 30;
+        path.window = 1023 << 20;
+        path.congestion_events = 123_456;
+        path.black_holes = 12;
         let account = &mut outcome.account;
         let part = Duration::from_secs(199);
-        (account.elapsed, account.network, account.held_up) = (5 * part, 2 * part, Some(part));
-        (account.reading, account.limited, account.committing) = (part, part, part);
+        account.elapsed = 5 * part;
+        account.network = 2 * part;
+        account.held_up = Some(part);
+        account.reading = part;
+        account.limited = part;
+        account.committing = part;
         outcome
     }
 
@@ -227,10 +235,8 @@ mod tests {
     #[test]
     fn no_line_wraps_on_80_columns() {
         let outcome = outcome(Bottleneck::Network);
-        let (lines, said) = (
-            details(&outcome, "the receiver"),
-            summary(&"x".repeat(70), &outcome, "the receiver"),
-        );
+        let lines = details(&outcome, "the receiver");
+        let said = summary(&"x".repeat(70), &outcome, "the receiver");
         assert_eq!(lines.len(), 5);
         for line in lines.iter().map(String::as_str).chain(said.lines()) {
             assert!(line.len() < 80, "{line}");

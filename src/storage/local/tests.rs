@@ -206,7 +206,8 @@ fn the_last_component_is_never_followed() {
 #[test]
 fn what_is_swapped_under_our_hands_never_leads_outside() {
     for place in [Place::new(), Place::without_openat2()] {
-        let (dir, link) = (place.inside.join("dir"), place.inside.join("link"));
+        let dir = place.inside.join("dir");
+        let link = place.inside.join("link");
         fs::create_dir(&dir).unwrap();
         symlink(&place.outside, &link).unwrap();
         let done = AtomicBool::new(false);
@@ -216,7 +217,8 @@ fn what_is_swapped_under_our_hands_never_leads_outside() {
                     renameat_with(CWD, &dir, CWD, &link, RenameFlags::EXCHANGE).unwrap();
                 }
             });
-            let (mut committed, mut refused) = (0, 0);
+            let mut committed = 0;
+            let mut refused = 0;
             for i in 0..20_000 {
                 match begin(&place.store, &format!("dir/f{}", i % 50), b"data")
                     .and_then(|upload| upload.commit(&Attributes::default(), Durability::Visible))

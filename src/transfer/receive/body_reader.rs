@@ -97,7 +97,9 @@ impl BodyReader {
 
     fn of(parts: Vec<(u64, Range)>, start: u64, end: u64, in_order: bool) -> Self {
         let next = parts.first().map_or(0, |(_, range)| range.offset);
-        let (tail, runs, in_order) = (Vec::new(), Vec::new(), in_order.then_some(next));
+        let tail = Vec::new();
+        let runs = Vec::new();
+        let in_order = in_order.then_some(next);
         Self {
             parts,
             start,
@@ -296,7 +298,8 @@ mod tests {
                     return assert_eq!(why.code, Code::Protocol);
                 }
             }
-            (offset, gapped) = (offset + 1, gapped + 8);
+            offset = offset + 1;
+            gapped = gapped + 8;
             let memory: usize = body.runs.iter().map(|run| run.data.capacity()).sum();
             assert!(
                 memory <= 8 * body.pending() + 2 * RUN_SIZE,

@@ -32,7 +32,8 @@ impl Receiver {
         mut queue: mpsc::UnboundedReceiver<WantedFile>,
         admit: impl Fn(WantedFile),
     ) -> Result<(), crate::error::Error> {
-        let (mut comparing, mut open) = (JoinSet::new(), true);
+        let mut comparing = JoinSet::new();
+        let mut open = true;
         loop {
             tokio::select! {
                 next = queue.recv(), if open && comparing.len() < PARALLEL_COMPARISONS => match next {
@@ -56,8 +57,11 @@ impl Receiver {
     }
 
     async fn is_same(self: &Arc<Self>, file: WantedFile) -> (Result<bool, Reason>, WantedFile) {
-        let (receiver, path, size) = (self.clone(), file.path.clone(), file.size.unwrap_or(0));
-        let (compare, attributes) = (file.compare, file.attributes.clone());
+        let receiver = self.clone();
+        let path = file.path.clone();
+        let size = file.size.unwrap_or(0);
+        let compare = file.compare;
+        let attributes = file.attributes.clone();
         let same = blocking(move || {
             let Some(compare) = compare else {
                 return Ok(false);
@@ -78,7 +82,8 @@ impl Receiver {
 
     /// Answers a file that was compared, or gives it back as wanted. What cannot be read is replaced.
     fn decide_compared(&self, same: Result<bool, Reason>, file: WantedFile) -> Option<WantedFile> {
-        let (size, name) = (file.size.unwrap_or(0), file.name.clone());
+        let size = file.size.unwrap_or(0);
+        let name = file.name.clone();
         let result = match same {
             Ok(true) => {
                 self.stands(file.id, file.hard_link, &file.path);

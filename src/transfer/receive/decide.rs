@@ -29,7 +29,9 @@ impl Receiver {
         let mut wanted = Vec::new();
         let mut settling = Vec::new();
         for entry in batch {
-            let (id, kind, size) = (entry.id, entry.kind, entry.size.unwrap_or(0));
+            let id = entry.id;
+            let kind = entry.kind;
+            let size = entry.size.unwrap_or(0);
             if self.session.stopping.is_cancelled() {
                 self.answer(Verdict::Refuse(id, Code::Stopping.into()));
                 continue;
@@ -148,7 +150,8 @@ impl Receiver {
         let Candidate {
             path, attributes, ..
         } = candidate;
-        let (store, dry_run) = (&*self.session.store, self.session.take.dry_run);
+        let store = &*self.session.store;
+        let dry_run = self.session.take.dry_run;
         if candidate.is(Kind::Directory) {
             // The served directory itself belongs to whoever serves it.
             if path.is_root() || candidate.same_time && self.has_wanted_attributes(candidate) {
@@ -199,14 +202,13 @@ impl Receiver {
     }
 
     fn decide_file(&self, candidate: Candidate) -> Result<Decision, Reason> {
-        let (store, take, stays, guarded) = (
-            &*self.session.store,
-            self.session.take,
-            self.may_skip(),
-            self.guards(&candidate),
-        );
+        let store = &*self.session.store;
+        let take = self.session.take;
+        let stays = self.may_skip();
+        let guarded = self.guards(&candidate);
         let Candidate { entry, path, .. } = &candidate;
-        let (size, there) = (entry.size, candidate.there.as_ref());
+        let size = entry.size;
+        let there = candidate.there.as_ref();
         // A pull has asked for its name, and a file of unknown size has its own.
         let named_here =
             matches!(self.session.asked, RequestedNames::Only { .. }) || entry.modified.is_some();
@@ -276,7 +278,9 @@ impl Receiver {
             self.stands(entry.id, entry.hard_link, path);
             return Ok(Decision::Done);
         }
-        let (id, hard_link, digest) = (entry.id, entry.hard_link, entry.digest);
+        let id = entry.id;
+        let hard_link = entry.hard_link;
+        let digest = entry.digest;
         let Candidate {
             name,
             path,

@@ -83,7 +83,8 @@ impl Receiver {
         if file.known_size() < LARGE_FILE || !plan.holes().is_empty() {
             return;
         }
-        let (store, path) = (self.session.store.clone(), file.path.clone());
+        let store = self.session.store.clone();
+        let path = file.path.clone();
         let _ = blocking(move || {
             remember(&*store, &index, &trailer.digest, &path);
             Ok(())

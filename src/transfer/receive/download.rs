@@ -131,16 +131,12 @@ impl Receiver {
             return Ok(());
         }
         let permit = claim.or_superseded(self.session.permits.acquire()).await?;
-        let (store, path, attributes) = (
-            self.session.store.clone(),
-            file.path.clone(),
-            file.attributes.clone(),
-        );
-        let (source, durability, unkept) = (
-            file.claim.clone(),
-            self.session.durability,
-            self.unkept.clone(),
-        );
+        let store = self.session.store.clone();
+        let path = file.path.clone();
+        let attributes = file.attributes.clone();
+        let source = file.claim.clone();
+        let durability = self.session.durability;
+        let unkept = self.unkept.clone();
         let receiver = self.clone();
         let committed = self.committed_source(file);
         blocking(move || {
@@ -186,11 +182,9 @@ impl Receiver {
                 self.settled(&file, Ok(file.known_size()));
                 return self.answer(Verdict::Done(file.id));
             }
-            let (store, path, source) = (
-                self.session.store.clone(),
-                file.path.clone(),
-                file.claim.clone(),
-            );
+            let store = self.session.store.clone();
+            let path = file.path.clone();
+            let source = file.claim.clone();
             let receiver = self.clone();
             let begin = move || {
                 receiver.clear_path_above(&path)?;
@@ -307,7 +301,8 @@ impl Receiver {
             Ok(bytes) => {
                 // The sender may refer to it as soon as it has the receipt.
                 self.stands(file.id, file.hard_link, &file.path);
-                let (bytes, durability) = (*bytes, self.session.durability);
+                let bytes = *bytes;
+                let durability = self.session.durability;
                 timeout(
                     self.session.config.deadline,
                     receipt.write(&Committed { bytes, durability }),
@@ -384,7 +379,8 @@ impl LargeDownload<'_> {
         receipt: &mut MessageWriter,
     ) -> Result<u64, Reason> {
         let mut body = body?;
-        let (planned, offered) = (plan.clone(), held.to_vec());
+        let planned = plan.clone();
+        let offered = held.to_vec();
         // Claim and permit are held beyond this, and nothing else can end it.
         let keep = blocking(move || disk.keep(&planned, &offered).map(|()| disk));
         let disk = self.receiver.working(receipt, keep).await?;
@@ -412,9 +408,10 @@ impl LargeDownload<'_> {
             let trailer = body.trailer()?;
             let disk = idle.take().ok_or_else(|| Reason::from(Code::Internal))?;
             self.receiver.working(receipt, self.permit()).await?;
-            let (attributes, durability) =
-                (file.attributes.clone(), self.receiver.session.durability);
-            let (receiver, path) = (self.receiver.clone(), file.path.clone());
+            let attributes = file.attributes.clone();
+            let durability = self.receiver.session.durability;
+            let receiver = self.receiver.clone();
+            let path = file.path.clone();
             let finish = move || {
                 disk.finish(trailer, &attributes, durability, || {
                     receiver.make_room(&path, Kind::File)
@@ -464,7 +461,8 @@ impl LargeDownload<'_> {
         let mut told = Instant::now();
         let mut since = Instant::now();
         // What moved under this permit lately, and since when that is counted.
-        let (mut lately, mut counted) = (0, since);
+        let mut lately = 0;
+        let mut counted = since;
         let mut ended = false;
         loop {
             let enough = ended
@@ -516,7 +514,8 @@ impl LargeDownload<'_> {
                     if lately < SLOW_TRANSFER_LIMIT {
                         self.permit = None;
                     }
-                    (lately, counted) = (0, Instant::now());
+                    lately = 0;
+                    counted = Instant::now();
                 }
                 () = &mut quiet, if resting => return Err(StreamError::TimedOut.into()),
                 () = sleep_until(told + WORKING_INTERVAL), if !resting => {

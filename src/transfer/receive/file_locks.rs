@@ -287,7 +287,8 @@ mod tests {
     async fn a_newer_connection_takes_over_once_the_older_has_let_go() {
         let claims = Arc::new(FileLocks::default());
         let path = RelativePath::from_components(["a"]).unwrap();
-        let (older, later) = (claimant(&claims, 7), claimant(&claims, 7));
+        let older = claimant(&claims, 7);
+        let later = claimant(&claims, 7);
         let old = claims.take([1; 32], &path, &older).await.unwrap();
         let other_key = claims.take([2; 32], &path, &later).await.unwrap();
         let mut newer = Box::pin(claims.take([1; 32], &path, &later));
@@ -338,7 +339,8 @@ mod tests {
     async fn another_session_waits_and_finds_what_was_committed() {
         let claims = Arc::new(FileLocks::default());
         let path = RelativePath::from_components(["a"]).unwrap();
-        let (first, newer) = (claimant(&claims, 1), claimant(&claims, 2));
+        let first = claimant(&claims, 1);
+        let newer = claimant(&claims, 2);
         let source = CommittedSource {
             claim: PartialKey {
                 owner: [1; 32],

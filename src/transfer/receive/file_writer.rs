@@ -85,7 +85,9 @@ impl FileWriter {
         size: u64,
     ) -> Result<(Self, Vec<Held>), Reason> {
         let path = path.clone();
-        let (hasher, beyond, holes) = (blake3::Hasher::new(), BTreeMap::new(), VecDeque::new());
+        let hasher = blake3::Hasher::new();
+        let beyond = BTreeMap::new();
+        let holes = VecDeque::new();
         let disk = Self {
             upload,
             path,
@@ -299,7 +301,8 @@ impl FileWriter {
     }
 
     fn mark(&mut self, start: u64, end: u64) -> Result<(), Reason> {
-        let (mut start, mut end) = (start, end);
+        let mut start = start;
+        let mut end = end;
         if let Some((&s, &e)) = self.beyond.range(..=start).next_back()
             && e == start
         {
@@ -449,7 +452,8 @@ pub(super) fn kept_by(
     let bad = |text| Reason::new(Code::Protocol, text);
     let mut taken: Vec<Range> = plan.ranges.iter().chain(plan.holes()).copied().collect();
     taken.sort_unstable_by_key(|range| range.offset);
-    let (mut kept, mut next) = (Vec::new(), 0);
+    let mut kept = Vec::new();
+    let mut next = 0;
     for range in taken {
         let end = range.offset.saturating_add(range.length);
         if end > size {
@@ -595,10 +599,8 @@ mod tests {
         let store = MemoryStore::new();
         let mut first = upload(&store, content.len() as u64)?;
         for h in held {
-            let (from, to) = (
-                h.range.offset as usize,
-                (h.range.offset + h.range.length) as usize,
-            );
+            let from = h.range.offset as usize;
+            let to = (h.range.offset + h.range.length) as usize;
             first.write_at(&content[from..to], h.range.offset).unwrap();
         }
         drop(first);
@@ -808,7 +810,8 @@ mod tests {
 
     #[test]
     fn gaps_that_no_plan_can_tell_are_offered_as_held() {
-        let (parts, period) = (MAX_HOLES as u64 + 65, HELD_STEP);
+        let parts = MAX_HOLES as u64 + 65;
+        let period = HELD_STEP;
         let size = parts * period;
         let store = MemoryStore::new();
         let mut first = upload(&store, size).unwrap();
@@ -829,7 +832,8 @@ mod tests {
 
     #[test]
     fn zeros_of_a_file_without_holes_are_written() {
-        let (store, content) = (MemoryStore::new(), vec![0; 20_000]);
+        let store = MemoryStore::new();
+        let content = vec![0; 20_000];
         receive(&content, &plan(&[(0, 20_000)]), &[], &[], 0).unwrap();
         let mut disk = FileWriter::begin(
             upload(&store, 20_000).unwrap(),
@@ -985,7 +989,8 @@ mod tests {
             .iter()
             .map(|h| (h.range.offset, h.range.length))
             .collect();
-        let (block, step) = (HELD_BLOCK, HELD_STEP);
+        let block = HELD_BLOCK;
+        let step = HELD_STEP;
         assert_eq!(
             ranges,
             [

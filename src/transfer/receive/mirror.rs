@@ -104,8 +104,11 @@ impl Receiver {
         let ReceiveOptions {
             delete, dry_run, ..
         } = self.session.take;
-        let (store, spared) = (&*self.session.store, &self.session.spared);
-        let (announced, cleared, cases) = (&self.announced, &self.cleared, &self.cases);
+        let store = &*self.session.store;
+        let spared = &self.session.spared;
+        let announced = &self.announced;
+        let cleared = &self.cleared;
+        let cases = &self.cases;
         delete.map(|delete| Mirror {
             store,
             place,
@@ -245,7 +248,8 @@ impl Mirror<'_> {
         cleared: u64,
         mut tell: impl FnMut(RelativePath) -> bool,
     ) -> Result<(u64, Option<Reason>), Reason> {
-        let (mut removed, mut failed) = (0, None);
+        let mut removed = 0;
+        let mut failed = None;
         self.walk(self.place, false, |path| {
             // Something may have come since it was counted.
             if let Err(why) = self.may_go(cleared + removed + 1) {
@@ -319,7 +323,8 @@ impl Mirror<'_> {
         if !is_directory()? {
             return Ok(());
         }
-        let (mut count, mut all) = (0, false);
+        let mut count = 0;
+        let mut all = false;
         self.walk(path, true, |gone| {
             // It comes last, and not if anything in it stays.
             all |= gone == path;
@@ -431,7 +436,8 @@ impl Mirror<'_> {
 
     /// The rules of .gitignore files that hold around a directory. They stand there as they do at the source.
     fn scope_above(&self, directory: &RelativePath) -> Result<Option<Arc<Scope>>, Reason> {
-        let (mut scope, mut above) = (None, RelativePath::default());
+        let mut scope = None;
+        let mut above = RelativePath::default();
         for (depth, name) in directory.components().enumerate() {
             if self.spared.gitignore && depth >= self.place.components().count() {
                 scope = Scope::of(self.store, &above, &above, scope)?;
@@ -533,9 +539,12 @@ mod tests {
         let all = Announced::default();
         announced.iter().for_each(|name| all.insert(&path(name)));
         let mut told = Vec::new();
-        let (place, spared, cleared) = (path("m"), Filter::default(), Cleared::default());
+        let place = path("m");
+        let spared = Filter::default();
+        let cleared = Cleared::default();
         let cases = NameCollisions::default();
-        let (delete, announced) = (Delete { most }, &all);
+        let delete = Delete { most };
+        let announced = &all;
         let mirror = Mirror {
             store,
             place: &place,
@@ -652,13 +661,12 @@ mod tests {
                 .flat_map(|n| ["a", "b", "c"].map(|name| format!("m/{n}/{name}")))
                 .collect();
             let store = store(&names.iter().map(String::as_str).collect::<Vec<_>>());
-            let (place, spared, cleared, announced) = (
-                path("m"),
-                Filter::default(),
-                Cleared::default(),
-                Announced::default(),
-            );
-            let (delete, cases) = (Delete { most: Some(7) }, NameCollisions::default());
+            let place = path("m");
+            let spared = Filter::default();
+            let cleared = Cleared::default();
+            let announced = Announced::default();
+            let delete = Delete { most: Some(7) };
+            let cases = NameCollisions::default();
             let mirror = Mirror {
                 store: &store,
                 place: &place,
@@ -672,7 +680,8 @@ mod tests {
             let begin = std::sync::Barrier::new(8);
             std::thread::scope(|scope| {
                 for n in 0..8 {
-                    let (mirror, begin) = (&mirror, &begin);
+                    let mirror = &mirror;
+                    let begin = &begin;
                     scope.spawn(move || {
                         begin.wait();
                         mirror.clear(&path(&format!("m/{n}")))

@@ -82,7 +82,8 @@ impl Receiver {
             return Ok(Folding::default());
         }
         let may_write = !self.session.take.dry_run;
-        let (mut way, mut here) = (Way::new(), RelativePath::root());
+        let mut way = Way::new();
+        let mut here = RelativePath::root();
         let mut folding = Folding::default();
         for component in path.components() {
             folding = state.ask(&*self.session.store, &way, &here, component, may_write);
@@ -131,7 +132,8 @@ impl Receiver {
     pub(super) fn made_directory(&self, path: &RelativePath) {
         let mut state = lock(&self.cases.0);
         let Some(parent) = path.parent() else { return };
-        let (above, way) = (state.way(&parent), state.way(path));
+        let above = state.way(&parent);
+        let way = state.way(path);
         if let Some(known) = state.directories.get(&digest(&above.key)).copied() {
             state.know(&way, known);
         }
@@ -202,7 +204,8 @@ impl State {
 
     /// Remembers a path; `false` if another one of the same key was sent.
     fn remember(&mut self, way: &Way, path: &RelativePath) -> bool {
-        let (key, name) = (digest(&way.key), digest(path.as_bytes()));
+        let key = digest(&way.key);
+        let name = digest(path.as_bytes());
         match self.names.get(&key) {
             Some(first) => *first == name,
             None if self.names.len() < MAX_NAMES => self.names.insert(key, name).is_none(),

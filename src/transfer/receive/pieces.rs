@@ -92,7 +92,8 @@ mod tests {
     }
 
     fn take(stream: &[u8], cut: usize) -> Result<(Vec<u8>, Trailer), Reason> {
-        let (mut pieces, mut content) = (Pieces::default(), Vec::new());
+        let mut pieces = Pieces::default();
+        let mut content = Vec::new();
         for part in stream.chunks(cut) {
             pieces.take(part, |bytes| {
                 content.extend_from_slice(bytes);

@@ -186,10 +186,8 @@ mod tests {
     #[test]
     fn placement_is_such_that_a_rerun_is_the_same_command() {
         let path = |name: &str| RelativePath::from_components([name]).unwrap();
-        let (as_, into) = (
-            |name| Ok(Placement::As(path(name))),
-            |name| Ok(Placement::Into(path(name))),
-        );
+        let as_ = |name| Ok(Placement::As(path(name)));
+        let into = |name| Ok(Placement::Into(path(name)));
         // A directory becomes exactly what was named, there or not.
         assert_eq!(place("new", false, false, true), as_("new"));
         assert_eq!(place("dir", false, false, true), as_("dir"));

@@ -63,7 +63,8 @@ impl SessionStats {
         if kind != Kind::Directory {
             state.found = (state.found.0 + 1, state.found.1.saturating_add(size));
         }
-        let (found, most) = (state.found, state.most_found);
+        let found = state.found;
+        let most = state.most_found;
         state.most_found = (most.0.max(found.0), most.1.max(found.1));
     }
 

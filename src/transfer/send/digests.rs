@@ -48,7 +48,8 @@ impl Digests {
     /// Puts digests to the files that a walk finds, in the walk's order. Ends with the walk, or when nobody listens.
     pub(super) async fn put(self, mut found: mpsc::Receiver<WalkItem>, to: mpsc::Sender<WalkItem>) {
         let mut waiting = VecDeque::new();
-        let (mut hashing, mut walking) = (0, true);
+        let mut hashing = 0;
+        let mut walking = true;
         loop {
             let room = hashing < PARALLEL_HASHES && waiting.len() < WAITING;
             tokio::select! {

@@ -142,13 +142,12 @@ impl EntryTable {
             }
         }
         self.names.start_connection();
-        (
-            self.unanswered,
-            self.unanswered_bytes,
-            self.open_held,
-            self.to_send,
-        ) = (0, 0, 0, 0);
-        (self.complete, self.gone) = (false, None);
+        self.unanswered = 0;
+        self.unanswered_bytes = 0;
+        self.open_held = 0;
+        self.to_send = 0;
+        self.complete = false;
+        self.gone = None;
     }
 
     /// Announces the first entry of those that come again; false when there is none.
@@ -204,7 +203,9 @@ impl EntryTable {
         let before = buffer.len();
         pending.entry(id).put(buffer);
         let length = (buffer.len() - before) as u32;
-        (pending.unanswered, pending.held, pending.to_send) = (Some(length), 0, false);
+        pending.unanswered = Some(length);
+        pending.held = 0;
+        pending.to_send = false;
         self.unanswered += 1;
         self.unanswered_bytes += length;
         self.unsettled.insert(id, pending);

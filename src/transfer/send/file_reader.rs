@@ -44,7 +44,8 @@ struct What {
 impl What {
     /// Whether the file is still what was announced.
     fn check(&self, now: &Metadata) -> Result<(), Reason> {
-        let (seen, now) = (&self.seen.version, &now.version);
+        let seen = &self.seen.version;
+        let now = &now.version;
         // Longer, and otherwise the same file, as far as metadata can tell.
         let grew = now.file == seen.file && now.size > seen.size;
         match () {
@@ -191,7 +192,8 @@ impl FileReader {
 
     fn digest(&mut self, range: Range, buffer: &mut [u8]) -> Result<[u8; 32], Reason> {
         let mut hasher = blake3::Hasher::new();
-        let (mut at, end) = (range.offset, end(range));
+        let mut at = range.offset;
+        let end = end(range);
         while at < end {
             let part = (end - at).min(buffer.len() as u64) as usize;
             self.read_exact(&mut buffer[..part], at)?;

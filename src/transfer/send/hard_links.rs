@@ -100,7 +100,8 @@ impl HardLinks {
         match file.state {
             First::Committed(first) => Some((announce, LinkRole::Name(id, first))),
             First::Failed => {
-                (file.state, file.first) = (First::Unsettled, lone());
+                file.state = First::Unsettled;
+                file.first = lone();
                 Some((announce, LinkRole::First(id)))
             }
             First::Unsettled => {
@@ -200,7 +201,8 @@ mod tests {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         let path = RelativePath::from_components([name]).unwrap();
         let mut metadata = store.stat(&RelativePath::root()).unwrap().unwrap();
-        (metadata.links, metadata.version.file) = (links, (1, file));
+        metadata.links = links;
+        metadata.version.file = (1, file);
         let tree = Arc::new(Tree {
             store,
             path: path.clone(),
@@ -229,7 +231,8 @@ mod tests {
 
     #[test]
     fn further_names_wait_for_the_first_and_are_forgotten_when_all_are_settled() {
-        let (mut names, of) = (HardLinks::default(), (1, 7));
+        let mut names = HardLinks::default();
+        let of = (1, 7);
         assert_eq!(
             found(&mut names, name("alone", 1, 1)),
             Some(LinkRole::Alone)
@@ -253,7 +256,8 @@ mod tests {
 
     #[test]
     fn where_the_first_fails_the_next_is_the_first() {
-        let (mut names, of) = (HardLinks::default(), (1, 7));
+        let mut names = HardLinks::default();
+        let of = (1, 7);
         found(&mut names, name("a", 7, 3));
         found(&mut names, name("b", 7, 3));
         found(&mut names, name("c", 7, 3));
@@ -266,7 +270,8 @@ mod tests {
 
     #[test]
     fn another_receiver_hears_of_the_first_again_and_only_if_a_name_is_left() {
-        let (mut names, of) = (HardLinks::default(), (1, 7));
+        let mut names = HardLinks::default();
+        let of = (1, 7);
         found(&mut names, name("a", 7, 3));
         names.settled(0, LinkRole::First(of), true);
         let b = name("b", 7, 3);

@@ -47,7 +47,8 @@ async fn begin(announce: &Announce, pipe: &Pipe) -> Result<mpsc::Receiver<Piece>
             Reason::new(Code::Unreadable, "the input cannot be read a second time")
         });
     }
-    let (tree, path) = (announce.tree.clone(), announce.source.clone());
+    let tree = announce.tree.clone();
+    let path = announce.source.clone();
     let open = move || {
         let source = tree.store.open(&path).map_err(vanished)?;
         let size = source.metadata().map_err(|e| Reason::from_io(&e))?.size;

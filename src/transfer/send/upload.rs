@@ -93,7 +93,8 @@ impl Run {
     }
 
     pub(super) fn started(&self, id: u64, announce: &Announce, held: u64) {
-        let (path, size) = (announce.path.clone(), announce.metadata.size);
+        let path = announce.path.clone();
+        let size = announce.metadata.size;
         (self.shared.observer)(Event::Started {
             id,
             path,
@@ -274,7 +275,8 @@ impl Run {
         stream: &mut MessageWriter,
         chunks: &mut [Bytes],
     ) -> Result<(), StreamError> {
-        let (limits, meter) = (&self.sending.limits, &self.sending.meter);
+        let limits = &self.sending.limits;
+        let meter = &self.sending.meter;
         if limits.rate().is_none() {
             let _writing = meter.at(Stage::Writing);
             return self

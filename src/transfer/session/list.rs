@@ -56,7 +56,8 @@ pub(super) async fn serve(
         .await;
     };
     tracing::info!(id = %hex(&list.session), recursive = list.recursive, "list");
-    let (store, deadline) = (server.store.clone(), server.config.deadline);
+    let store = server.store.clone();
+    let deadline = server.config.deadline;
     let begun = blocking(move || {
         store.check_root()?;
         ListingWalk::begin(

@@ -258,7 +258,8 @@ async fn serve_push(
         Ok(claim) => claim,
         Err(why) => return refuse(server, writer, why).await,
     };
-    let (store, asked) = (server.store.clone(), push.clone());
+    let store = server.store.clone();
+    let asked = push.clone();
     let settled = tokio::task::spawn_blocking(move || settle(&*store, &asked)).await;
     let (place, spared) = match settled.unwrap_or_else(|_| Err(Code::Internal.into())) {
         Ok(settled) => settled,
@@ -361,8 +362,10 @@ async fn serve_pull(
         .limit
         .and_then(Rate::from_bytes)
         .map(|rate| Arc::new(TokenBucket::new(rate)));
-    let (store, offered) = (server.store.clone(), server.offered.clone());
-    let (parallel, observer) = (server.config.parallel, server.observer.clone());
+    let store = server.store.clone();
+    let offered = server.offered.clone();
+    let parallel = server.config.parallel;
+    let observer = server.observer.clone();
     tracing::info!(id = %hex(&pull.session), sources = pull.sources.len(), "pull");
     let look = move || match &offered {
         Some(offered) => offered.look(&pull, parallel, observer),

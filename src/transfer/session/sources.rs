@@ -24,7 +24,8 @@ pub(crate) fn local_sources(
     sources: &[PathBuf],
     follow: Follow,
 ) -> Result<(Vec<Tree>, Vec<Unsendable>), Error> {
-    let (mut trees, mut unsendable) = (Vec::<Tree>::new(), Vec::new());
+    let mut trees = Vec::<Tree>::new();
+    let mut unsendable = Vec::new();
     let mut local = LocalTrees::default();
     let mut names = HashSet::new();
     for source in sources {
