@@ -137,7 +137,10 @@ async fn of_names_that_are_the_same_there_the_first_stays_whole() {
 async fn a_partial_is_not_to_be_had_by_another_case_of_its_name() {
     let source = tempdir().unwrap();
     let t = source.path().join("t");
-    tree(&t, &["a", ".HAUL-0.PARTIAL", ".haul-0.partial."]);
+    let digits = "0".repeat(32);
+    let capitals = format!(".HAUL-{digits}.PARTIAL");
+    let dotted = format!(".haul-{digits}.partial.");
+    tree(&t, &["a", &capitals, &dotted]);
     let (_, host) = folding();
     let outcome = push(&host, &to(&[&t], "t")).await.unwrap();
     assert_eq!((outcome.sent.files, outcome.sent.failed), (1, 2));

@@ -7,6 +7,20 @@ use haul::{
     Time, Upload,
 };
 
+use crate::support::LIMIT;
+
+/// Sweeps until so many partials are gone. Another test may be between fork and exec: its child shares the locks until then.
+fn sweep(store: &dyn Store, age: Duration, expected: u64) {
+    let begun = std::time::Instant::now();
+    let mut swept = 0;
+    while swept < expected {
+        swept += store.sweep(age).unwrap();
+        assert!(begun.elapsed() < LIMIT, "{swept} of {expected} were swept");
+        std::thread::yield_now();
+    }
+    assert_eq!(swept, expected);
+}
+
 /// Runs each function on both stores.
 macro_rules! conformance {
     ($($name:ident)*) => {
@@ -870,7 +884,7 @@ fn a_directory_that_came_later_keeps_the_partial(store: &dyn Store) {
         0,
         "the partial is as young as the failed commit"
     );
-    assert_eq!(store.sweep(Duration::ZERO).unwrap(), 1);
+    sweep(store, Duration::ZERO, 1);
 }
 
 fn two_hundred_levels(store: &dyn Store) {
@@ -882,7 +896,7 @@ fn two_hundred_levels(store: &dyn Store) {
     assert_eq!(content(store, &file), b"deep");
     assert_eq!(names(store, &deep), [b"f"]);
     drop(begin(store, &deep.join(b"partial").unwrap(), b"x"));
-    assert_eq!(store.sweep(Duration::ZERO).unwrap(), 1);
+    sweep(store, Duration::ZERO, 1);
 }
 
 fn nothing_stands_below_what_is_missing(store: &dyn Store) {
@@ -963,7 +977,7 @@ fn sweeping_takes_only_old_partials_that_are_closed(store: &dyn Store) {
     drop(begin(store, &path("closed"), b"123"));
     assert_eq!(store.sweep(Duration::from_secs(3600)).unwrap(), 0);
     assert_eq!(store.sweep(Duration::MAX).unwrap(), 0);
-    assert_eq!(store.sweep(Duration::ZERO).unwrap(), 2);
+    sweep(store, Duration::ZERO, 2);
     assert_eq!(store.sweep(Duration::ZERO).unwrap(), 0);
     open.commit(&Attributes::default(), Durability::Visible)
         .unwrap();
