@@ -113,7 +113,7 @@ async fn pulls_whose_entries_are_never_answered_take_no_thread_from_others() {
     // tokio has 512 threads for work that blocks.
     const PULLS: usize = 560;
     const EACH: usize = 7;
-    let arena = Arena::new(impatient());
+    let arena = Arena::new(patient());
     write(&arena.served().join("f"), b"12345");
     let many: Vec<&[&[u8]]> = vec![&[b"f"]; 1_200];
     let request = pull_of(&many, 1);
@@ -137,7 +137,7 @@ async fn pulls_whose_entries_are_never_answered_take_no_thread_from_others() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_without_end_on_one_connection_are_refused() {
-    let arena = Arena::new(impatient());
+    let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut sessions = Vec::new();
     let refused: Reason = loop {
