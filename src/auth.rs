@@ -1,6 +1,7 @@
-//! Who is who: this machine's identity, which servers it trusts, and which keys a server admits.
+//! Authentication and rights: this machine's identity, the servers it trusts, and the keys that a server admits.
 
 pub mod admission;
+pub mod home;
 pub mod identity;
 pub mod known_hosts;
 pub mod peers;

@@ -1,13 +1,13 @@
-//! The way to a server, measured without touching a disk: rate, round trips idle and loaded, loss, jitter.
+//! Measures the path to a server without touching a disk: rate, idle and loaded round trips, loss, jitter.
 //!
-//! Streams of filler load the way, one direction after the other; an echo stream lives as long as all of it. Idle round
-//! trips are timed on the echo stream. Under load a message may wait in this end's own queue, or be lost and sent again,
-//! so there the round trips are the smoothed estimate of QUIC (RFC 9002, section 5.3) of the end that sends, sampled every
-//! [`SAMPLE_INTERVAL`]; a server tells its own with each pong. Packets sent and lost are counted by the same end.
+//! Streams of filler load the path in one direction after the other; an echo stream stays open throughout. Idle round
+//! trips are timed on the echo stream. Under load a message may wait in this end's own queue or be lost and sent
+//! again. So loaded round trips are QUIC's smoothed estimate (RFC 9002, section 5.3) at the sending end, sampled
+//! every [`SAMPLE_INTERVAL`]; a server reports its own with each pong. The same end counts packets sent and lost.
 
 mod filler;
+mod measurement;
 mod serve;
-mod sums;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -26,32 +26,34 @@ use crate::protocol::{Measure, Message, Ping, Pong, Probe, Received, StreamType}
 use crate::transfer::events::{Event, Observer};
 
 use filler::{drain, fill};
-pub(crate) use serve::{Places, serve};
-use sums::Samples;
-pub use sums::{Load, Measurement, RoundTrips};
+use measurement::Samples;
+pub use measurement::{Load, Measurement, RoundTrips};
+pub(crate) use serve::{MeasurementPermits, serve};
 
 /// Time between two samples under load.
 pub const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
-/// How long each direction is loaded at least, unless it is said: some seconds of full rate at 100 ms.
+/// Default time for which each direction is loaded: some seconds of full rate at 100 ms.
 const DEFAULT_TIME: Duration = Duration::from_secs(5);
-/// The same in round trips, for long ways: a sender needs some ten to find the rate, and only what follows counts.
-const ROUND_TRIPS: u32 = 30;
-/// Shortest load that is worth a figure.
+/// The same in round trips, for long paths: a sender needs some ten to find the rate, and only later ones count.
+const MIN_ROUND_TRIPS: u32 = 30;
+/// Shortest load that gives a useful figure.
 const MIN_TIME: Duration = Duration::from_secs(1);
-/// Idle round trips, and how long they may take, so that a long way does not take long.
-const IDLE_TRIPS: usize = 20;
-const IDLE_TIME: Duration = Duration::from_secs(3);
-/// Idle round trips that are taken however long they take.
-const LEAST_TRIPS: usize = 3;
+/// Number of idle round trips.
+const MAX_IDLE_TRIPS: usize = 20;
+/// Longest time for them, so that a long path does not take long.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Idle round trips that are measured even if they take longer.
+const MIN_IDLE_TRIPS: usize = 3;
 
 /// What to measure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MeasureOptions {
-    /// The way from this end to the server.
+    /// Measure from this end to the server.
     pub up: bool,
-    /// The way back.
+    /// Measure from the server to this end.
     pub down: bool,
-    /// How long to load each, 1 s to [`Config::max_measurement`]. `None` is 5 s, or 30 round trips where that is longer.
+    /// Load time of each direction, 1 s to [`Config::max_measurement`]. `None` is 5 s, or 30 round trips if that is
+    /// longer.
     pub time: Option<Duration>,
 }
 
@@ -65,7 +67,7 @@ impl Default for MeasureOptions {
     }
 }
 
-/// The client's side.
+/// Runs a measurement as the client.
 pub(crate) async fn measure(
     window: &FlowControl,
     options: &MeasureOptions,
@@ -74,15 +76,17 @@ pub(crate) async fn measure(
 ) -> Result<Measurement> {
     let allowed = MIN_TIME..=config.max_measurement;
     if options.time.is_some_and(|time| !allowed.contains(&time)) {
-        let least = MIN_TIME.as_secs();
-        let most = config.max_measurement.as_secs();
+        let min = MIN_TIME.as_secs();
+        let max = config.max_measurement.as_secs();
         return Err(Error::Usage(format!(
-            "each direction is measured for {least} to {most} seconds"
+            "cannot measure for this long: choose {min} to {max} seconds for each direction"
         )));
     }
-    let mut way = Way::open(window, config, observer).await.map_err(refused)?;
-    let (idle, jitter) = way.idle().await.map_err(refused)?;
-    let usual = (idle.median * ROUND_TRIPS)
+    let mut probe = PathProbe::open(window, config, observer)
+        .await
+        .map_err(refused)?;
+    let (idle, jitter) = probe.idle().await.map_err(refused)?;
+    let usual = (idle.median * MIN_ROUND_TRIPS)
         .max(DEFAULT_TIME)
         .min(config.max_measurement);
     let time = options.time.unwrap_or(usual);
@@ -93,28 +97,25 @@ pub(crate) async fn measure(
         down: None,
     };
     if options.up {
-        measured.up = Some(way.load(Probe::Up, time).await.map_err(refused)?);
+        measured.up = Some(probe.load(Probe::Up, time).await.map_err(refused)?);
     }
     if options.down {
-        measured.down = Some(way.load(Probe::Down, time).await.map_err(refused)?);
+        measured.down = Some(probe.load(Probe::Down, time).await.map_err(refused)?);
     }
-    way.writer.finish();
+    probe.writer.finish();
     Ok(measured)
 }
 
-/// What it means that the server gave a stream of ours up.
+/// Translates the error with which the server gave up a stream.
 fn refused(error: StreamError) -> Error {
-    let why = match error {
+    let code = match error {
         StreamError::Reset(code) | StreamError::Stopped(code) => code,
         error => return error.into(),
     };
-    Error::from(match why {
-        Code::Unsupported => Reason::new(
-            why,
-            "the server's haul is too old for this: it cannot measure",
-        ),
+    Error::from(match code {
+        Code::Unsupported => Reason::new(code, "the server's haul is too old to measure"),
         Code::Busy => Reason::new(
-            why,
+            code,
             "the server is busy with other measurements; try again in a minute",
         ),
         Code::TimedOut => return StreamError::TimedOut.into(),
@@ -122,43 +123,43 @@ fn refused(error: StreamError) -> Error {
     })
 }
 
-/// A way that is being measured: its echo stream, and what the loads need.
-struct Way<'a> {
+/// A path under measurement: its echo stream, and what the loads need.
+struct PathProbe<'a> {
     window: &'a FlowControl,
     deadline: Duration,
     observer: &'a Observer,
     reader: MessageReader,
     writer: MessageWriter,
-    next: u64,
+    next_id: u64,
 }
 
-impl<'a> Way<'a> {
+impl<'a> PathProbe<'a> {
     async fn open(
         window: &'a FlowControl,
         config: &Config,
         observer: &'a Observer,
     ) -> Result<Self, StreamError> {
         let deadline = config.deadline;
-        // The server's own bound; the stream is finished long before.
+        // The server applies its own limit; this end finishes the stream long before.
         let (reader, writer) =
             open(window.connection(), Probe::Echo, Duration::MAX, deadline).await?;
-        writer.hurry();
+        writer.prioritize();
         Ok(Self {
             window,
             deadline,
             observer,
             reader,
             writer,
-            next: 0,
+            next_id: 0,
         })
     }
 
-    /// One round trip.
+    /// Measures one round trip.
     async fn ping(&mut self) -> Result<(Duration, Pong), StreamError> {
-        let id = self.next;
+        let id = self.next_id;
         let sent = Instant::now();
-        self.next += 1;
-        // It waits for credit behind what is under way, and that moves.
+        self.next_id += 1;
+        // It waits for credit behind other data, which moves.
         self.writer
             .write_within(&Ping { id }, self.deadline)
             .await?;
@@ -166,7 +167,7 @@ impl<'a> Way<'a> {
             .window
             .or_timeout_on_silence(self.deadline, self.reader.read::<Pong>())
             .await??;
-        // Nobody else is asked in between.
+        // There is only one ping at a time.
         if pong.id == id {
             Ok((sent.elapsed(), pong))
         } else {
@@ -174,18 +175,19 @@ impl<'a> Way<'a> {
         }
     }
 
-    /// Round trips while nothing else moves, and their jitter.
+    /// Measures idle round trips and their jitter.
     async fn idle(&mut self) -> Result<(RoundTrips, Duration), StreamError> {
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut trips = Vec::new();
-        while trips.len() < LEAST_TRIPS || (trips.len() < IDLE_TRIPS && begun.elapsed() < IDLE_TIME)
+        while trips.len() < MIN_IDLE_TRIPS
+            || (trips.len() < MAX_IDLE_TRIPS && started.elapsed() < IDLE_TIMEOUT)
         {
             trips.push(self.ping().await?.0);
         }
-        Ok((RoundTrips::of(&trips), sums::jitter(&trips)))
+        Ok((RoundTrips::of(&trips), measurement::jitter(&trips)))
     }
 
-    /// What the end that sends knows of the path.
+    /// Returns the sending end's statistics of the path.
     async fn sender(&mut self, probe: Probe) -> Result<Pong, StreamError> {
         match probe {
             Probe::Down => Ok(self.ping().await?.1),
@@ -193,14 +195,14 @@ impl<'a> Way<'a> {
         }
     }
 
-    /// Loads one direction for so long.
+    /// Loads one direction for `time`.
     async fn load(&mut self, probe: Probe, time: Duration) -> Result<Load, StreamError> {
         let before = self.sender(probe).await?;
         let over = CancellationToken::new();
         let window = self.window;
         let deadline = self.deadline;
         let observer = self.observer;
-        let told = |elapsed, bytes| {
+        let on_sample = |elapsed, bytes| {
             observer(Event::Measuring {
                 probe,
                 bytes,
@@ -208,12 +210,12 @@ impl<'a> Way<'a> {
             })
         };
         let load = async {
-            // However alive the peer is, it does not go on for ever.
+            // A load has a time limit, even if the peer keeps sending.
             let _over = over.clone().drop_guard();
             let load = async {
                 match probe {
-                    Probe::Down => down(window, time, deadline, told).await,
-                    Probe::Up | Probe::Echo => up(window, time, deadline, told).await,
+                    Probe::Down => down(window, time, deadline, on_sample).await,
+                    Probe::Up | Probe::Echo => up(window, time, deadline, on_sample).await,
                 }
             };
             timeout(time + deadline, load)
@@ -222,7 +224,7 @@ impl<'a> Way<'a> {
         };
         let trips = async {
             let mut trips = Vec::new();
-            // A ping is never given up half way: its pong would be taken for the next one's.
+            // A ping is never cancelled half way: its pong would be taken for the next one's.
             while !over.is_cancelled() {
                 tokio::select! {
                     () = over.cancelled() => {}
@@ -237,7 +239,7 @@ impl<'a> Way<'a> {
     }
 }
 
-/// What this end, as a sender, knows of the path.
+/// Returns this end's statistics of the path.
 fn pong(connection: &Connection, id: u64) -> Pong {
     let path = connection.stats().path;
     let rtt = u64::try_from(path.rtt.as_micros()).unwrap_or(u64::MAX);
@@ -273,18 +275,18 @@ async fn open(
     Ok((reader, writer))
 }
 
-/// Sends filler, and hears from the server what of it has come.
+/// Sends filler, and receives the server's counts of it.
 async fn up(
     window: &FlowControl,
     time: Duration,
     deadline: Duration,
-    told: impl Fn(Duration, u64),
+    on_sample: impl Fn(Duration, u64),
 ) -> Result<Samples, StreamError> {
     let (mut reader, mut writer) = open(window.connection(), Probe::Up, time, deadline).await?;
     let filling = async {
-        // Why a server stopped it, it says on the other half.
+        // The server reports its reason on the other half of the stream.
         let _ = fill(&mut writer, time, &RateLimits::default()).await;
-        // What is still under way is not waited for: on a slow link it may be a minute's worth.
+        // Does not wait for bytes in flight: on a slow link they may take a minute.
         writer.reset(Code::Done);
     };
     let counting = async {
@@ -301,12 +303,12 @@ async fn up(
             } = frame.decode()?;
             let elapsed = Duration::from_micros(microseconds);
             samples.push(elapsed, bytes);
-            told(elapsed, bytes);
+            on_sample(elapsed, bytes);
         }
         Ok(samples)
     };
     tokio::pin!(filling, counting);
-    // A server that has enough before this end has, ends the filling too.
+    // If the server ends first, that ends the filling too.
     tokio::select! {
         counted = &mut counting => return counted,
         () = filling => {}
@@ -314,16 +316,16 @@ async fn up(
     counting.await
 }
 
-/// Takes filler, and counts it.
+/// Receives filler, and counts it.
 async fn down(
     window: &FlowControl,
     time: Duration,
     deadline: Duration,
-    told: impl Fn(Duration, u64),
+    on_sample: impl Fn(Duration, u64),
 ) -> Result<Samples, StreamError> {
     let (reader, writer) = open(window.connection(), Probe::Down, time, deadline).await?;
     writer.finish();
-    let begun = Instant::now();
+    let started = Instant::now();
     let bytes = AtomicU64::new(0);
     let mut samples = Samples::default();
     let sampling = async {
@@ -331,10 +333,10 @@ async fn down(
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            let elapsed = begun.elapsed();
+            let elapsed = started.elapsed();
             let bytes = bytes.load(Ordering::Relaxed);
             samples.push(elapsed, bytes);
-            told(elapsed, bytes);
+            on_sample(elapsed, bytes);
         }
     };
     let ended = tokio::select! {
@@ -345,6 +347,6 @@ async fn down(
         Ok(()) | Err(StreamError::Reset(Code::Done)) => {}
         Err(error) => return Err(error),
     }
-    samples.push(begun.elapsed(), bytes.into_inner());
+    samples.push(started.elapsed(), bytes.into_inner());
     Ok(samples)
 }

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::auth::identity::{Identity, KeyId};
 use crate::auth::trust::ServerTrust;
 use crate::bench::{self, MeasureOptions, Measurement};
-use crate::config::{Config, written};
+use crate::config::{Config, display_duration};
 use crate::error::{Code, Error, Reason, Result};
 use crate::net::connect;
 use crate::net::endpoint;
@@ -553,7 +553,7 @@ impl Client {
             }
         }
         let first = reason(lost);
-        let limit = written(self.config.retry_for);
+        let limit = display_duration(self.config.retry_for);
         let last = if why == first {
             String::new()
         } else {
@@ -624,7 +624,7 @@ impl Client {
 
     async fn close_with(self, code: Code) {
         let link = self.link();
-        endpoint::goodbye(&link.endpoint, &link.connection, code).await;
+        endpoint::close_and_flush(&link.endpoint, &link.connection, code).await;
     }
 }
 

@@ -101,12 +101,13 @@ mod server;
 mod storage;
 mod transfer;
 
-pub use auth::identity::{Home, Identity, KeyId};
+pub use auth::home::Home;
+pub use auth::identity::{Identity, KeyId};
 pub use auth::trust::ServerTrust;
 pub use auth::{Admission, Anyone, Guests, Rights, known_hosts, peers};
 pub use bench::{Load, MeasureOptions, Measurement, RoundTrips};
 pub use client::{Client, PullOptions, PushOptions};
-pub use config::{Config, written};
+pub use config::{Config, display_duration};
 pub use congestion::Congestion;
 pub use error::text::{PeerText, is_unprintable, printable};
 pub use error::{Code, Error, Reason, Result};

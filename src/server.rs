@@ -16,11 +16,12 @@ use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::auth::identity::Identity;
 use crate::auth::{Admission, Rights};
-use crate::bench::{self, Places};
+use crate::bench::{self, MeasurementPermits};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::net::endpoint::{self, Port};
-use crate::net::flow_control::{FlowControl, MemoryLimit};
+use crate::net::flow_control::FlowControl;
+use crate::net::memory_limit::MemoryLimit;
 use crate::net::qlog;
 use crate::net::rate_limit::{RateLimits, TokenBucket};
 use crate::net::send_window::{SendMemory, SendWindow};
@@ -140,7 +141,7 @@ impl Server {
             connections: Arc::new(Semaphore::new(config.max_connections)),
             budget: MemoryLimit::new(config.memory),
             send_memory: SendMemory::new(config.send_memory),
-            measurements: Places::of_server(),
+            measurements: MeasurementPermits::of_server(),
             listings: listings(),
             limit: config.limit.map(|rate| Arc::new(TokenBucket::new(rate))),
             claims: Arc::default(),
@@ -294,7 +295,8 @@ async fn accept(endpoint: Endpoint, shared: Arc<ServerState>) {
 async fn traced(shared: Arc<ServerState>) -> Arc<quinn::ServerConfig> {
     let plain = Arc::new(shared.quic.clone());
     let traced =
-        tokio::task::spawn_blocking(move || endpoint::traced(&shared.quic, &shared.config)).await;
+        tokio::task::spawn_blocking(move || endpoint::with_qlog(&shared.quic, &shared.config))
+            .await;
     traced.ok().and_then(Result::ok).unwrap_or(plain)
 }
 
@@ -331,7 +333,7 @@ async fn connection(incoming: Incoming, shared: Arc<ServerState>, _place: OwnedS
     };
     // The file of authorized keys is read anew each time; that blocks.
     let deciding = shared.clone();
-    let decided = tokio::task::spawn_blocking(move || deciding.admission.judge(&chain)).await;
+    let decided = tokio::task::spawn_blocking(move || deciding.admission.rights_of(&chain)).await;
     let rights = match decided.unwrap_or_else(|_| Err(Code::Internal.into())) {
         Ok(rights) => rights,
         Err(why) => {
@@ -348,7 +350,7 @@ async fn connection(incoming: Incoming, shared: Arc<ServerState>, _place: OwnedS
             b"the server has no memory left for another connection",
         );
     };
-    let _upkeep = SendWindow::begin(
+    let _upkeep = SendWindow::start(
         connection.clone(),
         &shared.send_memory,
         shared.config.limited_send_window(),
@@ -391,7 +393,9 @@ async fn serve_connection(
         stopping: shared.stopping.clone(),
         receiver: receivers(&shared, (owner, rights.read), permits, window.clone()),
     });
-    let places = Arc::new(Places::of_connection(shared.measurements.clone()));
+    let places = Arc::new(MeasurementPermits::of_connection(
+        shared.measurements.clone(),
+    ));
     let opened = {
         let session = session;
         let running = running.clone();
@@ -429,8 +433,11 @@ async fn serve_connection(
                     }
                     Opened::Measurement => {
                         let limits = RateLimits::new(session.limit.clone());
-                        let within = (&session.config, &limits);
-                        bench::serve(&window, &places, bi, within, &session.stopping).await
+                        let (reader, writer) = bi;
+                        let config = &session.config;
+                        let stopping = &session.stopping;
+                        bench::serve(&window, &places, reader, writer, config, &limits, stopping)
+                            .await
                     }
                 };
                 running.end();

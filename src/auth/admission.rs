@@ -1,4 +1,4 @@
-//! Whom a server admits, and for what.
+//! Which clients a server admits, and with which rights.
 
 use std::collections::HashSet;
 use std::io;
@@ -9,15 +9,16 @@ use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 
-use crate::auth::identity::{BadKeyId, Home, KeyId, provider};
 use crate::error::text::printable;
 use crate::error::{Code, Reason};
 use crate::protocol::target::Petname;
 
+use super::home::Home;
+use super::identity::{BadKeyId, KeyId, provider};
 use super::peers;
 use super::trust::{read_authorities, roots};
 
-/// What every key may do, known or not. The default is nothing.
+/// Rights of every key, known or not. The default is none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Anyone {
     /// Every key may read.
@@ -26,12 +27,13 @@ pub struct Anyone {
     pub write: bool,
 }
 
-/// Keys that a code has admitted, to read. Others connect too where there are guests, but only to introduce themselves.
+/// Keys that may read since they proved a code. While a server has guests, other keys may connect too, but only to
+/// prove a code.
 #[derive(Debug, Default)]
 pub struct Guests(Mutex<HashSet<KeyId>>);
 
 impl Guests {
-    /// From here on this key may read.
+    /// Lets this key read.
     pub fn admit(&self, key_id: KeyId) {
         self.0
             .lock()
@@ -39,7 +41,7 @@ impl Guests {
             .insert(key_id);
     }
 
-    /// Nobody may any more, on new connections.
+    /// Removes all guests; connections that exist are not affected.
     pub fn clear(&self) {
         self.0
             .lock()
@@ -47,7 +49,7 @@ impl Guests {
             .clear();
     }
 
-    /// Whether this key may.
+    /// Whether this key is a guest.
     pub(crate) fn has(&self, key_id: KeyId) -> bool {
         self.0
             .lock()
@@ -56,7 +58,7 @@ impl Guests {
     }
 }
 
-/// What a client may do. A client that may do neither is not admitted, unless it may still [introduce itself](Guests).
+/// Rights of a client. Without any, a client is not admitted, unless it can still become a [guest](Guests).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rights {
     /// May read.
@@ -64,28 +66,28 @@ pub struct Rights {
     /// May write.
     pub write: bool,
     /// Its name: from authorized_keys, or the common name in a certificate that an authority signed. Escaped, so that
-    /// it is safe to print.
+    /// printing it is safe.
     pub name: Option<String>,
 }
 
-/// Whom a server admits. The default is nobody.
+/// The clients that a server admits. The default is none.
 #[derive(Debug, Clone, Default)]
 pub struct Admission {
-    /// The file of keys that may read and write: `SHA256:... [NAME]` one a line, `#` before comments. Read afresh for
-    /// each client; nobody when there is no such file.
+    /// The file of keys that may read and write: one `SHA256:... [NAME]` a line, `#` starts a comment. Read for each
+    /// client; a missing file admits no one.
     pub authorized_keys: Option<PathBuf>,
-    /// The file of machines that this one was [paired](super::peers) with: they may read and write. Read afresh too.
+    /// The file of [paired](super::peers) machines, which may read and write. Read for each client.
     pub peers: Option<PathBuf>,
-    /// Certificates of authorities: a client whose certificate is valid now and leads to one may read and write.
+    /// Certificates of authorities: a client may read and write if its certificate is valid now and leads to one.
     pub authorities: Vec<CertificateDer<'static>>,
-    /// What every other key may do.
+    /// Rights of every other key.
     pub anyone: Anyone,
-    /// Who may read since it knew a code.
+    /// Keys that may read since they proved a code.
     pub guests: Option<Arc<Guests>>,
 }
 
 impl Admission {
-    /// What HAUL_HOME says.
+    /// Reads the settings in HAUL_HOME.
     ///
     /// # Errors
     /// [`Error::Home`](crate::error::Error::Home) when the authorities cannot be read.
@@ -102,12 +104,12 @@ impl Admission {
         })
     }
 
-    /// What a client may do that has shown this chain in a handshake and so proved that it holds the key of the first
-    /// certificate. Reads a small file.
+    /// Returns the rights of a client that presented this chain in a handshake, and so proved that it holds the key
+    /// of the first certificate. Reads small files.
     ///
     /// # Errors
-    /// A [`Reason`] for the client, with [`Code::NotAdmitted`]: its key id, and the line that would admit it.
-    pub fn judge(&self, chain: &[CertificateDer<'_>]) -> Result<Rights, Reason> {
+    /// A [`Reason`] for the client, with [`Code::NotAdmitted`], its key id, and the line that would admit it.
+    pub fn rights_of(&self, chain: &[CertificateDer<'_>]) -> Result<Rights, Reason> {
         let (certificate, others) = chain.split_first().ok_or(Code::NotAdmitted)?;
         let key_id = KeyId::of_certificate(certificate)
             .map_err(|e| Reason::new(Code::NotAdmitted, e.to_string()))?;
@@ -118,7 +120,7 @@ impl Admission {
                 name: None,
             });
         }
-        let on_file = match self
+        let listed = match self
             .authorized_keys
             .as_deref()
             .map(|file| find(file, key_id))
@@ -133,14 +135,14 @@ impl Admission {
                 name: Some(peer.to_string()),
             });
         }
-        if let Ok(Some(name)) = on_file {
+        if let Ok(Some(name)) = listed {
             return Ok(Rights {
                 read: true,
                 write: true,
                 name,
             });
         }
-        if self.is_vouched_for(certificate, others) {
+        if self.is_signed_by_authority(certificate, others) {
             return Ok(Rights {
                 read: true,
                 write: true,
@@ -148,7 +150,7 @@ impl Admission {
             });
         }
         let Anyone { read, write } = self.anyone;
-        match on_file {
+        match listed {
             _ if read || write => Ok(Rights {
                 read,
                 write,
@@ -156,9 +158,8 @@ impl Admission {
             }),
             Err(e) => {
                 let file = self.authorized_keys.as_deref().unwrap_or(Path::new(""));
-                tracing::error!(%key_id, file = %file.display(), "a client was turned away, since its key cannot be looked up: {e}");
-                let text =
-                    "the server cannot look up keys now; its owner finds the reason in its log";
+                tracing::error!(%key_id, file = %file.display(), "cannot look up a client's key, so it was refused: {e}");
+                let text = "the server cannot look up keys now; its log has the reason";
                 Err(Reason::new(Code::NotAdmitted, text))
             }
             Ok(_) => Err(Reason::new(
@@ -171,11 +172,13 @@ impl Admission {
         }
     }
 
-    /// What this machine calls a key that it was paired with. A file that makes no sense admits nobody.
+    /// Returns the local name of a paired key. An invalid file admits no one.
     fn paired(&self, key_id: KeyId) -> Option<Petname> {
         let file = self.peers.as_deref()?;
         let peers = peers::all(file)
-            .inspect_err(|error| tracing::warn!(%error, "no paired machine is admitted"))
+            .inspect_err(
+                |error| tracing::warn!(%error, "cannot read the paired machines; none is admitted"),
+            )
             .ok()?;
         peers
             .into_iter()
@@ -183,8 +186,8 @@ impl Admission {
             .map(|peer| peer.name)
     }
 
-    /// Whether a chain, valid now, leads to an authority.
-    fn is_vouched_for(
+    /// Whether a chain is valid now and leads to an authority.
+    fn is_signed_by_authority(
         &self,
         certificate: &CertificateDer<'_>,
         others: &[CertificateDer<'_>],
@@ -207,8 +210,8 @@ impl Admission {
     }
 }
 
-/// Whether the file has a key, and its name if it has one there. A line that makes no sense admits nobody and harms no
-/// other line.
+/// Returns a key's entry in the file: its name, if it has one. An invalid line admits no one and affects no other
+/// line.
 fn find(file: &Path, key_id: KeyId) -> io::Result<Option<Option<String>>> {
     let text = match std::fs::read(file) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -219,13 +222,13 @@ fn find(file: &Path, key_id: KeyId) -> io::Result<Option<Option<String>>> {
         match parse(text) {
             Ok(Some((id, name))) if id == key_id => found = found.or(Some(name)),
             Ok(_) => {}
-            Err(e) => tracing::warn!(file = %file.display(), line, "passed over: {e}"),
+            Err(e) => tracing::warn!(file = %file.display(), line, "invalid line ignored: {e}"),
         }
     }
     Ok(found)
 }
 
-/// The key and name of a line; none in a blank line or comment.
+/// Parses a line into key and name; `None` for a blank line or a comment.
 fn parse(line: &str) -> Result<Option<(KeyId, Option<String>)>, BadKeyId> {
     let line = line
         .split_once('#')
@@ -241,11 +244,12 @@ fn parse(line: &str) -> Result<Option<(KeyId, Option<String>)>, BadKeyId> {
     Ok(Some((key_id.parse()?, name)))
 }
 
-/// The common name in a certificate, for logs only: the first short string after the attribute's type in the subject.
+/// Returns the common name in a certificate, for logs only: the first short string after the attribute's type in the
+/// subject.
 fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
     /// OBJECT IDENTIFIER 2.5.4.3 in DER.
     const COMMON_NAME: &[u8] = &[0x06, 0x03, 0x55, 0x04, 0x03];
-    // As an anchor, since that is what rustls tells the subject of.
+    // rustls exposes the subject of trust anchors only.
     let mut anchors = RootCertStore::empty();
     anchors.add(certificate.clone()).ok()?;
     let subject = anchors.roots.first()?.subject.to_vec();
@@ -263,12 +267,12 @@ mod tests {
     use super::*;
     use crate::auth::identity::Identity;
 
-    struct Bench {
+    struct Server {
         _directory: tempfile::TempDir,
         admission: Admission,
     }
 
-    impl Bench {
+    impl Server {
         fn new(anyone: Anyone) -> Self {
             let directory = tempfile::tempdir().unwrap();
             let authorized_keys = Some(directory.path().join("authorized_keys"));
@@ -288,84 +292,88 @@ mod tests {
     }
 
     #[test]
-    fn the_line_that_a_refused_client_is_told_admits_it() {
-        let bench = Bench::new(Anyone::default());
+    fn the_line_in_a_refusal_admits_the_client() {
+        let server = Server::new(Anyone::default());
         let client = Identity::generate().unwrap();
-        let why = bench.admission.judge(client.chain()).unwrap_err();
-        assert_eq!(why.code, Code::NotAdmitted);
-        let (_, line) = why.text.raw().split_once("in authorized_keys: ").unwrap();
+        let reason = server.admission.rights_of(client.chain()).unwrap_err();
+        assert_eq!(reason.code, Code::NotAdmitted);
+        let (_, line) = reason
+            .text
+            .raw()
+            .split_once("in authorized_keys: ")
+            .unwrap();
         assert_eq!(line, format!("{} NAME", client.key_id()));
-        bench.write(line);
+        server.write(line);
         let name = Some("NAME".to_owned());
         assert_eq!(
-            bench.admission.judge(client.chain()),
+            server.admission.rights_of(client.chain()),
             Ok(Rights {
                 read: true,
                 write: true,
                 name
             })
         );
-        bench.write("");
+        server.write("");
         assert!(
-            bench.admission.judge(client.chain()).is_err(),
-            "the file was not read afresh"
+            server.admission.rights_of(client.chain()).is_err(),
+            "the file was not read again"
         );
     }
 
     #[test]
-    fn a_line_that_makes_no_sense_harms_no_other() {
-        let bench = Bench::new(Anyone::default());
+    fn an_invalid_line_affects_no_other_line() {
+        let server = Server::new(Anyone::default());
         let client = Identity::generate().unwrap();
         let id = client.key_id();
-        bench.write(&format!(
+        server.write(&format!(
             "# ours\nSHA256:nonsense eve\n{id}x mallory\n\n  {id}=  a \x1b[2J b # laptop\n{id} second\n"
         ));
-        let rights = bench.admission.judge(client.chain()).unwrap();
+        let rights = server.admission.rights_of(client.chain()).unwrap();
         assert_eq!(rights.name.as_deref(), Some("a \\u{1b}[2J b"));
         let other = Identity::generate().unwrap();
-        assert!(bench.admission.judge(other.chain()).is_err());
+        assert!(server.admission.rights_of(other.chain()).is_err());
     }
 
     #[test]
-    fn a_list_that_cannot_be_read_admits_nobody_and_tells_strangers_nothing() {
+    fn an_unreadable_list_admits_none_and_reveals_nothing() {
         let client = Identity::generate().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let authorized_keys = Some(directory.path().to_owned());
-        let why = Admission {
+        let reason = Admission {
             authorized_keys,
             ..Admission::default()
         }
-        .judge(client.chain())
+        .rights_of(client.chain())
         .unwrap_err();
-        assert_eq!(why.code, Code::NotAdmitted);
+        assert_eq!(reason.code, Code::NotAdmitted);
         assert!(
-            !why.text.contains(&directory.path().to_string_lossy()),
-            "{why}"
+            !reason.text.contains(&directory.path().to_string_lossy()),
+            "{reason}"
         );
-        assert!(why.text.contains("cannot look up keys"), "{why}");
+        assert!(reason.text.contains("cannot look up keys"), "{reason}");
     }
 
     #[test]
-    fn anyone_may_do_what_is_named_and_no_more() {
+    fn anyone_has_exactly_the_given_rights() {
         let client = Identity::generate().unwrap();
         for (read, write) in [(true, false), (false, true), (true, true)] {
-            let bench = Bench::new(Anyone { read, write });
+            let server = Server::new(Anyone { read, write });
             assert_eq!(
-                bench.admission.judge(client.chain()),
+                server.admission.rights_of(client.chain()),
                 Ok(Rights {
                     read,
                     write,
                     name: None
                 })
             );
-            bench.write(&format!("{} alice", client.key_id()));
-            let rights = bench.admission.judge(client.chain()).unwrap();
-            assert!(rights.read && rights.write, "a key on file may do both");
+            server.write(&format!("{} alice", client.key_id()));
+            let rights = server.admission.rights_of(client.chain()).unwrap();
+            assert!(rights.read && rights.write, "a listed key may do both");
         }
     }
 
     #[test]
-    fn who_shows_no_certificate_is_nobody() {
+    fn a_client_without_certificate_is_refused() {
         assert!(
             Admission {
                 anyone: Anyone {
@@ -374,7 +382,7 @@ mod tests {
                 },
                 ..Admission::default()
             }
-            .judge(&[])
+            .rights_of(&[])
             .is_err()
         );
     }

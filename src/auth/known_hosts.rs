@@ -1,7 +1,7 @@
-//! The file of servers that a client knows: `HOST[:PORT] SHA256:...`, one a line, `#` before comments.
+//! The known_hosts file of a client: one `HOST[:PORT] SHA256:...` a line, `#` starts a comment.
 //!
-//! Several lines for a host are several keys it may have. A line without a port is about
-//! [`DEFAULT_PORT`]; IPv6 addresses stand in brackets.
+//! A host may have several lines, one for each of its keys. A line without a port is for [`DEFAULT_PORT`]; IPv6
+//! addresses are in brackets.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
@@ -9,12 +9,13 @@ use std::net::Ipv6Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use crate::auth::identity::{KeyId, lock_exclusively};
+use super::home::lock_exclusively;
+use super::identity::KeyId;
 use crate::error::text::printable;
 use crate::error::{Error, Result};
 use crate::protocol::DEFAULT_PORT;
 
-/// A host and port in the one form that known_hosts and messages have: lower case, IPv6 in brackets and shortened.
+/// Formats host and port as in known_hosts and in messages: lower case, IPv6 shortened and in brackets.
 pub fn host_and_port(host: &str, port: u16) -> String {
     let bare = host
         .strip_prefix('[')
@@ -27,11 +28,11 @@ pub fn host_and_port(host: &str, port: u16) -> String {
     }
 }
 
-/// The keys on file for a host (in the form of [`host_and_port`]); none when there is no such file.
+/// Returns the keys listed for a host (in the form of [`host_and_port`]); none when the file is missing.
 ///
 /// # Errors
-/// [`Error::Home`] when the file cannot be read, or with the number of a line that makes no sense: a line that was
-/// meant to protect must not be passed over in silence.
+/// [`Error::Home`] when the file cannot be read, or with the number of an invalid line: ignoring it silently could
+/// drop the protection it was meant for.
 pub fn find(file: &Path, host: &str) -> Result<Vec<KeyId>> {
     let bad = |why| Error::Home {
         path: file.to_owned(),
@@ -39,7 +40,7 @@ pub fn find(file: &Path, host: &str) -> Result<Vec<KeyId>> {
     };
     let text = match std::fs::read(file) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        text => text.map_err(|e| bad(format!("cannot be read: {e}")))?,
+        text => text.map_err(|e| bad(format!("cannot read the file: {e}")))?,
     };
     let mut keys = Vec::new();
     for (number, line) in (1..).zip(String::from_utf8_lossy(&text).lines()) {
@@ -48,7 +49,7 @@ pub fn find(file: &Path, host: &str) -> Result<Vec<KeyId>> {
             Ok(_) => {}
             Err(why) => {
                 return Err(bad(format!(
-                    "line {number} makes no sense ({why}): {}",
+                    "line {number} is invalid ({why}): {}",
                     printable(line.as_bytes())
                 )));
             }
@@ -57,8 +58,8 @@ pub fn find(file: &Path, host: &str) -> Result<Vec<KeyId>> {
     Ok(keys)
 }
 
-/// Adds a line for a host (in the form of [`host_and_port`]), unless it is there. The file is made, private, when
-/// there is none. Processes that add at once lose nothing.
+/// Adds a line for a host (in the form of [`host_and_port`]), unless it exists. Creates a missing file with private
+/// mode. Concurrent processes lose no line.
 ///
 /// # Errors
 /// [`Error::Io`] when the system refuses.
@@ -83,7 +84,7 @@ fn add_line(file: &Path, host: &str, key_id: &KeyId) -> io::Result<()> {
     if text.split(|&b| b == b'\n').any(|l| l == line.as_bytes()) {
         return Ok(());
     }
-    // An editor may have left the last line open.
+    // An editor may have left the last line without its newline.
     let before = if text.last().is_none_or(|&b| b == b'\n') {
         ""
     } else {
@@ -93,7 +94,7 @@ fn add_line(file: &Path, host: &str, key_id: &KeyId) -> io::Result<()> {
     file.sync_all()
 }
 
-/// The host and key of a line; none in a blank line or comment.
+/// Parses a line into host and key; `None` for a blank line or a comment.
 fn parse(line: &str) -> Result<Option<(String, KeyId)>, String> {
     let line = line.split_once('#').map_or(line, |(before, _)| before);
     let mut fields = line.split_whitespace();
@@ -102,21 +103,21 @@ fn parse(line: &str) -> Result<Option<(String, KeyId)>, String> {
     };
     let key_id = fields.next().ok_or("no key id after the host")?;
     if fields.next().is_some() {
-        return Err("something stands after the key id".into());
+        return Err("text after the key id".into());
     }
     let key_id = key_id.parse::<KeyId>().map_err(|e| e.to_string())?;
     let (host, port) = split_port(host)?;
     Ok(Some((host_and_port(host, port), key_id)))
 }
 
-/// Splits `HOST[:PORT]`; a bare IPv6 address has no port.
+/// Splits `HOST[:PORT]`; an IPv6 address without brackets has no port.
 fn split_port(text: &str) -> Result<(&str, u16), String> {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, Some(port)),
         _ => (text, None),
     };
     let port = port.map_or(Ok(DEFAULT_PORT), |p| {
-        p.parse().map_err(|_| format!("{p} is no port"))
+        p.parse().map_err(|_| format!("{p} is not a port"))
     })?;
     if host.is_empty() {
         Err("no host".into())
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_added_is_found_under_any_spelling() {
+    fn an_added_host_is_found_in_any_spelling() {
         let (_directory, file) = file();
         assert_eq!(find(&file, "host:1").unwrap(), []);
         for (added, sought) in [
@@ -171,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn people_write_it_as_they_like() {
+    fn hand_written_files_are_read() {
         let (_directory, file) = file();
         let text = format!(
             "# ours\n\nhost {KEY}\n  HOST:4433\t{OTHER} # the new one\n::1 {KEY}\n[fe80::1] {OTHER}"
@@ -184,13 +185,13 @@ mod tests {
         assert_eq!(
             find(&file, "[fe80::1]:4433").unwrap(),
             [OTHER],
-            "the line left open was spoilt"
+            "the line without newline was damaged"
         );
         assert_eq!(find(&file, "new:1").unwrap(), [KEY]);
     }
 
     #[test]
-    fn a_line_that_makes_no_sense_is_named() {
+    fn an_invalid_line_is_reported_by_number() {
         let (_directory, file) = file();
         for bad in [
             "host",
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_added_at_once_all_stay() {
+    fn concurrent_additions_are_all_kept() {
         let (_directory, file) = file();
         std::thread::scope(|scope| {
             for host in 0..16 {

@@ -1,7 +1,7 @@
-//! The file of machines that this one was paired with: `NAME SHA256:... SECRET NUMBER`, one a line, `#` before comments.
+//! The file of paired machines: one `NAME SHA256:... SECRET NUMBER` a line, `#` starts a comment.
 //!
-//! It is private, since the secrets in it let two machines meet without a code. Without the keys, which TLS asks for as
-//! well, they are worth nothing.
+//! It is private, since two machines meet without a code by the secrets in it. The secrets are worthless without the
+//! keys, which TLS requires too.
 
 use std::fmt;
 use std::fs::{self, OpenOptions};
@@ -13,18 +13,19 @@ use std::str::FromStr;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 
-use crate::auth::identity::{Home, KeyId, check_private};
+use super::home::{Home, check_private};
+use super::identity::{BadKeyId, KeyId};
 use crate::error::{Error, Result};
 use crate::protocol::target::Petname;
 
-/// A machine that this one was paired with. Its `Debug` does not show the secret.
+/// A paired machine. Its `Debug` does not show the secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// What this user calls it.
+    /// The local name.
     pub name: Petname,
     /// Its key.
     pub key_id: KeyId,
-    /// What only the two know.
+    /// The secret that only the two machines know.
     pub secret: [u8; 32],
     /// The number under which its server can be found.
     pub number: u32,
@@ -61,7 +62,7 @@ impl FromStr for Peer {
             fields.next(),
             fields.next(),
         ) else {
-            return Err("there are four fields".into());
+            return Err("expected four fields".into());
         };
         let secret = STANDARD_NO_PAD
             .decode(secret)
@@ -69,21 +70,19 @@ impl FromStr for Peer {
             .and_then(|secret| secret.try_into().ok());
         Ok(Self {
             name: name.parse()?,
-            key_id: key_id
-                .parse()
-                .map_err(|bad: crate::auth::identity::BadKeyId| bad.to_string())?,
-            secret: secret.ok_or("the third field is no secret")?,
+            key_id: key_id.parse().map_err(|bad: BadKeyId| bad.to_string())?,
+            secret: secret.ok_or("the third field is not a secret")?,
             number: number
                 .parse()
-                .map_err(|_| "the fourth field is no number")?,
+                .map_err(|_| "the fourth field is not a number")?,
         })
     }
 }
 
-/// All of a file, in its order; none when there is no such file.
+/// Reads all peers of a file, in order; none when the file is missing.
 ///
 /// # Errors
-/// [`Error::Home`] when it cannot be read, when others can read it, or with the number of a line that makes no sense.
+/// [`Error::Home`] when it cannot be read, when others can read it, or with the number of an invalid line.
 pub fn all(file: &Path) -> Result<Vec<Peer>> {
     let bad = |why| Error::Home {
         path: file.to_owned(),
@@ -91,9 +90,9 @@ pub fn all(file: &Path) -> Result<Vec<Peer>> {
     };
     let text = match fs::read_to_string(file) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        text => text.map_err(|e| bad(format!("cannot be read: {e}")))?,
+        text => text.map_err(|e| bad(format!("cannot read the file: {e}")))?,
     };
-    let metadata = fs::metadata(file).map_err(|e| bad(format!("cannot be read: {e}")))?;
+    let metadata = fs::metadata(file).map_err(|e| bad(format!("cannot read the file: {e}")))?;
     check_private(file, &metadata, 0o600)?;
     let mut peers = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
@@ -102,39 +101,39 @@ pub fn all(file: &Path) -> Result<Vec<Peer>> {
             .map_or(line, |(before, _)| before)
             .trim();
         if !line.is_empty() {
-            // What the line says is not shown: it has a secret in it.
+            // The message leaves out the line, which has a secret in it.
             peers.push(
                 line.parse()
-                    .map_err(|why| bad(format!("line {number} makes no sense: {why}")))?,
+                    .map_err(|why| bad(format!("line {number} is invalid: {why}")))?,
             );
         }
     }
     Ok(peers)
 }
 
-/// Whoever has a name.
+/// Finds a peer by name.
 ///
 /// # Errors
-/// [`Error::Usage`] when nobody has, saying what to do; as [`all`].
+/// [`Error::Usage`] with the command to run when there is none; as [`all`].
 pub fn named(home: &Home, name: &Petname) -> Result<Peer> {
     all(&home.peers())?.into_iter().find(|peer| peer.name == *name).ok_or_else(|| {
-        Error::Usage(format!("no machine is known here as {name}: `haul pair {name}` on both makes it known, once"))
+        Error::Usage(format!("cannot find a paired machine named {name}; run `haul pair {name}` on both machines once"))
     })
 }
 
-/// Adds a machine. Whatever had its key or its name is replaced.
+/// Adds a machine. Peers with the same key or the same name are replaced.
 ///
 /// # Errors
 /// As [`all`]; [`Error::Io`] when the system refuses.
 pub fn add(home: &Home, peer: &Peer) -> Result<()> {
     let _lock = home.lock()?;
     let mut peers = all(&home.peers())?;
-    peers.retain(|there| there.key_id != peer.key_id && there.name != peer.name);
+    peers.retain(|existing| existing.key_id != peer.key_id && existing.name != peer.name);
     peers.push(peer.clone());
     write(&home.peers(), &peers)
 }
 
-/// Removes a machine; `false` when it was not there.
+/// Removes a machine; `false` when it was not listed.
 ///
 /// # Errors
 /// As [`add`].
@@ -145,28 +144,28 @@ pub fn remove(home: &Home, name: &Petname) -> Result<bool> {
     let _lock = home.lock()?;
     let mut peers = all(&home.peers())?;
     let before = peers.len();
-    peers.retain(|there| there.name != *name);
+    peers.retain(|existing| existing.name != *name);
     if peers.len() == before {
         return Ok(false);
     }
     write(&home.peers(), &peers).map(|()| true)
 }
 
-/// The whole file anew, so that a crash leaves one or the other. Comments go.
+/// Replaces the whole file, so that a crash leaves the old or the new one. Comments are lost.
 fn write(file: &Path, peers: &[Peer]) -> Result<()> {
-    let new = file.with_extension("new");
+    let temporary = file.with_extension("new");
     let write = || -> io::Result<()> {
-        let mut writing = OpenOptions::new()
+        let mut temporary_file = OpenOptions::new()
             .create(true)
             .write(true)
             .truncate(true)
             .mode(0o600)
-            .open(&new)?;
+            .open(&temporary)?;
         for peer in peers {
-            writeln!(writing, "{peer}")?;
+            writeln!(temporary_file, "{peer}")?;
         }
-        writing.sync_all()?;
-        fs::rename(&new, file)
+        temporary_file.sync_all()?;
+        fs::rename(&temporary, file)
     };
     write().map_err(Error::io(format!("cannot write {}", file.display())))
 }
@@ -191,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_added_is_found_by_name_until_removed() {
+    fn an_added_peer_is_found_by_name_until_removed() {
         let (_directory, home) = home();
         assert_eq!(all(&home.peers()).unwrap(), []);
         for peer in [peer("bob", 1), peer("carol", 2)] {
@@ -219,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_owner_may_read_it_and_no_message_shows_a_secret() {
+    fn the_file_is_private_and_messages_hide_secrets() {
         use std::os::unix::fs::PermissionsExt;
         let (_directory, home) = home();
         add(&home, &peer("bob", 7)).unwrap();

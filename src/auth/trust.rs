@@ -1,8 +1,9 @@
-//! Who is trusted: pins, known hosts and authorities on the client, authorized keys and authorities on the server.
+//! Trust: pins, known hosts and authorities on the client, authorized keys and authorities on the server.
 //!
-//! In both directions TLS verifies that the peer holds the key of the certificate it shows. A client then decides
-//! within the handshake, so that nothing is sent to the wrong server. A server lets every key through the handshake and
-//! decides after it, with [`Admission::judge`](super::Admission::judge), so that a refused client can be told why.
+//! In both directions TLS verifies that the peer holds the key of its certificate. A client then decides within the
+//! handshake, so that nothing is sent to the wrong server. A server accepts every key in the handshake and decides
+//! afterwards, with [`Admission::rights_of`](super::Admission::rights_of), so that it can tell a refused client the
+//! reason.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,17 +20,18 @@ use rustls::{
     SignatureScheme,
 };
 
+use super::home::Home;
+use super::identity::{KeyId, provider};
 use super::known_hosts;
-use crate::auth::identity::{Home, KeyId, provider};
 use crate::error::{Error, Result};
 
-/// How a client tells the right server. The first of these that says anything decides:
+/// How a client recognizes the right server. The first of these that applies decides:
 ///
-/// 1. the pin: the server has this key or none is right;
-/// 2. the lines for this host in known_hosts: one of them names the key;
+/// 1. the pin: the server must have this key;
+/// 2. the lines for this host in known_hosts: one of them must name the key;
 /// 3. a certificate, valid now and for this host name, that leads to one of the authorities.
 ///
-/// Without any, the server is unknown ([`Error::UnknownHost`]).
+/// Otherwise the server is unknown ([`Error::UnknownHost`]).
 #[derive(Debug, Clone, Default)]
 pub struct ServerTrust {
     /// The key that the server must have.
@@ -38,12 +40,32 @@ pub struct ServerTrust {
     pub known_hosts: Option<PathBuf>,
     /// Certificates of authorities.
     pub authorities: Vec<CertificateDer<'static>>,
-    /// Any key is right: for a connection over which a code is to tell whose it is, and nothing else goes before that.
-    pub by_code: bool,
+    #[doc(hidden)]
+    pub unchecked_key: UncheckedKey,
+}
+
+/// Whether a connection starts with any key. Only this crate can enable it: see [`trust_any_key`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct UncheckedKey(bool);
+
+impl UncheckedKey {
+    pub(crate) fn is_allowed(self) -> bool {
+        self.0
+    }
+}
+
+/// Accepts any key unless `pin` is set. The caller must authenticate the peer by a code before it sends anything else;
+/// a relay needs no authentication. Not part of the public API, since it disables the check of the server.
+pub fn trust_any_key(pin: Option<KeyId>) -> ServerTrust {
+    ServerTrust {
+        pin,
+        unchecked_key: UncheckedKey(true),
+        ..ServerTrust::default()
+    }
 }
 
 impl ServerTrust {
-    /// What HAUL_HOME says, after the pin if there is one.
+    /// Reads the settings in HAUL_HOME. The pin, if given, takes precedence.
     ///
     /// # Errors
     /// [`Error::Home`] when the authorities cannot be read.
@@ -53,18 +75,18 @@ impl ServerTrust {
             pin,
             known_hosts: Some(home.known_hosts()),
             authorities,
-            by_code: false,
+            unchecked_key: UncheckedKey::default(),
         })
     }
 
-    /// The verifier for connections to one host, with known_hosts as it stands now. Reads a small file.
+    /// Returns the verifier for connections to one host, with the current known_hosts. Reads a small file.
     ///
     /// # Errors
-    /// [`Error::Home`] when known_hosts cannot be read, [`Error::Usage`] when an authority's certificate cannot.
+    /// [`Error::Home`] when known_hosts cannot be read, [`Error::Usage`] when an authority's certificate is invalid.
     pub fn verifier(&self, host: &str, port: u16) -> Result<Arc<ServerVerifier>> {
         let host = known_hosts::host_and_port(host, port);
         let rule = match (self.pin, &self.known_hosts) {
-            (None, _) if self.by_code => Rule::ByCode,
+            (None, _) if self.unchecked_key.is_allowed() => Rule::AnyKey,
             (Some(pin), _) => Rule::Pin(pin),
             (None, Some(file)) => match known_hosts::find(file, &host)? {
                 known if known.is_empty() => Rule::Authorities,
@@ -80,7 +102,7 @@ impl ServerTrust {
             roots => Some(
                 WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider().clone())
                     .build()
-                    .map_err(|e| Error::Usage(format!("the authorities cannot be used: {e}")))?,
+                    .map_err(|e| Error::Usage(format!("cannot use the authorities: {e}")))?,
             ),
         };
         Ok(Arc::new(ServerVerifier {
@@ -92,21 +114,21 @@ impl ServerTrust {
     }
 }
 
-/// What decides on a server's certificate.
+/// The rule that decides on a server's certificate.
 #[derive(Debug)]
 enum Rule {
-    ByCode,
+    AnyKey,
     Pin(KeyId),
     Known { known: Vec<KeyId>, file: PathBuf },
     Authorities,
 }
 
-/// Judges a server's certificate within the handshake.
+/// Checks a server's certificate within the handshake.
 ///
-/// TLS carries no more than an alert; the precise [`Error`] is left for [`take_failure`](Self::take_failure).
+/// TLS carries only an alert; [`take_failure`](Self::take_failure) returns the precise [`Error`].
 #[derive(Debug)]
 pub struct ServerVerifier {
-    /// As known_hosts has it.
+    /// Host and port as in known_hosts.
     host: String,
     rule: Rule,
     authorities: Option<Arc<WebPkiServerVerifier>>,
@@ -114,7 +136,7 @@ pub struct ServerVerifier {
 }
 
 impl ServerVerifier {
-    /// Why the last handshake failed, if it was this verifier that ended it.
+    /// Returns the error if this verifier ended the last handshake.
     pub fn take_failure(&self) -> Option<Error> {
         self.failure
             .lock()
@@ -122,7 +144,7 @@ impl ServerVerifier {
             .take()
     }
 
-    /// Host and port, as known_hosts has them.
+    /// Returns host and port, as in known_hosts.
     pub fn host(&self) -> &str {
         &self.host
     }
@@ -132,7 +154,7 @@ impl ServerVerifier {
         alert.into()
     }
 
-    fn judge(
+    fn check(
         &self,
         certificate: &CertificateDer<'_>,
         others: &[CertificateDer<'_>],
@@ -143,7 +165,7 @@ impl ServerVerifier {
         let host = self.host.clone();
         let presented = key_id.to_string();
         match &self.rule {
-            Rule::ByCode => Ok(()),
+            Rule::AnyKey => Ok(()),
             Rule::Pin(pin) if *pin == key_id => Ok(()),
             Rule::Pin(pin) => Err(Error::WrongPin {
                 host,
@@ -169,7 +191,7 @@ impl ServerVerifier {
                 };
                 match authorities.verify_server_cert(certificate, others, name, &[], now) {
                     Ok(_) => Ok(()),
-                    // Said as it is: whoever has an authority should not learn to wave such servers through by hand.
+                    // A separate error: users of an authority should not learn to accept such servers by hand.
                     Err(rustls::Error::InvalidCertificate(why)) if is_about_time_or_name(&why) => {
                         Err(Error::NotTrusted {
                             host: host.into(),
@@ -208,7 +230,7 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        match self.judge(end_entity, intermediates, server_name, now) {
+        match self.check(end_entity, intermediates, server_name, now) {
             Ok(()) => Ok(ServerCertVerified::assertion()),
             Err(error) => Err(self.fail(error, CertificateError::ApplicationVerificationFailure)),
         }
@@ -231,8 +253,7 @@ impl ServerCertVerifier for ServerVerifier {
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         let algorithms = &provider().signature_verification_algorithms;
         verify_tls13_signature(message, certificate, signature, algorithms).map_err(|_| {
-            let why =
-                "it does not hold the key of the certificate that it shows. Nothing was sent.";
+            let why = "it does not hold the key of its certificate; nothing was sent";
             self.fail(
                 Error::NotTrusted {
                     host: self.host.as_str().into(),
@@ -250,8 +271,8 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
-/// Lets every client through that shows a certificate and holds its key. What the key may do is for
-/// [`Admission::judge`](super::Admission::judge), once the handshake is over.
+/// Accepts every client that presents a certificate and holds its key.
+/// [`Admission::rights_of`](super::Admission::rights_of) decides on its rights after the handshake.
 #[derive(Debug)]
 pub struct ClientVerifier;
 
@@ -306,10 +327,10 @@ impl ClientCertVerifier for ClientVerifier {
     }
 }
 
-/// Reads certificates of authorities from a PEM file; none when there is no such file.
+/// Reads certificates of authorities from a PEM file; none when the file is missing.
 ///
 /// # Errors
-/// [`Error::Home`] when the file cannot be read or holds something else.
+/// [`Error::Home`] when the file cannot be read or has other content.
 pub fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let bad = |why: String| Error::Home {
         path: path.to_owned(),
@@ -317,14 +338,14 @@ pub fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     };
     let pem = match std::fs::read(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        pem => pem.map_err(|e| bad(format!("cannot be read: {e}")))?,
+        pem => pem.map_err(|e| bad(format!("cannot read the file: {e}")))?,
     };
     let authorities = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| bad(format!("not certificates in PEM: {e}")))?;
+        .map_err(|e| bad(format!("cannot parse certificates in PEM: {e}")))?;
     if authorities.is_empty() {
         return Err(bad(
-            "holds no certificate; put the authority's there as PEM, or remove the file".into(),
+            "the file has no certificate; add the authority's as PEM, or remove the file".into(),
         ));
     }
     roots(&authorities).map_err(|e| bad(e.to_string()))?;
@@ -335,9 +356,7 @@ pub(super) fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertS
     let mut roots = RootCertStore::empty();
     for authority in authorities {
         roots.add(authority.clone()).map_err(|e| {
-            Error::Usage(format!(
-                "the certificate of an authority cannot be used: {e}"
-            ))
+            Error::Usage(format!("cannot use the certificate of an authority: {e}"))
         })?;
     }
     Ok(roots)

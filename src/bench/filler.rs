@@ -1,4 +1,4 @@
-//! The load itself: bytes that mean nothing, written and read as fast as the way takes them.
+//! The load: meaningless bytes, written and read as fast as the path takes them.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -14,25 +14,25 @@ use crate::net::rate_limit::RateLimits;
 use crate::net::stream::{MessageReader, MessageWriter, StreamError};
 use crate::protocol::Malformed;
 
-/// One block of filler in bytes. It is sent over and over without being copied, so that a load takes no memory.
-const BLOCK: usize = 64 << 10;
-/// Bytes that are read between two settlements with the window, which cost a lock.
-const SETTLE: usize = 64 << 10;
-/// Gaps in what has come, over which the peer is not honest: 16,384 lost packets in one window are no link.
+/// One block of filler in bytes. It is sent repeatedly without being copied, so that a load needs no memory.
+const BLOCK_SIZE: usize = 64 << 10;
+/// Bytes read between two updates of flow control, which take a lock.
+const FLOW_CONTROL_STEP: usize = 64 << 10;
+/// Limit of gaps in the received bytes: 16,384 lost packets in one window are no real link.
 const MAX_GAPS: usize = 16_384;
 
-/// Bytes that nothing on the way can compress.
+/// Returns a block that cannot be compressed on the path.
 fn block() -> Bytes {
-    static BLOCK_OF_ALL: OnceLock<Bytes> = OnceLock::new();
-    let made = BLOCK_OF_ALL.get_or_init(|| {
-        let mut block = vec![0; BLOCK];
+    static SHARED_BLOCK: OnceLock<Bytes> = OnceLock::new();
+    let made = SHARED_BLOCK.get_or_init(|| {
+        let mut block = vec![0; BLOCK_SIZE];
         blake3::Hasher::new().finalize_xof().fill(&mut block);
         block.into()
     });
     made.clone()
 }
 
-/// Writes filler for so long, within the limits. A peer that grants no credit does not prolong it.
+/// Writes filler for `time`, within the rate limits. A peer that grants no credit does not prolong it.
 pub(super) async fn fill(
     writer: &mut MessageWriter,
     time: Duration,
@@ -40,7 +40,7 @@ pub(super) async fn fill(
 ) -> Result<(), StreamError> {
     let end = Instant::now() + time;
     while Instant::now() < end {
-        let part = block().slice(..BLOCK.min(limits.block()));
+        let part = block().slice(..BLOCK_SIZE.min(limits.block()));
         let write = async {
             limits.take(part.len()).await;
             writer.write_bytes(part).await
@@ -49,14 +49,14 @@ pub(super) async fn fill(
             Ok(written) => written?,
             Err(_) => break,
         }
-        // On a way that always takes more nothing else here would make room for others.
+        // On a path that always takes more, nothing else in this loop yields.
         consume_budget().await;
     }
     Ok(())
 }
 
-/// Reads filler to its end, throws it away, and counts it. In any order: one lost packet holds up nothing, and an ordered
-/// reader's connection dies of 1,024 of them.
+/// Reads filler to its end, discards and counts it. It reads unordered: a lost packet blocks nothing, and quinn ends
+/// a connection whose ordered stream has 1,024 gaps.
 pub(super) async fn drain(
     reader: MessageReader,
     window: &FlowControl,
@@ -64,37 +64,37 @@ pub(super) async fn drain(
 ) -> Result<(), StreamError> {
     let (mut stream, rest, start) = reader.into_parts();
     bytes.fetch_add(rest.len() as u64, Ordering::Relaxed);
-    let mut come = Come {
+    let mut received = ReceivedRanges {
         frontier: start + rest.len() as u64,
         beyond: BTreeMap::new(),
     };
-    let mut unsettled = 0;
+    let mut unreported = 0;
     while let Some(chunk) = stream.read_chunk(usize::MAX, false).await? {
-        come.mark(chunk.offset, chunk.bytes.len() as u64)?;
+        received.add(chunk.offset, chunk.bytes.len() as u64)?;
         bytes.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
-        unsettled += chunk.bytes.len();
-        if unsettled >= SETTLE {
-            // Nothing is kept; it lets the window grow with the rate.
-            window.hold(unsettled);
-            window.release(unsettled);
-            unsettled = 0;
+        unreported += chunk.bytes.len();
+        if unreported >= FLOW_CONTROL_STEP {
+            // Nothing is kept; this lets the window grow with the rate.
+            window.add_unflushed(unreported);
+            window.release(unreported);
+            unreported = 0;
         }
         consume_budget().await;
     }
     Ok(())
 }
 
-/// What of a stream has come.
-struct Come {
-    /// All before it.
+/// The received ranges of a stream.
+struct ReceivedRanges {
+    /// All bytes before this offset were received.
     frontier: u64,
     /// Beyond the frontier: start and end of each part. None touches another.
     beyond: BTreeMap<u64, u64>,
 }
 
-impl Come {
-    /// QUIC never delivers a byte twice.
-    fn mark(&mut self, offset: u64, length: u64) -> Result<(), StreamError> {
+impl ReceivedRanges {
+    /// Adds a range. QUIC never delivers a byte twice.
+    fn add(&mut self, offset: u64, length: u64) -> Result<(), StreamError> {
         let mut start = offset;
         let mut end = offset + length;
         if let Some(joined) = self.beyond.remove(&end) {
@@ -125,26 +125,26 @@ impl Come {
 mod tests {
     use super::*;
 
-    fn come() -> Come {
-        Come {
+    fn received() -> ReceivedRanges {
+        ReceivedRanges {
             frontier: 0,
             beyond: BTreeMap::new(),
         }
     }
 
     #[test]
-    fn what_comes_in_any_order_leaves_no_gap() {
-        let mut come = come();
+    fn ranges_in_any_order_leave_no_gap() {
+        let mut received = received();
         for offset in [10, 30, 20, 50, 0, 40] {
-            come.mark(offset, 10).unwrap();
+            received.add(offset, 10).unwrap();
         }
-        assert_eq!((come.frontier, come.beyond.len()), (60, 0));
+        assert_eq!((received.frontier, received.beyond.len()), (60, 0));
     }
 
     #[test]
-    fn a_peer_that_sends_only_every_other_byte_is_found_out() {
-        let mut come = come();
-        let gaps = (1..).find(|i| come.mark(2 * i, 1).is_err()).unwrap();
+    fn a_peer_that_skips_every_other_byte_is_refused() {
+        let mut received = received();
+        let gaps = (1..).find(|i| received.add(2 * i, 1).is_err()).unwrap();
         assert_eq!(gaps, MAX_GAPS as u64 + 1);
     }
 }

@@ -1,4 +1,4 @@
-//! The server's side: streams of a client that measures, each for a bounded time, and few at once.
+//! The server's end of a measurement: few streams at once, each for a limited time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,61 +17,63 @@ use crate::net::rate_limit::RateLimits;
 use crate::net::stream::{MessageReader, MessageWriter, StreamError};
 use crate::protocol::{Measure, Message, Ping, Probe, Received};
 
-/// Streams of measurements at the same time on all connections: some clients at once would measure each other.
-const STREAMS: usize = 8;
+/// Measurement streams at the same time on all connections: too many clients would measure each other.
+const MAX_STREAMS: usize = 8;
 /// The same on one connection: an echo and one load.
-const STREAMS_EACH: usize = 2;
-/// An echo lasts as long as so many loads may: both directions, and what is between them.
-const ECHO: u32 = 3;
+const MAX_CONNECTION_STREAMS: usize = 2;
+/// Longest time of an echo stream, in loads: both directions, and the time between them.
+const ECHO_LIMIT: u32 = 3;
 
-/// Room for the streams of measurements.
-pub(crate) struct Places {
+/// The permits of measurement streams.
+pub(crate) struct MeasurementPermits {
     server: Arc<Semaphore>,
     connection: Arc<Semaphore>,
 }
 
-/// A stream's room, until it is dropped.
-type Place = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+/// The permits of one stream, until dropped.
+type StreamPermits = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
-impl Places {
-    /// Room on all connections together.
+impl MeasurementPermits {
+    /// Permits of all connections together.
     pub(crate) fn of_server() -> Arc<Semaphore> {
-        Arc::new(Semaphore::new(STREAMS))
+        Arc::new(Semaphore::new(MAX_STREAMS))
     }
 
-    /// Room on one connection.
+    /// Permits of one connection.
     pub(crate) fn of_connection(server: Arc<Semaphore>) -> Self {
         Self {
             server,
-            connection: Arc::new(Semaphore::new(STREAMS_EACH)),
+            connection: Arc::new(Semaphore::new(MAX_CONNECTION_STREAMS)),
         }
     }
 
-    fn take(&self) -> Option<Place> {
+    fn take(&self) -> Option<StreamPermits> {
         let connection = self.connection.clone().try_acquire_owned().ok()?;
         Some((self.server.clone().try_acquire_owned().ok()?, connection))
     }
 }
 
-/// Serves one measurement stream, of which the type byte has been read.
+/// Serves one measurement stream, whose type byte was read.
 pub(crate) async fn serve(
     window: &FlowControl,
-    places: &Places,
-    (mut reader, mut writer): (MessageReader, MessageWriter),
-    (config, limits): (&Config, &RateLimits),
+    permits: &MeasurementPermits,
+    mut reader: MessageReader,
+    mut writer: MessageWriter,
+    config: &Config,
+    limits: &RateLimits,
     stopping: &CancellationToken,
 ) -> Result<()> {
-    let Some(place) = places.take() else {
+    let Some(permit) = permits.take() else {
         reader.stop(Code::Busy);
         writer.reset(Code::Busy);
         return Ok(());
     };
     let ended = tokio::select! {
-        ended = run(window, reader, &mut writer, (config, limits)) => ended,
+        ended = run(window, reader, &mut writer, config, limits) => ended,
         () = stopping.cancelled() => Err(StreamError::Stopped(Code::Stopping)),
     };
-    // Given back before the client can know, since it may come at once with its next stream.
-    drop(place);
+    // Returned before the client can know, since it may open its next stream at once.
+    drop(permit);
     match ended {
         Ok(Some(last)) => {
             writer.write_within(&last, config.deadline).await?;
@@ -79,22 +81,23 @@ pub(crate) async fn serve(
             writer.deliver(config.deadline).await;
         }
         Ok(None) => writer.reset(Code::Done),
-        // The client has had enough, or this end has.
+        // The client or this end has stopped.
         Err(StreamError::Reset(code) | StreamError::Stopped(code)) => writer.reset(code),
         Err(StreamError::TimedOut) => writer.reset(Code::TimedOut),
-        // Told where the connection ends; a client that has its figures closes it at once.
+        // Reported where the connection ends; a client that has its figures closes it at once.
         Err(StreamError::Lost(_)) => {}
         Err(error) => return Err(error.into()),
     }
     Ok(())
 }
 
-/// Does what is asked for, and returns what is still to be said, if anything.
+/// Performs the requested probe, and returns the last message to send, if any.
 async fn run(
     window: &FlowControl,
     mut reader: MessageReader,
     writer: &mut MessageWriter,
-    (config, limits): (&Config, &RateLimits),
+    config: &Config,
+    limits: &RateLimits,
 ) -> Result<Option<Received>, StreamError> {
     let deadline = config.deadline;
     let Measure {
@@ -103,15 +106,15 @@ async fn run(
     } = window
         .or_timeout_on_silence(deadline, reader.read())
         .await??;
-    let asked = Duration::from_millis(milliseconds.into());
-    let time = asked.min(config.max_measurement);
+    let requested = Duration::from_millis(milliseconds.into());
+    let time = requested.min(config.max_measurement);
     tracing::info!(?probe, ?time, "measuring");
     match probe {
         Probe::Echo => {
-            writer.hurry();
+            writer.prioritize();
             tokio::select! {
                 ended = echo(window, reader, writer, deadline) => ended?,
-                () = sleep(asked.min(ECHO * (config.max_measurement + deadline))) => {}
+                () = sleep(requested.min(ECHO_LIMIT * (config.max_measurement + deadline))) => {}
             }
             Ok(None)
         }
@@ -141,7 +144,7 @@ async fn echo(
     }
 }
 
-/// Takes filler until the client resets it, and tells every [`SAMPLE_INTERVAL`] what has come.
+/// Receives filler until the client resets it, and reports every [`SAMPLE_INTERVAL`] how much has arrived.
 async fn up(
     window: &FlowControl,
     reader: MessageReader,
@@ -149,13 +152,13 @@ async fn up(
     time: Duration,
     deadline: Duration,
 ) -> Result<Received, StreamError> {
-    let begun = Instant::now();
+    let started = Instant::now();
     let bytes = AtomicU64::new(0);
     let received = || Received {
         bytes: bytes.load(Ordering::Relaxed),
-        microseconds: u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
+        microseconds: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
     };
-    let telling = async {
+    let reporting = async {
         let mut tick = interval(SAMPLE_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -170,9 +173,9 @@ async fn up(
             Ok(()) | Err(StreamError::Reset(_)) => {}
             Err(error) => return Err(error),
         },
-        error = telling => return Err(error),
+        error = reporting => return Err(error),
         () = window.silence(deadline) => return Err(StreamError::TimedOut),
-        // What was sent in time may still be under way for as long as anything may.
+        // Bytes sent in time may arrive until the deadline.
         () = sleep(time + deadline) => {}
     }
     Ok(received())

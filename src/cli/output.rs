@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use haul::{
     Code, Error, Event, Kind, MetadataWarning, Observer, Outcome, Reason, RelativePath, Route,
-    Settled, is_unprintable, printable, written,
+    Settled, display_duration, is_unprintable, printable,
 };
 use serde_json::{Value, json};
 
@@ -347,7 +347,7 @@ impl ScreenShared {
             Event::Lost { why, retry_for } if self.peer == RECEIVER => {
                 vec![format!(
                     "haul: the receiver is gone ({why}); waiting for it, for {} at most",
-                    written(*retry_for)
+                    display_duration(*retry_for)
                 )]
             }
             Event::Reconnected { .. } if self.peer == RECEIVER => {
@@ -385,7 +385,7 @@ fn lines(event: &Event, verbose: bool) -> Vec<String> {
         Event::Lost { why, retry_for } => {
             vec![format!(
                 "haul: connection lost ({why}); trying again, for {} at most",
-                written(*retry_for)
+                display_duration(*retry_for)
             )]
         }
         Event::Reconnecting { attempt, wait } if verbose => {

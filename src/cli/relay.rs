@@ -95,8 +95,12 @@ pub(super) async fn run(command: RelayCommand) -> anyhow::Result<u8> {
     })?;
     let (stop, _) = signals()?;
     let at = relay.address()?;
-    let first = relay.forwards_on().first().copied().unwrap_or_default();
-    let last = relay.forwards_on().last().copied().unwrap_or_default();
+    let first = relay
+        .forwarding_ports()
+        .first()
+        .copied()
+        .unwrap_or_default();
+    let last = relay.forwarding_ports().last().copied().unwrap_or_default();
     output::line(&format!(
         "Relaying on {at}, forwarding on UDP {first} to {last}"
     ));

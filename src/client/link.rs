@@ -16,7 +16,8 @@ use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::net::connect::Connected;
 use crate::net::endpoint;
-use crate::net::flow_control::{FlowControl, MemoryLimit};
+use crate::net::flow_control::FlowControl;
+use crate::net::memory_limit::MemoryLimit;
 use crate::net::rate_limit::RateLimits;
 use crate::net::send_window::{SendMemory, SendWindow};
 use crate::net::stream::varint_of;
@@ -86,7 +87,7 @@ impl Link {
             .ok_or_else(|| Error::Usage("no memory is allowed for a connection".into()))?;
         // A client has but this connection; its send window is all that bounds it.
         let most = config.limited_send_window();
-        let upkeep = SendWindow::begin(connection.clone(), &SendMemory::new(most), most);
+        let upkeep = SendWindow::start(connection.clone(), &SendMemory::new(most), most);
         let sessions = Sessions::of_client();
         let streams = {
             let window = window.clone();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use quinn::Connection;
 use tokio::time::{sleep, timeout};
 
-use crate::net::connect;
+use crate::net::{connect, reachability};
 
 /// How long beyond a keep-alive an answer to it may take before a connection counts as silent.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -64,7 +64,7 @@ pub(super) async fn gone(
             tracing::debug!(%error, "no other port");
         }
         silent = true;
-        match timeout(ANSWER_TIMEOUT, connect::nobody_listens(address)).await {
+        match timeout(ANSWER_TIMEOUT, reachability::port_is_closed(address)).await {
             Ok(()) => refusals += 1,
             Err(_) => refusals = 0,
         }

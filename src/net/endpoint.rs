@@ -1,7 +1,7 @@
-//! From identity, trust and limits to QUIC endpoints and connections.
+//! Builds QUIC endpoints and connection settings from identity, trust and limits.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,81 +10,82 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{AckFrequencyConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig};
 use quinn_proto::HashedConnectionIdGenerator;
 use rustls::pki_types::CertificateDer;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::version::TLS13;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::time::{sleep, timeout};
 
 use crate::auth::identity::{Identity, KeyId, provider};
 use crate::auth::trust::{ClientVerifier, ServerVerifier};
 use crate::config::Config;
-use crate::error::{Code, Error, Reason, Result};
+use crate::error::{Code, Error, Result};
 use crate::net::qlog::Role;
+use crate::net::socket::udp_socket;
 use crate::protocol::{ALPN, RELAY_ALPN};
 
-/// Streams that a peer may have open at the same time: a thousand transfers, since at 100 ms 1,000 streams carry 2,400
-/// small files a second and 100 only 450; and room for control and manifest of some sessions.
+/// Streams that a peer may have open at the same time: 1,000 transfers, and room for the control and manifest streams
+/// of some sessions. At 100 ms, 1,000 streams carry 2,400 small files a second, and 100 only 450.
 pub const MAX_STREAMS: u32 = 1_100;
-/// Bytes that a peer may send on a new connection before it is admitted. It is raised then with
-/// `Connection::set_receive_window`, within the budget of all connections.
+/// Receive window in bytes of a new connection until the peer is admitted. Then
+/// [`FlowControl`](crate::net::flow_control::FlowControl) raises it, within the memory limit of all connections.
 pub const INITIAL_WINDOW: u32 = 64 << 10;
-/// Window of a single stream in bytes: as good as none. What is bounded is the connection.
+/// Receive window of a single stream, in bytes: unlimited, since the connection's window is the limit.
 const STREAM_WINDOW: u32 = u32::MAX;
-/// Largest UDP payload in bytes that is probed for and taken. Above 6,550, ten segments of one GSO batch are over
-/// 64 KiB, and quinn falls back to single packets.
-pub(crate) const MAX_DATAGRAM: u16 = 6_500;
-/// The UDP payload that every path of QUIC carries (RFC 9000, section 14); discovery goes up from here.
-const INITIAL_DATAGRAM: u16 = 1_200;
-/// Handshakes that wait for the server to take or refuse them.
+/// Largest UDP payload in bytes that is probed for and received. Above 6,550, ten segments of one GSO batch exceed 64
+/// KiB, and quinn falls back to single packets.
+pub(crate) const MAX_DATAGRAM_SIZE: u16 = 6_500;
+/// UDP payload in bytes that every QUIC path carries (RFC 9000, section 14). MTU discovery starts here.
+const INITIAL_DATAGRAM_SIZE: u16 = 1_200;
+/// Limit of handshakes that wait for the server to accept or refuse them.
 const MAX_INCOMING: usize = 1_024;
-/// Bytes kept for one handshake that waits, and for all of them: a ClientHello with its ML-KEM share takes two
-/// datagrams, and what does not fit is sent again.
-const INCOMING_BUFFER: u64 = 16 << 10;
-const INCOMING_BUFFERS: u64 = 4 << 20;
-/// How many packets later ones must have overtaken one before it counts as lost. So many that time alone decides: with
-/// RFC 9002's 3, 5 ms of jitter leave 11 of 100 Mbit/s.
+/// Bytes buffered for one waiting handshake: a ClientHello with its ML-KEM share takes two datagrams, and the client
+/// sends again what does not fit.
+const INCOMING_BUFFER_SIZE: u64 = 16 << 10;
+/// Bytes buffered for all waiting handshakes.
+const TOTAL_INCOMING_BUFFER_SIZE: u64 = 4 << 20;
+/// Packets sent later that must be acknowledged before a packet counts as lost. The value is so high that time alone
+/// decides: with RFC 9002's 3, 5 ms of jitter leave 11 of 100 Mbit/s.
 const PACKET_THRESHOLD: u32 = 1_000;
-/// How long after its sending a packet that later ones have overtaken counts as lost, in round-trip times. RFC 9002 has
-/// 9/8; reordering by a quarter of the RTT is not lost then, and as each piece is written where it belongs, nothing
-/// waits for the lost ones.
+/// Round-trip times after which an overtaken packet counts as lost. RFC 9002 has 9/8. With 1.25, reordering by a
+/// quarter of the RTT is no loss; waiting costs little, since each piece is written at its own offset.
 const TIME_THRESHOLD: f32 = 1.25;
-/// Round-trip time that is assumed before one is measured. It decides when a handshake's first packets are sent again: after
-/// three times that. RFC 9002, section 6.2.2, recommends 333 ms; with it each loss in a handshake costs a second, and at 5 %
-/// each way one handshake in four has one. On a longer path some 2 KB are sent twice.
+/// Round-trip time assumed before one is measured; the first handshake packets are sent again after three times that.
+/// RFC 9002, section 6.2.2, recommends 333 ms; then each loss in a handshake costs a second, and at 5 % each way one
+/// handshake in four has one. On a longer path some 2 KB are sent twice.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
-/// Packets that the receiver takes before it acknowledges, where it would each second one: on a way back that carries a
-/// hundredth of the way there, as on ADSL or by satellite, those alone fill it: 100 Mbit/s carried 37 of file, and now 89.
-const ACK_PACKETS: u32 = 6;
-/// How long the receiver may wait for that many. RFC 9000 has 25 ms; as the controller looks at delays, a fifth of that.
-const ACK_DELAY: Duration = Duration::from_millis(5);
-/// How many packets may be missing before one that comes out of order is acknowledged at once: any, since time alone decides
-/// what is lost. Otherwise a lossy path has an acknowledgement for each packet.
-const ACK_REORDERED: u32 = 0;
-/// Asked of the system for each direction, in bytes: 30 ms of 1 Gbit/s. Linux gives 208 KiB by default and at most
-/// `net.core.rmem_max`.
-const SOCKET_BUFFER: usize = 4 << 20;
+/// Packets that the receiver takes before it acknowledges; QUIC's default is two. Where the return path has a
+/// hundredth of the bandwidth, as on ADSL or by satellite, so many ACKs fill it: 100 Mbit/s carried 37 of file, and
+/// 89 with this value.
+const ACK_ELICITING_THRESHOLD: u32 = 6;
+/// Longest time that the receiver may delay an ACK. RFC 9000 has 25 ms; since the controller measures delays, it is a
+/// fifth of that.
+const MAX_ACK_DELAY: Duration = Duration::from_millis(5);
+/// Missing packets at which the receiver acknowledges at once; 0 is never, since time alone decides what is lost.
+/// Otherwise a lossy path has one ACK for each packet.
+const ACK_REORDERING_THRESHOLD: u32 = 0;
 
-/// How long closing waits for its last packet to go out.
+/// Time that a close waits for its last packet to be sent.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often it looks.
+/// Interval at which a close checks whether its packet was sent.
 const CLOSE_INTERVAL: Duration = Duration::from_millis(2);
 
-/// What a connection keeps until it is acknowledged, in bytes, before upkeep fits it to the path.
-pub(crate) const FIRST_SEND_WINDOW: usize = 1 << 20;
+/// Send window in bytes before [`SendWindow`](crate::net::send_window::SendWindow) fits it to the path.
+pub(crate) const INITIAL_SEND_WINDOW: usize = 1 << 20;
 
-/// What a server needs to listen. Every client that holds the key of its certificate comes through the handshake; ask
-/// [`Admission::judge`](crate::auth::Admission::judge) next. It is not traced: each
-/// connection has a trace of its own, which the server gives it as it accepts.
+/// Configures a listening server. The handshake accepts every client that holds the key of its certificate; check its
+/// rights with [`Admission::rights_of`](crate::auth::Admission::rights_of) next. This configuration is not traced:
+/// `with_qlog` adds a trace for each connection.
 ///
 /// # Errors
 /// [`Error::Usage`] when key, certificate or limits cannot be used.
 pub fn server_config(identity: &Identity, config: &Config) -> Result<quinn::ServerConfig> {
-    let mut tls = server_tls(identity)?;
+    let mut tls = server_tls(identity, Arc::new(ClientVerifier))?;
     tls.alpn_protocols = vec![ALPN.to_vec()];
-    accepting(tls, config)
+    listening_config(tls, config)
 }
 
-fn accepting(mut tls: rustls::ServerConfig, config: &Config) -> Result<quinn::ServerConfig> {
-    // No resumption, so that each connection proves its key anew; and no 0-RTT, which anybody can replay.
+fn listening_config(mut tls: rustls::ServerConfig, config: &Config) -> Result<quinn::ServerConfig> {
+    // No resumption, so that each connection proves its key again, and no 0-RTT, which anyone can replay.
     tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     tls.send_tls13_tickets = 0;
     tls.max_early_data_size = 0;
@@ -94,41 +95,30 @@ fn accepting(mut tls: rustls::ServerConfig, config: &Config) -> Result<quinn::Se
         .transport_config(Arc::new(transport(config)?))
         .migration(true)
         .max_incoming(MAX_INCOMING)
-        .incoming_buffer_size(INCOMING_BUFFER)
-        .incoming_buffer_size_total(INCOMING_BUFFERS);
+        .incoming_buffer_size(INCOMING_BUFFER_SIZE)
+        .incoming_buffer_size_total(TOTAL_INCOMING_BUFFER_SIZE);
     Ok(server)
 }
 
-/// What a relay needs to listen: it asks nobody for a key.
-///
-/// # Errors
-/// As [`server_config`].
+/// Configures a listening relay, which asks clients for no key. Fails as [`server_config`].
 pub(crate) fn relay_server_config(
     identity: &Identity,
     config: &Config,
 ) -> Result<quinn::ServerConfig> {
-    let mut tls = rustls::ServerConfig::builder_with_provider(provider().clone())
-        .with_protocol_versions(&[&TLS13])
-        .and_then(|b| {
-            b.with_no_client_auth()
-                .with_single_cert(identity.chain().to_vec(), identity.private_key())
-        })
-        .map_err(unusable)?;
+    let mut tls = server_tls(identity, WebPkiClientVerifier::no_client_auth())?;
     tls.alpn_protocols = vec![RELAY_ALPN.to_vec()];
-    accepting(tls, config)
+    listening_config(tls, config)
 }
 
-/// The same server for one connection, which is traced if [`Config::qlog`] says so; it takes no second one.
-///
-/// # Errors
-/// As [`server_config`].
-pub(crate) fn traced(
+/// Configures one accepted connection, traced if [`Config::qlog`] is set. Do not use it for a second one. Fails as
+/// [`server_config`].
+pub(crate) fn with_qlog(
     server: &quinn::ServerConfig,
     config: &Config,
 ) -> Result<Arc<quinn::ServerConfig>> {
     let mut server = server.clone();
     let mut transport = transport(config)?;
-    record(&mut transport, config, Role::Server);
+    add_qlog(&mut transport, config, Role::Server);
     server.transport_config(Arc::new(transport));
     Ok(Arc::new(server))
 }
@@ -137,14 +127,15 @@ pub(crate) fn traced(
     not(feature = "qlog"),
     expect(unused_variables, reason = "qlog::prepare has refused")
 )]
-fn record(transport: &mut TransportConfig, config: &Config, role: Role) {
+fn add_qlog(transport: &mut TransportConfig, config: &Config, role: Role) {
     #[cfg(feature = "qlog")]
     if let Some(directory) = &config.qlog {
         crate::net::qlog::record(transport, directory, role);
     }
 }
 
-/// What a client needs to connect to the host that the verifier is for; once, where [`Config::qlog`] asks for a trace.
+/// Configures a client's connection to the host of the verifier. With [`Config::qlog`], use it for one connection
+/// only.
 ///
 /// # Errors
 /// [`Error::Usage`] when key, certificate or limits cannot be used.
@@ -153,35 +144,35 @@ pub fn client_config(
     verifier: Arc<ServerVerifier>,
     config: &Config,
 ) -> Result<quinn::ClientConfig> {
-    dialing(client_tls(Some(identity), verifier, ALPN)?, config)
+    connecting_config(client_tls(Some(identity), verifier, ALPN)?, config)
 }
 
-/// What either end needs to connect to a relay, which learns no key of it.
-///
-/// # Errors
-/// As [`client_config`].
+/// Configures a connection to a relay, which does not learn this end's key. Fails as [`client_config`].
 pub(super) fn relay_client_config(
     verifier: Arc<ServerVerifier>,
     config: &Config,
 ) -> Result<quinn::ClientConfig> {
-    dialing(client_tls(None, verifier, RELAY_ALPN)?, config)
+    connecting_config(client_tls(None, verifier, RELAY_ALPN)?, config)
 }
 
-fn dialing(tls: rustls::ClientConfig, config: &Config) -> Result<quinn::ClientConfig> {
+fn connecting_config(tls: rustls::ClientConfig, config: &Config) -> Result<quinn::ClientConfig> {
     let crypto = QuicClientConfig::try_from(tls).map_err(unusable)?;
     let mut client = quinn::ClientConfig::new(Arc::new(crypto));
     let mut transport = transport(config)?;
     transport.keep_alive_interval(Some(config.keep_alive));
-    record(&mut transport, config, Role::Client);
+    add_qlog(&mut transport, config, Role::Client);
     client.transport_config(Arc::new(transport));
     Ok(client)
 }
 
-fn server_tls(identity: &Identity) -> Result<rustls::ServerConfig> {
+fn server_tls(
+    identity: &Identity,
+    verifier: Arc<dyn ClientCertVerifier>,
+) -> Result<rustls::ServerConfig> {
     rustls::ServerConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&TLS13])
         .and_then(|b| {
-            b.with_client_cert_verifier(Arc::new(ClientVerifier))
+            b.with_client_cert_verifier(verifier)
                 .with_single_cert(identity.chain().to_vec(), identity.private_key())
         })
         .map_err(unusable)
@@ -210,23 +201,23 @@ fn client_tls(
 }
 
 fn unusable(error: impl std::fmt::Display) -> Error {
-    Error::Usage(format!("key and certificate cannot be used: {error}"))
+    Error::Usage(format!("cannot use key and certificate: {error}"))
 }
 
 fn transport(config: &Config) -> Result<TransportConfig> {
     let idle = IdleTimeout::try_from(config.idle_timeout).map_err(|_| {
         Error::Usage(format!(
-            "an idle timeout of {:?} is too long",
+            "cannot use an idle timeout of {:?}: it is too long",
             config.idle_timeout
         ))
     })?;
     let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(MAX_DATAGRAM);
+    mtu.upper_bound(MAX_DATAGRAM_SIZE);
     let mut acknowledgements = AckFrequencyConfig::default();
     acknowledgements
-        .ack_eliciting_threshold(ACK_PACKETS.into())
-        .max_ack_delay(Some(ACK_DELAY))
-        .reordering_threshold(ACK_REORDERED.into());
+        .ack_eliciting_threshold(ACK_ELICITING_THRESHOLD.into())
+        .max_ack_delay(Some(MAX_ACK_DELAY))
+        .reordering_threshold(ACK_REORDERING_THRESHOLD.into());
     let mut transport = TransportConfig::default();
     transport
         .ack_frequency_config(Some(acknowledgements))
@@ -235,11 +226,11 @@ fn transport(config: &Config) -> Result<TransportConfig> {
         .datagram_receive_buffer_size(None)
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(INITIAL_WINDOW.into())
-        .send_window(config.limited_send_window().min(FIRST_SEND_WINDOW) as u64)
+        .send_window(config.limited_send_window().min(INITIAL_SEND_WINDOW) as u64)
         .max_idle_timeout(Some(idle))
         .initial_rtt(INITIAL_RTT)
-        .initial_mtu(INITIAL_DATAGRAM)
-        .min_mtu(INITIAL_DATAGRAM)
+        .initial_mtu(INITIAL_DATAGRAM_SIZE)
+        .min_mtu(INITIAL_DATAGRAM_SIZE)
         .mtu_discovery_config(Some(mtu))
         .packet_threshold(PACKET_THRESHOLD)
         .time_threshold(TIME_THRESHOLD)
@@ -247,28 +238,29 @@ fn transport(config: &Config) -> Result<TransportConfig> {
     Ok(transport)
 }
 
-/// Opens a UDP port, as a server when `server` is given. `[::]` takes IPv4 too; on a machine without IPv6 it becomes
+/// Opens a UDP port, as a server if `server` is given. `[::]` includes IPv4; on a machine without IPv6 it becomes
 /// `0.0.0.0`.
 ///
 /// # Errors
-/// [`Error::Io`] naming the address when the system refuses, or when this is called outside of a tokio runtime.
+/// [`Error::Io`] with the address when the system refuses, or outside of a tokio runtime.
 pub fn bind(address: SocketAddr, server: Option<quinn::ServerConfig>) -> Result<quinn::Endpoint> {
     let socket = udp_socket(address)?;
     quinn::Endpoint::new(endpoint_config(), server, socket, runtime()?)
         .map_err(Error::io(format!("cannot open UDP {address}")))
 }
 
-/// A UDP port with an endpoint on it, beside which single datagrams can be sent from it.
+/// A UDP port with an endpoint, from which single datagrams can be sent too.
 #[derive(Debug, Clone)]
 pub struct Port {
-    /// The endpoint. It alone receives.
+    /// The endpoint. It receives everything that arrives at the port.
     pub endpoint: quinn::Endpoint,
-    beside: Arc<std::net::UdpSocket>,
+    raw_socket: Arc<std::net::UdpSocket>,
 }
 
 impl Port {
-    /// Opens a UDP port as a server that, when it is started anew on the same address, tells the clients of before that their
-    /// connections are gone: by stateless resets (RFC 9000, section 10.3.2), whose key comes from the server's own.
+    /// Opens a UDP port for a server. After a restart on the same address, it tells the previous clients by stateless
+    /// resets that their connections are lost (RFC 9000, section 10.3.2). The reset key derives from the server's own
+    /// key.
     ///
     /// # Errors
     /// As [`bind`].
@@ -281,7 +273,7 @@ impl Port {
         let local = socket
             .local_addr()
             .map_err(Error::io(format!("cannot open UDP {address}")))?;
-        Self::on(socket, resetting(identity, local), Some(server))
+        Self::open(socket, reset_endpoint_config(identity, local), Some(server))
     }
 
     /// Opens a UDP port for a client.
@@ -289,38 +281,44 @@ impl Port {
     /// # Errors
     /// As [`bind`].
     pub fn dialing(address: SocketAddr) -> Result<Self> {
-        Self::on(udp_socket(address)?, endpoint_config(), None)
+        Self::open(udp_socket(address)?, endpoint_config(), None)
     }
 
-    fn on(
+    fn open(
         socket: std::net::UdpSocket,
         config: EndpointConfig,
         server: Option<quinn::ServerConfig>,
     ) -> Result<Self> {
         let failed = || Error::io("cannot open an endpoint on a UDP socket");
-        let beside = Arc::new(socket.try_clone().map_err(failed())?);
+        let raw_socket = Arc::new(socket.try_clone().map_err(failed())?);
         let endpoint = quinn::Endpoint::new(config, server, socket, runtime()?).map_err(failed())?;
-        Ok(Self { endpoint, beside })
+        Ok(Self {
+            endpoint,
+            raw_socket,
+        })
     }
 
-    /// Sends a datagram from this port. Like any datagram, it may be lost, also because the system has no room for it now.
+    /// Sends a datagram from this port. It may be lost, also because the system's buffer is full.
     pub fn send(&self, datagram: &[u8], to: SocketAddr) {
-        let is_ipv6 = self.beside.local_addr().is_ok_and(|local| local.is_ipv6());
+        let is_ipv6 = self
+            .raw_socket
+            .local_addr()
+            .is_ok_and(|local| local.is_ipv6());
         let to = match to {
             SocketAddr::V4(v4) if is_ipv6 => {
                 SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port()))
             }
             other => other,
         };
-        if let Err(error) = self.beside.send_to(datagram, to) {
-            tracing::trace!(%to, %error, "a datagram could not be sent");
+        if let Err(error) = self.raw_socket.send_to(datagram, to) {
+            tracing::trace!(%to, %error, "cannot send a datagram");
         }
     }
 }
 
-/// Whoever learned a connection's id could have a second endpoint of the same key reset it (RFC 9000, section 21.11): so
-/// each address has a key of its own.
-fn resetting(identity: &Identity, address: SocketAddr) -> EndpointConfig {
+/// Derives a reset key for each address: with one key for several endpoints, an attacker who knows a connection id
+/// could use one endpoint to reset the connections of another (RFC 9000, section 21.11).
+fn reset_endpoint_config(identity: &Identity, address: SocketAddr) -> EndpointConfig {
     let key = identity.private_key();
     let derive = |context: &str| {
         let mut hasher = blake3::Hasher::new_derive_key(context);
@@ -337,19 +335,19 @@ fn resetting(identity: &Identity, address: SocketAddr) -> EndpointConfig {
     let [a, b, c, d, e, f, g, h, ..] = derive("haul 2025-06 connection ids");
     let ids = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
     let mut config = EndpointConfig::new(Arc::new(tokens));
-    // Random ids of before would look forged to the next process, and be dropped without a word.
+    // Connection ids are keyed: the next process would take random ones for forged, and drop their packets silently.
     config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
-    limited(config)
+    limit_payload(config)
 }
 
 pub(super) fn endpoint_config() -> EndpointConfig {
-    limited(EndpointConfig::default())
+    limit_payload(EndpointConfig::default())
 }
 
-fn limited(mut config: EndpointConfig) -> EndpointConfig {
+fn limit_payload(mut config: EndpointConfig) -> EndpointConfig {
     config
-        .max_udp_payload_size(MAX_DATAGRAM)
-        .expect("MAX_DATAGRAM is within QUIC's limits");
+        .max_udp_payload_size(MAX_DATAGRAM_SIZE)
+        .expect("MAX_DATAGRAM_SIZE is within QUIC's limits");
     config
 }
 
@@ -359,53 +357,8 @@ pub(super) fn runtime() -> Result<Arc<dyn quinn::Runtime>> {
     })
 }
 
-/// A UDP socket on an address, with buffers for much traffic. `[::]` takes IPv4 too.
-pub(crate) fn udp_socket(address: SocketAddr) -> Result<std::net::UdpSocket> {
-    use io::ErrorKind::{AddrInUse, AddrNotAvailable, Unsupported};
-    let any_v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
-    match open_socket(address) {
-        Err(e)
-            if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-                && (matches!(e.kind(), AddrNotAvailable | Unsupported) || is_no_ipv6(&e)) =>
-        {
-            tracing::debug!("no IPv6 here ({e}): {any_v4} instead of {address}");
-            open_socket(any_v4)
-        }
-        socket => socket,
-    }
-    .map_err(|e| match e.kind() {
-        AddrInUse => Error::io(format!(
-            "cannot listen on {address}: another server may be running on this port; choose another with --listen"
-        ))(e),
-        _ => Error::io(format!("cannot open UDP {address}"))(e),
-    })
-}
-
-fn is_no_ipv6(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
-}
-
-fn open_socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::DGRAM,
-        Some(Protocol::UDP),
-    )?;
-    if address.is_ipv6() {
-        socket.set_only_v6(false)?;
-    }
-    let asked = socket
-        .set_recv_buffer_size(SOCKET_BUFFER)
-        .and(socket.set_send_buffer_size(SOCKET_BUFFER));
-    socket.bind(&address.into())?;
-    let receive = socket.recv_buffer_size()?;
-    let send = socket.send_buffer_size()?;
-    tracing::debug!(%address, receive, send, ?asked, "socket buffers granted, in bytes; {SOCKET_BUFFER} were asked for");
-    Ok(socket.into())
-}
-
-/// The peer's key id and certificates, own one first. TLS has verified that it holds the key. `None` before the
-/// handshake is over.
+/// Returns the peer's key id and certificates, its own certificate first. TLS has verified that the peer holds the
+/// key. `None` before the handshake has ended.
 pub fn peer(connection: &quinn::Connection) -> Option<(KeyId, Vec<CertificateDer<'static>>)> {
     let chain = connection
         .peer_identity()?
@@ -415,34 +368,28 @@ pub fn peer(connection: &quinn::Connection) -> Option<(KeyId, Vec<CertificateDer
     Some((key_id, *chain))
 }
 
-/// Closes a connection, and waits until that has gone out, for a second at most.
-pub(crate) async fn goodbye(
+/// Closes a connection, and waits until the close was sent, for up to a second.
+pub(crate) async fn close_and_flush(
     endpoint: &quinn::Endpoint,
     connection: &quinn::Connection,
     code: Code,
 ) {
-    let sent = || connection.stats().udp_tx.datagrams;
-    let before = sent();
+    let datagrams_sent = || connection.stats().udp_tx.datagrams;
+    let before = datagrams_sent();
     connection.close(code.number().into(), b"");
-    let gone = async {
-        // Waiting for quinn to be idle would take three timeouts more (RFC 9000, section 10.2), 0.4 s at 100 ms.
-        while sent() == before {
+    let flushed = async {
+        // Waiting for quinn to be idle would take three more timeouts (RFC 9000, section 10.2), 0.4 s at 100 ms.
+        while datagrams_sent() == before {
             sleep(CLOSE_INTERVAL).await;
         }
-        // It is counted when it is made, and sent right after.
+        // quinn counts a packet when it builds it, just before it sends it.
         sleep(CLOSE_INTERVAL).await;
     };
     let _ = timeout(CLOSE_TIMEOUT, async {
         tokio::select! {
-            () = gone => {}
+            () = flushed => {}
             () = endpoint.wait_idle() => {}
         }
     })
     .await;
-}
-
-/// What a peer meant by closing the connection with a [`Code`] of ours.
-pub fn closed(close: &quinn::ApplicationClose) -> Error {
-    let code = Code::from_number(u32::try_from(close.error_code.into_inner()).unwrap_or(u32::MAX));
-    Reason::new(code, String::from_utf8_lossy(&close.reason)).into()
 }

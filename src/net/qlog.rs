@@ -1,34 +1,30 @@
-//! Traces of connections in qlog's format (draft-ietf-quic-qlog-main-schema), one file each, for tools such as qvis.
+//! Writes traces of connections in qlog format (draft-ietf-quic-qlog-main-schema), one file each, for tools such as
+//! qvis.
 //!
-//! quinn records packets sent, received and lost, and the metrics of recovery and congestion control; frames it does not.
+//! quinn records packets sent, received and lost, and the metrics of recovery and congestion control, but no frames.
 
 use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// Which end of a connection writes.
+/// The end of a connection that writes the trace.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Role {
     Client,
     Server,
 }
 
-/// Makes the directory unless it is there, and sees whether files can be made in it.
+/// Creates the directory if it is missing, and checks that files can be created in it.
 ///
 /// # Errors
-/// [`Error::Io`] when they cannot; [`Error::Usage`] when haul was built without the feature `qlog`.
+/// [`Error::Io`] when they cannot be created; [`Error::Usage`] when haul was built without the feature `qlog`.
 pub(crate) fn prepare(directory: &Path) -> Result<()> {
     if !cfg!(feature = "qlog") {
         return Err(Error::Usage(
-            "this haul was built without its feature `qlog`".into(),
+            "cannot write qlog files: this haul was built without its feature `qlog`".into(),
         ));
     }
-    let unusable = || {
-        Error::io(format!(
-            "qlog files cannot be written to {}",
-            shown(directory)
-        ))
-    };
+    let unusable = || Error::io(format!("cannot write qlog files to {}", shown(directory)));
     std::fs::create_dir_all(directory).map_err(unusable())?;
     if !directory.is_dir() {
         return Err(unusable()(std::io::ErrorKind::NotADirectory.into()));
@@ -60,14 +56,15 @@ mod file {
 
     use super::{Role, shown};
 
-    /// Bytes gathered into one write: quinn writes an event of some 150 bytes for each packet, while it holds the
+    /// Bytes gathered into one write. quinn writes an event of some 150 bytes for each packet, while it locks the
     /// connection.
     const BUFFER_SIZE: usize = 64 << 10;
-    /// A trace is no older than this in its file, so that it can be read while the connection lasts and after a crash.
+    /// Longest time that events stay in the buffer, so that a trace can be read during a connection and after a
+    /// crash.
     const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
-    /// Lets a connection that is made from this configuration, and no second one, write into a new file in a directory.
-    /// A file that cannot be made or written to is warned of; the connection goes on without.
+    /// Adds a new trace file to the configuration of one connection. If it cannot be created or written to, a warning
+    /// is logged and the connection continues.
     pub(crate) fn record(transport: &mut TransportConfig, directory: &Path, role: Role) {
         match Trace::create(directory, role) {
             Ok(trace) => {
@@ -75,19 +72,19 @@ mod file {
                 config.title(Some("haul".into())).writer(Box::new(trace));
                 transport.qlog_stream(config.into_stream());
             }
-            Err(error) => warn!(%error, "no qlog file in {}", shown(directory)),
+            Err(error) => warn!(%error, "cannot create a qlog file in {}", shown(directory)),
         }
     }
 
-    /// A trace's file. The first error ends the trace, and not the connection.
+    /// A trace's file. The first write error ends the trace, but not the connection.
     struct Trace<W: Write> {
-        to: Option<BufWriter<W>>,
+        file: Option<BufWriter<W>>,
         flushed: Instant,
     }
 
     impl Trace<File> {
-        /// `1795427854.123456-client-4711-0.sqlog`: seconds since 1970, the process, and which of its connections; so names
-        /// sort by time, and no two are the same.
+        /// Creates `1795427854.123456-client-4711-0.sqlog`: seconds since 1970, the role, the process, and a number
+        /// within it. Names sort by time and are unique.
         fn create(directory: &Path, role: Role) -> io::Result<Self> {
             static CONNECTIONS: AtomicU32 = AtomicU32::new(0);
             let now = SystemTime::now()
@@ -102,33 +99,33 @@ mod file {
             let process = std::process::id();
             let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
             let name = format!("{seconds:010}.{micros:06}-{role}-{process}-{number}.sqlog");
-            Ok(Self::to(File::create_new(directory.join(name))?))
+            Ok(Self::new(File::create_new(directory.join(name))?))
         }
     }
 
     impl<W: Write> Trace<W> {
-        fn to(writer: W) -> Self {
+        fn new(writer: W) -> Self {
             Self {
-                to: Some(BufWriter::with_capacity(BUFFER_SIZE, writer)),
+                file: Some(BufWriter::with_capacity(BUFFER_SIZE, writer)),
                 flushed: Instant::now(),
             }
         }
 
         fn end_at_error(&mut self, written: io::Result<()>) {
             if let Err(error) = written
-                && let Some(to) = self.to.take()
+                && let Some(file) = self.file.take()
             {
-                warn!(%error, "the qlog file ends here");
-                // What it still holds would only fail again.
-                drop(to.into_parts());
+                warn!(%error, "cannot write the qlog file any further");
+                // Its buffer is dropped unwritten: another write would fail too.
+                drop(file.into_parts());
             }
         }
     }
 
     impl<W: Write> Write for Trace<W> {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            if let Some(to) = &mut self.to {
-                let written = to.write_all(bytes);
+            if let Some(file) = &mut self.file {
+                let written = file.write_all(bytes);
                 self.end_at_error(written);
                 if self.flushed.elapsed() >= FLUSH_INTERVAL {
                     self.flush()?;
@@ -139,8 +136,8 @@ mod file {
 
         fn flush(&mut self) -> io::Result<()> {
             self.flushed = Instant::now();
-            if let Some(to) = &mut self.to {
-                let written = to.flush();
+            if let Some(file) = &mut self.file {
+                let written = file.flush();
                 self.end_at_error(written);
             }
             Ok(())
@@ -151,7 +148,7 @@ mod file {
     mod tests {
         use super::*;
 
-        /// A disk with room for so many bytes.
+        /// A disk with room for this many bytes.
         struct Disk(usize);
 
         impl Write for Disk {
@@ -170,13 +167,13 @@ mod file {
         }
 
         #[test]
-        fn a_full_disk_ends_the_trace_and_is_no_error_to_the_connection() {
-            let mut trace = Trace::to(Disk(BUFFER_SIZE));
+        fn a_full_disk_ends_the_trace_but_not_the_connection() {
+            let mut trace = Trace::new(Disk(BUFFER_SIZE));
             for _ in 0..100 {
                 assert_eq!(trace.write(&[0; 1000]).unwrap(), 1000);
             }
             trace.flush().unwrap();
-            assert!(trace.to.is_none());
+            assert!(trace.file.is_none());
             assert_eq!(trace.write(b"more").unwrap(), 4);
         }
 

@@ -1,4 +1,4 @@
-//! The token bucket behind a limit: what may be written now, and who is next.
+//! Rate limits: a token bucket that decides when bytes may be sent, in the order of arrival.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,72 +8,72 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::protocol::rate::Rate;
 
-/// What a block takes at the limit: so fine is its rate cut.
-const BLOCK_TIME: Duration = Duration::from_millis(5);
-/// What may go out at once after a pause: it makes up for timers that are late (tokio's tick is 1 ms).
-const BURST_TIME: Duration = Duration::from_millis(10);
-/// The smallest block in bytes: less than a packet cuts nothing finer.
-const MIN_BLOCK: usize = 1_200;
-/// The largest block in bytes: what is read at a time.
-const MAX_BLOCK: usize = 256 << 10;
+/// Time that one block takes at the rate: the granularity of the limit.
+const BLOCK_INTERVAL: Duration = Duration::from_millis(5);
+/// Bytes that may be sent at once after a pause, as time; makes up for late timers (tokio's tick is 1 ms).
+const BURST_INTERVAL: Duration = Duration::from_millis(10);
+/// Smallest block in bytes: splitting packets has no effect.
+const MIN_BLOCK_SIZE: usize = 1_200;
+/// Largest block in bytes: the size of one read.
+const MAX_BLOCK_SIZE: usize = 256 << 10;
 
-/// Bytes at a [`Rate`], for whoever shares the bucket: each in turn takes a block, in the order they came.
+/// A token bucket that its users share. Each takes one block in turn, in the order of arrival.
 ///
-/// Over any time *t* no more than *rate* x (*t* + 10 ms) and one [`block`](Self::block) pass.
+/// In any time *t*, at most *rate* x (*t* + 10 ms) and one [`block`](Self::block) pass.
 #[derive(Debug)]
 pub struct TokenBucket {
     rate: Rate,
-    /// When what was taken so far is paid for. tokio's mutex is fair, and whoever waits for tokens holds it.
-    paid: Mutex<Instant>,
+    /// When the tokens taken so far are refilled. tokio's mutex is fair, and a task that waits for tokens holds it.
+    refilled_at: Mutex<Instant>,
 }
 
 impl TokenBucket {
-    /// A full bucket.
+    /// Creates a full bucket.
     pub fn new(rate: Rate) -> Self {
         Self {
             rate,
-            paid: Mutex::new(Instant::now()),
+            refilled_at: Mutex::new(Instant::now()),
         }
     }
 
-    /// Its rate.
+    /// The rate.
     pub fn rate(&self) -> Rate {
         self.rate
     }
 
-    /// Most bytes that should be taken at once, so that it flows.
+    /// Most bytes to take at once, so that the flow is smooth.
     pub fn block(&self) -> usize {
-        let bytes = self.rate.bytes() as f64 * BLOCK_TIME.as_secs_f64();
-        (bytes as usize).clamp(MIN_BLOCK, MAX_BLOCK)
+        let bytes = self.rate.bytes() as f64 * BLOCK_INTERVAL.as_secs_f64();
+        (bytes as usize).clamp(MIN_BLOCK_SIZE, MAX_BLOCK_SIZE)
     }
 
-    /// Waits until so many bytes may go out. Cancelling it takes nothing.
+    /// Waits until this many bytes may be sent. Cancelling takes nothing.
     pub async fn take(&self, bytes: usize) {
-        let mut paid = self.paid.lock().await;
-        sleep_until(*paid).await;
+        let mut refilled_at = self.refilled_at.lock().await;
+        sleep_until(*refilled_at).await;
         let since = Instant::now()
-            .checked_sub(BURST_TIME)
-            .map_or(*paid, |earliest| earliest.max(*paid));
-        *paid = since + Duration::from_secs_f64(bytes as f64 / self.rate.bytes() as f64);
+            .checked_sub(BURST_INTERVAL)
+            .map_or(*refilled_at, |earliest| earliest.max(*refilled_at));
+        *refilled_at = since + Duration::from_secs_f64(bytes as f64 / self.rate.bytes() as f64);
     }
 }
 
-/// The limits that a sender obeys: that of its process, and that of whoever asked it to send.
+/// The limits that a sender obeys: that of its process, and that of the peer that asked it to send.
 #[derive(Debug, Clone, Default)]
 pub struct RateLimits(Vec<Arc<TokenBucket>>);
 
 impl RateLimits {
-    /// Limits that all hold; none at all let everything pass.
+    /// Combines limits, all of which apply; without any, all bytes pass.
     pub fn new(buckets: impl IntoIterator<Item = Arc<TokenBucket>>) -> Self {
         Self(buckets.into_iter().collect())
     }
 
-    /// The lowest of them.
+    /// The lowest rate.
     pub fn rate(&self) -> Option<Rate> {
         self.0.iter().map(|bucket| bucket.rate()).min()
     }
 
-    /// Most bytes to take at once, as [`TokenBucket::block`].
+    /// Most bytes to take at once; see [`TokenBucket::block`].
     pub fn block(&self) -> usize {
         self.0
             .iter()
@@ -82,7 +82,7 @@ impl RateLimits {
             .unwrap_or(usize::MAX)
     }
 
-    /// Waits until so many bytes may go out, as [`TokenBucket::take`].
+    /// Waits until this many bytes may be sent; see [`TokenBucket::take`].
     pub async fn take(&self, bytes: usize) {
         for bucket in &self.0 {
             bucket.take(bytes).await;
@@ -100,19 +100,19 @@ mod tests {
     }
 
     #[test]
-    fn blocks_are_as_fine_as_the_rate_asks_for() {
+    fn block_size_follows_the_rate() {
         tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap()
             .block_on(async {
-                assert_eq!(bucket(8_000).block(), MIN_BLOCK);
+                assert_eq!(bucket(8_000).block(), MIN_BLOCK_SIZE);
                 assert_eq!(bucket(2_500_000).block(), 12_500);
-                assert_eq!(bucket(1_250_000_000).block(), MAX_BLOCK);
+                assert_eq!(bucket(1_250_000_000).block(), MAX_BLOCK_SIZE);
             });
     }
 
     #[tokio::test(start_paused = true)]
-    async fn every_second_holds_the_rate_whoever_takes() {
+    async fn ten_takers_together_keep_the_rate_in_every_second() {
         for rate in [8_000, 2_500_000, 125_000_000] {
             let bucket = bucket(rate);
             let taken = Arc::new(AtomicU64::new(0));
@@ -148,20 +148,20 @@ mod tests {
     async fn a_pause_saves_up_no_more_than_a_burst() {
         let bucket = bucket(1_000_000);
         tokio::time::sleep(Duration::from_secs(3600)).await;
-        let begun = Instant::now();
+        let started = Instant::now();
         for _ in 0..200 {
             bucket.take(bucket.block()).await;
         }
-        let least = Duration::from_secs(1) - BURST_TIME - BLOCK_TIME;
+        let min_time = Duration::from_secs(1) - BURST_INTERVAL - BLOCK_INTERVAL;
         assert!(
-            begun.elapsed() >= least,
+            started.elapsed() >= min_time,
             "a megabyte in {:?}",
-            begun.elapsed()
+            started.elapsed()
         );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn takers_come_in_turn_and_one_that_leaves_takes_nothing() {
+    async fn takers_are_served_in_order_and_cancelled_ones_take_nothing() {
         let bucket = bucket(10_000);
         bucket.take(10_000).await;
         let order = Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -177,15 +177,15 @@ mod tests {
             .collect();
         tokio::task::yield_now().await;
         takers.remove(1).abort();
-        let begun = Instant::now();
+        let started = Instant::now();
         for taker in takers {
             taker.await.unwrap();
         }
         assert_eq!(*order.lock().unwrap(), [0, 2, 3]);
         assert!(
-            begun.elapsed() <= Duration::from_millis(2_050),
+            started.elapsed() <= Duration::from_millis(2_050),
             "{:?}",
-            begun.elapsed()
+            started.elapsed()
         );
     }
 }

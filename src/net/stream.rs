@@ -1,152 +1,49 @@
-//! Messages over quinn's streams.
+//! Reads and writes messages on quinn's streams.
+
+mod error;
 
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use quinn::{
-    ConnectionError, ReadError, RecvStream, SendStream, TransportErrorCode, VarInt, WriteError,
-};
+use quinn::{RecvStream, SendStream};
 
-use crate::error::text::PeerText;
-use crate::error::{Code, Error, Reason};
-use crate::net::endpoint;
-use crate::protocol::{Frame, Malformed, Message, Verdict, Want, peek_varint};
+pub use error::{StreamError, close_error, code_of, lost_connection, varint_of};
 
-/// Most bytes that one read takes off a stream: what stands in the buffer beyond a message is not counted as held, and a
-/// connection may have a thousand streams.
+use crate::error::Code;
+use crate::protocol::{Frame, Message, Verdict, Want, peek_varint};
+
+/// Bytes of one read. Bytes buffered beyond a message do not count as unflushed, and a connection may have a thousand
+/// streams.
 const READ_SIZE: usize = 4 << 10;
 
-/// The priority of streams that go first; that of all others is quinn's default, 0.
-const URGENT: i32 = 1;
+/// Priority of streams that go first; all others have quinn's default, 0.
+const HIGH_PRIORITY: i32 = 1;
 
-/// What can end the reading or writing of a stream.
-#[derive(Debug, thiserror::Error)]
-pub enum StreamError {
-    /// The peer reset the stream it was writing.
-    #[error("the peer gave up the stream: {}", Reason::from(*.0))]
-    Reset(Code),
-    /// The peer stopped the stream it was reading.
-    #[error("the peer stopped the stream: {}", Reason::from(*.0))]
-    Stopped(Code),
-    /// The stream ended in the middle of a message, or where one was due.
-    #[error("the stream ended too early")]
-    Ended,
-    /// The peer sent what no honest peer sends.
-    #[error(transparent)]
-    Malformed(#[from] Malformed),
-    /// The connection is gone.
-    #[error("the connection was lost: {}", PeerText::from(.0.to_string()))]
-    Lost(#[from] ConnectionError),
-    /// The peer was silent past the deadline.
-    #[error("nothing moved until the deadline")]
-    TimedOut,
-}
-
-impl From<ReadError> for StreamError {
-    fn from(error: ReadError) -> Self {
-        match error {
-            ReadError::Reset(code) => Self::Reset(code_of(code)),
-            ReadError::ConnectionLost(lost) => Self::Lost(lost),
-            ReadError::ClosedStream
-            | ReadError::IllegalOrderedRead
-            | ReadError::ZeroRttRejected => Self::Ended,
-        }
-    }
-}
-
-impl From<WriteError> for StreamError {
-    fn from(error: WriteError) -> Self {
-        match error {
-            WriteError::Stopped(code) => Self::Stopped(code_of(code)),
-            WriteError::ConnectionLost(lost) => Self::Lost(lost),
-            WriteError::ClosedStream | WriteError::ZeroRttRejected => Self::Ended,
-        }
-    }
-}
-
-impl From<StreamError> for Error {
-    fn from(error: StreamError) -> Self {
-        match error {
-            StreamError::Lost(lost) => lost_connection(&lost),
-            StreamError::Reset(Code::Stopping) | StreamError::Stopped(Code::Stopping) => {
-                Self::Stopping
-            }
-            // Whoever gives up is no liar: the peer's side of the session has ended, most often with its connection.
-            StreamError::Reset(Code::Cancelled | Code::TimedOut)
-            | StreamError::Stopped(Code::Cancelled | Code::TimedOut) => {
-                Self::Lost(error.to_string().into())
-            }
-            StreamError::TimedOut => Self::Lost("the peer was silent for too long".into()),
-            other => Self::Protocol(other.to_string().into()),
-        }
-    }
-}
-
-impl From<StreamError> for Reason {
-    fn from(error: StreamError) -> Self {
-        let code = match &error {
-            StreamError::Reset(code) | StreamError::Stopped(code) => *code,
-            StreamError::Ended | StreamError::Malformed(_) => Code::Protocol,
-            StreamError::Lost(_) | StreamError::TimedOut => Code::TimedOut,
-        };
-        Reason::new(code, error.to_string())
-    }
-}
-
-/// What the end of a connection means to its user.
-pub fn lost_connection(lost: &ConnectionError) -> Error {
-    match lost {
-        ConnectionError::ApplicationClosed(close) => endpoint::closed(close),
-        // Closing with a code of ours before the handshake is over hides the code (RFC 9000, section 10.2.3), and who closes
-        // so early is stopping.
-        ConnectionError::ConnectionClosed(close)
-            if close.error_code == TransportErrorCode::APPLICATION_ERROR =>
-        {
-            Error::Stopping
-        }
-        ConnectionError::TimedOut => Error::Lost("nothing came from the peer for too long".into()),
-        ConnectionError::Reset => Error::Lost("the peer has restarted".into()),
-        ConnectionError::LocallyClosed => Error::Lost("it was closed on this side".into()),
-        // Its reason is the peer's text.
-        other => Error::Lost(other.to_string().into()),
-    }
-}
-
-/// A QUIC application error code as haul's.
-pub fn code_of(code: VarInt) -> Code {
-    Code::from_number(u32::try_from(code.into_inner()).unwrap_or(u32::MAX))
-}
-
-/// haul's code as QUIC's.
-pub fn varint_of(code: Code) -> VarInt {
-    VarInt::from_u32(code.number())
-}
-
-/// Whose silence ends a wait.
+/// The direction whose silence ends a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// No stream data comes from the peer.
     Receiving,
-    /// No stream data goes out to the peer, so it grants no credit or nothing reaches it.
+    /// No stream data goes to the peer: it grants no credit, or nothing reaches it.
     Sending,
 }
 
-/// Waits until no stream data has moved on the whole connection for `time`, and up to as long again.
+/// Waits until no stream data has moved on the whole connection for `time`, and up to twice as long.
 ///
-/// One stream may be quiet for long without anybody being at fault: on a slow link a thousand others come first. Only a
-/// connection on which nothing moves has a peer that is silent.
+/// A quiet stream alone is no fault: on a slow link a thousand others come first. The peer is silent only when
+/// nothing moves on the connection.
 pub async fn silence(connection: &quinn::Connection, direction: Direction, time: Duration) {
-    let moved = || {
+    let stream_frames = || {
         let stats = connection.stats();
         match direction {
             Direction::Receiving => stats.frame_rx.stream,
             Direction::Sending => stats.frame_tx.stream,
         }
     };
-    let mut before = moved();
+    let mut before = stream_frames();
     loop {
         tokio::time::sleep(time).await;
-        match moved() {
+        match stream_frames() {
             now if now == before => return,
             now => before = now,
         }
@@ -157,8 +54,8 @@ pub async fn silence(connection: &quinn::Connection, direction: Direction, time:
 pub struct MessageReader {
     stream: RecvStream,
     buffer: BytesMut,
-    /// Bytes taken off the stream so far, those in the buffer included.
-    taken: u64,
+    /// Bytes read from the stream so far, including the buffer.
+    bytes_read: u64,
 }
 
 impl MessageReader {
@@ -167,8 +64,8 @@ impl MessageReader {
         quinn::VarInt::from(self.stream.id()).into_inner()
     }
 
-    /// Ends when the peer has reset the stream, or the connection is lost; a little is read ahead meanwhile. (quinn's
-    /// `received_reset` leaves a waker behind when it is cancelled, against which quinn's own drop asserts.)
+    /// Resolves when the peer has reset the stream or the connection is lost; reads a little ahead meanwhile. (A
+    /// cancelled `received_reset` of quinn leaves a waker behind, against which quinn's own drop asserts.)
     pub async fn reset_by_peer(&mut self) {
         while self.buffer.len() < READ_SIZE {
             match self.fill().await {
@@ -180,16 +77,16 @@ impl MessageReader {
         std::future::pending().await
     }
 
-    /// Reads messages from a stream of which nothing has been read yet.
+    /// Reads messages from a stream that was not read from yet.
     pub fn new(stream: RecvStream) -> Self {
         Self {
             stream,
             buffer: BytesMut::new(),
-            taken: 0,
+            bytes_read: 0,
         }
     }
 
-    /// The next frame, or `None` at a clean end. Cancelling loses nothing.
+    /// Reads the next frame; `None` at a clean end. Cancelling loses nothing.
     pub async fn frame(&mut self, limit: usize) -> Result<Option<Frame>, StreamError> {
         loop {
             if let Some(frame) = Frame::take(&mut self.buffer, limit)? {
@@ -205,18 +102,18 @@ impl MessageReader {
         }
     }
 
-    /// The next frame if all of it is here already.
+    /// Returns the next frame if it is buffered completely.
     pub fn buffered(&mut self, limit: usize) -> Result<Option<Frame>, StreamError> {
         Ok(Frame::take(&mut self.buffer, limit)?)
     }
 
-    /// The next message, which must be an `M`.
+    /// Reads the next message, which must be an `M`.
     pub async fn read<M: Message>(&mut self) -> Result<M, StreamError> {
         let frame = self.frame(M::LIMIT).await?.ok_or(StreamError::Ended)?;
         Ok(frame.decode()?)
     }
 
-    /// The next verdict, or `None` at a clean end.
+    /// Reads the next verdict; `None` at a clean end.
     pub async fn verdict(&mut self) -> Result<Option<Verdict>, StreamError> {
         let Some(frame) = self.frame(Want::LIMIT).await? else {
             return Ok(None);
@@ -224,7 +121,7 @@ impl MessageReader {
         Ok(Some(Verdict::decode(&frame)?))
     }
 
-    /// The next byte, such as the stream's type.
+    /// Reads the next byte, such as the stream's type.
     pub async fn byte(&mut self) -> Result<u8, StreamError> {
         while self.buffer.is_empty() {
             if !self.fill().await? {
@@ -234,7 +131,7 @@ impl MessageReader {
         Ok(self.buffer.split_to(1)[0])
     }
 
-    /// The next QUIC variable-length integer.
+    /// Reads the next QUIC variable-length integer.
     pub async fn varint(&mut self) -> Result<u64, StreamError> {
         loop {
             if let Some((value, length)) = peek_varint(&self.buffer) {
@@ -247,23 +144,22 @@ impl MessageReader {
         }
     }
 
-    /// Ends the reading of messages: the stream, what was read of it beyond the last message, and the offset in the
-    /// stream at which that begins.
+    /// Returns the stream, the bytes read beyond the last message, and their offset in the stream.
     pub fn into_parts(self) -> (RecvStream, Bytes, u64) {
-        let start = self.taken - self.buffer.len() as u64;
+        let start = self.bytes_read - self.buffer.len() as u64;
         (self.stream, self.buffer.freeze(), start)
     }
 
-    /// Tells the peer that nothing more will be read.
+    /// Tells the peer to send no more.
     pub fn stop(&mut self, code: Code) {
-        // Fails only when the stream is over already.
+        // Fails only if the stream has ended.
         let _ = self.stream.stop(varint_of(code));
     }
 
     async fn fill(&mut self) -> Result<bool, StreamError> {
         match self.stream.read_chunk(READ_SIZE, true).await? {
             Some(chunk) => {
-                self.taken += chunk.bytes.len() as u64;
+                self.bytes_read += chunk.bytes.len() as u64;
                 self.buffer.extend_from_slice(&chunk.bytes);
                 Ok(true)
             }
@@ -272,8 +168,8 @@ impl MessageReader {
     }
 }
 
-/// The sending half of a stream. Unless [`finish`](Self::finish)ed it is reset when dropped: quinn alone would finish it,
-/// and the receiver of half a message would see a clean end.
+/// The sending half of a stream. Without [`finish`](Self::finish), dropping it resets the stream. quinn would finish
+/// it, and the receiver of half a message would see a clean end.
 pub struct MessageWriter {
     stream: SendStream,
     finished: bool,
@@ -288,10 +184,10 @@ impl MessageWriter {
         }
     }
 
-    /// Lets its messages go out before what other streams send.
-    pub fn hurry(&self) {
-        // Fails only when the stream is over.
-        let _ = self.stream.set_priority(URGENT);
+    /// Sends its messages before those of other streams.
+    pub fn prioritize(&self) {
+        // Fails only if the stream has ended.
+        let _ = self.stream.set_priority(HIGH_PRIORITY);
     }
 
     /// Writes one message.
@@ -299,7 +195,7 @@ impl MessageWriter {
         self.write_bytes(message.to_bytes()).await
     }
 
-    /// Writes one message to a peer that may grant no credit for it; not beyond a deadline.
+    /// Writes one message, and gives up at the deadline if the peer grants no credit for it.
     pub async fn write_within<M: Message>(
         &mut self,
         message: &M,
@@ -308,7 +204,7 @@ impl MessageWriter {
         self.write_chunks(&mut [message.to_bytes()], deadline).await
     }
 
-    /// Writes bytes that are encoded already, without copying them; none at all are no write.
+    /// Writes encoded bytes without copying them; an empty buffer is not written.
     pub async fn write_bytes(&mut self, bytes: Bytes) -> Result<(), StreamError> {
         if bytes.is_empty() {
             return Ok(());
@@ -316,7 +212,7 @@ impl MessageWriter {
         Ok(self.stream.write_chunk(bytes).await?)
     }
 
-    /// Writes chunks without copying them; the deadline runs anew with each part that the connection takes.
+    /// Writes chunks without copying them. The deadline restarts with each part that the connection takes.
     pub async fn write_chunks(
         &mut self,
         mut chunks: &mut [Bytes],
@@ -335,8 +231,8 @@ impl MessageWriter {
         Ok(self.stream.write_all_chunks(chunks).await?)
     }
 
-    /// Done once the peer's QUIC has all of a [`finish`](Self::finish)ed stream, whether or not its application has; or
-    /// once nothing more is to be known of it.
+    /// Resolves once the peer's QUIC has acknowledged all of a [`finish`](Self::finish)ed stream (its application may
+    /// not have read it), or once the stream's fate cannot be known.
     pub fn delivered(&self) -> impl Future<Output = ()> + Send + use<> {
         let stopped = self.stream.stopped();
         async { drop(stopped.await) }
@@ -345,19 +241,19 @@ impl MessageWriter {
     /// Ends the stream cleanly.
     pub fn finish(mut self) {
         self.finished = true;
-        // Fails only when the peer has stopped the stream, and then nobody waits for its end.
+        // Fails only if the peer has stopped the stream, and then it does not wait for the end.
         let _ = self.stream.finish();
     }
 
-    /// Ends the stream cleanly, and waits until the peer's QUIC has all of it, for so long at most. Closing the connection
-    /// discards what is not delivered, so this goes before every close that may follow a last message.
-    pub async fn deliver(self, within: Duration) {
+    /// Ends the stream cleanly, and waits until the peer's QUIC has acknowledged all of it, at most `limit`. Closing a
+    /// connection discards undelivered data, so call this before every close that may follow a last message.
+    pub async fn deliver(self, limit: Duration) {
         let delivered = self.delivered();
         self.finish();
-        let _ = tokio::time::timeout(within, delivered).await;
+        let _ = tokio::time::timeout(limit, delivered).await;
     }
 
-    /// Gives the stream up: the peer sees the code, and no clean end.
+    /// Resets the stream: the peer sees the code, and no clean end.
     pub fn reset(mut self, code: Code) {
         self.finished = true;
         let _ = self.stream.reset(varint_of(code));
@@ -368,47 +264,6 @@ impl Drop for MessageWriter {
     fn drop(&mut self) {
         if !self.finished {
             let _ = self.stream.reset(varint_of(Code::Cancelled));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_that_stops_before_the_handshake_is_over_is_stopping() {
-        let error_code = TransportErrorCode::APPLICATION_ERROR;
-        let close = quinn::ConnectionClose {
-            error_code,
-            frame_type: None,
-            reason: Bytes::new(),
-        };
-        assert!(matches!(
-            lost_connection(&ConnectionError::ConnectionClosed(close)),
-            Error::Stopping
-        ));
-    }
-
-    #[test]
-    fn a_peers_reason_for_closing_is_escaped_whichever_layer_it_comes_by() {
-        let reason = Bytes::from_static(b"\x1b[2J");
-        let error_code = TransportErrorCode::NO_ERROR;
-        let transport = quinn::ConnectionClose {
-            error_code,
-            frame_type: None,
-            reason: reason.clone(),
-        };
-        let application = quinn::ApplicationClose {
-            error_code: 1_u8.into(),
-            reason,
-        };
-        for lost in [
-            ConnectionError::ConnectionClosed(transport),
-            ConnectionError::ApplicationClosed(application),
-        ] {
-            let text = lost_connection(&lost).to_string();
-            assert!(!text.contains('\x1b') && text.contains("[2J"), "{text}");
         }
     }
 }

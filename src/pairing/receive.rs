@@ -16,7 +16,7 @@ use super::pair::{self, Paired};
 use super::pake::{Confirmation, Exchange, Parties, Role};
 use super::route::{Ways, Whereabouts};
 use crate::auth::identity::{Identity, KeyId};
-use crate::auth::trust::ServerTrust;
+use crate::auth::trust::{ServerTrust, trust_any_key};
 use crate::client::{Client, Dialed};
 use crate::config::Config;
 use crate::error::{Code, Error, Reason, Result};
@@ -61,11 +61,7 @@ pub async fn meet(
     config: &Config,
 ) -> Result<Met> {
     let ways = Ways::new(at, credential.number, identity, config)?;
-    let trust = ServerTrust {
-        pin: credential.key_id,
-        by_code: true,
-        ..ServerTrust::default()
-    };
+    let trust = trust_any_key(credential.key_id);
     let Dialed {
         connected, route, ..
     } = ways.connect(&trust).await?;
@@ -214,7 +210,7 @@ impl Met {
         {
             self.writer.deliver(ANSWER_TIMEOUT).await;
         }
-        endpoint::goodbye(
+        endpoint::close_and_flush(
             &self.connected.endpoint,
             &self.connected.connection,
             Code::Done,
@@ -237,7 +233,7 @@ async fn agree(
     timeout(ANSWER_TIMEOUT, reader.frame(Refused::LIMIT))
         .await
         .map_err(|_| silent())??;
-    endpoint::goodbye(&connected.endpoint, &connected.connection, Code::Done).await;
+    endpoint::close_and_flush(&connected.endpoint, &connected.connection, Code::Done).await;
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use tracing::{debug, info, warn};
 
 use crate::auth::identity::KeyId;
-use crate::auth::trust::ServerTrust;
+use crate::auth::trust::trust_any_key;
 use crate::config::Config;
 use crate::error::text::PeerText;
 use crate::error::text::printable;
@@ -178,13 +178,9 @@ impl Meeting {
         own: &[IpAddr],
         config: &Config,
     ) -> Result<Self> {
-        let trust = ServerTrust {
-            pin: relay.pin,
-            by_code: true,
-            ..ServerTrust::default()
-        };
-        let at = (relay.host.as_str(), relay.port);
-        let connection = connect::connect_relay(&port.endpoint, &trust, at, config).await?;
+        let trust = trust_any_key(relay.pin);
+        let connection =
+            connect::connect_relay(&port.endpoint, &trust, &relay.host, relay.port, config).await?;
         let local = port
             .endpoint
             .local_addr()

@@ -14,7 +14,7 @@ use super::rendezvous::{Binding, Meeting, RelayAt};
 use crate::auth::identity::Identity;
 use crate::auth::trust::ServerTrust;
 use crate::client::{Dial, Dialed, Dialing};
-use crate::config::{Config, written};
+use crate::config::{Config, display_duration};
 use crate::error::{Code, Error, Result};
 use crate::net::connect;
 use crate::net::endpoint::Port;
@@ -172,7 +172,7 @@ impl Ways {
         }
         Err(failure.unwrap_or_else(|| {
             let number = self.number;
-            let searched = written(SEARCH_TIMEOUT);
+            let searched = display_duration(SEARCH_TIMEOUT);
             Error::Lost(format!("nobody on this network offered {number} within {searched}").into())
         }))
     }
@@ -216,7 +216,7 @@ impl Ways {
         )
         .await;
         let connected = connected.map_err(|error| match error {
-            Error::Unreachable { host, address, why } if trust.by_code => {
+            Error::Unreachable { host, address, why } if trust.unchecked_key.is_allowed() => {
                 let why = why.raw().replace("`haul serve`", "`haul send`").into();
                 Error::Unreachable { host, address, why }
             }

@@ -239,7 +239,7 @@ impl Receiver {
     pub fn new(session: Receiving) -> Arc<Self> {
         let (verdicts, answers) = mpsc::unbounded_channel();
         let (settling, to_settle) = mpsc::unbounded_channel();
-        let held_up_before = session.window.held_up();
+        let held_up_before = session.window.slow_writes();
         let claimant = Claimant {
             session: session.session,
             age: session.claims.age(),
@@ -407,7 +407,7 @@ impl Receiver {
         let held_up = self
             .session
             .window
-            .held_up()
+            .slow_writes()
             .saturating_sub(self.held_up_before);
         Ok(Summary {
             committed: self.committed.load(Ordering::Relaxed),

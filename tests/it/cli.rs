@@ -779,7 +779,7 @@ fn qlog_traces_each_connection_at_both_ends() {
         text(&no_directory.stderr)
     );
     assert!(
-        text(&no_directory.stderr).contains("qlog files cannot be written to taken"),
+        text(&no_directory.stderr).contains("cannot write qlog files to taken"),
         "{}",
         text(&no_directory.stderr)
     );

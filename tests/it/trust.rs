@@ -307,20 +307,20 @@ async fn an_authority_vouches_for_both_sides() {
         ..Admission::default()
     };
     let (_, chain) = endpoint::peer(&listening.next().await.unwrap()).unwrap();
-    let rights = admission.judge(&chain).unwrap();
+    let rights = admission.rights_of(&chain).unwrap();
     assert!(rights.read && rights.write);
     assert_eq!(rights.name.as_deref(), Some("alice"));
 
     let strangers = Authority::new();
     assert!(
         admission
-            .judge(strangers.sign("alice", |_| {}).chain())
+            .rights_of(strangers.sign("alice", |_| {}).chain())
             .is_err()
     );
-    assert!(admission.judge(new().chain()).is_err());
+    assert!(admission.rights_of(new().chain()).is_err());
     assert!(
         admission
-            .judge(authority.sign("alice", expired).chain())
+            .rights_of(authority.sign("alice", expired).chain())
             .is_err()
     );
     let trust = ServerTrust {
@@ -419,14 +419,14 @@ async fn a_refused_client_learns_the_line_that_admits_it() {
     let connected = listening.connect(&client, &pin(&server)).await.unwrap();
     let accepted = listening.next().await.unwrap();
     let Reason { code, text } = admission
-        .judge(&endpoint::peer(&accepted).unwrap().1)
+        .rights_of(&endpoint::peer(&accepted).unwrap().1)
         .unwrap_err();
     accepted.close(VarInt::from_u32(code.number()), text.raw().as_bytes());
     let ConnectionError::ApplicationClosed(close) = soon(connected.connection.closed()).await
     else {
         panic!()
     };
-    let Error::NotAdmitted(why) = endpoint::closed(&close) else {
+    let Error::NotAdmitted(why) = haul::internal::net::stream::close_error(&close) else {
         panic!()
     };
     assert_eq!(why.code, Code::NotAdmitted);
@@ -437,7 +437,7 @@ async fn a_refused_client_learns_the_line_that_admits_it() {
     let accepted = listening.next().await.unwrap();
     assert!(
         admission
-            .judge(&endpoint::peer(&accepted).unwrap().1)
+            .rights_of(&endpoint::peer(&accepted).unwrap().1)
             .is_ok(),
         "the file was not read afresh"
     );
@@ -540,7 +540,10 @@ async fn a_server_that_is_killed_in_the_middle_of_a_handshake_is_said_to_be_gone
         killed
     );
     let error = error.unwrap_err().to_string();
-    assert!(error.contains("gone before the handshake ended"), "{error}");
+    assert!(
+        error.contains("stopped before the handshake ended"),
+        "{error}"
+    );
     assert!(
         error.contains(&format!("nothing listens on port {port} any more")),
         "{error}"
@@ -569,7 +572,7 @@ async fn a_server_that_speaks_another_quic_is_told_from_a_dead_one() {
         error = dial("127.0.0.1", port, ServerTrust::default(), Config::default()) => error,
     };
     let error = error.unwrap_err().to_string();
-    assert!(error.contains("another version of QUIC"), "{error}");
+    assert!(error.contains("no QUIC version"), "{error}");
 }
 
 #[tokio::test]
@@ -733,7 +736,7 @@ async fn a_team_with_the_certificates_of_the_example_trusts_each_other() {
     let (_, chain) = endpoint::peer(&listening.next().await.unwrap()).unwrap();
     let rights = Admission::of_home(&server, Anyone::default())
         .unwrap()
-        .judge(&chain)
+        .rights_of(&chain)
         .unwrap();
     assert_eq!(rights.name.as_deref(), Some("alice"));
 }

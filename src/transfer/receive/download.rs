@@ -14,7 +14,7 @@ use super::body_reader::{BodyReader, RUN_SIZE, Run};
 use super::file_writer::{FileWriter, create, kept_by, write_small};
 use super::{FileLock, IncomingTransfer, Receiver, WantedFile, blocking, lock};
 use crate::error::{Code, Reason, Result};
-use crate::net::flow_control::{AtWork, Reservation, UnflushedBytes};
+use crate::net::flow_control::{Reservation, UnflushedBytes, WorkGuard};
 use crate::net::stream::{MessageWriter, StreamError, varint_of};
 use crate::protocol::Verdict;
 use crate::protocol::{
@@ -257,7 +257,7 @@ impl Receiver {
         receipt: &mut MessageWriter,
         work: impl Future<Output = Result<T, Reason>>,
     ) -> Result<T, Reason> {
-        let _at_work = self.session.window.at_work();
+        let _at_work = self.session.window.start_work();
         tokio::pin!(work);
         loop {
             match timeout(WORKING_INTERVAL, &mut work).await {
@@ -352,7 +352,7 @@ struct LargeDownload<'a> {
 /// Writing on the disk, off the network threads; brings the disk back, and how many bytes it took.
 struct DiskJob {
     running: JoinHandle<(FileWriter, usize, Result<(), Reason>)>,
-    _at_work: AtWork,
+    _at_work: WorkGuard,
 }
 
 impl LargeDownload<'_> {
@@ -479,7 +479,7 @@ impl LargeDownload<'_> {
                     });
                     *job = Some(DiskJob {
                         running,
-                        _at_work: receiver.session.window.at_work(),
+                        _at_work: receiver.session.window.start_work(),
                     });
                 }
             }

@@ -189,7 +189,7 @@ async fn a_number_at_which_nobody_is_is_told_so() {
     );
     assert_eq!(why.code, Code::NotFound);
     assert!(
-        why.to_string().contains("nobody is at this number"),
+        why.to_string().contains("no sender has this number"),
         "{why}"
     );
 }

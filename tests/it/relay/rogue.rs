@@ -10,7 +10,7 @@ use haul::internal::protocol::{Address, Forward, Found, Message, Place, Placed, 
 use haul::pairing::receive;
 use haul::pairing::route::Whereabouts;
 use haul::pairing::send;
-use haul::{Code, Config, Error, Identity, ServerTrust};
+use haul::{Code, Config, Error, Identity};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Connection, Endpoint};
 use tokio::net::UdpSocket;
@@ -161,10 +161,7 @@ async fn whoever_sits_in_the_middle_of_both_is_found_out_by_both_and_sees_nothin
     // It passes on whatever both say, having a connection with each.
     let between = async {
         let receiver = middle.accept().await.unwrap().await.unwrap();
-        let trust = ServerTrust {
-            by_code: true,
-            ..ServerTrust::default()
-        };
+        let trust = haul::internal::auth::trust::trust_any_key(None);
         let identity = Identity::generate().unwrap();
         let to = haul::internal::net::connect::connect(
             &identity,
@@ -393,10 +390,7 @@ async fn what_a_relay_has_replayed_to_a_sender_is_no_guess() {
     let mut sending = Sending::by(close_on_protocol_error.at()).await;
     let (code, sender) = (sending.code(), sending.offering.addresses()[0]);
     // A man in the middle who has kept what an honest receiver said, here to another machine, and says it again.
-    let trust = ServerTrust {
-        by_code: true,
-        ..ServerTrust::default()
-    };
+    let trust = haul::internal::auth::trust::trust_any_key(None);
     let (middle, kept) = (
         server(haul::internal::protocol::ALPN),
         Arc::new(tokio::sync::Mutex::new(Vec::new())),

@@ -1,17 +1,17 @@
-//! What the samples come to. Pure: time is given in.
+//! Evaluates the samples. Pure: all times are passed in.
 
 use std::time::Duration;
 
 use crate::protocol::Pong;
 
-/// Samples that are kept of a load. At ten a second they last for more than the longest; a peer that sends more of them
-/// changes only the last.
+/// Samples kept of one load. At ten a second they cover more than the longest; further samples of a peer replace only
+/// the last.
 const MAX_SAMPLES: usize = 2_000;
 
-/// The way between two ends.
+/// The measured path between two ends.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measurement {
-    /// Round trips of small messages while nothing else moved.
+    /// Round trips of small messages on the idle path.
     pub idle: RoundTrips,
     /// Median difference between one idle round trip and the next.
     pub jitter: Duration,
@@ -24,23 +24,23 @@ pub struct Measurement {
 /// One direction under load.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Load {
-    /// Bits a second that arrived in the second half of the time, when the sender had found the rate. Filler alone: what
-    /// QUIC, UDP and IP add is not counted.
+    /// Bits a second that arrived in the second half of the time, when the sender had found the rate. Filler only:
+    /// QUIC, UDP and IP headers are not counted.
     pub rate: f64,
     /// Bytes of filler that arrived.
     pub bytes: u64,
-    /// In what time, as the receiver saw it.
+    /// The time they took, as the receiver saw it.
     pub time: Duration,
-    /// Round trips under this load: the sender's smoothed estimate, sampled ten times a second.
+    /// Round trips under load: the sender's smoothed estimate, sampled ten times a second.
     pub rtt: RoundTrips,
     /// Packets that the sender sent.
     pub packets_sent: u64,
-    /// Of these, those that it found lost.
+    /// Packets of these that the sender found lost.
     pub packets_lost: u64,
 }
 
 impl Load {
-    /// The part of the packets that was lost, 0 to 1.
+    /// Returns the part of the packets that was lost, 0 to 1.
     pub fn loss(&self) -> f64 {
         if self.packets_sent == 0 {
             0.0
@@ -53,13 +53,13 @@ impl Load {
 /// Round-trip times.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RoundTrips {
-    /// How many were taken.
+    /// The number of samples.
     pub count: usize,
     /// The shortest.
     pub min: Duration,
-    /// Half of them took no longer.
+    /// The median.
     pub median: Duration,
-    /// 95 of 100 took no longer.
+    /// The 95th percentile.
     pub p95: Duration,
 }
 
@@ -67,7 +67,7 @@ impl RoundTrips {
     pub(super) fn of(trips: &[Duration]) -> Self {
         let mut sorted = trips.to_vec();
         sorted.sort();
-        // The nearest rank: a time that really was.
+        // The nearest rank: a time that was measured.
         let rank = |percent: usize| {
             sorted
                 .get((sorted.len() * percent).div_ceil(100).max(1) - 1)
@@ -83,7 +83,7 @@ impl RoundTrips {
     }
 }
 
-/// The median, so that the one packet that was lost and sent again does not stand for the path.
+/// Returns the median difference, so that one packet that was lost and sent again does not decide.
 pub(super) fn jitter(trips: &[Duration]) -> Duration {
     let differences: Vec<_> = trips
         .windows(2)
@@ -97,7 +97,7 @@ pub(super) fn jitter(trips: &[Duration]) -> Duration {
 pub(super) struct Samples(Vec<(Duration, u64)>);
 
 impl Samples {
-    /// Takes a sample of sums. Those of a peer may be anything: what does not ascend is as good as nothing more.
+    /// Adds a sample of running totals. A peer's may be invalid: totals that do not ascend count as unchanged.
     pub(super) fn push(&mut self, elapsed: Duration, bytes: u64) {
         let (last, before) = self.0.last().copied().unwrap_or_default();
         if self.0.len() >= MAX_SAMPLES {
@@ -106,7 +106,7 @@ impl Samples {
         self.0.push((elapsed.max(last), bytes.max(before)));
     }
 
-    /// Bits a second over the second half of the time.
+    /// Returns bits a second over the second half of the time.
     fn rate(&self) -> f64 {
         let (end, total) = self.0.last().copied().unwrap_or_default();
         let half = self.0.iter().rev().find(|(elapsed, _)| *elapsed <= end / 2);
@@ -119,7 +119,7 @@ impl Samples {
         }
     }
 
-    /// All that is known of a load; the counters are the sender's, before and after.
+    /// Summarizes a load; the counters are the sender's, before and after.
     pub(super) fn load(&self, trips: &[Duration], before: &Pong, after: &Pong) -> Load {
         let (time, bytes) = self.0.last().copied().unwrap_or_default();
         let last = [Duration::from_micros(after.rtt)];
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn one_lost_packet_is_no_jitter() {
+    fn one_lost_packet_does_not_change_jitter() {
         assert_eq!(
             jitter(&[
                 ms(100),
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_is_that_of_the_second_half() {
+    fn the_rate_is_measured_over_the_second_half() {
         let mut samples = Samples::default();
         for (time, bytes) in [
             (0, 0),
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_that_a_peer_made_up_do_no_harm() {
+    fn invalid_figures_of_a_peer_are_harmless() {
         let mut samples = Samples::default();
         for i in 0..3 * MAX_SAMPLES as u64 {
             samples.push(
