@@ -34,7 +34,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         destination: directory.into(),
         into: true,
         literal: true,
-        most: Some(AcceptedQuota::of(offer)),
+        quota: Some(AcceptedQuota::of(offer)),
         ..PullOptions::default()
     };
     let Some(client) = met.accept().await? else {

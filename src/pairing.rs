@@ -1,18 +1,21 @@
-//! From machine to machine by a short code: one offers, another shows that it knows the code, sees what there is, and takes
-//! it. All that follows is a pull, with the keys that the code has confirmed.
+//! From machine to machine by a short code. A sender offers content; a receiver proves that it knows the code, sees the
+//! offer and accepts it. A pull follows, with the keys that the code has confirmed.
 
+mod active_code;
 pub mod code;
 pub mod discovery;
+mod introduction;
 pub mod offer;
 pub mod pair;
 mod pake;
+mod placement;
 pub mod receive;
 pub mod rendezvous;
 pub mod route;
 pub mod send;
 pub mod ticket;
 
-/// What the system calls this machine, as far as its first dot.
+/// This machine's host name up to its first dot, without control characters and cut to 32 characters.
 pub fn machine_name() -> String {
     let name = rustix::system::uname()
         .nodename()
@@ -21,9 +24,9 @@ pub fn machine_name() -> String {
     let name = name.split('.').next().unwrap_or_default();
     name.chars()
         .filter(|c| !c.is_control())
-        .take(MAX_NAME)
+        .take(MAX_MACHINE_NAME)
         .collect()
 }
 
-/// Most characters of it; each takes four bytes at most, and a message has room for 128.
-const MAX_NAME: usize = 32;
+/// Characters in a machine's name, at most. Each takes up to four bytes, and a message has room for 128.
+const MAX_MACHINE_NAME: usize = 32;

@@ -1,4 +1,4 @@
-//! Every message of the protocol, with its limits; knows no quinn. PROTOCOL.md is the specification.
+//! Every message of the protocol, with its limits. PROTOCOL.md is the specification. This room does not use quinn.
 //!
 //! A message is one type byte, the payload's length as a QUIC variable-length integer (RFC 9000, section 16) and the
 //! payload, a CBOR map with numbered fields (RFC 8949). Unknown fields are ignored, so messages can grow.
@@ -41,45 +41,46 @@ pub use value::{
 
 pub use verdict::Verdict;
 
-/// The UDP port of a server, unless it is told another.
+/// Default UDP port of a server.
 pub const DEFAULT_PORT: u16 = 4433;
 /// The protocol's name and version in TLS (RFC 7301).
 pub const ALPN: &[u8] = b"haul/1";
-/// The same of what both ends of a transfer speak with a relay.
+/// The name and version of the protocol between a relay and either end of a transfer.
 pub const RELAY_ALPN: &[u8] = b"haul-relay/1";
-/// Length in bytes, or a part of it, of the ranges that a receiver offers as held, where so much is there.
+/// Length in bytes of the ranges that a receiver offers as held. The last one may be shorter.
 pub const HELD_BLOCK: u64 = 1 << 20;
-/// Alignment in bytes of those ranges: an interrupted file loses half of it at the end, rather than half of a block.
+/// Alignment in bytes of those ranges. An interrupted file loses half of this on average, not half a block.
 pub const HELD_STEP: u64 = 64 << 10;
-/// Most ranges in one [`Want`].
+/// Limit of ranges in one [`Want`].
 pub const MAX_HELD: usize = 1024;
-/// Most holes in one [`Plan`]. A file with more sends the smallest as the zeros that they are read as.
+/// Limit of holes in one [`Plan`]. A sender with more sends the smallest ones as zeros.
 pub const MAX_HOLES: usize = 1024;
-/// Most ranges in one [`Plan`]: what lies between [`MAX_HELD`] held ranges and [`MAX_HOLES`] holes.
+/// Limit of ranges in one [`Plan`]: the gaps between [`MAX_HELD`] held ranges and [`MAX_HOLES`] holes.
 pub const MAX_PLAN_RANGES: usize = MAX_HELD + MAX_HOLES + 1;
-/// A body of the plan's ranges, one after the other.
+/// Encoding of a body: the plan's ranges, one after the other.
 pub const ENCODING_RANGES: u32 = 0;
-/// A body in pieces, for content whose length nobody knows beforehand.
+/// Encoding of a body: pieces, for content of unknown length.
 pub const ENCODING_PIECES: u32 = 1;
-/// Most entries that may stand unanswered. At some 100 bytes each that is 1 MB: at 100 ms, 100,000 entries a second.
+/// Limit of unanswered entries. At about 100 bytes each they take 1 MB, and at 100 ms round-trip time they allow 100,000 entries a
+/// second.
 pub const MAX_UNANSWERED: u32 = 10_000;
-/// Most bytes of entries that may stand unanswered.
+/// Limit of unanswered entries in bytes.
 pub const MAX_UNANSWERED_BYTES: u32 = 1 << 20;
 
-/// Entries that may be announced before the receiver has said how many it allows, so that they travel with the request.
+/// Limit of entries that are announced before the receiver has sent its own limit. They are sent with the request.
 pub const EARLY_UNANSWERED: u32 = 64;
-/// Bytes of them: what fits into the first flight beside the request, and room for one entry of any length.
+/// Limit of these entries in bytes: what fits into the first flight with the request, and one entry of any length.
 pub const EARLY_UNANSWERED_BYTES: u32 = (12 << 10) + Entry::LIMIT as u32;
-/// The byte that a piece begins with; its length follows, and its bytes.
+/// First byte of a piece. Its length and its bytes follow.
 pub const PIECE: u8 = 0x25;
-/// Most bytes in a piece.
+/// Limit of bytes in a piece.
 pub const MAX_PIECE: u64 = 256 << 10;
 /// Longest target of a symbolic link in bytes: Linux's `PATH_MAX` less the closing NUL.
 pub const MAX_SYMLINK: usize = 4095;
-/// Most bytes that a message's header can take: the type byte and an eight-byte length.
+/// Limit of a message's header in bytes: the type byte and an eight-byte length.
 const MAX_HEADER: usize = 9;
 
-/// The first byte of every stream; an unknown one is stopped with [`Unsupported`](crate::error::Code::Unsupported).
+/// The first byte of every stream. A stream of an unknown type is stopped with [`Unsupported`](crate::error::Code::Unsupported).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum StreamType {
@@ -89,14 +90,14 @@ pub enum StreamType {
     Manifest = 0x02,
     /// Opened by the sender, one for each wanted file.
     Transfer = 0x03,
-    /// Opened by the client, to measure the way.
+    /// Opened by the client to measure the path.
     Measurement = 0x04,
-    /// Opened by the client, to show that it knows a code.
+    /// Opened by the client to prove that it knows a code.
     Introduction = 0x05,
 }
 
 impl StreamType {
-    /// The type of a first byte, if it is known.
+    /// The type that a first byte names; `None` for an unknown one.
     pub fn from_byte(byte: u8) -> Option<Self> {
         let all = [
             Self::Control,
@@ -109,34 +110,34 @@ impl StreamType {
     }
 }
 
-/// What no honest peer sends.
+/// A violation of the protocol in what a peer sent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// Longer than the type allows.
+    /// A message is longer than its type allows.
     #[error("message {kind:#04x} of {length} bytes is over its limit of {limit}")]
     TooLong {
         /// The type byte.
         kind: u8,
-        /// What the header says.
+        /// The length in the header.
         length: u64,
-        /// What is allowed.
+        /// The allowed length.
         limit: usize,
     },
-    /// Another type than belongs here.
-    #[error("message {got:#04x} where {expected} belongs")]
+    /// A message of another type than expected.
+    #[error("message {got:#04x} instead of {expected}")]
     Unexpected {
         /// The type byte.
         got: u8,
-        /// Name of what belongs here.
+        /// Name of the expected message.
         expected: &'static str,
     },
-    /// The payload is not what the type says.
-    #[error("bad {name}: {why}")]
+    /// The payload is invalid for its type.
+    #[error("bad {name}: {reason}")]
     Payload {
         /// Name of the message.
         name: &'static str,
-        /// What the decoder said.
-        why: String,
+        /// The decoder's error.
+        reason: String,
     },
 }
 
@@ -146,10 +147,13 @@ pub trait Message: for<'b> Decode<'b, ()> + Encode<()> {
     const TYPE: u8;
     /// The name in PROTOCOL.md.
     const NAME: &'static str;
-    /// Most bytes of payload.
+    /// Limit of the payload in bytes.
     const LIMIT: usize;
 
-    /// What CBOR's form alone cannot say.
+    /// Checks the rules that the CBOR encoding does not express.
+    ///
+    /// # Errors
+    /// A description of the first rule that is broken.
     fn check(&self) -> Result<(), String> {
         Ok(())
     }
@@ -173,7 +177,7 @@ pub trait Message: for<'b> Decode<'b, ()> + Encode<()> {
         minicbor::to_vec(self).is_ok_and(|payload| payload.len() <= Self::LIMIT)
     }
 
-    /// The whole message.
+    /// The whole message as bytes.
     fn to_bytes(&self) -> Bytes {
         let mut out = BytesMut::new();
         self.put(&mut out);
@@ -181,7 +185,7 @@ pub trait Message: for<'b> Decode<'b, ()> + Encode<()> {
     }
 }
 
-/// A message as read, not yet decoded.
+/// A message that was read and is not decoded yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     /// The type byte.
@@ -191,8 +195,8 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Takes one frame off the front of a buffer; `None` when more bytes are needed. Nothing is allocated before the
-    /// length has been held against `limit`.
+    /// Takes one frame off the front of a buffer; `None` when more bytes are needed. It checks the length against `limit` before
+    /// it allocates.
     ///
     /// # Errors
     /// [`Malformed::TooLong`].
@@ -241,14 +245,18 @@ impl Frame {
                 limit: M::LIMIT,
             });
         }
-        let bad = |why| Malformed::Payload { name: M::NAME, why };
-        let message: M = minicbor::decode(&self.payload).map_err(|e| bad(e.to_string()))?;
-        message.check().map_err(bad)?;
+        let invalid = |reason| Malformed::Payload {
+            name: M::NAME,
+            reason,
+        };
+        let message: M =
+            minicbor::decode(&self.payload).map_err(|error| invalid(error.to_string()))?;
+        message.check().map_err(invalid)?;
         Ok(message)
     }
 }
 
-/// Appends a QUIC variable-length integer (RFC 9000, section 16); values over 2^62 - 1 cannot occur here.
+/// Appends a QUIC variable-length integer (RFC 9000, section 16). The value must be below 2^62.
 pub fn put_varint(out: &mut BytesMut, value: u64) {
     match value {
         0..0x40 => out.put_u8(value as u8),
@@ -258,7 +266,7 @@ pub fn put_varint(out: &mut BytesMut, value: u64) {
     }
 }
 
-/// Reads a QUIC variable-length integer and the bytes it took; `None` when more bytes are needed.
+/// Reads a QUIC variable-length integer. Returns it with its length in bytes; `None` when more bytes are needed.
 pub fn peek_varint(bytes: &[u8]) -> Option<(u64, usize)> {
     let first = *bytes.first()?;
     let length = 1 << (first >> 6);

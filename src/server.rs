@@ -102,6 +102,27 @@ impl Server {
     /// # Errors
     /// [`Error::Io`] when an address cannot be had, naming it; [`Error::Usage`] when there is none.
     pub fn bind(options: ServerOptions) -> Result<Self> {
+        Self::bind_with(options, None, None)
+    }
+
+    /// Binds the addresses of a server that offers content instead of its store. Receivers that want to prove that they know a
+    /// code are passed to `introductions`; when that is full, they are refused.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub(crate) fn bind_offering(
+        options: ServerOptions,
+        offered: OfferedContent,
+        introductions: mpsc::Sender<Introduction>,
+    ) -> Result<Self> {
+        Self::bind_with(options, Some(Arc::new(offered)), Some(introductions))
+    }
+
+    fn bind_with(
+        options: ServerOptions,
+        offered: Option<Arc<OfferedContent>>,
+        introductions: Option<mpsc::Sender<Introduction>>,
+    ) -> Result<Self> {
         let ServerOptions {
             listen,
             identity,
@@ -134,8 +155,8 @@ impl Server {
         let shared = Arc::new(ServerState {
             admission,
             store,
-            offered: None,
-            introductions: None,
+            offered,
+            introductions,
             quic,
             permits: Arc::new(Semaphore::new(permits)),
             connections: Arc::new(Semaphore::new(config.max_connections)),
@@ -152,21 +173,6 @@ impl Server {
             observer,
         });
         Ok(Self { ports, shared })
-    }
-
-    /// The same server, which offers something in the place of its store. Those who want to show that they know a code are
-    /// handed on; whoever finds no room there is turned away.
-    pub fn offering(
-        mut self,
-        offered: OfferedContent,
-        introductions: mpsc::Sender<Introduction>,
-    ) -> Self {
-        // It does not run yet, so nobody else has it.
-        if let Some(shared) = Arc::get_mut(&mut self.shared) {
-            shared.offered = Some(Arc::new(offered));
-            shared.introductions = Some(introductions);
-        }
-        self
     }
 
     /// The addresses it listens on, with the ports that the system gave.

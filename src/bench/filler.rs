@@ -113,7 +113,7 @@ impl ReceivedRanges {
         if self.beyond.len() > MAX_GAPS {
             return Err(Malformed::Payload {
                 name: "filler",
-                why: format!("over {MAX_GAPS} gaps"),
+                reason: format!("over {MAX_GAPS} gaps"),
             }
             .into());
         }

@@ -81,7 +81,7 @@ impl By {
     /// A code, or a ticket, as people paste it.
     pub(super) fn parse(text: &str) -> Result<Self, Error> {
         let text = without_label(text);
-        match Ticket::is_meant(text) {
+        match Ticket::has_prefix(text) {
             true => text
                 .parse()
                 .map(Self::Ticket)
@@ -395,7 +395,7 @@ async fn take(receive: &Receive, met: Met) -> anyhow::Result<u8> {
             ..ReceiveOptions::default()
         },
         literal: true,
-        most: Some(AcceptedQuota::of(met.offer())),
+        quota: Some(AcceptedQuota::of(met.offer())),
         ..PullOptions::default()
     };
     let text = met.offer().text.clone();

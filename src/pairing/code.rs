@@ -1,4 +1,4 @@
-//! The code that one person reads to another: a number that names the meeting place, and words that are the secret.
+//! Short codes: a number under which the sender is found, and words that are the secret.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,15 +10,15 @@ use crate::auth::identity::KeyId;
 use crate::error::text::printable;
 use crate::error::{Error, Result};
 
-/// Words of a code. Each is one of 2,048 of BIP-39's English list, so 11 bits, and all are 33: a single guess is right once
-/// in 8.6 thousand million times, and a wrong one burns the code.
+/// Words in a code. Each is one of the 2,048 of BIP-39's English list and carries 11 bits, so a code has 33 bits. One guess is
+/// right with a chance of 1 in 8.6 thousand million, and a wrong guess burns the code.
 pub const WORDS: usize = 3;
-/// Numbers that are drawn: three digits, as they are easily said and are no secret. Those that relays give are higher.
+/// Numbers that this machine draws. They are no secret, and three digits are easy to say. Relays give higher numbers.
 const NUMBERS: std::ops::Range<u32> = 100..1000;
-/// Highest number that is understood, so that a meeting place that is shared by many can draw longer ones.
+/// Highest valid number. Relays and paired machines use longer numbers because many share them.
 const MAX_NUMBER: u32 = 99_999_999;
 
-/// A code such as `417-maple-canyon-orbit`. Its words never travel; its `Debug` does not show them.
+/// A code such as `417-maple-canyon-orbit`. Its words are never sent, and its `Debug` does not show them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ShortCode {
     number: u32,
@@ -26,25 +26,25 @@ pub struct ShortCode {
 }
 
 impl ShortCode {
-    /// A code that nobody can foresee. The number says nothing of the words.
+    /// Draws a random code. Number and words are independent.
     ///
     /// # Errors
-    /// [`Error::Usage`] when the system gives no random numbers.
+    /// [`Error::Usage`] when cannot draw random numbers: the system provides none.
     pub fn draw() -> Result<Self> {
         let mut number = [0; 4];
         fill(&mut number)?;
-        // That the numbers are not quite as likely does no harm.
+        // The slight bias of the remainder does no harm: the number is public.
         Self::draw_at(NUMBERS.start + u32::from_le_bytes(number) % (NUMBERS.end - NUMBERS.start))
     }
 
-    /// The same at a meeting place that has given the number.
+    /// Draws a code with a number that a relay has given.
     ///
     /// # Errors
     /// As [`draw`](Self::draw).
     pub fn draw_at(number: u32) -> Result<Self> {
         let mut words = [0; 2 * WORDS];
         fill(&mut words)?;
-        // 2,048 divides 65,536, so that all words are as likely.
+        // 2,048 divides 65,536, so all words are equally likely.
         let word = |i: usize| {
             usize::from(u16::from_le_bytes([words[2 * i], words[2 * i + 1]])) % list().len()
         };
@@ -54,7 +54,7 @@ impl ShortCode {
         })
     }
 
-    /// Names the meeting place; anybody may know it.
+    /// The number under which the sender is found. It is public.
     pub fn number(&self) -> u32 {
         self.number
     }
@@ -64,25 +64,25 @@ impl ShortCode {
         self.number >= NUMBERS.end
     }
 
-    /// What both must know.
+    /// The password of the exchange.
     fn secret(&self) -> String {
         self.words.join("-")
     }
 }
 
-/// How two ends find each other and know that they are the right ones.
+/// The number and secret by which two ends find and recognise each other.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credential {
-    /// Names the meeting place.
+    /// The number under which the sender is found.
     pub(super) number: u32,
-    /// What both must know.
+    /// The password of the exchange.
     pub(super) secret: String,
-    /// The key of the other end, where it is known; nobody else is listened to then.
+    /// The other end's key, if it is known. Any other key is then refused.
     pub(super) key_id: Option<KeyId>,
 }
 
 impl Credential {
-    /// Names the meeting place; anybody may know it.
+    /// The number under which the sender is found. It is public.
     pub fn number(&self) -> u32 {
         self.number
     }
@@ -99,10 +99,11 @@ impl From<&ShortCode> for Credential {
 }
 
 fn fill(random: &mut [u8]) -> Result<()> {
-    rand::fill(random).map_err(|_| Error::Usage("the system gives no random numbers".into()))
+    rand::fill(random)
+        .map_err(|_| Error::Usage("cannot draw random numbers: the system provides none".into()))
 }
 
-/// All words that a code may have, in alphabetical order. No two begin with the same four letters.
+/// All words of codes, in alphabetical order. No two begin with the same four letters.
 pub fn list() -> &'static [&'static str; 2048] {
     Language::English.word_list()
 }
@@ -119,11 +120,11 @@ impl fmt::Debug for ShortCode {
     }
 }
 
-/// What people copy along with a code or a ticket: `Code: ` before it, or the command that it was typed behind.
+/// Words that users copy along with a code or a ticket: `Code: ` before it, or the command that it followed.
 const LABELS: [&str; 4] = ["code", "ticket", "haul", "receive"];
 
-/// A pasted line without what stands around the code or ticket in it: quotes, a prompt, a full stop, `Code: `,
-/// `haul receive `. A text without a label is only trimmed.
+/// Removes from a pasted line what surrounds the code or ticket: quotes, a prompt, a full stop, `Code: `, `haul receive `.
+/// A text without a label is only trimmed.
 ///
 /// ```
 /// use haul::pairing::code::without_label;
@@ -131,39 +132,36 @@ const LABELS: [&str; 4] = ["code", "ticket", "haul", "receive"];
 /// assert_eq!(without_label("$ haul receive 417-maple-canyon-orbit\n"), "417-maple-canyon-orbit");
 /// ```
 pub fn without_label(text: &str) -> &str {
-    let between = |c: char| !c.is_alphanumeric();
-    let mut rest = text.trim_matches(between);
+    let is_separator = |c: char| !c.is_alphanumeric();
+    let mut rest = text.trim_matches(is_separator);
     loop {
-        let end = rest.find(between).unwrap_or(rest.len());
-        let (word, behind) = rest.split_at(end);
-        // `HAUL:` is what a ticket begins with.
-        let ticket = word.eq_ignore_ascii_case("haul") && behind.starts_with(':');
-        let label = LABELS.iter().any(|label| label.eq_ignore_ascii_case(word));
-        if ticket || !label {
+        let end = rest.find(is_separator).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
+        // A ticket begins with `HAUL:`.
+        let is_ticket = word.eq_ignore_ascii_case("haul") && after.starts_with(':');
+        let is_label = LABELS.iter().any(|label| label.eq_ignore_ascii_case(word));
+        if is_ticket || !is_label {
             return rest;
         }
-        rest = behind.trim_start_matches(between);
+        rest = after.trim_start_matches(is_separator);
     }
 }
 
-/// Why something is no code.
+/// Why a text is not a code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadCode {
-    /// It has another form.
+    /// It does not have the form of a code.
     #[error("a code is a number and {WORDS} words, as in 417-maple-canyon-orbit")]
     Form,
-    /// A word that no code has: it was misheard or mistyped.
-    #[error(
-        "no code has the word {0}; ask for it again, or press Tab at the prompt for what there is"
-    )]
+    /// A word that is not in the list: it was misheard or mistyped.
+    #[error("no code has the word {0}; ask for it again, or press Tab at the prompt for the words")]
     Word(String),
 }
 
 impl FromStr for ShortCode {
     type Err = BadCode;
 
-    /// Case does not matter, nor what stands between the parts, nor what is copied along with it (see [`without_label`]). A
-    /// word must be right.
+    /// Reads a code. Case, separators and labels (see [`without_label`]) do not matter; the words must be in the list.
     fn from_str(text: &str) -> Result<Self, BadCode> {
         let parts: Vec<_> = without_label(text)
             .split(|c: char| !c.is_alphanumeric())
@@ -197,7 +195,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_code_has_thirty_bits_of_secret_and_is_read_as_it_is_written() {
+    fn a_code_has_over_thirty_secret_bits_and_reads_back() {
         assert!((list().len() as f64).log2() * WORDS as f64 >= 30.0);
         assert!(list().is_sorted());
         for _ in 0..100 {
@@ -208,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn case_spaces_and_separators_are_forgiven_and_words_are_not() {
+    fn case_and_separators_do_not_matter_but_words_do() {
         let code: ShortCode = "417-maple-canyon-orbit".parse().unwrap();
         for text in [
             "417 maple canyon orbit",
@@ -249,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_is_pasted_with_its_command() {
+    fn a_ticket_can_be_pasted_with_its_command() {
         for text in [
             "HAUL:ABC",
             "haul receive HAUL:ABC",
@@ -262,14 +260,14 @@ mod tests {
     }
 
     #[test]
-    fn no_log_shows_the_words() {
+    fn debug_output_does_not_show_the_words() {
         let code: ShortCode = "417-maple-canyon-orbit".parse().unwrap();
         assert_eq!(format!("{code:?}"), "ShortCode(417-...)");
     }
 
     proptest! {
         #[test]
-        fn whatever_is_typed_is_no_panic(text in ".*") {
+        fn no_text_makes_the_parser_panic(text in ".*") {
             let _ = text.parse::<ShortCode>();
         }
     }

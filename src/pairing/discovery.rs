@@ -1,5 +1,5 @@
-//! Finding each other on a local network: multicast DNS (RFC 6762) with the number of the code, and nothing else about
-//! whoever offers something.
+//! Discovery on the local network: multicast DNS (RFC 6762) announces the number of the code and nothing else about the
+//! sender.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,29 +11,31 @@ use tokio::time::timeout;
 use crate::error::{Error, Result};
 
 const SERVICE: &str = "_haul._udp.local.";
-/// Time for whoever has a number to say so: answers are spread over 120 ms (RFC 6762, section 6).
+/// Time for another machine to answer for a number. Answers are spread over 120 ms (RFC 6762, section 6).
 const NUMBER_PROBE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// A number that is announced until this is dropped.
+/// Announces a number until it is dropped.
 pub struct Announcement {
     daemon: ServiceDaemon,
     name: String,
 }
 
 impl Announcement {
-    /// Announces a number on all interfaces, as they come and go. Its host name is random: it says nothing of the machine.
+    /// Announces a number on all interfaces, also on those that appear later. The host name is random and reveals nothing about
+    /// the machine.
     ///
     /// # Errors
-    /// [`Error::Io`] when multicast DNS cannot be used here.
+    /// [`Error::Io`] when multicast DNS is not available.
     pub fn of(number: u32, port: u16) -> Result<Self> {
         let mut random = [0; 8];
-        rand::fill(&mut random)
-            .map_err(|_| Error::Usage("the system gives no random numbers".into()))?;
+        rand::fill(&mut random).map_err(|_| {
+            Error::Usage("cannot draw random numbers: the system provides none".into())
+        })?;
         let host = format!("haul-{:016x}.local.", u64::from_le_bytes(random));
         let info = ServiceInfo::new(SERVICE, &number.to_string(), &host, "", port, None)
             .map_err(failed)?;
         let mut info = info.enable_addr_auto();
-        // A name of another would be found out by the words; asking around first takes most of a second.
+        // Probing for conflicts takes most of a second. The words detect a machine that has the same name.
         info.set_requires_probe(false);
         let daemon = ServiceDaemon::new().map_err(failed)?;
         let name = info.get_fullname().to_owned();
@@ -44,22 +46,22 @@ impl Announcement {
 
 impl Drop for Announcement {
     fn drop(&mut self) {
-        // Either fails only when its thread has gone already.
+        // Both fail only when the daemon's thread has ended already.
         let _ = self.daemon.unregister(&self.name);
         let _ = self.daemon.shutdown();
     }
 }
 
-/// Looks for whoever announces a number. The first answer counts, with all the addresses in it; none when there is no answer
-/// in time.
+/// Finds the machine that announces a number. Returns all addresses of the first answer, or none when no answer comes within
+/// `limit`.
 ///
 /// # Errors
-/// [`Error::Io`] when multicast DNS cannot be used here.
-pub async fn find(number: u32, within: Duration) -> Result<Vec<SocketAddr>> {
+/// [`Error::Io`] when multicast DNS is not available.
+pub async fn find(number: u32, limit: Duration) -> Result<Vec<SocketAddr>> {
     let daemon = Daemon(ServiceDaemon::new().map_err(failed)?);
     let events = daemon.0.browse(SERVICE).map_err(failed)?;
     let wanted = format!("{number}.{SERVICE}");
-    let found = timeout(within, async {
+    let found = timeout(limit, async {
         while let Ok(event) = events.recv_async().await {
             if let ServiceEvent::ServiceResolved(service) = event
                 && service.get_fullname() == wanted
@@ -78,24 +80,24 @@ pub async fn find(number: u32, within: Duration) -> Result<Vec<SocketAddr>> {
     Ok(found.unwrap_or_default())
 }
 
-/// Its thread ends with this, and not by itself.
+/// Ends the daemon's thread when dropped; it does not end by itself.
 struct Daemon(ServiceDaemon);
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Fails only when it has ended already.
+        // Fails only when the thread has ended already.
         let _ = self.0.shutdown();
     }
 }
 
-/// Whether somebody on this network announces a number already, as far as that is told within 200 ms.
+/// Whether a machine on this network announces a number already and answers within 200 ms.
 pub async fn is_taken(number: u32) -> bool {
     find(number, NUMBER_PROBE_TIMEOUT)
         .await
         .is_ok_and(|addresses| !addresses.is_empty())
 }
 
-/// An address that can be gone to; one of a single link on each interface that it was seen on.
+/// Socket addresses for an address from an answer. A link-local one gets the interface that it was seen on.
 fn reachable(ip: &ScopedIp, port: u16) -> Vec<SocketAddr> {
     match ip {
         ScopedIp::V6(v6) if v6.addr().is_unicast_link_local() => {
@@ -111,27 +113,27 @@ fn reachable(ip: &ScopedIp, port: u16) -> Vec<SocketAddr> {
 }
 
 fn failed(error: mdns_sd::Error) -> Error {
-    Error::io("multicast DNS cannot be used here")(std::io::Error::other(error.to_string()))
+    Error::io("cannot use multicast DNS")(std::io::Error::other(error.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A number of nobody's code.
+    /// A number that no code has.
     const NUMBER: u32 = 4_000_000_017;
 
     #[tokio::test]
-    async fn a_number_that_somebody_announces_is_taken() {
+    async fn an_announced_number_is_taken() {
         let Ok(_announcement) = Announcement::of(NUMBER, 4433) else {
-            return println!("skipped: no multicast DNS here");
+            return println!("skipped: no multicast DNS on this machine");
         };
-        // What is not found with patience cannot be found in a hurry.
+        // Without an answer in 5 s, the short timeout of `is_taken` cannot work either.
         if find(NUMBER, Duration::from_secs(5))
             .await
             .is_ok_and(|found| found.is_empty())
         {
-            return println!("skipped: multicast does not come back on this machine");
+            return println!("skipped: this machine does not loop multicast back");
         }
         let mut taken = false;
         for _ in 0..10 {

@@ -1,4 +1,4 @@
-//! What is offered: the content, and what the receiver's user is told of it beforehand.
+//! The offer: the content, and the description that the receiver's user sees before accepting.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,39 +10,39 @@ use crate::protocol::path::RelativePath;
 use crate::protocol::{Components, Kind, MAX_OFFER_TEXT, MAX_OFFERED, Offer};
 use crate::storage::pipe::Pipe;
 use crate::storage::walk::{Follow, Tree, Walk, WalkItem, WalkOptions};
-use crate::transfer::session::{OfferedSource as SessionContent, local_sources};
+use crate::transfer::session::{OfferedSource, local_sources};
 
-/// What is offered.
+/// The content of an offer.
 pub enum Content {
     /// Local files and directories.
     Files(Vec<PathBuf>),
-    /// What comes out of a pipe, as the content of a file of this name. One receiver can have it.
+    /// The output of a pipe, as the content of a file of this name. It can be sent once.
     Pipe(Vec<u8>, Pipe),
-    /// A text; at most [`MAX_OFFER_TEXT`] bytes.
+    /// A text of at most [`MAX_OFFER_TEXT`] bytes.
     Text(String),
-    /// Nothing but to know each other from then on.
+    /// No content: the two machines are to be paired.
     Pair,
 }
 
 impl Content {
-    /// The offer, with files not counted yet, and what is sent. `server` is the number of this machine's server. Looks for the files,
-    /// and so blocks.
+    /// Makes the offer, with files not counted yet, and the source to send from. `server` is the number of this machine's
+    /// server. Blocks: it looks at the files.
     pub(super) fn prepare(
         self,
         from: String,
         follow: Follow,
         server: u32,
-    ) -> Result<(Offer, SessionContent)> {
-        let begun = Offer {
+    ) -> Result<(Offer, OfferedSource)> {
+        let uncounted = Offer {
             from: from.into(),
             ..Offer::default()
         };
-        let nothing = SessionContent::Trees(Vec::new());
+        let nothing = OfferedSource::Trees(Vec::new());
         Ok(match self {
             Self::Files(sources) => {
                 let (trees, unsendable) = local_sources(&sources, follow)?;
-                if let Some((_, why)) = unsendable.into_iter().next() {
-                    return Err(Error::Refused(why));
+                if let Some((_, reason)) = unsendable.into_iter().next() {
+                    return Err(Error::Refused(reason));
                 }
                 check_names(&trees)?;
                 let names = Components(trees.iter().map(|tree| tree.name.clone()).collect());
@@ -51,9 +51,9 @@ impl Content {
                     Offer {
                         names,
                         directory,
-                        ..begun
+                        ..uncounted
                     },
-                    SessionContent::Trees(trees),
+                    OfferedSource::Trees(trees),
                 )
             }
             Self::Pipe(name, pipe) => {
@@ -65,28 +65,28 @@ impl Content {
                         names,
                         files: 1,
                         piped: Some(true),
-                        ..begun
+                        ..uncounted
                     },
-                    SessionContent::Pipe(name, Arc::new(pipe)),
+                    OfferedSource::Pipe(name, Arc::new(pipe)),
                 )
             }
             Self::Text(text) if text.len() > MAX_OFFER_TEXT => {
-                let most = MAX_OFFER_TEXT >> 10;
+                let limit = MAX_OFFER_TEXT >> 10;
                 return Err(Error::Usage(format!(
-                    "a text has at most {most} KiB; send it as a file"
+                    "cannot send a text of more than {limit} KiB; send it as a file"
                 )));
             }
             Self::Text(text) => (
                 Offer {
                     text: Some(text.into()),
-                    ..begun
+                    ..uncounted
                 },
                 nothing,
             ),
             Self::Pair => (
                 Offer {
                     pair: Some(server),
-                    ..begun
+                    ..uncounted
                 },
                 nothing,
             ),
@@ -96,36 +96,64 @@ impl Content {
 
 fn check_names(trees: &[Tree]) -> Result<()> {
     match trees.len() {
-        0 => Err(Error::Usage("there is nothing to send".into())),
+        0 => Err(Error::Usage(
+            "cannot send without a source; name a file, a directory or a text".into(),
+        )),
         1..=MAX_OFFERED => Ok(()),
         _ => Err(Error::Usage(format!(
-            "so many names are more than anybody reads; put them into a directory ({MAX_OFFERED} at most)"
+            "cannot offer more than {MAX_OFFERED} names; put them into a directory"
         ))),
     }
 }
 
-/// What is there to count.
+/// Counts the files of an offer.
 pub(super) struct Counting {
-    /// The offer, without its numbers.
-    pub(super) begun: Offer,
-    pub(super) trees: Vec<Tree>,
-    pub(super) walk: WalkOptions,
-    pub(super) counted: watch::Sender<Option<Offer>>,
+    /// The offer, without counts.
+    uncounted: Offer,
+    trees: Vec<Tree>,
+    walk: WalkOptions,
+    /// The counted offer; `None` while counting.
+    counted: watch::Sender<Option<Offer>>,
 }
 
 impl Counting {
-    /// Counts anew, and tells when that is done: trees change from one receiver to the next.
+    pub(super) fn new(uncounted: Offer, source: &OfferedSource, walk: &WalkOptions) -> Self {
+        let trees = match source {
+            OfferedSource::Trees(trees) => trees.clone(),
+            OfferedSource::Pipe(..) => Vec::new(),
+        };
+        Self {
+            uncounted,
+            trees,
+            walk: walk.clone(),
+            counted: watch::Sender::new(None),
+        }
+    }
+
+    /// The offer; `None` in it while counting.
+    pub(super) fn subscribe(&self) -> watch::Receiver<Option<Offer>> {
+        self.counted.subscribe()
+    }
+
+    /// Whether the offer is to pair the two machines.
+    pub(super) fn pairs(&self) -> bool {
+        self.uncounted.pair.is_some()
+    }
+
+    /// Counts again in a blocking thread, because files may change between two receivers.
     pub(super) fn begin(&self) {
         self.counted.send_replace(None);
-        let begun = self.begun.clone();
+        let uncounted = self.uncounted.clone();
         let trees = self.trees.clone();
         let walk = self.walk.clone();
         let counted = self.counted.clone();
-        tokio::task::spawn_blocking(move || counted.send_replace(Some(count(begun, trees, walk))));
+        tokio::task::spawn_blocking(move || {
+            counted.send_replace(Some(count(uncounted, trees, walk)))
+        });
     }
 }
 
-/// The offer with all files counted. Blocks for as long as walking takes.
+/// Counts all files of an offer. Blocks for as long as the walk takes.
 fn count(mut offer: Offer, trees: Vec<Tree>, walk: WalkOptions) -> Offer {
     let (directories, mut entered) = mpsc::unbounded_channel();
     let mut others = 0;
@@ -133,7 +161,7 @@ fn count(mut offer: Offer, trees: Vec<Tree>, walk: WalkOptions) -> Offer {
         match found {
             WalkItem::Entry(announce) if announce.kind == Kind::File => {
                 offer.files += 1;
-                // Sparse files may say that they are as long as they like.
+                // The sizes of sparse files may add up to more than 64 bits hold.
                 offer.bytes = offer.bytes.saturating_add(announce.metadata.size);
             }
             WalkItem::Entry(_) => others += 1,

@@ -1,8 +1,8 @@
-//! Machines that know each other for good: what a code has brought together once meets again without one.
+//! Paired machines: after one introduction by a code they find each other without a code.
 //!
-//! At the end of an introduction both have each other's key, and a secret that came of the exchange. From the secret follows where the two
-//! meet when one sends to the other; that is told to nobody else, so that no third machine knows for whom a number is
-//! announced. A machine's server is found under a number of its own, which it tells those that it is paired with.
+//! An introduction leaves both machines with the other's key and a shared secret. The number and the password of a transfer
+//! between them follow from that secret, so no third machine knows for which machine a number is announced. A machine's
+//! server has a number of its own, which it gives to the machines that it is paired with.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -14,8 +14,9 @@ use tracing::{info, warn};
 
 use super::code::Credential;
 use super::discovery::Announcement;
-use super::rendezvous::{Placement, RelayAt, WantedFile};
-use super::route::{Ways, Whereabouts};
+use super::placement::{Placement, RequestedNumber};
+use super::rendezvous::RelayAt;
+use super::route::{PeerDialer, Whereabouts};
 use crate::auth::identity::{Identity, KeyId};
 use crate::auth::peers::Peer;
 use crate::auth::trust::ServerTrust;
@@ -24,37 +25,38 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::net::endpoint::Port;
 
-/// Numbers of machines that know each other, apart from those of codes: so many that two rarely have the same.
+/// Numbers of paired machines, apart from those of codes. There are 90 million, so two machines rarely have the same.
 const NUMBERS: std::ops::Range<u32> = 10_000_000..100_000_000;
-const NUMBER: &str = "haul/1 pair: number";
-const SECRET: &str = "haul/1 pair: secret";
-const SERVER: &str = "haul/1 pair: a server's number";
-const CLAIM: &str = "haul/1 pair: a claim to a number";
-/// How long a server waits before it goes to a relay again that it could not use.
+// Contexts of BLAKE3's key derivation.
+const NUMBER_CONTEXT: &str = "haul/1 pair: number";
+const SECRET_CONTEXT: &str = "haul/1 pair: secret";
+const SERVER_CONTEXT: &str = "haul/1 pair: a server's number";
+const CLAIM_CONTEXT: &str = "haul/1 pair: a claim to a number";
+/// Time before a server tries a relay again that failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// What an introduction leaves when both ends were to know each other from then on.
+/// The result of a pairing: what this machine remembers of the other.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Paired {
     /// The other end's key.
     pub key_id: KeyId,
-    /// What only the two know.
+    /// Known only to the two machines.
     pub secret: [u8; 32],
     /// The number under which the other end's server can be found.
     pub number: u32,
 }
 
-/// Without the secret.
+/// Does not show the secret.
 impl std::fmt::Debug for Paired {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Paired({})", self.key_id)
     }
 }
 
-/// How two paired machines meet when this one of them sends.
+/// The credential for a transfer between two paired machines, of which `sender` is one.
 pub(super) fn credential(peer: &Peer, sender: KeyId) -> Credential {
-    let secret = blake3::derive_key(SECRET, &peer.secret);
-    let number = number_of(NUMBER, &[&peer.secret, &sender.0]);
+    let secret = blake3::derive_key(SECRET_CONTEXT, &peer.secret);
+    let number = number_of(NUMBER_CONTEXT, &[&peer.secret, &sender.0]);
     Credential {
         number,
         secret: STANDARD_NO_PAD.encode(secret),
@@ -62,14 +64,14 @@ pub(super) fn credential(peer: &Peer, sender: KeyId) -> Credential {
     }
 }
 
-/// How to meet a paired machine that sends.
+/// The credential for receiving from a paired machine.
 pub fn sent_by(peer: &Peer) -> Credential {
     credential(peer, peer.key_id)
 }
 
-/// The number under which this machine's server can be found by those that it is paired with.
+/// The number under which paired machines find this machine's server.
 pub fn number_of_server(identity: &Identity) -> u32 {
-    number_of(SERVER, &[identity.private_key().secret_der()])
+    number_of(SERVER_CONTEXT, &[identity.private_key().secret_der()])
 }
 
 fn number_of(context: &str, parts: &[&[u8]]) -> u32 {
@@ -82,22 +84,22 @@ fn number_of(context: &str, parts: &[&[u8]]) -> u32 {
     NUMBERS.start + (random % u64::from(NUMBERS.end - NUMBERS.start)) as u32
 }
 
-/// A claim to a number at a relay that is the same each time this machine comes.
-pub(super) fn wanted(number: u32, identity: &Identity) -> WantedFile {
-    let mut hasher = blake3::Hasher::new_derive_key(CLAIM);
+/// A number with this machine's claim to it. The claim is always the same, so a relay gives the number back.
+pub(super) fn claimed_number(number: u32, identity: &Identity) -> RequestedNumber {
+    let mut hasher = blake3::Hasher::new_derive_key(CLAIM_CONTEXT);
     hasher
         .update(&number.to_le_bytes())
         .update(identity.private_key().secret_der());
     let mut claim = [0; 16];
     hasher.finalize_xof().fill(&mut claim);
-    WantedFile { number, claim }
+    RequestedNumber { number, claim }
 }
 
-/// Connects to the server of a paired machine, wherever it is: on this network, or where a relay knows. Its key is the one that
-/// was told at the pairing, or there is no connection.
+/// Connects to the server of a paired machine, on this network or with the help of a relay. Only a server with the key from
+/// the pairing is accepted.
 ///
 /// # Errors
-/// [`Error::Lost`](crate::error::Error::Lost) when it is not found, and what ends a connection before it has begun.
+/// [`Error::Lost`](crate::error::Error::Lost) when it is not found, and the errors of connecting.
 pub async fn connect(
     peer: &Peer,
     relay: Option<RelayAt>,
@@ -105,7 +107,7 @@ pub async fn connect(
     identity: &Identity,
     config: &Config,
 ) -> Result<Client> {
-    let at = Whereabouts {
+    let whereabouts = Whereabouts {
         relay,
         own,
         ..Whereabouts::default()
@@ -114,13 +116,13 @@ pub async fn connect(
         pin: Some(peer.key_id),
         ..ServerTrust::default()
     };
-    let ways = Ways::new(at, peer.number, identity, config)?;
-    let first = ways.connect(&trust).await?;
-    Client::over(first, ways.dial(trust), config)
+    let dialer = PeerDialer::new(whereabouts, peer.number, identity, config)?;
+    let first = dialer.connect(&trust).await?;
+    Client::over(first, dialer.dial(trust), config)
 }
 
-/// Lets a server be found by those that this machine is paired with, on this network and at a relay, if there is one; until it
-/// is dropped.
+/// Lets paired machines find this machine's server, on this network and at the relay if there is one. It runs until it is
+/// dropped.
 pub async fn be_found(
     port: Port,
     relay: Option<RelayAt>,
@@ -135,28 +137,28 @@ pub async fn be_found(
         .map(|local| local.port())
         .unwrap_or_default();
     let _announcement = Announcement::of(number, local).inspect_err(
-        |error| warn!(%error, "paired machines on this network do not find this server"),
+        |error| warn!(%error, "paired machines on this network cannot find this server"),
     );
     let Some(relay) = relay else {
         return std::future::pending().await;
     };
     loop {
-        let wanted = Some(wanted(number, &identity));
+        let requested = Some(claimed_number(number, &identity));
         match Placement::take(
             port.clone(),
             relay.clone(),
             own.clone(),
             config.clone(),
-            wanted,
+            requested,
         )
         .await
         {
             Ok(_placement) => {
-                info!("paired machines find this server at the relay");
+                info!("paired machines can find this server at the relay");
                 return std::future::pending().await;
             }
             Err(error) => {
-                warn!(%error, "the relay does not help to find this server; it is tried again")
+                warn!(%error, "paired machines cannot find this server at the relay yet; trying again")
             }
         }
         sleep(RETRY_INTERVAL).await;
@@ -177,10 +179,10 @@ mod tests {
     }
 
     #[test]
-    fn both_ends_come_to_the_same_meeting_place_and_each_direction_has_its_own() {
+    fn both_ends_derive_one_credential_for_each_direction() {
         let alice = peer(1);
         let bob = peer(2);
-        // Bob's file names alice, and alice's bob.
+        // Bob's peers file holds alice, and alice's holds bob.
         let sent = credential(&bob, alice.key_id);
         let expected = sent_by(&alice);
         assert_eq!(
@@ -196,13 +198,14 @@ mod tests {
     }
 
     #[test]
-    fn a_server_has_one_number_and_claims_it_as_its_own() {
+    fn a_server_keeps_its_number_and_its_claim() {
         let one = Identity::generate().unwrap();
         let other = Identity::generate().unwrap();
         let number = number_of_server(&one);
         assert!(NUMBERS.contains(&number));
         assert_eq!(number, number_of_server(&one));
-        assert_eq!(wanted(number, &one).claim, wanted(number, &one).claim);
-        assert_ne!(wanted(number, &one).claim, wanted(number, &other).claim);
+        let claim = |identity| claimed_number(number, identity).claim;
+        assert_eq!(claim(&one), claim(&one));
+        assert_ne!(claim(&one), claim(&other));
     }
 }

@@ -1,8 +1,8 @@
-//! Two ends find out whether they know the same words, and nobody else learns anything about them.
+//! Password-authenticated key exchange: two ends find out whether they know the same words, and reveal nothing about them.
 //!
-//! SPAKE2 (RFC 9382, in the form of the crate spake2) within an established TLS connection. Whoever sits in the middle has two
-//! connections with different exporters (RFC 8446, section 7.5), so that the exchange fails on both; whoever guesses has one
-//! guess, since a key confirms it and says nothing of any other. No room but this knows which exchange it is.
+//! It is SPAKE2 (RFC 9382, in the form of the crate spake2) within an established TLS connection. An attacker in the middle
+//! has two connections with different exporters (RFC 8446, section 7.5), so the exchange fails on both. An attacker that
+//! guesses has one guess, which says nothing about the other words. Only this file knows which exchange is used.
 
 use blake3::Hasher;
 use quinn::Connection;
@@ -11,29 +11,30 @@ use spake2::{Ed25519Group, Identity, Password, Spake2};
 use super::code::Credential;
 use crate::auth::identity::KeyId;
 
-/// Length of either side's message in bytes.
-pub(super) const MESSAGE: usize = 33;
-const EXPORTER: &[u8] = b"EXPORTER-haul-code";
-const TRANSCRIPT: &str = "haul/1 code: transcript";
-const CONFIRM_SENDER: &str = "haul/1 code: the sender confirms";
-const CONFIRM_RECEIVER: &str = "haul/1 code: the receiver confirms";
-const PAIR: &str = "haul/1 code: a pair";
+/// Bytes in each side's message.
+pub(super) const MESSAGE_SIZE: usize = 33;
+const EXPORTER_LABEL: &[u8] = b"EXPORTER-haul-code";
+// Contexts of BLAKE3's key derivation.
+const TRANSCRIPT_CONTEXT: &str = "haul/1 code: transcript";
+const CONFIRM_SENDER_CONTEXT: &str = "haul/1 code: the sender confirms";
+const CONFIRM_RECEIVER_CONTEXT: &str = "haul/1 code: the receiver confirms";
+const PAIR_CONTEXT: &str = "haul/1 code: a pair";
 
-/// Who takes part, and over which connection.
+/// The two ends of an exchange, and their connection.
 #[derive(Debug, Clone)]
 pub(super) struct Parties {
     pub(super) sender: KeyId,
     pub(super) receiver: KeyId,
-    /// Keying material of the connection that only its two ends have.
+    /// Keying material that only the two ends of the connection have.
     pub(super) exported: [u8; 32],
 }
 
 impl Parties {
-    /// Those of a connection; `None` before its handshake is over.
+    /// The parties of a connection; `None` before its handshake is complete.
     pub(super) fn of(connection: &Connection, sender: KeyId, receiver: KeyId) -> Option<Self> {
         let mut exported = [0; 32];
         connection
-            .export_keying_material(&mut exported, EXPORTER, b"")
+            .export_keying_material(&mut exported, EXPORTER_LABEL, b"")
             .ok()?;
         Some(Self {
             sender,
@@ -43,29 +44,29 @@ impl Parties {
     }
 }
 
-/// Which end this is.
+/// This end's role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     Sender,
     Receiver,
 }
 
-/// An exchange whose first message is made.
+/// An exchange that waits for the other end's message.
 pub(super) struct Exchange {
     role: Role,
     state: Spake2<Ed25519Group>,
     transcript: Hasher,
-    message: [u8; MESSAGE],
+    message: [u8; MESSAGE_SIZE],
 }
 
 impl Exchange {
-    /// Begins an exchange; the message is for the other end.
+    /// Begins an exchange. The message is for the other end.
     pub(super) fn begin(
         role: Role,
         credential: &Credential,
         parties: &Parties,
-    ) -> (Self, [u8; MESSAGE]) {
-        let mut transcript = Hasher::new_derive_key(TRANSCRIPT);
+    ) -> (Self, [u8; MESSAGE_SIZE]) {
+        let mut transcript = Hasher::new_derive_key(TRANSCRIPT_CONTEXT);
         transcript
             .update(crate::protocol::ALPN)
             .update(&credential.number.to_le_bytes());
@@ -96,8 +97,8 @@ impl Exchange {
         )
     }
 
-    /// Takes the other end's message; `None` when it is none.
-    pub(super) fn finish(self, theirs: &[u8; MESSAGE]) -> Option<Confirmation> {
+    /// Finishes the exchange with the other end's message; `None` when the message is invalid.
+    pub(super) fn finish(self, theirs: &[u8; MESSAGE_SIZE]) -> Option<Confirmation> {
         let Self {
             role,
             state,
@@ -118,8 +119,8 @@ impl Exchange {
                 .update(bound.as_bytes());
             hasher.finalize()
         };
-        let sender = tag(CONFIRM_SENDER);
-        let receiver = tag(CONFIRM_RECEIVER);
+        let sender = tag(CONFIRM_SENDER_CONTEXT);
+        let receiver = tag(CONFIRM_RECEIVER_CONTEXT);
         let (ours, theirs) = match role {
             Role::Sender => (sender, receiver),
             Role::Receiver => (receiver, sender),
@@ -127,30 +128,30 @@ impl Exchange {
         Some(Confirmation {
             ours,
             theirs,
-            pair: *tag(PAIR).as_bytes(),
+            shared_secret: *tag(PAIR_CONTEXT).as_bytes(),
         })
     }
 }
 
-/// What each end shows the other, to prove that it has the same key.
+/// The tags by which each end proves to the other that it has the same key.
 pub(super) struct Confirmation {
     ours: blake3::Hash,
     theirs: blake3::Hash,
-    pair: [u8; 32],
+    shared_secret: [u8; 32],
 }
 
 impl Confirmation {
-    /// For the other end. The receiver, which may be guessing, shows its own first.
+    /// This end's tag. The receiver, which may be guessing, sends its own first.
     pub(super) fn ours(&self) -> [u8; 32] {
         *self.ours.as_bytes()
     }
 
-    /// What only these two ends know from here on, once each has found the other right.
-    pub(super) fn pair(&self) -> [u8; 32] {
-        self.pair
+    /// A secret that only these two ends know, once each has confirmed the other.
+    pub(super) fn shared_secret(&self) -> [u8; 32] {
+        self.shared_secret
     }
 
-    /// Whether the other end knew the words. Takes the same time whatever it shows.
+    /// Whether the other end knew the words. Takes constant time.
     pub(super) fn is_right(&self, theirs: [u8; 32]) -> bool {
         self.theirs == theirs
     }
@@ -173,7 +174,7 @@ mod tests {
         }
     }
 
-    /// Whether each end finds the other right.
+    /// Runs an exchange. Returns for each end whether it confirms the other.
     fn exchange(codes: [&str; 2], parties: [Parties; 2]) -> [bool; 2] {
         let [sent, received] = codes.map(credential);
         let (sender, first) = Exchange::begin(Role::Sender, &sent, &parties[0]);
@@ -184,19 +185,19 @@ mod tests {
             sender.is_right(receiver.ours()),
             receiver.is_right(sender.ours()),
         ];
-        assert_eq!(right[0], sender.pair() == receiver.pair());
+        assert_eq!(right[0], sender.shared_secret() == receiver.shared_secret());
         right
     }
 
     const CODE: &str = "417-maple-canyon-orbit";
 
     #[test]
-    fn both_ends_of_one_connection_with_the_same_words_find_each_other_right() {
+    fn ends_with_the_same_words_confirm_each_other() {
         assert_eq!(exchange([CODE, CODE], [parties(), parties()]), [true, true]);
     }
 
     #[test]
-    fn another_word_number_key_or_connection_is_found_out_by_both() {
+    fn both_ends_detect_any_other_word_number_key_or_connection() {
         for other in [
             "417-maple-canyon-orange",
             "418-maple-canyon-orbit",
@@ -230,9 +231,9 @@ mod tests {
         }
     }
 
-    /// Whoever knows all of a code but a word has the chance that the list says, with its one guess.
+    /// An attacker that lacks one word of a code has one guess among all words.
     #[test]
-    fn of_all_words_that_a_guess_may_be_one_alone_is_right() {
+    fn only_one_word_is_a_right_guess() {
         const WORDS: usize = 128;
         let words = &crate::pairing::code::list()[..WORDS];
         let code = |word: &str| format!("417-maple-canyon-{word}");
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_back_proves_nothing() {
+    fn reflected_messages_prove_nothing() {
         let code = credential(CODE);
         let (sender, first) = Exchange::begin(Role::Sender, &code, &parties());
         // The crate tells the sides apart.
@@ -255,15 +256,15 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_message_are_turned_away() {
-        let mut message = [0; MESSAGE];
+    fn invalid_messages_are_refused() {
+        let mut message = [0; MESSAGE_SIZE];
         message[0] = b'B';
-        let turned_away = (0..32).filter(|&y| {
+        let refused = (0..32).filter(|&y| {
             message[1] = y;
             let (sender, _) = Exchange::begin(Role::Sender, &credential(CODE), &parties());
             sender.finish(&message).is_none()
         });
-        // Half of all numbers are the height of no point on the curve.
-        assert!((4..28).contains(&turned_away.count()));
+        // About half of all y coordinates belong to no point on the curve.
+        assert!((4..28).contains(&refused.count()));
     }
 }

@@ -1,5 +1,5 @@
-//! A ticket: a code together with all that finds its sender, in one string that is copied and not spoken. For networks on which nobody can
-//! be found, and for whoever would rather scan than type.
+//! Tickets: one string with a code and the addresses of its sender, to be copied or scanned. For networks without discovery,
+//! and for users who would rather scan than type.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -14,33 +14,33 @@ use super::route::Whereabouts;
 use crate::auth::identity::KeyId;
 use crate::protocol::Address;
 
-/// What a ticket begins with. With upper case, digits and a colon alone, a QR code needs less than half of the room.
+/// The prefix of a ticket. A QR code of only upper case, digits and a colon needs less than half of the space.
 const PREFIX: &str = "HAUL:";
-/// Most addresses in it; the more there are, the harder its picture is to scan.
+/// Addresses in a ticket, at most. Each makes the QR code harder to scan.
 pub const MAX_ADDRESSES: usize = 6;
-/// Most characters that are looked at.
+/// Characters that the parser reads, at most.
 const MAX_LENGTH: usize = 2048;
-/// Bytes that tell a ticket which was cut or mistyped from one that is whole.
-const CHECK: usize = 4;
-const CHECKED: &str = "haul/1 ticket";
+/// Bytes of the checksum, which detects a ticket that was cut or mistyped.
+const CHECKSUM_SIZE: usize = 4;
+const CHECKSUM_CONTEXT: &str = "haul/1 ticket";
 
-/// A ticket. Whoever has it is the receiver: its `Debug` does not show it.
+/// A ticket. It authorises its holder to receive, so its `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ticket {
-    /// What the sender and the receiver both know.
+    /// The code.
     pub code: ShortCode,
     /// The sender's key.
     pub key_id: KeyId,
-    /// Where the sender may be reached; at most [`MAX_ADDRESSES`].
+    /// Addresses at which the sender may be reached; at most [`MAX_ADDRESSES`].
     pub addresses: Vec<SocketAddr>,
-    /// The relay that the sender is at. What admits to it does not travel.
+    /// The sender's relay. The relay's token is not part of the ticket.
     pub relay: Option<RelayAt>,
 }
 
-/// The form in which it travels.
+/// A ticket as it is encoded.
 #[derive(Encode, Decode)]
 #[cbor(map)]
-struct Form {
+struct EncodedTicket {
     #[n(0)]
     code: String,
     #[cbor(n(1), with = "minicbor::bytes")]
@@ -54,7 +54,7 @@ struct Form {
 }
 
 impl Ticket {
-    /// How the receiver shows that it has the ticket, and knows the sender.
+    /// The credential by which the receiver proves that it has the ticket, and recognises the sender.
     pub fn credential(&self) -> Credential {
         Credential {
             key_id: Some(self.key_id),
@@ -62,14 +62,15 @@ impl Ticket {
         }
     }
 
-    /// Where the sender may be. A relay that this machine uses anyway may know more of it than the ticket, such as what admits there.
+    /// The places where the sender may be. If this machine is configured for the same relay, its configuration counts, because it
+    /// may have the relay's token.
     pub fn whereabouts(&self, relay: Option<RelayAt>, own: Vec<IpAddr>) -> Whereabouts {
         let relay = match (&self.relay, relay) {
-            (Some(told), Some(own)) if (&told.host, told.port) == (&own.host, own.port) => {
-                Some(own)
+            (Some(theirs), Some(ours)) if theirs.host == ours.host && theirs.port == ours.port => {
+                Some(ours)
             }
-            (Some(told), _) => Some(told.clone()),
-            (None, own) => own,
+            (Some(theirs), _) => Some(theirs.clone()),
+            (None, ours) => ours,
         };
         Whereabouts {
             addresses: self.addresses.clone(),
@@ -78,22 +79,22 @@ impl Ticket {
         }
     }
 
-    /// Whether a text is meant to be a ticket.
-    pub fn is_meant(text: &str) -> bool {
+    /// Whether a text begins like a ticket.
+    pub fn has_prefix(text: &str) -> bool {
         let text = text.trim_start();
         text.get(..PREFIX.len())
             .is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
     }
 }
 
-fn check(form: &[u8]) -> [u8; CHECK] {
-    let [a, b, c, d, ..] = blake3::derive_key(CHECKED, form);
+fn checksum(encoded: &[u8]) -> [u8; CHECKSUM_SIZE] {
+    let [a, b, c, d, ..] = blake3::derive_key(CHECKSUM_CONTEXT, encoded);
     [a, b, c, d]
 }
 
 impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let form = Form {
+        let ticket = EncodedTicket {
             code: self.code.to_string(),
             key_id: self.key_id.0,
             addresses: self
@@ -110,8 +111,8 @@ impl fmt::Display for Ticket {
                 .and_then(|relay| relay.pin)
                 .map(|pin| pin.0),
         };
-        let mut bytes = minicbor::to_vec(&form).map_err(|_| fmt::Error)?;
-        bytes.extend(check(&bytes));
+        let mut bytes = minicbor::to_vec(&ticket).map_err(|_| fmt::Error)?;
+        bytes.extend(checksum(&bytes));
         write!(f, "{PREFIX}{}", BASE32_NOPAD.encode(&bytes))
     }
 }
@@ -122,24 +123,24 @@ impl fmt::Debug for Ticket {
     }
 }
 
-/// Why something is no ticket.
+/// Why a text is not a ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadTicket {
-    /// It does not begin like one.
+    /// It does not begin like a ticket.
     #[error("a ticket begins with {PREFIX}")]
     Form,
-    /// Some of it is missing, or was changed.
-    #[error("the ticket is not whole: copy all of it, from {PREFIX} to its end")]
+    /// A part is missing or was changed.
+    #[error("the ticket is incomplete or damaged; copy all of it, from {PREFIX} to its end")]
     Damaged,
-    /// It says what nobody says.
-    #[error("the ticket is of another version of haul, or of nobody")]
+    /// The checksum is right, and the content is not a ticket of this version.
+    #[error("the ticket has invalid content; it may be from another version of haul")]
     Content,
 }
 
 impl FromStr for Ticket {
     type Err = BadTicket;
 
-    /// Case does not matter, nor do spaces and line breaks, which mail puts in.
+    /// Reads a ticket. Case does not matter, nor do spaces and line breaks, which mail programs insert.
     fn from_str(text: &str) -> Result<Self, BadTicket> {
         let text: String = text
             .chars()
@@ -154,26 +155,26 @@ impl FromStr for Ticket {
         let bytes = BASE32_NOPAD
             .decode(encoded.as_bytes())
             .map_err(|_| BadTicket::Damaged)?;
-        let (form, sum) = bytes
-            .split_last_chunk::<CHECK>()
+        let (content, sum) = bytes
+            .split_last_chunk::<CHECKSUM_SIZE>()
             .ok_or(BadTicket::Damaged)?;
-        if check(form) != *sum {
+        if checksum(content) != *sum {
             return Err(BadTicket::Damaged);
         }
-        let form: Form = minicbor::decode(form).map_err(|_| BadTicket::Content)?;
-        if form.addresses.len() > MAX_ADDRESSES {
+        let ticket: EncodedTicket = minicbor::decode(content).map_err(|_| BadTicket::Content)?;
+        if ticket.addresses.len() > MAX_ADDRESSES {
             return Err(BadTicket::Content);
         }
-        let pin = form.relay_pin.map(KeyId);
-        let relay = form.relay.map(|relay| {
+        let pin = ticket.relay_pin.map(KeyId);
+        let relay = ticket.relay.map(|relay| {
             relay
                 .parse::<RelayAt>()
                 .map(|relay| RelayAt { pin, ..relay })
         });
         Ok(Self {
-            code: form.code.parse().map_err(|_| BadTicket::Content)?,
-            key_id: KeyId(form.key_id),
-            addresses: form
+            code: ticket.code.parse().map_err(|_| BadTicket::Content)?,
+            key_id: KeyId(ticket.key_id),
+            addresses: ticket
                 .addresses
                 .into_iter()
                 .map(|address| address.0)
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_however_it_was_copied() {
+    fn a_ticket_reads_back_in_any_case_and_spacing() {
         for ticket in [
             ticket(),
             Ticket {
@@ -215,7 +216,7 @@ mod tests {
         ] {
             let text = ticket.to_string();
             assert!(
-                Ticket::is_meant(&text)
+                Ticket::has_prefix(&text)
                     && text
                         .chars()
                         .all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == ':')
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_that_was_cut_or_changed_is_told_from_one_that_is_none() {
+    fn a_cut_or_changed_ticket_is_reported_as_damaged() {
         let text = ticket().to_string();
         for end in PREFIX.len()..text.len() {
             assert_eq!(
@@ -248,11 +249,11 @@ mod tests {
             "417-maple-canyon-orbit".parse::<Ticket>(),
             Err(BadTicket::Form)
         );
-        assert!(!Ticket::is_meant("417-maple-canyon-orbit"));
+        assert!(!Ticket::has_prefix("417-maple-canyon-orbit"));
     }
 
     #[test]
-    fn a_ticket_whose_relay_would_steer_a_terminal_is_none() {
+    fn a_ticket_is_refused_if_its_relay_has_control_characters() {
         for host in [
             "\x1b]52;c;ZXZpbA==\x07",
             "a\u{9b}2J",
@@ -260,15 +261,15 @@ mod tests {
             "a\nb",
             "a\0",
         ] {
-            let form = Form {
+            let ticket = EncodedTicket {
                 code: "417-maple-canyon-orbit".into(),
                 key_id: [7; 32],
                 addresses: vec![],
                 relay: Some(format!("{host}:99")),
                 relay_pin: None,
             };
-            let mut bytes = minicbor::to_vec(&form).unwrap();
-            bytes.extend(check(&bytes));
+            let mut bytes = minicbor::to_vec(&ticket).unwrap();
+            bytes.extend(checksum(&bytes));
             let text = format!("{PREFIX}{}", BASE32_NOPAD.encode(&bytes));
             assert_eq!(text.parse::<Ticket>(), Err(BadTicket::Content), "{host:?}");
             let relay = RelayAt {
@@ -279,17 +280,17 @@ mod tests {
                 host: relay.host.as_str().into(),
                 why: host.into(),
             };
-            for said in [relay.to_string(), format!("{relay:?}"), error.to_string()] {
+            for shown in [relay.to_string(), format!("{relay:?}"), error.to_string()] {
                 assert!(
-                    !said.contains(crate::error::text::is_unprintable),
-                    "{said:?}"
+                    !shown.contains(crate::error::text::is_unprintable),
+                    "{shown:?}"
                 );
             }
         }
     }
 
     #[test]
-    fn no_log_shows_it_and_no_token_travels() {
+    fn debug_hides_the_ticket_and_the_ticket_has_no_token() {
         let mut ticket = ticket();
         ticket.relay = ticket.relay.map(|relay| RelayAt {
             token: Some("secret".into()),
@@ -298,7 +299,7 @@ mod tests {
         assert_eq!(format!("{ticket:?}"), "Ticket(ShortCode(417-...))");
         let read: Ticket = ticket.to_string().parse().unwrap();
         assert_eq!(read.relay.clone().unwrap().token, None);
-        // Whoever has a token of its own for that relay uses it.
+        // A receiver's own token for that relay is used.
         let own = ticket.relay.clone();
         assert_eq!(read.whereabouts(own.clone(), vec![]).relay, own);
         assert_eq!(read.whereabouts(None, vec![]).relay, read.relay);
@@ -306,9 +307,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_pasted_is_no_panic(text in "(HAUL:)?[A-Z2-7a-z ]{0,80}", bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn no_text_makes_the_parser_panic(text in "(HAUL:)?[A-Z2-7a-z ]{0,80}", bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = text.parse::<Ticket>();
-            let bytes = [&bytes[..], &check(&bytes)].concat();
+            let bytes = [&bytes[..], &checksum(&bytes)].concat();
             let _ = format!("{PREFIX}{}", BASE32_NOPAD.encode(&bytes)).parse::<Ticket>();
         }
     }

@@ -1,21 +1,22 @@
-//! What the digest in a [`Trailer`](super::Trailer) is made with.
+//! The digest in a [`Trailer`](super::Trailer).
 
 use blake3::Hasher;
 
 use super::Range;
 
-/// The context of a digest that speaks of holes (BLAKE3's mode to derive keys), so that it is never one of plain content.
-const WITH_HOLES: &str = "haul/1 content with holes";
+/// Context of the digest of content with holes (BLAKE3's key derivation mode). It makes the digest differ from any of plain
+/// content.
+const HOLES_CONTEXT: &str = "haul/1 content with holes";
 
 /// Begins the digest of a file's content.
 ///
-/// Without holes it is that of the bytes, and nothing else. With holes it speaks first of the size and of where they are,
-/// and then only of the bytes between them: to hash the zeros of a hole takes an hour for each TiB.
+/// Without holes, it is the digest of the bytes alone. With holes, it covers the size and the holes, then only the bytes between
+/// them: hashing the zeros of a hole would take an hour for each TiB.
 pub fn content_hasher(size: u64, holes: &[Range]) -> Hasher {
     if holes.is_empty() {
         return Hasher::new();
     }
-    let mut hasher = Hasher::new_derive_key(WITH_HOLES);
+    let mut hasher = Hasher::new_derive_key(HOLES_CONTEXT);
     let mut number = |number: u64| {
         hasher.update(&number.to_le_bytes());
     };

@@ -1,4 +1,4 @@
-//! What two ends say that know each other by a code only. The words of the code are in none of it.
+//! Messages between two ends that have only a code in common. None contains the words of the code.
 
 use minicbor::{Decode, Encode};
 
@@ -6,14 +6,14 @@ use super::Components;
 use super::value::at_most;
 use crate::error::text::PeerText;
 
-/// The receiver's first message: which code it means, and its part of the exchange.
+/// The receiver's first message: the number of its code, and its part of the exchange.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Introduce {
     /// The code's number.
     #[n(0)]
     pub number: u32,
-    /// A message of SPAKE2.
+    /// The receiver's SPAKE2 message.
     #[cbor(n(1), with = "minicbor::bytes")]
     pub exchange: [u8; 33],
 }
@@ -22,25 +22,25 @@ pub struct Introduce {
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Introduced {
-    /// A message of SPAKE2.
+    /// The sender's SPAKE2 message.
     #[cbor(n(0), with = "minicbor::bytes")]
     pub exchange: [u8; 33],
 }
 
-/// Shows that one end has the key that comes of the exchange: the receiver first, then the sender.
+/// Proves that an end has the key of the exchange. The receiver sends it first, then the sender.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Confirm {
-    /// Of the key, for this role.
+    /// The tag of the key for this end's role.
     #[cbor(n(0), with = "minicbor::bytes")]
     pub tag: [u8; 32],
 }
 
-/// What the sender has, for the receiver's user to decide on.
+/// Describes what the sender offers, for the receiver's user to accept or decline.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Offer {
-    /// What the sending machine is called; at most [`MAX_OFFER_FROM`] bytes.
+    /// The sending machine's name; at most [`MAX_OFFER_FROM`] bytes.
     #[n(0)]
     pub from: PeerText,
     /// The names of the sources; at most [`MAX_OFFERED`].
@@ -49,31 +49,31 @@ pub struct Offer {
     /// Whether the only source is a directory.
     #[n(2)]
     pub directory: bool,
-    /// Files in all.
+    /// Number of files.
     #[n(3)]
     pub files: u64,
-    /// Their bytes.
+    /// Size of all files in bytes.
     #[n(4)]
     pub bytes: u64,
-    /// A text in the place of files; at most [`MAX_OFFER_TEXT`] bytes.
+    /// A text instead of files; at most [`MAX_OFFER_TEXT`] bytes.
     #[n(5)]
     pub text: Option<PeerText>,
-    /// The only source comes out of a pipe: nobody knows its size yet, and it can be had once.
+    /// Whether the only source is a pipe. Its size is unknown, and it can be received once.
     #[n(6)]
     pub piped: Option<bool>,
-    /// Nothing but to know each other from here on: the number under which the sending machine's server can be found.
+    /// In an offer to pair the two machines: the number under which the sending machine's server can be found.
     #[n(7)]
     pub pair: Option<u32>,
-    /// Directories and links in all.
+    /// Number of directories and links.
     #[n(8)]
     pub others: Option<u64>,
 }
 
-/// Most bytes of the name of a machine.
+/// Limit of a machine's name in bytes.
 pub const MAX_OFFER_FROM: usize = 128;
-/// Most names in an offer: a person is to read them, and a directory has room for more.
+/// Limit of names in an offer. A person reads them; a directory can hold more files.
 pub const MAX_OFFERED: usize = 1000;
-/// Most bytes of a text.
+/// Limit of a text in bytes.
 pub const MAX_OFFER_TEXT: usize = 32 << 10;
 
 impl Offer {
@@ -85,26 +85,23 @@ impl Offer {
             self.text.as_ref().map_or(0, PeerText::len),
             MAX_OFFER_TEXT,
         )?;
-        match [
+        let contents = [
             !self.names.0.is_empty(),
             self.text.is_some(),
             self.pair.is_some(),
-        ]
-        .iter()
-        .filter(|is| **is)
-        .count()
-        {
+        ];
+        match contents.iter().filter(|present| **present).count() {
             1 => Ok(()),
             _ => Err("either names, a text, or a pair".into()),
         }
     }
 }
 
-/// The receiver takes what is offered, and asks for it over another connection.
+/// Accepts an offer. The receiver then asks for the files over another connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Accept {
-    /// In answer to an offer to pair: the number under which the receiving machine's server can be found.
+    /// In an answer to an offer to pair: the number under which the receiving machine's server can be found.
     #[n(0)]
     pub pair: Option<u32>,
 }

@@ -1,4 +1,5 @@
-//! Every message, by name and type byte.
+//! Every message with its name, type byte and limit. The messages are in one file, in the order of PROTOCOL.md, so that the two can
+//! be compared; this makes it longer than others.
 
 use minicbor::{Decode, Encode};
 
@@ -21,7 +22,7 @@ macro_rules! messages {
             const LIMIT: usize = $limit;
             fn check(&self) -> Result<(), String> { self.validate() }
         })*
-        /// Name, type byte and limit of every message; PROTOCOL.md is held against it.
+        /// Name, type byte and limit of every message. A test compares it with PROTOCOL.md.
         pub const MESSAGES: &[(&str, u8, usize)] = &[$((stringify!($name), $kind, $limit)),*];
     };
 }
@@ -69,11 +70,11 @@ messages! {
 macro_rules! unchecked { ($($name:ident)*) => { $(impl $name { fn validate(&self) -> Result<(), String> { Ok(()) } })* } }
 unchecked! { Complete Working Skip Done Committed Trailer Measure Ping Pong Received Introduce Introduced Confirm Accept Placed }
 
-/// First message of both ends on every control stream: what each can do.
+/// First message of both ends on every control stream: the features that each supports.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Hello {
-    /// Numbers of the optional features spoken; none are defined in `haul/1` yet.
+    /// Numbers of the supported optional features. `haul/1` defines none yet.
     #[n(0)]
     pub features: Vec<u64>,
     /// Program and version, for logs only; at most 128 bytes.
@@ -87,35 +88,35 @@ impl Hello {
     }
 }
 
-/// Asks to send files to the server.
+/// Requests to send files to the server.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Push {
-    /// Names the session over all its connections; random.
+    /// Random id of the session, the same over all its connections.
     #[cbor(n(0), with = "minicbor::bytes")]
     pub session: [u8; 16],
     /// The destination below the served directory, as components.
     #[n(1)]
     pub destination: Components,
-    /// What the user wrote ends in `/`.
+    /// Whether the destination ends in `/`.
     #[n(2)]
     pub into: bool,
-    /// How many sources there are.
+    /// Number of sources.
     #[n(3)]
     pub sources: u32,
     /// Whether the only source is a directory.
     #[n(4)]
     pub directory: bool,
-    /// How durable a commit has to be.
+    /// Durability that a commit needs.
     #[n(5)]
     pub durability: Durability,
-    /// How entries are to be taken, if not as usual.
+    /// How the server receives entries, if not by the defaults.
     #[n(6)]
     pub take: Option<ReceiveOptions>,
-    /// What a mirror leaves out, and spares.
+    /// Names that a mirror neither sends nor removes.
     #[n(7)]
     pub filter: Option<WireFilter>,
-    /// Where it comes from.
+    /// The directories that are sent.
     #[n(8)]
     pub origin: Option<Origin>,
 }
@@ -132,41 +133,41 @@ impl Push {
     }
 }
 
-/// Asks the server to send files.
+/// Requests the server to send files.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Pull {
-    /// Names the session over all its connections; random.
+    /// Random id of the session, the same over all its connections.
     #[cbor(n(0), with = "minicbor::bytes")]
     pub session: [u8; 16],
-    /// What is asked for, below the served directory.
+    /// The requested paths below the served directory.
     #[n(1)]
     pub sources: Vec<Components>,
-    /// Most entries that may stand unanswered; here the client is the receiver.
+    /// Limit of unanswered entries. The client is the receiver here.
     #[n(2)]
     pub entries: u32,
-    /// Most bytes of entries, headers included, that may stand unanswered.
+    /// Limit of unanswered entries in bytes, headers included.
     #[n(3)]
     pub entry_bytes: u32,
-    /// Bytes a second that the client wants to be sent at most, within [`Rate`]'s bounds.
+    /// The client's limit of the server's rate in bytes a second, within [`Rate`]'s bounds.
     #[n(4)]
     pub limit: Option<u64>,
-    /// Whether the entries of files are to carry digests, for the client to compare.
+    /// Whether the entries of files carry digests, for the client to compare.
     #[n(6)]
     pub checksum: Option<bool>,
-    /// Symbolic links are asked for as what they point to, as far as that is served.
+    /// Whether symbolic links are followed, as far as their targets are served.
     #[n(7)]
     pub follow: Option<bool>,
-    /// What is not asked for.
+    /// Names that are not requested.
     #[n(8)]
     pub filter: Option<WireFilter>,
-    /// Extended attributes are asked for.
+    /// Whether extended attributes are requested.
     #[n(9)]
     pub xattrs: Option<bool>,
-    /// Owners are asked for.
+    /// Whether owners are requested.
     #[n(10)]
     pub owner: Option<bool>,
-    /// A file that only grows while it is sent is asked for as long as it was at the start.
+    /// Whether a file that only grows while it is sent is requested with the length that was announced.
     #[n(11)]
     pub growing: Option<bool>,
 }
@@ -184,17 +185,17 @@ impl Pull {
     }
 }
 
-/// Asks the server for a listing.
+/// Requests a listing.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct List {
-    /// Names the session; random.
+    /// Random id of the session.
     #[cbor(n(0), with = "minicbor::bytes")]
     pub session: [u8; 16],
-    /// What is asked for, below the served directory.
+    /// The requested path below the served directory.
     #[n(1)]
     pub path: Components,
-    /// Whether what is below its directories is asked for too.
+    /// Whether all directories below it are listed too.
     #[n(2)]
     pub recursive: bool,
 }
@@ -205,23 +206,23 @@ impl List {
     }
 }
 
-/// The request is accepted: the sender may announce as much as this says.
+/// Accepts the request. The sender may announce entries within these limits.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Ready {
-    /// Most entries that may stand unanswered.
+    /// Limit of unanswered entries.
     #[n(0)]
     pub entries: u32,
-    /// Most bytes of entries, headers included, that may stand unanswered.
+    /// Limit of unanswered entries in bytes, headers included.
     #[n(1)]
     pub entry_bytes: u32,
-    /// Where the sources come to stand, as the receiver settled it; components. For people only.
+    /// The place of the sources, as the receiver settled it, as components. For display only.
     #[n(2)]
     pub place: Option<Components>,
-    /// In a pull of one source without a pattern: what that is. It settles where it comes to stand at the client.
+    /// In a pull of one source without a pattern: the kind of the source. The client settles its place by it.
     #[n(3)]
     pub only: Option<Kind>,
-    /// In a pull: where it comes from.
+    /// In a pull: the directories that are sent.
     #[n(4)]
     pub origin: Option<Origin>,
 }
@@ -232,32 +233,32 @@ impl Ready {
     }
 }
 
-/// The request is refused.
+/// Refuses the request.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Refused {
-    /// Why.
+    /// The reason.
     #[n(0)]
     pub why: WireReason,
 }
 
-/// The sender has sent all it will, and has an answer for each entry; receipts may still be on their way.
+/// Ends the sender's part: everything is sent and each entry has its verdict. Receipts may still be on their way.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct End {
     /// Entries sent on the manifest stream.
     #[n(0)]
     pub entries: u64,
-    /// Sources that the sender could not send at all.
+    /// Sources that the sender could not send.
     #[n(1)]
     pub failed: u64,
-    /// Why the sender did not announce the rest, if it did not.
+    /// Why the sender did not announce the remaining entries, if it did not.
     #[n(2)]
     pub interrupted: Option<WireReason>,
-    /// Where the sender's time went.
+    /// The sender's time breakdown.
     #[n(3)]
     pub spent: Option<SenderTime>,
-    /// What the sender could not tell of files that it sent.
+    /// Metadata that the sender could not read of files that it sent.
     #[n(4)]
     pub unkept: Option<Vec<MetadataWarning>>,
 }
@@ -271,7 +272,7 @@ impl End {
     }
 }
 
-/// The receiver's last word: what stands on its disk now.
+/// The receiver's last message: the result of the session.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Summary {
@@ -281,25 +282,25 @@ pub struct Summary {
     /// Bytes of content committed.
     #[n(1)]
     pub bytes: u64,
-    /// Entries that were there already.
+    /// Entries that existed already.
     #[n(2)]
     pub skipped: u64,
     /// Entries refused or failed.
     #[n(3)]
     pub failed: u64,
-    /// How durable all of it is.
+    /// Durability of all commits.
     #[n(4)]
     pub durability: Durability,
-    /// Milliseconds in which half of the connection's receive window or more was taken by what the store had not taken.
+    /// Milliseconds in which data that the store had not written yet filled half or more of the connection's receive window.
     #[n(5)]
     pub held_up: Option<u64>,
-    /// What could not be kept of what stands there; each kind once.
+    /// Metadata that could not be kept, once for each attribute.
     #[n(6)]
     pub unkept: Option<Vec<MetadataWarning>>,
-    /// How many things a mirror has removed.
+    /// Number of entries that a mirror has removed.
     #[n(7)]
     pub removed: Option<u64>,
-    /// Why it has removed nothing, or not all.
+    /// Why the mirror has removed nothing, or not everything.
     #[n(8)]
     pub unremoved: Option<WireReason>,
 }
@@ -310,20 +311,20 @@ impl Summary {
     }
 }
 
-/// A server that stops says so: no new entry will be wanted, transfers under way may end.
+/// Announces that the server stops. It wants no more entries; transfers under way may end.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct GoAway {
-    /// Why.
+    /// The reason.
     #[n(0)]
     pub why: WireReason,
 }
 
-/// A mirror has removed this, or would in a dry run. For people only.
+/// Reports an entry that a mirror has removed, or would remove in a dry run. For display only.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Removed {
-    /// Below the destination.
+    /// The path below the destination.
     #[n(0)]
     pub path: Components,
 }
@@ -334,48 +335,48 @@ impl Removed {
     }
 }
 
-/// Sent every 5 s while long disk work keeps an answer back.
+/// Sent every 5 s while long disk work delays an answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Working {}
 
-/// One file, directory or link that the session is about.
+/// Announces one file, directory or symbolic link.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Entry {
-    /// The sender's number for it, unique in the session on this connection, ascending.
+    /// The sender's number for the entry, ascending and unique in the session on this connection.
     #[n(0)]
     pub id: u64,
-    /// Components; the first is the name of the source that the entry belongs to.
+    /// The path as components. The first is the name of the source.
     #[n(1)]
     pub path: Components,
-    /// What it is.
+    /// The kind of the entry.
     #[n(2)]
     pub kind: Kind,
-    /// Bytes of content; only for files, absent when not known beforehand.
+    /// Size of a file in bytes; absent when it is unknown.
     #[n(3)]
     pub size: Option<u64>,
-    /// When its content was last modified.
+    /// Time of the last modification of the content.
     #[n(4)]
     pub modified: Option<Time>,
     /// Permission bits (0777).
     #[n(5)]
     pub mode: Option<u32>,
-    /// What a symbolic link holds; only for those. At most [`MAX_SYMLINK`] bytes, without NUL.
+    /// Target of a symbolic link; at most [`MAX_SYMLINK`] bytes, without NUL.
     #[cbor(n(6), with = "minicbor::bytes")]
     pub target: Option<Vec<u8>>,
-    /// Only for files: BLAKE3 of the content, where the sender knows it. The receiver may compare it with what stands there, and
-    /// trusts it in nothing else.
+    /// BLAKE3 digest of a file's content, if the sender knows it. The receiver may compare it with an existing file, and trusts it
+    /// for nothing else.
     #[cbor(n(7), with = "minicbor::bytes")]
     pub digest: Option<[u8; 32]>,
-    /// Only for files: this is another name of the entry with this number, which stands already; its own number when
-    /// others may come to be names of this one.
+    /// For files: the number of an earlier, committed entry that this is another name of. Its own number if later entries may be
+    /// other names of it.
     #[n(8)]
     pub hard_link: Option<u64>,
-    /// Whose it is. Only when it is to be kept; then the mode has all bits (07777) on files.
+    /// Owner and group, if they are to be kept. The mode of files then has all bits (07777).
     #[n(9)]
     pub owner: Option<Owner>,
-    /// Its extended attributes by name, in order; only when they are to be kept, and not of symbolic links.
+    /// Extended attributes in the order of their names, if they are to be kept. Symbolic links have none.
     #[n(10)]
     pub xattrs: Option<Vec<Xattr>>,
 }
@@ -385,7 +386,7 @@ impl Entry {
         if let Some(target) = &self.target {
             at_most("target", target.len(), MAX_SYMLINK)?;
             if target.is_empty() || target.contains(&0) {
-                return Err("a symbolic link to nothing".into());
+                return Err("a symbolic link with an empty target, or NUL in it".into());
             }
         }
         self.owner.iter().try_for_each(Owner::validate)?;
@@ -395,16 +396,16 @@ impl Entry {
         match (self.kind, &self.target, self.size) {
             (Kind::Symlink, None, _) => Err("a symbolic link without a target".into()),
             (Kind::File | Kind::Directory, Some(_), _) => {
-                Err("a target on what is no symbolic link".into())
+                Err("a target on an entry that is not a symbolic link".into())
             }
             (Kind::Symlink | Kind::Directory, _, Some(_)) => {
-                Err("a size on what is no file".into())
+                Err("a size on an entry that is not a file".into())
             }
             _ if self.hard_link.is_some() && self.kind != Kind::File => {
-                Err("another name of what is no file".into())
+                Err("a hard link on an entry that is not a file".into())
             }
             _ if self.hard_link.is_some_and(|first| first > self.id) => {
-                Err("a name of what comes later".into())
+                Err("a hard link to a later entry".into())
             }
             (_, _, Some(size)) if size > i64::MAX as u64 => Err("a size over 2^63 - 1".into()),
             _ => self.path.validate(),
@@ -412,27 +413,28 @@ impl Entry {
     }
 }
 
-/// On the manifest: something that is to be sent and cannot be. It has no id and no verdict.
+/// Reports on the manifest stream a path that cannot be sent. It has no id and no verdict.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Unsendable {
-    /// As in an entry, or as it was asked for; empty for the served directory itself.
+    /// The path as in an entry, or as requested; empty for the served directory itself.
     #[n(0)]
     pub path: Components,
-    /// Why.
+    /// The reason.
     #[n(1)]
     pub why: WireReason,
-    /// With `Special` and `Vanished`: whether that is no failure, since it was only come upon in a directory.
+    /// With `Special` and `Vanished`: whether this is no failure, because the entry was only found in a directory.
     #[n(2)]
     pub omitted: Option<bool>,
 }
 
-/// On the manifest: all there is was found, only directories are still to come. For people, whom it tells how much is left.
+/// Reports on the manifest stream that the walk is complete and only directories follow. The receiver can then show how much is
+/// left.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Complete {}
 
-/// Verdict: it is there already, as announced.
+/// Verdict: the entry exists already, as announced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Skip {
@@ -441,7 +443,7 @@ pub struct Skip {
     pub id: u64,
 }
 
-/// Verdict: the manifest sufficed, it stands there now.
+/// Verdict: the entry is committed without a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Done {
@@ -450,14 +452,14 @@ pub struct Done {
     pub id: u64,
 }
 
-/// Verdict: send it. An admission: room and a permit are set aside.
+/// Verdict: the sender is to send the content. The receiver holds memory or a permit for it.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Want {
     /// The entry.
     #[n(0)]
     pub id: u64,
-    /// What the receiver holds of an earlier attempt: ascending, not touching, aligned to [`HELD_STEP`](super::HELD_STEP).
+    /// Ranges that the receiver holds from an earlier attempt: ascending, not adjacent, aligned to [`HELD_STEP`](super::HELD_STEP).
     #[n(1)]
     pub held: Option<Vec<Held>>,
 }
@@ -470,38 +472,38 @@ impl Want {
     }
 }
 
-/// Verdict: it cannot stand there.
+/// Verdict: the receiver refuses the entry.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Refuse {
     /// The entry.
     #[n(0)]
     pub id: u64,
-    /// Why.
+    /// The reason.
     #[n(1)]
     pub why: WireReason,
 }
 
-/// Begins a transfer: what of the file the body will hold.
+/// Begins a transfer: describes the body.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Plan {
     /// The entry.
     #[n(0)]
     pub id: u64,
-    /// How the body is encoded: [`ENCODING_RANGES`](super::ENCODING_RANGES) or [`ENCODING_PIECES`](super::ENCODING_PIECES).
+    /// Encoding of the body: [`ENCODING_RANGES`](super::ENCODING_RANGES) or [`ENCODING_PIECES`](super::ENCODING_PIECES).
     #[n(1)]
     pub encoding: u32,
-    /// The parts of the file that the body holds: ascending, not overlapping.
+    /// The ranges of the file that the body holds: ascending, not overlapping.
     #[n(2)]
     pub ranges: Vec<Range>,
-    /// Parts that read as zeros and for which the file takes no space: ascending, not overlapping, apart from the ranges.
+    /// Holes, which read as zeros and take no disk space: ascending, not overlapping each other or the ranges.
     #[n(3)]
     pub holes: Option<Vec<Range>>,
 }
 
 impl Plan {
-    /// The holes, if there are any.
+    /// The holes; empty when the message has none.
     pub fn holes(&self) -> &[Range] {
         self.holes.as_deref().unwrap_or_default()
     }
@@ -517,83 +519,83 @@ impl Plan {
     }
 }
 
-/// Ends a transfer: the digest of the whole file.
+/// Ends a transfer with the digest of the whole file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Trailer {
-    /// BLAKE3 of the file's whole content, held ranges included; see [`content_hasher`](super::content_hasher).
+    /// BLAKE3 digest of the whole content, held ranges included; see [`content_hasher`](super::content_hasher).
     #[cbor(n(0), with = "minicbor::bytes")]
     pub digest: [u8; 32],
-    /// Bytes of content, where the entry said none.
+    /// Size in bytes, if the entry had none.
     #[n(1)]
     pub size: Option<u64>,
 }
 
-/// Receipt: content and trailer agree, and the file stands under its final name.
+/// Receipt: content and trailer agree, and the file is under its final name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Committed {
     /// Size of the file.
     #[n(0)]
     pub bytes: u64,
-    /// How durable it is.
+    /// Durability of the commit.
     #[n(1)]
     pub durability: Durability,
 }
 
-/// Receipt: it did not go through; what stood under the final name still does.
+/// Receipt: the transfer has failed. A file that existed under the final name is unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Failed {
-    /// Why.
+    /// The reason.
     #[n(0)]
     pub why: WireReason,
 }
 
-/// In the place of a [`Plan`]: the sender cannot send a file that it announced, and opens no transfer for it.
+/// Sent instead of a [`Plan`]: the sender cannot send a file that it announced, and opens no transfer for it.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Withdraw {
     /// The entry.
     #[n(0)]
     pub id: u64,
-    /// Why.
+    /// The reason.
     #[n(1)]
     pub why: WireReason,
 }
 
-/// First on a measurement stream.
+/// First message on a measurement stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Measure {
-    /// What the stream is for.
+    /// The kind of measurement.
     #[n(0)]
     pub probe: Probe,
-    /// For how long; the server may have enough earlier.
+    /// Duration in milliseconds. The server may end the measurement earlier.
     #[n(1)]
     pub milliseconds: u32,
 }
 
-/// Asks for a [`Pong`].
+/// Requests a [`Pong`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Ping {
-    /// Ascending on the stream.
+    /// Number of the ping, ascending on the stream.
     #[n(0)]
     pub id: u64,
 }
 
-/// Answers a [`Ping`] at once, with what the server knows of the path as a sender.
+/// Answers a [`Ping`] at once, with the server's statistics of the path as a sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Pong {
-    /// Which ping.
+    /// Number of the ping.
     #[n(0)]
     pub id: u64,
     /// Packets sent on this path of the connection so far.
     #[n(1)]
     pub packets_sent: u64,
-    /// Of these, those that were found lost.
+    /// Packets of these that were declared lost.
     #[n(2)]
     pub packets_lost: u64,
     /// The smoothed round-trip time in microseconds (RFC 9002, section 5.3).
@@ -601,38 +603,38 @@ pub struct Pong {
     pub rtt: u64,
 }
 
-/// What of the client's filler has come so far; the last one is the sum.
+/// Reports how much of the client's filler has arrived so far. The last one is the sum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Received {
     /// Bytes of filler.
     #[n(0)]
     pub bytes: u64,
-    /// Since the stream began.
+    /// Time since the stream began, in microseconds.
     #[n(1)]
     pub microseconds: u64,
 }
 
-/// Part of a listing: something that stands there.
+/// One entry of a listing.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Listed {
-    /// Below the directory that was asked for; what is no directory, or was asked for by a pattern, with its whole path.
+    /// The path below the requested directory. For a requested non-directory or a match of a pattern, the whole path.
     #[n(0)]
     pub path: Components,
-    /// What it is; absent for a device, a FIFO, a socket and the like.
+    /// The kind of the entry; absent for a device, FIFO, socket and the like.
     #[n(1)]
     pub kind: Option<Kind>,
-    /// Bytes of content; only for files.
+    /// Size of a file in bytes.
     #[n(2)]
     pub size: Option<u64>,
-    /// When its content was last modified.
+    /// Time of the last modification of the content.
     #[n(3)]
     pub modified: Option<Time>,
     /// Permission bits (07777).
     #[n(4)]
     pub mode: Option<u32>,
-    /// What a symbolic link holds; at most [`MAX_SYMLINK`] bytes.
+    /// Target of a symbolic link; at most [`MAX_SYMLINK`] bytes.
     #[cbor(n(5), with = "minicbor::bytes")]
     pub target: Option<Vec<u8>>,
 }

@@ -1,16 +1,17 @@
-//! Metadata that travels on demand: owners and extended attributes.
+//! Metadata that is sent on request: owners and extended attributes.
 
 use minicbor::{Decode, Encode};
 
 use super::value::at_most;
 
-/// Longest name of a user or group, in bytes.
+/// Limit of the name of a user or group in bytes.
 pub const MAX_OWNER_NAME: usize = 256;
-/// Longest name of an extended attribute in bytes: Linux's `XATTR_NAME_MAX`.
+/// Limit of the name of an extended attribute in bytes: Linux's `XATTR_NAME_MAX`.
 pub const MAX_XATTR_NAME: usize = 255;
-/// Most bytes in all extended attributes of an entry: names, values, and [`XATTR_OVERHEAD`] for each. ext4 takes half of it.
+/// Limit of all extended attributes of an entry in bytes: names, values, and [`XATTR_OVERHEAD`] for each. ext4 stores half as
+/// much.
 pub const MAX_XATTR_BYTES: usize = 8 << 10;
-/// What an extended attribute counts beside its name and value, in bytes.
+/// Bytes that an extended attribute counts in addition to its name and value.
 pub const XATTR_OVERHEAD: usize = 16;
 
 /// Owner and group, by number and, if known, by name.
@@ -33,9 +34,9 @@ pub struct Owner {
 
 impl Owner {
     pub(super) fn validate(&self) -> Result<(), String> {
-        // The system's word for nobody's.
+        // chown(2) reads this number as "no change".
         if self.user == u32::MAX || self.group == u32::MAX {
-            return Err("an owner that nobody can be".into());
+            return Err("an invalid user or group number".into());
         }
         let names = [&self.user_name, &self.group_name];
         names
@@ -58,17 +59,17 @@ pub struct Xattr {
 }
 
 impl Xattr {
-    /// What it counts against [`MAX_XATTR_BYTES`].
+    /// The bytes that it counts against [`MAX_XATTR_BYTES`].
     pub fn bytes(&self) -> usize {
         self.name.len() + self.value.len() + XATTR_OVERHEAD
     }
 
     pub(super) fn validate(all: &[Self]) -> Result<(), String> {
         at_most("xattrs", all.iter().map(Self::bytes).sum(), MAX_XATTR_BYTES)?;
-        let good =
+        let is_valid =
             |name: &[u8]| !name.is_empty() && name.len() <= MAX_XATTR_NAME && !name.contains(&0);
-        if !all.iter().all(|xattr| good(&xattr.name)) {
-            return Err("a name that no extended attribute has".into());
+        if !all.iter().all(|xattr| is_valid(&xattr.name)) {
+            return Err("an invalid name of an extended attribute".into());
         }
         if all.windows(2).all(|two| two[0].name < two[1].name) {
             Ok(())

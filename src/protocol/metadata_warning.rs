@@ -1,4 +1,4 @@
-//! What could not be kept of files that stand there whole: said once for each kind of thing, and not for each file.
+//! Metadata that a receiver could not keep, reported once for each attribute and not for each file.
 
 use std::fmt;
 
@@ -7,12 +7,12 @@ use minicbor::{Decode, Encode};
 use super::value::at_most;
 use crate::error::text::PeerText;
 
-/// Longest example in bytes.
-const MAX_FIRST: usize = 256;
-/// Most kinds of things in one [`Summary`](super::Summary).
-const MAX_ASPECTS: usize = 10;
+/// Limit of an example in bytes.
+const MAX_FIRST_SIZE: usize = 256;
+/// Limit of attributes in one [`Summary`](super::Summary).
+const MAX_ATTRIBUTES: usize = 10;
 
-/// Something of a file besides its content that a filesystem may not be able to keep, or not permit.
+/// A part of a file's metadata that a file system may not support or not permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Attribute {
@@ -24,12 +24,12 @@ pub enum Attribute {
     Owner = 2,
     /// Extended attributes.
     Xattr = 3,
-    /// That it is another name of a file.
+    /// A further name of the file.
     HardLink = 4,
 }
 
 impl Attribute {
-    /// How one is called, and how several are.
+    /// The name of one, and of several.
     fn names(number: u32) -> (&'static str, &'static str) {
         match number {
             0 => ("mode", "modes"),
@@ -38,39 +38,39 @@ impl Attribute {
             3 => ("extended attribute", "extended attributes"),
             4 => ("hard link", "hard links"),
             _ => (
-                "thing that this version does not know",
-                "things that this version does not know",
+                "attribute that this version does not know",
+                "attributes that this version does not know",
             ),
         }
     }
 }
 
-/// How many things of one kind could not be kept, with the first of them.
+/// How often one attribute could not be kept, with the first case.
 ///
 /// Its `Display` is a sentence, and safe to print.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct MetadataWarning {
-    /// The number of an [`Attribute`], or of one that only a newer peer knows.
+    /// The number of an [`Attribute`]. A newer peer may send unknown ones.
     #[n(0)]
     pub aspect: u32,
-    /// How many.
+    /// Number of cases.
     #[n(1)]
     pub count: u64,
-    /// Which file, and why; for people. At most 256 bytes.
+    /// File and reason of the first case, for display; at most 256 bytes.
     #[n(2)]
     pub first: PeerText,
 }
 
 impl MetadataWarning {
-    /// Counts one more thing; `first` says which file and why, and is asked only if it is the first of its kind.
-    pub fn count_one(all: &mut Vec<Self>, aspect: Attribute, first: impl FnOnce() -> String) {
-        let number = aspect as u32;
-        match all.iter_mut().find(|unkept| unkept.aspect == number) {
-            Some(unkept) => unkept.count += 1,
+    /// Counts one more case. `first` returns file and reason; it is called only for the first case of an attribute.
+    pub fn count_one(all: &mut Vec<Self>, attribute: Attribute, first: impl FnOnce() -> String) {
+        let number = attribute as u32;
+        match all.iter_mut().find(|warning| warning.aspect == number) {
+            Some(warning) => warning.count += 1,
             None => {
                 let mut first = first();
-                let end = (0..=MAX_FIRST.min(first.len()))
+                let end = (0..=MAX_FIRST_SIZE.min(first.len()))
                     .rev()
                     .find(|&at| first.is_char_boundary(at));
                 first.truncate(end.unwrap_or(0));
@@ -83,25 +83,25 @@ impl MetadataWarning {
         }
     }
 
-    /// Adds up two accounts.
+    /// Adds the counts of `more` to `all`.
     pub fn join(all: &mut Vec<Self>, more: &[Self]) {
-        for unkept in more {
-            match all.iter_mut().find(|one| one.aspect == unkept.aspect) {
-                Some(one) => one.count = one.count.saturating_add(unkept.count),
-                None => all.push(unkept.clone()),
+        for warning in more {
+            match all.iter_mut().find(|one| one.aspect == warning.aspect) {
+                Some(one) => one.count = one.count.saturating_add(warning.count),
+                None => all.push(warning.clone()),
             }
         }
     }
 
-    /// What the things are called.
+    /// The attribute's name in the plural.
     pub fn name(&self) -> &'static str {
         Attribute::names(self.aspect).1
     }
 
     pub(super) fn validate(all: &[Self]) -> Result<(), String> {
-        at_most("unkept", all.len(), MAX_ASPECTS)?;
+        at_most("unkept", all.len(), MAX_ATTRIBUTES)?;
         all.iter()
-            .try_for_each(|unkept| at_most("first", unkept.first.len(), MAX_FIRST))
+            .try_for_each(|warning| at_most("first", warning.first.len(), MAX_FIRST_SIZE))
     }
 }
 
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_is_said_once_with_the_first_of_it() {
+    fn each_attribute_is_reported_once_with_its_first_case() {
         let mut all = Vec::new();
         for name in ["a\n", "b", "c"] {
             MetadataWarning::count_one(&mut all, Attribute::Xattr, || {
@@ -135,7 +135,7 @@ mod tests {
             all[0].to_string(),
             "3 extended attributes could not be kept (first: a\\n: not supported)"
         );
-        assert_eq!((all[1].count, all[1].first.len()), (1, MAX_FIRST));
+        assert_eq!((all[1].count, all[1].first.len()), (1, MAX_FIRST_SIZE));
         let both = all.clone();
         MetadataWarning::join(&mut all, &both);
         assert_eq!((all[0].count, all[1].count), (6, 2));

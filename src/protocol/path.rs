@@ -1,7 +1,7 @@
-//! [`RelativePath`]: the only thing that a name from the wire may become.
+//! [`RelativePath`]: the only type for names from the wire.
 //!
-//! A name travels as a list of byte-string components, never as a path string. Everything that could lead out of a
-//! directory is refused in one place, here, so that no later room has to think of it again.
+//! A name is sent as a list of byte-string components, never as a path string. This file refuses everything that could lead out of
+//! a directory, so that no other room needs to check it.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -11,23 +11,23 @@ use std::path::Path;
 use crate::error::text::printable;
 use crate::error::{Code, Reason};
 
-/// Longest component in bytes: `NAME_MAX` of every common filesystem.
+/// Limit of a component in bytes: `NAME_MAX` of every common file system.
 pub const MAX_COMPONENT: usize = 255;
-/// Longest path in bytes, separators included: Linux's `PATH_MAX` (4096) less the closing NUL.
+/// Limit of a path in bytes, separators included: Linux's `PATH_MAX` (4096) less the closing NUL.
 pub const MAX_PATH: usize = 4095;
-/// A partial's name is this, [`PARTIAL_DIGITS`] hex digits and [`PARTIAL_SUFFIX`].
+/// A partial's name is this prefix, [`PARTIAL_DIGITS`] hex digits and [`PARTIAL_SUFFIX`].
 pub(crate) const PARTIAL_PREFIX: &[u8] = b".haul-";
 pub(crate) const PARTIAL_SUFFIX: &[u8] = b".partial";
-/// Hex digits in a partial's name: 16 bytes, so that two claims never meet.
+/// Hex digits in a partial's name: 16 bytes, so that two claims never get the same name.
 pub(crate) const PARTIAL_DIGITS: usize = 32;
 
-/// A character that has several Unicode normal forms. A file that tries what a file system makes of names has it behind the
+/// A character that has several Unicode normal forms. A file that tests how a file system treats names has it after the
 /// digits.
 pub(crate) const PARTIAL_ACCENT: &str = "\u{e9}";
 
-/// A path below some directory: no `..`, no `.`, no empty component, no NUL, never absolute.
+/// A path below a directory: no `..`, no `.`, no empty component, no NUL, never absolute.
 ///
-/// The empty path is the directory itself. Ordering is by bytes.
+/// The empty path is the directory itself. Paths are ordered by their bytes.
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RelativePath {
     /// Components joined by `/`; valid by construction.
@@ -52,11 +52,11 @@ pub enum BadName {
     /// A component of more than [`MAX_COMPONENT`] bytes.
     #[error("a component is longer than {MAX_COMPONENT} bytes")]
     LongComponent,
-    /// All of it is more than [`MAX_PATH`] bytes.
+    /// A path of more than [`MAX_PATH`] bytes.
     #[error("the path is longer than {MAX_PATH} bytes")]
     LongPath,
-    /// The form of name that haul keeps for its own partials.
-    #[error("names of the form .haul-<32 hex digits>.partial are kept for unfinished files")]
+    /// A name of the form that is reserved for partials.
+    #[error("names of the form .haul-<32 hex digits>.partial are reserved for unfinished files")]
     Reserved,
 }
 
@@ -66,10 +66,10 @@ impl RelativePath {
         Self::default()
     }
 
-    /// Checks a list of components, as it stands on the wire.
+    /// Makes a path from a list of components, as in a message.
     ///
     /// # Errors
-    /// The first [`BadName`] found; nothing is repaired.
+    /// The first [`BadName`] found. Nothing is repaired.
     pub fn from_components<C: AsRef<[u8]>>(
         components: impl IntoIterator<Item = C>,
     ) -> Result<Self, BadName> {
@@ -114,7 +114,7 @@ impl RelativePath {
         Ok(path)
     }
 
-    /// This path with all components of another behind it.
+    /// This path followed by all components of another.
     ///
     /// # Errors
     /// [`BadName::LongPath`].
@@ -173,7 +173,7 @@ impl RelativePath {
         self.joined.is_empty()
     }
 
-    /// The components joined by `/`, as the system wants them; empty for the root.
+    /// The components joined by `/`, as a path for the system; empty for the root.
     pub fn as_path(&self) -> &Path {
         Path::new(OsStr::from_bytes(&self.joined))
     }
@@ -184,8 +184,8 @@ impl RelativePath {
     }
 }
 
-/// Whether a file of this name is one of haul's partials: hidden, never served, and swept when it is old. A name that only
-/// looks alike, such as `.haul-notes.partial`, is a user's own.
+/// Whether a name is that of a partial. Partials are hidden, never served, and swept when they are old. A name that is only
+/// similar, such as `.haul-notes.partial`, is the user's own.
 pub(crate) fn is_partial_name(name: &[u8]) -> bool {
     name.strip_prefix(PARTIAL_PREFIX)
         .and_then(|rest| rest.strip_suffix(PARTIAL_SUFFIX))
@@ -198,7 +198,7 @@ pub(crate) fn is_partial_name(name: &[u8]) -> bool {
         })
 }
 
-/// Whether nobody may use this name: a file system that folds case finds a partial by its name in capitals too.
+/// Whether no entry may have this name: a file system that folds case finds a partial by its name in capitals too.
 fn is_reserved(name: &[u8]) -> bool {
     // The length first, so that ordinary names are not copied.
     let length = PARTIAL_PREFIX.len() + PARTIAL_DIGITS + PARTIAL_SUFFIX.len();
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_lead_elsewhere_are_refused() {
+    fn names_that_leave_the_directory_are_refused() {
         assert_eq!(path(&[b".."]), Err(BadName::Dots));
         assert_eq!(path(&[b"a", b"."]), Err(BadName::Dots));
         assert_eq!(path(&[b""]), Err(BadName::Empty));
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn ordinary_and_odd_names_are_kept_as_they_are() {
+    fn ordinary_and_odd_names_are_kept_unchanged() {
         let p = path(&[b"...", b"a b?#%", b"\xff\xfe", "ä".as_bytes()]).unwrap();
         assert_eq!(p.components().count(), 4);
         assert_eq!(p.name(), Some("ä".as_bytes()));
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_cannot_steer_a_terminal() {
+    fn printed_names_cannot_control_a_terminal() {
         assert_eq!(printable(b"a\n\x1b[2Jb\xff"), "a\\n\\u{1b}[2Jb\\xff");
         assert_eq!(
             printable("x\u{202e}gpj.exe".as_bytes()),
@@ -292,7 +292,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_path_always_stays_below(components in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..20)) {
+        fn a_path_never_leaves_its_directory(components in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..20)) {
             if let Ok(p) = RelativePath::from_components(&components) {
                 prop_assert!(p.as_path().is_relative());
                 prop_assert!(p.as_path().components().all(|c| matches!(c, std::path::Component::Normal(_))));

@@ -1,22 +1,22 @@
-//! Rates as people write them, bits and bytes told apart.
+//! Rates as users write them, in bits or bytes a second.
 
 use std::fmt;
 use std::num::NonZeroU64;
 use std::str::FromStr;
 
-/// What is accepted, for whoever wrote something else.
+/// Error message for a text that is not a rate.
 const ACCEPTED: &str =
-    "a rate is written in bits (20M, 20Mbit/s, 500k) or bytes (2.5MB/s, 500kB/s, 2MiB/s) a second";
-/// A multiplier's letter, in ascending order; each is 1,000 times the one before, or 1,024 times with an `i` behind it.
+    "write a rate in bits (20M, 20Mbit/s, 500k) or bytes (2.5MB/s, 500kB/s, 2MiB/s) a second";
+/// Prefixes in ascending order. Each is 1,000 times the one before, or 1,024 times if an `i` follows.
 const PREFIXES: &str = "kmgt";
-/// Digits of a number: more say nothing that a rate could mean, and no product of so many overflows.
+/// Limit of digits in a number. No rate needs more, and no product of so many overflows.
 const MAX_DIGITS: usize = 18;
 
-/// Bytes a second: a cap on what is sent.
+/// A limit of the sending rate, in bytes a second.
 ///
-/// It is read as networks' people write it: `b` or `bit` are bits and a capital `B` is bytes; without either, a multiplier
-/// alone (`20M`) means bits. `k`, `M`, `G` and `T`, in any case, count in thousands, `Ki`, `Mi`, `Gi` and `Ti` in 1,024s.
-/// `/s` or `ps` behind it changes nothing. A bare number has no unit and is refused: rsync's would be KiB/s, scp's kbit/s.
+/// In text, `b` and `bit` are bits and a capital `B` is bytes. A prefix alone (`20M`) means bits. `k`, `M`, `G` and `T`, in any
+/// case, are powers of 1,000; `Ki`, `Mi`, `Gi` and `Ti` are powers of 1,024. A trailing `/s` or `ps` changes nothing. A number
+/// without a unit is refused, because it would be KiB/s for rsync and kbit/s for scp.
 ///
 /// ```
 /// use haul::protocol::rate::Rate;
@@ -28,19 +28,18 @@ const MAX_DIGITS: usize = 18;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rate(NonZeroU64);
 
-/// Why a text is no [`Rate`].
+/// Why a text is not a [`Rate`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BadRate(String);
 
 impl Rate {
-    /// The smallest rate, in bytes a second: 8 kbit/s. Below it a single packet takes seconds, and peers take silence for
-    /// death.
+    /// The lowest rate in bytes a second: 8 kbit/s. Below it a single packet takes seconds, and the peer may time out.
     pub const MIN: u64 = 1_000;
-    /// The largest rate, in bytes a second: 8 Tbit/s. No machine needs to be kept below it.
+    /// The highest rate in bytes a second: 8 Tbit/s. No machine needs a limit above it.
     pub const MAX: u64 = 1_000_000_000_000;
 
-    /// A rate in bytes a second; `None` outside of [`MIN`](Self::MIN) to [`MAX`](Self::MAX).
+    /// Makes a rate from bytes a second; `None` outside of [`MIN`](Self::MIN) to [`MAX`](Self::MAX).
     pub fn from_bytes(bytes: u64) -> Option<Self> {
         if (Self::MIN..=Self::MAX).contains(&bytes) {
             NonZeroU64::new(bytes).map(Self)
@@ -75,17 +74,17 @@ impl FromStr for Rate {
         let bytes = digits * u128::from(multiplier) / (scale * u128::from(divisor));
         match u64::try_from(bytes).ok().and_then(Self::from_bytes) {
             Some(rate) => Ok(rate),
-            None if bytes < u128::from(Self::MIN) => {
-                Err(BadRate("the lowest rate is 8 kbit/s (1 kB/s)".into()))
-            }
+            None if bytes < u128::from(Self::MIN) => Err(BadRate(
+                "the lowest rate is 8 kbit/s (1 kB/s); write that or more".into(),
+            )),
             None => Err(BadRate(
-                "the highest rate is 8 Tbit/s (1 TB/s); for none, leave it out".into(),
+                "the highest rate is 8 Tbit/s (1 TB/s); for no limit, leave it out".into(),
             )),
         }
     }
 }
 
-/// The digits of a decimal number as an integer, and what to divide it by.
+/// A decimal number as an integer and the power of ten to divide it by.
 fn decimal(number: &str) -> Option<(u128, u128)> {
     let (whole, part) = number.split_once('.').unwrap_or((number, ""));
     let digits = whole.len() + part.len();
@@ -98,7 +97,7 @@ fn decimal(number: &str) -> Option<(u128, u128)> {
     ))
 }
 
-/// What a unit multiplies and divides a number by to make it bytes.
+/// The multiplier and divisor that turn a number with this unit into bytes.
 fn multipliers(unit: &str) -> Option<(u64, u64)> {
     let place = unit
         .chars()
@@ -106,7 +105,6 @@ fn multipliers(unit: &str) -> Option<(u64, u64)> {
         .and_then(|first| PREFIXES.find(first.to_ascii_lowercase()));
     let (power, rest) = place.map_or((0, unit), |place| (place as u32 + 1, &unit[1..]));
     let binary = rest.strip_prefix(['i', 'I']).filter(|_| power > 0);
-    // `Kit` would be no unit, but `Kbit` has its `i` elsewhere.
     let rest = binary.unwrap_or(rest);
     let multiplier = if binary.is_some() {
         1_024_u64.pow(power)
@@ -127,7 +125,7 @@ fn multipliers(unit: &str) -> Option<(u64, u64)> {
 }
 
 impl fmt::Display for Rate {
-    /// In bits, since links are: `20 Mbit/s`. It reads back as the same rate.
+    /// Prints the rate in bits, as network links are specified: `20 Mbit/s`. The text parses back to the same rate.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bits = u128::from(self.bytes()) * 8;
         let (unit, name) = match bits {
@@ -155,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn bits_and_bytes_are_told_apart_as_written() {
+    fn bits_and_bytes_are_distinguished() {
         for bits in [
             "20M",
             "20m",
@@ -190,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_rate_is_told_what_is() {
+    fn an_invalid_rate_is_answered_with_the_right_form() {
         for text in [
             "",
             "M",
@@ -256,7 +254,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_rate_reads_back_as_it_is_shown(bytes in Rate::MIN..=Rate::MAX) {
+        fn every_printed_rate_parses_back(bytes in Rate::MIN..=Rate::MAX) {
             let rate = Rate::from_bytes(bytes).unwrap();
             prop_assert_eq!(rate.to_string().parse(), Ok(rate));
             prop_assert_eq!(format!("{bytes}B/s").parse(), Ok(rate));

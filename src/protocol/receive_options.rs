@@ -1,58 +1,58 @@
-//! How a receiver is to take what is announced.
+//! Options of the receiver.
 
 use std::fmt;
 use std::str::FromStr;
 
 use minicbor::{Decode, Encode};
 
-/// How entries are taken. What is left out on the wire is what is usual.
+/// How a receiver treats entries. An absent field has its default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct ReceiveOptions {
-    /// What becomes of what stands there already.
+    /// What happens to existing files and links.
     #[cbor(n(0), default)]
     pub existing: Existing,
-    /// A file of the same size is compared by content, whatever its time.
+    /// Whether an existing file of the same size is compared by content instead of time.
     #[cbor(n(1), default)]
     pub checksum: bool,
-    /// Nothing is written: the verdicts say what would become of the entries.
+    /// Whether nothing is written. The verdicts report what would happen.
     #[cbor(n(2), default)]
     pub dry_run: bool,
-    /// What stands at the destination and was not announced is removed in the end.
+    /// Whether entries of the destination that were not announced are removed in the end.
     #[n(3)]
     pub delete: Option<Delete>,
-    /// Everything wanted is sent: no file is made of what stands elsewhere.
+    /// Whether the content of every wanted file is sent, even if the receiver has the same content elsewhere.
     #[cbor(n(4), default)]
     pub no_dedupe: bool,
-    /// Times that differ by so many seconds at most are the same.
+    /// Times that differ by at most this many seconds count as equal.
     #[n(5)]
     pub modify_window: Option<u32>,
 }
 
-/// What may be removed.
+/// The limit of removing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Delete {
-    /// If there is more than this, nothing is removed.
+    /// Limit of entries to remove. If there are more, nothing is removed.
     #[n(0)]
     pub most: Option<u64>,
 }
 
-/// What becomes of a file or link that stands there already.
+/// What happens to an existing file or link.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Encode, Decode)]
 #[cbor(index_only)]
 pub enum Existing {
-    /// It stays as it is, whatever it is.
+    /// It is kept.
     #[n(0)]
     Skip,
-    /// It stays if it is the same, and gives way otherwise.
+    /// It is kept if it is the same, and replaced otherwise.
     #[default]
     #[n(1)]
     Update,
-    /// It gives way, the same or not.
+    /// It is replaced, even if it is the same.
     #[n(2)]
     Overwrite,
-    /// It stays: if it is the same that is well, otherwise the entry fails.
+    /// It is kept, and the entry fails unless it is the same.
     #[n(3)]
     Fail,
 }
@@ -84,6 +84,6 @@ impl FromStr for Existing {
         let found = Self::ALL
             .into_iter()
             .find(|existing| existing.name() == text);
-        found.ok_or_else(|| "it is one of skip, update, overwrite and fail".into())
+        found.ok_or_else(|| "use skip, update, overwrite or fail".into())
     }
 }

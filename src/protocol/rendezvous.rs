@@ -1,4 +1,4 @@
-//! What two ends and a relay say, so that the two find each other. None of it knows the words of a code.
+//! Messages between two ends and a relay by which the two find each other. None contains the words of a code.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,12 +7,12 @@ use minicbor::{Decode, Encode};
 use super::value::at_most;
 use crate::error::text::PeerText;
 
-/// Most addresses that one end tells of.
+/// Limit of addresses that one end reports.
 pub const MAX_ADDRESSES: usize = 16;
-/// Most bytes of what admits to a relay.
+/// Limit of a relay's token in bytes.
 pub const MAX_RELAY_TOKEN: usize = 256;
 
-/// A UDP address: 4 or 16 bytes of IP, and the port in two.
+/// A UDP address: 4 or 16 bytes of IP address and 2 bytes of port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Address(pub SocketAddr);
 
@@ -34,31 +34,31 @@ impl<C> Encode<C> for Address {
 impl<'b, C> Decode<'b, C> for Address {
     fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
         let bytes = d.bytes()?;
-        let wrong = || minicbor::decode::Error::message("an address has 6 or 18 bytes");
-        let (ip, port) = bytes.split_last_chunk::<2>().ok_or_else(wrong)?;
+        let invalid = || minicbor::decode::Error::message("an address has 6 or 18 bytes");
+        let (ip, port) = bytes.split_last_chunk::<2>().ok_or_else(invalid)?;
         let ip = match (<[u8; 4]>::try_from(ip), <[u8; 16]>::try_from(ip)) {
             (Ok(v4), _) => IpAddr::from(v4),
             (_, Ok(v6)) => IpAddr::from(v6),
-            _ => return Err(wrong()),
+            _ => return Err(invalid()),
         };
         Ok(Self(SocketAddr::new(ip, u16::from_be_bytes(*port))))
     }
 }
 
-/// A sender asks for a number under which it can be found, for as long as the stream stays open.
+/// Requests a number under which the sender can be found for as long as the stream is open.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Place {
-    /// Random: whoever comes again with it takes over the number that it had.
+    /// Secret of the number's owner. A sender that reconnects with it gets its number back.
     #[cbor(n(0), with = "minicbor::bytes")]
     pub claim: [u8; 16],
-    /// The number that it had before.
+    /// The number that the sender had before, or chooses itself.
     #[n(1)]
     pub number: Option<u32>,
-    /// What admits to the relay; at most [`MAX_RELAY_TOKEN`] bytes.
+    /// The relay's token; at most [`MAX_RELAY_TOKEN`] bytes.
     #[n(2)]
     pub token: Option<PeerText>,
-    /// Where else it may be reached; at most [`MAX_ADDRESSES`].
+    /// Other addresses of this end; at most [`MAX_ADDRESSES`].
     #[n(3)]
     pub addresses: Vec<Address>,
 }
@@ -74,32 +74,32 @@ impl Place {
     }
 }
 
-/// The relay's answer.
+/// The relay's answer to [`Place`].
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Placed {
     /// The number.
     #[n(0)]
     pub number: u32,
-    /// Where the relay sees the sender.
+    /// The sender's address as the relay sees it.
     #[n(1)]
     pub seen: Address,
 }
 
-/// A receiver looks for whoever has a number.
+/// Requests the addresses of the sender that has a number.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Seek {
     /// The number.
     #[n(0)]
     pub number: u32,
-    /// What admits to the relay; at most [`MAX_RELAY_TOKEN`] bytes.
+    /// The relay's token; at most [`MAX_RELAY_TOKEN`] bytes.
     #[n(1)]
     pub token: Option<PeerText>,
-    /// Where else it may be reached; at most [`MAX_ADDRESSES`].
+    /// Other addresses of this end; at most [`MAX_ADDRESSES`].
     #[n(2)]
     pub addresses: Vec<Address>,
-    /// Whether the relay is to forward, if it can.
+    /// Whether the relay should forward, if it can.
     #[n(3)]
     pub forward: bool,
 }
@@ -115,14 +115,14 @@ impl Seek {
     }
 }
 
-/// The relay tells each end of the other.
+/// Reports the addresses of one end to the other.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Found {
-    /// Where the relay sees the other end, then what that tells of itself; at most one more than [`MAX_ADDRESSES`].
+    /// The other end's address as the relay sees it, then those that it reports of itself; at most one more than [`MAX_ADDRESSES`].
     #[n(0)]
     pub addresses: Vec<Address>,
-    /// How the relay forwards for the two, if it was asked to and has room for them.
+    /// How the relay forwards between the two, if that was requested and it has a free port.
     #[n(1)]
     pub forward: Option<Forward>,
 }
@@ -133,18 +133,18 @@ impl Found {
     }
 }
 
-/// How a relay forwards: what comes to its port from one end's address goes to the other's.
+/// A forwarding port of a relay. Datagrams to it from one end's address go to the other end's.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Forward {
     /// The UDP port, on the relay's own address.
     #[n(0)]
     pub port: u16,
-    /// A datagram of [`BIND`] and this, sent there, makes its sender's address this end's.
+    /// Token of this end. A datagram of [`BIND`] and this token to the port binds its source address as this end's.
     #[cbor(n(1), with = "minicbor::bytes")]
     pub token: [u8; 32],
 }
 
-/// What a datagram begins with that binds an address: neither a long header nor, without the fixed bit, a short one of QUIC (RFC
-/// 9000, section 17). Where that bit is greased (RFC 9287), the token tells them apart.
+/// First byte of a datagram that binds an address. It is no QUIC packet: it has neither a long header nor the fixed bit of a short
+/// one (RFC 9000, section 17). If that bit is greased (RFC 9287), the token distinguishes them.
 pub const BIND: u8 = 0x01;

@@ -1,15 +1,15 @@
-//! Where a sender's time went, for a receiver that wants to know what bound the transfer.
+//! A sender's time breakdown, from which a receiver finds the bottleneck.
 
 use minicbor::{Decode, Encode};
 
-/// Where a sender's time went, in milliseconds, and what its path was like. What is not known is 0.
+/// A sender's waiting times in milliseconds, and the statistics of its path. An unknown value is 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct SenderTime {
     /// Waiting for files to be read and hashed.
     #[n(0)]
     pub reading: u64,
-    /// Waiting for a limit.
+    /// Waiting for a rate limit.
     #[n(1)]
     pub limited: u64,
     /// Waiting for the connection.
@@ -24,19 +24,19 @@ pub struct SenderTime {
     /// Packets sent.
     #[n(5)]
     pub sent_packets: u64,
-    /// Packets that never arrived.
+    /// Packets lost.
     #[n(6)]
     pub lost_packets: u64,
     /// UDP payload sent, in bytes.
     #[n(7)]
     pub sent_bytes: u64,
-    /// Bytes of the packets that never arrived.
+    /// Bytes in lost packets.
     #[n(8)]
     pub lost_bytes: u64,
-    /// Times that the congestion controller saw congestion.
+    /// Congestion events that the congestion controller saw.
     #[n(9)]
     pub congestion_events: u64,
-    /// Times that large packets stopped coming through.
+    /// Times that large packets stopped arriving (black holes, RFC 8899).
     #[n(10)]
     pub black_holes: u64,
     /// Congestion window, in bytes.

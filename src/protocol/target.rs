@@ -1,4 +1,4 @@
-//! `haul://HOST[:PORT]/[PATH]` and `NAME:[PATH]`: a place on a server, and how it is told from a local file.
+//! Parses `haul://HOST[:PORT]/[PATH]` and `NAME:[PATH]`, and distinguishes them from local files.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -12,19 +12,19 @@ use crate::protocol::path::RelativePath;
 
 const SCHEME: &[u8] = b"haul://";
 const SCHEME_NAME: &str = "haul";
-/// What a message shows where nothing better can be made of what was typed.
+/// Example in error messages that cannot suggest anything closer to the input.
 const EXAMPLE: &str = "haul://host:4433/photos/";
 
 /// A place on a server.
 ///
-/// What stands behind the host is literal: `%`, `?`, `#` and spaces are ordinary characters, and any bytes may occur.
+/// The path is literal: `%`, `?`, `#` and spaces are ordinary characters, and any bytes may occur.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// Which server.
+    /// The server.
     pub host: Host,
-    /// Below the served directory.
+    /// The path below the served directory.
     pub path: RelativePath,
-    /// It ends in `/` or is the served directory: sources go into it.
+    /// Whether sources go into it: it ends in `/` or is the served directory.
     pub into: bool,
 }
 
@@ -38,14 +38,14 @@ pub enum Host {
         /// UDP port.
         port: u16,
     },
-    /// `NAME:`, a machine that this one was paired with.
+    /// `NAME:`, a paired machine.
     Peer(Petname),
 }
 
-/// Most bytes of a petname.
+/// Limit of a petname in bytes.
 const MAX_PETNAME: usize = 64;
 
-/// What a user calls a machine that this one was paired with: letters, digits, `-`, `_` and `.`, as in host names.
+/// The user's name for a paired machine: letters, digits, `-`, `_` and `.`, as in host names.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Petname(String);
 
@@ -60,15 +60,15 @@ impl std::str::FromStr for Petname {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        let good = (1..=MAX_PETNAME).contains(&text.len())
-            && text.chars().all(plain)
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let valid = (1..=MAX_PETNAME).contains(&text.len())
+            && text.chars().all(is_allowed)
             && !text.starts_with(['-', '.']);
-        // `haul:` and a path is the scheme with a slash too few.
-        match good && text != SCHEME_NAME {
+        // `haul:` and a path is the scheme with a slash missing.
+        match valid && text != SCHEME_NAME {
             true => Ok(Self(text.to_owned())),
             false => Err(format!(
-                "a name has up to {MAX_PETNAME} letters, digits, - and _, as in bob or office-nas"
+                "a name has up to {MAX_PETNAME} letters, digits, ., - and _, as in bob or office-nas"
             )),
         }
     }
@@ -80,7 +80,7 @@ impl fmt::Display for Petname {
     }
 }
 
-/// What an argument of `haul cp` names.
+/// An argument of `haul cp`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Argument {
     /// A local file or directory.
@@ -90,11 +90,11 @@ pub enum Argument {
 }
 
 impl Argument {
-    /// Tells the two apart as scp does: a colon before the first slash is no local name. `NAME:PATH` is on a machine that this one
-    /// was paired with, whether or not there is one of that name.
+    /// Distinguishes the two as scp does: an argument with a colon before the first slash is not local. `NAME:PATH` is on a paired
+    /// machine, whether or not one of that name exists.
     ///
     /// # Errors
-    /// [`Error::Usage`] for what is neither, saying how it is written.
+    /// [`Error::Usage`] for an invalid argument, with the right form.
     pub fn parse(argument: &OsStr) -> Result<Self> {
         let bytes = argument.as_bytes();
         if bytes.starts_with(SCHEME) {
@@ -102,23 +102,25 @@ impl Argument {
         }
         let shown = printable(bytes);
         if bytes.is_empty() {
-            return Err(Error::Usage("an empty name is no file".into()));
+            return Err(Error::Usage(
+                "cannot use an empty name; name a file or a directory".into(),
+            ));
         }
         let head = bytes.split(|&b| b == b'/').next().unwrap_or_default();
         let Some(at) = head.iter().position(|&b| b == b':') else {
             return Ok(Self::Local(argument.into()));
         };
         let name = &bytes[..at];
-        let behind = &bytes[at + 1..];
-        if behind.starts_with(b"//") {
+        let path = &bytes[at + 1..];
+        if path.starts_with(b"//") {
             return Err(Error::Usage(format!(
-                "{shown}: only haul://HOST/PATH is a place to copy to; a local file of that name is written ./{shown}"
+                "cannot use {shown}: write haul://HOST/PATH for a server, or ./{shown} for a local file"
             )));
         }
         if let Some(name) = petname(name) {
-            let path = Place::parse(behind);
+            let place = Place::parse(path);
             let Place { path, into } =
-                path.map_err(|why| Error::Usage(format!("{shown}: {why}")))?;
+                place.map_err(|reason| Error::Usage(format!("cannot use {shown}: {reason}")))?;
             return Ok(Self::Remote(Target {
                 host: Host::Peer(name),
                 path,
@@ -126,19 +128,18 @@ impl Argument {
             }));
         }
         Err(Error::Usage(format!(
-            "{shown}: copies over an ssh login come with a later version. A haul server is written {}, and a local \
-             file with a colon ./{shown}",
-            as_target(name, behind),
+            "cannot use {shown}: this version does not copy over an ssh login; write {}, or ./{shown} for a local file",
+            suggested_target(name, path),
         )))
     }
 }
 
-/// What `user@host:path` most likely is as a target; an example where that would be none.
-fn as_target(login: &[u8], path: &[u8]) -> String {
+/// The target that `user@host:path` most likely means; an example if that is not valid.
+fn suggested_target(login: &[u8], path: &[u8]) -> String {
     let host = login.rsplit(|&b| b == b'@').next().unwrap_or_default();
     let path = &path[path.iter().take_while(|&&b| b == b'/').count()..];
     let target = [SCHEME, host, b"/", path].concat();
-    // `haul:` and a path is the scheme with a slash too few, not a host of that name.
+    // `haul:` and a path is the scheme with a slash missing, not a host of that name.
     match Target::parse(OsStr::from_bytes(&target)) {
         Ok(target) if host != b"haul" => target.to_string(),
         _ => EXAMPLE.to_owned(),
@@ -149,18 +150,21 @@ impl Target {
     /// Reads `haul://HOST[:PORT]/[PATH]`. Repeated slashes count once, and components `.` not at all.
     ///
     /// # Errors
-    /// [`Error::Usage`] saying what is wrong.
+    /// [`Error::Usage`] with the reason and an example.
     pub fn parse(target: &OsStr) -> Result<Self> {
         let bytes = target.as_bytes();
-        let bad = |why: &str| Error::Usage(format!("{}: {why}, as in {EXAMPLE}", printable(bytes)));
+        let bad = |reason: &str| {
+            let shown = printable(bytes);
+            Error::Usage(format!("cannot use {shown}: {reason}, as in {EXAMPLE}"))
+        };
         let rest = bytes
             .strip_prefix(SCHEME)
-            .ok_or_else(|| bad("a server is written haul://HOST[:PORT]/[PATH]"))?;
+            .ok_or_else(|| bad("write haul://HOST[:PORT]/[PATH] for a server"))?;
         let end = rest.iter().position(|&b| b == b'/').unwrap_or(rest.len());
         let authority =
-            std::str::from_utf8(&rest[..end]).map_err(|_| bad("the host is no text"))?;
+            std::str::from_utf8(&rest[..end]).map_err(|_| bad("the host is not UTF-8 text"))?;
         let (host, port) = split_authority(authority).map_err(bad)?;
-        let Place { path, into } = Place::parse(&rest[end..]).map_err(|why| bad(&why))?;
+        let Place { path, into } = Place::parse(&rest[end..]).map_err(|reason| bad(&reason))?;
         Ok(Self {
             host: Host::Address {
                 name: host.to_owned(),
@@ -172,7 +176,7 @@ impl Target {
     }
 }
 
-/// What stands behind the host.
+/// The part of a target after the host.
 struct Place {
     path: RelativePath,
     into: bool,
@@ -187,10 +191,10 @@ impl Place {
         {
             if component == b".." {
                 return Err(
-                    "`..` would lead out of the served directory; write the path without it".into(),
+                    "`..` could leave the served directory; write the path without it".into(),
                 );
             }
-            components.push(component).map_err(|why| why.to_string())?;
+            components.push(component).map_err(|bad| bad.to_string())?;
         }
         let into = components.is_root() || path.ends_with(b"/") || path.ends_with(b"/.");
         Ok(Self {
@@ -212,9 +216,12 @@ impl std::str::FromStr for Target {
     }
 }
 
-/// Host and port; IPv6 addresses stand in brackets. What is wrong is said with the way out.
+/// Splits host and port. IPv6 addresses need brackets.
+///
+/// # Errors
+/// The reason, with what to write instead.
 fn split_authority(authority: &str) -> Result<(&str, u16), &'static str> {
-    const FORM: &str = "host and port are written HOST[:PORT]";
+    const FORM: &str = "write host and port as HOST[:PORT]";
     let bracketed = authority.starts_with('[');
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => rest
@@ -224,21 +231,21 @@ fn split_authority(authority: &str) -> Result<(&str, u16), &'static str> {
     };
     if authority.contains('@') {
         return Err(
-            "there are no user names: a server knows you by your key (`haul id`). Write the host alone",
+            "there are no user names, because a server knows you by your key (`haul id`); write the host alone",
         );
     }
     if !bracketed && authority.matches(':').count() > 1 {
-        return Err("an IPv6 address stands in brackets ([::1]), and the port behind them");
+        return Err("write an IPv6 address in brackets ([::1]), and the port after them");
     }
-    let plain = |c: char| {
+    let is_allowed = |c: char| {
         c.is_alphanumeric() || matches!(c, '.' | '-' | '_') || (bracketed && matches!(c, ':' | '%'))
     };
-    if host.is_empty() || !host.chars().all(plain) {
+    if host.is_empty() || !host.chars().all(is_allowed) {
         return Err(FORM);
     }
     let port = match port.strip_prefix(':') {
         None if port.is_empty() => DEFAULT_PORT,
-        // `parse` alone would take `+99`.
+        // `parse` alone would accept `+99`.
         Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => digits
             .parse()
             .ok()
@@ -251,7 +258,7 @@ fn split_authority(authority: &str) -> Result<(&str, u16), &'static str> {
 }
 
 impl Host {
-    /// How a place on it begins.
+    /// The part of a target before the path.
     fn prefix(&self) -> String {
         match self {
             Self::Peer(name) => format!("{name}:"),
@@ -281,7 +288,7 @@ impl fmt::Display for Host {
     }
 }
 
-/// As it can be typed again, except that a name with control characters or without an encoding is escaped.
+/// Prints a target in a form that parses back. Control characters and invalid UTF-8 are escaped.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let slash = if self.into && !self.path.is_root() {
@@ -299,158 +306,4 @@ impl fmt::Display for Target {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn target(text: &str) -> Option<(String, u16, String, bool)> {
-        let target: Target = text.parse().ok()?;
-        let Host::Address { name, port } = target.host else {
-            return None;
-        };
-        Some((
-            name,
-            port,
-            String::from_utf8_lossy(target.path.as_bytes()).into_owned(),
-            target.into,
-        ))
-    }
-
-    #[test]
-    fn the_path_is_literal() {
-        let is = |host: &str, port, path: &str, into| {
-            Some((host.to_owned(), port, path.to_owned(), into))
-        };
-        assert_eq!(
-            target("haul://h/a b/%41?x#y@z:1"),
-            is("h", 4433, "a b/%41?x#y@z:1", false)
-        );
-        assert_eq!(target("haul://h"), is("h", 4433, "", true));
-        assert_eq!(target("haul://h:99/"), is("h", 99, "", true));
-        assert_eq!(target("haul://h/a//b/./"), is("h", 4433, "a/b", true));
-        assert_eq!(target("haul://[::1]:5/x"), is("::1", 5, "x", false));
-        assert_eq!(
-            target("haul://[fe80::1%eth0]/x"),
-            is("fe80::1%eth0", 4433, "x", false)
-        );
-        for wrong in [
-            "haul://",
-            "haul:///x",
-            "haul://h/../x",
-            "haul://h:0/",
-            "haul://h:99999/",
-            "haul://h:/x",
-            "haul://::1/x",
-            "haul://[::1/x",
-            "haul://[::1]x/",
-            "haul://[::1]:/x",
-            "haul://[]/x",
-            "haul://h:+99/",
-            "haul://user@h/x",
-            "haul://a b/x",
-            "http://h/x",
-        ] {
-            assert_eq!(target(wrong), None, "{wrong}");
-        }
-    }
-
-    #[test]
-    fn what_is_wrong_with_a_host_is_said_with_the_way_out() {
-        let why = |text: &str| text.parse::<Target>().unwrap_err().to_string();
-        assert!(why("haul://::1/x").contains("[::1]"));
-        assert!(why("haul://bob@h/x").contains("haul id"));
-        assert!(why("haul://h:http/x").contains("65535"));
-        assert!(why("haul://h:99999/x").contains("65535"));
-        assert!(why("haul://[::1/x").contains("not closed"));
-        assert!(why("haul://h/../x").contains("`..`"));
-    }
-
-    #[test]
-    fn what_is_suggested_can_be_typed() {
-        let said = |text: &str| Argument::parse(OsStr::new(text)).unwrap_err().to_string();
-        assert!(
-            said("bob@h:a/b").contains("haul://h/a/b, "),
-            "{}",
-            said("bob@h:a/b")
-        );
-        assert!(said("bob@h:/srv/a").contains("haul://h/srv/a, "));
-        assert!(said("bob@h:").contains("haul://h/, "));
-        assert!(said("bob@h:../a").contains(EXAMPLE));
-        assert!(said("[::1]:a").contains(EXAMPLE));
-        assert!(said("haul:/h/a").contains(EXAMPLE));
-    }
-
-    #[test]
-    fn a_colon_before_a_slash_is_no_local_name() {
-        let parse = |text: &str| Argument::parse(OsStr::new(text));
-        assert_eq!(parse("./a:b").unwrap(), Argument::Local("./a:b".into()));
-        assert_eq!(parse("d/a:b").unwrap(), Argument::Local("d/a:b".into()));
-        assert!(matches!(parse("haul://h/x").unwrap(), Argument::Remote(_)));
-        for (text, name, path, into, again) in [
-            ("bob:", "bob", "", true, "bob:"),
-            ("bob:a/b", "bob", "a/b", false, "bob:a/b"),
-            (
-                "office-nas:/a//b/",
-                "office-nas",
-                "a/b",
-                true,
-                "office-nas:a/b/",
-            ),
-        ] {
-            let Argument::Remote(target) = parse(text).unwrap() else {
-                panic!("{text}")
-            };
-            assert_eq!(target.host, Host::Peer(name.parse().unwrap()));
-            assert_eq!(
-                (target.path.as_bytes(), target.into),
-                (path.as_bytes(), into)
-            );
-            assert_eq!(target.to_string(), again);
-        }
-        assert!(parse("bob:../a").unwrap_err().to_string().contains("`..`"));
-        assert!(parse("-bob:a").is_err());
-        assert!(
-            parse("http://h/x")
-                .unwrap_err()
-                .to_string()
-                .contains("haul://")
-        );
-        assert!(parse("").is_err());
-    }
-
-    #[test]
-    fn petnames_are_plain() {
-        for good in ["bob", "office-nas", "a.b_c", "7"] {
-            assert_eq!(good.parse::<Petname>().unwrap().as_str(), good);
-        }
-        for bad in [
-            "",
-            "haul",
-            "-bob",
-            ".",
-            "..",
-            "a b",
-            "a/b",
-            "a:b",
-            "b\u{f6}b",
-            "a@b",
-            &"x".repeat(65),
-        ] {
-            assert!(bad.parse::<Petname>().is_err(), "{bad}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn no_argument_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
-            let _ = Argument::parse(OsStr::from_bytes(&bytes));
-            let _ = Target::parse(OsStr::from_bytes(&[SCHEME, &bytes[..]].concat()));
-        }
-
-        #[test]
-        fn what_is_shown_can_be_pasted(host in r"[a-z0-9.-]{1,20}|\[[0-9a-f:]{1,20}(%[a-z0-9]{1,8})?\]", port in 1u16.., path in "(/[a-zA-Z0-9 %?#:@]{1,9}){0,5}/?") {
-            let target: Target = format!("haul://{host}:{port}{path}").parse().unwrap();
-            prop_assert_eq!(target.to_string().parse::<Target>().unwrap(), target);
-        }
-    }
-}
+mod tests;

@@ -26,7 +26,7 @@ fn take(mut bytes: &[u8]) -> Result<Option<Frame>, Malformed> {
 }
 
 #[test]
-fn a_length_over_the_limit_is_refused_before_any_byte_of_it_is_awaited() {
+fn a_length_over_the_limit_is_refused_at_once() {
     let mut header = BytesMut::new();
     header.put_u8(Hello::TYPE);
     put_varint(&mut header, 1 << 40);
@@ -124,7 +124,7 @@ fn holes_that_overlap_anything_are_refused() {
 }
 
 #[test]
-fn an_entry_must_be_of_one_piece() {
+fn the_fields_of_an_entry_must_fit_its_kind() {
     let check = |e: Entry| take(&e.to_bytes()).unwrap().unwrap().decode::<Entry>();
     let good = entry(vec![b"a".to_vec()], 1, 0);
     assert!(check(good.clone()).is_ok());
@@ -200,6 +200,10 @@ fn the_longest_messages_fit_their_limits() {
         ..entry(vec![b"a".to_vec(); 2048], 0, i64::MIN)
     };
     assert!(long.to_bytes().len() <= Entry::LIMIT);
+}
+
+#[test]
+fn entries_with_the_most_metadata_fit_their_limit() {
     let xattr = |at: u8, value| Xattr {
         name: vec![b'x', at],
         value: vec![at; value],
@@ -275,7 +279,7 @@ fn times_before_1970_keep_their_nanoseconds() {
 
 proptest! {
     #[test]
-    fn varints_survive(value in 0u64..1 << 62) {
+    fn varints_read_back(value in 0u64..1 << 62) {
         let mut out = BytesMut::new();
         put_varint(&mut out, value);
         prop_assert_eq!(peek_varint(&out), Some((value, out.len())));
@@ -283,7 +287,7 @@ proptest! {
     }
 
     #[test]
-    fn entries_survive_in_any_number_of_pieces(
+    fn an_entry_cut_anywhere_reads_back(
         path in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 1..8),
         size in 0u64..1 << 63, seconds: i64, cut in 0usize..64,
     ) {
@@ -299,7 +303,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_said_at_a_relay_survives_at_its_largest(
+    fn the_largest_relay_messages_read_back(
         claim: [u8; 16], number: u32, token in ".{0,64}", ip: std::net::IpAddr, port: u16, forward: bool, bound: [u8; 32],
     ) {
         fn survives<M: Message + PartialEq + std::fmt::Debug>(message: M) {
@@ -319,7 +323,7 @@ proptest! {
     }
 
     #[test]
-    fn measurements_survive_at_their_largest(id: u64, packets_sent: u64, packets_lost: u64, rtt: u64, milliseconds: u32) {
+    fn the_largest_measurement_messages_read_back(id: u64, packets_sent: u64, packets_lost: u64, rtt: u64, milliseconds: u32) {
         fn survives<M: Message>(message: M) -> bool {
             let bytes = message.to_bytes();
             let frame = take(&bytes).unwrap().unwrap();

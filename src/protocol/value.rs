@@ -1,4 +1,4 @@
-//! What messages are made of.
+//! Values in messages.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,7 +8,7 @@ use minicbor::{Decode, Encode};
 use crate::error::text::PeerText;
 use crate::error::{Code, MAX_TEXT, Reason};
 
-/// A name as a list of byte strings. Only [`RelativePath`](crate::protocol::path::RelativePath) makes a path of it.
+/// A name as a list of byte strings. Only [`RelativePath`](crate::protocol::path::RelativePath) turns it into a path.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Components(pub Vec<Vec<u8>>);
 
@@ -48,19 +48,19 @@ impl<'b, C> Decode<'b, C> for Components {
     }
 }
 
-/// Most rules in a [`WireFilter`].
+/// Limit of rules in a [`WireFilter`].
 pub const MAX_WIRE_RULES: usize = 1024;
-/// Most bytes in them: matching takes time in proportion to these and to the name.
+/// Limit of all these rules in bytes. The time of a match grows with them and with the name.
 pub const MAX_WIRE_RULES_BYTES: usize = 16 << 10;
 
-/// What a pull leaves out, or a mirror spares; see [`Filter`](crate::storage::filter::Filter).
+/// Names that a pull leaves out or a mirror keeps; see [`Filter`](crate::storage::filter::Filter).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct WireFilter {
-    /// Rules of .gitignore, the last that matches decides; anchored at each source that is a directory.
+    /// Rules as in .gitignore, relative to each source that is a directory. The last matching rule decides.
     #[n(0)]
     pub rules: Vec<ByteVec>,
-    /// Whether the .gitignore files that are found count too.
+    /// Whether .gitignore files in the sources count too.
     #[n(1)]
     pub gitignore: bool,
 }
@@ -76,20 +76,20 @@ impl WireFilter {
     }
 }
 
-/// Most marks of each kind in an [`Origin`].
+/// Limit of marks of each kind in an [`Origin`].
 pub const MAX_MARKS: usize = 64;
 
-/// A directory of a running system, as only that system can tell it within one session.
+/// Identifies a directory within one session. Only the system that the directory is on can recognise it.
 pub type Mark = minicbor::bytes::ByteArray<16>;
 
-/// Which directories are sent, for a receiver on the same running system.
+/// The directories that are sent, for a receiver on the same running system.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Origin {
     /// The sources that are directories.
     #[n(0)]
     pub sources: Vec<Mark>,
-    /// The directories that the only source lies in, nearest first.
+    /// The directories above the only source, nearest first.
     #[n(1)]
     pub above: Vec<Mark>,
 }
@@ -101,7 +101,7 @@ impl Origin {
     }
 }
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Encode, Decode)]
 #[cbor(index_only)]
 pub enum Kind {
@@ -109,7 +109,7 @@ pub enum Kind {
     #[n(0)]
     #[default]
     File,
-    /// A directory. Sent after all that is in it has been settled: it carries the final mode and time.
+    /// A directory. It is announced after everything in it is settled, with its final mode and time.
     #[n(1)]
     Directory,
     /// A symbolic link.
@@ -117,11 +117,12 @@ pub enum Kind {
     Symlink,
 }
 
-/// How safe what was committed is from a crash of the receiver's system.
+/// How well a committed file survives a crash of the receiver's system.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 #[cbor(index_only)]
 pub enum Durability {
-    /// Under its final name, as far as the running system is concerned; all of it reaches the disk at the end of the session.
+    /// It is under its final name on the running system. It reaches the disk at the end of the session; a crash before that may
+    /// lose it.
     #[n(0)]
     Visible,
     /// Content and name have reached the disk (fsync of file and directory).
@@ -130,11 +131,11 @@ pub enum Durability {
     Synced,
 }
 
-/// What a measurement stream is for.
+/// The kind of a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Encode, Decode)]
 #[cbor(index_only)]
 pub enum Probe {
-    /// The client asks and the server answers, for the time between.
+    /// The client sends pings and the server answers, to measure the round-trip time.
     #[n(0)]
     Echo,
     /// The client sends filler.
@@ -145,7 +146,7 @@ pub enum Probe {
     Down,
 }
 
-/// Seconds since 1970-01-01T00:00:00Z, may be negative, and nanoseconds forward from there.
+/// A time: seconds since 1970-01-01T00:00:00Z, possibly negative, and nanoseconds added to them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 #[cbor(map)]
 pub struct Time {
@@ -182,27 +183,27 @@ impl From<SystemTime> for Time {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Range {
-    /// First byte.
+    /// Offset of the first byte.
     #[n(0)]
     pub offset: u64,
-    /// Bytes; not 0.
+    /// Length in bytes; not 0.
     #[n(1)]
     pub length: u64,
 }
 
-/// A part that a receiver holds, with the digest of what it holds there.
+/// A range that a receiver holds, with its digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Held {
-    /// Which part.
+    /// The range.
     #[n(0)]
     pub range: Range,
-    /// BLAKE3 of these bytes.
+    /// BLAKE3 digest of these bytes.
     #[cbor(n(1), with = "minicbor::bytes")]
     pub digest: [u8; 32],
 }
 
-/// [`Reason`] as it is encoded.
+/// A [`Reason`] as it is encoded.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct WireReason {
@@ -219,17 +220,17 @@ impl WireReason {
 }
 
 impl From<Reason> for WireReason {
-    fn from(why: Reason) -> Self {
+    fn from(reason: Reason) -> Self {
         Self {
-            code: why.code.number(),
-            text: why.text,
+            code: reason.code.number(),
+            text: reason.text,
         }
     }
 }
 
 impl From<WireReason> for Reason {
-    fn from(why: WireReason) -> Self {
-        Reason::new(Code::from_number(why.code), why.text.into_raw())
+    fn from(reason: WireReason) -> Self {
+        Reason::new(Code::from_number(reason.code), reason.text.into_raw())
     }
 }
 
@@ -241,7 +242,7 @@ pub(super) fn at_most(what: &str, length: usize, limit: usize) -> Result<(), Str
     }
 }
 
-/// Ranges must ascend, not overlap, not be empty, and end at 2^63 - 1 at the latest.
+/// Checks that ranges ascend, do not overlap, are not empty, and end at 2^63 - 1 at the latest.
 pub(super) fn ascending(ranges: impl Iterator<Item = Range>, what: &str) -> Result<(), String> {
     let mut end = 0;
     for range in ranges {

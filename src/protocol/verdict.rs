@@ -6,13 +6,13 @@ use crate::error::Reason;
 /// The receiver's answer to an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is there already.
+    /// The entry exists already.
     Skip(u64),
-    /// The manifest sufficed; it stands there now.
+    /// The entry is committed without a transfer.
     Done(u64),
-    /// Send it; the receiver holds these parts.
+    /// The sender is to send the content. The receiver holds these ranges.
     Want(u64, Vec<Held>),
-    /// It cannot stand there.
+    /// The receiver refuses the entry.
     Refuse(u64, Reason),
 }
 
@@ -36,7 +36,7 @@ impl Verdict {
         })
     }
 
-    /// Appends the verdict as it goes over the wire.
+    /// Appends the verdict as a message.
     pub fn put(self, out: &mut bytes::BytesMut) {
         match self {
             Self::Skip(id) => Skip { id }.put(out),
@@ -46,15 +46,15 @@ impl Verdict {
                 held: (!held.is_empty()).then_some(held),
             }
             .put(out),
-            Self::Refuse(id, why) => Refuse {
+            Self::Refuse(id, reason) => Refuse {
                 id,
-                why: why.into(),
+                why: reason.into(),
             }
             .put(out),
         }
     }
 
-    /// The entry it is about.
+    /// The number of the entry.
     pub fn id(&self) -> u64 {
         match *self {
             Self::Skip(id) | Self::Done(id) | Self::Want(id, _) | Self::Refuse(id, _) => id,

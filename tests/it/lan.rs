@@ -209,7 +209,7 @@ fn whoever_is_not_there_is_said_so_in_time() {
     assert_eq!(received.status.code(), Some(3));
     let said = String::from_utf8_lossy(&received.stderr);
     assert!(
-        said.contains("nobody on this network offered 417"),
+        said.contains("no machine on this network offered 417"),
         "{said}"
     );
 }

@@ -284,7 +284,7 @@ async fn a_lost_connection_is_said_to_have_taken_the_input_with_it() {
         .expect("it ends")
         .unwrap_err();
     assert!(
-        matches!(&lost, Error::Lost(why) if why.contains("what was read of the input is gone")),
+        matches!(&lost, Error::Lost(why) if why.contains("the input was read already")),
         "{lost:?}"
     );
     assert!(
@@ -381,12 +381,7 @@ async fn what_does_not_go_out_whole_is_said_and_ends_with_1() {
     let host = Host::directory(served.path());
     for (arguments, source, code, says) in [
         (&[][..], "missing", 1, "missing"),
-        (
-            &[],
-            "d",
-            1,
-            "d is a directory, and only the content of a file can be written to a pipe",
-        ),
+        (&[], "d", 1, "cannot write d to a pipe: it is a directory"),
         (&[], "", 2, "- takes the content of one file"),
         (
             &["--json"],
@@ -519,7 +514,7 @@ async fn a_connection_that_is_lost_after_something_came_out_is_not_made_again() 
         .expect("it ends")
         .unwrap_err();
     assert!(
-        matches!(&lost, Error::Lost(why) if why.contains("what came out already cannot be taken back")),
+        matches!(&lost, Error::Lost(why) if why.contains("the output was written already and cannot be taken back")),
         "{lost:?}"
     );
     assert!(

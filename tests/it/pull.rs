@@ -106,7 +106,7 @@ async fn no_more_is_taken_than_was_agreed_to() {
         let outcome = pull(
             &host,
             &PullOptions {
-                most: Some(most),
+                quota: Some(most),
                 ..from(&["t"], &here)
             },
         )
@@ -434,7 +434,7 @@ async fn sources_that_would_fall_on_each_other_are_refused() {
         .await
         .unwrap_err();
     assert!(
-        matches!(&error, Error::Usage(why) if why.contains("two sources are named x")),
+        matches!(&error, Error::Usage(why) if why.contains("two sources named x")),
         "{error:?}"
     );
     assert_eq!(names(here.path()), Vec::<String>::new());

@@ -826,7 +826,7 @@ async fn a_file_whose_size_is_not_known_is_no_part_of_an_offer() {
             destination: to.path().to_owned(),
             into: true,
             literal: true,
-            most: Some(haul::AcceptedQuota::of(met.offer())),
+            quota: Some(haul::AcceptedQuota::of(met.offer())),
             ..PullOptions::default()
         };
         let client = met.accept().await.unwrap().unwrap();

@@ -498,7 +498,7 @@ fn a_list_of_names_is_no_mirror() {
         ["t", "haul:t"],
     );
     assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains("a mirror takes no list of names"), "{said}");
+    assert!(said.contains("cannot mirror a list of names"), "{said}");
     assert!(serving.served.path().join("t/old").exists());
 }
 

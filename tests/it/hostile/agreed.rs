@@ -48,7 +48,7 @@ impl Agreed {
             bytes: Some(bytes),
         });
         let options = PullOptions {
-            most,
+            quota: most,
             ..from(&["t"], &here.path().join("into/"))
         };
         let config = Config {

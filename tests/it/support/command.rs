@@ -66,8 +66,13 @@ impl Serving {
     /// As a user who is not root, also where the test is.
     pub(crate) fn start_as_nobody(arguments: &[&str]) -> Self {
         let (home, served) = (private(), tempdir().unwrap());
-        // The build's own directory may be closed to others.
-        std::fs::copy(env!("CARGO_BIN_EXE_haul"), home.path().join("haul")).unwrap();
+        // The build's own directory may be closed to others. A process of its own copies: a file that this one has open for
+        // writing is "busy" for as long as a child of another test shares it.
+        let copied = Command::new("cp")
+            .arg(env!("CARGO_BIN_EXE_haul"))
+            .arg(home.path().join("haul"))
+            .status();
+        assert!(copied.unwrap().success());
         let user = is_root().then_some(NOBODY);
         for path in [home.path(), &home.path().join("haul"), served.path()] {
             chown(path, user, user).unwrap();
