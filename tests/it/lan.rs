@@ -92,10 +92,16 @@ fn two_machines_that_were_paired_need_no_code_and_no_address() {
     ));
     assert!(std::fs::read(source.path().join("again")).unwrap() == content(1, 1 << 20));
 
-    // Forgotten there, alice is nobody.
+    // A forgotten machine is refused. By address: without paired machines the server soon stops announcing itself.
     done(lan.haul(1, &bob, to.path(), &["peers", "--remove", "alice"]));
+    let pin = done(lan.haul(1, &bob, to.path(), &["id"]));
     let refused = lan
-        .haul(0, &alice, source.path(), &["ls", "bob:"])
+        .haul(
+            0,
+            &alice,
+            source.path(),
+            &["ls", "--pin", pin.trim(), "haul://10.77.0.2/"],
+        )
         .output()
         .unwrap();
     assert_eq!(
