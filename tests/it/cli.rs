@@ -173,7 +173,7 @@ fn client() -> Client {
 }
 
 #[test]
-fn id_prints_the_key_id_alone_and_keeps_its_key_to_itself() {
+fn id_prints_the_key_id_alone_and_keeps_the_key_private() {
     let home = tempdir().unwrap();
     let at = home.path().join("new");
     let (first, second) = (
@@ -235,7 +235,7 @@ fn every_help_fits_a_screen_and_shows_an_example() {
 }
 
 #[test]
-fn a_tree_goes_over_and_a_second_run_has_nothing_to_do() {
+fn a_tree_arrives_and_a_second_run_has_nothing_to_do() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
     for i in 0..50 {
         write(
@@ -273,7 +273,7 @@ fn a_tree_goes_over_and_a_second_run_has_nothing_to_do() {
 }
 
 #[test]
-fn an_unknown_server_is_not_trusted_without_a_terminal_to_ask_on() {
+fn without_a_terminal_an_unknown_server_is_not_trusted() {
     let (server, client) = (Serving::start(&["--anyone", "both"]), client());
     write(&client.files.path().join("f"), b"x");
     let plain = |client: &Client| {
@@ -321,7 +321,7 @@ fn an_unknown_server_is_not_trusted_without_a_terminal_to_ask_on() {
 }
 
 #[test]
-fn who_is_refused_is_told_the_line_that_would_admit_him() {
+fn a_refused_user_sees_the_line_that_would_admit_them() {
     let (server, client) = (Serving::start(&[]), client());
     write(&client.files.path().join("f"), b"x");
     let refused = server.cp(&client, &["f"], "");
@@ -347,7 +347,7 @@ fn who_is_refused_is_told_the_line_that_would_admit_him() {
 }
 
 #[test]
-fn what_makes_no_sense_is_said_before_anything_happens() {
+fn invalid_arguments_are_reported_before_anything_happens() {
     let client = client();
     write(&client.files.path().join("f"), b"x");
     for (arguments, word) in [
@@ -393,7 +393,7 @@ fn what_makes_no_sense_is_said_before_anything_happens() {
 }
 
 #[test]
-fn no_server_is_said_at_once_and_a_server_that_cannot_serve_says_why() {
+fn a_missing_server_and_a_failed_serve_are_reported_at_once() {
     let client = client();
     write(&client.files.path().join("f"), b"x");
     let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -471,7 +471,7 @@ fn no_server_is_said_at_once_and_a_server_that_cannot_serve_says_why() {
 }
 
 #[test]
-fn what_fails_is_named_and_the_rest_arrives() {
+fn failed_files_are_reported_and_the_rest_arrives() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
     write(&client.files.path().join("d/good"), b"good");
     let fifo = client.files.path().join("d/pipe\n\u{1b}[31m");
@@ -507,7 +507,7 @@ fn what_fails_is_named_and_the_rest_arrives() {
 }
 
 #[test]
-fn a_terminal_names_what_fails_also_one_that_cannot_move_its_cursor() {
+fn failures_are_shown_on_every_kind_of_terminal() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
     write(&client.files.path().join("good"), b"good");
     for kind in ["dumb", "xterm"] {
@@ -538,7 +538,7 @@ fn a_terminal_names_what_fails_also_one_that_cannot_move_its_cursor() {
 }
 
 #[test]
-fn json_is_one_object_a_line_and_verbose_names_each_file() {
+fn json_is_one_object_per_line_and_verbose_names_each_file() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
     write(&client.files.path().join("d/a"), b"12345");
     write(&client.files.path().join("d/empty"), b"");
@@ -566,7 +566,7 @@ fn json_is_one_object_a_line_and_verbose_names_each_file() {
 }
 
 #[test]
-fn bench_says_what_to_expect_to_whoever_is_admitted() {
+fn bench_reports_what_an_admitted_key_can_expect() {
     let (server, client) = (Serving::start(&["--anyone", "read"]), client());
     let bench = |arguments: &[&str]| {
         let all: Vec<&str> = ["bench", "--time", "1", &server.url]
@@ -606,7 +606,7 @@ fn bench_says_what_to_expect_to_whoever_is_admitted() {
 }
 
 #[test]
-fn the_summary_says_what_bound_the_transfer() {
+fn the_summary_reports_the_bottleneck_of_a_push() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
     // Little work in much time, so that the limit is what bounds it on a busy machine too.
     write(&client.files.path().join("f"), &content(1, 200_000));
@@ -678,7 +678,7 @@ fn the_summary_says_what_bound_the_transfer() {
 }
 
 #[test]
-fn the_summary_of_a_pull_says_what_bound_the_server() {
+fn the_summary_of_a_pull_reports_the_servers_bottleneck() {
     let (server, client) = (Serving::start(&["--anyone", "read"]), client());
     // Little work in much time, so that the limit is what bounds it on a busy machine too.
     write(&server.served.path().join("f"), &content(1, 200_000));
@@ -786,7 +786,7 @@ fn qlog_traces_each_connection_at_both_ends() {
 }
 
 #[test]
-fn with_64_open_files_it_is_slower_and_does_not_fail() {
+fn with_64_open_files_a_transfer_is_slower_but_succeeds() {
     let client = client();
     for i in 0..300 {
         write(
@@ -837,7 +837,7 @@ fn with_64_open_files_it_is_slower_and_does_not_fail() {
 }
 
 #[test]
-fn a_client_that_is_killed_leaves_nothing_half_and_a_rerun_goes_on() {
+fn a_killed_client_leaves_no_half_file_and_a_rerun_resumes() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
     write(&client.files.path().join("big"), &content(1, 100 << 20));
     for _ in 0..3 {
@@ -867,7 +867,7 @@ fn a_client_that_is_killed_leaves_nothing_half_and_a_rerun_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_killed_is_said_to_be_lost_and_leaves_nothing_half() {
+async fn a_killed_server_is_reported_and_leaves_no_half_file() {
     let (mut server, client) = (Serving::start(&["--anyone", "write"]), client());
     write(&client.files.path().join("big"), &content(1, 100 << 20));
     let port = server
@@ -913,7 +913,7 @@ async fn a_server_that_is_killed_is_said_to_be_lost_and_leaves_nothing_half() {
 }
 
 #[test]
-fn a_server_that_is_started_anew_costs_no_second_command() {
+fn a_restarted_server_needs_no_second_command() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
     write(&client.files.path().join("big"), &content(1, 100 << 20));
     let arguments = [
@@ -982,7 +982,7 @@ fn a_server_that_is_started_anew_costs_no_second_command() {
 }
 
 #[test]
-fn a_server_that_stays_away_is_waited_for_as_long_as_was_said_or_until_ctrl_c() {
+fn a_lost_server_is_waited_for_until_the_limit_or_ctrl_c() {
     for (retry_for, interrupt) in [("1", false), ("2h", true)] {
         let (mut server, client) = (Serving::start(&["--anyone", "write"]), client());
         write(&client.files.path().join("big"), &content(1, 100 << 20));
@@ -1044,7 +1044,7 @@ fn a_server_that_stays_away_is_waited_for_as_long_as_was_said_or_until_ctrl_c() 
 }
 
 #[test]
-fn the_first_signal_ends_it_with_0() {
+fn the_first_signal_ends_a_server_with_0() {
     for signal in [Signal::INT, Signal::TERM] {
         let mut server = Serving::start(&["--anyone", "both"]);
         server.signal(signal);
@@ -1072,7 +1072,7 @@ fn the_demo_proves_itself() {
 }
 
 #[test]
-fn a_large_file_that_was_renamed_is_not_sent_again_unless_that_is_asked_for() {
+fn a_renamed_large_file_is_sent_again_only_on_demand() {
     let (server, client) = (Serving::start(&["--anyone", "both"]), client());
     let size = haul::internal::storage::digest_index::LARGE_FILE;
     let place = |name: &str| client.files.path().join(name);
@@ -1111,7 +1111,7 @@ fn a_large_file_that_was_renamed_is_not_sent_again_unless_that_is_asked_for() {
 }
 
 #[test]
-fn a_key_that_may_only_write_is_told_why_it_may_not_mirror() {
+fn a_write_only_key_sees_why_it_may_not_mirror() {
     let (server, client) = (
         Serving::start(&["--anyone", "write", "--allow-delete"]),
         client(),
@@ -1133,7 +1133,7 @@ fn a_key_that_may_only_write_is_told_why_it_may_not_mirror() {
 }
 
 #[test]
-fn partials_go_when_they_are_older_than_is_said() {
+fn partials_are_removed_at_the_configured_age() {
     use haul::{LocalStore, PartialKey, Store};
     use std::time::{Duration, SystemTime};
     let served = tempfile::tempdir().unwrap();
@@ -1220,7 +1220,7 @@ fn send(home: &Path, arguments: &[&str]) -> (std::process::Child, String, String
 }
 
 #[test]
-fn what_one_sends_another_receives_by_the_code_alone() {
+fn a_receiver_needs_only_the_code() {
     let (alice, bob, source, to) = (private(), private(), tempdir().unwrap(), tempdir().unwrap());
     write(&source.path().join("holiday/a"), b"a");
     let holiday = source.path().join("holiday");
@@ -1248,7 +1248,7 @@ fn what_one_sends_another_receives_by_the_code_alone() {
 }
 
 #[test]
-fn a_wrong_word_is_told_to_both_and_without_a_terminal_nobody_is_even_met() {
+fn a_wrong_word_is_reported_at_both_ends() {
     let (alice, bob, source) = (private(), private(), tempdir().unwrap());
     write(&source.path().join("a"), b"a");
     let a = source.path().join("a");
@@ -1395,7 +1395,7 @@ fn a_server_in_a_home_directory_hides_haul_home() {
 }
 
 #[test]
-fn what_is_pulled_or_received_never_changes_haul_home() {
+fn a_pull_or_receive_never_changes_haul_home() {
     let (server, alice) = (Serving::start(&["--anyone", "both"]), private());
     let home = tempdir().unwrap();
     let keys = home.path().join(".config/haul");
@@ -1484,7 +1484,7 @@ fn a_code_may_be_given_as_several_arguments_or_a_pasted_line() {
 }
 
 #[test]
-fn what_another_machine_says_of_itself_steers_no_terminal() {
+fn a_machines_name_cannot_control_a_terminal() {
     let evil = "\u{1b}]52;c;ZXZpbA==\u{7}\nFORGED\u{202e}";
     let (alice, bob, to) = (private(), private(), tempdir().unwrap());
     write(&alice.path().join(evil), b"x");

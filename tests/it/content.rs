@@ -51,7 +51,7 @@ fn has_holes(directory: &Path) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tebibyte_of_holes_travels_as_what_is_between_them() {
+async fn of_a_tebibyte_of_holes_only_the_data_is_sent() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     if !has_holes(there.path()) {
         return;
@@ -142,7 +142,7 @@ async fn a_sparse_file_comes_back_as_sparse() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn more_holes_than_a_plan_tells_arrive_as_holes() {
+async fn more_holes_than_a_plan_lists_arrive_as_holes() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     if !has_holes(there.path()) {
         return;
@@ -167,7 +167,7 @@ async fn more_holes_than_a_plan_tells_arrive_as_holes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sparse_file_that_was_interrupted_goes_on_and_its_holes_are_holes() {
+async fn an_interrupted_sparse_file_is_resumed_with_its_holes() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     if !has_holes(there.path()) {
         return;
@@ -247,7 +247,7 @@ async fn a_sparse_file_that_was_interrupted_goes_on_and_its_holes_are_holes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn zeros_that_take_space_and_space_that_was_never_written_arrive_as_zeros() {
+async fn written_zeros_and_reserved_space_arrive_as_zeros() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     write(&here.path().join("zeros"), &vec![0; 2 << 20]);
     let reserved = File::create(here.path().join("reserved")).unwrap();

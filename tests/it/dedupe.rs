@@ -143,7 +143,7 @@ fn settle(file: &std::fs::File) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_renamed_file_is_made_there_of_what_is_there() {
+async fn a_renamed_file_is_made_from_existing_content() {
     let pair = Pair::new().await;
     pair.write("a", 1);
     assert_eq!(pair.push().await, ["src/a"]);
@@ -157,7 +157,7 @@ async fn a_renamed_file_is_made_there_of_what_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_that_changed_behind_the_index_is_found_out_by_its_content() {
+async fn a_file_changed_behind_the_index_is_detected_by_content() {
     let pair = Pair::new().await;
     pair.write("a", 1);
     pair.push().await;
@@ -184,7 +184,7 @@ async fn a_file_that_changed_behind_the_index_is_found_out_by_its_content() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_source_changed_with_size_and_time_kept_is_sent_as_it_is() {
+async fn a_source_changed_with_size_and_time_kept_is_sent() {
     let pair = Pair::new().await;
     pair.write("a", 1);
     pair.push().await;
@@ -205,7 +205,7 @@ async fn a_source_changed_with_size_and_time_kept_is_sent_as_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_index_says_of_other_content_makes_no_file() {
+async fn a_wrong_index_entry_makes_no_file() {
     let pair = Pair::new().await;
     pair.write("a", 1);
     pair.push().await;
@@ -261,7 +261,7 @@ async fn a_broken_index_costs_time_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_may_not_read_learns_nothing_of_what_is_there() {
+async fn a_key_that_may_not_read_learns_nothing_of_existing_files() {
     let pair = Pair::with(
         tempdir().unwrap(),
         Anyone {
@@ -281,7 +281,7 @@ async fn who_may_not_read_learns_nothing_of_what_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_may_not_read_cannot_find_out_by_a_checksum_whether_a_guess_is_right() {
+async fn a_key_that_may_not_read_cannot_probe_by_checksum() {
     let pair = Pair::with(
         tempdir().unwrap(),
         Anyone {
@@ -308,7 +308,7 @@ async fn who_may_not_read_cannot_find_out_by_a_checksum_whether_a_guess_is_right
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn either_side_can_do_without() {
+async fn either_end_can_disable_deduplication() {
     let pair = Pair::with(
         tempdir().unwrap(),
         Anyone {
@@ -338,7 +338,7 @@ async fn either_side_can_do_without() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_that_was_written_a_moment_ago_is_not_known_by_its_time() {
+async fn a_file_written_a_moment_ago_is_not_known_by_its_time() {
     let pair = Pair::new().await;
     let written = pair.from.path().join("src/a");
     write(&written, &content(1, SIZE));

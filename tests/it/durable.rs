@@ -75,7 +75,7 @@ fn count(log: &[String], line: &str) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_manifest_settles_is_synced_before_it_is_told() {
+async fn manifest_entries_are_synced_before_they_are_reported() {
     let source = tempdir().unwrap();
     let root = source.path().join("t");
     tree(&root);
@@ -115,7 +115,7 @@ async fn what_the_manifest_settles_is_synced_before_it_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn compared_files_are_synced_before_they_are_told() {
+async fn compared_files_are_synced_before_they_are_reported() {
     let source = tempdir().unwrap();
     let root = source.path().join("t");
     tree(&root);
@@ -157,7 +157,7 @@ async fn a_failed_sync_fails_the_entries_that_wait_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn entries_that_come_during_a_sync_share_the_next() {
+async fn entries_that_arrive_during_a_sync_share_the_next() {
     const FILES: usize = 2000;
     let source = tempdir().unwrap();
     let root = source.path().join("t");

@@ -259,7 +259,7 @@ async fn every_kind_of_entry_survives_a_push_and_a_pull() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_put_into_the_tree_later_is_all_that_a_rerun_sends() {
+async fn a_rerun_sends_only_what_was_added_to_the_tree() {
     let (source, server) = (tempdir().unwrap(), Serving::start_as_nobody(&[]));
     let (original, arrived) = (source.path().join("t"), server.served.path().join("t"));
     tree(&original);
@@ -297,7 +297,7 @@ async fn what_is_put_into_the_tree_later_is_all_that_a_rerun_sends() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_directory_that_may_not_be_read_is_named_and_the_others_are_sent() {
+async fn an_unreadable_directory_is_reported_and_others_are_sent() {
     if !is_root() {
         println!("skipped: nothing is closed to the owner of all");
         return;
@@ -368,7 +368,7 @@ async fn many_empty_files(count: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_directory_of_twenty_thousand_empty_files() {
+async fn a_directory_of_twenty_thousand_empty_files_arrives() {
     many_empty_files(20_000).await;
 }
 

@@ -60,7 +60,7 @@ async fn taken(take: ReceiveOptions) -> (TransferStats, [String; 4], String) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_stands_there_is_kept_compared_replaced_or_refused_as_asked() {
+async fn existing_files_are_treated_as_the_option_says() {
     let existing = |existing| ReceiveOptions {
         existing,
         ..ReceiveOptions::default()
@@ -143,7 +143,7 @@ async fn a_skipped_file_that_differs_gets_no_further_names() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_same_content_with_another_time_is_not_sent_again_and_gets_the_time() {
+async fn equal_content_is_not_sent_again_and_gets_the_new_time() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     let bytes = content(1, 3 << 20);
     for (root, time) in [(source.path(), 2_000_000), (served.path(), 1_000_000)] {
@@ -191,7 +191,7 @@ async fn the_same_content_with_another_time_is_not_sent_again_and_gets_the_time(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dry_run_says_what_would_be_done_and_writes_nothing_at_all() {
+async fn a_dry_run_reports_changes_and_writes_nothing() {
     let source = tempdir().unwrap();
     let serving = Serving::start(&[]);
     four(&source.path().join("t"), &serving.served.path().join("t"));

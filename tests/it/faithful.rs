@@ -30,7 +30,7 @@ async fn push(server: &Serving, from: &Path, into: &str) -> Outcome {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_closed_directory_is_filled_again_by_a_server_that_is_not_root() {
+async fn a_server_without_root_fills_a_closed_directory_again() {
     let (source, server) = (tempdir().unwrap(), Serving::start_as_nobody(&[]));
     let (tree, arrived) = (source.path().join("t"), server.served.path().join("t"));
     write(&tree.join("closed/below/changes"), &content(1, 1000));
@@ -72,7 +72,7 @@ async fn a_closed_directory_is_filled_again_by_a_server_that_is_not_root() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_closed_directory_is_closed_also_after_a_kill_in_the_middle() {
+async fn a_closed_directory_is_closed_again_after_a_kill() {
     let (source, server) = (tempdir().unwrap(), Serving::start_as_nobody(&[]));
     let tree = source.path().join("t");
     write(&tree.join("closed/small"), b"1");
@@ -150,7 +150,7 @@ fn linked_tree(tree: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn names_of_one_file_stay_names_of_one_file() {
+async fn hard_links_stay_hard_links() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     let (tree, arrived) = (source.path().join("t"), served.path().join("t"));
     linked_tree(&tree);
@@ -199,7 +199,7 @@ async fn names_of_one_file_stay_names_of_one_file() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sources_that_are_names_of_one_file_stay_so() {
+async fn sources_that_are_hard_links_stay_hard_links() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     let names = ["one", "other"].map(|name| source.path().join(name));
     write(&names[0], &content(1, 3 << 20));
@@ -213,7 +213,7 @@ async fn sources_that_are_names_of_one_file_stay_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_the_first_name_fails_the_next_takes_its_place() {
+async fn when_the_first_hard_link_fails_the_next_replaces_it() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     let tree = source.path().join("t");
     for (name, size) in [("small", 1000), ("large", 3 << 20)] {
@@ -244,7 +244,7 @@ async fn when_the_first_name_fails_the_next_takes_its_place() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_filesystem_cannot_keep_is_said_once_for_each_kind() {
+async fn lost_attributes_are_reported_once_for_each_kind() {
     let source = tempdir().unwrap();
     let tree = source.path().join("t");
     linked_tree(&tree);
@@ -321,7 +321,7 @@ fn files_of_times(tree: &Path, times: &[(i64, u32)]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn times_that_a_filesystem_rounds_or_cannot_hold_are_sent_once() {
+async fn times_that_a_file_system_rounds_are_sent_once() {
     let source = tempdir().unwrap();
     let tree = source.path().join("t");
     // Odd seconds, before 1970, before 1980 and after 2107, which FAT cannot hold.
@@ -351,7 +351,7 @@ async fn times_that_a_filesystem_rounds_or_cannot_hold_are_sent_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn times_within_the_modify_window_are_the_same() {
+async fn times_within_the_modify_window_are_equal() {
     let source = tempdir().unwrap();
     let tree = source.path().join("t");
     files_of_times(&tree, &[(1_700_000_000, 5), (1_700_000_000, 5)]);
@@ -366,7 +366,7 @@ async fn times_within_the_modify_window_are_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn names_that_differ_only_in_case_do_not_fall_on_each_other() {
+async fn names_that_differ_only_in_case_stay_apart() {
     let source = tempdir().unwrap();
     let tree = source.path().join("t");
     for (name, size) in [

@@ -104,7 +104,7 @@ impl Drop for SmallDisk {
 }
 
 #[test]
-fn a_disk_that_fills_up_costs_the_file_that_does_not_fit_and_no_other() {
+fn a_full_disk_fails_only_the_file_that_does_not_fit() {
     let Some(server) = SmallDisk::serve() else {
         return;
     };
@@ -159,7 +159,7 @@ fn a_disk_that_fills_up_costs_the_file_that_does_not_fit_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_quota_that_is_used_up_is_told_as_one() {
+async fn an_exceeded_quota_is_reported_as_such() {
     let (here, there) = (tempdir().unwrap(), tempdir().unwrap());
     write(&there.path().join("d/large"), b"old");
     for (name, length) in [("d/large", 3 << 20), ("d/other", 1 << 20)] {
@@ -194,7 +194,7 @@ async fn a_quota_that_is_used_up_is_told_as_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sources_that_change_while_they_are_sent_are_named_and_the_rest_arrives() {
+async fn changing_sources_are_reported_and_the_rest_arrives() {
     const LENGTH: usize = 2 << 20;
     let (here, there, home) = (tempdir().unwrap(), tempdir().unwrap(), tempdir().unwrap());
     let source = here.path().join("d");
@@ -305,7 +305,7 @@ async fn sources_that_change_while_they_are_sent_are_named_and_the_rest_arrives(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_gone_before_its_turn_is_named_and_the_rest_arrives() {
+async fn vanished_sources_are_reported_and_the_rest_arrives() {
     let (here, there) = (tempdir().unwrap(), tempdir().unwrap());
     let source = here.path().join("d");
     for name in ["a", "b", "c", "sub/d"] {
@@ -377,7 +377,7 @@ async fn what_is_gone_before_its_turn_is_named_and_the_rest_arrives() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn partials_that_a_dying_server_still_has_open_are_waited_for() {
+async fn partials_held_by_a_dying_server_are_waited_for() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     write(&source.path().join("t/large"), &content(1, 1 << 20));
     write(&source.path().join("t/small"), &content(2, 1_000));

@@ -149,7 +149,7 @@ fn fixed(ignores: &[(&str, &[u8])], all: &[&[u8]], left_out: &[&[u8]]) {
 }
 
 #[test]
-fn two_stars_stand_for_any_directories() {
+fn two_stars_match_any_directories() {
     fixed(
         &[("", b"**/x")],
         &[b"x", b"a/x", b"a/b/x", b"ax"],
@@ -425,7 +425,7 @@ fn rules_come_from_a_file_and_from_gitignore() {
 }
 
 #[test]
-fn a_file_that_is_named_is_held_against_the_rules_and_a_directory_is_not() {
+fn rules_apply_to_named_files_and_not_to_named_directories() {
     let (from, server) = (tempdir().unwrap(), Serving::start(&[]));
     for name in ["a.o", "b.c", "d.o/x"] {
         write(&from.path().join(name), b"");
@@ -449,7 +449,7 @@ fn a_file_that_is_named_is_held_against_the_rules_and_a_directory_is_not() {
 }
 
 #[test]
-fn only_listed_names_are_sent_with_the_directories_on_the_way() {
+fn only_listed_names_and_their_parent_directories_are_sent() {
     let (from, server) = (tempdir().unwrap(), Serving::start(&[]));
     for name in ["a/b/c", "a/b/d", "e/f", "g/h", "i"] {
         write(&from.path().join("src").join(name), name.as_bytes());
@@ -487,7 +487,7 @@ fn only_listed_names_are_sent_with_the_directories_on_the_way() {
 }
 
 #[test]
-fn a_list_that_leads_elsewhere_is_refused_before_anything_is_sent() {
+fn a_list_that_leads_outside_is_refused_before_sending() {
     let from = tempdir().unwrap();
     write(&from.path().join("src/a"), b"");
     std::fs::write(from.path().join("list"), "a\n../b\n").unwrap();
@@ -505,7 +505,7 @@ fn a_list_that_leads_elsewhere_is_refused_before_anything_is_sent() {
 }
 
 #[test]
-fn a_gitignore_that_is_no_file_of_rules_keeps_its_directory_out() {
+fn an_unreadable_gitignore_keeps_its_directory_out() {
     let (from, server) = (tempdir().unwrap(), Serving::start(&[]));
     write(
         &from.path().join("src/a/.gitignore"),
@@ -536,7 +536,7 @@ fn a_gitignore_that_is_no_file_of_rules_keeps_its_directory_out() {
 }
 
 #[test]
-fn a_server_leaves_out_what_a_pull_excludes() {
+fn a_server_does_not_send_what_a_pull_excludes() {
     let (here, server) = (tempdir().unwrap(), Serving::start(&[]));
     for name in ["a.o", "keep.o", "b", "d/b", "d/c"] {
         write(

@@ -92,7 +92,7 @@ async fn a_mirror_carries_out_a_change_of_case_and_removes_the_rest() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mirror_keeps_what_is_stored_under_another_name() {
+async fn a_mirror_keeps_files_stored_under_another_form_of_a_name() {
     let source = tempdir().unwrap();
     let t = source.path().join("t");
     tree(&t, &["Mr./name..", "e\u{301}te\u{301}/a", "plain", "old"]);
@@ -118,7 +118,7 @@ async fn a_mirror_keeps_what_is_stored_under_another_name() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_names_that_are_the_same_there_the_first_stays_whole() {
+async fn of_names_that_collide_the_first_stays_whole() {
     let source = tempdir().unwrap();
     let t = source.path().join("t");
     let names = ["name", "name.", "\u{e9}", "e\u{301}", "Sub/x", "Sub./x"];
@@ -134,7 +134,7 @@ async fn of_names_that_are_the_same_there_the_first_stays_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_partial_is_not_to_be_had_by_another_case_of_its_name() {
+async fn a_partial_is_not_served_under_another_case_of_its_name() {
     let source = tempdir().unwrap();
     let t = source.path().join("t");
     let digits = "0".repeat(32);
@@ -176,7 +176,7 @@ impl Drop for Ntfs<'_> {
 }
 
 #[test]
-fn a_mount_that_folds_case_below_a_store_that_does_not_is_seen() {
+fn a_case_folding_mount_below_the_store_is_detected() {
     let (source, disk) = (tempdir().unwrap(), tempdir().unwrap());
     let serving = Serving::start_with(&["--allow-delete"], |served| {
         fs::create_dir(served.join("below")).unwrap();

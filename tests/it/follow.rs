@@ -26,7 +26,7 @@ fn names(root: &Path) -> Vec<String> {
 }
 
 #[test]
-fn links_are_sent_as_what_they_point_to() {
+fn links_are_sent_as_their_targets() {
     let (from, server) = (tempdir().unwrap(), Serving::start(&[]));
     write(&from.path().join("elsewhere/d/f"), b"far");
     write(&from.path().join("src/x"), b"near");
@@ -67,7 +67,7 @@ fn links_are_sent_as_what_they_point_to() {
 }
 
 #[test]
-fn a_loop_is_named_and_the_rest_goes_on() {
+fn a_loop_is_reported_and_the_rest_is_sent() {
     let (from, server) = (tempdir().unwrap(), Serving::start(&[]));
     write(&from.path().join("src/a/f"), b"f");
     write(&from.path().join("beside"), b"");
@@ -96,7 +96,7 @@ fn a_loop_is_named_and_the_rest_goes_on() {
 }
 
 #[test]
-fn a_dangling_link_is_a_failure_and_an_excluded_one_is_none() {
+fn only_dangling_links_that_are_not_excluded_fail() {
     let (from, server) = (tempdir().unwrap(), Serving::start(&[]));
     write(&from.path().join("src/d/f"), b"f");
     symlink("no\nwhere", from.path().join("src/dangling")).unwrap();
@@ -146,7 +146,7 @@ fn a_dangling_link_is_a_failure_and_an_excluded_one_is_none() {
 }
 
 #[test]
-fn a_server_follows_no_link_out_of_what_it_serves() {
+fn a_server_follows_no_link_out_of_its_served_directory() {
     let (here, outside, server) = (tempdir().unwrap(), tempdir().unwrap(), Serving::start(&[]));
     write(&outside.path().join("secret"), b"secret");
     let served = server.served.path();

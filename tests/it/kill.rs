@@ -304,7 +304,7 @@ fn rounds(rounds: u64, files: u64, largest: u64) {
 }
 
 #[test]
-fn what_is_killed_is_gone_on_with_and_ends_the_same() {
+fn a_rerun_after_a_kill_completes_the_same_tree() {
     rounds(6, 300, 8 << 20);
 }
 

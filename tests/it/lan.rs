@@ -114,7 +114,7 @@ fn two_machines_that_were_paired_need_no_code_and_no_address() {
 }
 
 #[test]
-fn a_ticket_works_where_nobody_announces_anything_and_a_pipe_ends_in_one() {
+fn a_ticket_works_without_multicast_dns_and_for_a_pipe() {
     let Some(lan) = Lan::new(Addresses::Both) else {
         return;
     };
@@ -187,12 +187,12 @@ fn two_machines_on_one_network_find_each_other_by_the_code() {
 }
 
 #[test]
-fn they_do_so_without_any_address_but_those_that_links_give_themselves() {
+fn two_machines_find_each_other_by_link_local_addresses_alone() {
     a_tree_goes_over(Addresses::LinkLocal);
 }
 
 #[test]
-fn whoever_is_not_there_is_said_so_in_time() {
+fn an_absent_sender_is_reported_in_time() {
     let Some(lan) = Lan::new(Addresses::Both) else {
         return;
     };

@@ -240,7 +240,7 @@ fn rust_files(directory: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn each_room_uses_only_those_above_it_and_the_library_prints_nothing() {
+fn each_room_uses_only_rooms_above_it() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();
     for path in rust_files(&src) {
@@ -254,7 +254,7 @@ fn each_room_uses_only_those_above_it_and_the_library_prints_nothing() {
 }
 
 #[test]
-fn every_room_of_the_list_is_there() {
+fn every_listed_room_exists() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     for room in ROOMS {
         assert!(
@@ -266,7 +266,7 @@ fn every_room_of_the_list_is_there() {
 
 /// Text that a peer sends is a `PeerText` from its first moment on, so that it cannot be printed as it is.
 #[test]
-fn no_message_has_text_that_is_not_peer_text() {
+fn every_text_of_a_message_is_peer_text() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();
     for path in rust_files(&src.join("protocol")) {
@@ -337,13 +337,13 @@ fn a_room_below_is_found_however_it_is_named() {
 }
 
 #[test]
-fn what_hides_its_room_is_found() {
+fn a_hidden_room_is_found() {
     assert!(fault("protocol.rs", "use crate::Server;").contains("no room"));
     assert!(fault("protocol.rs", "use crate::*;").contains("no room"));
 }
 
 #[test]
-fn comments_strings_and_tests_count_for_nothing() {
+fn comments_strings_and_tests_are_ignored() {
     sound(
         "error.rs",
         "/// See [`crate::client`].\nfn f() {} // crate::client /*",
@@ -374,7 +374,7 @@ fn comments_strings_and_tests_count_for_nothing() {
 }
 
 #[test]
-fn printing_has_one_place() {
+fn only_one_file_prints() {
     for call in [
         "print!()",
         "println!()",
@@ -398,7 +398,7 @@ fn printing_has_one_place() {
 }
 
 #[test]
-fn the_library_knows_none_of_the_binarys_crates() {
+fn the_library_uses_no_crate_of_the_binary() {
     for krate in FOREIGN {
         assert!(fault("error.rs", &format!("use {krate}::x;")).contains("binary's alone"));
         sound("cli/cp.rs", &format!("use {krate}::x;"));
@@ -417,7 +417,7 @@ fn the_binary_uses_the_library_by_its_name() {
 }
 
 #[test]
-fn a_new_file_is_told_where_to_go() {
+fn an_unlisted_file_is_reported() {
     let told = fault("attic/box.rs", "");
     assert!(
         told.contains("add attic to ROOMS") && told.contains("ARCHITECTURE"),

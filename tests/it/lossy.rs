@@ -223,7 +223,7 @@ async fn corrupted_datagrams_change_no_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_comes_in_any_order_and_twice_is_put_together_once() {
+async fn reordered_and_repeated_datagrams_change_no_byte() {
     let jitter = Duration::from_millis(10);
     let way = Way::new(Settings {
         jitter,
@@ -307,7 +307,7 @@ async fn a_pull_arrives_over_loss_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_nat_gives_another_address_goes_on_without_a_new_connection() {
+async fn a_client_whose_nat_address_changes_keeps_its_connection() {
     const SIZE: u64 = 8 << 20;
     let (observer, moving) = moved(SIZE / 4);
     let way = Way::observed(
@@ -377,7 +377,7 @@ async fn dark_for(time: Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_path_that_lets_nothing_through_is_unreachable_and_names_the_host() {
+async fn a_path_that_drops_everything_is_unreachable_by_name() {
     let way = Way::new(Settings {
         blackout: true,
         ..settings()
@@ -400,7 +400,7 @@ async fn a_path_that_lets_nothing_through_is_unreachable_and_names_the_host() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_handshake_that_breaks_off_is_unreachable_as_well() {
+async fn a_handshake_that_breaks_off_counts_as_unreachable() {
     // What the server says in a handshake takes several datagrams; the client hears the first.
     let way = Way::new(settings()).await;
     way.path.down.set(|down| down.dark_after = 1);
@@ -420,7 +420,7 @@ async fn a_handshake_that_breaks_off_is_unreachable_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_handshake_without_luck_is_overtaken_by_another() {
+async fn an_unlucky_handshake_is_overtaken_by_another() {
     let way = Way::new(Settings {
         first_connection_is_lost: true,
         ..settings()
@@ -431,7 +431,7 @@ async fn a_handshake_without_luck_is_overtaken_by_another() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_handshake_whose_end_is_lost_is_made_anew_before_the_idle_timeout() {
+async fn a_handshake_with_a_lost_end_is_redone_before_the_timeout() {
     // The client's first flight is two datagrams. With what it says next it is done, and the server hears none of it.
     let way = Way::new(Settings {
         of_first_client: 2,
@@ -464,7 +464,7 @@ async fn a_handshake_whose_end_is_lost_is_made_anew_before_the_idle_timeout() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_path_that_goes_dark_for_good_ends_with_an_error_and_a_rerun_goes_on_from_the_partial() {
+async fn a_rerun_after_a_dead_path_resumes_from_the_partial() {
     const SIZE: usize = 8 << 20;
     let dark: Arc<std::sync::OnceLock<Box<dyn Fn() + Send + Sync>>> = Arc::default();
     let then = dark.clone();
@@ -517,7 +517,7 @@ async fn a_path_that_goes_dark_for_good_ends_with_an_error_and_a_rerun_goes_on_f
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_path_that_comes_back_once_the_connection_is_lost_costs_no_second_command() {
+async fn a_push_resumes_when_the_path_returns_after_a_lost_connection() {
     const SIZE: usize = 8 << 20;
     let way = Way::new(settings()).await;
     way.files([SIZE, 100, 100]);
@@ -608,7 +608,7 @@ async fn way_to_slow_disk(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disk_slower_than_a_lossy_path_costs_no_more_memory_than_is_allowed() {
+async fn a_disk_slower_than_a_lossy_path_stays_within_its_memory() {
     let config = frugal();
     let settings = Settings {
         loss: 0.01,
@@ -630,12 +630,12 @@ async fn a_disk_slower_than_a_lossy_path_costs_no_more_memory_than_is_allowed() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_that_stands_still_quiets_the_sender_and_then_takes_the_rest() {
+async fn a_reader_that_pauses_holds_the_sender_back() {
     stands_still(frugal()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_with_a_large_window_may_stand_still_as_well() {
+async fn a_reader_with_a_large_window_may_pause_as_well() {
     stands_still(patient()).await;
 }
 
@@ -677,7 +677,7 @@ async fn stands_still(config: Config) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disk_that_stands_still_for_longer_than_any_deadline_fails_no_file() {
+async fn a_disk_that_pauses_past_every_deadline_fails_no_file() {
     // Over the 5 s between two Workings.
     let deadline = Duration::from_secs(8);
     let config = Config {
@@ -706,7 +706,7 @@ async fn a_disk_that_stands_still_for_longer_than_any_deadline_fails_no_file() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_stops_waits_for_a_client_that_is_there_and_not_for_one_that_is_gone() {
+async fn a_stopping_server_waits_only_for_clients_that_are_alive() {
     let served = tempdir().unwrap();
     // Nothing else ends it in the time of this test.
     let hour = Duration::from_secs(3600);
@@ -818,17 +818,17 @@ async fn last_word_on(listed: &[u8]) -> u8 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_stops_delivers_the_end_of_a_listing_first() {
+async fn a_stopping_server_delivers_the_end_of_a_listing_first() {
     assert_eq!(last_word_on(b"d").await, End::TYPE);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_stops_delivers_a_refusal_first() {
+async fn a_stopping_server_delivers_a_refusal_first() {
     assert_eq!(last_word_on(b"nothing").await, Refused::TYPE);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_ends_while_the_server_stops_still_hears_its_summary() {
+async fn a_session_that_ends_during_a_stop_gets_its_summary() {
     for _ in 0..10 {
         let (told, settled) = oneshot::channel::<()>();
         let told = std::sync::Mutex::new(Some(told));
@@ -885,7 +885,7 @@ async fn arrivals(path: &Path, server: &UdpSocket, count: u64) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn a_path_loses_by_its_seed_goes_dark_changes_addresses_and_ends_when_dropped() {
+async fn the_impaired_path_does_what_its_settings_say() {
     let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let to = server.local_addr().unwrap();
     let lossy = Settings {

@@ -43,7 +43,7 @@ fn tree(root: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_directory_stands_for_what_is_in_it_and_all_else_for_itself() {
+async fn a_directory_is_listed_as_its_content() {
     let served = tempdir().unwrap();
     tree(served.path());
     let host = Host::directory(served.path());
@@ -86,7 +86,7 @@ async fn a_directory_stands_for_what_is_in_it_and_all_else_for_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_listing_tells_what_a_stat_would() {
+async fn a_listing_reports_what_stat_would() {
     let served = tempdir().unwrap();
     write(&served.path().join("f"), b"12345");
     std::fs::set_permissions(served.path().join("f"), PermissionsExt::from_mode(0o4751)).unwrap();
@@ -130,7 +130,7 @@ async fn a_listing_tells_what_a_stat_would() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_be_read_is_named_and_the_rest_is_listed() {
+async fn unreadable_entries_are_reported_and_the_rest_is_listed() {
     let server = Serving::start_as_nobody(&[]);
     for name in ["a/x", "b/y", "c/z"] {
         write(&server.served.path().join(name), b"1");
@@ -198,7 +198,7 @@ async fn many_names_come_in_order_while_other_sessions_run() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pull_takes_what_a_pattern_matches_on_the_server() {
+async fn a_pull_fetches_the_matches_of_a_pattern() {
     let (served, here) = (tempdir().unwrap(), tempdir().unwrap());
     tree(served.path());
     let host = Host::directory(served.path());
@@ -318,7 +318,7 @@ fn the_command_lists_as_ls_does() {
 }
 
 #[test]
-fn a_reader_that_has_enough_ends_it_quietly() {
+fn a_closed_output_ends_a_listing_quietly() {
     let server = Serving::start(&[]);
     for i in 0..5_000 {
         write(

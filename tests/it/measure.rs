@@ -138,7 +138,7 @@ async fn both_directions_have_a_rate_and_round_trips() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_time_out_of_bounds_is_refused_before_anything_is_sent() {
+async fn a_duration_out_of_bounds_is_refused_before_sending() {
     let host = host(Config::default());
     for time in [Duration::ZERO, Duration::from_secs(61), Duration::MAX] {
         let refused = measure(
@@ -157,7 +157,7 @@ async fn a_time_out_of_bounds_is_refused_before_anything_is_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_asks_for_too_long_gets_what_the_server_allows() {
+async fn a_measurement_that_is_too_long_is_cut_to_the_limit() {
     let host = host(Config {
         max_measurement: Duration::from_millis(200),
         ..impatient()
@@ -193,7 +193,7 @@ async fn who_asks_for_too_long_gets_what_the_server_allows() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_opens_too_many_is_refused_until_there_is_room() {
+async fn excess_measurements_are_refused_until_there_is_room() {
     let host = host(Config::default());
     let mut peers = Vec::new();
     // Two on each connection, eight in all.
@@ -222,7 +222,7 @@ async fn who_opens_too_many_is_refused_until_there_is_room() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_goes_silent_is_given_up_and_its_place_comes_back() {
+async fn a_silent_measurement_is_given_up_and_frees_its_place() {
     let host = host(Config {
         max_measurement: Duration::from_secs(1),
         deadline: DEADLINE,
@@ -250,7 +250,7 @@ async fn who_goes_silent_is_given_up_and_its_place_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_measure_breaks_the_protocol() {
+async fn a_malformed_measure_breaks_the_protocol() {
     let host = host(Config::default());
     for bytes in [
         &[4, 0x31, 3, 0xa1, 0, 3][..],
@@ -283,7 +283,7 @@ async fn what_is_no_measure_breaks_the_protocol() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_stops_says_so() {
+async fn a_stopping_server_ends_a_measurement_with_the_reason() {
     let mut host = host(Config::default());
     let client = host.connect().await.unwrap();
     let (begun, beginning) = tokio::sync::oneshot::channel::<()>();
@@ -371,7 +371,7 @@ async fn answer_pings((_, mut send, mut pings): (Probe, SendStream, MessageReade
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_too_old_is_said_to_be() {
+async fn a_server_without_measurements_is_reported() {
     let ended = by_server(|connection| async move {
         // As a server does that does not know the type.
         let (mut send, mut receive) = connection.accept_bi().await.unwrap();
@@ -401,7 +401,7 @@ async fn a_server_that_never_answers_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn figures_that_a_server_made_up_neither_panic_nor_go_on_for_ever() {
+async fn made_up_figures_cause_neither_panic_nor_endless_work() {
     let made_up = |forever: bool| {
         by_server(move |connection| async move {
             tokio::spawn(answer_pings(measured_stream(&connection).await));
@@ -431,7 +431,7 @@ async fn figures_that_a_server_made_up_neither_panic_nor_go_on_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_servers_limit_holds_for_what_it_sends_to_be_measured() {
+async fn a_servers_rate_limit_holds_for_measurements() {
     let limit = haul::Rate::from_bytes(500_000);
     let host = host(Config {
         limit,

@@ -297,14 +297,14 @@ fn two_nats_that_keep_a_port_are_punched_through() {
 }
 
 #[test]
-fn two_homes_whose_addresses_are_the_same_are_not_taken_for_one() {
+fn two_homes_with_equal_private_addresses_are_told_apart() {
     if let Some(way) = way(Behind::Home, Behind::Home) {
         assert_eq!(way, "punched");
     }
 }
 
 #[test]
-fn a_nat_on_one_side_alone_keeps_nobody_apart() {
+fn a_nat_on_one_side_alone_does_not_prevent_a_direct_path() {
     if let Some(way) = way(Behind::Nothing, Behind::Nat) {
         assert_eq!(way, "direct");
     }
@@ -329,14 +329,14 @@ fn two_nats_of_which_one_is_symmetric_need_the_relay() {
 }
 
 #[test]
-fn without_ipv4_two_firewalls_are_opened_for_each_other() {
+fn two_ipv6_firewalls_are_opened_for_each_other() {
     if let Some(way) = way(Behind::Firewall6, Behind::Firewall6) {
         assert_eq!(way, "direct");
     }
 }
 
 #[test]
-fn a_relay_that_dies_is_not_missed_once_the_way_is_direct() {
+fn a_direct_transfer_survives_the_death_of_the_relay() {
     let Some(net) = Net::new(Behind::Nat, Behind::Nat) else {
         return;
     };
@@ -352,7 +352,7 @@ fn a_relay_that_dies_is_not_missed_once_the_way_is_direct() {
 }
 
 #[test]
-fn a_relay_that_was_started_anew_is_found_by_both_under_the_same_number() {
+fn a_restarted_relay_is_found_by_both_under_the_same_number() {
     let Some(net) = Net::new(Behind::Nat, Behind::Nat) else {
         return;
     };
@@ -387,12 +387,12 @@ fn another_address_in_the_middle(router: &str, before: u8) {
 }
 
 #[test]
-fn a_receiver_whose_nat_gets_another_address_in_the_middle_loses_some_seconds_and_no_byte() {
+fn a_transfer_survives_a_new_address_of_the_receivers_nat() {
     another_address_in_the_middle("nb", 12);
 }
 
 #[test]
-fn a_sender_whose_nat_does_is_found_again() {
+fn a_sender_whose_nat_gets_a_new_address_is_found_again() {
     another_address_in_the_middle("na", 11);
 }
 
@@ -415,17 +415,17 @@ fn other_ports_in_the_middle(router: &str, address: u8) {
 }
 
 #[test]
-fn other_ports_of_the_receivers_nat_are_found() {
+fn new_ports_of_the_receivers_nat_are_found() {
     other_ports_in_the_middle("nb", 12);
 }
 
 #[test]
-fn other_ports_of_the_senders_nat_are_found() {
+fn new_ports_of_the_senders_nat_are_found() {
     other_ports_in_the_middle("na", 11);
 }
 
 #[test]
-fn what_goes_over_the_relay_waits_until_the_relay_is_back() {
+fn a_relayed_transfer_waits_until_the_relay_is_back() {
     let Some(net) = Net::new(Behind::Symmetric, Behind::Symmetric) else {
         return;
     };
@@ -465,17 +465,17 @@ fn another_address_of_a_relayed_end(router: &str, before: u8) {
 }
 
 #[test]
-fn a_relayed_receiver_that_gets_another_address_comes_to_the_relay_again() {
+fn a_relayed_receiver_with_a_new_address_returns_to_the_relay() {
     another_address_of_a_relayed_end("nb", 12);
 }
 
 #[test]
-fn a_relayed_sender_that_gets_another_address_comes_to_the_relay_again() {
+fn a_relayed_sender_with_a_new_address_returns_to_the_relay() {
     another_address_of_a_relayed_end("na", 11);
 }
 
 #[test]
-fn what_began_over_the_relay_moves_once_a_direct_way_opens() {
+fn a_relayed_session_moves_once_a_direct_path_opens() {
     let Some(net) = Net::new(Behind::Nat, Behind::Nat) else {
         return;
     };
@@ -493,7 +493,7 @@ fn what_began_over_the_relay_moves_once_a_direct_way_opens() {
 }
 
 #[test]
-fn where_udp_is_blocked_that_is_said_in_time() {
+fn blocked_udp_is_reported_in_time() {
     let Some(net) = Net::new(Behind::Nothing, Behind::Nat) else {
         return;
     };
@@ -525,7 +525,7 @@ fn is_of_relay(code: &str) -> bool {
 }
 
 #[test]
-fn a_relay_that_wants_a_token_helps_those_who_have_it() {
+fn a_relay_with_a_token_serves_only_its_holders() {
     let Some(net) = Net::new(Behind::Nat, Behind::Nat) else {
         return;
     };

@@ -67,7 +67,7 @@ fn count(unkept: Option<&[MetadataWarning]>, aspect: Attribute) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn extended_attributes_are_kept_on_demand_and_a_rerun_sets_them_alone() {
+async fn extended_attributes_are_kept_on_demand() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     if !has_xattrs(source.path()) || !has_xattrs(served.path()) {
         return;
@@ -158,7 +158,7 @@ async fn extended_attributes_are_kept_on_demand_and_a_rerun_sets_them_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_not_root_sets_extended_attributes_of_files_that_are_read_only() {
+async fn xattrs_of_read_only_files_are_set_without_root() {
     let (source, server) = (tempdir().unwrap(), Serving::start_as_nobody(&[]));
     if !has_xattrs(source.path()) {
         return;
@@ -202,7 +202,7 @@ async fn a_server_that_is_not_root_sets_extended_attributes_of_files_that_are_re
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn extended_attributes_that_do_not_fit_are_counted_at_the_end_that_lost_them() {
+async fn xattrs_that_do_not_fit_are_counted_where_they_are_lost() {
     let (source, store) = (tempdir().unwrap(), haul::MemoryStore::new());
     if !has_xattrs(source.path()) {
         return;
@@ -250,7 +250,7 @@ fn owners(tree: &Path) -> Vec<(u32, u32, u32)> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn owners_and_bits_that_give_rights_are_kept_where_the_server_says_so() {
+async fn owners_and_setuid_bits_are_kept_if_the_server_allows_it() {
     if !possible("only root gives files away", is_root()) {
         return;
     }
@@ -301,7 +301,7 @@ async fn owners_and_bits_that_give_rights_are_kept_where_the_server_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_was_not_told_so_makes_no_program_that_runs_as_another() {
+async fn without_the_option_a_server_sets_no_setuid_bits() {
     if !possible("only root gives files away", is_root()) {
         return;
     }
@@ -352,7 +352,7 @@ async fn a_server_that_was_not_told_so_makes_no_program_that_runs_as_another() {
 }
 
 #[test]
-fn what_is_lost_is_one_line_of_the_summary() {
+fn lost_attributes_are_one_line_of_the_summary() {
     let (source, server) = (tempdir().unwrap(), Serving::start(&[]));
     write(&source.path().join("t/f"), b"data");
     write(&source.path().join("t/g\x1b"), b"data");

@@ -110,7 +110,7 @@ async fn paired(one: &Identity, other: &Identity) -> [Peer; 2] {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_code_tells_both_ends_all_that_they_need() {
+async fn one_code_pairs_both_ends() {
     let (alice, bob) = (Identity::generate().unwrap(), Identity::generate().unwrap());
     let [of_bob, of_alice] = paired(&alice, &bob).await;
     assert_eq!(
@@ -130,7 +130,7 @@ async fn one_code_tells_both_ends_all_that_they_need() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_paired_takes_files_without_a_code_and_strangers_spoil_nothing() {
+async fn paired_machines_need_no_code_and_strangers_burn_nothing() {
     let (alice, bob) = (Identity::generate().unwrap(), Identity::generate().unwrap());
     let [of_bob, of_alice] = paired(&alice, &bob).await;
     let (source, to) = (tempdir().unwrap(), tempdir().unwrap());
@@ -172,7 +172,7 @@ async fn who_is_paired_takes_files_without_a_code_and_strangers_spoil_nothing() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_offer_of_files_pairs_nobody() {
+async fn an_offer_of_files_does_not_pair() {
     let (alice, bob) = (Identity::generate().unwrap(), Identity::generate().unwrap());
     let mut offering = offering(options(Content::Text("hello".into()), None), &alice).await;
     let (credential, at) = (offering.code().unwrap().into(), at(&offering));
@@ -183,7 +183,7 @@ async fn an_offer_of_files_pairs_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_comes_out_of_a_pipe_goes_to_one_receiver_whole() {
+async fn piped_input_goes_whole_to_one_receiver() {
     let (alice, bob, to) = (
         Identity::generate().unwrap(),
         Identity::generate().unwrap(),
@@ -220,7 +220,7 @@ async fn what_comes_out_of_a_pipe_goes_to_one_receiver_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_ticket_finds_its_sender_by_itself_and_no_other_takes_its_place() {
+async fn a_ticket_finds_its_sender_and_no_other() {
     let (alice, bob) = (Identity::generate().unwrap(), Identity::generate().unwrap());
     let own = vec![Ipv4Addr::LOCALHOST.into()];
     let mut offering = offering(
@@ -279,7 +279,7 @@ fn relay() -> RelayAt {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_is_found_by_those_that_it_is_paired_with_and_admits_them() {
+async fn a_server_is_found_by_its_paired_machines_and_admits_them() {
     let (home, inbox, source) = (tempdir().unwrap(), tempdir().unwrap(), tempdir().unwrap());
     let (alice, bob, relay) = (
         Identity::generate().unwrap(),

@@ -72,7 +72,7 @@ async fn until(mut holds: impl FnMut() -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_comes_in_becomes_a_file_at_its_end_and_not_before() {
+async fn piped_input_becomes_a_file_only_at_its_end() {
     let (there, home) = (tempdir().unwrap(), tempdir().unwrap());
     write(&there.path().join("d.tar"), b"old");
     let host = Host::directory(there.path());
@@ -112,7 +112,7 @@ async fn what_comes_in_becomes_a_file_at_its_end_and_not_before() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_comes_in_needs_a_name() {
+async fn piped_input_needs_a_name() {
     let (there, home) = (tempdir().unwrap(), tempdir().unwrap());
     std::fs::create_dir(there.path().join("dir")).unwrap();
     let host = Host::directory(there.path());
@@ -150,7 +150,7 @@ async fn what_comes_in_needs_a_name() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_input_that_breaks_off_commits_nothing() {
+async fn an_input_that_fails_commits_nothing() {
     let there = tempdir().unwrap();
     write(&there.path().join("f"), b"old");
     let host = Host::directory(there.path());
@@ -192,7 +192,7 @@ async fn an_input_that_breaks_off_commits_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_is_killed_commits_nothing_and_the_next_one_starts_anew() {
+async fn a_killed_client_commits_no_input_and_a_rerun_starts_over() {
     let (there, home) = (tempdir().unwrap(), tempdir().unwrap());
     let config = Config {
         idle_timeout: Duration::from_secs(2),
@@ -223,7 +223,7 @@ async fn a_client_that_is_killed_commits_nothing_and_the_next_one_starts_anew() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_endless_input_ends_with_the_disk() {
+async fn an_endless_input_ends_when_the_disk_is_full() {
     let store = MemoryStore::with_capacity(4 << 20);
     let host = Host::serving(Arc::new(store.clone()), Config::default());
     let client = host.connect().await.unwrap();
@@ -256,7 +256,7 @@ async fn an_endless_input_ends_with_the_disk() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_connection_is_said_to_have_taken_the_input_with_it() {
+async fn a_lost_connection_reports_that_the_input_is_lost() {
     let there = tempdir().unwrap();
     let mut host = Host::directory(there.path());
     let client = host.connect().await.unwrap();
@@ -351,7 +351,7 @@ fn haul_out(host: &Host, home: &Path, arguments: &[&str], source: &str) -> std::
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_goes_out_through_a_pipe_as_it_is() {
+async fn a_file_is_written_unchanged_to_a_pipe() {
     let (served, home) = (tempdir().unwrap(), tempdir().unwrap());
     let large = content(1, 5 << 20);
     write(&served.path().join("d/large"), &large);
@@ -374,7 +374,7 @@ async fn a_file_goes_out_through_a_pipe_as_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_does_not_go_out_whole_is_said_and_ends_with_1() {
+async fn an_incomplete_output_is_reported_and_exits_with_1() {
     let (served, home) = (tempdir().unwrap(), tempdir().unwrap());
     write(&served.path().join("d/f"), b"inside");
     write(&served.path().join("f"), &content(1, 3 << 20));
@@ -451,7 +451,7 @@ impl Write for Gate {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_that_waits_holds_back_the_sender_and_loses_nothing() {
+async fn a_slow_reader_holds_back_the_sender_and_loses_nothing() {
     let served = tempdir().unwrap();
     let bytes = content(1, 40 << 20);
     write(&served.path().join("f"), &bytes);
@@ -491,7 +491,7 @@ async fn a_reader_that_waits_holds_back_the_sender_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_that_is_lost_after_something_came_out_is_not_made_again() {
+async fn no_reconnect_after_output_has_begun() {
     let served = tempdir().unwrap();
     write(&served.path().join("f"), &content(1, 40 << 20));
     let mut host = Host::directory(served.path());

@@ -358,18 +358,18 @@ fn said_of_the_loss(events: &[Event]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_server_that_is_stopped_and_started_anew_costs_nothing_that_it_holds() {
+async fn a_restarted_server_is_not_sent_what_it_already_holds() {
     assert_eq!(a_large_file_goes_on(false).await, "the server is stopping");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_server_that_is_killed_and_started_anew_says_so_by_a_stateless_reset() {
+async fn a_killed_and_restarted_server_sends_a_stateless_reset() {
     // Nothing else would tell before the idle timeout.
     assert_eq!(a_large_file_goes_on(true).await, "the peer has restarted");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_server_that_is_gone_is_missed_before_the_connection_has_been_idle_for_long() {
+async fn a_vanished_server_is_detected_before_the_idle_timeout() {
     let (source, mut machine) = (tempdir().unwrap(), Machine::new());
     let big = big(source.path());
     let config = Config {
@@ -675,7 +675,7 @@ async fn a_file_whose_receipt_is_lost_counts_as_committed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn when_the_time_is_up_it_says_what_was_lost_and_the_partial_stays() {
+async fn when_retrying_ends_the_loss_is_reported_and_partials_stay() {
     let (source, mut machine) = (tempdir().unwrap(), Machine::new());
     let big = big(source.path());
     let (halt, go_on, observer) = Halt::when(in_the_middle);
@@ -729,7 +729,7 @@ async fn comes_back_as(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn whoever_wants_no_other_try_is_told_at_once() {
+async fn without_retries_a_loss_is_reported_at_once() {
     let config = Config {
         retry_for: Duration::ZERO,
         ..Config::default()
@@ -743,14 +743,14 @@ async fn whoever_wants_no_other_try_is_told_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_server_that_admits_the_key_no_more_ends_it() {
+async fn a_server_that_no_longer_admits_the_key_ends_the_push() {
     let (error, halt) = comes_back_as(Config::default(), &[], |_| {}).await;
     assert!(matches!(error, Error::NotAdmitted(_)), "{error:?}");
     assert_eq!(halt.count(is_reconnected), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn another_server_in_its_place_gets_nothing() {
+async fn another_server_at_the_same_address_gets_nothing() {
     let change = |machine: &mut Machine| machine.home = private();
     let (error, halt) = comes_back_as(Config::default(), &["--anyone", "write"], change).await;
     assert!(matches!(error, Error::WrongPin { .. }), "{error:?}");
@@ -758,7 +758,7 @@ async fn another_server_in_its_place_gets_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_first_contact_is_not_tried_again() {
+async fn the_first_connection_is_not_retried() {
     let (source, mut machine) = (tempdir().unwrap(), Machine::new());
     write(&source.path().join("f"), b"f");
     let client = machine.connect(&Config::default()).await;
@@ -776,7 +776,7 @@ async fn the_first_contact_is_not_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn whoever_connects_while_the_server_stops_is_told_why() {
+async fn a_client_that_connects_during_a_stop_gets_the_reason() {
     for _ in 0..24 {
         let directory = tempdir().unwrap();
         let mut host = Host::directory(directory.path());
@@ -796,7 +796,7 @@ async fn whoever_connects_while_the_server_stops_is_told_why() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_server_that_stops_under_a_session_is_come_back_to_also_before_its_answer_was_read() {
+async fn a_client_returns_to_a_server_that_stopped_before_answering() {
     let (source, identity) = (tempdir().unwrap(), Identity::generate().unwrap());
     write(&source.path().join("f"), b"f");
     let config =
@@ -842,7 +842,7 @@ async fn a_server_that_stops_under_a_session_is_come_back_to_also_before_its_ans
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn dropping_it_while_it_waits_ends_it() {
+async fn dropping_a_push_that_waits_to_reconnect_ends_it() {
     let (source, mut machine) = (tempdir().unwrap(), Machine::new());
     let big = big(source.path());
     let (halt, go_on, observer) = Halt::when(|event, events| match event {
@@ -874,7 +874,7 @@ async fn dropping_it_while_it_waits_ends_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn another_port_in_the_middle_costs_no_reconnect() {
+async fn a_new_client_port_costs_no_reconnect() {
     let (source, machine) = (tempdir().unwrap(), Machine::new());
     let big = big(source.path());
     let (halt, go_on, observer) = Halt::when(|event, events| {
@@ -907,7 +907,7 @@ async fn another_port_in_the_middle_costs_no_reconnect() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn further_names_of_what_stood_before_the_loss_are_still_its_names() {
+async fn hard_links_survive_a_reconnect() {
     use std::os::unix::fs::MetadataExt;
     let (source, mut machine) = (tempdir().unwrap(), Machine::new());
     let tree = source.path().join("t");
@@ -959,7 +959,7 @@ async fn further_names_of_what_stood_before_the_loss_are_still_its_names() {
 
 /// Fetches a tree from a server that is killed and started anew in the middle; the account and the events.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_pull_goes_on_as_a_push_does() {
+async fn a_pull_resumes_as_a_push_does() {
     let (here, mut machine) = (tempdir().unwrap(), Machine::new());
     machine.stop();
     let tree = machine.served.path().join("t");

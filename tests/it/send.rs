@@ -191,7 +191,7 @@ impl Guess {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_knows_the_code_sees_what_there_is_and_takes_it_and_both_hear_how_it_went() {
+async fn a_receiver_with_the_code_sees_the_offer_and_accepts_it() {
     let mut sending = Sending::tree().await;
     let (code, at, key_id, to) = (
         sending.code(),
@@ -268,7 +268,7 @@ async fn one_wrong_word_burns_the_code_and_a_new_one_works() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_number_that_is_not_in_use_or_an_exchange_that_breaks_off_burns_nothing() {
+async fn unused_numbers_and_broken_exchanges_burn_no_code() {
     let mut sending = Sending::tree().await;
     let (code, at) = (sending.code(), sending.at());
     let other: ShortCode = format!("1{code}").parse().unwrap();
@@ -291,7 +291,7 @@ async fn a_number_that_is_not_in_use_or_an_exchange_that_breaks_off_burns_nothin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_shows_no_key_of_the_exchange_burns_the_code_and_learns_nothing() {
+async fn a_wrong_confirmation_burns_the_code_and_reveals_nothing() {
     let mut sending = Sending::tree().await;
     let (code, at) = (sending.code(), sending.at());
     let guess = async {
@@ -312,7 +312,7 @@ async fn whoever_shows_no_key_of_the_exchange_burns_the_code_and_learns_nothing(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_the_code_nothing_can_be_had_listed_or_written() {
+async fn without_the_code_nothing_can_be_read_listed_or_written() {
     let sending = Sending::tree().await;
     let trust = ServerTrust {
         pin: Some(sending.key_id),
@@ -356,7 +356,7 @@ async fn without_the_code_nothing_can_be_had_listed_or_written() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_receiver_that_was_killed_goes_on_with_the_same_code_and_nobody_else_does() {
+async fn only_the_same_receiver_resumes_with_a_used_code() {
     let mut sending = Sending::tree().await;
     let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
     let identity = Identity::generate().unwrap();
@@ -387,7 +387,7 @@ async fn a_receiver_that_was_killed_goes_on_with_the_same_code_and_nobody_else_d
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_knows_the_code_and_has_not_accepted_gets_nothing() {
+async fn a_receiver_that_has_not_accepted_gets_nothing() {
     let mut sending = Sending::tree().await;
     let (code, at, key_id, to) = (
         sending.code(),
@@ -422,7 +422,7 @@ async fn whoever_knows_the_code_and_has_not_accepted_gets_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_new_code_is_for_another_receiver_and_one_of_before_ends_nothing() {
+async fn an_earlier_receiver_does_not_end_the_next_code() {
     let mut sending = Sending::tree().await;
     for _ in 0..2 {
         let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
@@ -449,7 +449,7 @@ async fn each_new_code_is_for_another_receiver_and_one_of_before_ends_nothing() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn names_are_names_and_a_text_needs_none() {
+async fn a_text_needs_no_names() {
     let source = tempdir().unwrap();
     for name in ["*", "a[b]", "other"] {
         write(&source.path().join(name), name.as_bytes());
@@ -504,7 +504,7 @@ async fn names_are_names_and_a_text_needs_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_makes_no_sense_is_told_before_there_is_a_code() {
+async fn invalid_options_are_reported_before_a_code_is_made() {
     let source = tempdir().unwrap();
     write(&source.path().join("a"), b"a");
     write(&source.path().join("b/a"), b"a");
@@ -535,7 +535,7 @@ async fn what_makes_no_sense_is_told_before_there_is_a_code() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sender_that_is_stopped_waits_for_nothing_and_the_receiver_is_told() {
+async fn a_sender_that_is_stopped_tells_its_receiver_at_once() {
     let mut sending = Sending::tree().await;
     let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
     // So slow that it outlasts any grace.
@@ -591,7 +591,7 @@ async fn a_sender_that_is_stopped_waits_for_nothing_and_the_receiver_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_code_that_has_expired_is_worth_nothing() {
+async fn an_expired_code_admits_no_receiver() {
     let source = tempdir().unwrap();
     write(&source.path().join("a"), b"a");
     let options = SendOptions {
@@ -612,7 +612,7 @@ async fn a_code_that_has_expired_is_worth_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sender_that_quits_before_it_is_accepted_leaves_nobody_waiting() {
+async fn a_sender_that_quits_early_does_not_leave_a_receiver_waiting() {
     let mut sending = Sending::tree().await;
     let (code, at) = (sending.code(), sending.at());
     let identity = Identity::generate().unwrap();
@@ -684,7 +684,7 @@ async fn slow_tree() -> Sending {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_receiver_that_says_goodbye_in_the_middle_has_not_got_it_all() {
+async fn a_receiver_that_closes_early_did_not_get_everything() {
     let mut sending = slow_tree().await;
     let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
     let receiving = async {
@@ -704,7 +704,7 @@ async fn a_receiver_that_says_goodbye_in_the_middle_has_not_got_it_all() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guest_that_comes_back_and_declines_leaves_nobody_waiting_for_ever() {
+async fn a_receiver_that_returns_and_declines_ends_the_send() {
     let mut sending = slow_tree().await;
     let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
     let identity = Identity::generate().unwrap();
@@ -730,7 +730,7 @@ async fn a_guest_that_comes_back_and_declines_leaves_nobody_waiting_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_leaves_the_question_open_can_come_again_at_once() {
+async fn a_receiver_that_left_the_question_open_may_return_at_once() {
     let mut sending = Sending::tree().await;
     let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
     let identity = Identity::generate().unwrap();
@@ -755,7 +755,7 @@ async fn who_leaves_the_question_open_can_come_again_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guest_of_before_gets_nothing_of_what_the_next_code_is_for() {
+async fn an_earlier_receiver_gets_nothing_of_the_next_offer() {
     let mut sending = Sending::tree().await;
     let (code, at, key_id, to) = (
         sending.code(),
@@ -811,7 +811,7 @@ async fn a_guest_of_before_gets_nothing_of_what_the_next_code_is_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_whose_size_is_not_known_is_no_part_of_an_offer() {
+async fn a_file_of_unknown_size_is_not_offered() {
     let proc = PathBuf::from("/proc/version");
     if !proc.exists() {
         return eprintln!("skipped: there is no /proc");

@@ -43,7 +43,7 @@ fn fifo(at: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_that_says_it_is_empty_is_sent_to_its_end() {
+async fn a_file_that_reports_size_zero_is_sent_to_its_end() {
     let (store, here) = (MemoryStore::new().hiding_sizes(), tempdir().unwrap());
     let large = content(1, 3 << 20);
     put(&store, "t/small", b"five!");
@@ -103,7 +103,7 @@ async fn files_of_proc_are_sent_with_their_content() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_users_name_like_that_of_a_partial_is_a_name_like_any() {
+async fn user_names_that_resemble_partials_are_ordinary_names() {
     let (source, served, here) = (tempdir().unwrap(), tempdir().unwrap(), tempdir().unwrap());
     let digits = "0123456789abcdef".repeat(2);
     for name in [".haul-notes.partial", ".haul-x.partial/in it"] {
@@ -224,7 +224,7 @@ fn vanishing() -> Host {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_vanishes_is_said_apart_and_a_mirror_removes_the_rest() {
+async fn vanished_files_do_not_keep_a_mirror_from_removing() {
     let (host, here) = (vanishing(), tempdir().unwrap());
     let t = here.path().join("t");
     // Beside what is left over, an earlier state of what vanishes: for now it stays.
@@ -324,7 +324,7 @@ fn became(lines: &[Value], path: &str) -> (Value, Value) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn vanished_files_alone_end_with_24_and_are_told() {
+async fn vanished_files_alone_are_reported_and_exit_with_24() {
     let (host, here) = (vanishing(), tempdir().unwrap());
     let (url, pin) = (
         format!("haul://{}/t", host.address),
@@ -362,7 +362,7 @@ async fn vanished_files_alone_end_with_24_and_are_told() {
 }
 
 #[test]
-fn specials_are_skipped_and_said_and_fail_only_on_demand() {
+fn special_files_are_reported_and_fail_only_on_demand() {
     let (serving, source) = (Serving::start(&["--allow-delete"]), tempdir().unwrap());
     let pin = serving.key_id.to_string();
     let url = |path: &str| format!("{}{path}", serving.url);

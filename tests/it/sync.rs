@@ -42,7 +42,7 @@ fn sync(
 }
 
 #[test]
-fn the_destination_becomes_the_same_and_nothing_beside_it_is_touched() {
+fn a_mirror_changes_nothing_beside_its_destination() {
     let source = tempdir().unwrap();
     tree(source.path(), &["t/a", "t/sub/b"]);
     let serving = Serving::start(&["--allow-delete"]);
@@ -102,7 +102,7 @@ fn all_of_a_server_can_be_mirrored_both_ways() {
 }
 
 #[test]
-fn a_server_that_did_not_say_so_lets_nobody_remove() {
+fn a_server_without_the_option_permits_no_removal() {
     let source = tempdir().unwrap();
     tree(source.path(), &["t/a"]);
     let serving = Serving::start(&[]);
@@ -118,7 +118,7 @@ fn a_server_that_did_not_say_so_lets_nobody_remove() {
 }
 
 #[test]
-fn an_empty_source_and_too_much_to_remove_remove_nothing() {
+fn an_empty_source_or_too_much_to_remove_removes_nothing() {
     let source = tempdir().unwrap();
     fs::create_dir(source.path().join("t")).unwrap();
     let serving = Serving::start(&["--allow-delete"]);
@@ -201,7 +201,7 @@ fn a_directory_that_cannot_be_read_removes_nothing() {
 }
 
 #[test]
-fn what_is_no_single_directory_is_not_mirrored() {
+fn only_a_single_directory_is_mirrored() {
     let source = tempdir().unwrap();
     tree(source.path(), &["f"]);
     let serving = Serving::start(&["--allow-delete"]);
@@ -216,7 +216,7 @@ fn what_is_no_single_directory_is_not_mirrored() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_cannot_ask_for_it_past_the_command_line_either() {
+async fn a_server_refuses_a_mirror_that_it_does_not_permit() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     tree(source.path(), &["t/a"]);
     tree(served.path(), &["t/old"]);
@@ -258,7 +258,7 @@ fn of_other_kinds(source: &Path, there: &Path) {
 }
 
 #[test]
-fn what_has_become_of_another_kind_is_replaced_and_what_a_link_points_to_is_not_touched() {
+fn a_mirror_replaces_entries_of_another_kind_but_no_link_target() {
     let (source, back) = (tempdir().unwrap(), tempdir().unwrap());
     let serving = Serving::start(&["--allow-delete"]);
     let there = serving.served.path();
@@ -313,7 +313,7 @@ fn what_has_become_of_another_kind_is_replaced_and_what_a_link_points_to_is_not_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hard_link_replaces_what_is_of_another_kind_in_a_mirror() {
+async fn in_a_mirror_a_hard_link_replaces_entries_of_another_kind() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     let root = source.path().join("t");
     tree(&root, &["a"]);
@@ -339,7 +339,7 @@ async fn a_hard_link_replaces_what_is_of_another_kind_in_a_mirror() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_hard_links_a_mirror_says_so_and_replaces_all_the_same() {
+async fn without_hard_links_a_mirror_warns_and_still_replaces() {
     let source = tempdir().unwrap();
     let root = source.path().join("t");
     tree(&root, &["a"]);
@@ -368,7 +368,7 @@ async fn without_hard_links_a_mirror_says_so_and_replaces_all_the_same() {
 }
 
 #[test]
-fn a_copy_without_delete_replaces_nothing_of_another_kind() {
+fn without_delete_nothing_of_another_kind_is_replaced() {
     let source = tempdir().unwrap();
     let serving = Serving::start(&["--allow-delete"]);
     of_other_kinds(source.path(), serving.served.path());
@@ -401,7 +401,7 @@ fn with_left_outs(source: &Path, there: &Path) {
 }
 
 #[test]
-fn what_a_filter_leaves_out_is_spared_there_as_rsync_does() {
+fn a_mirror_keeps_excluded_files_as_rsync_does() {
     let serving = Serving::start(&["--allow-delete"]);
     let there = serving.served.path();
     let source = tempdir().unwrap();
@@ -447,7 +447,7 @@ fn what_a_filter_leaves_out_is_spared_there_as_rsync_does() {
 }
 
 #[test]
-fn what_gitignore_files_leave_out_is_spared_there() {
+fn a_mirror_keeps_files_that_gitignore_excludes() {
     let serving = Serving::start(&["--allow-delete"]);
     let there = serving.served.path();
     let source = tempdir().unwrap();
@@ -486,7 +486,7 @@ fn what_gitignore_files_leave_out_is_spared_there() {
 }
 
 #[test]
-fn a_list_of_names_is_no_mirror() {
+fn a_list_of_names_cannot_be_mirrored() {
     let source = tempdir().unwrap();
     tree(source.path(), &["t/a", "list"]);
     let serving = Serving::start(&["--allow-delete"]);
@@ -527,7 +527,7 @@ fn names(root: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_destination_inside_the_source_is_refused_before_anything_is_written_and_beside_it_is_not() {
+fn a_destination_inside_the_source_is_refused_before_writing() {
     let serving = Serving::start(&["--allow-delete"]);
     let here = serving.served.path();
     tree(here, &["d/a", "d/sub/b", "e/c"]);
@@ -596,7 +596,7 @@ fn a_mirror_never_removes_its_own_source() {
 }
 
 #[test]
-fn a_fifo_in_the_source_is_named_and_keeps_nothing_from_being_removed() {
+fn a_fifo_in_the_source_prevents_no_removal() {
     let (source, serving) = (tempdir().unwrap(), Serving::start(&["--allow-delete"]));
     tree(source.path(), &["t/a", "t/sub/b"]);
     let make = |path: &Path| {
@@ -627,7 +627,7 @@ fn a_fifo_in_the_source_is_named_and_keeps_nothing_from_being_removed() {
 }
 
 #[test]
-fn a_fifo_in_the_source_empties_no_directory_of_its_name() {
+fn a_fifo_in_the_source_keeps_a_directory_of_its_name() {
     let (source, serving) = (tempdir().unwrap(), Serving::start(&["--allow-delete"]));
     tree(source.path(), &["t/a"]);
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
@@ -645,7 +645,7 @@ fn a_fifo_in_the_source_empties_no_directory_of_its_name() {
 }
 
 #[test]
-fn a_source_of_nothing_but_a_fifo_is_empty() {
+fn a_source_with_only_a_fifo_counts_as_empty() {
     let (source, serving) = (tempdir().unwrap(), Serving::start(&["--allow-delete"]));
     fs::create_dir(source.path().join("t")).unwrap();
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
@@ -662,7 +662,7 @@ fn a_source_of_nothing_but_a_fifo_is_empty() {
 }
 
 #[test]
-fn a_source_however_deep_in_the_destination_is_not_removed() {
+fn a_source_deep_inside_the_destination_is_not_removed() {
     let serving = Serving::start(&["--allow-delete"]);
     let here = serving.served.path();
     // Deeper than an origin has marks.
@@ -677,7 +677,7 @@ fn a_source_however_deep_in_the_destination_is_not_removed() {
 }
 
 #[test]
-fn a_key_that_may_only_write_is_told_that_it_may_not_mirror() {
+fn a_key_that_may_only_write_may_not_mirror() {
     let source = tempdir().unwrap();
     tree(source.path(), &["t/a"]);
     let serving = Serving::start(&["--allow-delete", "--anyone", "write"]);
@@ -694,7 +694,7 @@ fn a_key_that_may_only_write_is_told_that_it_may_not_mirror() {
 }
 
 #[test]
-fn what_a_mirror_removed_is_told_every_time() {
+fn removals_are_reported_in_every_run() {
     // A race between the summary and what is told before it: once is not enough to see it lost.
     let source = tempdir().unwrap();
     tree(source.path(), &["t/a"]);

@@ -181,7 +181,7 @@ impl Drop for Ntfs {
 }
 
 #[test]
-fn a_partial_is_taken_up_where_all_files_seem_to_be_anothers() {
+fn a_partial_is_resumed_where_all_files_have_another_owner() {
     let Some(ntfs) = Ntfs::mount() else { return };
     let store = LocalStore::open(&ntfs.directory()).unwrap();
     let claim = PartialKey {
@@ -206,7 +206,7 @@ fn a_partial_is_taken_up_where_all_files_seem_to_be_anothers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_session_begins_once_the_served_directory_was_moved() {
+async fn no_session_begins_after_the_served_directory_was_moved() {
     let (here, above) = (tree(), tempdir().unwrap());
     let (served, away) = (above.path().join("served"), above.path().join("away"));
     write(&served.join("old"), b"old");

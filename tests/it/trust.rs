@@ -177,7 +177,7 @@ async fn refused(server: &mut Server, tls: rustls::ClientConfig) -> TransportErr
 }
 
 #[tokio::test]
-async fn a_pin_lets_through_its_key_alone() {
+async fn a_pin_admits_only_its_key() {
     let (server, client, other) = (new(), new(), new());
     let mut listening = Server::start(&server);
 
@@ -206,7 +206,7 @@ async fn a_pin_lets_through_its_key_alone() {
 }
 
 #[tokio::test]
-async fn with_a_pin_only_the_pin_counts() {
+async fn with_a_pin_nothing_else_is_consulted() {
     let (server, directory) = (new(), TempDir::new().unwrap());
     let listening = Server::start(&server);
     let (file, mut trust) = known_hosts_in(&directory);
@@ -220,7 +220,7 @@ async fn with_a_pin_only_the_pin_counts() {
 }
 
 #[tokio::test]
-async fn a_first_contact_is_known_once_it_is_added_and_a_change_is_an_alarm() {
+async fn a_changed_key_of_a_known_host_is_an_alarm() {
     let (server, client, directory) = (new(), new(), TempDir::new().unwrap());
     let listening = Server::start(&server);
     let (file, trust) = known_hosts_in(&directory);
@@ -355,7 +355,7 @@ async fn an_authority_does_not_vouch_for_other_names_or_times() {
 }
 
 #[tokio::test]
-async fn what_known_hosts_says_stands_above_an_authority() {
+async fn known_hosts_takes_precedence_over_an_authority() {
     let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
     let listening = Server::start(&authority.sign("127.0.0.1", |_| {}));
     let (file, mut trust) = known_hosts_in(&directory);
@@ -407,7 +407,7 @@ async fn a_client_without_a_certificate_fails() {
 }
 
 #[tokio::test]
-async fn a_refused_client_learns_the_line_that_admits_it() {
+async fn a_refused_client_gets_the_line_that_admits_it() {
     let (server, client, directory) = (new(), new(), TempDir::new().unwrap());
     let mut listening = Server::start(&server);
     let authorized_keys = directory.path().join("authorized_keys");
@@ -444,7 +444,7 @@ async fn a_refused_client_learns_the_line_that_admits_it() {
 }
 
 #[tokio::test]
-async fn where_nothing_listens_the_error_does_not_wait() {
+async fn a_closed_port_is_reported_at_once() {
     let free = std::net::UdpSocket::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -465,7 +465,7 @@ async fn where_nothing_listens_the_error_does_not_wait() {
 }
 
 #[tokio::test]
-async fn where_nothing_answers_the_error_comes_after_the_first_deadline() {
+async fn silence_is_reported_after_the_first_deadline() {
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
     let config = Config {
@@ -498,7 +498,7 @@ async fn answer(socket: tokio::net::UdpSocket, reply: impl Fn(&[u8]) -> Vec<u8>)
 }
 
 #[tokio::test]
-async fn what_answers_gets_the_longer_deadline() {
+async fn a_host_that_answers_gets_the_longer_deadline() {
     let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let port = socket.local_addr().unwrap().port();
     let millis = Duration::from_millis;
@@ -516,7 +516,7 @@ async fn what_answers_gets_the_longer_deadline() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_killed_in_the_middle_of_a_handshake_is_said_to_be_gone_and_not_waited_for()
+async fn a_server_killed_in_a_handshake_is_reported_at_once()
  {
     let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let port = socket.local_addr().unwrap().port();
@@ -548,7 +548,7 @@ async fn a_server_that_is_killed_in_the_middle_of_a_handshake_is_said_to_be_gone
 }
 
 #[tokio::test]
-async fn a_server_that_speaks_another_quic_is_told_from_a_dead_one() {
+async fn a_server_with_another_quic_version_is_reported_as_such() {
     let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let port = socket.local_addr().unwrap().port();
     // Version Negotiation (RFC 9000, section 17.2.1): the client's connection ids, exchanged, and one other version.
@@ -573,7 +573,7 @@ async fn a_server_that_speaks_another_quic_is_told_from_a_dead_one() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_no_haul_is_named_as_such() {
+async fn a_server_that_is_not_haul_is_reported_as_such() {
     let server = new();
     for alpn in [vec![b"h3".to_vec()], vec![]] {
         let mut tls = server_tls()
@@ -593,7 +593,7 @@ async fn a_server_that_is_no_haul_is_named_as_such() {
 }
 
 #[tokio::test]
-async fn a_full_server_says_so() {
+async fn a_full_server_reports_that_it_is_busy() {
     let server = new();
     let config = endpoint::server_config(&server, &Config::default()).unwrap();
     let listening = endpoint::bind("127.0.0.1:0".parse().unwrap(), Some(config)).unwrap();
@@ -611,7 +611,7 @@ async fn a_full_server_says_so() {
 }
 
 #[tokio::test]
-async fn a_server_that_has_stopped_to_serve_is_not_waited_for() {
+async fn a_stopped_server_is_not_waited_for() {
     // It answers a handshake with stateless resets.
     let stopping = endpoint::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
     let port = stopping.local_addr().unwrap().port();
@@ -629,7 +629,7 @@ async fn a_server_that_has_stopped_to_serve_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn a_host_without_an_address_is_named() {
+async fn a_host_without_an_address_is_reported_by_name() {
     // Too long for the resolver to ask anybody.
     let host = "a".repeat(300);
     let error = dial(&host, 1, ServerTrust::default(), Config::default())
@@ -664,7 +664,7 @@ async fn the_default_address_takes_both_families_and_a_name_finds_it() {
 }
 
 #[tokio::test]
-async fn an_address_that_refuses_does_not_stand_in_the_way_of_another() {
+async fn an_address_that_refuses_does_not_block_another() {
     // Where localhost has two addresses, one of them has no server.
     let server = new();
     let listening = Server::start(&server);
@@ -699,7 +699,7 @@ async fn a_path_that_carries_large_datagrams_gets_them() {
 }
 
 #[tokio::test]
-async fn a_team_with_the_certificates_of_the_example_trusts_each_other() {
+async fn a_team_with_the_example_certificates_trusts_each_other() {
     let directory = TempDir::new().unwrap();
     let team = |name: &str| {
         team_certificates::make(directory.path(), &[name.to_owned()]).unwrap();
@@ -739,7 +739,7 @@ async fn a_team_with_the_certificates_of_the_example_trusts_each_other() {
 }
 
 #[test]
-fn authorities_that_cannot_be_read_are_no_empty_list() {
+fn unreadable_authorities_are_an_error() {
     let directory = TempDir::new().unwrap();
     let home = Home::at(directory.path());
     assert_eq!(ServerTrust::of_home(&home, None).unwrap().authorities, []);

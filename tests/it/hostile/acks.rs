@@ -95,7 +95,7 @@ async fn outcome(frames: &[u8]) -> Error {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_acknowledges_what_was_never_sent_breaks_the_protocol() {
+async fn acknowledging_unsent_packets_breaks_the_protocol() {
     let padding = [0; 20];
     // ACK: largest acknowledged 1,000, delay 0, no more ranges, and nothing below the largest.
     let error = outcome(&[&[0x02, 0x43, 0xe8, 0, 0, 0], &padding[..]].concat())

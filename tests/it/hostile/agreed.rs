@@ -149,7 +149,7 @@ async fn sent(session: &mut Session, id: u64, name: &str, content: &[u8]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn files_without_end_end_where_the_agreement_does_and_what_is_whole_stays() {
+async fn endless_files_end_at_the_quota_and_complete_ones_stay() {
     let agreed = Agreed::to(3, 1_000);
     let mut session = agreed.session().await;
     sent(&mut session, 0, "a", b"content").await;
@@ -196,7 +196,7 @@ async fn files_without_end_end_where_the_agreement_does_and_what_is_whole_stays(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sizes_that_are_too_large_lie_or_are_not_told_bring_no_more() {
+async fn false_large_or_missing_sizes_do_not_exceed_the_quota() {
     let agreed = Agreed::to(100, 1_000);
     let mut session = agreed.session().await;
     for (id, size) in [(0, 1_001), (1, i64::MAX as u64), (2, i64::MAX as u64)] {
@@ -233,7 +233,7 @@ async fn sizes_that_are_too_large_lie_or_are_not_told_bring_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sender_that_comes_back_again_and_again_brings_no_more_in_all() {
+async fn the_quota_counts_over_all_connections() {
     let agreed = Agreed::to(100, 1_000);
     let mut first = agreed.session().await;
     sent(&mut first, 0, "a", &[1; 800]).await;

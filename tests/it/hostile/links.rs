@@ -18,7 +18,7 @@ fn name(id: u64, name: &str, of: u64) -> Entry {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_further_name_is_only_of_what_this_session_brought() {
+async fn hard_links_only_lead_to_files_of_this_session() {
     let arena = Arena::new(Config::default());
     write(&arena.served().join("private"), b"x");
     let peer = Peer::connect(&arena.host).await;
@@ -82,7 +82,7 @@ async fn a_further_name_is_only_of_what_this_session_brought() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_put_in_the_place_of_the_first_name_is_not_linked_to() {
+async fn a_file_that_replaced_the_first_name_is_not_linked_to() {
     let arena = Arena::new(Config::default());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -121,7 +121,7 @@ async fn what_was_put_in_the_place_of_the_first_name_is_not_linked_to() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hard_link_that_makes_no_sense_breaks_the_protocol() {
+async fn an_invalid_hard_link_breaks_the_protocol() {
     let odd = [
         name(1, "f", 2),
         Entry {

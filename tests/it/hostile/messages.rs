@@ -39,7 +39,7 @@ fn garbage() -> Vec<Vec<u8>> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_on_the_control_stream_that_is_none_closes_the_connection() {
+async fn a_malformed_control_message_closes_the_connection() {
     let arena = Arena::new(patient());
     let good = hello();
     let too_long = |kind, limit: usize| message(kind, limit as u64 + 1, &[]);
@@ -80,7 +80,7 @@ async fn a_message_on_the_control_stream_that_is_none_closes_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_on_the_manifest_that_is_none_closes_the_connection() {
+async fn a_malformed_manifest_message_closes_the_connection() {
     let arena = Arena::new(patient());
     let target = vec![b'x'; 1_000_000];
     let link = Entry {
@@ -147,7 +147,7 @@ async fn a_message_on_the_manifest_that_is_none_closes_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_plan_that_is_none_ends_its_stream_alone() {
+async fn a_malformed_plan_ends_only_its_own_stream() {
     let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -177,7 +177,7 @@ async fn a_plan_that_is_none_ends_its_stream_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn entries_that_nobody_waits_for_are_counted_and_one_of_the_greatest_size_is_fine() {
+async fn unanswered_entries_are_bounded_and_the_largest_is_accepted() {
     let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -225,7 +225,7 @@ async fn entries_that_nobody_waits_for_are_counted_and_one_of_the_greatest_size_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn random_bytes_on_every_kind_of_stream_harm_nobody() {
+async fn random_bytes_on_any_stream_do_not_disturb_others() {
     let arena = Arena::new(patient());
     let mut noise = Noise::new(42);
     for round in 0..40 {

@@ -8,7 +8,7 @@ use crate::hostile::peer::*;
 use crate::support::write;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_never_reads_verdicts_loses_its_own_session() {
+async fn a_peer_that_reads_no_verdicts_loses_only_its_session() {
     let arena = Arena::new(impatient());
     let identity = Identity::generate().unwrap();
     let peer = Peer::connect_as(&arena.host, &identity, |t| {
@@ -31,7 +31,7 @@ async fn who_never_reads_verdicts_loses_its_own_session() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_never_reads_receipts_holds_nothing_that_others_need() {
+async fn a_peer_that_reads_no_receipts_does_not_block_others() {
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..impatient()
@@ -59,7 +59,7 @@ async fn who_never_reads_receipts_holds_nothing_that_others_need() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_grants_no_credit_for_an_answer_is_given_up() {
+async fn a_peer_that_grants_no_credit_for_an_answer_is_given_up() {
     let arena = Arena::new(impatient());
     let identity = Identity::generate().unwrap();
     let peer = Peer::connect_as(&arena.host, &identity, |t| {
@@ -73,7 +73,7 @@ async fn who_grants_no_credit_for_an_answer_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_fill_their_windows_and_stop_leave_room_for_a_newcomer() {
+async fn stalled_connections_leave_memory_for_a_new_one() {
     let arena = Arena::new(Config {
         memory: 1 << 20,
         deadline: std::time::Duration::from_secs(20),
@@ -109,7 +109,7 @@ async fn connections_that_fill_their_windows_and_stop_leave_room_for_a_newcomer(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pulls_whose_entries_are_never_answered_take_no_thread_from_others() {
+async fn unanswered_pulls_take_no_thread_from_others() {
     // tokio has 512 threads for work that blocks.
     const PULLS: usize = 560;
     const EACH: usize = 7;
@@ -136,7 +136,7 @@ async fn pulls_whose_entries_are_never_answered_take_no_thread_from_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sessions_without_end_on_one_connection_are_refused() {
+async fn excess_sessions_on_one_connection_are_refused() {
     let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut sessions = Vec::new();

@@ -280,7 +280,7 @@ async fn a_server_that_never_answers_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_grants_no_stream_or_no_credit_is_given_up() {
+async fn a_server_that_grants_no_stream_or_credit_is_given_up() {
     for stream in [true, false] {
         let (connection, client) = connect(|t| {
             if stream {
@@ -300,7 +300,7 @@ async fn a_server_that_grants_no_stream_or_no_credit_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_ready_and_then_silent_is_given_up() {
+async fn a_server_that_is_silent_after_ready_is_given_up() {
     let (rogue, _verdicts, _) = Rogue::ready(3).await;
     let outcome = rogue.outcome().await;
     assert!(matches!(outcome, Err(Error::Lost(_))), "{outcome:?}");
@@ -318,7 +318,7 @@ async fn a_server_that_is_ready_and_then_silent_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn verdicts_that_answer_no_question_break_the_protocol() {
+async fn verdicts_for_no_entry_break_the_protocol() {
     let held = |offset, length| Held {
         range: Range { offset, length },
         digest: [0; 32],
@@ -414,7 +414,7 @@ async fn the_content_of_a_directory_cannot_be_wanted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn held_parts_that_are_another_files_are_sent_all_the_same() {
+async fn held_ranges_of_other_content_are_sent_anyway() {
     let (rogue, mut verdicts, entries) = Rogue::ready(3).await;
     let large = id_of(&entries, Kind::File, true);
     let content = content(2, LARGE);
@@ -485,7 +485,7 @@ async fn held_parts_that_are_another_files_are_sent_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_receipt_that_lies_comes_early_or_not_at_all_is_no_receipt() {
+async fn false_early_and_missing_receipts_do_not_count() {
     let mut running = tokio::task::JoinSet::new();
     for case in [
         "size",
@@ -606,7 +606,7 @@ async fn answers_out_of_place_break_the_protocol() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_goes_away_at_once_is_no_error_of_any_file() {
+async fn a_server_that_stops_at_once_fails_no_file() {
     let mut rogue = Rogue::begin().await;
     rogue
         .answer(&Ready {
@@ -651,7 +651,7 @@ async fn a_server_that_goes_away_at_once_is_no_error_of_any_file() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_server_says_cannot_steer_a_terminal() {
+async fn text_from_a_server_cannot_control_a_terminal() {
     let evil = "\x1b[2J\x1b]0;owned\x07\u{202e}\r\n";
     let mut rogue = Rogue::begin().await;
     rogue
@@ -681,7 +681,7 @@ async fn what_a_server_says_cannot_steer_a_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_takes_nothing_that_it_did_not_ask_for() {
+async fn a_client_refuses_streams_that_it_did_not_ask_for() {
     let (rogue, mut verdicts, entries) = Rogue::ready(3).await;
     let handle = quinn::VarInt::from(rogue.control.id()).into_inner();
     let unasked = [
@@ -710,7 +710,7 @@ async fn a_client_takes_nothing_that_it_did_not_ask_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pull_brings_what_was_asked_for_and_nothing_else() {
+async fn a_pull_accepts_only_requested_entries() {
     let (connection, client) = connect(|_| {}).await;
     let directory = tempfile::tempdir().unwrap();
     write(&directory.path().join("into/.profile"), b"mine");

@@ -12,7 +12,7 @@ use crate::hostile::peer::*;
 use crate::support::content;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_streams_that_say_nothing_are_given_up_and_disturb_nobody() {
+async fn a_thousand_silent_streams_are_given_up() {
     let arena = Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let _session = peer.session().await;
@@ -31,7 +31,7 @@ async fn a_thousand_streams_that_say_nothing_are_given_up_and_disturb_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_has_to_wait_while_the_disk_stands_still_is_not_given_up() {
+async fn a_stream_that_waits_for_a_paused_disk_is_not_given_up() {
     const LARGE: usize = 3 << 20;
     let config = impatient();
     let deadline = config.deadline;
@@ -72,7 +72,7 @@ async fn a_stream_that_has_to_wait_while_the_disk_stands_still_is_not_given_up()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn half_a_head_and_no_more_is_given_up() {
+async fn a_stream_with_half_a_head_is_given_up() {
     let arena = Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let session = peer.session().await;
@@ -115,7 +115,7 @@ async fn half_a_request_ends_its_session_by_the_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_nobody_asked_for_is_turned_away_and_the_connection_lives() {
+async fn unwanted_streams_are_refused_and_the_connection_lives() {
     let arena = Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -181,7 +181,7 @@ async fn two_streams_for_one_wanted_file_write_one_file() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_of_another_time_is_refused_as_unsupported() {
+async fn an_unknown_request_is_refused_as_unsupported() {
     let arena = Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let mut unknown = bytes::BytesMut::from(&[0x77][..]);
@@ -199,7 +199,7 @@ async fn a_request_of_another_time_is_refused_as_unsupported() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_that_closes_in_the_middle_of_anything_leaves_nothing_behind() {
+async fn a_peer_that_closes_at_any_point_leaves_nothing_behind() {
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..impatient()
@@ -238,7 +238,7 @@ async fn a_peer_that_closes_in_the_middle_of_anything_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_stops_half_way_on_a_living_connection_is_over() {
+async fn a_session_that_ends_halfway_is_over_and_the_rest_lives() {
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..impatient()
@@ -263,7 +263,7 @@ async fn a_session_that_stops_half_way_on_a_living_connection_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_that_is_not_admitted_is_told_itself_and_the_line_that_admits_it() {
+async fn a_refused_client_gets_its_key_and_the_line_to_admit_it() {
     watch_panics();
     let identity = Identity::generate().unwrap();
     let key_id = identity.key_id();
@@ -322,7 +322,7 @@ async fn a_key_that_is_not_admitted_is_told_itself_and_the_line_that_admits_it()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_shows_no_certificate_comes_nowhere() {
+async fn a_client_without_a_certificate_is_refused() {
     let arena = Arena::new(impatient());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let trust = haul::ServerTrust {
@@ -363,7 +363,7 @@ async fn who_shows_no_certificate_comes_nowhere() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ids_that_do_not_ascend_break_the_protocol_and_the_greatest_does_not() {
+async fn ids_that_do_not_ascend_break_the_protocol() {
     let arena = Arena::new(impatient());
     for ids in [[5, 5], [5, 4], [u64::MAX, 0], [u64::MAX, u64::MAX]] {
         let peer = Peer::connect(&arena.host).await;

@@ -161,7 +161,7 @@ const MIRROR: &[&str] = &["sync", "-v", "--retry-for", "0", "t", "URL/into"];
 const PULL: &[&str] = &["cp", "-v", "--retry-for", "0", "URL/t", "got"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refusal_of_the_session_steers_no_terminal() {
+async fn a_refusal_of_the_session_cannot_control_a_terminal() {
     for arguments in [PUSH, PULL, &["ls", "URL/"]] {
         let shown = said(arguments, async |connection| {
             let mut control = Control::accept(connection).await;
@@ -176,7 +176,7 @@ async fn a_refusal_of_the_session_steers_no_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_reason_of_a_close_steers_no_terminal() {
+async fn the_reason_of_a_close_cannot_control_a_terminal() {
     // Protocol, Busy, NotAdmitted, and codes that end nothing else.
     for code in [0x01_u8, 0x02, 0x07, 0x08, 0x17, 0x3f] {
         let shown = said(PUSH, async |connection| {
@@ -189,7 +189,7 @@ async fn the_reason_of_a_close_steers_no_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn verdicts_steer_no_terminal() {
+async fn verdicts_cannot_control_a_terminal() {
     let shown = said(PUSH, async |connection| {
         let mut control = Control::accept(connection).await;
         let (mut verdicts, manifest, file) = control.first_file().await;
@@ -208,7 +208,7 @@ async fn verdicts_steer_no_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn receipts_steer_no_terminal() {
+async fn receipts_cannot_control_a_terminal() {
     let shown = said(PUSH, async |connection| {
         let mut control = Control::accept(connection.clone()).await;
         let (mut verdicts, manifest, file) = control.first_file().await;
@@ -236,7 +236,7 @@ async fn receipts_steer_no_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_summary_and_what_comes_before_it_steer_no_terminal() {
+async fn a_summary_cannot_control_a_terminal() {
     let summary = Summary {
         unkept: Some(vec![MetadataWarning {
             aspect: 3,
@@ -281,7 +281,7 @@ async fn a_summary_and_what_comes_before_it_steer_no_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_pulled_steers_no_terminal() {
+async fn pulled_entries_cannot_control_a_terminal() {
     let unsendable = Unsendable {
         omitted: None,
         path: components(&[b"t", EVIL.as_bytes()]),
@@ -341,7 +341,7 @@ async fn what_is_pulled_steers_no_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_listing_steers_no_terminal() {
+async fn a_listing_cannot_control_a_terminal() {
     let listed = Listed {
         path: components(&[EVIL.as_bytes()]),
         kind: Some(Kind::Symlink),
@@ -376,7 +376,7 @@ async fn a_listing_steers_no_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_message_should_not_be_steers_no_terminal() {
+async fn malformed_messages_cannot_control_a_terminal() {
     let mut noise = BytesMut::from(&hello()[..]);
     noise.extend_from_slice(EVIL.as_bytes());
     for garbage in [EVIL.as_bytes().to_vec(), noise.to_vec()] {

@@ -11,7 +11,7 @@ use crate::support::{content, write};
 const SIZES: [u64; 2] = [5_000, 600_000];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_comes_back_over_another_connection_ends_the_one_before() {
+async fn a_session_on_a_new_connection_ends_the_old_one() {
     // Nobody gives up or lends anything in the time of this test.
     let hour = std::time::Duration::from_secs(3600);
     let arena = Arena::new(Config {
@@ -51,7 +51,7 @@ async fn a_session_that_comes_back_over_another_connection_ends_the_one_before()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_transfer_that_is_not_what_was_planned_fails_and_leaves_nothing() {
+async fn a_transfer_that_differs_from_its_plan_leaves_nothing() {
     let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -211,7 +211,7 @@ async fn a_transfer_that_is_not_what_was_planned_fails_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pieces_that_do_not_come_to_a_clean_end_leave_nothing() {
+async fn pieces_without_a_clean_end_leave_nothing() {
     let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session_as(&push_as(b"f")).await;
@@ -328,7 +328,7 @@ async fn pieces_that_do_not_come_to_a_clean_end_leave_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_plan_that_is_no_plan_is_turned_away_before_anything_is_read() {
+async fn an_invalid_plan_is_refused_before_the_body_is_read() {
     let arena = Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -367,7 +367,7 @@ async fn a_plan_that_is_no_plan_is_turned_away_before_anything_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_wanted_and_never_sends_keeps_the_only_permit_from_nobody() {
+async fn a_sender_that_never_sends_does_not_hold_the_only_permit() {
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..impatient()
@@ -383,7 +383,7 @@ async fn who_is_wanted_and_never_sends_keeps_the_only_permit_from_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn half_a_body_and_then_silence_gives_the_permit_back_and_fails_by_the_deadline() {
+async fn a_body_that_stops_halfway_returns_its_permit_and_fails() {
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..impatient()
@@ -429,7 +429,7 @@ async fn a_byte_now_and_then_does_not_hold_the_only_permit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reset_in_the_middle_fails_one_file_and_keeps_what_may_be_resumed() {
+async fn a_reset_fails_one_file_and_keeps_its_partial() {
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..impatient()
@@ -471,7 +471,7 @@ async fn a_reset_in_the_middle_fails_one_file_and_keeps_what_may_be_resumed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_newer_session_does_not_wait_for_the_deadline_of_one_that_was_wanted_and_never_sent() {
+async fn a_newer_session_does_not_wait_for_a_sender_that_is_silent() {
     // Its deadline is longer than this test's patience.
     let arena = Arena::new(Config {
         max_transfers: 1,
@@ -511,7 +511,7 @@ async fn the_same_file_over_and_over_in_one_session_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_of_all_the_bytes_there_are_is_only_a_number_until_they_come() {
+async fn an_enormous_announced_size_reserves_nothing() {
     let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -529,7 +529,7 @@ async fn a_file_of_all_the_bytes_there_are_is_only_a_number_until_they_come() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_mirror_replaces_stays_until_the_content_is_whole() {
+async fn a_mirror_replaces_only_when_the_new_content_is_whole() {
     let arena = Arena::new(Config {
         allow_delete: true,
         ..patient()

@@ -18,7 +18,7 @@ fn closed_with(closed: &ConnectionError) -> Option<Code> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_number_is_whoevers_claim_it_is() {
+async fn a_number_belongs_to_the_holder_of_its_claim() {
     let relay = Host::new();
     let (first, second) = (
         Guest::at(relay.address).await,
@@ -84,7 +84,7 @@ async fn a_number_ends_with_its_stream_or_its_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_relay_that_is_full_says_so_and_takes_the_next_once_there_is_room() {
+async fn a_full_relay_refuses_until_there_is_room() {
     let relay = Host::with(|options| options.places = 1);
     let guest = Guest::at(relay.address).await;
     let (placed, _reader, writer) = guest.place(&place(1, None)).await.unwrap();
@@ -101,7 +101,7 @@ async fn a_relay_that_is_full_says_so_and_takes_the_next_once_there_is_room() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pairs_are_bounded_in_all_and_an_end_has_one_on_each_port() {
+async fn pairs_are_bounded_in_total_and_to_one_per_end_and_port() {
     for (ports, pairs, most) in [(2, 100, 2), (8, 3, 3)] {
         let relay = Host::with(|options| {
             (options.ports, options.allowance) = (
@@ -139,7 +139,7 @@ async fn pairs_are_bounded_in_all_and_an_end_has_one_on_each_port() {
 /// A receiver seeks for each of its connections, and each time when one was lost: so a dozen people of one office would have used up
 /// what an address has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_that_seek_each_other_again_take_no_more_room() {
+async fn two_ends_that_seek_each_other_again_take_no_more_room() {
     let relay = Host::with(|options| options.allowance.pairs = 1);
     let (owner, guest) = (
         Guest::at(relay.address).await,
@@ -162,7 +162,7 @@ async fn two_that_seek_each_other_again_take_no_more_room() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_message_ends_that_connection_and_no_other() {
+async fn a_malformed_message_ends_only_its_own_connection() {
     let relay = Host::new();
     let close_on_protocol_error = Guest::at(relay.address).await;
     let (placed, mut reader, _writer) = close_on_protocol_error
@@ -231,7 +231,7 @@ async fn what_is_no_message_ends_that_connection_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_ten_thousand_streams_some_are_served_and_the_rest_is_turned_away() {
+async fn of_ten_thousand_streams_the_excess_is_refused() {
     let relay = Host::new();
     let (flood, close_on_protocol_error) = (
         Guest::at(relay.address).await,
@@ -266,7 +266,7 @@ async fn of_ten_thousand_streams_some_are_served_and_the_rest_is_turned_away() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_from_one_address_are_bounded_and_a_place_is_kept_meanwhile() {
+async fn connections_from_one_address_are_bounded() {
     let relay = Host::new();
     let mut guests = Vec::new();
     let refused = loop {
@@ -287,7 +287,7 @@ async fn connections_from_one_address_are_bounded_and_a_place_is_kept_meanwhile(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sender_that_does_not_read_whom_it_is_told_of_is_looked_for_in_vain() {
+async fn a_sender_that_does_not_read_its_stream_is_not_found() {
     let relay = Host::new();
     let (owner, guest) = (
         Guest::at(relay.address).await,
@@ -313,7 +313,7 @@ async fn a_sender_that_does_not_read_whom_it_is_told_of_is_looked_for_in_vain() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_takes_all_the_room_to_forward() {
+async fn no_address_takes_all_the_forwarding_capacity() {
     let relay = Host::with(|options| options.ports = 64);
     let owner = Guest::at(relay.address).await;
     let (placed, mut reader, _writer) = owner.place(&place(1, None)).await.unwrap();
@@ -330,7 +330,7 @@ async fn nobody_takes_all_the_room_to_forward() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_token_admits_and_nothing_that_is_like_it() {
+async fn only_the_exact_token_admits() {
     let relay = Host::with(|options| options.token = Some("swordfish".into()));
     let guest = Guest::at(relay.address).await;
     for wrong in [
@@ -374,7 +374,7 @@ async fn a_token_admits_and_nothing_that_is_like_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_tries_from_one_address_are_some_twenty() {
+async fn of_a_thousand_tries_from_one_address_about_twenty_count() {
     let relay = Host::new();
     let mut tried = 0;
     for _ in 0..20 {

@@ -90,7 +90,7 @@ async fn next(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_comes_from_an_address_that_was_not_bound_goes_nowhere() {
+async fn datagrams_from_unbound_addresses_are_not_forwarded() {
     let pair = Pair::bound(Host::new()).await;
     let [a, b] = &pair.sockets;
     let (stranger, elsewhere) = (socket([127, 0, 0, 1]).await, socket([127, 0, 0, 2]).await);
@@ -121,7 +121,7 @@ async fn a_token_binds_no_address_whose_ip_was_not_validated() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_token_that_is_known_to_a_neighbour_takes_the_place_of_that_end_until_it_binds_again() {
+async fn a_neighbour_with_the_token_binds_until_the_end_binds_again() {
     let pair = Pair::bound(Host::new()).await;
     let [a, b] = &pair.sockets;
     let neighbour = socket([127, 0, 0, 1]).await;
@@ -135,7 +135,7 @@ async fn a_token_that_is_known_to_a_neighbour_takes_the_place_of_that_end_until_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_answered_on_a_port_that_forwards_and_nothing_longer_than_haul_sends_is_forwarded()
+async fn a_forwarding_port_never_answers_and_drops_long_datagrams()
  {
     let pair = Pair::bound(Host::new()).await;
     let [a, b] = &pair.sockets;
@@ -151,7 +151,7 @@ async fn nothing_is_answered_on_a_port_that_forwards_and_nothing_longer_than_hau
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_address_that_is_not_validated_is_sent_less_than_came_from_it() {
+async fn an_unvalidated_address_gets_fewer_bytes_than_it_sent() {
     let relay = Host::new();
     // A first packet of a version that nobody speaks, and one of QUIC 1 that is cut short: the header alone says how to answer.
     let unknown = [
@@ -229,7 +229,7 @@ impl Tap {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pair_has_so_many_bytes_and_so_much_time_and_then_it_ends() {
+async fn a_pair_ends_at_its_limits_of_bytes_and_time() {
     tokio::join!(so_many_bytes(), so_much_time());
 }
 
@@ -303,7 +303,7 @@ async fn again(pair: &Pair) -> (Forward, Forward) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_has_moved_to_another_ip_has_to_come_again() {
+async fn an_end_with_a_new_ip_must_connect_again() {
     let relay = Host::new();
     let guest = Guest::at(relay.address).await;
     guest

@@ -148,7 +148,7 @@ fn code() -> haul::pairing::code::ShortCode {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_sits_in_the_middle_of_both_is_found_out_by_both_and_sees_nothing() {
+async fn an_attacker_in_the_middle_is_detected_and_learns_nothing() {
     let (middle, close_on_protocol_error) = (server(haul::internal::protocol::ALPN), Host::new());
     let mut sending = Sending::by(close_on_protocol_error.at()).await;
     let code = sending.code();
@@ -211,7 +211,7 @@ async fn whoever_sits_in_the_middle_of_both_is_found_out_by_both_and_sees_nothin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_receiver_that_is_sent_to_a_third_machine_finds_another_code_there_and_burns_none() {
+async fn a_receiver_led_to_a_third_machine_burns_no_code() {
     let close_on_protocol_error = Host::new();
     let (mut asked, mut third) = (
         Sending::by(close_on_protocol_error.at()).await,
@@ -243,7 +243,7 @@ async fn a_receiver_that_is_sent_to_a_third_machine_finds_another_code_there_and
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_receiver_hears_from_a_relay_that_is_none_within_bounds() {
+async fn a_receiver_gives_up_a_false_relay_within_bounds() {
     type Answer = fn() -> Vec<u8>;
     let answers: [(&str, Answer); 8] = [
         ("noise", || vec![0x17; 500]),
@@ -310,7 +310,7 @@ async fn a_receiver_hears_from_a_relay_that_is_none_within_bounds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_relay_that_goes_away_keeps_no_sender_from_being_found_nearby() {
+async fn a_lost_relay_does_not_hide_a_sender_on_the_local_network() {
     // One that never answers is given up in the same way, after 10 s.
     let rogue =
         Rogue::follows(move |_, stream| async move { stream.connection.close(0_u8.into(), b"") });
@@ -320,7 +320,7 @@ async fn a_relay_that_goes_away_keeps_no_sender_from_being_found_nearby() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sender_whose_relay_speaks_nonsense_goes_there_again_and_is_found_nearby_meanwhile() {
+async fn a_sender_retries_a_relay_that_sends_nonsense() {
     let rogue = Rogue::follows(move |kind, mut stream| async move {
         assert_eq!(kind, Place::TYPE);
         stream.say(&placed()).await;
@@ -351,7 +351,7 @@ async fn a_sender_whose_relay_speaks_nonsense_goes_there_again_and_is_found_near
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_relay_that_points_a_sender_at_victims_has_each_sent_ten_bytes_a_second_and_no_more() {
+async fn a_relay_cannot_make_a_sender_flood_third_machines() {
     let victim = UdpSocket::bind(LOOPBACK).await.unwrap();
     let at = victim.local_addr().unwrap();
     // Without end, each of them all that a message can hold.
@@ -388,7 +388,7 @@ async fn a_relay_that_points_a_sender_at_victims_has_each_sent_ten_bytes_a_secon
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_relay_has_replayed_to_a_sender_is_no_guess() {
+async fn replayed_exchanges_do_not_count_as_guesses() {
     let close_on_protocol_error = Host::new();
     let mut sending = Sending::by(close_on_protocol_error.at()).await;
     let (code, sender) = (sending.code(), sending.offering.addresses()[0]);
