@@ -505,7 +505,7 @@ fn a_list_that_leads_outside_is_refused_before_sending() {
 }
 
 #[test]
-fn an_unreadable_gitignore_keeps_its_directory_out() {
+fn an_invalid_gitignore_keeps_its_directory_out() {
     let (from, server) = (tempdir().unwrap(), Serving::start(&[]));
     write(
         &from.path().join("src/a/.gitignore"),

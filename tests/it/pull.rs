@@ -212,7 +212,7 @@ async fn links_are_followed_to_a_destination_but_not_inside_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_missing_source_creates_nothing() {
+async fn a_failed_pull_creates_nothing() {
     let (served, here) = (tempdir().unwrap(), tempdir().unwrap());
     write(&served.path().join("a/f"), b"f");
     write(&here.path().join("file"), b"mine");

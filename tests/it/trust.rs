@@ -516,8 +516,7 @@ async fn a_host_that_answers_gets_the_longer_deadline() {
 }
 
 #[tokio::test]
-async fn a_server_killed_in_a_handshake_is_reported_at_once()
- {
+async fn a_server_killed_in_a_handshake_is_reported_at_once() {
     let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let port = socket.local_addr().unwrap().port();
     let config = Config {

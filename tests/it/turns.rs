@@ -206,7 +206,7 @@ async fn exits_well(child: Child) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn an_abandoned_client_process_takes_its_turn() {
+async fn a_suspended_client_takes_its_turn() {
     let (two, home) = (Two::new(), private());
     let source = two.source.path().join("t");
     write(&source.join("slow"), &content(1, 8 << 20));

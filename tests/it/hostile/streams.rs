@@ -238,7 +238,7 @@ async fn a_peer_that_closes_at_any_point_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_ends_halfway_is_over_and_the_rest_lives() {
+async fn a_session_that_ends_halfway_is_over() {
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..impatient()

@@ -374,7 +374,7 @@ async fn only_the_exact_token_admits() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_thousand_tries_from_one_address_about_twenty_count() {
+async fn of_a_thousand_lookups_from_one_address_few_succeed() {
     let relay = Host::new();
     let mut tried = 0;
     for _ in 0..20 {

@@ -135,8 +135,7 @@ async fn a_neighbour_with_the_token_binds_until_the_end_binds_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_forwarding_port_never_answers_and_drops_long_datagrams()
- {
+async fn a_forwarding_port_never_answers_and_drops_long_datagrams() {
     let pair = Pair::bound(Host::new()).await;
     let [a, b] = &pair.sockets;
     pair.bind(1, b).await;
