@@ -1,4 +1,4 @@
-//! The command as a person types it.
+//! The command as a user types it.
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +9,7 @@ use crate::support::{content, listing, write};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::{TempDir, tempdir};
 
-/// Runs haul with a HAUL_HOME, no terminal and no input, from a directory.
+/// Runs haul with a HAUL_HOME, without a terminal and without input, in a directory.
 fn haul(home: &Path, from: &Path, arguments: &[&str]) -> Output {
     command(home, from, arguments).output().unwrap()
 }
@@ -25,7 +25,7 @@ fn command(home: &Path, from: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs a command whose standard error is a terminal; its exit code and all that it wrote there.
+/// Runs a command whose standard error is a terminal. Returns its exit code and everything that it wrote there.
 fn on_terminal(command: &mut Command) -> (Option<i32>, String) {
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
@@ -42,10 +42,10 @@ fn on_terminal(command: &mut Command) -> (Option<i32>, String) {
         .stderr(terminal)
         .spawn()
         .unwrap();
-    // The command keeps its copy of the terminal until it is told of another, and with it the terminal open.
+    // The command keeps its copy of the terminal, and with it the terminal open, until it gets another.
     command.stderr(Stdio::null());
     let mut said = Vec::new();
-    // Once nobody has the terminal open any more, Linux answers with EIO, where other systems end the file.
+    // When no process has the terminal open any more, Linux answers with EIO; other systems end the file.
     let _ = std::fs::File::from(master).read_to_end(&mut said);
     (child.wait().unwrap().code(), text(&said))
 }
@@ -54,7 +54,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A new directory that nobody else can read, as HAUL_HOME has to be.
+/// A new directory that others cannot read, as HAUL_HOME requires.
 fn private() -> TempDir {
     let directory = tempdir().unwrap();
     std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o700)).unwrap();
@@ -76,7 +76,7 @@ impl Serving {
         Self::start_in(private(), tempdir().unwrap(), "127.0.0.1:0", arguments)
     }
 
-    /// Ends it without a goodbye, and starts it anew as it was.
+    /// Ends it without closing its connections, and starts it again with the same arguments.
     fn restart(mut self, arguments: &[&str]) -> Self {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -143,7 +143,7 @@ impl Serving {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until it has exited by itself.
     fn ended(&mut self) -> (Option<i32>, String) {
         let code = self.child.wait().unwrap().code();
         let mut rest = String::new();
@@ -159,7 +159,7 @@ impl Drop for Serving {
     }
 }
 
-/// A client's home and its files.
+/// A client's HAUL_HOME and its files.
 struct Client {
     home: TempDir,
     files: TempDir,
@@ -264,7 +264,7 @@ fn a_tree_arrives_and_a_second_run_has_nothing_to_do() {
         "{}",
         text(&second.stderr)
     );
-    // With a slash it goes into the directory, under its name.
+    // With a trailing slash the file goes into the directory, under its own name.
     assert_eq!(
         server.cp(&client, &["photos"], "2026/").status.code(),
         Some(0)
@@ -334,7 +334,7 @@ fn a_refused_user_sees_the_line_that_would_admit_them() {
         said.contains(&own) && said.contains("authorized_keys"),
         "{said}"
     );
-    // Read afresh at each connection: no restart.
+    // The file is read at each connection: no restart is needed.
     std::fs::write(
         server.home.path().join("authorized_keys"),
         format!("{own} me # at home\n"),
@@ -455,7 +455,7 @@ fn a_missing_server_and_a_failed_serve_are_reported_at_once() {
         text(&missing.stderr)
     );
     if cfg!(target_os = "linux") {
-        // Not even root writes here.
+        // Not even root can write here.
         let read_only = haul(
             client.home.path(),
             client.files.path(),
@@ -608,7 +608,7 @@ fn bench_reports_what_an_admitted_key_can_expect() {
 #[test]
 fn the_summary_reports_the_bottleneck_of_a_push() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
-    // Little work in much time, so that the limit is what bounds it on a busy machine too.
+    // Little work in a long time, so that the limit is the bottleneck on a busy machine too.
     write(&client.files.path().join("f"), &content(1, 200_000));
     let output = server.cp(&client, &["--json", "--limit", "50KB/s", "f"], "json");
     let done: serde_json::Value =
@@ -632,7 +632,7 @@ fn the_summary_reports_the_bottleneck_of_a_push() {
             "{figure}: {done}"
         );
     }
-    // On loopback it can be nothing at all, once what the peer says of its delay is taken off.
+    // On loopback the value can be zero after the peer's reported delay is subtracted.
     assert!(
         done["path"]["min_rtt_ms"].as_f64().unwrap() >= 0.0,
         "{done}"
@@ -670,7 +670,7 @@ fn the_summary_reports_the_bottleneck_of_a_push() {
         .unwrap()
         .parse()
         .unwrap();
-    // It takes longer on a busy machine, and something may have bound it then.
+    // The transfer takes longer on a busy machine, and may then have another bottleneck.
     assert!(
         seconds >= 1.0 || !said.contains("bound"),
         "too short to say: {said}"
@@ -680,7 +680,7 @@ fn the_summary_reports_the_bottleneck_of_a_push() {
 #[test]
 fn the_summary_of_a_pull_reports_the_servers_bottleneck() {
     let (server, client) = (Serving::start(&["--anyone", "read"]), client());
-    // Little work in much time, so that the limit is what bounds it on a busy machine too.
+    // Little work in a long time, so that the limit is the bottleneck on a busy machine too.
     write(&server.served.path().join("f"), &content(1, 200_000));
     let fetch = |arguments: &[&str], to: &str| {
         let from = format!("{}f", server.url);
@@ -700,7 +700,7 @@ fn the_summary_of_a_pull_reports_the_servers_bottleneck() {
         (&"done".into(), &"limit".into()),
         "{done}"
     );
-    // The figures of the path are the server's, which sent.
+    // The figures of the path are those of the server, which sent.
     assert!(
         done["path"]["sent_bytes"].as_f64().unwrap() > 200_000.0,
         "{done}"
@@ -883,7 +883,7 @@ async fn a_killed_server_is_reported_and_leaves_no_half_file() {
         ..Default::default()
     };
     let identity = haul::Identity::generate().unwrap();
-    // The command waits for 60 s, in which an outage may end, and tries again; this test need not.
+    // The command waits up to 60 s for an outage to end and tries again; this test need not.
     let (second, never) = (std::time::Duration::from_secs(1), std::time::Duration::ZERO);
     let config = haul::Config {
         idle_timeout: second,
@@ -940,7 +940,7 @@ fn a_restarted_server_needs_no_second_command() {
         "it moved something"
     );
     let sender = Pid::from_child(&sending);
-    // However fast this machine is, it does not end before the server does.
+    // However fast this machine is, the transfer does not end before the server does.
     kill_process(sender, Signal::STOP).unwrap();
     let server = server.restart(&["--anyone", "write"]);
     kill_process(sender, Signal::CONT).unwrap();
@@ -1077,7 +1077,7 @@ fn a_renamed_large_file_is_sent_again_only_on_demand() {
     let size = haul::internal::storage::digest_index::LARGE_FILE;
     let place = |name: &str| client.files.path().join(name);
     write(&place("a"), &content(1, size as usize));
-    // What has just been written may change again unnoticed.
+    // A file written a moment ago may change again unnoticed.
     let hour = std::time::Duration::from_secs(3600);
     std::fs::File::options()
         .write(true)
@@ -1157,7 +1157,7 @@ fn partials_are_removed_at_the_configured_age() {
     let [old, young] = &partials()[..] else {
         panic!("{:?}", partials())
     };
-    // Whichever is which: their names are digests.
+    // The order does not matter: their names are digests.
     let old = std::fs::File::options()
         .write(true)
         .open(served.path().join(old))
@@ -1200,7 +1200,7 @@ fn fs_names(directory: &Path) -> Vec<String> {
     names
 }
 
-/// A `haul send` that shows its code and port as JSON, and what it has said by its end.
+/// A `haul send` that prints its code and port as JSON, and its output up to its end.
 fn send(home: &Path, arguments: &[&str]) -> (std::process::Child, String, String) {
     let arguments = [&["send", "--json", "--listen", "127.0.0.1:0"], arguments].concat();
     let mut child = command(home, home, &arguments)
@@ -1225,7 +1225,7 @@ fn a_receiver_needs_only_the_code() {
     write(&source.path().join("holiday/a"), b"a");
     let holiday = source.path().join("holiday");
     let (child, code, at) = send(alice.path(), &[holiday.to_str().unwrap()]);
-    // As somebody types it.
+    // As a user types it.
     let spoken = code.to_uppercase().replace('-', " ");
     let received = haul(
         bob.path(),
@@ -1283,8 +1283,8 @@ fn a_wrong_word_is_reported_at_both_ends() {
         text(&asked.stderr)
     );
     assert!(!bob.path().join("a").exists());
-    // Nobody was met, so the code is as good as before.
-    // Nothing goes into the directory with the keys; that too is said before anybody is met.
+    // No peer was reached, so the code is still valid. Nothing is written into the directory with the keys; that too is
+    // reported before any connection.
     let home = haul(
         bob.path(),
         bob.path(),
@@ -1331,7 +1331,7 @@ fn a_server_in_a_home_directory_hides_haul_home() {
     std::fs::set_permissions(&keys, PermissionsExt::from_mode(0o700)).unwrap();
     write(&served.path().join("notes"), b"notes");
     write(&client.files.path().join("authorized_keys"), b"SHA256:evil");
-    // As `haul serve .` there.
+    // As `haul serve .` in that directory.
     let arguments = ["serve", ".", "--listen", "127.0.0.1:0", "--anyone", "both"];
     let mut child = command(&keys, served.path(), &arguments)
         .stdout(Stdio::piped())
@@ -1439,7 +1439,7 @@ fn a_pull_or_receive_never_changes_haul_home() {
     let _ = child.wait_with_output().unwrap();
     assert!(!keys.join("authorized_keys").exists());
 
-    // And receiving in the home directory itself works.
+    // Receiving in the home directory itself works.
     write(&alice.path().join("notes"), b"notes");
     let (child, code, at) = send(alice.path(), &["notes"]);
     let received = haul(

@@ -1,5 +1,5 @@
-//! The congestion controller on links in virtual time: all of quinn but its sockets, so what is asserted here of rates and
-//! delays holds on every machine.
+//! The congestion controller on links in virtual time: all of quinn except its sockets. The rates and delays asserted
+//! here are the same on every machine.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use haul::Congestion;
 
 const MEGABYTE: u64 = 1_000_000;
 
-/// How a single transfer went, in the terms of benches/README.md.
+/// The result of a single transfer, in the terms of benches/README.md.
 #[derive(Debug)]
 struct Figures {
     seconds: f64,
@@ -17,7 +17,7 @@ struct Figures {
     mean_rtt: f64,
 }
 
-/// Sends so many bytes alone over a link.
+/// Sends this many bytes over a link, without other flows.
 fn alone(link: Link, congestion: Congestion, bytes: u64) -> Figures {
     let (rate, rtt) = (link.rate, link.delay.as_secs_f64() * 2.0);
     let mut network = Network::new(link);
@@ -256,8 +256,8 @@ fn after_a_blackout_the_rate_comes_back() {
     );
 }
 
-/// `cargo test --release --test congestion -- --ignored --nocapture`: the table of benches/README.md as the simulation
-/// has it, without sessions and disks. ROW=text picks rows.
+/// Prints the table of benches/README.md as simulated, without sessions and disks: `cargo test --release --test it
+/// congestion:: -- --ignored --nocapture`. ROW=text selects rows.
 #[test]
 #[ignore = "prints a table; takes some 20 s in a release build"]
 fn table() {
@@ -326,8 +326,8 @@ fn table() {
     }
 }
 
-/// `cargo test --release --test congestion -- --ignored --nocapture shares`: the parts of a link that haul and another
-/// flow get in the 30 s after the later one began.
+/// Prints the shares of a link that haul and another flow get in the 30 s after the later one began: `cargo test
+/// --release --test it congestion:: -- --ignored --nocapture shares`.
 #[test]
 #[ignore = "prints a table; takes some 20 s in a release build"]
 fn shares() {

@@ -1,4 +1,4 @@
-//! What is kept of a tree besides its content: modes, times, links, and what is kept only on demand.
+//! Properties of a tree besides its content: modes, times and links, also in closed directories.
 
 use std::collections::BTreeMap;
 use std::fs::hard_link;
@@ -15,7 +15,7 @@ fn mode(path: &Path, mode: u32) {
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
 }
 
-/// Pushes over a connection of its own; all of it must go through.
+/// Pushes over a connection of its own; every entry must succeed.
 async fn push(server: &Serving, from: &Path, into: &str) -> Outcome {
     let client = server.connect().await;
     let options = to(&[from], into);
@@ -48,7 +48,7 @@ async fn a_server_without_root_fills_a_closed_directory_again() {
         write(&directory.join("new/large"), &content(5, 2 << 20));
         write(&directory.join("empty"), b"");
         symlink("nowhere", directory.join("link")).unwrap();
-        // The server may change what it may not read. Only root can send and compare it.
+        // The server may change files that it may not read. Only root can send and compare them.
         if is_root() {
             write(&directory.join("unreadable"), b"x");
             mode(&directory.join("unreadable"), 0o000);
@@ -111,7 +111,7 @@ async fn a_closed_directory_is_closed_again_after_a_kill() {
     assert_eq!(listing(&arrived), listing(&tree));
 }
 
-/// The names that are of the same file, for each file that has several.
+/// The names of each file that has several.
 fn names_of_files(root: &Path) -> Vec<Vec<String>> {
     fn find(root: &Path, directory: &Path, all: &mut BTreeMap<u64, Vec<String>>) {
         for entry in std::fs::read_dir(directory).unwrap() {
@@ -134,7 +134,7 @@ fn names_of_files(root: &Path) -> Vec<Vec<String>> {
     several
 }
 
-/// A tree in which files have several names, in one directory and across.
+/// Makes a tree in which files have several names, within one directory and across directories.
 fn linked_tree(tree: &Path) {
     for (name, size) in [("empty", 0), ("small", 1000), ("large", 3 << 20)] {
         let first = tree.join("a").join(name);
@@ -174,7 +174,7 @@ async fn hard_links_stay_hard_links() {
         .unwrap();
     assert_eq!((again.sent.files, again.sent.skipped), (0, 16));
 
-    // Two equal files there become one again, and one that changed is sent once.
+    // Two equal files at the destination become one again, and a changed one is sent once.
     std::fs::remove_file(arrived.join("b/also large")).unwrap();
     std::fs::copy(arrived.join("a/large"), arrived.join("b/also large")).unwrap();
     let large = std::fs::File::open(arrived.join("b/also large")).unwrap();
@@ -281,7 +281,7 @@ async fn lost_attributes_are_reported_once_for_each_kind() {
         links.starts_with("12 hard links could not be kept (first: t/"),
         "{links}"
     );
-    // Each stands there as a file of its own, and a second run sends nothing though times lost their nanoseconds.
+    // Each is a separate file, and a second run sends nothing although times lost their nanoseconds.
     let size = |name: &str| {
         store
             .stat(&crate::support::path(name))
@@ -302,7 +302,7 @@ async fn lost_attributes_are_reported_once_for_each_kind() {
     );
 }
 
-/// Files of these times, in seconds and nanoseconds.
+/// Makes files with these times, in seconds and nanoseconds.
 fn files_of_times(tree: &Path, times: &[(i64, u32)]) {
     for (index, &(seconds, nanoseconds)) in times.iter().enumerate() {
         let file = tree.join(index.to_string());
@@ -324,7 +324,7 @@ fn files_of_times(tree: &Path, times: &[(i64, u32)]) {
 async fn times_that_a_file_system_rounds_are_sent_once() {
     let source = tempdir().unwrap();
     let tree = source.path().join("t");
-    // Odd seconds, before 1970, before 1980 and after 2107, which FAT cannot hold.
+    // Odd seconds, and times before 1970, before 1980 and after 2107, which FAT cannot represent.
     let times = [
         (1_700_000_001, 999_999_999),
         (1_700_000_003, 0),
@@ -344,7 +344,7 @@ async fn times_that_a_file_system_rounds_are_sent_once() {
         let again = crate::support::push(&host, options).await.unwrap();
         assert_eq!((again.sent.files, again.sent.skipped), (0, 5));
     }
-    // What has really changed goes.
+    // Files that really changed are sent.
     files_of_times(&tree, &[(1_700_000_004, 0)]);
     let changed = crate::support::push(&host, &options).await.unwrap();
     assert_eq!((changed.sent.files, changed.sent.skipped), (1, 4));
@@ -409,7 +409,7 @@ async fn names_that_differ_only_in_case_stay_apart() {
             (Some(10), Some(1), None)
         );
     }
-    // Where case counts, all of them stand.
+    // Where case matters, all of them exist.
     let served = tempdir().unwrap();
     let outcome = crate::support::push(&Host::directory(served.path()), &to(&[&tree], "t"))
         .await

@@ -1,4 +1,4 @@
-//! `--follow`: symbolic links are sent as what they point to.
+//! `--follow`: symbolic links are sent as their targets.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -58,10 +58,10 @@ fn links_are_sent_as_their_targets() {
         std::fs::read(server.served.path().join("there/through")).unwrap(),
         b"far"
     );
-    // Nothing to do the second time.
+    // A second run has nothing to do.
     let again = server.cp(from.path(), &["-L", "src"], "there");
     assert!(said(&again).contains("nothing to do"), "{}", said(&again));
-    // Without it they stay links.
+    // Without the option they stay links.
     assert!(server.cp(from.path(), &["src"], "links").status.success());
     assert!(names(&server.served.path().join("links")).contains(&"file link".to_owned()));
 }
@@ -108,7 +108,7 @@ fn only_dangling_links_that_are_not_excluded_fail() {
         "{}",
         said(&output)
     );
-    // A rule for directories holds for a link that is sent as one, and for what is in it.
+    // A rule for directories applies to a link that is sent as one, and to its content.
     let output = server.cp(
         from.path(),
         &[

@@ -1,5 +1,5 @@
-//! Files over a path that loses, delays, reorders, repeats and corrupts, goes dark, and changes addresses; and into
-//! disks that keep them waiting. They arrive whole all the same. How fast is no question here.
+//! Files over a path that loses, delays, reorders, repeats and corrupts datagrams, goes dark and changes addresses, and
+//! into disks that pause. They must arrive whole. Speed is not tested here.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -21,11 +21,11 @@ use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-/// One way: small, since what is found by retransmission takes its multiples.
+/// The delay one way: small, since each retransmission takes a multiple of it.
 const DELAY: Duration = Duration::from_millis(2);
-/// A path that is dark so long has made quinn back off, and is far from the idle timeout.
+/// A path dark for this long has made quinn back off, and is far from the idle timeout.
 const OUTAGE: Duration = Duration::from_secs(3);
-/// A sender that says nothing for so long waits for its receiver.
+/// A sender that is silent for this long waits for its receiver.
 const QUIET: Duration = Duration::from_secs(2);
 
 fn settings() -> Settings {
@@ -35,7 +35,7 @@ fn settings() -> Settings {
     }
 }
 
-/// Of a client that waits as long as it takes: what loss does to a handshake is a matter of luck.
+/// The configuration of a client that waits as long as it takes: the effect of loss on a handshake is a matter of luck.
 fn patient() -> Config {
     Config {
         first_reply: LIMIT,
@@ -44,7 +44,7 @@ fn patient() -> Config {
     }
 }
 
-/// A server behind a path, with something to send to it in `source`.
+/// A server behind a path, with files to send to it in `source`.
 struct Way {
     host: Host,
     path: Path,
@@ -79,7 +79,7 @@ impl Way {
         }
     }
 
-    /// Files to send, of these sizes.
+    /// Makes files of these sizes to send.
     fn files(&self, sizes: impl IntoIterator<Item = usize>) {
         for (i, size) in sizes.into_iter().enumerate() {
             write(
@@ -111,7 +111,7 @@ impl Way {
             .expect("it ends")
     }
 
-    /// Pushes all there is over a connection of its own, and makes sure that it arrived as it was.
+    /// Pushes everything over a connection of its own, and checks that it arrived unchanged.
     async fn push_whole(&self) {
         let client = self.connect(&patient()).await.unwrap();
         let (observer, events) = recorder();
@@ -120,7 +120,7 @@ impl Way {
         client.close().await;
     }
 
-    /// All is there, and one connection was enough for it.
+    /// Checks that everything arrived over one connection.
     fn arrived(&self, client: &Client, outcome: &Outcome, events: &[Event]) {
         assert_eq!(outcome.sent.failed, 0, "{:?}", outcome.sent.failures);
         assert_eq!(
@@ -143,7 +143,7 @@ impl Way {
     }
 }
 
-/// An observer that keeps everything, and does something once that many bytes have moved.
+/// An observer that keeps every event, and acts once this many bytes have moved.
 fn once_moved(bytes: u64, then: impl FnOnce() + Send + 'static) -> Observer {
     let state = std::sync::Mutex::new((0, Some(then)));
     Arc::new(move |event| {
@@ -159,7 +159,7 @@ fn once_moved(bytes: u64, then: impl FnOnce() + Send + 'static) -> Observer {
     })
 }
 
-/// Tells both.
+/// Informs both observers.
 fn both(one: Observer, other: Observer) -> Observer {
     Arc::new(move |event| {
         one(event.clone());
@@ -167,7 +167,7 @@ fn both(one: Observer, other: Observer) -> Observer {
     })
 }
 
-/// Once that many bytes have moved.
+/// Waits until this many bytes have moved.
 fn moved(bytes: u64) -> (Observer, oneshot::Receiver<()>) {
     let (moved, moving) = oneshot::channel();
     (once_moved(bytes, || drop(moved)), moving)
@@ -401,7 +401,7 @@ async fn a_path_that_drops_everything_is_unreachable_by_name() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handshake_that_breaks_off_counts_as_unreachable() {
-    // What the server says in a handshake takes several datagrams; the client hears the first.
+    // The server's part of a handshake takes several datagrams; the client receives only the first.
     let way = Way::new(settings()).await;
     way.path.down.set(|down| down.dark_after = 1);
     let config = Config {
@@ -432,7 +432,8 @@ async fn an_unlucky_handshake_is_overtaken_by_another() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handshake_with_a_lost_end_is_redone_before_the_timeout() {
-    // The client's first flight is two datagrams. With what it says next it is done, and the server hears none of it.
+    // The client's first flight is two datagrams. Its next one completes the handshake for the client, and the server
+    // receives none of it.
     let way = Way::new(Settings {
         of_first_client: 2,
         ..settings()
@@ -565,7 +566,7 @@ async fn a_push_resumes_when_the_path_returns_after_a_lost_connection() {
     assert_eq!(count(|event| matches!(event, Event::Settled { .. })), 7);
 }
 
-/// Of a server with little memory and a client that keeps little.
+/// The configurations of a server with little memory and a client that buffers little.
 fn frugal() -> Config {
     Config {
         memory: 1 << 20,
@@ -574,12 +575,12 @@ fn frugal() -> Config {
     }
 }
 
-/// What both ends together may hold of what is sent, in bytes.
+/// Bytes sent that both ends together may hold.
 fn allowed(config: &Config) -> u64 {
     (config.memory + config.send_window) as u64
 }
 
-/// An observer that keeps the most that a sender was ever ahead of a store, in bytes.
+/// An observer that records the most bytes that a sender was ever ahead of a store.
 fn ahead(store: &SlowStore) -> (Observer, Arc<AtomicU64>) {
     let (store, most, sent) = (
         store.clone(),
@@ -678,14 +679,14 @@ async fn stands_still(config: Config) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_pauses_past_every_deadline_fails_no_file() {
-    // Over the 5 s between two Workings.
+    // Longer than the 5 s between two Workings.
     let deadline = Duration::from_secs(8);
     let config = Config {
         deadline,
         ..frugal()
     };
     let (way, store) = way_to_slow_disk(None, config.clone(), settings()).await;
-    // The small ones set half of the window aside, and the large ones hold no more than the rest of it.
+    // The small files reserve half of the window, and the large ones hold at most the rest of it.
     let small = [8 << 10; 100];
     way.files([3 << 20, 3 << 20].into_iter().chain(small));
     let held = store.hold();
@@ -695,7 +696,7 @@ async fn a_disk_that_pauses_past_every_deadline_fails_no_file() {
     let begun = once_moved(1, move || begun.send(()).unwrap());
     let standing = async {
         moving.await.unwrap();
-        // A silence is found within twice its time.
+        // A silence is detected within twice its time.
         tokio::time::sleep(deadline * 2 + QUIET).await;
         assert_eq!(store.taken(), 0);
         drop(held);
@@ -708,7 +709,7 @@ async fn a_disk_that_pauses_past_every_deadline_fails_no_file() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopping_server_waits_only_for_clients_that_are_alive() {
     let served = tempdir().unwrap();
-    // Nothing else ends it in the time of this test.
+    // Nothing else ends it during this test.
     let hour = Duration::from_secs(3600);
     let config = Config {
         grace: hour,
@@ -740,7 +741,7 @@ async fn a_stopping_server_waits_only_for_clients_that_are_alive() {
     let pushing = tokio::spawn(async move { gone.push(&options, observer).await });
     moving.await.unwrap_err();
 
-    // It takes longer than anybody who is gone is waited for.
+    // This takes longer than a server waits for a client that is gone.
     let config = Config {
         limit: haul::Rate::from_bytes(500_000),
         retry_for: Duration::ZERO,
@@ -755,7 +756,7 @@ async fn a_stopping_server_waits_only_for_clients_that_are_alive() {
     let (options, live) = (to(&[&way.source.path().join("live")], "live"), &live);
     let stop = async {
         moving.await.unwrap_err();
-        // As if it had been killed: nobody says goodbye.
+        // As if the client had been killed: it does not close its connection.
         way.path.set(|path| path.blackout = true);
         way.host.stop();
     };
@@ -768,7 +769,8 @@ async fn a_stopping_server_waits_only_for_clients_that_are_alive() {
     pushing.abort();
 }
 
-/// The last message of a server that is stopped while it lists a path, and of which all is lost until then.
+/// Returns the last message of a server that is stopped while it lists a path. Everything that it sends is lost until
+/// then.
 async fn last_word_on(listed: &[u8]) -> u8 {
     let served = tempdir().unwrap();
     for i in 0..300 {
@@ -795,7 +797,7 @@ async fn last_word_on(listed: &[u8]) -> u8 {
     let request = [&[1], &hello()[..], &list.to_bytes()].concat();
     send.write_all(&request).await.unwrap();
     let answered = async {
-        // More than an acknowledgement is on its way.
+        // More than an acknowledgement is in flight.
         while store.looks() == 0 || path.down.counts().dropped < before + 2 {
             tokio::task::yield_now().await;
         }
@@ -859,7 +861,7 @@ async fn a_session_that_ends_during_a_stop_gets_its_summary() {
     }
 }
 
-/// Sends numbered datagrams over a path, one after the other; returns which of them arrived.
+/// Sends numbered datagrams over a path, one after the other. Returns those that arrived.
 async fn arrivals(path: &Path, server: &UdpSocket, count: u64) -> Vec<u64> {
     let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let mut arrived = Vec::new();

@@ -1,4 +1,4 @@
-//! What is on a server, listed: all of it, in order, and printed as it can be printed.
+//! Listings of a server: complete, in order, and safe to print.
 
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -9,7 +9,7 @@ use crate::support::{Host, LIMIT, from, path, pull, write};
 use haul::{Client, Code, Error, Kind, ListItem};
 use tempfile::tempdir;
 
-/// All of a listing by name, what could not be looked at with its code behind it.
+/// Collects a listing by name, entries that could not be inspected with their code.
 async fn listed(client: &Client, of: &str, recursive: bool) -> Result<Vec<String>, Error> {
     let mut listing = client.list(&path(of), recursive).await?;
     let mut all = Vec::new();
@@ -176,7 +176,7 @@ async fn many_names_come_in_order_while_other_sessions_run() {
     write(&served.path().join("f"), b"1");
     let host = Host::directory(served.path());
     let client = host.connect().await.unwrap();
-    // Begun and not read: it holds up nobody.
+    // A listing that was begun and is not read does not delay others.
     let mut unread = client.list(&path("many"), false).await.unwrap();
     assert_eq!(
         listed(&client, "many", true).await.unwrap(),
@@ -215,12 +215,12 @@ async fn a_pull_fetches_the_matches_of_a_pattern() {
         .collect();
     names.sort();
     assert_eq!(names, ["1", "a.gz", "b.gz"]);
-    // One that matches goes into a directory as well: how many match today must not decide where they go.
+    // A single match goes into a directory as well: the number of matches must not decide where they go.
     pull(&host, &from(&["logs/d*"], &here.path().join("one")))
         .await
         .unwrap();
     assert!(here.path().join("one/d.txt").is_file());
-    // What is really named so is no pattern, and becomes what was named.
+    // An entry with exactly that name is not treated as a pattern, and goes where the user named.
     pull(&host, &from(&["a[1]"], &here.path().join("copy")))
         .await
         .unwrap();

@@ -1,4 +1,4 @@
-//! Measuring the way to a server, over real sockets; and peers that would have more of it than they may.
+//! Measurements of the path to a server, over real sockets; and peers that ask for more than they may.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ use quinn::{Connection, SendStream};
 use crate::hostile::peer::{Peer, impatient, within};
 use crate::support::{Host, recorder};
 
-/// Soon over for who is silent, and long for an honest peer on a machine under load.
+/// Short for a silent peer, and long enough for an honest one on a loaded machine.
 const DEADLINE: Duration = Duration::from_secs(2);
 
 fn host(config: Config) -> Host {
@@ -48,7 +48,7 @@ fn head(probe: Probe, milliseconds: u32) -> Vec<u8> {
     bytes.to_vec()
 }
 
-/// An echo stream that has been answered, so that it has its place.
+/// An echo stream that has been answered, so that it has a place.
 async fn echo(peer: &Peer) -> (SendStream, MessageReader) {
     let (mut send, mut answers) = peer.open(&head(Probe::Echo, u32::MAX)).await;
     within(send.write_all(&Ping { id: 7 }.to_bytes()))
@@ -58,7 +58,7 @@ async fn echo(peer: &Peer) -> (SendStream, MessageReader) {
     (send, answers)
 }
 
-/// How the server ends its half, whatever it says before.
+/// Returns how the server ends its half, whatever it sends before.
 async fn end(answers: MessageReader) -> Result<(), Code> {
     let (mut stream, _, _) = answers.into_parts();
     loop {
@@ -122,7 +122,7 @@ async fn both_directions_have_a_rate_and_round_trips() {
         measured.idle
     );
     assert!(measured.idle.min <= measured.idle.median && measured.idle.median <= measured.idle.p95);
-    // The connection is as good as before.
+    // The connection is still usable.
     let again = MeasureOptions {
         up: false,
         ..second()
@@ -231,7 +231,7 @@ async fn a_silent_measurement_is_given_up_and_frees_its_place() {
     let mut silent = Vec::new();
     for _ in 0..4 {
         let peer = Peer::connect_as(&host, &Identity::generate().unwrap(), |transport| {
-            // Of what it takes down it grants no more than this.
+            // The client grants no more credit than this for the download.
             transport.receive_window(10_000_u32.into());
         })
         .await;
@@ -311,7 +311,7 @@ async fn a_stopping_server_ends_a_measurement_with_the_reason() {
     within(host.stopped()).await;
 }
 
-/// What becomes of a measurement by a server that answers its streams like this.
+/// Returns the result of a measurement by a server that answers its streams like this.
 async fn by_server<F: Future<Output = ()> + Send + 'static>(
     serve: impl FnOnce(Connection) -> F + Send + 'static,
 ) -> Result<Measurement> {
@@ -348,7 +348,7 @@ async fn by_server<F: Future<Output = ()> + Send + 'static>(
     measured
 }
 
-/// The next stream of a client, and what it is for.
+/// Accepts the next stream of a client, and returns its probe.
 async fn measured_stream(connection: &Connection) -> (Probe, SendStream, MessageReader) {
     let (send, receive) = connection.accept_bi().await.unwrap();
     let mut reader = MessageReader::new(receive);
@@ -356,7 +356,7 @@ async fn measured_stream(connection: &Connection) -> (Probe, SendStream, Message
     (reader.read::<Measure>().await.unwrap().probe, send, reader)
 }
 
-/// Answers pings for ever, with a sender's figures that make no sense.
+/// Answers pings without end, with figures that make no sense.
 async fn answer_pings((_, mut send, mut pings): (Probe, SendStream, MessageReader)) {
     while let Ok(Ping { id }) = pings.read().await {
         let packets_sent = if id % 2 == 0 { u64::MAX } else { 0 };
@@ -390,7 +390,7 @@ async fn a_server_without_measurements_is_reported() {
 async fn a_server_that_never_answers_is_given_up() {
     let ended = by_server(|connection| async move { drop(connection.closed().await) }).await;
     assert!(matches!(ended, Err(Error::Lost(_))), "{ended:?}");
-    // It answers pings, and then nothing comes of the load.
+    // The server answers pings, and then does not answer the load.
     let ended = by_server(|connection| async move {
         tokio::spawn(answer_pings(measured_stream(&connection).await));
         let _held = measured_stream(&connection).await;

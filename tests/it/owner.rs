@@ -1,4 +1,4 @@
-//! What is kept only on demand: extended attributes, owners, and the bits of the mode that give rights.
+//! Attributes that are kept only on demand: extended attributes, owners, and the mode bits that give rights.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::Path;
@@ -32,7 +32,7 @@ fn xattrs(path: &Path) -> Vec<(String, Vec<u8>)> {
     all
 }
 
-/// Whether this test can be run here; says why not.
+/// Whether this test can run here; prints the reason if not.
 fn possible(what: &str, possible: bool) -> bool {
     if !possible {
         println!("skipped: {what}");
@@ -127,12 +127,12 @@ async fn extended_attributes_are_kept_on_demand() {
         assert_eq!(listing(&arrived), listing(&tree));
     }
     assert_eq!(xattrs(&arrived.join("small")).len(), 3);
-    // What the source no longer has goes.
+    // Attributes that the source no longer has are removed.
     rustix::fs::removexattr(tree.join("empty"), "user.note").unwrap();
     set(&tree.join("d/large"), "user.note", b"another");
     rustix::fs::removexattr(tree.join("small"), "system.posix_acl_access").unwrap();
     push(&host, &on_demand).await.unwrap();
-    // And all of it comes with new files.
+    // New files get all of them too.
     push(
         &host,
         &PushOptions {
@@ -210,7 +210,7 @@ async fn xattrs_that_do_not_fit_are_counted_where_they_are_lost() {
     let tree = source.path().join("t");
     write(&tree.join("f"), b"data");
     set(&tree.join("f"), "user.fits", b"1");
-    // Only some filesystems take it at all.
+    // Only some file systems accept it at all.
     let too_long = setxattr(tree.join("f"), "user.long", &[0; 9000], XattrFlags::empty()).is_ok();
     let host = Host::serving(std::sync::Arc::new(store), Config::default());
     let outcome = push(&host, &with(to(&[&tree], "t"), false, true))
@@ -228,7 +228,7 @@ async fn xattrs_that_do_not_fit_are_counted_where_they_are_lost() {
     );
 }
 
-/// A tree of others' files, with a program that runs as its owner.
+/// Makes a tree of other users' files, with a program that runs as its owner.
 fn owned_tree(tree: &Path) {
     write(&tree.join("d/f"), b"data");
     write(&tree.join("empty"), b"");
@@ -295,7 +295,7 @@ async fn owners_and_setuid_bits_are_kept_if_the_server_allows_it() {
     .await
     .unwrap();
     assert_eq!(owners(&served.path().join("new")), owners(&tree));
-    // Without it what stands there stays as it is.
+    // Without the option existing attributes are not changed.
     push(&host, &to(&[&tree], "t")).await.unwrap();
     assert_eq!(owners(&arrived), owners(&tree));
 }

@@ -1,4 +1,4 @@
-//! Machines that know each other for good: what pairing leaves at both ends, and what works without a code from then on.
+//! Paired machines: what pairing stores at both ends, and what works without a code from then on.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -62,7 +62,7 @@ async fn meet(
     .expect("it ends")
 }
 
-/// Accepts all that is offered.
+/// Accepts every offer.
 async fn take(met: receive::Met, to: &Path) -> Outcome {
     let (sources, destination) = (met.names().to_vec(), to.to_owned());
     let client = met.accept().await.unwrap().unwrap();
@@ -78,7 +78,7 @@ async fn take(met: receive::Met, to: &Path) -> Outcome {
     outcome
 }
 
-/// What two machines have of each other once they are paired: what the first knows, and what the second does.
+/// What two paired machines know of each other: the first of the second, and the second of the first.
 async fn paired(one: &Identity, other: &Identity) -> [Peer; 2] {
     let mut offering = offering(options(Content::Pair, None), one).await;
     let (credential, at) = (offering.code().unwrap().into(), at(&offering));
@@ -144,7 +144,7 @@ async fn paired_machines_need_no_code_and_strangers_burn_nothing() {
     let (credential, at) = (pair::sent_by(&of_alice), at(&offering));
     assert_eq!(offering.number(), Some(credential.number()));
     let receiving = async {
-        // Who has learned even the secret has not the key; and one of before has not the secret.
+        // An attacker with the secret lacks the key, and an earlier peer lacks the secret.
         let stranger = meet(&credential, at.clone(), &Identity::generate().unwrap()).await;
         assert!(matches!(stranger, Err(Error::Refused(why)) if why.code == Code::NotFound));
         let stale = pair::sent_by(&Peer {
@@ -341,7 +341,7 @@ async fn a_server_is_found_by_its_paired_machines_and_admits_them() {
     assert_eq!(std::fs::read(inbox.path().join("f")).unwrap(), b"found");
     client.close().await;
 
-    // Who is forgotten is nobody from then on.
+    // A forgotten machine is unknown from then on.
     assert!(peers::remove(&home, &of_alice.name).unwrap());
     let client = pair::connect(&of_bob, Some(relay), vec![], &alice, &Config::default())
         .await

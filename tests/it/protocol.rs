@@ -1,4 +1,4 @@
-//! PROTOCOL.md and the code must tell the same.
+//! PROTOCOL.md and the code agree.
 
 use bytes::BytesMut;
 use haul::Code;
@@ -57,7 +57,7 @@ fn the_table_lists_every_stream_type() {
     assert_eq!(StreamType::from_byte(0x06), None);
 }
 
-/// The vectors: name, bytes, and whether decoding and encoding again gives the same bytes.
+/// The vectors: name and bytes. Checks that decoding and encoding again gives the same bytes.
 fn vectors() -> Vec<(&'static str, Vec<u8>)> {
     let session = *b"0123456789abcdef";
     let components = |names: &[&[u8]]| Components(names.iter().map(|n| n.to_vec()).collect());

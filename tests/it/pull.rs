@@ -1,4 +1,4 @@
-//! Files and directories fetched from a server: where they come to stand, what fails, and what a lost connection leaves.
+//! Files and directories fetched from a server: where they are put, what fails, and what a lost connection leaves.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -13,7 +13,7 @@ use haul::{
 };
 use tempfile::tempdir;
 
-/// Every kind of entry that this version carries over.
+/// Every kind of entry that this version transfers.
 fn tree(root: &Path) {
     write(&root.join("empty"), b"");
     write(&root.join("small"), &content(1, 1000));
@@ -253,7 +253,7 @@ async fn unsendable_files_are_reported_and_the_rest_arrives() {
     std::fs::set_permissions(t.join("closed"), PermissionsExt::from_mode(0o000)).unwrap();
     std::fs::set_permissions(t.join("private"), PermissionsExt::from_mode(0o700)).unwrap();
     if !is_root() {
-        // The test's own user serves, and reads what is its own.
+        // The test's own user serves, and can read its own files.
         std::fs::set_permissions(t.join("private"), PermissionsExt::from_mode(0o000)).unwrap();
     }
     rustix::fs::mkfifoat(rustix::fs::CWD, t.join("fifo"), rustix::fs::Mode::RUSR).unwrap();
@@ -330,7 +330,7 @@ async fn progress_of_a_pull_is_reported_as_in_a_push() {
     assert!(matches!(events[0], Event::Connected { .. }));
 }
 
-/// Tells once that many bytes have moved.
+/// Notifies once this many bytes have moved.
 fn once_moved(
     many: u64,
 ) -> (

@@ -1,4 +1,4 @@
-//! A push whose connection is lost in the middle: it goes on over another one by itself, and its account adds up.
+//! A push whose connection is lost in the middle: it continues over another one by itself, and its counts add up.
 
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,7 +19,7 @@ use tempfile::{TempDir, tempdir};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, block_in_place};
 
-/// The machine that serves, with a `haul serve` that can be killed and started anew on the same port and directory.
+/// The serving machine, with a `haul serve` that can be killed and restarted on the same port and directory.
 struct Machine {
     home: TempDir,
     served: TempDir,
@@ -42,7 +42,7 @@ impl Machine {
     }
 
     fn start(&mut self, arguments: &[&str]) {
-        // Some socket of another test may have been given the port meanwhile.
+        // A socket of another test may have been given the port meanwhile.
         let (child, said) = std::iter::repeat_with(|| self.try_to_start(arguments))
             .flatten()
             .next()
@@ -91,14 +91,14 @@ impl Machine {
         Some((child, said))
     }
 
-    /// As the system ends a process: no goodbye.
+    /// Ends the server as the system ends a process: no connection is closed.
     fn kill(&mut self) {
         let mut child = self.child.take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
-    /// As Ctrl-C twice: transfers under way are cut short, with a goodbye.
+    /// Ends the server as Ctrl-C twice: transfers under way are cut short, and connections are closed.
     fn stop(&mut self) {
         let mut child = self.child.take().unwrap();
         while child.try_wait().unwrap().is_none() {
@@ -130,25 +130,25 @@ impl Drop for Machine {
     }
 }
 
-/// A new directory that nobody else can read, as HAUL_HOME has to be.
+/// A new directory that others cannot read, as HAUL_HOME requires.
 fn private() -> TempDir {
     let directory = tempdir().unwrap();
     std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o700)).unwrap();
     directory
 }
 
-/// Observes a push, and holds it up where a test wants to do something.
+/// Observes a push, and pauses it where a test needs to act.
 #[derive(Default)]
 struct Halt {
     events: Mutex<Vec<Event>>,
     reached: Notify,
 }
 
-/// Lets a push that is held up go on; so does dropping it.
+/// Lets a paused push continue; so does dropping it.
 type GoOn = mpsc::Sender<()>;
 
 impl Halt {
-    /// An observer that stands still at each event that `at` says, until the test says so.
+    /// Makes an observer that pauses at each event for which `at` is true, until the test continues.
     fn when(
         at: impl Fn(&Event, &[Event]) -> bool + Send + Sync + 'static,
     ) -> (Arc<Self>, GoOn, Observer) {
@@ -165,7 +165,7 @@ impl Halt {
                 };
                 if halts {
                     this.reached.notify_one();
-                    // Nobody answers any more once the test has seen enough.
+                    // The test no longer answers once it has seen enough.
                     let _ = wait.lock().unwrap().recv();
                 }
             });
@@ -210,7 +210,7 @@ fn is_reconnected(event: &Event) -> bool {
     matches!(event, Event::Reconnected { .. })
 }
 
-/// Once that much has been given to the connection, and before the file ends.
+/// Whether this much has been given to the connection while the file is not at its end.
 fn in_the_middle(event: &Event, events: &[Event]) -> bool {
     const MIDDLE: u64 = 24 << 20;
     let Event::Moved { bytes, .. } = event else {
@@ -235,7 +235,7 @@ async fn ended(pushing: JoinHandle<Result<Outcome>>) -> Result<Outcome> {
         .unwrap()
 }
 
-/// The server's disk has some of the file that is on its way.
+/// Waits until the server's disk has some of the file in transfer.
 async fn some_is_on_the_disk(machine: &Machine) {
     let some = || {
         std::fs::read_dir(machine.served.path())
@@ -263,7 +263,7 @@ fn big(source: &Path) -> std::path::PathBuf {
     big
 }
 
-/// What the push said of the loss comes back.
+/// Returns what the push reported of the loss.
 async fn a_large_file_goes_on(abruptly: bool) -> String {
     let (source, mut machine) = (tempdir().unwrap(), Machine::new());
     let big = big(source.path());
@@ -364,7 +364,7 @@ async fn a_restarted_server_is_not_sent_what_it_already_holds() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_killed_and_restarted_server_sends_a_stateless_reset() {
-    // Nothing else would tell before the idle timeout.
+    // Nothing else would show it before the idle timeout.
     assert_eq!(a_large_file_goes_on(true).await, "the peer has restarted");
 }
 
@@ -418,14 +418,14 @@ async fn many_small_files_and_several_restarts_add_up() {
             &content(i as u64, size),
         );
     }
-    // There before, so it is skipped; once, however often it is asked for.
+    // It existed before, so it is skipped; it counts once, however often it is requested.
     write(&machine.served.path().join("t/0/0"), &content(0, 1));
     let time = tree.join("0/0").metadata().unwrap().modified().unwrap();
     std::fs::File::open(machine.served.path().join("t/0/0"))
         .unwrap()
         .set_modified(time)
         .unwrap();
-    // Cannot be sent at all: fails once.
+    // It cannot be sent at all, and fails once.
     let missing = source.path().join("missing");
 
     let settled = |events: &[Event]| {
@@ -474,7 +474,7 @@ async fn many_small_files_and_several_restarts_add_up() {
             }
         })
         .collect();
-    // Files, seven directories and their parent, and what is missing.
+    // Files, seven directories and their parent, and the missing source.
     assert_eq!(seen.len(), FILES + 8 + 1);
     seen.sort();
     seen.dedup();
@@ -636,7 +636,7 @@ async fn a_file_whose_receipt_is_lost_counts_as_committed() {
         tokio::time::timeout(LIMIT, committed.notified())
             .await
             .expect("it is committed");
-        // It stands under its name, and the connection ends before anybody can tell so.
+        // The file has its final name, and the connection ends before the receipt can be sent.
         running.abort();
         assert!(running.await.unwrap_err().is_cancelled());
         drop(go_on);
@@ -689,7 +689,7 @@ async fn when_retrying_ends_the_loss_is_reported_and_partials_stay() {
     halt.reached().await;
     some_is_on_the_disk(&machine).await;
     machine.stop();
-    // Nobody else gets the port and answers.
+    // No other socket gets the port and answers.
     let _silent = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, machine.port));
     drop(go_on);
     let error = ended(pushing).await.unwrap_err();
@@ -710,7 +710,7 @@ async fn when_retrying_ends_the_loss_is_reported_and_partials_stay() {
     assert!(!machine.served.path().join("big").exists());
 }
 
-/// A push that loses its server in the middle, which comes back another; what the push says to that.
+/// Runs a push that loses its server in the middle; another server takes its place. Returns the error and the observer.
 async fn comes_back_as(
     config: Config,
     anyone: &[&str],
@@ -785,7 +785,7 @@ async fn a_client_that_connects_during_a_stop_gets_the_reason() {
         let why = tokio::time::timeout(LIMIT, client.connection().closed())
             .await
             .expect("it says goodbye");
-        // quinn forgets the close that it has just read when a stateless reset comes right behind it.
+        // quinn forgets a close that it has just read if a stateless reset follows at once.
         assert!(
             matches!(lost_connection(&why), Error::Stopping)
                 || why == quinn::ConnectionError::Reset,
@@ -957,7 +957,7 @@ async fn hard_links_survive_a_reconnect() {
     );
 }
 
-/// Fetches a tree from a server that is killed and started anew in the middle; the account and the events.
+/// Fetches a tree from a server that is killed and restarted in the middle. Returns the counts and the events.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_pull_resumes_as_a_push_does() {
     let (here, mut machine) = (tempdir().unwrap(), Machine::new());
@@ -972,7 +972,7 @@ async fn a_pull_resumes_as_a_push_does() {
             &content(i, i as usize * 100),
         );
     }
-    // There before, so it is skipped, once.
+    // It existed before, so it is skipped, once.
     let (there, unchanged) = (tree.join("d1/1"), here.path().join("t/d1/1"));
     write(&unchanged, &content(1, 100));
     std::fs::File::open(&unchanged)

@@ -24,7 +24,7 @@ use haul::{
 use tempfile::{TempDir, tempdir};
 use tokio::time::timeout;
 
-/// Something to send, and where from.
+/// The files to send, and their directory.
 struct Sending {
     source: TempDir,
     key_id: KeyId,
@@ -140,7 +140,7 @@ fn exchange() -> [u8; 33] {
     message
 }
 
-/// Somebody who knows the number alone.
+/// An attacker who knows only the number.
 struct Guess {
     connection: quinn::Connection,
     _send: quinn::SendStream,
@@ -149,7 +149,7 @@ struct Guess {
 }
 
 impl Guess {
-    /// Asks, says something more, and has the sender's part of an exchange.
+    /// Asks, sends these further bytes, and receives the sender's part of an exchange.
     async fn begin(at: &[SocketAddr], code: &ShortCode, more: &[u8]) -> Self {
         let trust = ServerTrust {
             by_code: true,
@@ -237,7 +237,7 @@ async fn one_wrong_word_burns_the_code_and_a_new_one_works() {
     let (guess, met) = tokio::join!(meet(&wrong, &at, &stranger), sending.offering.meet());
     assert_eq!(refused(guess), Code::NotAdmitted);
     assert!(matches!(met.unwrap(), send::Met::Burnt { .. }));
-    // The right words come too late, and so do all further guesses: none of them has an exchange to guess in.
+    // The right words come too late, and so do all further guesses: none of them gets an exchange.
     let late = async {
         for _ in 0..3 {
             assert_eq!(refused(meet(&code, &at, &stranger).await), Code::NotFound);
@@ -277,7 +277,7 @@ async fn unused_numbers_and_broken_exchanges_burn_no_code() {
             refused(meet(&other, &at, &Identity::generate().unwrap()).await),
             Code::NotFound
         );
-        // Somebody who asks, and goes away before showing anything.
+        // A receiver asks, and leaves before it sends its confirmation.
         let asked = Guess::begin(&at, &code, &[]).await;
         asked.connection.close(0_u8.into(), b"");
         meet(&code, &at, &Identity::generate().unwrap())
@@ -362,7 +362,7 @@ async fn only_the_same_receiver_resumes_with_a_used_code() {
     let identity = Identity::generate().unwrap();
     let receiving = async {
         let met = meet(&code, &at, &identity).await.unwrap();
-        // Accepted, and gone before anything was asked for.
+        // It accepted, and left before it requested anything.
         drop(met.accept().await.unwrap().unwrap());
         assert_eq!(
             refused(meet(&code, &at, &Identity::generate().unwrap()).await),
@@ -538,7 +538,7 @@ async fn invalid_options_are_reported_before_a_code_is_made() {
 async fn a_sender_that_is_stopped_tells_its_receiver_at_once() {
     let mut sending = Sending::tree().await;
     let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
-    // So slow that it outlasts any grace.
+    // So slow that it outlasts any grace period.
     let slow = Config {
         limit: haul::Rate::from_bytes(20_000),
         retry_for: Duration::ZERO,
@@ -582,7 +582,7 @@ async fn a_sender_that_is_stopped_tells_its_receiver_at_once() {
             .expect("it ends");
     };
     let (received, ()) = tokio::join!(receiving, serving);
-    // Not as a server that may be started again: there is nothing to wait for.
+    // Unlike a server that may be restarted: there is nothing to wait for.
     assert!(
         matches!(&received, Err(Error::Refused(why)) if why.code == Code::Cancelled),
         "{received:?}"
@@ -630,7 +630,7 @@ async fn a_sender_that_quits_early_does_not_leave_a_receiver_waiting() {
     );
 }
 
-/// A pull so slow that it is under way for long, once something of it moves.
+/// Begins a pull so slow that it is under way for a long time. Returns once any of it moves.
 async fn slowly(met: Met, to: &Path) -> Client {
     let (moving, moves) = tokio::sync::oneshot::channel();
     let moving = std::sync::Mutex::new(Some(moving));
@@ -660,7 +660,7 @@ async fn slowly(met: Met, to: &Path) -> Client {
     std::sync::Arc::into_inner(client).expect("nobody else has it")
 }
 
-/// Alice's tree at a rate that takes minutes, and not waited for when its receiver is gone.
+/// Offers Alice's tree at a rate that takes minutes; the sender does not wait for a receiver that is gone.
 async fn slow_tree() -> Sending {
     let source = tempdir().unwrap();
     write(&source.path().join("t/large"), &content(2, 3 << 20));
@@ -695,7 +695,7 @@ async fn a_receiver_that_closes_early_did_not_get_everything() {
     };
     let (client, accepted) = tokio::join!(receiving, sending.offering.meet());
     assert!(matches!(accepted.unwrap(), send::Met::Accepted { .. }));
-    // From here on the sender counts the time; its receiver has come.
+    // From here on the sender counts the time; its receiver has arrived.
     let serving = timeout(LIMIT, sending.offering.serve());
     let (served, ()) = tokio::join!(serving, client.close());
     let served = served.expect("it ends");
@@ -719,7 +719,7 @@ async fn a_receiver_that_returns_and_declines_ends_the_send() {
         meet(&code, &at, &identity).await.unwrap().decline().await;
         client.cancel().await;
     };
-    // From here on the sender counts the time; its receiver has come.
+    // From here on the sender counts the time; its receiver has arrived.
     let serving = timeout(LIMIT, sending.offering.serve());
     let ((), served) = tokio::join!(declining, serving);
     let served = served.expect("it ends");
@@ -735,7 +735,7 @@ async fn a_receiver_that_left_the_question_open_may_return_at_once() {
     let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
     let identity = Identity::generate().unwrap();
     let receiving = async {
-        // It is asked, and neither answers nor goes.
+        // Its user is asked, and neither answers nor leaves.
         let open = meet(&code, &at, &identity).await.unwrap();
         let outcome = take(meet(&code, &at, &identity).await.unwrap(), to.path()).await;
         drop(open);

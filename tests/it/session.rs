@@ -1,4 +1,4 @@
-//! The main job over real sockets: trees go from clients to a server, whole, verified, and as they were.
+//! The main task over real sockets: trees are sent from clients to a server, whole, verified and unchanged.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -9,7 +9,7 @@ use crate::support::{Host, content, listing, path, push, recorder, to, write};
 use haul::{Code, Config, Durability, Error, Event, LocalStore, MemoryStore, Settled, Store};
 use tempfile::tempdir;
 
-/// A tree with something of every kind that travels.
+/// Makes a tree with every kind of entry that is transferred.
 fn tree(root: &Path) {
     write(&root.join("empty"), b"");
     write(&root.join("small"), b"hello");
@@ -101,7 +101,7 @@ async fn several_sources_go_into_the_destination_each_under_its_name() {
     .unwrap();
     assert_eq!(std::fs::read(served.path().join("d/a/x")).unwrap(), b"1");
     assert_eq!(std::fs::read(served.path().join("d/b")).unwrap(), b"2");
-    // One file: it becomes what was named, or goes into the directory that is there.
+    // One file: it becomes the named path, or goes into the existing directory.
     push(&host, &to(&[&source.path().join("b")], "new"))
         .await
         .unwrap();
@@ -280,7 +280,8 @@ async fn a_thousand_connections_share_the_default_permits() {
     assert!((2..=100).contains(&peak), "{peak} wrote at the same time");
 }
 
-/// That many connections, all up before the first sends, send ten files of 64 KiB each. Returns the peak of writers.
+/// Opens this many connections before the first one sends, and sends ten files of 64 KiB over each. Returns the peak of
+/// writers.
 async fn share_permits(connections: usize, config: Config) -> usize {
     let source = tempdir().unwrap();
     for i in 0..10 {
@@ -471,7 +472,7 @@ async fn a_rerun_takes_over_from_a_dead_session() {
         if let Event::Moved { .. } = event
             && let Some(moved) = moved.lock().unwrap().take()
         {
-            // The sender stands still from here on, with the permit and the partial in its hands.
+            // The sender pauses from here on, and holds the permit and the partial.
             drop(moved);
             std::thread::sleep(Duration::from_secs(3600));
         }
@@ -573,7 +574,7 @@ async fn a_file_that_vanishes_before_it_is_sent_delays_nothing() {
         );
     }
     write(&source.path().join("t/stays"), b"stays");
-    // Nobody gives up by himself in the time of this test.
+    // Neither end gives up by itself during this test.
     let config = Config {
         deadline: Duration::from_secs(3600),
         ..Config::default()
@@ -589,7 +590,7 @@ async fn a_file_that_vanishes_before_it_is_sent_delays_nothing() {
     let tree_at = source.path().join("t");
     let gone = tree_at.clone();
     let observer: haul::Observer = Arc::new(move |event| {
-        // All is announced, and nothing is sent yet that was not: verdicts come later than this.
+        // Everything is announced, and nothing new is sent yet: verdicts arrive later than this.
         if let Event::Found { files: 3, .. } = event {
             let _ = std::fs::remove_file(gone.join("small"));
             let _ = std::fs::remove_file(gone.join("large"));
@@ -708,7 +709,7 @@ async fn a_rate_limit_holds_for_large_and_small_files() {
         "{:?}",
         outcome.sent.failures
     );
-    // A megabyte: it cannot be faster, however slow the machine.
+    // A megabyte: it cannot be faster than the limit, however slow the machine.
     assert!(
         begun.elapsed() >= Duration::from_millis(1_950),
         "{:?}",

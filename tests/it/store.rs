@@ -1,4 +1,4 @@
-//! One suite for every store: what `Store` promises, held against a real directory and against memory.
+//! One suite for every store: what `Store` promises, tested on a real directory and in memory.
 
 use std::time::Duration;
 
@@ -9,7 +9,8 @@ use haul::{
 
 use crate::support::LIMIT;
 
-/// Sweeps until so many partials are gone. Another test may be between fork and exec: its child shares the locks until then.
+/// Sweeps until this many partials are gone. Another test may be between fork and exec: its child shares the locks
+/// until then.
 fn sweep(store: &dyn Store, age: Duration, expected: u64) {
     let begun = std::time::Instant::now();
     let mut swept = 0;
@@ -119,7 +120,7 @@ fn names(store: &dyn Store, directory: &RelativePath) -> Vec<Vec<u8>> {
     names
 }
 
-/// The code of a failure, whose sentence must name the path.
+/// The code of a failure, whose message must contain the path.
 fn refused<T>(result: Result<T, haul::Reason>, named: &str) -> Code {
     let why = result.err().expect("this must be refused");
     assert!(
@@ -237,10 +238,10 @@ fn a_partial_longer_than_its_source_is_cut(store: &dyn Store) {
     assert_eq!(content(store, &path("f")), b"more ");
 }
 
-/// A block that every filesystem can leave out or not.
+/// A size at which every file system can store a block or leave a hole.
 const BLOCK: usize = 64 << 10;
 
-/// The parts of a file that are no holes.
+/// Returns the parts of a file outside of holes.
 fn data(store: &dyn Store, name: &RelativePath) -> Vec<std::ops::Range<u64>> {
     let source = store.open(name).unwrap();
     let mut at = 0;
@@ -260,7 +261,7 @@ fn holes_read_as_zeros_and_are_reported(store: &dyn Store) {
     upload
         .make_hole(2 * BLOCK as u64..4 * BLOCK as u64)
         .unwrap();
-    // Zeros that are written are no hole.
+    // Zeros that are written are not a hole.
     upload.write_at(&[0; BLOCK], 3 * BLOCK as u64).unwrap();
     upload.make_hole(4 * BLOCK as u64..size).unwrap();
     upload
@@ -290,7 +291,7 @@ fn a_hole_replaces_content_of_an_earlier_attempt(store: &dyn Store) {
     first.write_at(&[9; 3 * BLOCK], 0).unwrap();
     drop(first);
     let mut upload = store.create(&path("f"), &claim(1, 4 * block)).unwrap();
-    // Its edges lie within what is there.
+    // Its edges lie within existing content.
     upload.make_hole(block - 10..2 * block + 10).unwrap();
     upload.make_hole(3 * block..4 * block).unwrap();
     let mut expected = [9; 4 * BLOCK];
@@ -821,7 +822,7 @@ fn links_are_never_followed(store: &dyn Store) {
 
 fn a_directory_in_the_way_of_a_file(store: &dyn Store) {
     put(store, "d/f", b"data");
-    // A mirror replaces it, once all of the file is there; until then it stays, and nothing else commits over it.
+    // A mirror replaces it once the whole file has arrived. Until then it stays, and no other commit replaces it.
     let upload = store.create(&path("d"), &claim(0, 1)).unwrap();
     assert_eq!(
         refused(
@@ -945,7 +946,7 @@ fn an_exclusive_commit_replaces_nothing(store: &dyn Store) {
         ..Attributes::default()
     };
     let upload = begin(store, &path("d/a"), b"mine");
-    // Somebody else is faster.
+    // Another process is faster.
     put(store, "d/a", b"theirs");
     assert_eq!(
         refused(upload.commit(&exclusive, Durability::Synced), "d/a"),

@@ -1,4 +1,4 @@
-//! Mirrors: what the source no longer has goes at the destination, and only then and only there.
+//! Mirrors: what the source no longer has is removed at the destination, and nothing else.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -68,11 +68,11 @@ fn a_mirror_changes_nothing_beside_its_destination() {
     assert!(said.contains("removed 5 at the destination"), "{said}");
     assert_eq!(listing(&there.join("t")), listing(&source.path().join("t")));
     assert_eq!(fs::read(there.join("other/d")).unwrap(), b"other/d");
-    // Again: nothing to do. With a slash it is the same.
+    // A second run has nothing to do. With a slash the result is the same.
     let (code, said) = sync(&serving, &[], source.path(), ["t/", "haul:t/"]);
     assert_eq!((code, said.contains("removed")), (Some(0), false), "{said}");
 
-    // The other way: this machine needs nobody's leave.
+    // In the other direction this machine needs no permission.
     tree(source.path(), &["t/mine", "t/sub/deep/mine"]);
     let (code, said) = sync(&serving, &["-v"], source.path(), ["haul:t", "t"]);
     assert_eq!(code, Some(0), "{said}");
@@ -158,7 +158,7 @@ fn one_failure_is_enough_to_remove_nothing() {
     tree(source.path(), &["t/a", "t/becomes"]);
     let serving = Serving::start(&["--allow-delete"]);
     let there = serving.served.path();
-    // A directory stands where a file should come.
+    // A directory exists where a file should be put.
     tree(there, &["t/old", "t/becomes/x"]);
     for how in ["skip", "fail"] {
         let (code, said) = sync(
@@ -236,7 +236,7 @@ async fn a_server_refuses_a_mirror_that_it_does_not_permit() {
     assert!(served.path().join("t/old").exists());
 }
 
-/// What is of one kind in the source, and of another where it is to come.
+/// Makes entries of one kind in the source and of another kind at the destination.
 fn of_other_kinds(source: &Path, there: &Path) {
     tree(source, &["t/file", "t/directory/in", "t/through/in"]);
     write(&source.join("t/empty"), b"");
@@ -304,7 +304,7 @@ fn a_mirror_replaces_entries_of_another_kind_but_no_link_target() {
     assert_eq!(listing(&there.join("t")), listing(&source.path().join("t")));
     assert_eq!(fs::read(there.join("other/in")).unwrap(), b"other/in");
 
-    // The other way about, and by a pull.
+    // The other direction, by a pull.
     of_other_kinds(back.path(), back.path().join("x").as_path());
     fs::rename(back.path().join("x/t"), back.path().join("y")).unwrap();
     let (code, said) = sync(&serving, &[], back.path(), ["haul:t", "y"]);
@@ -382,7 +382,7 @@ fn without_delete_nothing_of_another_kind_is_replaced() {
     assert_eq!(listing(&serving.served.path().join("t/file")), before);
 }
 
-/// Names that stand at both ends, at the source only and at the destination only.
+/// Names that exist at both ends, at the source only and at the destination only.
 fn with_left_outs(source: &Path, there: &Path) {
     tree(source, &["t/a", "t/a.o", "t/sub/b", "t/build/new"]);
     tree(
@@ -438,7 +438,7 @@ fn a_mirror_keeps_excluded_files_as_rsync_does() {
         }
         _ => eprintln!("skipped: no rsync to compare with"),
     }
-    // Fetched, the rules are this machine's own affair.
+    // In a pull the rules are those of this machine.
     tree(source.path(), &["t/mine", "t/mine.o"]);
     let (code, said) = sync(&serving, &arguments, source.path(), ["haul:t", "t"]);
     assert_eq!(code, Some(0), "{said}");
@@ -502,7 +502,7 @@ fn a_list_of_names_cannot_be_mirrored() {
     assert!(serving.served.path().join("t/old").exists());
 }
 
-/// Of files and links below a directory, in order.
+/// Paths of files and links below a directory, sorted.
 fn names(root: &Path) -> Vec<String> {
     let mut names = Vec::new();
     let mut open = vec![root.to_owned()];
@@ -616,7 +616,7 @@ fn a_fifo_in_the_source_prevents_no_removal() {
         !there.join("t/old").exists() && there.join("t/sub/fifo").exists(),
         "what it would replace is left"
     );
-    // Fetched.
+    // By a pull.
     fs::remove_file(there.join("t/sub/fifo")).unwrap();
     make(&there.join("t/sub/fifo"));
     tree(source.path(), &["back/old"]);
@@ -665,7 +665,7 @@ fn a_source_with_only_a_fifo_counts_as_empty() {
 fn a_source_deep_inside_the_destination_is_not_removed() {
     let serving = Serving::start(&["--allow-delete"]);
     let here = serving.served.path();
-    // Deeper than an origin has marks.
+    // Deeper than the number of marks in an origin.
     let deep = vec!["d"; 80].join("/");
     tree(here, &[&format!("{deep}/a"), "beside"]);
     let before = listing(here);
@@ -695,7 +695,7 @@ fn a_key_that_may_only_write_may_not_mirror() {
 
 #[test]
 fn removals_are_reported_in_every_run() {
-    // A race between the summary and what is told before it: once is not enough to see it lost.
+    // A race between the summary and the reports before it: a loss does not show in a single run.
     let source = tempdir().unwrap();
     tree(source.path(), &["t/a"]);
     let serving = Serving::start(&["--allow-delete"]);

@@ -1,4 +1,4 @@
-//! Who gets through to whom, over real sockets on loopback: every way to be the right peer, and every way not to be.
+//! Which peers are admitted, over real sockets on loopback: every way to be the right peer, and every way not to be.
 
 #[allow(dead_code, reason = "its main is for `cargo run --example`")]
 #[path = "../../examples/team_certificates.rs"]
@@ -23,14 +23,14 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, 
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tempfile::TempDir;
 
-/// Nothing here takes long; a test that waits for it has failed.
+/// Nothing here takes long; a test that waits longer has failed.
 const FAR: Duration = Duration::from_secs(600);
 /// TLS alert certificate_required (RFC 8446, section 6.2).
 const CERTIFICATE_REQUIRED: u8 = 116;
 /// TLS alert decrypt_error: a signature that does not verify.
 const DECRYPT_ERROR: u8 = 51;
 
-/// A server on loopback that takes every handshake and keeps what comes of it.
+/// A server on loopback that accepts every handshake and keeps its result.
 struct Server {
     endpoint: quinn::Endpoint,
     address: SocketAddr,
@@ -59,7 +59,7 @@ impl Server {
         }
     }
 
-    /// A server with a TLS of its own, to be wrong in.
+    /// A server with a TLS configuration of its own, for wrong ones.
     fn with_tls(tls: rustls::ServerConfig) -> Self {
         Self::with(quinn::ServerConfig::with_crypto(Arc::new(
             QuicServerConfig::try_from(tls).unwrap(),
@@ -83,7 +83,7 @@ impl Server {
     }
 }
 
-/// A new client's way to a server.
+/// Connects a new client to a server.
 async fn dial(host: &str, port: u16, trust: ServerTrust, config: Config) -> Result<Connected> {
     soon(connect::connect(&new(), &trust, host, port, &config)).await
 }
@@ -147,7 +147,7 @@ fn client_tls(
         .with_custom_certificate_verifier(pin(server).verifier("127.0.0.1", 1).unwrap())
 }
 
-/// Connects with a TLS of its own. The client of TLS 1.3 may well be done before the server refuses it.
+/// Connects with a TLS configuration of its own. The client of TLS 1.3 may finish before the server refuses it.
 async fn raw(
     server: &Server,
     mut tls: rustls::ClientConfig,
@@ -163,7 +163,7 @@ async fn raw(
     .await
 }
 
-/// How a client ends that the server does not let through the handshake.
+/// Returns the error of a client that the server refuses in the handshake.
 async fn refused(server: &mut Server, tls: rustls::ClientConfig) -> TransportErrorCode {
     let ended = match raw(server, tls).await {
         Ok(connection) => soon(connection.closed()).await,
@@ -390,7 +390,7 @@ async fn a_client_with_the_right_certificate_and_another_key_fails() {
     let tls = |key| client_tls(&server).with_client_cert_resolver(impostor(&admitted, key));
     let code = refused(&mut listening, tls(&other)).await;
     assert_eq!(code, TransportErrorCode::crypto(DECRYPT_ERROR));
-    // It was the key: with its own, the same certificate passes.
+    // The key was the cause: with its own key, the same certificate is accepted.
     let _connection = raw(&listening, tls(&admitted)).await.unwrap();
     assert_eq!(
         endpoint::peer(&listening.next().await.unwrap()).unwrap().0,
@@ -483,7 +483,7 @@ async fn silence_is_reported_after_the_first_deadline() {
     );
 }
 
-/// Answers the first datagram with a long header (not the probe) as told, and every other with silence.
+/// Answers the first datagram with a long header (not the probe) with these bytes, and every other with silence.
 async fn answer(socket: tokio::net::UdpSocket, reply: impl Fn(&[u8]) -> Vec<u8>) {
     let mut buffer = [0; 2048];
     loop {
@@ -528,7 +528,7 @@ async fn a_server_killed_in_a_handshake_is_reported_at_once() {
         let mut buffer = [0; 2048];
         loop {
             let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
-            // The first of a server's answer, and no more.
+            // The first datagram of a server's answer, and no more.
             if length > 1 {
                 return socket.send_to(b"\xffwhat?", from).await.unwrap();
             }
@@ -611,7 +611,7 @@ async fn a_full_server_reports_that_it_is_busy() {
 
 #[tokio::test]
 async fn a_stopped_server_is_not_waited_for() {
-    // It answers a handshake with stateless resets.
+    // The server answers a handshake with stateless resets.
     let stopping = endpoint::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
     let port = stopping.local_addr().unwrap().port();
     let hour = Duration::from_secs(3600);
@@ -629,7 +629,7 @@ async fn a_stopped_server_is_not_waited_for() {
 
 #[tokio::test]
 async fn a_host_without_an_address_is_reported_by_name() {
-    // Too long for the resolver to ask anybody.
+    // Too long for the resolver to send a query.
     let host = "a".repeat(300);
     let error = dial(&host, 1, ServerTrust::default(), Config::default())
         .await
@@ -704,7 +704,7 @@ async fn a_team_with_the_example_certificates_trusts_each_other() {
         team_certificates::make(directory.path(), &[name.to_owned()]).unwrap();
         Home::at(directory.path().join(name))
     };
-    // One at a time: the authority is used again.
+    // One at a time: the existing authority is used again.
     let (server, alice) = (team("localhost"), team("alice"));
     let id = alice.identity().unwrap().key_id();
     assert_eq!(

@@ -1,4 +1,4 @@
-//! What comes before it was waited for: entries ahead of the answer, and the end ahead of the receipts.
+//! Messages that arrive early: entries before the answer, and the end before the receipts.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Peers that keep to nothing, where files are fetched and listed.
+//! Peers that break every rule, where files are fetched and listed.
 
 use haul::internal::net::stream::MessageReader;
 use haul::internal::protocol::Verdict;
@@ -26,8 +26,8 @@ async fn asked(
     asked_of(connected, options, ready, ()).await
 }
 
-/// The same of this server and this client, which closes its connection as soon as it may. `ended` is dropped once the pull
-/// is over.
+/// The same with this server and this client, which closes its connection as soon as it may. `ended` is dropped when
+/// the pull is over.
 async fn asked_of(
     (connection, client): (Connection, JoinHandle<Result<Client>>),
     (sources, destination): (&[&str], &str),
@@ -182,7 +182,7 @@ async fn a_pull_closes_after_the_server_has_its_last_messages() {
     let (mut session, _here, pulling) =
         asked_of(connected, options, Ready::default(), ending).await;
     session.wanted(0, "t", 5).await;
-    // What the client says from here on is lost, and the client can end before it can say it again.
+    // Everything that the client sends from here on is lost, and the client can exit before it can send it again.
     path.up.set(|up| up.blackout = true);
     let body = [b"12345", &trailer(b"12345")[..]].concat();
     let (mut transfer, mut receipt) = session.transfer(&plan(0, &[(0, 5)]), &body).await;
@@ -226,7 +226,7 @@ async fn a_failure_with_an_invalid_name_breaks_the_protocol() {
     no_panics();
 }
 
-/// What an honest client makes of a listing that a server answers with these bytes.
+/// Returns what an honest client makes of a listing that a server answers with these bytes.
 async fn listed(bytes: Vec<u8>) -> Result<Vec<ListItem>> {
     let (connection, client) = connect(|_| {}).await;
     let listing = tokio::spawn(async move {
@@ -312,7 +312,7 @@ async fn requests_for_endless_work_do_not_block_others() {
             .await
             .unwrap()
             .expect("an answer");
-        // Of several sources each is told by itself.
+        // With several sources each is reported separately.
         assert!(
             matches!(frame.kind, Refused::TYPE | Ready::TYPE),
             "{frame:?}"
@@ -342,7 +342,7 @@ async fn a_silent_client_that_reads_no_listing_is_given_up() {
         recursive: false,
     };
     let (_, control, _answers) = peer.ask(&list.to_bytes()).await;
-    // The server lets go of its half as well.
+    // The server releases its half as well.
     let _ = within(control.stopped()).await;
     arena.unharmed().await;
 }

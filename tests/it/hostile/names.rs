@@ -1,4 +1,4 @@
-//! Names that would lead elsewhere.
+//! Names that would lead outside.
 
 use std::os::unix::fs::symlink;
 
@@ -55,7 +55,7 @@ async fn names_that_lead_outside_are_refused_for_every_kind() {
         id += 1;
     }
     assert_eq!(arena.names(), Vec::<String>::new());
-    // It was refused, not repaired, and the session goes on.
+    // The name was refused, not repaired, and the session continues.
     session.wanted(id, "good", 5).await;
     arena.unharmed().await;
 }
@@ -94,7 +94,7 @@ async fn nothing_is_written_through_a_link_of_the_same_session() {
     ];
     for entry in through {
         session.announce(&entry).await;
-        // A small file is looked at before it is wanted, a new one may be found out at its commit only.
+        // A small file is examined before it is wanted; a new one may be detected only at its commit.
         match session.verdict().await {
             Verdict::Refuse(id, _) => assert_eq!(id, entry.id),
             Verdict::Want(id, _) => {

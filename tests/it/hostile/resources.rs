@@ -1,4 +1,4 @@
-//! Peers that take and do not give back: credit, memory, threads, places.
+//! Peers that use up credit, memory, threads and places, and return none.
 
 use bytes::BytesMut;
 use haul::internal::protocol::{End, Hello, Message, Ready, Refused};
@@ -37,7 +37,7 @@ async fn a_peer_that_reads_no_receipts_does_not_block_others() {
         ..impatient()
     });
     let identity = Identity::generate().unwrap();
-    // Room for hello, ready and verdicts, which are read; and for not one whole receipt.
+    // Credit for hello, ready and verdicts, which are read, and for less than one whole receipt.
     let peer = Peer::connect_as(&arena.host, &identity, |t| {
         t.receive_window(1_000_u32.into());
     })
@@ -84,11 +84,11 @@ async fn stalled_connections_leave_memory_for_a_new_one() {
         let peer = Peer::connect(&arena.host).await;
         let mut session = peer.session().await;
         session.wanted(0, "w", 64 << 20).await;
-        // A body of which the first byte never comes keeps nothing back, since it is read unordered; a message does.
+        // A body whose first byte never arrives delays nothing, since it is read unordered; a message does.
         let mut filled = Vec::new();
         for _ in 0..20 {
             let (connection, head) = (peer.connection.clone(), head(3, session.handle));
-            // What came before may have filled the window already: then not even a head goes out.
+            // Earlier data may have filled the window already: then not even a head can be sent.
             filled.push(tokio::spawn(async move {
                 let (mut send, receive) = connection.open_bi().await.unwrap();
                 let plan = [0x20, 0x80, 0, 0xff, 0xff];
@@ -110,7 +110,7 @@ async fn stalled_connections_leave_memory_for_a_new_one() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unanswered_pulls_take_no_thread_from_others() {
-    // tokio has 512 threads for work that blocks.
+    // tokio has 512 threads for blocking work.
     const PULLS: usize = 560;
     const EACH: usize = 7;
     let arena = Arena::new(patient());
@@ -155,7 +155,7 @@ async fn excess_sessions_on_one_connection_are_refused() {
         );
     };
     assert_eq!(refused.code, Code::Busy);
-    // One that ends makes room for another.
+    // A session that ends makes room for another.
     let (mut control, mut answers, (mut manifest, _verdicts)) = sessions.pop().unwrap();
     manifest.finish().unwrap();
     within(control.write_all(&End::default().to_bytes()))
@@ -163,7 +163,7 @@ async fn excess_sessions_on_one_connection_are_refused() {
         .unwrap();
     within(answers.read::<haul::Summary>()).await.unwrap();
     within(control.stopped()).await.ok();
-    // The server counts it out a moment after it has let go of the stream.
+    // The server removes it from its count a moment after it has released the stream.
     within(async {
         loop {
             let (_, _control, mut answers) = peer.ask(&push_into(&[])).await;

@@ -1,4 +1,4 @@
-//! Streams that say nothing, half of something, or what nobody asked for.
+//! Streams that are silent, incomplete, or not wanted.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ async fn a_thousand_silent_streams_are_given_up() {
     for _ in 0..1_000 {
         silent.push(within(peer.connection.open_bi()).await.unwrap());
     }
-    // In QUIC a stream opens all those before it.
+    // In QUIC, opening a stream opens all earlier ones.
     let (last, _) = silent.last_mut().unwrap();
     within(last.write_all(&[3])).await.unwrap();
     arena.close_on_protocol_error().await;
@@ -41,7 +41,7 @@ async fn a_stream_that_waits_for_a_paused_disk_is_not_given_up() {
     session.wanted(0, "large", LARGE as u64).await;
     session.wanted(1, "small", 5).await;
     let held = store.hold();
-    // Opened first, and with no credit to begin on it, as when what the other sent took all.
+    // Opened first, and without credit to begin on it, as if the other stream had used all of it.
     let (mut late, receipt) = within(peer.connection.open_bi()).await.unwrap();
     let mut late_receipt = MessageReader::new(receipt);
     let body = content(7, LARGE);
@@ -86,7 +86,7 @@ async fn a_stream_with_half_a_head_is_given_up() {
         streams.push(peer.open(&whole[..length]).await);
     }
     for kind in [2, 3] {
-        // The first byte of a handle that takes eight.
+        // The first byte of a handle that has eight.
         streams.push(peer.open(&[kind, 0xc0]).await);
     }
     for (send, _) in &mut streams {
@@ -104,7 +104,7 @@ async fn half_a_request_ends_its_session_by_the_deadline() {
     for length in 1..whole.len() {
         streams.push(peer.open(&whole[..length]).await);
     }
-    // With no manifest to follow.
+    // No manifest follows.
     streams.push(peer.open(&whole).await);
     for (send, _) in &mut streams {
         // The connection is closed once no session runs on it.
@@ -137,7 +137,7 @@ async fn unwanted_streams_are_refused_and_the_connection_lives() {
         let (mut send, _receive) = peer.open(&bytes).await;
         assert_eq!(stopped(&mut send).await, code, "{bytes:?}");
     }
-    // What was wanted is still wanted, once.
+    // The wanted file is still wanted, once.
     let (mut send, mut receipt) = session.transfer(&plan(3, &[(0, 5)]), b"12345").await;
     within(send.write_all(&trailer(b"12345"))).await.unwrap();
     send.finish().unwrap();
@@ -158,7 +158,7 @@ async fn two_streams_for_one_wanted_file_write_one_file() {
     let (mut first, mut receipt) = session
         .transfer(&plan(0, &[(0, 1 << 20)]), &content[..1000])
         .await;
-    // The first to come has it; which one that is, only the server knows.
+    // The first to arrive gets it; only the server knows which one that is.
     let (mut second, mut other) = session
         .transfer(&plan(0, &[(0, 1 << 20)]), &content[..1000])
         .await;
@@ -344,7 +344,7 @@ async fn a_client_without_a_certificate_is_refused() {
     let endpoint =
         haul::internal::net::endpoint::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
     let config = quinn::ClientConfig::new(Arc::new(crypto));
-    // A TLS 1.3 client is done before the server has judged; the alert comes after.
+    // A TLS 1.3 client finishes its handshake before the server has decided; the alert arrives later.
     let refused = match within(
         endpoint
             .connect_with(config, arena.host.address, "127.0.0.1")

@@ -1,4 +1,4 @@
-//! Transfers that go wrong on purpose.
+//! Transfers that are wrong on purpose.
 
 use haul::internal::protocol::Verdict;
 use haul::internal::protocol::{Committed, Entry, Failed, Message, Plan, Push};
@@ -7,12 +7,12 @@ use haul::{Code, Config, Delete, Durability, Identity, Kind, Reason, ReceiveOpti
 use crate::hostile::peer::*;
 use crate::support::{content, write};
 
-/// One that fits into memory that is set aside, and one that takes a permit first.
+/// One size that fits into reserved memory, and one that needs a permit first.
 const SIZES: [u64; 2] = [5_000, 600_000];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_on_a_new_connection_ends_the_old_one() {
-    // Nobody gives up or lends anything in the time of this test.
+    // No deadline passes, and no permit is lent, during this test.
     let hour = std::time::Duration::from_secs(3600);
     let arena = Arena::new(Config {
         max_transfers: 1,
@@ -23,12 +23,12 @@ async fn a_session_on_a_new_connection_ends_the_old_one() {
     let (own, push) = (Identity::generate().unwrap(), push_into(&[]));
     let dead = Peer::connect_as(&arena.host, &own, |_| {}).await;
     let mut before = dead.session_as(&push).await;
-    // It has the only permit, and a queue of others behind it.
+    // The session has the only permit, and a queue of others behind it.
     before.wanted(0, "f0", 1 << 20).await;
     for id in 1..5 {
         before.announce(&file(id, &format!("f{id}"), 1 << 20)).await;
     }
-    // The same id is nothing to another key.
+    // The same id has no meaning for another key.
     let other = Peer::connect(&arena.host).await;
     let _other = other.session_as(&push).await;
     let back = Peer::connect_as(&arena.host, &own, |_| {}).await;
@@ -185,7 +185,7 @@ async fn a_transfer_that_differs_from_its_plan_leaves_nothing() {
             write(&arena.served().join(&name), b"old");
             session.wanted(id, &name, size).await;
             let (mut send, mut receipt) = session.transfer(&Plan { id, ..plan }, &bytes).await;
-            // It may have been stopped by now.
+            // The stream may have been stopped by now.
             let _ = send.finish();
             let why: Reason = within(receipt.read::<Failed>())
                 .await
@@ -309,7 +309,7 @@ async fn pieces_without_a_clean_end_leave_nothing() {
             matches!(session.verdict().await, Verdict::Want(wanted, held) if wanted == id && held.is_empty())
         );
         let (mut send, mut receipt) = session.transfer(&Plan { id, ..plan }, &bytes).await;
-        // It may have been stopped by now.
+        // The stream may have been stopped by now.
         let _ = send.finish();
         let why: Reason = within(receipt.read::<Failed>())
             .await
@@ -356,7 +356,7 @@ async fn an_invalid_plan_is_refused_before_the_body_is_read() {
         assert_eq!(stopped(&mut send).await, Code::Protocol, "{plan:?}");
     }
     arena.close_on_protocol_error().await;
-    // What is still wanted has a partial until the deadline.
+    // A file that is still wanted has a partial until the deadline.
     within(async {
         while !arena.names().is_empty() {
             tokio::task::yield_now().await;
@@ -445,7 +445,7 @@ async fn a_reset_fails_one_file_and_keeps_its_partial() {
         let (mut send, mut receipt) = session
             .transfer(&plan(id, &[(0, 3 << 20)]), &content(1, 2 << 20))
             .await;
-        // A reset overtakes what is still on its way, so the file has to have grown first.
+        // A reset overtakes data in flight, so the file must have grown first.
         within(async {
             while !arena
                 .names()
@@ -472,7 +472,7 @@ async fn a_reset_fails_one_file_and_keeps_its_partial() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_newer_session_does_not_wait_for_a_sender_that_is_silent() {
-    // Its deadline is longer than this test's patience.
+    // Its deadline is longer than this test waits.
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..Config::default()
@@ -501,7 +501,7 @@ async fn the_same_file_over_and_over_in_one_session_ends() {
     }
     arena.close_on_protocol_error().await;
     for _ in 0..4 {
-        // Wanted one after the other, as each before it is given up or taken over.
+        // The files are wanted one after the other, as each earlier one is given up or taken over.
         assert!(matches!(
             session.verdict().await,
             Verdict::Want(..) | Verdict::Refuse(..)

@@ -1,4 +1,4 @@
-//! Those who come to a relay for something else.
+//! Clients that abuse a relay.
 
 use haul::internal::net::stream::StreamError;
 use haul::internal::protocol::{Address, Found, Message, Place, Refused, Seek, put_varint};
@@ -30,7 +30,7 @@ async fn a_number_belongs_to_the_holder_of_its_claim() {
         placed.number >= 1_000,
         "three digits are of codes that no relay has given"
     );
-    // Nobody else's, whatever number they say that they had.
+    // Another client cannot take it, whatever number it claims to have had.
     let (other, _other_reader, _other_writer) =
         second.place(&place(2, Some(placed.number))).await.unwrap();
     assert_ne!(other.number, placed.number);
@@ -54,7 +54,7 @@ async fn a_number_belongs_to_the_holder_of_its_claim() {
         canonical(again.endpoint.local_addr().unwrap())
     );
     answer::<Found>(&mut its).await.unwrap();
-    // Numbers that no relay gives are nobody's.
+    // Numbers that no relay gives cannot be claimed.
     for number in [0, 417, 999, u32::MAX] {
         let (placed, _reader, _writer) = second.place(&place(3, Some(number))).await.unwrap();
         assert_ne!(placed.number, number);
@@ -136,8 +136,8 @@ async fn pairs_are_bounded_in_total_and_to_one_per_end_and_port() {
     }
 }
 
-/// A receiver seeks for each of its connections, and each time when one was lost: so a dozen people of one office would have used up
-/// what an address has.
+/// A receiver seeks for each of its connections, and again for each lost one: a dozen people of one office would
+/// otherwise use up the limit of their address.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_ends_that_seek_each_other_again_take_no_more_room() {
     let relay = Host::with(|options| options.allowance.pairs = 1);
@@ -239,7 +239,7 @@ async fn of_ten_thousand_streams_the_excess_is_refused() {
     );
     let mut held = Vec::new();
     let mut waiting = JoinSet::new();
-    // Begun, and never ended: these are waited for, for 10 s.
+    // Streams that were begun and never finished: the relay waits 10 s for these.
     for _ in 0..16 {
         held.push(flood.ask(&[Place::TYPE]).await);
     }
@@ -282,7 +282,7 @@ async fn connections_from_one_address_are_bounded() {
         "{refused:?}"
     );
     guests.pop().unwrap().connection.close(0_u8.into(), b"");
-    // Once the relay has heard of it.
+    // Once the relay has noticed the close.
     while Guest::try_at(relay.address).await.is_err() {}
 }
 
@@ -294,7 +294,7 @@ async fn a_sender_that_does_not_read_its_stream_is_not_found() {
         Guest::at(relay.address).await,
     );
     let (placed, _reader, _writer) = owner.place(&place(1, None)).await.unwrap();
-    // What fills its window is far more than an address may ask for in a minute; nothing is kept waiting for it.
+    // The requests that fill its window are far more than an address may make in a minute; nothing is queued for it.
     let mut last = None;
     for _ in 0..30 {
         last = guest.seek(&seek(placed.number, false)).await.err();
@@ -384,6 +384,6 @@ async fn of_a_thousand_lookups_from_one_address_few_succeed() {
                 u32::from(refusal(guest.seek(&seek(number, false)).await).code == Code::NotFound);
         }
     }
-    // A minute of it is 20 more.
+    // Each further minute allows 20 more.
     assert!((20..=60).contains(&tried), "{tried}");
 }

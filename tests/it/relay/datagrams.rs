@@ -1,4 +1,4 @@
-//! What a relay forwards, and what it does not.
+//! Which datagrams a relay forwards, and which it does not.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::net::UdpSocket;
 
 use crate::relay::stage::*;
 
-/// Two ends of a pair at a relay, and their sockets, bound nowhere yet.
+/// Two ends of a pair at a relay, and their sockets, not bound yet.
 struct Pair {
     relay: Host,
     guests: [Guest; 2],
@@ -81,8 +81,8 @@ impl Pair {
     }
 }
 
-/// The next datagram, and where it came from. The relay takes those of a port one after the other, so what comes next tells
-/// that nothing came of what was sent before.
+/// Returns the next datagram and its source. The relay handles those of a port in order, so the next one shows that
+/// earlier ones had no effect.
 async fn next(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     let mut datagram = vec![0; 1 << 16];
     let (length, from) = within(socket.recv_from(&mut datagram)).await.unwrap();
@@ -140,7 +140,7 @@ async fn a_forwarding_port_never_answers_and_drops_long_datagrams() {
     let [a, b] = &pair.sockets;
     pair.bind(1, b).await;
     for what in [&b""[..], &[0; 1], &[BIND; 33], &[0xc0; 1_200]] {
-        // To its own end only.
+        // Forwarded to its own end only.
         let stranger = socket([127, 0, 0, 1]).await;
         pair.say(&stranger, what).await;
     }
@@ -152,7 +152,8 @@ async fn a_forwarding_port_never_answers_and_drops_long_datagrams() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unvalidated_address_gets_fewer_bytes_than_it_sent() {
     let relay = Host::new();
-    // A first packet of a version that nobody speaks, and one of QUIC 1 that is cut short: the header alone says how to answer.
+    // A first packet of an unknown version, and a truncated one of QUIC 1: the header alone would be enough for an
+    // answer.
     let unknown = [
         &[0xc0, 0x1a, 0x2a, 0x3a, 0x4a, 8][..],
         &[1; 8],
@@ -183,7 +184,7 @@ async fn an_unvalidated_address_gets_fewer_bytes_than_it_sent() {
     assert!(received.len() < sent.len());
 }
 
-/// Notes the first datagram of each direction.
+/// Records the first datagram of each direction.
 struct Tap {
     address: SocketAddr,
     first: tokio::sync::oneshot::Receiver<(Vec<u8>, Vec<u8>)>,
@@ -248,7 +249,7 @@ async fn so_many_bytes() {
     for byte in 0..3 {
         assert_eq!(next(b).await.0, [byte; 1_000]);
     }
-    // With one port the two have another pair only once this one is gone.
+    // With one port the two get another pair only once this one is gone.
     let again = again(&pair).await;
     for (end, socket) in [a, b].into_iter().enumerate() {
         let token = if end == 0 {
@@ -277,7 +278,7 @@ async fn so_much_time() {
     again(&pair).await;
 }
 
-/// Another pair of the same two, as soon as there may be one. It takes one sweep of the relay.
+/// Gets another pair for the same two as soon as possible. It takes one sweep of the relay.
 async fn again(pair: &Pair) -> (Forward, Forward) {
     let (_, mut reader, _writer) = pair.guests[0]
         .place(&place(1, Some(pair.number)))

@@ -1,4 +1,4 @@
-//! Those who want to find each other do.
+//! Honest ends that seek each other succeed.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
@@ -81,7 +81,7 @@ async fn a_forwarded_session_moves_and_sends_nothing_twice() {
     let nat = Arc::new(Nat::before(relay.address).await);
     let mut sending = Sending::by(at(nat.inside)).await;
     let (code, to) = (sending.code(), tempdir().unwrap());
-    // It outlasts the search for a better way, which begins after 2 s.
+    // The transfer outlasts the search for a better path, which begins after 2 s.
     let slow = Config {
         limit: Rate::from_bytes(900_000),
         ..impatient()
@@ -180,7 +180,7 @@ async fn a_relay_with_a_token_serves_only_its_holders() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unused_number_is_answered_with_not_found() {
     let relay = Host::new();
-    // By the message, since a receiver asks again for 12 s: its sender may be coming back.
+    // Checked in the message, since a receiver asks again for 12 s: its sender may be reconnecting.
     let why = refusal(
         Guest::at(relay.address)
             .await

@@ -1,4 +1,4 @@
-//! Relays that keep to nothing: each end finds out, or finds another way, and the words of the code stay with the two.
+//! Relays that break every rule: each end detects it, or finds another path, and the words of the code stay secret.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,20 +19,20 @@ use tokio::time::Instant;
 
 use crate::relay::stage::*;
 
-/// What a rogue makes of a stream on which this type of message has come.
+/// How a rogue handles a stream that begins with this type of message.
 type Script =
     Arc<dyn Fn(u8, Stream) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 struct Stream {
     connection: Connection,
-    /// Kept, so that it is not stopped.
+    /// Kept, so that the stream is not stopped.
     _reader: MessageReader,
     writer: MessageWriter,
 }
 
 impl Stream {
     async fn say(&mut self, message: &impl Message) {
-        // Whoever asked may be gone.
+        // The client that asked may be gone.
         let _ = self.writer.write(message).await;
     }
 
@@ -40,7 +40,7 @@ impl Stream {
         let _ = self.writer.write_bytes(bytes.to_vec().into()).await;
     }
 
-    /// For as long as the connection lasts.
+    /// Waits until the connection ends.
     async fn hold(self) {
         self.connection.closed().await;
     }
@@ -142,7 +142,7 @@ fn found(addresses: impl IntoIterator<Item = SocketAddr>) -> Found {
     }
 }
 
-/// What the other end is told that looks for 5555.
+/// The code given to the other end, which seeks 5555.
 fn code() -> haul::pairing::code::ShortCode {
     "5555-maple-canyon-orbit".parse().unwrap()
 }
@@ -158,7 +158,7 @@ async fn an_attacker_in_the_middle_is_detected_and_learns_nothing() {
         stream.hold().await;
     });
     let sender = sending.offering.addresses()[0];
-    // It passes on whatever both say, having a connection with each.
+    // The attacker passes on what both ends send, with one connection to each.
     let between = async {
         let receiver = middle.accept().await.unwrap().await.unwrap();
         let trust = ServerTrust {
@@ -227,7 +227,7 @@ async fn a_receiver_led_to_a_third_machine_burns_no_code() {
         met = third.offering.meet() => panic!("{met:?}"),
         met = asked.offering.meet() => panic!("{met:?}"),
     }
-    // Both codes are as good as before.
+    // Both codes are still valid.
     for sending in [&mut asked, &mut third] {
         let code = sending.code();
         let receiving = async {
@@ -311,7 +311,7 @@ async fn a_receiver_gives_up_a_false_relay_within_bounds() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_relay_does_not_hide_a_sender_on_the_local_network() {
-    // One that never answers is given up in the same way, after 10 s.
+    // A relay that never answers is given up in the same way, after 10 s.
     let rogue =
         Rogue::follows(move |_, stream| async move { stream.connection.close(0_u8.into(), b"") });
     let sending = Sending::by(rogue.at()).await;
@@ -354,7 +354,7 @@ async fn a_sender_retries_a_relay_that_sends_nonsense() {
 async fn a_relay_cannot_make_a_sender_flood_third_machines() {
     let victim = UdpSocket::bind(LOOPBACK).await.unwrap();
     let at = victim.local_addr().unwrap();
-    // Without end, each of them all that a message can hold.
+    // Endless messages, each with all that a message can hold.
     let rogue = Rogue::follows(move |_, mut stream| async move {
         stream.say(&placed()).await;
         let forward = Forward {
@@ -377,7 +377,7 @@ async fn a_relay_cannot_make_a_sender_flood_third_machines() {
     for count in 0..21_u32 {
         let (length, _) = within(victim.recv_from(&mut datagram)).await.unwrap();
         assert_eq!(datagram[..length], [0], "a byte that QUIC drops");
-        // The first is sent at once; that they come late makes none more.
+        // The first is sent at once; a late arrival does not cause more.
         assert!(
             begun.elapsed() >= Duration::from_millis(95) * count,
             "{count} in {:?}",
@@ -392,7 +392,8 @@ async fn replayed_exchanges_do_not_count_as_guesses() {
     let close_on_protocol_error = Host::new();
     let mut sending = Sending::by(close_on_protocol_error.at()).await;
     let (code, sender) = (sending.code(), sending.offering.addresses()[0]);
-    // A man in the middle who has kept what an honest receiver said, here to another machine, and says it again.
+    // An attacker in the middle who has recorded an honest receiver's messages, here to another machine, and replays
+    // them.
     let trust = ServerTrust {
         by_code: true,
         ..ServerTrust::default()
@@ -436,7 +437,7 @@ async fn replayed_exchanges_do_not_count_as_guesses() {
         within(answers.read::<haul::internal::protocol::Introduced>())
             .await
             .unwrap();
-        // It has no key of the exchange, and goes away: nothing was tried, and nothing is burnt.
+        // The attacker has no key of the exchange and leaves: nothing was tried, and no code is burnt.
         to.unwrap().connection.close(0_u8.into(), b"");
         meet(&code, close_on_protocol_error.at())
             .await
