@@ -1,4 +1,4 @@
-//! PROTOCOL.md and the code must tell the same.
+//! PROTOCOL.md and the code agree.
 
 use bytes::BytesMut;
 use haul::Code;
@@ -14,7 +14,7 @@ fn rows() -> impl Iterator<Item = Vec<&'static str>> {
 }
 
 #[test]
-fn every_message_stands_in_the_table_with_its_type_and_limit() {
+fn the_table_lists_every_message_with_type_and_limit() {
     let mut documented: Vec<_> = rows()
         .filter(|row| row.len() == 6 && row[2].starts_with("0x") && row[3].parse::<usize>().is_ok())
         .map(|row| {
@@ -30,7 +30,7 @@ fn every_message_stands_in_the_table_with_its_type_and_limit() {
 }
 
 #[test]
-fn every_code_stands_in_the_table() {
+fn the_table_lists_every_code() {
     let documented: Vec<_> = rows()
         .filter(|row| row.len() == 5 && row[1].starts_with("0x"))
         .map(|row| (u32::from_str_radix(&row[1][2..], 16).unwrap(), row[2]))
@@ -43,7 +43,7 @@ fn every_code_stands_in_the_table() {
 }
 
 #[test]
-fn every_stream_type_stands_in_the_table() {
+fn the_table_lists_every_stream_type() {
     for (byte, name) in [
         (0x01, "control"),
         (0x02, "manifest"),
@@ -57,7 +57,7 @@ fn every_stream_type_stands_in_the_table() {
     assert_eq!(StreamType::from_byte(0x06), None);
 }
 
-/// The vectors: name, bytes, and whether decoding and encoding again gives the same bytes.
+/// The vectors: name and bytes. Checks that decoding and encoding again gives the same bytes.
 fn vectors() -> Vec<(&'static str, Vec<u8>)> {
     let session = *b"0123456789abcdef";
     let components = |names: &[&[u8]]| Components(names.iter().map(|n| n.to_vec()).collect());
@@ -454,7 +454,7 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 #[test]
-fn the_vectors_are_true() {
+fn the_vectors_match_the_code() {
     let code: String = vectors()
         .iter()
         .map(|(name, bytes)| {

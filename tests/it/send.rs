@@ -24,7 +24,7 @@ use haul::{
 use tempfile::{TempDir, tempdir};
 use tokio::time::timeout;
 
-/// Something to send, and where from.
+/// The files to send, and their directory.
 struct Sending {
     source: TempDir,
     key_id: KeyId,
@@ -140,7 +140,7 @@ fn exchange() -> [u8; 33] {
     message
 }
 
-/// Somebody who knows the number alone.
+/// An attacker who knows only the number.
 struct Guess {
     connection: quinn::Connection,
     _send: quinn::SendStream,
@@ -149,7 +149,7 @@ struct Guess {
 }
 
 impl Guess {
-    /// Asks, says something more, and has the sender's part of an exchange.
+    /// Asks, sends these further bytes, and receives the sender's part of an exchange.
     async fn begin(at: &[SocketAddr], code: &ShortCode, more: &[u8]) -> Self {
         let trust = haul::internal::auth::trust::trust_any_key(None);
         let (identity, config, port) = (
@@ -188,7 +188,7 @@ impl Guess {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_knows_the_code_sees_what_there_is_and_takes_it_and_both_hear_how_it_went() {
+async fn a_receiver_with_the_code_sees_the_offer_and_accepts_it() {
     let mut sending = Sending::tree().await;
     let (code, at, key_id, to) = (
         sending.code(),
@@ -234,7 +234,7 @@ async fn one_wrong_word_burns_the_code_and_a_new_one_works() {
     let (guess, met) = tokio::join!(meet(&wrong, &at, &stranger), sending.offering.meet());
     assert_eq!(refused(guess), Code::NotAdmitted);
     assert!(matches!(met.unwrap(), send::Met::Burnt { .. }));
-    // The right words come too late, and so do all further guesses: none of them has an exchange to guess in.
+    // The right words come too late, and so do all further guesses: none of them gets an exchange.
     let late = async {
         for _ in 0..3 {
             assert_eq!(refused(meet(&code, &at, &stranger).await), Code::NotFound);
@@ -247,10 +247,10 @@ async fn one_wrong_word_burns_the_code_and_a_new_one_works() {
     sending.offering.renew().await.unwrap();
     let new = sending.code();
     assert_ne!(new, code);
-    let close_on_protocol_error = Identity::generate().unwrap();
+    let honest = Identity::generate().unwrap();
     let (met, accepted) = tokio::join!(
         async {
-            meet(&new, &at, &close_on_protocol_error)
+            meet(&new, &at, &honest)
                 .await
                 .unwrap()
                 .accept()
@@ -265,7 +265,7 @@ async fn one_wrong_word_burns_the_code_and_a_new_one_works() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_number_that_is_not_in_use_or_an_exchange_that_breaks_off_burns_nothing() {
+async fn unused_numbers_and_broken_exchanges_burn_no_code() {
     let mut sending = Sending::tree().await;
     let (code, at) = (sending.code(), sending.at());
     let other: ShortCode = format!("1{code}").parse().unwrap();
@@ -274,7 +274,7 @@ async fn a_number_that_is_not_in_use_or_an_exchange_that_breaks_off_burns_nothin
             refused(meet(&other, &at, &Identity::generate().unwrap()).await),
             Code::NotFound
         );
-        // Somebody who asks, and goes away before showing anything.
+        // A receiver asks, and leaves before it sends its confirmation.
         let asked = Guess::begin(&at, &code, &[]).await;
         asked.connection.close(0_u8.into(), b"");
         meet(&code, &at, &Identity::generate().unwrap())
@@ -288,7 +288,7 @@ async fn a_number_that_is_not_in_use_or_an_exchange_that_breaks_off_burns_nothin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_shows_no_key_of_the_exchange_burns_the_code_and_learns_nothing() {
+async fn a_wrong_confirmation_burns_the_code_and_reveals_nothing() {
     let mut sending = Sending::tree().await;
     let (code, at) = (sending.code(), sending.at());
     let guess = async {
@@ -309,7 +309,7 @@ async fn whoever_shows_no_key_of_the_exchange_burns_the_code_and_learns_nothing(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_the_code_nothing_can_be_had_listed_or_written() {
+async fn without_the_code_nothing_can_be_read_listed_or_written() {
     let sending = Sending::tree().await;
     let trust = ServerTrust {
         pin: Some(sending.key_id),
@@ -353,13 +353,13 @@ async fn without_the_code_nothing_can_be_had_listed_or_written() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_receiver_that_was_killed_goes_on_with_the_same_code_and_nobody_else_does() {
+async fn only_the_same_receiver_resumes_with_a_used_code() {
     let mut sending = Sending::tree().await;
     let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
     let identity = Identity::generate().unwrap();
     let receiving = async {
         let met = meet(&code, &at, &identity).await.unwrap();
-        // Accepted, and gone before anything was asked for.
+        // It accepted, and left before it requested anything.
         drop(met.accept().await.unwrap().unwrap());
         assert_eq!(
             refused(meet(&code, &at, &Identity::generate().unwrap()).await),
@@ -384,7 +384,7 @@ async fn a_receiver_that_was_killed_goes_on_with_the_same_code_and_nobody_else_d
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_knows_the_code_and_has_not_accepted_gets_nothing() {
+async fn a_receiver_that_has_not_accepted_gets_nothing() {
     let mut sending = Sending::tree().await;
     let (code, at, key_id, to) = (
         sending.code(),
@@ -419,7 +419,7 @@ async fn whoever_knows_the_code_and_has_not_accepted_gets_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_new_code_is_for_another_receiver_and_one_of_before_ends_nothing() {
+async fn an_earlier_receiver_does_not_end_the_next_code() {
     let mut sending = Sending::tree().await;
     for _ in 0..2 {
         let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
@@ -446,7 +446,7 @@ async fn each_new_code_is_for_another_receiver_and_one_of_before_ends_nothing() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn names_are_names_and_a_text_needs_none() {
+async fn a_text_needs_no_names() {
     let source = tempdir().unwrap();
     for name in ["*", "a[b]", "other"] {
         write(&source.path().join(name), name.as_bytes());
@@ -501,7 +501,7 @@ async fn names_are_names_and_a_text_needs_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_makes_no_sense_is_told_before_there_is_a_code() {
+async fn invalid_options_are_reported_before_a_code_is_made() {
     let source = tempdir().unwrap();
     write(&source.path().join("a"), b"a");
     write(&source.path().join("b/a"), b"a");
@@ -532,10 +532,10 @@ async fn what_makes_no_sense_is_told_before_there_is_a_code() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sender_that_is_stopped_waits_for_nothing_and_the_receiver_is_told() {
+async fn a_sender_that_is_stopped_tells_its_receiver_at_once() {
     let mut sending = Sending::tree().await;
     let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
-    // So slow that it outlasts any grace.
+    // So slow that it outlasts any grace period.
     let slow = Config {
         limit: haul::Rate::from_bytes(20_000),
         retry_for: Duration::ZERO,
@@ -579,7 +579,7 @@ async fn a_sender_that_is_stopped_waits_for_nothing_and_the_receiver_is_told() {
             .expect("it ends");
     };
     let (received, ()) = tokio::join!(receiving, serving);
-    // Not as a server that may be started again: there is nothing to wait for.
+    // Unlike a server that may be restarted: there is nothing to wait for.
     assert!(
         matches!(&received, Err(Error::Refused(why)) if why.code == Code::Cancelled),
         "{received:?}"
@@ -588,7 +588,7 @@ async fn a_sender_that_is_stopped_waits_for_nothing_and_the_receiver_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_code_that_has_expired_is_worth_nothing() {
+async fn an_expired_code_admits_no_receiver() {
     let source = tempdir().unwrap();
     write(&source.path().join("a"), b"a");
     let options = SendOptions {
@@ -609,7 +609,7 @@ async fn a_code_that_has_expired_is_worth_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sender_that_quits_before_it_is_accepted_leaves_nobody_waiting() {
+async fn a_sender_that_quits_early_does_not_leave_a_receiver_waiting() {
     let mut sending = Sending::tree().await;
     let (code, at) = (sending.code(), sending.at());
     let identity = Identity::generate().unwrap();
@@ -627,7 +627,7 @@ async fn a_sender_that_quits_before_it_is_accepted_leaves_nobody_waiting() {
     );
 }
 
-/// A pull so slow that it is under way for long, once something of it moves.
+/// Begins a pull so slow that it is under way for a long time. Returns once any of it moves.
 async fn slowly(met: Met, to: &Path) -> Client {
     let (moving, moves) = tokio::sync::oneshot::channel();
     let moving = std::sync::Mutex::new(Some(moving));
@@ -657,7 +657,7 @@ async fn slowly(met: Met, to: &Path) -> Client {
     std::sync::Arc::into_inner(client).expect("nobody else has it")
 }
 
-/// Alice's tree at a rate that takes minutes, and not waited for when its receiver is gone.
+/// Offers Alice's tree at a rate that takes minutes; the sender does not wait for a receiver that is gone.
 async fn slow_tree() -> Sending {
     let source = tempdir().unwrap();
     write(&source.path().join("t/large"), &content(2, 3 << 20));
@@ -681,7 +681,7 @@ async fn slow_tree() -> Sending {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_receiver_that_says_goodbye_in_the_middle_has_not_got_it_all() {
+async fn a_receiver_that_closes_early_did_not_get_everything() {
     let mut sending = slow_tree().await;
     let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
     let receiving = async {
@@ -692,7 +692,7 @@ async fn a_receiver_that_says_goodbye_in_the_middle_has_not_got_it_all() {
     };
     let (client, accepted) = tokio::join!(receiving, sending.offering.meet());
     assert!(matches!(accepted.unwrap(), send::Met::Accepted { .. }));
-    // From here on the sender counts the time; its receiver has come.
+    // From here on the sender counts the time; its receiver has arrived.
     let serving = timeout(LIMIT, sending.offering.serve());
     let (served, ()) = tokio::join!(serving, client.close());
     let served = served.expect("it ends");
@@ -701,7 +701,7 @@ async fn a_receiver_that_says_goodbye_in_the_middle_has_not_got_it_all() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guest_that_comes_back_and_declines_leaves_nobody_waiting_for_ever() {
+async fn a_receiver_that_returns_and_declines_ends_the_send() {
     let mut sending = slow_tree().await;
     let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
     let identity = Identity::generate().unwrap();
@@ -716,7 +716,7 @@ async fn a_guest_that_comes_back_and_declines_leaves_nobody_waiting_for_ever() {
         meet(&code, &at, &identity).await.unwrap().decline().await;
         client.cancel().await;
     };
-    // From here on the sender counts the time; its receiver has come.
+    // From here on the sender counts the time; its receiver has arrived.
     let serving = timeout(LIMIT, sending.offering.serve());
     let ((), served) = tokio::join!(declining, serving);
     let served = served.expect("it ends");
@@ -727,12 +727,12 @@ async fn a_guest_that_comes_back_and_declines_leaves_nobody_waiting_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_leaves_the_question_open_can_come_again_at_once() {
+async fn a_receiver_that_left_the_question_open_may_return_at_once() {
     let mut sending = Sending::tree().await;
     let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
     let identity = Identity::generate().unwrap();
     let receiving = async {
-        // It is asked, and neither answers nor goes.
+        // Its user is asked, and neither answers nor leaves.
         let open = meet(&code, &at, &identity).await.unwrap();
         let outcome = take(meet(&code, &at, &identity).await.unwrap(), to.path()).await;
         drop(open);
@@ -752,7 +752,7 @@ async fn who_leaves_the_question_open_can_come_again_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guest_of_before_gets_nothing_of_what_the_next_code_is_for() {
+async fn an_earlier_receiver_gets_nothing_of_the_next_offer() {
     let mut sending = Sending::tree().await;
     let (code, at, key_id, to) = (
         sending.code(),
@@ -808,7 +808,7 @@ async fn a_guest_of_before_gets_nothing_of_what_the_next_code_is_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_whose_size_is_not_known_is_no_part_of_an_offer() {
+async fn a_file_of_unknown_size_is_not_offered() {
     let proc = PathBuf::from("/proc/version");
     if !proc.exists() {
         return eprintln!("skipped: there is no /proc");

@@ -1,4 +1,4 @@
-//! Mirrors: what the source no longer has goes at the destination, and only then and only there.
+//! Mirrors: what the source no longer has is removed at the destination, and nothing else.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -42,7 +42,7 @@ fn sync(
 }
 
 #[test]
-fn the_destination_becomes_the_same_and_nothing_beside_it_is_touched() {
+fn a_mirror_changes_nothing_beside_its_destination() {
     let source = tempdir().unwrap();
     tree(source.path(), &["t/a", "t/sub/b"]);
     let serving = Serving::start(&["--allow-delete"]);
@@ -68,11 +68,11 @@ fn the_destination_becomes_the_same_and_nothing_beside_it_is_touched() {
     assert!(said.contains("removed 5 at the destination"), "{said}");
     assert_eq!(listing(&there.join("t")), listing(&source.path().join("t")));
     assert_eq!(fs::read(there.join("other/d")).unwrap(), b"other/d");
-    // Again: nothing to do. With a slash it is the same.
+    // A second run has nothing to do. With a slash the result is the same.
     let (code, said) = sync(&serving, &[], source.path(), ["t/", "haul:t/"]);
     assert_eq!((code, said.contains("removed")), (Some(0), false), "{said}");
 
-    // The other way: this machine needs nobody's leave.
+    // In the other direction this machine needs no permission.
     tree(source.path(), &["t/mine", "t/sub/deep/mine"]);
     let (code, said) = sync(&serving, &["-v"], source.path(), ["haul:t", "t"]);
     assert_eq!(code, Some(0), "{said}");
@@ -102,7 +102,7 @@ fn all_of_a_server_can_be_mirrored_both_ways() {
 }
 
 #[test]
-fn a_server_that_did_not_say_so_lets_nobody_remove() {
+fn a_server_without_the_option_permits_no_removal() {
     let source = tempdir().unwrap();
     tree(source.path(), &["t/a"]);
     let serving = Serving::start(&[]);
@@ -118,7 +118,7 @@ fn a_server_that_did_not_say_so_lets_nobody_remove() {
 }
 
 #[test]
-fn an_empty_source_and_too_much_to_remove_remove_nothing() {
+fn an_empty_source_or_too_much_to_remove_removes_nothing() {
     let source = tempdir().unwrap();
     fs::create_dir(source.path().join("t")).unwrap();
     let serving = Serving::start(&["--allow-delete"]);
@@ -158,7 +158,7 @@ fn one_failure_is_enough_to_remove_nothing() {
     tree(source.path(), &["t/a", "t/becomes"]);
     let serving = Serving::start(&["--allow-delete"]);
     let there = serving.served.path();
-    // A directory stands where a file should come.
+    // A directory exists where a file should be put.
     tree(there, &["t/old", "t/becomes/x"]);
     for how in ["skip", "fail"] {
         let (code, said) = sync(
@@ -201,7 +201,7 @@ fn a_directory_that_cannot_be_read_removes_nothing() {
 }
 
 #[test]
-fn what_is_no_single_directory_is_not_mirrored() {
+fn only_a_single_directory_is_mirrored() {
     let source = tempdir().unwrap();
     tree(source.path(), &["f"]);
     let serving = Serving::start(&["--allow-delete"]);
@@ -216,7 +216,7 @@ fn what_is_no_single_directory_is_not_mirrored() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_cannot_ask_for_it_past_the_command_line_either() {
+async fn a_server_refuses_a_mirror_that_it_does_not_permit() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     tree(source.path(), &["t/a"]);
     tree(served.path(), &["t/old"]);
@@ -236,7 +236,7 @@ async fn a_client_cannot_ask_for_it_past_the_command_line_either() {
     assert!(served.path().join("t/old").exists());
 }
 
-/// What is of one kind in the source, and of another where it is to come.
+/// Makes entries of one kind in the source and of another kind at the destination.
 fn of_other_kinds(source: &Path, there: &Path) {
     tree(source, &["t/file", "t/directory/in", "t/through/in"]);
     write(&source.join("t/empty"), b"");
@@ -258,7 +258,7 @@ fn of_other_kinds(source: &Path, there: &Path) {
 }
 
 #[test]
-fn what_has_become_of_another_kind_is_replaced_and_what_a_link_points_to_is_not_touched() {
+fn a_mirror_replaces_entries_of_another_kind_but_no_link_target() {
     let (source, back) = (tempdir().unwrap(), tempdir().unwrap());
     let serving = Serving::start(&["--allow-delete"]);
     let there = serving.served.path();
@@ -304,7 +304,7 @@ fn what_has_become_of_another_kind_is_replaced_and_what_a_link_points_to_is_not_
     assert_eq!(listing(&there.join("t")), listing(&source.path().join("t")));
     assert_eq!(fs::read(there.join("other/in")).unwrap(), b"other/in");
 
-    // The other way about, and by a pull.
+    // The other direction, by a pull.
     of_other_kinds(back.path(), back.path().join("x").as_path());
     fs::rename(back.path().join("x/t"), back.path().join("y")).unwrap();
     let (code, said) = sync(&serving, &[], back.path(), ["haul:t", "y"]);
@@ -313,7 +313,7 @@ fn what_has_become_of_another_kind_is_replaced_and_what_a_link_points_to_is_not_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hard_link_replaces_what_is_of_another_kind_in_a_mirror() {
+async fn in_a_mirror_a_hard_link_replaces_entries_of_another_kind() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     let root = source.path().join("t");
     tree(&root, &["a"]);
@@ -339,7 +339,7 @@ async fn a_hard_link_replaces_what_is_of_another_kind_in_a_mirror() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_hard_links_a_mirror_says_so_and_replaces_all_the_same() {
+async fn without_hard_links_a_mirror_warns_and_still_replaces() {
     let source = tempdir().unwrap();
     let root = source.path().join("t");
     tree(&root, &["a"]);
@@ -368,7 +368,7 @@ async fn without_hard_links_a_mirror_says_so_and_replaces_all_the_same() {
 }
 
 #[test]
-fn a_copy_without_delete_replaces_nothing_of_another_kind() {
+fn without_delete_nothing_of_another_kind_is_replaced() {
     let source = tempdir().unwrap();
     let serving = Serving::start(&["--allow-delete"]);
     of_other_kinds(source.path(), serving.served.path());
@@ -382,7 +382,7 @@ fn a_copy_without_delete_replaces_nothing_of_another_kind() {
     assert_eq!(listing(&serving.served.path().join("t/file")), before);
 }
 
-/// Names that stand at both ends, at the source only and at the destination only.
+/// Names that exist at both ends, at the source only and at the destination only.
 fn with_left_outs(source: &Path, there: &Path) {
     tree(source, &["t/a", "t/a.o", "t/sub/b", "t/build/new"]);
     tree(
@@ -401,7 +401,7 @@ fn with_left_outs(source: &Path, there: &Path) {
 }
 
 #[test]
-fn what_a_filter_leaves_out_is_spared_there_as_rsync_does() {
+fn a_mirror_keeps_excluded_files_as_rsync_does() {
     let serving = Serving::start(&["--allow-delete"]);
     let there = serving.served.path();
     let source = tempdir().unwrap();
@@ -438,7 +438,7 @@ fn what_a_filter_leaves_out_is_spared_there_as_rsync_does() {
         }
         _ => eprintln!("skipped: no rsync to compare with"),
     }
-    // Fetched, the rules are this machine's own affair.
+    // In a pull the rules are those of this machine.
     tree(source.path(), &["t/mine", "t/mine.o"]);
     let (code, said) = sync(&serving, &arguments, source.path(), ["haul:t", "t"]);
     assert_eq!(code, Some(0), "{said}");
@@ -447,7 +447,7 @@ fn what_a_filter_leaves_out_is_spared_there_as_rsync_does() {
 }
 
 #[test]
-fn what_gitignore_files_leave_out_is_spared_there() {
+fn a_mirror_keeps_files_that_gitignore_excludes() {
     let serving = Serving::start(&["--allow-delete"]);
     let there = serving.served.path();
     let source = tempdir().unwrap();
@@ -486,7 +486,7 @@ fn what_gitignore_files_leave_out_is_spared_there() {
 }
 
 #[test]
-fn a_list_of_names_is_no_mirror() {
+fn a_list_of_names_cannot_be_mirrored() {
     let source = tempdir().unwrap();
     tree(source.path(), &["t/a", "list"]);
     let serving = Serving::start(&["--allow-delete"]);
@@ -502,7 +502,7 @@ fn a_list_of_names_is_no_mirror() {
     assert!(serving.served.path().join("t/old").exists());
 }
 
-/// Of files and links below a directory, in order.
+/// Paths of files and links below a directory, sorted.
 fn names(root: &Path) -> Vec<String> {
     let mut names = Vec::new();
     let mut open = vec![root.to_owned()];
@@ -527,7 +527,7 @@ fn names(root: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_destination_inside_the_source_is_refused_before_anything_is_written_and_beside_it_is_not() {
+fn a_destination_inside_the_source_is_refused_before_writing() {
     let serving = Serving::start(&["--allow-delete"]);
     let here = serving.served.path();
     tree(here, &["d/a", "d/sub/b", "e/c"]);
@@ -596,7 +596,7 @@ fn a_mirror_never_removes_its_own_source() {
 }
 
 #[test]
-fn a_fifo_in_the_source_is_named_and_keeps_nothing_from_being_removed() {
+fn a_fifo_in_the_source_prevents_no_removal() {
     let (source, serving) = (tempdir().unwrap(), Serving::start(&["--allow-delete"]));
     tree(source.path(), &["t/a", "t/sub/b"]);
     let make = |path: &Path| {
@@ -616,7 +616,7 @@ fn a_fifo_in_the_source_is_named_and_keeps_nothing_from_being_removed() {
         !there.join("t/old").exists() && there.join("t/sub/fifo").exists(),
         "what it would replace is left"
     );
-    // Fetched.
+    // By a pull.
     fs::remove_file(there.join("t/sub/fifo")).unwrap();
     make(&there.join("t/sub/fifo"));
     tree(source.path(), &["back/old"]);
@@ -627,7 +627,7 @@ fn a_fifo_in_the_source_is_named_and_keeps_nothing_from_being_removed() {
 }
 
 #[test]
-fn a_fifo_in_the_source_empties_no_directory_of_its_name() {
+fn a_fifo_in_the_source_keeps_a_directory_of_its_name() {
     let (source, serving) = (tempdir().unwrap(), Serving::start(&["--allow-delete"]));
     tree(source.path(), &["t/a"]);
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
@@ -645,7 +645,7 @@ fn a_fifo_in_the_source_empties_no_directory_of_its_name() {
 }
 
 #[test]
-fn a_source_of_nothing_but_a_fifo_is_empty() {
+fn a_source_with_only_a_fifo_counts_as_empty() {
     let (source, serving) = (tempdir().unwrap(), Serving::start(&["--allow-delete"]));
     fs::create_dir(source.path().join("t")).unwrap();
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
@@ -662,10 +662,10 @@ fn a_source_of_nothing_but_a_fifo_is_empty() {
 }
 
 #[test]
-fn a_source_however_deep_in_the_destination_is_not_removed() {
+fn a_source_deep_inside_the_destination_is_not_removed() {
     let serving = Serving::start(&["--allow-delete"]);
     let here = serving.served.path();
-    // Deeper than an origin has marks.
+    // Deeper than the number of marks in an origin.
     let deep = vec!["d"; 80].join("/");
     tree(here, &[&format!("{deep}/a"), "beside"]);
     let before = listing(here);
@@ -677,7 +677,7 @@ fn a_source_however_deep_in_the_destination_is_not_removed() {
 }
 
 #[test]
-fn a_key_that_may_only_write_is_told_that_it_may_not_mirror() {
+fn a_key_that_may_only_write_may_not_mirror() {
     let source = tempdir().unwrap();
     tree(source.path(), &["t/a"]);
     let serving = Serving::start(&["--allow-delete", "--anyone", "write"]);
@@ -694,8 +694,8 @@ fn a_key_that_may_only_write_is_told_that_it_may_not_mirror() {
 }
 
 #[test]
-fn what_a_mirror_removed_is_told_every_time() {
-    // A race between the summary and what is told before it: once is not enough to see it lost.
+fn removals_are_reported_in_every_run() {
+    // A race between the summary and the reports before it: a loss does not show in a single run.
     let source = tempdir().unwrap();
     tree(source.path(), &["t/a"]);
     let serving = Serving::start(&["--allow-delete"]);

@@ -1,4 +1,4 @@
-//! A sender that sends more than its receiver has agreed to.
+//! A sender that sends more than its receiver has accepted.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use crate::hostile::peer::*;
 use crate::support::from;
 
-/// The sender, and a receiver that has agreed to so much.
+/// The sender, and a receiver that has accepted this much.
 struct Agreed {
     endpoint: Endpoint,
     here: TempDir,
@@ -93,7 +93,7 @@ impl Agreed {
         }
     }
 
-    /// Names that stand at the receiver's end, partials aside.
+    /// The names that exist at the receiver, without partials.
     fn names(&self) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.here.path().join("into/t")) else {
             return Vec::new();
@@ -123,7 +123,7 @@ async fn refused(session: &mut Session, entry: Entry, text: &str) {
     }
 }
 
-/// Waits for it; on a busy machine the receiver says meanwhile that it is at work.
+/// Waits for the summary; on a busy machine the receiver sends `Working` before it.
 async fn summary(session: &mut Session) {
     loop {
         let frame = within(session.answers.frame(Summary::LIMIT))
@@ -137,7 +137,7 @@ async fn summary(session: &mut Session) {
     }
 }
 
-/// Has a file wanted, and sends it whole.
+/// Announces a file, waits until it is wanted, and sends it whole.
 async fn sent(session: &mut Session, id: u64, name: &str, content: &[u8]) {
     let size = content.len() as u64;
     session.announce(&file(id, name, Some(size))).await;
@@ -149,7 +149,7 @@ async fn sent(session: &mut Session, id: u64, name: &str, content: &[u8]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn files_without_end_end_where_the_agreement_does_and_what_is_whole_stays() {
+async fn endless_files_end_at_the_quota_and_complete_ones_stay() {
     let agreed = Agreed::to(3, 1_000);
     let mut session = agreed.session().await;
     sent(&mut session, 0, "a", b"content").await;
@@ -196,7 +196,7 @@ async fn files_without_end_end_where_the_agreement_does_and_what_is_whole_stays(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sizes_that_are_too_large_lie_or_are_not_told_bring_no_more() {
+async fn false_large_or_missing_sizes_do_not_exceed_the_quota() {
     let agreed = Agreed::to(100, 1_000);
     let mut session = agreed.session().await;
     for (id, size) in [(0, 1_001), (1, i64::MAX as u64), (2, i64::MAX as u64)] {
@@ -213,7 +213,7 @@ async fn sizes_that_are_too_large_lie_or_are_not_told_bring_no_more() {
         "unknown size was not offered",
     )
     .await;
-    // What was refused counts for nothing; what is wanted counts, whether it comes or not.
+    // Refused entries do not count; wanted entries count, whether they arrive or not.
     session.announce(&file(4, "lies", Some(600))).await;
     assert_eq!(session.verdict().await, Verdict::Want(4, vec![]));
     refused(
@@ -233,7 +233,7 @@ async fn sizes_that_are_too_large_lie_or_are_not_told_bring_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sender_that_comes_back_again_and_again_brings_no_more_in_all() {
+async fn the_quota_counts_over_all_connections() {
     let agreed = Agreed::to(100, 1_000);
     let mut first = agreed.session().await;
     sent(&mut first, 0, "a", &[1; 800]).await;
@@ -248,7 +248,7 @@ async fn a_sender_that_comes_back_again_and_again_brings_no_more_in_all() {
             &format!("{} bytes, of 1000 at most", 1_600 + 100 * round),
         )
         .await;
-        // There is room for what is left.
+        // The rest still fits.
         sent(&mut session, 1, &format!("rest{round}"), &[2; 100]).await;
         session
             .connection

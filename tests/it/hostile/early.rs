@@ -1,4 +1,4 @@
-//! What comes before it was waited for: entries ahead of the answer, and the end ahead of the receipts.
+//! Messages that arrive early: entries before the answer, and the end before the receipts.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::hostile::rogue::{connect, write_to};
 use crate::support::{to, write};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_manifest_ahead_of_its_request_waits_for_it_but_not_for_ever() {
+async fn an_early_manifest_waits_for_its_request_until_the_deadline() {
     let arena = crate::hostile::peer::Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let (mut control, mut answers) = peer.open(&[&[1], &hello()[..]].concat()).await;
@@ -45,7 +45,7 @@ async fn a_manifest_ahead_of_its_request_waits_for_it_but_not_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn little_is_announced_before_the_answer_and_the_end_comes_with_the_last_byte() {
+async fn early_announcements_are_bounded_and_the_end_is_not_delayed() {
     const FILES: usize = 3 * EARLY_UNANSWERED as usize;
     let source = tempfile::tempdir().unwrap();
     let names: Vec<_> = (0..FILES)

@@ -1,4 +1,4 @@
-//! Streams that say nothing, half of something, or what nobody asked for.
+//! Streams that are silent, incomplete, or not wanted.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::hostile::peer::*;
 use crate::support::content;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_streams_that_say_nothing_are_given_up_and_disturb_nobody() {
+async fn a_thousand_silent_streams_are_given_up() {
     let arena = Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let _session = peer.session().await;
@@ -20,10 +20,10 @@ async fn a_thousand_streams_that_say_nothing_are_given_up_and_disturb_nobody() {
     for _ in 0..1_000 {
         silent.push(within(peer.connection.open_bi()).await.unwrap());
     }
-    // In QUIC a stream opens all those before it.
+    // In QUIC, opening a stream opens all earlier ones.
     let (last, _) = silent.last_mut().unwrap();
     within(last.write_all(&[3])).await.unwrap();
-    arena.close_on_protocol_error().await;
+    arena.honest().await;
     for (send, _) in &mut silent {
         assert_eq!(stopped(send).await, Code::TimedOut);
     }
@@ -31,7 +31,7 @@ async fn a_thousand_streams_that_say_nothing_are_given_up_and_disturb_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_has_to_wait_while_the_disk_stands_still_is_not_given_up() {
+async fn a_stream_that_waits_for_a_paused_disk_is_not_given_up() {
     const LARGE: usize = 3 << 20;
     let config = impatient();
     let deadline = config.deadline;
@@ -41,7 +41,7 @@ async fn a_stream_that_has_to_wait_while_the_disk_stands_still_is_not_given_up()
     session.wanted(0, "large", LARGE as u64).await;
     session.wanted(1, "small", 5).await;
     let held = store.hold();
-    // Opened first, and with no credit to begin on it, as when what the other sent took all.
+    // Opened first, and without credit to begin on it, as if the other stream had used all of it.
     let (mut late, receipt) = within(peer.connection.open_bi()).await.unwrap();
     let mut late_receipt = MessageReader::new(receipt);
     let body = content(7, LARGE);
@@ -72,7 +72,7 @@ async fn a_stream_that_has_to_wait_while_the_disk_stands_still_is_not_given_up()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn half_a_head_and_no_more_is_given_up() {
+async fn a_stream_with_half_a_head_is_given_up() {
     let arena = Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let session = peer.session().await;
@@ -86,7 +86,7 @@ async fn half_a_head_and_no_more_is_given_up() {
         streams.push(peer.open(&whole[..length]).await);
     }
     for kind in [2, 3] {
-        // The first byte of a handle that takes eight.
+        // The first byte of a handle that has eight.
         streams.push(peer.open(&[kind, 0xc0]).await);
     }
     for (send, _) in &mut streams {
@@ -104,7 +104,7 @@ async fn half_a_request_ends_its_session_by_the_deadline() {
     for length in 1..whole.len() {
         streams.push(peer.open(&whole[..length]).await);
     }
-    // With no manifest to follow.
+    // No manifest follows.
     streams.push(peer.open(&whole).await);
     for (send, _) in &mut streams {
         // The connection is closed once no session runs on it.
@@ -115,7 +115,7 @@ async fn half_a_request_ends_its_session_by_the_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_nobody_asked_for_is_turned_away_and_the_connection_lives() {
+async fn unwanted_streams_are_refused_and_the_connection_lives() {
     let arena = Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -137,7 +137,7 @@ async fn what_nobody_asked_for_is_turned_away_and_the_connection_lives() {
         let (mut send, _receive) = peer.open(&bytes).await;
         assert_eq!(stopped(&mut send).await, code, "{bytes:?}");
     }
-    // What was wanted is still wanted, once.
+    // The wanted file is still wanted, once.
     let (mut send, mut receipt) = session.transfer(&plan(3, &[(0, 5)]), b"12345").await;
     within(send.write_all(&trailer(b"12345"))).await.unwrap();
     send.finish().unwrap();
@@ -158,7 +158,7 @@ async fn two_streams_for_one_wanted_file_write_one_file() {
     let (mut first, mut receipt) = session
         .transfer(&plan(0, &[(0, 1 << 20)]), &content[..1000])
         .await;
-    // The first to come has it; which one that is, only the server knows.
+    // The first to arrive gets it; only the server knows which one that is.
     let (mut second, mut other) = session
         .transfer(&plan(0, &[(0, 1 << 20)]), &content[..1000])
         .await;
@@ -181,7 +181,7 @@ async fn two_streams_for_one_wanted_file_write_one_file() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_of_another_time_is_refused_as_unsupported() {
+async fn an_unknown_request_is_refused_as_unsupported() {
     let arena = Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let mut unknown = bytes::BytesMut::from(&[0x77][..]);
@@ -199,7 +199,7 @@ async fn a_request_of_another_time_is_refused_as_unsupported() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_that_closes_in_the_middle_of_anything_leaves_nothing_behind() {
+async fn a_peer_that_closes_at_any_point_leaves_nothing_behind() {
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..impatient()
@@ -231,14 +231,14 @@ async fn a_peer_that_closes_in_the_middle_of_anything_leaves_nothing_behind() {
             }
         }
         peer.connection.close(1_u8.into(), b"");
-        arena.close_on_protocol_error().await;
+        arena.honest().await;
         assert!(!arena.served().join("gone").exists(), "{state}");
     }
     arena.unharmed().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_stops_half_way_on_a_living_connection_is_over() {
+async fn a_session_that_ends_halfway_is_over() {
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..impatient()
@@ -252,7 +252,7 @@ async fn a_session_that_stops_half_way_on_a_living_connection_is_over() {
         within(session.answers.frame(4096)).await.is_err()
             || peer.connection.close_reason().is_some()
     );
-    arena.close_on_protocol_error().await;
+    arena.honest().await;
     // Reset instead of ended.
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -263,7 +263,7 @@ async fn a_session_that_stops_half_way_on_a_living_connection_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_that_is_not_admitted_is_told_itself_and_the_line_that_admits_it() {
+async fn a_refused_client_gets_its_key_and_the_line_to_admit_it() {
     watch_panics();
     let identity = Identity::generate().unwrap();
     let key_id = identity.key_id();
@@ -322,7 +322,7 @@ async fn a_key_that_is_not_admitted_is_told_itself_and_the_line_that_admits_it()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_shows_no_certificate_comes_nowhere() {
+async fn a_client_without_a_certificate_is_refused() {
     let arena = Arena::new(impatient());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let trust = haul::ServerTrust {
@@ -344,7 +344,7 @@ async fn who_shows_no_certificate_comes_nowhere() {
     let endpoint =
         haul::internal::net::endpoint::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
     let config = quinn::ClientConfig::new(Arc::new(crypto));
-    // A TLS 1.3 client is done before the server has judged; the alert comes after.
+    // A TLS 1.3 client finishes its handshake before the server has decided; the alert arrives later.
     let refused = match within(
         endpoint
             .connect_with(config, arena.host.address, "127.0.0.1")
@@ -363,7 +363,7 @@ async fn who_shows_no_certificate_comes_nowhere() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ids_that_do_not_ascend_break_the_protocol_and_the_greatest_does_not() {
+async fn ids_that_do_not_ascend_break_the_protocol() {
     let arena = Arena::new(impatient());
     for ids in [[5, 5], [5, 4], [u64::MAX, 0], [u64::MAX, u64::MAX]] {
         let peer = Peer::connect(&arena.host).await;

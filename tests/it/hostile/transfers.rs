@@ -1,4 +1,4 @@
-//! Transfers that go wrong on purpose.
+//! Transfers that are wrong on purpose.
 
 use haul::internal::protocol::Verdict;
 use haul::internal::protocol::{Committed, Entry, Failed, Message, Plan, Push};
@@ -7,12 +7,12 @@ use haul::{Code, Config, Delete, Durability, Identity, Kind, Reason, ReceiveOpti
 use crate::hostile::peer::*;
 use crate::support::{content, write};
 
-/// One that fits into memory that is set aside, and one that takes a permit first.
+/// One size that fits into reserved memory, and one that needs a permit first.
 const SIZES: [u64; 2] = [5_000, 600_000];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_comes_back_over_another_connection_ends_the_one_before() {
-    // Nobody gives up or lends anything in the time of this test.
+async fn a_session_on_a_new_connection_ends_the_old_one() {
+    // No deadline passes, and no permit is lent, during this test.
     let hour = std::time::Duration::from_secs(3600);
     let arena = Arena::new(Config {
         max_transfers: 1,
@@ -23,12 +23,12 @@ async fn a_session_that_comes_back_over_another_connection_ends_the_one_before()
     let (own, push) = (Identity::generate().unwrap(), push_into(&[]));
     let dead = Peer::connect_as(&arena.host, &own, |_| {}).await;
     let mut before = dead.session_as(&push).await;
-    // It has the only permit, and a queue of others behind it.
+    // The session has the only permit, and a queue of others behind it.
     before.wanted(0, "f0", 1 << 20).await;
     for id in 1..5 {
         before.announce(&file(id, &format!("f{id}"), 1 << 20)).await;
     }
-    // The same id is nothing to another key.
+    // The same id has no meaning for another key.
     let other = Peer::connect(&arena.host).await;
     let _other = other.session_as(&push).await;
     let back = Peer::connect_as(&arena.host, &own, |_| {}).await;
@@ -51,7 +51,7 @@ async fn a_session_that_comes_back_over_another_connection_ends_the_one_before()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_transfer_that_is_not_what_was_planned_fails_and_leaves_nothing() {
+async fn a_transfer_that_differs_from_its_plan_leaves_nothing() {
     let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -185,7 +185,7 @@ async fn a_transfer_that_is_not_what_was_planned_fails_and_leaves_nothing() {
             write(&arena.served().join(&name), b"old");
             session.wanted(id, &name, size).await;
             let (mut send, mut receipt) = session.transfer(&Plan { id, ..plan }, &bytes).await;
-            // It may have been stopped by now.
+            // The stream may have been stopped by now.
             let _ = send.finish();
             let why: Reason = within(receipt.read::<Failed>())
                 .await
@@ -211,7 +211,7 @@ async fn a_transfer_that_is_not_what_was_planned_fails_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pieces_that_do_not_come_to_a_clean_end_leave_nothing() {
+async fn pieces_without_a_clean_end_leave_nothing() {
     let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session_as(&push_as(b"f")).await;
@@ -309,7 +309,7 @@ async fn pieces_that_do_not_come_to_a_clean_end_leave_nothing() {
             matches!(session.verdict().await, Verdict::Want(wanted, held) if wanted == id && held.is_empty())
         );
         let (mut send, mut receipt) = session.transfer(&Plan { id, ..plan }, &bytes).await;
-        // It may have been stopped by now.
+        // The stream may have been stopped by now.
         let _ = send.finish();
         let why: Reason = within(receipt.read::<Failed>())
             .await
@@ -328,7 +328,7 @@ async fn pieces_that_do_not_come_to_a_clean_end_leave_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_plan_that_is_no_plan_is_turned_away_before_anything_is_read() {
+async fn an_invalid_plan_is_refused_before_the_body_is_read() {
     let arena = Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -355,8 +355,8 @@ async fn a_plan_that_is_no_plan_is_turned_away_before_anything_is_read() {
         let (mut send, _receipt) = session.transfer(&plan, &[1; 100]).await;
         assert_eq!(stopped(&mut send).await, Code::Protocol, "{plan:?}");
     }
-    arena.close_on_protocol_error().await;
-    // What is still wanted has a partial until the deadline.
+    arena.honest().await;
+    // A file that is still wanted has a partial until the deadline.
     within(async {
         while !arena.names().is_empty() {
             tokio::task::yield_now().await;
@@ -367,7 +367,7 @@ async fn a_plan_that_is_no_plan_is_turned_away_before_anything_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_wanted_and_never_sends_keeps_the_only_permit_from_nobody() {
+async fn a_sender_that_never_sends_does_not_hold_the_only_permit() {
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..impatient()
@@ -377,13 +377,13 @@ async fn who_is_wanted_and_never_sends_keeps_the_only_permit_from_nobody() {
     session.wanted(0, "large", 1 << 20).await;
     session.announce(&file(1, "next", 1 << 20)).await;
     session.announce(&file(2, "small", 10)).await;
-    arena.close_on_protocol_error().await;
+    arena.honest().await;
     assert!(!arena.served().join("large").exists());
     arena.unharmed().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn half_a_body_and_then_silence_gives_the_permit_back_and_fails_by_the_deadline() {
+async fn a_body_that_stops_halfway_returns_its_permit_and_fails() {
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..impatient()
@@ -395,7 +395,7 @@ async fn half_a_body_and_then_silence_gives_the_permit_back_and_fails_by_the_dea
         let (_send, mut receipt) = session
             .transfer(&plan(0, &[(0, size)]), &content(1, size as usize / 2))
             .await;
-        arena.close_on_protocol_error().await;
+        arena.honest().await;
         let why: Reason = within(receipt.read::<Failed>()).await.unwrap().why.into();
         assert_eq!(why.code, Code::TimedOut);
         assert!(!arena.served().join("half").exists());
@@ -422,14 +422,14 @@ async fn a_byte_now_and_then_does_not_hold_the_only_permit() {
             }
         }
     });
-    arena.close_on_protocol_error().await;
+    arena.honest().await;
     assert!(!dripping.is_finished(), "it is slow, and no more than that");
     dripping.abort();
     arena.unharmed().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reset_in_the_middle_fails_one_file_and_keeps_what_may_be_resumed() {
+async fn a_reset_fails_one_file_and_keeps_its_partial() {
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..impatient()
@@ -445,7 +445,7 @@ async fn a_reset_in_the_middle_fails_one_file_and_keeps_what_may_be_resumed() {
         let (mut send, mut receipt) = session
             .transfer(&plan(id, &[(0, 3 << 20)]), &content(1, 2 << 20))
             .await;
-        // A reset overtakes what is still on its way, so the file has to have grown first.
+        // A reset overtakes data in flight, so the file must have grown first.
         within(async {
             while !arena
                 .names()
@@ -471,8 +471,8 @@ async fn a_reset_in_the_middle_fails_one_file_and_keeps_what_may_be_resumed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_newer_session_does_not_wait_for_the_deadline_of_one_that_was_wanted_and_never_sent() {
-    // Its deadline is longer than this test's patience.
+async fn a_newer_session_does_not_wait_for_a_sender_that_is_silent() {
+    // Its deadline is longer than this test waits.
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..Config::default()
@@ -499,9 +499,9 @@ async fn the_same_file_over_and_over_in_one_session_ends() {
     for id in 0..4 {
         session.announce(&file(id, "same", 1 << 20)).await;
     }
-    arena.close_on_protocol_error().await;
+    arena.honest().await;
     for _ in 0..4 {
-        // Wanted one after the other, as each before it is given up or taken over.
+        // The files are wanted one after the other, as each earlier one is given up or taken over.
         assert!(matches!(
             session.verdict().await,
             Verdict::Want(..) | Verdict::Refuse(..)
@@ -511,7 +511,7 @@ async fn the_same_file_over_and_over_in_one_session_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_of_all_the_bytes_there_are_is_only_a_number_until_they_come() {
+async fn an_enormous_announced_size_reserves_nothing() {
     let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -529,7 +529,7 @@ async fn a_file_of_all_the_bytes_there_are_is_only_a_number_until_they_come() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_mirror_replaces_stays_until_the_content_is_whole() {
+async fn a_mirror_replaces_only_when_the_new_content_is_whole() {
     let arena = Arena::new(Config {
         allow_delete: true,
         ..patient()

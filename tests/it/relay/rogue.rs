@@ -1,4 +1,4 @@
-//! Relays that keep to nothing: each end finds out, or finds another way, and the words of the code stay with the two.
+//! Relays that break every rule: each end detects it, or finds another path, and the words of the code stay secret.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,20 +19,20 @@ use tokio::time::Instant;
 
 use crate::relay::stage::*;
 
-/// What a rogue makes of a stream on which this type of message has come.
+/// How a rogue handles a stream that begins with this type of message.
 type Script =
     Arc<dyn Fn(u8, Stream) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 struct Stream {
     connection: Connection,
-    /// Kept, so that it is not stopped.
+    /// Kept, so that the stream is not stopped.
     _reader: MessageReader,
     writer: MessageWriter,
 }
 
 impl Stream {
     async fn say(&mut self, message: &impl Message) {
-        // Whoever asked may be gone.
+        // The client that asked may be gone.
         let _ = self.writer.write(message).await;
     }
 
@@ -40,7 +40,7 @@ impl Stream {
         let _ = self.writer.write_bytes(bytes.to_vec().into()).await;
     }
 
-    /// For as long as the connection lasts.
+    /// Waits until the connection ends.
     async fn hold(self) {
         self.connection.closed().await;
     }
@@ -142,15 +142,15 @@ fn found(addresses: impl IntoIterator<Item = SocketAddr>) -> Found {
     }
 }
 
-/// What the other end is told that looks for 5555.
+/// The code given to the other end, which seeks 5555.
 fn code() -> haul::pairing::code::ShortCode {
     "5555-maple-canyon-orbit".parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_sits_in_the_middle_of_both_is_found_out_by_both_and_sees_nothing() {
-    let (middle, close_on_protocol_error) = (server(haul::internal::protocol::ALPN), Host::new());
-    let mut sending = Sending::by(close_on_protocol_error.at()).await;
+async fn an_attacker_in_the_middle_is_detected_and_learns_nothing() {
+    let (middle, honest) = (server(haul::internal::protocol::ALPN), Host::new());
+    let mut sending = Sending::by(honest.at()).await;
     let code = sending.code();
     let address = middle.local_addr().unwrap();
     let rogue = Rogue::follows(move |_, mut stream| async move {
@@ -158,7 +158,7 @@ async fn whoever_sits_in_the_middle_of_both_is_found_out_by_both_and_sees_nothin
         stream.hold().await;
     });
     let sender = sending.offering.addresses()[0];
-    // It passes on whatever both say, having a connection with each.
+    // The attacker passes on what both ends send, with one connection to each.
     let between = async {
         let receiver = middle.accept().await.unwrap().await.unwrap();
         let trust = haul::internal::auth::trust::trust_any_key(None);
@@ -208,11 +208,11 @@ async fn whoever_sits_in_the_middle_of_both_is_found_out_by_both_and_sees_nothin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_receiver_that_is_sent_to_a_third_machine_finds_another_code_there_and_burns_none() {
-    let close_on_protocol_error = Host::new();
+async fn a_receiver_led_to_a_third_machine_burns_no_code() {
+    let honest = Host::new();
     let (mut asked, mut third) = (
-        Sending::by(close_on_protocol_error.at()).await,
-        Sending::by(close_on_protocol_error.at()).await,
+        Sending::by(honest.at()).await,
+        Sending::by(honest.at()).await,
     );
     let (code, elsewhere) = (asked.code(), third.offering.addresses()[0]);
     let rogue = Rogue::follows(move |_, mut stream| async move {
@@ -224,11 +224,11 @@ async fn a_receiver_that_is_sent_to_a_third_machine_finds_another_code_there_and
         met = third.offering.meet() => panic!("{met:?}"),
         met = asked.offering.meet() => panic!("{met:?}"),
     }
-    // Both codes are as good as before.
+    // Both codes are still valid.
     for sending in [&mut asked, &mut third] {
         let code = sending.code();
         let receiving = async {
-            meet(&code, close_on_protocol_error.at())
+            meet(&code, honest.at())
                 .await
                 .unwrap()
                 .decline()
@@ -240,7 +240,7 @@ async fn a_receiver_that_is_sent_to_a_third_machine_finds_another_code_there_and
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_receiver_hears_from_a_relay_that_is_none_within_bounds() {
+async fn a_receiver_gives_up_a_false_relay_within_bounds() {
     type Answer = fn() -> Vec<u8>;
     let answers: [(&str, Answer); 8] = [
         ("noise", || vec![0x17; 500]),
@@ -307,8 +307,8 @@ async fn a_receiver_hears_from_a_relay_that_is_none_within_bounds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_relay_that_goes_away_keeps_no_sender_from_being_found_nearby() {
-    // One that never answers is given up in the same way, after 10 s.
+async fn a_lost_relay_does_not_hide_a_sender_on_the_local_network() {
+    // A relay that never answers is given up in the same way, after 10 s.
     let rogue =
         Rogue::follows(move |_, stream| async move { stream.connection.close(0_u8.into(), b"") });
     let sending = Sending::by(rogue.at()).await;
@@ -317,7 +317,7 @@ async fn a_relay_that_goes_away_keeps_no_sender_from_being_found_nearby() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sender_whose_relay_speaks_nonsense_goes_there_again_and_is_found_nearby_meanwhile() {
+async fn a_sender_retries_a_relay_that_sends_nonsense() {
     let rogue = Rogue::follows(move |kind, mut stream| async move {
         assert_eq!(kind, Place::TYPE);
         stream.say(&placed()).await;
@@ -348,10 +348,10 @@ async fn a_sender_whose_relay_speaks_nonsense_goes_there_again_and_is_found_near
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_relay_that_points_a_sender_at_victims_has_each_sent_ten_bytes_a_second_and_no_more() {
+async fn a_relay_cannot_make_a_sender_flood_third_machines() {
     let victim = UdpSocket::bind(LOOPBACK).await.unwrap();
     let at = victim.local_addr().unwrap();
-    // Without end, each of them all that a message can hold.
+    // Endless messages, each with all that a message can hold.
     let rogue = Rogue::follows(move |_, mut stream| async move {
         stream.say(&placed()).await;
         let forward = Forward {
@@ -374,7 +374,7 @@ async fn a_relay_that_points_a_sender_at_victims_has_each_sent_ten_bytes_a_secon
     for count in 0..21_u32 {
         let (length, _) = within(victim.recv_from(&mut datagram)).await.unwrap();
         assert_eq!(datagram[..length], [0], "a byte that QUIC drops");
-        // The first is sent at once; that they come late makes none more.
+        // The first is sent at once; a late arrival does not cause more.
         assert!(
             begun.elapsed() >= Duration::from_millis(95) * count,
             "{count} in {:?}",
@@ -385,11 +385,12 @@ async fn a_relay_that_points_a_sender_at_victims_has_each_sent_ten_bytes_a_secon
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_relay_has_replayed_to_a_sender_is_no_guess() {
-    let close_on_protocol_error = Host::new();
-    let mut sending = Sending::by(close_on_protocol_error.at()).await;
+async fn replayed_exchanges_do_not_count_as_guesses() {
+    let honest = Host::new();
+    let mut sending = Sending::by(honest.at()).await;
     let (code, sender) = (sending.code(), sending.offering.addresses()[0]);
-    // A man in the middle who has kept what an honest receiver said, here to another machine, and says it again.
+    // An attacker in the middle who has recorded an honest receiver's messages, here to another machine, and replays
+    // them.
     let trust = haul::internal::auth::trust::trust_any_key(None);
     let (middle, kept) = (
         server(haul::internal::protocol::ALPN),
@@ -430,9 +431,9 @@ async fn what_a_relay_has_replayed_to_a_sender_is_no_guess() {
         within(answers.read::<haul::internal::protocol::Introduced>())
             .await
             .unwrap();
-        // It has no key of the exchange, and goes away: nothing was tried, and nothing is burnt.
+        // The attacker has no key of the exchange and leaves: nothing was tried, and no code is burnt.
         to.unwrap().connection.close(0_u8.into(), b"");
-        meet(&code, close_on_protocol_error.at())
+        meet(&code, honest.at())
             .await
             .unwrap()
             .decline()

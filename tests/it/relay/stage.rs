@@ -1,4 +1,4 @@
-//! A relay, those who come to it as they should and as they like, and a NAT.
+//! A relay, honest and raw clients for it, and a NAT.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -33,11 +33,11 @@ use crate::support::{LIMIT, content, write};
 
 pub(crate) const LOOPBACK: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-/// Where nobody listens, so that nobody looks on the network of whoever runs this.
+/// An address at which nothing listens, so that no test searches the network of the user who runs it.
 pub(crate) const NOWHERE: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9);
 
-/// Waits for something that must happen; a test that hangs has failed.
+/// Waits for an event that must happen; a test that hangs has failed.
 pub(crate) async fn within<T>(what: impl Future<Output = T>) -> T {
     timeout(LIMIT, what).await.expect("it hangs")
 }
@@ -92,7 +92,7 @@ impl Host {
     pub(crate) async fn stop(&mut self) {
         self.stop = None;
         within(self.running.take().unwrap()).await.unwrap();
-        // quinn has the port for as long as a task has any connection of it, which may be a moment longer.
+        // quinn holds the port while a task has any connection of it, which may be a moment longer.
         within(async {
             while std::net::UdpSocket::bind(self.address).is_err() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -111,7 +111,7 @@ pub(crate) fn at(address: SocketAddr) -> RelayAt {
     }
 }
 
-/// Something to send: a small file and a large one.
+/// Files to send: a small one and a large one.
 pub(crate) struct Sending {
     pub source: TempDir,
     pub offering: Offering,
@@ -148,7 +148,7 @@ impl Sending {
     }
 }
 
-/// Gives up soon where it looks for a direct way; nothing that should work takes so long.
+/// A configuration that soon gives up the search for a direct path; nothing that should work takes this long.
 pub(crate) fn impatient() -> Config {
     Config {
         handshake: Duration::from_secs(2),
@@ -205,7 +205,7 @@ pub(crate) fn refusal<T>(result: Result<T>) -> Reason {
     }
 }
 
-/// Whoever speaks with a relay in raw quinn.
+/// A guest that speaks with a relay in raw quinn.
 pub(crate) struct Guest {
     pub endpoint: Endpoint,
     pub connection: Connection,
@@ -231,7 +231,7 @@ impl Guest {
         tls.alpn_protocols = vec![RELAY_ALPN.to_vec()];
         let mut config =
             quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
-        // As whoever has a place does: the relay forgets those from whom nothing comes.
+        // As the holder of a place does: the relay forgets clients that are silent.
         let mut transport = quinn::TransportConfig::default();
         transport.keep_alive_interval(Some(Duration::from_secs(5)));
         config.transport_config(Arc::new(transport));
@@ -250,7 +250,7 @@ impl Guest {
         (MessageReader::new(receive), MessageWriter::new(send))
     }
 
-    /// What it answers, and the stream, on which a place lasts.
+    /// Returns the answer, and the stream, which keeps a place.
     pub(crate) async fn place(
         &self,
         place: &Place,
@@ -301,10 +301,10 @@ pub(crate) fn addresses(found: &Found) -> Vec<SocketAddr> {
         .collect()
 }
 
-/// A NAT before one machine, which takes it for the relay. Nothing comes in but from the relay, until it is opened; then
-/// everything does, as a NAT with a full cone has it.
+/// A NAT in front of one machine, which takes it for the relay. It lets in only the relay until it is opened; then it
+/// lets in everything, as a full-cone NAT does.
 pub(crate) struct Nat {
-    /// What the machine takes for the relay.
+    /// The address that the machine takes for the relay.
     pub inside: SocketAddr,
     open: Arc<AtomicBool>,
     _task: JoinSet<()>,

@@ -1,4 +1,4 @@
-//! A store whose disk takes its time, or stands still until it is told to go on, and that keeps a log of what was asked of it.
+//! A store that is slow, or pauses until the test lets it continue, and that keeps a log of its calls.
 
 use std::io;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use haul::{
 };
 use rustix::io::Errno;
 
-/// Another store, of which the writes can be paused. Clones are the same one.
+/// A wrapper of another store whose writes can be paused. Clones share their state.
 #[derive(Clone)]
 pub(crate) struct SlowStore {
     inner: Arc<dyn Store>,
@@ -23,16 +23,16 @@ pub(crate) struct SlowStore {
 struct SlowDisk {
     /// Bytes a second, or as fast as the other store.
     rate: Option<u64>,
-    /// What writes beyond so many bytes of a file fail with.
+    /// The error of writes beyond this many bytes of a file.
     full: Option<(u64, Errno)>,
     held: Mutex<bool>,
     released: Condvar,
     taken: AtomicU64,
-    /// Times that it was asked what is at a path.
+    /// Number of calls of stat.
     looks: AtomicU64,
-    /// Times yet that a partial is somebody else's.
+    /// Remaining attempts at which a partial belongs to another process.
     busy: AtomicU64,
-    /// Times yet that a sync fails.
+    /// Remaining syncs that fail.
     failing_syncs: AtomicU64,
     /// No sync ends while this is set.
     sync_held: Mutex<bool>,
@@ -63,7 +63,7 @@ fn less(tries: u64) -> Option<u64> {
 }
 
 impl SlowStore {
-    /// A store that takes so many bytes a second of each upload.
+    /// A store that writes this many bytes a second of each upload.
     pub(crate) fn around(inner: impl Store, rate: Option<u64>) -> Self {
         Self {
             inner: Arc::new(inner),
@@ -74,13 +74,13 @@ impl SlowStore {
         }
     }
 
-    /// The same, where no file gets longer than that.
+    /// The same, where no file can be longer than this.
     pub(crate) fn full_after(mut self, bytes: u64, error: Errno) -> Self {
         Arc::get_mut(&mut self.disk).unwrap().full = Some((bytes, error));
         self
     }
 
-    /// The same, where another process has every partial open for so many tries.
+    /// The same, where another process has every partial open for this many attempts.
     pub(crate) fn busy(mut self, tries: u64) -> Self {
         Arc::get_mut(&mut self.disk).unwrap().busy = tries.into();
         self
@@ -92,17 +92,17 @@ impl SlowStore {
         self
     }
 
-    /// No write goes on until the guard is dropped.
+    /// Pauses all writes until the guard is dropped.
     pub(crate) fn hold(&self) -> impl Drop + use<> {
         Hold::of(self, |disk| &disk.held)
     }
 
-    /// No sync ends until the guard is dropped.
+    /// Lets no sync end until the guard is dropped.
     pub(crate) fn hold_syncs(&self) -> impl Drop + use<> {
         Hold::of(self, |disk| &disk.sync_held)
     }
 
-    /// What was asked of the store and is done, in order: `made`, `set` or `removed` and the path; `sync` and `synced`.
+    /// The completed calls, in order: `made`, `set` or `removed` and the path; `sync` and `synced`.
     pub(crate) fn log(&self) -> Vec<String> {
         let log = self.disk.log.lock();
         log.unwrap_or_else(PoisonError::into_inner).clone()
@@ -118,13 +118,13 @@ impl SlowStore {
         self.disk.taken.load(Ordering::SeqCst)
     }
 
-    /// Times that it was asked so far what is at a path.
+    /// Number of calls of stat so far.
     pub(crate) fn looks(&self) -> u64 {
         self.disk.looks.load(Ordering::SeqCst)
     }
 }
 
-/// Lets the store go on when dropped.
+/// Lets the store continue when dropped.
 struct Hold(Arc<SlowDisk>, fn(&SlowDisk) -> &Mutex<bool>);
 
 impl Hold {
