@@ -1,5 +1,5 @@
-//! The final metadata of what stands on disk. What the filesystem cannot keep, or the system does not permit, is no
-//! failure of the file: it is told beside it.
+//! Sets the final metadata of files on disk. Metadata that the file system cannot keep, or the system does not permit,
+//! is not a failure of the file but a metadata warning.
 
 use std::fs::File;
 use std::io;
@@ -13,7 +13,8 @@ use crate::error::Reason;
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Attribute, Time};
 
-/// What the system says of metadata that it cannot or may not keep; all else, such as a broken disk, fails the file.
+/// Errors for metadata that the system cannot or may not keep. Every other error, such as a broken disk, fails the
+/// file.
 const LAPSES: &[Errno] = &[
     Errno::PERM,
     Errno::ACCESS,
@@ -24,13 +25,13 @@ const LAPSES: &[Errno] = &[
     Errno::INVAL,
 ];
 
-/// The coarsest steps in which file systems keep times, in seconds: FAT's.
+/// The coarsest resolution of times in any file system, in seconds: FAT's.
 const COARSEST: u64 = 2;
 
-/// What the owner needs to set extended attributes.
+/// The bits that the owner needs to set extended attributes.
 const READ_WRITE: u32 = 0o600;
 
-/// Sets what is to be set; what is not carried over stays, such as the set-group-ID of a shared directory.
+/// Sets the given attributes. Bits that are not transferred stay, such as the set-group-ID of a shared directory.
 pub(super) fn set(
     file: &File,
     path: &RelativePath,
@@ -38,8 +39,8 @@ pub(super) fn set(
 ) -> Result<MetadataWarnings, Reason> {
     let there = fstat(file).map_err(|e| fault(path, "look at it", e))?;
     let mut lapses = MetadataWarnings::new();
-    // A new owner takes away set-user-ID and the like, so the mode comes later; and so it does after the extended
-    // attributes, since to set those takes a permission that the final mode may not give.
+    // chown clears set-user-ID and the like, so the mode comes later. It also comes after the extended attributes,
+    // because the final mode may not permit setting those.
     let owned = match attributes.owner {
         Some(owner) if owner != owner_of(&there) => {
             let set = read_only::set_owner(file, owner);
@@ -68,7 +69,7 @@ pub(super) fn set(
     }
     if let Some(wanted) = attributes.mode {
         let regular = FileType::from_raw_mode(there.st_mode) == FileType::RegularFile;
-        // Without its owner a set-user-ID program would run as somebody else.
+        // Without its owner a set-user-ID program would run as another user.
         let bits = if owned {
             attributes.mode_bits(regular)
         } else {
@@ -88,7 +89,8 @@ pub(super) fn set(
     Ok(lapses)
 }
 
-/// Filesystems cut times that they cannot hold without a word. That one keeps whole or even seconds only is no news.
+/// Fails if the file system has silently clamped a time that it cannot hold. A resolution of one or two seconds is not
+/// reported.
 #[allow(
     clippy::unnecessary_cast,
     reason = "the fields of stat have other types on other systems"
@@ -102,7 +104,7 @@ fn check_time(file: &File, modified: Time) -> rustix::io::Result<()> {
     }
 }
 
-/// Takes what a filesystem has no notion of, or does not let us do, as a lapse.
+/// Turns an error for metadata that is unsupported or not permitted into a warning.
 pub(super) fn allow(
     lapses: &mut MetadataWarnings,
     aspect: Attribute,
@@ -117,7 +119,7 @@ pub(super) fn allow(
     }
 }
 
-/// What the system calls an error, without its number.
+/// The system's text for an error, without its number.
 pub(super) fn said(error: Errno) -> String {
     let text = io::Error::from(error).to_string();
     text.split(" (os error").next().unwrap_or(&text).to_owned()

@@ -1,24 +1,24 @@
-//! Patterns in a path, expanded as a shell would: what matches, in the byte order of names.
+//! Expands patterns in a path as a shell does: the matches, in the byte order of names.
 
 use crate::error::{Code, Reason, Result};
 use crate::protocol::path::RelativePath;
 use crate::storage::Store;
 use crate::storage::filter::{Patterns, is_pattern};
 
-/// Most paths that one pattern may come to, some 100 bytes each.
+/// Most paths that one pattern may expand to, some 100 bytes each.
 const MAX_MATCHES: usize = 100_000;
-/// Most names that are looked at for all patterns of a request: seconds of a disk's time.
+/// Most names to look at for all patterns of a request: seconds of disk time.
 const MAX_LOOKED_AT: usize = 4_000_000;
 
-/// What a path stands for.
+/// The result of expanding a path.
 pub(crate) struct Expanded {
-    /// Something that matches is there; a path without a pattern is only what was asked for.
+    /// Existing paths; a path without a pattern is returned unchecked.
     pub(crate) paths: Vec<RelativePath>,
     /// Whether a pattern was expanded.
     pub(crate) by_pattern: bool,
 }
 
-/// Names that may still be looked at in a request.
+/// Names that a request may still look at.
 pub(crate) struct Effort(usize);
 
 impl Default for Effort {
@@ -27,12 +27,12 @@ impl Default for Effort {
     }
 }
 
-/// Expands the patterns in a path, none of which follows a symbolic link. A component that is really named so is no
-/// pattern. Blocks.
+/// Expands the patterns in a path; none follows a symbolic link. A component is no pattern if an entry of exactly this
+/// name exists. Blocks.
 ///
 /// # Errors
-/// [`Code::NotFound`] when nothing matches, naming the pattern; what keeps a directory from being read, if nothing else
-/// matches; that it would be too much.
+/// [`Code::NotFound`] with the pattern when nothing matches; the error of an unreadable directory if nothing else
+/// matches; an error when the limits are exceeded.
 pub(crate) fn expand(
     store: &dyn Store,
     path: &RelativePath,
@@ -69,7 +69,7 @@ pub(crate) fn expand(
         paths = found;
     }
     if by_pattern {
-        // A name behind a pattern need not be everywhere.
+        // A component after a pattern may not exist in every match.
         paths.retain(|path| store.stat(path).is_ok_and(|there| there.is_some()));
         if paths.is_empty() {
             let readable = |why: &Reason| {
@@ -97,7 +97,7 @@ fn too_much(path: &RelativePath) -> Reason {
     Reason::new(Code::NoSpace, text)
 }
 
-/// Adds what matches in a directory. Fails with [`Code::NoSpace`] when it is too much.
+/// Adds the matches in a directory. Fails with [`Code::NoSpace`] above the limits.
 fn matching(
     store: &dyn Store,
     directory: &RelativePath,
@@ -207,7 +207,7 @@ mod tests {
         let why = expand(&store, &path("*/*"), &mut effort).err().unwrap();
         assert!(why.to_string().contains("too much"), "{why}");
         assert_eq!(effort.0, 0, "and all of a request shares it");
-        // Time doubles with each star where a matcher goes back and forth.
+        // In a backtracking matcher the time doubles with each star.
         let long = store_of_a_long_name();
         assert!(expanded(&long, &format!("{}b", "*a".repeat(100))).is_err());
     }

@@ -1,4 +1,4 @@
-//! Holes in files on disk: parts that read as zeros and take no space.
+//! Holes in files on disk: ranges that read as zeros and take no space.
 
 use std::fs::File;
 use std::io;
@@ -8,10 +8,11 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-/// Bytes of zeros written at a time where the filesystem cannot make a hole.
+/// Bytes of zeros written at a time if the file system cannot make a hole.
 const ZEROS: usize = 64 << 10;
 
-/// The first part from an offset on, before an end, that is no hole. A filesystem that does not tell its holes has none.
+/// Returns the first data range at or after an offset and before `end`. A file system that does not report holes has
+/// none.
 pub(super) fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
     if at >= end {
         return Ok(None);
@@ -24,17 +25,17 @@ pub(super) fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Ran
     };
     match seek(file, SeekFrom::Hole(start)) {
         Ok(hole) => Ok(Some(start..hole.min(end))),
-        // It has become shorter meanwhile.
+        // The file was truncated meanwhile.
         Err(Errno::NXIO) => Ok(None),
         Err(e) => Err(e.into()),
     }
 }
 
-/// Makes a part read as zeros, and a hole where the filesystem can; the file ends no earlier than the part.
+/// Makes a range read as zeros, with a hole if the file system can. Extends the file to the end of the range.
 pub(super) fn make_hole(file: &File, part: Range<u64>) -> io::Result<()> {
     let length = file.metadata()?.len();
     let mut at = part.start;
-    // What lies beyond the end is no content yet.
+    // Beyond the end of the file there is no content yet.
     while let Some(data) = next_data(file, at, part.end.min(length))? {
         if !punch(file, &data)? {
             write_zeros(file, &data)?;
@@ -47,7 +48,7 @@ pub(super) fn make_hole(file: &File, part: Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives the space of a part back; false where that is not possible.
+/// Frees the space of a range; `false` if the file system cannot.
 #[cfg(target_os = "linux")]
 fn punch(file: &File, part: &Range<u64>) -> io::Result<bool> {
     use rustix::fs::{FallocateFlags, fallocate};

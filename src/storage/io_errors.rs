@@ -1,6 +1,6 @@
-//! What a store says when it cannot: one sentence for each code, naming the path and the way out.
+//! Error messages of a store: one sentence for each code, with the path and what the user can do.
 //!
-//! They are read by the user on the other side, so only the path below the store is ever named.
+//! The user at the other end reads them, so they name only the path below the store.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use crate::error::{Code, Reason};
 use crate::protocol::MAX_SYMLINK;
 use crate::protocol::path::RelativePath;
 
-/// A refusal that follows from what stands under a name, not from a fault of the system.
+/// A refusal that follows from the state of the store, not from a system error.
 pub(crate) fn refusal(code: Code, path: &RelativePath) -> Reason {
     let sentence = match code {
         Code::Symlink => {
@@ -47,7 +47,7 @@ pub(crate) fn refusal(code: Code, path: &RelativePath) -> Reason {
     Reason::new(code, format!("{path}: {sentence}"))
 }
 
-/// What the system answered when `what` (a verb phrase) was tried on `path`.
+/// The error that the system returned when `what` (a verb phrase) was tried on `path`.
 pub(crate) fn fault(path: &RelativePath, what: &str, error: impl Into<io::Error>) -> Reason {
     let error = error.into();
     if error.raw_os_error() == Some(rustix::io::Errno::DQUOT.raw_os_error()) {
@@ -70,7 +70,7 @@ pub(crate) fn fault(path: &RelativePath, what: &str, error: impl Into<io::Error>
     }
 }
 
-/// Refuses what no symbolic link can hold.
+/// Refuses targets that no symbolic link can hold.
 pub(crate) fn check_target(path: &RelativePath, target: &[u8]) -> Result<(), Reason> {
     if target.is_empty() || target.len() > MAX_SYMLINK || target.contains(&0) {
         let text = format!("{path}: a symbolic link holds 1 to {MAX_SYMLINK} bytes and no NUL");

@@ -1,4 +1,4 @@
-//! One directory, held as an open descriptor and never left.
+//! A store on disk: one directory, held as an open descriptor and never left.
 
 use std::fs::File;
 use std::io;
@@ -34,9 +34,9 @@ use crate::protocol::{Attribute, Kind, Xattr};
 
 /// A directory on disk as a [`Store`].
 ///
-/// It is held as an open descriptor, from which every name is resolved; no symbolic link is followed below it. An
-/// upload holds one descriptor, all else only while a call lasts. Once the path that it was opened by leads elsewhere, as
-/// after a rename or a mount, nothing more is written to it.
+/// It is held as an open descriptor, from which every name is resolved; no symbolic link below it is followed. An
+/// upload holds one descriptor, every other call only while it runs. When the path that it was opened by leads
+/// elsewhere, for example after a rename or a mount, the store writes nothing more.
 ///
 /// ```
 /// # fn main() {
@@ -62,17 +62,17 @@ use crate::protocol::{Attribute, Kind, Xattr};
 pub struct LocalStore {
     root: Arc<Root>,
     path: PathBuf,
-    /// Where a file of size 0 is known to be empty.
+    /// Devices on which a file of size 0 is known to be empty.
     devices: Arc<Devices>,
-    /// What file systems said that were asked which names are the same.
+    /// Cached results of asking file systems which names they treat as equal.
     probed: Arc<case::Probed>,
 }
 
 impl LocalStore {
-    /// Opens a directory. Its own path may lead through symbolic links.
+    /// Opens a directory. Its own path may contain symbolic links.
     ///
     /// # Errors
-    /// [`Error::Io`] when it is missing, no directory, or may not be searched.
+    /// [`Error::Io`] when it does not exist, is not a directory, or may not be searched.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let root = Root::open(path).map_err(Error::io(format!(
             "cannot open the directory {}",
@@ -86,9 +86,10 @@ impl LocalStore {
         })
     }
 
-    /// As [`open`](Self::open), and reserves a directory, which must be there: wherever the store meets it, by whatever
-    /// name, nothing in it is listed, read, made, changed or removed. Nor is what a symbolic link in it points to, or a link
-    /// that leads to it. For the directory with this machine's keys and settings, which is often in somebody's home.
+    /// Opens a directory like [`open`](Self::open), and reserves another one, which must exist. The store lists, reads,
+    /// creates, changes and removes nothing in the reserved directory, by any name. This includes targets of symbolic
+    /// links in it, and links that lead to it. Meant for the directory with this machine's keys and settings, which is
+    /// often below a served home directory.
     ///
     /// ```
     /// use haul::protocol::path::RelativePath;
@@ -105,8 +106,8 @@ impl LocalStore {
     /// ```
     ///
     /// # Errors
-    /// As [`open`](Self::open), for both directories; [`Error::Usage`] when the store would be the reserved directory, or
-    /// lie in it.
+    /// Those of [`open`](Self::open), for both directories; [`Error::Usage`] when the store is the reserved directory,
+    /// or is inside it.
     pub fn open_reserving(path: &Path, reserved: &Path) -> Result<Self, Error> {
         let mut store = Self::open(path)?;
         let all = Reserved::new(reserved).map_err(Error::io(format!(
@@ -126,15 +127,15 @@ impl LocalStore {
         Ok(store)
     }
 
-    /// The directory's path as it was given, for people: names are never resolved through it.
+    /// The directory's path as it was given, for display: names are never resolved through it.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Finds out whether files can be made in the directory, by making and removing an empty one.
+    /// Checks that files can be created in the directory, by creating and removing an empty one.
     ///
     /// # Errors
-    /// [`Error::Io`] when not.
+    /// [`Error::Io`] when they cannot.
     pub fn check_writable(&self) -> Result<(), Error> {
         let name = temporary_name();
         let how =
@@ -149,14 +150,14 @@ impl LocalStore {
             })
     }
 
-    /// The directory that a path stands in, which must be there.
+    /// Opens the parent directory of a path, which must exist.
     fn parent<'p>(&self, path: &'p RelativePath) -> Result<(Directory<'_>, &'p [u8]), Reason> {
         self.root
             .parent(path)?
             .ok_or_else(|| refusal(Code::NotFound, path))
     }
 
-    /// Opens a file for reading, or a directory, without following a link or waiting for a FIFO's other end.
+    /// Opens a file or directory for reading, without following a link or waiting for the other end of a FIFO.
     fn open_any(&self, path: &RelativePath) -> Result<(File, Stat), Reason> {
         let cannot = |e: rustix::io::Errno| fault(path, "open it", e);
         if path.is_root() {
@@ -165,7 +166,7 @@ impl LocalStore {
             return Ok((file, stat));
         }
         let (directory, name) = self.parent(path)?;
-        // Looked at first, since to open a device can have effects of its own.
+        // Check the type first: opening a device can have side effects.
         let there = directory
             .stat(name)
             .map_err(cannot)?
@@ -181,7 +182,7 @@ impl LocalStore {
         Ok((file, stat))
     }
 
-    /// Opens a file or directory for its metadata, also one that we may not read.
+    /// Opens a file or directory for its metadata, also one that this user may not read.
     fn open_for_metadata(&self, path: &RelativePath) -> Result<File, Reason> {
         match self.open_any(path) {
             Err(why) if why.code == Code::PermissionDenied => {}
@@ -196,7 +197,7 @@ impl LocalStore {
         Ok(file)
     }
 
-    /// Refuses what is to have no other names.
+    /// Refuses entries that must not get another hard link.
     fn linkable(
         &self,
         path: &RelativePath,
@@ -370,7 +371,7 @@ impl Store for LocalStore {
             )
         });
         let owner = attributes::allow(&mut lapses, Attribute::Owner, owner);
-        // Where a directory stands, the system refuses this itself.
+        // If the name is a directory, the system refuses the rename.
         let rename = || match attributes.exclusive {
             true => rename_exclusively(&directory, control_notice.as_bytes(), last),
             false => renameat(&directory, &control_notice, &directory, last),
@@ -403,7 +404,7 @@ impl Store for LocalStore {
                 linkat(&from, name, &to, &control_notice, AtFlags::empty())
             })
             .map_err(|e| fault(new, &format!("make it another name of {existing}"), e))?;
-        // Once more: something else may have been put there meanwhile, and this is what was linked to.
+        // Check again: the linked file may not be the one that was checked before.
         let renamed = self
             .linkable(existing, &to, control_notice.as_bytes())
             .and_then(|()| {
@@ -412,7 +413,7 @@ impl Store for LocalStore {
                     .change(&to, || renameat(&to, &control_notice, &to, last));
                 renamed.map_err(|e| fault(new, "rename the hard link into place", e))
             });
-        // It is still there when that failed, and when both were names of the same file already.
+        // The temporary name still exists if the rename failed, or if both were names of the same file already.
         let _ = remove(&self.root, &to, control_notice.as_bytes());
         renamed
     }
@@ -455,7 +456,7 @@ impl Store for LocalStore {
     }
 
     fn sync(&self) -> Result<(), Reason> {
-        // A session ends with this, and may have written since the last look.
+        // A session ends with this call, and may have written since the last check.
         self.check_root()?;
         self.root
             .sync()
@@ -488,7 +489,7 @@ impl Source for LocalSource {
     }
 }
 
-/// Refuses what is neither file nor directory.
+/// Refuses everything except files and directories.
 fn openable(path: &RelativePath, stat: &Stat) -> Result<(), Reason> {
     match metadata(stat).kind {
         Some(Kind::File | Kind::Directory) => Ok(()),

@@ -19,22 +19,22 @@ use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Attribute, Durability, Kind, Time};
 
-/// Bytes that a store takes unless it is told otherwise (1 GiB).
+/// Default capacity of a store in bytes (1 GiB).
 const DEFAULT_CAPACITY: u64 = 1 << 30;
-/// Mode of a file for which the sender says none.
+/// Mode of a file for which the sender gives none.
 const NEW_FILE: u32 = 0o644;
-/// Mode of a directory that is announced, until its final mode is set.
+/// Mode of an announced directory, until its final mode is set.
 const PRIVATE: u32 = 0o700;
-/// The first and the last second that FAT can hold.
+/// The first and the last second that FAT can store.
 const FIRST_IN_FAT: i64 = 315_532_800;
 const LAST_IN_FAT: i64 = 4_354_819_198;
-/// Mode of directories made on the way to something.
+/// Mode of missing parent directories.
 const ON_THE_WAY: u32 = 0o755;
 
-/// Files in memory as a [`Store`]: for tests, and for programs whose uploads never touch a disk.
+/// Files in memory as a [`Store`]: for tests, and for programs whose uploads never reach a disk.
 ///
-/// It behaves as [`LocalStore`](super::LocalStore) does, but nothing in it outlasts the process. Clones share one
-/// content. Finding the names in a directory takes time in proportion to all there is in the store.
+/// It behaves like [`LocalStore`](super::LocalStore), but its content ends with the process. Clones share their
+/// content. Reading the names of a directory takes time proportional to the size of the whole store.
 #[derive(Clone)]
 pub struct MemoryStore {
     shared: Arc<MemoryShared>,
@@ -44,9 +44,9 @@ struct MemoryShared {
     state: Mutex<MemoryState>,
     capacity: u64,
     write_delay: Duration,
-    /// It keeps no more than FAT does.
+    /// Whether it keeps only what FAT keeps.
     fat: bool,
-    /// It says of every file that it is empty.
+    /// Whether it reports size 0 for every file.
     hides_sizes: bool,
     writing: AtomicUsize,
     peak: AtomicUsize,
@@ -58,7 +58,7 @@ struct MemoryState {
     partials: HashMap<PartialSlot, Partial>,
     /// Bytes in files and partials.
     used: u64,
-    /// Counts every change: the inode numbers and times of change.
+    /// Counts changes; the source of inode numbers and times of change.
     clock: u64,
 }
 
@@ -75,11 +75,11 @@ enum NodeContent {
     Symlink(Vec<u8>),
 }
 
-/// Content of a file or partial. Holes take memory as other zeros do.
+/// Content of a file or partial. Holes take memory like other zeros.
 #[derive(Default)]
 struct Bytes {
     data: Vec<u8>,
-    /// What was written: ascending, not touching. The rest are holes.
+    /// The written ranges: ascending, not touching. The rest are holes.
     written: Vec<Range<u64>>,
 }
 
@@ -105,12 +105,12 @@ impl Default for MemoryStore {
 }
 
 impl MemoryStore {
-    /// An empty store that takes up to 1 GiB.
+    /// Creates an empty store with a capacity of 1 GiB.
     pub fn new() -> Self {
         Self::with_capacity(DEFAULT_CAPACITY)
     }
 
-    /// An empty store; writes past so many bytes, partials included, fail as on a full disk.
+    /// Creates an empty store. Writes beyond the capacity, partials included, fail as on a full disk.
     pub fn with_capacity(bytes: u64) -> Self {
         let shared = MemoryShared {
             state: Mutex::default(),
@@ -126,7 +126,7 @@ impl MemoryStore {
         }
     }
 
-    /// An empty store as this one, in which each write blocks so long: a slow disk.
+    /// Creates an empty store of the same capacity that acts as a slow disk: each write blocks for `delay`.
     pub fn with_write_delay(self, delay: Duration) -> Self {
         let mut store = Self::with_capacity(self.shared.capacity);
         if let Some(shared) = Arc::get_mut(&mut store.shared) {
@@ -135,8 +135,8 @@ impl MemoryStore {
         store
     }
 
-    /// An empty store as this one that keeps no more than FAT does: no modes, no hard links, times of even seconds, and
-    /// names that are the same whatever their case, their Unicode form and the dots at their ends.
+    /// Creates an empty store of the same capacity that keeps only what FAT keeps: no modes, no hard links, times of
+    /// even seconds, and names that ignore case, Unicode form and trailing dots.
     pub fn like_fat(self) -> Self {
         let mut store = Self::with_capacity(self.shared.capacity);
         if let Some(shared) = Arc::get_mut(&mut store.shared) {
@@ -145,7 +145,7 @@ impl MemoryStore {
         store
     }
 
-    /// An empty store as this one that says of every file that it is empty, as /proc does.
+    /// Creates an empty store of the same capacity that reports size 0 for every file, as /proc does.
     pub fn hiding_sizes(self) -> Self {
         let mut store = Self::with_capacity(self.shared.capacity);
         if let Some(shared) = Arc::get_mut(&mut store.shared) {
@@ -154,7 +154,7 @@ impl MemoryStore {
         store
     }
 
-    /// Most uploads that were inside `write_at` or `commit` at the same time.
+    /// Returns the most uploads that were inside `write_at` or `commit` at the same time.
     pub fn peak_writes(&self) -> usize {
         self.shared.peak.load(Ordering::SeqCst)
     }
@@ -165,7 +165,7 @@ impl MemoryShared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The path that it keeps of another: dots and spaces at the ends go, and what is there keeps the case that it has.
+    /// Returns the stored form of a path: without trailing dots and spaces, and with the case of existing names.
     fn fold(&self, path: &RelativePath) -> RelativePath {
         if !self.fat {
             return path.clone();
@@ -183,7 +183,7 @@ impl MemoryShared {
         kept
     }
 
-    /// What it says of a file.
+    /// Returns a file's metadata as the store reports it.
     fn told(&self, mut metadata: Metadata) -> Metadata {
         if self.hides_sizes {
             metadata.size = 0;
@@ -192,7 +192,7 @@ impl MemoryShared {
         metadata
     }
 
-    /// What it keeps of attributes, and what not.
+    /// Splits attributes into those that the store keeps, and warnings for the rest.
     fn keeps(&self, attributes: &Attributes) -> (Attributes, MetadataWarnings) {
         let mut attributes = attributes.clone();
         let mut lapses = MetadataWarnings::new();
@@ -219,7 +219,7 @@ impl MemoryShared {
         (attributes, lapses)
     }
 
-    /// Counts a writer for as long as the guard lives.
+    /// Counts a writer while the guard lives.
     fn writing(&self) -> impl Drop + '_ {
         struct Writing<'s>(&'s MemoryShared);
         impl Drop for Writing<'_> {
@@ -252,7 +252,7 @@ impl NodeContent {
 }
 
 impl MemoryState {
-    /// What stands under a name; the root always does.
+    /// Returns the node of a name; the root always exists.
     fn find(&self, path: &RelativePath) -> Result<Option<Node>, Reason> {
         if path.is_root() {
             return Ok(Some(
@@ -281,7 +281,7 @@ impl MemoryState {
             .ok_or_else(|| refusal(Code::NotFound, path))
     }
 
-    /// Makes a directory on the way to something and those above it, as far as they are missing.
+    /// Creates a directory and its parents if they are missing.
     fn make(&mut self, path: &RelativePath) -> Result<(), Reason> {
         self.make_with(path, ON_THE_WAY)
     }
@@ -303,7 +303,7 @@ impl MemoryState {
         Ok(())
     }
 
-    /// Makes way for a file or link: its directory is there and no directory in its place.
+    /// Prepares a name for a file or link: creates its parents, and fails if it is a directory.
     fn make_way(&mut self, path: &RelativePath) -> Result<(), Reason> {
         self.make(&path.parent().unwrap_or_default())?;
         match self.find(path)?.map(|node| node.content.kind()) {
@@ -333,14 +333,14 @@ impl MemoryState {
         self.insert(path, node);
     }
 
-    /// Puts a node in the place of another, whose other names stay.
+    /// Replaces a node; other hard links of the old one stay.
     fn insert(&mut self, path: &RelativePath, node: Node) {
         if let Some(old) = self.nodes.insert(path.clone(), node) {
             self.forget(old);
         }
     }
 
-    /// A name is gone; others of the same file stay.
+    /// Accounts for a removed name; other hard links of the file stay.
     fn forget(&mut self, old: Node) {
         if old.metadata.links == 1 {
             self.used -= old.content.size();
@@ -348,7 +348,7 @@ impl MemoryState {
         self.every_name(&old.metadata, |name| name.links -= 1);
     }
 
-    /// Changes what is known of a file under each of its names, if it has several.
+    /// Changes the metadata of a file under each of its hard links.
     fn every_name(&mut self, of: &Metadata, change: impl Fn(&mut Metadata)) {
         if of.links > 1 {
             let names = self
@@ -623,7 +623,7 @@ impl Store for MemoryStore {
     }
 }
 
-/// Says what the store keeps of times: all, or what FAT does.
+/// Reports the times that the store keeps: all, or those of FAT.
 struct MemoryTimeProbe(bool);
 
 impl TimeProbe for MemoryTimeProbe {
@@ -632,7 +632,7 @@ impl TimeProbe for MemoryTimeProbe {
     }
 }
 
-/// What FAT keeps of a time: even seconds, from 1980 to 2107.
+/// Rounds a time as FAT does: even seconds, from 1980 to 2107.
 fn fat_time(time: Time) -> Time {
     let seconds = time.seconds - time.seconds.rem_euclid(2);
     Time {
@@ -641,7 +641,7 @@ fn fat_time(time: Time) -> Time {
     }
 }
 
-/// A file as it was when it was opened.
+/// A snapshot of a file from when it was opened.
 struct MemorySource {
     content: Arc<Bytes>,
     metadata: Metadata,
@@ -666,7 +666,7 @@ impl Source for MemorySource {
 struct MemoryUpload {
     shared: Arc<MemoryShared>,
     key: PartialSlot,
-    /// Committed or discarded: a partial of that key is another upload's by now.
+    /// Committed or discarded: a partial under this key now belongs to another upload.
     over: bool,
 }
 
@@ -746,7 +746,7 @@ impl Upload for MemoryUpload {
 }
 
 impl MemoryUpload {
-    /// Changes the content, once it reaches to an end.
+    /// Extends the content to `end` if it is shorter, then changes it.
     fn change(&self, end: u64, change: impl FnOnce(&mut Bytes)) -> io::Result<()> {
         let mut state = self.shared.lock();
         let state = &mut *state;
@@ -769,7 +769,7 @@ impl MemoryUpload {
 }
 
 impl Drop for MemoryUpload {
-    /// Closes the partial; one that holds nothing goes.
+    /// Closes the partial, and removes it if it is empty.
     fn drop(&mut self) {
         if self.over {
             return;
@@ -790,7 +790,7 @@ impl Bytes {
         self.data.len() as u64
     }
 
-    /// Cuts what is longer; returns how many bytes went.
+    /// Truncates to `size`; returns how many bytes were removed.
     fn cut(&mut self, size: u64) -> u64 {
         let over = self.size().saturating_sub(size);
         if over > 0 {
@@ -811,7 +811,7 @@ impl Bytes {
     }
 }
 
-/// Adds a range to ascending ones that do not touch.
+/// Adds a range to ascending ranges that do not touch.
 fn include(ranges: &mut Vec<Range<u64>>, new: Range<u64>) {
     let first = ranges.partition_point(|r| r.end < new.start);
     let last = ranges.partition_point(|r| r.start <= new.end);
@@ -821,7 +821,7 @@ fn include(ranges: &mut Vec<Range<u64>>, new: Range<u64>) {
     ranges.splice(first..last, [merged]);
 }
 
-/// Takes a range out of ascending ones.
+/// Removes a range from ascending ranges.
 fn exclude(ranges: &mut Vec<Range<u64>>, part: &Range<u64>) {
     let around = |range: Range<u64>| {
         [

@@ -1,4 +1,4 @@
-//! One file, whose content goes to a writer as it comes, such as standard output.
+//! A store that writes one file's content to a writer, such as standard output.
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -12,23 +12,23 @@ use crate::error::{Code, Reason};
 use crate::protocol::Durability;
 use crate::protocol::path::RelativePath;
 
-/// A writer as a [`Store`] that takes one file, once, in order. What was written cannot be taken back: whoever uses it has
-/// to tell its reader when the file did not come to a good end.
+/// A writer as a [`Store`] that takes one file, once, in order. Written content cannot be taken back: the caller must
+/// tell the reader when the transfer fails.
 #[derive(Clone)]
 pub struct OutputStore {
     shared: Arc<OutputShared>,
 }
 
 struct OutputShared {
-    /// The only name that it takes.
+    /// The only accepted name.
     name: RelativePath,
-    /// Gone once the upload has begun.
+    /// `None` once the upload has started.
     writer: Mutex<Option<Box<dyn Write + Send>>>,
     written: AtomicU64,
 }
 
 impl OutputStore {
-    /// A store that takes a file of that name.
+    /// Creates a store that takes one file of this name.
     pub fn new(name: RelativePath, writer: impl Write + Send + 'static) -> Self {
         let writer: Box<dyn Write + Send> = Box::new(writer);
         Self {
@@ -40,12 +40,12 @@ impl OutputStore {
         }
     }
 
-    /// Bytes given to the writer so far.
+    /// Bytes passed to the writer so far.
     pub fn written(&self) -> u64 {
         self.shared.written.load(Ordering::Relaxed)
     }
 
-    /// Whether an upload has begun: there can be no other.
+    /// Whether an upload has started; no other can.
     pub fn is_taken(&self) -> bool {
         self.writer().is_none()
     }
@@ -189,7 +189,7 @@ impl Upload for OutputUpload {
 mod tests {
     use super::*;
 
-    /// A writer that keeps what it is given.
+    /// A writer that keeps its input.
     #[derive(Clone, Default)]
     struct Kept(Arc<Mutex<Vec<u8>>>);
 

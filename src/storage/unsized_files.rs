@@ -1,4 +1,4 @@
-//! Files that say they are empty and have content all the same: those of /proc and /sys, and of some FUSE file systems.
+//! Files of reported size 0 that have content: those of /proc and /sys, and of some FUSE file systems.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -9,8 +9,8 @@ use super::Metadata;
 use super::root::{Root, device};
 use crate::protocol::path::RelativePath;
 
-/// Types of file systems, as Linux numbers them (statfs(2)), on which a file of size 0 is empty: those of disks, of memory and
-/// NFS. On all others, known or not, a byte is read to find out: that costs a few calls for each empty file, and no more.
+/// Types of file systems, as Linux numbers them (statfs(2)), on which a file of size 0 is empty: those on disks or in
+/// memory, and NFS. On all others a byte is read to find out, which costs a few calls for each empty file.
 const SIZED: [u64; 20] = [
     0xef53,      // ext2, ext3, ext4
     0x5846_5342, // XFS
@@ -33,15 +33,15 @@ const SIZED: [u64; 20] = [
     0x9660,      // ISO 9660
     0x1501_3346, // UDF
 ];
-/// Most devices that are remembered; past it they are forgotten, which only costs time.
+/// Most devices in the cache. A full cache is cleared, which only costs time.
 const MAX_DEVICES: usize = 4096;
 
-/// Whether sizes are right, by device.
+/// Whether reported sizes are right, by device.
 #[derive(Default)]
 pub(super) struct Devices(Mutex<HashMap<u64, bool>>);
 
 impl Devices {
-    /// Whether the file system of a file tells the size of what is in it.
+    /// Whether the file system of a file reports correct sizes.
     pub(super) fn are_sized(&self, root: &Root, path: &RelativePath, seen: &Metadata) -> bool {
         if cfg!(not(target_os = "linux")) {
             return false;
@@ -54,7 +54,7 @@ impl Devices {
         let Some((sized, device)) = look(root, path) else {
             return false;
         };
-        // A file that is mounted by itself is on another device than its directory.
+        // A file that is itself a mount point is on another device than its directory.
         if device != of {
             return false;
         }
@@ -67,14 +67,14 @@ impl Devices {
     }
 }
 
-/// Whether sizes are right in the directory that a path stands in, and the device of that.
+/// Whether reported sizes are right in the directory of a path, and the device of that directory.
 #[allow(
     clippy::unnecessary_cast,
     reason = "the type of a file system has other types on other systems"
 )]
 fn look(root: &Root, path: &RelativePath) -> Option<(bool, u64)> {
     let (directory, _) = root.parent(path).ok()??;
-    // Only the low half counts, and some of the numbers look negative.
+    // Only the low half counts, and some of the numbers are sign-extended.
     let kind = fstatfs(&directory).ok()?.f_type as u64 & u64::from(u32::MAX);
     let device = device(&fstat(&directory).ok()?);
     Some((SIZED.contains(&kind), device))
@@ -107,7 +107,7 @@ mod tests {
         if !sized(directory.path(), "empty") {
             return eprintln!("skipped: temporary files are on none of the known file systems");
         }
-        // What is known of a device is not asked again.
+        // A cached device is not queried again.
         let root = Root::open(directory.path()).unwrap();
         let store = LocalStore::open(directory.path()).unwrap();
         let seen = store.stat(&file("empty")).unwrap().unwrap();

@@ -1,5 +1,5 @@
-//! Owners and groups, by number and by name. Two machines often have other numbers for the same people, so a name counts
-//! where both know it, as rsync has it; root is root everywhere.
+//! Users and groups, by number and by name. Two machines often give the same person different numbers, so the name
+//! counts if both know it, as in rsync. Root is root everywhere.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,10 +8,10 @@ use nix::unistd::{Gid, Group, Uid, User};
 
 use crate::protocol::{MAX_OWNER_NAME, Owner};
 
-/// Answers of the system's user database that are remembered, of each kind; past it they are forgotten, and asked anew.
+/// Most cached answers of the system's user database, for each kind. A full cache is cleared.
 const MAX_REMEMBERED: usize = 1024;
 
-/// What the system's user database has said so far. Asking it may take a network's round trip.
+/// Cached answers of the system's user database. A query may take a network round trip.
 #[derive(Default)]
 pub(crate) struct Owners {
     users: Remembered<u32, Option<Vec<u8>>>,
@@ -39,7 +39,7 @@ impl<K: std::hash::Hash + Eq + Clone, V: Clone> Remembered<K, V> {
 }
 
 impl Owners {
-    /// An owner and group as they travel.
+    /// Returns an owner and group for the wire.
     pub(crate) fn announced(&self, (user, group): (u32, u32), names: bool) -> Owner {
         let name = |of: Option<String>| {
             of.map(String::into_bytes)
@@ -74,7 +74,7 @@ impl Owners {
         }
     }
 
-    /// Who that is on this machine: the name where it is known, else the number.
+    /// Returns the user and group ids on this machine: by name if it is known, otherwise by number.
     pub(crate) fn here(&self, owner: &Owner, names: bool) -> (u32, u32) {
         let user = |name: &Vec<u8>| {
             Some(

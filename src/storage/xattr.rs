@@ -1,4 +1,5 @@
-//! Extended attributes of files and directories on disk; access control lists are such, under names of the system's.
+//! Extended attributes of files and directories on disk. Access control lists are extended attributes in the `system`
+//! namespace.
 
 use std::fs::File;
 
@@ -12,30 +13,31 @@ use super::MetadataWarnings;
 use super::read_only::descriptor_path;
 use crate::protocol::{Attribute, MAX_XATTR_BYTES, Xattr};
 
-/// Longest list of names in bytes: Linux's `XATTR_LIST_MAX`.
+/// Longest list of names, in bytes: Linux's `XATTR_LIST_MAX`.
 const MAX_LIST: usize = 64 << 10;
-/// Those of anybody, and the access control lists.
+/// Attributes that every user may set, and the access control lists.
 const OPEN: [&[u8]; 3] = [
     b"user.",
     b"system.posix_acl_access",
     b"system.posix_acl_default",
 ];
-/// Where Linux keeps the access control list of a file.
+/// The attribute in which Linux keeps a file's access control list.
 const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
-/// Longest access control list in bytes: Linux's `XATTR_SIZE_MAX`.
+/// Longest access control list, in bytes: Linux's `XATTR_SIZE_MAX`.
 const MAX_ACCESS_LIST: usize = 64 << 10;
-/// Those that give rights or belong to the system's administration, such as a file's capabilities: they go with the owner.
+/// Attributes that give rights or belong to the system's administration, such as file capabilities: they are
+/// transferred only with the owner.
 const PRIVILEGED: [&[u8]; 2] = [b"security.", b"trusted."];
-/// Labels are the machine's own policy.
+/// Labels are the machine's own policy, and are never transferred.
 const LABELS: [&[u8]; 2] = [b"security.selinux", b"security.SMACK64"];
 
-/// Whether an extended attribute travels at all, or with owners only.
+/// Whether an extended attribute is transferred; `privileged` includes those that require owners.
 pub(super) fn travels(name: &[u8], privileged: bool) -> bool {
     let of = |names: &[&[u8]]| names.iter().any(|start| name.starts_with(start));
     of(&OPEN) || (privileged && of(&PRIVILEGED) && !of(&LABELS))
 }
 
-/// Those that travel, by name, as far as they fit an entry; and those that do not.
+/// Reads the transferable attributes, by name, as far as they fit an entry, with a warning for each that does not.
 pub(super) fn read(
     file: &File,
     privileged: bool,
@@ -71,7 +73,7 @@ pub(super) fn read(
                 Attribute::Xattr,
                 format!("more than {MAX_XATTR_BYTES} bytes of them"),
             )),
-            // Gone meanwhile.
+            // Removed meanwhile.
             Err(Errno::NODATA) => {}
             Err(e) => return Err(e),
         }
@@ -86,7 +88,7 @@ fn names(file: &File) -> rustix::io::Result<Vec<Vec<u8>>> {
         listed => listed,
     };
     let length = match listed {
-        // A filesystem that has none.
+        // The file system has no extended attributes.
         Err(Errno::OPNOTSUPP) => 0,
         listed => listed?,
     };
@@ -98,7 +100,7 @@ fn names(file: &File) -> rustix::io::Result<Vec<Vec<u8>>> {
     Ok(names)
 }
 
-/// Makes them all that there are of those that travel; each that cannot be is a lapse.
+/// Makes the transferable attributes exactly the `wanted` ones; returns a warning for each that fails.
 pub(super) fn set(
     file: &File,
     wanted: &[Xattr],
@@ -138,7 +140,8 @@ pub(super) fn set(
     Ok(lapses)
 }
 
-/// Gives a file the access control list of another; one that has none takes away what the directory's default gave.
+/// Copies the access control list of a file to another. Without one, removes the list that the directory's default
+/// gave.
 pub(super) fn copy_access_list(from: &File, to: &File) -> rustix::io::Result<()> {
     let mut value = vec![0; MAX_ACCESS_LIST];
     match getxattr(descriptor_path(from), ACCESS_LIST, &mut value[..]) {
@@ -147,13 +150,13 @@ pub(super) fn copy_access_list(from: &File, to: &File) -> rustix::io::Result<()>
             Err(Errno::NODATA) => Ok(()),
             removed => removed,
         },
-        // A file system, or a system, that has none.
+        // The file system or the system has none.
         Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOENT) => Ok(()),
         Err(e) => Err(e),
     }
 }
 
-/// Whatever a filesystem has against an extended attribute, the file stands without it.
+/// Records a failure as a warning: the file is whole without the attribute.
 fn note(lapses: &mut MetadataWarnings, result: rustix::io::Result<()>) {
     if let Err(error) = result {
         lapses.push((Attribute::Xattr, super::attributes::said(error)));

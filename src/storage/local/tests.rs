@@ -1,4 +1,4 @@
-//! What only a real directory can do to us; what every store promises is held in `tests/it/store.rs`.
+//! Tests of what only a real directory can do; `tests/it/store.rs` tests the rules of every store.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -10,7 +10,7 @@ use super::super::partial::partial_name_of;
 use super::*;
 use crate::protocol::{Durability, Time};
 
-/// A served directory and one beside it that nobody may reach.
+/// A served directory, and one beside it that must stay out of reach.
 struct Place {
     store: LocalStore,
     inside: PathBuf,
@@ -38,7 +38,7 @@ impl Place {
         place
     }
 
-    /// A refusal that names `path` but nothing of where the store is.
+    /// Checks that an error starts with `path` and does not show where the store is.
     fn refused<T>(&self, result: Result<T, Reason>, path: &str) -> Code {
         let why = result.err().expect("this must be refused");
         assert!(
@@ -79,7 +79,7 @@ fn put(store: &LocalStore, name: &str, data: &[u8]) -> Result<(), Reason> {
         .map(drop)
 }
 
-/// All names in a directory, partials too.
+/// All names in a directory, including partials.
 fn listing(directory: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(directory)
         .unwrap()
@@ -89,10 +89,11 @@ fn listing(directory: &Path) -> Vec<String> {
     names
 }
 
-/// No test takes so long.
+/// Longer than any test takes.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Sweeps until so many partials are gone. Another test may be between fork and exec: its child shares the locks until then.
+/// Sweeps until the expected number of partials is gone. Another test may be between fork and exec: its child shares
+/// the locks until then.
 fn sweep(store: &dyn Store, age: Duration, expected: u64) {
     let begun = std::time::Instant::now();
     let mut swept = 0;
@@ -355,7 +356,7 @@ fn without_flock_partials_are_locked_within_the_process() {
     upload
         .commit(&Attributes::default(), Durability::Synced)
         .unwrap();
-    // The lock went with the upload, and not with the name.
+    // The lock ended with the upload, although the name stayed.
     put(&place.store, "d/f", b"more").unwrap();
     drop(begin(&place.store, "d/g", b"data").unwrap());
     sweep(&other, Duration::ZERO, 1);
@@ -413,7 +414,7 @@ fn nothing_is_written_once_the_path_names_another_directory() {
     let committed = upload.commit(&Attributes::default(), Durability::Synced);
     assert_eq!(place.refused(committed, "g"), Code::Io);
     assert_eq!(listing(&place.inside), [""; 0]);
-    // Put back where it was, it goes on.
+    // After the directory is moved back, the store works again.
     fs::remove_dir(&place.inside).unwrap();
     fs::rename(&away, &place.inside).unwrap();
     store.check_root().unwrap();
@@ -541,7 +542,8 @@ fn a_store_that_cannot_be_opened_or_written_is_named() {
     assert!(error.contains(place.inside.to_str().unwrap()), "{error}");
 }
 
-/// Runs a program of the package `acl` on a file; `None` where it, or the file system, knows no access control lists.
+/// Runs a program of the package `acl` on a file; `None` if it is missing, or if the file system has no access control
+/// lists.
 fn acl(program: &str, arguments: &[&str], file: &Path) -> Option<String> {
     let ran = std::process::Command::new(program)
         .args(arguments)
@@ -576,7 +578,7 @@ fn a_default_acl_decides_for_new_files_and_directories() {
 fn what_replaces_a_file_without_a_mode_shows_it_to_nobody_else() {
     let place = Place::new();
     put(&place.store, "f", b"data").unwrap();
-    // The bits of the group are the mask here: without the list, they would let the group in.
+    // The group bits are the mask here: without the list, they would let the group in.
     let rules = "u::rw,g::---,o::---,u:1234:rw,m::rw";
     if acl("setfacl", &["-m", rules], &place.inside.join("f")).is_none() {
         return;
@@ -585,7 +587,7 @@ fn what_replaces_a_file_without_a_mode_shows_it_to_nobody_else() {
     let before = list("f");
     put(&place.store, "f", b"new").unwrap();
     assert_eq!(list("f"), before);
-    // And what a default would add is not added to a file that had none.
+    // A default ACL adds nothing to a file that had no list.
     fs::write(place.inside.join("private"), "data").unwrap();
     fs::set_permissions(
         place.inside.join("private"),
@@ -618,7 +620,7 @@ fn setting_the_time_of_modification_keeps_that_of_access() {
 
 #[test]
 fn nanoseconds_below_zero_are_taken_from_the_seconds() {
-    // As a FUSE file system may give -1.5 s.
+    // A FUSE file system may return this for -1.5 s.
     let time = time_of(-1, -500_000_000_i32 as u32);
     assert_eq!((time.seconds, time.nanoseconds), (-2, 500_000_000));
     let time = time_of(-1, 999_999_999);
@@ -654,7 +656,7 @@ impl Keys {
     }
 }
 
-/// Tries all that a peer can do to a name.
+/// Tries every operation of a peer on a name.
 fn refuses_all(store: &LocalStore, name: &str) {
     let name = &path(name);
     let other = path("other");
@@ -736,7 +738,7 @@ fn a_reserved_directory_is_neither_read_nor_changed() {
         assert!(put_at(&store, &path(".config/haul")).is_err());
         assert!(store.stat(&path(".config/haul")).is_err());
         store.sweep(Duration::ZERO).unwrap();
-        // All else is as ever.
+        // Everything else works.
         put(&store, ".config/other/file", b"data").unwrap();
         assert!(store.open(&path(".config/other/file")).is_ok());
         assert!(store.names(&path(".config/other")).is_ok());
@@ -760,7 +762,7 @@ fn links_to_and_from_a_reserved_directory_are_reserved() {
     .unwrap();
     symlink(dotfiles.join("later"), keys.keys.join("known_hosts")).unwrap();
     fs::hard_link(keys.keys.join("key.pem"), dotfiles.join("backup")).unwrap();
-    // The directory itself is reached by a link.
+    // The directory itself is reached through a link.
     fs::rename(keys.home().join(".config"), dotfiles.join("config")).unwrap();
     symlink("dotfiles/config", keys.home().join(".config")).unwrap();
     fs::create_dir(dotfiles.join("config/dotfiles")).unwrap();
@@ -772,7 +774,7 @@ fn links_to_and_from_a_reserved_directory_are_reserved() {
             put_at(&store, &path("dotfiles/later")).unwrap_err().code,
             Code::NotAllowed
         );
-        // The hard link may be replaced, which leaves the key as it is; the key may not be read by it.
+        // A peer may replace the hard link, which leaves the key unchanged, but may not read the key through it.
         assert_eq!(
             store.open(&path("dotfiles/backup")).err().unwrap().code,
             Code::NotAllowed
@@ -819,7 +821,7 @@ fn a_reserved_directory_is_no_store_and_none_is_in_it() {
     assert!(LocalStore::open_reserving(keys.home(), &keys.home().join("nowhere")).is_err());
 }
 
-/// Mounts one directory or file on another until it is dropped; `None` where that is not permitted.
+/// A bind mount that is undone on drop; `None` if this user may not mount.
 struct Mounted(PathBuf);
 
 impl Mounted {

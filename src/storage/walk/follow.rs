@@ -1,4 +1,4 @@
-//! Where symbolic links lead, found out component by component: the store itself follows none.
+//! Resolves symbolic links component by component: the store itself follows none.
 
 use super::Follow;
 use crate::error::text::printable;
@@ -7,18 +7,18 @@ use crate::protocol::Kind;
 use crate::protocol::path::RelativePath;
 use crate::storage::{Metadata, Store};
 
-/// Links on the way of one: as many as Linux follows.
+/// Most links on one path, as in Linux.
 const MAX_LINKS: u32 = 40;
 
-/// What a symbolic link points to in the end, which is no link. What changes meanwhile is an error at worst: the store
-/// is never left.
+/// Resolves a symbolic link to its final target, which is not a link. A concurrent change causes an error at worst: the
+/// store is never left.
 pub(super) fn resolve(
     store: &dyn Store,
     link: &RelativePath,
     follow: Follow,
 ) -> Result<(RelativePath, Metadata), Reason> {
     let mut here = link.parent().unwrap_or_default();
-    // What is left to go, last first.
+    // Remaining components, last first.
     let mut left: Vec<Vec<u8>> = link.name().map(<[u8]>::to_vec).into_iter().collect();
     let mut links = 0;
     while let Some(component) = left.pop() {
@@ -113,7 +113,7 @@ mod tests {
             "{gone}"
         );
         assert_eq!(resolved("absolute", Follow::Anywhere).unwrap(), "a/b");
-        // As the system has it at the root of all.
+        // As the system resolves `..` at the root of the file system.
         assert!(
             resolved("out", Follow::Anywhere)
                 .unwrap_err()

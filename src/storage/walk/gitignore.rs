@@ -1,4 +1,4 @@
-//! What a walk leaves out: the filter's rules, and those of the .gitignore files that it comes upon.
+//! What a walk excludes: the rules of the filter, and of the .gitignore files it finds.
 
 use std::sync::Arc;
 
@@ -8,17 +8,17 @@ use crate::protocol::path::RelativePath;
 use crate::storage::Store;
 use crate::storage::filter::{Filter, MAX_RULES_BYTES, Rules};
 
-/// The rules of one .gitignore, and those that hold where it says nothing.
+/// The rules of one .gitignore, and those that apply where it has no match.
 pub(crate) struct Scope {
     rules: Rules,
-    /// The directory that they are anchored at, as it is named on the wire.
+    /// The directory that the rules are anchored at, by its name on the wire.
     base: RelativePath,
     above: Option<Arc<Scope>>,
 }
 
 impl Scope {
-    /// The rules that hold in a directory: its own before those from above. A directory with a `.git` is a repository of
-    /// its own, in which none from above hold.
+    /// Returns the rules for a directory: its own before those from above. A directory with a `.git` is a repository of
+    /// its own, and rules from above do not apply in it.
     pub(crate) fn of(
         store: &dyn Store,
         directory: &RelativePath,
@@ -82,8 +82,8 @@ impl Scope {
     }
 }
 
-/// Whether something is to be left out, by its name on the wire, where all of its tree stands below `top`. A source that
-/// is a directory is where rules are anchored, and never is.
+/// Whether to exclude an entry, by its name on the wire; `top` is the root of its tree. Rules are anchored at a source
+/// directory, and never exclude it.
 pub(crate) fn excludes(
     filter: &Filter,
     scope: Option<&Scope>,
@@ -100,7 +100,7 @@ pub(crate) fn excludes(
     excluded.unwrap_or_else(|| scope.is_some_and(|scope| scope.excludes(path, directory)))
 }
 
-/// A name relative to a directory that it stands below.
+/// The part of a path below a directory that contains it.
 pub(crate) fn below<'a>(base: &RelativePath, path: &'a RelativePath) -> &'a [u8] {
     let below = path
         .as_bytes()
@@ -109,7 +109,7 @@ pub(crate) fn below<'a>(base: &RelativePath, path: &'a RelativePath) -> &'a [u8]
     below.strip_prefix(b"/").unwrap_or(below)
 }
 
-/// As git, which does not follow a .gitignore that is a link.
+/// Like git, ignores a .gitignore that is a symbolic link.
 fn is_file(store: &dyn Store, path: &RelativePath) -> bool {
     store
         .stat(path)
