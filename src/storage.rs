@@ -109,7 +109,7 @@ impl PartialKey {
     pub const UNKNOWN_SIZE: u64 = u64::MAX;
 
     /// The longest useful partial of an earlier attempt, in bytes.
-    fn useful(&self) -> u64 {
+    fn useful_size(&self) -> u64 {
         if self.size == Self::UNKNOWN_SIZE {
             0
         } else {
@@ -210,7 +210,7 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// [`Busy`]: crate::error::Code::Busy
     /// [`IsDirectory`]: crate::error::Code::IsDirectory
-    fn create(&self, path: &RelativePath, claim: &PartialKey) -> Result<Box<dyn Upload>, Reason>;
+    fn create(&self, path: &RelativePath, key: &PartialKey) -> Result<Box<dyn Upload>, Reason>;
 
     /// Creates a directory unless it exists. It is private (0700) until its attributes are set. Creates missing parent
     /// directories as `mkdir -p` does.
@@ -311,7 +311,7 @@ fn reads_as_more(source: &dyn Source, path: &RelativePath) -> Result<bool, Reaso
     let read = source.read_at(&mut [0], 0).map_err(|error| {
         Reason::new(
             Code::Unreadable,
-            format!("{path}: its size is not known, and it cannot be read: {error}"),
+            format!("{path}: cannot read the file, whose size is unknown: {error}"),
         )
     })?;
     Ok(read > 0)

@@ -16,16 +16,16 @@ use crate::protocol::path::PARTIAL_ACCENT;
 use crate::protocol::path::RelativePath;
 
 /// Most names of a directory that are tried.
-const SAMPLES: usize = 64;
+const MAX_SAMPLES: usize = 64;
 /// Variants that turn out to be separate names before a temporary file is created instead.
 const MAX_TRIES: usize = 4;
 /// How long the result of a temporary file is cached. Limited, because another file system may be mounted later.
-const REMEMBERED: Duration = Duration::from_secs(600);
+const CACHE_TIME: Duration = Duration::from_secs(600);
 /// Most file systems with a cached result.
-const MAX_REMEMBERED: usize = 64;
+const MAX_CACHED: usize = 64;
 /// `FS_CASEFOLD_FL`: an empty directory of ext4, f2fs or tmpfs has this flag if it ignores case.
 #[cfg(target_os = "linux")]
-const CASEFOLD: u32 = 0x4000_0000;
+const CASEFOLD_FLAG: u32 = 0x4000_0000;
 
 /// The differences between names that a directory ignores.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -62,7 +62,7 @@ impl Folding {
             };
         };
         let folded = |text: String| match self.case {
-            true => text.chars().flat_map(fold).collect(),
+            true => text.chars().flat_map(fold_case).collect(),
             false => text,
         };
         let normal = |text: String| match self.form {
@@ -86,7 +86,7 @@ pub(crate) fn trimmed(name: &[u8]) -> &[u8] {
 }
 
 /// Folds the case of one character to one character, as file systems do.
-fn fold(c: char) -> impl Iterator<Item = char> {
+fn fold_case(c: char) -> impl Iterator<Item = char> {
     let mut upper = c.to_uppercase();
     let upper = match (upper.next(), upper.next()) {
         (Some(upper), None) => upper,
@@ -117,11 +117,11 @@ pub(super) fn folding(
         let Ok(Some(here)) = root.find(&path) else {
             continue;
         };
-        ask_names(&here, &mut found, &mut open);
+        probe_names(&here, &mut found, &mut open);
         if !open.any() {
             break;
         }
-        if says_so(&here) {
+        if has_casefold_flag(&here) {
             let wanted = |asked, known| known || asked;
             return Folding {
                 case: wanted(open.case, found.case),
@@ -134,7 +134,7 @@ pub(super) fn folding(
             .as_ref()
             .and_then(|above| root.find(above).ok().flatten());
         if above.is_none_or(|above| !same_device(&here, &above)) {
-            let by_file = ask_file(root, probed, &here, may_write);
+            let by_file = probe_file(root, probed, &here, may_write);
             found.case |= open.case && by_file.case;
             found.form |= open.form && by_file.form;
             found.ends |= open.ends && by_file.ends;
@@ -145,9 +145,9 @@ pub(super) fn folding(
 }
 
 /// Tries existing names. A settled difference is no longer open.
-fn ask_names(directory: &Directory<'_>, found: &mut Folding, open: &mut Folding) {
+fn probe_names(directory: &Directory<'_>, found: &mut Folding, open: &mut Folding) {
     let mut tries = MAX_TRIES;
-    for name in names(directory).take(SAMPLES) {
+    for name in names(directory).take(MAX_SAMPLES) {
         if !open.any() || tries == 0 {
             return;
         }
@@ -167,7 +167,7 @@ fn ask_names(directory: &Directory<'_>, found: &mut Folding, open: &mut Folding)
                 None => tries = tries.saturating_sub(1),
             }
         };
-        ask(&mut open.case, &mut found.case, Some(swapped(&name)));
+        ask(&mut open.case, &mut found.case, Some(swap_case(&name)));
         ask(&mut open.form, &mut found.form, other_form(&name));
         ask(
             &mut open.ends,
@@ -192,7 +192,7 @@ fn is_found(directory: &Directory<'_>, name: &[u8]) -> Option<bool> {
 }
 
 /// A name with the case of its ASCII letters swapped.
-fn swapped(name: &[u8]) -> Vec<u8> {
+fn swap_case(name: &[u8]) -> Vec<u8> {
     let swap = |byte: &u8| match byte.is_ascii_uppercase() {
         true => byte.to_ascii_lowercase(),
         false => byte.to_ascii_uppercase(),
@@ -212,13 +212,13 @@ fn other_form(name: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Creates a temporary file and looks it up by variants of its name.
-fn ask_file(root: &Root, probed: &Probed, directory: &Directory<'_>, may_write: bool) -> Folding {
+fn probe_file(root: &Root, probed: &Probed, directory: &Directory<'_>, may_write: bool) -> Folding {
     let Ok(stat) = fstat(directory) else {
         return Folding::default();
     };
     let mut probed = probed.0.lock().unwrap_or_else(PoisonError::into_inner);
     match probed.get(&device(&stat)) {
-        Some((since, folding)) if since.elapsed() < REMEMBERED => return *folding,
+        Some((since, folding)) if since.elapsed() < CACHE_TIME => return *folding,
         _ if !may_write => return Folding::default(),
         _ => {}
     }
@@ -237,12 +237,12 @@ fn ask_file(root: &Root, probed: &Probed, directory: &Directory<'_>, may_write: 
     };
     let finds = |other: Vec<u8>| other != name && is_found(directory, &other) == Some(true);
     let folding = Folding {
-        case: finds(swapped(name)),
+        case: finds(swap_case(name)),
         form: other_form(name).is_some_and(finds),
         ends: finds([name, b"."].concat()),
     };
     let _ = remove(root, directory, name);
-    if probed.len() >= MAX_REMEMBERED {
+    if probed.len() >= MAX_CACHED {
         probed.clear();
     }
     probed.insert(device(&stat), (Instant::now(), folding));
@@ -262,22 +262,22 @@ fn same_device(one: &Directory<'_>, other: &Directory<'_>) -> bool {
     clippy::unnecessary_cast,
     reason = "the flags have another type on other architectures"
 )]
-fn says_so(directory: &Directory<'_>) -> bool {
+fn has_casefold_flag(directory: &Directory<'_>) -> bool {
     directory
         .readable()
         .and_then(rustix::fs::ioctl_getflags)
-        .is_ok_and(|flags| flags.bits() as u32 & CASEFOLD != 0)
+        .is_ok_and(|flags| flags.bits() as u32 & CASEFOLD_FLAG != 0)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn says_so(_: &Directory<'_>) -> bool {
+fn has_casefold_flag(_: &Directory<'_>) -> bool {
     false
 }
 
 /// Renames an entry to exactly this spelling, if the directory stores it with an equal name; `false` if it still has
 /// another spelling.
 pub(super) fn respell(root: &Root, path: &RelativePath, folding: Folding) -> Result<bool, Reason> {
-    let cannot = |e| fault(path, "change the case of its name", e);
+    let cannot = |e| fault(path, "change the spelling of its name", e);
     let Some((directory, name)) = root.parent(path)? else {
         return Ok(true);
     };
@@ -289,21 +289,21 @@ pub(super) fn respell(root: &Root, path: &RelativePath, folding: Folding) -> Res
         return Ok(true);
     };
     // The file system would trim the end again.
-    let is_kept = |listed: &[u8]| listed == name || folding.ends && listed == trimmed(name);
-    if is_kept(&stored) {
+    let is_same = |listed: &[u8]| listed == name || folding.ends && listed == trimmed(name);
+    if is_same(&stored) {
         return Ok(true);
     }
     // Renames by way of a third name: most systems treat the two as the same file, and a direct rename does nothing.
-    let between = temporary_name();
+    let temporary = temporary_name();
     let rename = |from: &[u8], to: &[u8]| {
         root.change(&directory, || renameat(&directory, from, &directory, to))
     };
-    rename(&stored, between.as_bytes()).map_err(cannot)?;
-    rename(between.as_bytes(), name).map_err(|e| {
-        let _ = rename(between.as_bytes(), &stored);
+    rename(&stored, temporary.as_bytes()).map_err(cannot)?;
+    rename(temporary.as_bytes(), name).map_err(|e| {
+        let _ = rename(temporary.as_bytes(), &stored);
         cannot(e)
     })?;
-    Ok(names(&directory).any(|listed| is_kept(&listed)))
+    Ok(names(&directory).any(|listed| is_same(&listed)))
 }
 
 #[cfg(test)]
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn names_have_one_key_that_a_directory_takes_for_the_same() {
+    fn names_that_a_directory_folds_have_the_same_key() {
         let case = Folding {
             case: true,
             ..Folding::default()
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_tells_all_names_apart_is_found_to() {
+    fn a_case_sensitive_directory_is_detected() {
         let place = tempfile::tempdir().unwrap();
         let root = Root::open(place.path()).unwrap();
         let probed = Probed::default();

@@ -22,7 +22,7 @@ pub const LARGE_FILE: u64 = 16 << 20;
 /// Most rows in each table, of some 100 bytes each; above it the oldest are evicted.
 const MAX_ROWS: u64 = 100_000;
 /// Rows evicted at a time, because finding the oldest reads all rows.
-const EVICTED: usize = 10_000;
+const EVICTED_ROWS: usize = 10_000;
 /// Memory for the pages of the database, in bytes. The library's default is 1 GiB.
 const CACHE_SIZE: usize = 1 << 20;
 /// A file that was modified less than this ago may change again without a new mtime: the coarsest clock of a file
@@ -30,7 +30,7 @@ const CACHE_SIZE: usize = 1 << 20;
 const SETTLE_TIME: Duration = Duration::from_secs(2);
 
 /// The coarsest resolution of ctime: the tick of Linux, at 100 a second.
-const CHANGE_SETTLES: Duration = Duration::from_millis(10);
+const CHANGE_SETTLE_TIME: Duration = Duration::from_millis(10);
 
 /// Digests and times of change, by file.
 const DIGESTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("digests by change");
@@ -39,7 +39,7 @@ const OLD_DIGESTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("digests
 /// Files by digest.
 const PLACES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("places");
 /// Length of the time stamp at the end of each row: its creation, in nanoseconds since 1970.
-const STAMP: usize = 8;
+const TIME_STAMP_LENGTH: usize = 8;
 
 /// Identifies a file and its content by metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +75,7 @@ impl FileKey {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
-        let tick = now.saturating_sub(CHANGE_SETTLES);
+        let tick = now.saturating_sub(CHANGE_SETTLE_TIME);
         let tick = (tick.as_secs() as i64, tick.subsec_nanos());
         self.modified.seconds < (now.saturating_sub(SETTLE_TIME)).as_secs() as i64
             && (changed.seconds, changed.nanoseconds) < tick
@@ -103,7 +103,7 @@ fn digest_row(changed: Time, digest: &[u8; 32]) -> [u8; DIGEST_ROW] {
 }
 
 /// Result of a database operation.
-type Worked<T> = Result<T, Box<dyn std::error::Error>>;
+type DatabaseResult<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// A digest index in a file. Cheap to clone; the file is opened, or created, at first use. All calls block, and none
 /// fails: on an error, the answer is unknown.
@@ -119,7 +119,7 @@ enum State {
     Closed,
     Open(Database),
     /// Another process has the file open, or it cannot be used.
-    Without,
+    Unusable,
 }
 
 impl fmt::Debug for Index {
@@ -191,7 +191,7 @@ impl Index {
     /// Forgets where this content was stored.
     pub fn forget(&self, store: (u64, u64), digest: &[u8; 32]) {
         let key = place_key(store, digest);
-        self.with(|database| {
+        self.with_database(|database| {
             let writing = database.begin_write()?;
             writing.open_table(PLACES)?.remove(&key[..])?;
             Ok(writing.commit()?)
@@ -199,13 +199,15 @@ impl Index {
     }
 
     fn row(&self, table: TableDefinition<&[u8], &[u8]>, key: &[u8]) -> Option<Vec<u8>> {
-        self.with(|database| {
+        self.with_database(|database| {
             let table = match database.begin_read()?.open_table(table) {
                 Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
                 table => table?,
             };
             let row = table.get(key)?;
-            Ok(row.map(|row| row.value()[..row.value().len().saturating_sub(STAMP)].to_vec()))
+            Ok(row.map(|row| {
+                row.value()[..row.value().len().saturating_sub(TIME_STAMP_LENGTH)].to_vec()
+            }))
         })?
     }
 
@@ -214,7 +216,7 @@ impl Index {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
             .as_nanos() as u64;
-        self.with(|database| {
+        self.with_database(|database| {
             let mut writing = database.begin_write()?;
             // A crash may lose this row, and nothing else.
             writing.set_durability(redb::Durability::Eventual);
@@ -222,7 +224,7 @@ impl Index {
                 let mut rows = writing.open_table(table)?;
                 rows.insert(key, &[value, &now.to_le_bytes()].concat()[..])?;
                 if rows.len()? > MAX_ROWS {
-                    evict(&mut rows, EVICTED)?;
+                    evict(&mut rows, EVICTED_ROWS)?;
                 }
             }
             Ok(writing.commit()?)
@@ -230,7 +232,7 @@ impl Index {
     }
 
     /// Runs an operation on the database, if there is a usable one. Removes a database that fails.
-    fn with<T>(&self, work: impl FnOnce(&Database) -> Worked<T>) -> Option<T> {
+    fn with_database<T>(&self, work: impl FnOnce(&Database) -> DatabaseResult<T>) -> Option<T> {
         let mut state = self.state();
         if let State::Closed = *state {
             *state = self.open();
@@ -239,16 +241,16 @@ impl Index {
             return None;
         };
         // The library trusts its file in places, and panics on a corrupted one.
-        let worked = catch_unwind(AssertUnwindSafe(|| work(database)));
-        match worked {
+        let result = catch_unwind(AssertUnwindSafe(|| work(database)));
+        match result {
             Ok(Ok(done)) => Some(done),
             failed => {
                 let why = failed
                     .ok()
                     .and_then(Result::err)
                     .map_or_else(|| "a panic".into(), |error| error.to_string());
-                tracing::debug!(path = ?self.0.path, why, "the index is given up");
-                let broken = std::mem::replace(&mut *state, State::Without);
+                tracing::debug!(path = ?self.0.path, why, "the digest index is unusable and was given up");
+                let broken = std::mem::replace(&mut *state, State::Unusable);
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
                 let _ = std::fs::remove_file(&self.0.path);
                 None
@@ -266,16 +268,16 @@ impl Index {
             catch_unwind(AssertUnwindSafe(create)).unwrap_or(Err(DatabaseError::RepairAborted))
         };
         let opened = match open() {
-            Err(DatabaseError::DatabaseAlreadyOpen) => return State::Without,
+            Err(DatabaseError::DatabaseAlreadyOpen) => return State::Unusable,
             Err(error) => {
-                tracing::debug!(path = ?self.0.path, %error, "the index is begun anew");
+                tracing::debug!(path = ?self.0.path, %error, "cannot open the digest index; creating a new one");
                 let _ = std::fs::remove_file(&self.0.path);
                 open()
             }
             opened => opened,
         };
         let Ok(database) = opened else {
-            return State::Without;
+            return State::Unusable;
         };
         // Rows of earlier versions are not reliable. If deleting them fails, they do no harm: nothing reads them.
         let _ = catch_unwind(AssertUnwindSafe(|| delete_table(&database, OLD_DIGESTS)));
@@ -287,7 +289,7 @@ impl Index {
     }
 }
 
-fn delete_table(database: &Database, table: TableDefinition<&[u8], &[u8]>) -> Worked<()> {
+fn delete_table(database: &Database, table: TableDefinition<&[u8], &[u8]>) -> DatabaseResult<()> {
     if let Err(redb::TableError::TableDoesNotExist(_)) = database.begin_read()?.open_table(table) {
         return Ok(());
     }
@@ -305,11 +307,11 @@ fn place_key(store: (u64, u64), digest: &[u8; 32]) -> [u8; 48] {
     key
 }
 
-fn evict(rows: &mut redb::Table<'_, &[u8], &[u8]>, count: usize) -> Worked<()> {
+fn evict(rows: &mut redb::Table<'_, &[u8], &[u8]>, count: usize) -> DatabaseResult<()> {
     let stamp = |row: &[u8]| {
         let stamp = row
             .len()
-            .checked_sub(STAMP)
+            .checked_sub(TIME_STAMP_LENGTH)
             .and_then(|at| row[at..].try_into().ok());
         stamp.map_or(0, u64::from_le_bytes)
     };
@@ -367,7 +369,7 @@ mod tests {
         let database = Database::create(&file).unwrap();
         let writing = database.begin_write().unwrap();
         {
-            let row = [&[1; 32][..], &[0; STAMP]].concat();
+            let row = [&[1; 32][..], &[0; TIME_STAMP_LENGTH]].concat();
             let mut rows = writing.open_table(OLD_DIGESTS).unwrap();
             rows.insert(&key(1).bytes()[..], &row[..]).unwrap();
         }
@@ -384,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_remembered_is_there_the_next_time_and_for_one_process_alone() {
+    fn rows_persist_and_one_process_at_a_time_has_them() {
         let home = tempdir().unwrap();
         let file = home.path().join("index");
         let index = Index::new(file.clone());
@@ -407,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_index_is_begun_anew_and_a_place_without_one_is_no_error() {
+    fn a_corrupt_index_is_recreated_and_a_missing_one_is_no_error() {
         let home = tempdir().unwrap();
         let file = home.path().join("index");
         std::fs::write(&file, vec![0xa5; 100_000]).unwrap();
@@ -426,13 +428,13 @@ mod tests {
         let index = Index::new(file);
         let _ = index.known(&key(1), CHANGED);
         index.remember(&key(1), CHANGED, &[1; 32]);
-        let nowhere = Index::new(home.path().join("none/index"));
-        nowhere.remember(&key(1), CHANGED, &[1; 32]);
-        assert_eq!(nowhere.known(&key(1), CHANGED), None);
+        let unusable = Index::new(home.path().join("none/index"));
+        unusable.remember(&key(1), CHANGED, &[1; 32]);
+        assert_eq!(unusable.known(&key(1), CHANGED), None);
     }
 
     #[test]
-    fn the_oldest_give_way() {
+    fn the_oldest_rows_are_evicted() {
         let home = tempdir().unwrap();
         let database = Database::create(home.path().join("index")).unwrap();
         let writing = database.begin_write().unwrap();

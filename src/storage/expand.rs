@@ -60,9 +60,9 @@ pub(crate) fn expand(
             }
             by_pattern = true;
             let before = found.len();
-            match matching(store, &directory, &patterns, effort, &mut found) {
+            match add_matches(store, &directory, &patterns, effort, &mut found) {
                 Ok(()) => found[before..].sort_unstable_by(|a, b| a.as_bytes().cmp(b.as_bytes())),
-                Err(why) if matches!(why.code, Code::NoSpace) => return Err(too_much(path)),
+                Err(why) if matches!(why.code, Code::NoSpace) => return Err(above_the_limit(path)),
                 Err(why) => failed = failed.or(Some(why)),
             }
         }
@@ -90,15 +90,15 @@ pub(crate) fn expand(
     Ok(Expanded { paths, by_pattern })
 }
 
-fn too_much(path: &RelativePath) -> Reason {
+fn above_the_limit(path: &RelativePath) -> Reason {
     let text = format!(
-        "{path}: it matches too much, or in too large directories; name a directory, or match less"
+        "{path}: the pattern matches too many files, or reads too large directories; use a narrower one"
     );
     Reason::new(Code::NoSpace, text)
 }
 
 /// Adds the matches in a directory. Fails with [`Code::NoSpace`] above the limits.
-fn matching(
+fn add_matches(
     store: &dyn Store,
     directory: &RelativePath,
     patterns: &Patterns,
@@ -136,13 +136,13 @@ mod tests {
     fn store(names: &[&str]) -> MemoryStore {
         let store = MemoryStore::new();
         for name in names {
-            let claim = PartialKey {
+            let key = PartialKey {
                 owner: [0; 32],
                 size: 0,
                 modified: None,
             };
             store
-                .create(&path(name), &claim)
+                .create(&path(name), &key)
                 .unwrap()
                 .commit(&Default::default(), Durability::Visible)
                 .unwrap();
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_matches_comes_in_order_and_what_does_not_is_told() {
+    fn matches_are_sorted_and_no_match_is_an_error() {
         let store = store(&[
             "logs/b.gz",
             "logs/a.gz",
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_really_named_so_is_no_pattern() {
+    fn an_existing_name_is_not_a_pattern() {
         let store = store(&["a[1].jpg", "a1.jpg", "*/f", "d/f"]);
         assert_eq!(expanded(&store, "a[1].jpg").unwrap(), ["a[1].jpg"]);
         assert_eq!(expanded(&store, "*/f").unwrap(), ["*/f"]);
@@ -200,19 +200,19 @@ mod tests {
     }
 
     #[test]
-    fn no_pattern_takes_more_than_it_is_given() {
+    fn the_effort_for_patterns_is_limited() {
         let names: Vec<_> = (0..50).map(|i| format!("{}/{i}", i % 5)).collect();
         let store = store(&names.iter().map(String::as_str).collect::<Vec<_>>());
         let mut effort = Effort(30);
         let why = expand(&store, &path("*/*"), &mut effort).err().unwrap();
-        assert!(why.to_string().contains("too much"), "{why}");
+        assert!(why.to_string().contains("too many"), "{why}");
         assert_eq!(effort.0, 0, "and all of a request shares it");
         // In a backtracking matcher the time doubles with each star.
-        let long = store_of_a_long_name();
+        let long = store_with_a_long_name();
         assert!(expanded(&long, &format!("{}b", "*a".repeat(100))).is_err());
     }
 
-    fn store_of_a_long_name() -> MemoryStore {
+    fn store_with_a_long_name() -> MemoryStore {
         store(&[&"a".repeat(255)])
     }
 }

@@ -22,18 +22,16 @@ pub const MAX_RULES: usize = 4096;
 /// Most bytes in the rules of one list.
 pub const MAX_RULES_BYTES: usize = 256 << 10;
 /// Most bytes that the compiled rules of one list may take. A class of many bytes takes some 100.
-const MAX_COMPILED: usize = 16 << 20;
+const MAX_COMPILED_BYTES: usize = 16 << 20;
 
 /// Why a list of rules was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadRules {
     /// There are too many rules, or too many bytes of them.
-    #[error("more than {MAX_RULES} rules, or {MAX_RULES_BYTES} bytes of them")]
+    #[error("more than {MAX_RULES} rules or {MAX_RULES_BYTES} bytes; use fewer")]
     TooMany,
     /// The compiled rules take too much memory.
-    #[error(
-        "the rules are more than can be held in memory for them; use fewer wildcards and classes"
-    )]
+    #[error("the rules take too much memory; use fewer wildcards and classes")]
     TooLarge,
 }
 
@@ -93,7 +91,7 @@ impl Rules {
         let set = RegexSetBuilder::new(expressions)
             .unicode(false)
             .dot_matches_new_line(true)
-            .size_limit(MAX_COMPILED)
+            .size_limit(MAX_COMPILED_BYTES)
             .build()
             .map_err(|_| BadRules::TooLarge)?;
         Ok(Self(Some(Arc::new(Compiled {
@@ -253,7 +251,7 @@ fn translate(rule: &[u8]) -> Option<(String, Effect)> {
     if rule.is_empty() {
         return None;
     }
-    glob(rule, anchored, &mut expression)?;
+    push_glob(rule, anchored, &mut expression)?;
     expression.push_str(r"\z");
     Some((
         expression,
@@ -265,7 +263,7 @@ fn translate(rule: &[u8]) -> Option<(String, Effect)> {
 }
 
 /// Appends the expression for a glob, with the semantics of git's wildmatch.c; `None` if it is malformed.
-fn glob(rule: &[u8], across_directories: bool, expression: &mut String) -> Option<()> {
+fn push_glob(rule: &[u8], across_directories: bool, expression: &mut String) -> Option<()> {
     // Git compares the part before the first wildcard separately, and the rest starts like a new rule.
     let literal = rule
         .iter()
@@ -357,9 +355,9 @@ fn class(rule: &[u8]) -> Option<(String, usize)> {
             break;
         }
     }
-    let holds = |byte: u8| byte != b'/' && set[usize::from(byte)] != negated;
+    let matches_byte = |byte: u8| byte != b'/' && set[usize::from(byte)] != negated;
     let mut class = String::from("[");
-    let mut bytes = (0..=u8::MAX).filter(|&byte| holds(byte)).peekable();
+    let mut bytes = (0..=u8::MAX).filter(|&byte| matches_byte(byte)).peekable();
     bytes.peek()?;
     while let Some(first) = bytes.next() {
         let mut last = first;
@@ -436,21 +434,21 @@ mod tests {
     }
 
     #[test]
-    fn a_slash_anchors_a_rule_and_one_at_its_end_means_a_directory() {
+    fn a_slash_anchors_a_rule_and_a_final_one_selects_directories() {
         assert!(excludes("/a", "a") && !excludes("/a", "b/a"));
         assert!(excludes("b/a", "b/a") && !excludes("b/a", "c/b/a"));
         assert!(excludes("a/", "b/a/") && !excludes("a/", "b/a"));
     }
 
     #[test]
-    fn bytes_that_are_no_text_are_bytes() {
+    fn non_utf8_bytes_match_as_bytes() {
         let rules = Rules::of_file(b"\xff?[\x80-\x90]{a,b}").unwrap();
         assert_eq!(rules.excludes(b"\xff\xfe\x85{a,b}", false), Some(true));
         assert_eq!(rules.excludes(b"\xff\xfe\x91{a,b}", false), None);
     }
 
     #[test]
-    fn a_file_of_rules_is_read_as_git_does() {
+    fn a_rules_file_is_parsed_as_in_git() {
         let read = |text: &str| {
             lines(text.as_bytes())
                 .into_iter()
@@ -465,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_names_is_rsyncs() {
+    fn a_list_of_names_is_parsed_as_in_rsync() {
         let names = |only: &Only, directory: &str| {
             let directory =
                 RelativePath::from_components(directory.split('/').filter(|c| !c.is_empty()))
@@ -495,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_rules_cost_no_more_than_others() {
+    fn hostile_rules_take_linear_time() {
         // Git's own matcher would take 2^30 steps for the first, if it had no limits.
         let name = "a/".repeat(1000) + "a";
         for rule in [

@@ -9,7 +9,7 @@ use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
 /// Bytes of zeros written at a time if the file system cannot make a hole.
-const ZEROS: usize = 64 << 10;
+const ZERO_BLOCK: usize = 64 << 10;
 
 /// Returns the first data range at or after an offset and before `end`. A file system that does not report holes has
 /// none.
@@ -37,7 +37,7 @@ pub(super) fn make_hole(file: &File, part: Range<u64>) -> io::Result<()> {
     let mut at = part.start;
     // Beyond the end of the file there is no content yet.
     while let Some(data) = next_data(file, at, part.end.min(length))? {
-        if !punch(file, &data)? {
+        if !punch_hole(file, &data)? {
             write_zeros(file, &data)?;
         }
         at = data.end;
@@ -50,7 +50,7 @@ pub(super) fn make_hole(file: &File, part: Range<u64>) -> io::Result<()> {
 
 /// Frees the space of a range; `false` if the file system cannot.
 #[cfg(target_os = "linux")]
-fn punch(file: &File, part: &Range<u64>) -> io::Result<bool> {
+fn punch_hole(file: &File, part: &Range<u64>) -> io::Result<bool> {
     use rustix::fs::{FallocateFlags, fallocate};
     match fallocate(
         file,
@@ -65,15 +65,15 @@ fn punch(file: &File, part: &Range<u64>) -> io::Result<bool> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn punch(_: &File, _: &Range<u64>) -> io::Result<bool> {
+fn punch_hole(_: &File, _: &Range<u64>) -> io::Result<bool> {
     Ok(false)
 }
 
 fn write_zeros(file: &File, part: &Range<u64>) -> io::Result<()> {
-    let zeros = [0; ZEROS];
+    let zeros = [0; ZERO_BLOCK];
     let mut at = part.start;
     while at < part.end {
-        let length = (part.end - at).min(ZEROS as u64);
+        let length = (part.end - at).min(ZERO_BLOCK as u64);
         file.write_all_at(&zeros[..length as usize], at)?;
         at += length;
     }
@@ -85,9 +85,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn zeros_are_written_where_no_hole_can_be_made() {
+    fn zeros_are_written_without_hole_support() {
         let file = tempfile::tempfile().unwrap();
-        let length = 3 * ZEROS + 1;
+        let length = 3 * ZERO_BLOCK + 1;
         file.write_all_at(&vec![7; length], 0).unwrap();
         write_zeros(&file, &(1..length as u64 - 1)).unwrap();
         let mut back = vec![1; length];

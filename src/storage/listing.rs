@@ -79,7 +79,7 @@ impl ListingWalk {
                     walk.hidden = only.components().count();
                     walk.enter(only.clone());
                     // So that an unreadable directory is an error, and not an empty listing.
-                    walk.fill().map_err(|(_, why)| why)?;
+                    walk.read_names().map_err(|(_, why)| why)?;
                     return Ok(walk);
                 }
             }
@@ -99,7 +99,7 @@ impl ListingWalk {
     }
 
     /// Reads the next names of the innermost directory, as many as fit in memory.
-    fn fill(&mut self) -> Result<(), (RelativePath, Reason)> {
+    fn read_names(&mut self) -> Result<(), (RelativePath, Reason)> {
         let Some(level) = self.open.last_mut() else {
             return Ok(());
         };
@@ -111,15 +111,16 @@ impl ListingWalk {
             if level.after.as_deref().is_some_and(|after| name <= after) {
                 return true;
             }
-            if bytes + cost(name) > room && first.peek().is_some_and(|greatest| **greatest < *name)
+            if bytes + memory_cost(name) > room
+                && first.peek().is_some_and(|greatest| **greatest < *name)
             {
                 more = true;
                 return true;
             }
-            bytes += cost(name);
+            bytes += memory_cost(name);
             first.push(name.into());
             while bytes > room && first.len() > 1 {
-                bytes -= first.pop().map_or(0, |greatest| cost(&greatest));
+                bytes -= first.pop().map_or(0, |greatest| memory_cost(&greatest));
                 more = true;
             }
             true
@@ -134,7 +135,7 @@ impl ListingWalk {
     }
 
     /// Reads an entry; `None` if it no longer exists.
-    fn look(&mut self, path: RelativePath) -> Option<Found> {
+    fn read_entry(&mut self, path: RelativePath) -> Option<Found> {
         let shown = path.components().skip(self.hidden);
         let shown = Components(shown.map(<[u8]>::to_vec).collect());
         let metadata = match self.store.stat(&path) {
@@ -166,7 +167,7 @@ impl ListingWalk {
     }
 }
 
-fn cost(name: &[u8]) -> usize {
+fn memory_cost(name: &[u8]) -> usize {
     name.len() + NAME_OVERHEAD
 }
 
@@ -177,14 +178,14 @@ impl Iterator for ListingWalk {
         loop {
             let Some(level) = self.open.last_mut() else {
                 let path = self.paths.next()?;
-                match self.look(path) {
+                match self.read_entry(path) {
                     None => continue,
                     found => return found,
                 }
             };
             match level.names.pop() {
                 Some(name) => {
-                    self.memory = (self.memory + cost(&name)).min(MEMORY_LIMIT);
+                    self.memory = (self.memory + memory_cost(&name)).min(MEMORY_LIMIT);
                     let path = match level.path.join(&name) {
                         Ok(path) => path,
                         Err(bad) => {
@@ -193,12 +194,12 @@ impl Iterator for ListingWalk {
                             return Some(Err((level.path.clone(), why)));
                         }
                     };
-                    if let found @ Some(_) = self.look(path) {
+                    if let found @ Some(_) = self.read_entry(path) {
                         return found;
                     }
                 }
                 None if level.more => {
-                    if let Err(failed) = self.fill() {
+                    if let Err(failed) = self.read_names() {
                         if let Some(level) = self.open.last_mut() {
                             level.more = false;
                         }
@@ -222,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn little_memory_costs_time_and_neither_order_nor_names() {
+    fn listings_are_sorted_and_complete_with_little_memory() {
         let root = tempfile::tempdir().unwrap();
         let mut names = Vec::new();
         // More than fits into the minimum memory of a directory.

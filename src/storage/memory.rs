@@ -22,14 +22,14 @@ use crate::protocol::{Attribute, Durability, Kind, Time};
 /// Default capacity of a store in bytes (1 GiB).
 const DEFAULT_CAPACITY: u64 = 1 << 30;
 /// Mode of a file for which the sender gives none.
-const NEW_FILE: u32 = 0o644;
+const NEW_FILE_MODE: u32 = 0o644;
 /// Mode of an announced directory, until its final mode is set.
-const PRIVATE: u32 = 0o700;
+const PRIVATE_MODE: u32 = 0o700;
 /// The first and the last second that FAT can store.
 const FIRST_IN_FAT: i64 = 315_532_800;
 const LAST_IN_FAT: i64 = 4_354_819_198;
 /// Mode of missing parent directories.
-const ON_THE_WAY: u32 = 0o755;
+const PARENT_MODE: u32 = 0o755;
 
 /// Files in memory as a [`Store`]: for tests, and for programs whose uploads never reach a disk.
 ///
@@ -184,7 +184,7 @@ impl MemoryShared {
     }
 
     /// Returns a file's metadata as the store reports it.
-    fn told(&self, mut metadata: Metadata) -> Metadata {
+    fn reported(&self, mut metadata: Metadata) -> Metadata {
         if self.hides_sizes {
             metadata.size = 0;
             metadata.version.size = 0;
@@ -193,30 +193,30 @@ impl MemoryShared {
     }
 
     /// Splits attributes into those that the store keeps, and warnings for the rest.
-    fn keeps(&self, attributes: &Attributes) -> (Attributes, MetadataWarnings) {
+    fn split_attributes(&self, attributes: &Attributes) -> (Attributes, MetadataWarnings) {
         let mut attributes = attributes.clone();
-        let mut lapses = MetadataWarnings::new();
+        let mut warnings = MetadataWarnings::new();
         if attributes.owner.is_some() {
-            lapses.push((Attribute::Owner, "this store has none".into()));
+            warnings.push((Attribute::Owner, "this store does not keep it".into()));
         }
         let xattrs = attributes.xattrs.take();
-        lapses.extend(
+        warnings.extend(
             xattrs
                 .iter()
                 .flat_map(|all| all.iter())
-                .map(|_| (Attribute::Xattr, "this store has none".into())),
+                .map(|_| (Attribute::Xattr, "this store does not keep it".into())),
         );
         if self.fat {
             if attributes
                 .mode
-                .is_some_and(|mode| mode & PERMISSIONS != NEW_FILE)
+                .is_some_and(|mode| mode & PERMISSIONS != NEW_FILE_MODE)
             {
-                lapses.push((Attribute::Mode, "Operation not permitted".into()));
+                warnings.push((Attribute::Mode, "Operation not permitted".into()));
             }
             attributes.mode = None;
-            attributes.modified = attributes.modified.map(fat_time);
+            attributes.modified = attributes.modified.map(round_as_fat);
         }
-        (attributes, lapses)
+        (attributes, warnings)
     }
 
     /// Counts a writer while the guard lives.
@@ -255,12 +255,9 @@ impl MemoryState {
     /// Returns the node of a name; the root always exists.
     fn find(&self, path: &RelativePath) -> Result<Option<Node>, Reason> {
         if path.is_root() {
-            return Ok(Some(
-                self.nodes
-                    .get(path)
-                    .cloned()
-                    .unwrap_or_else(|| Node::new(NodeContent::Directory, PRIVATE, 0)),
-            ));
+            return Ok(Some(self.nodes.get(path).cloned().unwrap_or_else(|| {
+                Node::new(NodeContent::Directory, PRIVATE_MODE, 0)
+            })));
         }
         let mut above = RelativePath::root();
         for component in path.components() {
@@ -283,7 +280,7 @@ impl MemoryState {
 
     /// Creates a directory and its parents if they are missing.
     fn make(&mut self, path: &RelativePath) -> Result<(), Reason> {
-        self.make_with(path, ON_THE_WAY)
+        self.make_with(path, PARENT_MODE)
     }
 
     fn make_with(&mut self, path: &RelativePath, last: u32) -> Result<(), Reason> {
@@ -292,7 +289,7 @@ impl MemoryState {
             here.push(component)?;
             match self.find(&here)?.map(|node| node.content.kind()) {
                 None => {
-                    let mode = if here == *path { last } else { ON_THE_WAY };
+                    let mode = if here == *path { last } else { PARENT_MODE };
                     self.put(&here, NodeContent::Directory, mode, None);
                 }
                 Some(Kind::Directory) => {}
@@ -304,7 +301,7 @@ impl MemoryState {
     }
 
     /// Prepares a name for a file or link: creates its parents, and fails if it is a directory.
-    fn make_way(&mut self, path: &RelativePath) -> Result<(), Reason> {
+    fn prepare_name(&mut self, path: &RelativePath) -> Result<(), Reason> {
         self.make(&path.parent().unwrap_or_default())?;
         match self.find(path)?.map(|node| node.content.kind()) {
             Some(Kind::Directory) => Err(refusal(Code::IsDirectory, path)),
@@ -312,8 +309,12 @@ impl MemoryState {
         }
     }
 
-    fn make_way_for(&mut self, path: &RelativePath, attributes: &Attributes) -> Result<(), Reason> {
-        self.make_way(path)?;
+    fn prepare_name_for(
+        &mut self,
+        path: &RelativePath,
+        attributes: &Attributes,
+    ) -> Result<(), Reason> {
+        self.prepare_name(path)?;
         match attributes.exclusive && self.find(path)?.is_some() {
             true => Err(refusal(Code::Exists, path)),
             false => Ok(()),
@@ -401,7 +402,7 @@ impl Store for MemoryStore {
     fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Reason> {
         let path = &self.shared.fold(path);
         let found = self.shared.lock().find(path)?;
-        Ok(found.map(|node| self.shared.told(node.metadata)))
+        Ok(found.map(|node| self.shared.reported(node.metadata)))
     }
 
     fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Reason> {
@@ -427,7 +428,7 @@ impl Store for MemoryStore {
             NodeContent::Symlink(target) => Ok(target),
             _ => Err(Reason::new(
                 Code::Unreadable,
-                format!("{path}: it is no symbolic link"),
+                format!("{path}: it is not a symbolic link"),
             )),
         }
     }
@@ -438,14 +439,18 @@ impl Store for MemoryStore {
         match node.content {
             NodeContent::File(content) => Ok(Box::new(MemorySource {
                 content,
-                metadata: self.shared.told(node.metadata),
+                metadata: self.shared.reported(node.metadata),
             })),
             NodeContent::Directory => Err(refusal(Code::IsDirectory, path)),
             NodeContent::Symlink(_) => Err(refusal(Code::Symlink, path)),
         }
     }
 
-    fn create(&self, path: &RelativePath, claim: &PartialKey) -> Result<Box<dyn Upload>, Reason> {
+    fn create(
+        &self,
+        path: &RelativePath,
+        partial_key: &PartialKey,
+    ) -> Result<Box<dyn Upload>, Reason> {
         let path = &self.shared.fold(path);
         let mut state = self.shared.lock();
         let state = &mut *state;
@@ -458,7 +463,7 @@ impl Store for MemoryStore {
             owner,
             size,
             modified,
-        } = *claim;
+        } = *partial_key;
         let key = PartialSlot {
             path: path.clone(),
             owner,
@@ -469,17 +474,17 @@ impl Store for MemoryStore {
         if std::mem::replace(&mut partial.open, true) {
             return Err(refusal(Code::Busy, path));
         }
-        state.used -= partial.content.cut(claim.useful());
+        state.used -= partial.content.cut(partial_key.useful_size());
         Ok(Box::new(MemoryUpload {
             shared: Arc::clone(&self.shared),
             key,
-            over: false,
+            finished: false,
         }))
     }
 
     fn make_directory(&self, path: &RelativePath) -> Result<(), Reason> {
         let path = &self.shared.fold(path);
-        self.shared.lock().make_with(path, PRIVATE)
+        self.shared.lock().make_with(path, PRIVATE_MODE)
     }
 
     fn set_attributes(
@@ -494,12 +499,12 @@ impl Store for MemoryStore {
             return Err(refusal(Code::Symlink, path));
         }
         state.clock += 1;
-        let (attributes, lapses) = self.shared.keeps(attributes);
+        let (attributes, warnings) = self.shared.split_attributes(attributes);
         node.change(state.clock, attributes.mode, attributes.modified);
         let metadata = node.metadata.clone();
         state.nodes.insert(path.clone(), node);
         state.every_name(&metadata, |name| *name = metadata.clone());
-        Ok(lapses)
+        Ok(warnings)
     }
 
     fn make_symlink(
@@ -511,8 +516,8 @@ impl Store for MemoryStore {
         let path = &self.shared.fold(path);
         check_target(path, target)?;
         let mut state = self.shared.lock();
-        state.make_way_for(path, attributes)?;
-        let (attributes, _) = self.shared.keeps(attributes);
+        state.prepare_name_for(path, attributes)?;
+        let (attributes, _) = self.shared.split_attributes(attributes);
         state.put(
             path,
             NodeContent::Symlink(target.to_vec()),
@@ -529,13 +534,13 @@ impl Store for MemoryStore {
         let mut node = state.must_find(existing)?;
         match node.content {
             NodeContent::File(_) if self.shared.fat => {
-                return Err(fault(new, "make a hard link", Errno::PERM));
+                return Err(fault(new, "create the hard link", Errno::PERM));
             }
             NodeContent::File(_) => {}
             NodeContent::Directory => return Err(refusal(Code::IsDirectory, existing)),
             NodeContent::Symlink(_) => return Err(refusal(Code::Symlink, existing)),
         }
-        state.make_way(new)?;
+        state.prepare_name(new)?;
         if state
             .find(new)?
             .is_some_and(|there| there.metadata.version.file == node.metadata.version.file)
@@ -628,12 +633,12 @@ struct MemoryTimeProbe(bool);
 
 impl TimeProbe for MemoryTimeProbe {
     fn kept(&mut self, time: Time) -> Option<Time> {
-        Some(if self.0 { fat_time(time) } else { time })
+        Some(if self.0 { round_as_fat(time) } else { time })
     }
 }
 
 /// Rounds a time as FAT does: even seconds, from 1980 to 2107.
-fn fat_time(time: Time) -> Time {
+fn round_as_fat(time: Time) -> Time {
     let seconds = time.seconds - time.seconds.rem_euclid(2);
     Time {
         seconds: seconds.clamp(FIRST_IN_FAT, LAST_IN_FAT),
@@ -667,7 +672,7 @@ struct MemoryUpload {
     shared: Arc<MemoryShared>,
     key: PartialSlot,
     /// Committed or discarded: a partial under this key now belongs to another upload.
-    over: bool,
+    finished: bool,
 }
 
 impl Upload for MemoryUpload {
@@ -692,14 +697,14 @@ impl Upload for MemoryUpload {
         let end = offset.checked_add(data.len() as u64).ok_or(Errno::FBIG)?;
         self.change(end, |content| {
             content.data[offset as usize..end as usize].copy_from_slice(data);
-            include(&mut content.written, offset..end);
+            add_range(&mut content.written, offset..end);
         })
     }
 
     fn make_hole(&mut self, part: Range<u64>) -> io::Result<()> {
         self.change(part.end, |content| {
             content.data[part.start as usize..part.end as usize].fill(0);
-            exclude(&mut content.written, &part);
+            remove_range(&mut content.written, &part);
         })
     }
 
@@ -719,13 +724,13 @@ impl Upload for MemoryUpload {
         let shared = Arc::clone(&self.shared);
         let _writing = shared.writing();
         let mut state = shared.lock();
-        state.make_way_for(&self.key.path, attributes)?;
-        self.over = true;
+        state.prepare_name_for(&self.key.path, attributes)?;
+        self.finished = true;
         let partial = state.partials.remove(&self.key).unwrap_or_default();
-        let (attributes, lapses) = shared.keeps(attributes);
+        let (attributes, warnings) = shared.split_attributes(attributes);
         let there = state.find(&self.key.path)?.map(|node| node.metadata);
         let replaced = there.filter(|there| there.kind == Some(Kind::File));
-        let usual = replaced.map_or(NEW_FILE, |there| there.mode);
+        let usual = replaced.map_or(NEW_FILE_MODE, |there| there.mode);
         let mode = attributes.mode.map_or(usual, |mode| mode & PERMISSIONS);
         state.put(
             &self.key.path,
@@ -733,11 +738,11 @@ impl Upload for MemoryUpload {
             mode,
             attributes.modified,
         );
-        Ok(lapses)
+        Ok(warnings)
     }
 
     fn discard(mut self: Box<Self>) {
-        self.over = true;
+        self.finished = true;
         let mut state = self.shared.lock();
         if let Some(partial) = state.partials.remove(&self.key) {
             state.used -= partial.content.size();
@@ -771,7 +776,7 @@ impl MemoryUpload {
 impl Drop for MemoryUpload {
     /// Closes the partial, and removes it if it is empty.
     fn drop(&mut self) {
-        if self.over {
+        if self.finished {
             return;
         }
         let mut state = self.shared.lock();
@@ -792,12 +797,12 @@ impl Bytes {
 
     /// Truncates to `size`; returns how many bytes were removed.
     fn cut(&mut self, size: u64) -> u64 {
-        let over = self.size().saturating_sub(size);
-        if over > 0 {
+        let excess = self.size().saturating_sub(size);
+        if excess > 0 {
             self.data.truncate(size as usize);
-            exclude(&mut self.written, &(size..size + over));
+            remove_range(&mut self.written, &(size..size + excess));
         }
-        over
+        excess
     }
 
     fn copy_at(&self, buffer: &mut [u8], offset: u64) -> usize {
@@ -812,7 +817,7 @@ impl Bytes {
 }
 
 /// Adds a range to ascending ranges that do not touch.
-fn include(ranges: &mut Vec<Range<u64>>, new: Range<u64>) {
+fn add_range(ranges: &mut Vec<Range<u64>>, new: Range<u64>) {
     let first = ranges.partition_point(|r| r.end < new.start);
     let last = ranges.partition_point(|r| r.start <= new.end);
     let merged = ranges[first..last]
@@ -822,7 +827,7 @@ fn include(ranges: &mut Vec<Range<u64>>, new: Range<u64>) {
 }
 
 /// Removes a range from ascending ranges.
-fn exclude(ranges: &mut Vec<Range<u64>>, part: &Range<u64>) {
+fn remove_range(ranges: &mut Vec<Range<u64>>, part: &Range<u64>) {
     let around = |range: Range<u64>| {
         [
             range.start..range.end.min(part.start),

@@ -33,13 +33,13 @@ use crate::protocol::path::{
 use crate::protocol::{Durability, Time};
 
 /// Mode of a partial: other users must not read unverified content.
-const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
+const PRIVATE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 /// The permission bits that let others than the owner write to a file.
 const WRITE_BY_OTHERS: RawMode = Mode::WGRP.union(Mode::WOTH).bits();
 /// Mode that programs request for a new file, by Unix convention.
-const NEW_FILE: RawMode = 0o666;
+const NEW_FILE_MODE: RawMode = 0o666;
 /// The owner's bits of a mode.
-const OWNER: u32 = 0o700;
+const OWNER_BITS: u32 = 0o700;
 /// Most ranges reported for a partial (256 KiB of them): a peer decides how scattered it is, and a
 /// [`Want`](crate::protocol::Want) holds only 1,024.
 const MAX_RANGES: usize = 16_384;
@@ -47,16 +47,16 @@ const MAX_RANGES: usize = 16_384;
 const NANOSECONDS: u32 = 1_000_000_000;
 
 /// Returns the name of the partial for a path and partial key.
-pub(super) fn partial_name_of(path: &RelativePath, claim: &PartialKey) -> String {
+pub(super) fn partial_name_of(path: &RelativePath, key: &PartialKey) -> String {
     let mut hasher = blake3::Hasher::new_derive_key("haul 1 name of a partial");
     let mut field = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
         hasher.update(bytes);
     };
-    field(&claim.owner);
+    field(&key.owner);
     field(path.as_bytes());
-    field(&claim.size.to_le_bytes());
-    match claim.modified {
+    field(&key.size.to_le_bytes());
+    match key.modified {
         Some(Time {
             seconds,
             nanoseconds,
@@ -155,7 +155,7 @@ pub(super) fn lock(root: &Root, file: &File) -> rustix::io::Result<Option<Lock>>
         Ok(()) => Ok(Some(Lock { within: None })),
         Err(Errno::WOULDBLOCK) => Ok(None),
         Err(e) if knows_no_flock(e) => {
-            tracing::debug!(error = %e, "no flock here: partials are locked within this process alone");
+            tracing::debug!(error = %e, "no flock on this file system; partials are locked only within this process");
             let stat = fstat(file)?;
             let id = (device(&stat), stat.st_ino);
             let new = locked().insert(id);
@@ -249,7 +249,7 @@ fn acquire(
             }
             Err(e) => return Err(fault(path, "open its partial", e)),
         };
-        match take(root, directory, name, path, &file, &found) {
+        match lock_own(root, directory, name, path, &file, &found) {
             Ok(Some(lock)) => return Ok(Acquired { lock, file }),
             Ok(None) => {}
             Err(why) => {
@@ -265,7 +265,7 @@ fn acquire(
 }
 
 /// Locks an open partial and checks that this user created it; `None` when the caller should retry.
-fn take(
+fn lock_own(
     root: &Root,
     directory: &Directory<'_>,
     name: &[u8],
@@ -282,14 +282,14 @@ fn take(
         };
     };
     // The previous holder of the lock may just have renamed or removed it.
-    if !is_named(directory, name, file).map_err(cannot("look at its partial"))? {
+    if !is_named(directory, name, file).map_err(cannot("read the metadata of its partial"))? {
         return Ok(None);
     }
     if *found == PartialState::Nothing {
         // This process has just created it, whatever owner the file system (NFS, FAT) shows.
         return Ok(Some(lock));
     }
-    let stat = fstat(file).map_err(cannot("look at its partial"))?;
+    let stat = fstat(file).map_err(cannot("read the metadata of its partial"))?;
     let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
     // It belongs to another user, or has another hard link, through which the written content would appear elsewhere.
     if !regular || stat.st_nlink > 1 || !is_ours(root, directory, &stat) {
@@ -298,7 +298,7 @@ fn take(
     }
     if *found == PartialState::Unwritable {
         // A commit was interrupted between the final mode and the final name.
-        restore(file).map_err(|e| fault(path, "take up its partial", e))?;
+        restore(file).map_err(|e| fault(path, "resume its partial", e))?;
         return Ok(None);
     }
     Ok(Some(lock))
@@ -311,8 +311,13 @@ fn remove_other(
     name: &[u8],
     path: &RelativePath,
 ) -> Result<(), Reason> {
-    remove(root, directory, name)
-        .map_err(|e| fault(path, "remove what stands in its partial's place", e))
+    remove(root, directory, name).map_err(|e| {
+        fault(
+            path,
+            "remove the foreign file with the name of its partial",
+            e,
+        )
+    })
 }
 
 /// Whether the user of this process created a file.
@@ -321,21 +326,21 @@ fn remove_other(
 /// root_squash, some FUSE file systems. So a file with another user id is compared with a new temporary file.
 fn is_ours(root: &Root, directory: &Directory<'_>, there: &Stat) -> bool {
     there.st_uid == rustix::process::geteuid().as_raw()
-        || probe(root, directory).is_ok_and(|ours| is_alike(there, &ours))
+        || stat_of_new_file(root, directory).is_ok_and(|ours| is_as_private(there, &ours))
 }
 
 /// Returns the stat of a new private file in a directory.
-fn probe(root: &Root, directory: &Directory<'_>) -> rustix::io::Result<Stat> {
+fn stat_of_new_file(root: &Root, directory: &Directory<'_>) -> rustix::io::Result<Stat> {
     let name = temporary_name();
     let how = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = root.change(directory, || openat(directory, &name, how, PRIVATE))?;
+    let file = root.change(directory, || openat(directory, &name, how, PRIVATE_MODE))?;
     let stat = fstat(&file);
     remove(root, directory, name.as_bytes())?;
     stat
 }
 
 /// Whether a file has the same owner as ours, and no more users may write to it than to ours.
-fn is_alike(there: &Stat, ours: &Stat) -> bool {
+fn is_as_private(there: &Stat, ours: &Stat) -> bool {
     let owners = there.st_uid == ours.st_uid && device(there) == device(ours);
     let more_writers = there.st_mode & WRITE_BY_OTHERS & !ours.st_mode != 0;
     let group = there.st_gid == ours.st_gid || there.st_mode & Mode::WGRP.as_raw_mode() == 0;
@@ -369,7 +374,7 @@ fn open_or_make(
             directory,
             name,
             how | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC,
-            PRIVATE,
+            PRIVATE_MODE,
         )
     };
     match open(OFlags::RDWR) {
@@ -385,7 +390,7 @@ fn open_or_make(
 
 /// Makes an uncommitted file a partial again: private, and last written now.
 fn restore(file: &File) -> io::Result<()> {
-    fchmod(file, PRIVATE)?;
+    fchmod(file, PRIVATE_MODE)?;
     Ok(futimens(
         file,
         &Timestamps {
@@ -401,7 +406,7 @@ fn new_file_mode(root: &Root, directory: &Directory<'_>) -> rustix::io::Result<u
     let name = temporary_name();
     let how = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = root.change(directory, || {
-        openat(directory, &name, how, Mode::from_raw_mode(NEW_FILE))
+        openat(directory, &name, how, Mode::from_raw_mode(NEW_FILE_MODE))
     })?;
     let stat = fstat(&file);
     remove(root, directory, name.as_bytes())?;
@@ -433,7 +438,7 @@ impl LocalUpload {
     pub(super) fn create(
         root: &Arc<Root>,
         path: &RelativePath,
-        claim: &PartialKey,
+        key: &PartialKey,
     ) -> Result<Self, Reason> {
         let Some(parent) = path.parent() else {
             return Err(refusal(Code::IsDirectory, path));
@@ -441,7 +446,7 @@ impl LocalUpload {
         root.check_named(path)?;
         let directory = root.make(&parent)?;
         root.check_name(&directory, path.name().unwrap_or_default(), path)?;
-        let name = partial_name_of(path, claim);
+        let name = partial_name_of(path, key);
         let Acquired { lock, file } = acquire(root, &directory, name.as_bytes(), path)?;
         let upload = Self {
             root: Arc::clone(root),
@@ -449,22 +454,23 @@ impl LocalUpload {
             name,
             _lock: lock,
             file,
-            size: claim.size,
+            size: key.size,
             writing_back: Arc::default(),
         };
-        let stat = fstat(&upload.file).map_err(|e| fault(path, "look at its partial", e))?;
+        let stat =
+            fstat(&upload.file).map_err(|e| fault(path, "read the metadata of its partial", e))?;
         root.saw(&stat);
-        if stat.st_size as u64 > claim.useful() {
+        if stat.st_size as u64 > key.useful_size() {
             upload
                 .file
-                .set_len(claim.useful())
-                .map_err(|e| fault(path, "cut its partial", e))?;
+                .set_len(key.useful_size())
+                .map_err(|e| fault(path, "truncate its partial", e))?;
         }
         Ok(upload)
     }
 
     /// Sets the final metadata and renames it into place; returns its directory.
-    fn place(
+    fn rename_into_place(
         &self,
         attributes: &Attributes,
         durability: Durability,
@@ -474,7 +480,7 @@ impl LocalUpload {
             None => Some(self.usual_mode()?),
             announced => announced,
         };
-        let lapses = attributes::set(
+        let warnings = attributes::set(
             &self.file,
             &self.path,
             &Attributes {
@@ -483,16 +489,16 @@ impl LocalUpload {
             },
         )?;
         if durability == Durability::Synced {
-            fsync(&self.file).map_err(|e| fault(&self.path, "bring it to the disk", e))?;
+            fsync(&self.file).map_err(|e| fault(&self.path, "sync it to disk", e))?;
         }
         let Some((directory, last)) = self.root.parent(&self.path)? else {
-            return Err(self.gone());
+            return Err(self.partial_is_gone());
         };
         let name = self.name.as_bytes();
         if !is_named(&directory, name, &self.file)
-            .map_err(|e| fault(&self.path, "look at its partial", e))?
+            .map_err(|e| fault(&self.path, "read the metadata of its partial", e))?
         {
-            return Err(self.gone());
+            return Err(self.partial_is_gone());
         }
         // If the name is a directory, the system refuses the rename.
         let rename = || match attributes.exclusive {
@@ -503,15 +509,15 @@ impl LocalUpload {
             Errno::EXIST => refusal(Code::Exists, &self.path),
             e => fault(&self.path, "rename it into place", e),
         })?;
-        Ok((directory, lapses))
+        Ok((directory, warnings))
     }
 
     /// Returns the mode for a file if the sender gives none: that of the replaced file, with its access control list,
     /// or that of any new file in the directory.
     fn usual_mode(&self) -> Result<u32, Reason> {
-        let cannot = |e| fault(&self.path, "find out which mode it gets", e);
+        let cannot = |e| fault(&self.path, "determine its mode", e);
         let Some((directory, last)) = self.root.parent(&self.path)? else {
-            return Err(self.gone());
+            return Err(self.partial_is_gone());
         };
         match directory.stat(last).map_err(cannot)? {
             Some(there) if FileType::from_raw_mode(there.st_mode) == FileType::RegularFile => {
@@ -519,15 +525,19 @@ impl LocalUpload {
                 let replaced = read_only::open(&directory, last).map_err(cannot)?;
                 // Without the list, the group bits would grant more than before.
                 let kept = xattr::copy_access_list(&replaced, &self.file);
-                Ok(if kept.is_ok() { mode } else { mode & OWNER })
+                Ok(if kept.is_ok() {
+                    mode
+                } else {
+                    mode & OWNER_BITS
+                })
             }
             _ => new_file_mode(&self.root, &directory).map_err(cannot),
         }
     }
 
-    fn gone(&self) -> Reason {
+    fn partial_is_gone(&self) -> Reason {
         let text = format!(
-            "{}: its partial was removed or moved by another program; send it again",
+            "{}: another program removed or moved its partial; send it again",
             self.path
         );
         Reason::new(Code::NotFound, text)
@@ -607,21 +617,23 @@ impl Upload for LocalUpload {
         attributes: &Attributes,
         durability: Durability,
     ) -> Result<MetadataWarnings, Reason> {
-        let (directory, lapses) = self.place(attributes, durability).inspect_err(|_| {
-            // It stays a partial, and the next attempt resumes it.
-            let _ = restore(&self.file);
-        })?;
+        let (directory, warnings) =
+            self.rename_into_place(attributes, durability)
+                .inspect_err(|_| {
+                    // It stays a partial, and the next attempt resumes it.
+                    let _ = restore(&self.file);
+                })?;
         if durability == Durability::Synced {
             let parent = self.path.parent().unwrap_or_default();
             self.root.sync_names(&directory, &parent).map_err(|why| {
                 let text = format!(
-                    "{} stands there whole, but may not outlast a crash: {}",
+                    "{} is complete, but may not survive a crash: {}",
                     self.path, why
                 );
                 Reason::new(why.code, text)
             })?;
         }
-        Ok(lapses)
+        Ok(warnings)
     }
 
     fn discard(self: Box<Self>) {
@@ -675,29 +687,29 @@ mod tests {
     }
 
     #[test]
-    fn only_a_file_that_looks_like_ours_is_ours() {
+    fn files_of_other_users_are_not_ours() {
         // A file system mounted for a user, with fixed modes; and NFS with root_squash, where modes are real.
         let mounted = stat(1000, 1000, 0o777);
         let squashed = stat(65_534, 65_534, 0o600);
         let device = stat(0, 0, 0).st_dev;
-        let alike = |there: Stat, ours: &Stat| {
+        let as_private = |there: Stat, ours: &Stat| {
             let mut there = there;
             let mut ours = *ours;
             there.st_dev = device;
             ours.st_dev = device;
-            is_alike(&there, &ours)
+            is_as_private(&there, &ours)
         };
-        assert!(alike(stat(1000, 1000, 0o777), &mounted));
-        assert!(!alike(stat(1001, 1000, 0o777), &mounted));
-        assert!(alike(stat(65_534, 65_534, 0o600), &squashed));
+        assert!(as_private(stat(1000, 1000, 0o777), &mounted));
+        assert!(!as_private(stat(1001, 1000, 0o777), &mounted));
+        assert!(as_private(stat(65_534, 65_534, 0o600), &squashed));
         // A commit was interrupted between the final mode and the final name.
-        assert!(alike(stat(65_534, 65_534, 0o644), &squashed));
-        assert!(!alike(stat(65_534, 65_534, 0o666), &squashed));
-        assert!(!alike(stat(65_534, 65_534, 0o660), &squashed));
-        assert!(!alike(stat(0, 65_534, 0o600), &squashed));
+        assert!(as_private(stat(65_534, 65_534, 0o644), &squashed));
+        assert!(!as_private(stat(65_534, 65_534, 0o666), &squashed));
+        assert!(!as_private(stat(65_534, 65_534, 0o660), &squashed));
+        assert!(!as_private(stat(0, 65_534, 0o600), &squashed));
         // Our group may write to ours, but the other file has another group.
         let shared = stat(65_534, 65_534, 0o660);
-        assert!(alike(stat(65_534, 65_534, 0o660), &shared));
-        assert!(!alike(stat(65_534, 100, 0o660), &shared));
+        assert!(as_private(stat(65_534, 65_534, 0o660), &shared));
+        assert!(!as_private(stat(65_534, 100, 0o660), &shared));
     }
 }

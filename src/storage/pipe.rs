@@ -116,19 +116,19 @@ impl Pipe {
 
 /// Reads in a thread of its own.
 fn start(input: Box<dyn Read + Send>) -> mpsc::Receiver<Piece> {
-    let (to, pieces) = mpsc::channel(READ_AHEAD_LIMIT);
-    let failed = to.clone();
+    let (sender, pieces) = mpsc::channel(READ_AHEAD_LIMIT);
+    let failure_sender = sender.clone();
     let thread = std::thread::Builder::new()
         .name("haul-input".into())
-        .spawn(move || read(input, &to));
+        .spawn(move || read(input, &sender));
     if let Err(error) = thread {
         // The channel has room: nothing else was sent.
-        let _ = failed.try_send(Piece::Failed(error));
+        let _ = failure_sender.try_send(Piece::Failed(error));
     }
     pieces
 }
 
-fn read(mut input: Box<dyn Read + Send>, to: &mpsc::Sender<Piece>) {
+fn read(mut input: Box<dyn Read + Send>, sender: &mpsc::Sender<Piece>) {
     let mut buffer = vec![0; READ_SIZE];
     let mut hasher = content_hasher(0, &[]);
     let mut bytes = 0;
@@ -144,7 +144,7 @@ fn read(mut input: Box<dyn Read + Send>, to: &mpsc::Sender<Piece>) {
             Err(error) => Piece::Failed(error),
         };
         let last = !matches!(piece, Piece::Bytes(_));
-        if to.blocking_send(piece).is_err() || last {
+        if sender.blocking_send(piece).is_err() || last {
             return;
         }
     }
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_takes_is_not_read() {
+    fn the_input_is_read_only_as_far_as_it_is_consumed() {
         let reads = std::sync::Arc::new(AtomicU64::new(0));
         let pipe = Pipe::new(Endless(reads.clone()));
         assert!(!pipe.is_spent());
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn an_input_is_hashed_and_its_end_told_from_a_failure() {
+    fn the_input_is_hashed_and_a_failure_is_not_an_end() {
         let content: &[u8] = b"some of it, and the rest";
         let all = |input: Box<dyn Read + Send>| {
             let mut pieces = Pipe::new(input).begin().unwrap();

@@ -17,9 +17,9 @@ use super::root::{Directory, Root};
 use crate::protocol::Time;
 
 /// The bits that the owner needs to change the names in a directory: write and search.
-const OPEN: u32 = 0o300;
+const WRITE_AND_SEARCH: u32 = 0o300;
 /// All bits of a mode, without the file type.
-const ALL: u32 = 0o7777;
+const MODE_BITS: u32 = 0o7777;
 
 impl Root {
     /// Changes the names in a directory. If access is denied and the directory is ours, makes it writable meanwhile.
@@ -33,16 +33,19 @@ impl Root {
             Err(Errno::ACCESS) if matches!(directory, Directory::Below(_)) => {}
             other => return other,
         }
-        let _one = self.modes();
+        let _modes = self.modes();
         let stat = fstat(directory)?;
-        let mode = stat.st_mode as u32 & ALL;
+        let mode = stat.st_mode as u32 & MODE_BITS;
         let ours = stat.st_uid == rustix::process::geteuid().as_raw();
-        if !ours || mode & OPEN == OPEN || set_mode(directory, mode | OPEN).is_err() {
+        if !ours
+            || mode & WRITE_AND_SEARCH == WRITE_AND_SEARCH
+            || set_mode(directory, mode | WRITE_AND_SEARCH).is_err()
+        {
             return change();
         }
         let changed = change();
         if let Err(error) = set_mode(directory, mode) {
-            tracing::warn!(%error, mode, "a directory cannot be closed again");
+            tracing::warn!(%error, mode, "cannot restore the mode of a directory");
         }
         changed
     }

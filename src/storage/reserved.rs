@@ -54,7 +54,7 @@ impl Reserved {
                 reserved.add_entry(&directory, &path, &name)?;
             }
         }
-        reserved.hold(directory)?;
+        reserved.add(directory)?;
         Ok(reserved)
     }
 
@@ -71,8 +71,8 @@ impl Reserved {
             self.follow(&path.join(OsString::from_vec(name.to_vec())))?;
         }
         if link || shared {
-            match openat(directory, name, ANY, Mode::empty()) {
-                Ok(file) => self.hold_file(file)?,
+            match openat(directory, name, OPEN_ANY, Mode::empty()) {
+                Ok(file) => self.add_file(file)?,
                 // The target does not exist; its name is reserved.
                 Err(Errno::NOENT) => {}
                 Err(e) => return Err(e.into()),
@@ -82,14 +82,14 @@ impl Reserved {
     }
 
     /// Adds a file. A directory that a link points to is not reserved.
-    fn hold_file(&mut self, file: OwnedFd) -> io::Result<()> {
+    fn add_file(&mut self, file: OwnedFd) -> io::Result<()> {
         match FileType::from_raw_mode(fstat(&file)?.st_mode) {
             FileType::Directory => Ok(()),
-            _ => self.hold(file),
+            _ => self.add(file),
         }
     }
 
-    fn hold(&mut self, file: OwnedFd) -> io::Result<()> {
+    fn add(&mut self, file: OwnedFd) -> io::Result<()> {
         self.files.push(identity(&fstat(&file)?));
         self._open.push(file);
         Ok(())
@@ -100,7 +100,7 @@ impl Reserved {
         let mut pending = Vec::new();
         let mut here = openat(CWD, c"/", PASS_THROUGH, Mode::empty())?;
         let mut links = 0;
-        prepend(&mut pending, path);
+        push_components(&mut pending, path);
         while let Some(name) = pending.pop() {
             let stat = match statat(&here, &name, AtFlags::SYMLINK_NOFOLLOW) {
                 // The name does not exist, and no session may create it.
@@ -119,7 +119,7 @@ impl Reserved {
                     if target.is_absolute() {
                         here = openat(CWD, c"/", PASS_THROUGH, Mode::empty())?;
                     }
-                    prepend(&mut pending, &target);
+                    push_components(&mut pending, &target);
                 }
                 FileType::Directory => {
                     here = openat(&here, &name, PASS_THROUGH | OFlags::NOFOLLOW, Mode::empty())?;
@@ -168,14 +168,14 @@ impl Reserved {
 
 /// Flags that open a file of any kind without reading it.
 #[cfg(target_os = "linux")]
-const ANY: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
+const OPEN_ANY: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 #[cfg(not(target_os = "linux"))]
-const ANY: OFlags = OFlags::RDONLY
+const OPEN_ANY: OFlags = OFlags::RDONLY
     .union(OFlags::NONBLOCK)
     .union(OFlags::CLOEXEC);
 
 /// Pushes the components of a path on a stack, the first one on top.
-fn prepend(pending: &mut Vec<OsString>, path: &Path) {
+fn push_components(pending: &mut Vec<OsString>, path: &Path) {
     let components = path
         .components()
         .rev()
@@ -195,7 +195,7 @@ fn identity(stat: &Stat) -> Identity {
     (device(stat), stat.st_ino as u64)
 }
 
-fn reserved(path: &RelativePath) -> Reason {
+fn not_allowed(path: &RelativePath) -> Reason {
     refusal(Code::NotAllowed, path)
 }
 
@@ -221,7 +221,7 @@ impl Root {
     /// Refuses a reserved file, by any name.
     pub(super) fn check(&self, stat: &Stat, path: &RelativePath) -> Result<(), Reason> {
         match &self.reserved {
-            Some(all) if all.is(stat) => Err(reserved(path)),
+            Some(all) if all.is(stat) => Err(not_allowed(path)),
             _ => Ok(()),
         }
     }
@@ -235,7 +235,7 @@ impl Root {
         if self.reserved.is_none() {
             return Ok(());
         }
-        let stat = fstat(directory).map_err(|e| fault(path, "look at it", e))?;
+        let stat = fstat(directory).map_err(|e| fault(path, "read its metadata", e))?;
         self.check(&stat, path)
     }
 
@@ -251,8 +251,8 @@ impl Root {
         };
         match all.is_name(directory, name) {
             Ok(false) => Ok(()),
-            Ok(true) => Err(reserved(path)),
-            Err(e) => Err(fault(path, "look at its directory", e)),
+            Ok(true) => Err(not_allowed(path)),
+            Err(e) => Err(fault(path, "read the metadata of its directory", e)),
         }
     }
 

@@ -29,21 +29,21 @@ pub(super) const PASS_THROUGH: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);
 /// Mode of an announced directory, until its final mode is set.
-const PRIVATE: Mode = Mode::RWXU;
+const PRIVATE_MODE: Mode = Mode::RWXU;
 /// Mode of missing parent directories: as with `mkdir -p`, the umask or a default ACL restricts it.
-const ON_THE_WAY: Mode = Mode::RWXU.union(Mode::RWXG).union(Mode::RWXO);
+const PARENT_MODE: Mode = Mode::RWXU.union(Mode::RWXG).union(Mode::RWXO);
 /// How often an operation is retried when another process keeps changing the file.
 pub(super) const ATTEMPTS: u32 = 8;
 /// Most directories above each other that are looked at.
 const MAX_DEPTH: usize = 4096;
 /// How long a successful check of the root's path counts, before a change checks again.
-const NAMED_FOR: Duration = Duration::from_secs(1);
+const ROOT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Most directories cached as durable (32 bytes each). A full cache is cleared, which only costs time.
 const MAX_DURABLE: usize = 65_536;
 
 /// The error when the root is no longer where it was opened.
-const DISPLACED: &str = "cannot go on: the directory that haul has opened there was renamed, removed or mounted over, and its \
-                         path names another now; restart haul there, then run the same command again";
+const DISPLACED: &str = "cannot use the directory of the store: it was renamed, removed or mounted over, and its path leads \
+                         elsewhere; restart haul there, then run the same command again";
 
 /// The root of a store.
 pub(super) struct Root {
@@ -149,7 +149,7 @@ impl Root {
     /// Refuses a change when the root is no longer under the path that it was opened by: it was mounted over, renamed
     /// or removed. The user would not find files written after that.
     pub(super) fn check_named(&self, path: &RelativePath) -> Result<(), Reason> {
-        let recently = |at: &Instant| at.elapsed() < NAMED_FOR;
+        let recently = |at: &Instant| at.elapsed() < ROOT_CHECK_INTERVAL;
         if self.last_named().as_ref().is_some_and(recently) {
             return Ok(());
         }
@@ -235,13 +235,13 @@ impl Root {
 
     /// Opens a directory, and creates it and its parents if they are missing.
     pub(super) fn make(&self, path: &RelativePath) -> Result<Directory<'_>, Reason> {
-        self.make_with(path, ON_THE_WAY)
+        self.make_with(path, PARENT_MODE)
     }
 
     /// Creates a directory that only its owner may use until its final mode is set, and its parents if they are
     /// missing.
     pub(super) fn make_private(&self, path: &RelativePath) -> Result<(), Reason> {
-        self.make_with(path, PRIVATE).map(|_| ())
+        self.make_with(path, PRIVATE_MODE).map(|_| ())
     }
 
     fn make_with(&self, path: &RelativePath, last: Mode) -> Result<Directory<'_>, Reason> {
@@ -304,7 +304,7 @@ impl Root {
         let mut here = RelativePath::root();
         for component in path.components() {
             here.push(component)?;
-            let mode = last.map(|last| if here == *path { last } else { ON_THE_WAY });
+            let mode = last.map(|last| if here == *path { last } else { PARENT_MODE });
             match self.step(&directory, component, &here, mode)? {
                 Some(descriptor) => directory = Directory::Below(descriptor),
                 None => return Ok(None),
@@ -338,14 +338,14 @@ impl Root {
                     match self.change(directory, || mkdirat(directory, component, mode)) {
                         Ok(()) => self.forget(here),
                         Err(Errno::EXIST) => {}
-                        Err(e) => return Err(fault(here, "make the directory", e)),
+                        Err(e) => return Err(fault(here, "create the directory", e)),
                     }
                 }
                 // A symbolic link gives one or the other, depending on the system.
                 Err(Errno::NOTDIR | Errno::LOOP) => {
                     let stat = directory
                         .stat(component)
-                        .map_err(|e| fault(here, "look at it", e))?;
+                        .map_err(|e| fault(here, "read its metadata", e))?;
                     match stat.map(|s| FileType::from_raw_mode(s.st_mode)) {
                         Some(FileType::Symlink) => return Err(refusal(Code::Symlink, here)),
                         Some(FileType::Directory) | None => {}
@@ -357,7 +357,9 @@ impl Root {
         }
         Err(Reason::new(
             Code::Io,
-            format!("{here}: it keeps changing; try again when nothing else works there"),
+            format!(
+                "{here}: another program keeps changing it; run the same command again when that ends"
+            ),
         ))
     }
 
@@ -371,8 +373,8 @@ impl Root {
     ) -> Result<(), Reason> {
         directory
             .sync()
-            .map_err(|e| fault(path, "bring it to the disk", e))?;
-        let mut brought = Vec::new();
+            .map_err(|e| fault(path, "sync it to disk", e))?;
+        let mut synced = Vec::new();
         let mut child = path.clone();
         while let Some(parent) = child.parent() {
             let digest = blake3::hash(child.as_bytes());
@@ -384,16 +386,16 @@ impl Root {
                 .ok_or_else(|| refusal(Code::NotFound, &parent))?;
             above
                 .sync()
-                .map_err(|e| fault(&parent, "bring it to the disk", e))?;
-            brought.push(digest);
+                .map_err(|e| fault(&parent, "sync it to disk", e))?;
+            synced.push(digest);
             child = parent;
         }
         // Added only now, so that no other thread relies on an fsync that is still running.
         let mut durable = self.durable();
-        if durable.len() + brought.len() > MAX_DURABLE {
+        if durable.len() + synced.len() > MAX_DURABLE {
             durable.clear();
         }
-        durable.extend(brought);
+        durable.extend(synced);
         Ok(())
     }
 

@@ -29,22 +29,22 @@ struct Level {
 
 /// Sweeps the whole tree below the root. Opens at most two descriptors and follows no links.
 pub(super) fn sweep(root: &Root, age: Duration) -> Result<u64, Reason> {
-    sweep_within(MAX_PENDING, root, age)
+    sweep_with_limit(MAX_PENDING, root, age)
 }
 
-fn sweep_within(max_pending: usize, root: &Root, age: Duration) -> Result<u64, Reason> {
+fn sweep_with_limit(max_pending: usize, root: &Root, age: Duration) -> Result<u64, Reason> {
     // The limit is before the earliest time, so no partial is that old.
     let Some(limit) = SystemTime::now().checked_sub(age).map(Time::from) else {
         return Ok(0);
     };
-    let mut swept = 0;
-    let top = read(
+    let mut removed = 0;
+    let top = read_directory(
         root,
         RelativePath::root(),
         None,
         limit,
         max_pending.max(MIN_PENDING),
-        &mut swept,
+        &mut removed,
     )?;
     let mut pending = top.pending.len();
     let mut levels = vec![top];
@@ -63,29 +63,29 @@ fn sweep_within(max_pending: usize, root: &Root, age: Duration) -> Result<u64, R
             levels.pop();
             continue;
         };
-        match read(root, path, after, limit, room, &mut swept) {
-            Ok(read) => {
-                pending += read.pending.len();
+        match read_directory(root, path, after, limit, room, &mut removed) {
+            Ok(next) => {
+                pending += next.pending.len();
                 if !below {
                     levels.pop();
                 }
-                levels.push(read);
+                levels.push(next);
             }
             // The directory is gone or unreadable; the rest is still swept.
-            Err(why) => tracing::debug!(%why, "not swept"),
+            Err(why) => tracing::debug!(%why, "cannot sweep a directory"),
         }
     }
-    Ok(swept)
+    Ok(removed)
 }
 
 /// Removes the stale partials in one directory, and returns its first subdirectories after `after`.
-fn read(
+fn read_directory(
     root: &Root,
     path: RelativePath,
     after: Option<Vec<u8>>,
     limit: Time,
     room: usize,
-    swept: &mut u64,
+    removed: &mut u64,
 ) -> Result<Level, Reason> {
     let cannot = |e| fault(&path, "read the directory", e);
     let mut found = BTreeSet::new();
@@ -95,7 +95,7 @@ fn read(
             let entry = entry.map_err(cannot)?;
             let name = entry.file_name().to_bytes();
             if has_partial_form(name) {
-                *swept += u64::from(remove_stale(root, &directory, name, limit).unwrap_or(false));
+                *removed += u64::from(remove_stale(root, &directory, name, limit).unwrap_or(false));
             } else if is_directory(&directory, name, entry.file_type())
                 && after.as_deref() < Some(name)
             {
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn directories_with_more_names_than_are_remembered_are_swept_whole() {
+    fn directories_above_the_memory_limit_are_swept_completely() {
         let directory = tempfile::tempdir().unwrap();
         let partial = format!(".haul-{}.partial", "0f".repeat(16));
         let level = |i: usize| directory.path().join(format!("{i}"));
@@ -184,7 +184,7 @@ mod tests {
         }
         let root = Root::open(directory.path()).unwrap();
         assert_eq!(
-            sweep_within(0, &root, Duration::ZERO),
+            sweep_with_limit(0, &root, Duration::ZERO),
             Ok(10 * MIN_PENDING as u64)
         );
         assert_eq!(sweep(&root, Duration::ZERO), Ok(0));

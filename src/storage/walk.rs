@@ -74,7 +74,7 @@ impl LocalTrees {
         let real = path.canonicalize().map_err(failed())?;
         let (Some(parent), Some(real_name)) = (real.parent(), real.file_name()) else {
             return Err(Error::Usage(
-                "/ has no name to send it under; name the directories in it".into(),
+                "cannot send /: it has no name; name the directories in it".into(),
             ));
         };
         let name = path
@@ -361,7 +361,7 @@ impl Walk {
         match (top.source.join(&name), top.path.join(&name)) {
             (Ok(source), Ok(path)) => {
                 let parent = Some(top.directory.clone());
-                self.look(tree, source, path, parent)
+                self.read_entry(tree, source, path, parent)
             }
             (Err(bad), _) | (_, Err(bad)) => {
                 let why = Reason::new(Code::BadName, format!("{}: {bad}", printable(&name)));
@@ -378,7 +378,7 @@ impl Walk {
     }
 
     /// Reads the metadata of an entry, and opens it if it is a directory.
-    fn look(
+    fn read_entry(
         &mut self,
         tree: &Arc<Tree>,
         source: RelativePath,
@@ -393,7 +393,7 @@ impl Walk {
                 self.excluded += 1;
                 return None;
             }
-            Ok(Located::Gone) => return Some(gone(path, named)),
+            Ok(Located::Gone) => return Some(gone_item(path, named)),
             Err(why) => return Some(WalkItem::Failed(path, why)),
         };
         let Some(kind) = metadata.kind else {
@@ -416,7 +416,7 @@ impl Walk {
             Kind::Directory => return self.enter(announce),
             Kind::Symlink => match tree.store.read_link(&announce.source) {
                 Ok(target) => announce.target = Some(target),
-                Err(why) => return Some(unreadable(announce.path, why, named)),
+                Err(why) => return Some(unreadable_item(announce.path, why, named)),
             },
             Kind::File if announce.metadata.size == 0 => {
                 match tree
@@ -425,7 +425,7 @@ impl Walk {
                 {
                     Ok(false) => {}
                     Ok(true) => announce.pipe = Some(Arc::new(Pipe::of_file())),
-                    Err(why) => return Some(unreadable(announce.path, why, named)),
+                    Err(why) => return Some(unreadable_item(announce.path, why, named)),
                 }
             }
             Kind::File => {}
@@ -439,7 +439,7 @@ impl Walk {
             let text = "a FIFO, socket or device; it has no content to send";
             return WalkItem::Failed(path, Reason::new(Code::Special, text));
         }
-        let text = "a FIFO, socket or device; skipped, it has no content to send";
+        let text = "a FIFO, socket or device; skipped, because it has no content to send";
         WalkItem::Omitted(path, Reason::new(Code::Special, text))
     }
 
@@ -452,7 +452,7 @@ impl Walk {
     ) -> Result<Located, Reason> {
         let Some(there) = tree.store.stat(&source)? else {
             return match self.options.filter.only {
-                Some(_) => Err(Reason::new(Code::NotFound, "listed, and not there")),
+                Some(_) => Err(Reason::new(Code::NotFound, "listed, but it does not exist")),
                 None => Ok(Located::Gone),
             };
         };
@@ -499,12 +499,12 @@ impl Walk {
             extra.owner = Some(self.owners.announced(metadata.owner, !options.numeric_ids));
         }
         if options.xattrs && kind != Kind::Symlink {
-            let (xattrs, lapses) = match tree.store.xattrs(source, options.owner) {
+            let (xattrs, warnings) = match tree.store.xattrs(source, options.owner) {
                 Ok(read) => read,
                 Err(why) => (Vec::new(), vec![(Attribute::Xattr, why.to_string())]),
             };
             extra.xattrs = Some(xattrs);
-            extra.lapses = lapses;
+            extra.lapses = warnings;
         }
         Some(Box::new(extra))
     }
@@ -517,7 +517,7 @@ impl Walk {
         if self.options.follow != Follow::Never && self.open.iter().any(|open| open.file == file) {
             let why = Reason::new(
                 Code::Symlink,
-                "a loop: a symbolic link leads to a directory that it stands in",
+                "a loop: a symbolic link leads to one of its own parent directories",
             );
             return Some(WalkItem::Failed(path, why));
         }
@@ -545,7 +545,7 @@ impl Walk {
             && below.parent.is_some()
         {
             // Not announced, because that would create it at the destination.
-            return Some(gone(path, false));
+            return Some(gone_item(path, false));
         }
         let above = self.open.last().and_then(|open| open.scope.clone());
         let found = names.and_then(|names| match filter.gitignore {
@@ -585,7 +585,7 @@ enum Located {
 }
 
 /// Reports an entry that no longer exists.
-fn gone(path: RelativePath, named: bool) -> WalkItem {
+fn gone_item(path: RelativePath, named: bool) -> WalkItem {
     let text = "gone before it could be sent";
     if named {
         WalkItem::Failed(path, Reason::new(Code::NotFound, text))
@@ -595,9 +595,9 @@ fn gone(path: RelativePath, named: bool) -> WalkItem {
 }
 
 /// Reports an entry that could not be read, perhaps because it no longer exists.
-fn unreadable(path: RelativePath, why: Reason, named: bool) -> WalkItem {
+fn unreadable_item(path: RelativePath, why: Reason, named: bool) -> WalkItem {
     if why.code == Code::NotFound {
-        gone(path, named)
+        gone_item(path, named)
     } else {
         WalkItem::Failed(path, why)
     }
@@ -629,7 +629,7 @@ impl Iterator for Walk {
                     }
                     let path = RelativePath::from_components([&tree.name]);
                     path.ok()
-                        .and_then(|path| self.look(&tree, tree.path.clone(), path, None))
+                        .and_then(|path| self.read_entry(&tree, tree.path.clone(), path, None))
                 }
             };
             if found.is_some() {

@@ -480,7 +480,7 @@ fn only_listed_names_are_sent_with_the_directories_on_the_way() {
     let output = server.cp(from.path(), &["-0", "--files-from", "list", "src"], "three");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
-        output.status.code() == Some(1) && said.contains("src/#\\n: listed, and not there"),
+        output.status.code() == Some(1) && said.contains("src/#\\n: listed, but it does not exist"),
         "{said}"
     );
     assert_eq!(names("three"), ["i"]);

@@ -104,7 +104,7 @@ fn a_dangling_link_is_a_failure_and_an_excluded_one_is_none() {
     let output = server.cp(from.path(), &["--follow", "src"], "one");
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        said(&output).contains("src/dangling: it points to no\\nwhere, which is not there"),
+        said(&output).contains("src/dangling: it points to no\\nwhere, which does not exist"),
         "{}",
         said(&output)
     );

@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_match_as_a_shell_has_it() {
+    fn patterns_match_as_in_a_shell() {
         assert!(
             matches("*.gz", b"a.gz")
                 && matches("*", b"a")

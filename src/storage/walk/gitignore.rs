@@ -34,14 +34,14 @@ impl Scope {
                 .join(b"info")
                 .and_then(|info| info.join(b"exclude"))
                 .ok();
-            scope = Self::with(
+            scope = Self::with_file(
                 store,
                 exclude.filter(|path| is_file(store, path)),
                 base,
                 None,
             )?;
         }
-        Self::with(
+        Self::with_file(
             store,
             below(b".gitignore").filter(|path| is_file(store, path)),
             base,
@@ -49,18 +49,15 @@ impl Scope {
         )
     }
 
-    fn with(
+    fn with_file(
         store: &dyn Store,
         file: Option<RelativePath>,
         base: &RelativePath,
         above: Option<Arc<Self>>,
     ) -> Result<Option<Arc<Self>>, Reason> {
         let Some(file) = file else { return Ok(above) };
-        let rules = read(store, &file).map_err(|why| {
-            let text = format!(
-                "nothing in {base} was sent, since what to leave out of it is not known: {}",
-                why
-            );
+        let rules = read_rules(store, &file).map_err(|why| {
+            let text = format!("nothing in {base} was sent: cannot read its exclude rules: {why}");
             Reason::new(why.code, text)
         })?;
         Ok(Some(Arc::new(Self {
@@ -118,7 +115,7 @@ fn is_file(store: &dyn Store, path: &RelativePath) -> bool {
         .is_some_and(|metadata| metadata.kind == Some(Kind::File))
 }
 
-fn read(store: &dyn Store, path: &RelativePath) -> Result<Rules, Reason> {
+fn read_rules(store: &dyn Store, path: &RelativePath) -> Result<Rules, Reason> {
     let mut text = vec![0; MAX_RULES_BYTES + 1];
     let length = store
         .open(path)?
