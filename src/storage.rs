@@ -1,8 +1,8 @@
-//! Where files are read from or committed to.
+//! Stores: where files are read from and committed to.
 //!
-//! Every call blocks; callers run them off the network threads. Two stores exist: [`LocalStore`], one directory that is
-//! never left, and [`MemoryStore`], the reference that the conformance tests run on beside it. [`OutputStore`] is half a
-//! one: a place for one file, that nobody can read.
+//! Every call blocks; callers run them off the network threads. [`LocalStore`] is one directory that no call leaves.
+//! [`MemoryStore`] holds files in memory and is the reference of the conformance tests. [`OutputStore`] takes one file
+//! in order and cannot be read.
 
 mod attributes;
 mod case;
@@ -43,27 +43,27 @@ use crate::protocol::path::RelativePath;
 use crate::protocol::{Attribute, Durability, Kind, Time, Xattr};
 use crate::storage::digest_index::FileKey;
 
-/// What is known of something in a store without reading its content.
+/// Metadata of a name in a store, read without the content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metadata {
-    /// What it is; `None` for a device, a FIFO, a socket and the like.
+    /// Kind of entry; `None` for a device, FIFO, socket and the like.
     pub kind: Option<Kind>,
-    /// Bytes of content; 0 for what is no file.
+    /// Bytes of content; 0 unless it is a regular file.
     pub size: u64,
-    /// When the content was last modified.
+    /// Time of last modification of the content.
     pub modified: Time,
     /// Permission bits (07777).
     pub mode: u32,
-    /// Numbers of its user and group.
+    /// User id and group id.
     pub owner: (u32, u32),
-    /// Names that it has in all (hard links); what is no file has one.
+    /// Number of hard links; 1 unless it is a regular file.
     pub links: u64,
-    /// Tells this version of this file from any other: device, inode, size, mtime and ctime. Two equal versions have,
-    /// as far as the system tells, the same content.
+    /// Identifies this version of this file: device, inode, size, mtime and ctime. Two equal versions have the same
+    /// content, as far as the system reports.
     pub version: Version,
 }
 
-/// Tells one version of a file from another; see [`Metadata::version`].
+/// Identifies one version of a file; see [`Metadata::version`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Version {
     /// Device and inode.
@@ -72,12 +72,12 @@ pub struct Version {
     pub size: u64,
     /// Time of last modification.
     pub modified: Time,
-    /// Time of last change of content or metadata; nobody can set it.
+    /// Time of last change of content or metadata (ctime). No program can set it.
     pub changed: Time,
 }
 
 impl Version {
-    /// What the [`Index`](crate::storage::digest_index::Index) knows this file by.
+    /// The key of this file in the [`Index`](crate::storage::digest_index::Index).
     pub fn key(&self) -> FileKey {
         FileKey {
             file: self.file,
@@ -87,13 +87,13 @@ impl Version {
     }
 }
 
-/// The permission bits that `haul` carries over: read, write and execute (0777).
+/// The permission bits that `haul` transfers: read, write and execute (0777).
 pub const PERMISSIONS: u32 = 0o777;
 
-/// Bytes read and hashed at a time: as much as keeps a disk's read-ahead busy.
+/// Bytes read and hashed at a time: enough to keep a disk's read-ahead busy.
 const DIGEST_BLOCK: usize = 256 << 10;
 
-/// Whose partial it is and of which source: what it is bound to, besides its path.
+/// What a partial is bound to besides its path: the sender's key, and the source's size and time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartialKey {
     /// The key of the sender.
@@ -105,11 +105,11 @@ pub struct PartialKey {
 }
 
 impl PartialKey {
-    /// The size of a source that tells none: an upload of it begins anew, whatever an earlier attempt left.
+    /// The size of a source of unknown size. An upload of it always starts from zero.
     pub const UNKNOWN_SIZE: u64 = u64::MAX;
 
-    /// How long a partial of an earlier attempt may be and still be of use.
-    fn useful(&self) -> u64 {
+    /// The longest useful partial of an earlier attempt, in bytes.
+    fn useful_size(&self) -> u64 {
         if self.size == Self::UNKNOWN_SIZE {
             0
         } else {
@@ -118,28 +118,28 @@ impl PartialKey {
     }
 }
 
-/// All bits of a mode: with set-user-ID, set-group-ID and sticky.
+/// All mode bits, with set-user-ID, set-group-ID and sticky (07777).
 pub const ALL_PERMISSIONS: u32 = 0o7777;
 
-/// Final metadata of what is committed.
+/// Final metadata of a committed file, directory or link.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attributes {
-    /// Permission bits; `None` leaves those of what is replaced, and the store's default to a new file. Only those in [`PERMISSIONS`] count, and with an owner, on a file,
-    /// all.
+    /// Permission bits. `None` keeps those of a replaced file, and gives a new file the store's default. Only the bits
+    /// in [`PERMISSIONS`] count; on a file with an owner all bits count.
     pub mode: Option<u32>,
-    /// Time of last modification; `None` leaves the time of the commit.
+    /// Time of last modification; `None` keeps the time of the commit.
     pub modified: Option<Time>,
-    /// Numbers of user and group; `None` leaves what there is.
+    /// User id and group id; `None` leaves them unchanged.
     pub owner: Option<(u32, u32)>,
-    /// The extended attributes, by name; all others that travel are removed. `None` leaves what there is. Those of the
-    /// system's administration count with an owner only.
+    /// Extended attributes by name; all other transferable ones are removed. `None` leaves them unchanged. Attributes
+    /// of the system's administration count only with an owner.
     pub xattrs: Option<Arc<Vec<Xattr>>>,
-    /// Nothing is replaced: where something stands by the time of the commit, that fails ([`Code::Exists`](crate::error::Code)).
+    /// Replaces nothing: the commit fails if the name exists by then ([`Code::Exists`](crate::error::Code)).
     pub exclusive: bool,
 }
 
 impl Attributes {
-    /// The bits of the mode that count on a file, or on something else.
+    /// The mode bits that count: on a file, or on another kind.
     pub fn mode_bits(&self, file: bool) -> u32 {
         if file && self.owner.is_some() {
             ALL_PERMISSIONS
@@ -149,22 +149,23 @@ impl Attributes {
     }
 }
 
-/// What could not be kept of something that stands there whole: the kind of thing, and what the system said.
+/// Metadata that could not be kept although the file itself is whole: the attribute, and the system's error.
 pub type MetadataWarnings = Vec<(Attribute, String)>;
 
-/// A place that holds files, by [`RelativePath`].
+/// A store of files, addressed by [`RelativePath`].
 ///
-/// No call follows a symbolic link, neither as the last component nor on the way, and none leaves the store.
-/// Errors are [`Reason`]s, ready to cross the wire.
+/// No call follows a symbolic link, neither as the last component nor on the way, and none leaves the store. Errors are
+/// [`Reason`]s, ready to cross the wire.
 pub trait Store: Send + Sync + 'static {
-    /// What stands under a name; `None` when nothing does (also when a directory on the way is missing).
+    /// Returns the metadata of a name; `None` when it does not exist, or a directory above it does not.
     fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Reason>;
 
-    /// The names in a directory, in no order, partials left out.
+    /// Returns the names in a directory, unordered, without partials.
     fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Reason>;
 
-    /// The extended attributes of a file or directory that travel, by name, and a lapse for each that does not fit an entry;
-    /// `privileged` are those that go with an owner. A store that knows none has none.
+    /// Returns the transferable extended attributes of a file or directory, by name, and a warning for each that does
+    /// not fit an entry. `privileged` includes those that require an owner. A store without extended attributes returns
+    /// none.
     fn xattrs(
         &self,
         path: &RelativePath,
@@ -174,8 +175,8 @@ pub trait Store: Send + Sync + 'static {
         Ok((Vec::new(), MetadataWarnings::new()))
     }
 
-    /// Calls for each name in a directory, in no order, partials left out, until the call says `false`. A store that can
-    /// keeps no more of them in memory than the one.
+    /// Calls `each` for every name in a directory, unordered, without partials, until it returns `false`. If it can, a
+    /// store keeps only one name in memory.
     fn visit(
         &self,
         directory: &RelativePath,
@@ -186,11 +187,11 @@ pub trait Store: Send + Sync + 'static {
         Ok(())
     }
 
-    /// What a symbolic link holds.
+    /// Reads the target of a symbolic link.
     fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Reason>;
 
-    /// Whether a file that says it is empty has content all the same, as those of /proc have. Asked of files of size 0 only; a
-    /// store that knows better than to read a byte of each says so.
+    /// Reports whether a file of size 0 has content anyway, as files in /proc have. Called for such files only. A store
+    /// that knows the answer need not read a byte of each.
     fn has_unsized_content(&self, path: &RelativePath, seen: &Metadata) -> Result<bool, Reason> {
         let _ = seen;
         reads_as_more(&*self.open(path)?, path)
@@ -201,18 +202,18 @@ pub trait Store: Send + Sync + 'static {
     /// [`Special`]: crate::error::Code::Special
     fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Reason>;
 
-    /// Begins a file beside its final name, which stays as it is until [`Upload::commit`]. Missing directories on the
-    /// way are made as `mkdir -p` does (0777 less umask). A partial of the same claim is taken up again, with what it holds.
+    /// Creates a partial beside the final name, which stays unchanged until [`Upload::commit`]. Creates missing parent
+    /// directories as `mkdir -p` does (0777 less umask). Resumes a partial of the same key with its content.
     ///
-    /// Fails with [`Busy`] while another process has the same partial open, and with [`IsDirectory`] when a directory
-    /// stands under the final name.
+    /// Fails with [`Busy`] while another process has the same partial open, and with [`IsDirectory`] when the final
+    /// name is a directory.
     ///
     /// [`Busy`]: crate::error::Code::Busy
     /// [`IsDirectory`]: crate::error::Code::IsDirectory
-    fn create(&self, path: &RelativePath, claim: &PartialKey) -> Result<Box<dyn Upload>, Reason>;
+    fn create(&self, path: &RelativePath, key: &PartialKey) -> Result<Box<dyn Upload>, Reason>;
 
-    /// Makes a directory, private (0700) until its attributes are set, unless it is there. Missing ones on the way are made as
-    /// `mkdir -p` does.
+    /// Creates a directory unless it exists. It is private (0700) until its attributes are set. Creates missing parent
+    /// directories as `mkdir -p` does.
     fn make_directory(&self, path: &RelativePath) -> Result<(), Reason>;
 
     /// Sets the final metadata of a file or directory.
@@ -222,8 +223,7 @@ pub trait Store: Send + Sync + 'static {
         attributes: &Attributes,
     ) -> Result<MetadataWarnings, Reason>;
 
-    /// Makes a symbolic link, atomically in the place of a file or link that stands there. What it points to is never
-    /// looked at.
+    /// Creates a symbolic link, and atomically replaces a file or link of that name. The target is never looked at.
     fn make_symlink(
         &self,
         path: &RelativePath,
@@ -231,93 +231,94 @@ pub trait Store: Send + Sync + 'static {
         attributes: &Attributes,
     ) -> Result<MetadataWarnings, Reason>;
 
-    /// Makes `new` another name of the regular file `existing` (a hard link), atomically in the place of a file or link
-    /// that stands there. Fails where the filesystem has no such thing, and between two of them.
+    /// Makes `new` a hard link to the regular file `existing`, and atomically replaces a file or link of that name.
+    /// Fails if the file system has no hard links, or if the two are on different file systems.
     fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Reason>;
 
-    /// Removes what stands there: a file, link, device or the like, or an empty directory. What a link points to is never
-    /// touched, and neither are a directory with anything in it, such as a partial, and the store itself.
+    /// Removes a file, link, device or the like, or an empty directory. A link's target is never touched. Fails for the
+    /// store itself, and for a directory that contains anything, such as a partial.
     fn remove(&self, path: &RelativePath) -> Result<(), Reason>;
 
-    /// Device and inode of a directory, or of the nearest above it that is there, and of all above that, also above the store:
-    /// to tell whether it lies in another. Nothing for a store that is no part of a filesystem.
+    /// Returns device and inode of a directory, or of its nearest existing parent, and of all directories above that,
+    /// also above the store. Shows whether a directory is inside another. Empty for a store outside the file system.
     fn ancestry(&self, path: &RelativePath) -> Vec<(u64, u64)> {
         let _ = path;
         Vec::new()
     }
 
-    /// Which of the `wanted` differences between names a directory does not tell, or what is to be made of that name. A store
-    /// may make a file for a moment to find out, unless it must not write.
+    /// Returns which of the `wanted` differences between names a directory ignores, or will ignore once it exists. A
+    /// store may create a temporary file to find out, if it `may_write`.
     fn folding(&self, directory: &RelativePath, wanted: Folding, may_write: bool) -> Folding {
         let _ = (directory, wanted, may_write);
         Folding::default()
     }
 
-    /// Gives what is found by a name exactly this name, where it is stored with another that its directory takes for the
-    /// same. `false` where it still has another: some file systems show all names in lower case. A store that tells all names
-    /// apart has nothing to do.
+    /// Renames an entry to exactly this spelling, if the directory folds names and stores it with another one. `false`
+    /// if it still has another spelling: some file systems show all names in lower case. A store that does not fold
+    /// names has nothing to do.
     fn respell(&self, path: &RelativePath, folding: Folding) -> Result<bool, Reason> {
         let _ = (path, folding);
         Ok(true)
     }
 
-    /// A way to find out which times the file system keeps that holds what `beside` names. It may write a file of its own, which
-    /// goes when the probe is dropped.
+    /// Returns a probe for the times that the file system of `beside` keeps. The probe may create a file, and removes
+    /// it when it is dropped.
     fn time_probe(&self, beside: &RelativePath) -> Option<Box<dyn TimeProbe>> {
         let _ = beside;
         None
     }
 
-    /// Fails when the store is no longer where it was opened, such as a directory that was renamed or mounted over. Every
-    /// session of a server begins with it.
+    /// Fails when the store is no longer where it was opened, for example because the directory was renamed or mounted
+    /// over. Every session of a server calls this first.
     fn check_root(&self) -> Result<(), Reason> {
         Ok(())
     }
 
-    /// Brings to the disk all that was made or found in this store so far.
+    /// Syncs to disk everything that was created or found in this store so far.
     fn sync(&self) -> Result<(), Reason>;
 
-    /// Removes partials that nobody has open and that were last written more than `age` ago, below all of the store.
-    /// Returns how many went.
+    /// Removes all partials in the store that no upload has open and that were last written more than `age` ago.
+    /// Returns how many it removed.
     fn sweep(&self, age: std::time::Duration) -> Result<u64, Reason>;
 }
 
-/// Tells which times a file system keeps: some round them, or cut them off at their first and last year.
+/// Probes which times a file system keeps: some round them, or clamp them to a first and last year.
 pub trait TimeProbe: Send {
-    /// What becomes of a time of last modification; `None` where that cannot be found out.
+    /// Returns the time of last modification as the file system keeps it; `None` if it cannot find out.
     fn kept(&mut self, time: Time) -> Option<Time>;
 }
 
 /// An open file to read from.
 pub trait Source: Send {
-    /// What is known of the file that is open.
+    /// Returns the metadata of the open file.
     fn metadata(&self) -> io::Result<Metadata>;
 
     /// Reads at an offset until the buffer is full or the file ends; returns the bytes read.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// The first part from an offset on that is no hole; `None` when only a hole is left, or nothing. A hole reads as zeros.
-    /// A store that does not know holes has none.
+    /// Returns the first data range at or after an offset; `None` when only a hole or nothing follows. A hole reads as
+    /// zeros. A store that does not know holes reports none.
     fn data_from(&self, offset: u64) -> io::Result<Option<std::ops::Range<u64>>>;
 
-    /// The file itself, where it is one of the system's.
+    /// The file descriptor, if the source is a file of the system.
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 }
 
-/// Whether a file that says it is empty has anything in it.
+/// Reports whether a file of size 0 has content.
 fn reads_as_more(source: &dyn Source, path: &RelativePath) -> Result<bool, Reason> {
     let read = source.read_at(&mut [0], 0).map_err(|error| {
         Reason::new(
             Code::Unreadable,
-            format!("{path}: its size is not known, and it cannot be read: {error}"),
+            format!("{path}: cannot read the file, whose size is unknown: {error}"),
         )
     })?;
     Ok(read > 0)
 }
 
-/// BLAKE3 of what a source reads as, holes included. Blocks; reads no more than this size, and fails when there is less.
+/// Computes BLAKE3 of a source's content, holes included. Blocks. Reads no more than `size` bytes, and fails when there
+/// are fewer.
 pub fn digest(source: &dyn Source, size: u64) -> io::Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; DIGEST_BLOCK.min(size as usize)];
@@ -333,13 +334,13 @@ pub fn digest(source: &dyn Source, size: u64) -> io::Result<[u8; 32]> {
     Ok(*hasher.finalize().as_bytes())
 }
 
-/// An unfinished file. It cannot be read as a file by anybody but its owner; dropping it keeps the partial for resume.
+/// An unfinished file. Only its owner can read it as a file. Dropping it keeps the partial for resume.
 pub trait Upload: Send {
-    /// The parts that may hold content of an earlier attempt: ascending, not touching. What they hold must be checked
-    /// by content before it counts.
+    /// Returns the ranges that may hold content of an earlier attempt: ascending, not touching. Verify their content
+    /// before you rely on it.
     fn held(&self) -> io::Result<Vec<std::ops::Range<u64>>>;
 
-    /// Whether it takes bytes in their order only, each once; then it cannot be read back, and holes are written as zeros.
+    /// Whether it takes each byte once and in order only. Then it cannot be read back, and holes are written as zeros.
     fn in_order(&self) -> bool {
         false
     }
@@ -347,24 +348,24 @@ pub trait Upload: Send {
     /// Writes at an offset.
     fn write_at(&mut self, data: &[u8], offset: u64) -> io::Result<()>;
 
-    /// Begins to bring to the disk what was written so far, where the store can, so that a durable commit waits for less. It does
-    /// not wait, and what fails shows at the commit.
+    /// Starts to write the content to disk, if the store can, so that a durable commit takes less time. Does not wait;
+    /// errors appear at the commit.
     fn write_back(&mut self) {}
 
-    /// Takes all that a source holds by sharing its blocks (a reflink); false where the filesystem cannot.
+    /// Copies a source's content by sharing its blocks (a reflink); `false` if the file system cannot.
     fn share(&mut self, _source: &dyn Source) -> io::Result<bool> {
         Ok(false)
     }
 
-    /// Makes a part read as zeros, also where an earlier attempt left something, and takes no space for it where the
-    /// store can. The file reaches to its end at least.
+    /// Makes a range read as zeros, also over content of an earlier attempt. Frees its space if the store can. Extends
+    /// the file to the end of the range if it is shorter.
     fn make_hole(&mut self, part: std::ops::Range<u64>) -> io::Result<()>;
 
-    /// Reads back what was written, to hash it.
+    /// Reads written content back, to hash it.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// Makes the file appear under its final name, whole, with these attributes, and as durable as asked. What stood
-    /// there before is whole until then, and gone after.
+    /// Gives the complete file its final name and these attributes, as durable as requested. An existing file stays
+    /// whole until then, and is replaced atomically.
     fn commit(
         self: Box<Self>,
         attributes: &Attributes,

@@ -1,5 +1,5 @@
-//! The final metadata of what stands on disk. What the filesystem cannot keep, or the system does not permit, is no
-//! failure of the file: it is told beside it.
+//! Sets the final metadata of files on disk. Metadata that the file system cannot keep, or the system does not permit,
+//! is not a failure of the file but a metadata warning.
 
 use std::fs::File;
 use std::io;
@@ -13,8 +13,9 @@ use crate::error::Reason;
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Attribute, Time};
 
-/// What the system says of metadata that it cannot or may not keep; all else, such as a broken disk, fails the file.
-const LAPSES: &[Errno] = &[
+/// Errors for metadata that the system cannot or may not keep. Every other error, such as a broken disk, fails the
+/// file.
+const UNSUPPORTED: &[Errno] = &[
     Errno::PERM,
     Errno::ACCESS,
     Errno::NOTSUP,
@@ -24,42 +25,42 @@ const LAPSES: &[Errno] = &[
     Errno::INVAL,
 ];
 
-/// The coarsest steps in which file systems keep times, in seconds: FAT's.
-const COARSEST: u64 = 2;
+/// The coarsest resolution of times in any file system, in seconds: FAT's.
+const COARSEST_RESOLUTION: u64 = 2;
 
-/// What the owner needs to set extended attributes.
+/// The bits that the owner needs to set extended attributes.
 const READ_WRITE: u32 = 0o600;
 
-/// Sets what is to be set; what is not carried over stays, such as the set-group-ID of a shared directory.
+/// Sets the given attributes. Bits that are not transferred stay, such as the set-group-ID of a shared directory.
 pub(super) fn set(
     file: &File,
     path: &RelativePath,
     attributes: &Attributes,
 ) -> Result<MetadataWarnings, Reason> {
-    let there = fstat(file).map_err(|e| fault(path, "look at it", e))?;
-    let mut lapses = MetadataWarnings::new();
-    // A new owner takes away set-user-ID and the like, so the mode comes later; and so it does after the extended
-    // attributes, since to set those takes a permission that the final mode may not give.
+    let before_change = fstat(file).map_err(|e| fault(path, "read its metadata", e))?;
+    let mut warnings = MetadataWarnings::new();
+    // chown clears set-user-ID and the like, so the mode comes later. It also comes after the extended attributes,
+    // because the final mode may not permit setting those.
     let owned = match attributes.owner {
-        Some(owner) if owner != owner_of(&there) => {
+        Some(owner) if owner != owner_of(&before_change) => {
             let set = read_only::set_owner(file, owner);
-            let before = lapses.len();
-            allow(&mut lapses, Attribute::Owner, set)
+            let before = warnings.len();
+            allow(&mut warnings, Attribute::Owner, set)
                 .map_err(|e| fault(path, "set its owner", e))?;
-            lapses.len() == before
+            warnings.len() == before
         }
         Some(_) => true,
         None => false,
     };
-    let mut mode = mode_of(&there);
-    let mut opened = false;
+    let mut mode = mode_of(&before_change);
+    let mut made_writable = false;
     if let Some(xattrs) = &attributes.xattrs {
-        opened =
+        made_writable =
             mode & READ_WRITE != READ_WRITE && read_only::set_mode(file, mode | READ_WRITE).is_ok();
         let set = xattr::set(file, xattrs, owned)
             .map_err(|e| fault(path, "set its extended attributes", e));
         match set {
-            Ok(more) => lapses.extend(more),
+            Ok(more) => warnings.extend(more),
             Err(why) => {
                 let _ = read_only::set_mode(file, mode);
                 return Err(why);
@@ -67,8 +68,8 @@ pub(super) fn set(
         }
     }
     if let Some(wanted) = attributes.mode {
-        let regular = FileType::from_raw_mode(there.st_mode) == FileType::RegularFile;
-        // Without its owner a set-user-ID program would run as somebody else.
+        let regular = FileType::from_raw_mode(before_change.st_mode) == FileType::RegularFile;
+        // Without its owner a set-user-ID program would run as another user.
         let bits = if owned {
             attributes.mode_bits(regular)
         } else {
@@ -76,48 +77,49 @@ pub(super) fn set(
         };
         mode = mode & !bits | wanted & bits;
     }
-    if attributes.mode.is_some() || opened {
+    if attributes.mode.is_some() || made_writable {
         let set = read_only::set_mode(file, mode);
-        allow(&mut lapses, Attribute::Mode, set).map_err(|e| fault(path, "set its mode", e))?;
+        allow(&mut warnings, Attribute::Mode, set).map_err(|e| fault(path, "set its mode", e))?;
     }
     if let Some(modified) = attributes.modified {
-        let set =
-            read_only::set_time(file, &there, modified).and_then(|()| check_time(file, modified));
-        allow(&mut lapses, Attribute::Time, set).map_err(|e| fault(path, "set its time", e))?;
+        let set = read_only::set_time(file, &before_change, modified)
+            .and_then(|()| check_time(file, modified));
+        allow(&mut warnings, Attribute::Time, set).map_err(|e| fault(path, "set its time", e))?;
     }
-    Ok(lapses)
+    Ok(warnings)
 }
 
-/// Filesystems cut times that they cannot hold without a word. That one keeps whole or even seconds only is no news.
+/// Fails if the file system has silently clamped a time that it cannot hold. A resolution of one or two seconds is not
+/// reported.
 #[allow(
     clippy::unnecessary_cast,
     reason = "the fields of stat have other types on other systems"
 )]
 fn check_time(file: &File, modified: Time) -> rustix::io::Result<()> {
     let seconds = fstat(file)?.st_mtime as i64;
-    if seconds.abs_diff(modified.seconds) < COARSEST {
+    if seconds.abs_diff(modified.seconds) < COARSEST_RESOLUTION {
         Ok(())
     } else {
         Err(Errno::OVERFLOW)
     }
 }
 
-/// Takes what a filesystem has no notion of, or does not let us do, as a lapse.
+/// Turns an error for metadata that is unsupported or not permitted into a warning.
 pub(super) fn allow(
-    lapses: &mut MetadataWarnings,
-    aspect: Attribute,
+    warnings: &mut MetadataWarnings,
+    attribute: Attribute,
     result: rustix::io::Result<()>,
 ) -> rustix::io::Result<()> {
     match result {
-        Err(e) if LAPSES.contains(&e) => {
-            lapses.push((aspect, said(e)));
+        Err(e) if UNSUPPORTED.contains(&e) => {
+            warnings.push((attribute, said(e)));
             Ok(())
         }
         other => other,
     }
 }
 
-/// What the system calls an error, without its number.
+/// The system's text for an error, without its number.
 pub(super) fn said(error: Errno) -> String {
     let text = io::Error::from(error).to_string();
     text.split(" (os error").next().unwrap_or(&text).to_owned()

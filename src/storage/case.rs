@@ -1,5 +1,5 @@
-//! Which names a directory takes for the same. It is found out by looking names up, not by the kind of file system: FUSE,
-//! SMB and mount options hide that.
+//! Which names a directory treats as equal. haul looks names up to find out, because FUSE, SMB and mount options hide
+//! the kind of file system.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -15,43 +15,43 @@ use crate::error::Reason;
 use crate::protocol::path::PARTIAL_ACCENT;
 use crate::protocol::path::RelativePath;
 
-/// Names of a directory that are tried, at most.
-const SAMPLES: usize = 64;
-/// Variants of such names that turn out to be names of their own before a file is made instead.
+/// Most names of a directory that are tried.
+const MAX_SAMPLES: usize = 64;
+/// Variants that turn out to be separate names before a temporary file is created instead.
 const MAX_TRIES: usize = 4;
-/// How long it is remembered what a file system said of a file made for the purpose: another may come to be mounted.
-const REMEMBERED: Duration = Duration::from_secs(600);
-/// File systems that are remembered so, at most.
-const MAX_REMEMBERED: usize = 64;
-/// `FS_CASEFOLD_FL`: an empty directory of ext4, f2fs or tmpfs says so itself.
+/// How long the result of a temporary file is cached. Limited, because another file system may be mounted later.
+const CACHE_TIME: Duration = Duration::from_secs(600);
+/// Most file systems with a cached result.
+const MAX_CACHED: usize = 64;
+/// `FS_CASEFOLD_FL`: an empty directory of ext4, f2fs or tmpfs has this flag if it ignores case.
 #[cfg(target_os = "linux")]
-const CASEFOLD: u32 = 0x4000_0000;
+const CASEFOLD_FLAG: u32 = 0x4000_0000;
 
-/// The differences between names that a directory does not tell.
+/// The differences between names that a directory ignores.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Folding {
     /// Upper and lower case.
     pub case: bool,
-    /// Unicode normal forms: é as one character, or as e and an accent.
+    /// Unicode normal forms: é as one character, or as e and a combining accent.
     pub form: bool,
-    /// Dots and spaces at the end.
+    /// Trailing dots and spaces.
     pub ends: bool,
 }
 
 impl Folding {
-    /// All of them.
+    /// All differences.
     pub const ALL: Self = Self {
         case: true,
         form: true,
         ends: true,
     };
 
-    /// Whether there is any.
+    /// Whether any difference is ignored.
     pub fn any(self) -> bool {
         self != Self::default()
     }
 
-    /// What all names have in common that are the same here.
+    /// A key that is equal for all names that the directory treats as equal.
     pub fn key(self, name: &[u8]) -> Vec<u8> {
         let name = if self.ends { trimmed(name) } else { name };
         let Ok(text) = std::str::from_utf8(name) else {
@@ -62,31 +62,31 @@ impl Folding {
             };
         };
         let folded = |text: String| match self.case {
-            true => text.chars().flat_map(fold).collect(),
+            true => text.chars().flat_map(fold_case).collect(),
             false => text,
         };
         let normal = |text: String| match self.form {
             true => text.nfd().collect(),
             false => text,
         };
-        // Once more after the case: what was folded may come apart.
+        // Normalize again: case folding may produce characters that decompose.
         normal(folded(normal(text.to_owned()))).into_bytes()
     }
 }
 
-/// Whether a name has a Unicode normal form that it is not in.
+/// Whether a name differs between its Unicode normal forms.
 pub(crate) fn has_forms(name: &[u8]) -> bool {
     !name.is_ascii() && std::str::from_utf8(name).is_ok_and(|text| text.nfc().ne(text.nfd()))
 }
 
-/// A name without the dots and spaces at its end, unless it is made of them.
+/// A name without trailing dots and spaces, unless it consists of them.
 pub(crate) fn trimmed(name: &[u8]) -> &[u8] {
     let end = name.iter().rposition(|byte| !b". ".contains(byte));
     end.map_or(name, |end| &name[..=end])
 }
 
-/// A character without case, as file systems see it: one for one.
-fn fold(c: char) -> impl Iterator<Item = char> {
+/// Folds the case of one character to one character, as file systems do.
+fn fold_case(c: char) -> impl Iterator<Item = char> {
     let mut upper = c.to_uppercase();
     let upper = match (upper.next(), upper.next()) {
         (Some(upper), None) => upper,
@@ -95,13 +95,13 @@ fn fold(c: char) -> impl Iterator<Item = char> {
     upper.to_lowercase()
 }
 
-/// What file systems said of files that were made to find out, by their devices.
+/// Cached results of temporary files, by device.
 #[derive(Default)]
 pub(super) struct Probed(Mutex<HashMap<u64, (Instant, Folding)>>);
 
-/// Finds out which of the `wanted` differences a directory does not tell; one that is not there yet will be as what it is
-/// made in. Mostly nothing is written: names that are there are looked up by other names. Only where there are none that
-/// tell, at the top of a file system, a file is made for a moment, if it may be.
+/// Finds out which of the `wanted` differences a directory ignores. A directory that does not exist yet will behave
+/// like its parent. Mostly nothing is written: existing names are looked up by variants. Only if no existing name
+/// tells, at the top of a file system, a temporary file is created, if it `may_write`.
 pub(super) fn folding(
     root: &Root,
     probed: &Probed,
@@ -117,11 +117,11 @@ pub(super) fn folding(
         let Ok(Some(here)) = root.find(&path) else {
             continue;
         };
-        ask_names(&here, &mut found, &mut open);
+        probe_names(&here, &mut found, &mut open);
         if !open.any() {
             break;
         }
-        if says_so(&here) {
+        if has_casefold_flag(&here) {
             let wanted = |asked, known| known || asked;
             return Folding {
                 case: wanted(open.case, found.case),
@@ -129,12 +129,12 @@ pub(super) fn folding(
                 ends: found.ends,
             };
         }
-        // A directory is as the one that it was made in, unless another file system begins there.
+        // A directory behaves like its parent, unless another file system starts there.
         let above = next
             .as_ref()
             .and_then(|above| root.find(above).ok().flatten());
         if above.is_none_or(|above| !same_device(&here, &above)) {
-            let by_file = ask_file(root, probed, &here, may_write);
+            let by_file = probe_file(root, probed, &here, may_write);
             found.case |= open.case && by_file.case;
             found.form |= open.form && by_file.form;
             found.ends |= open.ends && by_file.ends;
@@ -144,10 +144,10 @@ pub(super) fn folding(
     found
 }
 
-/// Tries names that are there. What is settled is no longer open.
-fn ask_names(directory: &Directory<'_>, found: &mut Folding, open: &mut Folding) {
+/// Tries existing names. A settled difference is no longer open.
+fn probe_names(directory: &Directory<'_>, found: &mut Folding, open: &mut Folding) {
     let mut tries = MAX_TRIES;
-    for name in names(directory).take(SAMPLES) {
+    for name in names(directory).take(MAX_SAMPLES) {
         if !open.any() || tries == 0 {
             return;
         }
@@ -156,18 +156,18 @@ fn ask_names(directory: &Directory<'_>, found: &mut Folding, open: &mut Folding)
                 return;
             };
             match is_found(directory, &other) {
-                // It may be a name of its own.
+                // The variant may be a separate name.
                 Some(true) if names(directory).any(|listed| listed == other) => {
                     tries = tries.saturating_sub(1);
                 }
                 Some(true) => (*open, *found) = (false, true),
-                // Not found by another name, while it is there: a partial may have gone meanwhile.
+                // The variant is not found although the name exists. (A partial may have gone meanwhile.)
                 Some(false) if is_found(directory, &name) == Some(true) => *open = false,
                 Some(false) => tries = tries.saturating_sub(1),
                 None => tries = tries.saturating_sub(1),
             }
         };
-        ask(&mut open.case, &mut found.case, Some(swapped(&name)));
+        ask(&mut open.case, &mut found.case, Some(swap_case(&name)));
         ask(&mut open.form, &mut found.form, other_form(&name));
         ask(
             &mut open.ends,
@@ -177,7 +177,7 @@ fn ask_names(directory: &Directory<'_>, found: &mut Folding, open: &mut Folding)
     }
 }
 
-/// The names in a directory, as far as it can be read.
+/// The names in a directory, as far as they can be read.
 fn names(directory: &Directory<'_>) -> impl Iterator<Item = Vec<u8>> {
     let open = directory.readable().and_then(Dir::new).ok();
     let names = open.into_iter().flatten().map_while(Result::ok);
@@ -186,13 +186,13 @@ fn names(directory: &Directory<'_>) -> impl Iterator<Item = Vec<u8>> {
         .filter(|name| name != b"." && name != b"..")
 }
 
-/// Whether something is found by a name; `None` for a name that cannot be.
+/// Whether a name is found; `None` for a name that is not valid there.
 fn is_found(directory: &Directory<'_>, name: &[u8]) -> Option<bool> {
     directory.stat(name).ok().map(|there| there.is_some())
 }
 
-/// A name in the other case, as far as it is ASCII.
-fn swapped(name: &[u8]) -> Vec<u8> {
+/// A name with the case of its ASCII letters swapped.
+fn swap_case(name: &[u8]) -> Vec<u8> {
     let swap = |byte: &u8| match byte.is_ascii_uppercase() {
         true => byte.to_ascii_lowercase(),
         false => byte.to_ascii_uppercase(),
@@ -200,7 +200,7 @@ fn swapped(name: &[u8]) -> Vec<u8> {
     name.iter().map(swap).collect()
 }
 
-/// A name in another normal form than it is in, if there is one.
+/// A name in another Unicode normal form, if it is valid UTF-8.
 fn other_form(name: &[u8]) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(name).ok()?;
     let composed: String = text.nfc().collect();
@@ -211,18 +211,18 @@ fn other_form(name: &[u8]) -> Option<Vec<u8>> {
     Some(other.into_bytes())
 }
 
-/// Makes a file and looks it up by other names.
-fn ask_file(root: &Root, probed: &Probed, directory: &Directory<'_>, may_write: bool) -> Folding {
+/// Creates a temporary file and looks it up by variants of its name.
+fn probe_file(root: &Root, probed: &Probed, directory: &Directory<'_>, may_write: bool) -> Folding {
     let Ok(stat) = fstat(directory) else {
         return Folding::default();
     };
     let mut probed = probed.0.lock().unwrap_or_else(PoisonError::into_inner);
     match probed.get(&device(&stat)) {
-        Some((since, folding)) if since.elapsed() < REMEMBERED => return *folding,
+        Some((since, folding)) if since.elapsed() < CACHE_TIME => return *folding,
         _ if !may_write => return Folding::default(),
         _ => {}
     }
-    // Not every file system takes characters beyond ASCII.
+    // Not every file system accepts non-ASCII characters.
     let names = [PARTIAL_ACCENT, ""].map(temporary_name_with);
     let how = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let make = |name: &&String| {
@@ -237,12 +237,12 @@ fn ask_file(root: &Root, probed: &Probed, directory: &Directory<'_>, may_write: 
     };
     let finds = |other: Vec<u8>| other != name && is_found(directory, &other) == Some(true);
     let folding = Folding {
-        case: finds(swapped(name)),
+        case: finds(swap_case(name)),
         form: other_form(name).is_some_and(finds),
         ends: finds([name, b"."].concat()),
     };
     let _ = remove(root, directory, name);
-    if probed.len() >= MAX_REMEMBERED {
+    if probed.len() >= MAX_CACHED {
         probed.clear();
     }
     probed.insert(device(&stat), (Instant::now(), folding));
@@ -256,28 +256,28 @@ fn same_device(one: &Directory<'_>, other: &Directory<'_>) -> bool {
     }
 }
 
-/// Whether an empty directory says of itself that it tells neither case nor normal form.
+/// Whether an empty directory has the flag for ignoring case and normal form.
 #[cfg(target_os = "linux")]
 #[allow(
     clippy::unnecessary_cast,
     reason = "the flags have another type on other architectures"
 )]
-fn says_so(directory: &Directory<'_>) -> bool {
+fn has_casefold_flag(directory: &Directory<'_>) -> bool {
     directory
         .readable()
         .and_then(rustix::fs::ioctl_getflags)
-        .is_ok_and(|flags| flags.bits() as u32 & CASEFOLD != 0)
+        .is_ok_and(|flags| flags.bits() as u32 & CASEFOLD_FLAG != 0)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn says_so(_: &Directory<'_>) -> bool {
+fn has_casefold_flag(_: &Directory<'_>) -> bool {
     false
 }
 
-/// Gives what is found by a name exactly this name, where it has another that the directory takes for the same; `false` where
-/// it still has another.
+/// Renames an entry to exactly this spelling, if the directory stores it with an equal name; `false` if it still has
+/// another spelling.
 pub(super) fn respell(root: &Root, path: &RelativePath, folding: Folding) -> Result<bool, Reason> {
-    let cannot = |e| fault(path, "change the case of its name", e);
+    let cannot = |e| fault(path, "change the spelling of its name", e);
     let Some((directory, name)) = root.parent(path)? else {
         return Ok(true);
     };
@@ -288,22 +288,22 @@ pub(super) fn respell(root: &Root, path: &RelativePath, folding: Folding) -> Res
     let Some(stored) = same.pop().filter(|_| same.is_empty()) else {
         return Ok(true);
     };
-    // The file system would cut the ends off again.
-    let is_kept = |listed: &[u8]| listed == name || folding.ends && listed == trimmed(name);
-    if is_kept(&stored) {
+    // The file system would trim the end again.
+    let is_same = |listed: &[u8]| listed == name || folding.ends && listed == trimmed(name);
+    if is_same(&stored) {
         return Ok(true);
     }
-    // By a third name: most systems take the two for the same file, and a rename from one to the other does nothing.
-    let between = temporary_name();
+    // Renames by way of a third name: most systems treat the two as the same file, and a direct rename does nothing.
+    let temporary = temporary_name();
     let rename = |from: &[u8], to: &[u8]| {
         root.change(&directory, || renameat(&directory, from, &directory, to))
     };
-    rename(&stored, between.as_bytes()).map_err(cannot)?;
-    rename(between.as_bytes(), name).map_err(|e| {
-        let _ = rename(between.as_bytes(), &stored);
+    rename(&stored, temporary.as_bytes()).map_err(cannot)?;
+    rename(temporary.as_bytes(), name).map_err(|e| {
+        let _ = rename(temporary.as_bytes(), &stored);
         cannot(e)
     })?;
-    Ok(names(&directory).any(|listed| is_kept(&listed)))
+    Ok(names(&directory).any(|listed| is_same(&listed)))
 }
 
 #[cfg(test)]
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn names_have_one_key_that_a_directory_takes_for_the_same() {
+    fn names_that_a_directory_folds_have_the_same_key() {
         let case = Folding {
             case: true,
             ..Folding::default()
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_tells_all_names_apart_is_found_to() {
+    fn a_case_sensitive_directory_is_detected() {
         let place = tempfile::tempdir().unwrap();
         let root = Root::open(place.path()).unwrap();
         let probed = Probed::default();
@@ -350,7 +350,7 @@ mod tests {
         assert_eq!(ask(), Folding::default(), "neither is there: by a file");
         assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
         std::fs::create_dir(place.path().join("d")).unwrap();
-        // Names of their own, and further names of one file, are no other case.
+        // Separate names, and hard links of one file, are not case variants.
         let [one, other] = ["d/\u{e9}a", "d/\u{e9}A"].map(|name| place.path().join(name));
         std::fs::write(&one, "1").unwrap();
         std::fs::hard_link(&one, &other).unwrap();

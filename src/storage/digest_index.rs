@@ -1,9 +1,10 @@
-//! The index of digests: what large files hold, and where. A cache and nothing more: losing it costs time alone, and
-//! nothing that it says is believed without a look at the content.
+//! The digest index: digests of large files, and where content is stored. It is only a cache: losing it costs time, and
+//! no entry is trusted without a look at the content.
 //!
-//! One process at a time has it open; others go on without. A file is known by device, inode, size and modification time,
-//! as rsync knows it to be unchanged, so that another name makes no difference. Its time of change (ctime), which nobody can
-//! set, says whether it may have been written to since: a rename changes that too, so such a file is hashed once more.
+//! One process at a time has it open; others work without it. A file is identified by device, inode, size and
+//! modification time, as in rsync's quick check, so another name makes no difference. Its time of change (ctime), which
+//! no program can set, shows whether it may have been written to since. A rename changes the ctime too, so a renamed
+//! file is hashed once more.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,31 +17,31 @@ use redb::{Database, DatabaseError, ReadableTable, ReadableTableMetadata, TableD
 use crate::protocol::Time;
 use crate::protocol::path::RelativePath;
 
-/// Files from this size on, in bytes, are worth a place in the index: sending less costs little more than a round trip.
+/// Smallest size of a file in the index, in bytes: sending a smaller file costs little more than a round trip.
 pub const LARGE_FILE: u64 = 16 << 20;
-/// Most rows in each table, of some 100 bytes; past it the oldest go.
+/// Most rows in each table, of some 100 bytes each; above it the oldest are evicted.
 const MAX_ROWS: u64 = 100_000;
-/// As many go in one go, since to find the oldest takes a look at all.
-const EVICTED: usize = 10_000;
+/// Rows evicted at a time, because finding the oldest reads all rows.
+const EVICTED_ROWS: usize = 10_000;
 /// Memory for the pages of the database, in bytes. The library's default is 1 GiB.
 const CACHE_SIZE: usize = 1 << 20;
-/// A file whose last modification is not so long ago may change again without its time telling: what a filesystem's clock
-/// may fail to tell apart (2 s on FAT).
+/// A file that was modified less than this ago may change again without a new mtime: the coarsest clock of a file
+/// system (2 s on FAT).
 const SETTLE_TIME: Duration = Duration::from_secs(2);
 
-/// A time of change has this resolution at worst: the tick of Linux, at 100 a second.
-const CHANGE_SETTLES: Duration = Duration::from_millis(10);
+/// The coarsest resolution of ctime: the tick of Linux, at 100 a second.
+const CHANGE_SETTLE_TIME: Duration = Duration::from_millis(10);
 
 /// Digests and times of change, by file.
 const DIGESTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("digests by change");
-/// Rows without the time of change, as earlier versions wrote them.
+/// Rows without the time of change, which earlier versions wrote.
 const OLD_DIGESTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("digests");
 /// Files by digest.
 const PLACES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("places");
-/// What each row ends in: when it was made, in nanoseconds since 1970.
-const STAMP: usize = 8;
+/// Length of the time stamp at the end of each row: its creation, in nanoseconds since 1970.
+const TIME_STAMP_LENGTH: usize = 8;
 
-/// A file and its content, as far as a look at it tells.
+/// Identifies a file and its content by metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileKey {
     /// Device and inode.
@@ -69,28 +70,28 @@ impl FileKey {
         bytes
     }
 
-    /// Whether the file's times would tell if it changed from now on; `changed` is its time of change.
+    /// Whether a change from now on would change the file's times; `changed` is its time of change.
     pub fn is_settled(&self, changed: Time) -> bool {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
-        let tick = now.saturating_sub(CHANGE_SETTLES);
+        let tick = now.saturating_sub(CHANGE_SETTLE_TIME);
         let tick = (tick.as_secs() as i64, tick.subsec_nanos());
         self.modified.seconds < (now.saturating_sub(SETTLE_TIME)).as_secs() as i64
             && (changed.seconds, changed.nanoseconds) < tick
     }
 }
 
-/// What the index says of a file's content.
+/// What the index knows about a file's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
     /// Its digest.
     Digest([u8; 32]),
-    /// It was hashed before, and may have been written to since, or only been renamed: it is worth hashing again.
+    /// The file was hashed before, and may have been written to or only renamed since: it is worth hashing again.
     Touched,
 }
 
-/// What a row of [`DIGESTS`] holds: digest, seconds and nanoseconds of the time of change.
+/// Length of a row of [`DIGESTS`]: digest, seconds and nanoseconds of the time of change.
 const DIGEST_ROW: usize = 32 + 12;
 
 fn digest_row(changed: Time, digest: &[u8; 32]) -> [u8; DIGEST_ROW] {
@@ -101,11 +102,11 @@ fn digest_row(changed: Time, digest: &[u8; 32]) -> [u8; DIGEST_ROW] {
     row
 }
 
-/// What the database says.
-type Worked<T> = Result<T, Box<dyn std::error::Error>>;
+/// Result of a database operation.
+type DatabaseResult<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// The index in a file. Cheap to clone; the file is opened, or made, at first use. All calls block, and none fails: what
-/// cannot be found out is not known.
+/// A digest index in a file. Cheap to clone; the file is opened, or created, at first use. All calls block, and none
+/// fails: on an error, the answer is unknown.
 #[derive(Clone)]
 pub struct Index(Arc<Inner>);
 
@@ -117,8 +118,8 @@ struct Inner {
 enum State {
     Closed,
     Open(Database),
-    /// Another process has it, or it cannot be used.
-    Without,
+    /// Another process has the file open, or it cannot be used.
+    Unusable,
 }
 
 impl fmt::Debug for Index {
@@ -128,7 +129,7 @@ impl fmt::Debug for Index {
 }
 
 impl Index {
-    /// The index in this file.
+    /// Creates an index in this file.
     pub fn new(path: PathBuf) -> Self {
         Self(Arc::new(Inner {
             path,
@@ -136,7 +137,7 @@ impl Index {
         }))
     }
 
-    /// What is known of a file that was hashed before; `changed` is its time of change now.
+    /// Returns what is known of a file that was hashed before; `changed` is its current time of change.
     pub fn known(&self, key: &FileKey, changed: Time) -> Option<Known> {
         let row: [u8; DIGEST_ROW] = self.row(DIGESTS, &key.bytes())?.try_into().ok()?;
         let digest: [u8; 32] = row[..32].try_into().ok()?;
@@ -147,12 +148,12 @@ impl Index {
         })
     }
 
-    /// Remembers the digest of a file. It was settled when the hashing began: see [`FileKey::is_settled`].
+    /// Stores the digest of a file. The file must have been settled when hashing began: see [`FileKey::is_settled`].
     pub fn remember(&self, key: &FileKey, changed: Time, digest: &[u8; 32]) {
         self.put(DIGESTS, &key.bytes(), &digest_row(changed, digest));
     }
 
-    /// A file in a store that had this content once, and where it stood. The store is told by device and inode.
+    /// Returns a file that had this content once, and its path. `store` is device and inode of the store.
     pub fn place(&self, store: (u64, u64), digest: &[u8; 32]) -> Option<(FileKey, RelativePath)> {
         let row = self.row(PLACES, &place_key(store, digest))?;
         let (key, path) = row.split_at_checked(FileKey::LENGTH)?;
@@ -178,7 +179,7 @@ impl Index {
         ))
     }
 
-    /// Remembers that a file with this content stands in a store.
+    /// Records that a file with this content exists in a store.
     pub fn stands(&self, store: (u64, u64), digest: &[u8; 32], key: &FileKey, path: &RelativePath) {
         self.put(
             PLACES,
@@ -187,10 +188,10 @@ impl Index {
         );
     }
 
-    /// Forgets where that content stood: it does no more.
+    /// Forgets where this content was stored.
     pub fn forget(&self, store: (u64, u64), digest: &[u8; 32]) {
         let key = place_key(store, digest);
-        self.with(|database| {
+        self.with_database(|database| {
             let writing = database.begin_write()?;
             writing.open_table(PLACES)?.remove(&key[..])?;
             Ok(writing.commit()?)
@@ -198,13 +199,15 @@ impl Index {
     }
 
     fn row(&self, table: TableDefinition<&[u8], &[u8]>, key: &[u8]) -> Option<Vec<u8>> {
-        self.with(|database| {
+        self.with_database(|database| {
             let table = match database.begin_read()?.open_table(table) {
                 Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
                 table => table?,
             };
             let row = table.get(key)?;
-            Ok(row.map(|row| row.value()[..row.value().len().saturating_sub(STAMP)].to_vec()))
+            Ok(row.map(|row| {
+                row.value()[..row.value().len().saturating_sub(TIME_STAMP_LENGTH)].to_vec()
+            }))
         })?
     }
 
@@ -213,23 +216,23 @@ impl Index {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
             .as_nanos() as u64;
-        self.with(|database| {
+        self.with_database(|database| {
             let mut writing = database.begin_write()?;
-            // A crash may lose it, and nothing else.
+            // A crash may lose this row, and nothing else.
             writing.set_durability(redb::Durability::Eventual);
             {
                 let mut rows = writing.open_table(table)?;
                 rows.insert(key, &[value, &now.to_le_bytes()].concat()[..])?;
                 if rows.len()? > MAX_ROWS {
-                    evict(&mut rows, EVICTED)?;
+                    evict(&mut rows, EVICTED_ROWS)?;
                 }
             }
             Ok(writing.commit()?)
         });
     }
 
-    /// Works on the database, as long as there is one that can be worked on. One that cannot is removed.
-    fn with<T>(&self, work: impl FnOnce(&Database) -> Worked<T>) -> Option<T> {
+    /// Runs an operation on the database, if there is a usable one. Removes a database that fails.
+    fn with_database<T>(&self, work: impl FnOnce(&Database) -> DatabaseResult<T>) -> Option<T> {
         let mut state = self.state();
         if let State::Closed = *state {
             *state = self.open();
@@ -237,17 +240,17 @@ impl Index {
         let State::Open(database) = &*state else {
             return None;
         };
-        // The library trusts its file in places, and panics on one that was tampered with.
-        let worked = catch_unwind(AssertUnwindSafe(|| work(database)));
-        match worked {
+        // The library trusts its file in places, and panics on a corrupted one.
+        let result = catch_unwind(AssertUnwindSafe(|| work(database)));
+        match result {
             Ok(Ok(done)) => Some(done),
             failed => {
                 let why = failed
                     .ok()
                     .and_then(Result::err)
                     .map_or_else(|| "a panic".into(), |error| error.to_string());
-                tracing::debug!(path = ?self.0.path, why, "the index is given up");
-                let broken = std::mem::replace(&mut *state, State::Without);
+                tracing::debug!(path = ?self.0.path, why, "the digest index is unusable and was given up");
+                let broken = std::mem::replace(&mut *state, State::Unusable);
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
                 let _ = std::fs::remove_file(&self.0.path);
                 None
@@ -265,18 +268,18 @@ impl Index {
             catch_unwind(AssertUnwindSafe(create)).unwrap_or(Err(DatabaseError::RepairAborted))
         };
         let opened = match open() {
-            Err(DatabaseError::DatabaseAlreadyOpen) => return State::Without,
+            Err(DatabaseError::DatabaseAlreadyOpen) => return State::Unusable,
             Err(error) => {
-                tracing::debug!(path = ?self.0.path, %error, "the index is begun anew");
+                tracing::debug!(path = ?self.0.path, %error, "cannot open the digest index; creating a new one");
                 let _ = std::fs::remove_file(&self.0.path);
                 open()
             }
             opened => opened,
         };
         let Ok(database) = opened else {
-            return State::Without;
+            return State::Unusable;
         };
-        // What an earlier version remembered cannot be relied upon. That it stays is no harm: nothing reads it.
+        // Rows of earlier versions are not reliable. If deleting them fails, they do no harm: nothing reads them.
         let _ = catch_unwind(AssertUnwindSafe(|| delete_table(&database, OLD_DIGESTS)));
         State::Open(database)
     }
@@ -286,7 +289,7 @@ impl Index {
     }
 }
 
-fn delete_table(database: &Database, table: TableDefinition<&[u8], &[u8]>) -> Worked<()> {
+fn delete_table(database: &Database, table: TableDefinition<&[u8], &[u8]>) -> DatabaseResult<()> {
     if let Err(redb::TableError::TableDoesNotExist(_)) = database.begin_read()?.open_table(table) {
         return Ok(());
     }
@@ -295,7 +298,7 @@ fn delete_table(database: &Database, table: TableDefinition<&[u8], &[u8]>) -> Wo
     Ok(writing.commit()?)
 }
 
-/// Two stores may hold the same content, and one must not push out the other.
+/// The key includes the store, so that two stores with the same content do not evict each other.
 fn place_key(store: (u64, u64), digest: &[u8; 32]) -> [u8; 48] {
     let mut key = [0; 48];
     key[..8].copy_from_slice(&store.0.to_le_bytes());
@@ -304,11 +307,11 @@ fn place_key(store: (u64, u64), digest: &[u8; 32]) -> [u8; 48] {
     key
 }
 
-fn evict(rows: &mut redb::Table<'_, &[u8], &[u8]>, count: usize) -> Worked<()> {
+fn evict(rows: &mut redb::Table<'_, &[u8], &[u8]>, count: usize) -> DatabaseResult<()> {
     let stamp = |row: &[u8]| {
         let stamp = row
             .len()
-            .checked_sub(STAMP)
+            .checked_sub(TIME_STAMP_LENGTH)
             .and_then(|at| row[at..].try_into().ok());
         stamp.map_or(0, u64::from_le_bytes)
     };
@@ -366,7 +369,7 @@ mod tests {
         let database = Database::create(&file).unwrap();
         let writing = database.begin_write().unwrap();
         {
-            let row = [&[1; 32][..], &[0; STAMP]].concat();
+            let row = [&[1; 32][..], &[0; TIME_STAMP_LENGTH]].concat();
             let mut rows = writing.open_table(OLD_DIGESTS).unwrap();
             rows.insert(&key(1).bytes()[..], &row[..]).unwrap();
         }
@@ -383,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_remembered_is_there_the_next_time_and_for_one_process_alone() {
+    fn rows_persist_and_one_process_at_a_time_has_them() {
         let home = tempdir().unwrap();
         let file = home.path().join("index");
         let index = Index::new(file.clone());
@@ -394,7 +397,7 @@ mod tests {
         let other = Index::new(file.clone());
         assert_eq!(other.known(&key(1), CHANGED), None);
         drop(index);
-        // It does not try again: a process has it for as long as it runs.
+        // It does not try again: the other process has the file until it ends.
         assert_eq!(other.known(&key(1), CHANGED), None);
         let next = Index::new(file);
         assert_eq!(next.known(&key(1), CHANGED), Some(Known::Digest([1; 32])));
@@ -406,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_index_is_begun_anew_and_a_place_without_one_is_no_error() {
+    fn a_corrupt_index_is_recreated_and_a_missing_one_is_no_error() {
         let home = tempdir().unwrap();
         let file = home.path().join("index");
         std::fs::write(&file, vec![0xa5; 100_000]).unwrap();
@@ -414,7 +417,7 @@ mod tests {
         index.remember(&key(1), CHANGED, &[1; 32]);
         assert_eq!(index.known(&key(1), CHANGED), Some(Known::Digest([1; 32])));
         drop(index);
-        // Damaged in the middle: whatever it says, nothing fails.
+        // Damaged in the middle: nothing may fail, whatever the index returns.
         let mut bytes = std::fs::read(&file).unwrap();
         let length = bytes.len();
         bytes[1000..length]
@@ -425,13 +428,13 @@ mod tests {
         let index = Index::new(file);
         let _ = index.known(&key(1), CHANGED);
         index.remember(&key(1), CHANGED, &[1; 32]);
-        let nowhere = Index::new(home.path().join("none/index"));
-        nowhere.remember(&key(1), CHANGED, &[1; 32]);
-        assert_eq!(nowhere.known(&key(1), CHANGED), None);
+        let unusable = Index::new(home.path().join("none/index"));
+        unusable.remember(&key(1), CHANGED, &[1; 32]);
+        assert_eq!(unusable.known(&key(1), CHANGED), None);
     }
 
     #[test]
-    fn the_oldest_give_way() {
+    fn the_oldest_rows_are_evicted() {
         let home = tempdir().unwrap();
         let database = Database::create(home.path().join("index")).unwrap();
         let writing = database.begin_write().unwrap();

@@ -1,24 +1,24 @@
-//! Patterns in a path, expanded as a shell would: what matches, in the byte order of names.
+//! Expands patterns in a path as a shell does: the matches, in the byte order of names.
 
 use crate::error::{Code, Reason, Result};
 use crate::protocol::path::RelativePath;
 use crate::storage::Store;
 use crate::storage::filter::{Patterns, is_pattern};
 
-/// Most paths that one pattern may come to, some 100 bytes each.
+/// Most paths that one pattern may expand to, some 100 bytes each.
 const MAX_MATCHES: usize = 100_000;
-/// Most names that are looked at for all patterns of a request: seconds of a disk's time.
+/// Most names to look at for all patterns of a request: seconds of disk time.
 const MAX_LOOKED_AT: usize = 4_000_000;
 
-/// What a path stands for.
+/// The result of expanding a path.
 pub(crate) struct Expanded {
-    /// Something that matches is there; a path without a pattern is only what was asked for.
+    /// Existing paths; a path without a pattern is returned unchecked.
     pub(crate) paths: Vec<RelativePath>,
     /// Whether a pattern was expanded.
     pub(crate) by_pattern: bool,
 }
 
-/// Names that may still be looked at in a request.
+/// Names that a request may still look at.
 pub(crate) struct Effort(usize);
 
 impl Default for Effort {
@@ -27,12 +27,12 @@ impl Default for Effort {
     }
 }
 
-/// Expands the patterns in a path, none of which follows a symbolic link. A component that is really named so is no
-/// pattern. Blocks.
+/// Expands the patterns in a path; none follows a symbolic link. A component is no pattern if an entry of exactly this
+/// name exists. Blocks.
 ///
 /// # Errors
-/// [`Code::NotFound`] when nothing matches, naming the pattern; what keeps a directory from being read, if nothing else
-/// matches; that it would be too much.
+/// [`Code::NotFound`] with the pattern when nothing matches; the error of an unreadable directory if nothing else
+/// matches; an error when the limits are exceeded.
 pub(crate) fn expand(
     store: &dyn Store,
     path: &RelativePath,
@@ -60,16 +60,16 @@ pub(crate) fn expand(
             }
             by_pattern = true;
             let before = found.len();
-            match matching(store, &directory, &patterns, effort, &mut found) {
+            match add_matches(store, &directory, &patterns, effort, &mut found) {
                 Ok(()) => found[before..].sort_unstable_by(|a, b| a.as_bytes().cmp(b.as_bytes())),
-                Err(why) if matches!(why.code, Code::NoSpace) => return Err(too_much(path)),
+                Err(why) if matches!(why.code, Code::NoSpace) => return Err(above_the_limit(path)),
                 Err(why) => failed = failed.or(Some(why)),
             }
         }
         paths = found;
     }
     if by_pattern {
-        // A name behind a pattern need not be everywhere.
+        // A component after a pattern may not exist in every match.
         paths.retain(|path| store.stat(path).is_ok_and(|there| there.is_some()));
         if paths.is_empty() {
             let readable = |why: &Reason| {
@@ -90,15 +90,15 @@ pub(crate) fn expand(
     Ok(Expanded { paths, by_pattern })
 }
 
-fn too_much(path: &RelativePath) -> Reason {
+fn above_the_limit(path: &RelativePath) -> Reason {
     let text = format!(
-        "{path}: it matches too much, or in too large directories; name a directory, or match less"
+        "{path}: the pattern matches too many files, or reads too large directories; use a narrower one"
     );
     Reason::new(Code::NoSpace, text)
 }
 
-/// Adds what matches in a directory. Fails with [`Code::NoSpace`] when it is too much.
-fn matching(
+/// Adds the matches in a directory. Fails with [`Code::NoSpace`] above the limits.
+fn add_matches(
     store: &dyn Store,
     directory: &RelativePath,
     patterns: &Patterns,
@@ -136,13 +136,13 @@ mod tests {
     fn store(names: &[&str]) -> MemoryStore {
         let store = MemoryStore::new();
         for name in names {
-            let claim = PartialKey {
+            let key = PartialKey {
                 owner: [0; 32],
                 size: 0,
                 modified: None,
             };
             store
-                .create(&path(name), &claim)
+                .create(&path(name), &key)
                 .unwrap()
                 .commit(&Default::default(), Durability::Visible)
                 .unwrap();
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_matches_comes_in_order_and_what_does_not_is_told() {
+    fn matches_are_sorted_and_no_match_is_an_error() {
         let store = store(&[
             "logs/b.gz",
             "logs/a.gz",
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_really_named_so_is_no_pattern() {
+    fn an_existing_name_is_not_a_pattern() {
         let store = store(&["a[1].jpg", "a1.jpg", "*/f", "d/f"]);
         assert_eq!(expanded(&store, "a[1].jpg").unwrap(), ["a[1].jpg"]);
         assert_eq!(expanded(&store, "*/f").unwrap(), ["*/f"]);
@@ -200,19 +200,19 @@ mod tests {
     }
 
     #[test]
-    fn no_pattern_takes_more_than_it_is_given() {
+    fn the_effort_for_patterns_is_limited() {
         let names: Vec<_> = (0..50).map(|i| format!("{}/{i}", i % 5)).collect();
         let store = store(&names.iter().map(String::as_str).collect::<Vec<_>>());
         let mut effort = Effort(30);
         let why = expand(&store, &path("*/*"), &mut effort).err().unwrap();
-        assert!(why.to_string().contains("too much"), "{why}");
+        assert!(why.to_string().contains("too many"), "{why}");
         assert_eq!(effort.0, 0, "and all of a request shares it");
-        // Time doubles with each star where a matcher goes back and forth.
-        let long = store_of_a_long_name();
+        // In a backtracking matcher the time doubles with each star.
+        let long = store_with_a_long_name();
         assert!(expanded(&long, &format!("{}b", "*a".repeat(100))).is_err());
     }
 
-    fn store_of_a_long_name() -> MemoryStore {
+    fn store_with_a_long_name() -> MemoryStore {
         store(&[&"a".repeat(255)])
     }
 }

@@ -1,9 +1,9 @@
-//! Filters: what of a tree is left out, by the rules of .gitignore (gitignore(5)).
+//! Filters: what a walk excludes, by the rules of .gitignore (gitignore(5)).
 //!
-//! Rules become one set of regular expressions, which matches in time linear in the name whatever the rules are: they
-//! may come from a peer, or from a file in a tree that somebody else wrote. Git's own matcher goes back and forth. What
-//! neither the crate `ignore` nor `globset` has of git's rules is why it is translated here: bytes that are no UTF-8,
-//! POSIX classes, escapes in classes, and braces that mean nothing.
+//! Rules become one set of regular expressions. It matches in time linear in the name for any rules: they may come from
+//! a peer, or from a file in a tree that another person wrote. Git's own matcher backtracks. The translation is haul's
+//! own because the crates `ignore` and `globset` lack parts of git's rules: non-UTF-8 bytes, POSIX classes, escapes in
+//! classes, and literal braces.
 
 mod pattern;
 
@@ -17,54 +17,52 @@ use regex::bytes::{RegexSet, RegexSetBuilder};
 
 use crate::protocol::path::{BadName, RelativePath};
 
-/// Most rules in one list; a .gitignore of more lines is none that somebody wrote.
+/// Most rules in one list; no person writes a .gitignore of more lines.
 pub const MAX_RULES: usize = 4096;
 /// Most bytes in the rules of one list.
 pub const MAX_RULES_BYTES: usize = 256 << 10;
 /// Most bytes that the compiled rules of one list may take. A class of many bytes takes some 100.
-const MAX_COMPILED: usize = 16 << 20;
+const MAX_COMPILED_BYTES: usize = 16 << 20;
 
 /// Why a list of rules was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadRules {
-    /// There are too many.
-    #[error("more than {MAX_RULES} rules, or {MAX_RULES_BYTES} bytes of them")]
+    /// There are too many rules, or too many bytes of them.
+    #[error("more than {MAX_RULES} rules or {MAX_RULES_BYTES} bytes; use fewer")]
     TooMany,
-    /// They take too much memory.
-    #[error(
-        "the rules are more than can be held in memory for them; use fewer wildcards and classes"
-    )]
+    /// The compiled rules take too much memory.
+    #[error("the rules take too much memory; use fewer wildcards and classes")]
     TooLarge,
 }
 
-/// What a walk leaves out.
+/// What a walk excludes.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
-    /// Rules anchored at each directory that is a source; they come before those of any .gitignore.
+    /// Rules anchored at each source directory; they take precedence over any .gitignore.
     pub rules: Rules,
-    /// Whether the .gitignore files that are found count too, and .git/info/exclude.
+    /// Whether .gitignore files in the sources, and .git/info/exclude, count too.
     pub gitignore: bool,
-    /// If set, what else is left out: all that is not in this list.
+    /// If set, everything outside this list is excluded too.
     pub only: Option<Only>,
 }
 
 impl Filter {
-    /// Whether it leaves nothing out.
+    /// Whether the filter excludes nothing.
     pub fn is_empty(&self) -> bool {
         !self.gitignore && self.only.is_none() && self.rules.is_empty()
     }
 }
 
-/// A list of rules, each as a line of .gitignore has it; the last one that matches decides. Cheap to clone.
+/// A list of rules in the syntax of .gitignore lines; the last matching rule decides. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Rules(Option<Arc<Compiled>>);
 
 #[derive(Debug)]
 struct Compiled {
-    /// As they were written.
+    /// The rules as they were written.
     written: Vec<Vec<u8>>,
     set: RegexSet,
-    /// What a match means, for each in the set.
+    /// The effect of a match, for each expression in the set.
     effects: Vec<Effect>,
 }
 
@@ -75,10 +73,10 @@ struct Effect {
 }
 
 impl Rules {
-    /// Compiles rules. One that git would never match matches nothing, as there.
+    /// Compiles rules. A rule that git would never match matches nothing.
     ///
     /// # Errors
-    /// [`BadRules`] past the limits.
+    /// [`BadRules`] above the limits.
     pub fn new(written: Vec<Vec<u8>>) -> Result<Self, BadRules> {
         if written.len() > MAX_RULES
             || written.iter().map(Vec::len).sum::<usize>() > MAX_RULES_BYTES
@@ -93,7 +91,7 @@ impl Rules {
         let set = RegexSetBuilder::new(expressions)
             .unicode(false)
             .dot_matches_new_line(true)
-            .size_limit(MAX_COMPILED)
+            .size_limit(MAX_COMPILED_BYTES)
             .build()
             .map_err(|_| BadRules::TooLarge)?;
         Ok(Self(Some(Arc::new(Compiled {
@@ -103,16 +101,16 @@ impl Rules {
         }))))
     }
 
-    /// The rules in a file such as .gitignore.
+    /// Parses and compiles the rules in a file such as .gitignore.
     ///
     /// # Errors
-    /// [`BadRules`] past the limits.
+    /// [`BadRules`] above the limits.
     pub fn of_file(text: &[u8]) -> Result<Self, BadRules> {
         Self::new(lines(text))
     }
 
-    /// Whether a name is excluded (`true`), included, or spoken of by no rule. The name is relative to where the rules
-    /// are anchored, its components joined by `/`.
+    /// Returns whether a name is excluded (`true`) or included; `None` if no rule matches. The name is relative to the
+    /// directory that the rules are anchored at, its components joined by `/`.
     pub fn excludes(&self, name: &[u8], directory: bool) -> Option<bool> {
         let compiled = self.0.as_ref()?;
         let matches = compiled.set.matches(name);
@@ -128,13 +126,13 @@ impl Rules {
         self.0.as_ref().map_or(&[], |compiled| &compiled.written)
     }
 
-    /// Whether there are none.
+    /// Whether there are no rules.
     pub fn is_empty(&self) -> bool {
         self.written().is_empty()
     }
 }
 
-/// A list of the names below a source that are to be sent, with the directories on the way to them. Cheap to clone.
+/// A list of names below a source to send, with the directories on the way to them. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Only {
     names: Arc<BTreeSet<RelativePath>>,
@@ -142,12 +140,12 @@ pub struct Only {
 }
 
 impl Only {
-    /// Reads names, each on a line, or each ended by a NUL, relative to the source; a `/` or `./` before them means
-    /// nothing. Empty lines and those that begin with `#` or `;` are no names, as in rsync. A directory among them comes
-    /// with all that is in it if this is `recursive`, else without.
+    /// Parses names relative to the source, one on each line or each ended by a NUL. A leading `/` or `./` is ignored.
+    /// Without NULs, empty lines and lines that begin with `#` or `;` are skipped, as in rsync. A directory in the list
+    /// includes its content only if `recursive` is set.
     ///
     /// # Errors
-    /// The first name that leads elsewhere (`..`) or is no name.
+    /// The first name that is invalid, or that contains `..`.
     pub fn parse(text: &[u8], by_nul: bool, recursive: bool) -> Result<Self, (Vec<u8>, BadName)> {
         let end = if by_nul { 0 } else { b'\n' };
         let mut names = BTreeSet::new();
@@ -173,7 +171,7 @@ impl Only {
         })
     }
 
-    /// The names to look at in a directory; `None` for all. The directory's own is relative to the source.
+    /// Returns the names to look at in a directory; `None` for all. The directory is relative to the source.
     pub fn within(&self, directory: &RelativePath) -> Option<Vec<Vec<u8>>> {
         let mut above = Some(directory.clone());
         while let Some(path) = above.filter(|_| self.recursive) {
@@ -182,7 +180,7 @@ impl Only {
             }
             above = path.parent();
         }
-        // In the order of bytes, all that stands below a directory stands together.
+        // In byte order, all paths below a directory are adjacent.
         let prefix = if directory.is_root() {
             Vec::new()
         } else {
@@ -199,13 +197,13 @@ impl Only {
                 .next()
                 .filter(|name| !name.is_empty())
         });
-        // The same name comes again after others, as in `a`, `a-b`, `a/c`.
+        // A name may recur after others, as in `a`, `a-b`, `a/c`.
         let names: BTreeSet<Vec<u8>> = names.map(<[u8]>::to_vec).collect();
         Some(names.into_iter().collect())
     }
 }
 
-/// The rules in a file such as .gitignore: comments, empty lines and spaces at the end of lines taken off.
+/// Parses the rules in a file such as .gitignore: drops comments, empty lines and trailing spaces.
 pub fn lines(text: &[u8]) -> Vec<Vec<u8>> {
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     let lines = text
@@ -218,13 +216,13 @@ pub fn lines(text: &[u8]) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// Spaces at the end that no backslash quotes mean nothing; other white space does.
+/// Removes trailing spaces that no backslash quotes; other white space stays.
 fn without_trailing_spaces(line: &[u8]) -> &[u8] {
     let mut end = 0;
     let mut at = 0;
     while at < line.len() {
         let quoted = line[at] == b'\\';
-        // A backslash at the very end quotes nothing, and git then leaves all the spaces before it.
+        // A backslash at the very end quotes nothing, and git then keeps all spaces before it.
         at += if quoted { 2 } else { 1 };
         if quoted || line[at - 1] != b' ' {
             end = at.min(line.len());
@@ -233,7 +231,7 @@ fn without_trailing_spaces(line: &[u8]) -> &[u8] {
     &line[..end]
 }
 
-/// A rule as a regular expression over the whole name; `None` for one that can match nothing.
+/// Translates a rule to a regular expression over the whole name; `None` if it can match nothing.
 fn translate(rule: &[u8]) -> Option<(String, Effect)> {
     // Git's strings end at a NUL.
     let rule = rule.split(|&byte| byte == 0).next().unwrap_or_default();
@@ -253,7 +251,7 @@ fn translate(rule: &[u8]) -> Option<(String, Effect)> {
     if rule.is_empty() {
         return None;
     }
-    glob(rule, anchored, &mut expression)?;
+    push_glob(rule, anchored, &mut expression)?;
     expression.push_str(r"\z");
     Some((
         expression,
@@ -264,9 +262,9 @@ fn translate(rule: &[u8]) -> Option<(String, Effect)> {
     ))
 }
 
-/// Appends what a glob matches, as git's wildmatch.c has it; `None` when it is malformed.
-fn glob(rule: &[u8], across_directories: bool, expression: &mut String) -> Option<()> {
-    // Git compares what comes before the first wildcard by itself, and the rest begins as if it began the rule.
+/// Appends the expression for a glob, with the semantics of git's wildmatch.c; `None` if it is malformed.
+fn push_glob(rule: &[u8], across_directories: bool, expression: &mut String) -> Option<()> {
+    // Git compares the part before the first wildcard separately, and the rest starts like a new rule.
     let literal = rule
         .iter()
         .position(|byte| b"*?[\\".contains(byte))
@@ -311,12 +309,12 @@ fn push_byte(byte: u8, expression: &mut String) {
     let _ = write!(expression, r"\x{byte:02x}");
 }
 
-/// A class, given what stands behind its `[`: its expression, and how long it is with its `]`.
+/// Translates a class, given the text after its `[`; returns the expression, and the length with its `]`.
 fn class(rule: &[u8]) -> Option<(String, usize)> {
     let mut set = [false; 256];
     let negated = matches!(rule.first()?, b'!' | b'^');
     let mut at = usize::from(negated);
-    // What a range may begin with.
+    // The byte that a range may begin with.
     let mut previous = None;
     loop {
         let byte = *rule.get(at)?;
@@ -352,14 +350,14 @@ fn class(rule: &[u8]) -> Option<(String, usize)> {
             }
         };
         at += 1;
-        // A `]` that comes first stands for itself.
+        // A `]` that comes first is literal.
         if *rule.get(at)? == b']' {
             break;
         }
     }
-    let holds = |byte: u8| byte != b'/' && set[usize::from(byte)] != negated;
+    let matches_byte = |byte: u8| byte != b'/' && set[usize::from(byte)] != negated;
     let mut class = String::from("[");
-    let mut bytes = (0..=u8::MAX).filter(|&byte| holds(byte)).peekable();
+    let mut bytes = (0..=u8::MAX).filter(|&byte| matches_byte(byte)).peekable();
     bytes.peek()?;
     while let Some(first) = bytes.next() {
         let mut last = first;
@@ -374,17 +372,17 @@ fn class(rule: &[u8]) -> Option<(String, usize)> {
     Some((class, at + 1))
 }
 
-/// What stands behind a `[:` in a class.
+/// The result of parsing the text after a `[:` in a class.
 enum Posix {
-    /// What it holds, and how long it is with its `:]`.
+    /// The bytes of the class, and the length of the text with its `:]`.
     Class(fn(&u8) -> bool, usize),
-    /// No class, but the bytes themselves.
+    /// Not a class, but literal bytes.
     Literal,
-    /// Of a name that is none, or without an end; the rule matches nothing then.
+    /// An unknown name or a missing end; then the rule matches nothing.
     Malformed,
 }
 
-/// As git has them: of ASCII alone, and white space without the vertical tab and the form feed.
+/// Parses POSIX classes as git does: ASCII only, and white space without vertical tab and form feed.
 fn posix_class(rule: &[u8]) -> Posix {
     let Some(end) = rule.iter().position(|&byte| byte == b']') else {
         return Posix::Malformed;
@@ -436,21 +434,21 @@ mod tests {
     }
 
     #[test]
-    fn a_slash_anchors_a_rule_and_one_at_its_end_means_a_directory() {
+    fn a_slash_anchors_a_rule_and_a_final_one_selects_directories() {
         assert!(excludes("/a", "a") && !excludes("/a", "b/a"));
         assert!(excludes("b/a", "b/a") && !excludes("b/a", "c/b/a"));
         assert!(excludes("a/", "b/a/") && !excludes("a/", "b/a"));
     }
 
     #[test]
-    fn bytes_that_are_no_text_are_bytes() {
+    fn non_utf8_bytes_match_as_bytes() {
         let rules = Rules::of_file(b"\xff?[\x80-\x90]{a,b}").unwrap();
         assert_eq!(rules.excludes(b"\xff\xfe\x85{a,b}", false), Some(true));
         assert_eq!(rules.excludes(b"\xff\xfe\x91{a,b}", false), None);
     }
 
     #[test]
-    fn a_file_of_rules_is_read_as_git_does() {
+    fn a_rules_file_is_parsed_as_in_git() {
         let read = |text: &str| {
             lines(text.as_bytes())
                 .into_iter()
@@ -465,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_names_is_rsyncs() {
+    fn a_list_of_names_is_parsed_as_in_rsync() {
         let names = |only: &Only, directory: &str| {
             let directory =
                 RelativePath::from_components(directory.split('/').filter(|c| !c.is_empty()))
@@ -495,8 +493,8 @@ mod tests {
     }
 
     #[test]
-    fn hostile_rules_cost_no_more_than_others() {
-        // Git's own way takes 2^30 steps for the first, were it not for its limits.
+    fn hostile_rules_take_linear_time() {
+        // Git's own matcher would take 2^30 steps for the first, if it had no limits.
         let name = "a/".repeat(1000) + "a";
         for rule in [
             "**/a*/".repeat(30) + "b",

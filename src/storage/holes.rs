@@ -1,4 +1,4 @@
-//! Holes in files on disk: parts that read as zeros and take no space.
+//! Holes in files on disk: ranges that read as zeros and take no space.
 
 use std::fs::File;
 use std::io;
@@ -8,10 +8,11 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-/// Bytes of zeros written at a time where the filesystem cannot make a hole.
-const ZEROS: usize = 64 << 10;
+/// Bytes of zeros written at a time if the file system cannot make a hole.
+const ZERO_BLOCK: usize = 64 << 10;
 
-/// The first part from an offset on, before an end, that is no hole. A filesystem that does not tell its holes has none.
+/// Returns the first data range at or after an offset and before `end`. A file system that does not report holes has
+/// none.
 pub(super) fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
     if at >= end {
         return Ok(None);
@@ -24,19 +25,19 @@ pub(super) fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Ran
     };
     match seek(file, SeekFrom::Hole(start)) {
         Ok(hole) => Ok(Some(start..hole.min(end))),
-        // It has become shorter meanwhile.
+        // The file was truncated meanwhile.
         Err(Errno::NXIO) => Ok(None),
         Err(e) => Err(e.into()),
     }
 }
 
-/// Makes a part read as zeros, and a hole where the filesystem can; the file ends no earlier than the part.
+/// Makes a range read as zeros, with a hole if the file system can. Extends the file to the end of the range.
 pub(super) fn make_hole(file: &File, part: Range<u64>) -> io::Result<()> {
     let length = file.metadata()?.len();
     let mut at = part.start;
-    // What lies beyond the end is no content yet.
+    // Beyond the end of the file there is no content yet.
     while let Some(data) = next_data(file, at, part.end.min(length))? {
-        if !punch(file, &data)? {
+        if !punch_hole(file, &data)? {
             write_zeros(file, &data)?;
         }
         at = data.end;
@@ -47,9 +48,9 @@ pub(super) fn make_hole(file: &File, part: Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives the space of a part back; false where that is not possible.
+/// Frees the space of a range; `false` if the file system cannot.
 #[cfg(target_os = "linux")]
-fn punch(file: &File, part: &Range<u64>) -> io::Result<bool> {
+fn punch_hole(file: &File, part: &Range<u64>) -> io::Result<bool> {
     use rustix::fs::{FallocateFlags, fallocate};
     match fallocate(
         file,
@@ -64,15 +65,15 @@ fn punch(file: &File, part: &Range<u64>) -> io::Result<bool> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn punch(_: &File, _: &Range<u64>) -> io::Result<bool> {
+fn punch_hole(_: &File, _: &Range<u64>) -> io::Result<bool> {
     Ok(false)
 }
 
 fn write_zeros(file: &File, part: &Range<u64>) -> io::Result<()> {
-    let zeros = [0; ZEROS];
+    let zeros = [0; ZERO_BLOCK];
     let mut at = part.start;
     while at < part.end {
-        let length = (part.end - at).min(ZEROS as u64);
+        let length = (part.end - at).min(ZERO_BLOCK as u64);
         file.write_all_at(&zeros[..length as usize], at)?;
         at += length;
     }
@@ -84,9 +85,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn zeros_are_written_where_no_hole_can_be_made() {
+    fn zeros_are_written_without_hole_support() {
         let file = tempfile::tempfile().unwrap();
-        let length = 3 * ZEROS + 1;
+        let length = 3 * ZERO_BLOCK + 1;
         file.write_all_at(&vec![7; length], 0).unwrap();
         write_zeros(&file, &(1..length as u64 - 1)).unwrap();
         let mut back = vec![1; length];

@@ -1,6 +1,6 @@
-//! What a store says when it cannot: one sentence for each code, naming the path and the way out.
+//! Error messages of a store: one sentence for each code, with the path and what the user can do.
 //!
-//! They are read by the user on the other side, so only the path below the store is ever named.
+//! The user at the other end reads them, so they name only the path below the store.
 
 use std::io;
 
@@ -8,57 +8,53 @@ use crate::error::{Code, Reason};
 use crate::protocol::MAX_SYMLINK;
 use crate::protocol::path::RelativePath;
 
-/// A refusal that follows from what stands under a name, not from a fault of the system.
+/// A refusal that follows from the state of the store, not from a system error.
 pub(crate) fn refusal(code: Code, path: &RelativePath) -> Reason {
     let sentence = match code {
         Code::Symlink => {
-            "a symbolic link stands there, and none is followed in a store; remove it or choose another name"
+            "it is a symbolic link, and a store follows none; remove it or choose another name"
         }
         Code::NotDirectory => {
-            "it is no directory, so nothing can stand below it; move it away or choose another name"
+            "it is not a directory, so it cannot contain files; move it away or choose another name"
         }
-        Code::IsDirectory => {
-            "a directory stands there, where a file should be; move it away or choose another name"
-        }
+        Code::IsDirectory => "a directory has this name; move it away or choose another name",
         Code::Special => {
-            "it is no regular file, directory or symbolic link; only those are carried over"
+            "it is not a regular file, directory or symbolic link; only those are transferred"
         }
         Code::Exists => {
-            "another stands there already, and is to be left; choose another name, or another way with --existing"
+            "it exists already and is kept; choose another name, or another mode with --existing"
         }
         Code::NotFound => "no such file or directory; check the name",
         Code::Busy => {
             "another session has this file open; wait until it ends, then run the same command again"
         }
         Code::NoSpace => {
-            "no space left on the receiver's disk; what stood there before is untouched. Make room, then run the same \
-             command again"
+            "no space left on the receiver's disk (an existing file is unchanged); make room, then run the same command again"
         }
         Code::PermissionDenied => {
-            "the system denies access; what stood there before is untouched. Check the permissions of it and of its \
-             directory"
+            "the system denies access (an existing file is unchanged); check the permissions of it and of its directory"
         }
         Code::NotAllowed => {
-            "the keys and settings of the machine are kept there, and no session reads or changes them"
+            "it holds the machine's keys and settings, which no session reads or changes"
         }
-        Code::BadName => "the filesystem does not take this name; choose another one",
-        _ => "it did not go through; what stood there before is untouched",
+        Code::BadName => "the file system does not accept this name; choose another one",
+        _ => "it failed (an existing file is unchanged)",
     };
     Reason::new(code, format!("{path}: {sentence}"))
 }
 
-/// What the system answered when `what` (a verb phrase) was tried on `path`.
+/// The error that the system returned when `what` (a verb phrase) was tried on `path`.
 pub(crate) fn fault(path: &RelativePath, what: &str, error: impl Into<io::Error>) -> Reason {
     let error = error.into();
     if error.raw_os_error() == Some(rustix::io::Errno::DQUOT.raw_os_error()) {
-        let sentence = "the quota on the receiver's disk is used up; what stood there before is untouched. Make room, then \
-                        run the same command again";
+        let sentence = "the quota on the receiver's disk is used up (an existing file is unchanged); make room, then run \
+                        the same command again";
         return Reason::new(Code::NoSpace, format!("{path}: {sentence}"));
     }
     if error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) {
         let text = format!(
-            "{path}: cannot {what}: the system holds it busy, as it does a mount point such as a file that is mounted into a \
-             container; change it where it comes from, or choose another name"
+            "{path}: cannot {what}: the system reports it busy; it may be a mount point, such as a file that is mounted \
+             into a container; change it at its source, or choose another name"
         );
         return Reason::new(Code::Io, text);
     }
@@ -70,10 +66,12 @@ pub(crate) fn fault(path: &RelativePath, what: &str, error: impl Into<io::Error>
     }
 }
 
-/// Refuses what no symbolic link can hold.
+/// Refuses targets that no symbolic link can hold.
 pub(crate) fn check_target(path: &RelativePath, target: &[u8]) -> Result<(), Reason> {
     if target.is_empty() || target.len() > MAX_SYMLINK || target.contains(&0) {
-        let text = format!("{path}: a symbolic link holds 1 to {MAX_SYMLINK} bytes and no NUL");
+        let text = format!(
+            "{path}: the target of a symbolic link must have 1 to {MAX_SYMLINK} bytes and no NUL"
+        );
         return Err(Reason::new(Code::BadName, text));
     }
     Ok(())

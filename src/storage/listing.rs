@@ -1,7 +1,7 @@
-//! A listing: what stands under a path, directories sorted as far as memory allows, and in any case complete.
+//! Listings of a store: complete, and with each directory sorted.
 //!
-//! Of a directory so large that its names do not fit, the first of them in order are kept, then the next: it is read
-//! once for each such part.
+//! If the names of a directory do not fit in memory, the first of them in order are kept, then the next ones. The
+//! directory is read once for each such part.
 
 use std::collections::BinaryHeap;
 use std::sync::Arc;
@@ -14,26 +14,26 @@ use crate::protocol::{Components, Kind, Listed};
 use crate::storage::Store;
 use crate::storage::io_errors::refusal;
 
-/// Names kept by a listing, over all directories that it is in the middle of, in bytes: a directory of a million names is
-/// read some 15 times.
+/// Memory for names, over all directories that a listing has open, in bytes. A directory of a million names is read
+/// some 15 times.
 const MEMORY_LIMIT: usize = 4 << 20;
-/// What a directory may take in any case, in bytes, however deep it stands.
+/// Memory that a directory gets in any case, in bytes, at any depth.
 const MIN_MEMORY: usize = 16 << 10;
-/// What a name takes beside its bytes.
+/// Memory for a name beside its bytes.
 const NAME_OVERHEAD: usize = 48;
 
-/// Something found, or what could not be looked at.
+/// A listed entry, or an entry that could not be read.
 pub(crate) type Found = Result<Listed, (RelativePath, Reason)>;
 
-/// Lists, depth first. An iterator, so that it holds no thread while nobody wants more; each step blocks.
+/// Lists depth first. It is an iterator, so that it occupies no thread between steps; each step blocks.
 pub(crate) struct ListingWalk {
     store: Arc<dyn Store>,
-    /// What is yet to be listed itself.
+    /// Paths that are still to be listed themselves.
     paths: std::vec::IntoIter<RelativePath>,
     recursive: bool,
-    /// How many components of a path are not shown, since all have them.
+    /// How many leading components of a path are hidden, because all paths share them.
     hidden: usize,
-    /// No recursion: a tree may be deeper than a thread's stack.
+    /// A stack instead of recursion: a tree may be deeper than a thread's stack.
     open: Vec<Level>,
     memory: usize,
 }
@@ -45,16 +45,16 @@ struct Level {
     names: Vec<Box<[u8]>>,
     /// The last name that was kept.
     after: Option<Box<[u8]>>,
-    /// There may be others behind it.
+    /// Whether more names may follow.
     more: bool,
 }
 
 impl ListingWalk {
-    /// Looks at what is asked for: a directory stands for what is in it, anything else, and what a pattern matches, for
+    /// Starts a listing. A directory is listed by its content; every other entry, and every match of a pattern, by
     /// itself. Blocks.
     ///
     /// # Errors
-    /// That nothing is there, or what keeps it from being looked at.
+    /// An error when the path does not exist or cannot be read.
     pub(crate) fn begin(
         store: Arc<dyn Store>,
         path: &RelativePath,
@@ -78,8 +78,8 @@ impl ListingWalk {
                 if there.kind == Some(Kind::Directory) {
                     walk.hidden = only.components().count();
                     walk.enter(only.clone());
-                    // So that a directory that cannot be read is refused, and not an empty listing.
-                    walk.fill().map_err(|(_, why)| why)?;
+                    // So that an unreadable directory is an error, and not an empty listing.
+                    walk.read_names().map_err(|(_, why)| why)?;
                     return Ok(walk);
                 }
             }
@@ -98,8 +98,8 @@ impl ListingWalk {
         });
     }
 
-    /// Reads the next names of the innermost directory, as many as there is memory for.
-    fn fill(&mut self) -> Result<(), (RelativePath, Reason)> {
+    /// Reads the next names of the innermost directory, as many as fit in memory.
+    fn read_names(&mut self) -> Result<(), (RelativePath, Reason)> {
         let Some(level) = self.open.last_mut() else {
             return Ok(());
         };
@@ -111,15 +111,16 @@ impl ListingWalk {
             if level.after.as_deref().is_some_and(|after| name <= after) {
                 return true;
             }
-            if bytes + cost(name) > room && first.peek().is_some_and(|greatest| **greatest < *name)
+            if bytes + memory_cost(name) > room
+                && first.peek().is_some_and(|greatest| **greatest < *name)
             {
                 more = true;
                 return true;
             }
-            bytes += cost(name);
+            bytes += memory_cost(name);
             first.push(name.into());
             while bytes > room && first.len() > 1 {
-                bytes -= first.pop().map_or(0, |greatest| cost(&greatest));
+                bytes -= first.pop().map_or(0, |greatest| memory_cost(&greatest));
                 more = true;
             }
             true
@@ -133,8 +134,8 @@ impl ListingWalk {
         read.map_err(|why| (path, why))
     }
 
-    /// What stands under a path; `None` when it is gone by now.
-    fn look(&mut self, path: RelativePath) -> Option<Found> {
+    /// Reads an entry; `None` if it no longer exists.
+    fn read_entry(&mut self, path: RelativePath) -> Option<Found> {
         let shown = path.components().skip(self.hidden);
         let shown = Components(shown.map(<[u8]>::to_vec).collect());
         let metadata = match self.store.stat(&path) {
@@ -166,7 +167,7 @@ impl ListingWalk {
     }
 }
 
-fn cost(name: &[u8]) -> usize {
+fn memory_cost(name: &[u8]) -> usize {
     name.len() + NAME_OVERHEAD
 }
 
@@ -177,14 +178,14 @@ impl Iterator for ListingWalk {
         loop {
             let Some(level) = self.open.last_mut() else {
                 let path = self.paths.next()?;
-                match self.look(path) {
+                match self.read_entry(path) {
                     None => continue,
                     found => return found,
                 }
             };
             match level.names.pop() {
                 Some(name) => {
-                    self.memory = (self.memory + cost(&name)).min(MEMORY_LIMIT);
+                    self.memory = (self.memory + memory_cost(&name)).min(MEMORY_LIMIT);
                     let path = match level.path.join(&name) {
                         Ok(path) => path,
                         Err(bad) => {
@@ -193,12 +194,12 @@ impl Iterator for ListingWalk {
                             return Some(Err((level.path.clone(), why)));
                         }
                     };
-                    if let found @ Some(_) = self.look(path) {
+                    if let found @ Some(_) = self.read_entry(path) {
                         return found;
                     }
                 }
                 None if level.more => {
-                    if let Err(failed) = self.fill() {
+                    if let Err(failed) = self.read_names() {
                         if let Some(level) = self.open.last_mut() {
                             level.more = false;
                         }
@@ -222,10 +223,10 @@ mod tests {
     }
 
     #[test]
-    fn little_memory_costs_time_and_neither_order_nor_names() {
+    fn listings_are_sorted_and_complete_with_little_memory() {
         let root = tempfile::tempdir().unwrap();
         let mut names = Vec::new();
-        // More than fits into the least that a directory may take.
+        // More than fits into the minimum memory of a directory.
         for i in 0..2_000 {
             let directory = format!("{}", i * 7 % 3);
             std::fs::create_dir_all(root.path().join(&directory)).unwrap();
@@ -239,7 +240,7 @@ mod tests {
         for memory in [MEMORY_LIMIT, 50_000, 0] {
             let mut walk = ListingWalk::begin(store.clone(), &RelativePath::root(), true).unwrap();
             walk.memory = memory;
-            // What was read with all of it.
+            // Drops the names that were read with full memory.
             walk.open.clear();
             walk.enter(RelativePath::root());
             assert_eq!(listed(walk), names, "{memory}");

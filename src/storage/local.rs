@@ -1,4 +1,4 @@
-//! One directory, held as an open descriptor and never left.
+//! A store on disk: one directory, held as an open descriptor and never left.
 
 use std::fs::File;
 use std::io;
@@ -34,23 +34,21 @@ use crate::protocol::{Attribute, Kind, Xattr};
 
 /// A directory on disk as a [`Store`].
 ///
-/// It is held as an open descriptor, from which every name is resolved; no symbolic link is followed below it. An
-/// upload holds one descriptor, all else only while a call lasts. Once the path that it was opened by leads elsewhere, as
-/// after a rename or a mount, nothing more is written to it.
+/// It is held as an open descriptor, from which every name is resolved; no symbolic link below it is followed. An
+/// upload holds one descriptor, every other call only while it runs. When the path that it was opened by leads
+/// elsewhere, for example after a rename or a mount, the store writes nothing more.
 ///
 /// ```
 /// # fn main() {
 /// # example().unwrap();
 /// # }
-/// # fn example() -> Result<(), haul::error::Why> {
-/// use haul::protocol::path::RelativePath;
-/// use haul::storage::{Attributes, Claim, LocalStore, Store};
-/// use haul::protocol::Durability;
+/// # fn example() -> Result<(), haul::Reason> {
+/// use haul::{Attributes, Durability, LocalStore, PartialKey, RelativePath, Store};
 ///
 /// let directory = tempfile::tempdir().unwrap();
 /// let store = LocalStore::open(directory.path()).unwrap();
 /// let name = RelativePath::from_components(["a", "b"])?;
-/// let mut upload = store.create(&name, &Claim { owner: [0; 32], size: 5, modified: None })?;
+/// let mut upload = store.create(&name, &PartialKey { owner: [0; 32], size: 5, modified: None })?;
 /// upload.write_at(b"hello", 0).unwrap();
 /// assert!(!directory.path().join("a/b").exists());
 /// upload.commit(&Attributes::default(), Durability::Synced)?;
@@ -62,21 +60,21 @@ use crate::protocol::{Attribute, Kind, Xattr};
 pub struct LocalStore {
     root: Arc<Root>,
     path: PathBuf,
-    /// Where a file of size 0 is known to be empty.
+    /// Devices on which a file of size 0 is known to be empty.
     devices: Arc<Devices>,
-    /// What file systems said that were asked which names are the same.
+    /// Cached results of asking file systems which names they treat as equal.
     probed: Arc<case::Probed>,
 }
 
 impl LocalStore {
-    /// Opens a directory. Its own path may lead through symbolic links.
+    /// Opens a directory. Its own path may contain symbolic links.
     ///
     /// # Errors
-    /// [`Error::Io`] when it is missing, no directory, or may not be searched.
+    /// [`Error::Io`] when it does not exist, is not a directory, or may not be searched.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let root = Root::open(path).map_err(Error::io(format!(
             "cannot open the directory {}",
-            shown(path)
+            display_path(path)
         )))?;
         Ok(Self {
             root: Arc::new(root),
@@ -86,13 +84,13 @@ impl LocalStore {
         })
     }
 
-    /// As [`open`](Self::open), and reserves a directory, which must be there: wherever the store meets it, by whatever
-    /// name, nothing in it is listed, read, made, changed or removed. Nor is what a symbolic link in it points to, or a link
-    /// that leads to it. For the directory with this machine's keys and settings, which is often in somebody's home.
+    /// Opens a directory like [`open`](Self::open), and reserves another one, which must exist. The store lists, reads,
+    /// creates, changes and removes nothing in the reserved directory, by any name. This includes targets of symbolic
+    /// links in it, and links that lead to it. Meant for the directory with this machine's keys and settings, which is
+    /// often below a served home directory.
     ///
     /// ```
-    /// use haul::protocol::path::RelativePath;
-    /// use haul::storage::{LocalStore, Store};
+    /// use haul::{LocalStore, RelativePath, Store};
     ///
     /// let home = tempfile::tempdir().unwrap();
     /// let keys = home.path().join("keys");
@@ -105,19 +103,19 @@ impl LocalStore {
     /// ```
     ///
     /// # Errors
-    /// As [`open`](Self::open), for both directories; [`Error::Usage`] when the store would be the reserved directory, or
-    /// lie in it.
+    /// Those of [`open`](Self::open), for both directories; [`Error::Usage`] when the store is the reserved directory,
+    /// or is inside it.
     pub fn open_reserving(path: &Path, reserved: &Path) -> Result<Self, Error> {
         let mut store = Self::open(path)?;
         let all = Reserved::new(reserved).map_err(Error::io(format!(
-            "cannot find out what is in the directory {}",
-            shown(reserved)
+            "cannot read the directory {}",
+            display_path(reserved)
         )))?;
         if all.is_any(&store.root.ancestry(&RelativePath::root())) {
             return Err(Error::Usage(format!(
-                "cannot use the directory {}: it is part of {}, where this machine's keys are; choose another directory",
-                shown(path),
-                shown(reserved)
+                "cannot use the directory {}: it is part of {}, which holds this machine's keys; choose another directory",
+                display_path(path),
+                display_path(reserved)
             )));
         }
         if let Some(root) = Arc::get_mut(&mut store.root) {
@@ -126,15 +124,15 @@ impl LocalStore {
         Ok(store)
     }
 
-    /// The directory's path as it was given, for people: names are never resolved through it.
+    /// The directory's path as it was given, for display: names are never resolved through it.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Finds out whether files can be made in the directory, by making and removing an empty one.
+    /// Checks that files can be created in the directory, by creating and removing an empty one.
     ///
     /// # Errors
-    /// [`Error::Io`] when not.
+    /// [`Error::Io`] when they cannot.
     pub fn check_writable(&self) -> Result<(), Error> {
         let name = temporary_name();
         let how =
@@ -142,21 +140,21 @@ impl LocalStore {
         openat(self.root.directory(), &name, how, Mode::RUSR | Mode::WUSR)
             .and_then(|_| unlinkat(self.root.directory(), &name, AtFlags::empty()))
             .map_err(|e| {
-                let directory = shown(&self.path);
+                let directory = display_path(&self.path);
                 Error::io(format!(
                     "cannot write to {directory}; make it writable for this user, or choose another directory"
                 ))(e.into())
             })
     }
 
-    /// The directory that a path stands in, which must be there.
+    /// Opens the parent directory of a path, which must exist.
     fn parent<'p>(&self, path: &'p RelativePath) -> Result<(Directory<'_>, &'p [u8]), Reason> {
         self.root
             .parent(path)?
             .ok_or_else(|| refusal(Code::NotFound, path))
     }
 
-    /// Opens a file for reading, or a directory, without following a link or waiting for a FIFO's other end.
+    /// Opens a file or directory for reading, without following a link or waiting for the other end of a FIFO.
     fn open_any(&self, path: &RelativePath) -> Result<(File, Stat), Reason> {
         let cannot = |e: rustix::io::Errno| fault(path, "open it", e);
         if path.is_root() {
@@ -165,23 +163,23 @@ impl LocalStore {
             return Ok((file, stat));
         }
         let (directory, name) = self.parent(path)?;
-        // Looked at first, since to open a device can have effects of its own.
-        let there = directory
+        // Check the type first: opening a device can have side effects.
+        let stat = directory
             .stat(name)
             .map_err(cannot)?
             .ok_or_else(|| refusal(Code::NotFound, path))?;
-        openable(path, &there)?;
+        check_openable(path, &stat)?;
         let how =
             OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         let file = File::from(openat(&directory, name, how, Mode::empty()).map_err(cannot)?);
         let stat = fstat(&file).map_err(cannot)?;
         self.root.check(&stat, path)?;
-        openable(path, &stat)?;
+        check_openable(path, &stat)?;
         self.root.saw(&stat);
         Ok((file, stat))
     }
 
-    /// Opens a file or directory for its metadata, also one that we may not read.
+    /// Opens a file or directory for its metadata, also one that this user may not read.
     fn open_for_metadata(&self, path: &RelativePath) -> Result<File, Reason> {
         match self.open_any(path) {
             Err(why) if why.code == Code::PermissionDenied => {}
@@ -192,24 +190,24 @@ impl LocalStore {
         let file = read_only::open(&directory, name).map_err(cannot)?;
         let stat = fstat(&file).map_err(cannot)?;
         self.root.check(&stat, path)?;
-        openable(path, &stat)?;
+        check_openable(path, &stat)?;
         Ok(file)
     }
 
-    /// Refuses what is to have no other names.
-    fn linkable(
+    /// Refuses entries that must not get another hard link.
+    fn check_linkable(
         &self,
         path: &RelativePath,
         directory: &Directory<'_>,
         name: &[u8],
     ) -> Result<(), Reason> {
-        let there = directory
+        let stat = directory
             .stat(name)
-            .map_err(|e| fault(path, "look at it", e))?;
-        let there = there.ok_or_else(|| refusal(Code::NotFound, path))?;
-        self.root.check(&there, path)?;
-        openable(path, &there)?;
-        if metadata(&there).kind == Some(Kind::Directory) {
+            .map_err(|e| fault(path, "read its metadata", e))?;
+        let stat = stat.ok_or_else(|| refusal(Code::NotFound, path))?;
+        self.root.check(&stat, path)?;
+        check_openable(path, &stat)?;
+        if metadata(&stat).kind == Some(Kind::Directory) {
             Err(refusal(Code::IsDirectory, path))
         } else {
             Ok(())
@@ -227,7 +225,7 @@ impl Store for LocalStore {
             };
             directory.stat(name)
         }
-        .map_err(|e| fault(path, "look at it", e))?;
+        .map_err(|e| fault(path, "read its metadata", e))?;
         let Some(stat) = stat else {
             return Ok(None);
         };
@@ -287,7 +285,7 @@ impl Store for LocalStore {
             Ok(target) => Ok(target.into_bytes()),
             Err(rustix::io::Errno::INVAL) => Err(Reason::new(
                 Code::Unreadable,
-                format!("{path}: it is no symbolic link"),
+                format!("{path}: it is not a symbolic link"),
             )),
             Err(e) => Err(fault(path, "read the symbolic link", e)),
         }
@@ -308,8 +306,8 @@ impl Store for LocalStore {
         }
     }
 
-    fn create(&self, path: &RelativePath, claim: &PartialKey) -> Result<Box<dyn Upload>, Reason> {
-        Ok(Box::new(LocalUpload::create(&self.root, path, claim)?))
+    fn create(&self, path: &RelativePath, key: &PartialKey) -> Result<Box<dyn Upload>, Reason> {
+        Ok(Box::new(LocalUpload::create(&self.root, path, key)?))
     }
 
     fn make_directory(&self, path: &RelativePath) -> Result<(), Reason> {
@@ -324,7 +322,7 @@ impl Store for LocalStore {
     ) -> Result<MetadataWarnings, Reason> {
         self.root.check_named(path)?;
         let file = self.open_for_metadata(path)?;
-        let _one = self.root.modes();
+        let _modes = self.root.modes();
         attributes::set(&file, path, attributes)
     }
 
@@ -341,45 +339,43 @@ impl Store for LocalStore {
         self.root.check_named(path)?;
         let directory = self.root.make(&parent)?;
         let last = path.name().unwrap_or_default();
-        let control_notice = temporary_name();
+        let temporary = temporary_name();
         self.root.check_name(&directory, last, path)?;
         self.root
-            .change(&directory, || {
-                symlinkat(target, &directory, &control_notice)
-            })
-            .map_err(|e| fault(path, "make the symbolic link", e))?;
-        let mut lapses = MetadataWarnings::new();
+            .change(&directory, || symlinkat(target, &directory, &temporary))
+            .map_err(|e| fault(path, "create the symbolic link", e))?;
+        let mut warnings = MetadataWarnings::new();
         let time = attributes.modified.map_or(Ok(()), |modified| {
             utimensat(
                 &directory,
-                &control_notice,
+                &temporary,
                 &timestamps(modified, JUST_NOW),
                 AtFlags::SYMLINK_NOFOLLOW,
             )
         });
-        let time = attributes::allow(&mut lapses, Attribute::Time, time);
+        let time = attributes::allow(&mut warnings, Attribute::Time, time);
         let owner = attributes.owner.map_or(Ok(()), |(user, group)| {
             let user = Some(Uid::from_raw(user));
             let group = Some(Gid::from_raw(group));
             chownat(
                 &directory,
-                &control_notice,
+                &temporary,
                 user,
                 group,
                 AtFlags::SYMLINK_NOFOLLOW,
             )
         });
-        let owner = attributes::allow(&mut lapses, Attribute::Owner, owner);
-        // Where a directory stands, the system refuses this itself.
+        let owner = attributes::allow(&mut warnings, Attribute::Owner, owner);
+        // If the name is a directory, the system refuses the rename.
         let rename = || match attributes.exclusive {
-            true => rename_exclusively(&directory, control_notice.as_bytes(), last),
-            false => renameat(&directory, &control_notice, &directory, last),
+            true => rename_exclusively(&directory, temporary.as_bytes(), last),
+            false => renameat(&directory, &temporary, &directory, last),
         };
         time.and(owner)
             .and_then(|()| self.root.change(&directory, rename))
-            .map(|()| lapses)
+            .map(|()| warnings)
             .map_err(|e| {
-                let _ = remove(&self.root, &directory, control_notice.as_bytes());
+                let _ = remove(&self.root, &directory, temporary.as_bytes());
                 match e {
                     Errno::EXIST => refusal(Code::Exists, path),
                     e => fault(path, "rename the symbolic link into place", e),
@@ -393,39 +389,39 @@ impl Store for LocalStore {
         };
         self.root.check_named(new)?;
         let (from, name) = self.parent(existing)?;
-        self.linkable(existing, &from, name)?;
+        self.check_linkable(existing, &from, name)?;
         let to = self.root.make(&parent)?;
         let last = new.name().unwrap_or_default();
-        let control_notice = temporary_name();
+        let temporary = temporary_name();
         self.root.check_name(&to, last, new)?;
         self.root
             .change(&to, || {
-                linkat(&from, name, &to, &control_notice, AtFlags::empty())
+                linkat(&from, name, &to, &temporary, AtFlags::empty())
             })
-            .map_err(|e| fault(new, &format!("make it another name of {existing}"), e))?;
-        // Once more: something else may have been put there meanwhile, and this is what was linked to.
+            .map_err(|e| fault(new, &format!("create the hard link to {existing}"), e))?;
+        // Check again: the linked file may not be the one that was checked before.
         let renamed = self
-            .linkable(existing, &to, control_notice.as_bytes())
+            .check_linkable(existing, &to, temporary.as_bytes())
             .and_then(|()| {
                 let renamed = self
                     .root
-                    .change(&to, || renameat(&to, &control_notice, &to, last));
+                    .change(&to, || renameat(&to, &temporary, &to, last));
                 renamed.map_err(|e| fault(new, "rename the hard link into place", e))
             });
-        // It is still there when that failed, and when both were names of the same file already.
-        let _ = remove(&self.root, &to, control_notice.as_bytes());
+        // The temporary name still exists if the rename failed, or if both were names of the same file already.
+        let _ = remove(&self.root, &to, temporary.as_bytes());
         renamed
     }
 
     fn remove(&self, path: &RelativePath) -> Result<(), Reason> {
         self.root.check_named(path)?;
         let (directory, name) = self.parent(path)?;
-        let there = directory
+        let stat = directory
             .stat(name)
-            .map_err(|e| fault(path, "look at it", e))?;
-        let there = there.ok_or_else(|| refusal(Code::NotFound, path))?;
-        self.root.check(&there, path)?;
-        let how = match FileType::from_raw_mode(there.st_mode) {
+            .map_err(|e| fault(path, "read its metadata", e))?;
+        let stat = stat.ok_or_else(|| refusal(Code::NotFound, path))?;
+        self.root.check(&stat, path)?;
+        let how = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => AtFlags::REMOVEDIR,
             _ => AtFlags::empty(),
         };
@@ -455,11 +451,11 @@ impl Store for LocalStore {
     }
 
     fn sync(&self) -> Result<(), Reason> {
-        // A session ends with this, and may have written since the last look.
+        // A session ends with this call, and may have written since the last check.
         self.check_root()?;
         self.root
             .sync()
-            .map_err(|e| fault(&RelativePath::root(), "bring the store to the disk", e))
+            .map_err(|e| fault(&RelativePath::root(), "sync the store to disk", e))
     }
 
     fn sweep(&self, age: Duration) -> Result<u64, Reason> {
@@ -488,8 +484,8 @@ impl Source for LocalSource {
     }
 }
 
-/// Refuses what is neither file nor directory.
-fn openable(path: &RelativePath, stat: &Stat) -> Result<(), Reason> {
+/// Refuses everything except files and directories.
+fn check_openable(path: &RelativePath, stat: &Stat) -> Result<(), Reason> {
     match metadata(stat).kind {
         Some(Kind::File | Kind::Directory) => Ok(()),
         Some(Kind::Symlink) => Err(refusal(Code::Symlink, path)),
@@ -539,7 +535,7 @@ fn metadata(stat: &Stat) -> Metadata {
     }
 }
 
-fn shown(path: &Path) -> String {
+fn display_path(path: &Path) -> String {
     printable(path.as_os_str().as_bytes())
 }
 

@@ -19,22 +19,22 @@ use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Attribute, Durability, Kind, Time};
 
-/// Bytes that a store takes unless it is told otherwise (1 GiB).
+/// Default capacity of a store in bytes (1 GiB).
 const DEFAULT_CAPACITY: u64 = 1 << 30;
-/// Mode of a file for which the sender says none.
-const NEW_FILE: u32 = 0o644;
-/// Mode of a directory that is announced, until its final mode is set.
-const PRIVATE: u32 = 0o700;
-/// The first and the last second that FAT can hold.
+/// Mode of a file for which the sender gives none.
+const NEW_FILE_MODE: u32 = 0o644;
+/// Mode of an announced directory, until its final mode is set.
+const PRIVATE_MODE: u32 = 0o700;
+/// The first and the last second that FAT can store.
 const FIRST_IN_FAT: i64 = 315_532_800;
 const LAST_IN_FAT: i64 = 4_354_819_198;
-/// Mode of directories made on the way to something.
-const ON_THE_WAY: u32 = 0o755;
+/// Mode of missing parent directories.
+const PARENT_MODE: u32 = 0o755;
 
-/// Files in memory as a [`Store`]: for tests, and for programs whose uploads never touch a disk.
+/// Files in memory as a [`Store`]: for tests, and for programs whose uploads never reach a disk.
 ///
-/// It behaves as [`LocalStore`](super::LocalStore) does, but nothing in it outlasts the process. Clones share one
-/// content. Finding the names in a directory takes time in proportion to all there is in the store.
+/// It behaves like [`LocalStore`](super::LocalStore), but its content ends with the process. Clones share their
+/// content. Reading the names of a directory takes time proportional to the size of the whole store.
 #[derive(Clone)]
 pub struct MemoryStore {
     shared: Arc<MemoryShared>,
@@ -44,9 +44,9 @@ struct MemoryShared {
     state: Mutex<MemoryState>,
     capacity: u64,
     write_delay: Duration,
-    /// It keeps no more than FAT does.
+    /// Whether it keeps only what FAT keeps.
     fat: bool,
-    /// It says of every file that it is empty.
+    /// Whether it reports size 0 for every file.
     hides_sizes: bool,
     writing: AtomicUsize,
     peak: AtomicUsize,
@@ -58,7 +58,7 @@ struct MemoryState {
     partials: HashMap<PartialSlot, Partial>,
     /// Bytes in files and partials.
     used: u64,
-    /// Counts every change: the inode numbers and times of change.
+    /// Counts changes; the source of inode numbers and times of change.
     clock: u64,
 }
 
@@ -75,11 +75,11 @@ enum NodeContent {
     Symlink(Vec<u8>),
 }
 
-/// Content of a file or partial. Holes take memory as other zeros do.
+/// Content of a file or partial. Holes take memory like other zeros.
 #[derive(Default)]
 struct Bytes {
     data: Vec<u8>,
-    /// What was written: ascending, not touching. The rest are holes.
+    /// The written ranges: ascending, not touching. The rest are holes.
     written: Vec<Range<u64>>,
 }
 
@@ -105,12 +105,12 @@ impl Default for MemoryStore {
 }
 
 impl MemoryStore {
-    /// An empty store that takes up to 1 GiB.
+    /// Creates an empty store with a capacity of 1 GiB.
     pub fn new() -> Self {
         Self::with_capacity(DEFAULT_CAPACITY)
     }
 
-    /// An empty store; writes past so many bytes, partials included, fail as on a full disk.
+    /// Creates an empty store. Writes beyond the capacity, partials included, fail as on a full disk.
     pub fn with_capacity(bytes: u64) -> Self {
         let shared = MemoryShared {
             state: Mutex::default(),
@@ -126,7 +126,7 @@ impl MemoryStore {
         }
     }
 
-    /// An empty store as this one, in which each write blocks so long: a slow disk.
+    /// Creates an empty store of the same capacity that acts as a slow disk: each write blocks for `delay`.
     pub fn with_write_delay(self, delay: Duration) -> Self {
         let mut store = Self::with_capacity(self.shared.capacity);
         if let Some(shared) = Arc::get_mut(&mut store.shared) {
@@ -135,8 +135,8 @@ impl MemoryStore {
         store
     }
 
-    /// An empty store as this one that keeps no more than FAT does: no modes, no hard links, times of even seconds, and
-    /// names that are the same whatever their case, their Unicode form and the dots at their ends.
+    /// Creates an empty store of the same capacity that keeps only what FAT keeps: no modes, no hard links, times of
+    /// even seconds, and names that ignore case, Unicode form and trailing dots.
     pub fn like_fat(self) -> Self {
         let mut store = Self::with_capacity(self.shared.capacity);
         if let Some(shared) = Arc::get_mut(&mut store.shared) {
@@ -145,7 +145,7 @@ impl MemoryStore {
         store
     }
 
-    /// An empty store as this one that says of every file that it is empty, as /proc does.
+    /// Creates an empty store of the same capacity that reports size 0 for every file, as /proc does.
     pub fn hiding_sizes(self) -> Self {
         let mut store = Self::with_capacity(self.shared.capacity);
         if let Some(shared) = Arc::get_mut(&mut store.shared) {
@@ -154,7 +154,7 @@ impl MemoryStore {
         store
     }
 
-    /// Most uploads that were inside `write_at` or `commit` at the same time.
+    /// Returns the most uploads that were inside `write_at` or `commit` at the same time.
     pub fn peak_writes(&self) -> usize {
         self.shared.peak.load(Ordering::SeqCst)
     }
@@ -165,7 +165,7 @@ impl MemoryShared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The path that it keeps of another: dots and spaces at the ends go, and what is there keeps the case that it has.
+    /// Returns the stored form of a path: without trailing dots and spaces, and with the case of existing names.
     fn fold(&self, path: &RelativePath) -> RelativePath {
         if !self.fat {
             return path.clone();
@@ -183,8 +183,8 @@ impl MemoryShared {
         kept
     }
 
-    /// What it says of a file.
-    fn told(&self, mut metadata: Metadata) -> Metadata {
+    /// Returns a file's metadata as the store reports it.
+    fn reported(&self, mut metadata: Metadata) -> Metadata {
         if self.hides_sizes {
             metadata.size = 0;
             metadata.version.size = 0;
@@ -192,34 +192,34 @@ impl MemoryShared {
         metadata
     }
 
-    /// What it keeps of attributes, and what not.
-    fn keeps(&self, attributes: &Attributes) -> (Attributes, MetadataWarnings) {
+    /// Splits attributes into those that the store keeps, and warnings for the rest.
+    fn split_attributes(&self, attributes: &Attributes) -> (Attributes, MetadataWarnings) {
         let mut attributes = attributes.clone();
-        let mut lapses = MetadataWarnings::new();
+        let mut warnings = MetadataWarnings::new();
         if attributes.owner.is_some() {
-            lapses.push((Attribute::Owner, "this store has none".into()));
+            warnings.push((Attribute::Owner, "this store does not keep it".into()));
         }
         let xattrs = attributes.xattrs.take();
-        lapses.extend(
+        warnings.extend(
             xattrs
                 .iter()
                 .flat_map(|all| all.iter())
-                .map(|_| (Attribute::Xattr, "this store has none".into())),
+                .map(|_| (Attribute::Xattr, "this store does not keep it".into())),
         );
         if self.fat {
             if attributes
                 .mode
-                .is_some_and(|mode| mode & PERMISSIONS != NEW_FILE)
+                .is_some_and(|mode| mode & PERMISSIONS != NEW_FILE_MODE)
             {
-                lapses.push((Attribute::Mode, "Operation not permitted".into()));
+                warnings.push((Attribute::Mode, "Operation not permitted".into()));
             }
             attributes.mode = None;
-            attributes.modified = attributes.modified.map(fat_time);
+            attributes.modified = attributes.modified.map(round_as_fat);
         }
-        (attributes, lapses)
+        (attributes, warnings)
     }
 
-    /// Counts a writer for as long as the guard lives.
+    /// Counts a writer while the guard lives.
     fn writing(&self) -> impl Drop + '_ {
         struct Writing<'s>(&'s MemoryShared);
         impl Drop for Writing<'_> {
@@ -252,15 +252,12 @@ impl NodeContent {
 }
 
 impl MemoryState {
-    /// What stands under a name; the root always does.
+    /// Returns the node of a name; the root always exists.
     fn find(&self, path: &RelativePath) -> Result<Option<Node>, Reason> {
         if path.is_root() {
-            return Ok(Some(
-                self.nodes
-                    .get(path)
-                    .cloned()
-                    .unwrap_or_else(|| Node::new(NodeContent::Directory, PRIVATE, 0)),
-            ));
+            return Ok(Some(self.nodes.get(path).cloned().unwrap_or_else(|| {
+                Node::new(NodeContent::Directory, PRIVATE_MODE, 0)
+            })));
         }
         let mut above = RelativePath::root();
         for component in path.components() {
@@ -281,9 +278,9 @@ impl MemoryState {
             .ok_or_else(|| refusal(Code::NotFound, path))
     }
 
-    /// Makes a directory on the way to something and those above it, as far as they are missing.
+    /// Creates a directory and its parents if they are missing.
     fn make(&mut self, path: &RelativePath) -> Result<(), Reason> {
-        self.make_with(path, ON_THE_WAY)
+        self.make_with(path, PARENT_MODE)
     }
 
     fn make_with(&mut self, path: &RelativePath, last: u32) -> Result<(), Reason> {
@@ -292,7 +289,7 @@ impl MemoryState {
             here.push(component)?;
             match self.find(&here)?.map(|node| node.content.kind()) {
                 None => {
-                    let mode = if here == *path { last } else { ON_THE_WAY };
+                    let mode = if here == *path { last } else { PARENT_MODE };
                     self.put(&here, NodeContent::Directory, mode, None);
                 }
                 Some(Kind::Directory) => {}
@@ -303,8 +300,8 @@ impl MemoryState {
         Ok(())
     }
 
-    /// Makes way for a file or link: its directory is there and no directory in its place.
-    fn make_way(&mut self, path: &RelativePath) -> Result<(), Reason> {
+    /// Prepares a name for a file or link: creates its parents, and fails if it is a directory.
+    fn prepare_name(&mut self, path: &RelativePath) -> Result<(), Reason> {
         self.make(&path.parent().unwrap_or_default())?;
         match self.find(path)?.map(|node| node.content.kind()) {
             Some(Kind::Directory) => Err(refusal(Code::IsDirectory, path)),
@@ -312,8 +309,12 @@ impl MemoryState {
         }
     }
 
-    fn make_way_for(&mut self, path: &RelativePath, attributes: &Attributes) -> Result<(), Reason> {
-        self.make_way(path)?;
+    fn prepare_name_for(
+        &mut self,
+        path: &RelativePath,
+        attributes: &Attributes,
+    ) -> Result<(), Reason> {
+        self.prepare_name(path)?;
         match attributes.exclusive && self.find(path)?.is_some() {
             true => Err(refusal(Code::Exists, path)),
             false => Ok(()),
@@ -333,14 +334,14 @@ impl MemoryState {
         self.insert(path, node);
     }
 
-    /// Puts a node in the place of another, whose other names stay.
+    /// Replaces a node; other hard links of the old one stay.
     fn insert(&mut self, path: &RelativePath, node: Node) {
         if let Some(old) = self.nodes.insert(path.clone(), node) {
             self.forget(old);
         }
     }
 
-    /// A name is gone; others of the same file stay.
+    /// Accounts for a removed name; other hard links of the file stay.
     fn forget(&mut self, old: Node) {
         if old.metadata.links == 1 {
             self.used -= old.content.size();
@@ -348,7 +349,7 @@ impl MemoryState {
         self.every_name(&old.metadata, |name| name.links -= 1);
     }
 
-    /// Changes what is known of a file under each of its names, if it has several.
+    /// Changes the metadata of a file under each of its hard links.
     fn every_name(&mut self, of: &Metadata, change: impl Fn(&mut Metadata)) {
         if of.links > 1 {
             let names = self
@@ -401,7 +402,7 @@ impl Store for MemoryStore {
     fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Reason> {
         let path = &self.shared.fold(path);
         let found = self.shared.lock().find(path)?;
-        Ok(found.map(|node| self.shared.told(node.metadata)))
+        Ok(found.map(|node| self.shared.reported(node.metadata)))
     }
 
     fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Reason> {
@@ -427,7 +428,7 @@ impl Store for MemoryStore {
             NodeContent::Symlink(target) => Ok(target),
             _ => Err(Reason::new(
                 Code::Unreadable,
-                format!("{path}: it is no symbolic link"),
+                format!("{path}: it is not a symbolic link"),
             )),
         }
     }
@@ -438,14 +439,18 @@ impl Store for MemoryStore {
         match node.content {
             NodeContent::File(content) => Ok(Box::new(MemorySource {
                 content,
-                metadata: self.shared.told(node.metadata),
+                metadata: self.shared.reported(node.metadata),
             })),
             NodeContent::Directory => Err(refusal(Code::IsDirectory, path)),
             NodeContent::Symlink(_) => Err(refusal(Code::Symlink, path)),
         }
     }
 
-    fn create(&self, path: &RelativePath, claim: &PartialKey) -> Result<Box<dyn Upload>, Reason> {
+    fn create(
+        &self,
+        path: &RelativePath,
+        partial_key: &PartialKey,
+    ) -> Result<Box<dyn Upload>, Reason> {
         let path = &self.shared.fold(path);
         let mut state = self.shared.lock();
         let state = &mut *state;
@@ -458,7 +463,7 @@ impl Store for MemoryStore {
             owner,
             size,
             modified,
-        } = *claim;
+        } = *partial_key;
         let key = PartialSlot {
             path: path.clone(),
             owner,
@@ -469,17 +474,17 @@ impl Store for MemoryStore {
         if std::mem::replace(&mut partial.open, true) {
             return Err(refusal(Code::Busy, path));
         }
-        state.used -= partial.content.cut(claim.useful());
+        state.used -= partial.content.cut(partial_key.useful_size());
         Ok(Box::new(MemoryUpload {
             shared: Arc::clone(&self.shared),
             key,
-            over: false,
+            finished: false,
         }))
     }
 
     fn make_directory(&self, path: &RelativePath) -> Result<(), Reason> {
         let path = &self.shared.fold(path);
-        self.shared.lock().make_with(path, PRIVATE)
+        self.shared.lock().make_with(path, PRIVATE_MODE)
     }
 
     fn set_attributes(
@@ -494,12 +499,12 @@ impl Store for MemoryStore {
             return Err(refusal(Code::Symlink, path));
         }
         state.clock += 1;
-        let (attributes, lapses) = self.shared.keeps(attributes);
+        let (attributes, warnings) = self.shared.split_attributes(attributes);
         node.change(state.clock, attributes.mode, attributes.modified);
         let metadata = node.metadata.clone();
         state.nodes.insert(path.clone(), node);
         state.every_name(&metadata, |name| *name = metadata.clone());
-        Ok(lapses)
+        Ok(warnings)
     }
 
     fn make_symlink(
@@ -511,8 +516,8 @@ impl Store for MemoryStore {
         let path = &self.shared.fold(path);
         check_target(path, target)?;
         let mut state = self.shared.lock();
-        state.make_way_for(path, attributes)?;
-        let (attributes, _) = self.shared.keeps(attributes);
+        state.prepare_name_for(path, attributes)?;
+        let (attributes, _) = self.shared.split_attributes(attributes);
         state.put(
             path,
             NodeContent::Symlink(target.to_vec()),
@@ -529,13 +534,13 @@ impl Store for MemoryStore {
         let mut node = state.must_find(existing)?;
         match node.content {
             NodeContent::File(_) if self.shared.fat => {
-                return Err(fault(new, "make a hard link", Errno::PERM));
+                return Err(fault(new, "create the hard link", Errno::PERM));
             }
             NodeContent::File(_) => {}
             NodeContent::Directory => return Err(refusal(Code::IsDirectory, existing)),
             NodeContent::Symlink(_) => return Err(refusal(Code::Symlink, existing)),
         }
-        state.make_way(new)?;
+        state.prepare_name(new)?;
         if state
             .find(new)?
             .is_some_and(|there| there.metadata.version.file == node.metadata.version.file)
@@ -623,17 +628,17 @@ impl Store for MemoryStore {
     }
 }
 
-/// Says what the store keeps of times: all, or what FAT does.
+/// Reports the times that the store keeps: all, or those of FAT.
 struct MemoryTimeProbe(bool);
 
 impl TimeProbe for MemoryTimeProbe {
     fn kept(&mut self, time: Time) -> Option<Time> {
-        Some(if self.0 { fat_time(time) } else { time })
+        Some(if self.0 { round_as_fat(time) } else { time })
     }
 }
 
-/// What FAT keeps of a time: even seconds, from 1980 to 2107.
-fn fat_time(time: Time) -> Time {
+/// Rounds a time as FAT does: even seconds, from 1980 to 2107.
+fn round_as_fat(time: Time) -> Time {
     let seconds = time.seconds - time.seconds.rem_euclid(2);
     Time {
         seconds: seconds.clamp(FIRST_IN_FAT, LAST_IN_FAT),
@@ -641,7 +646,7 @@ fn fat_time(time: Time) -> Time {
     }
 }
 
-/// A file as it was when it was opened.
+/// A snapshot of a file from when it was opened.
 struct MemorySource {
     content: Arc<Bytes>,
     metadata: Metadata,
@@ -666,8 +671,8 @@ impl Source for MemorySource {
 struct MemoryUpload {
     shared: Arc<MemoryShared>,
     key: PartialSlot,
-    /// Committed or discarded: a partial of that key is another upload's by now.
-    over: bool,
+    /// Committed or discarded: a partial under this key now belongs to another upload.
+    finished: bool,
 }
 
 impl Upload for MemoryUpload {
@@ -692,14 +697,14 @@ impl Upload for MemoryUpload {
         let end = offset.checked_add(data.len() as u64).ok_or(Errno::FBIG)?;
         self.change(end, |content| {
             content.data[offset as usize..end as usize].copy_from_slice(data);
-            include(&mut content.written, offset..end);
+            add_range(&mut content.written, offset..end);
         })
     }
 
     fn make_hole(&mut self, part: Range<u64>) -> io::Result<()> {
         self.change(part.end, |content| {
             content.data[part.start as usize..part.end as usize].fill(0);
-            exclude(&mut content.written, &part);
+            remove_range(&mut content.written, &part);
         })
     }
 
@@ -719,13 +724,13 @@ impl Upload for MemoryUpload {
         let shared = Arc::clone(&self.shared);
         let _writing = shared.writing();
         let mut state = shared.lock();
-        state.make_way_for(&self.key.path, attributes)?;
-        self.over = true;
+        state.prepare_name_for(&self.key.path, attributes)?;
+        self.finished = true;
         let partial = state.partials.remove(&self.key).unwrap_or_default();
-        let (attributes, lapses) = shared.keeps(attributes);
+        let (attributes, warnings) = shared.split_attributes(attributes);
         let there = state.find(&self.key.path)?.map(|node| node.metadata);
         let replaced = there.filter(|there| there.kind == Some(Kind::File));
-        let usual = replaced.map_or(NEW_FILE, |there| there.mode);
+        let usual = replaced.map_or(NEW_FILE_MODE, |there| there.mode);
         let mode = attributes.mode.map_or(usual, |mode| mode & PERMISSIONS);
         state.put(
             &self.key.path,
@@ -733,11 +738,11 @@ impl Upload for MemoryUpload {
             mode,
             attributes.modified,
         );
-        Ok(lapses)
+        Ok(warnings)
     }
 
     fn discard(mut self: Box<Self>) {
-        self.over = true;
+        self.finished = true;
         let mut state = self.shared.lock();
         if let Some(partial) = state.partials.remove(&self.key) {
             state.used -= partial.content.size();
@@ -746,7 +751,7 @@ impl Upload for MemoryUpload {
 }
 
 impl MemoryUpload {
-    /// Changes the content, once it reaches to an end.
+    /// Extends the content to `end` if it is shorter, then changes it.
     fn change(&self, end: u64, change: impl FnOnce(&mut Bytes)) -> io::Result<()> {
         let mut state = self.shared.lock();
         let state = &mut *state;
@@ -769,9 +774,9 @@ impl MemoryUpload {
 }
 
 impl Drop for MemoryUpload {
-    /// Closes the partial; one that holds nothing goes.
+    /// Closes the partial, and removes it if it is empty.
     fn drop(&mut self) {
-        if self.over {
+        if self.finished {
             return;
         }
         let mut state = self.shared.lock();
@@ -790,14 +795,14 @@ impl Bytes {
         self.data.len() as u64
     }
 
-    /// Cuts what is longer; returns how many bytes went.
+    /// Truncates to `size`; returns how many bytes were removed.
     fn cut(&mut self, size: u64) -> u64 {
-        let over = self.size().saturating_sub(size);
-        if over > 0 {
+        let excess = self.size().saturating_sub(size);
+        if excess > 0 {
             self.data.truncate(size as usize);
-            exclude(&mut self.written, &(size..size + over));
+            remove_range(&mut self.written, &(size..size + excess));
         }
-        over
+        excess
     }
 
     fn copy_at(&self, buffer: &mut [u8], offset: u64) -> usize {
@@ -811,8 +816,8 @@ impl Bytes {
     }
 }
 
-/// Adds a range to ascending ones that do not touch.
-fn include(ranges: &mut Vec<Range<u64>>, new: Range<u64>) {
+/// Adds a range to ascending ranges that do not touch.
+fn add_range(ranges: &mut Vec<Range<u64>>, new: Range<u64>) {
     let first = ranges.partition_point(|r| r.end < new.start);
     let last = ranges.partition_point(|r| r.start <= new.end);
     let merged = ranges[first..last]
@@ -821,8 +826,8 @@ fn include(ranges: &mut Vec<Range<u64>>, new: Range<u64>) {
     ranges.splice(first..last, [merged]);
 }
 
-/// Takes a range out of ascending ones.
-fn exclude(ranges: &mut Vec<Range<u64>>, part: &Range<u64>) {
+/// Removes a range from ascending ranges.
+fn remove_range(ranges: &mut Vec<Range<u64>>, part: &Range<u64>) {
     let around = |range: Range<u64>| {
         [
             range.start..range.end.min(part.start),

@@ -1,32 +1,32 @@
-//! Open files: what the system allows, and what of it haul lets itself have.
+//! The limit of open files (RLIMIT_NOFILE), and how much of it haul uses.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors left to everything that is not a file being transferred: sockets, the runtime, the store, standard
-/// streams, and what an embedding program has open.
-const KEPT: u64 = 32;
-/// Where the system sets no limit.
-const PLENTY: u64 = 1 << 20;
-/// Descriptors that one transfer may have open for a moment: the file, and the directory it stands in.
-const EACH: u64 = 2;
+/// Descriptors reserved for everything except transferred files: sockets, the runtime, the store, standard streams, and
+/// those of an embedding program.
+const RESERVED_DESCRIPTORS: u64 = 32;
+/// The assumed limit if the system sets none.
+const UNLIMITED: u64 = 1 << 20;
+/// Descriptors that one transfer may briefly have open: the file and its directory.
+const DESCRIPTORS_PER_TRANSFER: u64 = 2;
 
-/// Raises the soft limit of open files to the hard one, as a program that opens many files may; for `main` functions,
-/// since it changes the whole process. Many systems begin at 1,024. Returns what is allowed now.
+/// Raises the soft limit of open files to the hard limit. For `main` functions, because it changes the whole process.
+/// Many systems start at 1,024. Returns the new limit.
 pub fn raise_open_files() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
         maximum: limit.maximum,
     };
-    // Fails on systems whose hard limit is above what they really allow; the soft limit stays then.
+    // Fails on systems whose hard limit is above what they really allow; then the soft limit stays.
     let _ = setrlimit(Resource::Nofile, raised);
-    getrlimit(Resource::Nofile).current.unwrap_or(PLENTY)
+    getrlimit(Resource::Nofile).current.unwrap_or(UNLIMITED)
 }
 
-/// How many of `wanted` transfers may have files open at the same time; at least one.
+/// Returns how many of `wanted` transfers may have files open at the same time; at least one.
 pub(crate) fn limit_to_open_files(wanted: usize) -> usize {
-    let allowed = getrlimit(Resource::Nofile).current.unwrap_or(PLENTY);
-    let room = allowed.saturating_sub(KEPT) / EACH;
+    let allowed = getrlimit(Resource::Nofile).current.unwrap_or(UNLIMITED);
+    let room = allowed.saturating_sub(RESERVED_DESCRIPTORS) / DESCRIPTORS_PER_TRANSFER;
     wanted
         .min(usize::try_from(room).unwrap_or(usize::MAX))
         .max(1)
@@ -35,7 +35,7 @@ pub(crate) fn limit_to_open_files(wanted: usize) -> usize {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn there_is_always_room_for_one() {
+    fn at_least_one_transfer_is_allowed() {
         assert_eq!(super::limit_to_open_files(0), 1);
         assert!(super::limit_to_open_files(usize::MAX) >= 1);
     }

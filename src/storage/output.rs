@@ -1,4 +1,4 @@
-//! One file, whose content goes to a writer as it comes, such as standard output.
+//! A store that writes one file's content to a writer, such as standard output.
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -12,23 +12,23 @@ use crate::error::{Code, Reason};
 use crate::protocol::Durability;
 use crate::protocol::path::RelativePath;
 
-/// A writer as a [`Store`] that takes one file, once, in order. What was written cannot be taken back: whoever uses it has
-/// to tell its reader when the file did not come to a good end.
+/// A writer as a [`Store`] that takes one file, once, in order. Written content cannot be taken back: the caller must
+/// tell the reader when the transfer fails.
 #[derive(Clone)]
 pub struct OutputStore {
     shared: Arc<OutputShared>,
 }
 
 struct OutputShared {
-    /// The only name that it takes.
+    /// The only accepted name.
     name: RelativePath,
-    /// Gone once the upload has begun.
+    /// `None` once the upload has started.
     writer: Mutex<Option<Box<dyn Write + Send>>>,
     written: AtomicU64,
 }
 
 impl OutputStore {
-    /// A store that takes a file of that name.
+    /// Creates a store that takes one file of this name.
     pub fn new(name: RelativePath, writer: impl Write + Send + 'static) -> Self {
         let writer: Box<dyn Write + Send> = Box::new(writer);
         Self {
@@ -40,12 +40,12 @@ impl OutputStore {
         }
     }
 
-    /// Bytes given to the writer so far.
+    /// Bytes passed to the writer so far.
     pub fn written(&self) -> u64 {
         self.shared.written.load(Ordering::Relaxed)
     }
 
-    /// Whether an upload has begun: there can be no other.
+    /// Whether an upload has started; no other can.
     pub fn is_taken(&self) -> bool {
         self.writer().is_none()
     }
@@ -58,10 +58,10 @@ impl OutputStore {
     }
 }
 
-fn no_directory<T>(path: &RelativePath) -> Result<T, Reason> {
+fn refuse_directory<T>(path: &RelativePath) -> Result<T, Reason> {
     Err(Reason::new(
         Code::NotDirectory,
-        format!("{path}: only the content of a file can be written there"),
+        format!("{path}: this output takes only the content of a file"),
     ))
 }
 
@@ -71,7 +71,7 @@ impl Store for OutputStore {
     }
 
     fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Reason> {
-        no_directory(directory)
+        refuse_directory(directory)
     }
 
     fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Reason> {
@@ -86,7 +86,7 @@ impl Store for OutputStore {
         if *path != self.shared.name {
             return Err(Reason::new(
                 Code::NotWanted,
-                format!("{path} was not asked for"),
+                format!("{path} was not requested"),
             ));
         }
         let Some(writer) = self.writer().take() else {
@@ -99,7 +99,7 @@ impl Store for OutputStore {
     }
 
     fn make_directory(&self, path: &RelativePath) -> Result<(), Reason> {
-        no_directory(path)
+        refuse_directory(path)
     }
 
     fn set_attributes(
@@ -111,7 +111,7 @@ impl Store for OutputStore {
     }
 
     fn link(&self, _: &RelativePath, new: &RelativePath) -> Result<(), Reason> {
-        no_directory(new)
+        refuse_directory(new)
     }
 
     fn make_symlink(
@@ -120,7 +120,7 @@ impl Store for OutputStore {
         _: &[u8],
         _: &Attributes,
     ) -> Result<MetadataWarnings, Reason> {
-        no_directory(path)
+        refuse_directory(path)
     }
 
     fn remove(&self, path: &RelativePath) -> Result<(), Reason> {
@@ -154,7 +154,7 @@ impl Upload for OutputUpload {
         if offset != self.shared.written.load(Ordering::Relaxed) {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
-                "it can only be written in order",
+                "the output takes bytes in order only",
             ));
         }
         self.shared
@@ -189,11 +189,11 @@ impl Upload for OutputUpload {
 mod tests {
     use super::*;
 
-    /// A writer that keeps what it is given.
+    /// A writer that keeps its input.
     #[derive(Clone, Default)]
-    struct Kept(Arc<Mutex<Vec<u8>>>);
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Kept {
+    impl Write for Buffer {
         fn write(&mut self, data: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().extend_from_slice(data);
             Ok(data.len())
@@ -205,18 +205,18 @@ mod tests {
     }
 
     #[test]
-    fn it_takes_one_file_in_order() {
+    fn takes_one_file_in_order() {
         let path = |name: &str| RelativePath::from_components([name]).unwrap();
-        let kept = Kept::default();
-        let claim = PartialKey {
+        let buffer = Buffer::default();
+        let key = PartialKey {
             owner: [0; 32],
             size: 5,
             modified: None,
         };
-        let store = OutputStore::new(path("f"), kept.clone());
-        let code = |path: &RelativePath| store.create(path, &claim).err().map(|why| why.code);
+        let store = OutputStore::new(path("f"), buffer.clone());
+        let code = |path: &RelativePath| store.create(path, &key).err().map(|why| why.code);
         assert_eq!(code(&path("other")), Some(Code::NotWanted));
-        let mut upload = store.create(&path("f"), &claim).unwrap();
+        let mut upload = store.create(&path("f"), &key).unwrap();
         assert_eq!(code(&path("f")), Some(Code::Busy));
         upload.write_at(b"he", 0).unwrap();
         assert!(upload.write_at(b"o", 4).is_err());
@@ -225,7 +225,7 @@ mod tests {
             .commit(&Attributes::default(), Durability::Synced)
             .unwrap();
         assert_eq!(
-            (&kept.0.lock().unwrap()[..], store.written()),
+            (&buffer.0.lock().unwrap()[..], store.written()),
             (&b"hello"[..], 5)
         );
         assert!(store.is_taken() && code(&path("f")) == Some(Code::Busy));

@@ -1,8 +1,8 @@
 //! Partials on disk: how they are named, locked, found again and committed.
 //!
-//! A partial stands beside its final name, as `.haul-<32 hex digits>.partial`. The digits follow from the claim and the
-//! path, so that a rerun finds it with no index to keep. Whoever holds its flock owns it: only they write to it, rename
-//! it or remove it, and the lock ends with the process. Where there is no flock, see [`Lock`].
+//! A partial is beside its final name, as `.haul-<32 hex digits>.partial`. The digits are derived from the partial key
+//! and the path, so that a rerun finds it without an index. The holder of its flock owns it: only the holder writes to
+//! it, renames it or removes it, and the lock ends with the process. For file systems without flock, see [`Lock`].
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -32,31 +32,31 @@ use crate::protocol::path::{
 };
 use crate::protocol::{Durability, Time};
 
-/// Mode of a partial: nobody else reads what is not verified yet.
-const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
-/// The permission bits by which others than the owner write to a file.
+/// Mode of a partial: other users must not read unverified content.
+const PRIVATE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+/// The permission bits that let others than the owner write to a file.
 const WRITE_BY_OTHERS: RawMode = Mode::WGRP.union(Mode::WOTH).bits();
-/// Mode that a program asks for when it makes a file, as every program on Unix does.
-const NEW_FILE: RawMode = 0o666;
-/// The bits of a mode that are its owner's.
-const OWNER: u32 = 0o700;
-/// Most ranges that are found in a partial (256 KiB of them): a peer decides how scattered it is, and a
-/// [`Want`](crate::protocol::Want) holds 1,024 only.
+/// Mode that programs request for a new file, by Unix convention.
+const NEW_FILE_MODE: RawMode = 0o666;
+/// The owner's bits of a mode.
+const OWNER_BITS: u32 = 0o700;
+/// Most ranges reported for a partial (256 KiB of them): a peer decides how scattered it is, and a
+/// [`Want`](crate::protocol::Want) holds only 1,024.
 const MAX_RANGES: usize = 16_384;
 /// Nanoseconds in a second.
 const NANOSECONDS: u32 = 1_000_000_000;
 
-/// The partial's name for a claim on a path.
-pub(super) fn partial_name_of(path: &RelativePath, claim: &PartialKey) -> String {
+/// Returns the name of the partial for a path and partial key.
+pub(super) fn partial_name_of(path: &RelativePath, key: &PartialKey) -> String {
     let mut hasher = blake3::Hasher::new_derive_key("haul 1 name of a partial");
     let mut field = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
         hasher.update(bytes);
     };
-    field(&claim.owner);
+    field(&key.owner);
     field(path.as_bytes());
-    field(&claim.size.to_le_bytes());
-    match claim.modified {
+    field(&key.size.to_le_bytes());
+    match key.modified {
         Some(Time {
             seconds,
             nanoseconds,
@@ -69,12 +69,13 @@ pub(super) fn partial_name_of(path: &RelativePath, claim: &PartialKey) -> String
     partial_name(&hasher.finalize(), "")
 }
 
-/// A partial's name that nobody else uses: for what is made aside and renamed at once.
+/// Returns a unique name in the form of a partial, for a temporary file.
 pub(super) fn temporary_name() -> String {
     temporary_name_with("")
 }
 
-/// Such a name with something behind the digits, [`PARTIAL_ACCENT`](crate::protocol::path::PARTIAL_ACCENT) or nothing: to try what a file system makes of it.
+/// Returns such a name with a suffix after the digits, [`PARTIAL_ACCENT`](crate::protocol::path::PARTIAL_ACCENT) or
+/// nothing, to test how a file system treats it.
 pub(super) fn temporary_name_with(behind: &str) -> String {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let unique = (
@@ -93,13 +94,13 @@ fn partial_name(digest: &blake3::Hash, behind: &str) -> String {
     )
 }
 
-/// Whether a name is exactly of the form that [`partial_name_of`] or [`temporary_name_with`] gives: only those are ever swept.
+/// Whether a name has exactly the form of [`partial_name_of`] and [`temporary_name_with`]: only those are swept.
 pub(super) fn has_partial_form(name: &[u8]) -> bool {
     is_partial_name(name)
 }
 
-/// Renames, unless something stands there: a second name fails where there is one, and then the first goes. On a filesystem
-/// without hard links it is looked at first, and what comes in that moment is replaced.
+/// Renames, unless the target exists: makes a hard link, which fails if the name exists, and then removes the old name.
+/// On a file system without hard links, checks the target first; a file created after the check is replaced.
 pub(super) fn rename_exclusively(
     directory: &Directory<'_>,
     from: &[u8],
@@ -117,7 +118,7 @@ pub(super) fn rename_exclusively(
     }
 }
 
-/// Whether a name still stands for an open file.
+/// Whether a name still refers to an open file.
 pub(super) fn is_named(
     directory: &Directory<'_>,
     name: &[u8],
@@ -129,21 +130,21 @@ pub(super) fn is_named(
         .is_some_and(|s| (device(&s), s.st_ino) == (device(&open), open.st_ino)))
 }
 
-/// The lock of an open partial; it lasts as long as both this and the file are there.
+/// The lock of an open partial; it lasts while both this value and the file are alive.
 ///
-/// Some filesystems know no flock (Lustre without its mount option, some FUSE filesystems, NFS without its lock service).
-/// There, partials are locked against this process alone: two processes that receive the same version of a file from the same
-/// key at the same time write to one partial, and the one that commits it last fails.
+/// Some file systems have no flock (Lustre without its mount option, some FUSE file systems, NFS without its lock
+/// service). There, partials are locked only within this process. If two processes receive the same version of a file
+/// from the same key at the same time, both write to one partial, and the commit of the later one fails.
 #[derive(Debug)]
 pub(super) struct Lock {
-    /// Device and inode, if the file is only locked in this process.
+    /// Device and inode, if the file is locked only within this process.
     within: Option<(u64, u64)>,
 }
 
 /// Device and inode of the partials that are locked without flock.
 static LOCKED: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
 
-/// Takes the lock of an open partial; `None` when somebody else has it.
+/// Locks an open partial; `None` when another holder has the lock.
 pub(super) fn lock(root: &Root, file: &File) -> rustix::io::Result<Option<Lock>> {
     let flocked = if root.flock.load(Ordering::Relaxed) {
         flock(file, FlockOperation::NonBlockingLockExclusive)
@@ -154,11 +155,11 @@ pub(super) fn lock(root: &Root, file: &File) -> rustix::io::Result<Option<Lock>>
         Ok(()) => Ok(Some(Lock { within: None })),
         Err(Errno::WOULDBLOCK) => Ok(None),
         Err(e) if knows_no_flock(e) => {
-            tracing::debug!(error = %e, "no flock here: partials are locked within this process alone");
+            tracing::debug!(error = %e, "no flock on this file system; partials are locked only within this process");
             let stat = fstat(file)?;
             let id = (device(&stat), stat.st_ino);
             let new = locked().insert(id);
-            // Lazily: a lock that is made and dropped gives back the other's.
+            // Created lazily: dropping a lock would release the other holder's.
             Ok(new.then(|| Lock { within: Some(id) }))
         }
         Err(e) => Err(e),
@@ -177,15 +178,16 @@ fn locked() -> MutexGuard<'static, BTreeSet<(u64, u64)>> {
     LOCKED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A time of access that is the present.
+/// The current time, as an access time.
 pub(super) const JUST_NOW: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: UTIME_NOW,
 };
 
-/// What futimens takes. Both times are set: many FUSE file systems (libfuse 2) ignore a time that is set alone.
+/// Returns the argument of futimens. It sets both times: many FUSE file systems (libfuse 2) ignore a time that is set
+/// alone.
 pub(super) fn timestamps(modified: Time, accessed: Timespec) -> Timestamps {
-    // Values past a second have a meaning of their own to the system, such as "now".
+    // Larger values have special meanings, such as "now".
     let tv_nsec = modified.nanoseconds.min(NANOSECONDS - 1).into();
     Timestamps {
         last_access: accessed,
@@ -196,14 +198,14 @@ pub(super) fn timestamps(modified: Time, accessed: Timespec) -> Timestamps {
     }
 }
 
-/// A partial that is open and locked.
+/// An open and locked partial.
 struct Acquired {
-    // In this order: once the file is closed, another may have its inode.
+    // Field order matters: once the file is closed, another file may get its inode.
     lock: Lock,
     file: File,
 }
 
-/// When a file was last read, such that it can be set again.
+/// Returns the access time of a file, in the form that sets it again.
 #[allow(
     clippy::unnecessary_cast,
     reason = "the fields of stat have other types on other systems"
@@ -216,7 +218,8 @@ pub(super) fn accessed(stat: &Stat) -> Timespec {
     }
 }
 
-/// A time as stat tells it. Some file systems give nanoseconds below 0 before 1970; those reach programs as large numbers.
+/// Converts a time of stat. For times before 1970 some file systems return negative nanoseconds, which arrive as large
+/// numbers.
 pub(super) fn time_of(seconds: i64, nanoseconds: u32) -> Time {
     let nanoseconds = i64::from(nanoseconds as i32);
     let second = i64::from(NANOSECONDS);
@@ -226,7 +229,7 @@ pub(super) fn time_of(seconds: i64, nanoseconds: u32) -> Time {
     }
 }
 
-/// Opens the partial of that name, or makes it, and locks it.
+/// Opens or creates the partial of this name, and locks it.
 fn acquire(
     root: &Root,
     directory: &Directory<'_>,
@@ -237,7 +240,7 @@ fn acquire(
         let (file, found) = match root.change(directory, || open_or_make(directory, name)) {
             Ok(found) => found,
             Err(Errno::EXIST) => continue,
-            // A link, a socket, a file that nobody may open: none of our making.
+            // A link, a socket or an inaccessible file: haul did not create it.
             Err(Errno::LOOP | Errno::NXIO | Errno::ACCESS)
                 if matches!(directory.stat(name), Ok(Some(_))) =>
             {
@@ -246,11 +249,11 @@ fn acquire(
             }
             Err(e) => return Err(fault(path, "open its partial", e)),
         };
-        match take(root, directory, name, path, &file, &found) {
+        match lock_own(root, directory, name, path, &file, &found) {
             Ok(Some(lock)) => return Ok(Acquired { lock, file }),
             Ok(None) => {}
             Err(why) => {
-                // An empty partial that cannot be used is not left behind.
+                // Do not leave an empty partial behind that cannot be used.
                 if found == PartialState::Nothing && is_named(directory, name, &file) == Ok(true) {
                     let _ = remove(root, directory, name);
                 }
@@ -261,8 +264,8 @@ fn acquire(
     Err(refusal(Code::Busy, path))
 }
 
-/// Locks an open partial and makes sure that it is one of ours; `None` when it is to be tried again.
-fn take(
+/// Locks an open partial and checks that this user created it; `None` when the caller should retry.
+fn lock_own(
     root: &Root,
     directory: &Directory<'_>,
     name: &[u8],
@@ -272,74 +275,78 @@ fn take(
 ) -> Result<Option<Lock>, Reason> {
     let cannot = |what| move |e: Errno| fault(path, what, e);
     let Some(lock) = lock(root, file).map_err(cannot("lock its partial"))? else {
-        // Made by us just now, but another was faster to lock it: it is found again as theirs.
+        // This process has just created it, but another one locked it first: the retry finds it as theirs.
         return match found {
             PartialState::Nothing => Ok(None),
             _ => Err(refusal(Code::Busy, path)),
         };
     };
-    // Whoever had the lock before us may just have renamed or removed it.
-    if !is_named(directory, name, file).map_err(cannot("look at its partial"))? {
+    // The previous holder of the lock may just have renamed or removed it.
+    if !is_named(directory, name, file).map_err(cannot("read the metadata of its partial"))? {
         return Ok(None);
     }
     if *found == PartialState::Nothing {
-        // Made by us just now, whatever owner the filesystem (NFS, FAT) shows.
+        // This process has just created it, whatever owner the file system (NFS, FAT) shows.
         return Ok(Some(lock));
     }
-    let stat = fstat(file).map_err(cannot("look at its partial"))?;
+    let stat = fstat(file).map_err(cannot("read the metadata of its partial"))?;
     let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-    // Somebody else's, or also known by another name: what is written to it would show up elsewhere.
+    // It belongs to another user, or has another hard link, through which the written content would appear elsewhere.
     if !regular || stat.st_nlink > 1 || !is_ours(root, directory, &stat) {
         remove_other(root, directory, name, path)?;
         return Ok(None);
     }
     if *found == PartialState::Unwritable {
-        // A commit was cut short between the final mode and the final name.
-        restore(file).map_err(|e| fault(path, "take up its partial", e))?;
+        // A commit was interrupted between the final mode and the final name.
+        restore(file).map_err(|e| fault(path, "resume its partial", e))?;
         return Ok(None);
     }
     Ok(Some(lock))
 }
 
-/// Removes what stands in a partial's place and is none of ours.
+/// Removes a foreign file that has the name of a partial.
 fn remove_other(
     root: &Root,
     directory: &Directory<'_>,
     name: &[u8],
     path: &RelativePath,
 ) -> Result<(), Reason> {
-    remove(root, directory, name)
-        .map_err(|e| fault(path, "remove what stands in its partial's place", e))
+    remove(root, directory, name).map_err(|e| {
+        fault(
+            path,
+            "remove the foreign file with the name of its partial",
+            e,
+        )
+    })
 }
 
-/// Whether a file that stands in a directory is one that this process's user has made.
+/// Whether the user of this process created a file.
 ///
-/// On some filesystems everything seems to belong to somebody else: FAT, NTFS and SMB mounted for a user, NFS with
-/// root_squash, some FUSE filesystems. So what does not carry our number is compared with a file that is made for that.
+/// On some file systems every file seems to belong to another user: FAT, NTFS and SMB mounted for a user, NFS with
+/// root_squash, some FUSE file systems. So a file with another user id is compared with a new temporary file.
 fn is_ours(root: &Root, directory: &Directory<'_>, there: &Stat) -> bool {
     there.st_uid == rustix::process::geteuid().as_raw()
-        || probe(root, directory).is_ok_and(|ours| is_alike(there, &ours))
+        || stat_of_new_file(root, directory).is_ok_and(|ours| is_as_private(there, &ours))
 }
 
-/// What a private file that we make in a directory looks like there.
-fn probe(root: &Root, directory: &Directory<'_>) -> rustix::io::Result<Stat> {
+/// Returns the stat of a new private file in a directory.
+fn stat_of_new_file(root: &Root, directory: &Directory<'_>) -> rustix::io::Result<Stat> {
     let name = temporary_name();
     let how = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = root.change(directory, || openat(directory, &name, how, PRIVATE))?;
+    let file = root.change(directory, || openat(directory, &name, how, PRIVATE_MODE))?;
     let stat = fstat(&file);
     remove(root, directory, name.as_bytes())?;
     stat
 }
 
-/// Whether a file belongs to the one that ours belong to, and nobody else may write to it who may not write to ours.
-fn is_alike(there: &Stat, ours: &Stat) -> bool {
+/// Whether a file has the same owner as ours, and no more users may write to it than to ours.
+fn is_as_private(there: &Stat, ours: &Stat) -> bool {
     let owners = there.st_uid == ours.st_uid && device(there) == device(ours);
     let more_writers = there.st_mode & WRITE_BY_OTHERS & !ours.st_mode != 0;
     let group = there.st_gid == ours.st_gid || there.st_mode & Mode::WGRP.as_raw_mode() == 0;
     owners && group && !more_writers
 }
 
-/// Removes a name.
 pub(super) fn remove(
     root: &Root,
     directory: &Directory<'_>,
@@ -348,7 +355,7 @@ pub(super) fn remove(
     root.change(directory, || unlinkat(directory, name, AtFlags::empty()))
 }
 
-/// What stood under a partial's name.
+/// What existed under a partial's name.
 #[derive(PartialEq, Eq)]
 enum PartialState {
     Nothing,
@@ -356,18 +363,18 @@ enum PartialState {
     Unwritable,
 }
 
-/// Opens what has that name, for reading only where nothing else is permitted, or makes it.
+/// Opens a file, read-only if nothing else is permitted, or creates it.
 fn open_or_make(
     directory: &Directory<'_>,
     name: &[u8],
 ) -> rustix::io::Result<(File, PartialState)> {
-    // NONBLOCK: somebody may have put a FIFO there.
+    // NONBLOCK: the name may be a FIFO that another program created.
     let open = |how| {
         openat(
             directory,
             name,
             how | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC,
-            PRIVATE,
+            PRIVATE_MODE,
         )
     };
     match open(OFlags::RDWR) {
@@ -381,9 +388,9 @@ fn open_or_make(
     }
 }
 
-/// Makes a partial again of what was about to be committed: private, and last written now.
+/// Makes an uncommitted file a partial again: private, and last written now.
 fn restore(file: &File) -> io::Result<()> {
-    fchmod(file, PRIVATE)?;
+    fchmod(file, PRIVATE_MODE)?;
     Ok(futimens(
         file,
         &Timestamps {
@@ -393,13 +400,13 @@ fn restore(file: &File) -> io::Result<()> {
     )?)
 }
 
-/// The mode that a new file gets in a directory: the umask, a default ACL and the file system have their say. A file is made
-/// to find out.
+/// Returns the mode of a new file in a directory, as set by the umask, a default ACL and the file system. Creates a
+/// temporary file to find out.
 fn new_file_mode(root: &Root, directory: &Directory<'_>) -> rustix::io::Result<u32> {
     let name = temporary_name();
     let how = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = root.change(directory, || {
-        openat(directory, &name, how, Mode::from_raw_mode(NEW_FILE))
+        openat(directory, &name, how, Mode::from_raw_mode(NEW_FILE_MODE))
     })?;
     let stat = fstat(&file);
     remove(root, directory, name.as_bytes())?;
@@ -419,11 +426,11 @@ pub(super) struct LocalUpload {
     root: Arc<Root>,
     path: RelativePath,
     name: String,
-    // In this order: once the file is closed, another may have its inode.
+    // Field order matters: once the file is closed, another file may get its inode.
     _lock: Lock,
     file: File,
     size: u64,
-    /// A thread writes back.
+    /// Whether a thread is writing back.
     writing_back: Arc<AtomicBool>,
 }
 
@@ -431,7 +438,7 @@ impl LocalUpload {
     pub(super) fn create(
         root: &Arc<Root>,
         path: &RelativePath,
-        claim: &PartialKey,
+        key: &PartialKey,
     ) -> Result<Self, Reason> {
         let Some(parent) = path.parent() else {
             return Err(refusal(Code::IsDirectory, path));
@@ -439,7 +446,7 @@ impl LocalUpload {
         root.check_named(path)?;
         let directory = root.make(&parent)?;
         root.check_name(&directory, path.name().unwrap_or_default(), path)?;
-        let name = partial_name_of(path, claim);
+        let name = partial_name_of(path, key);
         let Acquired { lock, file } = acquire(root, &directory, name.as_bytes(), path)?;
         let upload = Self {
             root: Arc::clone(root),
@@ -447,22 +454,23 @@ impl LocalUpload {
             name,
             _lock: lock,
             file,
-            size: claim.size,
+            size: key.size,
             writing_back: Arc::default(),
         };
-        let stat = fstat(&upload.file).map_err(|e| fault(path, "look at its partial", e))?;
+        let stat =
+            fstat(&upload.file).map_err(|e| fault(path, "read the metadata of its partial", e))?;
         root.saw(&stat);
-        if stat.st_size as u64 > claim.useful() {
+        if stat.st_size as u64 > key.useful_size() {
             upload
                 .file
-                .set_len(claim.useful())
-                .map_err(|e| fault(path, "cut its partial", e))?;
+                .set_len(key.useful_size())
+                .map_err(|e| fault(path, "truncate its partial", e))?;
         }
         Ok(upload)
     }
 
-    /// Gives it its final metadata and name; returns the directory it stands in.
-    fn place(
+    /// Sets the final metadata and renames it into place; returns its directory.
+    fn rename_into_place(
         &self,
         attributes: &Attributes,
         durability: Durability,
@@ -472,7 +480,7 @@ impl LocalUpload {
             None => Some(self.usual_mode()?),
             announced => announced,
         };
-        let lapses = attributes::set(
+        let warnings = attributes::set(
             &self.file,
             &self.path,
             &Attributes {
@@ -481,18 +489,18 @@ impl LocalUpload {
             },
         )?;
         if durability == Durability::Synced {
-            fsync(&self.file).map_err(|e| fault(&self.path, "bring it to the disk", e))?;
+            fsync(&self.file).map_err(|e| fault(&self.path, "sync it to disk", e))?;
         }
         let Some((directory, last)) = self.root.parent(&self.path)? else {
-            return Err(self.gone());
+            return Err(self.partial_is_gone());
         };
         let name = self.name.as_bytes();
         if !is_named(&directory, name, &self.file)
-            .map_err(|e| fault(&self.path, "look at its partial", e))?
+            .map_err(|e| fault(&self.path, "read the metadata of its partial", e))?
         {
-            return Err(self.gone());
+            return Err(self.partial_is_gone());
         }
-        // Where a directory stands, the system refuses this itself.
+        // If the name is a directory, the system refuses the rename.
         let rename = || match attributes.exclusive {
             true => rename_exclusively(&directory, name, last),
             false => renameat(&directory, name, &directory, last),
@@ -501,37 +509,41 @@ impl LocalUpload {
             Errno::EXIST => refusal(Code::Exists, &self.path),
             e => fault(&self.path, "rename it into place", e),
         })?;
-        Ok((directory, lapses))
+        Ok((directory, warnings))
     }
 
-    /// The mode of a file for which the sender says none: that of the file that it replaces, with its access control list,
-    /// or else what any new file gets in that directory.
+    /// Returns the mode for a file if the sender gives none: that of the replaced file, with its access control list,
+    /// or that of any new file in the directory.
     fn usual_mode(&self) -> Result<u32, Reason> {
-        let cannot = |e| fault(&self.path, "find out which mode it gets", e);
+        let cannot = |e| fault(&self.path, "determine its mode", e);
         let Some((directory, last)) = self.root.parent(&self.path)? else {
-            return Err(self.gone());
+            return Err(self.partial_is_gone());
         };
         match directory.stat(last).map_err(cannot)? {
             Some(there) if FileType::from_raw_mode(there.st_mode) == FileType::RegularFile => {
                 let mode = permissions(&there);
                 let replaced = read_only::open(&directory, last).map_err(cannot)?;
-                // Without its list, the bits of the group would say more than they did.
+                // Without the list, the group bits would grant more than before.
                 let kept = xattr::copy_access_list(&replaced, &self.file);
-                Ok(if kept.is_ok() { mode } else { mode & OWNER })
+                Ok(if kept.is_ok() {
+                    mode
+                } else {
+                    mode & OWNER_BITS
+                })
             }
             _ => new_file_mode(&self.root, &directory).map_err(cannot),
         }
     }
 
-    fn gone(&self) -> Reason {
+    fn partial_is_gone(&self) -> Reason {
         let text = format!(
-            "{}: its partial was removed or moved by another program; send it again",
+            "{}: another program removed or moved its partial; send it again",
             self.path
         );
         Reason::new(Code::NotFound, text)
     }
 
-    /// Removes the partial, unless its name is gone or stands for another file by now.
+    /// Removes the partial, unless its name is gone or refers to another file by now.
     fn remove(&self) {
         if let Ok(Some((directory, _))) = self.root.parent(&self.path)
             && is_named(&directory, self.name.as_bytes(), &self.file) == Ok(true)
@@ -563,8 +575,8 @@ impl Upload for LocalUpload {
         if self.writing_back.load(Ordering::Acquire) {
             return;
         }
-        // An open file of its own: it holds no lock, and takes no error from the one that the commit brings to the disk (Linux
-        // tells each of them once). Where there is no /proc, the commit does all of it.
+        // Uses a separate open file: it holds no lock, and does not consume an error that the commit must see (Linux
+        // reports each error once per open file). Without /proc, the commit does all the work.
         let Ok(file) = File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd())) else {
             return;
         };
@@ -605,21 +617,23 @@ impl Upload for LocalUpload {
         attributes: &Attributes,
         durability: Durability,
     ) -> Result<MetadataWarnings, Reason> {
-        let (directory, lapses) = self.place(attributes, durability).inspect_err(|_| {
-            // It stays a partial, and the next attempt goes on from here.
-            let _ = restore(&self.file);
-        })?;
+        let (directory, warnings) =
+            self.rename_into_place(attributes, durability)
+                .inspect_err(|_| {
+                    // It stays a partial, and the next attempt resumes it.
+                    let _ = restore(&self.file);
+                })?;
         if durability == Durability::Synced {
             let parent = self.path.parent().unwrap_or_default();
             self.root.sync_names(&directory, &parent).map_err(|why| {
                 let text = format!(
-                    "{} stands there whole, but may not outlast a crash: {}",
+                    "{} is complete, but may not survive a crash: {}",
                     self.path, why
                 );
                 Reason::new(why.code, text)
             })?;
         }
-        Ok(lapses)
+        Ok(warnings)
     }
 
     fn discard(self: Box<Self>) {
@@ -628,7 +642,7 @@ impl Upload for LocalUpload {
 }
 
 impl Drop for LocalUpload {
-    /// What was written is kept for resume; a partial that holds nothing would be litter.
+    /// Keeps written content for resume, and removes an empty partial.
     fn drop(&mut self) {
         let holds_nothing =
             |m: std::fs::Metadata| matches!(next_data(&self.file, 0, m.len()), Ok(None));
@@ -663,7 +677,7 @@ pub(super) fn read_full_at(
 mod tests {
     use super::*;
 
-    /// A file as the system tells of it, with another owner, group and mode.
+    /// Returns a stat with the given owner, group and mode.
     fn stat(owner: u32, group: u32, mode: RawMode) -> Stat {
         let mut stat = fstat(tempfile::tempfile().unwrap()).unwrap();
         stat.st_uid = owner;
@@ -673,29 +687,29 @@ mod tests {
     }
 
     #[test]
-    fn only_a_file_that_looks_like_ours_is_ours() {
-        // Mounted for a user, with fixed modes; and NFS with root_squash, where modes are real.
+    fn files_of_other_users_are_not_ours() {
+        // A file system mounted for a user, with fixed modes; and NFS with root_squash, where modes are real.
         let mounted = stat(1000, 1000, 0o777);
         let squashed = stat(65_534, 65_534, 0o600);
         let device = stat(0, 0, 0).st_dev;
-        let alike = |there: Stat, ours: &Stat| {
+        let as_private = |there: Stat, ours: &Stat| {
             let mut there = there;
             let mut ours = *ours;
             there.st_dev = device;
             ours.st_dev = device;
-            is_alike(&there, &ours)
+            is_as_private(&there, &ours)
         };
-        assert!(alike(stat(1000, 1000, 0o777), &mounted));
-        assert!(!alike(stat(1001, 1000, 0o777), &mounted));
-        assert!(alike(stat(65_534, 65_534, 0o600), &squashed));
-        // A commit was cut short between the final mode and the final name.
-        assert!(alike(stat(65_534, 65_534, 0o644), &squashed));
-        assert!(!alike(stat(65_534, 65_534, 0o666), &squashed));
-        assert!(!alike(stat(65_534, 65_534, 0o660), &squashed));
-        assert!(!alike(stat(0, 65_534, 0o600), &squashed));
-        // Ours may be written by our group, but it is not that group.
+        assert!(as_private(stat(1000, 1000, 0o777), &mounted));
+        assert!(!as_private(stat(1001, 1000, 0o777), &mounted));
+        assert!(as_private(stat(65_534, 65_534, 0o600), &squashed));
+        // A commit was interrupted between the final mode and the final name.
+        assert!(as_private(stat(65_534, 65_534, 0o644), &squashed));
+        assert!(!as_private(stat(65_534, 65_534, 0o666), &squashed));
+        assert!(!as_private(stat(65_534, 65_534, 0o660), &squashed));
+        assert!(!as_private(stat(0, 65_534, 0o600), &squashed));
+        // Our group may write to ours, but the other file has another group.
         let shared = stat(65_534, 65_534, 0o660);
-        assert!(alike(stat(65_534, 65_534, 0o660), &shared));
-        assert!(!alike(stat(65_534, 100, 0o660), &shared));
+        assert!(as_private(stat(65_534, 65_534, 0o660), &shared));
+        assert!(!as_private(stat(65_534, 100, 0o660), &shared));
     }
 }

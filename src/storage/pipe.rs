@@ -1,4 +1,4 @@
-//! Content that is read once and in order, and of which nobody knows beforehand how long it is.
+//! Content that is read once and in order, and whose length is not known in advance.
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,34 +9,35 @@ use tokio::sync::mpsc;
 
 use crate::protocol::content_hasher;
 
-/// Bytes read at a time: as much as a pipe of Linux holds.
+/// Bytes read at a time: the capacity of a Linux pipe.
 const READ_SIZE: usize = 64 << 10;
-/// Reads that may wait to be sent, 1 MiB of them; beyond, nothing is read, and whoever writes into the pipe waits.
+/// Reads that may wait to be sent (1 MiB). Beyond that haul stops reading, and the program that writes into the pipe
+/// blocks.
 const READ_AHEAD_LIMIT: usize = 16;
 
-/// What a reader gives, as the content of a file.
+/// The output of a reader, as the content of a file.
 pub struct Pipe {
     input: Mutex<Option<Box<dyn Read + Send>>>,
-    /// It is the content of a file of unknown size, and is read anew for each attempt.
+    /// Whether it is a file of unknown size, which each attempt reads from the start.
     file: bool,
     bytes: AtomicU64,
-    /// The most that any attempt has taken out.
+    /// The most bytes that any attempt has consumed.
     most: AtomicU64,
     ended: AtomicBool,
 }
 
-/// The next of what came out of a pipe.
+/// The next piece of a pipe's content.
 pub(crate) enum Piece {
-    /// Some of the content; never empty.
+    /// Part of the content; never empty.
     Bytes(Bytes),
-    /// The input has ended: BLAKE3 of all of it, and its length.
+    /// The end of the input: BLAKE3 and length of all of it.
     End([u8; 32], u64),
-    /// It could not be read on.
+    /// A read failed.
     Failed(io::Error),
 }
 
 impl Pipe {
-    /// A pipe of which nothing is read yet.
+    /// Creates a pipe that has not been read yet.
     pub fn new(input: impl Read + Send + 'static) -> Self {
         Self {
             input: Mutex::new(Some(Box::new(input))),
@@ -47,7 +48,8 @@ impl Pipe {
         }
     }
 
-    /// The content of a file whose size is not known: each attempt to send it gives the [`next`](Self::begin_with) reader.
+    /// Creates a pipe for a file of unknown size: each attempt to send it supplies the [`next`](Self::begin_with)
+    /// reader.
     pub(crate) fn of_file() -> Self {
         Self {
             input: Mutex::new(None),
@@ -56,33 +58,33 @@ impl Pipe {
         }
     }
 
-    /// Whether it is the content of a file, which can be read again.
+    /// Whether it is a file, which can be read again.
     pub(crate) fn is_file(&self) -> bool {
         self.file
     }
 
-    /// Bytes taken out so far.
+    /// Bytes consumed so far.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Notes that so many bytes more were taken out; returns how many of them no attempt has taken out before.
+    /// Counts consumed bytes; returns how many of them no earlier attempt has consumed.
     pub(crate) fn moved(&self, bytes: u64) -> u64 {
         let bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         bytes.saturating_sub(self.most.fetch_max(bytes, Ordering::Relaxed))
     }
 
-    /// Notes that the end was taken out.
+    /// Records that the end was consumed.
     pub(crate) fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
     }
 
-    /// Whether nothing more can come.
+    /// Whether the end was consumed.
     pub(crate) fn is_ended(&self) -> bool {
         self.ended.load(Ordering::Relaxed)
     }
 
-    /// Whether reading has begun: from then on it cannot be sent anew.
+    /// Whether reading has started; then the content cannot be sent again.
     pub(crate) fn is_spent(&self) -> bool {
         !self.file
             && self
@@ -92,16 +94,16 @@ impl Pipe {
                 .is_none()
     }
 
-    /// Begins to read a file, from its start.
+    /// Starts to read a file from its start.
     pub(crate) fn begin_with(&self, input: impl Read + Send + 'static) -> mpsc::Receiver<Piece> {
         self.bytes.store(0, Ordering::Relaxed);
         start(Box::new(input))
     }
 
-    /// Begins to read; `None` when that has been done.
+    /// Starts to read; `None` if reading has started before.
     ///
-    /// The thread is one of its own: a read may wait for as long as somebody types, and the runtime would not end before
-    /// its threads do. It ends with the input, or with the next that comes when nobody wants it any more.
+    /// It uses a thread of its own: a read may wait for a person who types, and the runtime waits for its threads when
+    /// it ends. The thread ends with the input, or at the next piece after the receiver was dropped.
     pub(crate) fn begin(&self) -> Option<mpsc::Receiver<Piece>> {
         let input = self
             .input
@@ -114,19 +116,19 @@ impl Pipe {
 
 /// Reads in a thread of its own.
 fn start(input: Box<dyn Read + Send>) -> mpsc::Receiver<Piece> {
-    let (to, pieces) = mpsc::channel(READ_AHEAD_LIMIT);
-    let failed = to.clone();
+    let (sender, pieces) = mpsc::channel(READ_AHEAD_LIMIT);
+    let failure_sender = sender.clone();
     let thread = std::thread::Builder::new()
         .name("haul-input".into())
-        .spawn(move || read(input, &to));
+        .spawn(move || read(input, &sender));
     if let Err(error) = thread {
-        // There is room for it: nothing else was sent.
-        let _ = failed.try_send(Piece::Failed(error));
+        // The channel has room: nothing else was sent.
+        let _ = failure_sender.try_send(Piece::Failed(error));
     }
     pieces
 }
 
-fn read(mut input: Box<dyn Read + Send>, to: &mpsc::Sender<Piece>) {
+fn read(mut input: Box<dyn Read + Send>, sender: &mpsc::Sender<Piece>) {
     let mut buffer = vec![0; READ_SIZE];
     let mut hasher = content_hasher(0, &[]);
     let mut bytes = 0;
@@ -142,7 +144,7 @@ fn read(mut input: Box<dyn Read + Send>, to: &mpsc::Sender<Piece>) {
             Err(error) => Piece::Failed(error),
         };
         let last = !matches!(piece, Piece::Bytes(_));
-        if to.blocking_send(piece).is_err() || last {
+        if sender.blocking_send(piece).is_err() || last {
             return;
         }
     }
@@ -152,7 +154,7 @@ fn read(mut input: Box<dyn Read + Send>, to: &mpsc::Sender<Piece>) {
 mod tests {
     use super::*;
 
-    /// Counts what was read of it, without an end.
+    /// Counts its reads and never ends.
     struct Endless(std::sync::Arc<AtomicU64>);
 
     impl Read for Endless {
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_takes_is_not_read() {
+    fn the_input_is_read_only_as_far_as_it_is_consumed() {
         let reads = std::sync::Arc::new(AtomicU64::new(0));
         let pipe = Pipe::new(Endless(reads.clone()));
         assert!(!pipe.is_spent());
@@ -174,12 +176,12 @@ mod tests {
                 matches!(pieces.blocking_recv(), Some(Piece::Bytes(bytes)) if bytes.len() == READ_SIZE)
             );
         }
-        // What waits, and the one that waits to be among it.
+        // The pieces in the channel, and the one that waits for room.
         assert!(reads.load(Ordering::SeqCst) <= 100 + READ_AHEAD_LIMIT as u64 + 1);
     }
 
     #[test]
-    fn an_input_is_hashed_and_its_end_told_from_a_failure() {
+    fn the_input_is_hashed_and_a_failure_is_not_an_end() {
         let content: &[u8] = b"some of it, and the rest";
         let all = |input: Box<dyn Read + Send>| {
             let mut pieces = Pipe::new(input).begin().unwrap();

@@ -1,8 +1,8 @@
-//! Directories that their own owner may not write to, such as 0555, and what else only the owner can get at.
+//! Changes in directories that their own owner may not write to, such as 0555, and in files with restrictive modes.
 //!
-//! A directory gets its final mode last, and a later session finds it closed. It is opened for its owner only as long as
-//! one change to its names takes, and closed again whatever came of that: a session that fails or is killed leaves
-//! nothing to be put right. Root never comes here, since its access is not denied.
+//! A directory gets its final mode last, and a later session finds it read-only. haul makes it writable for its owner
+//! only during one change to its names, and restores the mode in any case: a session that fails or is killed leaves
+//! nothing to repair. Root never needs this, because its access is not denied.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
@@ -16,14 +16,14 @@ use super::partial::{accessed, timestamps};
 use super::root::{Directory, Root};
 use crate::protocol::Time;
 
-/// What its owner needs to change the names in a directory.
-const OPEN: u32 = 0o300;
-/// All bits of a mode, without the kind of file.
-const ALL: u32 = 0o7777;
+/// The bits that the owner needs to change the names in a directory: write and search.
+const WRITE_AND_SEARCH: u32 = 0o300;
+/// All bits of a mode, without the file type.
+const MODE_BITS: u32 = 0o7777;
 
 impl Root {
-    /// Changes the names in a directory. Where that is denied and the directory is ours, it is opened meanwhile. The root
-    /// of the store is not: it belongs to whoever serves it.
+    /// Changes the names in a directory. If access is denied and the directory is ours, makes it writable meanwhile.
+    /// The root of the store is excepted: its mode belongs to the user who serves it.
     pub(super) fn change<T>(
         &self,
         directory: &Directory<'_>,
@@ -33,31 +33,34 @@ impl Root {
             Err(Errno::ACCESS) if matches!(directory, Directory::Below(_)) => {}
             other => return other,
         }
-        let _one = self.modes();
+        let _modes = self.modes();
         let stat = fstat(directory)?;
-        let mode = stat.st_mode as u32 & ALL;
+        let mode = stat.st_mode as u32 & MODE_BITS;
         let ours = stat.st_uid == rustix::process::geteuid().as_raw();
-        if !ours || mode & OPEN == OPEN || set_mode(directory, mode | OPEN).is_err() {
+        if !ours
+            || mode & WRITE_AND_SEARCH == WRITE_AND_SEARCH
+            || set_mode(directory, mode | WRITE_AND_SEARCH).is_err()
+        {
             return change();
         }
         let changed = change();
         if let Err(error) = set_mode(directory, mode) {
-            tracing::warn!(%error, mode, "a directory cannot be closed again");
+            tracing::warn!(%error, mode, "cannot restore the mode of a directory");
         }
         changed
     }
 
-    /// Keeps everybody else from changing the mode of a directory.
+    /// Locks the modes of directories against other threads.
     pub(super) fn modes(&self) -> MutexGuard<'_, ()> {
         self.modes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Sets the mode of what a descriptor is of, also of one that is `O_PATH`.
+/// Sets the mode of an open file, also of an `O_PATH` descriptor.
 pub(super) fn set_mode(file: impl AsFd, mode: u32) -> rustix::io::Result<()> {
     let mode = Mode::from_raw_mode(mode as _);
     match fchmod(&file, mode) {
-        // As glibc's fchmodat does it: the link in /proc leads to the very file, whatever became of its name.
+        // As in glibc's fchmodat: the link in /proc leads to this very file, even if it was renamed.
         Err(Errno::BADF) if cfg!(target_os = "linux") => {
             rustix::fs::chmod(descriptor_path(file), mode)
         }
@@ -65,8 +68,8 @@ pub(super) fn set_mode(file: impl AsFd, mode: u32) -> rustix::io::Result<()> {
     }
 }
 
-/// Sets the time of last modification of what a descriptor is of, also of one that is `O_PATH`; `there` is what it was found
-/// to be, and its time of access stays.
+/// Sets the time of last modification of an open file, also of an `O_PATH` descriptor. `there` is its stat from before;
+/// its access time is kept.
 pub(super) fn set_time(file: impl AsFd, there: &Stat, modified: Time) -> rustix::io::Result<()> {
     let times = timestamps(modified, accessed(there));
     match futimens(&file, &times) {
@@ -77,7 +80,7 @@ pub(super) fn set_time(file: impl AsFd, there: &Stat, modified: Time) -> rustix:
     }
 }
 
-/// Sets the owner and group of what a descriptor is of, also of one that is `O_PATH`.
+/// Sets the owner and group of an open file, also of an `O_PATH` descriptor.
 pub(super) fn set_owner(file: impl AsFd, (user, group): (u32, u32)) -> rustix::io::Result<()> {
     let user = Some(Uid::from_raw(user));
     let group = Some(Gid::from_raw(group));
@@ -89,7 +92,7 @@ pub(super) fn set_owner(file: impl AsFd, (user, group): (u32, u32)) -> rustix::i
     }
 }
 
-/// Opens what has a name only so far that its owner can change its mode and time, whatever its mode; nothing is followed.
+/// Opens a name just enough for its owner to change mode and time, whatever its mode; follows no link.
 pub(super) fn open(directory: &Directory<'_>, name: &[u8]) -> rustix::io::Result<File> {
     #[cfg(target_os = "linux")]
     let how = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -98,7 +101,7 @@ pub(super) fn open(directory: &Directory<'_>, name: &[u8]) -> rustix::io::Result
     openat(directory, name, how, Mode::empty()).map(File::from)
 }
 
-/// The name that the system gives to an open file.
+/// The path of an open file in /proc.
 pub(super) fn descriptor_path(file: impl AsFd) -> String {
     format!("/proc/self/fd/{}", file.as_fd().as_raw_fd())
 }

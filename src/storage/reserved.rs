@@ -1,8 +1,8 @@
-//! A directory that no session may read or change, such as the one with this machine's keys, wherever the store meets it.
+//! A directory that no session may read or change, such as the one with this machine's keys.
 //!
-//! It is known by device and inode, so neither another spelling of its name nor a second mount leads around it. What
-//! leads to it, or out of it, by a symbolic link is reserved too: who replaces such a link, or the file that it points to,
-//! replaces a key as well. Descriptors are kept open, so that no inode number is given to another file meanwhile.
+//! It is identified by device and inode, so neither another spelling of its name nor a second mount bypasses it.
+//! Symbolic links into it and out of it are reserved too: replacing such a link, or the file it points to, also
+//! replaces a key. Descriptors stay open, so that the system does not reuse an inode number.
 
 use std::ffi::OsString;
 use std::io;
@@ -20,24 +20,24 @@ use super::root::{Directory, PASS_THROUGH, Root, device};
 use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;
 
-/// Symbolic links that are followed on one path, as in Linux.
+/// Symbolic links followed on one path, as in Linux.
 const MAX_LINKS: usize = 40;
 
 /// Device and inode.
 type Identity = (u64, u64);
 
-/// What is reserved. Links that are made later count from the next start on.
+/// The reserved files and names. Links that are created later count from the next start on.
 pub(super) struct Reserved {
-    /// The directory, and files in it that have other names elsewhere, or to which a link in it points.
+    /// The directory, its files that have hard links elsewhere, and the targets of its links.
     files: Vec<Identity>,
-    /// Names in directories elsewhere: links on the way to the directory, and what links in it point to.
+    /// Names in other directories: links on the way to the directory, and targets of its links.
     names: Vec<(Identity, Vec<u8>)>,
-    /// Keeps the inode numbers of `files` from being used again.
+    /// Keeps the system from reusing the inode numbers in `files`.
     _open: Vec<OwnedFd>,
 }
 
 impl Reserved {
-    /// Looks at a directory, which must be there.
+    /// Reads a directory, which must exist.
     pub(super) fn new(path: &Path) -> io::Result<Self> {
         let mut reserved = Self {
             files: Vec::new(),
@@ -54,11 +54,11 @@ impl Reserved {
                 reserved.add_entry(&directory, &path, &name)?;
             }
         }
-        reserved.hold(directory)?;
+        reserved.add(directory)?;
         Ok(reserved)
     }
 
-    /// Adds what an entry of the directory is known by elsewhere.
+    /// Adds the other names and targets of one entry of the directory.
     fn add_entry(&mut self, directory: &OwnedFd, path: &Path, name: &[u8]) -> io::Result<()> {
         let stat = match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => return Ok(()),
@@ -71,9 +71,9 @@ impl Reserved {
             self.follow(&path.join(OsString::from_vec(name.to_vec())))?;
         }
         if link || shared {
-            match openat(directory, name, ANY, Mode::empty()) {
-                Ok(file) => self.hold_file(file)?,
-                // It points to what is not there, whose name is reserved.
+            match openat(directory, name, OPEN_ANY, Mode::empty()) {
+                Ok(file) => self.add_file(file)?,
+                // The target does not exist; its name is reserved.
                 Err(Errno::NOENT) => {}
                 Err(e) => return Err(e.into()),
             }
@@ -81,29 +81,29 @@ impl Reserved {
         Ok(())
     }
 
-    /// Holds a file. A directory that a link leads to is no key of ours.
-    fn hold_file(&mut self, file: OwnedFd) -> io::Result<()> {
+    /// Adds a file. A directory that a link points to is not reserved.
+    fn add_file(&mut self, file: OwnedFd) -> io::Result<()> {
         match FileType::from_raw_mode(fstat(&file)?.st_mode) {
             FileType::Directory => Ok(()),
-            _ => self.hold(file),
+            _ => self.add(file),
         }
     }
 
-    fn hold(&mut self, file: OwnedFd) -> io::Result<()> {
+    fn add(&mut self, file: OwnedFd) -> io::Result<()> {
         self.files.push(identity(&fstat(&file)?));
         self._open.push(file);
         Ok(())
     }
 
-    /// Adds the links that an absolute path leads through, and the name of the file at its end.
+    /// Adds the links that an absolute path passes through, and the name of the file at its end.
     fn follow(&mut self, path: &Path) -> io::Result<()> {
         let mut pending = Vec::new();
         let mut here = openat(CWD, c"/", PASS_THROUGH, Mode::empty())?;
         let mut links = 0;
-        prepend(&mut pending, path);
+        push_components(&mut pending, path);
         while let Some(name) = pending.pop() {
             let stat = match statat(&here, &name, AtFlags::SYMLINK_NOFOLLOW) {
-                // Nobody may make it.
+                // The name does not exist, and no session may create it.
                 Err(Errno::NOENT) => return self.add_name(&here, name),
                 stat => stat?,
             };
@@ -119,7 +119,7 @@ impl Reserved {
                     if target.is_absolute() {
                         here = openat(CWD, c"/", PASS_THROUGH, Mode::empty())?;
                     }
-                    prepend(&mut pending, &target);
+                    push_components(&mut pending, &target);
                 }
                 FileType::Directory => {
                     here = openat(&here, &name, PASS_THROUGH | OFlags::NOFOLLOW, Mode::empty())?;
@@ -136,7 +136,7 @@ impl Reserved {
         Ok(())
     }
 
-    /// Whether this is reserved itself, whatever its name.
+    /// Whether a file is reserved, by any name.
     pub(super) fn is(&self, stat: &Stat) -> bool {
         self.files.contains(&identity(stat))
     }
@@ -151,7 +151,7 @@ impl Reserved {
             return Ok(false);
         }
         let directory = identity(&fstat(directory)?);
-        // Without case, since a file system may tell none: to refuse one name too many does no harm.
+        // Ignores case, because the file system may ignore it too. Refusing one name too many does no harm.
         Ok(self
             .names
             .iter()
@@ -166,16 +166,16 @@ impl Reserved {
     }
 }
 
-/// What opens a file of any kind without reading it.
+/// Flags that open a file of any kind without reading it.
 #[cfg(target_os = "linux")]
-const ANY: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
+const OPEN_ANY: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 #[cfg(not(target_os = "linux"))]
-const ANY: OFlags = OFlags::RDONLY
+const OPEN_ANY: OFlags = OFlags::RDONLY
     .union(OFlags::NONBLOCK)
     .union(OFlags::CLOEXEC);
 
-/// Puts the components of a path on top of a stack, the first one last.
-fn prepend(pending: &mut Vec<OsString>, path: &Path) {
+/// Pushes the components of a path on a stack, the first one on top.
+fn push_components(pending: &mut Vec<OsString>, path: &Path) {
     let components = path
         .components()
         .rev()
@@ -195,13 +195,13 @@ fn identity(stat: &Stat) -> Identity {
     (device(stat), stat.st_ino as u64)
 }
 
-fn reserved(path: &RelativePath) -> Reason {
+fn not_allowed(path: &RelativePath) -> Reason {
     refusal(Code::NotAllowed, path)
 }
 
 impl Root {
-    /// Whether a directory that was opened is neither reserved nor below one that is. False also when that cannot be told;
-    /// then the path has to be walked.
+    /// Whether an open directory is neither reserved nor below a reserved one. Also returns `false` when it cannot find
+    /// out; then the path has to be walked.
     pub(super) fn is_clear(&self, directory: impl AsFd, path: &RelativePath) -> bool {
         let Some(reserved) = &self.reserved else {
             return true;
@@ -218,15 +218,15 @@ impl Root {
         })
     }
 
-    /// Refuses what is reserved, whatever its name.
+    /// Refuses a reserved file, by any name.
     pub(super) fn check(&self, stat: &Stat, path: &RelativePath) -> Result<(), Reason> {
         match &self.reserved {
-            Some(all) if all.is(stat) => Err(reserved(path)),
+            Some(all) if all.is(stat) => Err(not_allowed(path)),
             _ => Ok(()),
         }
     }
 
-    /// Refuses a directory that is reserved.
+    /// Refuses a reserved directory.
     pub(super) fn check_open(
         &self,
         directory: impl AsFd,
@@ -235,11 +235,11 @@ impl Root {
         if self.reserved.is_none() {
             return Ok(());
         }
-        let stat = fstat(directory).map_err(|e| fault(path, "look at it", e))?;
+        let stat = fstat(directory).map_err(|e| fault(path, "read its metadata", e))?;
         self.check(&stat, path)
     }
 
-    /// Refuses a name in a directory that is reserved.
+    /// Refuses a reserved name in a directory.
     pub(super) fn check_name(
         &self,
         directory: &Directory<'_>,
@@ -251,17 +251,17 @@ impl Root {
         };
         match all.is_name(directory, name) {
             Ok(false) => Ok(()),
-            Ok(true) => Err(reserved(path)),
-            Err(e) => Err(fault(path, "look at its directory", e)),
+            Ok(true) => Err(not_allowed(path)),
+            Err(e) => Err(fault(path, "read the metadata of its directory", e)),
         }
     }
 
-    /// Whether an entry of a directory is left out of what is listed.
+    /// Whether an entry of a directory is left out of listings.
     pub(super) fn leaves_out(&self, directory: &Directory<'_>, name: &[u8], inode: u64) -> bool {
         let Some(all) = &self.reserved else {
             return false;
         };
-        // The device is only looked at where the inode is the same.
+        // Reads the device only if the inode matches.
         let same = all.files.iter().any(|(_, reserved)| *reserved == inode)
             && matches!(directory.stat(name), Ok(Some(stat)) if all.is(&stat));
         same || all.is_name(directory, name).unwrap_or(true)

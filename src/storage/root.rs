@@ -1,7 +1,7 @@
 //! Containment: every directory is opened from the root's descriptor, and no symbolic link is followed on the way.
 //!
-//! Linux does it in one call (openat2, with `RESOLVE_BENEATH` and `RESOLVE_NO_SYMLINKS`). Where that is missing, and
-//! to find out which component stands in the way, the path is walked component by component with `O_NOFOLLOW`.
+//! Linux does this in one call (openat2, with `RESOLVE_BENEATH` and `RESOLVE_NO_SYMLINKS`). If that is missing, and to
+//! find out which component failed, the path is walked component by component with `O_NOFOLLOW`.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -20,7 +20,7 @@ use super::reserved::Reserved;
 use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;
 
-/// A directory that is only passed through: `O_PATH` needs no permission to read it.
+/// Flags for a directory that is only passed through: `O_PATH` needs no read permission.
 #[cfg(target_os = "linux")]
 pub(super) const PASS_THROUGH: OFlags =
     OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -28,42 +28,42 @@ pub(super) const PASS_THROUGH: OFlags =
 pub(super) const PASS_THROUGH: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);
-/// Mode of a directory that is announced, until its final mode is set.
-const PRIVATE: Mode = Mode::RWXU;
-/// Mode of a directory made on the way to something: as `mkdir -p`, the umask or a default ACL takes its part.
-const ON_THE_WAY: Mode = Mode::RWXU.union(Mode::RWXG).union(Mode::RWXO);
-/// How often something that another process keeps changing under our hands is tried anew.
+/// Mode of an announced directory, until its final mode is set.
+const PRIVATE_MODE: Mode = Mode::RWXU;
+/// Mode of missing parent directories: as with `mkdir -p`, the umask or a default ACL restricts it.
+const PARENT_MODE: Mode = Mode::RWXU.union(Mode::RWXG).union(Mode::RWXO);
+/// How often an operation is retried when another process keeps changing the file.
 pub(super) const ATTEMPTS: u32 = 8;
-/// Directories above each other that are looked at.
+/// Most directories above each other that are looked at.
 const MAX_DEPTH: usize = 4096;
-/// How long it counts that the root was found under its path, before a change looks again.
-const NAMED_FOR: Duration = Duration::from_secs(1);
-/// Most directories remembered as durable (32 bytes each); past it they are forgotten, which only costs time.
+/// How long a successful check of the root's path counts, before a change checks again.
+const ROOT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Most directories cached as durable (32 bytes each). A full cache is cleared, which only costs time.
 const MAX_DURABLE: usize = 65_536;
 
-/// What is said when the root is no longer where it was opened.
-const DISPLACED: &str = "cannot go on: the directory that haul has opened there was renamed, removed or mounted over, and its \
-                         path names another now; restart haul there, then run the same command again";
+/// The error when the root is no longer where it was opened.
+const DISPLACED: &str = "cannot use the directory of the store: it was renamed, removed or mounted over, and its path leads \
+                         elsewhere; restart haul there, then run the same command again";
 
 /// The root of a store.
 pub(super) struct Root {
     descriptor: OwnedFd,
-    /// The path that it was opened by.
+    /// The path that the root was opened by.
     path: PathBuf,
-    /// When it was last found to be under that path.
+    /// When the root was last found under its path.
     pub(super) named: Mutex<Option<Instant>>,
     device: u64,
-    /// Whether openat2 is there; found out by using it.
+    /// Whether openat2 exists; found out by using it.
     pub(super) openat2: AtomicBool,
-    /// Whether flock is tried; tests behave as a filesystem without it.
+    /// Whether flock is tried; tests clear it to act like a file system without flock.
     pub(super) flock: AtomicBool,
-    /// Whether something on another filesystem was met below.
+    /// Whether an entry on another file system was found below the root.
     spans: AtomicBool,
-    /// Digests of the paths of directories that are on the disk, they and all above them.
+    /// Digests of the paths of directories that are on disk with all directories above them.
     durable: Mutex<HashSet<blake3::Hash>>,
-    /// Held while a directory has another mode than it should, or is given one.
+    /// Held while a directory temporarily has another mode, or is given one.
     pub(super) modes: Mutex<()>,
-    /// What no session may read or change.
+    /// The files that no session may read or change.
     pub(super) reserved: Option<Reserved>,
 }
 
@@ -83,7 +83,7 @@ impl AsFd for Directory<'_> {
 }
 
 impl Directory<'_> {
-    /// Opens it again, for reading its names and for fsync, which `O_PATH` does not allow.
+    /// Opens it again, to read its names and for fsync, which `O_PATH` does not allow.
     pub(super) fn readable(&self) -> rustix::io::Result<OwnedFd> {
         openat(
             self,
@@ -93,7 +93,7 @@ impl Directory<'_> {
         )
     }
 
-    /// What stands under a name in it.
+    /// Returns the stat of a name in it; `None` if the name does not exist.
     pub(super) fn stat(&self, name: &[u8]) -> rustix::io::Result<Option<Stat>> {
         match statat(self, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => Ok(None),
@@ -101,10 +101,10 @@ impl Directory<'_> {
         }
     }
 
-    /// Brings the names in it to the disk.
+    /// Syncs the names in it to disk.
     pub(super) fn sync(&self) -> io::Result<()> {
         match self.readable() {
-            // Write and search permission alone let us rename but not open it; then everything is synced instead.
+            // Write and search permission allow a rename but not opening the directory; then sync everything.
             Err(Errno::ACCESS) => rustix::fs::sync(),
             other => fsync(&File::from(other?))?,
         }
@@ -112,7 +112,7 @@ impl Directory<'_> {
     }
 }
 
-/// fsync, as far as the filesystem knows it: as in restic, one that does not is no reason to fail.
+/// Calls fsync. A file system without fsync is no reason to fail, as in restic.
 pub(super) fn fsync(file: &File) -> io::Result<()> {
     let unsupported = [Errno::INVAL, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOTTY];
     match file.sync_all() {
@@ -124,7 +124,7 @@ pub(super) fn fsync(file: &File) -> io::Result<()> {
 }
 
 impl Root {
-    /// Opens a directory as the root; its own path may lead through symbolic links.
+    /// Opens a directory as the root. Its own path may contain symbolic links.
     pub(super) fn open(path: &std::path::Path) -> io::Result<Self> {
         let descriptor = rustix::fs::open(path, PASS_THROUGH, Mode::empty())?;
         Ok(Self {
@@ -141,15 +141,15 @@ impl Root {
         })
     }
 
-    /// The root itself.
+    /// Returns the root directory.
     pub(super) fn directory(&self) -> Directory<'_> {
         Directory::Root(self.descriptor.as_fd())
     }
 
-    /// Refuses a change where the root is no longer under the path that it was opened by: something was mounted there, or it
-    /// was renamed or removed. What is written then would go where nobody looks for it.
+    /// Refuses a change when the root is no longer under the path that it was opened by: it was mounted over, renamed
+    /// or removed. The user would not find files written after that.
     pub(super) fn check_named(&self, path: &RelativePath) -> Result<(), Reason> {
-        let recently = |at: &Instant| at.elapsed() < NAMED_FOR;
+        let recently = |at: &Instant| at.elapsed() < ROOT_CHECK_INTERVAL;
         if self.last_named().as_ref().is_some_and(recently) {
             return Ok(());
         }
@@ -157,7 +157,7 @@ impl Root {
             .map_err(|why| Reason::new(why.code, format!("{path}: {}", why.text)))
     }
 
-    /// The same for the store as a whole, and not by what was found before.
+    /// Does the same check for the whole store, without the cached result.
     pub(super) fn check_named_now(&self) -> Result<(), Reason> {
         if self.path_leads_here() {
             *self.last_named() = Some(Instant::now());
@@ -167,7 +167,8 @@ impl Root {
         Err(Reason::new(Code::Io, DISPLACED))
     }
 
-    /// Whether its path still leads to it. What the system does not tell, such as for want of permission, is no reason to fail.
+    /// Whether the path still leads to the root. If the system does not say, for example for lack of permission, it
+    /// counts as yes.
     fn path_leads_here(&self) -> bool {
         match (rustix::fs::stat(&self.path), fstat(&self.descriptor)) {
             (Ok(there), Ok(held)) => (device(&there), there.st_ino) == (device(&held), held.st_ino),
@@ -180,7 +181,7 @@ impl Root {
         self.named.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens a directory; `None` when it, or one above it, is missing.
+    /// Opens a directory; `None` when it or a parent does not exist.
     pub(super) fn find(&self, path: &RelativePath) -> Result<Option<Directory<'_>>, Reason> {
         if path.is_root() {
             return Ok(Some(self.directory()));
@@ -190,14 +191,14 @@ impl Root {
                 Ok(Some(Directory::Below(descriptor)))
             }
             Err(Errno::NOENT) if self.reserved.is_none() => Ok(None),
-            // Also EAGAIN, when something was renamed meanwhile: the walk does not mind, since it never goes up.
-            // And where something is reserved, to say what.
+            // The walk handles EAGAIN after a concurrent rename, because it never goes up. It also names the component
+            // that is reserved.
             _ => self.walk(path, None),
         }
     }
 
-    /// Device and inode of a directory, or the nearest above it that is there, and of all above that. Those above the root are
-    /// only looked at.
+    /// Returns device and inode of a directory, or its nearest existing parent, and of all directories above it. Those
+    /// above the root are only looked at.
     pub(super) fn ancestry(&self, path: &RelativePath) -> Vec<(u64, u64)> {
         let identity = |directory: &dyn AsFd| {
             fstat(directory.as_fd())
@@ -219,7 +220,7 @@ impl Root {
         let up = |from: BorrowedFd<'_>| openat(from, "..", PASS_THROUGH, Mode::empty()).ok();
         let mut above = up(self.descriptor.as_fd());
         while let Some(directory) = above.take() {
-            // The root of the filesystem is its own parent.
+            // The root of the file system is its own parent.
             let Some(next) = identity(&directory).filter(|next| chain.last() != Some(next)) else {
                 break;
             };
@@ -232,14 +233,15 @@ impl Root {
         chain
     }
 
-    /// Opens a directory on the way to something, and makes it and those above it if they are missing.
+    /// Opens a directory, and creates it and its parents if they are missing.
     pub(super) fn make(&self, path: &RelativePath) -> Result<Directory<'_>, Reason> {
-        self.make_with(path, ON_THE_WAY)
+        self.make_with(path, PARENT_MODE)
     }
 
-    /// Makes a directory that only its owner may use until its final mode is set, and those above it if they are missing.
+    /// Creates a directory that only its owner may use until its final mode is set, and its parents if they are
+    /// missing.
     pub(super) fn make_private(&self, path: &RelativePath) -> Result<(), Reason> {
-        self.make_with(path, PRIVATE).map(|_| ())
+        self.make_with(path, PRIVATE_MODE).map(|_| ())
     }
 
     fn make_with(&self, path: &RelativePath, last: Mode) -> Result<Directory<'_>, Reason> {
@@ -250,7 +252,7 @@ impl Root {
             .ok_or_else(|| refusal(Code::NotFound, path))
     }
 
-    /// Opens the directory that a path stands in; `None` when it is missing. The root stands in none.
+    /// Opens the parent directory of a path; `None` when it does not exist. The root has no parent.
     pub(super) fn parent<'p>(
         &self,
         path: &'p RelativePath,
@@ -279,7 +281,7 @@ impl Root {
             Mode::empty(),
             how,
         );
-        // Linux before 5.6, or a seccomp filter of a container that does not know the call.
+        // Linux before 5.6, or a container's seccomp filter that does not know the call.
         if let Err(Errno::NOSYS | Errno::PERM) = result {
             self.openat2.store(false, Ordering::Relaxed);
         }
@@ -291,7 +293,8 @@ impl Root {
         Err(Errno::NOSYS)
     }
 
-    /// Walks to a directory. What is missing is made if `last` says with which mode: its own, those above it are as usual.
+    /// Walks to a directory. With `last`, creates missing directories: the final one with that mode, its parents with
+    /// the usual one.
     fn walk(
         &self,
         path: &RelativePath,
@@ -301,7 +304,7 @@ impl Root {
         let mut here = RelativePath::root();
         for component in path.components() {
             here.push(component)?;
-            let mode = last.map(|last| if here == *path { last } else { ON_THE_WAY });
+            let mode = last.map(|last| if here == *path { last } else { PARENT_MODE });
             match self.step(&directory, component, &here, mode)? {
                 Some(descriptor) => directory = Directory::Below(descriptor),
                 None => return Ok(None),
@@ -310,7 +313,7 @@ impl Root {
         Ok(Some(directory))
     }
 
-    /// One component further; `here` is where it leads. It is made with a mode, if there is one.
+    /// Opens the next component, whose path is `here`. Creates it if a mode is given and it is missing.
     fn step(
         &self,
         directory: &Directory<'_>,
@@ -335,14 +338,14 @@ impl Root {
                     match self.change(directory, || mkdirat(directory, component, mode)) {
                         Ok(()) => self.forget(here),
                         Err(Errno::EXIST) => {}
-                        Err(e) => return Err(fault(here, "make the directory", e)),
+                        Err(e) => return Err(fault(here, "create the directory", e)),
                     }
                 }
-                // Systems disagree on which of the two a symbolic link gives.
+                // A symbolic link gives one or the other, depending on the system.
                 Err(Errno::NOTDIR | Errno::LOOP) => {
                     let stat = directory
                         .stat(component)
-                        .map_err(|e| fault(here, "look at it", e))?;
+                        .map_err(|e| fault(here, "read its metadata", e))?;
                     match stat.map(|s| FileType::from_raw_mode(s.st_mode)) {
                         Some(FileType::Symlink) => return Err(refusal(Code::Symlink, here)),
                         Some(FileType::Directory) | None => {}
@@ -354,13 +357,15 @@ impl Root {
         }
         Err(Reason::new(
             Code::Io,
-            format!("{here}: it keeps changing; try again when nothing else works there"),
+            format!(
+                "{here}: another program keeps changing it; run the same command again when that ends"
+            ),
         ))
     }
 
-    /// Brings the names in a directory to the disk, and its own and those above it unless they are known to be.
+    /// Syncs the names in a directory to disk, and those of its parents unless they are known to be durable.
     ///
-    /// Directories that stood there before are included once: whoever made them may not have synced them.
+    /// Existing directories are included once: the program that created them may not have synced them.
     pub(super) fn sync_names(
         &self,
         directory: &Directory<'_>,
@@ -368,8 +373,8 @@ impl Root {
     ) -> Result<(), Reason> {
         directory
             .sync()
-            .map_err(|e| fault(path, "bring it to the disk", e))?;
-        let mut brought = Vec::new();
+            .map_err(|e| fault(path, "sync it to disk", e))?;
+        let mut synced = Vec::new();
         let mut child = path.clone();
         while let Some(parent) = child.parent() {
             let digest = blake3::hash(child.as_bytes());
@@ -381,28 +386,28 @@ impl Root {
                 .ok_or_else(|| refusal(Code::NotFound, &parent))?;
             above
                 .sync()
-                .map_err(|e| fault(&parent, "bring it to the disk", e))?;
-            brought.push(digest);
+                .map_err(|e| fault(&parent, "sync it to disk", e))?;
+            synced.push(digest);
             child = parent;
         }
-        // Only now, so that nobody relies on an fsync that is still under way.
+        // Added only now, so that no other thread relies on an fsync that is still running.
         let mut durable = self.durable();
-        if durable.len() + brought.len() > MAX_DURABLE {
+        if durable.len() + synced.len() > MAX_DURABLE {
             durable.clear();
         }
-        durable.extend(brought);
+        durable.extend(synced);
         Ok(())
     }
 
-    /// Brings everything below to the disk.
+    /// Syncs everything below the root to disk.
     pub(super) fn sync(&self) -> io::Result<()> {
         #[cfg(target_os = "linux")]
         match self.directory().readable() {
-            // Write and search permission alone let us write but not open it; then everything is synced instead.
+            // Write and search permission allow writing but not opening the directory; then sync everything.
             Err(Errno::ACCESS) => rustix::fs::sync(),
             directory => rustix::fs::syncfs(directory?)?,
         }
-        // syncfs reports what went wrong, but ends at a mount point.
+        // syncfs reports errors, but ends at a mount point.
         if cfg!(not(target_os = "linux")) || self.spans.load(Ordering::Relaxed) {
             self.directory().sync()?;
             rustix::fs::sync();
@@ -410,7 +415,7 @@ impl Root {
         Ok(())
     }
 
-    /// Notes which filesystem something below stands on.
+    /// Records whether an entry is on another file system than the root.
     pub(super) fn saw(&self, stat: &Stat) {
         if device(stat) != self.device {
             self.spans.store(true, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Removes partials that nobody came back for.
+//! Removes old partials that no upload resumed.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -13,38 +13,38 @@ use crate::error::Reason;
 use crate::protocol::Time;
 use crate::protocol::path::RelativePath;
 
-/// Most names of directories that are remembered at a time (16 MiB of them); a larger directory is read several times.
+/// Most directory names kept in memory at a time (16 MiB of them); a larger directory is read several times.
 const MAX_PENDING: usize = 65_536;
-/// Names of directories that every level of a tree may remember beyond that.
+/// Directory names that each level of a tree may keep beyond that.
 const MIN_PENDING: usize = 16;
 
 /// A directory that is being swept.
 struct Level {
     path: RelativePath,
-    /// Directories in it still to be swept, the next one last.
+    /// Subdirectories still to be swept, the next one last.
     pending: Vec<Vec<u8>>,
-    /// The last name of those, when there may be more behind it.
+    /// The last name in `pending`, if more may follow it.
     more_after: Option<Vec<u8>>,
 }
 
-/// Walks all below the root, with two open descriptors at most and without following links.
+/// Sweeps the whole tree below the root. Opens at most two descriptors and follows no links.
 pub(super) fn sweep(root: &Root, age: Duration) -> Result<u64, Reason> {
-    sweep_within(MAX_PENDING, root, age)
+    sweep_with_limit(MAX_PENDING, root, age)
 }
 
-fn sweep_within(max_pending: usize, root: &Root, age: Duration) -> Result<u64, Reason> {
-    // A limit before all time: nothing is that old.
+fn sweep_with_limit(max_pending: usize, root: &Root, age: Duration) -> Result<u64, Reason> {
+    // The limit is before the earliest time, so no partial is that old.
     let Some(limit) = SystemTime::now().checked_sub(age).map(Time::from) else {
         return Ok(0);
     };
-    let mut swept = 0;
-    let top = read(
+    let mut removed = 0;
+    let top = read_directory(
         root,
         RelativePath::root(),
         None,
         limit,
         max_pending.max(MIN_PENDING),
-        &mut swept,
+        &mut removed,
     )?;
     let mut pending = top.pending.len();
     let mut levels = vec![top];
@@ -52,7 +52,7 @@ fn sweep_within(max_pending: usize, root: &Root, age: Duration) -> Result<u64, R
         let room = max_pending.saturating_sub(pending).max(MIN_PENDING);
         let (path, after, below) = if let Some(name) = level.pending.pop() {
             pending -= 1;
-            // A path too long for us was not made by us.
+            // haul creates no paths of this length.
             let Ok(path) = level.path.join(&name) else {
                 continue;
             };
@@ -63,29 +63,29 @@ fn sweep_within(max_pending: usize, root: &Root, age: Duration) -> Result<u64, R
             levels.pop();
             continue;
         };
-        match read(root, path, after, limit, room, &mut swept) {
-            Ok(read) => {
-                pending += read.pending.len();
+        match read_directory(root, path, after, limit, room, &mut removed) {
+            Ok(next) => {
+                pending += next.pending.len();
                 if !below {
                     levels.pop();
                 }
-                levels.push(read);
+                levels.push(next);
             }
-            // Gone meanwhile, or not ours to read: the rest is swept all the same.
-            Err(why) => tracing::debug!(%why, "not swept"),
+            // The directory is gone or unreadable; the rest is still swept.
+            Err(why) => tracing::debug!(%why, "cannot sweep a directory"),
         }
     }
-    Ok(swept)
+    Ok(removed)
 }
 
-/// Removes the stale partials in one directory, and finds the first directories in it behind `after`.
-fn read(
+/// Removes the stale partials in one directory, and returns its first subdirectories after `after`.
+fn read_directory(
     root: &Root,
     path: RelativePath,
     after: Option<Vec<u8>>,
     limit: Time,
     room: usize,
-    swept: &mut u64,
+    removed: &mut u64,
 ) -> Result<Level, Reason> {
     let cannot = |e| fault(&path, "read the directory", e);
     let mut found = BTreeSet::new();
@@ -95,7 +95,7 @@ fn read(
             let entry = entry.map_err(cannot)?;
             let name = entry.file_name().to_bytes();
             if has_partial_form(name) {
-                *swept += u64::from(remove_stale(root, &directory, name, limit).unwrap_or(false));
+                *removed += u64::from(remove_stale(root, &directory, name, limit).unwrap_or(false));
             } else if is_directory(&directory, name, entry.file_type())
                 && after.as_deref() < Some(name)
             {
@@ -118,7 +118,7 @@ fn read(
 fn is_directory(directory: &Directory<'_>, name: &[u8], kind: FileType) -> bool {
     match kind {
         _ if name == b"." || name == b".." => false,
-        // Not every filesystem tells it with the name.
+        // Not every file system returns the type with the name.
         FileType::Unknown => directory.stat(name).is_ok_and(|s| {
             s.is_some_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory)
         }),
@@ -126,7 +126,7 @@ fn is_directory(directory: &Directory<'_>, name: &[u8], kind: FileType) -> bool 
     }
 }
 
-/// Removes a partial that was last written before the limit, unless somebody has it locked.
+/// Removes a partial that was last written before the limit, unless it is locked.
 #[allow(
     clippy::unnecessary_cast,
     reason = "the fields of stat have other types on other systems"
@@ -142,12 +142,12 @@ fn remove_stale(
     };
     let modified =
         |stat: &rustix::fs::Stat| time_of(stat.st_mtime as i64, stat.st_mtime_nsec as u32);
-    // Locked until the name is gone, so that nobody takes it up in between.
+    // Locked until the name is removed, so that no upload resumes it in between.
     let _locked = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile if modified(&stat) <= limit => {
             let how = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
             let open = |access| openat(directory, name, access | how, Mode::empty());
-            // NFS wants write access for the lock; a commit cut short may have left no permission for it.
+            // NFS needs write access for the lock; an interrupted commit may have left the file read-only.
             let file = File::from(open(OFlags::RDWR).or_else(|_| open(OFlags::RDONLY))?);
             let Some(lock) = lock(root, &file)? else {
                 return Ok(false);
@@ -157,7 +157,7 @@ fn remove_stale(
             }
             Some((file, lock))
         }
-        // A link that was made aside and never renamed. Its time of modification is the source's, so it does not tell.
+        // A temporary link that was never renamed. Its mtime is the source's, so its ctime counts.
         FileType::Symlink if time_of(stat.st_ctime as i64, stat.st_ctime_nsec as u32) <= limit => {
             None
         }
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn directories_with_more_names_than_are_remembered_are_swept_whole() {
+    fn directories_above_the_memory_limit_are_swept_completely() {
         let directory = tempfile::tempdir().unwrap();
         let partial = format!(".haul-{}.partial", "0f".repeat(16));
         let level = |i: usize| directory.path().join(format!("{i}"));
@@ -184,7 +184,7 @@ mod tests {
         }
         let root = Root::open(directory.path()).unwrap();
         assert_eq!(
-            sweep_within(0, &root, Duration::ZERO),
+            sweep_with_limit(0, &root, Duration::ZERO),
             Ok(10 * MIN_PENDING as u64)
         );
         assert_eq!(sweep(&root, Duration::ZERO), Ok(0));

@@ -1,5 +1,5 @@
-//! Which times of last modification a file system keeps: FAT has even seconds only, NTFS units of 100 ns, and many have a
-//! first and a last year.
+//! Which times of last modification a file system keeps: FAT keeps only even seconds, NTFS units of 100 ns, and many
+//! have a first and a last year.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -12,19 +12,19 @@ use super::{TimeProbe, read_only};
 use crate::protocol::Time;
 use crate::protocol::path::RelativePath;
 
-/// An empty file that is given the times. It is removed when the probe is dropped.
+/// An empty file to set times on. It is removed when the probe is dropped.
 pub(super) struct LocalTimeProbe {
     root: Arc<Root>,
     directory: RelativePath,
-    /// The directory as it was before.
+    /// The directory's metadata before the file was created.
     before: Stat,
     name: String,
     file: File,
 }
 
 impl LocalTimeProbe {
-    /// Makes the file on the file system that holds `beside`: in the root of the store if it is the same, since that
-    /// directory's own time is never compared, and otherwise beside it.
+    /// Creates the file on the file system that holds `beside`. Uses the root of the store if that is on the same one,
+    /// because the root's own time is never compared, and otherwise the directory of `beside`.
     pub(super) fn new(root: &Arc<Root>, beside: &RelativePath) -> Option<Self> {
         let parent = beside.parent()?;
         let directory = root.find(&parent).ok()??;
@@ -74,7 +74,7 @@ impl Drop for LocalTimeProbe {
             return;
         };
         let _ = remove(&self.root, &directory, self.name.as_bytes());
-        // The directory may be one that was found to be as announced.
+        // The directory may already count as unchanged, so restore its time.
         if !self.directory.is_root() {
             let before = &self.before;
             let modified = time_of(before.st_mtime as i64, before.st_mtime_nsec as u32);

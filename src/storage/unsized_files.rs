@@ -1,4 +1,4 @@
-//! Files that say they are empty and have content all the same: those of /proc and /sys, and of some FUSE file systems.
+//! Files of reported size 0 that have content: those of /proc and /sys, and of some FUSE file systems.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -9,9 +9,9 @@ use super::Metadata;
 use super::root::{Root, device};
 use crate::protocol::path::RelativePath;
 
-/// Types of file systems, as Linux numbers them (statfs(2)), on which a file of size 0 is empty: those of disks, of memory and
-/// NFS. On all others, known or not, a byte is read to find out: that costs a few calls for each empty file, and no more.
-const SIZED: [u64; 20] = [
+/// Types of file systems, as Linux numbers them (statfs(2)), on which a file of size 0 is empty: those on disks or in
+/// memory, and NFS. On all others a byte is read to find out, which costs a few calls for each empty file.
+const SIZED_FILE_SYSTEMS: [u64; 20] = [
     0xef53,      // ext2, ext3, ext4
     0x5846_5342, // XFS
     0x9123_683e, // btrfs
@@ -33,51 +33,51 @@ const SIZED: [u64; 20] = [
     0x9660,      // ISO 9660
     0x1501_3346, // UDF
 ];
-/// Most devices that are remembered; past it they are forgotten, which only costs time.
+/// Most devices in the cache. A full cache is cleared, which only costs time.
 const MAX_DEVICES: usize = 4096;
 
-/// Whether sizes are right, by device.
+/// Whether reported sizes are right, by device.
 #[derive(Default)]
 pub(super) struct Devices(Mutex<HashMap<u64, bool>>);
 
 impl Devices {
-    /// Whether the file system of a file tells the size of what is in it.
+    /// Whether the file system of a file reports correct sizes.
     pub(super) fn are_sized(&self, root: &Root, path: &RelativePath, seen: &Metadata) -> bool {
         if cfg!(not(target_os = "linux")) {
             return false;
         }
-        let (of, _) = seen.version.file;
-        let known = |devices: &HashMap<u64, bool>| devices.get(&of).copied();
+        let (file_device, _) = seen.version.file;
+        let known = |devices: &HashMap<u64, bool>| devices.get(&file_device).copied();
         if let Some(sized) = known(&self.0.lock().unwrap_or_else(PoisonError::into_inner)) {
             return sized;
         }
-        let Some((sized, device)) = look(root, path) else {
+        let Some((sized, device)) = query_directory(root, path) else {
             return false;
         };
-        // A file that is mounted by itself is on another device than its directory.
-        if device != of {
+        // A file that is itself a mount point is on another device than its directory.
+        if device != file_device {
             return false;
         }
         let mut devices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if devices.len() >= MAX_DEVICES {
             devices.clear();
         }
-        devices.insert(of, sized);
+        devices.insert(file_device, sized);
         sized
     }
 }
 
-/// Whether sizes are right in the directory that a path stands in, and the device of that.
+/// Whether reported sizes are right in the directory of a path, and the device of that directory.
 #[allow(
     clippy::unnecessary_cast,
     reason = "the type of a file system has other types on other systems"
 )]
-fn look(root: &Root, path: &RelativePath) -> Option<(bool, u64)> {
+fn query_directory(root: &Root, path: &RelativePath) -> Option<(bool, u64)> {
     let (directory, _) = root.parent(path).ok()??;
-    // Only the low half counts, and some of the numbers look negative.
+    // Only the low half counts, and some of the numbers are sign-extended.
     let kind = fstatfs(&directory).ok()?.f_type as u64 & u64::from(u32::MAX);
     let device = device(&fstat(&directory).ok()?);
-    Some((SIZED.contains(&kind), device))
+    Some((SIZED_FILE_SYSTEMS.contains(&kind), device))
 }
 
 #[cfg(test)]
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_is_read_only_where_sizes_may_be_wrong() {
+    fn a_byte_is_read_only_if_sizes_may_be_wrong() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("empty"), "").unwrap();
         let sized = |at: &Path, name: &str| {
@@ -107,7 +107,7 @@ mod tests {
         if !sized(directory.path(), "empty") {
             return eprintln!("skipped: temporary files are on none of the known file systems");
         }
-        // What is known of a device is not asked again.
+        // A cached device is not queried again.
         let root = Root::open(directory.path()).unwrap();
         let store = LocalStore::open(directory.path()).unwrap();
         let seen = store.stat(&file("empty")).unwrap().unwrap();
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_proc_has_content_and_an_empty_one_has_none() {
+    fn proc_files_have_content_and_empty_files_have_none() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("empty"), "").unwrap();
         let has = |at: &Path, name: &str| {

@@ -1,5 +1,5 @@
-//! Owners and groups, by number and by name. Two machines often have other numbers for the same people, so a name counts
-//! where both know it, as rsync has it; root is root everywhere.
+//! Users and groups, by number and by name. Two machines often give the same person different numbers, so the name
+//! counts if both know it, as in rsync. Root is root everywhere.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,28 +8,28 @@ use nix::unistd::{Gid, Group, Uid, User};
 
 use crate::protocol::{MAX_OWNER_NAME, Owner};
 
-/// Answers of the system's user database that are remembered, of each kind; past it they are forgotten, and asked anew.
-const MAX_REMEMBERED: usize = 1024;
+/// Most cached answers of the system's user database, for each kind. A full cache is cleared.
+const MAX_CACHED: usize = 1024;
 
-/// What the system's user database has said so far. Asking it may take a network's round trip.
+/// Cached answers of the system's user database. A query may take a network round trip.
 #[derive(Default)]
 pub(crate) struct Owners {
-    users: Remembered<u32, Option<Vec<u8>>>,
-    groups: Remembered<u32, Option<Vec<u8>>>,
-    user_ids: Remembered<Vec<u8>, Option<u32>>,
-    group_ids: Remembered<Vec<u8>, Option<u32>>,
+    users: Cache<u32, Option<Vec<u8>>>,
+    groups: Cache<u32, Option<Vec<u8>>>,
+    user_ids: Cache<Vec<u8>, Option<u32>>,
+    group_ids: Cache<Vec<u8>, Option<u32>>,
 }
 
 #[derive(Default)]
-struct Remembered<K, V>(Mutex<HashMap<K, V>>);
+struct Cache<K, V>(Mutex<HashMap<K, V>>);
 
-impl<K: std::hash::Hash + Eq + Clone, V: Clone> Remembered<K, V> {
+impl<K: std::hash::Hash + Eq + Clone, V: Clone> Cache<K, V> {
     fn get(&self, key: &K, ask: impl FnOnce(&K) -> V) -> V {
         let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(answer) = answers.get(key) {
             return answer.clone();
         }
-        if answers.len() >= MAX_REMEMBERED {
+        if answers.len() >= MAX_CACHED {
             answers.clear();
         }
         let answer = ask(key);
@@ -39,7 +39,7 @@ impl<K: std::hash::Hash + Eq + Clone, V: Clone> Remembered<K, V> {
 }
 
 impl Owners {
-    /// An owner and group as they travel.
+    /// Returns an owner and group for the wire.
     pub(crate) fn announced(&self, (user, group): (u32, u32), names: bool) -> Owner {
         let name = |of: Option<String>| {
             of.map(String::into_bytes)
@@ -74,7 +74,7 @@ impl Owners {
         }
     }
 
-    /// Who that is on this machine: the name where it is known, else the number.
+    /// Returns the user and group ids on this machine: by name if it is known, otherwise by number.
     pub(crate) fn here(&self, owner: &Owner, names: bool) -> (u32, u32) {
         let user = |name: &Vec<u8>| {
             Some(
@@ -106,11 +106,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_counts_where_it_is_known_and_root_is_root() {
+    fn known_names_count_and_root_stays_root() {
         let owners = Owners::default();
         let here = User::from_uid(Uid::from_raw(65_534))
             .unwrap()
-            .expect("nobody has a name");
+            .expect("the user 65534 has a name");
         let there = Owner {
             user: 4_000_001,
             group: 4_000_002,
@@ -126,7 +126,7 @@ mod tests {
         };
         assert_eq!(owners.here(&root, true), (0, 0));
         let unknown = Owner {
-            user_name: Some(b"nobody\xff of that name".to_vec()),
+            user_name: Some(b"unknown\xff".to_vec()),
             ..there
         };
         assert_eq!(owners.here(&unknown, true), (4_000_001, 4_000_002));

@@ -1,4 +1,4 @@
-//! What a session is about: the trees to send, walked into entries, and the receiver's verdicts.
+//! Walks the sources of a session into entries to announce.
 
 mod follow;
 pub(crate) mod gitignore;
@@ -24,32 +24,32 @@ use crate::storage::{
 
 use gitignore::{Scope, below};
 
-/// Most directories that [`LocalTrees`] opens before it takes the root of the filesystem: what is left of the descriptors
-/// is for the transfers.
+/// Most directories that [`LocalTrees`] opens before it uses the root of the file system: the remaining descriptors are
+/// for transfers.
 const MAX_SOURCE_STORES: usize = 8;
 
-/// A file or directory to send, and the name it travels under.
+/// A source file or directory, and the name it is sent under.
 #[derive(Clone)]
 pub struct Tree {
-    /// Where it is read from.
+    /// The store it is read from.
     pub store: Arc<dyn Store>,
-    /// Where it stands in the store.
+    /// Its path in the store.
     pub path: RelativePath,
-    /// First component of all its entries. Without one it is all of a served directory: what is in it is sent under its
-    /// own names, and the directory itself is not an entry.
+    /// First component of all its entries. If empty, the tree is all of a served directory: its content is sent without
+    /// a parent directory, and the directory itself is not an entry.
     pub name: Vec<u8>,
-    /// Whether it is a directory, as far as a first look shows.
+    /// Whether it was a directory when it was opened.
     pub directory: bool,
 }
 
 impl Tree {
-    /// A local file or directory. A symbolic link named here is followed, as scp does; those found in a directory are
-    /// sent as links. The name is the last component as written, or of the real path where that has none (`.`, `..`).
+    /// Opens a local file or directory. A symbolic link named here is followed, as in scp; links inside a directory are
+    /// sent as links. The name is the last component as written, or that of the real path if it has none (`.`, `..`).
     ///
-    /// Each holds a descriptor of its own; [`LocalTrees`] opens many with few.
+    /// Each tree holds a descriptor of its own; [`LocalTrees`] opens many with few.
     ///
     /// # Errors
-    /// [`Error::Io`] naming the path when it is missing or out of reach; [`Error::Usage`] when it has no name.
+    /// [`Error::Io`] with the path when it does not exist or is inaccessible; [`Error::Usage`] when it has no name.
     pub fn local(path: &Path, follow: Follow) -> Result<Self> {
         LocalTrees::default().open(path, follow)
     }
@@ -60,21 +60,21 @@ impl Tree {
 /// Sources in the same directory share one store. Beyond eight directories, sources share the root of the filesystem.
 #[derive(Default)]
 pub struct LocalTrees {
-    /// The stores that are open, by the real path of their directory.
+    /// Open stores, by the real path of their directory.
     stores: HashMap<PathBuf, Arc<LocalStore>>,
 }
 
 impl LocalTrees {
-    /// As [`Tree::local`].
+    /// Opens a tree like [`Tree::local`].
     ///
     /// # Errors
-    /// As [`Tree::local`].
+    /// Those of [`Tree::local`].
     pub fn open(&mut self, path: &Path, follow: Follow) -> Result<Tree> {
         let failed = || Error::io(printable(path.as_os_str().as_encoded_bytes()));
         let real = path.canonicalize().map_err(failed())?;
         let (Some(parent), Some(real_name)) = (real.parent(), real.file_name()) else {
             return Err(Error::Usage(
-                "/ has no name to send it under; name the directories in it".into(),
+                "cannot send /: it has no name; name the directories in it".into(),
             ));
         };
         let name = path
@@ -86,7 +86,7 @@ impl LocalTrees {
             .map_err(|bad| Error::Usage(format!("{}: {bad}", printable(&name))))?;
         let directory = real.metadata().map_err(failed())?.is_dir();
         let full = self.stores.len() >= MAX_SOURCE_STORES && !self.stores.contains_key(parent);
-        // Links may lead anywhere, so a tree that follows them is below the root of the filesystem.
+        // Links may lead anywhere, so a tree that follows them uses the root of the file system.
         let base = if follow != Follow::Never || full {
             Path::new("/")
         } else {
@@ -106,7 +106,7 @@ impl LocalTrees {
         })
     }
 
-    /// The store of a directory, opened if it is not open yet.
+    /// Returns the store of a directory, and opens it at first use.
     fn store(&mut self, directory: &Path) -> Result<Arc<LocalStore>> {
         if let Some(store) = self.stores.get(directory) {
             return Ok(store.clone());
@@ -118,50 +118,50 @@ impl LocalTrees {
 }
 
 impl Tree {
-    /// What its entries are below.
+    /// The common parent of its entries.
     fn top(&self) -> RelativePath {
         RelativePath::from_components(Some(&self.name).filter(|name| !name.is_empty()))
             .unwrap_or_default()
     }
 }
 
-/// Which symbolic links found in directories are sent as what they point to, and not as links.
+/// Which symbolic links inside directories are followed instead of being sent as links.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Follow {
     /// None.
     #[default]
     Never,
-    /// Those that stay within the store; one that leads out of it fails. For a peer who asks.
+    /// Links whose target is in the store; a link that leads out of it fails. For requests of a peer.
     Within,
-    /// All, wherever they lead: the store is the whole filesystem.
+    /// All links: the store is the whole file system.
     Anywhere,
 }
 
-/// What a walk makes of what it comes upon.
+/// Options of a walk.
 #[derive(Debug, Clone, Default)]
 pub struct WalkOptions {
-    /// What is left out.
+    /// What is excluded.
     pub filter: Filter,
-    /// Files are announced with the digest of their content, which is read for it.
+    /// Announces files with the digest of their content, which is read for it.
     pub checksum: bool,
-    /// Where the digests of large files may be known from.
+    /// The index that may know the digests of large files.
     pub index: Option<Index>,
-    /// What becomes of symbolic links. One that leads to a directory that it stands in fails, as does one to nothing.
+    /// Which symbolic links are followed. A link to one of its own parent directories fails, as does a dangling one.
     pub follow: Follow,
-    /// Owners and groups are announced, and with them all bits of the mode and the extended attributes that give rights.
+    /// Announces owners and groups, all mode bits, and the extended attributes that give rights.
     pub owner: bool,
-    /// Owners are announced by their numbers alone.
+    /// Announces owners only by number.
     pub numeric_ids: bool,
-    /// Extended attributes of files and directories are announced.
+    /// Announces extended attributes of files and directories.
     pub xattrs: bool,
-    /// A file that only grows while it is sent, as a log does, is sent as long as it was when it was found.
+    /// Sends a file that only grows while it is sent, such as a log, with the length it had when it was found.
     pub allow_growing: bool,
-    /// A FIFO, socket or device in a directory is a failure, and not only named.
+    /// Reports a FIFO, socket or device in a directory as a failure, and not only as skipped.
     pub fail_specials: bool,
 }
 
-/// A directory that is being sent. It is announced when the last of its children lets go of it, since its final mode and
-/// time come after all that is in it.
+/// A directory that is being sent. It is announced when the last of its children drops it, because its final mode and
+/// time must be set after its content is complete.
 pub struct Directory {
     announce: Option<Announce>,
     to: mpsc::UnboundedSender<Announce>,
@@ -176,48 +176,47 @@ impl Drop for Directory {
     }
 }
 
-/// Something to announce: an entry to be, with all that the sender must know to send it.
+/// An entry to announce, with everything that the sender needs to send it.
 #[derive(Clone)]
 pub struct Announce {
     /// The tree it belongs to.
     pub tree: Arc<Tree>,
-    /// Where it stands in the tree's store.
+    /// Its path in the tree's store.
     pub source: RelativePath,
-    /// Its name on the wire.
+    /// Its path on the wire.
     pub path: RelativePath,
-    /// What the walk saw.
+    /// The metadata that the walk read.
     pub metadata: Metadata,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
-    /// What a symbolic link holds.
+    /// The target of a symbolic link.
     pub target: Option<Vec<u8>>,
-    /// The digest of a file's content, where it is known.
+    /// The digest of a file's content, if known.
     pub digest: Option<[u8; 32]>,
-    /// Keeps the directory it stands in from being announced before it is settled.
+    /// Delays the announcement of its directory until this entry is settled.
     pub parent: Option<Arc<Directory>>,
-    /// What its content comes through if its size is not known: an input, or a file in the tree's store whose metadata says
-    /// that it is empty.
+    /// The source of content of unknown size: an input, or a file in the tree's store that reports size 0.
     pub pipe: Option<Arc<Pipe>>,
-    /// What is announced on demand only.
+    /// Metadata that is announced on request only.
     pub extra: Option<Box<Extra>>,
 }
 
-/// Metadata that is announced on demand only.
+/// Metadata that is announced on request only.
 #[derive(Debug, Clone, Default)]
 pub struct Extra {
     /// Owner and group, if they are to be kept.
     pub owner: Option<Owner>,
     /// Extended attributes, if they are to be kept.
     pub xattrs: Option<Vec<Xattr>>,
-    /// What of these cannot be announced.
+    /// Warnings for extended attributes that cannot be announced.
     pub lapses: MetadataWarnings,
 }
 
 impl Announce {
-    /// A file of that name whose content comes out of a pipe.
+    /// Creates an entry for a file of this name with the content of a pipe.
     pub fn of_pipe(name: &[u8], pipe: Arc<Pipe>) -> Result<Self, Reason> {
         let path = RelativePath::from_components([name])?;
-        // It stands in no store; nobody looks for it there.
+        // It is in no store, so an empty one is never read.
         let store = Arc::new(MemoryStore::new());
         let tree = Tree {
             store,
@@ -256,7 +255,7 @@ impl Announce {
         })
     }
 
-    /// The entry as it goes over the wire.
+    /// Returns the entry for the wire.
     pub fn entry(&self, id: u64) -> Entry {
         let sized = self.pipe.is_none();
         // An input has no metadata.
@@ -288,34 +287,34 @@ impl Announce {
     }
 }
 
-/// What a walk comes upon.
+/// An item of a walk.
 pub enum WalkItem {
-    /// A file or link. (Directories come through their own channel.)
+    /// A file or link. (Directories use a separate channel.)
     Entry(Announce),
-    /// Something that cannot be sent.
+    /// An entry that cannot be sent.
     Failed(RelativePath, Reason),
-    /// Something in a directory that has vanished again, or has no content to send; no failure.
+    /// An entry in a directory that has vanished, or has no content to send; not a failure.
     Omitted(RelativePath, Reason),
-    /// So many things that the filter leaves out.
+    /// The number of entries that the filter excluded.
     Excluded(u64),
 }
 
-/// Walks trees depth first, in the byte order of names. An iterator, so that it holds no thread while nobody wants more;
-/// each step blocks. Directories follow on a channel of their own once all that is in them is settled.
+/// Walks trees depth first, in the byte order of names. It is an iterator, so that it occupies no thread between steps;
+/// each step blocks. Directories follow on a separate channel once all their content is settled.
 pub struct Walk {
     trees: std::vec::IntoIter<Tree>,
     /// The tree being walked.
     tree: Option<Arc<Tree>>,
-    /// No recursion: a tree may be deeper than a thread's stack.
+    /// A stack instead of recursion: a tree may be deeper than a thread's stack.
     open: Vec<Open>,
     directories: mpsc::UnboundedSender<Announce>,
     options: WalkOptions,
-    /// What was left out and not yet told.
+    /// Excluded entries that were not reported yet.
     excluded: u64,
     owners: Owners,
 }
 
-/// A directory that is being walked: what is left of its names, last first.
+/// A directory that is being walked, and its remaining names, last first.
 struct Open {
     source: RelativePath,
     path: RelativePath,
@@ -328,12 +327,12 @@ struct Open {
 }
 
 impl Walk {
-    /// How its entries are announced.
+    /// The options of the walk.
     pub(crate) fn options(&self) -> &WalkOptions {
         &self.options
     }
 
-    /// A walk that has not begun; `directories` takes the directories.
+    /// Creates a walk; `directories` receives the directories.
     pub fn new(
         trees: Vec<Tree>,
         options: WalkOptions,
@@ -351,7 +350,8 @@ impl Walk {
         }
     }
 
-    /// Looks at the next name; `None` when it is a directory, which is open then, or when a directory has no more.
+    /// Looks at the next name; `None` when it is a directory, which is then open, or when a directory has no more
+    /// names.
     fn step(&mut self, tree: &Arc<Tree>) -> Option<WalkItem> {
         let top = self.open.last_mut()?;
         let Some(name) = top.names.pop() else {
@@ -361,7 +361,7 @@ impl Walk {
         match (top.source.join(&name), top.path.join(&name)) {
             (Ok(source), Ok(path)) => {
                 let parent = Some(top.directory.clone());
-                self.look(tree, source, path, parent)
+                self.read_entry(tree, source, path, parent)
             }
             (Err(bad), _) | (_, Err(bad)) => {
                 let why = Reason::new(Code::BadName, format!("{}: {bad}", printable(&name)));
@@ -370,22 +370,22 @@ impl Walk {
         }
     }
 
-    /// What was left out since the last time.
+    /// Returns the entries that were excluded since the last report.
     fn excluded(&mut self) -> Option<WalkItem> {
         Some(std::mem::take(&mut self.excluded))
             .filter(|count| *count > 0)
             .map(WalkItem::Excluded)
     }
 
-    /// Finds out what one thing is, and opens it if it is a directory.
-    fn look(
+    /// Reads the metadata of an entry, and opens it if it is a directory.
+    fn read_entry(
         &mut self,
         tree: &Arc<Tree>,
         source: RelativePath,
         path: RelativePath,
         parent: Option<Arc<Directory>>,
     ) -> Option<WalkItem> {
-        // What is named as a source was there when the session began, and is to be sent.
+        // A named source existed when the session began, and must be sent.
         let named = parent.is_none();
         let (source, metadata) = match self.locate(tree, source, &path) {
             Ok(Located::At(source, metadata)) => (source, metadata),
@@ -393,7 +393,7 @@ impl Walk {
                 self.excluded += 1;
                 return None;
             }
-            Ok(Located::Gone) => return Some(gone(path, named)),
+            Ok(Located::Gone) => return Some(gone_item(path, named)),
             Err(why) => return Some(WalkItem::Failed(path, why)),
         };
         let Some(kind) = metadata.kind else {
@@ -416,7 +416,7 @@ impl Walk {
             Kind::Directory => return self.enter(announce),
             Kind::Symlink => match tree.store.read_link(&announce.source) {
                 Ok(target) => announce.target = Some(target),
-                Err(why) => return Some(unreadable(announce.path, why, named)),
+                Err(why) => return Some(unreadable_item(announce.path, why, named)),
             },
             Kind::File if announce.metadata.size == 0 => {
                 match tree
@@ -425,7 +425,7 @@ impl Walk {
                 {
                     Ok(false) => {}
                     Ok(true) => announce.pipe = Some(Arc::new(Pipe::of_file())),
-                    Err(why) => return Some(unreadable(announce.path, why, named)),
+                    Err(why) => return Some(unreadable_item(announce.path, why, named)),
                 }
             }
             Kind::File => {}
@@ -433,17 +433,17 @@ impl Walk {
         Some(WalkItem::Entry(announce))
     }
 
-    /// What has no content to send.
+    /// Reports an entry that has no content to send.
     fn special(&self, path: RelativePath, named: bool) -> WalkItem {
         if named || self.options.fail_specials {
             let text = "a FIFO, socket or device; it has no content to send";
             return WalkItem::Failed(path, Reason::new(Code::Special, text));
         }
-        let text = "a FIFO, socket or device; skipped, it has no content to send";
+        let text = "a FIFO, socket or device; skipped, because it has no content to send";
         WalkItem::Omitted(path, Reason::new(Code::Special, text))
     }
 
-    /// Where something is that goes under that path, and what it is.
+    /// Finds the entry to send under a path, and its metadata.
     fn locate(
         &self,
         tree: &Tree,
@@ -452,7 +452,7 @@ impl Walk {
     ) -> Result<Located, Reason> {
         let Some(there) = tree.store.stat(&source)? else {
             return match self.options.filter.only {
-                Some(_) => Err(Reason::new(Code::NotFound, "listed, and not there")),
+                Some(_) => Err(Reason::new(Code::NotFound, "listed, but it does not exist")),
                 None => Ok(Located::Gone),
             };
         };
@@ -464,7 +464,7 @@ impl Walk {
             return Ok(Located::At(source, there));
         }
         let (end, there) = follow::resolve(&*tree.store, &source, follow)?;
-        // It may be a directory now.
+        // The target may be a directory.
         Ok(match self.excludes(tree, path, there.kind) {
             true => Located::Excluded,
             false => Located::At(end, there),
@@ -482,7 +482,7 @@ impl Walk {
         )
     }
 
-    /// Looks up what is announced on demand.
+    /// Reads the metadata that is announced on request.
     fn extra(
         &self,
         tree: &Tree,
@@ -499,12 +499,12 @@ impl Walk {
             extra.owner = Some(self.owners.announced(metadata.owner, !options.numeric_ids));
         }
         if options.xattrs && kind != Kind::Symlink {
-            let (xattrs, lapses) = match tree.store.xattrs(source, options.owner) {
+            let (xattrs, warnings) = match tree.store.xattrs(source, options.owner) {
                 Ok(read) => read,
                 Err(why) => (Vec::new(), vec![(Attribute::Xattr, why.to_string())]),
             };
             extra.xattrs = Some(xattrs);
-            extra.lapses = lapses;
+            extra.lapses = warnings;
         }
         Some(Box::new(extra))
     }
@@ -517,7 +517,7 @@ impl Walk {
         if self.options.follow != Follow::Never && self.open.iter().any(|open| open.file == file) {
             let why = Reason::new(
                 Code::Symlink,
-                "a loop: a symbolic link leads to a directory that it stands in",
+                "a loop: a symbolic link leads to one of its own parent directories",
             );
             return Some(WalkItem::Failed(path, why));
         }
@@ -544,8 +544,8 @@ impl Walk {
             && why.code == Code::NotFound
             && below.parent.is_some()
         {
-            // Not announced either: it would be made at the destination.
-            return Some(gone(path, false));
+            // Not announced, because that would create it at the destination.
+            return Some(gone_item(path, false));
         }
         let above = self.open.last().and_then(|open| open.scope.clone());
         let found = names.and_then(|names| match filter.gitignore {
@@ -574,18 +574,18 @@ impl Walk {
     }
 }
 
-/// What became of a name that a walk looks at.
+/// The result of looking up a name.
 enum Located {
-    /// It is there.
+    /// The name exists: its path in the store after following links, and its metadata.
     At(RelativePath, Metadata),
-    /// The filter leaves it out.
+    /// The filter excludes it.
     Excluded,
-    /// It was there when its directory was read.
+    /// It existed when its directory was read.
     Gone,
 }
 
-/// Something that is no longer there.
-fn gone(path: RelativePath, named: bool) -> WalkItem {
+/// Reports an entry that no longer exists.
+fn gone_item(path: RelativePath, named: bool) -> WalkItem {
     let text = "gone before it could be sent";
     if named {
         WalkItem::Failed(path, Reason::new(Code::NotFound, text))
@@ -594,10 +594,10 @@ fn gone(path: RelativePath, named: bool) -> WalkItem {
     }
 }
 
-/// Something that could not be looked into, perhaps since it is no longer there.
-fn unreadable(path: RelativePath, why: Reason, named: bool) -> WalkItem {
+/// Reports an entry that could not be read, perhaps because it no longer exists.
+fn unreadable_item(path: RelativePath, why: Reason, named: bool) -> WalkItem {
     if why.code == Code::NotFound {
-        gone(path, named)
+        gone_item(path, named)
     } else {
         WalkItem::Failed(path, why)
     }
@@ -629,7 +629,7 @@ impl Iterator for Walk {
                     }
                     let path = RelativePath::from_components([&tree.name]);
                     path.ok()
-                        .and_then(|path| self.look(&tree, tree.path.clone(), path, None))
+                        .and_then(|path| self.read_entry(&tree, tree.path.clone(), path, None))
                 }
             };
             if found.is_some() {

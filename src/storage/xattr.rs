@@ -1,4 +1,5 @@
-//! Extended attributes of files and directories on disk; access control lists are such, under names of the system's.
+//! Extended attributes of files and directories on disk. Access control lists are extended attributes in the `system`
+//! namespace.
 
 use std::fs::File;
 
@@ -12,36 +13,37 @@ use super::MetadataWarnings;
 use super::read_only::descriptor_path;
 use crate::protocol::{Attribute, MAX_XATTR_BYTES, Xattr};
 
-/// Longest list of names in bytes: Linux's `XATTR_LIST_MAX`.
-const MAX_LIST: usize = 64 << 10;
-/// Those of anybody, and the access control lists.
-const OPEN: [&[u8]; 3] = [
+/// Longest list of names, in bytes: Linux's `XATTR_LIST_MAX`.
+const MAX_LIST_BYTES: usize = 64 << 10;
+/// Attributes that every user may set, and the access control lists.
+const UNPRIVILEGED: [&[u8]; 3] = [
     b"user.",
     b"system.posix_acl_access",
     b"system.posix_acl_default",
 ];
-/// Where Linux keeps the access control list of a file.
+/// The attribute in which Linux keeps a file's access control list.
 const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
-/// Longest access control list in bytes: Linux's `XATTR_SIZE_MAX`.
-const MAX_ACCESS_LIST: usize = 64 << 10;
-/// Those that give rights or belong to the system's administration, such as a file's capabilities: they go with the owner.
+/// Longest access control list, in bytes: Linux's `XATTR_SIZE_MAX`.
+const MAX_ACCESS_LIST_BYTES: usize = 64 << 10;
+/// Attributes that give rights or belong to the system's administration, such as file capabilities: they are
+/// transferred only with the owner.
 const PRIVILEGED: [&[u8]; 2] = [b"security.", b"trusted."];
-/// Labels are the machine's own policy.
+/// Labels are the machine's own policy, and are never transferred.
 const LABELS: [&[u8]; 2] = [b"security.selinux", b"security.SMACK64"];
 
-/// Whether an extended attribute travels at all, or with owners only.
+/// Whether an extended attribute is transferred; `privileged` includes those that require owners.
 pub(super) fn travels(name: &[u8], privileged: bool) -> bool {
     let of = |names: &[&[u8]]| names.iter().any(|start| name.starts_with(start));
-    of(&OPEN) || (privileged && of(&PRIVILEGED) && !of(&LABELS))
+    of(&UNPRIVILEGED) || (privileged && of(&PRIVILEGED) && !of(&LABELS))
 }
 
-/// Those that travel, by name, as far as they fit an entry; and those that do not.
+/// Reads the transferable attributes, by name, as far as they fit an entry, with a warning for each that does not.
 pub(super) fn read(
     file: &File,
     privileged: bool,
 ) -> rustix::io::Result<(Vec<Xattr>, MetadataWarnings)> {
     let mut xattrs = Vec::new();
-    let mut lapses = MetadataWarnings::new();
+    let mut warnings = MetadataWarnings::new();
     let mut bytes = 0;
     for name in names(file)?
         .into_iter()
@@ -59,34 +61,34 @@ pub(super) fn read(
                 bytes += xattr.bytes();
                 if bytes > MAX_XATTR_BYTES {
                     bytes -= xattr.bytes();
-                    lapses.push((
+                    warnings.push((
                         Attribute::Xattr,
-                        format!("more than {MAX_XATTR_BYTES} bytes of them"),
+                        format!("more than {MAX_XATTR_BYTES} bytes of attributes"),
                     ));
                 } else {
                     xattrs.push(xattr);
                 }
             }
-            Err(Errno::RANGE) => lapses.push((
+            Err(Errno::RANGE) => warnings.push((
                 Attribute::Xattr,
-                format!("more than {MAX_XATTR_BYTES} bytes of them"),
+                format!("more than {MAX_XATTR_BYTES} bytes of attributes"),
             )),
-            // Gone meanwhile.
+            // Removed meanwhile.
             Err(Errno::NODATA) => {}
             Err(e) => return Err(e),
         }
     }
-    Ok((xattrs, lapses))
+    Ok((xattrs, warnings))
 }
 
 fn names(file: &File) -> rustix::io::Result<Vec<Vec<u8>>> {
-    let mut list = vec![0; MAX_LIST];
+    let mut list = vec![0; MAX_LIST_BYTES];
     let listed = match flistxattr(file, &mut list[..]) {
         Err(Errno::BADF) => listxattr(descriptor_path(file), &mut list[..]),
         listed => listed,
     };
     let length = match listed {
-        // A filesystem that has none.
+        // The file system has no extended attributes.
         Err(Errno::OPNOTSUPP) => 0,
         listed => listed?,
     };
@@ -98,15 +100,15 @@ fn names(file: &File) -> rustix::io::Result<Vec<Vec<u8>>> {
     Ok(names)
 }
 
-/// Makes them all that there are of those that travel; each that cannot be is a lapse.
+/// Makes the transferable attributes exactly the `wanted` ones; returns a warning for each that fails.
 pub(super) fn set(
     file: &File,
     wanted: &[Xattr],
     privileged: bool,
 ) -> rustix::io::Result<MetadataWarnings> {
-    let mut lapses = MetadataWarnings::new();
-    let (there, _) = read(file, privileged)?;
-    for old in there
+    let mut warnings = MetadataWarnings::new();
+    let (existing, _) = read(file, privileged)?;
+    for old in existing
         .iter()
         .filter(|old| wanted.iter().all(|new| new.name != old.name))
     {
@@ -114,13 +116,13 @@ pub(super) fn set(
             Err(Errno::BADF) => removexattr(descriptor_path(file), &old.name[..]),
             removed => removed,
         };
-        note(&mut lapses, removed);
+        warn_on_error(&mut warnings, removed);
     }
-    for new in wanted.iter().filter(|new| !there.contains(new)) {
+    for new in wanted.iter().filter(|new| !existing.contains(new)) {
         if !travels(&new.name, privileged) {
-            lapses.push((
+            warnings.push((
                 Attribute::Xattr,
-                "only with owners, where those may be set".into(),
+                "kept only together with an owner that may be set".into(),
             ));
             continue;
         }
@@ -133,29 +135,30 @@ pub(super) fn set(
             ),
             set => set,
         };
-        note(&mut lapses, set);
+        warn_on_error(&mut warnings, set);
     }
-    Ok(lapses)
+    Ok(warnings)
 }
 
-/// Gives a file the access control list of another; one that has none takes away what the directory's default gave.
+/// Copies the access control list of a file to another. Without one, removes the list that the directory's default
+/// gave.
 pub(super) fn copy_access_list(from: &File, to: &File) -> rustix::io::Result<()> {
-    let mut value = vec![0; MAX_ACCESS_LIST];
+    let mut value = vec![0; MAX_ACCESS_LIST_BYTES];
     match getxattr(descriptor_path(from), ACCESS_LIST, &mut value[..]) {
         Ok(length) => fsetxattr(to, ACCESS_LIST, &value[..length], XattrFlags::empty()),
         Err(Errno::NODATA) => match fremovexattr(to, ACCESS_LIST) {
             Err(Errno::NODATA) => Ok(()),
             removed => removed,
         },
-        // A file system, or a system, that has none.
+        // The file system or the system has none.
         Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOENT) => Ok(()),
         Err(e) => Err(e),
     }
 }
 
-/// Whatever a filesystem has against an extended attribute, the file stands without it.
-fn note(lapses: &mut MetadataWarnings, result: rustix::io::Result<()>) {
+/// Records a failure as a warning: the file is whole without the attribute.
+fn warn_on_error(warnings: &mut MetadataWarnings, result: rustix::io::Result<()>) {
     if let Err(error) = result {
-        lapses.push((Attribute::Xattr, super::attributes::said(error)));
+        warnings.push((Attribute::Xattr, super::attributes::said(error)));
     }
 }

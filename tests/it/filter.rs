@@ -480,7 +480,7 @@ fn only_listed_names_and_their_parent_directories_are_sent() {
     let output = server.cp(from.path(), &["-0", "--files-from", "list", "src"], "three");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
-        output.status.code() == Some(1) && said.contains("src/#\\n: listed, and not there"),
+        output.status.code() == Some(1) && said.contains("src/#\\n: listed, but it does not exist"),
         "{said}"
     );
     assert_eq!(names("three"), ["i"]);

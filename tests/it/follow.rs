@@ -104,7 +104,7 @@ fn only_dangling_links_that_are_not_excluded_fail() {
     let output = server.cp(from.path(), &["--follow", "src"], "one");
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        said(&output).contains("src/dangling: it points to no\\nwhere, which is not there"),
+        said(&output).contains("src/dangling: it points to no\\nwhere, which does not exist"),
         "{}",
         said(&output)
     );

@@ -378,7 +378,7 @@ fn without_delete_nothing_of_another_kind_is_replaced() {
         haul(source.path(), &["cp", "--pin", &pin, "t", &serving.url]);
     let said = String::from_utf8(stderr).unwrap();
     assert_eq!(status.code(), Some(1), "{said}");
-    assert!(said.contains("t/file: a directory stands there"), "{said}");
+    assert!(said.contains("t/file: a directory has this name"), "{said}");
     assert_eq!(listing(&serving.served.path().join("t/file")), before);
 }
 

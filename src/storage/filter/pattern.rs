@@ -1,14 +1,14 @@
-//! Patterns in the place of names: what a shell expands, a server does where it was quoted.
+//! Shell patterns in remote paths: the server expands patterns that the local shell did not.
 
 use super::{BadRules, Rules};
 
-/// Whether a component of a path stands for what it matches, unless something is really named so.
+/// Whether a component of a path is a pattern, unless a file of exactly this name exists.
 pub fn is_pattern(component: &[u8]) -> bool {
     component.iter().any(|byte| b"*?[".contains(byte))
 }
 
-/// Patterns for one component: `*`, `?` (a byte) and `[...]` as in a rule, of which the first one that matches suffices.
-/// As in a shell, a hidden name is matched only by a pattern that begins with a dot.
+/// Patterns for one component: `*`, `?` (a byte) and `[...]` as in a rule; a name matches if any pattern does. As in a
+/// shell, only a pattern that begins with a dot matches hidden names.
 #[derive(Debug, Clone, Default)]
 pub struct Patterns {
     hidden: Rules,
@@ -16,12 +16,12 @@ pub struct Patterns {
 }
 
 impl Patterns {
-    /// Compiles patterns. One that is malformed matches nothing.
+    /// Compiles patterns. A malformed pattern matches nothing.
     ///
     /// # Errors
-    /// [`BadRules`] past the limits of rules.
+    /// [`BadRules`] above the limits of rules.
     pub fn new<'p>(patterns: impl IntoIterator<Item = &'p [u8]>) -> Result<Self, BadRules> {
-        // Anchored, and so without any other meaning that the first byte of a rule may have.
+        // Anchored, so that the first byte has no special meaning as in a rule.
         let (hidden, others): (Vec<_>, Vec<_>) = patterns
             .into_iter()
             .map(|pattern| [b"/", pattern].concat())
@@ -32,7 +32,7 @@ impl Patterns {
         })
     }
 
-    /// Whether one of them matches a name.
+    /// Whether any of the patterns matches a name.
     pub fn matches(&self, name: &[u8]) -> bool {
         let rules = if name.starts_with(b".") {
             &self.hidden
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_match_as_a_shell_has_it() {
+    fn patterns_match_as_in_a_shell() {
         assert!(
             matches("*.gz", b"a.gz")
                 && matches("*", b"a")

@@ -1,4 +1,4 @@
-//! What only a real directory can do to us; what every store promises is held in `tests/it/store.rs`.
+//! Tests of what only a real directory can do; `tests/it/store.rs` tests the rules of every store.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -10,7 +10,7 @@ use super::super::partial::partial_name_of;
 use super::*;
 use crate::protocol::{Durability, Time};
 
-/// A served directory and one beside it that nobody may reach.
+/// A served directory, and one beside it that must stay out of reach.
 struct Place {
     store: LocalStore,
     inside: PathBuf,
@@ -38,7 +38,7 @@ impl Place {
         place
     }
 
-    /// A refusal that names `path` but nothing of where the store is.
+    /// Checks that an error starts with `path` and does not show where the store is.
     fn refused<T>(&self, result: Result<T, Reason>, path: &str) -> Code {
         let why = result.err().expect("this must be refused");
         assert!(
@@ -59,7 +59,7 @@ fn path(text: &str) -> RelativePath {
     RelativePath::from_components(text.split('/')).unwrap()
 }
 
-fn claim(size: u64) -> PartialKey {
+fn partial_key(size: u64) -> PartialKey {
     PartialKey {
         owner: [7; 32],
         size,
@@ -68,7 +68,7 @@ fn claim(size: u64) -> PartialKey {
 }
 
 fn begin(store: &LocalStore, name: &str, data: &[u8]) -> Result<Box<dyn Upload>, Reason> {
-    let mut upload = store.create(&path(name), &claim(data.len() as u64))?;
+    let mut upload = store.create(&path(name), &partial_key(data.len() as u64))?;
     upload.write_at(data, 0).map_err(|e| Reason::from_io(&e))?;
     Ok(upload)
 }
@@ -79,7 +79,7 @@ fn put(store: &LocalStore, name: &str, data: &[u8]) -> Result<(), Reason> {
         .map(drop)
 }
 
-/// All names in a directory, partials too.
+/// All names in a directory, including partials.
 fn listing(directory: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(directory)
         .unwrap()
@@ -89,23 +89,27 @@ fn listing(directory: &Path) -> Vec<String> {
     names
 }
 
-/// No test takes so long.
-const LIMIT: Duration = Duration::from_secs(120);
+/// Longer than any test takes.
+const SWEEP_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Sweeps until so many partials are gone. Another test may be between fork and exec: its child shares the locks until then.
+/// Sweeps until the expected number of partials is gone. Another test may be between fork and exec: its child shares
+/// the locks until then.
 fn sweep(store: &dyn Store, age: Duration, expected: u64) {
     let begun = std::time::Instant::now();
     let mut swept = 0;
     while swept < expected {
         swept += store.sweep(age).unwrap();
-        assert!(begun.elapsed() < LIMIT, "{swept} of {expected} were swept");
+        assert!(
+            begun.elapsed() < SWEEP_TIMEOUT,
+            "{swept} of {expected} were swept"
+        );
         std::thread::yield_now();
     }
     assert_eq!(swept, expected);
 }
 
 #[test]
-fn no_link_is_followed_out_of_the_store_or_within_it() {
+fn no_link_is_followed() {
     for place in [Place::new(), Place::without_openat2()] {
         let Place {
             store,
@@ -124,7 +128,7 @@ fn no_link_is_followed_out_of_the_store_or_within_it() {
             for below in ["f", "new/f"] {
                 let name = path(&format!("{link}/{below}"));
                 assert_eq!(
-                    place.refused(store.create(&name, &claim(1)), link),
+                    place.refused(store.create(&name, &partial_key(1)), link),
                     Code::Symlink
                 );
                 assert_eq!(place.refused(store.open(&name), link), Code::Symlink);
@@ -155,14 +159,14 @@ fn no_link_is_followed_out_of_the_store_or_within_it() {
 }
 
 #[test]
-fn both_ways_resolve_alike() {
+fn openat2_and_the_walk_resolve_alike() {
     for place in [Place::new(), Place::without_openat2()] {
         put(&place.store, "a/b/c/f", b"data").unwrap();
         assert_eq!(fs::read(place.inside.join("a/b/c/f")).unwrap(), b"data");
         assert_eq!(place.store.stat(&path("a/x/f")), Ok(None));
         assert_eq!(
             place.refused(
-                place.store.create(&path("a/b/c/f/g/h"), &claim(1)),
+                place.store.create(&path("a/b/c/f/g/h"), &partial_key(1)),
                 "a/b/c/f"
             ),
             Code::NotDirectory
@@ -219,7 +223,7 @@ fn the_last_component_is_never_followed() {
 }
 
 #[test]
-fn what_is_swapped_under_our_hands_never_leads_outside() {
+fn concurrent_swaps_never_lead_outside() {
     for place in [Place::new(), Place::without_openat2()] {
         let dir = place.inside.join("dir");
         let link = place.inside.join("link");
@@ -256,7 +260,7 @@ fn what_is_swapped_under_our_hands_never_leads_outside() {
 }
 
 #[test]
-fn a_fifo_or_socket_is_refused_and_blocks_nobody() {
+fn fifos_and_sockets_are_refused_without_blocking() {
     let place = Place::new();
     mkfifoat(CWD, place.inside.join("fifo"), Mode::RWXU).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(place.inside.join("socket")).unwrap();
@@ -279,9 +283,11 @@ fn a_fifo_or_socket_is_refused_and_blocks_nobody() {
 }
 
 #[test]
-fn what_was_planted_in_a_partials_place_is_not_written_through() {
+fn files_planted_as_a_partial_are_not_written_to() {
     let place = Place::new();
-    let partial = place.inside.join(partial_name_of(&path("f"), &claim(4)));
+    let partial = place
+        .inside
+        .join(partial_name_of(&path("f"), &partial_key(4)));
     let victim = place.outside.join("victim");
     fs::write(&victim, "untouched").unwrap();
     let plants: [&dyn Fn(); 4] = [
@@ -310,7 +316,9 @@ fn what_was_planted_in_a_partials_place_is_not_written_through() {
 #[test]
 fn a_partial_replaced_while_it_is_written_is_not_committed() {
     let place = Place::new();
-    let partial = place.inside.join(partial_name_of(&path("f"), &claim(4)));
+    let partial = place
+        .inside
+        .join(partial_name_of(&path("f"), &partial_key(4)));
     let upload = begin(&place.store, "f", b"data").unwrap();
     fs::remove_file(&partial).unwrap();
     fs::write(&partial, "evil").unwrap();
@@ -325,12 +333,12 @@ fn another_process_finds_the_partial_again() {
     let upload = begin(&place.store, "d/f", b"data").unwrap();
     let other = LocalStore::open(&place.inside).unwrap();
     assert_eq!(
-        place.refused(other.create(&path("d/f"), &claim(4)), "d/f"),
+        place.refused(other.create(&path("d/f"), &partial_key(4)), "d/f"),
         Code::Busy
     );
     assert_eq!(other.sweep(Duration::ZERO), Ok(0), "it is locked");
     drop(upload);
-    let upload = other.create(&path("d/f"), &claim(4)).unwrap();
+    let upload = other.create(&path("d/f"), &partial_key(4)).unwrap();
     let mut data = [0; 4];
     upload.read_at(&mut data, 0).unwrap();
     assert_eq!(&data, b"data");
@@ -346,16 +354,16 @@ fn without_flock_partials_are_locked_within_the_process() {
         store.root.flock.store(false, Ordering::Relaxed);
     }
     let upload = begin(&place.store, "d/f", b"data").unwrap();
-    let refused = place.refused(other.create(&path("d/f"), &claim(4)), "d/f");
+    let refused = place.refused(other.create(&path("d/f"), &partial_key(4)), "d/f");
     assert_eq!(refused, Code::Busy);
     assert_eq!(other.sweep(Duration::ZERO), Ok(0), "it is locked");
     drop(upload);
-    let upload = other.create(&path("d/f"), &claim(4)).unwrap();
+    let upload = other.create(&path("d/f"), &partial_key(4)).unwrap();
     assert_eq!(upload.held().unwrap().first(), Some(&(0..4)));
     upload
         .commit(&Attributes::default(), Durability::Synced)
         .unwrap();
-    // The lock went with the upload, and not with the name.
+    // The lock ended with the upload, although the name stayed.
     put(&place.store, "d/f", b"more").unwrap();
     drop(begin(&place.store, "d/g", b"data").unwrap());
     sweep(&other, Duration::ZERO, 1);
@@ -363,17 +371,19 @@ fn without_flock_partials_are_locked_within_the_process() {
 }
 
 #[test]
-fn a_partial_that_another_user_made_is_not_taken_up() {
+fn a_partial_of_another_user_is_not_resumed() {
     if !rustix::process::geteuid().is_root() {
         return println!("skipped: only root gives files away");
     }
     let place = Place::new();
     drop(begin(&place.store, "f", b"data").unwrap());
-    let partial = place.inside.join(partial_name_of(&path("f"), &claim(4)));
+    let partial = place
+        .inside
+        .join(partial_name_of(&path("f"), &partial_key(4)));
     std::os::unix::fs::chown(&partial, Some(65_534), Some(65_534)).unwrap();
     let before = fs::metadata(&partial).unwrap().ino();
     let foreign = fs::File::open(&partial).unwrap();
-    let upload = place.store.create(&path("f"), &claim(4)).unwrap();
+    let upload = place.store.create(&path("f"), &partial_key(4)).unwrap();
     assert_eq!(upload.held().unwrap(), []);
     assert_ne!(fs::metadata(&partial).unwrap().ino(), before);
     drop((upload, foreign));
@@ -381,7 +391,7 @@ fn a_partial_that_another_user_made_is_not_taken_up() {
 }
 
 #[test]
-fn nothing_is_written_once_the_path_names_another_directory() {
+fn nothing_is_written_after_the_root_moved() {
     let place = Place::new();
     let store = &place.store;
     put(store, "f", b"data").unwrap();
@@ -395,7 +405,7 @@ fn nothing_is_written_once_the_path_names_another_directory() {
         *store.root.named.lock().unwrap() = None;
         let attributes = Attributes::default();
         let refused = |result| assert_eq!(place.refused(result, "new"), Code::Io);
-        refused(store.create(&path("new"), &claim(4)).map(drop));
+        refused(store.create(&path("new"), &partial_key(4)).map(drop));
         refused(store.make_directory(&path("new")));
         refused(
             store
@@ -408,12 +418,12 @@ fn nothing_is_written_once_the_path_names_another_directory() {
         assert_eq!(store.check_root().unwrap_err().code, Code::Io);
         assert_eq!(store.sync().unwrap_err().code, Code::Io);
     }
-    let partial = partial_name_of(&path("g"), &claim(4));
+    let partial = partial_name_of(&path("g"), &partial_key(4));
     assert_eq!(listing(&away), [&partial, "f"]);
     let committed = upload.commit(&Attributes::default(), Durability::Synced);
     assert_eq!(place.refused(committed, "g"), Code::Io);
     assert_eq!(listing(&place.inside), [""; 0]);
-    // Put back where it was, it goes on.
+    // After the directory is moved back, the store works again.
     fs::remove_dir(&place.inside).unwrap();
     fs::rename(&away, &place.inside).unwrap();
     store.check_root().unwrap();
@@ -421,12 +431,14 @@ fn nothing_is_written_once_the_path_names_another_directory() {
 }
 
 #[test]
-fn a_commit_that_was_cut_short_is_taken_up_again() {
+fn an_interrupted_commit_is_resumed() {
     let place = Place::new();
     drop(begin(&place.store, "f", b"data").unwrap());
-    let partial = place.inside.join(partial_name_of(&path("f"), &claim(4)));
+    let partial = place
+        .inside
+        .join(partial_name_of(&path("f"), &partial_key(4)));
     fs::set_permissions(&partial, fs::Permissions::from_mode(0o444)).unwrap();
-    let mut upload = place.store.create(&path("f"), &claim(4)).unwrap();
+    let mut upload = place.store.create(&path("f"), &partial_key(4)).unwrap();
     assert_eq!(upload.held().unwrap().len(), 1);
     upload.write_at(b"D", 0).unwrap();
     upload
@@ -436,7 +448,7 @@ fn a_commit_that_was_cut_short_is_taken_up_again() {
 }
 
 #[test]
-fn a_partial_whose_directory_went_away_is_an_error_and_no_more() {
+fn a_moved_parent_directory_fails_the_commit() {
     let place = Place::new();
     let upload = begin(&place.store, "d/f", b"data").unwrap();
     fs::rename(place.inside.join("d"), place.inside.join("e")).unwrap();
@@ -447,7 +459,7 @@ fn a_partial_whose_directory_went_away_is_an_error_and_no_more() {
 }
 
 #[test]
-fn only_names_of_our_own_form_are_swept() {
+fn only_names_of_partials_are_swept() {
     let place = Place::new();
     for name in [
         ".haul-notes.partial",
@@ -476,22 +488,27 @@ fn only_names_of_our_own_form_are_swept() {
 }
 
 #[test]
-fn old_partials_go_and_young_ones_stay() {
+fn only_old_partials_are_swept() {
     let place = Place::new();
     drop(begin(&place.store, "old", b"data").unwrap());
     drop(begin(&place.store, "young", b"data").unwrap());
-    let old = fs::File::open(place.inside.join(partial_name_of(&path("old"), &claim(4)))).unwrap();
+    let old = fs::File::open(
+        place
+            .inside
+            .join(partial_name_of(&path("old"), &partial_key(4))),
+    )
+    .unwrap();
     old.set_modified(std::time::SystemTime::now() - Duration::from_secs(7200))
         .unwrap();
     sweep(&place.store, Duration::from_secs(3600), 1);
     assert_eq!(
         listing(&place.inside),
-        [partial_name_of(&path("young"), &claim(4))]
+        [partial_name_of(&path("young"), &partial_key(4))]
     );
 }
 
 #[test]
-fn a_file_without_a_mode_gets_what_any_program_would_give_it() {
+fn a_file_without_a_mode_gets_the_default_mode() {
     let place = Place::new();
     put(&place.store, "ours", b"data").unwrap();
     fs::write(place.inside.join("theirs"), "data").unwrap();
@@ -501,7 +518,7 @@ fn a_file_without_a_mode_gets_what_any_program_would_give_it() {
 }
 
 #[test]
-fn the_group_of_a_shared_directory_stays() {
+fn the_set_group_id_of_a_directory_is_kept() {
     let place = Place::new();
     let shared = place.inside.join("shared");
     fs::create_dir(&shared).unwrap();
@@ -521,7 +538,7 @@ fn the_group_of_a_shared_directory_stays() {
 }
 
 #[test]
-fn a_store_that_cannot_be_opened_or_written_is_named() {
+fn store_errors_name_the_directory() {
     let place = Place::new();
     let missing = place.above.path().join("missing");
     assert!(
@@ -541,7 +558,8 @@ fn a_store_that_cannot_be_opened_or_written_is_named() {
     assert!(error.contains(place.inside.to_str().unwrap()), "{error}");
 }
 
-/// Runs a program of the package `acl` on a file; `None` where it, or the file system, knows no access control lists.
+/// Runs a program of the package `acl` on a file; `None` if it is missing, or if the file system has no access control
+/// lists.
 fn acl(program: &str, arguments: &[&str], file: &Path) -> Option<String> {
     let ran = std::process::Command::new(program)
         .args(arguments)
@@ -557,7 +575,7 @@ fn acl(program: &str, arguments: &[&str], file: &Path) -> Option<String> {
 }
 
 #[test]
-fn a_default_acl_decides_for_new_files_and_directories() {
+fn a_default_acl_applies_to_new_files_and_directories() {
     let place = Place::new();
     let rules = "u::rwx,g::r-x,o::---,u:1234:rw,m::rwx";
     if acl("setfacl", &["-d", "-m", rules], &place.inside).is_none() {
@@ -573,10 +591,10 @@ fn a_default_acl_decides_for_new_files_and_directories() {
 }
 
 #[test]
-fn what_replaces_a_file_without_a_mode_shows_it_to_nobody_else() {
+fn a_replacement_keeps_the_access_control_list() {
     let place = Place::new();
     put(&place.store, "f", b"data").unwrap();
-    // The bits of the group are the mask here: without the list, they would let the group in.
+    // The group bits are the mask here: without the list, they would let the group in.
     let rules = "u::rw,g::---,o::---,u:1234:rw,m::rw";
     if acl("setfacl", &["-m", rules], &place.inside.join("f")).is_none() {
         return;
@@ -585,7 +603,7 @@ fn what_replaces_a_file_without_a_mode_shows_it_to_nobody_else() {
     let before = list("f");
     put(&place.store, "f", b"new").unwrap();
     assert_eq!(list("f"), before);
-    // And what a default would add is not added to a file that had none.
+    // A default ACL adds nothing to a file that had no list.
     fs::write(place.inside.join("private"), "data").unwrap();
     fs::set_permissions(
         place.inside.join("private"),
@@ -599,7 +617,7 @@ fn what_replaces_a_file_without_a_mode_shows_it_to_nobody_else() {
 }
 
 #[test]
-fn setting_the_time_of_modification_keeps_that_of_access() {
+fn setting_the_mtime_keeps_the_atime() {
     let place = Place::new();
     put(&place.store, "f", b"data").unwrap();
     let file = place.inside.join("f");
@@ -617,8 +635,8 @@ fn setting_the_time_of_modification_keeps_that_of_access() {
 }
 
 #[test]
-fn nanoseconds_below_zero_are_taken_from_the_seconds() {
-    // As a FUSE file system may give -1.5 s.
+fn negative_nanoseconds_borrow_from_the_seconds() {
+    // A FUSE file system may return this for -1.5 s.
     let time = time_of(-1, -500_000_000_i32 as u32);
     assert_eq!((time.seconds, time.nanoseconds), (-2, 500_000_000));
     let time = time_of(-1, 999_999_999);
@@ -654,7 +672,7 @@ impl Keys {
     }
 }
 
-/// Tries all that a peer can do to a name.
+/// Tries every operation of a peer on a name.
 fn refuses_all(store: &LocalStore, name: &str) {
     let name = &path(name);
     let other = path("other");
@@ -693,7 +711,7 @@ fn refuses_all(store: &LocalStore, name: &str) {
 }
 
 fn put_at(store: &LocalStore, name: &RelativePath) -> Result<(), Reason> {
-    let mut upload = store.create(name, &claim(4))?;
+    let mut upload = store.create(name, &partial_key(4))?;
     upload.write_at(b"evil", 0).unwrap();
     let committed = upload.commit(&Attributes::default(), Durability::Visible);
     committed.map(drop)
@@ -736,7 +754,7 @@ fn a_reserved_directory_is_neither_read_nor_changed() {
         assert!(put_at(&store, &path(".config/haul")).is_err());
         assert!(store.stat(&path(".config/haul")).is_err());
         store.sweep(Duration::ZERO).unwrap();
-        // All else is as ever.
+        // Everything else works.
         put(&store, ".config/other/file", b"data").unwrap();
         assert!(store.open(&path(".config/other/file")).is_ok());
         assert!(store.names(&path(".config/other")).is_ok());
@@ -760,7 +778,7 @@ fn links_to_and_from_a_reserved_directory_are_reserved() {
     .unwrap();
     symlink(dotfiles.join("later"), keys.keys.join("known_hosts")).unwrap();
     fs::hard_link(keys.keys.join("key.pem"), dotfiles.join("backup")).unwrap();
-    // The directory itself is reached by a link.
+    // The directory itself is reached through a link.
     fs::rename(keys.home().join(".config"), dotfiles.join("config")).unwrap();
     symlink("dotfiles/config", keys.home().join(".config")).unwrap();
     fs::create_dir(dotfiles.join("config/dotfiles")).unwrap();
@@ -772,7 +790,7 @@ fn links_to_and_from_a_reserved_directory_are_reserved() {
             put_at(&store, &path("dotfiles/later")).unwrap_err().code,
             Code::NotAllowed
         );
-        // The hard link may be replaced, which leaves the key as it is; the key may not be read by it.
+        // A peer may replace the hard link, which leaves the key unchanged, but may not read the key through it.
         assert_eq!(
             store.open(&path("dotfiles/backup")).err().unwrap().code,
             Code::NotAllowed
@@ -806,7 +824,7 @@ fn links_to_and_from_a_reserved_directory_are_reserved() {
 }
 
 #[test]
-fn a_reserved_directory_is_no_store_and_none_is_in_it() {
+fn a_store_cannot_be_in_a_reserved_directory() {
     let keys = Keys::new();
     for inside in [keys.keys.clone(), keys.keys.join("old")] {
         let refused = LocalStore::open_reserving(&inside, &keys.keys);
@@ -819,7 +837,7 @@ fn a_reserved_directory_is_no_store_and_none_is_in_it() {
     assert!(LocalStore::open_reserving(keys.home(), &keys.home().join("nowhere")).is_err());
 }
 
-/// Mounts one directory or file on another until it is dropped; `None` where that is not permitted.
+/// A bind mount that is undone on drop; `None` if this user may not mount.
 struct Mounted(PathBuf);
 
 impl Mounted {
@@ -843,7 +861,7 @@ impl Drop for Mounted {
 }
 
 #[test]
-fn a_second_mount_leads_not_into_a_reserved_directory() {
+fn a_second_mount_does_not_bypass_a_reserved_directory() {
     let keys = Keys::new();
     let mounted = keys.home().join("mounted");
     fs::create_dir(&mounted).unwrap();
@@ -862,7 +880,7 @@ fn a_second_mount_leads_not_into_a_reserved_directory() {
 }
 
 #[test]
-fn a_file_that_is_a_mount_point_says_what_it_is() {
+fn the_error_for_a_mount_point_names_it() {
     let place = Place::new();
     for name in ["inside/f", "outside/f"] {
         fs::write(place.above.path().join(name), "old").unwrap();

@@ -1,4 +1,4 @@
-//! Where symbolic links lead, found out component by component: the store itself follows none.
+//! Resolves symbolic links component by component: the store itself follows none.
 
 use super::Follow;
 use crate::error::text::printable;
@@ -7,21 +7,21 @@ use crate::protocol::Kind;
 use crate::protocol::path::RelativePath;
 use crate::storage::{Metadata, Store};
 
-/// Links on the way of one: as many as Linux follows.
+/// Most links on one path, as in Linux.
 const MAX_LINKS: u32 = 40;
 
-/// What a symbolic link points to in the end, which is no link. What changes meanwhile is an error at worst: the store
-/// is never left.
+/// Resolves a symbolic link to its final target, which is not a link. A concurrent change causes an error at worst: the
+/// store is never left.
 pub(super) fn resolve(
     store: &dyn Store,
     link: &RelativePath,
     follow: Follow,
 ) -> Result<(RelativePath, Metadata), Reason> {
     let mut here = link.parent().unwrap_or_default();
-    // What is left to go, last first.
-    let mut left: Vec<Vec<u8>> = link.name().map(<[u8]>::to_vec).into_iter().collect();
+    // Remaining components, last first.
+    let mut remaining: Vec<Vec<u8>> = link.name().map(<[u8]>::to_vec).into_iter().collect();
     let mut links = 0;
-    while let Some(component) = left.pop() {
+    while let Some(component) = remaining.pop() {
         match component.as_slice() {
             b"" | b"." => continue,
             b".." => {
@@ -35,14 +35,14 @@ pub(super) fn resolve(
             _ => {}
         }
         let next = here.join(&component)?;
-        let there = store.stat(&next)?.ok_or_else(|| {
+        let metadata = store.stat(&next)?.ok_or_else(|| {
             let end = store.read_link(link).unwrap_or_default();
             Reason::new(
                 Code::NotFound,
-                format!("it points to {}, which is not there", printable(&end)),
+                format!("it points to {}, which does not exist", printable(&end)),
             )
         })?;
-        if there.kind != Some(Kind::Symlink) {
+        if metadata.kind != Some(Kind::Symlink) {
             here = next;
             continue;
         }
@@ -57,18 +57,18 @@ pub(super) fn resolve(
             }
             here = RelativePath::root();
         }
-        left.extend(target.split(|&byte| byte == b'/').rev().map(<[u8]>::to_vec));
+        remaining.extend(target.split(|&byte| byte == b'/').rev().map(<[u8]>::to_vec));
     }
-    let there = store
+    let metadata = store
         .stat(&here)?
         .ok_or_else(|| Reason::from(Code::NotFound))?;
-    Ok((here, there))
+    Ok((here, metadata))
 }
 
 fn leads_out() -> Reason {
     Reason::new(
         Code::Symlink,
-        "it leads out of the served directory, where no link is followed",
+        "it leads out of the served directory, so it is not followed",
     )
 }
 
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn links_are_followed_one_by_one_and_never_out() {
+    fn links_are_resolved_stepwise_and_never_leave_the_store() {
         let store = MemoryStore::new();
         store.make_directory(&path("a/b")).unwrap();
         let link = |name: &str, target: &str| {
@@ -113,12 +113,12 @@ mod tests {
             "{gone}"
         );
         assert_eq!(resolved("absolute", Follow::Anywhere).unwrap(), "a/b");
-        // As the system has it at the root of all.
+        // As the system resolves `..` at the root of the file system.
         assert!(
             resolved("out", Follow::Anywhere)
                 .unwrap_err()
                 .text
-                .contains("not there")
+                .contains("does not exist")
         );
     }
 }

@@ -1,4 +1,4 @@
-//! What a walk leaves out: the filter's rules, and those of the .gitignore files that it comes upon.
+//! What a walk excludes: the rules of the filter, and of the .gitignore files it finds.
 
 use std::sync::Arc;
 
@@ -8,17 +8,17 @@ use crate::protocol::path::RelativePath;
 use crate::storage::Store;
 use crate::storage::filter::{Filter, MAX_RULES_BYTES, Rules};
 
-/// The rules of one .gitignore, and those that hold where it says nothing.
+/// The rules of one .gitignore, and those that apply where it has no match.
 pub(crate) struct Scope {
     rules: Rules,
-    /// The directory that they are anchored at, as it is named on the wire.
+    /// The directory that the rules are anchored at, by its name on the wire.
     base: RelativePath,
     above: Option<Arc<Scope>>,
 }
 
 impl Scope {
-    /// The rules that hold in a directory: its own before those from above. A directory with a `.git` is a repository of
-    /// its own, in which none from above hold.
+    /// Returns the rules for a directory: its own before those from above. A directory with a `.git` is a repository of
+    /// its own, and rules from above do not apply in it.
     pub(crate) fn of(
         store: &dyn Store,
         directory: &RelativePath,
@@ -34,14 +34,14 @@ impl Scope {
                 .join(b"info")
                 .and_then(|info| info.join(b"exclude"))
                 .ok();
-            scope = Self::with(
+            scope = Self::with_file(
                 store,
                 exclude.filter(|path| is_file(store, path)),
                 base,
                 None,
             )?;
         }
-        Self::with(
+        Self::with_file(
             store,
             below(b".gitignore").filter(|path| is_file(store, path)),
             base,
@@ -49,18 +49,15 @@ impl Scope {
         )
     }
 
-    fn with(
+    fn with_file(
         store: &dyn Store,
         file: Option<RelativePath>,
         base: &RelativePath,
         above: Option<Arc<Self>>,
     ) -> Result<Option<Arc<Self>>, Reason> {
         let Some(file) = file else { return Ok(above) };
-        let rules = read(store, &file).map_err(|why| {
-            let text = format!(
-                "nothing in {base} was sent, since what to leave out of it is not known: {}",
-                why
-            );
+        let rules = read_rules(store, &file).map_err(|why| {
+            let text = format!("nothing in {base} was sent: cannot read its exclude rules: {why}");
             Reason::new(why.code, text)
         })?;
         Ok(Some(Arc::new(Self {
@@ -82,8 +79,8 @@ impl Scope {
     }
 }
 
-/// Whether something is to be left out, by its name on the wire, where all of its tree stands below `top`. A source that
-/// is a directory is where rules are anchored, and never is.
+/// Whether to exclude an entry, by its name on the wire; `top` is the root of its tree. Rules are anchored at a source
+/// directory, and never exclude it.
 pub(crate) fn excludes(
     filter: &Filter,
     scope: Option<&Scope>,
@@ -100,7 +97,7 @@ pub(crate) fn excludes(
     excluded.unwrap_or_else(|| scope.is_some_and(|scope| scope.excludes(path, directory)))
 }
 
-/// A name relative to a directory that it stands below.
+/// The part of a path below a directory that contains it.
 pub(crate) fn below<'a>(base: &RelativePath, path: &'a RelativePath) -> &'a [u8] {
     let below = path
         .as_bytes()
@@ -109,7 +106,7 @@ pub(crate) fn below<'a>(base: &RelativePath, path: &'a RelativePath) -> &'a [u8]
     below.strip_prefix(b"/").unwrap_or(below)
 }
 
-/// As git, which does not follow a .gitignore that is a link.
+/// Like git, ignores a .gitignore that is a symbolic link.
 fn is_file(store: &dyn Store, path: &RelativePath) -> bool {
     store
         .stat(path)
@@ -118,7 +115,7 @@ fn is_file(store: &dyn Store, path: &RelativePath) -> bool {
         .is_some_and(|metadata| metadata.kind == Some(Kind::File))
 }
 
-fn read(store: &dyn Store, path: &RelativePath) -> Result<Rules, Reason> {
+fn read_rules(store: &dyn Store, path: &RelativePath) -> Result<Rules, Reason> {
     let mut text = vec![0; MAX_RULES_BYTES + 1];
     let length = store
         .open(path)?
