@@ -1,4 +1,4 @@
-//! Counts where open transfers stand, and samples it, for the [verdict](crate::transfer::bottleneck).
+//! Samples the stages of open transfers, to find the [bottleneck](crate::transfer::bottleneck).
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -10,31 +10,31 @@ use quinn::{Connection, ConnectionStats};
 use crate::protocol::SenderTime;
 use crate::transfer::bottleneck::{PathStats, TimeBreakdown, Usage};
 
-/// Time between two samples. A session that is long enough for a verdict has fifty.
+/// Time between two samples. A session of the minimum length for a verdict (1 s) has fifty.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Where a transfer stands.
+/// The stage of a transfer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Stage {
-    /// Its file is read.
+    /// The file is being read.
     Reading,
-    /// It waits for the limit.
+    /// The transfer waits for the rate limit.
     Limited,
-    /// The connection takes what was read.
+    /// The data is being written to the connection.
     Writing,
-    /// All is written, and the peer does not have all of it yet.
+    /// Everything is written, and the peer has not acknowledged all of it.
     UnderWay,
-    /// The peer has all of it; the receipt is not there.
+    /// The peer has acknowledged everything, and the receipt has not arrived.
     Committing,
 }
 
 const STAGES: usize = 5;
 
-/// How many transfers of a session stand where.
+/// The number of transfers of a session in each stage.
 #[derive(Debug, Default)]
 pub struct StageCounters([AtomicUsize; STAGES]);
 
-/// A transfer stands there until this is dropped.
+/// Counts a transfer in its stage until dropped.
 pub(crate) struct InStage<'a>(&'a AtomicUsize);
 
 impl Drop for InStage<'_> {
@@ -44,15 +44,15 @@ impl Drop for InStage<'_> {
 }
 
 impl StageCounters {
-    /// One more at a station.
-    pub(crate) fn at(&self, station: Stage) -> InStage<'_> {
-        let count = &self.0[station as usize];
+    /// Counts one more transfer in a stage.
+    pub(crate) fn at(&self, stage: Stage) -> InStage<'_> {
+        let count = &self.0[stage as usize];
         count.fetch_add(1, Ordering::Relaxed);
         InStage(count)
     }
 }
 
-/// Watches a session from its begin.
+/// Samples a session from its start.
 pub(crate) struct Sampler {
     connection: Connection,
     meter: Arc<StageCounters>,
@@ -67,7 +67,7 @@ pub(crate) struct Sampler {
 }
 
 impl Sampler {
-    /// Begins now.
+    /// Starts sampling now.
     pub(crate) async fn begin(connection: Connection, meter: Arc<StageCounters>) -> Self {
         let cpu = usage().await;
         let now = Instant::now();
@@ -86,7 +86,7 @@ impl Sampler {
         }
     }
 
-    /// What was seen so far, for the receiver.
+    /// Returns the measurements so far, in the form that the receiver gets.
     pub(crate) fn spent(&mut self) -> SenderTime {
         self.tick();
         let elapsed = self.begun.elapsed();
@@ -120,7 +120,7 @@ impl Sampler {
         self.account.add(time, counts);
     }
 
-    /// What was seen.
+    /// Stops sampling, and returns all measurements.
     pub(crate) async fn end(mut self, held_up: Option<Duration>) -> (PathStats, TimeBreakdown) {
         let now = Instant::now();
         let cpu = usage().await;
@@ -171,11 +171,10 @@ async fn usage() -> Usage {
 }
 
 impl TimeBreakdown {
-    /// Shares a stretch of time out by how many transfers stood where.
+    /// Divides a time span among the stages, in proportion to the number of transfers in each.
     fn add(&mut self, time: Duration, counts: [usize; STAGES]) {
         let all: usize = counts.iter().sum();
-        let part =
-            |station: Stage| time.mul_f64(counts[station as usize] as f64 / all.max(1) as f64);
+        let part = |stage: Stage| time.mul_f64(counts[stage as usize] as f64 / all.max(1) as f64);
         self.reading += part(Stage::Reading);
         self.limited += part(Stage::Limited);
         self.network += part(Stage::Writing) + part(Stage::UnderWay);
@@ -188,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_is_shared_out_by_where_transfers_stand() {
+    fn time_is_divided_by_the_stages_of_transfers() {
         let meter = StageCounters::default();
         let mut account = TimeBreakdown::default();
         let counts = || {
@@ -199,7 +198,11 @@ mod tests {
         };
         let second = Duration::from_secs(1);
         account.add(second, counts());
-        assert_eq!(account, TimeBreakdown::default(), "nobody stood anywhere");
+        assert_eq!(
+            account,
+            TimeBreakdown::default(),
+            "no transfer was in any stage"
+        );
         let reading = meter.at(Stage::Reading);
         let committing: Vec<_> = (0..3).map(|_| meter.at(Stage::Committing)).collect();
         account.add(second, counts());
