@@ -343,7 +343,7 @@ struct SenderState {
     observer: Observer,
 }
 
-/// The session on one connection.
+/// The session on its current connection.
 struct Run {
     shared: Arc<SenderState>,
     sending: Sending,

@@ -56,7 +56,7 @@ pub struct Outcome {
     pub bound: Bottleneck,
     /// The time in each stage, while it was connected.
     pub account: TimeBreakdown,
-    /// Whether the sender was the server.
+    /// Whether the sender was the server (a pull).
     pub pulled: bool,
 }
 
@@ -374,7 +374,7 @@ pub(crate) async fn push(
     let stopping = CancellationToken::new();
     let meter = Arc::<StageCounters>::default();
     let allowed = Arc::<Allowed>::default();
-    let mut watch = Sampler::begin(connection.clone(), meter.clone()).await;
+    let mut sampler = Sampler::begin(connection.clone(), meter.clone()).await;
     let answered = async {
         let ready = timeout(deadline, answer(&mut reader))
             .await
@@ -399,14 +399,14 @@ pub(crate) async fn push(
         // Send the first entries together with the request.
         ended = send_all(sender, sending, (answered, || None), writer) => ended,
         why = gone => Err(Error::Lost(why.into())),
-        never = watch.run() => match never {},
+        never = sampler.run() => match never {},
     };
     let held_up = ended
         .as_ref()
         .ok()
         .and_then(|summary| summary.held_up)
         .map(Duration::from_millis);
-    let (path, account) = watch.end(held_up).await;
+    let (path, account) = sampler.end(held_up).await;
     outcome.saw(&path, &account);
     outcome.summary = ended?;
     Ok(())
@@ -424,7 +424,7 @@ pub(crate) async fn pull(
     gone: impl Future<Output = String>,
     outcome: &mut Outcome,
 ) -> Result<Delivered> {
-    let mut watch = Sampler::begin(connection.clone(), Arc::default()).await;
+    let mut sampler = Sampler::begin(connection.clone(), Arc::default()).await;
     outcome.pulled = true;
     let mut spent = None;
     let session = async {
@@ -452,14 +452,14 @@ pub(crate) async fn pull(
     let ended = tokio::select! {
         ended = session => ended,
         why = gone => Err(Error::Lost(why.into())),
-        never = watch.run() => match never {},
+        never = sampler.run() => match never {},
     };
     let held_up = ended
         .as_ref()
         .ok()
         .and_then(|(summary, _)| summary.held_up)
         .map(Duration::from_millis);
-    let (mut path, mut account) = watch.end(held_up).await;
+    let (mut path, mut account) = sampler.end(held_up).await;
     if let Some(spent) = spent {
         path.tell(&mut account, &spent);
     }

@@ -138,7 +138,7 @@ fn an_empty_source_and_too_much_to_remove_remove_nothing() {
     );
     assert_eq!(code, Some(1), "{said}");
     assert!(
-        said.contains("nothing was removed: 2 paths would be removed, at most 1 allowed"),
+        said.contains("nothing was removed: 2 to remove, and --max-delete allows 1"),
         "{said}"
     );
     assert!(there.join("t/a").exists() && there.join("t/b").exists());
@@ -285,8 +285,8 @@ fn what_has_become_of_another_kind_is_replaced_and_what_a_link_points_to_is_not_
     );
     assert_eq!(code, Some(1), "{said}");
     assert!(
-        said.contains("2 paths would be removed, at most 0 allowed")
-            || said.contains("3 paths would be removed, at most 0 allowed"),
+        said.contains("2 to remove, and --max-delete allows 0")
+            || said.contains("3 to remove, and --max-delete allows 0"),
         "{said}"
     );
     assert!(there.join("t/file/sub/b").exists() && there.join("t/link/a").exists());

@@ -56,7 +56,7 @@ impl Receiver {
         let same_xattrs = || {
             attributes.xattrs.as_ref().is_none_or(|wanted| {
                 let there = self.session.store.xattrs(path, attributes.owner.is_some());
-                there.is_ok_and(|(there, lapses)| lapses.is_empty() && there == **wanted)
+                there.is_ok_and(|(there, warnings)| warnings.is_empty() && there == **wanted)
             })
         };
         same_mode && same_owner && same_xattrs()

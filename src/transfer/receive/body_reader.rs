@@ -39,12 +39,12 @@ pub(super) struct BodyReader {
     /// The stream offset at which the trailer begins.
     end: u64,
     received: u64,
-    tail: Vec<(u64, Bytes)>,
-    tail_bytes: usize,
+    trailer_chunks: Vec<(u64, Bytes)>,
+    trailer_bytes: usize,
     runs: Vec<Run>,
     pending: usize,
     /// Memory allocated for the runs, in bytes.
-    set_aside: usize,
+    allocated: usize,
     /// File offset at which the last full run ended.
     next: u64,
     /// The file offset of the next run, if runs are returned only in order.
@@ -99,7 +99,7 @@ impl BodyReader {
 
     fn of(parts: Vec<(u64, Range)>, start: u64, end: u64, in_order: bool) -> Self {
         let next = parts.first().map_or(0, |(_, range)| range.offset);
-        let tail = Vec::new();
+        let trailer_chunks = Vec::new();
         let runs = Vec::new();
         let in_order = in_order.then_some(next);
         Self {
@@ -107,11 +107,11 @@ impl BodyReader {
             start,
             end,
             received: 0,
-            tail,
-            tail_bytes: 0,
+            trailer_chunks,
+            trailer_bytes: 0,
             runs,
             pending: 0,
-            set_aside: 0,
+            allocated: 0,
             next,
             in_order,
         }
@@ -129,14 +129,15 @@ impl BodyReader {
             offset += part.len() as u64;
         }
         if !piece.is_empty() {
-            self.tail_bytes += piece.len();
-            if self.tail_bytes > Trailer::LIMIT {
+            self.trailer_bytes += piece.len();
+            if self.trailer_bytes > Trailer::LIMIT {
                 return Err(Reason::new(
                     Code::Protocol,
                     "the stream continues after its trailer",
                 ));
             }
-            self.tail.push((offset, Bytes::copy_from_slice(&piece)));
+            self.trailer_chunks
+                .push((offset, Bytes::copy_from_slice(&piece)));
         }
         Ok(self.pending - before)
     }
@@ -157,18 +158,18 @@ impl BodyReader {
             return Err(gaps());
         }
         // Room to grow is limited, because the flow-control window counts received bytes and not allocated memory.
-        let roomy = if offset == self.next {
+        let preferred = if offset == self.next {
             RUN_SIZE
         } else {
             FIRST_RUN_SIZE
         };
-        let room = MAX_SLACK * self.pending + 2 * RUN_SIZE;
-        let capacity = if self.set_aside + roomy <= room {
-            roomy.max(data.len())
+        let max_allocated = MAX_SLACK * self.pending + 2 * RUN_SIZE;
+        let capacity = if self.allocated + preferred <= max_allocated {
+            preferred.max(data.len())
         } else {
             data.len()
         };
-        self.set_aside += capacity;
+        self.allocated += capacity;
         let mut run = Run {
             offset,
             data: BytesMut::with_capacity(capacity),
@@ -200,7 +201,7 @@ impl BodyReader {
     /// Returns the runs that can be written now, and their number of bytes.
     pub(super) fn drain(&mut self) -> (Vec<Run>, usize) {
         let Some(mut next) = self.in_order else {
-            self.set_aside = 0;
+            self.allocated = 0;
             return (
                 std::mem::take(&mut self.runs),
                 std::mem::take(&mut self.pending),
@@ -217,7 +218,7 @@ impl BodyReader {
         let runs = std::mem::replace(&mut self.runs, rest);
         let bytes = runs.iter().map(|run| run.data.len()).sum();
         self.pending -= bytes;
-        self.set_aside = self.runs.iter().map(|run| run.data.capacity()).sum();
+        self.allocated = self.runs.iter().map(|run| run.data.capacity()).sum();
         (runs, bytes)
     }
 
@@ -243,9 +244,9 @@ impl BodyReader {
                 format!("the body ended after {} of {planned} bytes", self.received),
             ));
         }
-        self.tail.sort_by_key(|&(offset, _)| offset);
+        self.trailer_chunks.sort_by_key(|&(offset, _)| offset);
         let mut buffer: BytesMut = self
-            .tail
+            .trailer_chunks
             .iter()
             .flat_map(|(_, piece)| piece.iter().copied())
             .collect();

@@ -88,28 +88,28 @@ impl Receiver {
         self.check_quota(&entry)?;
         let path = self.session.place.of(&name)?;
         let folding = self.check_case(&path)?;
-        let there = match self.session.store.stat(&path) {
+        let existing = match self.session.store.stat(&path) {
             // A mirror also replaces a file or link that is in the place of a parent directory.
             Err(why)
                 if matches!(why.code, Code::NotDirectory | Code::Symlink) && self.replaces() =>
             {
                 None
             }
-            there => there?,
+            existing => existing?,
         };
-        if there.is_some() {
+        if existing.is_some() {
             self.respell(&path, folding);
         }
         let attributes = self.attributes(&entry, &path);
-        let same_time = there.as_ref().is_some_and(|there| {
+        let same_time = existing.as_ref().is_some_and(|existing| {
             // If the size differs, the time does not matter.
-            let same_size = entry.kind != Kind::File || entry.size == Some(there.size);
-            let has_time = |modified| same_size && self.has_time(modified, there, &path);
+            let same_size = entry.kind != Kind::File || entry.size == Some(existing.size);
+            let has_time = |modified| same_size && self.has_time(modified, existing, &path);
             entry.modified.is_none_or(has_time)
         });
         let candidate = Candidate {
             attributes,
-            there,
+            existing,
             same_time,
             name,
             path,
@@ -121,7 +121,7 @@ impl Receiver {
         }
         if candidate.entry.kind != Kind::Directory
             && take.existing == Existing::Skip
-            && candidate.there.is_some()
+            && candidate.existing.is_some()
         {
             if take.delete.is_some() && candidate.is(Kind::Directory) {
                 // A mirror would remove the content of the directory as unannounced.
@@ -157,13 +157,13 @@ impl Receiver {
             if path.is_root() || candidate.same_time && self.has_wanted_attributes(candidate) {
                 return Ok(Decision::Skip);
             }
-        } else if candidate.there.is_some() && !self.replaces() {
+        } else if candidate.existing.is_some() && !self.replaces() {
             return Err(refusal(Code::NotDirectory, path));
         }
         if !dry_run {
             self.make_room(path, Kind::Directory)?;
             store.make_directory(path)?;
-            if candidate.there.is_none() {
+            if candidate.existing.is_none() {
                 self.made_directory(path);
             }
             self.unkept
@@ -208,7 +208,7 @@ impl Receiver {
         let guarded = self.guards(&candidate);
         let Candidate { entry, path, .. } = &candidate;
         let size = entry.size;
-        let there = candidate.there.as_ref();
+        let existing = candidate.existing.as_ref();
         // A pull chose the name itself, and a file of unknown size with a modification time has its own name.
         let named_here =
             matches!(self.session.asked, RequestedNames::Only { .. }) || entry.modified.is_some();
@@ -219,16 +219,16 @@ impl Receiver {
             return Err(Reason::new(Code::IsDirectory, text));
         }
         if take.dry_run && !guarded && entry.hard_link.is_some_and(|first| first != entry.id) {
-            return Ok(if stays && there.is_some_and(|m| m.links > 1) {
+            return Ok(if stays && existing.is_some_and(|m| m.links > 1) {
                 Decision::Skip
             } else {
                 Decision::Done
             });
         }
-        if !guarded && let Some(decided) = self.decide_hard_link(entry, path, there)? {
+        if !guarded && let Some(decided) = self.decide_hard_link(entry, path, existing)? {
             return Ok(decided);
         }
-        match there.map(|m| m.kind) {
+        match existing.map(|m| m.kind) {
             _ if self.replaces() => {}
             Some(Some(Kind::Directory)) => return Err(refusal(Code::IsDirectory, path)),
             Some(None) => {
@@ -239,7 +239,7 @@ impl Receiver {
             }
             _ => {}
         }
-        let same_size = candidate.is(Kind::File) && there.is_some_and(|m| Some(m.size) == size);
+        let same_size = candidate.is(Kind::File) && existing.is_some_and(|m| Some(m.size) == size);
         let may_be_same = stays && same_size;
         if stays && !take.checksum && candidate.has_same_size_and_time() {
             let changes = !take.dry_run && !self.has_wanted_attributes(&candidate);
@@ -275,8 +275,8 @@ impl Receiver {
             self.clear_path_above(path)?;
             let upload = create(store, path, &claim)?;
             self.make_room(path, candidate.entry.kind)?;
-            let lapses = upload.commit(&candidate.attributes, Durability::Visible)?;
-            self.unkept.count(path, lapses);
+            let warnings = upload.commit(&candidate.attributes, Durability::Visible)?;
+            self.unkept.count(path, warnings);
             self.stands(entry.id, entry.hard_link, path);
             return Ok(Decision::Done);
         }
@@ -310,7 +310,7 @@ impl Receiver {
 
     /// Returns whether an existing entry must not be replaced.
     fn guards(&self, candidate: &Candidate) -> bool {
-        self.session.take.existing == Existing::Fail && candidate.there.is_some()
+        self.session.take.existing == Existing::Fail && candidate.existing.is_some()
     }
 
     /// Returns whether an entry of another kind is replaced, with all its content. Only a mirror does that.
@@ -320,8 +320,8 @@ impl Receiver {
     }
 
     fn has_wanted_attributes(&self, candidate: &Candidate) -> bool {
-        candidate.there.as_ref().is_some_and(|there| {
-            self.attributes_match(&candidate.attributes, &candidate.path, there)
+        candidate.existing.as_ref().is_some_and(|existing| {
+            self.attributes_match(&candidate.attributes, &candidate.path, existing)
         })
     }
 }
@@ -333,24 +333,24 @@ struct Candidate {
     name: RelativePath,
     path: RelativePath,
     attributes: Attributes,
-    there: Option<Metadata>,
+    existing: Option<Metadata>,
     same_time: bool,
 }
 
 impl Candidate {
     /// Returns whether the existing entry has this kind.
     fn is(&self, kind: Kind) -> bool {
-        self.there
+        self.existing
             .as_ref()
-            .is_some_and(|there| there.kind == Some(kind))
+            .is_some_and(|existing| existing.kind == Some(kind))
     }
 
     /// Returns whether the existing file has the same size and time.
     fn has_same_size_and_time(&self) -> bool {
         let same_size = self
-            .there
+            .existing
             .as_ref()
-            .is_some_and(|there| Some(there.size) == self.entry.size);
+            .is_some_and(|existing| Some(existing.size) == self.entry.size);
         let files = self.entry.kind == Kind::File && self.is(Kind::File);
         files && same_size && self.same_time && self.entry.modified.is_some()
     }

@@ -69,8 +69,10 @@ impl Receiver {
                 made.await
             }
         };
-        let Ok(Some(lapses)) = made else { return false };
-        self.unkept.count(&file.path, lapses);
+        let Ok(Some(warnings)) = made else {
+            return false;
+        };
+        self.unkept.count(&file.path, warnings);
         self.stands(file.id, file.hard_link, &file.path);
         true
     }
@@ -142,9 +144,9 @@ impl ContentCopy {
             }
         }
         make_room(&self.path).ok()?;
-        let lapses = upload.commit(&self.attributes, self.durability).ok()?;
+        let warnings = upload.commit(&self.attributes, self.durability).ok()?;
         remember(&*self.store, &self.index, &self.digest, &self.path);
-        Some(lapses)
+        Some(warnings)
     }
 
     /// Copies a source, and returns the digest of the copy.

@@ -210,7 +210,7 @@ impl Receiver {
             };
             // A peer that never opens the stream must not hold the permit for long.
             let Some(incoming) = slot
-                .patiently(self.stream_of(&file, stream, claim.superseded()))
+                .wait_releasing_permit(self.stream_of(&file, stream, claim.superseded()))
                 .await
             else {
                 return;
@@ -276,7 +276,7 @@ impl Receiver {
         stream: oneshot::Receiver<Result<IncomingTransfer, Reason>>,
         superseded: impl Future<Output = ()>,
     ) -> Option<IncomingTransfer> {
-        let waited = tokio::select! {
+        let failure = tokio::select! {
             () = superseded => Reason::from(Code::Superseded),
             incoming = self.or_timeout_on_silence(stream) => match incoming {
                 Ok(Ok(Ok(incoming))) => return Some(incoming),
@@ -286,7 +286,7 @@ impl Receiver {
             lost = self.session.window.connection().closed() => StreamError::from(lost).into(),
         };
         lock(&self.admitted).remove(&file.id);
-        self.settled(file, Err(waited));
+        self.settled(file, Err(failure));
         None
     }
 
@@ -359,7 +359,7 @@ struct DiskJob {
 
 impl LargeDownload<'_> {
     /// Waits, and returns the permit if the wait exceeds [`Config::stall`](crate::config::Config::stall).
-    async fn patiently<T>(&mut self, wait: impl Future<Output = T>) -> T {
+    async fn wait_releasing_permit<T>(&mut self, wait: impl Future<Output = T>) -> T {
         tokio::pin!(wait);
         match timeout(self.receiver.session.config.stall, &mut wait).await {
             Ok(done) => done,
@@ -420,10 +420,10 @@ impl LargeDownload<'_> {
                 })
             };
             let done = self.receiver.working(receipt, blocking(finish)).await;
-            let (size, lapses) = done?;
+            let (size, warnings) = done?;
             let committed = self.receiver.committed_source(file);
             self.claim.committed(committed);
-            self.receiver.unkept.count(&file.path, lapses);
+            self.receiver.unkept.count(&file.path, warnings);
             self.receiver.remember(file, plan, trailer).await;
             Ok(size)
         }
@@ -458,20 +458,20 @@ impl LargeDownload<'_> {
     ) -> Result<(), Reason> {
         let config = self.receiver.session.config.clone();
         let receiver = self.receiver;
-        let quiet = receiver.session.window.silence(config.deadline);
-        tokio::pin!(quiet);
-        let mut told = Instant::now();
-        let mut since = Instant::now();
+        let silence = receiver.session.window.silence(config.deadline);
+        tokio::pin!(silence);
+        let mut working_sent_at = Instant::now();
+        let mut pending_since = Instant::now();
         // Bytes written under this permit since `counted`.
-        let mut lately = 0;
-        let mut counted = since;
+        let mut recent_bytes = 0;
+        let mut counted_since = pending_since;
         let mut ended = false;
         loop {
-            let enough = ended
+            let should_write = ended
                 || body.pending() >= WRITE_SIZE
-                || since.elapsed() >= GATHER_TIME
+                || pending_since.elapsed() >= GATHER_TIME
                 || self.receiver.session.window.is_short();
-            if enough && idle.is_some() && body.is_ready() {
+            if should_write && idle.is_some() && body.is_ready() {
                 self.receiver.working(receipt, self.permit()).await?;
                 if let Some(mut disk) = idle.take() {
                     let (runs, bytes): (Vec<Run>, _) = body.drain();
@@ -488,40 +488,40 @@ impl LargeDownload<'_> {
             if ended && job.is_none() {
                 return Ok(());
             }
-            let resting = job.is_none();
+            let is_idle = job.is_none();
             tokio::select! {
                 biased;
                 () = self.claim.superseded() => return Err(Code::Superseded.into()),
-                done = async { (&mut job.as_mut().expect("guarded").running).await }, if !resting => {
+                done = async { (&mut job.as_mut().expect("guarded").running).await }, if !is_idle => {
                     *job = None;
                     let (disk, bytes, written) = done.map_err(|_| Reason::from(Code::Internal))?;
                     credit.release(bytes);
                     // Restart the silence timer now, not at the next poll.
-                    quiet.set(receiver.session.window.silence(config.deadline));
+                    silence.set(receiver.session.window.silence(config.deadline));
                     *idle = Some(disk);
                     written?;
                     self.receiver.moved(file.id, bytes as u64);
-                    lately += bytes;
+                    recent_bytes += bytes;
                 }
                 read = read_ready(stream, body), if !ended => {
                     let (bytes, more) = read?;
                     if body.pending() == bytes {
-                        since = Instant::now();
+                        pending_since = Instant::now();
                     }
                     credit.add(bytes);
                     ended = !more;
                 }
-                () = sleep_until(since + GATHER_TIME), if resting && body.is_ready() => {}
-                () = sleep_until(counted + config.stall), if resting && self.permit.is_some() => {
-                    if lately < SLOW_TRANSFER_LIMIT {
+                () = sleep_until(pending_since + GATHER_TIME), if is_idle && body.is_ready() => {}
+                () = sleep_until(counted_since + config.stall), if is_idle && self.permit.is_some() => {
+                    if recent_bytes < SLOW_TRANSFER_LIMIT {
                         self.permit = None;
                     }
-                    lately = 0;
-                    counted = Instant::now();
+                    recent_bytes = 0;
+                    counted_since = Instant::now();
                 }
-                () = &mut quiet, if resting => return Err(StreamError::TimedOut.into()),
-                () = sleep_until(told + WORKING_INTERVAL), if !resting => {
-                    told = Instant::now();
+                () = &mut silence, if is_idle => return Err(StreamError::TimedOut.into()),
+                () = sleep_until(working_sent_at + WORKING_INTERVAL), if !is_idle => {
+                    working_sent_at = Instant::now();
                     // A peer that does not read this will not read the receipt either.
                     let _ = timeout(WORKING_INTERVAL, receipt.write(&Working {})).await;
                 }

@@ -26,7 +26,7 @@ use crate::storage::PartialKey;
 #[derive(Debug)]
 pub struct FileLocks<K: Eq + Hash + Clone = RelativePath> {
     holders: Mutex<HashMap<Key<K>, Arc<Holder>>>,
-    ages: AtomicU64,
+    next_age: AtomicU64,
 }
 
 type Key<K> = ([u8; 32], K);
@@ -35,7 +35,7 @@ impl<K: Eq + Hash + Clone> Default for FileLocks<K> {
     fn default() -> Self {
         Self {
             holders: Mutex::default(),
-            ages: AtomicU64::new(0),
+            next_age: AtomicU64::new(0),
         }
     }
 }
@@ -87,7 +87,7 @@ impl CommittedSource {
 struct Holder {
     claimant: Claimant,
     superseded: CancellationToken,
-    gone: CancellationToken,
+    released: CancellationToken,
     /// Set when its peer was asked to send. Before that, the holder waits for its own turn.
     asked: CancellationToken,
     /// The source that it committed.
@@ -104,7 +104,7 @@ impl Holder {
                 window.silence(stall).await;
             };
             tokio::select! {
-                () = self.gone.cancelled() => return,
+                () = self.released.cancelled() => return,
                 () = window.unresponsive() => {}
                 () = silence => {}
             }
@@ -113,12 +113,12 @@ impl Holder {
                 b"no data arrived while another session waited for the file",
             );
         }
-        self.gone.cancelled().await;
+        self.released.cancelled().await;
     }
 }
 
 /// The result of an attempt to take a lock.
-enum Taken<K: Eq + Hash + Clone + Send + 'static> {
+enum TakeResult<K: Eq + Hash + Clone + Send + 'static> {
     Free(FileLock<K>),
     /// An older connection of the same session must release first.
     Superseding(Waiting<K>),
@@ -138,7 +138,7 @@ pub(crate) struct FileLock<K: Eq + Hash + Clone = RelativePath> {
 impl<K: Eq + Hash + Clone + Send + 'static> FileLocks<K> {
     /// Returns the age of a new session; newer sessions have higher values.
     pub(crate) fn age(&self) -> u64 {
-        self.ages.fetch_add(1, Ordering::Relaxed)
+        self.next_age.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Takes a lock when it is free. An older connection of the same session is told to release it; another session is
@@ -154,12 +154,12 @@ impl<K: Eq + Hash + Clone + Send + 'static> FileLocks<K> {
         let mut found = None;
         let mut claimed = loop {
             match self.try_take((owner, what.clone()), claimant)? {
-                Taken::Free(claimed) => break claimed,
-                Taken::Superseding(mut waiting) => {
-                    waiting.before.gone.cancelled().await;
+                TakeResult::Free(claimed) => break claimed,
+                TakeResult::Superseding(mut waiting) => {
+                    waiting.previous.released.cancelled().await;
                     break waiting.claimed.take().ok_or(Code::Internal)?;
                 }
-                Taken::Busy(other) => {
+                TakeResult::Busy(other) => {
                     other.wait(claimant.stall).await;
                     found = other.committed.get().cloned();
                 }
@@ -169,14 +169,18 @@ impl<K: Eq + Hash + Clone + Send + 'static> FileLocks<K> {
         Ok(claimed)
     }
 
-    fn try_take(self: &Arc<Self>, key: Key<K>, claimant: &Claimant) -> Result<Taken<K>, Reason> {
+    fn try_take(
+        self: &Arc<Self>,
+        key: Key<K>,
+        claimant: &Claimant,
+    ) -> Result<TakeResult<K>, Reason> {
         let mut holders = lock(&self.holders);
-        let before = holders.get(&key).cloned();
-        match &before {
-            Some(before) if before.claimant.session != claimant.session => {
-                return Ok(Taken::Busy(before.clone()));
+        let previous = holders.get(&key).cloned();
+        match &previous {
+            Some(previous) if previous.claimant.session != claimant.session => {
+                return Ok(TakeResult::Busy(previous.clone()));
             }
-            Some(before) if before.claimant.age > claimant.age => {
+            Some(previous) if previous.claimant.age > claimant.age => {
                 return Err(Code::Superseded.into());
             }
             _ => {}
@@ -184,7 +188,7 @@ impl<K: Eq + Hash + Clone + Send + 'static> FileLocks<K> {
         let holder = Arc::new(Holder {
             claimant: claimant.clone(),
             superseded: CancellationToken::new(),
-            gone: CancellationToken::new(),
+            released: CancellationToken::new(),
             asked: CancellationToken::new(),
             committed: OnceLock::new(),
         });
@@ -195,13 +199,13 @@ impl<K: Eq + Hash + Clone + Send + 'static> FileLocks<K> {
             holder,
             found: None,
         };
-        Ok(match before {
-            None => Taken::Free(claimed),
-            Some(before) => {
-                before.superseded.cancel();
-                Taken::Superseding(Waiting {
+        Ok(match previous {
+            None => TakeResult::Free(claimed),
+            Some(previous) => {
+                previous.superseded.cancel();
+                TakeResult::Superseding(Waiting {
                     claimed: Some(claimed),
-                    before,
+                    previous,
                 })
             }
         })
@@ -212,7 +216,7 @@ impl<K: Eq + Hash + Clone + Send + 'static> FileLocks<K> {
 /// in the table until that release. Otherwise the next caller would write while the previous holder still does.
 struct Waiting<K: Eq + Hash + Clone + Send + 'static> {
     claimed: Option<FileLock<K>>,
-    before: Arc<Holder>,
+    previous: Arc<Holder>,
 }
 
 impl<K: Eq + Hash + Clone + Send + 'static> Drop for Waiting<K> {
@@ -221,9 +225,9 @@ impl<K: Eq + Hash + Clone + Send + 'static> Drop for Waiting<K> {
         if let (Some(claimed), Ok(runtime)) =
             (self.claimed.take(), tokio::runtime::Handle::try_current())
         {
-            let before = self.before.clone();
+            let previous = self.previous.clone();
             runtime.spawn(async move {
-                before.gone.cancelled().await;
+                previous.released.cancelled().await;
                 drop(claimed);
             });
         }
@@ -275,7 +279,7 @@ impl<K: Eq + Hash + Clone> Drop for FileLock<K> {
             holders.remove(&self.key);
         }
         drop(holders);
-        self.holder.gone.cancel();
+        self.holder.released.cancel();
     }
 }
 
@@ -293,7 +297,7 @@ mod tests {
         let other_key = claims.take([2; 32], &path, &later).await.unwrap();
         let mut newer = Box::pin(claims.take([1; 32], &path, &later));
         assert!(
-            futures_poll(&mut newer).await.is_none(),
+            poll_once(&mut newer).await.is_none(),
             "the older one still holds it"
         );
         old.superseded().await;
@@ -320,13 +324,13 @@ mod tests {
         let of_session = [(); 3].map(|()| claimant(&claims, 7));
         let writing = claims.take([1; 32], &path, &of_session[0]).await.unwrap();
         let mut cut_off = Box::pin(claims.take([1; 32], &path, &of_session[1]));
-        assert!(futures_poll(&mut cut_off).await.is_none());
+        assert!(poll_once(&mut cut_off).await.is_none());
         drop(cut_off);
         let mut next = Box::pin(claims.take([1; 32], &path, &of_session[2]));
         for _ in 0..10 {
             tokio::task::yield_now().await;
             assert!(
-                futures_poll(&mut next).await.is_none(),
+                poll_once(&mut next).await.is_none(),
                 "the disk work of the first one has not ended"
             );
         }
@@ -354,7 +358,7 @@ mod tests {
             let held = claims.take([1; 32], &path, holder).await.unwrap();
             assert_eq!(held.found(), None);
             let mut waiting = Box::pin(claims.take([1; 32], &path, waiter));
-            assert!(futures_poll(&mut waiting).await.is_none());
+            assert!(poll_once(&mut waiting).await.is_none());
             assert!(
                 !held.holder.superseded.is_cancelled(),
                 "the holder is not disturbed"
@@ -376,7 +380,7 @@ mod tests {
         }
     }
 
-    async fn futures_poll<T>(future: &mut (impl Future<Output = T> + Unpin)) -> Option<T> {
+    async fn poll_once<T>(future: &mut (impl Future<Output = T> + Unpin)) -> Option<T> {
         tokio::select! {
             biased;
             done = future => Some(done),

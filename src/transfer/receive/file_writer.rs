@@ -253,7 +253,7 @@ impl FileWriter {
         match self.check(trailer) {
             Ok(()) => make_room()
                 .and_then(|()| self.upload.commit(attributes, durability))
-                .map(|lapses| (self.size, lapses)),
+                .map(|warnings| (self.size, warnings)),
             Err(why) => {
                 // An incomplete transfer can resume from its partial, except in pieces.
                 if why.code == Code::Corrupt || self.pieces.is_some() {
@@ -454,11 +454,11 @@ pub(super) fn kept_by(
     size: u64,
 ) -> Result<Vec<std::ops::Range<u64>>, Reason> {
     let bad = |text| Reason::new(Code::Protocol, text);
-    let mut taken: Vec<Range> = plan.ranges.iter().chain(plan.holes()).copied().collect();
-    taken.sort_unstable_by_key(|range| range.offset);
+    let mut planned: Vec<Range> = plan.ranges.iter().chain(plan.holes()).copied().collect();
+    planned.sort_unstable_by_key(|range| range.offset);
     let mut kept = Vec::new();
     let mut next = 0;
-    for range in taken {
+    for range in planned {
         let end = range.offset.saturating_add(range.length);
         if end > size {
             return Err(bad("the plan extends beyond the end of the file"));

@@ -48,11 +48,11 @@ impl Announced {
     }
 
     fn contains(&self, path: &RelativePath) -> bool {
-        lock(&self.entries).contains(&short(path))
+        lock(&self.entries).contains(&path_digest(path))
     }
 
     fn is_omitted(&self, path: &RelativePath) -> bool {
-        lock(&self.omitted).contains(&short(path))
+        lock(&self.omitted).contains(&path_digest(path))
     }
 
     fn count(&self) -> usize {
@@ -68,12 +68,12 @@ impl Announced {
 fn remember(all: &Mutex<HashSet<[u8; 16]>>, path: &RelativePath) {
     let mut all = lock(all);
     if all.len() <= MAX_ANNOUNCED {
-        all.insert(short(path));
+        all.insert(path_digest(path));
     }
 }
 
 /// Returns the first half of a BLAKE3 digest. Collisions are infeasible.
-fn short(path: &RelativePath) -> [u8; 16] {
+fn path_digest(path: &RelativePath) -> [u8; 16] {
     let mut digest = [0; 16];
     digest.copy_from_slice(&blake3::hash(path.as_bytes()).as_bytes()[..16]);
     digest
@@ -134,8 +134,8 @@ impl Receiver {
     pub(super) fn make_room(&self, path: &RelativePath, kind: Kind) -> Result<(), Reason> {
         self.clear_path_above(path)?;
         match self.replacing_mirror() {
-            Some(mirror) if kind == Kind::Directory => mirror.make_way(path),
-            Some(mirror) => mirror.clear(path),
+            Some(mirror) if kind == Kind::Directory => mirror.clear_non_directory(path),
+            Some(mirror) => mirror.clear_directory(path),
             None => Ok(()),
         }
     }
@@ -149,7 +149,7 @@ impl Receiver {
         let mut above = RelativePath::default();
         for (depth, name) in path.components().enumerate() {
             if depth > mirror.place.components().count() {
-                mirror.make_way(&above)?;
+                mirror.clear_non_directory(&above)?;
             }
             above = above.join(name)?;
         }
@@ -167,8 +167,8 @@ impl Mirror<'_> {
         mut tell: impl FnMut(RelativePath) -> bool,
     ) -> (u64, Option<Reason>) {
         let (cleared, paths) = std::mem::take(&mut *lock(&self.cleared.0));
-        let heard = paths.into_iter().all(&mut tell);
-        let whole = match (is_whole, heard) {
+        let all_reported = paths.into_iter().all(&mut tell);
+        let whole = match (is_whole, all_reported) {
             (true, true) => Ok(()),
             (true, false) => Err(Code::Cancelled.into()),
             (false, _) => Err(Reason::new(
@@ -204,7 +204,7 @@ impl Mirror<'_> {
         }
         let (count, found) = self.count(self.place, false)?;
         self.check_found(found)?;
-        self.may_go(cleared + count)
+        self.check_maximum(cleared + count)
     }
 
     /// Checks that all announced entries exist. If some are missing, the file system may store them under other names,
@@ -225,20 +225,20 @@ impl Mirror<'_> {
     }
 
     /// Checks a number of removals against `--max-delete`.
-    fn may_go(&self, count: u64) -> Result<(), Reason> {
+    fn check_maximum(&self, count: u64) -> Result<(), Reason> {
         match self.delete.most {
             Some(most) if count > most => Err(Reason::new(
                 Code::TooMany,
-                format!("{count} paths would be removed, at most {most} allowed"),
+                format!("{count} to remove, and --max-delete allows {most}"),
             )),
             _ => Ok(()),
         }
     }
 
     /// Counts the paths to remove and the announced paths that exist.
-    fn count(&self, root: &RelativePath, doomed: bool) -> Result<(u64, u64), Reason> {
+    fn count(&self, root: &RelativePath, unannounced: bool) -> Result<(u64, u64), Reason> {
         let mut count = 0;
-        let found = self.walk(root, doomed, |path| {
+        let found = self.walk(root, unannounced, |path| {
             count += u64::from(path != root);
             Ok(true)
         })?;
@@ -254,7 +254,7 @@ impl Mirror<'_> {
         let mut failed = None;
         self.walk(self.place, false, |path| {
             // New files may have appeared since the count.
-            if let Err(why) = self.may_go(cleared + removed + 1) {
+            if let Err(why) = self.check_maximum(cleared + removed + 1) {
                 failed.get_or_insert(why);
                 return Ok(false);
             }
@@ -290,7 +290,7 @@ impl Mirror<'_> {
     }
 
     /// Removes a file or link in the place of a directory.
-    fn make_way(&self, path: &RelativePath) -> Result<(), Reason> {
+    fn clear_non_directory(&self, path: &RelativePath) -> Result<(), Reason> {
         let is_obstructed = || {
             Ok::<_, Reason>(
                 self.store
@@ -312,7 +312,7 @@ impl Mirror<'_> {
 
     /// Removes an existing directory and its content, or nothing if a part is spared or the limit is exceeded. Its
     /// content counts as removed.
-    fn clear(&self, path: &RelativePath) -> Result<(), Reason> {
+    fn clear_directory(&self, path: &RelativePath) -> Result<(), Reason> {
         let is_directory = || {
             Ok::<_, Reason>(
                 self.store
@@ -346,7 +346,7 @@ impl Mirror<'_> {
             let too_many = |why: Reason| {
                 Reason::new(why.code, format!("cannot replace directory {path}: {why}"))
             };
-            self.may_go(count).map_err(too_many)
+            self.check_maximum(count).map_err(too_many)
         };
         within(cleared.0 + count)?;
         self.walk(path, true, |gone| {
@@ -375,18 +375,18 @@ impl Mirror<'_> {
     fn walk(
         &self,
         root: &RelativePath,
-        doomed: bool,
+        unannounced: bool,
         mut visit: impl FnMut(&RelativePath) -> Result<bool, Reason>,
     ) -> Result<u64, Reason> {
         let top = self.store.stat(root)?.map(|there| there.modified);
         let mut found = u64::from(top.is_some() && self.is_announced(root));
-        let mut open = vec![self.level(root.clone(), top, doomed, self.scope_above(root)?)?];
+        let mut open = vec![self.level(root.clone(), top, unannounced, self.scope_above(root)?)?];
         while let Some(level) = open.last_mut() {
             let Some(name) = level.names.pop() else {
                 let Some(level) = open.pop() else { break };
-                let gone = level.doomed && !level.stays && visit(&level.path)?;
-                if let Some(above) = open.last_mut().filter(|_| level.doomed) {
-                    above.stays |= !gone;
+                let gone = level.unannounced && !level.keeps_content && visit(&level.path)?;
+                if let Some(above) = open.last_mut().filter(|_| level.unannounced) {
+                    above.keeps_content |= !gone;
                     above.changed |= gone;
                 }
                 if !gone {
@@ -396,11 +396,11 @@ impl Mirror<'_> {
             };
             // haul cannot have written this name, so it does not remove it.
             let Ok(path) = level.path.join(&name) else {
-                level.stays = true;
+                level.keeps_content = true;
                 continue;
             };
             if self.announced.is_omitted(&path) {
-                level.stays = true;
+                level.keeps_content = true;
                 continue;
             }
             let Some(there) = self.store.stat(&path)? else {
@@ -408,9 +408,9 @@ impl Mirror<'_> {
             };
             let announced = self.is_announced(&path);
             found += u64::from(announced);
-            let doomed = level.doomed || !announced;
+            let unannounced = level.unannounced || !announced;
             let directory = there.kind == Some(Kind::Directory);
-            if doomed
+            if unannounced
                 && excludes(
                     self.spared,
                     level.scope.as_deref(),
@@ -419,17 +419,17 @@ impl Mirror<'_> {
                     directory,
                 )
             {
-                level.stays = true;
+                level.keeps_content = true;
                 continue;
             }
             match there.kind {
                 Some(Kind::Directory) => {
                     let scope = level.scope.clone();
-                    open.push(self.level(path, Some(there.modified), doomed, scope)?);
+                    open.push(self.level(path, Some(there.modified), unannounced, scope)?);
                 }
-                _ if doomed => {
+                _ if unannounced => {
                     let gone = visit(&path)?;
-                    level.stays |= !gone;
+                    level.keeps_content |= !gone;
                     level.changed |= gone;
                 }
                 _ => {}
@@ -456,7 +456,7 @@ impl Mirror<'_> {
         &self,
         path: RelativePath,
         modified: Option<Time>,
-        doomed: bool,
+        unannounced: bool,
         above: Option<Arc<Scope>>,
     ) -> Result<Level, Reason> {
         let scope = if self.spared.gitignore {
@@ -473,9 +473,9 @@ impl Mirror<'_> {
             path,
             names,
             modified,
-            doomed,
+            unannounced,
             scope,
-            stays: false,
+            keeps_content: false,
             changed: false,
         })
     }
@@ -500,10 +500,10 @@ struct Level {
     names: Vec<Vec<u8>>,
     modified: Option<Time>,
     /// The directory was not announced.
-    doomed: bool,
+    unannounced: bool,
     scope: Option<Arc<Scope>>,
     /// Some unannounced content stays.
-    stays: bool,
+    keeps_content: bool,
     /// Some content was removed.
     changed: bool,
 }
@@ -617,7 +617,7 @@ mod tests {
         let store = store(&["m/a", "m/b", "m/c"]);
         let refused = (
             0,
-            Some("2 paths would be removed, at most 1 allowed".into()),
+            Some("2 to remove, and --max-delete allows 1".into()),
             vec![],
         );
         assert_eq!(remove(&store, &["m", "m/a"], Some(1), false), refused);
@@ -696,7 +696,7 @@ mod tests {
                     let begin = &begin;
                     scope.spawn(move || {
                         begin.wait();
-                        mirror.clear(&path(&format!("m/{n}")))
+                        mirror.clear_directory(&path(&format!("m/{n}")))
                     });
                 }
             });

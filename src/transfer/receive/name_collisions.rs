@@ -24,7 +24,7 @@ pub(super) struct NameCollisions(Mutex<State>);
 #[derive(Default)]
 struct State {
     /// Folding of directories, by the digest of the folded path.
-    directories: HashMap<Digest, Known>,
+    directories: HashMap<Digest, KnownFolding>,
     /// Digests of sent paths, by the digests of their folded paths.
     names: HashMap<Digest, Digest>,
     /// The last directory in which, and above which, all names are distinct.
@@ -34,14 +34,14 @@ struct State {
     /// The number of stored names when their directories were read.
     stored_names: usize,
     /// The file system chooses the spelling of names, and renaming does not change it.
-    spells_itself: bool,
+    has_fixed_spelling: bool,
     /// More names were sent than the tables hold.
     overflows: bool,
 }
 
 /// The folding of a directory, as far as it was probed.
 #[derive(Clone, Copy, Default)]
-struct Known {
+struct KnownFolding {
     folding: Folding,
     /// Whether normal forms were probed; only few names need it.
     form: bool,
@@ -51,14 +51,14 @@ struct Known {
 type Digest = [u8; 16];
 
 /// The folded form of a path.
-struct Way {
+struct FoldedPath {
     /// The folded path: equal for all paths to the same file.
     key: Vec<u8>,
     /// Whether any directory on the path folds names.
     folds: bool,
 }
 
-impl Way {
+impl FoldedPath {
     fn new() -> Self {
         Self {
             key: Vec::new(),
@@ -82,23 +82,29 @@ impl Receiver {
             return Ok(Folding::default());
         }
         let may_write = !self.session.take.dry_run;
-        let mut way = Way::new();
-        let mut here = RelativePath::root();
+        let mut folded_path = FoldedPath::new();
+        let mut prefix = RelativePath::root();
         let mut folding = Folding::default();
         for component in path.components() {
-            folding = state.ask(&*self.session.store, &way, &here, component, may_write);
+            folding = state.folding_of(
+                &*self.session.store,
+                &folded_path,
+                &prefix,
+                component,
+                may_write,
+            );
             if is_partial_name(&folding.key(component)) {
                 return Err(BadName::Reserved.into());
             }
-            here.push(component)?;
-            way.push(folding, component);
-            if way.folds && !state.remember(&way, &here) {
+            prefix.push(component)?;
+            folded_path.push(folding, component);
+            if folded_path.folds && !state.remember(&folded_path, &prefix) {
                 let text = "the receiver's file system treats it as equal to another name of this transfer; they differ in \
                             case, Unicode form or trailing dots; rename one of them";
                 return Err(Reason::new(Code::BadName, format!("{path}: {text}")));
             }
         }
-        if !way.folds {
+        if !folded_path.folds {
             state.plain = path.parent();
         }
         Ok(folding)
@@ -107,23 +113,23 @@ impl Receiver {
     /// Renames an existing entry to the sent spelling if it is stored under another. Failure is harmless: both
     /// spellings open it.
     pub(super) fn respell(&self, path: &RelativePath, folding: Folding) {
-        let take = self.session.take;
-        let replaces = matches!(take.existing, Existing::Update | Existing::Overwrite);
+        let options = self.session.take;
+        let replaces = matches!(options.existing, Existing::Update | Existing::Overwrite);
         // The user named the destination, so its spelling stays.
         let destination = self.session.place.directory() == path;
         let (Some(directory), Some(name)) = (path.parent(), path.name()) else {
             return;
         };
-        if !folding.any() || !replaces || take.dry_run || destination {
+        if !folding.any() || !replaces || options.dry_run || destination {
             return;
         }
         let store = &*self.session.store;
         let mut state = lock(&self.cases.0);
-        if state.spells_itself || state.is_stored(store, &directory, name, folding) {
+        if state.has_fixed_spelling || state.is_stored(store, &directory, name, folding) {
             return;
         }
         match store.respell(path, folding) {
-            Ok(spelled) => state.spells_itself = !spelled,
+            Ok(spelled) => state.has_fixed_spelling = !spelled,
             Err(why) => tracing::debug!(%why, "cannot change the spelling of a name"),
         }
     }
@@ -132,10 +138,10 @@ impl Receiver {
     pub(super) fn made_directory(&self, path: &RelativePath) {
         let mut state = lock(&self.cases.0);
         let Some(parent) = path.parent() else { return };
-        let above = state.way(&parent);
-        let way = state.way(path);
-        if let Some(known) = state.directories.get(&digest(&above.key)).copied() {
-            state.know(&way, known);
+        let folded_parent = state.folded_path(&parent);
+        let folded_path = state.folded_path(path);
+        if let Some(known) = state.directories.get(&digest(&folded_parent.key)).copied() {
+            state.remember_folding(&folded_path, known);
         }
     }
 }
@@ -144,8 +150,8 @@ impl NameCollisions {
     /// Returns whether an existing path is another spelling of a sent one.
     pub(super) fn is_other_name(&self, path: &RelativePath) -> bool {
         let state = lock(&self.0);
-        let way = state.way(path);
-        way.folds && state.names.contains_key(&digest(&way.key))
+        let folded_path = state.folded_path(path);
+        folded_path.folds && state.names.contains_key(&digest(&folded_path.key))
     }
 
     /// Returns whether more names were sent than the tables hold.
@@ -156,16 +162,16 @@ impl NameCollisions {
 
 impl State {
     /// Returns how a directory folds names, as far as it matters for `name`.
-    fn ask(
+    fn folding_of(
         &mut self,
         store: &dyn Store,
-        way: &Way,
+        folded_path: &FoldedPath,
         directory: &RelativePath,
         name: &[u8],
         may_write: bool,
     ) -> Folding {
         let form = has_forms(name);
-        let known = self.directories.get(&digest(&way.key)).copied();
+        let known = self.directories.get(&digest(&folded_path.key)).copied();
         let wanted = Folding {
             case: known.is_none(),
             ends: known.is_none(),
@@ -178,33 +184,33 @@ impl State {
             known.folding.ends |= found.ends;
             known.folding.form |= found.form;
             known.form |= form;
-            self.know(way, known);
+            self.remember_folding(folded_path, known);
         }
         known.folding
     }
 
-    fn know(&mut self, way: &Way, known: Known) {
+    fn remember_folding(&mut self, folded_path: &FoldedPath, known: KnownFolding) {
         if self.directories.len() >= MAX_DIRECTORIES {
             self.directories.clear();
             // Without the directories, no spelling of a sent name is recognized.
             self.overflows |= !self.names.is_empty();
         }
-        self.directories.insert(digest(&way.key), known);
+        self.directories.insert(digest(&folded_path.key), known);
     }
 
     /// Returns the folded form of a path, as far as its directories are known.
-    fn way(&self, path: &RelativePath) -> Way {
-        let mut way = Way::new();
+    fn folded_path(&self, path: &RelativePath) -> FoldedPath {
+        let mut folded_path = FoldedPath::new();
         for component in path.components() {
-            let known = self.directories.get(&digest(&way.key)).copied();
-            way.push(known.unwrap_or_default().folding, component);
+            let known = self.directories.get(&digest(&folded_path.key)).copied();
+            folded_path.push(known.unwrap_or_default().folding, component);
         }
-        way
+        folded_path
     }
 
     /// Remembers a path. Returns `false` if a different path with the same folded form was sent.
-    fn remember(&mut self, way: &Way, path: &RelativePath) -> bool {
-        let key = digest(&way.key);
+    fn remember(&mut self, folded_path: &FoldedPath, path: &RelativePath) -> bool {
+        let key = digest(&folded_path.key);
         let name = digest(path.as_bytes());
         match self.names.get(&key) {
             Some(first) => *first == name,
@@ -233,15 +239,15 @@ impl State {
                 self.stored.clear();
                 self.stored_names = names.len() + 1;
             }
-            let short = names.iter().map(|name| short(name)).collect();
-            self.stored.insert(key, short);
+            let short_digest = names.iter().map(|name| short_digest(name)).collect();
+            self.stored.insert(key, short_digest);
         }
         let stored = self.stored.entry(key).or_default();
-        if folding.ends && stored.contains(&short(trimmed(name))) {
+        if folding.ends && stored.contains(&short_digest(trimmed(name))) {
             return true;
         }
         // The caller stores it in this spelling now.
-        !stored.insert(short(name))
+        !stored.insert(short_digest(name))
     }
 }
 
@@ -251,7 +257,7 @@ fn digest(name: &[u8]) -> Digest {
     digest
 }
 
-fn short(name: &[u8]) -> u64 {
+fn short_digest(name: &[u8]) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = digest(name);
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }

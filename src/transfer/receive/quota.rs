@@ -81,13 +81,13 @@ impl AcceptedQuota {
     fn check(&self, entries: u64, bytes: u64) -> Result<(), Reason> {
         if entries > self.entries {
             return Err(too_much(format!(
-                "the sender exceeds its offer: {entries} entries, at most {} were accepted",
+                "the sender brings more than was offered: {entries} entries, at most {} were accepted",
                 self.entries
             )));
         }
         match self.bytes.filter(|most| bytes > *most) {
             Some(most) => Err(too_much(format!(
-                "the sender exceeds its offer: {bytes} bytes, at most {most} were accepted"
+                "the sender brings more than was offered: {bytes} bytes, at most {most} were accepted"
             ))),
             None => Ok(()),
         }

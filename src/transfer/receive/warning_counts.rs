@@ -13,9 +13,9 @@ pub(super) struct WarningCounts(Mutex<Vec<MetadataWarning>>);
 
 impl WarningCounts {
     /// Counts the warnings of one entry.
-    pub(super) fn count(&self, name: &RelativePath, lapses: MetadataWarnings) {
-        for (aspect, why) in lapses {
-            MetadataWarning::count_one(&mut lock(&self.0), aspect, || format!("{name}: {why}"));
+    pub(super) fn count(&self, name: &RelativePath, warnings: MetadataWarnings) {
+        for (attribute, why) in warnings {
+            MetadataWarning::count_one(&mut lock(&self.0), attribute, || format!("{name}: {why}"));
         }
     }
 

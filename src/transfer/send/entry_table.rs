@@ -98,7 +98,7 @@ pub(super) struct EntryTable {
     /// Entries announced on this connection.
     pub(super) unsettled: HashMap<u64, Pending>,
     /// Entries to announce again: announced on an earlier connection, or refused because the receiver goes away.
-    left: BTreeMap<u64, Pending>,
+    to_reannounce: BTreeMap<u64, Pending>,
     pub(super) unanswered: u32,
     pub(super) unanswered_bytes: u32,
     open_held: usize,
@@ -139,7 +139,7 @@ impl EntryTable {
     pub(super) fn start_connection(&mut self) {
         for (id, pending) in self.unsettled.drain() {
             if !self.names.reannounce(&pending.announce, pending.role) {
-                self.left.insert(id, pending);
+                self.to_reannounce.insert(id, pending);
             }
         }
         self.names.start_connection();
@@ -153,7 +153,7 @@ impl EntryTable {
 
     /// Announces the first of the entries that are announced again; false if there is none.
     pub(super) fn put_reannounced(&mut self, buffer: &mut BytesMut) -> bool {
-        let Some((id, pending)) = self.left.pop_first() else {
+        let Some((id, pending)) = self.to_reannounce.pop_first() else {
             return false;
         };
         self.put(id, pending, buffer);
@@ -171,7 +171,7 @@ impl EntryTable {
         }
         if let Some((announce, role)) = self.names.found(Arc::new(announce), &mut self.stats.unkept)
         {
-            self.put_new(announce, role, buffer);
+            self.put_with_new_id(announce, role, buffer);
         }
     }
 
@@ -180,11 +180,11 @@ impl EntryTable {
         let Some((announce, role)) = self.names.next() else {
             return false;
         };
-        self.put_new(announce, role, buffer);
+        self.put_with_new_id(announce, role, buffer);
         true
     }
 
-    fn put_new(&mut self, announce: Arc<Announce>, role: LinkRole, buffer: &mut BytesMut) {
+    fn put_with_new_id(&mut self, announce: Arc<Announce>, role: LinkRole, buffer: &mut BytesMut) {
         let id = self.next_id;
         self.next_id += 1;
         let pending = Pending {
@@ -286,7 +286,7 @@ impl EntryTable {
         if stopping {
             self.gone.get_or_insert(Code::Stopping.into());
             if !self.names.reannounce(&pending.announce, pending.role) {
-                self.left.insert(id, pending);
+                self.to_reannounce.insert(id, pending);
             }
         } else {
             self.names.settled(id, pending.role, stands);
@@ -313,7 +313,7 @@ impl EntryTable {
     /// Returns whether everything is announced and settled.
     pub(super) fn is_settled(&self) -> bool {
         self.complete
-            && self.left.is_empty()
+            && self.to_reannounce.is_empty()
             && self.unsettled.is_empty()
             && self.names.pending() == 0
     }

@@ -116,7 +116,8 @@ impl FileReader {
         let size = self.file.seen.size;
         // Detect a removed or changed file before a stream is opened for it.
         self.holes = holes::find(self.source()?, size).map_err(|e| unreadable(&e))?;
-        let mut apart: Vec<(Range, bool)> = self.holes.iter().map(|&hole| (hole, false)).collect();
+        let mut not_sent: Vec<(Range, bool)> =
+            self.holes.iter().map(|&hole| (hole, false)).collect();
         let mut buffer = BytesMut::zeroed(BLOCK);
         for held in std::mem::take(&mut self.held) {
             // Comparing a hole would read its zeros, and a peer could request 1 TiB of them.
@@ -124,13 +125,13 @@ impl FileReader {
                 && !overlaps(&self.holes, held.range)
                 && self.digest(held.range, &mut buffer)? == held.digest
             {
-                apart.push((held.range, true));
+                not_sent.push((held.range, true));
             }
         }
-        apart.sort_unstable_by_key(|(range, _)| range.offset);
+        not_sent.sort_unstable_by_key(|(range, _)| range.offset);
         let mut parts = Vec::new();
         let mut next = 0;
-        for (range, held) in apart.into_iter().chain([(
+        for (range, held) in not_sent.into_iter().chain([(
             Range {
                 offset: size,
                 length: 0,

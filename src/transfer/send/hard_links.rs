@@ -46,7 +46,7 @@ struct LinkedFile {
     first: Arc<Announce>,
     state: First,
     /// Names that are not settled, in this tree or outside it.
-    left: u64,
+    unsettled: u64,
     waiting: Vec<Arc<Announce>>,
 }
 
@@ -95,7 +95,7 @@ impl HardLinks {
         let file = self.files.entry(id).or_insert_with(|| LinkedFile {
             first: lone(),
             state: First::Failed,
-            left: announce.metadata.links,
+            unsettled: announce.metadata.links,
             waiting: Vec::new(),
         });
         match file.state {
@@ -131,10 +131,13 @@ impl HardLinks {
 
     /// Records that an entry is settled, and releases the names that waited for it.
     pub(super) fn settled(&mut self, id: u64, role: LinkRole, stands: bool) {
-        let (LinkRole::First(of) | LinkRole::Reannounced(of) | LinkRole::Name(of, _)) = role else {
+        let (LinkRole::First(file_id)
+        | LinkRole::Reannounced(file_id)
+        | LinkRole::Name(file_id, _)) = role
+        else {
             return;
         };
-        let Some(file) = self.files.get_mut(&of) else {
+        let Some(file) = self.files.get_mut(&file_id) else {
             return;
         };
         if matches!(role, LinkRole::First(_) | LinkRole::Reannounced(_)) {
@@ -147,10 +150,10 @@ impl HardLinks {
             self.ready.extend(file.waiting.drain(..));
         }
         if !matches!(role, LinkRole::Reannounced(_)) {
-            file.left = file.left.saturating_sub(1);
+            file.unsettled = file.unsettled.saturating_sub(1);
         }
-        if file.left == 0 {
-            self.files.remove(&of);
+        if file.unsettled == 0 {
+            self.files.remove(&file_id);
         }
     }
 
@@ -162,8 +165,8 @@ impl HardLinks {
                 self.ready.push_back(announce.clone());
                 true
             }
-            LinkRole::Reannounced(of) => {
-                if let Some(file) = self.files.get_mut(&of) {
+            LinkRole::Reannounced(file_id) => {
+                if let Some(file) = self.files.get_mut(&file_id) {
                     file.state = First::Unknown;
                     self.waiting -= file.waiting.len();
                     self.ready.extend(file.waiting.drain(..));
@@ -233,69 +236,84 @@ mod tests {
     #[test]
     fn names_wait_for_the_first_and_are_dropped_when_settled() {
         let mut names = HardLinks::default();
-        let of = (1, 7);
+        let file_id = (1, 7);
         assert_eq!(
             found(&mut names, name("alone", 1, 1)),
             Some(LinkRole::Alone)
         );
         assert_eq!(
             found(&mut names, name("a", 7, 3)),
-            Some(LinkRole::First(of))
+            Some(LinkRole::First(file_id))
         );
         assert_eq!(found(&mut names, name("b", 7, 3)), None);
         assert_eq!(names.pending(), 1);
-        names.settled(5, LinkRole::First(of), true);
-        assert_eq!(next(&mut names), Some(("b".into(), LinkRole::Name(of, 5))));
+        names.settled(5, LinkRole::First(file_id), true);
+        assert_eq!(
+            next(&mut names),
+            Some(("b".into(), LinkRole::Name(file_id, 5)))
+        );
         assert_eq!(
             found(&mut names, name("c", 7, 3)),
-            Some(LinkRole::Name(of, 5))
+            Some(LinkRole::Name(file_id, 5))
         );
-        names.settled(6, LinkRole::Name(of, 5), true);
-        names.settled(8, LinkRole::Name(of, 5), false);
+        names.settled(6, LinkRole::Name(file_id, 5), true);
+        names.settled(8, LinkRole::Name(file_id, 5), false);
         assert!(names.files.is_empty() && names.pending() == 0);
     }
 
     #[test]
     fn the_next_name_becomes_first_when_the_first_fails() {
         let mut names = HardLinks::default();
-        let of = (1, 7);
+        let file_id = (1, 7);
         found(&mut names, name("a", 7, 3));
         found(&mut names, name("b", 7, 3));
         found(&mut names, name("c", 7, 3));
-        names.settled(0, LinkRole::First(of), false);
-        assert_eq!(next(&mut names), Some(("b".into(), LinkRole::First(of))));
+        names.settled(0, LinkRole::First(file_id), false);
+        assert_eq!(
+            next(&mut names),
+            Some(("b".into(), LinkRole::First(file_id)))
+        );
         assert_eq!(next(&mut names), None);
-        names.settled(1, LinkRole::First(of), true);
-        assert_eq!(next(&mut names), Some(("c".into(), LinkRole::Name(of, 1))));
+        names.settled(1, LinkRole::First(file_id), true);
+        assert_eq!(
+            next(&mut names),
+            Some(("c".into(), LinkRole::Name(file_id, 1)))
+        );
     }
 
     #[test]
     fn the_first_name_is_reannounced_if_names_are_left() {
         let mut names = HardLinks::default();
-        let of = (1, 7);
+        let file_id = (1, 7);
         found(&mut names, name("a", 7, 3));
-        names.settled(0, LinkRole::First(of), true);
+        names.settled(0, LinkRole::First(file_id), true);
         let b = name("b", 7, 3);
-        assert_eq!(found(&mut names, b.clone()), Some(LinkRole::Name(of, 0)));
+        assert_eq!(
+            found(&mut names, b.clone()),
+            Some(LinkRole::Name(file_id, 0))
+        );
         // The connection is lost before the entry is settled, and so is the next one.
         for again in [4, 9] {
-            assert!(names.reannounce(&b, LinkRole::Name(of, 0)));
+            assert!(names.reannounce(&b, LinkRole::Name(file_id, 0)));
             names.start_connection();
             assert_eq!(
                 next(&mut names),
-                Some(("a".into(), LinkRole::Reannounced(of)))
+                Some(("a".into(), LinkRole::Reannounced(file_id)))
             );
             assert_eq!(next(&mut names), None);
             if again == 4 {
-                names.reannounce(&b, LinkRole::Reannounced(of));
+                names.reannounce(&b, LinkRole::Reannounced(file_id));
                 assert_eq!(names.ready.len(), 1);
                 names.ready.clear();
                 continue;
             }
-            names.settled(again, LinkRole::Reannounced(of), true);
-            assert_eq!(next(&mut names), Some(("b".into(), LinkRole::Name(of, 9))));
+            names.settled(again, LinkRole::Reannounced(file_id), true);
+            assert_eq!(
+                next(&mut names),
+                Some(("b".into(), LinkRole::Name(file_id, 9)))
+            );
         }
-        names.settled(10, LinkRole::Name(of, 9), true);
+        names.settled(10, LinkRole::Name(file_id, 9), true);
         names.start_connection();
         assert_eq!(next(&mut names), None);
     }

@@ -411,8 +411,9 @@ async fn serve_pull(
             .send((KeyId(server.owner), OfferEvent::Begun { from }))
             .await;
     }
-    let watch = Mutex::new(Sampler::begin(server.connection.clone(), sending.meter.clone()).await);
-    let lock = || watch.lock().unwrap_or_else(PoisonError::into_inner);
+    let sampler =
+        Mutex::new(Sampler::begin(server.connection.clone(), sending.meter.clone()).await);
+    let lock = || sampler.lock().unwrap_or_else(PoisonError::into_inner);
     let spent = || Some(lock().spent());
     let sampling = async {
         loop {
@@ -447,7 +448,7 @@ async fn serve_pull(
     let Some(offered) = &server.offered else {
         return ended.map(drop);
     };
-    let watch = watch.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let sampler = sampler.into_inner().unwrap_or_else(PoisonError::into_inner);
     if ended.is_ok() {
         // The guest has everything and waits for this close. Closing from its side would discard data that is unread
         // here.
@@ -458,16 +459,18 @@ async fn serve_pull(
         .told
         .send((
             KeyId(server.owner),
-            OfferEvent::Ended(outcome(watch, sent, ended).await.map(Box::new)),
+            OfferEvent::Ended(outcome(sampler, sent, ended).await.map(Box::new)),
         ))
         .await;
     Ok(())
 }
 
 /// Returns the outcome of a session for the sender.
-async fn outcome(watch: Sampler, sent: TransferStats, ended: Result<Summary>) -> Result<Outcome> {
+async fn outcome(sampler: Sampler, sent: TransferStats, ended: Result<Summary>) -> Result<Outcome> {
     let summary = ended?;
-    let (path, account) = watch.end(summary.held_up.map(Duration::from_millis)).await;
+    let (path, account) = sampler
+        .end(summary.held_up.map(Duration::from_millis))
+        .await;
     let mut outcome = Outcome {
         sent,
         summary,
