@@ -161,7 +161,7 @@ impl OfferedContent {
             OfferedSource::Pipe(name, _) if !asked(name) => Err(nothing()),
             OfferedSource::Pipe(_, pipe) if pipe.is_spent() => Err(Reason::new(
                 Code::Unreadable,
-                "cannot send the data of a pipe a second time; run haul send again",
+                "cannot send the data of a pipe a second time; the sender must run haul send again",
             )),
             OfferedSource::Pipe(name, pipe) => {
                 let sender = Sender::of_pipe(name, pipe.clone(), observer)?;
