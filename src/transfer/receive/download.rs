@@ -462,7 +462,7 @@ impl LargeDownload<'_> {
         tokio::pin!(silence);
         let mut working_sent_at = Instant::now();
         let mut pending_since = Instant::now();
-        // Bytes written under this permit since `counted`.
+        // Bytes written under this permit since `counted_since`.
         let mut recent_bytes = 0;
         let mut counted_since = pending_since;
         let mut ended = false;

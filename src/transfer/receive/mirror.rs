@@ -336,7 +336,7 @@ impl Mirror<'_> {
         let spared = || {
             Reason::new(
                 Code::IsDirectory,
-                format!("cannot replace directory {path}: it holds files that the rules keep"),
+                format!("cannot replace directory {path}: it holds files that must stay"),
             )
         };
         if !all {
