@@ -1,4 +1,4 @@
-//! The transfer of files, the same whichever end is the client: the sender, the receiver, and the session that joins them.
+//! Transfers of files: the sender, the receiver, and the session that joins them. Either end may be the client.
 
 pub mod bottleneck;
 pub mod events;

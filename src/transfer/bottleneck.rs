@@ -1,8 +1,8 @@
-//! What bound a transfer: an account of where the time went, and what follows from it.
+//! Finds the bottleneck of a transfer from the time spent in each stage.
 //!
-//! Every open transfer stands somewhere on its way: it waits for its file to be read, for the limit, for the connection to
-//! take what was read, for the peer to have it, or for the receipt. The slowest station is where most of them stand most
-//! of the time (Little's law), so each moment is shared out among the stations by how many transfers stand there.
+//! Every open transfer is in one stage: it waits for its file to be read, for the rate limit, for the connection to
+//! take data, for the peer to acknowledge it, or for the receipt. Most transfers are in the slowest stage most of the
+//! time (Little's law). Each moment is therefore divided among the stages by the number of transfers in each.
 
 mod cpu;
 
@@ -13,36 +13,36 @@ use std::time::Duration;
 
 use crate::protocol::SenderTime;
 
-/// A session shorter than this is over before anything has settled.
+/// A shorter session ends before the rates settle.
 const MIN_SESSION_TIME: Duration = Duration::from_secs(1);
-/// The station that took this part of the time is what bound the transfer.
+/// The stage that took this share of the time is the bottleneck.
 const DOMINANT_SHARE: f64 = 0.5;
-/// Work that wanted a processor for this part of the time is as fast as the processor lets it be.
+/// Work that wanted a CPU for this share of the time is limited by the CPU.
 const BUSY_SHARE: f64 = 0.85;
 
-/// What the path between two endpoints was like, as quinn saw it from the sender's end.
+/// Statistics of the path between two endpoints, as quinn measured them at the sender.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[non_exhaustive]
 pub struct PathStats {
-    /// Bytes a second that went out and were not lost, over the whole session.
+    /// Bytes per second that were sent and not lost, over the whole session.
     pub rate: u64,
-    /// Mean round-trip time while it ran.
+    /// Mean round-trip time during the session.
     pub rtt: Duration,
     /// Shortest round-trip time of the connection.
     pub min_rtt: Duration,
     /// Packets sent.
     pub sent_packets: u64,
-    /// Packets that never arrived.
+    /// Lost packets.
     pub lost_packets: u64,
     /// UDP payload sent, in bytes.
     pub sent_bytes: u64,
-    /// Bytes of the packets that never arrived.
+    /// Bytes of the lost packets.
     pub lost_bytes: u64,
     /// UDP payload received, in bytes.
     pub received_bytes: u64,
-    /// Times that the congestion controller saw congestion.
+    /// Congestion events of the congestion controller.
     pub congestion_events: u64,
-    /// Times that large packets stopped coming through.
+    /// MTU black holes: times that large packets stopped arriving.
     pub black_holes: u64,
     /// Congestion window at the end, in bytes.
     pub window: u64,
@@ -51,7 +51,7 @@ pub struct PathStats {
 }
 
 impl PathStats {
-    /// Adds what it was like over another connection, later; `before` and `after` are how long each was used.
+    /// Adds the statistics of a later connection. `before` and `after` are the times that each was used.
     pub(crate) fn join(&mut self, later: &Self, before: Duration, after: Duration) {
         let time = (before + after).as_secs_f64().max(f64::EPSILON);
         let mean = |a: Duration, b: Duration| {
@@ -82,7 +82,7 @@ impl PathStats {
         *self = joined;
     }
 
-    /// The part of the packets that was lost, 0 to 1.
+    /// Returns the share of lost packets, 0 to 1.
     pub fn loss(&self) -> f64 {
         if self.sent_packets == 0 {
             0.0
@@ -92,11 +92,11 @@ impl PathStats {
     }
 }
 
-/// Where a session's time went.
+/// The time that a session spent in each stage.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[non_exhaustive]
 pub struct TimeBreakdown {
-    /// All of it. What the stations do not account for went by without a transfer, such as in looking for files.
+    /// Total time. Time outside all stages passed without a transfer, for example while looking for files.
     pub elapsed: Duration,
     /// Waiting for files to be read and hashed.
     pub reading: Duration,
@@ -104,23 +104,23 @@ pub struct TimeBreakdown {
     pub limited: Duration,
     /// Waiting for the connection to take more, and for the peer to have it.
     pub network: Duration,
-    /// Waiting for receipts of what the receiver has in whole, and for its summary.
+    /// Waiting for receipts of acknowledged files, and for the summary.
     pub committing: Duration,
-    /// How long much of the receiver's window was taken by what its store had not taken, if it told.
+    /// How long data that the store had not taken filled much of the receiver's window, if the receiver reported it.
     pub held_up: Option<Duration>,
-    /// How much this process wanted the processors; `None` where the system does not tell (only Linux does).
+    /// CPU usage of this process; `None` if the system does not report it (only Linux does).
     pub cpu: Option<Cpu>,
 }
 
-/// What bound a transfer.
+/// The bottleneck of a transfer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Bottleneck {
-    /// Nothing for most of the time, or it was too short to say.
+    /// No single stage, or the session was too short to tell.
     #[default]
     Nothing,
-    /// The network. A receiver that does not keep up with its packets, or whose memory for what is in flight is short,
-    /// looks the same from here: it slows the connection down.
+    /// The network. A receiver that cannot process its packets, or has little memory for data in flight, looks the
+    /// same: it slows the connection down.
     Network,
     /// The sender's store: reading.
     SenderStore,
@@ -128,12 +128,12 @@ pub enum Bottleneck {
     ReceiverStore,
     /// The sender's processors.
     Cpu,
-    /// The limit that was asked for.
+    /// The rate limit that was requested.
     Limit,
 }
 
 impl Bottleneck {
-    /// A name for machines: `network`, `sender_store`, and so on.
+    /// Returns the name for machines: `network`, `sender_store`, and so on.
     pub fn name(self) -> &'static str {
         match self {
             Self::Nothing => "nothing",
@@ -147,7 +147,7 @@ impl Bottleneck {
 }
 
 impl PathStats {
-    /// As a sender tells its receiver.
+    /// Returns the measurements in the form that a sender reports to its receiver.
     pub(crate) fn spent(&self, time: &TimeBreakdown) -> SenderTime {
         let ms = |time: Duration| time.as_millis() as u64;
         let us = |time: Duration| time.as_micros() as u64;
@@ -168,9 +168,9 @@ impl PathStats {
         }
     }
 
-    /// Takes what a sender told for what this end, which received, saw.
+    /// Replaces the measurements of this end, which received, with those that the sender reported.
     pub(crate) fn tell(&mut self, time: &mut TimeBreakdown, spent: &SenderTime) {
-        // It may say what it likes: no more than there was.
+        // The sender may report any value: limit it to the elapsed time.
         let ms = |ms| Duration::from_millis(ms).min(time.elapsed);
         time.reading = ms(spent.reading);
         time.limited = ms(spent.limited);
@@ -189,7 +189,7 @@ impl PathStats {
 }
 
 impl TimeBreakdown {
-    /// Adds where the time went over another connection, later.
+    /// Adds the times of a later connection.
     pub(crate) fn join(&mut self, later: &Self) {
         self.elapsed += later.elapsed;
         self.reading += later.reading;
@@ -203,7 +203,7 @@ impl TimeBreakdown {
         self.cpu = later.cpu.or(self.cpu);
     }
 
-    /// What took most of the time.
+    /// Returns the bottleneck: the stage that took most of the time.
     pub fn bound(&self) -> Bottleneck {
         if self.elapsed < MIN_SESSION_TIME {
             return Bottleneck::Nothing;
@@ -217,18 +217,18 @@ impl TimeBreakdown {
         };
         let cpu = self.cpu.unwrap_or_default();
         match bound {
-            // Reading and hashing go from thread to thread.
+            // Reading and hashing move from thread to thread, so all threads count.
             Bottleneck::SenderStore if cpu.all >= BUSY_SHARE => Bottleneck::Cpu,
-            // A connection is driven by one at a time.
+            // One thread at a time drives a connection.
             Bottleneck::Network if cpu.busiest >= BUSY_SHARE => Bottleneck::Cpu,
             bound => bound,
         }
     }
 
-    /// What each station took of the time, 0 to 1, most first.
+    /// Returns the share of time of each stage, 0 to 1, largest first.
     pub fn parts(&self) -> [(Bottleneck, f64); 4] {
-        // The connection took nothing since its window was full of what waits for the disk. That the window was used up
-        // says nothing by itself: what a sender has ready to go uses it up on any path.
+        // While the window was full of data that waits for the disk, the connection took nothing. A full window alone
+        // proves nothing: a sender with data ready fills it on any path.
         let held_up = self.network.min(self.held_up.unwrap_or_default());
         let part =
             |time: Duration| time.as_secs_f64() / self.elapsed.as_secs_f64().max(f64::EPSILON);
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_took_most_of_the_time_bound_it() {
+    fn the_dominant_stage_is_the_bottleneck() {
         let s = Duration::from_secs;
         assert_eq!(time(|a| a.network = s(8)), Bottleneck::Network);
         assert_eq!(time(|a| a.reading = s(8)), Bottleneck::SenderStore);
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_waits_for_the_receivers_disk_is_not_the_networks_doing() {
+    fn waiting_for_the_receiver_disk_is_not_a_network_limit() {
         let s = Duration::from_secs;
         assert_eq!(
             time(|a| (a.network, a.held_up) = (s(8), Some(s(9)))),
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_processor_without_rest_is_why_reading_and_sending_are_no_faster() {
+    fn a_busy_processor_is_the_bottleneck() {
         let s = Duration::from_secs;
         let cpu = |busiest, all| Some(Cpu { busiest, all });
         assert_eq!(
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_in_particular_is_a_verdict_too() {
+    fn mixed_or_short_sessions_have_no_bottleneck() {
         let s = Duration::from_secs;
         assert_eq!(time(|_| {}), Bottleneck::Nothing);
         assert_eq!(
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_two_connections_were_like_adds_up() {
+    fn statistics_of_two_connections_are_combined() {
         let s = Duration::from_secs;
         let seen = |rate, rtt, packets| PathStats {
             rate,
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn loss_is_a_part_of_what_was_sent() {
+    fn loss_is_a_share_of_sent_packets() {
         assert_eq!(PathStats::default().loss(), 0.0);
         assert_eq!(
             PathStats {

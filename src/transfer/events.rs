@@ -1,4 +1,4 @@
-//! What users see of a session, as events; the library itself never prints.
+//! The events of a session. The library reports them to an [`Observer`] and never prints.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,19 +9,19 @@ use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Kind, Probe};
 
-/// How a connection goes to the peer.
+/// The kind of path that a connection uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
-    /// To an address of the peer's own.
+    /// Directly to one of the peer's own addresses.
     Direct,
-    /// To an address that a NAT has given the peer, opened from both sides.
+    /// To an address that a NAT gave the peer, opened by hole punching from both ends.
     Punched,
-    /// By a relay that forwards.
+    /// Through a relay that forwards datagrams.
     Relayed,
 }
 
 impl Route {
-    /// In a word.
+    /// Returns the name: `direct`, `punched` or `relayed`.
     pub fn word(self) -> &'static str {
         match self {
             Self::Direct => "direct",
@@ -31,135 +31,135 @@ impl Route {
     }
 }
 
-/// Something that a front end may want to show.
+/// Progress that a front end may show.
 ///
-/// Paths begin with the name of the source. They come from the peer where the peer is the sender: print them with
-/// their `Display`, which escapes what could steer a terminal.
+/// Paths begin with the name of the source. If the peer is the sender, they come from the peer: print them with
+/// `Display`, which escapes control characters that could affect a terminal.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Event {
-    /// A connection is up and both ends know each other.
+    /// A connection is established and both ends have authenticated.
     Connected {
-        /// Where the peer is.
+        /// The peer's address.
         address: SocketAddr,
-        /// Who it is, as `SHA256:...`.
+        /// The peer's key id, as `SHA256:...`.
         key_id: String,
     },
-    /// The way to the peer is known, or has become another: only where it is met by a code.
+    /// The route to the peer was found or has changed. Reported only for peers that are met by a code.
     Routed {
-        /// Where the peer is, or seems to be.
+        /// The peer's address as seen from this end.
         address: SocketAddr,
-        /// What way it is.
+        /// The kind of route.
         route: Route,
     },
-    /// More was found to send; totals so far.
+    /// The sender has found more to send. The values are totals so far.
     Found {
         /// Files found so far.
         files: u64,
-        /// Their bytes.
+        /// Bytes of these files.
         bytes: u64,
-        /// Whether the search is over, so that these are the final totals.
+        /// Whether the search has ended, so that the totals are final.
         complete: bool,
     },
-    /// A transfer begins.
+    /// A transfer starts.
     Started {
         /// The entry's number in this session.
         id: u64,
-        /// Which file.
+        /// The path of the file.
         path: RelativePath,
-        /// Its size in bytes; 0 when nobody knows it.
+        /// The size in bytes; 0 if unknown.
         size: u64,
-        /// Bytes that the receiver holds already and that need not travel.
+        /// Bytes that the receiver already holds and the sender does not send.
         held: u64,
     },
-    /// More of a transfer has moved. The sender counts what it gave to the connection, so this can be ahead of the
-    /// receiver by what is under way; only [`Event::Settled`] speaks of the receiver's disk.
+    /// A transfer has made progress. The sender counts bytes given to the connection, so it is ahead of the receiver
+    /// by the bytes in flight. Only [`Event::Settled`] reports what the receiver has committed.
     Moved {
         /// The entry's number.
         id: u64,
-        /// Bytes since the last such event.
+        /// Bytes since the last event of this kind.
         bytes: u64,
     },
-    /// An entry is settled, one way or the other.
+    /// An entry has its final result.
     Settled {
         /// The entry's number; `None` for a source that never became an entry.
         id: Option<u64>,
-        /// Which entry.
+        /// The path of the entry.
         path: RelativePath,
-        /// What it is.
+        /// The kind of the entry.
         kind: Kind,
-        /// Its size in bytes; 0 for what is no file.
+        /// The size in bytes; 0 if the entry is not a file.
         size: u64,
-        /// How it went.
+        /// The result.
         result: Settled,
     },
-    /// A mirror has removed something at the destination, or would in a dry run.
+    /// A mirror has removed a path at the destination, or would remove it in a dry run.
     Removed {
-        /// Below the destination.
+        /// The path relative to the destination.
         path: RelativePath,
     },
-    /// A measurement is under way.
+    /// A measurement (`bench`) is in progress.
     Measuring {
-        /// What is measured.
+        /// The kind of measurement.
         probe: Probe,
         /// Bytes of filler that have arrived.
         bytes: u64,
-        /// Since it began in this direction.
+        /// Time since the measurement in this direction began.
         elapsed: Duration,
     },
-    /// Somebody has shown that it knows the code, and its user is asked now.
+    /// A peer has proved that it knows the code, and its user is now asked to accept.
     Asked {
-        /// Where it is.
+        /// The peer's address.
         address: SocketAddr,
     },
-    /// It has gone away without an answer; it can come again with the same code.
+    /// The peer left without an answer. It can return with the same code.
     Left {
-        /// Where it was.
+        /// The peer's last address.
         address: SocketAddr,
     },
-    /// A connection was lost in the middle of a session. What is committed stays; the session goes on over another
-    /// connection if one comes about. An entry keeps its number; one that was under way is started anew.
+    /// A connection was lost during a session. Committed files stay. The session continues over another connection if
+    /// one can be made. An entry keeps its number; an interrupted transfer starts again.
     Lost {
-        /// What happened, for people; safe to print.
+        /// The cause, as text that is safe to print.
         why: PeerText,
-        /// How long it is tried again, at most.
+        /// The longest time for which reconnecting is tried.
         retry_for: Duration,
     },
-    /// Another connection is about to be tried.
+    /// Another connection attempt is about to start.
     Reconnecting {
-        /// Counts from 1; begins anew once a connection has moved something.
+        /// The number of the attempt, from 1. It restarts at 1 after a connection has made progress.
         attempt: u32,
-        /// How long is waited before it.
+        /// The wait before the attempt.
         wait: Duration,
     },
-    /// The session goes on over another connection, to the same server.
+    /// The session continues over another connection to the same server.
     Reconnected {
-        /// Where the server is now.
+        /// The server's current address.
         address: SocketAddr,
     },
-    /// The peer stops: nothing new will be taken, transfers under way may end.
+    /// The peer is stopping: it takes no new entries, and lets running transfers end.
     GoingAway {
-        /// What it said.
+        /// The reason that the peer gave.
         why: Reason,
     },
 }
 
-/// How an entry went.
+/// The result of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settled {
-    /// Transferred, verified and committed, or made from the manifest alone.
+    /// The entry was transferred, verified and committed, or made from the manifest alone.
     Committed,
-    /// It was there already.
+    /// The destination already had the entry.
     Skipped,
-    /// It did not go through.
+    /// The entry failed.
     Failed(Reason),
-    /// There was nothing to send, which is no failure: it vanished before its turn ([`Vanished`](crate::error::Code)), or it is
-    /// a FIFO, socket or device ([`Special`](crate::error::Code)).
+    /// The entry was omitted, which is not a failure: it vanished before its turn ([`Vanished`](crate::error::Code)),
+    /// or it is a FIFO, socket or device ([`Special`](crate::error::Code)).
     Omitted(Reason),
 }
 
 impl Settled {
-    /// How an entry ended that the sender could not send, or the receiver could not take.
+    /// Returns the result of an entry that the sender could not send or the receiver could not take.
     pub(crate) fn ended(why: Reason) -> Self {
         if why.code == Code::Vanished {
             Self::Omitted(why)
@@ -169,10 +169,10 @@ impl Settled {
     }
 }
 
-/// Takes events as they happen. It is called from the tasks that do the work, so it must be quick and must not block.
+/// Receives events as they happen. The tasks that do the work call it, so it must return quickly and must not block.
 pub type Observer = Arc<dyn Fn(Event) + Send + Sync>;
 
-/// An observer that ignores everything.
+/// Returns an observer that ignores all events.
 pub fn ignore() -> Observer {
     Arc::new(|_| {})
 }

@@ -1,9 +1,9 @@
-//! The receiver: streams to the store.
+//! The receiver: writes the streams of a session to the store.
 //!
-//! Entries are judged in batches against what stands in the store; what is settled by the manifest alone is answered at
-//! once. The rest waits for admission in one of two queues: small files for memory, large ones for a permit, so that a
-//! large file that waits holds up no small one. A [`Want`](crate::protocol::Want) is the admission: by then the room is set
-//! aside, and nothing that waits holds anything that something else needs.
+//! The receiver compares entries with the store in batches. It answers at once what the manifest alone settles. Other
+//! entries wait for admission in one of two queues: small files for memory, large files for a permit. A waiting large
+//! file thus delays no small one. A [`Want`](crate::protocol::Want) is the admission: its memory or permit is reserved
+//! before it is sent. An entry that waits holds nothing that another one needs.
 
 mod attributes;
 mod body_reader;
@@ -68,15 +68,15 @@ use crate::storage::users::Owners;
 use crate::storage::{Attributes, PartialKey, Store};
 use crate::transfer::events::{Event, Observer, Settled};
 
-/// Files up to this size may be received whole into memory before they take a permit, in bytes.
+/// Largest file that may be received whole into memory before it takes a permit, in bytes.
 const SMALL_BODY_LIMIT: u64 = 256 << 10;
-/// What a small file in memory costs beyond its content, in bytes; so that empty ones are not free.
+/// Memory for a small file beyond its content, in bytes, so that empty files count too.
 const SMALL_OVERHEAD: usize = 1 << 10;
-/// Entries judged in one go off the network threads.
+/// Entries decided in one blocking task.
 const ENTRY_BATCH: usize = 256;
 
-/// The permits of the one semaphore that bounds the transfers which write at the same time, as one connection sees them:
-/// it never waits for more than one, so that waiting is fair between connections.
+/// Permits of the shared semaphore that bounds the transfers which write at the same time. Each connection waits for
+/// one permit at a time, so that waiting is fair between connections.
 #[derive(Debug)]
 pub struct Permits {
     all: Arc<Semaphore>,
@@ -84,7 +84,7 @@ pub struct Permits {
 }
 
 impl Permits {
-    /// A connection's way to the shared semaphore.
+    /// Returns a connection's access to the shared semaphore.
     pub fn new(all: Arc<Semaphore>) -> Self {
         Self {
             all,
@@ -92,7 +92,7 @@ impl Permits {
         }
     }
 
-    /// Waits for a permit. It is to be held until the disk work ends.
+    /// Waits for a permit. The caller holds it until the disk work ends.
     pub async fn acquire(&self) -> Result<OwnedSemaphorePermit, Reason> {
         let _turn = self.turn.lock().await;
         // The semaphore is closed only when the process ends.
@@ -104,66 +104,66 @@ impl Permits {
     }
 }
 
-/// What of the metadata that is announced on demand is kept here.
+/// The optional metadata that this receiver keeps.
 #[derive(Debug, Clone, Default)]
 pub struct Keep {
-    /// Owners and groups are set as the sender says, and with them set-user-ID, set-group-ID and sticky on files, and the
-    /// extended attributes that give rights. The system must permit it, as it does to root.
+    /// Set owners and groups as the sender announces them. Also keep set-user-ID, set-group-ID and sticky bits of
+    /// files, and extended attributes that grant rights. The system must permit it, as it does for root.
     pub owner: bool,
-    /// Owners are taken by their numbers, also where their names are known.
+    /// Use numeric owner ids, even if the names are known.
     pub numeric_ids: bool,
-    /// Extended attributes are set as the sender says.
+    /// Set extended attributes as the sender announces them.
     pub xattrs: bool,
 }
 
-/// Everything that a receiver needs to know of its session.
+/// The parameters of a receiving session.
 pub struct Receiving {
-    /// Where files are committed to.
+    /// The store that files are committed to.
     pub store: Arc<dyn Store>,
-    /// Where in the store.
+    /// The place in the store.
     pub place: Placement,
-    /// What was asked for.
+    /// The requested names.
     pub asked: RequestedNames,
-    /// The most that is taken, if that was agreed.
+    /// The accepted quota, if one was agreed.
     pub most: Option<AcceptedQuota>,
-    /// How entries are taken.
+    /// Options for taking entries.
     pub take: ReceiveOptions,
-    /// What a mirror does not remove, though it is not announced. It is left out at the sender by the same rules.
+    /// The paths that a mirror keeps though they are not announced. The sender excludes them by the same rules.
     pub spared: Filter,
-    /// What of the metadata that is announced on demand is kept.
+    /// The optional metadata that is kept.
     pub keep: Keep,
-    /// The key of the sender, which partials are bound to.
+    /// The sender's key, which partials are bound to.
     pub owner: [u8; 32],
-    /// How durable a commit has to be.
+    /// The required durability of a commit.
     pub durability: Durability,
-    /// A FIFO, socket or device that the sender has come upon is a failure.
+    /// Whether a FIFO, socket or device at the sender counts as a failure.
     pub fail_specials: bool,
-    /// The way to the shared semaphore.
+    /// Access to the shared semaphore.
     pub permits: Arc<Permits>,
-    /// The connection's share of the memory.
+    /// The connection's flow control, which bounds its memory.
     pub window: Arc<FlowControl>,
-    /// Where content stands that need not be sent again. Only for a key that may read all of the store.
+    /// The index of content that need not be sent again. Set only for a key that may read the whole store.
     pub index: Option<Index>,
-    /// Who is receiving which file.
+    /// The file locks of the process.
     pub claims: Arc<FileLocks>,
-    /// The session's id, the same over all its connections.
+    /// The session's id, which is the same over all its connections.
     pub session: [u8; 16],
     /// Limits and deadlines.
     pub config: Config,
-    /// The session's account, over all its connections.
+    /// The session's statistics over all its connections.
     pub ledger: Arc<SessionStats>,
-    /// Takes the events.
+    /// The observer of events.
     pub observer: Observer,
-    /// Cancelled when nothing new is to be admitted.
+    /// Cancelled when no new entries are admitted.
     pub stopping: CancellationToken,
 }
 
 /// One session's receiver.
 pub struct Receiver {
     session: Receiving,
-    /// As it claims files.
+    /// Identifies this receiver in file locks.
     claimant: Claimant,
-    /// Transfers that are wanted and whose stream has not come yet.
+    /// Wanted transfers whose stream has not arrived, by entry id.
     admitted: Mutex<HashMap<u64, oneshot::Sender<Result<IncomingTransfer, Reason>>>>,
     names: Mutex<HardLinks>,
     cases: NameCollisions,
@@ -173,69 +173,69 @@ pub struct Receiver {
     owners: Owners,
     verdicts: mpsc::UnboundedSender<Verdict>,
     answers: Mutex<Option<mpsc::UnboundedReceiver<Verdict>>>,
-    /// Entries that are told once they are on the disk, in groups.
+    /// Groups of entries that are reported after the next sync.
     settling: mpsc::UnboundedSender<Vec<Settling>>,
     to_settle: Mutex<Option<mpsc::UnboundedReceiver<Vec<Settling>>>>,
-    /// Something was made, changed or removed in the store.
+    /// Whether this session has made, changed or removed something in the store.
     wrote: AtomicBool,
     committed: AtomicU64,
     bytes: AtomicU64,
     skipped: AtomicU64,
     failed: AtomicU64,
-    /// What failed as the sender saw it.
+    /// Failures that the sender counted.
     unsent: AtomicU64,
-    /// What of that is no failure: what has vanished at the source, and FIFOs, sockets and devices.
+    /// Entries among `failed` and `unsent` that are not failures: vanished sources, FIFOs, sockets and devices.
     omitted: AtomicU64,
     spent: OnceLock<SenderTime>,
     transfers: TaskTracker,
-    /// Receipts that are written and not yet delivered.
+    /// Receipts that are written and not yet acknowledged.
     receipts: TaskTracker,
-    /// Where a mirror's entries stand.
+    /// Paths of a mirror's announced entries.
     announced: Announced,
     cleared: Cleared,
-    /// How many things a mirror has removed, and why not all.
+    /// The number of paths that a mirror removed, and the reason if it did not remove all.
     removed: OnceLock<(u64, Option<Reason>)>,
-    /// The session goes on over another connection, or is over: what fails here from now on has not failed by itself.
+    /// Cancelled when the session continues over another connection or has ended. Later failures here do not count.
     given_up: CancellationToken,
-    /// What the window had been held up when this began; other sessions may share it.
+    /// Time that the window was held up before this session; sessions may share a window.
     held_up_before: Duration,
 }
 
-/// A transfer's stream, its plan read.
+/// A transfer's stream, with its plan already read.
 pub struct IncomingTransfer {
     plan: Plan,
     stream: MessageReader,
     receipt: MessageWriter,
 }
 
-/// A file that is wanted, on its way to admission.
+/// A wanted file that waits for admission.
 struct WantedFile {
     id: u64,
-    /// As the sender named it.
+    /// The sender's name for it.
     name: RelativePath,
-    /// Where it comes to stand.
+    /// Its path in the store.
     path: RelativePath,
-    /// Bytes of content, if the sender knows.
+    /// Bytes of content, if known to the sender.
     size: Option<u64>,
     attributes: Attributes,
     claim: PartialKey,
-    /// What the entry said of its other names.
+    /// The entry's hard link field: the id of the first name.
     hard_link: Option<u64>,
-    /// What the entry said of its content.
+    /// The digest in the entry.
     digest: Option<[u8; 32]>,
-    /// What to compare with first, if it may be there already.
+    /// The digest to compare with first, if the content may already exist.
     compare: Option<Compare>,
 }
 
 impl WantedFile {
-    /// Bytes of content as far as the sender knows.
+    /// Returns the announced size in bytes; 0 if unknown.
     fn known_size(&self) -> u64 {
         self.size.unwrap_or(0)
     }
 }
 
 impl Receiver {
-    /// A receiver that has not begun.
+    /// Creates a receiver. It does nothing until [`run`](Self::run).
     pub fn new(session: Receiving) -> Arc<Self> {
         let (verdicts, answers) = mpsc::unbounded_channel();
         let (settling, to_settle) = mpsc::unbounded_channel();
@@ -278,18 +278,17 @@ impl Receiver {
         })
     }
 
-    /// Answers a manifest until the sender ends it, and until the last transfer is over.
+    /// Answers a manifest until the sender ends it and the last transfer has ended.
     ///
-    /// # Errors
-    /// What ends the session as a whole: the connection is lost, or the sender breaks the protocol. Transfers under way
-    /// end with the connection; what they brought stays as partials.
+    /// Fails if the connection is lost or the sender breaks the protocol. Running transfers end with the connection;
+    /// their data stays as partials.
     pub async fn run(
         self: &Arc<Self>,
         entries: MessageReader,
         verdicts: MessageWriter,
     ) -> Result<()> {
         self.record_earlier_connections();
-        let second = || Error::Protocol("a second manifest in one session".into());
+        let second = || Error::Protocol("the peer opened a second manifest in one session".into());
         let answers = lock(&self.answers).take().ok_or_else(second)?;
         let to_settle = lock(&self.to_settle).take().ok_or_else(second)?;
         let unanswered = Arc::new(EntryCredit::default());
@@ -318,12 +317,12 @@ impl Receiver {
         Ok(())
     }
 
-    /// Hands over a transfer's stream; one that was not wanted is turned away.
+    /// Passes a stream to its transfer, or rejects it with [`Code::NotWanted`].
     pub fn incoming(&self, plan: Plan, mut stream: MessageReader, receipt: MessageWriter) {
         let waiting = lock(&self.admitted).remove(&plan.id);
         match waiting {
             Some(waiting) => {
-                // Fails only when the transfer was given up meanwhile; dropping the writer resets it then.
+                // Fails only if the transfer was abandoned; dropping the writer then resets the stream.
                 let _ = waiting.send(Ok(IncomingTransfer {
                     plan,
                     stream,
@@ -337,20 +336,20 @@ impl Receiver {
         }
     }
 
-    /// Takes back what was wanted and cannot be sent.
+    /// Ends the wait for a file that the sender cannot send.
     pub(crate) fn withdrawn(&self, withdraw: Withdraw) {
         if let Some(waiting) = lock(&self.admitted).remove(&withdraw.id) {
-            // Fails only when the transfer was given up meanwhile.
+            // Fails only if the transfer was abandoned.
             let _ = waiting.send(Err(withdraw.why.into()));
         }
     }
 
-    /// Takes note of how the sender has ended.
+    /// Records the final message of the sender.
     pub(crate) fn ended(&self, end: End) {
         self.unsent.fetch_add(end.failed, Ordering::Relaxed);
         self.session.ledger.unkept(&end.unkept.unwrap_or_default());
         if let Some(spent) = end.spent {
-            // A session has one end.
+            // Set once: a session has one `End`.
             let _ = self.spent.set(spent);
         }
         if let Some(why) = end.interrupted {
@@ -358,13 +357,13 @@ impl Receiver {
         }
     }
 
-    /// Where the sender's time went, as it told.
+    /// Returns the sender's time measurements, if it reported them.
     pub(crate) fn spent(&self) -> Option<SenderTime> {
         self.spent.get().copied()
     }
 
-    /// Removes what a mirror has to, once everything else has gone well, and tells of each thing. Cancelled, it ends with
-    /// the thing that it is at.
+    /// Removes the unannounced paths of a mirror if everything else succeeded, and reports each path to `tell`. If
+    /// cancelled, it finishes the current removal and then stops.
     pub(crate) async fn mirror(self: &Arc<Self>, tell: mpsc::Sender<RelativePath>) {
         if self.session.take.delete.is_none() {
             return;
@@ -394,13 +393,14 @@ impl Receiver {
         let _ = self.removed.set(removed);
     }
 
-    /// What stands on the disk of all that this session brought. To be called when the sender has ended it.
+    /// Waits for all transfers, syncs the store if needed, and returns the summary. Call it after the sender has
+    /// ended.
     pub async fn summary(self: &Arc<Self>) -> Result<Summary, Reason> {
         self.transfers.close();
         self.transfers.wait().await;
         let durability = self.session.durability;
         if durability == Durability::Synced || self.wrote.load(Ordering::Relaxed) {
-            // Also what was skipped may not have reached the disk yet; and what was committed as visible only does so now.
+            // Skipped files may not be on the disk yet, and visible commits reach it only here.
             let store = self.session.store.clone();
             blocking(move || store.sync()).await?;
         }
@@ -426,7 +426,7 @@ impl Receiver {
         })
     }
 
-    /// Done once every receipt is delivered. To be called when no transfer runs any more.
+    /// Returns a future that waits until every receipt is delivered. Call it after the last transfer has ended.
     pub(crate) fn receipts_delivered(&self) -> impl Future<Output = ()> + Send + use<> {
         let receipts = self.receipts.clone();
         receipts.close();
@@ -456,7 +456,11 @@ impl Receiver {
                     .found(entry.kind, entry.size.unwrap_or(0));
                 if let Some(last) = last_id.filter(|&last| entry.id <= last) {
                     return Err(Error::Protocol(
-                        format!("entry {} after entry {last}", entry.id).into(),
+                        format!(
+                            "the ids do not ascend: entry {} follows entry {last}",
+                            entry.id
+                        )
+                        .into(),
                     ));
                 }
                 last_id = Some(entry.id);
@@ -488,7 +492,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// What stands between the entries of a manifest.
+    /// Handles a message between the entries of a manifest: `Complete` or `Unsendable`.
     fn control_notice(&self, frame: &Frame) -> Result<()> {
         if frame.kind == Complete::TYPE {
             frame.decode::<Complete>().map_err(StreamError::from)?;
@@ -505,7 +509,7 @@ impl Receiver {
             false => Settled::Failed(why),
         };
         if let Settled::Omitted(_) = result {
-            // It keeps nothing else from being removed; what stands in its place is left, whatever it is.
+            // An omission does not stop a mirror from removing other paths. The path itself stays, whatever its kind.
             self.omitted.fetch_add(1, Ordering::Relaxed);
             if let (Some(_), Ok(place)) = (self.session.take.delete, self.session.place.of(&path)) {
                 self.announced.insert_omitted(&place);
@@ -515,8 +519,8 @@ impl Receiver {
         Ok(())
     }
 
-    /// Whether what the sender does not send is no failure, as it says itself. One that says nothing is of an older version, in
-    /// which only specials were none.
+    /// Returns whether an unsendable source counts as omitted. Senders of older versions do not say; there only
+    /// special files were omitted.
     fn is_omitted(&self, code: Code, said: Option<bool>) -> bool {
         match code {
             Code::Special => said.unwrap_or(true) && !self.session.fail_specials,
@@ -530,7 +534,7 @@ impl Receiver {
         let _ = self.verdicts.send(verdict);
     }
 
-    /// Writes verdicts, several at a time, until every entry is answered and the sender has ended the manifest.
+    /// Writes verdicts in batches until every entry is answered and the sender has ended the manifest.
     async fn write_verdicts(
         &self,
         mut stream: MessageWriter,
@@ -560,7 +564,7 @@ impl Receiver {
         }
     }
 
-    /// Small files: memory first, then the Want.
+    /// Admits small files: reserves memory, then sends `Want`.
     async fn admit_small(
         self: &Arc<Self>,
         mut queue: mpsc::UnboundedReceiver<WantedFile>,
@@ -582,14 +586,14 @@ impl Receiver {
                             .in_current_span(),
                     );
                 }
-                // The connection's share is too small to hold it whole.
+                // The connection's memory share cannot hold the whole file.
                 Ok(None) => self.admit_large_file(file).await,
             }
         }
         Ok(())
     }
 
-    /// Large files: a permit first, then the Want.
+    /// Admits large files: takes a permit, then sends `Want`.
     async fn admit_large(
         self: &Arc<Self>,
         mut queue: mpsc::UnboundedReceiver<WantedFile>,
@@ -601,7 +605,8 @@ impl Receiver {
     }
 
     async fn admit_large_file(self: &Arc<Self>, file: WantedFile) {
-        // An older connection of this session, or another session of this key, lets go of the file and of its permit first.
+        // An older connection of this session, or another session of this key, must first release the file and its
+        // permit.
         let admitted = async {
             let claim = self.or_stopping(self.claim(&file)).await?;
             if self.is_committed_by_other(&file, &claim).await? {
@@ -639,8 +644,8 @@ impl Receiver {
             .await
     }
 
-    /// Whether another session of the key has committed the same source while this one waited for the file. Its metadata is
-    /// set as this session wants it.
+    /// Returns whether another session of the key committed the same source while this one waited. If so, sets the
+    /// metadata that this session wants.
     async fn is_committed_by_other(
         self: &Arc<Self>,
         file: &WantedFile,
@@ -664,7 +669,8 @@ impl Receiver {
         Ok(true)
     }
 
-    /// Gives a file that was committed so durably the metadata that this session wants, as durable as it has to be. Blocks.
+    /// Sets the wanted metadata on a file that another session committed with `durability`, and syncs if this session
+    /// requires it. Blocks.
     fn adopt(
         &self,
         path: &RelativePath,
@@ -686,7 +692,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// What is committed with a file, for another session that waits for it.
+    /// Describes the committed source for other sessions that wait for the file.
     fn committed_source(&self, file: &WantedFile) -> CommittedSource {
         CommittedSource {
             claim: file.claim.clone(),
@@ -734,7 +740,7 @@ impl Receiver {
         (self.session.observer)(Event::Moved { id, bytes });
     }
 
-    /// Counts how a transfer went; what is committed has so many bytes.
+    /// Counts the result of a transfer; `Ok` holds the committed bytes.
     fn settled(&self, file: &WantedFile, result: Result<u64, Reason>) {
         let size = *result.as_ref().unwrap_or(&file.known_size());
         let result = match result {
@@ -744,7 +750,7 @@ impl Receiver {
                 self.wrote.store(true, Ordering::Relaxed);
                 Settled::Committed
             }
-            // Only a sender says so.
+            // Only a sender reports this code.
             Err(why) if why.code == Code::Vanished => {
                 self.omitted.fetch_add(1, Ordering::Relaxed);
                 self.announced.failed();
@@ -759,13 +765,13 @@ impl Receiver {
         self.report(Some(file.id), file.name.clone(), Kind::File, size, result);
     }
 
-    /// Counts a result for the session's user and tells the observer.
+    /// Counts a result in the session's statistics and reports it to the observer.
     fn report(&self, id: Option<u64>, path: RelativePath, kind: Kind, size: u64, result: Settled) {
         let ledger = &self.session.ledger;
         let lost = self.given_up.is_cancelled()
             || self.session.window.connection().close_reason().is_some();
         match &result {
-            // Once the connection is gone, that is what ended it.
+            // After a connection loss, the loss is the cause, not the file.
             Settled::Failed(_) | Settled::Omitted(_) if lost => return,
             result if self.given_up.is_cancelled() => {
                 ledger.settled_late(&path, kind, size, result)
@@ -782,25 +788,25 @@ impl Receiver {
         });
     }
 
-    /// The session goes on without this receiver, which may still have a disk to wait for.
+    /// Abandons this receiver while its disk work may still run. The session continues without it.
     pub(crate) fn give_up(&self) {
         self.given_up.cancel();
     }
 }
 
-/// Runs disk work off the network threads.
+/// Runs disk work on the threads for blocking tasks.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Reason> + Send + 'static,
 ) -> Result<T, Reason> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
         Err(Reason::new(
             Code::Internal,
-            "a fault inside haul while writing",
+            "cannot write: a fault inside haul; please report it",
         ))
     })
 }
 
-/// A poisoned lock means that another task panicked; the tables behind it are still whole.
+/// Locks a mutex. A poisoned lock means that another task panicked; the tables stay consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

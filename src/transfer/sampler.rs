@@ -1,4 +1,4 @@
-//! Counts where open transfers stand, and samples it, for the [verdict](crate::transfer::bottleneck).
+//! Samples the stages of open transfers, to find the [bottleneck](crate::transfer::bottleneck).
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -10,31 +10,31 @@ use quinn::{Connection, ConnectionStats};
 use crate::protocol::SenderTime;
 use crate::transfer::bottleneck::{PathStats, TimeBreakdown, Usage};
 
-/// Time between two samples. A session that is long enough for a verdict has fifty.
+/// Time between two samples. A session of the minimum length for a verdict (1 s) has fifty.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Where a transfer stands.
+/// The stage of a transfer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Stage {
-    /// Its file is read.
+    /// The file is being read.
     Reading,
-    /// It waits for the limit.
+    /// The transfer waits for the rate limit.
     Limited,
-    /// The connection takes what was read.
+    /// The data is being written to the connection.
     Writing,
-    /// All is written, and the peer does not have all of it yet.
+    /// Everything is written, and the peer has not acknowledged all of it.
     UnderWay,
-    /// The peer has all of it; the receipt is not there.
+    /// The peer has acknowledged everything, and the receipt has not arrived.
     Committing,
 }
 
 const STAGES: usize = 5;
 
-/// How many transfers of a session stand where.
+/// The number of transfers of a session in each stage.
 #[derive(Debug, Default)]
 pub struct StageCounters([AtomicUsize; STAGES]);
 
-/// A transfer stands there until this is dropped.
+/// Counts a transfer in its stage until dropped.
 pub(crate) struct InStage<'a>(&'a AtomicUsize);
 
 impl Drop for InStage<'_> {
@@ -44,59 +44,59 @@ impl Drop for InStage<'_> {
 }
 
 impl StageCounters {
-    /// One more at a station.
-    pub(crate) fn at(&self, station: Stage) -> InStage<'_> {
-        let count = &self.0[station as usize];
+    /// Counts one more transfer in a stage.
+    pub(crate) fn at(&self, stage: Stage) -> InStage<'_> {
+        let count = &self.0[stage as usize];
         count.fetch_add(1, Ordering::Relaxed);
         InStage(count)
     }
 }
 
-/// Watches a session from its begin.
+/// Samples a session from its start.
 pub(crate) struct Sampler {
     connection: Connection,
-    meter: Arc<StageCounters>,
-    begun: Instant,
-    sampled: Instant,
+    counters: Arc<StageCounters>,
+    started_at: Instant,
+    sampled_at: Instant,
     cpu: Usage,
-    before: ConnectionStats,
-    last: ConnectionStats,
-    account: TimeBreakdown,
+    first_stats: ConnectionStats,
+    last_stats: ConnectionStats,
+    times: TimeBreakdown,
     round_trips: Duration,
     samples: u32,
 }
 
 impl Sampler {
-    /// Begins now.
-    pub(crate) async fn begin(connection: Connection, meter: Arc<StageCounters>) -> Self {
+    /// Starts sampling now.
+    pub(crate) async fn begin(connection: Connection, counters: Arc<StageCounters>) -> Self {
         let cpu = usage().await;
         let now = Instant::now();
         let stats = connection.stats();
         Self {
             connection,
-            meter,
-            begun: now,
-            sampled: now,
+            counters,
+            started_at: now,
+            sampled_at: now,
             cpu,
-            before: stats,
-            last: stats,
-            account: TimeBreakdown::default(),
+            first_stats: stats,
+            last_stats: stats,
+            times: TimeBreakdown::default(),
             round_trips: Duration::ZERO,
             samples: 0,
         }
     }
 
-    /// What was seen so far, for the receiver.
+    /// Returns the measurements so far, in the form that the receiver gets.
     pub(crate) fn spent(&mut self) -> SenderTime {
         self.tick();
-        let elapsed = self.begun.elapsed();
-        self.path(elapsed).spent(&self.account)
+        let elapsed = self.started_at.elapsed();
+        self.path(elapsed).spent(&self.times)
     }
 
     pub(crate) fn tick(&mut self) {
         let now = Instant::now();
-        self.sample(now - self.sampled);
-        self.sampled = now;
+        self.sample(now - self.sampled_at);
+        self.sampled_at = now;
     }
 
     /// Samples until it is cancelled.
@@ -109,53 +109,56 @@ impl Sampler {
 
     fn sample(&mut self, time: Duration) {
         let stats = self.connection.stats();
-        self.last = stats;
+        self.last_stats = stats;
         self.round_trips += stats.path.rtt;
         self.samples += 1;
         let counts = self
-            .meter
+            .counters
             .0
             .each_ref()
             .map(|count| count.load(Ordering::Relaxed));
-        self.account.add(time, counts);
+        self.times.add(time, counts);
     }
 
-    /// What was seen.
+    /// Stops sampling, and returns all measurements.
     pub(crate) async fn end(mut self, held_up: Option<Duration>) -> (PathStats, TimeBreakdown) {
         let now = Instant::now();
         let cpu = usage().await;
-        self.sample(now - self.sampled);
-        self.account.elapsed = now - self.begun;
-        self.account.held_up = held_up;
-        self.account.cpu = cpu.since(&self.cpu);
-        (self.path(self.account.elapsed), self.account)
+        self.sample(now - self.sampled_at);
+        self.times.elapsed = now - self.started_at;
+        self.times.held_up = held_up;
+        self.times.cpu = cpu.since(&self.cpu);
+        (self.path(self.times.elapsed), self.times)
     }
 
     fn path(&self, elapsed: Duration) -> PathStats {
-        let before = &self.before;
-        let after = &self.last;
+        let first_stats = &self.first_stats;
+        let after = &self.last_stats;
         let mut path = PathStats::default();
         path.rtt = self.round_trips / self.samples.max(1);
         path.min_rtt = after.path.min_rtt;
         path.sent_packets = after
             .path
             .sent_packets
-            .saturating_sub(before.path.sent_packets);
+            .saturating_sub(first_stats.path.sent_packets);
         path.lost_packets = after
             .path
             .lost_packets
-            .saturating_sub(before.path.lost_packets);
-        path.sent_bytes = after.udp_tx.bytes.saturating_sub(before.udp_tx.bytes);
-        path.lost_bytes = after.path.lost_bytes.saturating_sub(before.path.lost_bytes);
-        path.received_bytes = after.udp_rx.bytes.saturating_sub(before.udp_rx.bytes);
+            .saturating_sub(first_stats.path.lost_packets);
+        path.sent_bytes = after.udp_tx.bytes.saturating_sub(first_stats.udp_tx.bytes);
+        path.lost_bytes = after
+            .path
+            .lost_bytes
+            .saturating_sub(first_stats.path.lost_bytes);
+        path.received_bytes = after.udp_rx.bytes.saturating_sub(first_stats.udp_rx.bytes);
         path.congestion_events = after
             .path
             .congestion_events
-            .saturating_sub(before.path.congestion_events);
+            .saturating_sub(first_stats.path.congestion_events);
         path.black_holes = after
             .path
             .black_holes_detected
-            .saturating_sub(before.path.black_holes_detected);
+            .saturating_sub(first_stats.path.black_holes_detected);
         path.window = after.path.cwnd;
         path.mtu = after.path.current_mtu;
         let seconds = elapsed.as_secs_f64().max(f64::EPSILON);
@@ -171,15 +174,14 @@ async fn usage() -> Usage {
 }
 
 impl TimeBreakdown {
-    /// Shares a stretch of time out by how many transfers stood where.
+    /// Divides a time span among the stages, in proportion to the number of transfers in each.
     fn add(&mut self, time: Duration, counts: [usize; STAGES]) {
         let all: usize = counts.iter().sum();
-        let part =
-            |station: Stage| time.mul_f64(counts[station as usize] as f64 / all.max(1) as f64);
-        self.reading += part(Stage::Reading);
-        self.limited += part(Stage::Limited);
-        self.network += part(Stage::Writing) + part(Stage::UnderWay);
-        self.committing += part(Stage::Committing);
+        let share = |stage: Stage| time.mul_f64(counts[stage as usize] as f64 / all.max(1) as f64);
+        self.reading += share(Stage::Reading);
+        self.limited += share(Stage::Limited);
+        self.network += share(Stage::Writing) + share(Stage::UnderWay);
+        self.committing += share(Stage::Committing);
     }
 }
 
@@ -188,28 +190,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_is_shared_out_by_where_transfers_stand() {
-        let meter = StageCounters::default();
-        let mut account = TimeBreakdown::default();
+    fn time_is_divided_by_the_stages_of_transfers() {
+        let counters = StageCounters::default();
+        let mut times = TimeBreakdown::default();
         let counts = || {
-            meter
+            counters
                 .0
                 .each_ref()
                 .map(|count| count.load(Ordering::Relaxed))
         };
         let second = Duration::from_secs(1);
-        account.add(second, counts());
-        assert_eq!(account, TimeBreakdown::default(), "nobody stood anywhere");
-        let reading = meter.at(Stage::Reading);
-        let committing: Vec<_> = (0..3).map(|_| meter.at(Stage::Committing)).collect();
-        account.add(second, counts());
+        times.add(second, counts());
         assert_eq!(
-            (account.reading, account.committing),
+            times,
+            TimeBreakdown::default(),
+            "no transfer was in any stage"
+        );
+        let reading = counters.at(Stage::Reading);
+        let committing: Vec<_> = (0..3).map(|_| counters.at(Stage::Committing)).collect();
+        times.add(second, counts());
+        assert_eq!(
+            (times.reading, times.committing),
             (second / 4, second * 3 / 4)
         );
         drop((reading, committing));
-        let _network = (meter.at(Stage::Writing), meter.at(Stage::UnderWay));
-        account.add(second, counts());
-        assert_eq!((account.reading, account.network), (second / 4, second));
+        let _network = (counters.at(Stage::Writing), counters.at(Stage::UnderWay));
+        times.add(second, counts());
+        assert_eq!((times.reading, times.network), (second / 4, second));
     }
 }

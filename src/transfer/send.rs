@@ -1,7 +1,7 @@
-//! The sender: files to streams.
+//! The sender: reads files and sends them on streams.
 //!
-//! One task announces what the walk finds, one reads verdicts, and each wanted file is a task of its own with a stream
-//! of its own. The room for unanswered entries is the receiver's; everything else that bounds the sender is here.
+//! One task announces the entries that the walk finds, and one reads verdicts. Each wanted file has its own task and
+//! stream. The receiver limits unanswered entries; all other limits of the sender are here.
 
 mod digests;
 mod entry_table;
@@ -45,42 +45,43 @@ use crate::storage::walk::{Announce, Tree, Walk, WalkItem, WalkOptions};
 use crate::transfer::events::{Event, Observer, Settled};
 use crate::transfer::sampler::StageCounters;
 
-/// Large bodies that write at the same time on a connection: quinn wakes every writer that is blocked on connection
-/// credit, so more only cost.
+/// Large bodies that are sent at the same time on a connection. quinn wakes every writer that waits for connection
+/// credit, so more of them only cost time.
 const LARGE_WRITER_LIMIT: usize = 16;
-/// Small files that are read at the same time: enough to keep a disk's queue full.
+/// Small files that are read at the same time; enough to fill the queue of a disk.
 const SMALL_READER_LIMIT: usize = 32;
-/// Memory for small bodies on their way into the connection, in KiB.
+/// Memory for small bodies until the connection takes them, in KiB.
 const SMALL_MEMORY_LIMIT_KIB: usize = 16 << 10;
-/// Entries in all that may be unsettled, transfers under way included; bounds the sender's own memory.
+/// Most unsettled entries, including running transfers; limits the memory of the sender.
 const MAX_UNSETTLED: usize = 10_000;
-/// Entries are gathered into one write up to so many bytes.
+/// Bytes of entries that are gathered into one write.
 const MANIFEST_WRITE_SIZE: usize = 16 << 10;
-/// What the walk may be ahead of the manifest, in entries.
+/// Entries that the walk may be ahead of the manifest.
 const WALK_QUEUE_LIMIT: usize = 768;
-/// Entries walked in one go off the network threads.
+/// Entries that one blocking task walks.
 const WALK_BATCH: usize = 256;
-/// The connection that a session runs over for now, and what the receiver said on it.
+
+/// The current connection of a session, and the limits on it.
 pub struct Sending {
     /// The connection.
     pub connection: Connection,
-    /// The stream id of the session's control stream.
+    /// The stream id of the control stream of the session.
     pub handle: u64,
-    /// What the receiver allows.
+    /// The limits that the receiver set.
     pub allowed: Arc<Allowed>,
-    /// What may go out in a second: entries, plans, bodies and trailers.
+    /// The rate limits of entries, plans, bodies and trailers.
     pub limits: RateLimits,
-    /// Silence that ends a transfer.
+    /// How long the connection may be silent before a transfer fails.
     pub deadline: Duration,
-    /// Counts where transfers stand.
+    /// Counts the transfers in each stage.
     pub meter: Arc<StageCounters>,
-    /// Cancelled when the receiver goes away: nothing new is announced then.
+    /// Cancelled when the receiver goes away. Nothing new is announced then.
     pub stopping: CancellationToken,
-    /// Cancelled by the sender when all is announced, answered and sent; receipts may still be on their way.
+    /// Cancelled by the sender when everything is announced, answered and sent. Receipts may still be in flight.
     pub all_sent: CancellationToken,
 }
 
-/// How much may stand unanswered: little before the receiver is ready, then what it says.
+/// The limits of unanswered entries and their bytes: small before the receiver is ready, then as it says.
 #[derive(Debug)]
 pub struct Allowed(watch::Sender<(u32, u32)>);
 
@@ -94,28 +95,30 @@ impl Default for Allowed {
 }
 
 impl Allowed {
-    /// What a receiver has said.
+    /// Creates the limits that a receiver has set.
     pub fn by(entries: u32, entry_bytes: u32) -> Self {
         Self(watch::Sender::new((entries, entry_bytes)))
     }
 
-    /// The receiver is ready.
+    /// Sets the limits when the receiver is ready.
     pub fn set(&self, ready: &Ready) {
         self.0.send_replace((ready.entries, ready.entry_bytes));
     }
 }
 
-/// One session's sender. It outlives its connections: what one of them left unsettled is announced anew on the next,
-/// under the same ids, and what is settled never again, so that its account adds up over all of them.
+/// The sender of one session. It outlives its connections. Entries that a lost connection left unsettled are announced
+/// again on the next one, under the same ids. Settled entries are never announced again, so the statistics cover all
+/// connections.
 ///
-/// Dropping it cancels: open transfers are reset, and what the receiver has of them stays there as partials.
+/// Dropping it cancels the session: open transfers are reset, and their received data stays at the receiver as
+/// partials.
 pub struct Sender {
     shared: Arc<SenderState>,
-    /// What waits for the first connection.
+    /// The walk, until the first connection starts it.
     begin: Option<Begin>,
     found: mpsc::Receiver<WalkItem>,
     directories: mpsc::UnboundedReceiver<Announce>,
-    /// There may be more to find.
+    /// Whether the walk may find more entries.
     walking: bool,
     transfers: JoinSet<()>,
 }
@@ -127,7 +130,7 @@ struct Begin {
 }
 
 impl Sender {
-    /// A sender that has not begun. At most `parallel` transfers are open at the same time; what is `unsendable` is
+    /// Creates a sender. At most `parallel` transfers are open at the same time. The entries in `unsendable` are
     /// settled as failed.
     pub fn new(
         trees: Vec<Tree>,
@@ -160,11 +163,11 @@ impl Sender {
         }
     }
 
-    /// A sender of one file, whose content comes out of a pipe.
+    /// Creates a sender of one file with the data of a pipe.
     pub fn of_pipe(name: &[u8], pipe: Arc<Pipe>, observer: Observer) -> Result<Self, Reason> {
         let (found_to, found) = mpsc::channel(1);
         let (_, directories) = mpsc::unbounded_channel();
-        // There is room for it.
+        // The new channel has room.
         let _ = found_to.try_send(WalkItem::Entry(Announce::of_pipe(name, pipe.clone())?));
         let shared = Arc::new(SenderState::new(1, Some(pipe), observer));
         let transfers = JoinSet::new();
@@ -178,7 +181,7 @@ impl Sender {
         })
     }
 
-    /// Whether it can go on over another connection. What was read of a pipe is gone.
+    /// Returns whether the session can continue over another connection. Data that was read from a pipe is lost.
     pub fn can_go_on(&self) -> bool {
         !self
             .shared
@@ -187,18 +190,17 @@ impl Sender {
             .is_some_and(|pipe| pipe.is_spent())
     }
 
-    /// Whether it can do so at any time.
+    /// Returns whether the session can change connections at any time.
     pub(crate) fn can_move(&self) -> bool {
         self.shared.pipe.is_none()
     }
 
-    /// Sends over a connection until everything is settled, or, when the receiver goes away, until nothing more can be.
-    /// Once it has failed or was dropped it may be called again, with another connection.
+    /// Sends over a connection until everything is settled or, if the receiver goes away, until nothing more can be
+    /// settled. After it has failed or was dropped, it may be called again with another connection.
     ///
-    /// # Errors
-    /// What ends the session on this connection; a file that fails is counted in [`TransferStats`].
+    /// Returns the error that ends the session on this connection. Failed files are counted in [`TransferStats`].
     pub async fn run(&mut self, sending: Sending) -> Result<()> {
-        // Nothing of an earlier connection may settle what is announced on this one.
+        // Transfers of an earlier connection must not settle entries on this one.
         self.transfers.shutdown().await;
         self.shared.state().start_connection();
         let (send, receive) = sending
@@ -239,46 +241,46 @@ impl Sender {
         };
         let mut verdicts = MessageReader::new(receive);
         tokio::select! {
-            // All is settled. That the receiver ends its half too may be later, and tells nothing more.
+            // Everything is settled. The receiver may end its half later, and sends nothing more.
             announced = run.announce(MessageWriter::new(send), &mut walked) => announced?,
             never = run.answers(&mut verdicts, &mut self.transfers) => match never? {},
         }
-        // Dropped, it would stop the stream under the receiver's last words.
+        // Dropping the reader would stop the stream before the last verdicts are read.
         tokio::spawn(async move { while let Ok(Some(_)) = verdicts.verdict().await {} });
         Ok(())
     }
 
-    /// The account so far, interrupted when something is left and the receiver has gone away.
+    /// Returns the statistics so far. They are marked interrupted if entries are left and the receiver has gone away.
     pub fn sent(&self) -> TransferStats {
         self.shared.state().sent()
     }
 
-    /// Whether all is announced and settled.
+    /// Returns whether everything is announced and settled.
     pub(crate) fn is_settled(&self) -> bool {
         self.shared.state().is_settled()
     }
 
-    /// What others see of it while it runs.
+    /// Returns a handle for other tasks while the session runs.
     pub(crate) fn tally(&self) -> SessionHandle {
         SessionHandle(self.shared.clone())
     }
 
-    /// Grows whenever the receiver is seen to have come further: an entry is settled, or more of a file is held.
+    /// Returns a value that grows with progress at the receiver: a settled entry, or more held data of a file.
     pub fn progress(&self) -> u64 {
         self.shared.state().progress
     }
 
-    /// Takes the events.
+    /// Returns the observer of events.
     pub fn observer(&self) -> &Observer {
         &self.shared.observer
     }
 }
 
-/// A running session's account.
+/// Access to the statistics of a running session.
 pub(crate) struct SessionHandle(Arc<SenderState>);
 
 impl SessionHandle {
-    /// What the receiver is told when all is sent.
+    /// Returns the final message to the receiver.
     pub(crate) fn end(&self, spent: Option<SenderTime>) -> End {
         let TransferStats {
             entries,
@@ -289,11 +291,11 @@ impl SessionHandle {
             unkept,
             ..
         } = self.0.state().sent();
-        // Only a client has somebody to tell it to otherwise.
+        // Without a pull, the client itself shows the warnings.
         let unkept = Some(unkept).filter(|unkept| spent.is_some() && !unkept.is_empty());
         End {
             entries,
-            // The receiver was told of each of them which is no failure.
+            // The receiver was told of each omitted entry.
             failed: failed + vanished + specials,
             interrupted: interrupted.map(Into::into),
             spent,
@@ -301,51 +303,51 @@ impl SessionHandle {
         }
     }
 
-    /// Tells of what a mirror has removed. A name that is none is nobody's to show.
+    /// Reports a path that a mirror has removed. Invalid names are not reported.
     pub(crate) fn removed(&self, removed: &Removed) {
         if let Ok(path) = RelativePath::from_components(&removed.path.0) {
             (self.0.observer)(Event::Removed { path });
         }
     }
 
-    /// Notes that the receiver goes away.
+    /// Records that the receiver goes away.
     pub(crate) fn interrupted(&self, why: Reason) {
         (self.0.observer)(Event::GoingAway { why: why.clone() });
         self.0.state().gone = Some(why);
     }
 }
 
-/// What the walk has found and nobody has announced.
+/// Entries that the walk has found and that are not announced yet.
 struct Walked<'a> {
     found: &'a mut mpsc::Receiver<WalkItem>,
     directories: &'a mut mpsc::UnboundedReceiver<Announce>,
     walking: &'a mut bool,
 }
 
-/// What lasts as long as the session.
+/// State that lasts as long as the session.
 struct SenderState {
-    /// What is sent cannot be read a second time.
+    /// The pipe that is sent, which cannot be read a second time.
     pipe: Option<Arc<Pipe>>,
     parallel: Arc<Semaphore>,
     large: Arc<Semaphore>,
-    /// Bounds the files that are open.
+    /// Limits the open files.
     files: Arc<Semaphore>,
     memory: Arc<Semaphore>,
-    /// Where the digests of what was sent are remembered.
+    /// The index that remembers the digests of sent files.
     index: Option<Index>,
-    /// Files may become longer while they are sent.
+    /// Whether files may grow while they are sent.
     may_grow: bool,
     state: Mutex<EntryTable>,
-    /// Told whenever an entry is answered or settled.
+    /// Notified when an entry is answered or settled.
     changed: Notify,
     observer: Observer,
 }
 
-/// The session on one connection.
+/// The session on its current connection.
 struct Run {
     shared: Arc<SenderState>,
     sending: Sending,
-    /// Times that the receiver said of a file that it is at work on it.
+    /// Number of `Working` messages from the receiver.
     working: AtomicU64,
 }
 
@@ -371,7 +373,7 @@ impl SenderState {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a result and tells the observer.
+    /// Counts a result and reports it to the observer.
     fn report(&self, id: Option<u64>, path: RelativePath, kind: Kind, size: u64, result: Settled) {
         self.state().count(&path, kind, size, &result);
         (self.observer)(Event::Settled {
@@ -389,12 +391,13 @@ impl Run {
         self.shared.state()
     }
 
-    /// Announces what an earlier connection left and all that is found, and ends the manifest when everything is settled.
+    /// Announces the entries that an earlier connection left and all that the walk finds. Ends the manifest when
+    /// everything is settled.
     async fn announce(&self, mut manifest: MessageWriter, walked: &mut Walked<'_>) -> Result<()> {
         let mut buffer = BytesMut::new();
         buffer.put_u8(StreamType::Manifest as u8);
         put_varint(&mut buffer, self.sending.handle);
-        // There is room before anything is taken up: what this future holds is gone when the connection is lost.
+        // Wait for room before taking an entry: entries held by this future are lost with the connection.
         loop {
             self.room(&mut manifest, &mut buffer).await?;
             if self.sending.stopping.is_cancelled() || !self.state().put_reannounced(&mut buffer) {
@@ -419,7 +422,7 @@ impl Run {
                     self.state().gone.get_or_insert(Code::Stopping.into());
                     break;
                 }
-                // Ends when the walk is over and all directories are announced.
+                // Ends when the walk has ended and all directories are announced.
                 directory = walked.directories.recv(), if directories => match directory {
                     Some(directory) => Some(WalkItem::Entry(directory)),
                     None => {
@@ -428,7 +431,7 @@ impl Run {
                     }
                 },
                 next = walked.found.recv(), if *walked.walking && waiting < MAX_WAITING => next,
-                // Nothing more is found right now: what is gathered goes out before the wait.
+                // Nothing else is ready: write the gathered entries before waiting.
                 () = std::future::ready(()), if !buffer.is_empty() => {
                     self.write_entries(&mut manifest, &mut buffer).await?;
                     continue;
@@ -460,7 +463,8 @@ impl Run {
             }
         }
         self.write_entries(&mut manifest, &mut buffer).await?;
-        // What is sent whole wants but its receipt, and the receiver may get the end together with the last of it.
+        // Completely sent files only wait for their receipts. The receiver may get the end together with the last
+        // file.
         self.until(EntryTable::all_sent).await;
         manifest.finish();
         self.sending.all_sent.cancel();
@@ -468,7 +472,7 @@ impl Run {
         Ok(())
     }
 
-    /// Tells of something that never becomes an entry.
+    /// Reports a source that never becomes an entry.
     fn unsendable(
         &self,
         path: RelativePath,
@@ -487,7 +491,7 @@ impl Run {
         self.shared.report(None, path, Kind::File, 0, result);
     }
 
-    /// Writes the entries gathered in the buffer, within the limits.
+    /// Writes the gathered entries within the rate limits.
     async fn write_entries(
         &self,
         manifest: &mut MessageWriter,
@@ -501,12 +505,12 @@ impl Run {
         Ok(())
     }
 
-    /// Waits until one more entry may stand unanswered; meanwhile nothing gathered is kept back.
+    /// Waits until one more entry may be unanswered. Writes all gathered entries before it waits.
     async fn room(&self, manifest: &mut MessageWriter, buffer: &mut BytesMut) -> Result<()> {
         let mut allowed = self.sending.allowed.0.subscribe();
         loop {
             let (entries, bytes) = *allowed.borrow_and_update();
-            // At least one, however little the receiver allows, or nothing would ever move.
+            // Allow at least one entry whatever the receiver says; otherwise the session would never make progress.
             let entries = entries.max(1);
             let bytes = bytes.saturating_sub(Entry::LIMIT as u32).max(1);
             let room = |state: &EntryTable| {
@@ -523,7 +527,7 @@ impl Run {
             }
             tokio::select! {
                 () = self.until(room) => return Ok(()),
-                // Cannot fail: the run holds the other end.
+                // Cannot fail: the run owns the sending end.
                 _ = allowed.changed() => {}
             }
         }
@@ -549,8 +553,8 @@ impl Run {
         });
     }
 
-    /// Reads verdicts and runs the transfers they ask for, as long as it is polled. A wanted file is but a row
-    /// in a queue until one of the open transfers is its: tasks take kilobytes each, and thousands may be wanted.
+    /// Reads verdicts and runs the transfers they ask for, as long as it is polled. A wanted file is only an item in a
+    /// queue until it may transfer. Tasks take kilobytes each, and thousands of files may be wanted.
     async fn answers(
         self: &Arc<Self>,
         verdicts: &mut MessageReader,
@@ -571,7 +575,8 @@ impl Run {
             let Some(verdict) = verdict else {
                 if !self.state().all_sent() {
                     return Err(Error::Protocol(
-                        "it ended the manifest with entries unanswered or not sent".into(),
+                        "the receiver ended the manifest before all entries were answered and sent"
+                            .into(),
                     ));
                 }
                 return pending().await;
@@ -580,14 +585,17 @@ impl Run {
             let (announce, sent) = self.state().answered(id, &verdict)?;
             self.shared.changed.notify_waiters();
             match verdict {
-                // Not there already: this session brought it, and the receipt was lost with a connection.
+                // This session sent it, and the receipt was lost with a connection.
                 Verdict::Skip(_) if sent => self.settle(id, Settled::Committed),
                 Verdict::Skip(_) => self.settle(id, Settled::Skipped),
                 Verdict::Done(_) => self.settle(id, Settled::Committed),
                 Verdict::Refuse(_, why) => self.settle(id, Settled::Failed(why)),
                 Verdict::Want(_, _) if announce.kind != Kind::File => {
                     return Err(Error::Protocol(
-                        format!("it wants the content of entry {id}, which is no file").into(),
+                        format!(
+                            "the receiver wants the content of entry {id}, which is not a file"
+                        )
+                        .into(),
                     ));
                 }
                 Verdict::Want(_, held) => wanted.push_back((id, announce, held)),
@@ -595,14 +603,14 @@ impl Run {
         }
     }
 
-    /// Notes that a file was sent to its end.
+    /// Records that a file was completely sent.
     fn sent(&self, id: u64) {
         self.state().sent_whole(id);
         self.shared.changed.notify_waiters();
     }
 
     fn settle_transfer(&self, id: u64, result: Result<(), Reason>) {
-        // Once the connection is gone, that is what ended the session; no file failed by itself.
+        // After a connection loss, the loss ended the session; no single file failed.
         if self.sending.connection.close_reason().is_none() {
             self.settle(
                 id,
@@ -618,7 +626,7 @@ impl Run {
         };
         let stands = matches!(result, Settled::Committed | Settled::Skipped);
         let stopping = matches!(&result, Settled::Failed(why) if why.code == Code::Stopping);
-        // The server stops: that is said once for the session, not for each file.
+        // The server is stopping. This is reported once for the session, not for each file.
         if stopping {
             self.sending.stopping.cancel();
         } else if !matches!(role, LinkRole::Reannounced(_)) {
@@ -630,15 +638,15 @@ impl Run {
     }
 }
 
-/// Puts digests to what is found on its way to there.
+/// Returns a channel that adds digests to entries on their way to `to`.
 fn digested(digests: Digests, to: mpsc::Sender<WalkItem>) -> mpsc::Sender<WalkItem> {
     let (found_to, found) = mpsc::channel(WALK_QUEUE_LIMIT);
     tokio::spawn(digests.put(found, to));
     found_to
 }
 
-/// Walks a part at a time, off the network threads, until the other end of the channel is gone. A peer that answers
-/// nothing makes it wait, and such a wait must not hold one of the threads for disk work, which are few.
+/// Walks in batches on blocking threads, until the other end of the channel is gone. The wait for a silent peer must
+/// not hold one of the few blocking threads.
 async fn walk(mut walk: Walk, to: mpsc::Sender<WalkItem>) {
     loop {
         let part = blocking(move || {
@@ -658,14 +666,14 @@ async fn walk(mut walk: Walk, to: mpsc::Sender<WalkItem>) {
     }
 }
 
-/// Runs disk work and hashing off the network threads.
+/// Runs disk work and hashing on the threads for blocking tasks.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Reason> + Send + 'static,
 ) -> Result<T, Reason> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
         Err(Reason::new(
             Code::Internal,
-            "a fault inside haul while reading",
+            "cannot read the file: a fault inside haul; please report it",
         ))
     })
 }

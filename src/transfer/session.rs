@@ -1,7 +1,7 @@
-//! The control stream: push, pull and their summary, for both roles.
+//! The control stream of a push or pull up to its summary, for both roles.
 //!
-//! A connection may carry several sessions, each with a control stream of its own, whose stream id is the session's
-//! *handle*: it stands at the head of the session's other streams.
+//! A connection may carry several sessions, each with its own control stream. The id of that stream is the *handle* of
+//! the session. The other streams of the session begin with the handle.
 
 mod list;
 pub(crate) mod nesting;
@@ -38,65 +38,66 @@ pub(crate) use serve::{MakeReceiver, ServerSession, serve};
 pub use serve::{OfferEvent, OfferedContent, OfferedSource};
 pub(crate) use sources::local_sources;
 
-/// Things that a mirror may have removed and not yet told of.
+/// Paths that a mirror has removed and not yet reported.
 const REMOVED_QUEUE_LIMIT: usize = 256;
-/// How often a receiver says that it is alive, while entries wait for their turn or the last writes for the disk.
+/// Interval of `Working` messages from a receiver, while entries wait for admission or the last writes for the disk.
 const WORKING_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How a session ended.
+/// The result of a session.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
-    /// The sender's account.
+    /// The sender's statistics.
     pub sent: TransferStats,
-    /// The receiver's account of the last connection.
+    /// The receiver's summary of the last connection.
     pub summary: Summary,
-    /// What the path was like, over all connections.
+    /// The statistics of the path, over all connections.
     pub path: PathStats,
-    /// What bound the transfer, while there was a connection.
+    /// The bottleneck of the transfer, while it was connected.
     pub bound: Bottleneck,
-    /// Where the time went, while there was a connection.
+    /// The time in each stage, while it was connected.
     pub account: TimeBreakdown,
-    /// Whether the sender was the server.
+    /// Whether the sender was the server (a pull).
     pub pulled: bool,
 }
 
 impl Outcome {
-    /// Adds what was seen over one connection.
+    /// Adds the measurements of one connection.
     fn saw(&mut self, path: &PathStats, account: &TimeBreakdown) {
         self.path.join(path, self.account.elapsed, account.elapsed);
         self.account.join(account);
     }
 }
 
-/// Done once the peer has this end's last messages.
+/// Completes when the peer has this end's last messages.
 pub(crate) type Delivered = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The two halves of a stream.
 pub(crate) type Bi = (MessageReader, MessageWriter);
 
-/// The sessions of a connection in which this end receives, by handle.
+/// The sessions of a connection in which this end is the receiver, by handle.
 pub(crate) struct Sessions {
     receiving: Mutex<HashMap<u64, Registered>>,
-    /// Told when there is another.
+    /// Notified when a session is registered.
     registered: Notify,
-    /// Whether a manifest may come before its session is known, as it does where the sender is who asks.
+    /// Whether a manifest may arrive before its session is registered. True at a server, where the sender makes the
+    /// request.
     early: bool,
-    /// Bounds the long plans that are being read.
+    /// Limits the long plans that are read at the same time.
     long_plans: Semaphore,
 }
 
-/// A plan up to this size is read at once, in bytes; only one that leaves out much of what is held is longer.
+/// Largest plan that is read without a permit, in bytes. Only a plan that omits many held ranges is longer.
 const SHORT_PLAN_LIMIT: usize = 1 << 10;
-/// Longer plans that are read at the same time on a connection: each may take 64 KiB, and nothing else counts them.
+/// Longer plans that are read at the same time on a connection. Each may take 64 KiB, which no other limit counts.
 const LONG_PLAN_LIMIT: usize = 16;
 
 struct Registered {
-    /// A client's is made once the server has answered.
+    /// A client creates its receiver after the server has answered.
     receiver: Option<Arc<Receiver>>,
     manifest: Option<oneshot::Sender<Bi>>,
 }
 
-/// A session's place in the table; it leaves it when dropped.
+/// A registered session. Dropping it removes the session from the table.
 pub(crate) struct Registration {
     sessions: Arc<Sessions>,
     handle: u64,
@@ -104,7 +105,7 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
-    /// From here on its transfers find their receiver.
+    /// Sets the receiver. From now on, transfers of the session reach it.
     fn attach(&self, receiver: &Arc<Receiver>) {
         if let Some(session) = self.sessions.table().get_mut(&self.handle) {
             session.receiver = Some(receiver.clone());
@@ -119,12 +120,12 @@ impl Drop for Registration {
 }
 
 impl Sessions {
-    /// A connection's sessions at the server.
+    /// Creates the table of a server connection.
     pub(crate) fn of_server() -> Arc<Self> {
         Self::new(true)
     }
 
-    /// A connection's sessions at the client, which knows of each before it asks for it.
+    /// Creates the table of a client connection. A client registers each session before it makes the request.
     pub(crate) fn of_client() -> Arc<Self> {
         Self::new(false)
     }
@@ -145,7 +146,7 @@ impl Sessions {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a session known, so that its streams find it.
+    /// Registers a session, so that its streams find it.
     pub(crate) fn register(self: &Arc<Self>, handle: u64) -> Registration {
         let (to, manifest) = oneshot::channel();
         self.table().insert(
@@ -163,7 +164,8 @@ impl Sessions {
         }
     }
 
-    /// Reads the head of a stream that the peer opened, and hands it to its session. What the client opens comes back.
+    /// Reads the head of a stream that the peer opened, and passes the stream to its session. Returns a stream that
+    /// starts a session, measurement or introduction.
     pub(crate) async fn dispatch(
         &self,
         window: &FlowControl,
@@ -181,7 +183,7 @@ impl Sessions {
             Ok(Ok(Head::Introduction)) => return Some((Opened::Introduction, (reader, writer))),
             Ok(Ok(Head::Measurement)) => return Some((Opened::Measurement, (reader, writer))),
             Ok(Ok(Head::Manifest(to))) => {
-                // Fails only when the session has just ended.
+                // Fails only if the session has just ended.
                 let _ = to.send((reader, writer));
                 return None;
             }
@@ -214,11 +216,11 @@ impl Sessions {
         }
         let handle = reader.varint().await.map_err(code)?;
         if kind == StreamType::Manifest {
-            // Whose control stream was not opened before it never comes.
+            // If the control stream was not opened earlier, it will never come.
             let early = self.early && handle < reader.id();
             return tokio::select! {
                 to = self.manifest_of(handle, early) => to.map(Head::Manifest).ok_or(Code::NotWanted),
-                // Its sender has given it up, most often since the session was refused.
+                // The sender abandoned it, usually because the session was refused.
                 () = reader.reset_by_peer() => Err(Code::NotWanted),
             };
         }
@@ -249,7 +251,8 @@ impl Sessions {
         ))
     }
 
-    /// Where a session's manifest goes. It may come before the request has been looked at, or overtake it.
+    /// Returns the channel for a session's manifest. The manifest may overtake the request, or arrive before the
+    /// request is handled.
     async fn manifest_of(&self, handle: u64, early: bool) -> Option<oneshot::Sender<Bi>> {
         loop {
             let registered = self.registered.notified();
@@ -263,13 +266,13 @@ impl Sessions {
     }
 }
 
-/// What a client opens a stream for.
+/// The purpose of a stream that a client opened.
 pub(crate) enum Opened {
-    /// A session, by its handle.
+    /// A session with this handle.
     Session(u64),
     /// A measurement.
     Measurement,
-    /// To show that it knows a code.
+    /// An introduction: a proof that the client knows a code.
     Introduction,
 }
 
@@ -282,8 +285,9 @@ enum Head {
     Withdrawn(Arc<Receiver>, Withdraw),
 }
 
-/// Accepts the streams of a connection. Never reads itself: quinn yields streams by id, also those on which nothing has
-/// come yet, so each is read in a task of its own. What a client opens goes to `opened`. Returns when the connection is lost.
+/// Accepts the streams of a connection until the connection is lost, and returns the cause. The accept loop never
+/// reads: quinn yields streams by id, even those without data yet, so a separate task reads each stream. Streams that
+/// start something are passed to `opened`.
 pub(crate) async fn accept_streams(
     window: &Arc<FlowControl>,
     sessions: &Arc<Sessions>,
@@ -307,14 +311,14 @@ pub(crate) async fn accept_streams(
     }
 }
 
-/// Says hello and asks for something, on a stream whose id is the session's handle.
+/// Sends `Hello` and a request on a new stream. The stream id is the handle of the session.
 async fn ask<M: Message>(
     connection: &Connection,
     request: &M,
     deadline: Duration,
     register: impl FnOnce(u64),
 ) -> Result<(u64, Bi)> {
-    // A peer that grants no stream or no credit is as silent as one that does not answer.
+    // Limits the wait for stream and flow-control credit as well as for the answer.
     let opened = timeout(deadline, connection.open_bi())
         .await
         .map_err(|_| Error::from(StreamError::TimedOut))?;
@@ -330,7 +334,7 @@ async fn ask<M: Message>(
     Ok((handle, (MessageReader::new(receive), writer)))
 }
 
-/// The answer to a request.
+/// Reads the answer to a request.
 async fn answer(reader: &mut MessageReader) -> Result<Ready> {
     reader.read::<Hello>().await?;
     let frame = reader
@@ -353,8 +357,8 @@ pub(crate) fn hello() -> Hello {
     }
 }
 
-/// The client's side of a push, over one connection, until `gone` says why that one is lost. `begun` is called once the
-/// server is ready. What was seen on the way, and the summary, are added to the outcome.
+/// Runs the client side of a push over one connection, until `gone` reports the loss of that connection. Calls `begun`
+/// when the server is ready. Adds the measurements and the summary to the outcome.
 pub(crate) async fn push(
     (connection, limits): (&Connection, &RateLimits),
     push: &Push,
@@ -370,7 +374,7 @@ pub(crate) async fn push(
     let stopping = CancellationToken::new();
     let meter = Arc::<StageCounters>::default();
     let allowed = Arc::<Allowed>::default();
-    let mut watch = Sampler::begin(connection.clone(), meter.clone()).await;
+    let mut sampler = Sampler::begin(connection.clone(), meter.clone()).await;
     let answered = async {
         let ready = timeout(deadline, answer(&mut reader))
             .await
@@ -392,25 +396,26 @@ pub(crate) async fn push(
         all_sent,
     };
     let ended = tokio::select! {
-        // The first entries go with the request.
+        // Send the first entries together with the request.
         ended = send_all(sender, sending, (answered, || None), writer) => ended,
         why = gone => Err(Error::Lost(why.into())),
-        never = watch.run() => match never {},
+        never = sampler.run() => match never {},
     };
     let held_up = ended
         .as_ref()
         .ok()
         .and_then(|summary| summary.held_up)
         .map(Duration::from_millis);
-    let (path, account) = watch.end(held_up).await;
+    let (path, account) = sampler.end(held_up).await;
     outcome.saw(&path, &account);
     outcome.summary = ended?;
     Ok(())
 }
 
-/// The client's side of a pull, over one connection, until `gone` says why that one is lost. `receiver` makes the receiver
-/// once the server is ready. What was seen on the way, and the summary, are added to the outcome. Returns what is done once
-/// the server has the summary and every receipt: closing the connection before that would discard them.
+/// Runs the client side of a pull over one connection, until `gone` reports the loss of that connection. `receiver`
+/// creates the receiver when the server is ready. Adds the measurements and the summary to the outcome. The returned
+/// future completes when the server has the summary and every receipt; closing the connection earlier would discard
+/// them.
 pub(crate) async fn pull(
     (connection, sessions): (&Connection, &Arc<Sessions>),
     pull: &Pull,
@@ -419,7 +424,7 @@ pub(crate) async fn pull(
     gone: impl Future<Output = String>,
     outcome: &mut Outcome,
 ) -> Result<Delivered> {
-    let mut watch = Sampler::begin(connection.clone(), Arc::default()).await;
+    let mut sampler = Sampler::begin(connection.clone(), Arc::default()).await;
     outcome.pulled = true;
     let mut spent = None;
     let session = async {
@@ -429,7 +434,8 @@ pub(crate) async fn pull(
         let ready = timeout(deadline, answer(&mut control.0))
             .await
             .map_err(|_| Error::from(StreamError::TimedOut))??;
-        let registration = registration.ok_or_else(|| Error::Protocol("no session".into()))?;
+        let registration =
+            registration.ok_or_else(|| Error::Protocol("the session has no handle".into()))?;
         let receiver = GivenUp(receiver(&ready).await?);
         let stopping = CancellationToken::new();
         let received = receive_all(
@@ -446,14 +452,14 @@ pub(crate) async fn pull(
     let ended = tokio::select! {
         ended = session => ended,
         why = gone => Err(Error::Lost(why.into())),
-        never = watch.run() => match never {},
+        never = sampler.run() => match never {},
     };
     let held_up = ended
         .as_ref()
         .ok()
         .and_then(|(summary, _)| summary.held_up)
         .map(Duration::from_millis);
-    let (mut path, mut account) = watch.end(held_up).await;
+    let (mut path, mut account) = sampler.end(held_up).await;
     if let Some(spent) = spent {
         path.tell(&mut account, &spent);
     }
@@ -465,7 +471,7 @@ pub(crate) async fn pull(
     Ok(Box::pin(delivered))
 }
 
-/// A receiver that nobody waits for any more once this is dropped.
+/// Abandons its receiver when dropped.
 struct GivenUp(Arc<Receiver>);
 
 impl Drop for GivenUp {
@@ -474,7 +480,7 @@ impl Drop for GivenUp {
     }
 }
 
-/// Sends everything, says [`End`], and reads the [`Summary`], once the receiver has answered.
+/// Sends everything, writes [`End`], and reads the [`Summary`] after the receiver has answered.
 async fn send_all(
     sender: &mut Sender,
     sending: Sending,
@@ -491,7 +497,7 @@ async fn send_all(
     let tally = sender.tally();
     let work = async {
         sender.run(sending).await?;
-        // Held until the summary is there.
+        // Counts the stage as committing until the summary arrives.
         Ok(meter.at(Stage::Committing))
     };
     let end = async {
@@ -528,7 +534,7 @@ async fn send_all(
     Ok(summary)
 }
 
-/// What the receiver may say beside the work: that it goes away, or that it is alive.
+/// Handles a message from the receiver that is not part of the work: `Working`, or `GoAway`, whose reason it returns.
 fn control_notice(frame: Option<Frame>) -> Result<Option<Reason>> {
     let frame = frame.ok_or(StreamError::Ended)?;
     Ok(match frame.kind {
@@ -538,8 +544,8 @@ fn control_notice(frame: Option<Frame>) -> Result<Option<Reason>> {
     .map_err(StreamError::from)?)
 }
 
-/// Receives until the sender has ended, and writes the [`Summary`]; with it comes what waits until that and every receipt
-/// are delivered.
+/// Receives until the sender has ended, and writes the [`Summary`]. The returned future completes when the summary and
+/// all receipts are delivered.
 async fn receive_all(
     mut registration: Registration,
     receiver: Arc<Receiver>,
@@ -553,7 +559,8 @@ async fn receive_all(
         .map_err(|_| StreamError::TimedOut)?
         .map_err(|_| StreamError::Ended)?;
     let work = async {
-        // Either failure ends the session: a peer that breaks the protocol on one stream may never end the other.
+        // Either failure ends the session, because a peer that breaks the protocol on one stream may never end the
+        // other.
         let (_, end) = tokio::try_join!(receiver.run(entries, verdicts), async {
             Ok(reader.read::<End>().await?)
         })?;
@@ -561,15 +568,15 @@ async fn receive_all(
         Ok::<_, Error>(())
     };
     tokio::pin!(work);
-    let mut said = false;
+    let mut announced_stop = false;
     loop {
         tokio::select! {
             done = &mut work => break done?,
-            () = stopping.cancelled(), if !said => {
-                said = true;
+            () = stopping.cancelled(), if !announced_stop => {
+                announced_stop = true;
                 writer.write_within(&GoAway { why: Reason::from(Code::Stopping).into() }, deadline).await?;
             }
-            // An entry may wait long for its turn; only this tells the sender that somebody is there.
+            // An entry may wait long for admission. This message shows the sender that the receiver is alive.
             () = sleep(WORKING_INTERVAL) => writer.write_within(&Working {}, deadline).await?,
         }
     }

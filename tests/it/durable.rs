@@ -152,7 +152,7 @@ async fn a_failed_sync_fails_the_entries_that_wait_for_it() {
     assert_eq!((sent.files, sent.failed), (0, 1));
     let (path, why) = &sent.failures[0];
     assert_eq!((path.to_string(), why.code), ("t/empty".into(), Code::Io));
-    assert!(why.text.contains("may not outlast a crash"), "{why}");
+    assert!(why.text.contains("may not survive a crash"), "{why}");
     assert_eq!(count(&store.log(), "server committed t/empty"), 0);
 }
 

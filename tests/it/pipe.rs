@@ -121,7 +121,7 @@ async fn piped_input_needs_a_name() {
         (
             "dir",
             1,
-            "dir/dir: what comes out of a pipe needs a full name, and a directory stands there",
+            "dir/dir: cannot write data of a pipe: the destination is a directory; give a full file name",
         ),
     ] {
         // Its input does not end, and that delays nothing.

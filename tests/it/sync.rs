@@ -138,7 +138,7 @@ fn an_empty_source_or_too_much_to_remove_removes_nothing() {
     );
     assert_eq!(code, Some(1), "{said}");
     assert!(
-        said.contains("nothing was removed: 2 would go, and 1 may"),
+        said.contains("nothing was removed: 2 to remove, and --max-delete allows 1"),
         "{said}"
     );
     assert!(there.join("t/a").exists() && there.join("t/b").exists());
@@ -285,7 +285,8 @@ fn a_mirror_replaces_entries_of_another_kind_but_no_link_target() {
     );
     assert_eq!(code, Some(1), "{said}");
     assert!(
-        said.contains("2 would go, and 0 may") || said.contains("3 would go, and 0 may"),
+        said.contains("2 to remove, and --max-delete allows 0")
+            || said.contains("3 to remove, and --max-delete allows 0"),
         "{said}"
     );
     assert!(there.join("t/file/sub/b").exists() && there.join("t/link/a").exists());
@@ -556,7 +557,7 @@ fn a_destination_inside_the_source_is_refused_before_writing() {
         let (code, said) = cp(way);
         assert_eq!(code, Some(1), "{way:?}: {said}");
         assert!(
-            said.contains("lies inside of what is to be sent"),
+            said.contains("the destination is inside a source"),
             "{way:?}: {said}"
         );
     }
@@ -585,7 +586,7 @@ fn a_mirror_never_removes_its_own_source() {
         let (code, said) = sync(&serving, &[], here, way);
         assert_eq!(code, Some(1), "{way:?}: {said}");
         assert!(
-            said.contains("the source lies inside of the destination"),
+            said.contains("the source is inside the destination"),
             "{way:?}: {said}"
         );
         assert_eq!(listing(here), before, "{way:?}");
@@ -685,7 +686,7 @@ fn a_key_that_may_only_write_may_not_mirror() {
     let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
     assert_eq!(code, Some(4), "{said}");
     assert!(
-        said.contains("this key may not read on this server, so it may neither compare"),
+        said.contains("this key may not read on this server, so it can neither compare"),
         "{said}"
     );
     assert!(

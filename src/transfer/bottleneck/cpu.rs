@@ -1,29 +1,29 @@
-//! How much of its time a process wanted a processor, from /proc.
+//! Measures how much CPU time a process wanted, from /proc.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
 use std::time::Instant;
 
-/// What was wanted up to an instant.
+/// The CPU time that each thread wanted up to an instant.
 pub(crate) struct Usage {
     at: Instant,
-    /// Nanoseconds on a processor and waiting for one, by thread.
+    /// Nanoseconds on a CPU and waiting for one, by thread.
     threads: HashMap<OsString, u64>,
 }
 
-/// Parts of the time in which threads computed, or would have, had others not had the processor; 1 is all the time.
+/// The share of time in which threads ran or waited for a CPU; 1 is all the time.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Cpu {
-    /// The busiest thread.
+    /// Share of the busiest thread.
     pub busiest: f64,
-    /// All threads together.
+    /// Sum over all threads.
     pub all: f64,
 }
 
 impl Usage {
-    /// Up to now. Reads a file for each thread; elsewhere than on Linux there are none.
+    /// Measures up to now. Reads one file for each thread; only Linux has these files.
     pub(crate) fn now() -> Self {
         let tasks = fs::read_dir("/proc/self/task")
             .into_iter()
@@ -39,7 +39,7 @@ impl Usage {
         }
     }
 
-    /// What was wanted since; `None` where the system does not tell.
+    /// Returns the usage since an earlier measurement; `None` if the system does not report it.
     pub(crate) fn since(&self, earlier: &Self) -> Option<Cpu> {
         let elapsed = (self.at - earlier.at).as_nanos() as f64;
         let spent = |(thread, now): (&OsString, &u64)| {
@@ -54,7 +54,7 @@ impl Usage {
     }
 }
 
-/// Nanoseconds on a processor and waiting for one: the first two numbers of a thread's schedstat (sched-stats.rst of the
+/// Returns the nanoseconds on a CPU and waiting for one: the first two numbers of schedstat (sched-stats.rst of the
 /// kernel).
 fn wanted(schedstat: &str) -> Option<u64> {
     let mut numbers = schedstat
@@ -69,7 +69,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn threads_count_by_what_they_wanted_since() {
+    fn threads_count_by_the_cpu_time_they_wanted() {
         let begun = Instant::now();
         let usage = |seconds, threads: &[(&str, u64)]| Usage {
             at: begun + Duration::from_secs(seconds),
@@ -98,7 +98,7 @@ mod tests {
         assert_eq!(
             usage(2, &[]).since(&usage(0, &[])),
             None,
-            "no system that tells"
+            "a system without schedstat"
         );
     }
 

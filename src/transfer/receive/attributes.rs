@@ -1,4 +1,4 @@
-//! What of an entry's metadata is to be kept here, and whether it stands already.
+//! Selects the metadata of an entry that is kept, and compares it with the existing metadata.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::protocol::{Attribute, Entry, Existing, Kind};
 use crate::storage::{Attributes, Metadata};
 
 impl Receiver {
-    /// What is to be set. What the sender says and may not be kept here is counted.
+    /// Returns the attributes to set. Counts a warning for announced metadata that this receiver may not keep.
     pub(super) fn attributes(&self, entry: &Entry, path: &RelativePath) -> Attributes {
         let keep = &self.session.keep;
         let owner = entry.owner.as_ref().and_then(|owner| {
@@ -19,7 +19,7 @@ impl Receiver {
                 path,
                 vec![(
                     Attribute::Owner,
-                    "the server is to be started with --allow-owner".into(),
+                    "the server does not keep owners; start it with --allow-owner".into(),
                 )],
             );
             None
@@ -29,7 +29,7 @@ impl Receiver {
             .clone()
             .filter(|_| keep.xattrs && entry.kind != Kind::Symlink)
             .map(Arc::new);
-        // What comes there while the content is on its way is to be left as well.
+        // Also keep a file that appears while the content is transferred.
         let exclusive = matches!(self.session.take.existing, Existing::Skip | Existing::Fail);
         let mut attributes = Attributes {
             mode: entry.mode,
@@ -43,7 +43,7 @@ impl Receiver {
         attributes
     }
 
-    /// Whether all that is to be set, but for the time, stands as it should.
+    /// Returns whether the existing metadata matches the attributes, apart from the time.
     pub(super) fn attributes_match(
         &self,
         attributes: &Attributes,
@@ -56,7 +56,7 @@ impl Receiver {
         let same_xattrs = || {
             attributes.xattrs.as_ref().is_none_or(|wanted| {
                 let there = self.session.store.xattrs(path, attributes.owner.is_some());
-                there.is_ok_and(|(there, lapses)| lapses.is_empty() && there == **wanted)
+                there.is_ok_and(|(there, warnings)| warnings.is_empty() && there == **wanted)
             })
         };
         same_mode && same_owner && same_xattrs()

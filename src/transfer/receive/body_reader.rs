@@ -1,23 +1,24 @@
-//! A body on its way from the stream to the disk: pieces in any order, gathered into runs that belong at an offset.
+//! Maps a body from its stream to file offsets: chunks in any order are gathered into runs.
 
 use bytes::{Bytes, BytesMut};
 
 use crate::error::{Code, Reason};
 use crate::protocol::{ENCODING_PIECES, ENCODING_RANGES, Frame, Message, Plan, Range, Trailer};
 
-/// Bytes gathered into one write where they come in order.
+/// Bytes gathered into one write if they arrive in order.
 pub(super) const RUN_SIZE: usize = 256 << 10;
-/// Memory for the first bytes of a run that does not continue another: a lost packet leaves a small gap, and what comes
-/// behind it is no reason to set a whole [`RUN_SIZE`] aside.
+/// Memory for a run that does not continue another, in bytes. A lost packet leaves a small gap, and the data after it
+/// does not need a whole [`RUN_SIZE`].
 const FIRST_RUN_SIZE: usize = 8 << 10;
-/// Runs that may still be continued: packets of one flight rarely mix more.
+/// Runs that can still grow: packets of one flight rarely mix more.
 const OPEN_RUN_LIMIT: usize = 4;
-/// Gaps in what is written, over which the peer is not honest: 16,384 lost packets in one window are no link.
+/// Most gaps in the written data. A peer that exceeds it is not honest: no link loses 16,384 packets in one window.
 pub(super) const MAX_GAPS: usize = 16_384;
-/// Memory that runs may take for each byte in them: a packet of 1,200 bytes in a [`FIRST_RUN_SIZE`] takes seven times its own.
+/// Most memory of runs for each byte in them: a packet of 1,200 bytes in a [`FIRST_RUN_SIZE`] takes seven times its
+/// size.
 const MAX_SLACK: usize = 8;
 
-/// Bytes that follow each other in the file, not yet written.
+/// Consecutive bytes of the file that are not yet written.
 pub(super) struct Run {
     pub(super) offset: u64,
     pub(super) data: BytesMut,
@@ -29,29 +30,30 @@ impl Run {
     }
 }
 
-/// The receiving end of a body: where the stream's bytes belong in the file.
+/// Maps the bytes of a stream to offsets in the file.
 pub(super) struct BodyReader {
-    /// Offset in the stream, and where in the file it belongs; ascending.
+    /// Stream offsets and the file ranges they belong to; ascending.
     parts: Vec<(u64, Range)>,
-    /// Offset in the stream at which the body begins.
+    /// The stream offset at which the body begins.
     start: u64,
-    /// Offset in the stream at which the trailer begins.
+    /// The stream offset at which the trailer begins.
     end: u64,
     received: u64,
-    tail: Vec<(u64, Bytes)>,
-    tail_bytes: usize,
+    trailer_chunks: Vec<(u64, Bytes)>,
+    trailer_bytes: usize,
     runs: Vec<Run>,
     pending: usize,
-    /// Memory that the runs take, in bytes.
-    set_aside: usize,
-    /// Where in the file the last full run ended.
+    /// Memory allocated for the runs, in bytes.
+    allocated: usize,
+    /// File offset at which the last full run ended.
     next: u64,
-    /// Runs are handed over in their order only, and this is where the next one begins.
+    /// The file offset of the next run, if runs are returned only in order.
     in_order: Option<u64>,
 }
 
 impl BodyReader {
-    /// A body that begins at an offset of its stream, of a file of a size, if that is known. The plan must lie within it.
+    /// Creates a reader for a body that begins at stream offset `start`. `size` is the size of the file, if known; the
+    /// plan must lie within it.
     pub(super) fn new(
         plan: &Plan,
         start: u64,
@@ -70,13 +72,13 @@ impl BodyReader {
             (ENCODING_RANGES | ENCODING_PIECES, _) => {
                 return Err(Reason::new(
                     Code::Protocol,
-                    "the encoding is not that of its entry",
+                    "the encoding does not match the entry",
                 ));
             }
             (other, _) => {
                 return Err(Reason::new(
                     Code::Unsupported,
-                    format!("encoding {other} is not spoken here"),
+                    format!("encoding {other} is not supported"),
                 ));
             }
         };
@@ -86,7 +88,7 @@ impl BodyReader {
             if range.offset + range.length > size {
                 return Err(Reason::new(
                     Code::Protocol,
-                    "the plan reaches beyond the end of the file",
+                    "the plan extends beyond the end of the file",
                 ));
             }
             parts.push((end, range));
@@ -97,7 +99,7 @@ impl BodyReader {
 
     fn of(parts: Vec<(u64, Range)>, start: u64, end: u64, in_order: bool) -> Self {
         let next = parts.first().map_or(0, |(_, range)| range.offset);
-        let tail = Vec::new();
+        let trailer_chunks = Vec::new();
         let runs = Vec::new();
         let in_order = in_order.then_some(next);
         Self {
@@ -105,17 +107,17 @@ impl BodyReader {
             start,
             end,
             received: 0,
-            tail,
-            tail_bytes: 0,
+            trailer_chunks,
+            trailer_bytes: 0,
             runs,
             pending: 0,
-            set_aside: 0,
+            allocated: 0,
             next,
             in_order,
         }
     }
 
-    /// Takes a piece of the stream; QUIC never delivers a byte twice. Returns the bytes now pending more than before.
+    /// Takes a chunk of the stream; QUIC never delivers a byte twice. Returns the number of newly pending bytes.
     pub(super) fn take(&mut self, mut offset: u64, mut piece: Bytes) -> Result<usize, Reason> {
         let before = self.pending;
         while !piece.is_empty() && offset < self.end {
@@ -127,14 +129,15 @@ impl BodyReader {
             offset += part.len() as u64;
         }
         if !piece.is_empty() {
-            self.tail_bytes += piece.len();
-            if self.tail_bytes > Trailer::LIMIT {
+            self.trailer_bytes += piece.len();
+            if self.trailer_bytes > Trailer::LIMIT {
                 return Err(Reason::new(
                     Code::Protocol,
-                    "the stream goes on behind its trailer",
+                    "the stream continues after its trailer",
                 ));
             }
-            self.tail.push((offset, Bytes::copy_from_slice(&piece)));
+            self.trailer_chunks
+                .push((offset, Bytes::copy_from_slice(&piece)));
         }
         Ok(self.pending - before)
     }
@@ -154,19 +157,19 @@ impl BodyReader {
         if self.runs.len() >= MAX_GAPS {
             return Err(gaps());
         }
-        // Room to grow only within measure: what is held against the window are bytes that came, not memory set aside.
-        let roomy = if offset == self.next {
+        // Room to grow is limited, because the flow-control window counts received bytes and not allocated memory.
+        let preferred = if offset == self.next {
             RUN_SIZE
         } else {
             FIRST_RUN_SIZE
         };
-        let room = MAX_SLACK * self.pending + 2 * RUN_SIZE;
-        let capacity = if self.set_aside + roomy <= room {
-            roomy.max(data.len())
+        let max_allocated = MAX_SLACK * self.pending + 2 * RUN_SIZE;
+        let capacity = if self.allocated + preferred <= max_allocated {
+            preferred.max(data.len())
         } else {
             data.len()
         };
-        self.set_aside += capacity;
+        self.allocated += capacity;
         let mut run = Run {
             offset,
             data: BytesMut::with_capacity(capacity),
@@ -177,17 +180,17 @@ impl BodyReader {
         Ok(())
     }
 
-    /// Offset in the stream at which the body begins.
+    /// The stream offset at which the body begins.
     pub(super) fn start(&self) -> u64 {
         self.start
     }
 
-    /// Bytes that wait to be written.
+    /// Returns the number of bytes that wait to be written.
     pub(super) fn pending(&self) -> usize {
         self.pending
     }
 
-    /// Whether some of it can be written now.
+    /// Returns whether some of them can be written now.
     pub(super) fn is_ready(&self) -> bool {
         match self.in_order {
             None => self.pending > 0,
@@ -195,10 +198,10 @@ impl BodyReader {
         }
     }
 
-    /// Hands over what can be written now, and how many bytes it is.
+    /// Returns the runs that can be written now, and their number of bytes.
     pub(super) fn drain(&mut self) -> (Vec<Run>, usize) {
         let Some(mut next) = self.in_order else {
-            self.set_aside = 0;
+            self.allocated = 0;
             return (
                 std::mem::take(&mut self.runs),
                 std::mem::take(&mut self.pending),
@@ -207,7 +210,7 @@ impl BodyReader {
         self.runs.sort_unstable_by_key(|run| run.offset);
         let mut ready = 0;
         while let Some(run) = self.runs.get(ready).filter(|run| run.offset == next) {
-            next = self.behind(run.end());
+            next = self.next_offset(run.end());
             ready += 1;
         }
         self.in_order = Some(next);
@@ -215,12 +218,12 @@ impl BodyReader {
         let runs = std::mem::replace(&mut self.runs, rest);
         let bytes = runs.iter().map(|run| run.data.len()).sum();
         self.pending -= bytes;
-        self.set_aside = self.runs.iter().map(|run| run.data.capacity()).sum();
+        self.allocated = self.runs.iter().map(|run| run.data.capacity()).sum();
         (runs, bytes)
     }
 
-    /// Where in the file the next byte of the body belongs, behind one that is there.
-    fn behind(&self, offset: u64) -> u64 {
+    /// Returns the file offset of the next byte of the body after `offset`.
+    fn next_offset(&self, offset: u64) -> u64 {
         let passed = self
             .parts
             .partition_point(|(_, range)| range.offset + range.length <= offset);
@@ -229,7 +232,7 @@ impl BodyReader {
             .map_or(offset, |(_, range)| range.offset.max(offset))
     }
 
-    /// The trailer, once the stream has ended; `None` when it is among the pieces.
+    /// Returns the trailer after the stream has ended; `None` if it is part of the pieces.
     pub(super) fn trailer(&mut self) -> Result<Option<Trailer>, Reason> {
         if self.end == u64::MAX {
             return Ok(None);
@@ -241,9 +244,9 @@ impl BodyReader {
                 format!("the body ended after {} of {planned} bytes", self.received),
             ));
         }
-        self.tail.sort_by_key(|&(offset, _)| offset);
+        self.trailer_chunks.sort_by_key(|&(offset, _)| offset);
         let mut buffer: BytesMut = self
-            .tail
+            .trailer_chunks
             .iter()
             .flat_map(|(_, piece)| piece.iter().copied())
             .collect();
@@ -260,7 +263,10 @@ impl BodyReader {
 }
 
 pub(super) fn gaps() -> Reason {
-    Reason::new(Code::Protocol, "more gaps than any link makes")
+    Reason::new(
+        Code::Protocol,
+        "the peer leaves too many gaps in the stream",
+    )
 }
 
 #[cfg(test)]
@@ -281,12 +287,12 @@ mod tests {
     }
 
     #[test]
-    fn single_bytes_with_gaps_between_them_take_no_more_memory_than_bytes_of_an_honest_peer() {
+    fn single_bytes_with_gaps_use_bounded_memory() {
         let mut body = BodyReader::new(&plan(&[(0, 1 << 30)]), 0, Some(1 << 30), false).unwrap();
         let mut offset = 0;
         let mut gapped = 0;
         loop {
-            // Where the last one ended, so that a run seems to begin, then elsewhere, until no run can be continued.
+            // First continue the last run, so that a run seems to begin; then write elsewhere until no run can grow.
             for at in [
                 offset,
                 gapped + (1 << 20),
@@ -310,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_behind_the_trailer_and_plans_beyond_the_file_are_refused() {
+    fn bytes_after_the_trailer_and_oversized_plans_are_refused() {
         let mut body = BodyReader::new(&plan(&[(0, 10)]), 0, Some(10), false).unwrap();
         assert_eq!(
             body.take(10, vec![0; 300].into()).unwrap_err().code,
@@ -323,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn in_order_nothing_overtakes_what_is_missing() {
+    fn in_order_bodies_wait_for_missing_bytes() {
         let plan = plan(&[(10, 5), (100, 5)]);
         let mut body = BodyReader::new(&plan, 7, Some(200), true).unwrap();
         let drained = |body: &mut BodyReader| {
@@ -352,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_for_what_has_no_size_and_ranges_for_what_has_one() {
+    fn unknown_sizes_need_pieces_and_known_sizes_ranges() {
         let ranges = plan(&[(0, 10)]);
         let pieces = Plan {
             encoding: ENCODING_PIECES,

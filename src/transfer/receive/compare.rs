@@ -1,4 +1,4 @@
-//! Files that are compared by content, before they are wanted or skipped.
+//! Compares files by content before they are wanted or skipped (`--checksum`).
 
 use std::sync::Arc;
 
@@ -14,19 +14,19 @@ use crate::storage::digest;
 use crate::storage::io_errors::{fault, refusal};
 use crate::transfer::events::Settled;
 
-/// Files that are read at the same time; the sender reads as many.
+/// Files that are read in parallel. The sender reads as many.
 const PARALLEL_COMPARISONS: usize = 4;
 
-/// A digest to compare with.
+/// The digest to compare an existing file with.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Compare {
     pub(super) digest: [u8; 32],
-    /// Mode and time are as announced.
+    /// The existing mode and time equal the announced ones.
     pub(super) same_attributes: bool,
 }
 
 impl Receiver {
-    /// Compares files with what stands there, and hands on those that differ.
+    /// Compares files with existing content, and passes those that differ to `admit`.
     pub(super) async fn compare(
         self: &Arc<Self>,
         mut queue: mpsc::UnboundedReceiver<WantedFile>,
@@ -80,7 +80,7 @@ impl Receiver {
         (same.await, file)
     }
 
-    /// Answers a file that was compared, or gives it back as wanted. What cannot be read is replaced.
+    /// Answers a compared file, or returns it as wanted. Unreadable files are replaced.
     fn decide_compared(&self, same: Result<bool, Reason>, file: WantedFile) -> Option<WantedFile> {
         let size = file.size.unwrap_or(0);
         let name = file.name.clone();

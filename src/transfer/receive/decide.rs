@@ -1,4 +1,4 @@
-//! Entries held against what stands in the store.
+//! Decides what happens to each entry, by comparing it with the store.
 
 use std::sync::atomic::Ordering;
 
@@ -16,15 +16,15 @@ use crate::transfer::events::Settled;
 
 pub(super) enum Decision {
     Skip,
-    /// It was there, and its metadata was set.
+    /// The entry existed, and its metadata was updated.
     Changed,
     Done,
-    /// Also what is compared first.
+    /// The content is wanted, perhaps after a comparison by digest.
     Want(Box<WantedFile>),
 }
 
 impl Receiver {
-    /// Answers what the manifest settles, and returns the files that are wanted. Blocks.
+    /// Answers the entries that the manifest alone settles, and returns the wanted files. Blocks.
     pub(super) fn judge(&self, batch: Vec<Entry>) -> Vec<WantedFile> {
         let mut wanted = Vec::new();
         let mut settling = Vec::new();
@@ -36,7 +36,7 @@ impl Receiver {
                 self.answer(Verdict::Refuse(id, Code::Stopping.into()));
                 continue;
             }
-            // One whose name is none cannot be named.
+            // An entry with an invalid name is reported under an empty name.
             let name = RelativePath::from_components(&entry.path.0).unwrap_or_default();
             let settled = |name, made| Settling {
                 id,
@@ -88,28 +88,28 @@ impl Receiver {
         self.check_quota(&entry)?;
         let path = self.session.place.of(&name)?;
         let folding = self.check_case(&path)?;
-        let there = match self.session.store.stat(&path) {
-            // What stands in the place of a directory above goes as well.
+        let existing = match self.session.store.stat(&path) {
+            // A mirror also replaces a file or link that is in the place of a parent directory.
             Err(why)
                 if matches!(why.code, Code::NotDirectory | Code::Symlink) && self.replaces() =>
             {
                 None
             }
-            there => there?,
+            existing => existing?,
         };
-        if there.is_some() {
+        if existing.is_some() {
             self.respell(&path, folding);
         }
         let attributes = self.attributes(&entry, &path);
-        let same_time = there.as_ref().is_some_and(|there| {
-            // Of what has another size, the time does not matter.
-            let same_size = entry.kind != Kind::File || entry.size == Some(there.size);
-            let has_time = |modified| same_size && self.has_time(modified, there, &path);
+        let same_time = existing.as_ref().is_some_and(|existing| {
+            // If the size differs, the time does not matter.
+            let same_size = entry.kind != Kind::File || entry.size == Some(existing.size);
+            let has_time = |modified| same_size && self.has_time(modified, existing, &path);
             entry.modified.is_none_or(has_time)
         });
         let candidate = Candidate {
             attributes,
-            there,
+            existing,
             same_time,
             name,
             path,
@@ -121,13 +121,13 @@ impl Receiver {
         }
         if candidate.entry.kind != Kind::Directory
             && take.existing == Existing::Skip
-            && candidate.there.is_some()
+            && candidate.existing.is_some()
         {
             if take.delete.is_some() && candidate.is(Kind::Directory) {
-                // A mirror would take what is in it for left over.
+                // A mirror would remove the content of the directory as unannounced.
                 return Err(refusal(Code::IsDirectory, &candidate.path));
             }
-            // What is left may be another file than the source: further names must not be linked to it.
+            // The existing file may differ from the source, so further names must not be linked to it.
             if candidate.has_same_size_and_time() && !take.checksum {
                 self.stands(
                     candidate.entry.id,
@@ -153,17 +153,17 @@ impl Receiver {
         let store = &*self.session.store;
         let dry_run = self.session.take.dry_run;
         if candidate.is(Kind::Directory) {
-            // The served directory itself belongs to whoever serves it.
+            // The administrator of the server owns the served directory itself.
             if path.is_root() || candidate.same_time && self.has_wanted_attributes(candidate) {
                 return Ok(Decision::Skip);
             }
-        } else if candidate.there.is_some() && !self.replaces() {
+        } else if candidate.existing.is_some() && !self.replaces() {
             return Err(refusal(Code::NotDirectory, path));
         }
         if !dry_run {
             self.make_room(path, Kind::Directory)?;
             store.make_directory(path)?;
-            if candidate.there.is_none() {
+            if candidate.existing.is_none() {
                 self.made_directory(path);
             }
             self.unkept
@@ -192,7 +192,7 @@ impl Receiver {
             return Err(refusal(Code::Exists, path));
         }
         if !self.session.take.dry_run {
-            // What it replaces is not to be lost to one that cannot be made.
+            // Check the target first, so that an invalid link does not replace an existing file.
             check_target(path, target)?;
             self.make_room(path, candidate.entry.kind)?;
             self.unkept
@@ -208,36 +208,38 @@ impl Receiver {
         let guarded = self.guards(&candidate);
         let Candidate { entry, path, .. } = &candidate;
         let size = entry.size;
-        let there = candidate.there.as_ref();
-        // A pull has asked for its name, and a file of unknown size has its own.
+        let existing = candidate.existing.as_ref();
+        // A pull chose the name itself, and a file of unknown size with a modification time has its own name.
         let named_here =
             matches!(self.session.asked, RequestedNames::Only { .. }) || entry.modified.is_some();
         if size.is_none() && !named_here && matches!(self.session.place, Placement::Into(_)) {
             let text = format!(
-                "{path}: what comes out of a pipe needs a full name, and a directory stands there"
+                "{path}: cannot write data of a pipe: the destination is a directory; give a full file name"
             );
             return Err(Reason::new(Code::IsDirectory, text));
         }
         if take.dry_run && !guarded && entry.hard_link.is_some_and(|first| first != entry.id) {
-            return Ok(if stays && there.is_some_and(|m| m.links > 1) {
+            return Ok(if stays && existing.is_some_and(|m| m.links > 1) {
                 Decision::Skip
             } else {
                 Decision::Done
             });
         }
-        if !guarded && let Some(decided) = self.decide_hard_link(entry, path, there)? {
+        if !guarded && let Some(decided) = self.decide_hard_link(entry, path, existing)? {
             return Ok(decided);
         }
-        match there.map(|m| m.kind) {
+        match existing.map(|m| m.kind) {
             _ if self.replaces() => {}
             Some(Some(Kind::Directory)) => return Err(refusal(Code::IsDirectory, path)),
             Some(None) => {
-                let text = format!("{path} is a FIFO, socket or device there; remove it first");
+                let text = format!(
+                    "cannot replace {path}: it is a FIFO, socket or device; remove it first"
+                );
                 return Err(Reason::new(Code::Special, text));
             }
             _ => {}
         }
-        let same_size = candidate.is(Kind::File) && there.is_some_and(|m| Some(m.size) == size);
+        let same_size = candidate.is(Kind::File) && existing.is_some_and(|m| Some(m.size) == size);
         let may_be_same = stays && same_size;
         if stays && !take.checksum && candidate.has_same_size_and_time() {
             let changes = !take.dry_run && !self.has_wanted_attributes(&candidate);
@@ -273,8 +275,8 @@ impl Receiver {
             self.clear_path_above(path)?;
             let upload = create(store, path, &claim)?;
             self.make_room(path, candidate.entry.kind)?;
-            let lapses = upload.commit(&candidate.attributes, Durability::Visible)?;
-            self.unkept.count(path, lapses);
+            let warnings = upload.commit(&candidate.attributes, Durability::Visible)?;
+            self.unkept.count(path, warnings);
             self.stands(entry.id, entry.hard_link, path);
             return Ok(Decision::Done);
         }
@@ -301,54 +303,54 @@ impl Receiver {
         Ok(Decision::Want(Box::new(wanted)))
     }
 
-    /// Whether what is the same may stay.
+    /// Returns whether an unchanged entry is skipped.
     fn may_skip(&self) -> bool {
         self.session.take.existing != Existing::Overwrite
     }
 
-    /// Whether what is there and differs must stay.
+    /// Returns whether an existing entry must not be replaced.
     fn guards(&self, candidate: &Candidate) -> bool {
-        self.session.take.existing == Existing::Fail && candidate.there.is_some()
+        self.session.take.existing == Existing::Fail && candidate.existing.is_some()
     }
 
-    /// Whether a thing of another kind goes, with all that is in it: only a mirror does that.
+    /// Returns whether an entry of another kind is replaced, with all its content. Only a mirror does that.
     pub(super) fn replaces(&self) -> bool {
         let take = self.session.take;
         take.delete.is_some() && matches!(take.existing, Existing::Update | Existing::Overwrite)
     }
 
     fn has_wanted_attributes(&self, candidate: &Candidate) -> bool {
-        candidate.there.as_ref().is_some_and(|there| {
-            self.attributes_match(&candidate.attributes, &candidate.path, there)
+        candidate.existing.as_ref().is_some_and(|existing| {
+            self.attributes_match(&candidate.attributes, &candidate.path, existing)
         })
     }
 }
 
-/// An entry, and what stands where it is to come.
+/// An entry, and the metadata of the existing file in its place.
 struct Candidate {
     entry: Entry,
-    /// As the sender named it.
+    /// The sender's name for it.
     name: RelativePath,
     path: RelativePath,
     attributes: Attributes,
-    there: Option<Metadata>,
+    existing: Option<Metadata>,
     same_time: bool,
 }
 
 impl Candidate {
-    /// Whether what stands there is one.
+    /// Returns whether the existing entry has this kind.
     fn is(&self, kind: Kind) -> bool {
-        self.there
+        self.existing
             .as_ref()
-            .is_some_and(|there| there.kind == Some(kind))
+            .is_some_and(|existing| existing.kind == Some(kind))
     }
 
-    /// Whether a file stands there that counts as the same by size and time.
+    /// Returns whether the existing file has the same size and time.
     fn has_same_size_and_time(&self) -> bool {
         let same_size = self
-            .there
+            .existing
             .as_ref()
-            .is_some_and(|there| Some(there.size) == self.entry.size);
+            .is_some_and(|existing| Some(existing.size) == self.entry.size);
         let files = self.entry.kind == Kind::File && self.is(Kind::File);
         files && same_size && self.same_time && self.entry.modified.is_some()
     }

@@ -1,9 +1,9 @@
-//! Content that is there already: a large file whose digest was announced is made from one of the same content that
-//! stands elsewhere in the store, and need not travel.
+//! Deduplication: a large file whose digest was announced is copied from a file of the same content in the store, and
+//! is not sent.
 //!
-//! Only for keys that may read: to others it would tell what the store holds, if only by the time that it takes. So their
-//! sessions have no index, and neither has who pulls. And only by content: whatever the index says, what was copied is
-//! hashed before it counts, and anything that goes wrong ends in a `Want`.
+//! Only keys that may read use it. For others it would reveal what the store holds, if only by timing, so their
+//! sessions have no index. Pulls have none either. The index is not trusted: copied content is hashed before it
+//! counts, and any failure ends in a `Want`.
 
 use std::io;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::storage::{Attributes, MetadataWarnings, PartialKey, Source, Store, Up
 /// Bytes copied and hashed at a time.
 const COPY_BLOCK: usize = 1 << 20;
 
-/// A file to be made of what is there.
+/// A file to make from existing content.
 struct ContentCopy {
     store: Arc<dyn Store>,
     index: Index,
@@ -30,12 +30,12 @@ struct ContentCopy {
     claim: PartialKey,
     attributes: Attributes,
     durability: Durability,
-    /// Cancelled when the copy is to end.
+    /// Cancelled to end the copy early.
     cancelled: CancellationToken,
 }
 
 impl Receiver {
-    /// Makes a file of what stands elsewhere; false when it has to be sent. A permit is held meanwhile.
+    /// Makes a file from existing content. Returns false if it must be sent. The caller holds a permit.
     pub(super) async fn copy_existing_content(
         self: &Arc<Self>,
         file: &WantedFile,
@@ -65,17 +65,20 @@ impl Receiver {
             made = &mut made => made,
             () = claim.superseded() => {
                 cancelled.cancel();
-                // The disk comes to rest before the file goes on to somebody else.
+                // The disk work ends before the file passes to another transfer.
                 made.await
             }
         };
-        let Ok(Some(lapses)) = made else { return false };
-        self.unkept.count(&file.path, lapses);
+        let Ok(Some(warnings)) = made else {
+            return false;
+        };
+        self.unkept.count(&file.path, warnings);
         self.stands(file.id, file.hard_link, &file.path);
         true
     }
 
-    /// Remembers where a file stands that was sent. A digest that speaks of holes is none of its content alone.
+    /// Adds a received file to the index. A digest that covers holes is not the digest of the content alone, so sparse
+    /// files are not added.
     pub(super) async fn remember(&self, file: &WantedFile, plan: &Plan, trailer: Option<Trailer>) {
         let (Some(index), Some(trailer)) = (self.session.index.clone(), trailer) else {
             return;
@@ -99,13 +102,13 @@ fn remember(store: &dyn Store, index: &Index, digest: &[u8; 32], path: &Relative
     }
 }
 
-/// Device and inode of a store's root.
+/// Returns the device and inode of a store's root.
 fn identity(store: &dyn Store) -> Option<(u64, u64)> {
     Some(store.stat(&RelativePath::root()).ok()??.version.file)
 }
 
 impl ContentCopy {
-    /// Makes the file, once there is room for it; `None` when it cannot be made so. Blocks.
+    /// Makes the file after `make_room`. Returns `None` if it cannot be copied. Blocks.
     fn make(
         self,
         make_room: impl FnOnce(&RelativePath) -> Result<(), Reason>,
@@ -121,12 +124,12 @@ impl ContentCopy {
             self.index.forget(root, &self.digest);
             return None;
         };
-        // Copied, holes would become zeros on the disk.
+        // A copy would write the holes as zeros to the disk.
         if source.data_from(0).ok()? != Some(0..self.size) {
             return None;
         }
         let mut upload = self.store.create(&self.path, &self.claim).ok()?;
-        // What an earlier attempt left is gone on with.
+        // A partial of an earlier attempt is resumed instead.
         if !upload.held().ok()?.is_empty() {
             return None;
         }
@@ -141,12 +144,12 @@ impl ContentCopy {
             }
         }
         make_room(&self.path).ok()?;
-        let lapses = upload.commit(&self.attributes, self.durability).ok()?;
+        let warnings = upload.commit(&self.attributes, self.durability).ok()?;
         remember(&*self.store, &self.index, &self.digest, &self.path);
-        Some(lapses)
+        Some(warnings)
     }
 
-    /// Copies what a source holds, and tells the digest of the copy.
+    /// Copies a source, and returns the digest of the copy.
     fn fill(&self, source: &dyn Source, upload: &mut dyn Upload) -> io::Result<[u8; 32]> {
         let shared = upload.share(source).unwrap_or(false);
         let mut hasher = blake3::Hasher::new();

@@ -1,4 +1,4 @@
-//! One transfer: a small file through memory, a large one straight to its offsets.
+//! Receives one transfer: a small file through memory, a large one directly to its offsets.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -22,18 +22,18 @@ use crate::protocol::{
 };
 use crate::storage::io_errors::fault;
 
-/// Bytes that are written without waiting for more.
+/// Bytes that are written at once, without waiting for more.
 const WRITE_SIZE: usize = RUN_SIZE;
-/// How long less than that may wait for more to come.
+/// Longest time that fewer bytes wait for more.
 const GATHER_TIME: Duration = Duration::from_millis(10);
-/// A transfer that moved less within [`Config::stall`](crate::config::Config::stall), in bytes, gives its permit back and
-/// takes its turn again for what comes next: a byte now and then must not keep others waiting.
+/// A transfer that moves fewer bytes than this within [`Config::stall`](crate::config::Config::stall) returns its
+/// permit and queues for another one. A slow sender thus cannot block other transfers.
 const SLOW_TRANSFER_LIMIT: usize = 1 << 20;
-/// How often long disk work says that it is alive.
+/// Interval of `Working` messages during long disk work.
 const WORKING_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Receiver {
-    /// Receives a file whole into memory that is set aside, then writes it under a permit.
+    /// Receives a whole file into reserved memory, then writes it under a permit.
     pub(super) async fn receive_small(
         self: Arc<Self>,
         file: WantedFile,
@@ -84,10 +84,10 @@ impl Receiver {
         if plan.encoding != ENCODING_RANGES {
             return Err(Reason::new(
                 Code::Unsupported,
-                format!("encoding {} is not spoken here", plan.encoding),
+                format!("encoding {} is not supported", plan.encoding),
             ));
         }
-        // Nothing of it was offered as held.
+        // The receiver offered no held ranges for it.
         kept_by(plan, &[], file.known_size())?;
         let size: u64 = plan.ranges.iter().map(|range| range.length).sum();
         let mut content = BytesMut::with_capacity(size as usize + Trailer::LIMIT);
@@ -96,7 +96,7 @@ impl Receiver {
             if content.len() > size as usize + Trailer::LIMIT {
                 return Err(Reason::new(
                     Code::Protocol,
-                    "the stream goes on behind its trailer",
+                    "the stream continues after its trailer",
                 ));
             }
             let chunk = self
@@ -140,7 +140,7 @@ impl Receiver {
         let receiver = self.clone();
         let committed = self.committed_source(file);
         blocking(move || {
-            // Claim and permit are held until the disk work ends, even if nobody waits for it any more.
+            // The claim and the permit are held until the disk work ends, even if the caller is cancelled.
             let _permit = permit;
             let mut hasher = content_hasher(source.size, small.plan.holes());
             if hasher.update(&small.body).finalize() != small.trailer.digest {
@@ -166,7 +166,8 @@ impl Receiver {
         .await
     }
 
-    /// Receives a large file: a permit is in hand, the partial is opened, what it holds is offered.
+    /// Receives a large file with a permit in hand: opens the partial, offers the ranges it holds, and receives the
+    /// rest.
     pub(super) async fn receive_large(
         self: Arc<Self>,
         file: WantedFile,
@@ -207,9 +208,9 @@ impl Receiver {
                 permit: Some(permit),
                 claim: &claim,
             };
-            // A peer that wants nothing of it after all holds no permit for long.
+            // A peer that never opens the stream must not hold the permit for long.
             let Some(incoming) = slot
-                .patiently(self.stream_of(&file, stream, claim.superseded()))
+                .wait_releasing_permit(self.stream_of(&file, stream, claim.superseded()))
                 .await
             else {
                 return;
@@ -232,7 +233,7 @@ impl Receiver {
                 )
                 .await;
             drop(slot);
-            // The disk is at rest, and a newer session need not wait for this peer to read.
+            // The disk work has ended, and a newer session need not wait until this peer reads the receipt.
             drop(claim);
             self.give_receipt(&file, stream, receipt, result).await;
         }
@@ -240,7 +241,7 @@ impl Receiver {
         .await;
     }
 
-    /// Waits for what the peer sends, unless it is silent until the deadline.
+    /// Waits for the peer, or fails if the connection is silent until the deadline.
     async fn or_timeout_on_silence<T>(
         &self,
         wait: impl Future<Output = T>,
@@ -251,7 +252,7 @@ impl Receiver {
             .await
     }
 
-    /// Runs disk work, or waits for a turn at it, and says on the receipt's stream every now and then that it is alive.
+    /// Runs disk work, or waits for a permit, and sends `Working` messages on the receipt stream meanwhile.
     async fn working<T>(
         &self,
         receipt: &mut MessageWriter,
@@ -262,34 +263,35 @@ impl Receiver {
         loop {
             match timeout(WORKING_INTERVAL, &mut work).await {
                 Ok(done) => return done,
-                // A peer that does not read it will not read the receipt either; the work goes on all the same.
+                // A peer that does not read this will not read the receipt either. The work continues.
                 Err(_) => drop(timeout(WORKING_INTERVAL, receipt.write(&Working {})).await),
             }
         }
     }
 
-    /// Waits for the stream of a wanted file, until a newer session takes the file over.
+    /// Waits for the stream of a wanted file. A newer connection of the session ends the wait.
     async fn stream_of(
         &self,
         file: &WantedFile,
         stream: oneshot::Receiver<Result<IncomingTransfer, Reason>>,
         superseded: impl Future<Output = ()>,
     ) -> Option<IncomingTransfer> {
-        let waited = tokio::select! {
+        let failure = tokio::select! {
             () = superseded => Reason::from(Code::Superseded),
             incoming = self.or_timeout_on_silence(stream) => match incoming {
                 Ok(Ok(Ok(incoming))) => return Some(incoming),
                 Ok(Ok(Err(withdrawn))) => withdrawn,
-                _ => Reason::new(Code::TimedOut, "it was wanted, but never came"),
+                _ => Reason::new(Code::TimedOut, "the sender did not send the file in time; send it again"),
             },
             lost = self.session.window.connection().closed() => StreamError::from(lost).into(),
         };
         lock(&self.admitted).remove(&file.id);
-        self.settled(file, Err(waited));
+        self.settled(file, Err(failure));
         None
     }
 
-    /// Writes the receipt and finishes; only then is a sender that has failed stopped, so that it finds why.
+    /// Writes the receipt and finishes the stream. Only then does it stop a failed sender, so that the sender can read
+    /// why.
     async fn give_receipt(
         &self,
         file: &WantedFile,
@@ -299,7 +301,7 @@ impl Receiver {
     ) {
         let sent = match &result {
             Ok(bytes) => {
-                // The sender may refer to it as soon as it has the receipt.
+                // The sender may announce hard links to it as soon as it has the receipt.
                 self.stands(file.id, file.hard_link, &file.path);
                 let bytes = *bytes;
                 let durability = self.session.durability;
@@ -310,7 +312,7 @@ impl Receiver {
                 .await
             }
             Err(why) => {
-                debug!(%why, "failed");
+                debug!(%why, "transfer failed");
                 timeout(
                     self.session.config.deadline,
                     receipt.write(&Failed {
@@ -326,17 +328,17 @@ impl Receiver {
             self.receipts.spawn(delivered);
         }
         if let Err(why) = &result {
-            // Fails only when the stream is over already.
+            // Fails only if the stream has ended.
             let _ = stream.stop(varint_of(why.code));
         }
         self.settled(file, result);
     }
 }
 
-/// A small file as it came.
+/// A received small file that is not yet written.
 struct SmallBody {
     plan: Plan,
-    /// The bytes of the plan's ranges, one after the other.
+    /// The bytes of the plan's ranges in order.
     body: BytesMut,
     trailer: Trailer,
 }
@@ -344,20 +346,20 @@ struct SmallBody {
 /// A large transfer's permit and claim while it runs.
 struct LargeDownload<'a> {
     receiver: &'a Arc<Receiver>,
-    /// Given back while nothing moves.
+    /// `None` while the transfer makes no progress.
     permit: Option<OwnedSemaphorePermit>,
     claim: &'a FileLock,
 }
 
-/// Writing on the disk, off the network threads; brings the disk back, and how many bytes it took.
+/// A write that runs on a blocking thread. It returns the writer and the number of bytes written.
 struct DiskJob {
     running: JoinHandle<(FileWriter, usize, Result<(), Reason>)>,
     _at_work: WorkGuard,
 }
 
 impl LargeDownload<'_> {
-    /// Waits, and gives the permit back when it takes long.
-    async fn patiently<T>(&mut self, wait: impl Future<Output = T>) -> T {
+    /// Waits, and returns the permit if the wait exceeds [`Config::stall`](crate::config::Config::stall).
+    async fn wait_releasing_permit<T>(&mut self, wait: impl Future<Output = T>) -> T {
         tokio::pin!(wait);
         match timeout(self.receiver.session.config.stall, &mut wait).await {
             Ok(done) => done,
@@ -368,7 +370,7 @@ impl LargeDownload<'_> {
         }
     }
 
-    /// Receives body and trailer, and commits. The partial stays for resume unless it is worth nothing.
+    /// Receives the body and trailer, and commits. The partial stays for resume unless it is useless.
     async fn receive(
         &mut self,
         file: &WantedFile,
@@ -381,7 +383,7 @@ impl LargeDownload<'_> {
         let mut body = body?;
         let planned = plan.clone();
         let offered = held.to_vec();
-        // Claim and permit are held beyond this, and nothing else can end it.
+        // The caller holds the claim and permit beyond this call, and it cannot be cancelled otherwise.
         let keep = blocking(move || disk.keep(&planned, &offered).map(|()| disk));
         let disk = self.receiver.working(receipt, keep).await?;
         let mut credit = UnflushedBytes::new(self.receiver.session.window.clone());
@@ -399,7 +401,7 @@ impl LargeDownload<'_> {
                 receipt,
             )
             .await;
-        // Whatever ended it, the disk comes to rest before claim and permit go on to somebody else.
+        // The disk work must end before the claim and permit pass to another transfer.
         if let Some(job) = job {
             idle = job.running.await.ok().map(|(disk, ..)| disk);
         }
@@ -418,10 +420,10 @@ impl LargeDownload<'_> {
                 })
             };
             let done = self.receiver.working(receipt, blocking(finish)).await;
-            let (size, lapses) = done?;
+            let (size, warnings) = done?;
             let committed = self.receiver.committed_source(file);
             self.claim.committed(committed);
-            self.receiver.unkept.count(&file.path, lapses);
+            self.receiver.unkept.count(&file.path, warnings);
             self.receiver.remember(file, plan, trailer).await;
             Ok(size)
         }
@@ -443,8 +445,8 @@ impl LargeDownload<'_> {
         result
     }
 
-    /// Moves the body from the stream to the disk: always reads, and writes whenever the disk is free and there is
-    /// enough, or long enough nothing more.
+    /// Moves the body from the stream to the disk. It reads all the time. It writes when the disk is free and either
+    /// enough bytes have arrived or the gathering time has passed.
     async fn pump(
         &mut self,
         file: &WantedFile,
@@ -456,20 +458,20 @@ impl LargeDownload<'_> {
     ) -> Result<(), Reason> {
         let config = self.receiver.session.config.clone();
         let receiver = self.receiver;
-        let quiet = receiver.session.window.silence(config.deadline);
-        tokio::pin!(quiet);
-        let mut told = Instant::now();
-        let mut since = Instant::now();
-        // What moved under this permit lately, and since when that is counted.
-        let mut lately = 0;
-        let mut counted = since;
+        let silence = receiver.session.window.silence(config.deadline);
+        tokio::pin!(silence);
+        let mut working_sent_at = Instant::now();
+        let mut pending_since = Instant::now();
+        // Bytes written under this permit since `counted_since`.
+        let mut recent_bytes = 0;
+        let mut counted_since = pending_since;
         let mut ended = false;
         loop {
-            let enough = ended
+            let should_write = ended
                 || body.pending() >= WRITE_SIZE
-                || since.elapsed() >= GATHER_TIME
+                || pending_since.elapsed() >= GATHER_TIME
                 || self.receiver.session.window.is_short();
-            if enough && idle.is_some() && body.is_ready() {
+            if should_write && idle.is_some() && body.is_ready() {
                 self.receiver.working(receipt, self.permit()).await?;
                 if let Some(mut disk) = idle.take() {
                     let (runs, bytes): (Vec<Run>, _) = body.drain();
@@ -486,48 +488,48 @@ impl LargeDownload<'_> {
             if ended && job.is_none() {
                 return Ok(());
             }
-            let resting = job.is_none();
+            let is_idle = job.is_none();
             tokio::select! {
                 biased;
                 () = self.claim.superseded() => return Err(Code::Superseded.into()),
-                done = async { (&mut job.as_mut().expect("guarded").running).await }, if !resting => {
+                done = async { (&mut job.as_mut().expect("guarded").running).await }, if !is_idle => {
                     *job = None;
                     let (disk, bytes, written) = done.map_err(|_| Reason::from(Code::Internal))?;
                     credit.release(bytes);
-                    // Counted anew from here, not from the next look.
-                    quiet.set(receiver.session.window.silence(config.deadline));
+                    // Restart the silence timer now, not at the next poll.
+                    silence.set(receiver.session.window.silence(config.deadline));
                     *idle = Some(disk);
                     written?;
                     self.receiver.moved(file.id, bytes as u64);
-                    lately += bytes;
+                    recent_bytes += bytes;
                 }
                 read = read_ready(stream, body), if !ended => {
                     let (bytes, more) = read?;
                     if body.pending() == bytes {
-                        since = Instant::now();
+                        pending_since = Instant::now();
                     }
                     credit.add(bytes);
                     ended = !more;
                 }
-                () = sleep_until(since + GATHER_TIME), if resting && body.is_ready() => {}
-                () = sleep_until(counted + config.stall), if resting && self.permit.is_some() => {
-                    if lately < SLOW_TRANSFER_LIMIT {
+                () = sleep_until(pending_since + GATHER_TIME), if is_idle && body.is_ready() => {}
+                () = sleep_until(counted_since + config.stall), if is_idle && self.permit.is_some() => {
+                    if recent_bytes < SLOW_TRANSFER_LIMIT {
                         self.permit = None;
                     }
-                    lately = 0;
-                    counted = Instant::now();
+                    recent_bytes = 0;
+                    counted_since = Instant::now();
                 }
-                () = &mut quiet, if resting => return Err(StreamError::TimedOut.into()),
-                () = sleep_until(told + WORKING_INTERVAL), if !resting => {
-                    told = Instant::now();
-                    // A peer that does not read it will not read the receipt either.
+                () = &mut silence, if is_idle => return Err(StreamError::TimedOut.into()),
+                () = sleep_until(working_sent_at + WORKING_INTERVAL), if !is_idle => {
+                    working_sent_at = Instant::now();
+                    // A peer that does not read this will not read the receipt either.
                     let _ = timeout(WORKING_INTERVAL, receipt.write(&Working {})).await;
                 }
             }
         }
     }
 
-    /// Makes sure that the permit is in hand.
+    /// Takes a permit if none is held.
     async fn permit(&mut self) -> Result<(), Reason> {
         if self.permit.is_none() {
             self.permit = Some(
@@ -540,8 +542,8 @@ impl LargeDownload<'_> {
     }
 }
 
-/// Reads all that is there, up to [`WRITE_SIZE`] bytes, waiting only for the first of it. Returns the bytes that wait to be
-/// written more than before, and whether the stream goes on. Cancelling loses nothing.
+/// Reads the available data, up to [`WRITE_SIZE`] bytes, and waits only for the first chunk. Returns the number of new
+/// bytes that wait to be written, and whether the stream continues. Cancelling loses nothing.
 async fn read_ready(
     stream: &mut quinn::RecvStream,
     body: &mut BodyReader,

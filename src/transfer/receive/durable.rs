@@ -1,8 +1,8 @@
-//! Entries that the manifest settles are told to the sender and to observers once they are on the disk.
+//! Reports entries that the manifest alone settles, after they are on the disk.
 //!
-//! Directories, links, empty files and changed metadata have no transfer, so there is no commit that brings each of them to
-//! the disk. One sync does it for a group: all entries of a batch, and all batches that were judged while the sync before
-//! was running. A slow disk thus makes the groups larger, and a fast one delays an answer by one short sync.
+//! Directories, links, empty files and changed metadata have no transfer, so no commit syncs each of them. One sync
+//! serves a group: all batches that were decided while the previous sync ran. A slow disk thus makes larger groups,
+//! and a fast one delays an answer by one short sync.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,22 +18,23 @@ use crate::protocol::path::RelativePath;
 use crate::protocol::{Durability, Kind};
 use crate::transfer::events::Settled;
 
-/// Batches that one sync may bring to the disk.
+/// Batches that one sync serves.
 const MAX_GROUP: usize = 64;
 
-/// An entry that is settled, and not told yet.
+/// A settled entry that is not yet reported.
 pub(super) struct Settling {
     pub(super) id: u64,
-    /// As the sender named it.
+    /// The sender's name for it.
     pub(super) name: RelativePath,
     pub(super) kind: Kind,
     pub(super) size: u64,
-    /// It was made or replaced; otherwise it was there, though its metadata may have been set.
+    /// Whether the entry was made or replaced; otherwise it existed, and only its metadata may have changed.
     pub(super) made: bool,
 }
 
 impl Receiver {
-    /// Tells of entries that were made or changed: at once where they need not reach the disk, otherwise after the next sync.
+    /// Reports entries that were made or changed: at once if they need not reach the disk, otherwise after the next
+    /// sync.
     pub(super) fn tell_when_durable(&self, group: Vec<Settling>) {
         if self.session.take.dry_run {
             return group.into_iter().for_each(|entry| self.tell(entry));
@@ -42,11 +43,11 @@ impl Receiver {
         if self.session.durability != Durability::Synced {
             return group.into_iter().for_each(|entry| self.tell(entry));
         }
-        // Fails only when the session is over.
+        // Fails only if the session has ended.
         let _ = self.settling.send(group);
     }
 
-    /// Syncs group after group and tells of its entries, until all entries are answered.
+    /// Syncs groups and reports their entries, until all entries are answered.
     pub(super) async fn sync_groups(
         self: &Arc<Self>,
         mut queue: mpsc::UnboundedReceiver<Vec<Settling>>,
@@ -61,7 +62,7 @@ impl Receiver {
             }
             let group: Vec<Settling> = groups.drain(..).flatten().collect();
             let receiver = self.clone();
-            // A task of its own: what is made is counted even if the connection is lost meanwhile.
+            // Runs as a separate task, so that made entries count even if the connection is lost meanwhile.
             let told = async move { receiver.sync_and_tell(group).await };
             let _ = self.transfers.spawn(told.in_current_span()).await;
         }
@@ -72,7 +73,7 @@ impl Receiver {
         match blocking(move || store.sync()).await {
             Ok(()) => group.into_iter().for_each(|entry| self.tell(entry)),
             Err(why) => {
-                let text = format!("it is there, but may not outlast a crash: {}", why.text);
+                let text = format!("written, but may not survive a crash: {}", why.text);
                 let why = Reason::new(why.code, text);
                 for entry in group {
                     let result = self.refused(entry.id, why.clone());
@@ -82,7 +83,7 @@ impl Receiver {
         }
     }
 
-    /// Answers the sender, counts, and tells the observer.
+    /// Answers the sender, counts the entry, and reports it to the observer.
     pub(super) fn tell(&self, entry: Settling) {
         let Settling { id, kind, .. } = entry;
         let result = if entry.made {

@@ -1,4 +1,4 @@
-//! What the sender may keep unanswered, as the receiver counts it.
+//! The credit for unanswered entries, as the receiver counts it.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -7,7 +7,7 @@ use super::lock;
 use crate::error::{Error, Result};
 use crate::protocol::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
 
-/// Entries that stand unanswered, held against what the sender was allowed.
+/// Unanswered entries, checked against the advertised limits.
 #[derive(Default)]
 pub(super) struct EntryCredit {
     state: Mutex<EntryCreditState>,
@@ -30,7 +30,7 @@ impl EntryCredit {
             || state.bytes > MAX_UNANSWERED_BYTES as usize
         {
             return Err(Error::Protocol(
-                "more entries stand unanswered than were allowed".into(),
+                "the sender exceeded the limit of unanswered entries".into(),
             ));
         }
         Ok(())
@@ -50,7 +50,7 @@ impl EntryCredit {
         self.changed.notify_waiters();
     }
 
-    /// Waits until the manifest has ended and everything in it is answered.
+    /// Waits until the manifest has ended and all its entries are answered.
     pub(super) async fn ended(&self) {
         loop {
             let changed = self.changed.notified();

@@ -1,4 +1,4 @@
-//! Who is receiving what, over all connections of a process.
+//! Locks on received files, over all connections of a process.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,16 +17,16 @@ use crate::protocol::Durability;
 use crate::protocol::path::RelativePath;
 use crate::storage::PartialKey;
 
-/// What is being received, by key and path (or session id).
+/// Locks by key and path (or session id).
 ///
-/// Over a newer connection a session takes over what it holds over an older one, which is most often dead and does not know
-/// it yet. Two sessions of one key take turns: the second waits until the first has let go, and may find the file committed.
-/// A connection that does not answer is closed then, so that its client comes back and takes its turn. Two keys do not
-/// disturb each other: the last commit wins whole.
+/// A newer connection of a session takes over the locks of an older one, which is usually dead and not yet detected as
+/// such. Two sessions of one key take turns: the second waits until the first releases, and may find the file
+/// committed. If the first does not respond, its connection is closed; its client can reconnect and wait for its turn.
+/// Different keys do not block each other: the last commit wins as a whole.
 #[derive(Debug)]
 pub struct FileLocks<K: Eq + Hash + Clone = RelativePath> {
     holders: Mutex<HashMap<Key<K>, Arc<Holder>>>,
-    ages: AtomicU64,
+    next_age: AtomicU64,
 }
 
 type Key<K> = ([u8; 32], K);
@@ -35,21 +35,21 @@ impl<K: Eq + Hash + Clone> Default for FileLocks<K> {
     fn default() -> Self {
         Self {
             holders: Mutex::default(),
-            ages: AtomicU64::new(0),
+            next_age: AtomicU64::new(0),
         }
     }
 }
 
-/// Who takes a claim.
+/// The session and connection that takes a lock.
 #[derive(Clone)]
 pub(crate) struct Claimant {
-    /// The id of the session, the same over all its connections.
+    /// The session id, which is the same over all its connections.
     pub(crate) session: [u8; 16],
     /// See [`FileLocks::age`].
     pub(crate) age: u64,
-    /// The connection that it runs over; `None` where no other session ever waits for it.
+    /// The flow control of its connection; `None` if no other session ever waits for it.
     pub(crate) window: Option<Arc<FlowControl>>,
-    /// How long a session may bring nothing while this one waits for it.
+    /// How long another session may make no progress while this one waits for it.
     pub(crate) stall: Duration,
 }
 
@@ -62,18 +62,18 @@ impl fmt::Debug for Claimant {
     }
 }
 
-/// A source that was committed.
+/// A committed source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CommittedSource {
-    /// Size and time as announced: two sessions that send the same file announce the same.
+    /// The announced size and time. Two sessions that send the same file announce the same values.
     pub(crate) claim: PartialKey,
-    /// The digest that was announced, if any.
+    /// The announced digest, if any.
     pub(crate) digest: Option<[u8; 32]>,
     pub(crate) durability: Durability,
 }
 
 impl CommittedSource {
-    /// Whether another source counts as the same: by size and time, or by digest.
+    /// Returns whether another source counts as the same: by size and time, or by digest.
     pub(crate) fn is_same(&self, other: &Self, checksum: bool) -> bool {
         let same_content = match checksum {
             true => self.digest.is_some() && self.digest == other.digest,
@@ -87,16 +87,16 @@ impl CommittedSource {
 struct Holder {
     claimant: Claimant,
     superseded: CancellationToken,
-    gone: CancellationToken,
-    /// Its peer has been asked to send. Until then it waits for its own turn.
+    released: CancellationToken,
+    /// Set when its peer was asked to send. Before that, the holder waits for its own turn.
     asked: CancellationToken,
-    /// What it has committed.
+    /// The source that it committed.
     committed: OnceLock<CommittedSource>,
 }
 
 impl Holder {
-    /// Waits until a holder of another session has let go. Its connection is closed if it does not answer, or brings nothing
-    /// for so long of what it was asked for; its client then comes back over another one, and takes its turn.
+    /// Waits until a holder of another session releases. Closes its connection if it does not respond, or makes no
+    /// progress for `stall` after it was asked to send. Its client can reconnect and wait for its turn.
     async fn wait(&self, stall: Duration) {
         if let Some(window) = &self.claimant.window {
             let silence = async {
@@ -104,47 +104,47 @@ impl Holder {
                 window.silence(stall).await;
             };
             tokio::select! {
-                () = self.gone.cancelled() => return,
+                () = self.released.cancelled() => return,
                 () = window.unresponsive() => {}
                 () = silence => {}
             }
             window.connection().close(
                 varint_of(Code::TimedOut),
-                b"nothing came while another session waited for a file",
+                b"no data arrived while another session waited for the file",
             );
         }
-        self.gone.cancelled().await;
+        self.released.cancelled().await;
     }
 }
 
-/// What taking something comes to.
-enum Taken<K: Eq + Hash + Clone + Send + 'static> {
+/// The result of an attempt to take a lock.
+enum TakeResult<K: Eq + Hash + Clone + Send + 'static> {
     Free(FileLock<K>),
-    /// An older connection of the same session lets go first.
+    /// An older connection of the same session must release first.
     Superseding(Waiting<K>),
-    /// Another session has it.
+    /// Another session holds the lock.
     Busy(Arc<Holder>),
 }
 
-/// The right to receive something; given up when dropped, so it must outlive all disk work on it.
+/// The right to receive a file. Dropping it releases the lock, so it must outlive all disk work on the file.
 pub(crate) struct FileLock<K: Eq + Hash + Clone = RelativePath> {
     claims: Arc<FileLocks<K>>,
     key: Key<K>,
     holder: Arc<Holder>,
-    /// What the session committed that had it before, if this one waited for that.
+    /// The source committed by the previous holder, if this session waited for it.
     found: Option<CommittedSource>,
 }
 
 impl<K: Eq + Hash + Clone + Send + 'static> FileLocks<K> {
-    /// The age of a session that begins now: the newer, the higher.
+    /// Returns the age of a new session; newer sessions have higher values.
     pub(crate) fn age(&self) -> u64 {
-        self.ages.fetch_add(1, Ordering::Relaxed)
+        self.next_age.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Takes something, once nobody else has it: an older connection of the same session is told to let go of it, another
-    /// session is waited for. A newer connection of the same session keeps it: what comes up late in the queue of a dead
-    /// connection must not disturb the one after it. Cancelling it while it waits gives up nothing that it does not have: who
-    /// comes next waits as long.
+    /// Takes a lock when it is free. An older connection of the same session is told to release it; another session is
+    /// waited for. If a newer connection of the same session holds it, this fails with [`Code::Superseded`], so that a
+    /// late entry of a dead connection does not disturb its successor. If this is cancelled while it waits for an
+    /// older connection, later callers still wait for that connection.
     pub(crate) async fn take(
         self: &Arc<Self>,
         owner: [u8; 32],
@@ -154,12 +154,12 @@ impl<K: Eq + Hash + Clone + Send + 'static> FileLocks<K> {
         let mut found = None;
         let mut claimed = loop {
             match self.try_take((owner, what.clone()), claimant)? {
-                Taken::Free(claimed) => break claimed,
-                Taken::Superseding(mut waiting) => {
-                    waiting.before.gone.cancelled().await;
+                TakeResult::Free(claimed) => break claimed,
+                TakeResult::Superseding(mut waiting) => {
+                    waiting.previous.released.cancelled().await;
                     break waiting.claimed.take().ok_or(Code::Internal)?;
                 }
-                Taken::Busy(other) => {
+                TakeResult::Busy(other) => {
                     other.wait(claimant.stall).await;
                     found = other.committed.get().cloned();
                 }
@@ -169,14 +169,18 @@ impl<K: Eq + Hash + Clone + Send + 'static> FileLocks<K> {
         Ok(claimed)
     }
 
-    fn try_take(self: &Arc<Self>, key: Key<K>, claimant: &Claimant) -> Result<Taken<K>, Reason> {
+    fn try_take(
+        self: &Arc<Self>,
+        key: Key<K>,
+        claimant: &Claimant,
+    ) -> Result<TakeResult<K>, Reason> {
         let mut holders = lock(&self.holders);
-        let before = holders.get(&key).cloned();
-        match &before {
-            Some(before) if before.claimant.session != claimant.session => {
-                return Ok(Taken::Busy(before.clone()));
+        let previous = holders.get(&key).cloned();
+        match &previous {
+            Some(previous) if previous.claimant.session != claimant.session => {
+                return Ok(TakeResult::Busy(previous.clone()));
             }
-            Some(before) if before.claimant.age > claimant.age => {
+            Some(previous) if previous.claimant.age > claimant.age => {
                 return Err(Code::Superseded.into());
             }
             _ => {}
@@ -184,7 +188,7 @@ impl<K: Eq + Hash + Clone + Send + 'static> FileLocks<K> {
         let holder = Arc::new(Holder {
             claimant: claimant.clone(),
             superseded: CancellationToken::new(),
-            gone: CancellationToken::new(),
+            released: CancellationToken::new(),
             asked: CancellationToken::new(),
             committed: OnceLock::new(),
         });
@@ -195,35 +199,35 @@ impl<K: Eq + Hash + Clone + Send + 'static> FileLocks<K> {
             holder,
             found: None,
         };
-        Ok(match before {
-            None => Taken::Free(claimed),
-            Some(before) => {
-                before.superseded.cancel();
-                Taken::Superseding(Waiting {
+        Ok(match previous {
+            None => TakeResult::Free(claimed),
+            Some(previous) => {
+                previous.superseded.cancel();
+                TakeResult::Superseding(Waiting {
                     claimed: Some(claimed),
-                    before,
+                    previous,
                 })
             }
         })
     }
 }
 
-/// A claim whose holder before has not let go yet, such as one whose disk stands still. Dropped meanwhile, it stays in its
-/// place until then: the next one finds only this, and would write beside a holder that it knows nothing of.
+/// A lock whose previous holder has not released it yet, for example because its disk is stalled. If dropped, it stays
+/// in the table until that release. Otherwise the next caller would write while the previous holder still does.
 struct Waiting<K: Eq + Hash + Clone + Send + 'static> {
     claimed: Option<FileLock<K>>,
-    before: Arc<Holder>,
+    previous: Arc<Holder>,
 }
 
 impl<K: Eq + Hash + Clone + Send + 'static> Drop for Waiting<K> {
     fn drop(&mut self) {
-        // Without a runtime nobody comes next.
+        // Without a runtime no other task can follow.
         if let (Some(claimed), Ok(runtime)) =
             (self.claimed.take(), tokio::runtime::Handle::try_current())
         {
-            let before = self.before.clone();
+            let previous = self.previous.clone();
             runtime.spawn(async move {
-                before.gone.cancelled().await;
+                previous.released.cancelled().await;
                 drop(claimed);
             });
         }
@@ -231,28 +235,28 @@ impl<K: Eq + Hash + Clone + Send + 'static> Drop for Waiting<K> {
 }
 
 impl<K: Eq + Hash + Clone> FileLock<K> {
-    /// Notes that the peer is asked to send.
+    /// Records that the peer was asked to send.
     pub(crate) fn asked(&self) {
         self.holder.asked.cancel();
     }
 
-    /// Notes what was committed, for a session that waits for this one.
+    /// Records the committed source for sessions that wait.
     pub(crate) fn committed(&self, source: CommittedSource) {
-        // Set once: a claim is for one file.
+        // Set once: a lock is for one file.
         let _ = self.holder.committed.set(source);
     }
 
-    /// What another session has committed while this one waited for it.
+    /// Returns the source that another session committed while this one waited.
     pub(crate) fn found(&self) -> Option<&CommittedSource> {
         self.found.as_ref()
     }
 
-    /// Ends when a newer connection of the session takes over.
+    /// Waits until a newer connection of the session takes over.
     pub(crate) async fn superseded(&self) {
         self.holder.superseded.cancelled().await;
     }
 
-    /// Waits for something, but not beyond the time that a newer connection of the session takes over.
+    /// Waits for a future, or fails with [`Code::Superseded`] when a newer connection of the session takes over.
     pub(crate) async fn or_superseded<T>(
         &self,
         wait: impl Future<Output = Result<T, Reason>>,
@@ -275,7 +279,7 @@ impl<K: Eq + Hash + Clone> Drop for FileLock<K> {
             holders.remove(&self.key);
         }
         drop(holders);
-        self.holder.gone.cancel();
+        self.holder.released.cancel();
     }
 }
 
@@ -284,7 +288,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_newer_connection_takes_over_once_the_older_has_let_go() {
+    async fn a_newer_connection_takes_over_after_the_older_releases() {
         let claims = Arc::new(FileLocks::default());
         let path = RelativePath::from_components(["a"]).unwrap();
         let older = claimant(&claims, 7);
@@ -293,8 +297,8 @@ mod tests {
         let other_key = claims.take([2; 32], &path, &later).await.unwrap();
         let mut newer = Box::pin(claims.take([1; 32], &path, &later));
         assert!(
-            futures_poll(&mut newer).await.is_none(),
-            "the older one still has it"
+            poll_once(&mut newer).await.is_none(),
+            "the older one still holds it"
         );
         old.superseded().await;
         drop(old);
@@ -303,31 +307,31 @@ mod tests {
         assert_eq!(
             late.unwrap().code,
             Code::Superseded,
-            "the older one does not come back"
+            "the older one cannot take it again"
         );
         assert_eq!(lock(&claims.holders).len(), 2);
         drop((newer, other_key));
         assert!(
             lock(&claims.holders).is_empty(),
-            "the table keeps nothing of what is over"
+            "released locks leave the table"
         );
     }
 
     #[tokio::test]
-    async fn one_that_is_cut_off_while_it_waits_lets_no_other_past_the_writer() {
+    async fn a_cancelled_waiter_still_blocks_others_until_release() {
         let claims = Arc::new(FileLocks::default());
         let path = RelativePath::from_components(["a"]).unwrap();
         let of_session = [(); 3].map(|()| claimant(&claims, 7));
         let writing = claims.take([1; 32], &path, &of_session[0]).await.unwrap();
         let mut cut_off = Box::pin(claims.take([1; 32], &path, &of_session[1]));
-        assert!(futures_poll(&mut cut_off).await.is_none());
+        assert!(poll_once(&mut cut_off).await.is_none());
         drop(cut_off);
         let mut next = Box::pin(claims.take([1; 32], &path, &of_session[2]));
         for _ in 0..10 {
             tokio::task::yield_now().await;
             assert!(
-                futures_poll(&mut next).await.is_none(),
-                "the first one's disk work has not ended"
+                poll_once(&mut next).await.is_none(),
+                "the disk work of the first one has not ended"
             );
         }
         drop(writing);
@@ -336,7 +340,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_session_waits_and_finds_what_was_committed() {
+    async fn another_session_waits_and_finds_the_committed_source() {
         let claims = Arc::new(FileLocks::default());
         let path = RelativePath::from_components(["a"]).unwrap();
         let first = claimant(&claims, 1);
@@ -354,7 +358,7 @@ mod tests {
             let held = claims.take([1; 32], &path, holder).await.unwrap();
             assert_eq!(held.found(), None);
             let mut waiting = Box::pin(claims.take([1; 32], &path, waiter));
-            assert!(futures_poll(&mut waiting).await.is_none());
+            assert!(poll_once(&mut waiting).await.is_none());
             assert!(
                 !held.holder.superseded.is_cancelled(),
                 "the holder is not disturbed"
@@ -366,7 +370,7 @@ mod tests {
         assert!(lock(&claims.holders).is_empty());
     }
 
-    /// A newer connection of a session.
+    /// Makes a newer connection of a session.
     fn claimant(claims: &Arc<FileLocks>, session: u8) -> Claimant {
         Claimant {
             session: [session; 16],
@@ -376,7 +380,7 @@ mod tests {
         }
     }
 
-    async fn futures_poll<T>(future: &mut (impl Future<Output = T> + Unpin)) -> Option<T> {
+    async fn poll_once<T>(future: &mut (impl Future<Output = T> + Unpin)) -> Option<T> {
         tokio::select! {
             biased;
             done = future => Some(done),

@@ -1,4 +1,4 @@
-//! The disk's side of a transfer: what is held, what is a hole, what is written; hashed in order.
+//! Writes one transfer to the store: held ranges, holes and new data, hashed in order.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io;
@@ -15,32 +15,33 @@ use crate::protocol::{
 use crate::storage::io_errors::fault;
 use crate::storage::{Attributes, MetadataWarnings, PartialKey, Store, Upload};
 
-/// Most ranges that are offered of blocks which are there in part: those at the ends of what was written. They are half, less
-/// one for the end of the file.
+/// Most partial blocks that are offered as held: those at the ends of written ranges. They use half of [`MAX_HELD`],
+/// less one for the end of the file.
 const MAX_ENDS: u64 = MAX_HELD as u64 / 2 - 1;
-/// Bytes read back at a time to hash what came out of order.
+/// Bytes read back at a time to hash data that arrived out of order.
 const READ_BACK_SIZE: usize = 256 << 10;
-/// Zeros written at a time where no hole can be made, in bytes.
+/// Zeros written at a time if the store cannot make holes, in bytes.
 const ZERO_RUN_SIZE: u64 = 256 << 10;
 
-/// Zeros of a sparse file that are left as a hole, in bytes and aligned to that: the block of most filesystems.
+/// Aligned blocks of zeros of this size in a sparse file are left as holes, in bytes. It is the block size of most
+/// file systems.
 const HOLE_BLOCK: u64 = 4 << 10;
-/// What a block is compared with to find out whether it is zeros.
+/// A block of zeros to compare with.
 static ZERO_BLOCK: [u8; HOLE_BLOCK as usize] = [0; HOLE_BLOCK as usize];
 
-/// Bytes of gaps that are read back as zeros when an earlier attempt is offered, at most: a second of hashing.
+/// Most bytes of gaps that are read back as zeros when an earlier attempt is offered: a second of hashing.
 const MAX_JOINED: u64 = 1 << 30;
 
-/// How long a partial may be another process's before its file is refused, and how often it is tried: a server that was
-/// killed may still be closing its files while the next one serves.
+/// How long to wait for a partial that another process holds before refusing the file, and the interval of attempts. A
+/// killed server may still be closing its files while the next one starts.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
 const BUSY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Bytes after which the disk begins with them, while more comes: a tenth of a second and more of any disk. Left to the end,
-/// 256 MiB took 0.1 to 0.2 s of a link of 300 Mbit/s here, and on a slow disk most of the time.
+/// Bytes after which writeback starts while more data arrives: at least a tenth of a second of any disk. Without it,
+/// the final sync of 256 MiB took 0.1 to 0.2 s at 300 Mbit/s here, and most of the time on a slow disk.
 const WRITE_BACK_SIZE: u64 = 32 << 20;
 
-/// Opens a file's partial. Blocks, also until whoever has it open lets go of it, though not for long.
+/// Opens a file's partial. Blocks, and waits up to [`BUSY_TIMEOUT`] for another process that has it open.
 pub(super) fn create(
     store: &dyn Store,
     path: &RelativePath,
@@ -57,28 +58,28 @@ pub(super) fn create(
     }
 }
 
-/// The disk's side of a transfer: writes runs and hashes behind the contiguous frontier. All of it blocks.
+/// Writes runs, and hashes everything up to the contiguous frontier. All methods block.
 pub(super) struct FileWriter {
     upload: Box<dyn Upload>,
     path: RelativePath,
     size: u64,
     hasher: blake3::Hasher,
-    /// All before it is written and hashed, or a hole.
+    /// Everything before this offset is written and hashed, or is a hole.
     frontier: u64,
-    /// Written beyond the frontier: start and end of each part.
+    /// Ranges written beyond the frontier, as start and end.
     beyond: BTreeMap<u64, u64>,
-    /// Holes beyond the frontier.
+    /// Holes at or beyond the frontier.
     holes: VecDeque<Range>,
-    /// The source has holes, perhaps more than the plan tells: zeros in the body are left as holes too.
+    /// The source has holes, perhaps more than the plan lists. Zeros in the body become holes too.
     sparse: bool,
-    /// Takes the body apart, where it comes in pieces.
+    /// Decodes the body if it comes in pieces.
     pieces: Option<Pieces>,
-    /// Bytes written since the disk was last asked to begin with them; `None` where the commit need not reach it.
+    /// Bytes written since the last writeback; `None` if commits need not reach the disk.
     unsynced: Option<u64>,
 }
 
 impl FileWriter {
-    /// Begins with what an earlier attempt left, and says what of it is worth offering.
+    /// Opens the data of an earlier attempt, and returns the ranges worth offering.
     pub(super) fn begin(
         upload: Box<dyn Upload>,
         path: &RelativePath,
@@ -105,9 +106,9 @@ impl FileWriter {
         let parts = disk
             .upload
             .held()
-            .map_err(|e| fault(&disk.path, "read what is there of it", e))?;
+            .map_err(|e| fault(&disk.path, "read its partial", e))?;
         let parts = join_parts(parts);
-        // Of what is there, not of the size: a file of 1 TiB may be holes for the most part.
+        // Based on the held bytes, not the size: a file of 1 TiB may consist mostly of holes.
         let bytes: u64 = parts.iter().map(|part| part.end - part.start).sum();
         let block = bytes
             .div_ceil(MAX_HELD as u64 - MAX_ENDS)
@@ -142,7 +143,8 @@ impl FileWriter {
         Ok((disk, held))
     }
 
-    /// Makes the plan's holes, and counts as written what it leaves out besides; that was offered as held.
+    /// Makes the plan's holes. Counts the other ranges that the plan omits as written, since they were offered as
+    /// held.
     pub(super) fn keep(&mut self, plan: &Plan, held: &[Held]) -> Result<(), Reason> {
         if plan.encoding == ENCODING_PIECES {
             self.pieces = Some(Pieces::default());
@@ -164,7 +166,7 @@ impl FileWriter {
         Ok(())
     }
 
-    /// Lets the disk work while more comes, if the commit is to be as durable as that.
+    /// Starts writeback during the transfer if the commit must reach the disk.
     pub(super) fn write_back_for(&mut self, durability: Durability) {
         self.unsynced = (durability == Durability::Synced).then_some(0);
     }
@@ -180,7 +182,7 @@ impl FileWriter {
         }
     }
 
-    /// Writes runs at their offsets, or the content of the pieces that they are.
+    /// Writes runs at their offsets, or decodes them as pieces.
     pub(super) fn write(&mut self, runs: Vec<Run>) -> Result<(), Reason> {
         self.write_back(runs.iter().map(|run| run.data.len() as u64).sum());
         if self.pieces.is_some() {
@@ -201,7 +203,7 @@ impl FileWriter {
         Ok(())
     }
 
-    /// Writes a run; of a sparse file, its blocks of zeros become holes, also where an earlier attempt left something else.
+    /// Writes a run. In a sparse file, blocks of zeros become holes, even over data of an earlier attempt.
     fn write_run(&mut self, run: &Run) -> io::Result<()> {
         if !self.sparse {
             return self.upload.write_at(&run.data, run.offset);
@@ -238,8 +240,9 @@ impl FileWriter {
         })
     }
 
-    /// Commits the file if its content is what the trailer says, once there is room for it, and tells its size and what could
-    /// not be kept of its metadata; otherwise nothing of it is kept, unless there was no room.
+    /// Commits the file if its content matches the trailer, after `make_room`. Returns its size and the metadata
+    /// warnings. The partial is discarded if the content is corrupt, or came in pieces and is incomplete. Otherwise it
+    /// stays, also if `make_room` fails.
     pub(super) fn finish(
         mut self,
         trailer: Option<Trailer>,
@@ -250,9 +253,9 @@ impl FileWriter {
         match self.check(trailer) {
             Ok(()) => make_room()
                 .and_then(|()| self.upload.commit(attributes, durability))
-                .map(|lapses| (self.size, lapses)),
+                .map(|warnings| (self.size, warnings)),
             Err(why) => {
-                // What does not come to its end may go on from here, but for pieces.
+                // An incomplete transfer can resume from its partial, except in pieces.
                 if why.code == Code::Corrupt || self.pieces.is_some() {
                     self.upload.discard();
                 }
@@ -261,7 +264,7 @@ impl FileWriter {
         }
     }
 
-    /// Holds all that came against the trailer.
+    /// Compares the received data with the trailer.
     fn check(&mut self, trailer: Option<Trailer>) -> Result<(), Reason> {
         let trailer = match (trailer, &self.pieces) {
             (Some(trailer), None) => trailer,
@@ -269,7 +272,7 @@ impl FileWriter {
                 let trailer = pieces.trailer()?;
                 self.size = trailer
                     .size
-                    .ok_or_else(|| Reason::new(Code::Protocol, "a trailer without a size"))?;
+                    .ok_or_else(|| Reason::new(Code::Protocol, "the trailer has no size"))?;
                 trailer
             }
             (None, None) => return Err(Code::Internal.into()),
@@ -278,7 +281,7 @@ impl FileWriter {
         if self.frontier != self.size {
             return Err(Reason::new(
                 Code::Protocol,
-                format!("only {} of {} bytes came", self.frontier, self.size),
+                format!("received only {} of {} bytes", self.frontier, self.size),
             ));
         }
         if self.hasher.finalize() != trailer.digest {
@@ -290,7 +293,7 @@ impl FileWriter {
         Ok(())
     }
 
-    /// Whether it takes runs in their order only.
+    /// Returns whether the output takes runs only in order.
     pub(super) fn in_order(&self) -> bool {
         self.upload.in_order()
     }
@@ -318,7 +321,7 @@ impl FileWriter {
         Ok(())
     }
 
-    /// Hashes what is written right behind the frontier; it comes from the page cache most of the time. Holes are passed.
+    /// Hashes the data written directly after the frontier, mostly from the page cache. Skips holes.
     fn catch_up(&mut self) -> Result<(), Reason> {
         let mut buffer = Vec::new();
         loop {
@@ -345,7 +348,7 @@ impl FileWriter {
         }
     }
 
-    /// Writes out a hole, where none can be made.
+    /// Writes a hole as zeros, for outputs that cannot make holes.
     fn write_zeros(&mut self, hole: Range) -> Result<(), Reason> {
         let zeros = vec![0; hole.length.min(ZERO_RUN_SIZE) as usize];
         let mut written = 0;
@@ -375,7 +378,7 @@ impl FileWriter {
             if read == 0 {
                 return Err(Reason::new(
                     Code::Io,
-                    "the unfinished file has become shorter by another hand",
+                    "cannot read the partial: another process truncated it",
                 ));
             }
             hasher.update(&buffer[..read]);
@@ -385,9 +388,9 @@ impl FileWriter {
     }
 }
 
-/// Joins what is held across its smallest gaps, where there are more gaps than a plan has holes: the rest of them came as zeros
-/// and were left as holes. The digest tells whether they are zeros at the sender too. A plan tells the largest holes, and of
-/// holes of one length the last, so none of them is joined.
+/// Joins held ranges across their smallest gaps if there are more gaps than a plan may have holes. The other gaps were
+/// zeros that became holes; the digest shows whether they are zeros at the sender too. A plan lists the largest holes,
+/// and the last among equal ones, so these gaps are not joined.
 fn join_parts(parts: Vec<std::ops::Range<u64>>) -> Vec<std::ops::Range<u64>> {
     let mut gaps: Vec<(u64, u64)> = parts
         .windows(2)
@@ -414,15 +417,16 @@ fn join_parts(parts: Vec<std::ops::Range<u64>>) -> Vec<std::ops::Range<u64>> {
     all
 }
 
-/// A part of a run.
+/// A part of a run that is all zeros or all data.
 struct RunPart {
     range: std::ops::Range<usize>,
-    /// It is zeros only.
+    /// The part is all zeros.
     zeros: bool,
 }
 
-/// Takes a run apart where blocks of zeros begin and end. Blocks are aligned in the file, so the first and the last of a run
-/// may be parts of one: such a part becomes a hole if it is zeros, and takes no space as long as the rest of its block is.
+/// Splits a run at the borders of zero blocks. Blocks are aligned in the file, so the first and last part of a run may
+/// be partial blocks. A partial block of zeros becomes a hole too, and takes no space if the rest of its block is
+/// zeros.
 fn split_at_zeros(offset: u64, data: &[u8]) -> Vec<RunPart> {
     let mut parts: Vec<RunPart> = Vec::new();
     let mut at = 0;
@@ -442,22 +446,22 @@ fn split_at_zeros(offset: u64, data: &[u8]) -> Vec<RunPart> {
     parts
 }
 
-/// Checks that a plan and what it leaves out of `held` make up the whole file (PROTOCOL.md, 4.5), and returns what it
-/// leaves out. A receiver that holds nothing, as of a small file, accepts plans that leave out holes only.
+/// Checks that a plan and the ranges it omits from `held` make up the whole file (PROTOCOL.md, 4.5). Returns the
+/// omitted ranges. If nothing is held, as for a small file, only holes may be omitted.
 pub(super) fn kept_by(
     plan: &Plan,
     held: &[Held],
     size: u64,
 ) -> Result<Vec<std::ops::Range<u64>>, Reason> {
     let bad = |text| Reason::new(Code::Protocol, text);
-    let mut taken: Vec<Range> = plan.ranges.iter().chain(plan.holes()).copied().collect();
-    taken.sort_unstable_by_key(|range| range.offset);
+    let mut planned: Vec<Range> = plan.ranges.iter().chain(plan.holes()).copied().collect();
+    planned.sort_unstable_by_key(|range| range.offset);
     let mut kept = Vec::new();
     let mut next = 0;
-    for range in taken {
+    for range in planned {
         let end = range.offset.saturating_add(range.length);
         if end > size {
-            return Err(bad("the plan reaches beyond the end of the file"));
+            return Err(bad("the plan extends beyond the end of the file"));
         }
         if range.offset < next {
             return Err(bad("ranges and holes of the plan overlap"));
@@ -470,11 +474,11 @@ pub(super) fn kept_by(
     if kept.iter().all(|part| covers(held, part.start, part.end)) {
         Ok(kept)
     } else {
-        Err(bad("the plan leaves out what this side does not hold"))
+        Err(bad("the plan omits ranges that the receiver does not hold"))
     }
 }
 
-/// Writes the body of a small file that is whole in memory: its ranges, one after the other, and the holes of its plan.
+/// Writes the body of a small file: the ranges of the plan in order, and its holes.
 pub(super) fn write_small(upload: &mut dyn Upload, plan: &Plan, body: &[u8]) -> io::Result<()> {
     let in_order = upload.in_order();
     let holes = plan.holes().iter().map(|hole| (*hole, true));
@@ -496,7 +500,7 @@ pub(super) fn write_small(upload: &mut dyn Upload, plan: &Plan, body: &[u8]) -> 
     Ok(())
 }
 
-/// Whether neighbouring held ranges cover a part of the file.
+/// Returns whether adjacent held ranges cover a part of the file.
 fn covers(held: &[Held], start: u64, end: u64) -> bool {
     let mut at = start;
     for held in held
@@ -536,7 +540,7 @@ mod tests {
         }
     }
 
-    /// A plan with holes; the rest of the size is ranges.
+    /// Makes a plan with holes; the rest of the size is ranges.
     fn with_holes(size: u64, holes: &[(u64, u64)]) -> Plan {
         let mut ranges = Vec::new();
         let mut next = 0;
@@ -564,7 +568,7 @@ mod tests {
         )
     }
 
-    /// Sends `content` as the stream of a plan, cut into pieces that come in a given order.
+    /// Sends `content` as the stream of a plan, cut into pieces that arrive in a given order.
     fn receive(
         content: &[u8],
         plan: &Plan,
@@ -654,7 +658,7 @@ mod tests {
         }
 
         #[test]
-        fn so_does_one_with_holes(
+        fn a_body_with_holes_in_any_order_becomes_the_file(
             mut content in proptest::collection::vec(any::<u8>(), 1..3000),
             edges in proptest::collection::btree_set(0u64..3000, 0..12),
             cuts in proptest::collection::vec(any::<usize>(), 0..20), turn: usize,
@@ -670,7 +674,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_an_earlier_attempt_shows_in_a_hole() {
+    fn holes_hide_data_of_an_earlier_attempt() {
         let block = HELD_BLOCK as usize;
         let content = [vec![1; block], vec![0; block], vec![3; block]].concat();
         let size = content.len() as u64;
@@ -728,7 +732,8 @@ mod tests {
         );
     }
 
-    /// Receives a file whose plan has one hole at its end, in runs of so many bytes, and gives the parts that are no holes.
+    /// Receives a file whose plan has one hole at its end, in runs of `run` bytes. Returns the ranges that are not
+    /// holes.
     fn receive_sparse(
         store: &MemoryStore,
         content: &[u8],
@@ -748,7 +753,7 @@ mod tests {
                 data: data.into(),
             })
             .collect();
-        // The first comes last, so that all others are hashed from what was written.
+        // The first run comes last, so that all others are hashed from the written data.
         runs.rotate_left(1);
         disk.write(runs).unwrap();
         let mut hasher = content_hasher(size, plan.holes());
@@ -785,7 +790,7 @@ mod tests {
             (40 * HOLE_BLOCK, HOLE_BLOCK),
         ];
         let hole = 50 * HOLE_BLOCK;
-        // As they come on a slow line, too: no run holds a whole block.
+        // Includes small runs, as on a slow link: no run holds a whole block.
         for run in [1000, block, 10 * block, 64 * block] {
             assert_eq!(
                 receive_sparse(&MemoryStore::new(), &content, hole, run),
@@ -795,7 +800,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_left_as_holes_hide_what_an_earlier_attempt_left() {
+    fn zeros_left_as_holes_hide_data_of_an_earlier_attempt() {
         let block = HOLE_BLOCK as usize;
         let mut content = vec![0; 64 * block];
         content[..block].fill(1);
@@ -809,7 +814,7 @@ mod tests {
     }
 
     #[test]
-    fn gaps_that_no_plan_can_tell_are_offered_as_held() {
+    fn gaps_beyond_the_hole_limit_are_offered_as_held() {
         let parts = MAX_HOLES as u64 + 65;
         let period = HELD_STEP;
         let size = parts * period;
@@ -849,7 +854,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_bytes_in_order_gets_holes_as_zeros() {
+    fn in_order_outputs_receive_holes_as_zeros() {
         let (reader, writer) = std::io::pipe().unwrap();
         let name = RelativePath::from_components(["f"]).unwrap();
         let store = OutputStore::new(name.clone(), writer);
@@ -891,7 +896,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_whose_holes_are_none_is_refused() {
+    fn plans_with_invalid_holes_are_refused() {
         let size = 3 * HELD_BLOCK;
         let keep = |plan: &Plan| {
             let store = MemoryStore::new();
@@ -918,7 +923,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_leaves_out_what_is_held_and_nothing_else() {
+    fn plans_omit_held_ranges_and_nothing_else() {
         let content: Vec<u8> = (0..3 * HELD_BLOCK as usize)
             .map(|i| (i / 7) as u8)
             .collect();
@@ -945,7 +950,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_attempt_left_is_offered_in_blocks() {
+    fn data_of_an_earlier_attempt_is_offered_in_blocks() {
         let store = MemoryStore::new();
         let size = 3 * HELD_BLOCK + 5;
         let mut first = upload(&store, size).unwrap();
@@ -968,8 +973,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_that_are_there_in_part_are_offered_up_to_their_last_step_and_never_more_ranges_than_may_be()
-     {
+    fn partial_blocks_are_offered_in_steps_up_to_the_limit() {
         let store = MemoryStore::new();
         let size = 8 * HELD_BLOCK;
         let mut first = upload(&store, size).unwrap();

@@ -1,5 +1,5 @@
-//! Files with several names (hard links): a further name is made only of what this very session brought or found to be
-//! there already. The sender names it by the id of its entry, and never by a path.
+//! Makes hard links. A link is made only to a file that this session brought or found unchanged. The sender refers to
+//! the file by the id of its entry, never by a path.
 
 use std::collections::HashMap;
 
@@ -10,36 +10,36 @@ use crate::protocol::path::RelativePath;
 use crate::protocol::{Attribute, Entry, Kind};
 use crate::storage::Metadata;
 
-/// Bytes of places that a session may have remembered; further names of what was not are sent as files of their own.
+/// Memory for the paths that a session remembers, in bytes. Further names of other files are sent as separate files.
 const MAX_BYTES: usize = 16 << 20;
-/// What one costs beside its path, in bytes.
+/// Memory for a remembered path beyond its length, in bytes.
 const ENTRY_OVERHEAD: usize = 64;
 
-/// The places of files that others may come to be further names of, by the ids of their entries.
+/// Paths of files that may get further names, by the ids of their entries.
 #[derive(Default)]
 pub(super) struct HardLinks {
-    /// `None` where something else stands under the name of that entry, and is left.
+    /// `None` if another file has the name of that entry and stays.
     places: HashMap<u64, Option<RelativePath>>,
     bytes: usize,
 }
 
 impl Receiver {
-    /// Remembers that an entry stands, if it announced that it has further names.
+    /// Records the path of an entry that announced further names.
     pub(super) fn stands(&self, id: u64, hard_link: Option<u64>, path: &RelativePath) {
         if hard_link == Some(id) {
             lock(&self.names).insert(id, Some(path.clone()));
         }
     }
 
-    /// Remembers that something else was left under the name of an entry that has further names: none is linked to it.
+    /// Records that another file keeps the name of an entry with further names. Nothing is linked to it.
     pub(super) fn is_left(&self, id: u64, hard_link: Option<u64>) {
         if hard_link == Some(id) {
             lock(&self.names).insert(id, None);
         }
     }
 
-    /// Makes an entry a further name of what it refers to. `None` when it is to be taken as a file of its own: because it
-    /// is one, or because a link cannot be made.
+    /// Makes an entry a hard link to the file it refers to. Returns `None` if the entry must be handled as a file of
+    /// its own: it is not a link, or the link cannot be made.
     pub(super) fn decide_hard_link(
         &self,
         entry: &Entry,
@@ -58,11 +58,11 @@ impl Receiver {
         let place = lock(&self.names).places.get(&first).cloned();
         let not_linked = |why: String| self.unkept.count(path, vec![(Attribute::HardLink, why)]);
         let Some(place) = place else {
-            not_linked("the receiver remembers no more of them".into());
+            not_linked("the receiver remembers no more names".into());
             return Ok(None);
         };
         let Some(place) = place else {
-            not_linked("another file stands under its first name, and is left there".into());
+            not_linked("another file has its first name and is kept".into());
             return Ok(None);
         };
         let store = &*self.session.store;
@@ -88,7 +88,7 @@ impl Receiver {
         }
     }
 
-    /// Makes another name of a file. The inner error says why there can be no link; the outer one refuses the entry.
+    /// Makes a hard link. The inner error says why there can be no link; the outer error refuses the entry.
     fn link(
         &self,
         place: &RelativePath,
@@ -96,7 +96,8 @@ impl Receiver {
     ) -> Result<Result<(), Reason>, Reason> {
         let store = &*self.session.store;
         match store.link(place, path) {
-            // A mirror clears the way only now: where the file system has no hard links, the first attempt says so.
+            // A mirror removes the obstacle only now: on a file system without hard links, the first attempt fails for
+            // that reason.
             Err(why)
                 if self.replaces()
                     && matches!(

@@ -1,4 +1,4 @@
-//! A mirror's last step: what stands at the destination and was not announced is removed.
+//! The last step of a mirror: removes the paths at the destination that were not announced.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,52 +13,53 @@ use crate::storage::filter::Filter;
 use crate::storage::walk::gitignore::{Scope, excludes};
 use crate::storage::{Attributes, Store};
 
-/// Entries that are remembered, at most: some 32 bytes each. A larger mirror removes nothing.
+/// Most announced entries that are remembered, at 32 bytes each. A larger mirror removes nothing.
 const MAX_ANNOUNCED: usize = 4 << 20;
 
-/// Paths that are remembered to tell of them; what has gone beyond is counted only.
+/// Most cleared paths that are reported by name. Others are only counted.
 const MAX_TOLD: usize = 1 << 14;
 
-/// What was announced, by digest: a path takes ten times that.
+/// Digests of the announced paths. The paths themselves would take ten times the memory.
 #[derive(Debug, Default)]
 pub(super) struct Announced {
     entries: Mutex<HashSet<[u8; 16]>>,
-    /// Where the source has a FIFO, socket or device, which is never sent, or had something that has vanished: what stands
-    /// there is left as it is.
+    /// Paths of omitted sources: FIFOs, sockets and devices, which are never sent, and files that vanished. Existing
+    /// files with these paths stay.
     omitted: Mutex<HashSet<[u8; 16]>>,
-    /// How many entries have failed, and so may not be there.
+    /// The number of failed entries, which may be missing at the destination.
     failed: AtomicU64,
 }
 
 impl Announced {
-    /// Remembers where an entry comes to stand.
+    /// Records the destination path of an entry.
     pub(super) fn insert(&self, path: &RelativePath) {
         remember(&self.entries, path);
     }
 
-    /// Remembers where the source has what is not sent. It counts for nothing: a source of only such is empty.
+    /// Records the path of an omitted source. It does not count as an entry: a source with only omitted files is
+    /// empty.
     pub(super) fn insert_omitted(&self, path: &RelativePath) {
         remember(&self.omitted, path);
     }
 
-    /// Remembers that one of the entries has failed.
+    /// Counts a failed entry.
     pub(super) fn failed(&self) {
         self.failed.fetch_add(1, Ordering::Relaxed);
     }
 
     fn contains(&self, path: &RelativePath) -> bool {
-        lock(&self.entries).contains(&short(path))
+        lock(&self.entries).contains(&path_digest(path))
     }
 
     fn is_omitted(&self, path: &RelativePath) -> bool {
-        lock(&self.omitted).contains(&short(path))
+        lock(&self.omitted).contains(&path_digest(path))
     }
 
     fn count(&self) -> usize {
         lock(&self.entries).len()
     }
 
-    /// Whether there was more than is remembered.
+    /// Returns whether more was announced than can be remembered.
     fn overflows(&self) -> bool {
         self.count() > MAX_ANNOUNCED || lock(&self.omitted).len() > MAX_ANNOUNCED
     }
@@ -67,30 +68,31 @@ impl Announced {
 fn remember(all: &Mutex<HashSet<[u8; 16]>>, path: &RelativePath) {
     let mut all = lock(all);
     if all.len() <= MAX_ANNOUNCED {
-        all.insert(short(path));
+        all.insert(path_digest(path));
     }
 }
 
-/// Half of BLAKE3: nobody finds two paths of the same, on purpose or by chance.
-fn short(path: &RelativePath) -> [u8; 16] {
+/// Returns the first half of a BLAKE3 digest. Collisions are infeasible.
+fn path_digest(path: &RelativePath) -> [u8; 16] {
     let mut digest = [0; 16];
     digest.copy_from_slice(&blake3::hash(path.as_bytes()).as_bytes()[..16]);
     digest
 }
 
-/// What has gone before the end, from directories that stood where files and links were to come.
+/// Paths removed before the last step, from directories in the place of announced files and links: their number and
+/// names.
 #[derive(Debug, Default)]
 pub(super) struct Cleared(Mutex<(u64, Vec<RelativePath>)>);
 
-/// What is removed, and how.
+/// A mirror: the rules of what it removes.
 pub(super) struct Mirror<'a> {
     pub(super) store: &'a dyn Store,
-    /// Everything is below this.
+    /// The destination; nothing outside of it is removed.
     pub(super) place: &'a RelativePath,
     pub(super) announced: &'a Announced,
-    /// Names that are the same at the destination.
+    /// Detects other spellings of announced names.
     pub(super) cases: &'a NameCollisions,
-    /// What stays though it was not announced.
+    /// Rules for paths that stay though they were not announced.
     pub(super) spared: &'a Filter,
     pub(super) cleared: &'a Cleared,
     pub(super) delete: Delete,
@@ -98,7 +100,7 @@ pub(super) struct Mirror<'a> {
 }
 
 impl Receiver {
-    /// What this session mirrors, if it does.
+    /// Returns the mirror of this session, if it is one.
     pub(super) fn mirror_plan(&self) -> Option<Mirror<'_>> {
         let (Placement::Into(place) | Placement::As(place)) = &self.session.place;
         let ReceiveOptions {
@@ -121,24 +123,25 @@ impl Receiver {
         })
     }
 
-    /// A mirror that replaces what is of another kind. Nothing else does that.
+    /// Returns the mirror if it replaces entries of another kind. Nothing else does that.
     fn replacing_mirror(&self) -> Option<Mirror<'_>> {
         self.mirror_plan()
             .filter(|_| self.replaces() && !self.session.take.dry_run)
     }
 
-    /// Removes what stands where a mirror's entry of another kind comes: to be called when its content is whole, right
-    /// before it is committed. Blocks.
+    /// Removes an entry of another kind in the place of a mirror's entry. Call it when the new content is complete,
+    /// directly before the commit. Blocks.
     pub(super) fn make_room(&self, path: &RelativePath, kind: Kind) -> Result<(), Reason> {
         self.clear_path_above(path)?;
         match self.replacing_mirror() {
-            Some(mirror) if kind == Kind::Directory => mirror.make_way(path),
-            Some(mirror) => mirror.clear(path),
+            Some(mirror) if kind == Kind::Directory => mirror.clear_non_directory(path),
+            Some(mirror) => mirror.clear_directory(path),
             None => Ok(()),
         }
     }
 
-    /// Removes what stands in the place of the directories above a mirror's entry, so that its partial can be made. Blocks.
+    /// Removes files and links in the place of parent directories of a mirror's entry, so that its partial can be
+    /// made. Blocks.
     pub(super) fn clear_path_above(&self, path: &RelativePath) -> Result<(), Reason> {
         let Some(mirror) = self.replacing_mirror() else {
             return Ok(());
@@ -146,7 +149,7 @@ impl Receiver {
         let mut above = RelativePath::default();
         for (depth, name) in path.components().enumerate() {
             if depth > mirror.place.components().count() {
-                mirror.make_way(&above)?;
+                mirror.clear_non_directory(&above)?;
             }
             above = above.join(name)?;
         }
@@ -155,21 +158,22 @@ impl Receiver {
 }
 
 impl Mirror<'_> {
-    /// Removes all that was not announced, or nothing if not all of the source `is_whole`; tells of each thing, as long as
-    /// somebody listens. Returns how much went, and why not all of it. Directories keep their time. Blocks.
+    /// Removes all unannounced paths, or none if `is_whole` is false. Reports each path to `tell` and stops when that
+    /// returns `false`. Returns the number of removed paths, and the reason if some stayed. Directories keep their
+    /// time. Blocks.
     pub(super) fn remove(
         &self,
         is_whole: bool,
         mut tell: impl FnMut(RelativePath) -> bool,
     ) -> (u64, Option<Reason>) {
         let (cleared, paths) = std::mem::take(&mut *lock(&self.cleared.0));
-        let heard = paths.into_iter().all(&mut tell);
-        let whole = match (is_whole, heard) {
+        let all_reported = paths.into_iter().all(&mut tell);
+        let whole = match (is_whole, all_reported) {
             (true, true) => Ok(()),
             (true, false) => Err(Code::Cancelled.into()),
             (false, _) => Err(Reason::new(
                 Code::Cancelled,
-                "not everything was there to compare with, or has arrived",
+                "some entries failed or did not arrive",
             )),
         };
         match whole
@@ -181,62 +185,60 @@ impl Mirror<'_> {
         }
     }
 
-    /// Whether anything may be removed at all, after so many.
+    /// Checks that removal is safe, given the number of paths removed so far.
     fn check(&self, cleared: u64) -> Result<(), Reason> {
         if self.announced.overflows() {
             return Err(Reason::new(
                 Code::TooMany,
-                format!("over {MAX_ANNOUNCED} entries were announced"),
+                format!("a mirror of over {MAX_ANNOUNCED} entries removes nothing"),
             ));
         }
-        // The directory itself is one of them.
+        // The directory itself counts as one entry.
         if self.announced.count() <= 1 && self.delete.most.is_none() {
-            let text = "the source is empty, so all would go; if that is meant, say --max-delete";
+            let text = "the source is empty and everything would be removed; to allow it, use --max-delete";
             return Err(Reason::new(Code::TooMany, text));
         }
         if self.cases.overflows() {
-            let text = "more names were announced than can be told apart on its filesystem";
+            let text = "too many names for a file system that treats different names as equal";
             return Err(Reason::new(Code::TooMany, text));
         }
         let (count, found) = self.count(self.place, false)?;
         self.check_found(found)?;
-        self.may_go(cleared + count)
+        self.check_maximum(cleared + count)
     }
 
-    /// Whether all that was announced is among what was found. Where it is not, the file system may keep it under names that
-    /// nobody can foresee, and what seems to be left over may be it.
+    /// Checks that all announced entries exist. If some are missing, the file system may store them under other names,
+    /// and a seemingly unannounced path may be one of them.
     fn check_found(&self, found: u64) -> Result<(), Reason> {
         let failed = self.announced.failed.load(Ordering::Relaxed);
         let missing = (self.announced.count() as u64).saturating_sub(failed + found);
         if missing == 0 || self.dry_run {
             return Ok(());
         }
-        let text = format!(
-            "{missing} of the entries that have arrived are not found there under their names"
-        );
+        let text = format!("{missing} of the received entries cannot be found under their names");
         Err(Reason::new(Code::Cancelled, text))
     }
 
-    /// Whether what is found by a path was announced, by this name or by one that is the same there.
+    /// Returns whether a path was announced, under this name or an equal one.
     fn is_announced(&self, path: &RelativePath) -> bool {
         self.announced.contains(path) || self.cases.is_other_name(path)
     }
 
-    /// Whether so many may go in all.
-    fn may_go(&self, count: u64) -> Result<(), Reason> {
+    /// Checks a number of removals against `--max-delete`.
+    fn check_maximum(&self, count: u64) -> Result<(), Reason> {
         match self.delete.most {
             Some(most) if count > most => Err(Reason::new(
                 Code::TooMany,
-                format!("{count} would go, and {most} may"),
+                format!("{count} to remove, and --max-delete allows {most}"),
             )),
             _ => Ok(()),
         }
     }
 
-    /// How many would go, and how many of the announced are there.
-    fn count(&self, root: &RelativePath, doomed: bool) -> Result<(u64, u64), Reason> {
+    /// Counts the paths to remove and the announced paths that exist.
+    fn count(&self, root: &RelativePath, unannounced: bool) -> Result<(u64, u64), Reason> {
         let mut count = 0;
-        let found = self.walk(root, doomed, |path| {
+        let found = self.walk(root, unannounced, |path| {
             count += u64::from(path != root);
             Ok(true)
         })?;
@@ -251,8 +253,8 @@ impl Mirror<'_> {
         let mut removed = 0;
         let mut failed = None;
         self.walk(self.place, false, |path| {
-            // Something may have come since it was counted.
-            if let Err(why) = self.may_go(cleared + removed + 1) {
+            // New files may have appeared since the count.
+            if let Err(why) = self.check_maximum(cleared + removed + 1) {
                 failed.get_or_insert(why);
                 return Ok(false);
             }
@@ -270,7 +272,7 @@ impl Mirror<'_> {
                         Err(Code::Cancelled.into())
                     }
                 }
-                // Somebody else was faster.
+                // Another process removed it first.
                 Err(why) if why.code == Code::NotFound => Ok(true),
                 Err(why) => {
                     failed.get_or_insert(why);
@@ -287,30 +289,30 @@ impl Mirror<'_> {
         )?)
     }
 
-    /// Removes what stands in the place of a directory.
-    fn make_way(&self, path: &RelativePath) -> Result<(), Reason> {
-        let stands = || {
+    /// Removes a file or link in the place of a directory.
+    fn clear_non_directory(&self, path: &RelativePath) -> Result<(), Reason> {
+        let is_obstructed = || {
             Ok::<_, Reason>(
                 self.store
                     .stat(path)?
                     .is_some_and(|there| there.kind != Some(Kind::Directory)),
             )
         };
-        if !stands()? {
+        if !is_obstructed()? {
             return Ok(());
         }
-        // One at a time, so that none removes what another has made there meanwhile.
+        // One at a time, so that one task does not remove what another has just made.
         let _cleared = lock(&self.cleared.0);
-        if stands()? {
+        if is_obstructed()? {
             self.store.remove(path)
         } else {
             Ok(())
         }
     }
 
-    /// Removes a directory, with all that is in it, if one stands there: all of it, or nothing if any of it is spared or it
-    /// is too much. What is in it counts among what has gone.
-    fn clear(&self, path: &RelativePath) -> Result<(), Reason> {
+    /// Removes an existing directory and its content, or nothing if a part is spared or the limit is exceeded. Its
+    /// content counts as removed.
+    fn clear_directory(&self, path: &RelativePath) -> Result<(), Reason> {
         let is_directory = || {
             Ok::<_, Reason>(
                 self.store
@@ -318,7 +320,7 @@ impl Mirror<'_> {
                     .is_some_and(|there| there.kind == Some(Kind::Directory)),
             )
         };
-        // One at a time, so that together they stay within the maximum.
+        // One at a time, so that all together stay within the maximum.
         let mut cleared = lock(&self.cleared.0);
         if !is_directory()? {
             return Ok(());
@@ -326,7 +328,7 @@ impl Mirror<'_> {
         let mut count = 0;
         let mut all = false;
         self.walk(path, true, |gone| {
-            // It comes last, and not if anything in it stays.
+            // The directory is visited last, and only if all its content can be removed.
             all |= gone == path;
             count += u64::from(gone != path);
             Ok(true)
@@ -334,23 +336,24 @@ impl Mirror<'_> {
         let spared = || {
             Reason::new(
                 Code::IsDirectory,
-                format!("{path} is a directory there with something that is spared"),
+                format!("cannot replace directory {path}: it holds files that must stay"),
             )
         };
         if !all {
             return Err(spared());
         }
         let within = |count| {
-            let too_many =
-                |why: Reason| Reason::new(why.code, format!("{path} is a directory there: {why}"));
-            self.may_go(count).map_err(too_many)
+            let too_many = |why: Reason| {
+                Reason::new(why.code, format!("cannot replace directory {path}: {why}"))
+            };
+            self.check_maximum(count).map_err(too_many)
         };
         within(cleared.0 + count)?;
         self.walk(path, true, |gone| {
             if gone == path {
                 return self.store.remove(gone).map(|()| true);
             }
-            // Something may have come since it was counted.
+            // New files may have appeared since the count.
             within(cleared.0 + 1)?;
             self.store.remove(gone)?;
             cleared.0 += 1;
@@ -366,23 +369,24 @@ impl Mirror<'_> {
         }
     }
 
-    /// Walks what was not announced, what is in a directory before the directory itself, without following links. `visit`
-    /// says whether it is gone: a directory in which something stays is left out. Returns how many of the announced are there.
+    /// Walks unannounced paths, the content of a directory before the directory, without following links. `visit`
+    /// returns whether the path is gone; a directory with remaining content is not visited. Returns the number of
+    /// announced paths that exist.
     fn walk(
         &self,
         root: &RelativePath,
-        doomed: bool,
+        unannounced: bool,
         mut visit: impl FnMut(&RelativePath) -> Result<bool, Reason>,
     ) -> Result<u64, Reason> {
         let top = self.store.stat(root)?.map(|there| there.modified);
         let mut found = u64::from(top.is_some() && self.is_announced(root));
-        let mut open = vec![self.level(root.clone(), top, doomed, self.scope_above(root)?)?];
+        let mut open = vec![self.level(root.clone(), top, unannounced, self.scope_above(root)?)?];
         while let Some(level) = open.last_mut() {
             let Some(name) = level.names.pop() else {
                 let Some(level) = open.pop() else { break };
-                let gone = level.doomed && !level.stays && visit(&level.path)?;
-                if let Some(above) = open.last_mut().filter(|_| level.doomed) {
-                    above.stays |= !gone;
+                let gone = level.unannounced && !level.keeps_content && visit(&level.path)?;
+                if let Some(above) = open.last_mut().filter(|_| level.unannounced) {
+                    above.keeps_content |= !gone;
                     above.changed |= gone;
                 }
                 if !gone {
@@ -390,13 +394,13 @@ impl Mirror<'_> {
                 }
                 continue;
             };
-            // A name that haul cannot have brought is not haul's to remove.
+            // haul cannot have written this name, so it does not remove it.
             let Ok(path) = level.path.join(&name) else {
-                level.stays = true;
+                level.keeps_content = true;
                 continue;
             };
             if self.announced.is_omitted(&path) {
-                level.stays = true;
+                level.keeps_content = true;
                 continue;
             }
             let Some(there) = self.store.stat(&path)? else {
@@ -404,9 +408,9 @@ impl Mirror<'_> {
             };
             let announced = self.is_announced(&path);
             found += u64::from(announced);
-            let doomed = level.doomed || !announced;
+            let unannounced = level.unannounced || !announced;
             let directory = there.kind == Some(Kind::Directory);
-            if doomed
+            if unannounced
                 && excludes(
                     self.spared,
                     level.scope.as_deref(),
@@ -415,17 +419,17 @@ impl Mirror<'_> {
                     directory,
                 )
             {
-                level.stays = true;
+                level.keeps_content = true;
                 continue;
             }
             match there.kind {
                 Some(Kind::Directory) => {
                     let scope = level.scope.clone();
-                    open.push(self.level(path, Some(there.modified), doomed, scope)?);
+                    open.push(self.level(path, Some(there.modified), unannounced, scope)?);
                 }
-                _ if doomed => {
+                _ if unannounced => {
                     let gone = visit(&path)?;
-                    level.stays |= !gone;
+                    level.keeps_content |= !gone;
                     level.changed |= gone;
                 }
                 _ => {}
@@ -434,7 +438,8 @@ impl Mirror<'_> {
         Ok(found)
     }
 
-    /// The rules of .gitignore files that hold around a directory. They stand there as they do at the source.
+    /// Returns the rules of .gitignore files that apply to a directory. They apply at the destination as at the
+    /// source.
     fn scope_above(&self, directory: &RelativePath) -> Result<Option<Arc<Scope>>, Reason> {
         let mut scope = None;
         let mut above = RelativePath::default();
@@ -451,7 +456,7 @@ impl Mirror<'_> {
         &self,
         path: RelativePath,
         modified: Option<Time>,
-        doomed: bool,
+        unannounced: bool,
         above: Option<Arc<Scope>>,
     ) -> Result<Level, Reason> {
         let scope = if self.spared.gitignore {
@@ -468,14 +473,14 @@ impl Mirror<'_> {
             path,
             names,
             modified,
-            doomed,
+            unannounced,
             scope,
-            stays: false,
+            keeps_content: false,
             changed: false,
         })
     }
 
-    /// Gives a directory the time back that it had before something in it went. It is no loss if it cannot be.
+    /// Restores the time of a directory after a removal in it. Failure is harmless.
     fn restore(&self, level: &Level) {
         if level.changed && !self.dry_run && !level.path.is_root() {
             let attributes = Attributes {
@@ -483,23 +488,23 @@ impl Mirror<'_> {
                 ..Attributes::default()
             };
             if let Err(why) = self.store.set_attributes(&level.path, &attributes) {
-                tracing::debug!(%why, "a directory has another time now");
+                tracing::debug!(%why, "cannot restore the time of a directory");
             }
         }
     }
 }
 
-/// A directory that is being walked: what is left of its names, last first.
+/// A directory in the walk, with its remaining names in descending order.
 struct Level {
     path: RelativePath,
     names: Vec<Vec<u8>>,
     modified: Option<Time>,
-    /// It was not announced itself.
-    doomed: bool,
+    /// The directory was not announced.
+    unannounced: bool,
     scope: Option<Arc<Scope>>,
-    /// Something in it stays that was not announced either.
-    stays: bool,
-    /// Something in it is gone.
+    /// Some unannounced content stays.
+    keeps_content: bool,
+    /// Some content was removed.
     changed: bool,
 }
 
@@ -563,7 +568,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_announced_goes_children_first_and_nothing_beside_it() {
+    fn only_unannounced_entries_are_removed_children_first() {
         let store = store(&[
             "m/a",
             "m/old/x/y",
@@ -595,38 +600,42 @@ mod tests {
         assert_eq!(
             store.stat(&path("m/sub")).unwrap().unwrap().modified,
             before,
-            "it keeps its time"
+            "the directory keeps its time"
         );
         let mut left = store.names(&path("m")).unwrap();
         left.sort();
         assert_eq!(left, [b"a".to_vec(), b"sub".to_vec()]);
         assert!(
             store.stat(&path("other/d")).unwrap().is_some(),
-            "what a link points to stays"
+            "the target of a link stays"
         );
         assert_eq!(remove(&store, &announced, None, false), (0, None, vec![]));
     }
 
     #[test]
-    fn more_than_may_go_means_that_nothing_goes() {
+    fn nothing_is_removed_beyond_the_maximum() {
         let store = store(&["m/a", "m/b", "m/c"]);
-        let refused = (0, Some("2 would go, and 1 may".into()), vec![]);
+        let refused = (
+            0,
+            Some("2 to remove, and --max-delete allows 1".into()),
+            vec![],
+        );
         assert_eq!(remove(&store, &["m", "m/a"], Some(1), false), refused);
         assert_eq!(store.names(&path("m")).unwrap().len(), 3);
         assert_eq!(remove(&store, &["m", "m/a"], Some(2), false).0, 2);
     }
 
     #[test]
-    fn nothing_goes_where_what_arrived_has_another_name() {
+    fn nothing_is_removed_if_announced_names_are_missing() {
         let store = store(&["m/a", "m/stored-otherwise"]);
         let (removed, why, _) = remove(&store, &["m", "m/a", "m/sent"], None, false);
         assert_eq!(removed, 0);
-        assert!(why.unwrap().starts_with("1 of the entries"));
+        assert!(why.unwrap().starts_with("1 of the received entries"));
         assert_eq!(remove(&store, &["m", "m/a", "m/sent"], None, true).0, 1);
     }
 
     #[test]
-    fn an_empty_source_empties_nothing_unless_it_is_said() {
+    fn an_empty_source_removes_nothing_without_a_maximum() {
         let store = store(&["m/a"]);
         assert!(
             remove(&store, &["m"], None, false)
@@ -638,7 +647,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_with_a_partial_in_it_stays_and_is_no_loss_of_the_rest() {
+    fn directories_with_partials_stay_and_the_rest_is_removed() {
         let store = store(&["m/a", "m/old/b"]);
         let claim = PartialKey {
             owner: [0; 32],
@@ -650,12 +659,15 @@ mod tests {
         drop(upload);
         let (removed, why, told) = remove(&store, &["m", "m/a"], None, false);
         assert_eq!((removed, told), (1, vec!["old/b".to_owned()]));
-        assert!(why.unwrap().starts_with("m/old: "), "it says which");
+        assert!(
+            why.unwrap().starts_with("m/old: "),
+            "the reason names the directory"
+        );
     }
 
     #[test]
-    fn directories_cleared_at_once_stay_within_the_maximum_together() {
-        // A race: once is not enough to see it lost.
+    fn directories_cleared_in_parallel_share_the_maximum() {
+        // Repeated, because a race does not show in every run.
         for _ in 0..20 {
             let names: Vec<_> = (0..8)
                 .flat_map(|n| ["a", "b", "c"].map(|name| format!("m/{n}/{name}")))
@@ -684,7 +696,7 @@ mod tests {
                     let begin = &begin;
                     scope.spawn(move || {
                         begin.wait();
-                        mirror.clear(&path(&format!("m/{n}")))
+                        mirror.clear_directory(&path(&format!("m/{n}")))
                     });
                 }
             });
@@ -693,7 +705,7 @@ mod tests {
                 .count();
             assert_eq!(
                 left, 6,
-                "two of three things each may go, and a third of its own not"
+                "two directories of three files each may go, and no third"
             );
         }
     }

@@ -1,5 +1,5 @@
-//! Names that the receiver's file system takes for the same: the first stands, and every other is refused before anything of
-//! it is written. What is found under a name of other case is given the name that was sent.
+//! Detects names that the receiver's file system treats as equal. The first one is accepted; the others are refused
+//! before anything is written. An existing name in another case is renamed to the sent name.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
@@ -10,55 +10,55 @@ use crate::protocol::Existing;
 use crate::protocol::path::{BadName, RelativePath, is_partial_name};
 use crate::storage::{Folding, Store, has_forms, trimmed};
 
-/// Names that a session remembers where some are the same (48 bytes each); past it collisions are no longer found.
+/// Names that a session remembers in folding directories (48 bytes each). Beyond it, collisions are not detected.
 const MAX_NAMES: usize = 1 << 20;
-/// Directories of which it is remembered which names are the same (20 bytes each); past it they are asked anew.
+/// Directories whose folding is remembered (20 bytes each). Beyond it, they are probed again.
 const MAX_DIRECTORIES: usize = 1 << 16;
-/// Names, over all directories, of which it is remembered how they are stored (8 bytes each).
+/// Stored names that are remembered over all directories (8 bytes each).
 const MAX_STORED: usize = 1 << 20;
 
-/// The names of a session, where some are the same.
+/// The names of a session in folding directories.
 #[derive(Default)]
 pub(super) struct NameCollisions(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// By the keys of their paths: names that are the same have the same key.
-    directories: HashMap<Digest, Known>,
-    /// Digests of paths as they were sent, by the digests of their keys.
+    /// Folding of directories, by the digest of the folded path.
+    directories: HashMap<Digest, KnownFolding>,
+    /// Digests of sent paths, by the digests of their folded paths.
     names: HashMap<Digest, Digest>,
-    /// A directory in which, and above which, all names differ.
+    /// The last directory in which, and above which, all names are distinct.
     plain: Option<RelativePath>,
-    /// The names in directories as they are stored.
+    /// The stored names of directories that were read.
     stored: HashMap<Digest, HashSet<u64>>,
-    /// How many those were when their directories were read.
+    /// The number of stored names when their directories were read.
     stored_names: usize,
-    /// The file system shows names as it likes, whatever they are changed to.
-    spells_itself: bool,
-    /// More came than is remembered.
+    /// The file system chooses the spelling of names, and renaming does not change it.
+    has_fixed_spelling: bool,
+    /// More names were sent than the tables hold.
     overflows: bool,
 }
 
-/// What is known of a directory.
+/// The folding of a directory, as far as it was probed.
 #[derive(Clone, Copy, Default)]
-struct Known {
+struct KnownFolding {
     folding: Folding,
-    /// Whether it was asked about normal forms, which only few names have.
+    /// Whether normal forms were probed; only few names need it.
     form: bool,
 }
 
-/// Half of BLAKE3: enough that no two names meet.
+/// The first half of a BLAKE3 digest; collisions are negligible.
 type Digest = [u8; 16];
 
-/// How the directories are known that a path leads through.
-struct Way {
-    /// What all paths have in common that lead to the same.
+/// The folded form of a path.
+struct FoldedPath {
+    /// The folded path: equal for all paths to the same file.
     key: Vec<u8>,
-    /// Whether it differs from the path itself anywhere.
+    /// Whether any directory on the path folds names.
     folds: bool,
 }
 
-impl Way {
+impl FoldedPath {
     fn new() -> Self {
         Self {
             key: Vec::new(),
@@ -74,7 +74,7 @@ impl Way {
 }
 
 impl Receiver {
-    /// Refuses a name that would fall on another of this session. Tells how its directory takes names.
+    /// Refuses a name that collides with another name of this session. Returns how its directory folds names.
     pub(super) fn check_case(&self, path: &RelativePath) -> Result<Folding, Reason> {
         let mut state = lock(&self.cases.0);
         let has_forms = has_forms(path.as_bytes());
@@ -82,90 +82,96 @@ impl Receiver {
             return Ok(Folding::default());
         }
         let may_write = !self.session.take.dry_run;
-        let mut way = Way::new();
-        let mut here = RelativePath::root();
+        let mut folded_path = FoldedPath::new();
+        let mut prefix = RelativePath::root();
         let mut folding = Folding::default();
         for component in path.components() {
-            folding = state.ask(&*self.session.store, &way, &here, component, may_write);
+            folding = state.folding_of(
+                &*self.session.store,
+                &folded_path,
+                &prefix,
+                component,
+                may_write,
+            );
             if is_partial_name(&folding.key(component)) {
                 return Err(BadName::Reserved.into());
             }
-            here.push(component)?;
-            way.push(folding, component);
-            if way.folds && !state.remember(&way, &here) {
-                let text = "the filesystem there takes it for another name of this transfer, which differs in case, in its \
-                            Unicode form or in dots at the end; rename one of them";
+            prefix.push(component)?;
+            folded_path.push(folding, component);
+            if folded_path.folds && !state.remember(&folded_path, &prefix) {
+                let text = "the receiver's file system treats it as equal to another name of this transfer; they differ in \
+                            case, Unicode form or trailing dots; rename one of them";
                 return Err(Reason::new(Code::BadName, format!("{path}: {text}")));
             }
         }
-        if !way.folds {
+        if !folded_path.folds {
             state.plain = path.parent();
         }
         Ok(folding)
     }
 
-    /// Gives what is found under a name exactly this name, where it is stored with another. A failure is no loss: it is
-    /// found under both.
+    /// Renames an existing entry to the sent spelling if it is stored under another. Failure is harmless: both
+    /// spellings open it.
     pub(super) fn respell(&self, path: &RelativePath, folding: Folding) {
-        let take = self.session.take;
-        let replaces = matches!(take.existing, Existing::Update | Existing::Overwrite);
-        // What the user named as the destination has the name that it has.
+        let options = self.session.take;
+        let replaces = matches!(options.existing, Existing::Update | Existing::Overwrite);
+        // The user named the destination, so its spelling stays.
         let destination = self.session.place.directory() == path;
         let (Some(directory), Some(name)) = (path.parent(), path.name()) else {
             return;
         };
-        if !folding.any() || !replaces || take.dry_run || destination {
+        if !folding.any() || !replaces || options.dry_run || destination {
             return;
         }
         let store = &*self.session.store;
         let mut state = lock(&self.cases.0);
-        if state.spells_itself || state.is_stored(store, &directory, name, folding) {
+        if state.has_fixed_spelling || state.is_stored(store, &directory, name, folding) {
             return;
         }
         match store.respell(path, folding) {
-            Ok(spelled) => state.spells_itself = !spelled,
-            Err(why) => tracing::debug!(%why, "it keeps its name"),
+            Ok(spelled) => state.has_fixed_spelling = !spelled,
+            Err(why) => tracing::debug!(%why, "cannot change the spelling of a name"),
         }
     }
 
-    /// Remembers that a directory was made in another, and takes names as that does.
+    /// Records that a new directory inherits the folding of its parent.
     pub(super) fn made_directory(&self, path: &RelativePath) {
         let mut state = lock(&self.cases.0);
         let Some(parent) = path.parent() else { return };
-        let above = state.way(&parent);
-        let way = state.way(path);
-        if let Some(known) = state.directories.get(&digest(&above.key)).copied() {
-            state.know(&way, known);
+        let folded_parent = state.folded_path(&parent);
+        let folded_path = state.folded_path(path);
+        if let Some(known) = state.directories.get(&digest(&folded_parent.key)).copied() {
+            state.remember_folding(&folded_path, known);
         }
     }
 }
 
 impl NameCollisions {
-    /// Whether a path that was found is another name of one that was sent.
+    /// Returns whether an existing path is another spelling of a sent one.
     pub(super) fn is_other_name(&self, path: &RelativePath) -> bool {
         let state = lock(&self.0);
-        let way = state.way(path);
-        way.folds && state.names.contains_key(&digest(&way.key))
+        let folded_path = state.folded_path(path);
+        folded_path.folds && state.names.contains_key(&digest(&folded_path.key))
     }
 
-    /// Whether more came than is remembered.
+    /// Returns whether more names were sent than the tables hold.
     pub(super) fn overflows(&self) -> bool {
         lock(&self.0).overflows
     }
 }
 
 impl State {
-    /// How a directory takes names, as far as it matters for this one.
-    fn ask(
+    /// Returns how a directory folds names, as far as it matters for `name`.
+    fn folding_of(
         &mut self,
         store: &dyn Store,
-        way: &Way,
+        folded_path: &FoldedPath,
         directory: &RelativePath,
         name: &[u8],
         may_write: bool,
     ) -> Folding {
         let form = has_forms(name);
-        let known = self.directories.get(&digest(&way.key)).copied();
+        let known = self.directories.get(&digest(&folded_path.key)).copied();
         let wanted = Folding {
             case: known.is_none(),
             ends: known.is_none(),
@@ -178,33 +184,33 @@ impl State {
             known.folding.ends |= found.ends;
             known.folding.form |= found.form;
             known.form |= form;
-            self.know(way, known);
+            self.remember_folding(folded_path, known);
         }
         known.folding
     }
 
-    fn know(&mut self, way: &Way, known: Known) {
+    fn remember_folding(&mut self, folded_path: &FoldedPath, known: KnownFolding) {
         if self.directories.len() >= MAX_DIRECTORIES {
             self.directories.clear();
-            // Without them, no other name is known any more.
+            // Without the directories, no spelling of a sent name is recognized.
             self.overflows |= !self.names.is_empty();
         }
-        self.directories.insert(digest(&way.key), known);
+        self.directories.insert(digest(&folded_path.key), known);
     }
 
-    /// The way to a path, as far as the directories on it are known.
-    fn way(&self, path: &RelativePath) -> Way {
-        let mut way = Way::new();
+    /// Returns the folded form of a path, as far as its directories are known.
+    fn folded_path(&self, path: &RelativePath) -> FoldedPath {
+        let mut folded_path = FoldedPath::new();
         for component in path.components() {
-            let known = self.directories.get(&digest(&way.key)).copied();
-            way.push(known.unwrap_or_default().folding, component);
+            let known = self.directories.get(&digest(&folded_path.key)).copied();
+            folded_path.push(known.unwrap_or_default().folding, component);
         }
-        way
+        folded_path
     }
 
-    /// Remembers a path; `false` if another one of the same key was sent.
-    fn remember(&mut self, way: &Way, path: &RelativePath) -> bool {
-        let key = digest(&way.key);
+    /// Remembers a path. Returns `false` if a different path with the same folded form was sent.
+    fn remember(&mut self, folded_path: &FoldedPath, path: &RelativePath) -> bool {
+        let key = digest(&folded_path.key);
         let name = digest(path.as_bytes());
         match self.names.get(&key) {
             Some(first) => *first == name,
@@ -216,7 +222,8 @@ impl State {
         }
     }
 
-    /// Whether a name that is found stands in its directory as it is, or as far as it can be kept. The directory is read once.
+    /// Returns whether a directory stores the exact spelling of a name, or the closest one it can keep. Reads the
+    /// directory once.
     fn is_stored(
         &mut self,
         store: &dyn Store,
@@ -232,15 +239,15 @@ impl State {
                 self.stored.clear();
                 self.stored_names = names.len() + 1;
             }
-            let short = names.iter().map(|name| short(name)).collect();
-            self.stored.insert(key, short);
+            let short_digest = names.iter().map(|name| short_digest(name)).collect();
+            self.stored.insert(key, short_digest);
         }
         let stored = self.stored.entry(key).or_default();
-        if folding.ends && stored.contains(&short(trimmed(name))) {
+        if folding.ends && stored.contains(&short_digest(trimmed(name))) {
             return true;
         }
-        // It will, from now on.
-        !stored.insert(short(name))
+        // The caller stores it in this spelling now.
+        !stored.insert(short_digest(name))
     }
 }
 
@@ -250,7 +257,7 @@ fn digest(name: &[u8]) -> Digest {
     digest
 }
 
-fn short(name: &[u8]) -> u64 {
+fn short_digest(name: &[u8]) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = digest(name);
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }

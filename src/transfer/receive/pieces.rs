@@ -1,22 +1,22 @@
-//! A body in pieces, for content whose length nobody knew beforehand.
+//! Decodes a body in pieces, which is used for content of unknown length.
 
 use bytes::BytesMut;
 
 use crate::error::{Code, Reason};
 use crate::protocol::{Frame, MAX_PIECE, Message, PIECE, Trailer, Working, peek_varint};
 
-/// Takes the body's bytes in their order, and gives the content among them.
+/// Takes the bytes of the body in order and passes on the content.
 #[derive(Default)]
 pub(super) struct Pieces {
-    /// What is left of the piece that has begun.
+    /// Bytes left in the current piece.
     left: u64,
-    /// The begin of the next piece or message.
+    /// The first bytes of the next piece or message.
     head: BytesMut,
     trailer: Option<Trailer>,
 }
 
 impl Pieces {
-    /// Takes what comes next.
+    /// Takes the next bytes of the body.
     pub(super) fn take(
         &mut self,
         mut data: &[u8],
@@ -33,7 +33,7 @@ impl Pieces {
             if self.trailer.is_some() {
                 return Err(Reason::new(
                     Code::Protocol,
-                    "the stream goes on behind its trailer",
+                    "the stream continues after its trailer",
                 ));
             }
             self.head.extend_from_slice(&[byte]);
@@ -43,13 +43,13 @@ impl Pieces {
         Ok(())
     }
 
-    /// Looks whether the head is whole, a byte at a time: there are few of them.
+    /// Decodes the head if it is complete. It is called for each byte, but heads are short.
     fn begin(&mut self) -> Result<(), Reason> {
         let bad = |why: String| Reason::new(Code::Protocol, why);
         if self.head[0] == PIECE {
             if let Some((length, _)) = peek_varint(&self.head[1..]) {
                 if length == 0 || length > MAX_PIECE {
-                    return Err(bad(format!("a piece of {length} bytes")));
+                    return Err(bad(format!("invalid length of a piece: {length} bytes")));
                 }
                 self.left = length;
                 self.head.clear();
@@ -71,7 +71,7 @@ impl Pieces {
         Ok(())
     }
 
-    /// The trailer, once the stream has ended.
+    /// Returns the trailer after the stream has ended.
     pub(super) fn trailer(&self) -> Result<Trailer, Reason> {
         self.trailer
             .ok_or_else(|| Reason::new(Code::Protocol, "the body ended without its trailer"))
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_make_up_the_content_however_they_are_cut() {
+    fn pieces_form_the_content_at_any_chunk_size() {
         let trailer = Trailer {
             digest: [7; 32],
             size: Some(405),
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_piece_is_refused() {
+    fn invalid_pieces_are_refused() {
         let trailer = Trailer {
             digest: [7; 32],
             size: Some(0),

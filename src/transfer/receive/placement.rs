@@ -1,4 +1,4 @@
-//! Where entries come to stand, and which of them were asked for.
+//! Decides the destination paths of entries, and which names were requested.
 
 use std::collections::HashSet;
 
@@ -9,32 +9,32 @@ use crate::storage::Store;
 use crate::storage::filter::{BadRules, Patterns, is_pattern};
 use crate::storage::io_errors::refusal;
 
-/// Where the sources of a session come to stand.
+/// The destination of the sources of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Placement {
-    /// Each source goes into this directory, under its own name.
+    /// Each source is written into this directory under its own name.
     Into(RelativePath),
-    /// The only source becomes exactly this.
+    /// The only source is written to exactly this path.
     As(RelativePath),
 }
 
-/// What is to be placed.
+/// Properties of the sources that decide the placement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sources {
-    /// What the user wrote of the destination ends in `/`.
+    /// The destination ends in `/`.
     pub into: bool,
-    /// There are several.
+    /// There is more than one source.
     pub several: bool,
-    /// The only one is a directory.
+    /// The only source is a directory.
     pub directory: bool,
-    /// The only one is a directory whose content becomes that of the destination.
+    /// The only source is a directory that is mirrored to the destination.
     pub mirror: bool,
 }
 
 impl Placement {
-    /// Settles where sources come to stand, once for the session, such that a rerun is the same command: a directory
-    /// becomes exactly what was named, unless that is the root of the store, ends in `/`, or there are several sources; a
-    /// file goes into a directory that is there. Blocks.
+    /// Decides the placement once for a session, so that repeating a command has the same result. A directory gets
+    /// exactly the given name, unless the name is the root, ends in `/`, or there are several sources. A file is
+    /// written into an existing directory. Blocks.
     pub fn settle(
         store: &dyn Store,
         destination: RelativePath,
@@ -61,14 +61,14 @@ impl Placement {
         })
     }
 
-    /// The directory that all of it goes into, or the name that it gets.
+    /// Returns the target directory, or the target path of the only source.
     pub fn directory(&self) -> &RelativePath {
         match self {
             Self::Into(place) | Self::As(place) => place,
         }
     }
 
-    /// Where an entry of this name comes to stand.
+    /// Returns the destination path of an entry.
     pub fn of(&self, path: &RelativePath) -> Result<RelativePath, Reason> {
         match self {
             Self::Into(directory) => Ok(directory.join_path(path)?),
@@ -82,25 +82,24 @@ impl Placement {
     }
 }
 
-/// The sources that a receiver takes, by their names: the first component of each entry.
+/// The names that a receiver accepts as the first component of an entry.
 #[derive(Debug, Clone)]
 pub enum RequestedNames {
-    /// Of any name: whoever sends names them.
+    /// Any name: the sender chooses.
     Any,
-    /// Only those that were asked for: a server could send anything under any name, such as a .profile.
+    /// Only requested names. Otherwise a server could send any file, such as a .profile.
     Only {
-        /// Their names as they were written.
+        /// The names as requested.
         names: HashSet<Vec<u8>>,
-        /// Those that may be patterns.
+        /// The names that may be patterns.
         patterns: Patterns,
     },
 }
 
 impl RequestedNames {
-    /// What a pull asks for. All of the served directory is of any name.
+    /// Returns the names that a pull requests. If it requests the served directory itself, any name is accepted.
     ///
-    /// # Errors
-    /// [`BadRules`] for patterns past the limits.
+    /// [`BadRules`] if the patterns exceed the limits.
     pub fn of(sources: &[RelativePath]) -> Result<Self, BadRules> {
         let names: Option<HashSet<_>> = sources
             .iter()
@@ -118,7 +117,7 @@ impl RequestedNames {
         Ok(Self::Only { names, patterns })
     }
 
-    /// Takes patterns for nothing but the names that they are.
+    /// Treats patterns as literal names.
     pub fn without_patterns(self) -> Self {
         match self {
             Self::Any => Self::Any,
@@ -129,7 +128,7 @@ impl RequestedNames {
         }
     }
 
-    /// The path of an entry, if that was asked for.
+    /// Returns the path of an entry if its name was requested.
     pub fn check(&self, entry: &Entry) -> Result<RelativePath, Reason> {
         let path = RelativePath::from_components(&entry.path.0)?;
         match (self, path.split_first()) {
@@ -141,7 +140,7 @@ impl RequestedNames {
             }
             _ => Err(Reason::new(
                 Code::NotWanted,
-                format!("{path} was not asked for"),
+                format!("{path} was not requested"),
             )),
         }
     }
@@ -184,11 +183,11 @@ mod tests {
     }
 
     #[test]
-    fn placement_is_such_that_a_rerun_is_the_same_command() {
+    fn placement_is_the_same_when_a_command_is_repeated() {
         let path = |name: &str| RelativePath::from_components([name]).unwrap();
         let as_ = |name| Ok(Placement::As(path(name)));
         let into = |name| Ok(Placement::Into(path(name)));
-        // A directory becomes exactly what was named, there or not.
+        // A directory gets exactly the given name, existing or not.
         assert_eq!(place("new", false, false, true), as_("new"));
         assert_eq!(place("dir", false, false, true), as_("dir"));
         assert_eq!(place("dir", true, false, true), into("dir"));
@@ -197,12 +196,12 @@ mod tests {
             place("", false, false, true),
             Ok(Placement::Into(RelativePath::root()))
         );
-        // A file goes into a directory that is there, else becomes what was named.
+        // A file is written into an existing directory, or gets the given name.
         assert_eq!(place("new", false, false, false), as_("new"));
         assert_eq!(place("file", false, false, false), as_("file"));
         assert_eq!(place("dir", false, false, false), into("dir"));
         assert_eq!(place("new", true, false, false), into("new"));
-        // Nothing goes into a file, and no directory takes a file's place.
+        // A file cannot contain entries, and a directory does not replace a file.
         assert_eq!(place("file", true, false, false), Err(Code::NotDirectory));
         assert_eq!(place("file", false, true, false), Err(Code::NotDirectory));
         assert_eq!(place("file", false, false, true), Err(Code::NotDirectory));

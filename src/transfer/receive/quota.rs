@@ -1,4 +1,4 @@
-//! No more than was agreed to: whoever has accepted a thousand files has not accepted a million.
+//! Limits a session to the offer that was accepted, so that accepting a thousand files does not accept a million.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,22 +7,23 @@ use super::{Receiver, WantedFile};
 use crate::error::{Code, Reason, Result};
 use crate::protocol::{Entry, Existing, Kind, Offer};
 
-/// Part of what was offered that may come on top of it, and how much in any case: trees grow while they wait for somebody.
+/// The allowance above the offer: one part in `EXTRA_PART`, but at least these entries and bytes. Trees grow while the
+/// offer waits for an answer.
 const EXTRA_PART: u64 = 10;
 const EXTRA_ENTRIES: u64 = 64;
 const EXTRA_BYTES: u64 = 16 << 20;
 
-/// The most that is taken in a session, over all its connections.
+/// The most that a session may bring over all its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AcceptedQuota {
     /// Files, directories and links.
     pub entries: u64,
-    /// Bytes of all files; none where nobody knew how much would come.
+    /// Bytes of all files; `None` if the size was not known in advance.
     pub bytes: Option<u64>,
 }
 
 impl AcceptedQuota {
-    /// What was offered, and a tenth of it or so: 64 entries and 16 MiB at least.
+    /// Returns the quota for an offer: a tenth above it, or at least 64 entries and 16 MiB above it.
     pub fn of(offer: &Offer) -> Self {
         let more =
             |offered: u64, least: u64| offered.saturating_add((offered / EXTRA_PART).max(least));
@@ -35,7 +36,7 @@ impl AcceptedQuota {
     }
 }
 
-/// What was announced on this connection, what is wanted of it, and what the connections before it have brought.
+/// Entries announced and wanted on this connection, and the total of earlier connections.
 #[derive(Default)]
 pub(super) struct QuotaUse {
     announced: EntryCount,
@@ -43,7 +44,7 @@ pub(super) struct QuotaUse {
     before: OnceLock<(u64, u64)>,
 }
 
-/// Entries and their bytes.
+/// A number of entries and their bytes.
 #[derive(Default)]
 struct EntryCount {
     entries: AtomicU64,
@@ -51,7 +52,8 @@ struct EntryCount {
 }
 
 impl EntryCount {
-    /// Counts another, whose size is below 2^63, unless that makes it too much. Entries are judged one after the other.
+    /// Counts an entry with a size below 2^63, or fails if it exceeds the quota. Entries are decided one after the
+    /// other.
     fn add(
         &self,
         size: u64,
@@ -79,13 +81,13 @@ impl AcceptedQuota {
     fn check(&self, entries: u64, bytes: u64) -> Result<(), Reason> {
         if entries > self.entries {
             return Err(too_much(format!(
-                "more comes than was offered: {entries} entries, of {} at most",
+                "the sender brings more than was offered: {entries} entries, at most {} were accepted",
                 self.entries
             )));
         }
         match self.bytes.filter(|most| bytes > *most) {
             Some(most) => Err(too_much(format!(
-                "more comes than was offered: {bytes} bytes, of {most} at most"
+                "the sender brings more than was offered: {bytes} bytes, at most {most} were accepted"
             ))),
             None => Ok(()),
         }
@@ -93,14 +95,18 @@ impl AcceptedQuota {
 }
 
 impl Receiver {
-    /// Counts an entry, and refuses it when it is too much. What earlier connections have brought comes again, and counts once.
+    /// Counts an entry, and refuses it beyond the quota. Entries that earlier connections brought are announced again
+    /// and count once.
     pub(super) fn check_quota(&self, entry: &Entry) -> Result<(), Reason> {
         let Some(most) = self.session.most else {
             return Ok(());
         };
         let size = match (entry.kind, entry.size, most.bytes) {
             (Kind::File, None, Some(_)) => {
-                return Err(too_much("a file of unknown size was not offered; it can be sent through a pipe: haul send -".into()));
+                return Err(too_much(
+                    "a file of unknown size was not offered; to send it, pipe it into: haul send -"
+                        .into(),
+                ));
             }
             (_, size, _) => size.unwrap_or_default(),
         };
@@ -109,7 +115,8 @@ impl Receiver {
         self.counted.announced.add(size, (0, 0), &most)
     }
 
-    /// What the session has made here. Where all is replaced in any case, each connection brings all of it, and only its own counts.
+    /// Returns the entries and bytes that the session has made. With `Overwrite` each connection brings everything
+    /// again, so only its own count.
     fn brought(&self) -> (u64, u64) {
         match self.session.take.existing {
             Existing::Overwrite => (0, 0),
@@ -117,16 +124,16 @@ impl Receiver {
         }
     }
 
-    /// Notes what it had made before this connection.
+    /// Records the totals of earlier connections.
     pub(super) fn record_earlier_connections(&self) {
         // Set once: a receiver has one connection.
         let _ = self.counted.before.set(self.brought());
     }
 
-    /// The same of a file that is to be sent: a sender that comes back under other names brings no more in all.
+    /// Checks a wanted file against the quota. A sender that reconnects and uses other names cannot exceed the total.
     pub(super) fn check_wanted(&self, file: &WantedFile) -> Result<(), Reason> {
         match self.session.most {
-            // One that is compared may be there, and takes the place of one as large.
+            // A compared file may already exist, and then replaces one of the same size.
             Some(most) if file.compare.is_none() => {
                 let before = self.counted.before.get().copied().unwrap_or_default();
                 self.counted.wanted.add(file.known_size(), before, &most)
@@ -145,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn some_may_come_on_top_and_not_much() {
+    fn the_quota_exceeds_the_offer_by_a_tenth_or_a_minimum() {
         let offer = |files, others, bytes| Offer {
             files,
             others: Some(others),

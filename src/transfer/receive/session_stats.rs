@@ -1,7 +1,7 @@
-//! What becomes of each entry as the receiver sees it, over all connections of a session.
+//! The results of entries as the receiver sees them, over all connections of a session.
 //!
-//! A sender that comes back over another connection walks anew. What is counted already comes again as skipped, so it is
-//! enough to know how many: nothing is kept for each of a million files.
+//! A sender that reconnects walks its sources again. Entries that were counted before return as skipped, so a number
+//! of them is enough. Nothing is kept for each file.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard};
@@ -13,25 +13,25 @@ use crate::protocol::{HELD_BLOCK, Kind, MetadataWarning};
 use crate::transfer::events::{Event, Settled};
 use crate::transfer::send::TransferStats;
 
-/// A session's account, for the receiver's user.
+/// The statistics of a session, for the user of the receiver.
 #[derive(Debug, Default)]
 pub struct SessionStats(Mutex<StatsState>);
 
 #[derive(Debug, Default)]
 struct StatsState {
     sent: TransferStats,
-    /// Files found on this connection and their bytes, and the most on any.
+    /// Files found on this connection and their bytes, and the maximum over all connections.
     found: (u64, u64),
     most_found: (u64, u64),
-    /// The sender has found all there is.
+    /// The sender has ended its search.
     complete: bool,
-    /// Files that an earlier connection settled, and that this one has not skipped yet.
+    /// Files that an earlier connection settled and this one has not skipped yet.
     again: u64,
-    /// What failed or was omitted on earlier connections, as far as names are kept.
+    /// Entries that failed or were omitted on earlier connections, as far as their names are kept.
     failed_before: HashSet<RelativePath>,
     settled: u64,
     moved: u64,
-    /// Directories that were made.
+    /// Directories made.
     directories: u64,
 }
 
@@ -40,7 +40,7 @@ impl SessionStats {
         lock(&self.0)
     }
 
-    /// Another connection, over which all entries come again.
+    /// Starts another connection, which announces all entries again.
     pub(crate) fn start_connection(&self) {
         let mut state = self.state();
         state.again = state.sent.files + state.sent.skipped;
@@ -68,12 +68,12 @@ impl SessionStats {
         state.most_found = (most.0.max(found.0), most.1.max(found.1));
     }
 
-    /// Notes that all is found.
+    /// Records that the sender has found everything.
     pub(super) fn complete(&self) {
         self.state().complete = true;
     }
 
-    /// What is found so far.
+    /// Returns an event with the totals found so far.
     pub(super) fn tell_found(&self) -> Event {
         let state = self.state();
         let (files, bytes) = state.most_found;
@@ -84,7 +84,7 @@ impl SessionStats {
         }
     }
 
-    /// Counts a result; false when it is none of its own, but an earlier one that comes again.
+    /// Counts a result. Returns false if it repeats the result of an earlier connection.
     pub(super) fn settled(
         &self,
         path: &RelativePath,
@@ -111,7 +111,7 @@ impl SessionStats {
         true
     }
 
-    /// Counts a result that an earlier connection still brought.
+    /// Counts a result that completed on an earlier connection.
     pub(super) fn settled_late(
         &self,
         path: &RelativePath,
@@ -120,7 +120,7 @@ impl SessionStats {
         result: &Settled,
     ) {
         let mut state = self.state();
-        // Directories that come again are not counted as skipped.
+        // Repeated directories are not counted as skipped.
         if kind != Kind::Directory {
             state.again += 1;
         } else if *result == Settled::Committed {
@@ -133,34 +133,34 @@ impl SessionStats {
         self.state().moved += bytes;
     }
 
-    /// Notes that the sender did not announce all it was asked for.
+    /// Records that the sender did not announce everything.
     pub(crate) fn interrupted(&self, why: Reason) {
         self.state().sent.interrupted = Some(why);
     }
 
-    /// Notes what the sender could not tell of what it sent.
+    /// Adds the metadata warnings of the sender.
     pub(super) fn unkept(&self, unkept: &[MetadataWarning]) {
         MetadataWarning::join(&mut self.state().sent.unkept, unkept);
     }
 
-    /// Whether all is found and announced, and nothing has failed.
+    /// Returns whether everything was found and announced, and nothing has failed.
     pub(super) fn is_whole(&self) -> bool {
         let state = self.state();
         state.complete && state.sent.failed == 0 && state.sent.interrupted.is_none()
     }
 
-    /// Entries that the session has made here so far, and the bytes of its files.
+    /// Returns the entries that the session has made, and the bytes of its files.
     pub(super) fn brought(&self) -> (u64, u64) {
         let state = self.state();
         (state.sent.files + state.directories, state.sent.bytes)
     }
 
-    /// The account so far.
+    /// Returns the statistics so far.
     pub fn sent(&self) -> TransferStats {
         self.state().sent.clone()
     }
 
-    /// Grows whenever the session comes further: an entry is settled, or another block of content is there.
+    /// Returns a value that grows with progress: a settled entry, or another block of content.
     pub(crate) fn progress(&self) -> u64 {
         let state = self.state();
         state.settled + state.moved / HELD_BLOCK
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_again_over_another_connection_counts_once() {
+    fn entries_repeated_on_another_connection_count_once() {
         let ledger = SessionStats::default();
         let settled =
             |name: &str, result: Settled| ledger.settled(&path(name), Kind::File, 5, &result);
@@ -194,7 +194,7 @@ mod tests {
             assert!(!settled(again, Settled::Skipped));
         }
         assert!(!settled("c", failed()));
-        assert_eq!(ledger.progress(), before, "the session came no further");
+        assert_eq!(ledger.progress(), before, "the session made no progress");
         assert!(
             settled("e", Settled::Committed)
                 && settled("f", Settled::Skipped)

@@ -1,4 +1,4 @@
-//! Whether something has the time that it was given, as far as its file system keeps times.
+//! Compares modification times at the precision of the file system.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -10,27 +10,28 @@ use crate::storage::{Metadata, Store, TimeProbe};
 
 /// Nanoseconds in a second.
 const SECOND: i128 = 1_000_000_000;
-/// Steps in which file systems keep times, in nanoseconds: NTFS and SMB, UDF, milliseconds, exFAT, whole seconds, FAT.
+/// Resolutions of file system times, in nanoseconds: NTFS and SMB, UDF, milliseconds, exFAT, whole seconds, FAT.
 const STEPS: [i128; 6] = [100, 1_000, 1_000_000, 10_000_000, SECOND, COARSEST];
-/// The coarsest of them.
+/// The coarsest resolution, in nanoseconds.
 const COARSEST: i128 = 2 * SECOND;
-/// What is lost where times pass through floating point numbers, as in file systems written in Python, in nanoseconds.
+/// The error of file systems that pass times through floating point numbers, such as those written in Python, in
+/// nanoseconds.
 const NOISE: i128 = 500;
-/// Seconds that every file system can hold, whatever time zone it thinks in: FAT begins with 1980, and signed 32 bits end
-/// in January 2038.
+/// Seconds that every file system can represent in any time zone. FAT begins in 1980, and signed 32 bits end in
+/// January 2038.
 const HELD_BY_ALL: Range<i64> = 315_705_600..2_147_300_000;
 
-/// What is known of the times that file systems keep.
+/// Known properties of file system times.
 #[derive(Default)]
 pub(super) struct Times {
-    /// The file system that was asked last, by its device, and the way to ask it, if there is one.
+    /// The device of the file system probed last, and its probe, if it has one.
     probe: Option<(u64, Option<Box<dyn TimeProbe>>)>,
-    /// File systems that keep every nanosecond of the times that all can hold.
+    /// Devices that keep all nanoseconds of the times in [`HELD_BY_ALL`].
     exact: HashSet<u64>,
 }
 
 impl Receiver {
-    /// Whether what is there has a time, or what its file system keeps of it.
+    /// Returns whether an existing file has the wanted time, or the closest one that its file system keeps.
     pub(super) fn has_time(&self, wanted: Time, there: &Metadata, path: &RelativePath) -> bool {
         let take = self.session.take;
         let apart = distance(wanted, there.modified);
@@ -42,7 +43,7 @@ impl Receiver {
         if apart >= COARSEST && HELD_BY_ALL.contains(&wanted.seconds) {
             return false;
         }
-        // To ask is to write.
+        // A probe writes a file, which a dry run must not do.
         if take.dry_run {
             return looks_kept(wanted, there.modified);
         }
@@ -51,14 +52,14 @@ impl Receiver {
         kept == Some(there.modified)
     }
 
-    /// Ends what asks file systems: it takes a file and an open descriptor.
+    /// Ends the probe, which uses a file and an open descriptor.
     pub(super) fn end_time_probe(&self) {
         lock(&self.times).probe = None;
     }
 }
 
 impl Times {
-    /// What a file system keeps of a time, if that can be found out.
+    /// Returns the time that a file system keeps for `time`, if a probe can tell.
     fn kept(
         &mut self,
         store: &dyn Store,
@@ -74,15 +75,15 @@ impl Times {
             self.probe = Some((device, store.time_probe(path)));
         }
         let kept = self.probe.as_mut()?.1.as_mut()?.kept(time);
-        let tells = STEPS.iter().all(|step| nanoseconds(time) % step != 0);
-        if ordinary && tells && kept == Some(time) {
+        let is_conclusive = STEPS.iter().all(|step| nanoseconds(time) % step != 0);
+        if ordinary && is_conclusive && kept == Some(time) {
             self.exact.insert(device);
         }
         kept
     }
 }
 
-/// Whether one time looks as if it were what some file system has kept of another.
+/// Returns whether `there` looks like the rounded or clamped form of `wanted`.
 fn looks_kept(wanted: Time, there: Time) -> bool {
     let apart = distance(wanted, there);
     let rounded = |step: &i128| apart < *step && nanoseconds(there) % *step == 0;
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rounded_time_looks_as_if_it_were_kept() {
+    fn rounded_times_match_the_wanted_time() {
         let wanted = time(1_700_000_001, 123_456_789);
         let kept = [
             time(1_700_000_000, 0),
@@ -133,35 +134,35 @@ mod tests {
             time(1_700_000_004, 0),
         ];
         assert!(!others.into_iter().any(|there| looks_kept(wanted, there)));
-        // Cut off where 32 bits end.
+        // Clamped to signed 32 bits.
         assert!(looks_kept(time(4_102_444_800, 0), time(2_147_483_647, 0)));
         assert!(!looks_kept(time(4_102_444_800, 0), time(1_700_000_000, 0)));
     }
 
     #[test]
-    fn a_file_system_that_keeps_every_nanosecond_is_asked_once() {
+    fn a_file_system_with_exact_times_is_probed_once() {
         let directory = tempfile::tempdir().unwrap();
         let store = LocalStore::open(directory.path()).unwrap();
         let path = RelativePath::from_components(["f"]).unwrap();
         let mut times = Times::default();
         let odd = time(1_700_000_001, 123_456_789);
         if times.kept(&store, 1, odd, &path) != Some(odd) {
-            return println!("skipped: the file system there rounds times");
+            return println!("skipped: the file system rounds times");
         }
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
         times.probe = None;
         assert_eq!(
             std::fs::read_dir(directory.path()).unwrap().count(),
             0,
-            "the probe is gone with its file"
+            "the probe removes its file"
         );
         let even = time(1_700_000_000, 5);
         assert_eq!(times.kept(&store, 1, even, &path), Some(even));
-        assert!(times.probe.is_none(), "it is not asked again");
+        assert!(times.probe.is_none(), "the file system is not probed again");
     }
 
     #[test]
-    fn what_fat_keeps_is_asked_of_the_store() {
+    fn times_that_fat_keeps_are_probed() {
         let store = MemoryStore::new().like_fat();
         let path = RelativePath::from_components(["f"]).unwrap();
         let mut times = Times::default();

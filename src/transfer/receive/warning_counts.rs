@@ -1,4 +1,4 @@
-//! What could not be kept, counted for the summary.
+//! Counts metadata warnings for the summary.
 
 use std::sync::Mutex;
 
@@ -7,19 +7,19 @@ use crate::protocol::MetadataWarning;
 use crate::protocol::path::RelativePath;
 use crate::storage::MetadataWarnings;
 
-/// A session's account of what could not be kept.
+/// The metadata warnings of a session.
 #[derive(Default)]
 pub(super) struct WarningCounts(Mutex<Vec<MetadataWarning>>);
 
 impl WarningCounts {
-    /// Counts what could not be kept of one entry.
-    pub(super) fn count(&self, name: &RelativePath, lapses: MetadataWarnings) {
-        for (aspect, why) in lapses {
-            MetadataWarning::count_one(&mut lock(&self.0), aspect, || format!("{name}: {why}"));
+    /// Counts the warnings of one entry.
+    pub(super) fn count(&self, name: &RelativePath, warnings: MetadataWarnings) {
+        for (attribute, why) in warnings {
+            MetadataWarning::count_one(&mut lock(&self.0), attribute, || format!("{name}: {why}"));
         }
     }
 
-    /// The account so far.
+    /// Returns the warnings so far.
     pub(super) fn unkept(&self) -> Option<Vec<MetadataWarning>> {
         let unkept = lock(&self.0);
         (!unkept.is_empty()).then(|| unkept.clone())

@@ -1,5 +1,5 @@
-//! Digests of files before they are announced: of all, for a receiver that compares content, or of large ones that were
-//! sent before and are most likely there already.
+//! Computes digests of files before they are announced: of all files for a receiver that compares content, or of large
+//! files that were sent before and probably exist at the receiver.
 
 use std::collections::VecDeque;
 
@@ -11,28 +11,28 @@ use crate::storage::digest;
 use crate::storage::digest_index::{Index, Known, LARGE_FILE};
 use crate::storage::walk::{Announce, WalkItem, WalkOptions};
 
-/// Files that are read at the same time: enough to keep a disk's queue full, and two cores.
+/// Files that are hashed at the same time; enough to fill the queue of a disk and two cores.
 const PARALLEL_HASHES: usize = 4;
-/// Entries that may wait behind a file that is read, so that the order of the walk is kept.
+/// Entries that may wait behind a file that is hashed, so that the order of the walk is kept.
 const WAITING: usize = 256;
 
 /// Which files get digests.
 #[derive(Clone)]
 pub(super) struct Digests {
-    /// All of them.
+    /// All files.
     all: bool,
-    /// The large ones of which this knows.
+    /// Large files that this index knows.
     index: Option<Index>,
 }
 
-/// Something that was found, in its place in the walk's order.
+/// A found entry, in the order of the walk.
 enum Next {
     Ready(Option<Box<WalkItem>>),
     Hashing(JoinHandle<WalkItem>),
 }
 
 impl Digests {
-    /// As a walk is asked for them.
+    /// Returns the rules for the options of a walk.
     pub(super) fn of(options: &WalkOptions) -> Self {
         Self {
             all: options.checksum,
@@ -40,12 +40,13 @@ impl Digests {
         }
     }
 
-    /// Whether any file gets one.
+    /// Returns whether any file gets a digest.
     pub(super) fn any(&self) -> bool {
         self.all || self.index.is_some()
     }
 
-    /// Puts digests to the files that a walk finds, in the walk's order. Ends with the walk, or when nobody listens.
+    /// Adds digests to the files that a walk finds, in the order of the walk. Ends with the walk, or when the
+    /// receiving end is dropped.
     pub(super) async fn put(self, mut found: mpsc::Receiver<WalkItem>, to: mpsc::Sender<WalkItem>) {
         let mut waiting = VecDeque::new();
         let mut hashing = 0;
@@ -86,7 +87,8 @@ impl Digests {
         }
     }
 
-    /// A file that cannot be read, or changes meanwhile, goes without: it is for the transfer to say so. Blocks.
+    /// Adds the digest to a file. An unreadable or changing file gets none; its transfer will report the error.
+    /// Blocks.
     fn put_one(&self, found: WalkItem) -> WalkItem {
         match found {
             WalkItem::Entry(announce) => WalkItem::Entry(Announce {
@@ -105,7 +107,7 @@ impl Digests {
         match known {
             _ if self.all => read(announce),
             Some(Known::Digest(digest)) => Some(digest),
-            // Most often it was renamed. To read it here costs less than to send what the receiver has.
+            // Probably it was renamed. Reading it here costs less than sending content that the receiver has.
             Some(Known::Touched) => {
                 let settled = version.key().is_settled(version.changed);
                 let digest = read(announce)?;
@@ -119,7 +121,7 @@ impl Digests {
     }
 }
 
-/// What is first in the order, once it is ready; its place stays. `None` when reading it went wrong inside haul.
+/// Waits for the first entry in order, and leaves its place in the queue. Returns `None` if the hashing task panicked.
 async fn first(waiting: &mut VecDeque<Next>) -> Option<WalkItem> {
     match waiting.front_mut()? {
         Next::Ready(found) => found.take().map(|found| *found),

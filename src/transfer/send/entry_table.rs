@@ -1,4 +1,4 @@
-//! What becomes of each entry, over all connections of a session.
+//! The state of each entry, over all connections of a session.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use crate::protocol::{Entry, Kind, Message, MetadataWarning};
 use crate::storage::walk::Announce;
 use crate::transfer::events::{Event, Observer, Settled};
 
-/// Ranges that a receiver may have offered as held in all its open Wants; over it, it is not honest.
+/// Most ranges that a receiver may offer as held in all open `Want`s. A receiver that exceeds it is not honest.
 const MAX_OPEN_HELD: usize = 64 << 10;
-/// Failures kept by name in [`TransferStats`]; the events name them all.
+/// Failures that are kept by name in [`TransferStats`]. The events name all of them.
 pub const MAX_FAILURES: usize = 1000;
 
-/// What became of a session, as the sender saw it.
+/// The statistics of a session, as the sender saw it.
 #[derive(Debug, Clone, Default)]
 pub struct TransferStats {
     /// Entries announced.
@@ -27,28 +27,29 @@ pub struct TransferStats {
     pub files: u64,
     /// Bytes of content committed.
     pub bytes: u64,
-    /// Files and links that were there already.
+    /// Files and links that the receiver already had.
     pub skipped: u64,
-    /// Entries that failed, and what could not be sent at all.
+    /// Failed entries, and sources that could not be sent.
     pub failed: u64,
-    /// The first [`MAX_FAILURES`] of them.
+    /// The first [`MAX_FAILURES`] failures.
     pub failures: Vec<(RelativePath, Reason)>,
-    /// What was there when it was looked for, and gone before its turn; no failure.
+    /// Files that vanished between the walk and their turn; not failures.
     pub vanished: u64,
-    /// FIFOs, sockets and devices come upon in directories, unless those are to fail.
+    /// FIFOs, sockets and devices in directories, unless they count as failures.
     pub specials: u64,
-    /// The first [`MAX_FAILURES`] of both.
+    /// The first [`MAX_FAILURES`] vanished and special files.
     pub omitted: Vec<(RelativePath, Reason)>,
-    /// What was not sent of files that were: each kind of thing once.
+    /// Metadata warnings: each kind once, with a count.
     pub unkept: Vec<MetadataWarning>,
-    /// Files, links and directories that the filter left out; what is in such a directory was not looked at.
+    /// Files, links and directories that the filter excluded. The content of an excluded directory is not counted.
     pub excluded: u64,
-    /// Why the receiver ended the session early, if it did; what was not announced or answered by then was not sent.
+    /// The reason if the receiver ended the session early. Entries that were not announced or answered by then were
+    /// not sent.
     pub interrupted: Option<Reason>,
 }
 
 impl TransferStats {
-    /// The account of a session that never was, since none of its sources could be looked at.
+    /// Returns the statistics of a session that never started, because no source could be opened.
     pub(crate) fn of_failures(failures: Vec<(RelativePath, Reason)>, observer: &Observer) -> Self {
         let mut sent = Self::default();
         for (path, why) in failures {
@@ -91,54 +92,54 @@ impl TransferStats {
     }
 }
 
-/// A session's entries, over all its connections.
+/// The entries of a session over all its connections.
 #[derive(Default)]
 pub(super) struct EntryTable {
-    /// Announced on this connection.
+    /// Entries announced on this connection.
     pub(super) unsettled: HashMap<u64, Pending>,
-    /// Announced on an earlier connection, or refused since the receiver goes away: to be announced anew.
-    left: BTreeMap<u64, Pending>,
+    /// Entries to announce again: announced on an earlier connection, or refused because the receiver goes away.
+    to_reannounce: BTreeMap<u64, Pending>,
     pub(super) unanswered: u32,
     pub(super) unanswered_bytes: u32,
     open_held: usize,
-    /// Entries that are wanted on this connection and not sent to their end.
+    /// Wanted entries on this connection that are not completely sent.
     to_send: usize,
     next_id: u64,
     pub(super) names: HardLinks,
     found_files: u64,
     found_bytes: u64,
-    /// The walk is over.
+    /// Whether the walk has ended.
     pub(super) all_found: bool,
-    /// All was found and announced.
+    /// Whether everything was found and announced.
     pub(super) complete: bool,
-    /// Why the receiver goes away, on this connection.
+    /// The reason why the receiver goes away on this connection.
     pub(super) gone: Option<Reason>,
     pub(super) progress: u64,
     stats: TransferStats,
 }
 
-/// An entry that is not settled.
+/// An unsettled entry.
 pub(super) struct Pending {
     pub(super) announce: Arc<Announce>,
     pub(super) role: LinkRole,
-    /// Bytes of the entry while it stands unanswered.
+    /// Bytes of the entry while it is unanswered.
     unanswered: Option<u32>,
-    /// Ranges that the receiver offered as held.
+    /// Number of ranges that the receiver offered as held.
     held: usize,
-    /// Bytes in them, at the last time that it was wanted.
+    /// Bytes in the held ranges of the last `Want`.
     held_bytes: Option<u64>,
-    /// It was sent to its end, so it may be committed though no receipt came.
+    /// Whether it was completely sent, so that it may be committed without a receipt.
     sent: bool,
-    /// It is wanted on this connection, and not sent to its end.
+    /// Whether it is wanted on this connection and not completely sent.
     to_send: bool,
 }
 
 impl EntryTable {
-    /// What the last connection left comes again.
+    /// Starts a connection: entries that the last connection left are announced again.
     pub(super) fn start_connection(&mut self) {
         for (id, pending) in self.unsettled.drain() {
             if !self.names.reannounce(&pending.announce, pending.role) {
-                self.left.insert(id, pending);
+                self.to_reannounce.insert(id, pending);
             }
         }
         self.names.start_connection();
@@ -150,16 +151,16 @@ impl EntryTable {
         self.gone = None;
     }
 
-    /// Announces the first entry of those that come again; false when there is none.
+    /// Announces the first of the entries that are announced again; false if there is none.
     pub(super) fn put_reannounced(&mut self, buffer: &mut BytesMut) -> bool {
-        let Some((id, pending)) = self.left.pop_first() else {
+        let Some((id, pending)) = self.to_reannounce.pop_first() else {
             return false;
         };
         self.put(id, pending, buffer);
         true
     }
 
-    /// Announces an entry for the first time, or keeps it until it may be.
+    /// Announces an entry for the first time, or keeps it until its first name is settled.
     pub(super) fn put_found(&mut self, announce: Announce, buffer: &mut BytesMut) {
         self.stats.entries += 1;
         self.found_files += u64::from(announce.kind != Kind::Directory);
@@ -170,20 +171,20 @@ impl EntryTable {
         }
         if let Some((announce, role)) = self.names.found(Arc::new(announce), &mut self.stats.unkept)
         {
-            self.put_new(announce, role, buffer);
+            self.put_with_new_id(announce, role, buffer);
         }
     }
 
-    /// Announces a name that had to wait for another of its file; false when there is none.
+    /// Announces a name that waited for the first name of its file; false if there is none.
     pub(super) fn put_waiting(&mut self, buffer: &mut BytesMut) -> bool {
         let Some((announce, role)) = self.names.next() else {
             return false;
         };
-        self.put_new(announce, role, buffer);
+        self.put_with_new_id(announce, role, buffer);
         true
     }
 
-    fn put_new(&mut self, announce: Arc<Announce>, role: LinkRole, buffer: &mut BytesMut) {
+    fn put_with_new_id(&mut self, announce: Arc<Announce>, role: LinkRole, buffer: &mut BytesMut) {
         let id = self.next_id;
         self.next_id += 1;
         let pending = Pending {
@@ -211,32 +212,32 @@ impl EntryTable {
         self.unsettled.insert(id, pending);
     }
 
-    /// Notes that a pipe had more in it.
+    /// Adds bytes that were read from a pipe.
     pub(super) fn found_more(&mut self, bytes: u64) {
         self.found_bytes += bytes;
     }
 
-    /// Files found so far, their bytes, and whether that is all.
+    /// Returns the files found so far, their bytes, and whether the walk has ended.
     pub(super) fn found(&self) -> (u64, u64, bool) {
         (self.found_files, self.found_bytes, self.all_found)
     }
 
-    /// Takes an entry off the unanswered ones; returns it, and whether all of it was sent before. A second answer, or one
-    /// to no question, is the receiver's fault.
+    /// Records the answer to an entry. Returns the entry, and whether it was completely sent before. Fails on a second
+    /// answer or an unknown entry, which are protocol errors of the receiver.
     pub(super) fn answered(&mut self, id: u64, verdict: &Verdict) -> Result<(Arc<Announce>, bool)> {
         let pending = self.unsettled.get_mut(&id);
         let Some((pending, bytes)) =
             pending.and_then(|p| p.unanswered.take().map(|bytes| (p, bytes)))
         else {
             return Err(Error::Protocol(
-                format!("it answered entry {id}, which stands for no answer").into(),
+                format!("the receiver answered entry {id}, which waits for no answer").into(),
             ));
         };
         self.unanswered -= 1;
         self.unanswered_bytes -= bytes;
         if let Verdict::Want(_, held) = verdict {
             if let LinkRole::Name(..) = pending.role {
-                // The receiver cannot make it another name: it is a file of its own.
+                // The receiver cannot link it, so it becomes a file of its own.
                 self.names.settled(id, pending.role, true);
                 pending.role = LinkRole::Alone;
                 self.found_bytes += pending.size();
@@ -255,13 +256,13 @@ impl EntryTable {
         }
         if self.open_held > MAX_OPEN_HELD {
             return Err(Error::Protocol(
-                "it holds more ranges than can be compared".into(),
+                "the receiver offers too many held ranges".into(),
             ));
         }
         Ok((pending.announce.clone(), pending.sent))
     }
 
-    /// Notes that a file was sent to its end.
+    /// Records that a file was completely sent.
     pub(super) fn sent_whole(&mut self, id: u64) {
         if let Some(pending) = self.unsettled.get_mut(&id) {
             pending.sent = true;
@@ -269,12 +270,13 @@ impl EntryTable {
         }
     }
 
-    /// Whether every entry is answered, and nothing of what is wanted is left to send.
+    /// Returns whether every entry is answered, and every wanted file is completely sent.
     pub(super) fn all_sent(&self) -> bool {
         self.unanswered == 0 && self.to_send == 0
     }
 
-    /// Takes an entry off the unsettled ones; one that met a receiver that is `stopping` comes again.
+    /// Removes an entry from the unsettled ones. If the receiver is `stopping`, the entry is announced again on
+    /// another connection.
     pub(super) fn settled(&mut self, id: u64, stands: bool, stopping: bool) {
         let Some(mut pending) = self.unsettled.remove(&id) else {
             return;
@@ -284,7 +286,7 @@ impl EntryTable {
         if stopping {
             self.gone.get_or_insert(Code::Stopping.into());
             if !self.names.reannounce(&pending.announce, pending.role) {
-                self.left.insert(id, pending);
+                self.to_reannounce.insert(id, pending);
             }
         } else {
             self.names.settled(id, pending.role, stands);
@@ -292,7 +294,7 @@ impl EntryTable {
         }
     }
 
-    /// Counts what the filter left out.
+    /// Counts entries that the filter excluded.
     pub(super) fn exclude(&mut self, count: u64) {
         self.stats.excluded += count;
     }
@@ -301,24 +303,24 @@ impl EntryTable {
         self.stats.count(path, kind, size, result);
     }
 
-    /// The account so far, interrupted when something is left and the receiver has gone away.
+    /// Returns the statistics so far. They are marked interrupted if entries are left and the receiver has gone away.
     pub(super) fn sent(&self) -> TransferStats {
         let mut sent = self.stats.clone();
         sent.interrupted = self.gone.clone().filter(|_| !self.is_settled());
         sent
     }
 
-    /// Whether all is announced and settled.
+    /// Returns whether everything is announced and settled.
     pub(super) fn is_settled(&self) -> bool {
         self.complete
-            && self.left.is_empty()
+            && self.to_reannounce.is_empty()
             && self.unsettled.is_empty()
             && self.names.pending() == 0
     }
 }
 
 impl Pending {
-    /// Bytes of content that the entry stands for.
+    /// Returns the bytes of content of the entry.
     pub(super) fn size(&self) -> u64 {
         match (&self.announce.pipe, self.role) {
             (Some(pipe), _) => pipe.bytes(),

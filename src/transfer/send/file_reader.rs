@@ -1,4 +1,4 @@
-//! Reading a file to send: in blocks, without its holes, hashed, and watched for changes.
+//! Reads a file to send: in blocks, without its holes, hashed, and checked for changes.
 
 use bytes::{Bytes, BytesMut};
 
@@ -8,45 +8,45 @@ use crate::protocol::{Held, Plan, Range, content_hasher};
 use crate::storage::walk::Announce;
 use crate::storage::{Metadata, Source};
 
-/// Bytes read, hashed and handed to the connection at a time.
+/// Bytes that are read, hashed and sent at a time.
 pub(super) const BLOCK: usize = 256 << 10;
 
-/// Reads a file from front to back. All of it is hashed but its holes; only the planned ranges come out. Blocks.
+/// Reads a file from start to end. Hashes everything but holes, and returns only the planned ranges. Blocks.
 pub(super) struct FileReader {
-    file: What,
+    file: AnnouncedFile,
     held: Vec<Held>,
     holes: Vec<Range>,
-    /// All but the holes, in order.
+    /// All ranges but the holes, in order.
     parts: Vec<Part>,
-    /// Parts that are read to their end.
+    /// Parts that are completely read.
     passed: usize,
     position: u64,
     hasher: blake3::Hasher,
     source: Option<Box<dyn Source>>,
 }
 
-/// A part of a file that is read.
+/// A range of a file that is read.
 struct Part {
     range: Range,
-    /// The receiver does not hold it.
+    /// Whether it is sent, because the receiver does not hold it.
     planned: bool,
 }
 
-/// What must stay the same while it is read.
-struct What {
+/// The announced version of a file, which must not change while it is read.
+struct AnnouncedFile {
     tree: std::sync::Arc<crate::storage::walk::Tree>,
     path: crate::protocol::path::RelativePath,
     seen: Metadata,
-    /// It may become longer meanwhile: what it had when it was announced is sent.
+    /// Whether the file may grow. Then only the announced size is sent.
     may_grow: bool,
 }
 
-impl What {
-    /// Whether the file is still what was announced.
+impl AnnouncedFile {
+    /// Checks that the file is still the announced one.
     fn check(&self, now: &Metadata) -> Result<(), Reason> {
         let seen = &self.seen.version;
         let now = &now.version;
-        // Longer, and otherwise the same file, as far as metadata can tell.
+        // The file has grown, and is otherwise the same as far as metadata shows.
         let grew = now.file == seen.file && now.size > seen.size;
         match () {
             () if now == seen || grew && self.may_grow => Ok(()),
@@ -56,15 +56,15 @@ impl What {
     }
 }
 
-/// What is said of a file to which something was appended.
-const GREW: &str = "changed while it was being sent: it grew. Send it again once it is at rest, or with --allow-growing, \
-                    which sends what it had at the start";
+/// The message for a file that has grown.
+const GREW: &str = "changed while it was being sent: it grew; send it again when it no longer changes, or use \
+                    --allow-growing to send its size at the start";
 
 impl FileReader {
-    /// A reader for an announced file. The file itself is opened with the first read, so that many wait with few
-    /// descriptors.
+    /// Creates a reader for an announced file. The file is opened at the first read, so that many waiting readers need
+    /// few descriptors.
     pub(super) fn open(announce: &Announce, held: Vec<Held>, may_grow: bool) -> Self {
-        let file = What {
+        let file = AnnouncedFile {
             tree: announce.tree.clone(),
             path: announce.source.clone(),
             seen: announce.metadata.clone(),
@@ -95,7 +95,7 @@ impl FileReader {
         }
     }
 
-    /// What will come out.
+    /// Returns the plan: the ranges that will be sent, and the holes.
     pub(super) fn plan(&self, id: u64) -> Plan {
         let ranges = self
             .parts
@@ -111,26 +111,27 @@ impl FileReader {
         }
     }
 
-    /// Finds the holes, and compares what the receiver holds with the file: neither what is the same need travel.
+    /// Finds the holes, and compares the held ranges with the file. Neither holes nor equal ranges are sent.
     pub(super) fn compare(mut self) -> Result<Self, Reason> {
         let size = self.file.seen.size;
-        // What is gone or has changed by now is better known before a stream is opened for it.
+        // Detect a removed or changed file before a stream is opened for it.
         self.holes = holes::find(self.source()?, size).map_err(|e| unreadable(&e))?;
-        let mut apart: Vec<(Range, bool)> = self.holes.iter().map(|&hole| (hole, false)).collect();
+        let mut not_sent: Vec<(Range, bool)> =
+            self.holes.iter().map(|&hole| (hole, false)).collect();
         let mut buffer = BytesMut::zeroed(BLOCK);
         for held in std::mem::take(&mut self.held) {
-            // To compare a hole takes reading its zeros, and a peer could ask for 1 TiB of them.
+            // Comparing a hole would read its zeros, and a peer could request 1 TiB of them.
             if end(held.range) <= size
                 && !overlaps(&self.holes, held.range)
                 && self.digest(held.range, &mut buffer)? == held.digest
             {
-                apart.push((held.range, true));
+                not_sent.push((held.range, true));
             }
         }
-        apart.sort_unstable_by_key(|(range, _)| range.offset);
+        not_sent.sort_unstable_by_key(|(range, _)| range.offset);
         let mut parts = Vec::new();
         let mut next = 0;
-        for (range, held) in apart.into_iter().chain([(
+        for (range, held) in not_sent.into_iter().chain([(
             Range {
                 offset: size,
                 length: 0,
@@ -159,7 +160,7 @@ impl FileReader {
         Ok(self)
     }
 
-    /// The next block of the planned ranges; `None` when all of the file is read and hashed.
+    /// Returns the next block of the planned ranges; `None` when the whole file is read and hashed.
     pub(super) fn next(&mut self) -> Result<Option<Bytes>, Reason> {
         while let Some(&Part { range, planned }) = self.parts.get(self.passed) {
             let at = self.position.max(range.offset);
@@ -175,7 +176,7 @@ impl FileReader {
         Ok(None)
     }
 
-    /// The digest of the whole file, if the file is still what was announced.
+    /// Returns the digest of the whole file, if the file is still the announced one.
     pub(super) fn finish(mut self) -> Result<[u8; 32], Reason> {
         let open = self.source()?.metadata().map_err(|e| unreadable(&e))?;
         let Some(named) = self.file.tree.store.stat(&self.file.path)? else {
@@ -184,7 +185,7 @@ impl FileReader {
                 "removed while it was being sent",
             ));
         };
-        // The name last: it may have become that of another file.
+        // Check the name last: it may now belong to another file.
         self.file.check(&open)?;
         self.file.check(&named)?;
         Ok(self.hasher.finalize().into())
@@ -203,7 +204,7 @@ impl FileReader {
         Ok(hasher.finalize().into())
     }
 
-    /// A file that has become shorter has changed.
+    /// Reads exactly `buffer`. A file that is shorter than announced has changed.
     fn read_exact(&mut self, buffer: &mut [u8], offset: u64) -> Result<(), Reason> {
         match self.source()?.read_at(buffer, offset) {
             Ok(n) if n == buffer.len() => Ok(()),
@@ -212,7 +213,7 @@ impl FileReader {
         }
     }
 
-    /// Opens the file at first use, and makes sure that it is the one that was announced.
+    /// Opens the file at the first use, and checks that it is the announced one.
     fn source(&mut self) -> Result<&dyn Source, Reason> {
         if self.source.is_none() {
             let source = self.file.tree.store.open(&self.file.path);
@@ -231,7 +232,7 @@ fn end(range: Range) -> u64 {
     range.offset.saturating_add(range.length)
 }
 
-/// Whether a range shares a byte with ascending ones.
+/// Returns whether a range overlaps any of the ascending ranges.
 fn overlaps(ranges: &[Range], range: Range) -> bool {
     let next = ranges.partition_point(|&other| end(other) <= range.offset);
     ranges
@@ -239,7 +240,7 @@ fn overlaps(ranges: &[Range], range: Range) -> bool {
         .is_some_and(|other| other.offset < end(range))
 }
 
-/// What is not found at its turn was there when it was announced.
+/// Turns [`Code::NotFound`] into [`Code::Vanished`]: the file existed when it was announced.
 pub(super) fn vanished(why: Reason) -> Reason {
     match why.code {
         Code::NotFound => Code::Vanished.into(),
@@ -250,10 +251,10 @@ pub(super) fn vanished(why: Reason) -> Reason {
 fn changed() -> Reason {
     Reason::new(
         Code::Changed,
-        "changed while it was being sent; send it again once it is at rest",
+        "changed while it was being sent; send it again when it no longer changes",
     )
 }
 
 fn unreadable(error: &std::io::Error) -> Reason {
-    Reason::new(Code::Unreadable, format!("cannot be read: {error}"))
+    Reason::new(Code::Unreadable, format!("cannot read the file: {error}"))
 }

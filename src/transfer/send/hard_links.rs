@@ -1,7 +1,8 @@
-//! Files with several names (hard links): the first is sent, and the others as further names of it, once it stands.
+//! Files with several names (hard links). The first name is sent. The others are announced as further names after the
+//! first is settled.
 //!
-//! What stands is told by the id of an entry, and a receiver knows only those of its own connection. So after a loss the
-//! first name is announced once more, under a new id, before any other that is still to come; it is there already.
+//! A link refers to the id of an entry, and a receiver knows only the ids of its own connection. So after a loss the
+//! first name is announced again under a new id, before any other name. The receiver already has the file.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -9,23 +10,23 @@ use std::sync::Arc;
 use crate::protocol::{Attribute, Kind, MetadataWarning};
 use crate::storage::walk::Announce;
 
-/// Files whose other names may still come, at some 400 bytes each: 100 MB. Past it a file with several names is sent under
-/// each of them. Only those are counted of which some name has not been met: most trees have few.
+/// Files whose other names may still come, at 400 bytes each: 100 MB. Beyond it, a file with several names is sent
+/// once for each name. Only files with names that were not found yet count, and most trees have few.
 const MAX_FILES: usize = 262_144;
-/// Names that may wait for the first of their file.
+/// Names that may wait for the first name of their file.
 pub(super) const MAX_WAITING: usize = 10_000;
 
 /// Device and inode.
 type FileId = (u64, u64);
 
-/// What an entry is to the other names of its file.
+/// The role of an entry among the names of its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LinkRole {
-    /// It has none that matter.
+    /// The file has no other names that matter.
     Alone,
-    /// Others may be linked to it.
+    /// The first name; others may be linked to it.
     First(FileId),
-    /// The first name once more, for a receiver that does not know it. It is settled already, and not counted again.
+    /// The first name again, for a receiver that does not know it. It is already settled and not counted again.
     Reannounced(FileId),
     /// A further name of the entry with this id.
     Name(FileId, u64),
@@ -34,34 +35,34 @@ pub(super) enum LinkRole {
 #[derive(Default)]
 pub(super) struct HardLinks {
     files: HashMap<FileId, LinkedFile>,
-    /// Names whose turn has come.
+    /// Names that can be announced now.
     ready: VecDeque<Arc<Announce>>,
     waiting: usize,
 }
 
 /// A file with several names.
 struct LinkedFile {
-    /// Its first name, kept for [`LinkRole::Reannounced`]; it holds up no directory.
+    /// The first name, kept for [`LinkRole::Reannounced`]. It does not delay its directory.
     first: Arc<Announce>,
     state: First,
-    /// Names that are not settled, in this tree or outside of it.
-    left: u64,
+    /// Names that are not settled, in this tree or outside it.
+    unsettled: u64,
     waiting: Vec<Arc<Announce>>,
 }
 
 enum First {
-    /// It is announced and not settled.
+    /// The first name is announced and not settled.
     Unsettled,
-    /// The receiver has it under this id.
+    /// The receiver has the file under this id.
     Committed(u64),
-    /// It stands, but the receiver has not heard of it on this connection.
+    /// The file is committed, but the receiver does not know it on this connection.
     Unknown,
-    /// It could not be sent: the next name is the first now.
+    /// The first name could not be sent; the next name becomes the first.
     Failed,
 }
 
 impl HardLinks {
-    /// What to announce of something that was found, and as what; `None` when it has to wait for the first name.
+    /// Returns a found file and its role; `None` if it must wait for the first name.
     pub(super) fn found(
         &mut self,
         announce: Arc<Announce>,
@@ -74,7 +75,7 @@ impl HardLinks {
         if self.files.len() >= MAX_FILES && !self.files.contains_key(&id) {
             MetadataWarning::count_one(unkept, Attribute::HardLink, || {
                 format!(
-                    "{}: more than {MAX_FILES} files with further names",
+                    "{}: over {MAX_FILES} files with further names, so it is sent as a separate file",
                     announce.path
                 )
             });
@@ -94,7 +95,7 @@ impl HardLinks {
         let file = self.files.entry(id).or_insert_with(|| LinkedFile {
             first: lone(),
             state: First::Failed,
-            left: announce.metadata.links,
+            unsettled: announce.metadata.links,
             waiting: Vec::new(),
         });
         match file.state {
@@ -118,7 +119,7 @@ impl HardLinks {
         }
     }
 
-    /// The next whose turn has come.
+    /// Returns the next name that can be announced.
     pub(super) fn next(&mut self) -> Option<(Arc<Announce>, LinkRole)> {
         while let Some(announce) = self.ready.pop_front() {
             if let Some(placed) = self.place(announce) {
@@ -128,12 +129,15 @@ impl HardLinks {
         None
     }
 
-    /// An entry is settled; what waited for it has its turn now.
+    /// Records that an entry is settled, and releases the names that waited for it.
     pub(super) fn settled(&mut self, id: u64, role: LinkRole, stands: bool) {
-        let (LinkRole::First(of) | LinkRole::Reannounced(of) | LinkRole::Name(of, _)) = role else {
+        let (LinkRole::First(file_id)
+        | LinkRole::Reannounced(file_id)
+        | LinkRole::Name(file_id, _)) = role
+        else {
             return;
         };
-        let Some(file) = self.files.get_mut(&of) else {
+        let Some(file) = self.files.get_mut(&file_id) else {
             return;
         };
         if matches!(role, LinkRole::First(_) | LinkRole::Reannounced(_)) {
@@ -146,14 +150,14 @@ impl HardLinks {
             self.ready.extend(file.waiting.drain(..));
         }
         if !matches!(role, LinkRole::Reannounced(_)) {
-            file.left = file.left.saturating_sub(1);
+            file.unsettled = file.unsettled.saturating_sub(1);
         }
-        if file.left == 0 {
-            self.files.remove(&of);
+        if file.unsettled == 0 {
+            self.files.remove(&file_id);
         }
     }
 
-    /// An entry on which nothing was heard comes again; false when it does so under its own id.
+    /// Prepares an unsettled entry for the next connection. Returns false if it keeps its own id.
     pub(super) fn reannounce(&mut self, announce: &Arc<Announce>, role: LinkRole) -> bool {
         match role {
             LinkRole::Alone | LinkRole::First(_) => false,
@@ -161,8 +165,8 @@ impl HardLinks {
                 self.ready.push_back(announce.clone());
                 true
             }
-            LinkRole::Reannounced(of) => {
-                if let Some(file) = self.files.get_mut(&of) {
+            LinkRole::Reannounced(file_id) => {
+                if let Some(file) = self.files.get_mut(&file_id) {
                     file.state = First::Unknown;
                     self.waiting -= file.waiting.len();
                     self.ready.extend(file.waiting.drain(..));
@@ -172,7 +176,7 @@ impl HardLinks {
         }
     }
 
-    /// There is another receiver, which has heard of none of them.
+    /// Starts a connection, whose receiver knows none of the files.
     pub(super) fn start_connection(&mut self) {
         for file in self
             .files
@@ -183,7 +187,7 @@ impl HardLinks {
         }
     }
 
-    /// Names that are found and not announced.
+    /// Returns the number of found names that are not announced.
     pub(super) fn pending(&self) -> usize {
         self.waiting + self.ready.len()
     }
@@ -196,7 +200,7 @@ mod tests {
     use crate::storage::walk::Tree;
     use crate::storage::{MemoryStore, Store};
 
-    /// A name of a file that has so many.
+    /// Makes a name of a file that has `links` names.
     fn name(name: &str, file: u64, links: u64) -> Arc<Announce> {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         let path = RelativePath::from_components([name]).unwrap();
@@ -230,71 +234,86 @@ mod tests {
     }
 
     #[test]
-    fn further_names_wait_for_the_first_and_are_forgotten_when_all_are_settled() {
+    fn names_wait_for_the_first_and_are_dropped_when_settled() {
         let mut names = HardLinks::default();
-        let of = (1, 7);
+        let file_id = (1, 7);
         assert_eq!(
             found(&mut names, name("alone", 1, 1)),
             Some(LinkRole::Alone)
         );
         assert_eq!(
             found(&mut names, name("a", 7, 3)),
-            Some(LinkRole::First(of))
+            Some(LinkRole::First(file_id))
         );
         assert_eq!(found(&mut names, name("b", 7, 3)), None);
         assert_eq!(names.pending(), 1);
-        names.settled(5, LinkRole::First(of), true);
-        assert_eq!(next(&mut names), Some(("b".into(), LinkRole::Name(of, 5))));
+        names.settled(5, LinkRole::First(file_id), true);
+        assert_eq!(
+            next(&mut names),
+            Some(("b".into(), LinkRole::Name(file_id, 5)))
+        );
         assert_eq!(
             found(&mut names, name("c", 7, 3)),
-            Some(LinkRole::Name(of, 5))
+            Some(LinkRole::Name(file_id, 5))
         );
-        names.settled(6, LinkRole::Name(of, 5), true);
-        names.settled(8, LinkRole::Name(of, 5), false);
+        names.settled(6, LinkRole::Name(file_id, 5), true);
+        names.settled(8, LinkRole::Name(file_id, 5), false);
         assert!(names.files.is_empty() && names.pending() == 0);
     }
 
     #[test]
-    fn where_the_first_fails_the_next_is_the_first() {
+    fn the_next_name_becomes_first_when_the_first_fails() {
         let mut names = HardLinks::default();
-        let of = (1, 7);
+        let file_id = (1, 7);
         found(&mut names, name("a", 7, 3));
         found(&mut names, name("b", 7, 3));
         found(&mut names, name("c", 7, 3));
-        names.settled(0, LinkRole::First(of), false);
-        assert_eq!(next(&mut names), Some(("b".into(), LinkRole::First(of))));
+        names.settled(0, LinkRole::First(file_id), false);
+        assert_eq!(
+            next(&mut names),
+            Some(("b".into(), LinkRole::First(file_id)))
+        );
         assert_eq!(next(&mut names), None);
-        names.settled(1, LinkRole::First(of), true);
-        assert_eq!(next(&mut names), Some(("c".into(), LinkRole::Name(of, 1))));
+        names.settled(1, LinkRole::First(file_id), true);
+        assert_eq!(
+            next(&mut names),
+            Some(("c".into(), LinkRole::Name(file_id, 1)))
+        );
     }
 
     #[test]
-    fn another_receiver_hears_of_the_first_again_and_only_if_a_name_is_left() {
+    fn the_first_name_is_reannounced_if_names_are_left() {
         let mut names = HardLinks::default();
-        let of = (1, 7);
+        let file_id = (1, 7);
         found(&mut names, name("a", 7, 3));
-        names.settled(0, LinkRole::First(of), true);
+        names.settled(0, LinkRole::First(file_id), true);
         let b = name("b", 7, 3);
-        assert_eq!(found(&mut names, b.clone()), Some(LinkRole::Name(of, 0)));
-        // The connection is lost before it is settled, and the next one too.
+        assert_eq!(
+            found(&mut names, b.clone()),
+            Some(LinkRole::Name(file_id, 0))
+        );
+        // The connection is lost before the entry is settled, and so is the next one.
         for again in [4, 9] {
-            assert!(names.reannounce(&b, LinkRole::Name(of, 0)));
+            assert!(names.reannounce(&b, LinkRole::Name(file_id, 0)));
             names.start_connection();
             assert_eq!(
                 next(&mut names),
-                Some(("a".into(), LinkRole::Reannounced(of)))
+                Some(("a".into(), LinkRole::Reannounced(file_id)))
             );
             assert_eq!(next(&mut names), None);
             if again == 4 {
-                names.reannounce(&b, LinkRole::Reannounced(of));
+                names.reannounce(&b, LinkRole::Reannounced(file_id));
                 assert_eq!(names.ready.len(), 1);
                 names.ready.clear();
                 continue;
             }
-            names.settled(again, LinkRole::Reannounced(of), true);
-            assert_eq!(next(&mut names), Some(("b".into(), LinkRole::Name(of, 9))));
+            names.settled(again, LinkRole::Reannounced(file_id), true);
+            assert_eq!(
+                next(&mut names),
+                Some(("b".into(), LinkRole::Name(file_id, 9)))
+            );
         }
-        names.settled(10, LinkRole::Name(of, 9), true);
+        names.settled(10, LinkRole::Name(file_id, 9), true);
         names.start_connection();
         assert_eq!(next(&mut names), None);
     }

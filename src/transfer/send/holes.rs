@@ -1,4 +1,4 @@
-//! Where the holes of a file are: they are told, and not sent.
+//! Finds the holes of a file, which the plan lists and the body omits.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -7,8 +7,7 @@ use std::io;
 use crate::protocol::{MAX_HOLES, Range};
 use crate::storage::Source;
 
-/// The holes of a file, the largest [`MAX_HOLES`] if there are more: the others are sent as the zeros that they are read
-/// as. Blocks.
+/// Returns the largest holes of a file, at most [`MAX_HOLES`]. Other holes are sent as zeros. Blocks.
 pub(super) fn find(source: &dyn Source, size: u64) -> io::Result<Vec<Range>> {
     let mut largest = BinaryHeap::new();
     let mut at = 0;
@@ -21,7 +20,7 @@ pub(super) fn find(source: &dyn Source, size: u64) -> io::Result<Vec<Range>> {
         if largest.len() > MAX_HOLES {
             largest.pop();
         }
-        // A source that says nonsense is no reason to go round in circles.
+        // Always advance, so that an inconsistent source cannot loop forever.
         at = end.max(at + 1);
     }
     let mut holes: Vec<_> = largest
@@ -37,7 +36,7 @@ mod tests {
     use super::*;
     use crate::storage::Metadata;
 
-    /// Data of 1 byte at each of these offsets.
+    /// A source with 1 byte of data at each of these offsets.
     struct Dots(Vec<u64>);
 
     impl Source for Dots {
@@ -67,17 +66,17 @@ mod tests {
     }
 
     #[test]
-    fn holes_are_what_lies_between_the_data() {
+    fn holes_are_the_gaps_between_data() {
         assert_eq!(holes(&[], 1 << 40), [(0, 1 << 40)]);
         assert_eq!(holes(&[], 0), []);
         assert_eq!(holes(&[0, 5], 6), [(1, 4)]);
         assert_eq!(holes(&[3], 10), [(0, 3), (4, 6)]);
-        // It has become longer meanwhile.
+        // The file has grown meanwhile.
         assert_eq!(holes(&[3, 20], 10), [(0, 3), (4, 6)]);
     }
 
     #[test]
-    fn of_too_many_holes_the_largest_are_left_out() {
+    fn only_the_largest_holes_are_planned() {
         let dots: Vec<u64> = (0..3000).map(|i| 10 * i + i % 2).collect();
         let found = holes(&dots, 30_000);
         assert_eq!(found.len(), MAX_HOLES);

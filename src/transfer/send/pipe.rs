@@ -1,4 +1,4 @@
-//! A transfer whose length nobody knows beforehand: pieces, until the input ends.
+//! Sends a transfer of unknown length: pieces, until the input ends.
 
 use std::io::{self, Read};
 use std::time::Duration;
@@ -18,13 +18,13 @@ use crate::storage::walk::Announce;
 use crate::transfer::events::Event;
 use crate::transfer::sampler::Stage;
 
-/// How often an input that gives nothing is said to be alive.
+/// Interval of `Working` messages while the input is idle.
 const WORKING_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A file that says it is empty, read to its end.
+/// A file that reports the size 0, read to its end.
 struct UnsizedFile {
     source: Box<dyn Source>,
-    /// The size that it says.
+    /// The size that it reports.
     size: u64,
     at: u64,
 }
@@ -40,12 +40,12 @@ impl Read for UnsizedFile {
     }
 }
 
-/// Begins to read what is announced.
+/// Starts reading the announced pipe or file.
 async fn begin(announce: &Announce, pipe: &Pipe) -> Result<mpsc::Receiver<Piece>, Reason> {
     if !pipe.is_file() {
-        return pipe.begin().ok_or_else(|| {
-            Reason::new(Code::Unreadable, "the input cannot be read a second time")
-        });
+        return pipe
+            .begin()
+            .ok_or_else(|| Reason::new(Code::Unreadable, "cannot read the input a second time"));
     }
     let tree = announce.tree.clone();
     let path = announce.source.clone();
@@ -62,8 +62,12 @@ async fn begin(announce: &Announce, pipe: &Pipe) -> Result<mpsc::Receiver<Piece>
 }
 
 fn unreadable(pipe: &Pipe, error: &io::Error) -> Reason {
-    let what = if pipe.is_file() { "" } else { "the input " };
-    Reason::new(Code::Unreadable, format!("{what}cannot be read: {error}"))
+    let object = if pipe.is_file() {
+        "the file"
+    } else {
+        "the input"
+    };
+    Reason::new(Code::Unreadable, format!("cannot read {object}: {error}"))
 }
 
 impl Run {
@@ -100,7 +104,7 @@ impl Run {
             let stopped = stream.delivered();
             let piece = tokio::select! {
                 piece = pieces.recv() => piece,
-                // An input may give nothing for hours, and nobody should wait so long to learn of a full disk.
+                // An input may be idle for hours, and the user should learn of a full disk before that.
                 () = stopped => return self.ended_early(&mut receipt).await,
                 () = sleep(WORKING_INTERVAL) => {
                     if let Err(error) = self.write((&mut stream, &mut receipt), &mut [Working {}.to_bytes()]).await {
@@ -153,13 +157,13 @@ impl Run {
         self.receipt(&mut receipt, size, delivered).await
     }
 
-    /// The receiver has ended the transfer before the input did, and says why.
+    /// Handles a transfer that the receiver ended before the input did, and returns its reason.
     async fn ended_early(&self, receipt: &mut Receipt) -> Result<(), Reason> {
         match self.read_receipt(receipt).await? {
             Err(why) => Err(why),
             Ok(_) => Err(Reason::new(
                 Code::Protocol,
-                "it was committed before its end",
+                "the receiver committed the file before its end",
             )),
         }
     }

@@ -1,4 +1,4 @@
-//! One transfer: plan, body, trailer, and the receipt that comes back.
+//! Sends one transfer: plan, body and trailer, and reads the receipt.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -20,18 +20,18 @@ use crate::storage::walk::Announce;
 use crate::transfer::events::Event;
 use crate::transfer::sampler::Stage;
 
-/// Files up to this size are read whole before their stream is opened, in bytes.
+/// Largest file that is read whole before its stream is opened, in bytes.
 const SMALL_BODY: u64 = BLOCK as u64;
 
-/// The receiver's half of a transfer: that it is at work, and at last the receipt.
+/// The receiver's half of a transfer stream: `Working` messages, then the receipt.
 pub(super) struct Receipt {
     stream: MessageReader,
-    /// What came while it was only listened for.
+    /// The last message that arrived while listening.
     last: Option<Result<Option<Frame>, StreamError>>,
 }
 
 impl Receipt {
-    /// Counts each time that the receiver says it is at work, for as long as it is polled. What else comes is kept.
+    /// Counts `Working` messages as long as it is polled. Keeps any other message.
     async fn listen(&mut self, working: &AtomicU64) -> Infallible {
         while self.last.is_none() {
             match self.stream.frame(Failed::LIMIT).await {
@@ -55,7 +55,7 @@ impl Receipt {
 }
 
 impl Run {
-    /// Sends one wanted file, reads the receipt and settles it. Its place among the open transfers is held until then.
+    /// Sends one wanted file, reads the receipt and settles the entry. Holds the `parallel` permit until then.
     pub(super) async fn transfer(
         self: Arc<Self>,
         id: u64,
@@ -75,7 +75,7 @@ impl Run {
         self.settle_transfer(id, result);
     }
 
-    /// Tells the receiver that a wanted file cannot be sent after all, so that it does not wait for it.
+    /// If reading failed, tells the receiver that the wanted file cannot be sent, so that it does not wait.
     pub(super) async fn withdraw<T>(&self, id: u64, read: Result<T, Reason>) -> Result<T, Reason> {
         if let Err(why) = &read {
             let (mut stream, mut receipt) = self.open_transfer().await?;
@@ -157,9 +157,9 @@ impl Run {
         let plan = reader.plan(id);
         let key = announce.metadata.version.key();
         let changed = announce.metadata.version.changed;
-        // A digest that speaks of holes is none of the content alone.
+        // A digest that covers holes is not the digest of the content alone.
         let lasts = size >= LARGE_FILE && plan.holes().is_empty() && key.is_settled(changed);
-        // Neither what is held nor a hole need travel.
+        // Held ranges and holes are not sent.
         self.started(
             id,
             announce,
@@ -175,7 +175,7 @@ impl Run {
             return self.stopped(error, &mut receipt).await;
         }
         let digest = loop {
-            // The next block is read while this one is written.
+            // Read the next block while this one is written.
             let reading = self.sending.meter.at(Stage::Reading);
             let (block, next) = match read_block(reader).await {
                 Ok(read) => read,
@@ -189,7 +189,7 @@ impl Run {
                     Err(why) => return self.give_up(id, stream, why).await,
                 }
             };
-            // In parts, so that progress shows under a low limit too.
+            // Write in parts, so that progress shows even under a low limit.
             for part in parts(block, self.sending.limits.block()) {
                 let bytes = part.len() as u64;
                 if let Err(error) = self.write((&mut stream, &mut receipt), &mut [part]).await {
@@ -221,8 +221,8 @@ impl Run {
         Ok(())
     }
 
-    /// Ends a transfer that has begun. A reset may overtake the plan, and then the receiver knows of no transfer to fail: so
-    /// the file is withdrawn as well.
+    /// Ends a started transfer. A reset may overtake the plan, so that the receiver knows no transfer to fail. The
+    /// file is therefore withdrawn too.
     pub(super) async fn give_up(
         &self,
         id: u64,
@@ -256,8 +256,8 @@ impl Run {
         head
     }
 
-    /// Writes chunks within the limits, unless nothing goes out on the whole connection until the deadline. Waiting for a
-    /// limit is this side's doing, and is not held against the peer.
+    /// Writes chunks within the rate limits. Fails if the whole connection sends nothing until the deadline. Waiting
+    /// for a rate limit is not held against the peer.
     pub(super) async fn write(
         &self,
         (stream, receipt): (&mut MessageWriter, &mut Receipt),
@@ -296,8 +296,8 @@ impl Run {
         Ok(())
     }
 
-    /// Waits for something of the receiver, unless nothing goes out until the deadline and it does not say of any file that
-    /// it is at work. A disk that stands still takes the credit of all, also of those of which it has not heard yet.
+    /// Waits for the receiver. Fails if nothing is sent until the deadline and the receiver sends no `Working` message
+    /// for any file. A stalled disk consumes the credit of all files, even those that it has not seen yet.
     async fn or_timeout_on_silence<T>(
         &self,
         wait: impl Future<Output = T>,
@@ -323,7 +323,7 @@ impl Run {
         }
     }
 
-    /// A stopped stream is no error by itself: the receipt says why. Everything else is.
+    /// Handles a write error. If the receiver stopped the stream, the receipt gives the reason.
     pub(super) async fn stopped(
         &self,
         error: StreamError,
@@ -362,7 +362,7 @@ impl Run {
             committed => Err(Reason::new(
                 Code::Corrupt,
                 format!(
-                    "the receiver says it committed {} bytes of {size}",
+                    "the receiver committed {} of {size} bytes; send it again",
                     committed.bytes
                 ),
             )),
@@ -374,7 +374,7 @@ impl Run {
         receipt: &mut Receipt,
     ) -> Result<Result<Committed, Reason>, StreamError> {
         loop {
-            // What was written may still be on its way; the receiver says Working while the wait is its own.
+            // Written data may still be in flight. The receiver sends `Working` while it causes the wait.
             let frame = self
                 .or_timeout_on_silence(receipt.frame())
                 .await??
@@ -391,7 +391,7 @@ impl Run {
     }
 }
 
-/// Cuts bytes into parts of at most so many, without copying them.
+/// Splits bytes into parts of at most `most` bytes, without copying.
 fn parts(mut bytes: Bytes, most: usize) -> impl Iterator<Item = Bytes> {
     std::iter::from_fn(move || (!bytes.is_empty()).then(|| bytes.split_to(bytes.len().min(most))))
 }

@@ -1,4 +1,4 @@
-//! A listing: the server walks, the client reads as fast as it likes.
+//! Listings: the server walks a directory, and the client reads at its own pace.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -18,19 +18,19 @@ use crate::protocol::path::RelativePath;
 use crate::protocol::{Components, End, Frame, List, Listed, Message, Ready, Unsendable, Working};
 use crate::storage::listing::ListingWalk;
 
-/// Listings that a server has open at the same time; each may keep 4 MiB of names.
+/// Listings that a server serves at the same time. Each may hold 4 MiB of names.
 const LISTING_LIMIT: usize = 32;
-/// Names looked at in one go off the network threads.
+/// Names that one blocking task walks.
 const WALK_BATCH: usize = 256;
-/// A client that reads nothing for so long, though it says that it is alive, has left its pager open and gone home.
+/// How long a client that sends `Working` may read nothing, for example with an abandoned pager.
 const READER_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
-/// Room for a server's listings.
+/// Returns the semaphore that limits a server's listings.
 pub(crate) fn listings() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(LISTING_LIMIT))
 }
 
-/// The server's side.
+/// Serves a listing.
 pub(super) async fn serve(
     server: &ServerSession,
     list: List,
@@ -51,7 +51,10 @@ pub(super) async fn serve(
         return refuse(
             server,
             writer,
-            Reason::new(Code::Busy, "too many listings at a time; try again later"),
+            Reason::new(
+                Code::Busy,
+                "too many listings at the same time; try again later",
+            ),
         )
         .await;
     };
@@ -116,22 +119,22 @@ pub(super) async fn serve(
         }
     }
     writer.write_within(&end, deadline).await?;
-    // A server that stops closes the connection once no session runs, and what is not delivered then is lost.
+    // A stopping server closes the connection when no session runs, which would discard undelivered data.
     tokio::select! {
         biased;
         () = writer.deliver(READER_TIMEOUT) => {}
-        // It has the end, or wants no more.
+        // The client has the end, or wants no more.
         _ = &mut alive => {}
     }
     Ok(())
 }
 
-/// Ends when the client says no more that it is alive.
+/// Waits until the client stops sending `Working`, and returns the cause.
 async fn alive(mut reader: MessageReader, deadline: Duration) -> Error {
     loop {
         let frame = match timeout(deadline, reader.frame(Working::LIMIT)).await {
             Ok(Ok(Some(frame))) => frame,
-            Ok(Ok(None)) => return Error::Lost("the client wants no more of it".into()),
+            Ok(Ok(None)) => return Error::Lost("the client ended the listing".into()),
             Ok(Err(error)) => return error.into(),
             Err(_) => return StreamError::TimedOut.into(),
         };
@@ -147,22 +150,22 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
         Err(Reason::new(
             Code::Internal,
-            "a fault inside haul while listing",
+            "cannot list: a fault inside haul; please report it",
         ))
     })
 }
 
-/// What a listing brings.
+/// An item of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListItem {
-    /// Something stands there. Its path is one that could stand here too.
+    /// An existing file or directory. Its path is valid on this machine too.
     Listed(RelativePath, Listed),
-    /// Something could not be looked at.
+    /// An entry whose metadata cannot be read.
     Failed(RelativePath, Reason),
 }
 
-/// A listing that is being read. What is not read yet stays at the server, so that it may be read as slowly as a person
-/// does. Dropping it ends it.
+/// A listing in progress. Unread items stay at the server, so a person can page through them. Dropping it ends the
+/// listing.
 pub struct Listing {
     reader: MessageReader,
     deadline: Duration,
@@ -171,7 +174,7 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Asks for a listing.
+    /// Requests a listing.
     pub(crate) async fn begin(
         connection: &quinn::Connection,
         list: &List,
@@ -197,11 +200,10 @@ impl Listing {
         })
     }
 
-    /// The next of what is found; `None` when there is no more. Cancelling loses nothing.
+    /// Returns the next item; `None` at the end. Cancelling loses nothing.
     ///
-    /// # Errors
-    /// [`Error::Lost`] with the connection, or when the server is silent; [`Error::Stopping`] when it stops;
-    /// [`Error::Protocol`] when it breaks the protocol.
+    /// [`Error::Lost`] if the connection is lost or the server is silent; [`Error::Stopping`] if the server stops;
+    /// [`Error::Protocol`] if it breaks the protocol.
     pub async fn next(&mut self) -> Result<Option<ListItem>> {
         if self.ended {
             return Ok(None);
@@ -211,8 +213,9 @@ impl Listing {
             .map_err(|_| StreamError::TimedOut)??
             .ok_or(StreamError::Ended)?;
         let path = |path: &Components| {
-            RelativePath::from_components(&path.0)
-                .map_err(|bad| Error::Protocol(format!("it lists a name: {bad}").into()))
+            RelativePath::from_components(&path.0).map_err(|bad| {
+                Error::Protocol(format!("the server lists an invalid name: {bad}").into())
+            })
         };
         Ok(match frame.kind {
             Listed::TYPE => {

@@ -1,7 +1,7 @@
-//! Whether what is sent and what receives it lie in each other, on one machine.
+//! Detects a source inside the destination or the destination inside a source, on one machine.
 //!
-//! The sender tells directories by marks that only the same running system can compare, and that say nothing to any other:
-//! digests of device and inode under a secret of the boot and the session's id.
+//! The sender identifies directories by marks that only the same running system can compare, and that reveal nothing
+//! to any other. A mark is a digest of device and inode, keyed by a secret of the boot and the session id.
 
 use std::sync::OnceLock;
 
@@ -12,11 +12,11 @@ use crate::storage::Store;
 use crate::storage::walk::Tree;
 use crate::transfer::receive::Placement;
 
-/// Differs from system to system and from boot to boot, and does not leave the machine (random(4)).
+/// A random id of the boot, which does not leave the machine (random(4)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const CONTEXT: &str = "haul/1 origin: a directory of this boot of this machine";
 
-/// The sources that are directories, and those that the only one lies in. Blocks.
+/// Returns the marks of the source directories and, for a single source, of the directories above it. Blocks.
 pub(crate) fn origin(trees: &[Tree], session: &[u8; 16]) -> Option<Origin> {
     let marks = |tree: &Tree| marks(&*tree.store, &tree.path, session);
     let origin = match trees {
@@ -40,8 +40,8 @@ pub(crate) fn origin(trees: &[Tree], session: &[u8; 16]) -> Option<Origin> {
     Some(origin).filter(|origin| !origin.sources.is_empty())
 }
 
-/// Refuses a destination inside of a source, which would be sent as well, and again; and a mirror's source inside of its
-/// destination, which would be removed. Blocks.
+/// Refuses a destination inside a source, because its files would be sent again and again. Refuses the source of a
+/// mirror inside the destination, because the mirror would remove it. Blocks.
 pub(crate) fn check(
     store: &dyn Store,
     place: &Placement,
@@ -54,11 +54,11 @@ pub(crate) fn check(
         return Ok(());
     };
     let is_there = store.stat(place.directory())?.is_some();
-    // What becomes the destination itself may be the same directory: then nothing happens.
+    // A source may be the destination itself; then nothing happens.
     let own = usize::from(is_there && matches!(place, Placement::As(_)));
     if mirror && origin.above.len() >= MAX_MARKS {
         let text = format!(
-            "the source lies {MAX_MARKS} directories deep or more, where it cannot be told whether a mirror would remove it; \
+            "cannot mirror a source that is {MAX_MARKS} or more directories deep: it may be inside the destination; \
              mirror a directory above it"
         );
         return Err(Reason::new(Code::Nested, text));
@@ -68,21 +68,21 @@ pub(crate) fn check(
         .skip(own)
         .any(|mark| origin.sources.contains(mark))
     {
-        "the destination lies inside of what is to be sent; choose one outside of it"
+        "the destination is inside a source; choose one outside of it"
     } else if mirror
         && is_there
         && marks
             .first()
             .is_some_and(|mark| origin.above.contains(mark))
     {
-        "the source lies inside of the destination, and a mirror would remove it there"
+        "the source is inside the destination, and the mirror would remove it"
     } else {
         return Ok(());
     };
     Err(Reason::new(Code::Nested, text))
 }
 
-/// Of a directory, or the nearest above it that is there, and of all above that.
+/// Returns the marks of a directory, or of its nearest existing parent, and of all directories above.
 fn marks(store: &dyn Store, path: &RelativePath, session: &[u8; 16]) -> Option<Vec<Mark>> {
     static BOOT: OnceLock<Option<Vec<u8>>> = OnceLock::new();
     let boot = BOOT

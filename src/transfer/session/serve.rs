@@ -1,4 +1,4 @@
-//! The server's side of a session: what is asked for, whether it may be, and where it goes.
+//! The server side of a session: reads the request, checks permissions, and decides the placement.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,10 +34,10 @@ use crate::transfer::receive::{Claimant, FileLocks, Placement, Receiver, Sources
 use crate::transfer::sampler::Sampler;
 use crate::transfer::send::{Allowed, Sender, Sending, TransferStats};
 
-/// Time between two samples of where a pull stands. There may be many; a client samples its own more often.
+/// Time between two samples of a pull. A server may have many sessions; a client samples more often.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Serves one control stream: hello, request, and the session it asks for if there is room for one.
+/// Serves one control stream: hello, request, and the requested session if `room` allows one more.
 pub(crate) async fn serve(
     server: &ServerSession,
     handle: u64,
@@ -58,7 +58,10 @@ pub(crate) async fn serve(
             refuse(
                 server,
                 writer,
-                Reason::new(Code::Busy, "too many sessions on this connection"),
+                Reason::new(
+                    Code::Busy,
+                    "too many sessions on this connection; try again later",
+                ),
             )
             .await
         }
@@ -78,70 +81,74 @@ pub(crate) async fn serve(
             refuse(
                 server,
                 writer,
-                Reason::new(Code::Unsupported, "this server does not know the request"),
+                Reason::new(
+                    Code::Unsupported,
+                    "this server does not know the request; update haul on the server",
+                ),
             )
             .await
         }
     }
 }
 
-/// The server's surroundings of a session.
+/// The context of a session at the server.
 pub(crate) struct ServerSession {
     pub(crate) connection: Connection,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) store: Arc<dyn Store>,
-    /// What is sent in the place of what the store has.
+    /// Content that is sent instead of the store.
     pub(crate) offered: Option<Arc<OfferedContent>>,
     /// The client's key.
     pub(crate) owner: [u8; 32],
-    /// The pushes that run, by session id, over all connections.
+    /// Running pushes by session id, over all connections.
     pub(crate) pushes: Arc<FileLocks<[u8; 16]>>,
     pub(crate) may_read: bool,
     pub(crate) may_write: bool,
     pub(crate) config: Config,
-    /// Bounds the listings.
+    /// Limits the listings.
     pub(crate) listings: Arc<Semaphore>,
-    /// The limit of all that this server sends.
+    /// The rate limit of everything that this server sends.
     pub(crate) limit: Option<Arc<TokenBucket>>,
     pub(crate) observer: Observer,
     pub(crate) stopping: CancellationToken,
-    /// Makes the receiver of a push whose place is settled.
+    /// Creates the receiver of a push after its placement is decided.
     pub(crate) receiver: MakeReceiver,
 }
 
-/// What a server sends to whoever may read, in the place of a store.
+/// Content that a server offers instead of a store to peers that may read.
 pub struct OfferedContent {
-    /// What there is.
+    /// The content.
     pub content: OfferedSource,
-    /// What is announced of them.
+    /// Options for announcing the content.
     pub walk: WalkOptions,
-    /// Who may have it, now and not when it connected.
+    /// The peers that may receive it, checked at each request and not when they connected.
     pub guests: Arc<Guests>,
-    /// Takes what becomes of it, and who it is that takes it.
+    /// Receives the events of the offer, with the key id of the peer.
     pub told: mpsc::Sender<(KeyId, OfferEvent)>,
 }
 
-/// What becomes of an offer. Each session has one connection.
+/// Events of an offer. Each session has one connection.
 pub enum OfferEvent {
     /// A session has begun.
     Begun {
-        /// Where it is asked for.
+        /// The peer's address.
         from: SocketAddr,
     },
-    /// One that had begun has ended.
+    /// A started session has ended.
     Ended(Result<Box<Outcome>>),
 }
 
-/// What is offered.
+/// The content of an offer.
 pub enum OfferedSource {
-    /// Files and directories, by their names.
+    /// Files and directories by their names.
     Trees(Vec<Tree>),
-    /// What comes out of a pipe, under a name; once.
+    /// The data of a pipe, under a name; it can be sent once.
     Pipe(Vec<u8>, Arc<Pipe>),
 }
 
 impl OfferedContent {
-    /// What is asked for of it. The sender's user has said what goes; the client only whether to compare.
+    /// Selects the requested content. The user at the sender has chosen it; the client only chooses whether to compare
+    /// by content.
     fn look(
         &self,
         pull: &Pull,
@@ -149,12 +156,12 @@ impl OfferedContent {
         observer: Observer,
     ) -> Result<(Ready, Sender), Reason> {
         let asked = |name: &[u8]| pull.sources.iter().any(|source| source.0 == [name]);
-        let nothing = || Reason::new(Code::NotFound, "nothing of that name is offered");
+        let nothing = || Reason::new(Code::NotFound, "nothing with this name is offered");
         match &self.content {
             OfferedSource::Pipe(name, _) if !asked(name) => Err(nothing()),
             OfferedSource::Pipe(_, pipe) if pipe.is_spent() => Err(Reason::new(
                 Code::Unreadable,
-                "what comes out of a pipe cannot be sent a second time",
+                "cannot send the data of a pipe a second time; the sender must run haul send again",
             )),
             OfferedSource::Pipe(name, pipe) => {
                 let sender = Sender::of_pipe(name, pipe.clone(), observer)?;
@@ -196,7 +203,7 @@ impl OfferedContent {
     }
 }
 
-/// The answer to a pull, and who sends.
+/// Returns the answer to a pull, and its sender.
 fn found(
     found_sources: FoundSources,
     walk: WalkOptions,
@@ -220,7 +227,7 @@ fn found(
     )
 }
 
-/// Makes the receiver of a push whose place is settled, as is what it spares.
+/// Creates the receiver of a push from its placement and the filter of paths that a mirror keeps.
 pub(crate) type MakeReceiver = Box<dyn Fn(&Push, Placement, Filter) -> Arc<Receiver> + Send + Sync>;
 
 async fn serve_push(
@@ -243,7 +250,7 @@ async fn serve_push(
     if let Err(why) = permitted(server, &push.take.unwrap_or_default()) {
         return refuse(server, writer, why).await;
     }
-    // The client has come back over another connection: the one before is dead, and holds nothing up from here on.
+    // The client has reconnected. Its earlier connection is dead and must release its locks.
     let claimant = Claimant {
         session: push.session,
         age: server.pushes.age(),
@@ -281,7 +288,7 @@ async fn serve_push(
     let (summary, delivered) = tokio::select! {
         received = received => received?,
         () = claim.superseded() => {
-            let why = Reason::new(Code::Superseded, "the session goes on over another connection");
+            let why = Reason::new(Code::Superseded, "the session continues over another connection");
             server.connection.close(varint_of(why.code), why.text.raw().as_bytes());
             return Err(Error::Refused(why));
         }
@@ -294,32 +301,32 @@ async fn serve_push(
         ..
     } = summary;
     tracing::info!(committed, bytes, skipped, failed, "done");
-    // A server that stops closes the connection once no session runs, and what is under way then is lost.
+    // A stopping server closes the connection when no session runs, which would discard undelivered data.
     let _ = timeout(server.config.deadline, delivered).await;
     Ok(())
 }
 
-/// Whether the client may ask for entries to be taken so.
+/// Checks whether the client may use these options.
 fn permitted(server: &ServerSession, take: &ReceiveOptions) -> Result<(), Reason> {
     let text = match take {
         ReceiveOptions {
             delete: Some(_), ..
         } if !server.config.allow_delete => {
-            "this server removes nothing: it was not started with --allow-delete"
+            "this server removes nothing; start it with --allow-delete"
         }
-        // Whether a guess is right, and what is removed, tell of what stands there.
+        // A comparison and the list of removed paths reveal what the store holds.
         ReceiveOptions { checksum: true, .. }
         | ReceiveOptions {
             delete: Some(_), ..
         } if !server.may_read => {
-            "this key may not read on this server, so it may neither compare with what is there nor mirror"
+            "this key may not read on this server, so it can neither compare content nor mirror"
         }
         _ => return Ok(()),
     };
     Err(Reason::new(Code::NotAllowed, text))
 }
 
-/// The answer to a push. The place is for people only: one so long that it would not fit stays out.
+/// Returns the answer to a push. The place is only shown to people, and is left out if the message would be too long.
 fn ready(place: Components) -> Ready {
     let ready = Ready {
         entries: MAX_UNANSWERED,
@@ -345,9 +352,7 @@ async fn serve_pull(
 ) -> Result<()> {
     let refused = match &server.offered {
         Some(offered) if offered.guests.has(KeyId(server.owner)) => None,
-        Some(_) => {
-            Some("what is offered here was not accepted, or it is over; run haul receive again")
-        }
+        Some(_) => Some("the offer was not accepted or has ended; run haul receive again"),
         None if server.may_read => None,
         None => Some("this key may not read on this server"),
     };
@@ -391,11 +396,11 @@ async fn serve_pull(
         connection: server.connection.clone(),
         handle,
         allowed: Arc::new(allowed),
-        // First its own, so that it does not hold up other sessions.
+        // The limit of the client comes first, so that waiting for it does not delay other sessions.
         limits: RateLimits::new(asked.into_iter().chain(server.limit.clone())),
         deadline: server.config.deadline,
         meter: Arc::default(),
-        // A server that stops announces nothing new.
+        // A stopping server announces nothing new.
         stopping: server.stopping.child_token(),
         all_sent: CancellationToken::new(),
     };
@@ -406,8 +411,9 @@ async fn serve_pull(
             .send((KeyId(server.owner), OfferEvent::Begun { from }))
             .await;
     }
-    let watch = Mutex::new(Sampler::begin(server.connection.clone(), sending.meter.clone()).await);
-    let lock = || watch.lock().unwrap_or_else(PoisonError::into_inner);
+    let sampler =
+        Mutex::new(Sampler::begin(server.connection.clone(), sending.meter.clone()).await);
+    let lock = || sampler.lock().unwrap_or_else(PoisonError::into_inner);
     let spent = || Some(lock().spent());
     let sampling = async {
         loop {
@@ -420,7 +426,7 @@ async fn serve_pull(
         () = sampling => return Ok(()),
     };
     let ended = match (ended, server.connection.close_reason()) {
-        // Its goodbye has overtaken its summary: quinn discards what was not read yet.
+        // The close of the client has overtaken its summary: quinn discards unread data.
         (Err(_), Some(ConnectionError::ApplicationClosed(close)))
             if close.error_code == varint_of(Code::Done) && sender.is_settled() =>
         {
@@ -442,26 +448,29 @@ async fn serve_pull(
     let Some(offered) = &server.offered else {
         return ended.map(drop);
     };
-    let watch = watch.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let sampler = sampler.into_inner().unwrap_or_else(PoisonError::into_inner);
     if ended.is_ok() {
-        // A guest has what it came for, and waits for this: its own goodbye would discard what has not been read here.
+        // The guest has everything and waits for this close. Closing from its side would discard data that is unread
+        // here.
         server.connection.close(varint_of(Code::Done), b"");
     }
-    // Fails only when nobody waits for it any more.
+    // Fails only if the receiving end is gone.
     let _ = offered
         .told
         .send((
             KeyId(server.owner),
-            OfferEvent::Ended(outcome(watch, sent, ended).await.map(Box::new)),
+            OfferEvent::Ended(outcome(sampler, sent, ended).await.map(Box::new)),
         ))
         .await;
     Ok(())
 }
 
-/// How a session has ended for the sender.
-async fn outcome(watch: Sampler, sent: TransferStats, ended: Result<Summary>) -> Result<Outcome> {
+/// Returns the outcome of a session for the sender.
+async fn outcome(sampler: Sampler, sent: TransferStats, ended: Result<Summary>) -> Result<Outcome> {
     let summary = ended?;
-    let (path, account) = watch.end(summary.held_up.map(Duration::from_millis)).await;
+    let (path, account) = sampler
+        .end(summary.held_up.map(Duration::from_millis))
+        .await;
     let mut outcome = Outcome {
         sent,
         summary,
@@ -472,7 +481,7 @@ async fn outcome(watch: Sampler, sent: TransferStats, ended: Result<Summary>) ->
     Ok(outcome)
 }
 
-/// How a pull wants the server to walk.
+/// Returns the walk options of a pull.
 fn walk_options(pull: &Pull) -> Result<WalkOptions, Reason> {
     Ok(WalkOptions {
         filter: filter(pull.filter.as_ref())?,
@@ -508,12 +517,12 @@ pub(super) async fn refuse(
     writer
         .write_within(&Refused { why: why.into() }, server.config.deadline)
         .await?;
-    // A server that stops closes the connection once no session runs.
+    // A stopping server closes the connection when no session runs.
     writer.deliver(server.config.deadline).await;
     Ok(())
 }
 
-/// Settles where the sources of a push come to stand, and what a mirror spares there. Blocks.
+/// Decides the placement of a push, and the filter of paths that a mirror keeps. Blocks.
 fn settle(store: &dyn Store, push: &Push) -> Result<(Placement, Filter), Reason> {
     store.check_root()?;
     let destination = RelativePath::from_components(&push.destination.0)?;
@@ -521,7 +530,7 @@ fn settle(store: &dyn Store, push: &Push) -> Result<(Placement, Filter), Reason>
     if mirror && (push.sources != 1 || !push.directory) {
         return Err(Reason::new(
             Code::NotDirectory,
-            "only one directory can be mirrored",
+            "cannot mirror: a mirror needs exactly one directory",
         ));
     }
     let sources = Sources {

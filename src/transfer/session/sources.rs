@@ -1,4 +1,4 @@
-//! What is to be sent, as trees: sources of this machine, or what a pull asks for.
+//! Finds the sources of a session as trees: local paths, or the sources that a pull requests.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -13,13 +13,12 @@ use crate::storage::expand::{Effort, expand};
 use crate::storage::io_errors::refusal;
 use crate::storage::walk::{Follow, LocalTrees, Tree};
 
-/// A source that could not be looked at, and why.
+/// A source that cannot be sent, and the reason.
 pub(crate) type Unsendable = (RelativePath, Reason);
 
-/// Looks at sources of this machine. One that is missing does not keep the others from being sent. Blocks.
+/// Opens local sources. A missing source does not prevent sending the others. Blocks.
 ///
-/// # Errors
-/// [`Error::Usage`] when two would fall on each other, or one has no name.
+/// [`Error::Usage`] if two sources have the same name, or one has none.
 pub(crate) fn local_sources(
     sources: &[PathBuf],
     follow: Follow,
@@ -33,7 +32,7 @@ pub(crate) fn local_sources(
             Ok(tree) if !names.insert(tree.name.clone()) => {
                 let name = printable(&tree.name);
                 return Err(Error::Usage(format!(
-                    "two sources are named {name}; they would fall on each other"
+                    "cannot send two sources named {name}: one would replace the other; rename one of them"
                 )));
             }
             Ok(tree) => trees.push(tree),
@@ -46,7 +45,7 @@ pub(crate) fn local_sources(
                     _ => None,
                 });
                 let path = RelativePath::from_components(name).unwrap_or_default();
-                // The name as it was typed: a relative path alone would not tell which file of that name.
+                // Use the name as typed: a relative path alone would not identify the file.
                 let typed = printable(source.as_os_str().as_encoded_bytes());
                 let code = Reason::from_io(&error).code;
                 unsendable.push((path, Reason::new(code, format!("{typed}: {error}"))));
@@ -57,19 +56,18 @@ pub(crate) fn local_sources(
     Ok((trees, unsendable))
 }
 
-/// The sources of a pull.
+/// The sources that a pull requests.
 pub(super) struct FoundSources {
     pub(super) trees: Vec<Tree>,
-    /// Those that cannot be sent: they do not keep the others from it.
+    /// Sources that cannot be sent. They do not prevent sending the others.
     pub(super) unsendable: Vec<Unsendable>,
-    /// What the only one is, if it was named without a pattern.
+    /// The kind of the only source, if it was named without a pattern.
     pub(super) only: Option<Kind>,
 }
 
-/// Looks at what is asked for. Blocks.
+/// Finds the sources that a pull requests. Blocks.
 ///
-/// # Errors
-/// Why the only source cannot be sent, or that two would fall on each other.
+/// Fails if the only source cannot be sent, or if two sources have the same name.
 pub(super) fn look(store: &Arc<dyn Store>, sources: &[Components]) -> Result<FoundSources, Reason> {
     let mut found_sources = FoundSources {
         trees: Vec::new(),
@@ -100,12 +98,13 @@ pub(super) fn look(store: &Arc<dyn Store>, sources: &[Components]) -> Result<Fou
             found_sources.only = kind.filter(|_| sources.len() == 1 && !by_pattern);
             match paths.insert(tree.name.clone(), tree.path.clone()) {
                 None => found_sources.trees.push(tree),
-                // Asked for twice.
+                // The same source was requested twice.
                 Some(other) if other == tree.path => {}
                 Some(_) => {
                     let name = printable(&tree.name);
-                    let text =
-                        format!("two sources are named {name}; they would fall on each other");
+                    let text = format!(
+                        "cannot send two sources named {name}: one would replace the other; rename one of them"
+                    );
                     return Err(Reason::new(Code::BadName, text));
                 }
             }

@@ -161,7 +161,7 @@ async fn endless_files_end_at_the_quota_and_complete_ones_stay() {
         refused(
             &mut session,
             file(id, &format!("{id}"), Some(0)),
-            "4 entries, of 3 at most",
+            "4 entries, at most 3 were accepted",
         )
         .await;
     }
@@ -169,7 +169,7 @@ async fn endless_files_end_at_the_quota_and_complete_ones_stay() {
         refused(
             &mut session,
             entry(id, &[b"t", b"other"], kind),
-            "4 entries, of 3 at most",
+            "4 entries, at most 3 were accepted",
         )
         .await;
     }
@@ -203,7 +203,7 @@ async fn false_large_or_missing_sizes_do_not_exceed_the_quota() {
         refused(
             &mut session,
             file(id, "large", Some(size)),
-            "bytes, of 1000 at most",
+            "bytes, at most 1000 were accepted",
         )
         .await;
     }
@@ -219,7 +219,7 @@ async fn false_large_or_missing_sizes_do_not_exceed_the_quota() {
     refused(
         &mut session,
         file(5, "b", Some(401)),
-        "1001 bytes, of 1000 at most",
+        "1001 bytes, at most 1000 were accepted",
     )
     .await;
     let content = vec![7; 2_000];
@@ -245,7 +245,7 @@ async fn the_quota_counts_over_all_connections() {
         refused(
             &mut session,
             file(0, "b", Some(800)),
-            &format!("{} bytes, of 1000 at most", 1_600 + 100 * round),
+            &format!("{} bytes, at most 1000 were accepted", 1_600 + 100 * round),
         )
         .await;
         // The rest still fits.
@@ -258,7 +258,7 @@ async fn the_quota_counts_over_all_connections() {
     refused(
         &mut last,
         file(0, "c", Some(1)),
-        "1001 bytes, of 1000 at most",
+        "1001 bytes, at most 1000 were accepted",
     )
     .await;
     assert_eq!(agreed.names(), ["a", "rest0", "rest1"]);
