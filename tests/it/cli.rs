@@ -1033,7 +1033,7 @@ fn a_server_that_stays_away_is_waited_for_as_long_as_was_said_or_until_ctrl_c() 
                     "{last}"
                 );
                 assert!(
-                    last.contains("What is committed stays") && last.contains("same command"),
+                    last.contains("Committed files remain") && last.contains("same command"),
                     "{last}"
                 );
             }
@@ -1435,7 +1435,7 @@ fn what_is_pulled_or_received_never_changes_haul_home() {
         "{}",
         text(&received.stderr)
     );
-    assert!(text(&received.stderr).contains("a directory of that name is there"));
+    assert!(text(&received.stderr).contains("a directory of that name exists"));
     let _ = child.wait_with_output().unwrap();
     assert!(!keys.join("authorized_keys").exists());
 

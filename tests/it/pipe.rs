@@ -387,12 +387,12 @@ async fn what_does_not_go_out_whole_is_said_and_ends_with_1() {
             1,
             "d is a directory, and only the content of a file can be written to a pipe",
         ),
-        (&[], "", 2, "- takes the content of one file"),
+        (&[], "", 2, "several sources to -: it takes one file"),
         (
             &["--json"],
             "f",
             2,
-            "--json and - would both write to standard output",
+            "cannot use --json and - together: both write to standard output",
         ),
     ] {
         let output = haul_out(&host, home.path(), arguments, source);
@@ -402,7 +402,7 @@ async fn what_does_not_go_out_whole_is_said_and_ends_with_1() {
             "{source}: {said}"
         );
         assert!(
-            code == 2 || said.contains("what came out is not the whole file"),
+            code == 2 || said.contains("the output is incomplete"),
             "{source}: {said}"
         );
         assert!(code == 2 || output.stdout.is_empty(), "{source}");
@@ -429,7 +429,7 @@ async fn what_does_not_go_out_whole_is_said_and_ends_with_1() {
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert_eq!(ended.status.code(), Some(1), "{said}");
     assert!(
-        said.contains("f: cannot write it: Broken pipe") && said.contains("is not the whole file"),
+        said.contains("f: cannot write it: Broken pipe") && said.contains("the output is incomplete"),
         "{said}"
     );
 }

@@ -522,8 +522,8 @@ fn what_cannot_be_copied_is_refused_in_a_sentence() {
     };
     assert!(refused(&["@/a", "haul://other/b"]).contains("server to server"));
     assert!(refused(&["@/a", "haul://other/b", "."]).contains("two servers"));
-    assert!(refused(&["@/a", "b", "."]).contains("b is here already"));
-    assert!(refused(&["a", "b"]).contains("no server"));
+    assert!(refused(&["@/a", "b", "."]).contains("cannot copy b: it is local"));
+    assert!(refused(&["a", "b"]).contains("not a server"));
     let (code, _, told) = cp(&server, here.path(), &["@/nowhere", "."]);
     assert_eq!(
         (code, &told[..]),
