@@ -331,10 +331,10 @@ struct Bench {
     /// How long to load each direction; 5, or more if round trips are long
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=60))]
     time: Option<u64>,
-    /// Measure only the way to the server
+    /// Measure only the direction to the server
     #[arg(long, conflicts_with = "down")]
     up: bool,
-    /// Measure only the way back
+    /// Measure only the direction back
     #[arg(long)]
     down: bool,
     /// The key id that the server must have

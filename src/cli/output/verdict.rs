@@ -49,7 +49,7 @@ fn name(bound: Bottleneck, pulled: bool, peer: &str) -> String {
         Bottleneck::SenderStore | Bottleneck::ReceiverStore => "this disk",
         Bottleneck::Cpu => "CPU",
         Bottleneck::Limit => "--limit",
-        _ => "several things",
+        _ => "something else",
     };
     name.into()
 }
