@@ -84,16 +84,16 @@ struct Serve {
     /// Address and UDP port; may be given several times
     #[arg(long, value_name = "ADDR", value_parser = listen_address, default_value = "[::]:4433")]
     listen: Vec<SocketAddr>,
-    /// Most transfers that write at the same time
+    /// Most transfers that write at once
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     max_transfers: u32,
     /// Admit every key to read, to write or both
     #[arg(long, value_name = "WHAT", hide_possible_values = true)]
     anyone: Option<AnyoneMay>,
-    /// Send at most RATE: 20M is bits a second, 2.5MB bytes
+    /// Send at most RATE a second: 20M bits, 2.5MB bytes
     #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
     limit: Option<Rate>,
-    /// Set owners and set-user-ID as clients ask; needs root
+    /// Set owners and set-user-ID for clients; as root
     #[arg(long)]
     allow_owner: bool,
     #[arg(long, hide = true)]

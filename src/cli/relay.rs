@@ -32,13 +32,13 @@ pub(super) struct RelayCommand {
     /// Ports to forward on; a receiver needs one
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     ports: u16,
-    /// Most bits a second for each pair, as 20M
+    /// Most rate for each pair; 20M is bits
     #[arg(long, value_name = "RATE", default_value = "100M")]
     limit: Rate,
-    /// Most gigabytes to forward for each pair
+    /// Most gigabytes for each pair
     #[arg(long, value_name = "GB", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     quota: u64,
-    /// Most time to forward for each pair
+    /// Most time for each pair
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "24h")]
     time: Duration,
     /// Most pairs at the same time

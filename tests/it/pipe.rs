@@ -117,7 +117,11 @@ async fn what_comes_in_needs_a_name() {
     std::fs::create_dir(there.path().join("dir")).unwrap();
     let host = Host::directory(there.path());
     for (destination, code, says) in [
-        ("", 2, "needs a name there, as in haul://127.0.0.1:"),
+        (
+            "",
+            2,
+            "cannot send standard input without a name: write haul://127.0.0.1:",
+        ),
         ("dir/", 2, "/dir/name.tar"),
         (
             "dir",
@@ -429,7 +433,8 @@ async fn what_does_not_go_out_whole_is_said_and_ends_with_1() {
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert_eq!(ended.status.code(), Some(1), "{said}");
     assert!(
-        said.contains("f: cannot write it: Broken pipe") && said.contains("the output is incomplete"),
+        said.contains("f: cannot write it: Broken pipe")
+            && said.contains("the output is incomplete"),
         "{said}"
     );
 }
