@@ -9,7 +9,8 @@ use std::time::Duration;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-/// How long the end of the program waits for a disk that still writes. A pipe that nobody reads would hold it up for good.
+/// How long the program waits at its end for blocking work, such as disk writes. The limit exists because a write to a
+/// pipe without a reader never ends.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {

@@ -1,4 +1,6 @@
-//! The server: accept loop, limits, graceful stop.
+//! The server: accept loop, limits and graceful stop.
+//!
+//! The file is longer than 400 lines because a connection is readable here from handshake to end.
 
 mod running;
 
@@ -36,39 +38,39 @@ use crate::transfer::session::{
 
 use running::Running;
 
-/// What a server needs to begin.
+/// The parts and settings of a server.
 pub struct ServerOptions {
     /// Addresses to listen on; port 0 takes a free one.
     pub listen: Vec<SocketAddr>,
-    /// Who this server is.
+    /// The key and certificate of this server.
     pub identity: Identity,
-    /// Who may do what.
+    /// The rights of each client key.
     pub admission: Admission,
-    /// What is served.
+    /// The files that are served.
     pub store: Arc<dyn Store>,
-    /// Limits and deadlines.
+    /// Limits and timeouts.
     pub config: Config,
-    /// Takes the events of all sessions.
+    /// Receives the events of all sessions.
     pub observer: Observer,
 }
 
-/// A server that is bound to its addresses, and takes connections once it runs.
+/// A server that is bound to its addresses. It accepts connections once it runs.
 pub struct Server {
     ports: Vec<Port>,
     shared: Arc<ServerState>,
 }
 
-/// Somebody who wants to show that it knows a code.
+/// A client that wants to prove that it knows a code.
 pub struct Introduction {
-    /// The connection, which lasts for as long as the streams do.
+    /// The client's connection. It lasts as long as the streams.
     pub connection: Connection,
-    /// What it has to say.
+    /// The client's messages.
     pub reader: MessageReader,
-    /// For the answers.
+    /// The answers to the client.
     pub writer: MessageWriter,
 }
 
-/// What all connections share.
+/// State that all connections share.
 struct ServerState {
     admission: Admission,
     store: Arc<dyn Store>,
@@ -77,30 +79,30 @@ struct ServerState {
     quic: quinn::ServerConfig,
     config: Config,
     observer: Observer,
-    /// The one semaphore that bounds the transfers which write at the same time.
+    /// Limits the transfers that write at the same time, over all connections.
     permits: Arc<Semaphore>,
-    /// Bounds the connections.
+    /// Limits the connections.
     connections: Arc<Semaphore>,
-    budget: Arc<MemoryLimit>,
+    memory: Arc<MemoryLimit>,
     send_memory: Arc<SendMemory>,
-    /// Bounds the streams of measurements.
+    /// Limits the measurements.
     measurements: Arc<Semaphore>,
-    /// Bounds the listings.
+    /// Limits the listings.
     listings: Arc<Semaphore>,
-    /// The limit of what all connections send.
+    /// The rate limit of all bytes sent, over all connections.
     limit: Option<Arc<TokenBucket>>,
-    claims: Arc<FileLocks>,
+    file_locks: Arc<FileLocks>,
     pushes: Arc<FileLocks<[u8; 16]>>,
-    /// Nothing new from here on.
+    /// Cancelled when the server stops and refuses new work.
     stopping: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Server {
-    /// Binds the addresses. Must be called within a tokio runtime.
+    /// Binds the addresses. It must be called within a tokio runtime.
     ///
     /// # Errors
-    /// [`Error::Io`] when an address cannot be had, naming it; [`Error::Usage`] when there is none.
+    /// [`Error::Io`] when an address cannot be bound, with the address; [`Error::Usage`] when no address is given.
     pub fn bind(options: ServerOptions) -> Result<Self> {
         Self::bind_with(options, None, None)
     }
@@ -133,7 +135,7 @@ impl Server {
         } = options;
         if listen.is_empty() {
             return Err(Error::Usage(
-                "a server needs an address to listen on".into(),
+                "cannot start a server: there is no address to listen on".into(),
             ));
         }
         if let Some(directory) = &config.qlog {
@@ -149,7 +151,7 @@ impl Server {
             warn!(
                 permits,
                 wanted = config.max_transfers,
-                "fewer transfers at a time: the system allows few open files"
+                "fewer transfers at the same time: the limit of open files (RLIMIT_NOFILE) is low"
             );
         }
         let shared = Arc::new(ServerState {
@@ -160,12 +162,12 @@ impl Server {
             quic,
             permits: Arc::new(Semaphore::new(permits)),
             connections: Arc::new(Semaphore::new(config.max_connections)),
-            budget: MemoryLimit::new(config.memory),
+            memory: MemoryLimit::new(config.memory),
             send_memory: SendMemory::new(config.send_memory),
             measurements: MeasurementPermits::of_server(),
             listings: listings(),
             limit: config.limit.map(|rate| Arc::new(TokenBucket::new(rate))),
-            claims: Arc::default(),
+            file_locks: Arc::default(),
             pushes: Arc::default(),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -175,7 +177,7 @@ impl Server {
         Ok(Self { ports, shared })
     }
 
-    /// The addresses it listens on, with the ports that the system gave.
+    /// Returns the addresses that the server listens on, with the ports that the system chose.
     pub fn local_addresses(&self) -> Vec<SocketAddr> {
         self.ports
             .iter()
@@ -183,15 +185,15 @@ impl Server {
             .collect()
     }
 
-    /// The UDP ports that it listens on.
+    /// Returns the UDP ports that the server listens on.
     pub fn ports(&self) -> &[Port] {
         &self.ports
     }
 
-    /// Serves until `stop` is done; then takes no new transfers, lets those under way end within
-    /// [`Config::grace`], and keeps partials of the rest. `now`, once done, ends that wait at once.
+    /// Serves until `stop` is ready. Then it refuses new transfers, waits up to [`Config::grace`] for running ones, and keeps
+    /// partials of the rest. `now` ends that wait at once.
     ///
-    /// Dropping the future stops without grace; nothing that was committed is lost by it.
+    /// Dropping the future closes all connections at once. Committed files are not lost.
     pub async fn run(self, stop: impl Future<Output = ()>, now: impl Future<Output = ()>) {
         let shared = &self.shared;
         let endpoints: Vec<_> = self
@@ -199,14 +201,14 @@ impl Server {
             .iter()
             .map(|port| port.endpoint.clone())
             .collect();
-        let _closes = CloseOnDrop(&endpoints);
+        let _close_on_drop = CloseOnDrop(&endpoints);
         for endpoint in &endpoints {
             shared.tasks.spawn(accept(endpoint.clone(), shared.clone()));
         }
-        let sweeping = tokio::spawn(sweep(shared.store.clone(), shared.config.keep_partials));
+        let sweeper = tokio::spawn(sweep(shared.store.clone(), shared.config.keep_partials));
         stop.await;
-        sweeping.abort();
-        info!("stopping: no new transfers, those under way may end");
+        sweeper.abort();
+        info!("stopping: refusing new transfers, waiting for running ones");
         shared.stopping.cancel();
         for endpoint in &endpoints {
             endpoint.set_server_config(None);
@@ -215,10 +217,10 @@ impl Server {
         tokio::select! {
             () = shared.tasks.wait() => {}
             () = now => info!("stopping at once"),
-            () = sleep(shared.config.grace) => info!("the time is up; partials stay for resume"),
+            () = sleep(shared.config.grace) => info!("the grace period is over; partials are kept for resume"),
         }
         close(&endpoints);
-        // The goodbyes go out; a peer that is gone does not keep us.
+        // Waits until the CONNECTION_CLOSE frames were sent. The timeout covers peers that do not answer.
         for endpoint in &endpoints {
             let _ = timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await;
         }
@@ -237,7 +239,8 @@ fn stop(connection: &Connection) {
     connection.close(varint_of(Code::Stopping), STOPPING);
 }
 
-/// A server whose future is dropped goes on no further: its connections are tasks of their own.
+/// Closes the endpoints when the server's future is dropped. Without it, the connections would go on, because they are
+/// tasks of their own.
 struct CloseOnDrop<'a>(&'a [Endpoint]);
 
 impl Drop for CloseOnDrop<'_> {
@@ -246,26 +249,27 @@ impl Drop for CloseOnDrop<'_> {
     }
 }
 
-/// Sessions at the same time on one connection. A push and a pull at once are two; each may hold a mebibyte of entries
-/// unanswered, several times that in memory.
+/// The most sessions at the same time on one connection. A push and a pull at once are two. Each may hold 1 MiB of
+/// unanswered entries, which takes several times that in memory.
 const MAX_SESSIONS: usize = 8;
 
-/// How long a stopping server waits for its last packets to go out.
+/// How long a stopping server waits until its last packets were sent.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How often stale partials are looked for: as often as they may grow old, within these bounds, as it reads all directories.
+/// The bounds of the time between two searches for stale partials. Within them, the time is the age at which partials are
+/// stale. A search reads all directories, so it must not run often.
 const SWEEP_INTERVAL: (Duration, Duration) =
     (Duration::from_secs(600), Duration::from_secs(24 * 3600));
 
 async fn sweep(store: Arc<dyn Store>, age: Duration) {
-    let mut turn = tokio::time::interval(age.clamp(SWEEP_INTERVAL.0, SWEEP_INTERVAL.1));
+    let mut interval = tokio::time::interval(age.clamp(SWEEP_INTERVAL.0, SWEEP_INTERVAL.1));
     loop {
-        turn.tick().await;
+        interval.tick().await;
         let store = store.clone();
         match tokio::task::spawn_blocking(move || store.sweep(age)).await {
             Ok(Ok(0)) => {}
-            Ok(Ok(removed)) => info!(removed, "stale partials swept"),
-            Ok(Err(why)) => warn!(%why, "stale partials could not be swept"),
+            Ok(Ok(removed)) => info!(removed, "removed stale partials"),
+            Ok(Err(why)) => warn!(%why, "cannot remove stale partials"),
             Err(_) => return,
         }
     }
@@ -278,15 +282,16 @@ async fn accept(endpoint: Endpoint, shared: Arc<ServerState>) {
             () = shared.stopping.cancelled() => return,
         };
         let Some(incoming) = incoming else { return };
-        // Half full is where somebody may be filling it with addresses that are not his (RFC 9000, section 8.1.2).
+        // Above half of the limit, clients must prove their address with a Retry packet, because an attacker may be using
+        // forged addresses (RFC 9000, section 8.1.2).
         let crowded = shared.connections.available_permits() < shared.config.max_connections / 2;
         if crowded && !incoming.remote_address_validated() && incoming.may_retry() {
-            // Fails only for what may not be retried.
+            // Cannot fail, because `may_retry` was checked.
             let _ = incoming.retry();
             continue;
         }
         let Ok(place) = shared.connections.clone().try_acquire_owned() else {
-            debug!(from = %incoming.remote_address(), "refused: full");
+            debug!(from = %incoming.remote_address(), "refused: too many connections");
             incoming.refuse();
             continue;
         };
@@ -297,7 +302,7 @@ async fn accept(endpoint: Endpoint, shared: Arc<ServerState>) {
     }
 }
 
-/// The configuration of one connection that is traced. Making its file blocks.
+/// Returns the configuration of one connection with a qlog trace. Creating the file blocks, so it runs on a blocking thread.
 async fn traced(shared: Arc<ServerState>) -> Arc<quinn::ServerConfig> {
     let plain = Arc::new(shared.quic.clone());
     let traced =
@@ -306,7 +311,7 @@ async fn traced(shared: Arc<ServerState>) -> Arc<quinn::ServerConfig> {
     traced.ok().and_then(Result::ok).unwrap_or(plain)
 }
 
-/// A connection from handshake to end. It takes its place among the connections with it.
+/// Runs a connection from handshake to end. The permit counts it among the connections, and is released at the end.
 async fn connection(incoming: Incoming, shared: Arc<ServerState>, _place: OwnedSemaphorePermit) {
     let handshake = shared.config.handshake;
     let tracing = shared.clone();
@@ -318,8 +323,9 @@ async fn connection(incoming: Incoming, shared: Arc<ServerState>, _place: OwnedS
     }));
     let connected = tokio::select! {
         connected = &mut connecting => connected,
-        // Nothing new from here on; and it may be somebody who is gone, who is not waited for. Dropped, it would be closed
-        // without a reason, while its client may think already that it is connected.
+        // The server accepts nothing new, and does not wait for this client, which may be gone. A task finishes the
+        // handshake, because dropping it would close the connection without a reason, and the client may already think that
+        // it is connected.
         () = shared.stopping.cancelled() => {
             tokio::spawn(async move {
                 if let Ok(Ok(connection)) = connecting.await {
@@ -331,13 +337,13 @@ async fn connection(incoming: Incoming, shared: Arc<ServerState>, _place: OwnedS
     };
     let connection = match connected {
         Ok(Ok(connection)) => connection,
-        Ok(Err(lost)) => return debug!(why = %lost_connection(&lost), "no handshake"),
+        Ok(Err(lost)) => return debug!(why = %lost_connection(&lost), "the handshake failed"),
         Err(_) => return debug!("the handshake took too long"),
     };
     let Some((key_id, chain)) = endpoint::peer(&connection) else {
         return connection.close(varint_of(Code::NotAdmitted), b"a certificate is needed");
     };
-    // The file of authorized keys is read anew each time; that blocks.
+    // authorized_keys is read for each connection, which blocks.
     let deciding = shared.clone();
     let decided = tokio::task::spawn_blocking(move || deciding.admission.rights_of(&chain)).await;
     let rights = match decided.unwrap_or_else(|_| Err(Code::Internal.into())) {
@@ -350,13 +356,13 @@ async fn connection(incoming: Incoming, shared: Arc<ServerState>, _place: OwnedS
         }
     };
     info!(%key_id, name = rights.name.as_deref().unwrap_or("-"), "connected");
-    let Some(window) = FlowControl::open(connection.clone(), &shared.budget) else {
+    let Some(window) = FlowControl::open(connection.clone(), &shared.memory) else {
         return connection.close(
             varint_of(Code::Busy),
-            b"the server has no memory left for another connection",
+            b"the server has no memory for another connection",
         );
     };
-    let _upkeep = SendWindow::start(
+    let _send_window = SendWindow::start(
         connection.clone(),
         &shared.send_memory,
         shared.config.limited_send_window(),
@@ -372,7 +378,7 @@ async fn connection(incoming: Incoming, shared: Arc<ServerState>, _place: OwnedS
     }
 }
 
-/// Serves the sessions of a connection until it ends: by the client, by loss, or because it has been idle.
+/// Serves the sessions of a connection until the client closes it, it is lost, or it was idle for too long.
 async fn serve_connection(
     connection: Connection,
     window: Arc<FlowControl>,
@@ -408,7 +414,7 @@ async fn serve_connection(
         let connection = connection.clone();
         let window = window.clone();
         let shared = shared.clone();
-        // The streams are accepted in tasks that stand outside of the connection's span.
+        // The streams are accepted in tasks that do not inherit the connection's span.
         let span = tracing::Span::current();
         move |what, bi| {
             let others = running.begin();
@@ -464,11 +470,11 @@ async fn serve_connection(
     loop {
         tokio::select! {
             lost = &mut streams => return lost,
-            // A connection without a session only takes a place that others need.
+            // A connection without a session holds a permit that other clients may need.
             () = running.idle_for(shared.config.deadline) => {
                 connection.close(varint_of(Code::TimedOut), b"no session was running");
             }
-            // Sessions that run are told by themselves; the client closes once it has its summary.
+            // Running sessions tell their clients themselves. The client closes once it has its summary.
             () = async {
                 shared.stopping.cancelled().await;
                 running.idle_for(Duration::ZERO).await;
@@ -479,14 +485,14 @@ async fn serve_connection(
                 shared.stopping.cancelled().await;
                 window.unresponsive().await;
             } => {
-                debug!("nothing comes back, and the server is stopping");
-                connection.close(varint_of(Code::TimedOut), b"nothing came back while the server was stopping");
+                debug!("no reply from the client while the server is stopping");
+                connection.close(varint_of(Code::TimedOut), b"no reply while the server was stopping");
             }
         }
     }
 }
 
-/// Hands somebody over to whoever knows the code, and waits until that is done with.
+/// Passes a client to the task that checks codes, and waits until that task is done with it.
 async fn introduce(
     shared: &ServerState,
     connection: Connection,
@@ -514,7 +520,7 @@ fn reject_stream(mut reader: MessageReader, writer: MessageWriter, code: Code) {
     writer.reset(code);
 }
 
-/// How a session of this connection makes its receiver.
+/// Returns the function that makes the receiver of a session on this connection.
 fn receivers(
     shared: &Arc<ServerState>,
     (owner, may_read): ([u8; 32], bool),
@@ -537,17 +543,17 @@ fn receivers(
             },
             owner,
             durability: push.durability,
-            // The sender's user has said so to the sender.
+            // The sender knows this option of its user, and applies it itself.
             fail_specials: false,
             permits: permits.clone(),
             window: window.clone(),
-            // Whoever may not read must not find out what is there, not even by the time that it takes.
+            // A key without the right to read gets no dedupe, because its timing would reveal which content exists.
             index: shared
                 .config
                 .index
                 .clone()
                 .filter(|_| may_read && !push.take.unwrap_or_default().no_dedupe),
-            claims: shared.claims.clone(),
+            claims: shared.file_locks.clone(),
             session: push.session,
             config: shared.config.clone(),
             ledger: Arc::default(),

@@ -17,10 +17,10 @@ pub(super) async fn run(bench: Bench) -> anyhow::Result<u8> {
 }
 
 async fn measure(bench: Bench) -> anyhow::Result<u8> {
-    // A path, as in what was typed for cp, says nothing about the way.
+    // A path in the target is ignored, so that a target typed for `haul cp` works here too.
     let Argument::Remote(target) = Argument::parse(&bench.server)? else {
         return Err(Error::Usage(
-            "a server is written haul://HOST, or NAME: where it was paired".into(),
+            "cannot measure a local path: write the server as haul://HOST, or NAME: if it is paired".into(),
         )
         .into());
     };

@@ -1,4 +1,4 @@
-//! `haul demo`: the main job in one command.
+//! `haul demo`: a server, a client and a comparison in one command.
 
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,12 +19,12 @@ use super::{DONE, Demo, FAILED, Output};
 const BLOCK: usize = 1 << 20;
 
 pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
-    let place = new_directory()?;
+    let directory = new_directory()?;
     let source = match demo.path {
         Some(path) => path,
-        None => small_tree(&place.join("sent"))?,
+        None => small_tree(&directory.join("sent"))?,
     };
-    let received = place.join("received");
+    let received = directory.join("received");
     std::fs::create_dir(&received).with_context(|| shown(&received))?;
 
     let identity = Identity::generate()?;
@@ -49,7 +49,7 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
     let port = server
         .local_addresses()
         .first()
-        .context("the server has no address")?
+        .context("cannot find the address of the server")?
         .port();
     output::line(&format!(
         "A server runs on 127.0.0.1:{port} (UDP). Sending {} to it over QUIC.",
@@ -85,7 +85,7 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
     screen.end(&pushed);
     client.close().await;
     drop(stop);
-    running.await.context("the server broke down")?;
+    running.await.context("cannot go on: the server failed")?;
     let sent = pushed?.sent;
 
     let compared = tokio::task::spawn_blocking(move || compare_trees(&source, &received)).await??;
@@ -99,7 +99,7 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
         "Speed: {:.0} MB/s on this machine, both ends included.",
         sent.bytes as f64 / 1e6 / seconds
     ));
-    output::line(&format!("They are in {}", shown(&place)));
+    output::line(&format!("The files are in {}", shown(&directory)));
     Ok(if compared.different == 0 && sent.failed == 0 {
         DONE
     } else {
@@ -107,7 +107,7 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
     })
 }
 
-/// A new directory that nobody else can read.
+/// Makes a new directory that other users cannot read.
 fn new_directory() -> anyhow::Result<PathBuf> {
     use std::os::unix::fs::DirBuilderExt;
     let now = SystemTime::now()
@@ -123,12 +123,12 @@ fn new_directory() -> anyhow::Result<PathBuf> {
         }
     }
     bail!(
-        "no new directory can be had in {}",
+        "cannot make a new directory in {}: all names exist",
         shown(&std::env::temp_dir())
     )
 }
 
-/// Files of many sizes, a deep directory, an empty file and a name that is no ASCII.
+/// Makes files of many sizes, a deep directory, an empty file and a name outside of ASCII.
 fn small_tree(root: &Path) -> anyhow::Result<PathBuf> {
     let tree = root.join("demo");
     let write = |name: &str, size: usize| {
@@ -158,10 +158,12 @@ struct Compared {
     different: u64,
 }
 
-/// Compares each file of the source with what was received, by reading both.
+/// Compares each file of the source with the received one, by reading both.
 fn compare_trees(source: &Path, received: &Path) -> anyhow::Result<Compared> {
     let source = source.canonicalize().with_context(|| shown(source))?;
-    let name = source.file_name().context("the source has no name")?;
+    let name = source
+        .file_name()
+        .context("cannot compare the source: it has no name")?;
     let mut compared = Compared::default();
     let mut open = vec![(source.clone(), received.join(name))];
     while let Some((sent, got)) = open.pop() {

@@ -15,7 +15,7 @@ pub(super) async fn run(ls: Ls) -> anyhow::Result<u8> {
     };
     let begin = async {
         let Argument::Remote(target) = Argument::parse(&ls.place)? else {
-            let why = "what is on this machine, ls lists; a server is written haul://HOST/PATH";
+            let why = "cannot list a local path: use ls; write a server as haul://HOST/PATH";
             return Err(Error::Usage(why.into()).into());
         };
         let config = Config {
@@ -38,14 +38,14 @@ pub(super) async fn run(ls: Ls) -> anyhow::Result<u8> {
     ended.inspect_err(|error| output::report_start_failure(ls.json, error))
 }
 
-/// Prints what comes until the end, or until nobody reads it any more.
+/// Prints entries until the end of the listing, or until standard output has no reader.
 async fn print(mut listing: Listing, mut lines: Lines) -> anyhow::Result<u8> {
     let mut code = DONE;
     loop {
         let found = tokio::select! {
             biased;
             found = listing.next() => found,
-            // Nothing more is here: what is gathered goes out before the wait.
+            // No entry is ready, so the buffered lines are printed before waiting.
             () = std::future::ready(()) => {
                 if !lines.flush() {
                     return Ok(code);

@@ -1,14 +1,14 @@
-//! [`PeerText`]: text that somebody else wrote. It is escaped whenever it is printed.
+//! [`PeerText`]: text of a peer, which is escaped whenever it is printed.
 
 use std::fmt;
 
 use minicbor::{Decode, Encode};
 
-/// Text that comes from a peer, or that may quote one.
+/// Text that comes from a peer, or may quote one.
 ///
 /// A hostile peer can write escape sequences that set the clipboard, clear the screen or forge lines. So `Display` and
-/// `Debug` escape control characters, line ends and characters that change the direction of text; the text itself is
-/// only given by [`raw`](Self::raw) and [`into_raw`](Self::into_raw).
+/// `Debug` escape control characters, line ends and characters that change the direction of text. Only
+/// [`raw`](Self::raw) and [`into_raw`](Self::into_raw) return the text unchanged.
 ///
 /// ```
 /// use haul::PeerText;
@@ -22,28 +22,28 @@ use minicbor::{Decode, Encode};
 pub struct PeerText(#[n(0)] String);
 
 impl PeerText {
-    /// The text as the peer wrote it. It must not reach a terminal or a log: it is for the wire, for JSON, for
-    /// comparisons, and for files and pipes where the user wants the content.
+    /// Returns the text as the peer wrote it. Use it for the wire, for JSON, for comparisons, and for files and pipes where
+    /// the user wants the content. Never print it on a terminal or in a log.
     pub fn raw(&self) -> &str {
         &self.0
     }
 
-    /// As [`raw`](Self::raw), without a copy.
+    /// Converts into the text as the peer wrote it, without a copy. The warning of [`raw`](Self::raw) applies.
     pub fn into_raw(self) -> String {
         self.0
     }
 
-    /// Its length in bytes, as the peer wrote it.
+    /// Returns the length in bytes, as the peer wrote it.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is no text.
+    /// Whether the text is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether the peer's text contains another.
+    /// Whether the text contains `part`.
     pub fn contains(&self, part: &str) -> bool {
         self.0.contains(part)
     }
@@ -91,8 +91,8 @@ impl PartialEq<String> for PeerText {
     }
 }
 
-/// Shows bytes that somebody else chose: control characters, bidirectional overrides and what is not UTF-8 are
-/// escaped, so that a name can neither move the cursor nor pose as another line.
+/// Escapes bytes for printing: control characters, bidirectional overrides and invalid UTF-8. So a hostile name can neither
+/// move the cursor nor look like another line.
 pub fn printable(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
@@ -109,13 +109,13 @@ pub fn printable(bytes: &[u8]) -> String {
     out
 }
 
-/// Whether a character could steer a terminal, or make text look other than it is: control characters, and those that are
+/// Whether a character could control a terminal or change how text looks: control characters, and characters that are
 /// invisible or change the direction of text.
 pub fn is_unprintable(c: char) -> bool {
     c.is_control() || is_format(c)
 }
 
-/// Unicode's invisible and direction-changing characters that `char::is_control` leaves out.
+/// Whether a character is invisible or changes the direction of text, and `char::is_control` does not include it.
 fn is_format(c: char) -> bool {
     matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}')
 }
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn peer_text_is_escaped_in_every_way_of_printing_it() {
+    fn peer_text_is_escaped_however_it_is_printed() {
         let evil = PeerText::from("\x1b]52;c;ZXZpbA==\x07\u{9b}2J\r\nhaul: done\u{202e}");
         for shown in [
             format!("{evil}"),

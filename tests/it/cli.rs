@@ -1030,7 +1030,7 @@ fn a_lost_server_is_waited_for_until_the_limit_or_ctrl_c() {
             (Some(3), false) => {
                 assert!(last.contains("cannot reconnect within 1 s"), "{last}");
                 assert!(
-                    last.contains("What is committed stays") && last.contains("same command"),
+                    last.contains("Committed files remain") && last.contains("same command"),
                     "{last}"
                 );
             }
@@ -1432,7 +1432,7 @@ fn a_pull_or_receive_never_changes_haul_home() {
         "{}",
         text(&received.stderr)
     );
-    assert!(text(&received.stderr).contains("a directory of that name is there"));
+    assert!(text(&received.stderr).contains("a directory of that name exists"));
     let _ = child.wait_with_output().unwrap();
     assert!(!keys.join("authorized_keys").exists());
 

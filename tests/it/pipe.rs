@@ -116,7 +116,11 @@ async fn piped_input_needs_a_name() {
     std::fs::create_dir(there.path().join("dir")).unwrap();
     let host = Host::directory(there.path());
     for (destination, code, says) in [
-        ("", 2, "needs a name there, as in haul://127.0.0.1:"),
+        (
+            "",
+            2,
+            "cannot send standard input without a name: write haul://127.0.0.1:",
+        ),
         ("dir/", 2, "/dir/name.tar"),
         (
             "dir",
@@ -381,12 +385,12 @@ async fn an_incomplete_output_is_reported_and_exits_with_1() {
     for (arguments, source, code, says) in [
         (&[][..], "missing", 1, "missing"),
         (&[], "d", 1, "cannot write d to a pipe: it is a directory"),
-        (&[], "", 2, "- takes the content of one file"),
+        (&[], "", 2, "several sources to -: it takes one file"),
         (
             &["--json"],
             "f",
             2,
-            "--json and - would both write to standard output",
+            "cannot use --json and - together: both write to standard output",
         ),
     ] {
         let output = haul_out(&host, home.path(), arguments, source);
@@ -396,7 +400,7 @@ async fn an_incomplete_output_is_reported_and_exits_with_1() {
             "{source}: {said}"
         );
         assert!(
-            code == 2 || said.contains("what came out is not the whole file"),
+            code == 2 || said.contains("the output is incomplete"),
             "{source}: {said}"
         );
         assert!(code == 2 || output.stdout.is_empty(), "{source}");
@@ -423,7 +427,8 @@ async fn an_incomplete_output_is_reported_and_exits_with_1() {
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert_eq!(ended.status.code(), Some(1), "{said}");
     assert!(
-        said.contains("f: cannot write it: Broken pipe") && said.contains("is not the whole file"),
+        said.contains("f: cannot write it: Broken pipe")
+            && said.contains("the output is incomplete"),
         "{said}"
     );
 }

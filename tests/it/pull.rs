@@ -522,8 +522,8 @@ fn impossible_copies_are_refused_with_an_explanation() {
     };
     assert!(refused(&["@/a", "haul://other/b"]).contains("server to server"));
     assert!(refused(&["@/a", "haul://other/b", "."]).contains("two servers"));
-    assert!(refused(&["@/a", "b", "."]).contains("b is here already"));
-    assert!(refused(&["a", "b"]).contains("no server"));
+    assert!(refused(&["@/a", "b", "."]).contains("cannot copy b: it is local"));
+    assert!(refused(&["a", "b"]).contains("not a server"));
     let (code, _, told) = cp(&server, here.path(), &["@/nowhere", "."]);
     assert_eq!(
         (code, &told[..]),

@@ -1,4 +1,4 @@
-//! What bound a transfer and what its path was like, in words and as JSON.
+//! Prints the bottleneck of a transfer and the statistics of its path, as text and as JSON.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 
 use super::tally::bytes;
 
-/// Columns that every line keeps to, whatever the terminal's width: output is read in files too.
+/// The most columns of a line. It does not depend on the terminal, because output may go to a file.
 const COLUMNS: usize = 79;
-/// Parts of the time below this are left out, 0 to 1.
+/// Parts of the time below this are left out; 0 to 1.
 const SMALL: f64 = 0.01;
 
-/// The summary line with what bound the transfer, in a line of its own where it would not fit.
+/// Adds the bottleneck to the summary line, or as a second line if one line would be too long.
 pub(super) fn summary(line: &str, outcome: &Outcome, peer: &str) -> String {
     let Some(bound) = bound(outcome, peer) else {
         return line.to_owned();
@@ -40,7 +40,7 @@ fn bound(outcome: &Outcome, peer: &str) -> Option<String> {
     }
 }
 
-/// The sender is here in a push, and there in a pull.
+/// Names a bottleneck. This end is the sender in a push, and the receiver in a pull.
 fn name(bound: Bottleneck, pulled: bool, peer: &str) -> String {
     let name = match bound {
         Bottleneck::Network => "network",
@@ -49,12 +49,12 @@ fn name(bound: Bottleneck, pulled: bool, peer: &str) -> String {
         Bottleneck::SenderStore | Bottleneck::ReceiverStore => "this disk",
         Bottleneck::Cpu => "CPU",
         Bottleneck::Limit => "--limit",
-        _ => "nothing in particular",
+        _ => "something else",
     };
     name.into()
 }
 
-/// The path's figures, for who wants to know.
+/// Formats the statistics of the path, for `--verbose`.
 pub(super) fn details(outcome: &Outcome, peer: &str) -> Vec<String> {
     let path = &outcome.path;
     if path.sent_packets == 0 {
@@ -67,7 +67,7 @@ pub(super) fn details(outcome: &Outcome, peer: &str) -> Vec<String> {
     };
     let mut lines = vec![
         format!(
-            "  path     {}, RTT {} (least {}), MTU {}",
+            "  path     {}, RTT {} (min {}), MTU {}",
             rate(path.rate),
             milliseconds(path.rtt),
             milliseconds(path.min_rtt),
@@ -97,22 +97,22 @@ pub(super) fn details(outcome: &Outcome, peer: &str) -> Vec<String> {
 
 fn times(account: &TimeBreakdown, pulled: bool, peer: &str) -> Option<String> {
     let share = |&(bound, part): &(Bottleneck, f64)| {
-        // What was waited for; why it took so long is the verdict's. Four stations and an article would not fit.
+        // Names what the session waited for. The article is left out, because four parts would not fit with it.
         let peer = peer.trim_start_matches("the ");
-        let station = match bound {
+        let stage = match bound {
             Bottleneck::SenderStore if pulled => format!("{peer}'s reading"),
             Bottleneck::SenderStore => "reading".into(),
             Bottleneck::ReceiverStore if pulled => "writing".into(),
             Bottleneck::ReceiverStore => format!("{peer}'s writing"),
             other => name(other, pulled, peer),
         };
-        (part >= SMALL).then(|| format!("{station} {:.0} %", (part * 100.0).min(100.0)))
+        (part >= SMALL).then(|| format!("{stage} {:.0} %", (part * 100.0).min(100.0)))
     };
     let parts: Vec<_> = account.parts().iter().filter_map(share).collect();
     (!parts.is_empty()).then(|| format!("  time     {}", parts.join(", ")))
 }
 
-/// The same for JSON: what bound it, the path, and the part of the time that went to each (0 to 1).
+/// Adds the bottleneck, the path, and the part of the time spent on each stage (0 to 1) to a JSON object.
 pub(super) fn add_to(object: &mut Value, outcome: &Outcome) {
     let Outcome {
         path,
@@ -141,7 +141,7 @@ pub(super) fn add_to(object: &mut Value, outcome: &Outcome) {
         .into();
 }
 
-/// Bytes a second as links are rated: three digits, in bits.
+/// Formats bytes a second as bits a second, with three significant digits.
 fn rate(bytes: u64) -> String {
     let bits = bytes as f64 * 8.0;
     let (value, unit) = match bits {
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn the_summary_says_what_bound_the_transfer() {
+    fn the_summary_names_the_bottleneck() {
         let said = |bound| {
             summary(
                 "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s)",
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn no_line_wraps_on_80_columns() {
+    fn no_line_is_wider_than_80_columns() {
         let outcome = outcome(Bottleneck::Network);
         let lines = details(&outcome, "the receiver");
         let said = summary(&"x".repeat(70), &outcome, "the receiver");
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_have_three_digits() {
+    fn figures_have_three_significant_digits() {
         assert_eq!(rate(0), "0.00 kbit/s");
         assert_eq!(rate(125_000), "1.00 Mbit/s");
         assert_eq!(rate(124_999_999_999), "1000 Gbit/s");

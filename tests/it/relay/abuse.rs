@@ -165,10 +165,7 @@ async fn two_ends_that_seek_each_other_again_take_no_more_room() {
 async fn a_malformed_message_ends_only_its_own_connection() {
     let relay = Host::new();
     let honest = Guest::at(relay.address).await;
-    let (placed, mut reader, _writer) = honest
-        .place(&place(1, None))
-        .await
-        .unwrap();
+    let (placed, mut reader, _writer) = honest.place(&place(1, None)).await.unwrap();
     let raw = |kind: u8, payload: &[u8]| {
         let mut bytes = bytes::BytesMut::from(&[kind][..]);
         put_varint(&mut bytes, payload.len() as u64);
@@ -259,10 +256,7 @@ async fn of_ten_thousand_streams_the_excess_is_refused() {
         refused += u32::from(busy.unwrap());
     }
     assert!(refused > 9_000, "{refused}");
-    honest
-        .place(&place(1, None))
-        .await
-        .unwrap();
+    honest.place(&place(1, None)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -227,13 +227,7 @@ async fn a_receiver_led_to_a_third_machine_burns_no_code() {
     // Both codes are still valid.
     for sending in [&mut asked, &mut third] {
         let code = sending.code();
-        let receiving = async {
-            meet(&code, honest.at())
-                .await
-                .unwrap()
-                .decline()
-                .await
-        };
+        let receiving = async { meet(&code, honest.at()).await.unwrap().decline().await };
         let ((), met) = tokio::join!(receiving, sending.offering.meet());
         assert!(matches!(met.unwrap(), send::Met::Declined { .. }));
     }
@@ -433,11 +427,7 @@ async fn replayed_exchanges_do_not_count_as_guesses() {
             .unwrap();
         // The attacker has no key of the exchange and leaves: nothing was tried, and no code is burnt.
         to.unwrap().connection.close(0_u8.into(), b"");
-        meet(&code, honest.at())
-            .await
-            .unwrap()
-            .decline()
-            .await;
+        meet(&code, honest.at()).await.unwrap().decline().await;
     };
     let ((), met) = tokio::join!(replaying, sending.offering.meet());
     assert!(matches!(met.unwrap(), send::Met::Declined { .. }));
