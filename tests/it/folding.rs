@@ -196,7 +196,10 @@ fn a_case_folding_mount_below_the_store_is_detected() {
     };
     let (code, said) = run("cp");
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("t/readme: the filesystem there"), "{said}");
+    assert!(
+        said.contains("t/readme: the receiver's file system"),
+        "{said}"
+    );
     assert_eq!(fs::read_dir(below.join("t")).unwrap().count(), 3);
 
     fs::remove_file(t.join("readme")).unwrap();

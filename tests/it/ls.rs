@@ -227,7 +227,7 @@ async fn a_pull_fetches_the_matches_of_a_pattern() {
     assert!(here.path().join("copy").is_file());
     for (pattern, why) in [
         ("logs/*.zip", "logs/*.zip: nothing matches"),
-        ("x/*/log", "two sources are named log"),
+        ("x/*/log", "cannot send two sources named log"),
     ] {
         let error = pull(&host, &from(&[pattern], here.path()))
             .await
