@@ -304,8 +304,8 @@ mod tests {
                     return assert_eq!(why.code, Code::Protocol);
                 }
             }
-            offset = offset + 1;
-            gapped = gapped + 8;
+            offset += 1;
+            gapped += 8;
             let memory: usize = body.runs.iter().map(|run| run.data.capacity()).sum();
             assert!(
                 memory <= 8 * body.pending() + 2 * RUN_SIZE,
