@@ -123,12 +123,11 @@ async fn a_newer_session_waits_for_the_older_one() {
     }
 }
 
+/// Whether it is closed, and a change of that.
+type Gate = Arc<(Mutex<bool>, Condvar)>;
+
 /// An observer that pauses at the first file that is found, until the test continues.
-fn halting() -> (
-    Observer,
-    Arc<(Mutex<bool>, Condvar)>,
-    Arc<tokio::sync::Notify>,
-) {
+fn halting() -> (Observer, Gate, Arc<tokio::sync::Notify>) {
     let gate = Arc::new((Mutex::new(true), Condvar::new()));
     let reached = Arc::new(tokio::sync::Notify::new());
     let (waits, halted) = (gate.clone(), reached.clone());
