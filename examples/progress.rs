@@ -4,17 +4,13 @@
 
 use std::sync::Arc;
 
-use haul::client::{Client, PushOptions};
-use haul::config::Config;
-use haul::identity::Identity;
-use haul::progress::{Event, Observer};
-use haul::server::{Server, ServerOptions};
-use haul::store::MemoryStore;
-use haul::trust::{Admission, Anyone, ServerTrust};
-use haul::wire::Durability;
+use haul::{
+    Admission, Anyone, Client, Config, Durability, Event, Identity, MemoryStore, Observer,
+    PushOptions, Server, ServerOptions, ServerTrust,
+};
 
 #[tokio::main]
-async fn main() -> haul::error::Result<()> {
+async fn main() -> haul::Result<()> {
     let identity = Identity::generate()?;
     let trust = ServerTrust {
         pin: Some(identity.key_id()),
@@ -32,7 +28,7 @@ async fn main() -> haul::error::Result<()> {
         },
         store: Arc::new(MemoryStore::new()),
         config: Config::default(),
-        observer: haul::progress::ignore(),
+        observer: haul::ignore(),
     })?;
     let port = server.local_addresses()[0].port();
     tokio::spawn(server.run(std::future::pending(), std::future::pending()));

@@ -2,11 +2,7 @@
 //!
 //!     cargo run --example send -- SHA256:... HOST FILE...
 
-use haul::client::{Client, PushOptions};
-use haul::config::{Config, DEFAULT_PORT};
-use haul::identity::{Home, KeyId};
-use haul::path::RelativePath;
-use haul::trust::ServerTrust;
+use haul::{Client, Config, DEFAULT_PORT, Home, KeyId, PushOptions, RelativePath, ServerTrust};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -27,7 +23,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         into: true,
         ..PushOptions::default()
     };
-    let outcome = client.push(&options, haul::progress::ignore()).await?;
+    let outcome = client.push(&options, haul::ignore()).await?;
     client.close().await;
     println!(
         "{} files, {} bytes, {} unchanged",

@@ -4,13 +4,9 @@
 
 use std::sync::Arc;
 
-use haul::config::Config;
-use haul::error::Result;
-use haul::identity::Home;
-use haul::progress::{Event, Settled};
-use haul::server::{Server, ServerOptions};
-use haul::store::LocalStore;
-use haul::trust::{Admission, Anyone};
+use haul::{
+    Admission, Anyone, Config, Event, Home, LocalStore, Result, Server, ServerOptions, Settled,
+};
 
 #[tokio::main]
 async fn main() -> Result<()> {

@@ -1,4 +1,4 @@
-//! The command line: what can be typed, and what the exit code says.
+//! The command line: commands, options and exit codes.
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -7,13 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use haul::config::DEFAULT_PORT;
-use haul::congestion::Congestion;
-use haul::error::{Code, Error};
-use haul::identity::KeyId;
-use haul::rate::Rate;
-use haul::session::Outcome;
-use haul::wire::{Delete, Existing};
+use haul::{Code, Congestion, DEFAULT_PORT, Delete, Error, Existing, KeyId, Outcome, Rate};
 
 mod bench;
 mod connect;
@@ -32,24 +26,24 @@ mod send;
 mod serve;
 mod settings;
 
-/// All done.
+/// Everything was done.
 const DONE: u8 = 0;
-/// Some files failed, each named with its reason.
+/// Some files failed; each was reported with its reason.
 const FAILED: u8 = 1;
-/// The command cannot be understood, or something of this machine's cannot be used.
+/// The command line is invalid, or a file of HAUL_HOME cannot be used.
 const USAGE: u8 = 2;
-/// No connection, or it was lost for good.
+/// No connection could be made, or it was lost and not made again in time.
 const NO_CONNECTION: u8 = 3;
-/// The server is not trusted, or does not admit this machine's key.
+/// The server is not trusted, or it does not admit this machine's key.
 const NOT_TRUSTED: u8 = 4;
-/// All done but for what vanished before its turn; the number is rsync's.
+/// Everything was done except for sources that vanished before their turn. rsync uses the same number.
 const VANISHED: u8 = 24;
-/// Ended by Ctrl-C, as shells have it: 128 and SIGINT's number.
+/// Ctrl-C ended the command: 128 plus the number of SIGINT, as in shells.
 const INTERRUPTED: u8 = 130;
 
 const EXAMPLES: &str = "\
-Try it: haul demo. Hand over: haul send photos/ here, and haul receive there.
-Exit: 0 done; 1 some failed; 2 usage; 3 no connection; 4 no trust; 24 some gone.";
+Try it: haul demo. By a code: haul send photos/ here, and haul receive there.
+Exit: 0 done; 1 some failed; 2 usage; 3 no connection; 4 no trust; 24 vanished.";
 
 /// Moves files between machines over QUIC: verified, atomic, many at a time.
 #[derive(Parser)]
@@ -75,38 +69,38 @@ enum Command {
     Demo(Demo),
 }
 
-/// Serve a directory: take uploads and give downloads, many at once.
+/// Serve a directory for uploads and downloads, many at once.
 #[derive(Args)]
 #[command(after_help = "\
 Example: haul serve ~/inbox
-Who may connect: the key ids in HAUL_HOME/authorized_keys, one a line. A client
-that is refused is told the line that would admit it. --anyone admits every key.
-The first Ctrl-C lets transfers under way end (30 s at most); a second stops.
+HAUL_HOME/authorized_keys lists the admitted keys, one a line. A refused client
+shows the line that would admit it. --anyone admits every key.
+The first Ctrl-C waits for running transfers (30 s at most); a second stops now.
 Also: --keep-partials 7d, --no-dedupe, --congestion NAME, --qlog DIR (a trace).")]
 struct Serve {
     /// The directory to serve
     #[arg(default_value = ".")]
     dir: PathBuf,
-    /// Address and UDP port; several times for several
+    /// Address and UDP port; may be given several times
     #[arg(long, value_name = "ADDR", value_parser = listen_address, default_value = "[::]:4433")]
     listen: Vec<SocketAddr>,
-    /// Transfers that write at a time
+    /// Most transfers that write at once
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     max_transfers: u32,
     /// Admit every key to read, to write or both
     #[arg(long, value_name = "WHAT", hide_possible_values = true)]
     anyone: Option<AnyoneMay>,
-    /// Send at most: 20M is bits a second, 2.5MB is bytes
+    /// Send at most RATE a second: 20M bits, 2.5MB bytes
     #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
     limit: Option<Rate>,
-    /// Set owners and set-user-ID as clients say; needs root
+    /// Set owners and set-user-ID for clients; as root
     #[arg(long)]
     allow_owner: bool,
     #[arg(long, hide = true)]
     no_dedupe: bool,
     #[arg(long, hide = true, value_name = "TIME", value_parser = time, default_value = "7d")]
     keep_partials: Duration,
-    /// Let whoever may write remove, too (haul sync)
+    /// Let keys that may write also remove (haul sync)
     #[arg(long)]
     allow_delete: bool,
     #[command(flatten)]
@@ -122,27 +116,27 @@ enum AnyoneMay {
     Both,
 }
 
-/// Copy files and directories to a server, or from one.
+/// Copy files and directories to or from a server.
 #[derive(Args)]
 #[command(after_help = "\
 Examples: haul cp photos haul://server/2026    -> 2026/... there
           haul cp haul://server/2026 photos/   -> photos/2026/... here
-Unchanged files (same size and time) are skipped; the same command goes on with
-what was interrupted. A local a:b is written ./a:b. Also: -c (compare content),
+Unchanged files (same size and time) are skipped; the same command resumes what
+was interrupted. Write a local a:b as ./a:b. Also: -c (compare content),
 --existing HOW, --no-fsync, --follow, --xattrs, --owner, --exclude, --include,
---files-from, --gitignore, --allow-growing, --specials: README has them all.")]
+--files-from, --gitignore, --allow-growing, --specials: see README.md.")]
 struct Cp {
-    /// Files and directories; - is standard input, as DST output
+    /// Files and directories; - is standard input
     #[arg(value_name = "SRC", required = true)]
     sources: Vec<OsString>,
-    /// Where they go; the other side is haul://HOST/PATH or NAME:PATH
+    /// Destination: haul://HOST/PATH, NAME:PATH, local, or - (stdout)
     #[arg(value_name = "DST", required = true)]
     destination: OsString,
     #[command(flatten)]
     how: How,
 }
 
-/// How to copy.
+/// Options of commands that copy.
 #[derive(Args)]
 struct How {
     /// The key id that the server must have
@@ -156,7 +150,7 @@ struct How {
     retry_for: Duration,
     #[arg(long, hide = true)]
     no_fsync: bool,
-    /// Send at most: 20M is bits a second, 2.5MB is bytes
+    /// Send at most RATE: 20M is bits a second, 2.5MB bytes
     #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
     limit: Option<Rate>,
     #[arg(long, hide = true)]
@@ -179,7 +173,7 @@ struct How {
     expert: Expert,
     #[command(flatten)]
     output: Output,
-    // What hands that know scp, cp and rsync type; all of it is what happens anyway.
+    // Options that users of scp, cp and rsync type by habit. haul does the same without them.
     #[arg(short = 'r', visible_short_alias = 'R', long, hide = true)]
     recursive: bool,
     #[arg(short = 'a', long, hide = true)]
@@ -188,17 +182,17 @@ struct How {
     preserve: bool,
     #[arg(short = 'P', hide = true, value_name = "PORT")]
     port: Option<OsString>,
-    // Their limits have other units; each is told its own in haul's.
+    // The rate limits of scp and rsync have other units. They are refused with the same rate in haul's units.
     #[arg(short = 'l', hide = true, value_name = "KBIT")]
     scp_limit: Option<OsString>,
     #[arg(long, hide = true, value_name = "RATE")]
     bwlimit: Option<OsString>,
 }
 
-/// What becomes of what is there already.
+/// Options for entries that exist at the destination.
 #[derive(Args, Clone, Copy, Default)]
 struct Taking {
-    /// Show what would be done, and write nothing
+    /// Show what would be done; write nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
     #[arg(short, long, hide = true)]
@@ -211,7 +205,7 @@ struct Taking {
     delete: Option<Delete>,
 }
 
-/// What becomes of sources that are not files at rest.
+/// Options for sources that change or are not regular files.
 #[derive(Args, Clone, Copy)]
 struct Unruly {
     #[arg(long, hide = true)]
@@ -220,14 +214,14 @@ struct Unruly {
     specials: Specials,
 }
 
-/// What becomes of FIFOs, sockets and devices in directories.
+/// What to do with FIFOs, sockets and devices in directories.
 #[derive(Clone, Copy, ValueEnum, PartialEq, Eq)]
 enum Specials {
     Skip,
     Fail,
 }
 
-/// What few need; the help of a command names it in its last lines.
+/// Options that few users need. The last lines of a command's help name them.
 #[derive(Args)]
 struct Expert {
     #[arg(long, hide = true, value_name = "NAME", default_value_t)]
@@ -239,38 +233,38 @@ struct Expert {
 #[derive(Args, Clone, Copy)]
 #[group(multiple = false)]
 struct Output {
-    /// Only failures
+    /// Print only failures
     #[arg(short, long)]
     quiet: bool,
-    /// Name every file; end with the path's figures
+    /// Name every file; end with statistics of the path
     #[arg(short, long)]
     verbose: bool,
-    /// One JSON object a line on standard output
+    /// Print one JSON object a line on standard output
     #[arg(long)]
     json: bool,
     #[arg(skip)]
     dry_run: bool,
-    /// What the other end is called.
+    /// The name of the other end in messages.
     #[arg(skip = "the server")]
     peer: &'static str,
 }
 
-/// Make a directory the same as another, and remove the rest.
+/// Make a directory equal to another, and remove the rest.
 #[derive(Args)]
 #[command(after_help = "\
 Examples: haul sync photos haul://server/photos
           haul sync --dry-run haul://server/photos photos
-What the source no longer has is removed at the destination, once all the rest
-has arrived. A server lets nobody remove anything unless it runs with
---allow-delete. An empty source needs --max-delete. Also: what haul cp takes.")]
+Entries that the source does not have are removed at the destination, after all
+others have arrived. A server removes only if it runs with --allow-delete. An
+empty source needs --max-delete. The options of haul cp work as well.")]
 struct Sync {
-    /// The directory to copy: here, haul://HOST/PATH or NAME:PATH
+    /// The directory to copy: local, haul://HOST/PATH or NAME:PATH
     #[arg(value_name = "SRC")]
     source: OsString,
-    /// The directory that becomes the same
+    /// The directory to make equal
     #[arg(value_name = "DST")]
     destination: OsString,
-    /// Remove nothing if there is more to remove than this
+    /// Remove nothing if more than N would be removed
     #[arg(long, value_name = "N")]
     max_delete: Option<u64>,
     #[command(flatten)]
@@ -291,87 +285,89 @@ impl Sync {
     }
 }
 
-/// List what is on a server.
+/// List files on a server.
 #[derive(Args)]
 #[command(after_help = "\
-Examples: haul ls haul://server/               what is in the served directory
+Examples: haul ls haul://server/               the served directory
           haul ls -lR haul://server/photos     all below, with sizes and times
-          haul ls 'haul://server/logs/*.gz'    what matches, expanded there
-Hidden names are listed too; directories end in /. Names are escaped where they
-could steer the terminal; --json has their bytes. Times are UTC. What could not
-be read is named on standard error, and the exit code is 1.")]
+          haul ls 'haul://server/logs/*.gz'    matches, expanded on the server
+Hidden names are listed too; directories end in /. Characters that could control
+the terminal are escaped; --json has the bytes. Times are UTC. Entries that
+cannot be read are reported on standard error, and the exit code is 1.")]
 struct Ls {
     /// haul://HOST[:PORT]/[PATH], or NAME:[PATH]
     #[arg(value_name = "PLACE")]
     place: OsString,
-    /// Mode, size, time and target of links too
+    /// Print mode, size, time and the targets of links
     #[arg(short, long)]
     long: bool,
-    /// All that is below, too
+    /// List everything below, too
     #[arg(short = 'R', short_alias = 'r', long)]
     recursive: bool,
     /// The key id that the server must have
     #[arg(long, value_name = "SHA256:...")]
     pin: Option<KeyId>,
-    /// One JSON object a line
+    /// Print one JSON object a line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     expert: Expert,
-    // What hands that know ls type; it is what happens anyway.
+    // An option that users of ls type by habit. haul lists hidden names without it.
     #[arg(short = 'a', short_alias = 'A', hide = true)]
     all: bool,
 }
 
-/// Measure the way to a server, without touching disks.
+/// Measure the path to a server, without touching disks.
 #[derive(Args)]
 #[command(after_help = "\
 Example: haul bench haul://server
-It loads the way, first up, then down, with bytes that mean nothing. RTT idle is
-that of small messages, RTT under load the sender's estimate, loss what it found
-lost. Whoever uses the same way meanwhile will notice it.")]
+It loads the path with dummy bytes, first up, then down. The idle RTT is that of
+small messages; the RTT under load and the loss are the sender's estimates.
+Other users of the same path will notice the load.")]
 struct Bench {
     /// The server: haul://HOST[:PORT], or NAME:
     #[arg(value_name = "SERVER")]
     server: OsString,
-    /// Load each direction for so long; 5, or more where round trips are long
+    /// How long to load each direction; 5, or more if round trips are long
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=60))]
     time: Option<u64>,
-    /// Only the way to the server
+    /// Measure only the direction to the server
     #[arg(long, conflicts_with = "down")]
     up: bool,
-    /// Only the way back
+    /// Measure only the direction back
     #[arg(long)]
     down: bool,
     /// The key id that the server must have
     #[arg(long, value_name = "SHA256:...")]
     pin: Option<KeyId>,
-    /// One JSON object on standard output
+    /// Print one JSON object on standard output
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     expert: Expert,
 }
 
-/// Print this machine's key id; made at first use.
+/// Print this machine's key id; the first use makes the key.
 #[derive(Args)]
 #[command(after_help = "\
 Example: haul id | ssh server 'cat >> ~/.config/haul/authorized_keys'")]
 struct Id {}
 
-/// See it work: a server and a client in one, on this machine.
+/// Try haul: a server and a client in one, on this machine.
 #[derive(Args)]
 #[command(after_help = "\
 Example: haul demo ~/photos
 Sends PATH to a server on a loopback port, into a new directory, compares every
-file byte by byte, and says how fast it went. Nothing is set up or left running.")]
+file byte by byte, and prints the speed. It changes no settings, and nothing
+keeps running.")]
 struct Demo {
-    /// What to send; a small tree is made when nothing is given
+    /// What to send; by default a small tree is made
     path: Option<PathBuf>,
 }
 
 impl Cli {
-    /// The filter of HAUL_LOG when it is not set: a server's operator sees who connects and what came; others see nothing.
+    /// Returns the log filter for when HAUL_LOG is not set. Servers and relays log connections and sessions, because their
+    /// operators read the log. Other commands log nothing.
     pub(crate) fn default_log(&self) -> &'static str {
         match self.command {
             Command::Serve(_) | Command::Relay(_) => "haul=info",
@@ -402,7 +398,7 @@ impl Cli {
     }
 }
 
-/// What the exit code says of a session that came to its end.
+/// Returns the exit code of a session that ran to its end.
 fn exit_code_of(outcome: &Outcome) -> u8 {
     let Outcome { sent, summary, .. } = outcome;
     let failed = sent.failed > 0 || sent.interrupted.is_some() || summary.unremoved.is_some();
@@ -413,13 +409,13 @@ fn exit_code_of(outcome: &Outcome) -> u8 {
     }
 }
 
-/// The system gives no threads.
+/// Reports that the system could not start threads, and returns the exit code.
 pub(crate) fn failed_to_begin(error: std::io::Error) -> ExitCode {
     output::failure(&Error::io("cannot start threads")(error).into());
     ExitCode::from(FAILED)
 }
 
-/// What the exit code says of an error.
+/// Returns the exit code of an error.
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Error>() {
         Some(Error::Usage(_) | Error::Home { .. }) => USAGE,
@@ -441,7 +437,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// `30s`, `10m`, `2h`, `7d`, or seconds.
+/// Parses `30s`, `10m`, `2h`, `7d`, or a number of seconds.
 fn time(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(
         text.find(|c: char| !c.is_ascii_digit())
@@ -457,10 +453,10 @@ fn time(text: &str) -> Result<Duration, String> {
     let seconds = unit.and_then(|unit| number.parse::<u64>().ok()?.checked_mul(unit));
     seconds
         .map(Duration::from_secs)
-        .ok_or_else(|| "a time is written 30s, 10m, 2h or 7d".into())
+        .ok_or_else(|| "write a time as 30s, 10m, 2h or 7d".into())
 }
 
-/// `ADDR:PORT`, `ADDR`, `:PORT` or `PORT`.
+/// Parses `ADDR:PORT`, `ADDR`, `:PORT` or `PORT`.
 fn listen_address(text: &str) -> Result<SocketAddr, String> {
     let any = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
     let bare = text
@@ -474,7 +470,7 @@ fn listen_address(text: &str) -> Result<SocketAddr, String> {
     } else if let Ok(port) = text.strip_prefix(':').unwrap_or(text).parse() {
         Ok(SocketAddr::new(any, port))
     } else {
-        Err("an address is written 192.0.2.1:4433, [::]:4433 or 4433".into())
+        Err("write an address as 192.0.2.1:4433, [::]:4433 or 4433".into())
     }
 }
 
@@ -484,12 +480,12 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn the_command_line_is_of_one_piece() {
+    fn clap_accepts_the_definitions_of_all_commands() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn exit_codes_are_what_the_help_says() {
+    fn errors_have_the_exit_codes_that_the_help_lists() {
         let code = |error: Error| exit_code(&anyhow::Error::from(error));
         assert_eq!(code(Error::Usage(String::new())), USAGE);
         assert_eq!(code(Error::Lost("".into())), NO_CONNECTION);
@@ -510,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_what_people_write() {
+    fn times_are_numbers_with_an_optional_unit() {
         for (text, seconds) in [
             ("30s", 30),
             ("10m", 600),
@@ -536,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn listen_takes_what_people_write() {
+    fn listen_takes_an_address_a_port_or_both() {
         for (text, address) in [
             ("[::]:4433", "[::]:4433"),
             ("127.0.0.1:0", "127.0.0.1:0"),

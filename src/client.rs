@@ -1,112 +1,105 @@
-//! The client: connect, run a session, reconnect and go on with it.
+//! The client: connects and runs sessions, which reconnect and resume after a loss. The public methods need their documentation
+//! in one place, so this file is longer than others.
 
 mod destination;
 mod link;
 mod operation;
+mod persist;
 mod retry;
 mod watch;
 
-use std::future::pending;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use quinn::{Connection, ConnectionError};
-use tokio::time::{Instant, sleep, timeout};
+use quinn::Connection;
+use tokio::time::timeout;
 
-use crate::bucket::{Bucket, Limits};
-use crate::config::{Config, written};
-use crate::endpoint;
-use crate::error::{Code, Error, Result, Why};
-use crate::identity::{Identity, KeyId};
-use crate::manifest::WalkOptions;
-use crate::measure::{self, MeasureOptions, Measured};
-use crate::path::RelativePath;
-use crate::pipe::Pipe;
-use crate::progress::{Event, Observer, Route};
-use crate::receiver::Most;
-use crate::sender::{Sender, Sent};
-use crate::session::origin::origin;
-use crate::session::{Listing, Outcome, look_here};
-use crate::store::OutputStore;
-use crate::stream::varint_of;
-use crate::trust::ServerTrust;
-use crate::wire::{Components, Durability, List, Push, Take};
+use crate::auth::identity::{Identity, KeyId};
+use crate::auth::trust::ServerTrust;
+use crate::bench::{self, MeasureOptions, Measurement};
+use crate::config::Config;
+use crate::error::{Code, Error, Result};
+use crate::net::connect;
+use crate::net::endpoint;
+use crate::net::rate_limit::{RateLimits, TokenBucket};
+use crate::protocol::path::RelativePath;
+use crate::protocol::{Components, Durability, List, Push, ReceiveOptions};
+use crate::storage::OutputStore;
+use crate::storage::pipe::Pipe;
+use crate::storage::walk::WalkOptions;
+use crate::transfer::events::{Event, Observer, Route};
+use crate::transfer::receive::AcceptedQuota;
+use crate::transfer::send::{Sender, TransferStats};
+use crate::transfer::session::nesting::origin;
+use crate::transfer::session::{Listing, Outcome, local_sources};
 
 use link::Link;
 pub(crate) use link::{Dial, Dialed, Dialing};
-use operation::{Operation, Pulling, wire_filter};
-use retry::{Retry, passes, reason};
+use operation::{Operation, PullSession, wire_filter};
 
-/// How long a server that offers by a code may take to say goodbye.
-const SERVERS_GOODBYE: Duration = Duration::from_secs(10);
-/// How long a relay is used before a direct way is looked for again: at first, and at most.
-const BETTER: Duration = Duration::from_secs(2);
-const BETTER_AT_MOST: Duration = Duration::from_secs(60);
-/// How often it is looked whether anything comes.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// A client of one server, and its connection there.
+/// Time for a server that offers by a code to close the connection.
+const SERVER_CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client of one server, with a connection to it.
 pub struct Client {
-    /// Connects again, to the very key that the first connection had.
+    /// Connects again, to the same key as the first connection.
     dial: Dial,
-    /// Whether there are several ways, so that users want to know which it is.
-    routed: bool,
+    /// Whether several routes are possible, so that the one in use is reported.
+    reports_route: bool,
     key_id: KeyId,
     config: Config,
-    limits: Limits,
+    limits: RateLimits,
     link: Mutex<Arc<Link>>,
     /// Sessions that lost the same connection wait for one new one.
     reconnecting: tokio::sync::Mutex<()>,
 }
 
-/// What to send, where to, and how.
+/// The sources and destination of a push, and its options.
 #[derive(Debug, Clone, Default)]
 pub struct PushOptions {
-    /// Local files and directories. Symbolic links among them are followed; those found in directories are not.
+    /// Local files and directories. Symbolic links in this list are followed; links inside directories are not.
     pub sources: Vec<PathBuf>,
-    /// Where below the served directory.
+    /// The destination below the served directory.
     pub destination: RelativePath,
-    /// The destination is a directory to put the sources into, as a trailing `/` says.
+    /// Whether the destination is a directory for the sources, as a trailing `/` means.
     pub into: bool,
-    /// How durable a commit has to be.
+    /// Durability that a commit needs.
     pub durability: Durability,
     /// What is announced of the sources.
     pub walk: WalkOptions,
-    /// How the server takes it.
-    pub take: Take,
+    /// How the server receives.
+    pub take: ReceiveOptions,
 }
 
-/// What to receive, where to, and how.
+/// The sources and destination of a pull, and its options.
 #[derive(Debug, Clone, Default)]
 pub struct PullOptions {
-    /// Below the served directory; the empty path is all that is in it.
+    /// Paths below the served directory. The empty path means everything in it.
     pub sources: Vec<RelativePath>,
-    /// Where on this machine. Symbolic links on the way there are followed, those in it are not.
+    /// The destination on this machine. Symbolic links in this path are followed; links below it are not.
     pub destination: PathBuf,
-    /// The destination is a directory to put the sources into, as a trailing `/` says.
+    /// Whether the destination is a directory for the sources, as a trailing `/` means.
     pub into: bool,
-    /// How durable a commit has to be.
+    /// Durability that a commit needs.
     pub durability: Durability,
     /// What the server announces of the sources.
     pub walk: WalkOptions,
-    /// How this machine takes it.
-    pub take: Take,
-    /// The sources are names and no patterns.
+    /// How this machine receives.
+    pub take: ReceiveOptions,
+    /// Whether the sources are names, not patterns.
     pub literal: bool,
-    /// The most that is taken, for whoever has agreed to so much.
-    pub most: Option<Most>,
+    /// The limit of what is received, for a user who has accepted an offer of that size.
+    pub quota: Option<AcceptedQuota>,
 }
 
 impl Client {
-    /// Connects to a server and makes sure that it is the right one.
+    /// Connects to a server and verifies its key.
     ///
     /// # Errors
-    /// [`Error::Resolve`] and [`Error::Unreachable`] when no connection comes about;
-    /// [`Error::UnknownHost`] at a first contact without a pin: if its key id is the right one,
-    /// [`add`](crate::trust::known_hosts::add) it to the known hosts and connect again; [`Error::ChangedHost`], [`Error::WrongPin`] and
-    /// [`Error::NotTrusted`] when it is another than it should be. Nothing was sent then.
+    /// [`Error::Resolve`] and [`Error::Unreachable`] when no connection is possible; [`Error::UnknownHost`] at a first contact
+    /// without a pin: if its key id is the right one, [`add`](crate::auth::known_hosts::add) it to the known hosts and connect
+    /// again; [`Error::ChangedHost`], [`Error::WrongPin`] and [`Error::NotTrusted`] for a wrong key. Nothing was sent then.
     pub async fn connect(
         identity: &Identity,
         trust: &ServerTrust,
@@ -119,42 +112,46 @@ impl Client {
             route: Route::Direct,
             own_port: true,
         };
-        let first = endpoint::connect(identity, trust, host, port, config).await?;
+        let first = connect::connect(identity, trust, host, port, config).await?;
         let (key_id, _) = endpoint::peer(&first.connection).ok_or_else(|| Error::NotTrusted {
             host: host.into(),
             why: "it presented no certificate".into(),
         })?;
-        let again = (identity.clone(), host.to_owned(), config.clone());
+        let identity = identity.clone();
+        let host = host.to_owned();
+        let dial_config = config.clone();
         let any = Box::new(move || -> Dialing {
-            let (identity, host, config) = again.clone();
+            let identity = identity.clone();
+            let host = host.clone();
+            let config = dial_config.clone();
             let trust = ServerTrust {
                 pin: Some(key_id),
                 ..ServerTrust::default()
             };
             Box::pin(async move {
-                endpoint::connect(&identity, &trust, &host, port, &config)
+                connect::connect(&identity, &trust, &host, port, &config)
                     .await
                     .map(dialed)
             })
         });
         Ok(Self {
-            routed: false,
+            reports_route: false,
             ..Self::over(dialed(first), Dial { any, direct: None }, config)?
         })
     }
 
-    /// A client over a connection that is there already, and that can be made again.
+    /// Makes a client from an open connection and a way to connect again.
     ///
     /// # Errors
-    /// As [`connect`](Self::connect), of what comes after the connection.
+    /// [`Error::NotTrusted`] without a certificate; [`Error::Usage`] when the configuration allows no memory.
     pub(crate) fn over(first: Dialed, dial: Dial, config: &Config) -> Result<Self> {
         let (link, key_id) = Link::over(first, config)?;
         Ok(Self {
             dial,
-            routed: true,
+            reports_route: true,
             key_id,
             config: config.clone(),
-            limits: Limits::new(config.limit.map(|rate| Arc::new(Bucket::new(rate)))),
+            limits: RateLimits::new(config.limit.map(|rate| Arc::new(TokenBucket::new(rate)))),
             link: Mutex::new(Arc::new(link)),
             reconnecting: tokio::sync::Mutex::default(),
         })
@@ -165,23 +162,30 @@ impl Client {
         self.key_id
     }
 
-    /// The connection itself as it is now, for its address and statistics.
+    /// The current connection, for its address and statistics.
     pub fn connection(&self) -> Connection {
         self.link().connection.clone()
     }
 
-    /// Goes on from another UDP port of this machine: for a program that is told of a change in the network. Sessions
-    /// go on, and a change of address alone does not need it.
+    /// Moves the connection to another UDP port of this machine, for programs that the system informs of network changes. Sessions
+    /// continue. A change of address alone does not need it.
     ///
     /// # Errors
-    /// [`Error::Io`] when the system gives no port; then everything stays as it was.
+    /// [`Error::Io`] when the system provides no port; nothing changes then.
     pub fn rebind(&self) -> Result<()> {
         let link = self.link();
-        endpoint::rebind(&link.endpoint, link.connection.remote_address())
+        connect::rebind(&link.endpoint, link.connection.remote_address())
     }
 
-    fn tell_route(&self, link: &Link, observer: &Observer) {
-        if self.routed {
+    fn report_connected(&self, link: &Link, observer: &Observer) {
+        observer(Event::Connected {
+            address: link.address(),
+            key_id: self.key_id.to_string(),
+        });
+    }
+
+    fn report_route(&self, link: &Link, observer: &Observer) {
+        if self.reports_route {
             observer(Event::Routed {
                 address: link.address(),
                 route: link.route,
@@ -196,34 +200,34 @@ impl Client {
             .clone()
     }
 
-    /// Sends files and directories, and waits until the server says that each is committed, or why not. What the observer
-    /// hears of is counted in the outcome too. Dropping the future cancels: files that are committed stay, of the rest
-    /// the server keeps partials.
+    /// Sends files and directories, and waits until the server has reported for each that it is committed, or why not. The outcome
+    /// counts what the observer's events report. Dropping the future cancels: committed files stay, and the server keeps
+    /// partials of the rest.
     ///
-    /// A connection that is lost does not end the session: for [`Config::retry_for`] others are tried, to a server with the
-    /// same key, and the session goes on over them. What is settled stays settled, and of an unfinished file only what the
-    /// server does not hold is sent.
+    /// A lost connection does not end the session. For [`Config::retry_for`] the client tries to connect to a server with the
+    /// same key, and resumes the session there. Settled entries stay settled, and of an unfinished file only the bytes that the
+    /// server does not hold are sent.
     ///
     /// # Errors
-    /// What ends the session as a whole. Files that fail do not: see [`Sent::failures`](crate::sender::Sent::failures).
+    /// Errors that end the whole session. Files that fail do not: see
+    /// [`TransferStats::failures`](crate::transfer::send::TransferStats::failures).
     pub async fn push(&self, options: &PushOptions, observer: Observer) -> Result<Outcome> {
-        unlisted_mirror(&options.take, &options.walk)?;
+        check_mirror(&options.take, &options.walk)?;
         let link = self.link();
-        observer(Event::Connected {
-            address: link.address(),
-            key_id: self.key_id.to_string(),
-        });
-        self.tell_route(&link, &observer);
-        let (sources, follow) = (options.sources.clone(), options.walk.follow);
-        let (trees, unsendable) = blocking(move || look_here(&sources, follow)).await??;
+        self.report_connected(&link, &observer);
+        self.report_route(&link, &observer);
+        let sources = options.sources.clone();
+        let follow = options.walk.follow;
+        let (trees, unsendable) = blocking(move || local_sources(&sources, follow)).await??;
         let Some(first) = trees.first() else {
-            // Nothing to ask the server for.
+            // All sources have failed, so there is no session to begin.
             return Ok(Outcome {
-                sent: Sent::of_failures(unsendable, &observer),
+                sent: TransferStats::of_failures(unsendable, &observer),
                 ..Outcome::default()
             });
         };
-        let (session, directory) = (session_id()?, options.sources.len() == 1 && first.directory);
+        let session = session_id()?;
+        let directory = options.sources.len() == 1 && first.directory;
         let (trees, origin) = blocking(move || {
             let origin = origin(&trees, &session);
             (trees, origin)
@@ -236,7 +240,7 @@ impl Client {
             sources: u32::try_from(options.sources.len()).unwrap_or(u32::MAX),
             directory,
             durability: options.durability,
-            take: Some(options.take).filter(|take| *take != Take::default()),
+            take: Some(options.take).filter(|take| *take != ReceiveOptions::default()),
             origin,
             filter: if options.take.delete.is_some() {
                 wire_filter(&options.walk.filter)?
@@ -271,14 +275,15 @@ impl Client {
         .await
     }
 
-    /// Sends what a reader gives as the content of one file, until it ends. The destination is the file's own name, and
-    /// sources are not looked at. The file appears once the reader has ended and all of it has arrived; it has the time of
-    /// that. At most some MiB are read ahead. The reader has a thread of its own, which outlives this while a read lasts.
+    /// Sends a reader's output as the content of one file, until the reader ends. The destination is the name of the file; the
+    /// sources in the options are ignored. The file appears once the reader has ended and everything has arrived, with that time
+    /// as its modification time. A few MiB at most are read ahead. The reader runs on a thread of its own, which outlives this
+    /// future until a pending read returns.
     ///
     /// # Errors
-    /// [`Error::Usage`] when the destination is a directory; else as [`push`](Self::push), and a lost connection too once
-    /// reading has begun, since nothing can be read a second time. Where a directory turns out to stand, that failure is
-    /// in [`Outcome::sent`].
+    /// [`Error::Usage`] when the destination is a directory; otherwise as [`push`](Self::push). A lost connection is an error too
+    /// once reading has begun, because nothing can be read twice. If a directory of that name exists, [`Outcome::sent`] holds
+    /// the failure.
     pub async fn push_from(
         &self,
         input: impl Read + Send + 'static,
@@ -292,14 +297,11 @@ impl Client {
             .filter(|_| !options.into)
             .ok_or_else(|| {
                 Error::Usage(
-                    "what comes out of a pipe needs a name there, as in haul://host/dir/name.tar"
+                    "cannot send from a pipe without a file name; add one, as in haul://host/dir/name.tar"
                         .into(),
                 )
             })?;
-        observer(Event::Connected {
-            address: link.address(),
-            key_id: self.key_id.to_string(),
-        });
+        self.report_connected(&link, &observer);
         let push = Push {
             session: session_id()?,
             destination: Components::from(&options.destination),
@@ -307,7 +309,7 @@ impl Client {
             sources: 1,
             directory: false,
             durability: options.durability,
-            take: Some(options.take).filter(|take| *take != Take::default()),
+            take: Some(options.take).filter(|take| *take != ReceiveOptions::default()),
             filter: None,
             origin: None,
         };
@@ -324,35 +326,32 @@ impl Client {
         .await
     }
 
-    /// Receives files and directories from the server, and waits until each is committed on this machine, or has failed.
-    /// Where they come to stand is settled as in a push, once the server has said what the source is: see
-    /// [`Place::settle`](crate::receiver::Place::settle). All else is as in [`push`](Self::push), with the roles turned
-    /// about: what the server could not send is counted among the failures, and a lost connection is followed by others,
-    /// over which the server looks for everything anew.
+    /// Receives files and directories, and waits until each is committed on this machine or has failed. Their place is settled as
+    /// in a push, once the server has reported the kind of the source: see
+    /// [`Placement::settle`](crate::transfer::receive::Placement::settle). Everything else is as in [`push`](Self::push) with the
+    /// roles exchanged. Files that the server could not send count as failures. After a lost connection the server walks all
+    /// sources again.
     ///
     /// # Errors
-    /// What ends the session as a whole; [`Error::Usage`] for sources that cannot be asked for together; [`Error::Io`] when
-    /// the destination cannot be made or opened.
+    /// Errors that end the whole session; [`Error::Usage`] for sources that cannot be pulled together; [`Error::Io`] when the
+    /// destination cannot be created or opened.
     pub async fn pull(&self, options: &PullOptions, observer: Observer) -> Result<Outcome> {
-        unlisted_mirror(&options.take, &options.walk)?;
+        check_mirror(&options.take, &options.walk)?;
         let link = self.link();
-        observer(Event::Connected {
-            address: link.address(),
-            key_id: self.key_id.to_string(),
-        });
-        self.tell_route(&link, &observer);
-        let pulling = Pulling::new(options.clone(), self.key_id, &self.config, observer.clone())?;
-        self.persist(link, Operation::Pull(Box::new(pulling)), &observer)
+        self.report_connected(&link, &observer);
+        self.report_route(&link, &observer);
+        let pull = PullSession::new(options.clone(), self.key_id, &self.config, observer.clone())?;
+        self.persist(link, Operation::Pull(Box::new(pull)), &observer)
             .await
     }
 
-    /// Receives one file, and writes its content to a writer, in order and as it comes: it is verified when all of it is
-    /// out. If this fails in whatever way, [`Outcome::sent`] included, what came out is not the whole file. The destination
-    /// is not looked at. A writer that takes nothing holds back what comes; some MiB wait here.
+    /// Receives one file and writes its content to a writer, in order and as it arrives. The content is verified after the last
+    /// byte was written: after an error, or a failure in [`Outcome::sent`], the output is not the whole file. The destination in
+    /// the options is ignored. A writer that blocks holds the server back; a few MiB wait in memory.
     ///
     /// # Errors
-    /// [`Error::Usage`] for any other number of sources; [`Error::Refused`] with [`Code::IsDirectory`] for a directory; else
-    /// as [`pull`](Self::pull), and a lost connection too once anything has come.
+    /// [`Error::Usage`] for any other number of sources; [`Error::Refused`] with [`Code::IsDirectory`] for a directory; otherwise
+    /// as [`pull`](Self::pull). A lost connection is an error too once something was written.
     pub async fn pull_to(
         &self,
         output: impl Write + Send + 'static,
@@ -367,24 +366,22 @@ impl Client {
             _ => None,
         };
         let name = name.ok_or_else(|| {
-            Error::Usage("one file can be written to a pipe, and no other number".into())
+            Error::Usage("cannot write several sources to a pipe; name one file".into())
         })?;
-        observer(Event::Connected {
-            address: link.address(),
-            key_id: self.key_id.to_string(),
-        });
-        let pulling = Pulling::new(options.clone(), self.key_id, &self.config, observer.clone())?;
-        let pulling = pulling.with_output(OutputStore::new(name, output));
-        self.persist(link, Operation::Pull(Box::new(pulling)), &observer)
+        self.report_connected(&link, &observer);
+        let pull = PullSession::new(options.clone(), self.key_id, &self.config, observer.clone())?
+            .with_output(OutputStore::new(name, output));
+        self.persist(link, Operation::Pull(Box::new(pull)), &observer)
             .await
     }
 
-    /// Lists what stands under a path, as it is read from the result: see [`Listing::next`]. A directory stands for what is in
-    /// it, with `recursive` also for all below; anything else, and what a pattern matches, for itself. Names of a directory
-    /// come in the order of their bytes.
+    /// Lists a path. The entries arrive while the result is read: see [`Listing::next`]. For a directory the list has its entries,
+    /// with `recursive` also those of all directories below; for anything else, and for matches of a pattern, the entry itself.
+    /// The entries of a directory are ordered by the bytes of their names.
     ///
     /// # Errors
-    /// [`Error::Refused`] when there is no such thing, or it cannot be read, or this key may not; what ends a connection.
+    /// [`Error::Refused`] when the path does not exist or cannot be read, or this key may not read; the errors of a lost
+    /// connection.
     pub async fn list(&self, path: &RelativePath, recursive: bool) -> Result<Listing> {
         let list = List {
             session: session_id()?,
@@ -392,237 +389,81 @@ impl Client {
             recursive,
         };
         let link = self.link();
-        link.honest(Listing::begin(&link.connection, &list, self.config.deadline).await)
+        link.close_on_protocol_error(
+            Listing::begin(&link.connection, &list, self.config.deadline).await,
+        )
     }
 
-    /// Runs an operation to its end, over as many connections as it takes.
-    async fn persist(
-        &self,
-        mut link: Arc<Link>,
-        mut operation: Operation,
-        observer: &Observer,
-    ) -> Result<Outcome> {
-        let (mut outcome, mut retry, mut stopped_mirroring, mut moved) =
-            (Outcome::default(), None, false, false);
-        loop {
-            let mut begun = false;
-            let over_another = std::mem::take(&mut moved);
-            let begin = || {
-                begun = true;
-                if retry.is_some() && !over_another {
-                    observer(Event::Reconnected {
-                        address: link.address(),
-                    });
-                    self.tell_route(&link, observer);
-                }
-            };
-            let was_open = link.connection.close_reason().is_none();
-            let moves = operation.moves();
-            let ended = {
-                let run = operation.run((&link, &self.limits, &self.config), begin, &mut outcome);
-                tokio::pin!(run);
-                tokio::select! {
-                    ended = &mut run => ended,
-                    () = self.better(&link, observer), if moves => run.await,
-                }
-            };
-            (outcome.sent, outcome.bound) = (operation.sent(), outcome.account.bound());
-            let lost = match (ended, outcome.sent.interrupted.clone().map(Error::from)) {
-                (Err(lost), _) => lost,
-                // The server goes away, and something is left to send.
-                (Ok(()), Some(stopping))
-                    if passes(&stopping) && !self.config.retry_for.is_zero() =>
-                {
-                    stopping
-                }
-                (Ok(()), _) => {
-                    if stopped_mirroring {
-                        let text = "the connection was lost meanwhile; run the same command again";
-                        outcome.summary.unremoved = Some(Why::new(Code::Cancelled, text).into());
-                    }
-                    return Ok(outcome);
-                }
-            };
-            let now = self.link();
-            if moves && !Arc::ptr_eq(&now, &link) && !matches!(lost, Error::Protocol(_)) {
-                (link, moved) = (now, true);
-                stopped_mirroring |= operation.stop_mirroring();
-                continue;
-            }
-            let closed = link.connection.close_reason();
-            let on_purpose = matches!(closed, Some(ConnectionError::LocallyClosed));
-            // What a server answers to begin with is its answer; a connection that is lost before is no answer. Nor is one that a
-            // stopping server closes under the session: that discards answers which have come and were not read yet.
-            let unanswered = match lost {
-                Error::Lost(_) => true,
-                Error::Stopping => was_open && closed.is_some(),
-                _ => false,
-            };
-            let answered = !begun && retry.is_none() && !unanswered;
-            if !passes(&lost) || on_purpose || self.config.retry_for.is_zero() || answered {
-                return Err(lost);
-            }
-            if let Some(spent) = operation.spent() {
-                return Err(Error::Lost(format!("{}; {spent}", reason(&lost)).into()));
-            }
-            if begun || retry.is_none() {
-                observer(Event::Lost {
-                    why: reason(&lost),
-                    retry_for: self.config.retry_for,
-                });
-            }
-            let progress = operation.progress();
-            let retry = retry.get_or_insert_with(|| Retry::new(self.config.retry_for, progress));
-            retry.lost(progress);
-            stopped_mirroring |= operation.stop_mirroring();
-            link = self.reconnect(&link, &lost, retry, observer).await?;
-        }
-    }
-
-    /// Ends once there is a better way, and the session has been moved there: one that needs no relay, or any where nothing comes by this
-    /// one, as after a NAT has given one end another address. The connection of before is closed then.
-    async fn better(&self, link: &Arc<Link>, observer: &Observer) {
-        let Some(direct) = &self.dial.direct else {
-            return pending().await;
-        };
-        let arrived = || link.connection.stats().udp_rx.datagrams;
-        let (mut wait, mut due) = (BETTER, Instant::now() + BETTER);
-        let (mut before, mut since) = (arrived(), Instant::now());
-        loop {
-            sleep(LOOK).await;
-            let now = arrived();
-            if now != before {
-                (before, since) = (now, Instant::now());
-            }
-            let silent = since.elapsed() > self.config.keep_alive + LOOK;
-            let dialed = if silent {
-                (self.dial.any)().await
-            } else if link.route == Route::Relayed && Instant::now() >= due {
-                let dialed = direct().await;
-                wait = (wait * 2).min(BETTER_AT_MOST);
-                due = Instant::now() + wait;
-                dialed
-            } else {
-                continue;
-            };
-            // What has come meanwhile says that the way is as good as any other.
-            if silent && arrived() != before {
-                continue;
-            }
-            let Ok((better, _)) = dialed.and_then(|dialed| Link::over(dialed, &self.config)) else {
-                continue;
-            };
-            self.tell_route(&better, observer);
-            *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(better);
-            link.connection
-                .close(varint_of(Code::Cancelled), b"there is a better way");
-            return;
-        }
-    }
-
-    /// Waits and tries until there is another connection.
-    async fn reconnect(
-        &self,
-        old: &Arc<Link>,
-        lost: &Error,
-        retry: &mut Retry,
-        observer: &Observer,
-    ) -> Result<Arc<Link>> {
-        let mut why = reason(lost);
-        while let Some((attempt, wait)) = retry.next()? {
-            observer(Event::Reconnecting { attempt, wait });
-            sleep(wait).await;
-            match self.connect_anew(old).await {
-                Err(error) if passes(&error) => why = reason(&error),
-                ended => return ended,
-            }
-        }
-        let (first, limit) = (reason(lost), written(self.config.retry_for));
-        let last = if why == first {
-            String::new()
-        } else {
-            format!(" (at last: {why})")
-        };
-        Err(Error::Lost(
-            format!("{first}. For {limit} it could not be made again{last}").into(),
-        ))
-    }
-
-    /// Another connection in the place of one that is lost; one for all sessions that lost it.
-    async fn connect_anew(&self, old: &Arc<Link>) -> Result<Arc<Link>> {
-        let _one = self.reconnecting.lock().await;
-        let now = self.link();
-        if !Arc::ptr_eq(&now, old) && now.connection.close_reason().is_none() {
-            return Ok(now);
-        }
-        let link = Arc::new(Link::over((self.dial.any)().await?, &self.config)?.0);
-        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = link.clone();
-        Ok(link)
-    }
-
-    /// Measures the way to the server and back, without touching a disk at either end. What the observer hears of is
-    /// [`Event::Measuring`]. Dropping the future ends it at both ends.
+    /// Measures the path to the server in both directions, without a disk at either end. The observer gets
+    /// [`Event::Measuring`]. Dropping the future ends the measurement at both ends.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a time that is out of bounds; [`Error::Refused`] with [`Code::Unsupported`] by a server that is
-    /// too old for it, and with [`Code::Busy`] by one that is measuring for others; what ends a connection.
-    pub async fn measure(&self, options: &MeasureOptions, observer: Observer) -> Result<Measured> {
+    /// [`Error::Usage`] for a time that is out of bounds; [`Error::Refused`] with [`Code::Unsupported`] by a server of an older
+    /// version, and with [`Code::Busy`] by a server that measures for others; the errors of a lost connection.
+    pub async fn measure(
+        &self,
+        options: &MeasureOptions,
+        observer: Observer,
+    ) -> Result<Measurement> {
         let link = self.link();
-        observer(Event::Connected {
-            address: link.address(),
-            key_id: self.key_id.to_string(),
-        });
-        link.honest(measure::measure(&link.window, options, &self.config, &observer).await)
+        self.report_connected(&link, &observer);
+        link.close_on_protocol_error(
+            bench::measure(&link.window, options, &self.config, &observer).await,
+        )
     }
 
-    /// Waits until the server has closed the connection, as whoever offers by a code does once it has read how a pull went, for
-    /// some seconds at most; then closes it. QUIC lets a goodbye overtake what the server has not read yet.
+    /// Waits up to 10 s until the server has closed the connection, then closes it. A sender that offers by a code closes it once
+    /// it has read the result of the pull. Closing earlier could discard data that the sender has not read yet.
     pub async fn close_after_server(self) {
         let connection = self.connection();
-        if timeout(SERVERS_GOODBYE, connection.closed()).await.is_err() {
+        if timeout(SERVER_CLOSE_TIMEOUT, connection.closed())
+            .await
+            .is_err()
+        {
             self.close().await;
         }
     }
 
-    /// Waits until the server has heard how pulls have ended, for some seconds at most, as closing would discard that. Then
-    /// closes the connection and waits until that has gone out, for a second at most. Whether the server has heard of the
-    /// close is not waited for: a connection that nobody speaks on ends by itself.
+    /// Waits some seconds at most until the server has received how pulls ended, because a close discards that. Then closes the
+    /// connection and waits up to a second until the close frame is sent. It does not wait until the server has received the
+    /// close: an idle connection times out.
     pub async fn close(self) {
         self.link().delivered().await;
         self.close_with(Code::Done).await;
     }
 
-    /// The same in the middle of something, which is told to the server.
+    /// Closes the connection in the middle of a session, and reports that to the server.
     pub async fn cancel(self) {
         self.close_with(Code::Cancelled).await;
     }
 
     async fn close_with(self, code: Code) {
         let link = self.link();
-        endpoint::goodbye(&link.endpoint, &link.connection, code).await;
+        endpoint::close_and_flush(&link.endpoint, &link.connection, code).await;
     }
 }
 
-/// What a list does not name would go.
-fn unlisted_mirror(take: &Take, walk: &WalkOptions) -> Result<()> {
+/// Refuses a mirror of a list of names, which would remove everything that is not on the list.
+fn check_mirror(take: &ReceiveOptions, walk: &WalkOptions) -> Result<()> {
     match take.delete.is_some() && walk.filter.only.is_some() {
         true => Err(Error::Usage(
-            "a mirror takes no list of names: all that is not on it would go; use rules".into(),
+            "cannot mirror a list of names: everything else would be removed; use rules instead"
+                .into(),
         )),
         false => Ok(()),
     }
 }
 
-/// Off the network threads.
+/// Runs blocking work off the network threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work)
         .await
-        .map_err(|_| Error::Usage("a fault inside haul; please report it".into()))
+        .map_err(|_| Error::Usage("cannot continue: a fault inside haul; please report it".into()))
 }
 
 fn session_id() -> Result<[u8; 16]> {
     let mut id = [0; 16];
     aws_lc_rs::rand::fill(&mut id)
-        .map_err(|_| Error::Usage("the system gives no random numbers".into()))?;
+        .map_err(|_| Error::Usage("cannot draw random numbers: the system provides none".into()))?;
     Ok(id)
 }

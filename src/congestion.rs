@@ -1,4 +1,4 @@
-//! Congestion control: how much may be in flight.
+//! Congestion control: how many bytes may be in flight.
 //!
 //! [`Congestion::Haul`] is haul's own controller; the others are quinn's, for comparison.
 
@@ -22,7 +22,7 @@ pub enum Congestion {
     /// haul's own: follows the delivery rate and the round-trip time; random loss does not slow it down.
     #[default]
     Haul,
-    /// Cubic (RFC 9438), as in TCP: any loss halves its rate or so.
+    /// Cubic (RFC 9438), as in TCP: each loss reduces its rate by about a third.
     Cubic,
     /// NewReno (RFC 9002, section 7).
     NewReno,
@@ -31,7 +31,7 @@ pub enum Congestion {
 }
 
 impl Congestion {
-    /// All of them, by name.
+    /// All controllers, by name.
     pub const ALL: [(&str, Self); 4] = [
         ("haul", Self::Haul),
         ("cubic", Self::Cubic),
@@ -39,7 +39,7 @@ impl Congestion {
         ("bbr", Self::Bbr),
     ];
 
-    /// What builds a controller for each path.
+    /// Returns the factory that builds a controller for each path.
     pub(crate) fn factory(self) -> Arc<dyn ControllerFactory + Send + Sync> {
         match self {
             Self::Haul => Arc::new(Factory),
@@ -72,7 +72,7 @@ impl FromStr for Congestion {
             .ok_or_else(|| {
                 let known: Vec<_> = Self::ALL.iter().map(|(known, _)| *known).collect();
                 Error::Usage(format!(
-                    "there is no congestion controller {name:?}; there are {}",
+                    "cannot use the congestion controller {name:?}: it does not exist; choose one of {}",
                     known.join(", ")
                 ))
             })
@@ -87,7 +87,7 @@ impl ControllerFactory for Factory {
     }
 }
 
-/// What the owner of a connection can ask of its controller, where it is haul's.
+/// Requests to the controller of a connection, if it is haul's.
 #[derive(Debug, Default)]
 pub(crate) struct Steering {
     probing: AtomicBool,
@@ -95,7 +95,7 @@ pub(crate) struct Steering {
 }
 
 impl Steering {
-    /// That of a connection's present path.
+    /// Returns the handle of a connection's current path.
     pub(crate) fn of(connection: &quinn::Connection) -> Option<Arc<Self>> {
         let controller = connection
             .congestion_state()
@@ -105,13 +105,13 @@ impl Steering {
         Some(controller.steering())
     }
 
-    /// Lets some packets go out although the window is full. After an outage only what still goes out shows that the path
-    /// is back, and quinn's own probes are twice as far apart each time.
+    /// Lets some packets through a full window. After an outage only new packets show that the path has recovered,
+    /// and quinn doubles the interval of its own probes each time.
     pub(crate) fn probe(&self) {
         self.probing.store(true, Relaxed);
     }
 
-    /// Opens the window for good: quinn does not send CONNECTION_CLOSE through a full one (quinn#2785).
+    /// Opens the window permanently: quinn does not send CONNECTION_CLOSE through a full one (quinn#2785).
     pub(crate) fn close(&self) {
         self.closing.store(true, Relaxed);
     }

@@ -1,25 +1,25 @@
-//! What can go wrong, and the codes that say so across the wire.
+//! Errors, and the codes that report them to the peer.
 //!
-//! [`Error`] ends an operation; [`Why`] is the reason one file (or one session) did not go through, in words that
-//! cross the wire. A session in which single files failed is no [`Error`]: the failures stand in its
-//! [`Outcome`](crate::progress::Event).
+//! [`Error`] ends an operation. [`Reason`] says why one file or one session failed, and is sent to the peer. A session in
+//! which single files failed is not an [`Error`]: its [`Outcome`](crate::transfer::events::Event) reports the failures.
+
+pub(crate) mod text;
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use crate::path::BadName;
-use crate::text::PeerText;
+use crate::error::text::PeerText;
 
 /// `Result` with haul's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Longest sentence in bytes that a peer may send with a code.
-pub const MAX_TEXT: usize = 1024;
+/// The longest text that a peer may send with a code, in bytes.
+pub(crate) const MAX_TEXT: usize = 1024;
 
-/// Whether an error of `flock` says that the filesystem knows no locks: Lustre without its mount option, some FUSE
-/// filesystems, NFS without its lock service. NFS also locks no file (EBADF) that is open for reading only.
+/// Whether an error of `flock` means that the file system has no locks: Lustre without its mount option, some FUSE file
+/// systems, NFS without its lock service. NFS also refuses (EBADF) to lock a file that is open for reading only.
 pub(crate) fn knows_no_flock(error: rustix::io::Errno) -> bool {
     use rustix::io::Errno;
     [
@@ -35,10 +35,10 @@ pub(crate) fn knows_no_flock(error: rustix::io::Errno) -> bool {
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $value:literal, $text:literal;)*) => {
-        /// Codes that cross the wire: in verdicts and receipts, and as QUIC application error codes when a stream is
-        /// reset or stopped or a connection closed (RFC 9000, section 20.2). PROTOCOL.md lists them.
+        /// A code that a peer sends: in verdicts and receipts, and as QUIC application error code when a stream is reset or
+        /// stopped, or a connection is closed (RFC 9000, section 20.2). PROTOCOL.md lists them.
         ///
-        /// A code of a newer peer is kept as [`Code::Other`].
+        /// Codes of newer peers are kept as [`Code::Other`].
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum Code {
@@ -48,20 +48,20 @@ macro_rules! codes {
         }
 
         impl Code {
-            /// Every code this version knows, by number.
+            /// All codes of this version, by number.
             pub const ALL: &'static [Code] = &[$(Code::$name),*];
 
-            /// The number on the wire.
+            /// Returns the number on the wire.
             pub fn number(self) -> u32 {
                 match self { $(Code::$name => $value,)* Code::Other(number) => number }
             }
 
-            /// The code of a number on the wire.
+            /// Returns the code of a number on the wire.
             pub fn from_number(number: u32) -> Self {
                 match number { $($value => Code::$name,)* other => Code::Other(other) }
             }
 
-            /// The name in PROTOCOL.md.
+            /// Returns the name in PROTOCOL.md.
             pub fn name(self) -> &'static str {
                 match self { $(Code::$name => stringify!($name),)* Code::Other(_) => "Other" }
             }
@@ -74,7 +74,7 @@ macro_rules! codes {
 }
 
 codes! {
-    /// No error: the operation is over.
+    /// No error: the operation has ended.
     Done = 0x00, "done";
     /// The peer broke the protocol.
     Protocol = 0x01, "the peer broke the protocol";
@@ -82,69 +82,69 @@ codes! {
     Internal = 0x02, "an internal fault";
     /// A stream type, request or encoding that this peer does not speak.
     Unsupported = 0x03, "not supported by this peer";
-    /// The other side was silent past a deadline.
-    TimedOut = 0x04, "nothing moved until the deadline";
-    /// The server is stopping; what is unfinished is kept for resume.
+    /// The peer was silent until a deadline.
+    TimedOut = 0x04, "no progress before the deadline";
+    /// The server is stopping. Partials are kept for resume.
     Stopping = 0x05, "the server is stopping";
     /// The user or the application cancelled.
     Cancelled = 0x06, "cancelled";
     /// The key is not admitted.
     NotAdmitted = 0x07, "this key is not admitted";
-    /// The server has no room for another connection, or another process has the partial open.
-    Busy = 0x08, "no room for another connection, or another process writes this file";
-    /// The same session goes on over a newer connection.
-    Superseded = 0x09, "the session goes on over another connection";
-    /// A transfer that was never wanted.
-    NotWanted = 0x10, "it was not asked for, or is no longer waited for";
+    /// The server accepts no more connections, or another process has the partial open.
+    Busy = 0x08, "too many connections, or another process writes this file";
+    /// The same session continues over a newer connection.
+    Superseded = 0x09, "the session continues over another connection";
+    /// The receiver did not request the transfer.
+    NotWanted = 0x10, "not requested, or no longer expected";
     /// The source changed while it was sent.
     Changed = 0x11, "changed while it was being sent";
     /// The source could not be read.
     Unreadable = 0x12, "could not be read";
     /// Content and digest disagree.
     Corrupt = 0x13, "the content does not match its digest";
-    /// A name that haul refuses.
+    /// haul refuses the name.
     BadName = 0x14, "not an acceptable name";
-    /// A directory stands where a file should go.
-    IsDirectory = 0x15, "a directory stands there";
-    /// Something else stands where a directory should go.
-    NotDirectory = 0x16, "something that is no directory stands in the way";
+    /// A directory exists where a file should go.
+    IsDirectory = 0x15, "a directory exists there";
+    /// Something else exists where a directory should go.
+    NotDirectory = 0x16, "something that is not a directory is in the way";
     /// The receiver's disk is full, or a quota is used up.
     NoSpace = 0x17, "no space left on the receiver";
     /// The receiver's system denies access.
     PermissionDenied = 0x18, "permission denied";
-    /// Another fault of the receiver's disk.
+    /// Another error of the receiver's disk.
     Io = 0x19, "input/output error";
-    /// A symbolic link stands in the way.
-    Symlink = 0x1a, "a symbolic link stands in the way";
-    /// Nothing of that name.
+    /// A symbolic link is in the way.
+    Symlink = 0x1a, "a symbolic link is in the way";
+    /// No entry has that name.
     NotFound = 0x1b, "no such file or directory";
     /// The key may not do this here.
     NotAllowed = 0x1c, "this key may not do that here";
     /// Neither a file nor a directory nor a symbolic link.
     Special = 0x1d, "not a regular file, directory or symbolic link";
-    /// What stands there is to be left.
-    Exists = 0x1e, "another stands there already, and is to be left";
-    /// More would be removed than may be.
-    TooMany = 0x1f, "more would be removed than may be";
-    /// Source and destination lie in each other.
-    Nested = 0x20, "source and destination lie in each other";
-    /// The source was there when it was looked for, and gone when its turn came.
+    /// An entry exists at the destination and must be kept.
+    Exists = 0x1e, "another exists there and must be kept";
+    /// More entries would be removed than allowed.
+    TooMany = 0x1f, "more would be removed than allowed";
+    /// One of source and destination contains the other.
+    Nested = 0x20, "one of source and destination contains the other";
+    /// The source existed when it was found, and no longer when its turn came.
     Vanished = 0x21, "gone before it could be sent";
 }
 
-/// Why something did not go through, as it crosses the wire: a [`Code`] and a sentence.
+/// Why something failed, as peers send it: a [`Code`] and a text.
 ///
-/// Its `Display` is safe to print: what a peer wrote is escaped.
+/// Its `Display` is safe to print, because it escapes the peer's text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Why {
-    /// What kind of failure.
+pub struct Reason {
+    /// The kind of failure.
     pub code: Code,
-    /// A sentence for people; may be empty. At most [`MAX_TEXT`] bytes.
+    /// An explanation for people, of at most 1,024 bytes. May be empty.
     pub text: PeerText,
 }
 
-impl Why {
-    /// A reason with a sentence; the sentence is cut at [`MAX_TEXT`] bytes.
+impl Reason {
+    /// Makes a reason with a text. The text is cut at 1,024 bytes.
     pub fn new(code: Code, text: impl Into<String>) -> Self {
         let mut text = text.into();
         text.truncate(text.floor_char_boundary_at(MAX_TEXT));
@@ -154,7 +154,7 @@ impl Why {
         }
     }
 
-    /// The reason behind a fault of the local filesystem.
+    /// Makes the reason for an error of the local file system.
     pub fn from_io(error: &io::Error) -> Self {
         use rustix::io::Errno;
         let code = match error.raw_os_error().map(Errno::from_raw_os_error) {
@@ -184,7 +184,7 @@ impl FloorCharBoundary for String {
     }
 }
 
-impl From<Code> for Why {
+impl From<Code> for Reason {
     fn from(code: Code) -> Self {
         Self {
             code,
@@ -193,13 +193,7 @@ impl From<Code> for Why {
     }
 }
 
-impl From<BadName> for Why {
-    fn from(bad: BadName) -> Self {
-        Self::new(Code::BadName, bad.to_string())
-    }
-}
-
-impl fmt::Display for Why {
+impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.text.is_empty() {
             f.write_str(self.code.text())
@@ -209,123 +203,125 @@ impl fmt::Display for Why {
     }
 }
 
-/// What ends an operation.
+/// An error that ends an operation.
 ///
-/// Its `Display` is safe to print: text that may come from a peer, or from a ticket, is a [`PeerText`] or a [`Why`].
+/// Its `Display` is safe to print, because text that may come from a peer or a ticket is a [`PeerText`] or a [`Reason`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The caller asked for something that makes no sense.
+    /// The arguments of the caller are invalid.
     #[error("{0}")]
     Usage(String),
-    /// The host's name has no address.
+    /// The name of the host could not be resolved.
     #[error("cannot resolve {host}: {why}")]
     Resolve {
-        /// As the user gave it.
+        /// The host, as the user gave it.
         host: PeerText,
-        /// What the resolver said.
+        /// The resolver's error.
         why: PeerText,
     },
-    /// No connection came about.
-    #[error("no connection to {host} ({address}): {why}")]
+    /// The connection could not be made.
+    #[error("cannot connect to {host} ({address}): {why}")]
     Unreachable {
-        /// As the user gave it.
+        /// The host, as the user gave it.
         host: PeerText,
-        /// The last address tried.
+        /// The last address that was tried.
         address: SocketAddr,
-        /// What happened.
+        /// The cause.
         why: PeerText,
     },
-    /// The connection broke after it was up.
+    /// The connection was lost after it was made.
     #[error("the connection was lost: {0}")]
     Lost(PeerText),
-    /// A first contact: nothing says whether this is the right server.
-    #[error("the key of {host} is not known: {key_id}")]
+    /// First contact: the server's key is not known.
+    #[error("cannot trust {host}: its key is not known: {key_id}")]
     UnknownHost {
-        /// Host and port, as known_hosts has them.
+        /// Host and port, as in known_hosts.
         host: String,
-        /// What the server presented, as `SHA256:...`.
+        /// The key id that the server presented, as `SHA256:...`.
         key_id: String,
     },
-    /// The server has another key than known_hosts says.
+    /// The server's key differs from the one in known_hosts.
     #[error(
-        "THE KEY OF {host} HAS CHANGED: known as {known}, now {presented}. Either the server was given a new key, or somebody \
-         stands in between. Nothing was sent. If you know the new key to be right, remove the line of {host} from {file} \
-         and connect again."
+        "THE KEY OF {host} HAS CHANGED: known as {known}, now {presented}. Either the server has a new key, or \
+         someone intercepts the connection. Nothing was sent. If you know that the new key is right, remove the line of {host} \
+         from {file} and connect again"
     )]
     ChangedHost {
-        /// Host and port, as known_hosts has them.
+        /// Host and port, as in known_hosts.
         host: String,
-        /// The key id on file.
+        /// The key id in known_hosts.
         known: String,
-        /// What the server presented.
+        /// The key id that the server presented.
         presented: String,
         /// The known_hosts file.
         file: PathBuf,
     },
-    /// The server's key is not the pinned one.
-    #[error("the key of {host} is {presented}, not the pinned {pinned}. Nothing was sent.")]
+    /// The server's key differs from the pinned one.
+    #[error(
+        "cannot trust {host}: its key is {presented}, not the pinned {pinned}; nothing was sent"
+    )]
     WrongPin {
         /// Host and port.
         host: String,
-        /// The key id asked for.
+        /// The pinned key id.
         pinned: String,
-        /// What the server presented.
+        /// The key id that the server presented.
         presented: String,
     },
-    /// The peer's certificate was refused for another reason.
-    #[error("{host} is not trusted: {why}")]
+    /// The server's certificate was refused for another reason.
+    #[error("cannot trust {host}: {why}")]
     NotTrusted {
         /// Host and port.
         host: PeerText,
-        /// What the verifier said.
+        /// The verifier's error.
         why: PeerText,
     },
     /// The server does not admit this machine's key.
     #[error("not admitted: {0}")]
-    NotAdmitted(Why),
+    NotAdmitted(Reason),
     /// The peer refused the session.
     #[error("{0}")]
-    Refused(Why),
+    Refused(Reason),
     /// The peer broke the protocol.
-    #[error("the peer broke the protocol: {0}")]
+    #[error("protocol error: {0}")]
     Protocol(PeerText),
     /// The server is stopping.
-    #[error("the server is stopping; run the same command again later to go on")]
+    #[error("the server is stopping; run the same command again later to resume")]
     Stopping,
     /// A key, certificate or list in HAUL_HOME cannot be used.
     #[error("{path}: {why}")]
     Home {
-        /// Which file or directory.
+        /// The file or directory.
         path: PathBuf,
-        /// What is wrong and what to do.
+        /// The cause, and what to do.
         why: String,
     },
-    /// The system refused something local.
+    /// A system call of this machine failed.
     #[error("{what}: {source}")]
     Io {
-        /// What was tried, with the file or address.
+        /// The action that failed, with its file or address.
         what: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-impl From<Why> for Error {
-    /// What a peer's refusal of a whole session or connection means.
-    fn from(why: Why) -> Self {
+impl From<Reason> for Error {
+    /// Converts the reason with which a peer refused or closed a session or connection.
+    fn from(why: Reason) -> Self {
         match why.code {
             Code::NotAdmitted => Self::NotAdmitted(why),
             Code::Stopping => Self::Stopping,
             Code::Done => Self::Lost("the peer closed it".into()),
-            Code::Protocol => Self::Protocol(format!("so it says of this side: {why}").into()),
+            Code::Protocol => Self::Protocol(format!("the peer reports: {why}").into()),
             _ => Self::Refused(why),
         }
     }
 }
 
 impl Error {
-    /// Names what was tried when the system refused.
+    /// Returns a function that converts an [`io::Error`], for `map_err`. `what` names the action that failed.
     pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }
@@ -337,7 +333,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_survive_the_wire() {
+    fn codes_are_the_same_after_the_wire() {
         for &code in Code::ALL {
             assert_eq!(Code::from_number(code.number()), code);
         }
@@ -345,11 +341,14 @@ mod tests {
     }
 
     #[test]
-    fn a_peers_sentence_is_cut_and_escaped() {
-        assert_eq!(Why::new(Code::Io, "ä".repeat(1000)).text.len(), MAX_TEXT);
-        assert_eq!(Why::new(Code::Io, "a\x1b[31m").to_string(), "a\\u{1b}[31m");
+    fn a_reasons_text_is_cut_and_escaped() {
+        assert_eq!(Reason::new(Code::Io, "ä".repeat(1000)).text.len(), MAX_TEXT);
         assert_eq!(
-            Why::from(Code::NoSpace).to_string(),
+            Reason::new(Code::Io, "a\x1b[31m").to_string(),
+            "a\\u{1b}[31m"
+        );
+        assert_eq!(
+            Reason::from(Code::NoSpace).to_string(),
             "no space left on the receiver"
         );
     }

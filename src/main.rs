@@ -9,8 +9,9 @@ use std::time::Duration;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-/// How long the end of the program waits for a disk that still writes. A pipe that nobody reads would hold it up for good.
-const LAST_WRITES: Duration = Duration::from_secs(2);
+/// How long the program waits at its end for blocking work, such as disk writes. The limit exists because a write to a
+/// pipe without a reader never ends.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
@@ -21,12 +22,12 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
     log.with_ansi(colours).with_target(false).init();
-    haul::limits::raise_open_files();
+    haul::raise_open_files();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return cli::failed_to_begin(error),
     };
     let code = runtime.block_on(cli.run());
-    runtime.shutdown_timeout(LAST_WRITES);
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     code
 }

@@ -1,4 +1,6 @@
-//! The server: accept loop, limits, graceful stop.
+//! The server: accept loop, limits and graceful stop.
+//!
+//! The file is longer than 400 lines because a connection is readable here from handshake to end.
 
 mod running;
 
@@ -14,93 +16,115 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, info, info_span, warn};
 
-use crate::bucket::{Bucket, Limits};
-use crate::budget::{Budget, Window};
+use crate::auth::identity::Identity;
+use crate::auth::{Admission, Rights};
+use crate::bench::{self, MeasurementPermits};
 use crate::config::Config;
-use crate::endpoint::{self, Port};
 use crate::error::{Code, Error, Result};
-use crate::identity::Identity;
-use crate::limits::within_open_files;
-use crate::measure::{self, Places};
-use crate::progress::Observer;
-use crate::qlog;
-use crate::receiver::{Asked, Claims, Keep, Permits, Receiver, Receiving};
-use crate::session::{
-    MakeReceiver, Offered, Opened, ServerSession, Sessions, accept_streams, listings, serve,
+use crate::net::endpoint::{self, Port};
+use crate::net::flow_control::FlowControl;
+use crate::net::memory_limit::MemoryLimit;
+use crate::net::qlog;
+use crate::net::rate_limit::{RateLimits, TokenBucket};
+use crate::net::send_window::{SendMemory, SendWindow};
+use crate::net::stream::{MessageReader, MessageWriter, lost_connection, varint_of};
+use crate::storage::Store;
+use crate::storage::open_files::limit_to_open_files;
+use crate::transfer::events::Observer;
+use crate::transfer::receive::{FileLocks, Keep, Permits, Receiver, Receiving, RequestedNames};
+use crate::transfer::session::{
+    MakeReceiver, OfferedContent, Opened, ServerSession, Sessions, accept_streams, listings, serve,
 };
-use crate::store::Store;
-use crate::stream::{MessageReader, MessageWriter, lost_connection, varint_of};
-use crate::trust::{Admission, Rights};
-use crate::upkeep::{SendMemory, Upkeep};
 
 use running::Running;
 
-/// What a server needs to begin.
+/// The parts and settings of a server.
 pub struct ServerOptions {
     /// Addresses to listen on; port 0 takes a free one.
     pub listen: Vec<SocketAddr>,
-    /// Who this server is.
+    /// The key and certificate of this server.
     pub identity: Identity,
-    /// Who may do what.
+    /// The rights of each client key.
     pub admission: Admission,
-    /// What is served.
+    /// The files that are served.
     pub store: Arc<dyn Store>,
-    /// Limits and deadlines.
+    /// Limits and timeouts.
     pub config: Config,
-    /// Takes the events of all sessions.
+    /// Receives the events of all sessions.
     pub observer: Observer,
 }
 
-/// A server that is bound to its addresses, and takes connections once it runs.
+/// A server that is bound to its addresses. It accepts connections once it runs.
 pub struct Server {
     ports: Vec<Port>,
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
 }
 
-/// Somebody who wants to show that it knows a code.
+/// A client that wants to prove that it knows a code.
 pub struct Introduction {
-    /// The connection, which lasts for as long as the streams do.
+    /// The client's connection. It lasts as long as the streams.
     pub connection: Connection,
-    /// What it has to say.
+    /// The client's messages.
     pub reader: MessageReader,
-    /// For the answers.
+    /// The answers to the client.
     pub writer: MessageWriter,
 }
 
-/// What all connections share.
-struct Shared {
+/// State that all connections share.
+struct ServerState {
     admission: Admission,
     store: Arc<dyn Store>,
-    offered: Option<Arc<Offered>>,
+    offered: Option<Arc<OfferedContent>>,
     introductions: Option<mpsc::Sender<Introduction>>,
     quic: quinn::ServerConfig,
     config: Config,
     observer: Observer,
-    /// The one semaphore that bounds the transfers which write at the same time.
+    /// Limits the transfers that write at the same time, over all connections.
     permits: Arc<Semaphore>,
-    /// Bounds the connections.
+    /// Limits the connections.
     connections: Arc<Semaphore>,
-    budget: Arc<Budget>,
+    memory: Arc<MemoryLimit>,
     send_memory: Arc<SendMemory>,
-    /// Bounds the streams of measurements.
+    /// Limits the measurements.
     measurements: Arc<Semaphore>,
-    /// Bounds the listings.
+    /// Limits the listings.
     listings: Arc<Semaphore>,
-    /// The limit of what all connections send.
-    limit: Option<Arc<Bucket>>,
-    claims: Arc<Claims>,
-    pushes: Arc<Claims<[u8; 16]>>,
-    /// Nothing new from here on.
+    /// The rate limit of all bytes sent, over all connections.
+    limit: Option<Arc<TokenBucket>>,
+    file_locks: Arc<FileLocks>,
+    pushes: Arc<FileLocks<[u8; 16]>>,
+    /// Cancelled when the server stops and refuses new work.
     stopping: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Server {
-    /// Binds the addresses. Must be called within a tokio runtime.
+    /// Binds the addresses. It must be called within a tokio runtime.
     ///
     /// # Errors
-    /// [`Error::Io`] when an address cannot be had, naming it; [`Error::Usage`] when there is none.
+    /// [`Error::Io`] when an address cannot be bound, with the address; [`Error::Usage`] when no address is given.
     pub fn bind(options: ServerOptions) -> Result<Self> {
+        Self::bind_with(options, None, None)
+    }
+
+    /// Binds the addresses of a server that offers content instead of its store. Receivers that want to prove that they know a
+    /// code are passed to `introductions`; when that is full, they are refused.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub(crate) fn bind_offering(
+        options: ServerOptions,
+        offered: OfferedContent,
+        introductions: mpsc::Sender<Introduction>,
+    ) -> Result<Self> {
+        Self::bind_with(options, Some(Arc::new(offered)), Some(introductions))
+    }
+
+    fn bind_with(
+        options: ServerOptions,
+        offered: Option<Arc<OfferedContent>>,
+        introductions: Option<mpsc::Sender<Introduction>>,
+    ) -> Result<Self> {
         let ServerOptions {
             listen,
             identity,
@@ -111,7 +135,7 @@ impl Server {
         } = options;
         if listen.is_empty() {
             return Err(Error::Usage(
-                "a server needs an address to listen on".into(),
+                "cannot start a server: there is no address to listen on".into(),
             ));
         }
         if let Some(directory) = &config.qlog {
@@ -122,28 +146,28 @@ impl Server {
             .into_iter()
             .map(|address| Port::listening(address, &identity, quic.clone()));
         let ports = ports.collect::<Result<_>>()?;
-        let permits = within_open_files(config.max_transfers);
+        let permits = limit_to_open_files(config.max_transfers);
         if permits < config.max_transfers {
             warn!(
                 permits,
                 wanted = config.max_transfers,
-                "fewer transfers at a time: the system allows few open files"
+                "fewer transfers at the same time: the limit of open files (RLIMIT_NOFILE) is low"
             );
         }
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ServerState {
             admission,
             store,
-            offered: None,
-            introductions: None,
+            offered,
+            introductions,
             quic,
             permits: Arc::new(Semaphore::new(permits)),
             connections: Arc::new(Semaphore::new(config.max_connections)),
-            budget: Budget::new(config.memory),
+            memory: MemoryLimit::new(config.memory),
             send_memory: SendMemory::new(config.send_memory),
-            measurements: Places::of_server(),
+            measurements: MeasurementPermits::of_server(),
             listings: listings(),
-            limit: config.limit.map(|rate| Arc::new(Bucket::new(rate))),
-            claims: Arc::default(),
+            limit: config.limit.map(|rate| Arc::new(TokenBucket::new(rate))),
+            file_locks: Arc::default(),
             pushes: Arc::default(),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -153,17 +177,7 @@ impl Server {
         Ok(Self { ports, shared })
     }
 
-    /// The same server, which offers something in the place of its store. Those who want to show that they know a code are
-    /// handed on; whoever finds no room there is turned away.
-    pub fn offering(mut self, offered: Offered, introductions: mpsc::Sender<Introduction>) -> Self {
-        // It does not run yet, so nobody else has it.
-        if let Some(shared) = Arc::get_mut(&mut self.shared) {
-            (shared.offered, shared.introductions) = (Some(Arc::new(offered)), Some(introductions));
-        }
-        self
-    }
-
-    /// The addresses it listens on, with the ports that the system gave.
+    /// Returns the addresses that the server listens on, with the ports that the system chose.
     pub fn local_addresses(&self) -> Vec<SocketAddr> {
         self.ports
             .iter()
@@ -171,15 +185,15 @@ impl Server {
             .collect()
     }
 
-    /// The UDP ports that it listens on.
+    /// Returns the UDP ports that the server listens on.
     pub fn ports(&self) -> &[Port] {
         &self.ports
     }
 
-    /// Serves until `stop` is done; then takes no new transfers, lets those under way end within
-    /// [`Config::grace`], and keeps partials of the rest. `now`, once done, ends that wait at once.
+    /// Serves until `stop` is ready. Then it refuses new transfers, waits up to [`Config::grace`] for running ones, and keeps
+    /// partials of the rest. `now` ends that wait at once.
     ///
-    /// Dropping the future stops without grace; nothing that was committed is lost by it.
+    /// Dropping the future closes all connections at once. Committed files are not lost.
     pub async fn run(self, stop: impl Future<Output = ()>, now: impl Future<Output = ()>) {
         let shared = &self.shared;
         let endpoints: Vec<_> = self
@@ -187,14 +201,14 @@ impl Server {
             .iter()
             .map(|port| port.endpoint.clone())
             .collect();
-        let _closes = CloseOnDrop(&endpoints);
+        let _close_on_drop = CloseOnDrop(&endpoints);
         for endpoint in &endpoints {
             shared.tasks.spawn(accept(endpoint.clone(), shared.clone()));
         }
-        let sweeping = tokio::spawn(sweep(shared.store.clone(), shared.config.keep_partials));
+        let sweeper = tokio::spawn(sweep(shared.store.clone(), shared.config.keep_partials));
         stop.await;
-        sweeping.abort();
-        info!("stopping: no new transfers, those under way may end");
+        sweeper.abort();
+        info!("stopping: refusing new transfers, waiting for running ones");
         shared.stopping.cancel();
         for endpoint in &endpoints {
             endpoint.set_server_config(None);
@@ -203,12 +217,12 @@ impl Server {
         tokio::select! {
             () = shared.tasks.wait() => {}
             () = now => info!("stopping at once"),
-            () = sleep(shared.config.grace) => info!("the time is up; partials stay for resume"),
+            () = sleep(shared.config.grace) => info!("the grace period is over; partials are kept for resume"),
         }
         close(&endpoints);
-        // The goodbyes go out; a peer that is gone does not keep us.
+        // Waits until the CONNECTION_CLOSE frames were sent. The timeout covers peers that do not answer.
         for endpoint in &endpoints {
-            let _ = timeout(GOODBYE, endpoint.wait_idle()).await;
+            let _ = timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await;
         }
     }
 }
@@ -225,7 +239,8 @@ fn stop(connection: &Connection) {
     connection.close(varint_of(Code::Stopping), STOPPING);
 }
 
-/// A server whose future is dropped goes on no further: its connections are tasks of their own.
+/// Closes the endpoints when the server's future is dropped. Without it, the connections would go on, because they are
+/// tasks of their own.
 struct CloseOnDrop<'a>(&'a [Endpoint]);
 
 impl Drop for CloseOnDrop<'_> {
@@ -234,46 +249,49 @@ impl Drop for CloseOnDrop<'_> {
     }
 }
 
-/// Sessions at the same time on one connection. A push and a pull at once are two; each may hold a mebibyte of entries
-/// unanswered, several times that in memory.
+/// The most sessions at the same time on one connection. A push and a pull at once are two. Each may hold 1 MiB of
+/// unanswered entries, which takes several times that in memory.
 const MAX_SESSIONS: usize = 8;
 
-/// How long a stopping server waits for its last packets to go out.
-const GOODBYE: Duration = Duration::from_millis(500);
+/// How long a stopping server waits until its last packets were sent.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How often stale partials are looked for: as often as they may grow old, within these bounds, as it reads all directories.
-const SWEEP: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(24 * 3600));
+/// The bounds of the time between two searches for stale partials. Within them, the time is the age at which partials are
+/// stale. A search reads all directories, so it must not run often.
+const SWEEP_INTERVAL: (Duration, Duration) =
+    (Duration::from_secs(600), Duration::from_secs(24 * 3600));
 
 async fn sweep(store: Arc<dyn Store>, age: Duration) {
-    let mut turn = tokio::time::interval(age.clamp(SWEEP.0, SWEEP.1));
+    let mut interval = tokio::time::interval(age.clamp(SWEEP_INTERVAL.0, SWEEP_INTERVAL.1));
     loop {
-        turn.tick().await;
+        interval.tick().await;
         let store = store.clone();
         match tokio::task::spawn_blocking(move || store.sweep(age)).await {
             Ok(Ok(0)) => {}
-            Ok(Ok(removed)) => info!(removed, "stale partials swept"),
-            Ok(Err(why)) => warn!(%why, "stale partials could not be swept"),
+            Ok(Ok(removed)) => info!(removed, "removed stale partials"),
+            Ok(Err(why)) => warn!(%why, "cannot remove stale partials"),
             Err(_) => return,
         }
     }
 }
 
-async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
+async fn accept(endpoint: Endpoint, shared: Arc<ServerState>) {
     loop {
         let incoming = tokio::select! {
             incoming = endpoint.accept() => incoming,
             () = shared.stopping.cancelled() => return,
         };
         let Some(incoming) = incoming else { return };
-        // Half full is where somebody may be filling it with addresses that are not his (RFC 9000, section 8.1.2).
+        // Above half of the limit, clients must prove their address with a Retry packet, because an attacker may be using
+        // forged addresses (RFC 9000, section 8.1.2).
         let crowded = shared.connections.available_permits() < shared.config.max_connections / 2;
         if crowded && !incoming.remote_address_validated() && incoming.may_retry() {
-            // Fails only for what may not be retried.
+            // Cannot fail, because `may_retry` was checked.
             let _ = incoming.retry();
             continue;
         }
         let Ok(place) = shared.connections.clone().try_acquire_owned() else {
-            debug!(from = %incoming.remote_address(), "refused: full");
+            debug!(from = %incoming.remote_address(), "refused: too many connections");
             incoming.refuse();
             continue;
         };
@@ -284,16 +302,17 @@ async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
     }
 }
 
-/// The configuration of one connection that is traced. Making its file blocks.
-async fn traced(shared: Arc<Shared>) -> Arc<quinn::ServerConfig> {
+/// Returns the configuration of one connection with a qlog trace. Creating the file blocks, so it runs on a blocking thread.
+async fn traced(shared: Arc<ServerState>) -> Arc<quinn::ServerConfig> {
     let plain = Arc::new(shared.quic.clone());
     let traced =
-        tokio::task::spawn_blocking(move || endpoint::traced(&shared.quic, &shared.config)).await;
+        tokio::task::spawn_blocking(move || endpoint::with_qlog(&shared.quic, &shared.config))
+            .await;
     traced.ok().and_then(Result::ok).unwrap_or(plain)
 }
 
-/// A connection from handshake to end. It takes its place among the connections with it.
-async fn connection(incoming: Incoming, shared: Arc<Shared>, _place: OwnedSemaphorePermit) {
+/// Runs a connection from handshake to end. The permit counts it among the connections, and is released at the end.
+async fn connection(incoming: Incoming, shared: Arc<ServerState>, _place: OwnedSemaphorePermit) {
     let handshake = shared.config.handshake;
     let tracing = shared.clone();
     let mut connecting = Box::pin(timeout(handshake, async move {
@@ -304,8 +323,9 @@ async fn connection(incoming: Incoming, shared: Arc<Shared>, _place: OwnedSemaph
     }));
     let connected = tokio::select! {
         connected = &mut connecting => connected,
-        // Nothing new from here on; and it may be somebody who is gone, who is not waited for. Dropped, it would be closed
-        // without a reason, while its client may think already that it is connected.
+        // The server accepts nothing new, and does not wait for this client, which may be gone. A task finishes the
+        // handshake, because dropping it would close the connection without a reason, and the client may already think that
+        // it is connected.
         () = shared.stopping.cancelled() => {
             tokio::spawn(async move {
                 if let Ok(Ok(connection)) = connecting.await {
@@ -317,16 +337,16 @@ async fn connection(incoming: Incoming, shared: Arc<Shared>, _place: OwnedSemaph
     };
     let connection = match connected {
         Ok(Ok(connection)) => connection,
-        Ok(Err(lost)) => return debug!(why = %lost_connection(&lost), "no handshake"),
+        Ok(Err(lost)) => return debug!(why = %lost_connection(&lost), "the handshake failed"),
         Err(_) => return debug!("the handshake took too long"),
     };
     let Some((key_id, chain)) = endpoint::peer(&connection) else {
         return connection.close(varint_of(Code::NotAdmitted), b"a certificate is needed");
     };
-    // The file of authorized keys is read anew each time; that blocks.
-    let judging = shared.clone();
-    let judged = tokio::task::spawn_blocking(move || judging.admission.judge(&chain)).await;
-    let rights = match judged.unwrap_or_else(|_| Err(Code::Internal.into())) {
+    // authorized_keys is read for each connection, which blocks.
+    let deciding = shared.clone();
+    let decided = tokio::task::spawn_blocking(move || deciding.admission.rights_of(&chain)).await;
+    let rights = match decided.unwrap_or_else(|_| Err(Code::Internal.into())) {
         Ok(rights) => rights,
         Err(why) => {
             info!(%key_id, %why, "not admitted");
@@ -336,18 +356,18 @@ async fn connection(incoming: Incoming, shared: Arc<Shared>, _place: OwnedSemaph
         }
     };
     info!(%key_id, name = rights.name.as_deref().unwrap_or("-"), "connected");
-    let Some(window) = Window::open(connection.clone(), &shared.budget) else {
+    let Some(window) = FlowControl::open(connection.clone(), &shared.memory) else {
         return connection.close(
             varint_of(Code::Busy),
-            b"the server has no memory left for another connection",
+            b"the server has no memory for another connection",
         );
     };
-    let _upkeep = Upkeep::begin(
+    let _send_window = SendWindow::start(
         connection.clone(),
         &shared.send_memory,
         shared.config.limited_send_window(),
     );
-    let lost = converse(connection, window, shared, key_id.0, rights).await;
+    let lost = serve_connection(connection, window, shared, key_id.0, rights).await;
     match lost {
         quinn::ConnectionError::ApplicationClosed(close)
             if close.error_code == varint_of(Code::Done) =>
@@ -358,11 +378,11 @@ async fn connection(incoming: Incoming, shared: Arc<Shared>, _place: OwnedSemaph
     }
 }
 
-/// Serves the sessions of a connection until it ends: by the client, by loss, or because it has been idle.
-async fn converse(
+/// Serves the sessions of a connection until the client closes it, it is lost, or it was idle for too long.
+async fn serve_connection(
     connection: Connection,
-    window: Arc<Window>,
-    shared: Arc<Shared>,
+    window: Arc<FlowControl>,
+    shared: Arc<ServerState>,
     owner: [u8; 32],
     rights: Rights,
 ) -> quinn::ConnectionError {
@@ -385,18 +405,25 @@ async fn converse(
         stopping: shared.stopping.clone(),
         receiver: receivers(&shared, (owner, rights.read), permits, window.clone()),
     });
-    let places = Arc::new(Places::of_connection(shared.measurements.clone()));
+    let places = Arc::new(MeasurementPermits::of_connection(
+        shared.measurements.clone(),
+    ));
     let opened = {
-        let (session, running, connection) = (session, running.clone(), connection.clone());
+        let session = session;
+        let running = running.clone();
+        let connection = connection.clone();
         let window = window.clone();
         let shared = shared.clone();
-        // The streams are accepted in tasks that stand outside of the connection's span.
+        // The streams are accepted in tasks that do not inherit the connection's span.
         let span = tracing::Span::current();
         move |what, bi| {
             let others = running.begin();
-            let (session, running, connection) =
-                (session.clone(), running.clone(), connection.clone());
-            let (window, places, shared) = (window.clone(), places.clone(), shared.clone());
+            let session = session.clone();
+            let running = running.clone();
+            let connection = connection.clone();
+            let window = window.clone();
+            let places = places.clone();
+            let shared = shared.clone();
             let tasks = shared.tasks.clone();
             let handle = if let Opened::Session(handle) = what {
                 Some(handle)
@@ -413,13 +440,16 @@ async fn converse(
                         Ok(())
                     }
                     Opened::Measurement if !session.may_read && !session.may_write => {
-                        turn_away(bi.0, bi.1, Code::NotAllowed);
+                        reject_stream(bi.0, bi.1, Code::NotAllowed);
                         Ok(())
                     }
                     Opened::Measurement => {
-                        let limits = Limits::new(session.limit.clone());
-                        let within = (&session.config, &limits);
-                        measure::serve(&window, &places, bi, within, &session.stopping).await
+                        let limits = RateLimits::new(session.limit.clone());
+                        let (reader, writer) = bi;
+                        let config = &session.config;
+                        let stopping = &session.stopping;
+                        bench::serve(&window, &places, reader, writer, config, &limits, stopping)
+                            .await
                     }
                 };
                 running.end();
@@ -440,11 +470,11 @@ async fn converse(
     loop {
         tokio::select! {
             lost = &mut streams => return lost,
-            // A connection without a session only takes a place that others need.
+            // A connection without a session holds a permit that other clients may need.
             () = running.idle_for(shared.config.deadline) => {
                 connection.close(varint_of(Code::TimedOut), b"no session was running");
             }
-            // Sessions that run are told by themselves; the client closes once it has its summary.
+            // Running sessions tell their clients themselves. The client closes once it has its summary.
             () = async {
                 shared.stopping.cancelled().await;
                 running.idle_for(Duration::ZERO).await;
@@ -455,21 +485,21 @@ async fn converse(
                 shared.stopping.cancelled().await;
                 window.unresponsive().await;
             } => {
-                debug!("nothing comes back, and the server is stopping");
-                connection.close(varint_of(Code::TimedOut), b"nothing came back while the server was stopping");
+                debug!("no reply from the client while the server is stopping");
+                connection.close(varint_of(Code::TimedOut), b"no reply while the server was stopping");
             }
         }
     }
 }
 
-/// Hands somebody over to whoever knows the code, and waits until that is done with.
+/// Passes a client to the task that checks codes, and waits until that task is done with it.
 async fn introduce(
-    shared: &Shared,
+    shared: &ServerState,
     connection: Connection,
     (reader, writer): (MessageReader, MessageWriter),
 ) {
     let Some(introductions) = &shared.introductions else {
-        return turn_away(reader, writer, Code::Unsupported);
+        return reject_stream(reader, writer, Code::Unsupported);
     };
     let done = writer.delivered();
     match introductions.try_send(Introduction {
@@ -480,29 +510,29 @@ async fn introduce(
         Ok(()) => done.await,
         Err(full) => {
             let Introduction { reader, writer, .. } = full.into_inner();
-            turn_away(reader, writer, Code::Busy);
+            reject_stream(reader, writer, Code::Busy);
         }
     }
 }
 
-fn turn_away(mut reader: MessageReader, writer: MessageWriter, code: Code) {
+fn reject_stream(mut reader: MessageReader, writer: MessageWriter, code: Code) {
     reader.stop(code);
     writer.reset(code);
 }
 
-/// How a session of this connection makes its receiver.
+/// Returns the function that makes the receiver of a session on this connection.
 fn receivers(
-    shared: &Arc<Shared>,
+    shared: &Arc<ServerState>,
     (owner, may_read): ([u8; 32], bool),
     permits: Arc<Permits>,
-    window: Arc<Window>,
+    window: Arc<FlowControl>,
 ) -> MakeReceiver {
     let shared = shared.clone();
     Box::new(move |push, place, spared| {
         Receiver::new(Receiving {
             store: shared.store.clone(),
             place,
-            asked: Asked::Any,
+            asked: RequestedNames::Any,
             most: None,
             take: push.take.unwrap_or_default(),
             spared,
@@ -513,17 +543,17 @@ fn receivers(
             },
             owner,
             durability: push.durability,
-            // The sender's user has said so to the sender.
+            // The sender knows this option of its user, and applies it itself.
             fail_specials: false,
             permits: permits.clone(),
             window: window.clone(),
-            // Whoever may not read must not find out what is there, not even by the time that it takes.
+            // A key without the right to read gets no dedupe, because its timing would reveal which content exists.
             index: shared
                 .config
                 .index
                 .clone()
                 .filter(|_| may_read && !push.take.unwrap_or_default().no_dedupe),
-            claims: shared.claims.clone(),
+            claims: shared.file_locks.clone(),
             session: push.session,
             config: shared.config.clone(),
             ledger: Arc::default(),

@@ -3,11 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use haul::config::Config;
-use haul::error::Error;
-use haul::measure::MeasureOptions;
-use haul::progress::{Event, Observer};
-use haul::target::Argument;
+use haul::{Argument, Config, Error, Event, MeasureOptions, Observer};
 
 use super::connect::connect;
 use super::output::{self, Status, measured};
@@ -17,14 +13,14 @@ pub(super) async fn run(bench: Bench) -> anyhow::Result<u8> {
     let json = bench.json;
     measure(bench)
         .await
-        .inspect_err(|error| output::never_began(json, error))
+        .inspect_err(|error| output::report_start_failure(json, error))
 }
 
 async fn measure(bench: Bench) -> anyhow::Result<u8> {
-    // A path, as in what was typed for cp, says nothing about the way.
+    // A path in the target is ignored, so that a target typed for `haul cp` works here too.
     let Argument::Remote(target) = Argument::parse(&bench.server)? else {
         return Err(Error::Usage(
-            "a server is written haul://HOST, or NAME: where it was paired".into(),
+            "cannot measure a local path: write the server as haul://HOST, or NAME: if it is paired".into(),
         )
         .into());
     };

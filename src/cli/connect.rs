@@ -1,17 +1,16 @@
-//! To a server, and the question at a first contact.
+//! Connects to a server, and asks the user to confirm its key at first contact.
 
-use haul::client::Client;
-use haul::config::Config;
-use haul::error::Error;
-use haul::identity::{Home, Identity, KeyId};
-use haul::peer::pair;
-use haul::target::{Host, Petname, Target};
-use haul::trust::{ServerTrust, known_hosts, peers};
+use haul::pairing::pair;
+use haul::{
+    Client, Config, Error, Home, Host, Identity, KeyId, Petname, ServerTrust, Target, known_hosts,
+    peers,
+};
 
 use super::output;
 use super::settings::{Relayed, own_addresses};
 
-/// Connects as HAUL_HOME has it; at a first contact it asks on the terminal whether the server's key is the right one.
+/// Connects with the identity and the known hosts of HAUL_HOME. At first contact it asks on the terminal whether the
+/// server's key is the right one.
 pub(super) async fn connect(
     target: &Target,
     pin: Option<KeyId>,
@@ -29,8 +28,8 @@ pub(super) async fn connect(
         connected => return Ok(connected?),
     };
     let question = format!(
-        "This is the first contact with {host}. Its key id is\n  {key_id}\nIt is the right server if `haul id` there says the \
-         same.\nTrust it from now on? [y/N]"
+        "This is the first contact with {host}. Its key id is\n  {key_id}\nIt is the right server if `haul id` prints the same \
+         there.\nTrust it from now on? [y/N]"
     );
     match output::ask(&question).as_deref() {
         Some("y" | "Y" | "yes") => {}
@@ -39,8 +38,8 @@ pub(super) async fn connect(
             let file = output::shown(&home.known_hosts());
             return Err(anyhow::Error::from(Error::UnknownHost { host: host.clone(), key_id: key_id.clone() }).context(
                 format!(
-                    "the key of {host} is not known, and there is no terminal to ask on. If `haul id` on the server says \
-                     {key_id}, add --pin {key_id}, or the line `{host} {key_id}` to {file}"
+                    "cannot trust {host}: its key is not known, and there is no terminal to ask on. If `haul id` on the \
+                     server prints {key_id}, add --pin {key_id}, or add the line `{host} {key_id}` to {file}"
                 ),
             ));
         }
@@ -50,7 +49,7 @@ pub(super) async fn connect(
         key_id,
     })?;
     known_hosts::add(&home.known_hosts(), &host, &parsed)?;
-    // Connected with the very key that was shown, whoever answers now.
+    // The new connection must have the key that the user confirmed, because another host may answer now.
     let pinned = ServerTrust {
         pin: Some(parsed),
         ..ServerTrust::default()
@@ -58,7 +57,7 @@ pub(super) async fn connect(
     Ok(Client::connect(&identity, &pinned, name, port, config).await?)
 }
 
-/// To the server of a machine that this one was paired with.
+/// Connects to the server of a paired machine.
 async fn to_peer(
     name: &Petname,
     target: &Target,
@@ -68,19 +67,19 @@ async fn to_peer(
 ) -> anyhow::Result<Client> {
     let shown = target.to_string();
     let peer = peers::named(home, name).map_err(|error| match error {
-        // It may have been meant for scp.
+        // The user may have meant a host for scp, or a local file.
         Error::Usage(why) => {
             let path = shown.split_once(':').map_or("", |(_, path)| path);
             Error::Usage(format!(
-                "{shown}: {why}. A haul server is written haul://{name}/{path}, a local file with a colon ./{shown}; \
-                 copies over an ssh login come with a later version"
+                "{shown}: {why}. Write a haul server as haul://{name}/{path}, and a local file as ./{shown}; haul cannot \
+                 copy over an ssh login yet"
             ))
         }
         other => other,
     })?;
     if pin.is_some_and(|pin| pin != peer.key_id) {
         return Err(Error::Usage(format!(
-            "{name} was paired with the key {}; leave out --pin",
+            "cannot use --pin for {name}: it is paired with the key {}; leave out --pin",
             peer.key_id
         ))
         .into());
@@ -89,10 +88,10 @@ async fn to_peer(
     let relayed = relay.is_some();
     pair::connect(&peer, relay, own_addresses(), identity, config).await.map_err(|error| match error {
         Error::Lost(_) => {
-            let elsewhere = if relayed { ", nor did the relay know of it" } else { "" };
+            let elsewhere = if relayed { ", nor at the relay" } else { "" };
             let how = format!(
-                "{name} was not found on this network{elsewhere}. Does `haul serve` run there? Between networks both ends need \
-                 the same relay (HAUL_RELAY)"
+                "cannot find {name} on this network{elsewhere}. Check that `haul serve` runs there; between networks, both \
+                 ends need the same relay (HAUL_RELAY)"
             );
             anyhow::Error::from(error).context(how)
         }

@@ -2,29 +2,22 @@
 
 use std::path::PathBuf;
 
-use haul::client::{Client, PullOptions, PushOptions};
-use haul::config::Config;
-use haul::error::Error;
-use haul::identity::Home;
-use haul::index::Index;
-use haul::manifest::{Follow, WalkOptions};
-use haul::path::RelativePath;
-use haul::progress::Observer;
-use haul::session::Outcome;
-use haul::target::{Argument, Host, Target};
-use haul::wire::{Durability, Take};
+use haul::{
+    Argument, Client, Config, Durability, Error, Follow, Home, Host, Index, Observer, Outcome,
+    PullOptions, PushOptions, ReceiveOptions, RelativePath, Target, WalkOptions,
+};
 
 use super::connect::connect;
 use super::output::{self, Screen};
 use super::{Cp, DONE, FAILED, INTERRUPTED, Specials, Taking, exit_code_of};
 
-/// What is to be done, once there is a connection.
+/// The session to run on the connection.
 enum Job {
     Push(PushOptions),
-    /// What comes in through a pipe.
+    /// Sends standard input.
     Input(PushOptions),
     Pull(PullOptions),
-    /// What goes out through a pipe.
+    /// Writes to standard output.
     Output(PullOptions),
 }
 
@@ -38,18 +31,18 @@ impl Job {
         }
     }
 
-    /// What an end in the middle leaves.
-    fn left(&self) -> &'static str {
+    /// Says what remains after an interruption.
+    fn remains(&self) -> &'static str {
         match self {
             Self::Push(_) | Self::Pull(_) => {
-                "what is committed stays. Run the same command again to go on."
+                "committed files remain. Run the same command again to resume."
             }
-            Self::Input(_) => "nothing of it was committed.",
-            Self::Output(_) => "what came out is not the whole file.",
+            Self::Input(_) => "nothing was committed.",
+            Self::Output(_) => "the output is incomplete.",
         }
     }
 
-    /// Who keeps what was not finished.
+    /// Returns the end that keeps the partials.
     fn keeper(&self) -> &'static str {
         match self {
             Self::Push(_) | Self::Input(_) => "the server",
@@ -65,14 +58,14 @@ pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
     };
     let (client, job) = begin(&cp)
         .await
-        .inspect_err(|error| output::never_began(cp.how.output.json, error))?;
+        .inspect_err(|error| output::report_start_failure(cp.how.output.json, error))?;
     let screen = Screen::new(output);
     let ended = tokio::select! {
         ended = job.run(&client, screen.observer()) => ended,
         _ = tokio::signal::ctrl_c() => {
             screen.end(&Err(Error::Lost("interrupted".into())));
             client.cancel().await;
-            output::note(&format!("haul: interrupted; {}", job.left()));
+            output::note(&format!("haul: interrupted; {}", job.remains()));
             return Ok(INTERRUPTED);
         }
     };
@@ -82,14 +75,14 @@ pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
         .as_ref()
         .is_ok_and(|outcome| exit_code_of(outcome) == DONE);
     if matches!(job, Job::Output(_)) && !whole {
-        output::note("haul: what came out is not the whole file");
+        output::note("haul: the output is incomplete");
     }
     match ended {
         Ok(_) if matches!(job, Job::Output(_)) && !whole => Ok(FAILED),
         Ok(outcome) => Ok(exit_code_of(&outcome)),
         Err(error @ Error::Lost(_)) if matches!(job, Job::Input(_)) => {
             let how = format!(
-                "{error}. Nothing of it was committed, unless it was lost with the very end; run the whole command again"
+                "{error}. Nothing was committed, unless the loss came at the very end; run the whole command again"
             );
             Err(anyhow::Error::from(error).context(how))
         }
@@ -97,8 +90,8 @@ pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
         Err(error @ Error::Lost(_)) => {
             let keeper = job.keeper();
             let how = format!(
-                "{error}. What is committed stays, and of the rest {keeper} keeps what it has; run the same command again to \
-                 go on"
+                "{error}. Committed files remain, and {keeper} keeps partials of the rest; run the same command again to \
+                 resume"
             );
             Err(anyhow::Error::from(error).context(how))
         }
@@ -106,22 +99,22 @@ pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
     }
 }
 
-/// All that comes before the session.
+/// Checks the command line, connects, and makes the session's options.
 async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
     if cp.how.port.is_some() {
         return Err(usage(
-            "the port stands behind the host, as in haul://host:4433/",
+            "cannot use -P: write the port after the host, as in haul://host:4433/",
         ));
     }
     if let Some(kbit) = &cp.how.scp_limit {
         let kbit = output::shown(kbit.as_ref());
         return Err(usage(&format!(
-            "scp's -l {kbit} (kbit/s) is written --limit {kbit}k"
+            "cannot use scp's -l {kbit} (kbit/s): write --limit {kbit}k"
         )));
     }
     if cp.how.bwlimit.is_some() {
         return Err(usage(
-            "rsync's --bwlimit counts in KiB/s: --bwlimit 1000 is written --limit 1000KiB, 1.5m 1.5MiB",
+            "cannot use rsync's --bwlimit (KiB/s): write --limit 1000KiB for 1000, 1.5MiB for 1.5m",
         ));
     }
     let (server, way) = split(cp)?;
@@ -129,7 +122,7 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
         matches!(&way, Way::Up(sources) if matches!(&sources[..], [source] if source.is_dir()));
     if cp.how.filter.has_list() && !one_directory {
         return Err(usage(
-            "--files-from names what is below one directory, which is then the only source",
+            "cannot use --files-from: it needs one local directory as the only source",
         ));
     }
     let follow = if cp.how.follow {
@@ -155,7 +148,7 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
         modify_window,
         delete,
     } = cp.how.taking;
-    let take = Take {
+    let take = ReceiveOptions {
         existing,
         checksum,
         dry_run,
@@ -182,7 +175,8 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
     };
     let job = match way {
         Way::Up(sources) => {
-            let (destination, into) = (server.path, server.into);
+            let destination = server.path;
+            let into = server.into;
             let options = PushOptions {
                 sources,
                 destination,
@@ -219,40 +213,41 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
     Ok((client, job))
 }
 
-/// Whether what is sent comes in through a pipe.
+/// Whether the source is standard input.
 fn from_input(cp: &Cp) -> Result<bool, Error> {
     match cp.sources.iter().any(|source| source == "-") {
         true if cp.sources.len() > 1 => Err(Error::Usage(
-            "- is what comes in, and goes alone; a file of that name is ./-".into(),
+            "cannot send - with other sources: it is standard input; write a file of that name as ./-".into(),
         )),
         input => Ok(input),
     }
 }
 
-/// Whether something can go out through a pipe.
+/// Checks that the sources can go to standard output.
 fn check_output(cp: &Cp, sources: &[Target]) -> anyhow::Result<()> {
     if cp.how.output.json {
         return Err(usage(
-            "--json and - would both write to standard output; leave one of them out",
+            "cannot use --json and - together: both write to standard output; leave out one of them",
         ));
     }
     match sources {
         [one] if !one.path.is_root() => Ok(()),
         _ => Err(usage(
-            "- takes the content of one file; a directory of that name is ./-",
+            "cannot write a directory or several sources to -: it takes one file; write a directory named - as ./-",
         )),
     }
 }
 
-/// To a server, or from it.
+/// The direction of the copy, with its arguments.
 enum Way {
     Up(Vec<PathBuf>),
     Down(Vec<RelativePath>, PathBuf),
 }
 
-/// Tells sources from the destination, and which is the server.
+/// Sorts the arguments into local and remote ones, and finds the server and the direction.
 fn split(cp: &Cp) -> anyhow::Result<(Target, Way)> {
-    let (mut here, mut there) = (Vec::new(), Vec::<Target>::new());
+    let mut here = Vec::new();
+    let mut there = Vec::<Target>::new();
     for source in &cp.sources {
         match Argument::parse(source)? {
             Argument::Local(path) => here.push(path),
@@ -262,7 +257,7 @@ fn split(cp: &Cp) -> anyhow::Result<(Target, Way)> {
     let input = from_input(cp)?;
     match (Argument::parse(&cp.destination)?, there.first().cloned()) {
         (Argument::Remote(target), None) if input && target.into => Err(usage(&format!(
-            "what comes in needs a name there, as in {target}name.tar"
+            "cannot send standard input without a name: write {target}name.tar"
         ))),
         (Argument::Remote(target), None) => Ok((target, Way::Up(here))),
         (
@@ -274,31 +269,32 @@ fn split(cp: &Cp) -> anyhow::Result<(Target, Way)> {
         ) => {
             let shown = output::shown(cp.sources[0].as_ref());
             Err(usage(&format!(
-                "from server to server haul does not copy; run it on one of the two, with a local name. If {shown} is a file \
-                 here, write ./{shown}"
+                "cannot copy from server to server: run haul on one of the two, with a local path. If {shown} is a local \
+                 file, write ./{shown}"
             )))
         }
         (Argument::Remote(_), Some(_)) => Err(usage(
-            "from server to server haul does not copy; run it on one of the two, with a local name",
+            "cannot copy from server to server: run haul on one of the two, with a local path",
         )),
         (Argument::Local(path), None) => {
             let path = output::shown(&path);
             let example = path.trim_start_matches(['.', '/']);
             Err(usage(&format!(
-                "{path} is no server; the destination comes last, as in haul://host/{example}"
+                "cannot copy between local paths: {path} is not a server; the destination comes last, as in haul://host/{example}"
             )))
         }
         (Argument::Local(path), Some(server)) => {
             if let Some(local) = here.first() {
                 let local = output::shown(local);
                 return Err(usage(&format!(
-                    "{local} is here already, and the others are on a server; copy it with cp"
+                    "cannot copy {local}: it is local, and the other sources are on a server; copy it with cp"
                 )));
             }
             if let Some(other) = there.iter().find(|target| target.host != server.host) {
-                let (one, other) = (&server.host, &other.host);
+                let one = &server.host;
+                let other = &other.host;
                 return Err(usage(&format!(
-                    "{one} and {other} are two servers; copy from one after the other"
+                    "cannot copy from {one} and {other} at once: they are two servers; copy from one after the other"
                 )));
             }
             if path.as_os_str() == "-" {

@@ -1,4 +1,4 @@
-//! `haul demo`: the main job in one command.
+//! `haul demo`: a server, a client and a comparison in one command.
 
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -7,13 +7,10 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, bail};
-use haul::client::{Client, PushOptions};
-use haul::config::Config;
-use haul::identity::Identity;
-use haul::path::RelativePath;
-use haul::server::{Server, ServerOptions};
-use haul::store::LocalStore;
-use haul::trust::{Admission, Anyone, ServerTrust};
+use haul::{
+    Admission, Anyone, Client, Config, Identity, LocalStore, PushOptions, RelativePath, Server,
+    ServerOptions, ServerTrust,
+};
 
 use super::output::{self, Screen, shown};
 use super::{DONE, Demo, FAILED, Output};
@@ -22,12 +19,12 @@ use super::{DONE, Demo, FAILED, Output};
 const BLOCK: usize = 1 << 20;
 
 pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
-    let place = new_directory()?;
+    let directory = new_directory()?;
     let source = match demo.path {
         Some(path) => path,
-        None => small_tree(&place.join("sent"))?,
+        None => small_tree(&directory.join("sent"))?,
     };
-    let received = place.join("received");
+    let received = directory.join("received");
     std::fs::create_dir(&received).with_context(|| shown(&received))?;
 
     let identity = Identity::generate()?;
@@ -47,12 +44,12 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
         },
         store: Arc::new(LocalStore::open(&received)?),
         config: Config::default(),
-        observer: haul::progress::ignore(),
+        observer: haul::ignore(),
     })?;
     let port = server
         .local_addresses()
         .first()
-        .context("the server has no address")?
+        .context("cannot find the address of the server")?
         .port();
     output::line(&format!(
         "A server runs on 127.0.0.1:{port} (UDP). Sending {} to it over QUIC.",
@@ -88,7 +85,7 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
     screen.end(&pushed);
     client.close().await;
     drop(stop);
-    running.await.context("the server broke down")?;
+    running.await.context("cannot go on: the server failed")?;
     let sent = pushed?.sent;
 
     let compared = tokio::task::spawn_blocking(move || compare_trees(&source, &received)).await??;
@@ -102,7 +99,7 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
         "Speed: {:.0} MB/s on this machine, both ends included.",
         sent.bytes as f64 / 1e6 / seconds
     ));
-    output::line(&format!("They are in {}", shown(&place)));
+    output::line(&format!("The files are in {}", shown(&directory)));
     Ok(if compared.different == 0 && sent.failed == 0 {
         DONE
     } else {
@@ -110,7 +107,7 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
     })
 }
 
-/// A new directory that nobody else can read.
+/// Makes a new directory that other users cannot read.
 fn new_directory() -> anyhow::Result<PathBuf> {
     use std::os::unix::fs::DirBuilderExt;
     let now = SystemTime::now()
@@ -126,12 +123,12 @@ fn new_directory() -> anyhow::Result<PathBuf> {
         }
     }
     bail!(
-        "no new directory can be had in {}",
+        "cannot make a new directory in {}: all names exist",
         shown(&std::env::temp_dir())
     )
 }
 
-/// Files of many sizes, a deep directory, an empty file and a name that is no ASCII.
+/// Makes files of many sizes, a deep directory, an empty file and a name outside of ASCII.
 fn small_tree(root: &Path) -> anyhow::Result<PathBuf> {
     let tree = root.join("demo");
     let write = |name: &str, size: usize| {
@@ -161,10 +158,12 @@ struct Compared {
     different: u64,
 }
 
-/// Compares each file of the source with what was received, by reading both.
+/// Compares each file of the source with the received one, by reading both.
 fn compare_trees(source: &Path, received: &Path) -> anyhow::Result<Compared> {
     let source = source.canonicalize().with_context(|| shown(source))?;
-    let name = source.file_name().context("the source has no name")?;
+    let name = source
+        .file_name()
+        .context("cannot compare the source: it has no name")?;
     let mut compared = Compared::default();
     let mut open = vec![(source.clone(), received.join(name))];
     while let Some((sent, got)) = open.pop() {
@@ -195,8 +194,10 @@ fn compare_trees(source: &Path, received: &Path) -> anyhow::Result<Compared> {
 }
 
 fn same_content(a: &Path, b: &Path) -> std::io::Result<bool> {
-    let (mut a, mut b) = (std::fs::File::open(a)?, std::fs::File::open(b)?);
-    let (mut left, mut right) = (Vec::new(), Vec::new());
+    let mut a = std::fs::File::open(a)?;
+    let mut b = std::fs::File::open(b)?;
+    let mut left = Vec::new();
+    let mut right = Vec::new();
     loop {
         left.clear();
         right.clear();

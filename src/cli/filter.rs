@@ -1,4 +1,4 @@
-//! The options that leave something out, for each command that walks a tree.
+//! The filter options of commands that walk a tree.
 
 use std::ffi::OsString;
 use std::io::Read;
@@ -6,11 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
-use haul::error::Error;
-use haul::filter::{Filter, Only, Rules, lines};
-use haul::path::printable;
+use haul::{Error, Filter, Only, Rules, lines, printable};
 
-/// What was typed. Made by hand, since clap's derive does not tell the order of different options.
+/// The filter options as typed. Implemented by hand, because clap's derive loses the order of different options.
 #[derive(Debug, Clone, Default)]
 pub(super) struct FilterArgs {
     rules: Vec<Given>,
@@ -40,7 +38,7 @@ impl Args for FilterArgs {
             } else {
                 ArgAction::Append
             };
-            // Hidden for room; the help names them in its last lines.
+            // Hidden, because the help must fit on a screen. Its last lines name them.
             Arg::new(name)
                 .long(name)
                 .value_name(value)
@@ -105,7 +103,10 @@ impl FromArgMatches for FilterArgs {
 }
 
 impl FilterArgs {
-    /// The filter that was asked for. With `--files-from`, directories are entered only if this is `recursive`.
+    /// Builds the filter. With `--files-from`, listed directories are entered only if `recursive`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when a file cannot be read, or a rule or a name is invalid.
     pub(super) fn filter(&self, recursive: bool) -> anyhow::Result<Filter> {
         let mut rules = Vec::new();
         for given in &self.rules {
@@ -114,13 +115,16 @@ impl FilterArgs {
                 Given::File(path) => rules.extend(lines(&read(path)?)),
             }
         }
-        let rules = Rules::new(rules)
-            .map_err(|bad| Error::Usage(format!("--exclude and --include: {bad}")))?;
+        let rules = Rules::new(rules).map_err(|bad| {
+            Error::Usage(format!(
+                "cannot use a rule of --exclude or --include: {bad}"
+            ))
+        })?;
         let only = match &self.files_from {
             Some(path) => Some(Only::parse(&read(path)?, self.from0, recursive).map_err(
                 |(name, bad)| {
                     Error::Usage(format!(
-                        "{}: {}: {bad}",
+                        "cannot use {}: {}: {bad}",
                         printable(path.as_os_str().as_bytes()),
                         printable(&name)
                     ))
@@ -135,13 +139,13 @@ impl FilterArgs {
         })
     }
 
-    /// Whether only listed names are to be sent.
+    /// Whether `--files-from` was given.
     pub(super) fn has_list(&self) -> bool {
         self.files_from.is_some()
     }
 }
 
-/// A file, or standard input for `-`.
+/// Reads a file, or standard input for `-`.
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     let mut text = Vec::new();
     let read = match path.as_os_str().as_bytes() {

@@ -1,6 +1,6 @@
 //! `haul id`.
 
-use haul::identity::Home;
+use haul::Home;
 
 use super::{DONE, output};
 

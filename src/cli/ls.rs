@@ -1,9 +1,6 @@
 //! `haul ls`.
 
-use haul::config::Config;
-use haul::error::Error;
-use haul::session::{Found, Listing};
-use haul::target::Argument;
+use haul::{Argument, Config, Error, ListItem, Listing};
 
 use super::connect::connect;
 use super::output;
@@ -18,7 +15,7 @@ pub(super) async fn run(ls: Ls) -> anyhow::Result<u8> {
     };
     let begin = async {
         let Argument::Remote(target) = Argument::parse(&ls.place)? else {
-            let why = "what is on this machine, ls lists; a server is written haul://HOST/PATH";
+            let why = "cannot list a local path: use ls; write a server as haul://HOST/PATH";
             return Err(Error::Usage(why.into()).into());
         };
         let config = Config {
@@ -32,23 +29,23 @@ pub(super) async fn run(ls: Ls) -> anyhow::Result<u8> {
     };
     let (client, listing) = begin
         .await
-        .inspect_err(|error| output::never_began(ls.json, error))?;
+        .inspect_err(|error| output::report_start_failure(ls.json, error))?;
     let ended = tokio::select! {
         ended = print(listing, Lines::new(form)) => ended,
         _ = tokio::signal::ctrl_c() => Ok(INTERRUPTED),
     };
     client.close().await;
-    ended.inspect_err(|error| output::never_began(ls.json, error))
+    ended.inspect_err(|error| output::report_start_failure(ls.json, error))
 }
 
-/// Prints what comes until the end, or until nobody reads it any more.
+/// Prints entries until the end of the listing, or until standard output has no reader.
 async fn print(mut listing: Listing, mut lines: Lines) -> anyhow::Result<u8> {
     let mut code = DONE;
     loop {
         let found = tokio::select! {
             biased;
             found = listing.next() => found,
-            // Nothing more is here: what is gathered goes out before the wait.
+            // No entry is ready, so the buffered lines are printed before waiting.
             () = std::future::ready(()) => {
                 if !lines.flush() {
                     return Ok(code);
@@ -57,8 +54,8 @@ async fn print(mut listing: Listing, mut lines: Lines) -> anyhow::Result<u8> {
             }
         };
         let reads_on = match found? {
-            Some(Found::Listed(path, listed)) => lines.print(&path, &listed),
-            Some(Found::Failed(path, why)) => {
+            Some(ListItem::Listed(path, listed)) => lines.print(&path, &listed),
+            Some(ListItem::Failed(path, why)) => {
                 code = FAILED;
                 lines.failed(&path, &why)
             }

@@ -14,12 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
-use haul::config::written;
-use haul::error::{Code, Error, Why};
-use haul::path::{RelativePath, is_unprintable, printable};
-use haul::progress::{Event, Observer, Route, Settled};
-use haul::session::Outcome;
-use haul::wire::{Kind, Unkept};
+use haul::{
+    Code, Error, Event, Kind, MetadataWarning, Observer, Outcome, Reason, RelativePath, Route,
+    Settled, display_duration, is_unprintable, printable,
+};
 use serde_json::{Value, json};
 
 use tally::Tally;
@@ -27,31 +25,34 @@ pub(super) use tally::bytes;
 use terminal::Bars;
 pub(super) use terminal::Status;
 
-/// How often JSON tells of progress at most.
-const JSON_PROGRESS: Duration = Duration::from_millis(100);
-/// How often plain lines tell of progress.
-const PLAIN_PROGRESS: Duration = Duration::from_secs(5);
+/// The shortest time between two JSON progress objects.
+const JSON_PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// The time between two plain progress lines.
+const PLAIN_PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Prints a line on standard output. A reader that has gone away is no reason to panic.
+/// Prints a line on standard output. Errors are ignored, because the reader of a pipe may have closed it.
 pub(super) fn line(text: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{text}");
 }
 
-/// Standard output as it is: what comes is passed on at once, and is no text.
+/// Returns standard output for binary data, without a buffer.
+///
+/// # Errors
+/// [`Error::Io`] when the descriptor cannot be duplicated.
 pub(super) fn raw() -> Result<std::fs::File, Error> {
     let output = std::io::stdout()
         .as_fd()
         .try_clone_to_owned()
-        .map_err(Error::io("standard output"))?;
+        .map_err(Error::io("cannot open standard output"))?;
     Ok(output.into())
 }
 
-/// A JSON object on a line of its own. It may hold text exactly as a peer wrote it, such as names and the text of an
-/// offer. A character that could steer a terminal is written as `\u....`, which means the same to a reader of JSON.
+/// Formats a JSON object on one line. The object may hold text exactly as a peer wrote it, such as names and the text of
+/// an offer. Characters that could control a terminal are written as `\u....`, which JSON parsers read as the same.
 pub(super) fn json_text(object: &Value) -> String {
     let mut text = String::new();
     let mut units = [0; 2];
-    // Outside of its strings, compact JSON has no such characters.
+    // Compact JSON has such characters only in strings.
     for c in object.to_string().chars() {
         if is_unprintable(c) {
             for unit in c.encode_utf16(&mut units) {
@@ -74,27 +75,28 @@ pub(super) fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// Says what ended the program.
+/// Prints the error that ended the program.
 pub(super) fn failure(error: &anyhow::Error) {
-    // The outermost context says all of it; what is below is there for the exit code.
+    // The outermost context is the whole message. The inner error only chooses the exit code.
     note(&format!("haul: {error}"));
 }
 
-/// Tells a reader of JSON that no session came about; people read the same from [`failure`].
-pub(super) fn never_began(json: bool, error: &anyhow::Error) {
+/// Prints a JSON error if no session began. [`failure`] prints the same error as text.
+pub(super) fn report_start_failure(json: bool, error: &anyhow::Error) {
     if json {
         json_line(&error_object(error));
     }
 }
 
-/// Whether there is a terminal to ask on.
+/// Whether standard input and standard error are terminals, so that a question can be asked.
 pub(super) fn can_ask() -> bool {
     std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
-/// Asks on the terminal; `None` when there is none, or where it is closed (Ctrl-D).
+/// Asks on the terminal. Returns `None` without a terminal, or at the end of input (Ctrl-D).
 pub(super) fn ask(question: &str) -> Option<String> {
-    let (input, mut output) = (std::io::stdin(), std::io::stderr());
+    let input = std::io::stdin();
+    let mut output = std::io::stderr();
     if !can_ask() {
         return None;
     }
@@ -106,7 +108,7 @@ pub(super) fn ask(question: &str) -> Option<String> {
     (read > 0).then(|| answer.trim().to_owned())
 }
 
-/// A line of what comes in; `None` when nothing comes.
+/// Reads a line of standard input; `None` at its end.
 pub(super) fn line_in() -> Option<String> {
     let mut line = String::new();
     std::io::stdin()
@@ -116,21 +118,21 @@ pub(super) fn line_in() -> Option<String> {
         .map(|_| line)
 }
 
-/// What the other end is called where it comes to this one.
+/// The name of the other end when it connects to this one.
 pub(super) const RECEIVER: &str = "the receiver";
 
-/// What a session shows while it runs and when it ends.
+/// The display of a session, while it runs and at its end.
 pub(super) struct Screen {
-    shared: Arc<Shared>,
+    shared: Arc<ScreenShared>,
 }
 
-struct Shared {
+struct ScreenShared {
     style: Style,
-    /// What is told is what would be done.
+    /// The events report what would be done.
     dry_run: bool,
-    /// What the other end is called.
+    /// The name of the other end in messages.
     peer: &'static str,
-    state: Mutex<State>,
+    state: Mutex<ScreenState>,
 }
 
 enum Style {
@@ -138,7 +140,7 @@ enum Style {
     Plain {
         verbose: bool,
     },
-    /// The bars are taken out at the end, so that nothing can draw below the summary.
+    /// The bars are taken out at the end, so that late events cannot draw below the summary.
     Bars {
         bars: Mutex<Option<Bars>>,
         verbose: bool,
@@ -146,17 +148,17 @@ enum Style {
     Json,
 }
 
-struct State {
+struct ScreenState {
     tally: Tally,
-    told: Instant,
-    /// The way to the peer, where there are several.
+    last_progress: Instant,
+    /// The route to the peer, if the session reported one.
     route: Option<Route>,
-    /// The summary is out: what tasks that are slow to end still report is no longer shown.
+    /// The summary was printed. Later events of tasks that end slowly are not shown.
     ended: bool,
 }
 
 impl Screen {
-    /// A screen as the flags and the terminal want it.
+    /// Makes a screen for the given flags and the terminal.
     pub(super) fn new(output: super::Output) -> Self {
         let verbose = output.verbose;
         let style = if output.json {
@@ -171,32 +173,32 @@ impl Screen {
         } else {
             Style::Plain { verbose }
         };
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ScreenShared {
             dry_run: output.dry_run,
             peer: output.peer,
-            ..Shared::new(style)
+            ..ScreenShared::new(style)
         });
         if matches!(shared.style, Style::Bars { .. }) {
             let weak = Arc::downgrade(&shared);
-            // Rates fall and times run also while no event comes.
+            // Redraws by time, because rates and times change also without events.
             std::thread::spawn(move || {
                 while let Some(shared) = weak.upgrade() {
                     shared.redraw();
                     drop(shared);
-                    std::thread::sleep(terminal::REDRAW);
+                    std::thread::sleep(terminal::REDRAW_INTERVAL);
                 }
             });
         }
         Self { shared }
     }
 
-    /// Takes the session's events.
+    /// Returns the observer that shows the session's events.
     pub(super) fn observer(&self) -> Observer {
         let shared = self.shared.clone();
         Arc::new(move |event| shared.take(&event))
     }
 
-    /// Says which way it was, for whoever hears of that at the end.
+    /// Sets the route for the summary, and prints it as JSON.
     pub(super) fn routed(&self, address: SocketAddr, route: Route) {
         self.shared.state().route = Some(route);
         if let (Style::Json, Some(object)) = (
@@ -207,7 +209,7 @@ impl Screen {
         }
     }
 
-    /// Ends the display with the summary line, or with what ended the session.
+    /// Ends the display with the summary line, or with the error that ended the session.
     pub(super) fn end(self, result: &Result<Outcome, Error>) {
         let shared = &self.shared;
         if let Style::Bars { bars, .. } = &shared.style
@@ -234,7 +236,7 @@ impl Screen {
                     )),
                     false => note(&verdict::summary(&summary, outcome, shared.peer)),
                 }
-                mirrored(outcome, shared.dry_run)
+                mirror_lines(outcome, shared.dry_run)
                     .iter()
                     .for_each(|text| note(text));
                 if let Style::Plain { verbose: true } | Style::Bars { verbose: true, .. } = style {
@@ -246,14 +248,14 @@ impl Screen {
                         .for_each(|text| note(text));
                 }
             }
-            // Nothing was begun: what is said of it says all.
+            // No file was found, so the error message alone is enough.
             (_, Err(_)) if state.tally.found_files == 0 => {}
             (_, Err(_)) => note(&format!("stopped after {summary}")),
         }
         if let (Ok(outcome), false) = (result, matches!(shared.style, Style::Json | Style::Quiet)) {
-            unkept(outcome)
+            metadata_warnings(outcome)
                 .iter()
-                .for_each(|unkept| note(&format!("haul: {unkept}")));
+                .for_each(|warning| note(&format!("haul: {warning}")));
         }
         if let Ok(Outcome { sent, .. }) = result
             && let Some(why) = &sent.interrupted
@@ -266,23 +268,23 @@ impl Screen {
     }
 }
 
-impl Shared {
+impl ScreenShared {
     fn new(style: Style) -> Self {
         let now = Instant::now();
         Self {
             style,
             dry_run: false,
             peer: "the server",
-            state: Mutex::new(State {
+            state: Mutex::new(ScreenState {
                 tally: Tally::new(now),
-                told: now,
+                last_progress: now,
                 route: None,
                 ended: false,
             }),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ScreenState> {
         lock(&self.state)
     }
 
@@ -300,8 +302,8 @@ impl Shared {
             Style::Json => {
                 if let Some(object) = event_object(event) {
                     json_line(&object);
-                } else if now - state.told >= JSON_PROGRESS {
-                    state.told = now;
+                } else if now - state.last_progress >= JSON_PROGRESS_INTERVAL {
+                    state.last_progress = now;
                     json_line(&progress_object(&state.tally, now));
                 }
             }
@@ -310,14 +312,15 @@ impl Shared {
                 self.lines(event, *verbose)
                     .iter()
                     .for_each(|text| note(text));
-                if now - state.told >= PLAIN_PROGRESS {
-                    state.told = now;
+                if now - state.last_progress >= PLAIN_PROGRESS_INTERVAL {
+                    state.last_progress = now;
                     state.tally.tick(now);
                     note(&state.tally.total(now));
                 }
             }
             Style::Bars { bars, verbose } => {
-                // A terminal that is held (Ctrl-S) holds up whoever prints, and nobody who only counts.
+                // The lock is released before printing. A stopped terminal (Ctrl-S) then blocks this print only, not the
+                // tasks that only count.
                 drop(state);
                 let texts = self.lines(event, *verbose);
                 if !texts.is_empty()
@@ -329,7 +332,7 @@ impl Shared {
         }
     }
 
-    /// Lines that an event is worth, whatever else is shown.
+    /// Returns the lines to print for an event, in the words of this session.
     fn lines(&self, event: &Event, verbose: bool) -> Vec<String> {
         match event {
             Event::Settled {
@@ -347,8 +350,8 @@ impl Shared {
             Event::Removed { path } if self.dry_run => vec![format!("would remove {path}")],
             Event::Lost { why, retry_for } if self.peer == RECEIVER => {
                 vec![format!(
-                    "haul: the receiver is gone ({why}); waiting for it, for {} at most",
-                    written(*retry_for)
+                    "haul: lost the receiver ({why}); waiting for it, for {} at most",
+                    display_duration(*retry_for)
                 )]
             }
             Event::Reconnected { .. } if self.peer == RECEIVER => {
@@ -377,7 +380,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Those of what is really done.
+/// Returns the lines to print for an event of a session that is no dry run.
 fn lines(event: &Event, verbose: bool) -> Vec<String> {
     match event {
         Event::Connected { address, key_id } if verbose => {
@@ -386,7 +389,7 @@ fn lines(event: &Event, verbose: bool) -> Vec<String> {
         Event::Lost { why, retry_for } => {
             vec![format!(
                 "haul: connection lost ({why}); trying again, for {} at most",
-                written(*retry_for)
+                display_duration(*retry_for)
             )]
         }
         Event::Reconnecting { attempt, wait } if verbose => {
@@ -409,10 +412,10 @@ fn lines(event: &Event, verbose: bool) -> Vec<String> {
             route: Route::Relayed,
             ..
         } => {
-            vec!["by the relay, until a direct way opens".into()]
+            vec!["by the relay, until a direct path opens".into()]
         }
         Event::Reconnected { .. } => vec!["haul: connected again, going on".into()],
-        Event::GoingAway { why } => vec![format!("{why}; waiting for what is under way")],
+        Event::GoingAway { why } => vec![format!("{why}; waiting for running transfers")],
         Event::Settled {
             path,
             result: Settled::Committed,
@@ -443,7 +446,7 @@ fn failed_lines(event: &Event) -> Vec<String> {
             result: Settled::Failed(why),
             ..
         } => vec![format!("haul: {}", failed(path, why))],
-        // That it will be missing is told by the exit code too.
+        // Vanished sources are printed because the exit code reports them too.
         Event::Settled {
             path,
             result: Settled::Omitted(why),
@@ -453,9 +456,10 @@ fn failed_lines(event: &Event) -> Vec<String> {
     }
 }
 
-/// A failure names its file once, also where the reason begins with the name.
-fn failed(path: &RelativePath, why: &Why) -> String {
-    let (path, why) = (path.to_string(), why.to_string());
+/// Formats a failure. The path is named once, also if the reason contains it.
+fn failed(path: &RelativePath, why: &Reason) -> String {
+    let path = path.to_string();
+    let why = why.to_string();
     if why.contains(&path) {
         why
     } else {
@@ -517,8 +521,8 @@ fn event_object(event: &Event) -> Option<Value> {
     }
 }
 
-/// What a mirror has removed, and why not more.
-fn mirrored(outcome: &Outcome, dry_run: bool) -> Vec<String> {
+/// Says what a mirror has removed, and why it did not remove the rest.
+fn mirror_lines(outcome: &Outcome, dry_run: bool) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(removed @ 1..) = outcome.summary.removed {
         let done = if dry_run { "would remove" } else { "removed" };
@@ -526,7 +530,7 @@ fn mirrored(outcome: &Outcome, dry_run: bool) -> Vec<String> {
             "{done} {removed} at the destination that the source does not have"
         ));
     }
-    if let Some(why) = outcome.summary.unremoved.clone().map(Why::from) {
+    if let Some(why) = outcome.summary.unremoved.clone().map(Reason::from) {
         let what = if outcome.summary.removed.unwrap_or(0) > 0 {
             "not all was removed"
         } else {
@@ -537,10 +541,10 @@ fn mirrored(outcome: &Outcome, dry_run: bool) -> Vec<String> {
     lines
 }
 
-/// What neither end could keep, each kind of thing once.
-fn unkept(outcome: &Outcome) -> Vec<Unkept> {
+/// Joins the metadata warnings of both ends, one for each attribute.
+fn metadata_warnings(outcome: &Outcome) -> Vec<MetadataWarning> {
     let mut all = outcome.sent.unkept.clone();
-    Unkept::join(
+    MetadataWarning::join(
         &mut all,
         outcome.summary.unkept.as_deref().unwrap_or_default(),
     );
@@ -569,17 +573,17 @@ fn done_object(tally: &Tally, outcome: &Outcome) -> Value {
     if let Some(removed) = outcome.summary.removed {
         object["removed"] = removed.into();
     }
-    if let Some(why) = outcome.summary.unremoved.clone().map(Why::from) {
+    if let Some(why) = outcome.summary.unremoved.clone().map(Reason::from) {
         object["unremoved"] = why.to_string().into();
     }
     if let Some(why) = &sent.interrupted {
         object["interrupted"] = why.to_string().into();
     }
-    let unkept = unkept(outcome);
-    if !unkept.is_empty() {
-        object["unkept"] = unkept
+    let warnings = metadata_warnings(outcome);
+    if !warnings.is_empty() {
+        object["unkept"] = warnings
             .iter()
-            .map(|u| json!({"what": u.name(), "count": u.count, "first": u.first.raw()}))
+            .map(|warning| json!({"what": warning.name(), "count": warning.count, "first": warning.first.raw()}))
             .collect();
     }
     verdict::add_to(&mut object, outcome);
@@ -590,7 +594,7 @@ fn error_object(error: &dyn std::fmt::Display) -> Value {
     json!({"type": "error", "why": error.to_string()})
 }
 
-/// A path of this machine as it may be printed.
+/// Escapes a local path for printing.
 pub(super) fn shown(path: &std::path::Path) -> String {
     printable(path.as_os_str().as_encoded_bytes())
 }
@@ -611,15 +615,16 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_drawn_or_counted_once_the_summary_is_out() {
+    fn nothing_is_drawn_or_counted_after_the_summary() {
         let style = Style::Bars {
             bars: Mutex::new(Some(Bars::hidden())),
             verbose: true,
         };
         let screen = Screen {
-            shared: Arc::new(Shared::new(style)),
+            shared: Arc::new(ScreenShared::new(style)),
         };
-        let (shared, straggler) = (screen.shared.clone(), screen.observer());
+        let shared = screen.shared.clone();
+        let straggler = screen.observer();
         straggler(settled(b"a", Settled::Committed));
         screen.end(&Ok(Outcome::default()));
         straggler(settled(b"b", Settled::Committed));
@@ -629,12 +634,12 @@ mod tests {
     }
 
     #[test]
-    fn whoever_only_counts_does_not_wait_for_the_terminal() {
+    fn counting_does_not_wait_for_the_terminal() {
         let style = Style::Bars {
             bars: Mutex::new(Some(Bars::hidden())),
             verbose: false,
         };
-        let shared = Shared::new(style);
+        let shared = ScreenShared::new(style);
         let Style::Bars { bars, .. } = &shared.style else {
             unreachable!()
         };
@@ -646,7 +651,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_connection_is_told_in_one_line_and_not_to_who_wants_only_failures() {
+    fn a_lost_connection_takes_one_line_and_none_when_quiet() {
         let lost = Event::Lost {
             why: "the peer has restarted".into(),
             retry_for: Duration::from_secs(600),
@@ -666,7 +671,7 @@ mod tests {
     }
 
     #[test]
-    fn json_keeps_the_bytes_of_a_name_that_is_no_text() {
+    fn json_keeps_the_bytes_of_names_that_are_not_utf8() {
         let object =
             event_object(&settled(b"\xff\n", Settled::Failed(Code::NoSpace.into()))).unwrap();
         assert_eq!(object["path"], "\u{fffd}\n");
@@ -683,7 +688,7 @@ mod tests {
     }
 
     #[test]
-    fn json_says_what_a_peer_wrote_and_steers_no_terminal() {
+    fn json_keeps_peer_text_and_escapes_control_characters() {
         let evil = "\x1b]52;c;ZXZpbA==\x07\u{9b}2J\u{202e}\u{e0001}\n\\";
         let text = json_text(&json!({ "why": evil }));
         assert!(!text.contains(is_unprintable), "{text:?}");
@@ -692,19 +697,23 @@ mod tests {
     }
 
     #[test]
-    fn what_a_mirror_did_not_remove_is_said_without_steering() {
+    fn reasons_for_not_removing_are_escaped() {
         let mut outcome = Outcome::default();
-        let why = Why::new(Code::Io, "x\x1b]52;c;ZXZpbA==\x07\nhaul: done\u{202e}");
+        let why = Reason::new(Code::Io, "x\x1b]52;c;ZXZpbA==\x07\nhaul: done\u{202e}");
         outcome.summary.unremoved = Some(why.into());
-        for line in mirrored(&outcome, false) {
+        for line in mirror_lines(&outcome, false) {
             assert!(!line.contains(is_unprintable), "{line:?}");
         }
     }
 
     #[test]
-    fn a_failure_is_named_once_and_cannot_steer_the_terminal() {
-        let failure =
-            |why: &str| failed_lines(&settled(b"a\x1b", Settled::Failed(Why::new(Code::Io, why))));
+    fn a_failure_names_its_path_once_and_is_escaped() {
+        let failure = |why: &str| {
+            failed_lines(&settled(
+                b"a\x1b",
+                Settled::Failed(Reason::new(Code::Io, why)),
+            ))
+        };
         assert_eq!(failure("broken"), ["haul: a\\u{1b}: broken"]);
         assert_eq!(failure("a\x1b: broken"), ["haul: a\\u{1b}: broken"]);
     }

@@ -5,15 +5,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Args;
-use haul::config::Config;
-use haul::error::{Error, Why};
-use haul::identity::Home;
-use haul::manifest::WalkOptions;
-use haul::peer::offer::Content;
-use haul::peer::pair::Paired;
-use haul::peer::send::{Met, Offering, SendOptions};
-use haul::target::Petname;
-use haul::trust::peers::{self, Peer};
+use haul::pairing::offer::Content;
+use haul::pairing::pair::Paired;
+use haul::pairing::send::{Met, Offering, SendOptions};
+use haul::peers;
+use haul::peers::Peer;
+use haul::{Config, Error, Home, Petname, Reason, WalkOptions};
 
 use super::receive::{By, meet};
 use super::send::{Asking, EXPIRED, announce, another, machine};
@@ -23,26 +20,26 @@ use super::{
     time,
 };
 
-/// Get to know another machine for good, by one code.
+/// Pair with another machine, by one code.
 #[derive(Args)]
 #[command(after_help = "\
 Example: haul pair bob      here, which shows a code
          haul pair alice    over there, and type the code
-Each remembers the other's key under the name given (HAUL_HOME/peers). From then
-on, without a code: haul send --to bob FILE here and haul receive --from alice
-there; and while `haul serve` runs there, which then admits this machine to read
-and write: haul cp FILE bob:, haul ls bob:. haul peers lists and removes.")]
+Each stores the other's key under the given name (HAUL_HOME/peers). From then on
+you need no code: haul send --to bob FILE, and haul receive --from alice there.
+`haul serve` on bob then admits this machine to read and write: haul cp FILE
+bob:, haul ls bob:. haul peers lists and removes machines.")]
 pub(super) struct Pair {
-    /// What the other machine is called here
+    /// Name for the other machine
     #[arg(value_name = "NAME")]
     name: Petname,
-    /// The code that it shows; better typed when asked for
+    /// The code it shows; safer to type when asked
     #[arg(value_name = "CODE")]
     code: Vec<String>,
-    /// Let it take the place of a machine that has this name
+    /// Replace a machine that has this name
     #[arg(long)]
     replace: bool,
-    /// Where the other machine is, if it is not found
+    /// Address of the other machine, if it is not found
     #[arg(long, value_name = "HOST:PORT")]
     at: Option<String>,
     /// How long a code lasts
@@ -54,7 +51,7 @@ pub(super) struct Pair {
     listen: SocketAddr,
 }
 
-/// What goes on.
+/// How the exchange ended.
 enum Ended {
     Paired(Paired),
     With(u8),
@@ -68,7 +65,7 @@ pub(super) async fn run(pair: Pair) -> anyhow::Result<u8> {
         .find(|peer| peer.name == *name && !pair.replace)
     {
         let why = format!(
-            "{name} is known already, as {}; choose another name, or --replace it",
+            "cannot pair {name}: the name is in use for {}; choose another name, or add --replace",
             there.key_id
         );
         return Err(Error::Usage(why).into());
@@ -90,7 +87,7 @@ pub(super) async fn run(pair: Pair) -> anyhow::Result<u8> {
     };
     if key_id == home.identity()?.key_id() {
         return Err(Error::Usage(
-            "that is this very machine, or one with the same key; nothing was paired".into(),
+            "cannot pair this machine with itself: the other end has the same key".into(),
         )
         .into());
     }
@@ -109,17 +106,17 @@ pub(super) async fn run(pair: Pair) -> anyhow::Result<u8> {
     output::line(&format!("Paired: {name} is {key_id}"));
     if let Some(before) = before {
         output::note(&format!(
-            "It was known as {}, and is called {name} from now on.",
+            "It had the name {}, and now has the name {name}.",
             before.name
         ));
     }
     output::note(&format!(
-        "Now: haul send --to {name} FILE, haul receive --from {name}, and while\n`haul serve` runs there: haul cp FILE {name}:"
+        "Now: haul send --to {name} FILE, haul receive --from {name}, and if\n`haul serve` runs there: haul cp FILE {name}:"
     ));
     Ok(DONE)
 }
 
-/// The code of the other machine; the inner `None` to show one here, the outer for Ctrl-C.
+/// Asks for the code of the other machine. The inner `None` means to show one here, the outer `None` means Ctrl-C.
 async fn code(pair: &Pair) -> anyhow::Result<Option<Option<By>>> {
     if !pair.code.is_empty() {
         return Ok(Some(Some(By::parse(&pair.code.join(" "))?)));
@@ -163,18 +160,12 @@ async fn by_showing(pair: &Pair, home: &Home) -> anyhow::Result<Ended> {
         relay: pair.relayed.relay(home)?,
         own: own_addresses(),
     };
-    let begun = Offering::begin(
-        options,
-        home.identity()?,
-        Config::default(),
-        haul::progress::ignore(),
-    )
-    .await;
+    let begun = Offering::begin(options, home.identity()?, Config::default(), haul::ignore()).await;
     let mut offering = begun?;
     let ended = tokio::select! {
         ended = shown(&mut offering) => ended,
         _ = tokio::signal::ctrl_c() => {
-            output::note("haul: interrupted; the code is void.");
+            output::note("haul: interrupted; the code is no longer valid.");
             offering.stop().await;
             return Ok(Ended::With(INTERRUPTED));
         }
@@ -183,7 +174,9 @@ async fn by_showing(pair: &Pair, home: &Home) -> anyhow::Result<Ended> {
     ended
 }
 
-/// Until somebody has typed the code.
+/// Shows codes until the other machine has paired, or the user gives up.
+///
+/// Dropping the future withdraws the announcement on the local network.
 async fn shown(offering: &mut Offering) -> anyhow::Result<Ended> {
     let output = Output {
         quiet: false,
@@ -196,23 +189,20 @@ async fn shown(offering: &mut Offering) -> anyhow::Result<Ended> {
         output,
         ticket: false,
         to: None,
-        command: "haul pair NAME   (what this machine is to be called there)",
+        command: "haul pair NAME   (a name for this machine)",
     };
     if std::io::stdin().is_terminal() {
         output::note(
-            "(If the other machine shows a code as well: Ctrl-C here, and type that one.)",
+            "(If the other machine shows a code too: press Ctrl-C here, and type that code.)",
         );
     }
     loop {
         let _announcement = announce(offering, &asking).await?;
         match offering.meet().await? {
             Met::Paired(paired) => return Ok(Ended::Paired(paired)),
-            // It takes nothing here, so it was no `haul pair`.
+            // A `haul receive` answered, which cannot pair.
             Met::Declined { .. } | Met::Accepted { .. } => {
-                let why = Why::new(
-                    haul::error::Code::Cancelled,
-                    "the other machine did not pair",
-                );
+                let why = Reason::new(haul::Code::Cancelled, "the other machine did not pair");
                 output::failure(&Error::Refused(why).into());
                 return Ok(Ended::With(FAILED));
             }

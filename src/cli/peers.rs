@@ -1,25 +1,24 @@
 //! `haul peers`.
 
 use clap::Args;
-use haul::error::Error;
-use haul::identity::Home;
-use haul::target::Petname;
-use haul::trust::peers::{self, Peer};
+use haul::peers;
+use haul::peers::Peer;
+use haul::{Error, Home, Petname};
 use serde_json::json;
 
 use super::{DONE, output};
 
-/// List the machines that were paired, or remove some.
+/// List or remove paired machines.
 #[derive(Args)]
 #[command(after_help = "\
 Example: haul peers --remove bob
-Whoever is removed is not admitted here from then on; connections that it has
-stay. The other machine still knows and finds this one: remove it there too.")]
+A removed machine is no longer admitted here; its open connections stay. The
+other machine still knows and finds this one: remove it there too.")]
 pub(super) struct Peers {
-    /// Forget this machine; may be given several times
+    /// Remove this machine; may be given several times
     #[arg(long, value_name = "NAME")]
     remove: Vec<Petname>,
-    /// One JSON object a line
+    /// Print one JSON object a line
     #[arg(long)]
     json: bool,
 }
@@ -29,18 +28,18 @@ pub(super) fn run(command: &Peers) -> anyhow::Result<u8> {
     for name in &command.remove {
         if !peers::remove(&home, name)? {
             return Err(Error::Usage(format!(
-                "no machine is known here as {name}; haul peers lists them"
+                "cannot remove {name}: no paired machine has this name; haul peers lists them"
             ))
             .into());
         }
-        output::note(&format!("{name} is forgotten here."));
+        output::note(&format!("Removed {name}."));
     }
     if !command.remove.is_empty() {
         return Ok(DONE);
     }
     let all = peers::all(&home.peers())?;
     if all.is_empty() && !command.json {
-        output::note("No machine was paired yet: haul pair NAME");
+        output::note("No machine is paired yet. To pair one: haul pair NAME");
     }
     for Peer { name, key_id, .. } in &all {
         if command.json {

@@ -1,8 +1,8 @@
-//! The prompt for a code, where Tab completes words.
+//! The prompt for a code. Tab completes words.
 
 use std::io::IsTerminal;
 
-use haul::peer::code;
+use haul::pairing::code;
 use rustyline::completion::Completer;
 use rustyline::highlight::Highlighter;
 use rustyline::hint::Hinter;
@@ -12,16 +12,17 @@ use rustyline::{Behavior, Config, Context, Editor, Helper};
 
 use super::output;
 
-/// Asks for a code on the terminal, or takes a line of what comes in; `None` when nothing comes. Blocks.
+/// Asks for a code on the terminal, or reads a line of standard input. Returns `None` at the end of input, or for Ctrl-C.
+/// Blocks.
 pub(super) fn code(question: &str) -> Option<String> {
     if !std::io::stdin().is_terminal() {
         return output::line_in();
     }
-    // On the terminal itself: what goes to standard output may go into a file, and the code is a secret.
+    // Uses the terminal itself, because standard output may be a file, and the code is a secret.
     let config = Config::builder().behavior(Behavior::PreferTerm).build();
     let mut editor = Editor::<Words, MemHistory>::with_history(config, MemHistory::new()).ok()?;
     editor.set_helper(Some(Words));
-    // Ctrl-C and Ctrl-D are no code.
+    // Ctrl-C and Ctrl-D are errors, which become `None`.
     editor.readline(question).ok()
 }
 
@@ -49,7 +50,7 @@ impl Highlighter for Words {}
 impl Validator for Words {}
 impl Helper for Words {}
 
-/// Where the last word begins, and what it may become. The number cannot be completed.
+/// Returns the start of the last word, and its completions. The number cannot be completed.
 fn complete(line: &str) -> (usize, Vec<String>) {
     let start = line.rfind(|c: char| !c.is_alphanumeric()).map_or(0, |at| {
         at + line[at..].chars().next().map_or(1, char::len_utf8)

@@ -7,26 +7,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use haul::client::{Client, PullOptions};
-use haul::config::Config;
-use haul::error::Error;
-use haul::identity::Home;
-use haul::index::Index;
-use haul::peer::code::{Credential, ShortCode, without_label};
-use haul::peer::pair;
-use haul::peer::receive::{self, Met};
-use haul::peer::rendezvous::RelayAt;
-use haul::peer::route::Whereabouts;
-use haul::peer::ticket::{BadTicket, Ticket};
-use haul::progress::Observer;
-use haul::rate::Rate;
-use haul::receiver::Most;
-use haul::session::Outcome;
-use haul::store::LocalStore;
-use haul::target::Petname;
-use haul::text::PeerText;
-use haul::trust::peers::{self, Peer};
-use haul::wire::{Durability, Existing, Offer, Take};
+use haul::pairing::code::{Credential, ShortCode, without_label};
+use haul::pairing::pair;
+use haul::pairing::receive;
+use haul::pairing::receive::Met;
+use haul::pairing::rendezvous::RelayAt;
+use haul::pairing::route::Whereabouts;
+use haul::pairing::ticket::{BadTicket, Ticket};
+use haul::peers;
+use haul::peers::Peer;
+use haul::{
+    AcceptedQuota, Client, Config, Durability, Error, Existing, Home, Index, LocalStore, Observer,
+    Offer, Outcome, PeerText, Petname, PullOptions, Rate, ReceiveOptions,
+};
 
 use super::output::offer::Named;
 use super::output::{self, Screen, shown};
@@ -37,26 +30,26 @@ use super::{DONE, Expert, FAILED, INTERRUPTED, Output, exit_code_of, prompt, tim
 #[derive(Args)]
 #[command(after_help = "\
 Example: haul receive --to ~/Downloads    asks for the code; Tab completes words
-You see names, number and size before anything is written. What is interrupted
-goes on when both run again, or here alone with the same code. Also: -c,
---existing HOW, --retry-for, --limit, as in haul cp.")]
+It shows names, number and size before it writes. To resume, run both again, or
+only this one with the same code. Also: -c, --existing HOW, --retry-for,
+--limit, as in haul cp.")]
 pub(super) struct Receive {
-    /// Code or ticket; best typed when asked for
+    /// Code or ticket; safer to type when asked
     #[arg(value_name = "CODE", conflicts_with_all = ["from", "ticket_file"])]
     code: Vec<String>,
-    /// From a paired machine, without a code
+    /// Receive from a paired machine, without a code
     #[arg(long, value_name = "NAME", conflicts_with = "ticket_file")]
     from: Option<Petname>,
-    /// The ticket is in this file; - is standard input
+    /// Read the ticket from FILE; - is standard input
     #[arg(long, value_name = "FILE")]
     ticket_file: Option<PathBuf>,
-    /// Where it goes; - is standard output
+    /// Destination; - is standard output
     #[arg(long, value_name = "DIR", default_value = ".")]
     to: PathBuf,
-    /// Accept without being asked
+    /// Accept without a question
     #[arg(short, long)]
     yes: bool,
-    /// Where the sender is, if it is not found
+    /// Address of the sender, if it is not found
     #[arg(long, value_name = "HOST:PORT")]
     at: Option<String>,
     #[command(flatten)]
@@ -77,7 +70,7 @@ pub(super) struct Receive {
     expert: Expert,
 }
 
-/// What the sender is found by.
+/// What the user gave to find the sender.
 pub(super) enum By {
     Code(ShortCode),
     Ticket(Ticket),
@@ -85,10 +78,10 @@ pub(super) enum By {
 }
 
 impl By {
-    /// A code, or a ticket, as people paste it.
+    /// Parses a pasted code or ticket.
     pub(super) fn parse(text: &str) -> Result<Self, Error> {
         let text = without_label(text);
-        match Ticket::is_meant(text) {
+        match Ticket::has_prefix(text) {
             true => text
                 .parse()
                 .map(Self::Ticket)
@@ -108,7 +101,7 @@ impl By {
         }
     }
 
-    /// Where the sender may be, if the user does not know better.
+    /// Returns where to look for the sender if no `--at` is given.
     fn whereabouts(&self, relay: Option<RelayAt>, no_relay: bool) -> Whereabouts {
         let own = own_addresses();
         match self {
@@ -129,13 +122,13 @@ impl By {
 pub(super) async fn run(receive: Receive) -> anyhow::Result<u8> {
     let json = receive.output.json;
     let begun = tokio::select! {
-        begun = begin(&receive) => begun.inspect_err(|error| output::never_began(json, error))?,
+        begun = begin(&receive) => begun.inspect_err(|error| output::report_start_failure(json, error))?,
         _ = tokio::signal::ctrl_c() => None,
     };
     let Some(met) = begun else {
         return Ok(INTERRUPTED);
     };
-    if let Err(why) = check(&receive, &met) {
+    if let Err(why) = check_offer(&receive, &met) {
         met.decline().await;
         return Err(why.into());
     }
@@ -144,7 +137,7 @@ pub(super) async fn run(receive: Receive) -> anyhow::Result<u8> {
         _ = tokio::signal::ctrl_c() => None,
     };
     match accepted {
-        Some(true) => return take(&receive, met).await,
+        Some(true) => return receive_accepted(&receive, met).await,
         Some(false) => output::note("haul: declined; nothing was received"),
         None => output::note("\nhaul: interrupted; nothing was received"),
     }
@@ -157,53 +150,54 @@ pub(super) async fn run(receive: Receive) -> anyhow::Result<u8> {
     })
 }
 
-/// What can be known to make no sense before anybody is met, and a code spent.
-fn sensible(receive: &Receive) -> Result<(), Error> {
+/// Checks the options before the code is used, because an attempt may burn it.
+fn check_options(receive: &Receive) -> Result<(), Error> {
     let why = match () {
         () if !receive.yes && !output::can_ask() => {
-            "there is no terminal to ask on; --yes accepts without being asked"
+            "cannot ask: there is no terminal; --yes accepts without a question"
         }
         () if receive.to.as_os_str() != "-" && receive.to.exists() && !receive.to.is_dir() => {
-            "--to wants a directory, and something else stands there"
+            "cannot receive into --to: it is not a directory"
         }
         () => return Ok(()),
     };
     Err(Error::Usage(why.into()))
 }
 
-/// Whether what is offered can go where it is to go.
-fn check(receive: &Receive, met: &Met) -> Result<(), Error> {
-    let (offer, output) = (met.offer(), receive.to.as_os_str() == "-");
+/// Checks that the offer fits the destination.
+fn check_offer(receive: &Receive, met: &Met) -> Result<(), Error> {
+    let offer = met.offer();
+    let output = receive.to.as_os_str() == "-";
     let why = match offer {
         Offer { pair: Some(_), .. } => {
-            "the other machine wants to pair: let it show a new code, and type that into haul pair NAME here"
+            "cannot receive: the other machine wants to pair; type a new code of it into haul pair NAME here"
         }
         Offer {
             text: None,
             directory,
             ..
         } if output && (*directory || met.names().len() != 1) => {
-            "one file can go to standard output, and more or a directory is offered; --to DIR takes it"
+            "cannot write the offer to standard output: it is not one file; add --to DIR"
         }
         _ if output && receive.output.json => {
-            "--json and --to - would both write to standard output"
+            "cannot use --json and --to - together: both write to standard output"
         }
         _ => return Ok(()),
     };
     Err(Error::Usage(why.into()))
 }
 
-/// Finds the sender; `None` where the user gave up.
+/// Asks for the code if needed, and meets the sender. Returns `None` if the user gave up.
 async fn begin(receive: &Receive) -> anyhow::Result<Option<Met>> {
     let home = Home::from_env()?;
     let Some(by) = by(receive, &home).await? else {
         return Ok(None);
     };
-    sensible(receive)?;
-    // Makes HAUL_HOME, if it is not there yet.
+    check_options(receive)?;
+    // Creates HAUL_HOME if it does not exist.
     home.identity()?;
     if receive.to.is_dir() {
-        // Where it must not go is said before anybody is met.
+        // Refuses destinations inside HAUL_HOME before the code is used.
         LocalStore::open_reserving(&receive.to, home.path())?;
     }
     let config = Config {
@@ -227,7 +221,10 @@ async fn begin(receive: &Receive) -> anyhow::Result<Option<Met>> {
     .map(Some)
 }
 
-/// Finds the sender and shows it that the code is known.
+/// Finds the sender and proves to it that this end knows the code.
+///
+/// # Errors
+/// [`Error::Lost`] with advice when the sender was not found, and the errors of [`receive::meet`].
 pub(super) async fn meet(
     by: &By,
     at: Option<&str>,
@@ -246,12 +243,12 @@ pub(super) async fn meet(
     let met = receive::meet(&by.credential(), at, &home.identity()?, config).await;
     met.map_err(|error| match (error, by) {
         (Error::Lost(why), By::Code(code)) if nowhere => {
-            anyhow::Error::from(Error::Lost(why.clone())).context(nobody(&why, code))
+            anyhow::Error::from(Error::Lost(why.clone())).context(not_found_advice(&why, code))
         }
         (error @ Error::Lost(_), By::Peer(Peer { name, .. })) => {
             let how = format!(
-                "{name} was not found. Does `haul send --to NAME` run there, with the name that this machine has there? Between \
-                 networks both ends need the same relay (HAUL_RELAY). If one of the two was paired anew, pair both again"
+                "cannot find {name}. Check that `haul send --to NAME` runs there, with its name for this machine. Between \
+                 networks, both ends need the same relay (HAUL_RELAY). If one end has paired again, pair both again"
             );
             anyhow::Error::from(error).context(how)
         }
@@ -259,20 +256,21 @@ pub(super) async fn meet(
     })
 }
 
-/// Why nobody was found, and what to do.
-fn nobody(why: &PeerText, code: &ShortCode) -> String {
+/// Says why no sender was found, and what the user can do.
+fn not_found_advice(why: &PeerText, code: &ShortCode) -> String {
     match code.is_of_relay() {
         true => format!(
-            "{why}, and the sender uses a relay: set HAUL_RELAY=HOST as it does there, or --relay HOST"
+            "{why}, and the sender uses a relay: set HAUL_RELAY=HOST as on its machine, or add --relay HOST"
         ),
         false => format!(
-            "{why}. Is `haul send` still running, and on the same network? Where that blocks multicast, add --at \
-             HOST:PORT, as `haul send -v` shows it; between networks, a relay helps: haul relay --help"
+            "{why}. Check that `haul send` still runs, on the same network. If that blocks multicast, add --at \
+             HOST:PORT, as `haul send -v` shows it; between networks, use a relay: haul relay --help"
         ),
     }
 }
 
-/// What the sender is found by: as given, or asked for, so that it does not stand in the list of processes. `None` for Ctrl-C.
+/// Returns the given code, ticket or peer, or asks for a code. A typed code does not appear in the list of processes.
+/// Returns `None` for Ctrl-C.
 async fn by(receive: &Receive, home: &Home) -> anyhow::Result<Option<By>> {
     if let Some(name) = &receive.from {
         return Ok(Some(By::Peer(peers::named(home, name)?)));
@@ -293,12 +291,12 @@ async fn by(receive: &Receive, home: &Home) -> anyhow::Result<Option<By>> {
             None if on_terminal => return Ok(None),
             None => {
                 return Err(
-                    Error::Usage("which code? There is no terminal to ask on".into()).into(),
+                    Error::Usage("cannot ask for the code: there is no terminal; give it as an argument or on standard input".into()).into(),
                 );
             }
             Some(text) => match By::parse(&text) {
                 Ok(by) => return Ok(Some(by)),
-                // Nothing was tried with it, so nothing is burnt.
+                // The code was not used, so it is not burnt, and the user may type it again.
                 Err(bad) if on_terminal => output::note(&format!("{bad}.")),
                 Err(bad) => return Err(bad.into()),
             },
@@ -306,7 +304,7 @@ async fn by(receive: &Receive, home: &Home) -> anyhow::Result<Option<By>> {
     }
 }
 
-/// Most bytes of a file with a ticket that are looked at.
+/// The most bytes that are read of a file with a ticket.
 const MAX_TICKET_FILE: u64 = 16 << 10;
 
 fn ticket_in(file: &Path) -> Result<String, Error> {
@@ -329,14 +327,15 @@ async fn resolve(at: &str) -> anyhow::Result<Vec<SocketAddr>> {
         .await
         .map_err(|error| Error::Resolve {
             host: at.into(),
-            why: format!("{error}; it is written HOST:PORT").into(),
+            why: format!("{error}; write it as HOST:PORT").into(),
         })?;
     Ok(found.collect())
 }
 
-/// Shows what there is, and asks.
+/// Shows the offer, and asks the user to accept it.
 async fn accepted(receive: &Receive, met: &Met) -> bool {
-    let (offer, output) = (met.offer(), receive.to.as_os_str() == "-");
+    let offer = met.offer();
+    let output = receive.to.as_os_str() == "-";
     let free = if output {
         None
     } else {
@@ -355,17 +354,15 @@ async fn accepted(receive: &Receive, met: &Met) -> bool {
         .saturating_sub(receive::held(&receive.to, met.names()));
     let small = free.filter(|free| *free < missing);
     if let Some(free) = small {
-        let (free, to, missing) = (
-            output::bytes(free),
-            shown(&receive.to),
-            output::bytes(missing),
-        );
+        let free = output::bytes(free);
+        let to = shown(&receive.to);
+        let missing = output::bytes(missing);
         output::note(&format!(
-            "haul: {missing} are to come, and only {free} are free in {to}: it will not fit"
+            "haul: not enough space in {to}: {missing} would be received, {free} are free"
         ));
     }
     if receive.yes {
-        // Nobody is there to say that it will fit all the same.
+        // With --yes there is no question, so too little space means no.
         return small.is_none();
     }
     let what = if offer.text.is_some() {
@@ -373,7 +370,7 @@ async fn accepted(receive: &Receive, met: &Met) -> bool {
     } else {
         format!("From \"{from}\"")
     };
-    // Enter alone accepts only where every name that may do harm was shown.
+    // Enter alone accepts only if every risky name was shown.
     let accept_by_default = small.is_none() && !listed.cut;
     let default = if accept_by_default { "[Y/n]" } else { "[y/N]" };
     let question = format!("{what} - accept? {default}");
@@ -389,20 +386,20 @@ async fn accepted(receive: &Receive, met: &Met) -> bool {
     }
 }
 
-async fn take(receive: &Receive, met: Met) -> anyhow::Result<u8> {
+async fn receive_accepted(receive: &Receive, met: Met) -> anyhow::Result<u8> {
     let options = PullOptions {
         sources: met.names().to_vec(),
         destination: receive.to.clone(),
         into: true,
         durability: Durability::Synced,
-        take: Take {
+        take: ReceiveOptions {
             existing: receive.existing,
             checksum: receive.checksum,
             modify_window: receive.modify_window,
-            ..Take::default()
+            ..ReceiveOptions::default()
         },
         literal: true,
-        most: Some(Most::of(met.offer())),
+        quota: Some(AcceptedQuota::of(met.offer())),
         ..PullOptions::default()
     };
     let text = met.offer().text.clone();
@@ -423,7 +420,7 @@ async fn take(receive: &Receive, met: Met) -> anyhow::Result<u8> {
         _ = tokio::signal::ctrl_c() => {
             screen.end(&Err(Error::Lost("interrupted".into())));
             client.cancel().await;
-            output::note("haul: interrupted; what is committed stays. Run it again with the same code to go on.");
+            output::note("haul: interrupted; committed files remain. Run it again with the same code to resume.");
             return Ok(INTERRUPTED);
         }
     };
@@ -435,7 +432,7 @@ async fn take(receive: &Receive, met: Met) -> anyhow::Result<u8> {
     let code = ended.as_ref().map_or(FAILED, exit_code_of);
     let whole = code == DONE;
     if output && !whole {
-        output::note("haul: what came out is not the whole file");
+        output::note("haul: the output is incomplete");
     }
     ended?;
     Ok(if output && !whole { FAILED } else { code })

@@ -6,57 +6,54 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use haul::identity::Home;
-use haul::path::printable;
-use haul::peer::rendezvous::RELAY_PORT;
-use haul::rate::Rate;
-use haul::relay::{Allowance, Relay, RelayOptions};
-use haul::wire::MAX_RELAY_TOKEN;
+use haul::internal::protocol::MAX_RELAY_TOKEN;
+use haul::pairing::rendezvous::RELAY_PORT;
+use haul::{Allowance, Home, Rate, Relay, RelayOptions, printable};
 
 use super::serve::signals;
 use super::settings::own_addresses;
 use super::{DONE, output, time};
 
-/// Help machines of different networks meet, and forward.
+/// Help machines on different networks meet, and forward.
 #[derive(Args)]
 #[command(after_help = "\
 Example: haul relay                    on a host with a public address
-         HAUL_RELAY=that.host haul send photos/    and so for haul receive
-It needs UDP ports 4440 to 4448: the first to be found at, the others to forward
-on where no direct way opens. It sees addresses and volume, and no content, name
-or code. Without --token-file anybody may use it. Ctrl-C stops it.")]
+         HAUL_RELAY=that.host haul send photos/    same for haul receive
+It needs UDP ports 4440 to 4448: the first for clients, the others to forward if
+no direct path opens. It sees addresses and volume, but no content, names or
+codes. Without --token-file anyone may use it. Ctrl-C stops it.")]
 pub(super) struct RelayCommand {
-    /// Address and port; it forwards on those after it
+    /// Address and port; the next ports forward
     #[arg(long, value_name = "ADDR", value_parser = address, default_value = "[::]:4440")]
     listen: SocketAddr,
-    /// Only for those who have the token in this file
+    /// Admit only clients with the token in FILE
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Ports to forward on; one receiver needs one
+    /// Ports to forward on; a receiver needs one
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     ports: u16,
-    /// Forward at most for each pair; 20M is bits
+    /// Most rate for each pair; 20M is bits
     #[arg(long, value_name = "RATE", default_value = "100M")]
     limit: Rate,
-    /// Forward at most so many GB for each pair
+    /// Most gigabytes for each pair
     #[arg(long, value_name = "GB", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     quota: u64,
-    /// Forward at most so long for each pair
+    /// Most time for each pair
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "24h")]
     time: Duration,
-    /// Forward for so many pairs at a time
+    /// Most pairs at the same time
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pairs: u32,
 }
 
-/// An address with a port, or alone.
+/// Parses an address with or without a port.
 fn address(text: &str) -> Result<SocketAddr, String> {
     let ip = text.parse().map(|ip| SocketAddr::new(ip, RELAY_PORT));
     ip.or_else(|_: AddrParseError| text.parse())
-        .map_err(|_| "an address is written 192.0.2.1:4440 or [::]:4440".into())
+        .map_err(|_| "write an address as 192.0.2.1:4440 or [::]:4440".into())
 }
 
-/// Senders that can be found at the same time.
+/// The most senders that can be registered at the same time.
 const PLACES: usize = 10_000;
 
 pub(super) async fn run(command: RelayCommand) -> anyhow::Result<u8> {
@@ -98,8 +95,12 @@ pub(super) async fn run(command: RelayCommand) -> anyhow::Result<u8> {
     })?;
     let (stop, _) = signals()?;
     let at = relay.address()?;
-    let first = relay.forwards_on().first().copied().unwrap_or_default();
-    let last = relay.forwards_on().last().copied().unwrap_or_default();
+    let first = relay
+        .forwarding_ports()
+        .first()
+        .copied()
+        .unwrap_or_default();
+    let last = relay.forwarding_ports().last().copied().unwrap_or_default();
     output::line(&format!(
         "Relaying on {at}, forwarding on UDP {first} to {last}"
     ));
@@ -107,9 +108,9 @@ pub(super) async fn run(command: RelayCommand) -> anyhow::Result<u8> {
     output::line(&format!(
         "  admits  {}",
         if closed {
-            "those with the token"
+            "clients with the token"
         } else {
-            "everybody"
+            "everyone"
         }
     ));
     output::line(&format!(
@@ -122,20 +123,20 @@ pub(super) async fn run(command: RelayCommand) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-/// What the file holds, without what an editor puts at its end.
+/// Reads the token, without white space at both ends, because editors add a line end.
 fn token(file: &std::path::Path) -> anyhow::Result<String> {
     let name = printable(file.as_os_str().as_encoded_bytes());
     let token = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
     let token = token.trim().to_owned();
-    anyhow::ensure!(!token.is_empty(), "{name} holds no token");
+    anyhow::ensure!(!token.is_empty(), "cannot use {name}: it holds no token");
     anyhow::ensure!(
         token.len() <= MAX_RELAY_TOKEN,
-        "the token in {name} is longer than {MAX_RELAY_TOKEN} bytes"
+        "cannot use the token in {name}: it is longer than {MAX_RELAY_TOKEN} bytes"
     );
     Ok(token)
 }
 
-/// How others may write where it is.
+/// Returns the relay's address as other machines may write it.
 fn example(at: SocketAddr) -> String {
     let ip = if at.ip().is_unspecified() {
         own_addresses().into_iter().next().unwrap_or(at.ip())

@@ -6,20 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
-use haul::config::Config;
-use haul::error::Error;
-use haul::identity::Home;
-use haul::index::Index;
-use haul::manifest::WalkOptions;
-use haul::path::printable;
-use haul::peer::discovery::{self, Announcement};
-use haul::peer::offer::Content;
-use haul::peer::send::{Met, Offering, SendOptions};
-use haul::pipe::Pipe;
-use haul::progress::{Event, Observer};
-use haul::rate::Rate;
-use haul::target::Petname;
-use haul::trust::peers;
+use haul::pairing::discovery;
+use haul::pairing::discovery::Announcement;
+use haul::pairing::offer::Content;
+use haul::pairing::send::{Met, Offering, SendOptions};
+use haul::peers;
+use haul::{
+    Config, Error, Event, Home, Index, Observer, Petname, Pipe, Rate, WalkOptions, printable,
+};
 
 use super::filter::FilterArgs;
 use super::output::{self, Screen};
@@ -34,23 +28,23 @@ use super::{
 #[command(after_help = "\
 Examples: haul send photos/ notes.txt
           tar c photos | haul send - --name photos.tar
-Whoever types the code into `haul receive` sees what there is and takes it. One
-wrong guess burns the code. Changed your mind? Ctrl-C.
+Type the code into `haul receive` on the other machine. One wrong guess burns
+the code. Ctrl-C cancels.
 Also: --limit, --exclude and the like, --allow-growing, --specials, --retry-for.")]
 pub(super) struct Send {
     /// Files and directories; - is standard input
     #[arg(value_name = "PATH", required_unless_present = "text")]
     sources: Vec<OsString>,
-    /// Send a text in the place of files
+    /// Send a text instead of files
     #[arg(long, conflicts_with = "sources")]
     text: Option<String>,
-    /// What standard input is called over there
+    /// Name of standard input at the receiver
     #[arg(long, value_name = "NAME", hide = true, default_value = "stdin")]
     name: OsString,
-    /// To a paired machine, without a code
+    /// Send to a paired machine, without a code
     #[arg(long, value_name = "NAME", conflicts_with = "ticket")]
     to: Option<Petname>,
-    /// Show a ticket, to be copied or scanned
+    /// Show a ticket to copy or scan
     #[arg(long)]
     ticket: bool,
     /// A new code for each receiver, until Ctrl-C
@@ -82,11 +76,11 @@ pub(super) async fn run(send: Send) -> anyhow::Result<u8> {
     let stage = Stage::new(send.output);
     let mut offering = begin(&send, &stage)
         .await
-        .inspect_err(|error| output::never_began(json, error))?;
+        .inspect_err(|error| output::report_start_failure(json, error))?;
     let ended = tokio::select! {
         ended = offer(&mut offering, &send, &stage) => ended,
         _ = tokio::signal::ctrl_c() => {
-            output::note("haul: interrupted; the code is void. A receiver keeps what it has.");
+            output::note("haul: interrupted; the code is no longer valid. A receiver keeps what it has.");
             offering.stop().await;
             return Ok(INTERRUPTED);
         }
@@ -132,7 +126,7 @@ fn content(send: &Send) -> Result<Content, Error> {
     Ok(match &send.text {
         Some(text) => Content::Text(text.clone()),
         None if input && (send.sources.len() > 1 || send.keep) => {
-            let why = "- is what comes in: it goes alone, and to one receiver; a file of that name is ./-";
+            let why = "cannot send - with other sources or --keep: it is standard input; write a file of that name as ./-";
             return Err(Error::Usage(why.into()));
         }
         None if input => Content::Pipe(
@@ -143,11 +137,11 @@ fn content(send: &Send) -> Result<Content, Error> {
     })
 }
 
-/// What this machine is called.
+/// Returns the name of this machine, for offers.
 pub(super) fn machine() -> String {
-    let name = haul::peer::machine_name();
+    let name = haul::pairing::machine_name();
     if name.is_empty() {
-        "a machine without a name".into()
+        "an unnamed machine".into()
     } else {
         printable(name.as_bytes())
     }
@@ -155,7 +149,7 @@ pub(super) fn machine() -> String {
 
 async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::Result<u8> {
     loop {
-        // Also while somebody is served: if that one is killed, it looks for the number again.
+        // The announcement lasts while a receiver is served. A receiver that was killed looks for the number again.
         let announcement = announce(offering, &Asking::of(send)).await?;
         match offering.meet().await? {
             Met::Accepted { from } => {
@@ -167,7 +161,7 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
                     output::failure(&error);
                 }
             }
-            // Nobody is asked to.
+            // `haul send` offers no pairing.
             Met::Paired(_) => {}
             Met::Declined { from } => {
                 output::note(&format!(
@@ -182,19 +176,19 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
                 let what = format!(
                     "haul: a wrong guess from {from} has burnt the code.\nNothing was sent or shown."
                 );
-                if !goes_on(send, &what).await {
+                if !wants_another(send, &what).await {
                     output::offer::ended(send.output, Some("a wrong guess has burnt the code"));
                     return Ok(NOT_TRUSTED);
                 }
             }
             Met::Expired => {
                 let what = if send.to.is_some() {
-                    "haul: nobody came in time."
+                    "haul: no receiver came in time."
                 } else {
                     EXPIRED
                 };
-                if !goes_on(send, what).await {
-                    output::offer::ended(send.output, Some("nobody came in time"));
+                if !wants_another(send, what).await {
+                    output::offer::ended(send.output, Some("no receiver came in time"));
                     return Ok(NO_CONNECTION);
                 }
             }
@@ -204,27 +198,28 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
     }
 }
 
-pub(super) const EXPIRED: &str = "haul: nobody came, and the code has expired.";
-/// How long a burnt code is not replaced where nobody is asked: whoever guesses is not to fill the screen.
-const AFTER_A_GUESS: Duration = Duration::from_secs(1);
+/// Says that a code has expired.
+pub(super) const EXPIRED: &str = "haul: the code has expired; no receiver came.";
+/// How long `--keep` waits before it replaces a burnt code, so that a guesser cannot fill the screen.
+const WAIT_AFTER_GUESS: Duration = Duration::from_secs(1);
 
-/// Whether there is to be another code.
-async fn goes_on(send: &Send, what: &str) -> bool {
+/// Reports why a code ended. Returns whether to show another one.
+async fn wants_another(send: &Send, what: &str) -> bool {
     if !send.keep {
         return another(what).await;
     }
     output::note(what);
-    tokio::time::sleep(AFTER_A_GUESS).await;
+    tokio::time::sleep(WAIT_AFTER_GUESS).await;
     true
 }
 
-/// How others are asked to come.
+/// How to show a code, a ticket or a wait for a paired machine.
 pub(super) struct Asking<'a> {
     pub(super) output: Output,
     pub(super) ticket: bool,
-    /// Whoever needs no code.
+    /// The paired machine that is waited for, which needs no code.
     pub(super) to: Option<&'a Petname>,
-    /// What is typed on the other machine.
+    /// The command to type on the other machine.
     pub(super) command: &'a str,
 }
 
@@ -239,10 +234,13 @@ impl<'a> Asking<'a> {
     }
 }
 
-/// Numbers that are drawn one after the other while others on this network have them.
+/// The most numbers that are drawn while each is in use on this network.
 const DRAWS: usize = 3;
 
-/// Shows the code, and tells the network its number.
+/// Shows the code, and announces its number on the local network. Returns `None` if nothing is announced.
+///
+/// # Errors
+/// The errors of [`Offering::renew`], which draws a new number if another sender on this network uses it.
 pub(super) async fn announce(
     offering: &mut Offering,
     asking: &Asking<'_>,
@@ -261,7 +259,7 @@ pub(super) async fn announce(
     let port = offering.addresses().first().map_or(0, SocketAddr::port);
     if let Some(error) = offering.relay_failure() {
         output::note(&format!(
-            "haul: no help from the relay: {error}\nThis network only:"
+            "haul: cannot use the relay: {error}\nThe code works on this network only:"
         ));
     }
     match (offering.ticket(), offering.code()) {
@@ -284,7 +282,7 @@ pub(super) async fn announce(
     })
 }
 
-/// Until the receiver has it.
+/// Serves one receiver until it has the offer.
 async fn served(
     offering: &mut Offering,
     send: &Send,
@@ -293,7 +291,7 @@ async fn served(
 ) -> anyhow::Result<u8> {
     if send.text.is_some() {
         if !send.output.quiet && !send.output.json {
-            output::note(&format!("{from} has the text."));
+            output::note(&format!("{from} has received the text."));
         }
         output::offer::ended(send.output, None);
         return Ok(DONE);
@@ -316,7 +314,7 @@ async fn served(
     })
 }
 
-/// Takes the events of whichever receiver is served; what happens before there is a screen for it is kept until then.
+/// Passes events to the screen of the receiver that is served. Earlier events are kept until a screen exists.
 #[derive(Clone)]
 struct Stage {
     output: Output,
@@ -372,9 +370,9 @@ impl Stage {
     }
 }
 
-/// Whether the user wants another code.
+/// Asks whether to show another code. Returns false without a terminal.
 pub(super) async fn another(what: &str) -> bool {
-    let question = format!("{what}\nEnter for a new code, Ctrl-C to end.");
+    let question = format!("{what}\nPress Enter for a new code, Ctrl-C to end.");
     let asked = tokio::task::spawn_blocking(move || output::ask(&question)).await;
     let answer = asked.ok().flatten();
     if answer.is_none() {

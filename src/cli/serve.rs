@@ -5,14 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use haul::config::{Config, DEFAULT_PORT};
-use haul::identity::{Home, KeyId};
-use haul::index::Index;
-use haul::path::printable;
-use haul::peer::pair;
-use haul::server::{Server, ServerOptions};
-use haul::store::LocalStore;
-use haul::trust::{Admission, Anyone, peers};
+use haul::pairing::pair;
+use haul::{
+    Admission, Anyone, Config, DEFAULT_PORT, Home, Index, KeyId, LocalStore, Server, ServerOptions,
+    peers, printable,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -50,10 +47,12 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
         index: (!serve.no_dedupe).then(|| Index::new(home.index())),
         ..Config::default()
     };
-    let observer = haul::progress::ignore();
-    let (listen, relay) = (serve.listen, serve.relayed.relay(&home)?);
+    let observer = haul::ignore();
+    let listen = serve.listen;
+    let relay = serve.relayed.relay(&home)?;
     let paired = peers::all(&home.peers())?.len();
-    let (known, asking) = (identity.clone(), config.clone());
+    let known = identity.clone();
+    let asking = config.clone();
     let server = Server::bind(ServerOptions {
         listen,
         identity,
@@ -63,7 +62,7 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
         observer,
     })?;
 
-    // Before anybody is told that it runs, and may want to stop it.
+    // Signals are handled before the first line is printed, because a script may send one as soon as it reads it.
     let (stop, now) = signals()?;
     let addresses = server.local_addresses();
     output::line(&format!("Serving {shown}"));
@@ -74,13 +73,13 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
     output::line(&format!("  admits  {}", admits(serve.anyone, &home)));
     if let Some(keys) = keys {
         output::line(&format!(
-            "  hides   {}, where this machine's keys are",
+            "  hides   {}, which holds this machine's keys",
             output::shown(&keys)
         ));
     }
     if paired > 0 {
         output::line(&format!(
-            "  and     {}, which need no address (haul peers)",
+            "  and     {}, without an address (haul peers)",
             machines(paired)
         ));
     }
@@ -123,10 +122,11 @@ fn machines(paired: usize) -> String {
     }
 }
 
-/// How often it is looked whether this machine was paired meanwhile.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often to check whether this machine was paired meanwhile.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Until there is a paired machine, or none any more: nobody is told of a server that nobody knows.
+/// Waits until a paired machine exists (`paired`), or until none does. A server without paired machines does not announce
+/// itself.
 async fn until_paired(home: &Home, paired: bool) {
     loop {
         let file = home.peers();
@@ -134,11 +134,14 @@ async fn until_paired(home: &Home, paired: bool) {
         if matches!(known, Ok(Ok(known)) if known.is_empty() != paired) {
             return;
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
 
-/// Tokens for the first and the second Ctrl-C or SIGTERM.
+/// Returns tokens that are cancelled by the first and the second Ctrl-C or SIGTERM.
+///
+/// # Errors
+/// When a signal handler cannot be installed.
 pub(super) fn signals() -> anyhow::Result<(CancellationToken, CancellationToken)> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
@@ -156,7 +159,7 @@ pub(super) fn signals() -> anyhow::Result<(CancellationToken, CancellationToken)
     Ok(tokens)
 }
 
-/// How the addresses that a server listens on are written; those of this machine in the place of "any".
+/// Returns the URLs of an address that the server listens on. The wildcard address becomes the addresses of this machine.
 fn urls(address: &SocketAddr) -> Vec<String> {
     let port = if address.port() == DEFAULT_PORT {
         String::new()

@@ -1,20 +1,18 @@
-//! Which relay is used: by an option, HAUL_RELAY, or config.toml in HAUL_HOME, in this order.
+//! Chooses the relay: from an option, HAUL_RELAY, or config.toml in HAUL_HOME, in this order.
 
 use std::net::IpAddr;
 
 use clap::Args;
-use haul::error::Error;
-use haul::identity::Home;
-use haul::path::printable;
-use haul::peer::rendezvous::RelayAt;
+use haul::pairing::rendezvous::RelayAt;
+use haul::{Error, Home, printable};
 
-/// Whose help to take.
+/// Options that choose a relay.
 #[derive(Args, Default)]
 pub(super) struct Relayed {
-    /// Relay for other networks (or HAUL_RELAY)
+    /// Relay between networks (or HAUL_RELAY)
     #[arg(long, value_name = "HOST[:PORT]")]
     relay: Option<String>,
-    /// This network only
+    /// Use no relay
     #[arg(long, hide = true, conflicts_with = "relay")]
     no_relay: bool,
 }
@@ -22,12 +20,15 @@ pub(super) struct Relayed {
 const KEYS: [&str; 3] = ["relay", "relay_pin", "relay_token"];
 
 impl Relayed {
-    /// Whether no relay is to be used, whoever names it.
+    /// Whether `--no-relay` was given. It overrides the settings and a ticket.
     pub(super) fn none(&self) -> bool {
         self.no_relay
     }
 
-    /// The relay, if there is any.
+    /// Returns the relay, or `None` if none is set.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when a setting is invalid, or config.toml cannot be read.
     pub(super) fn relay(&self, home: &Home) -> Result<Option<RelayAt>, Error> {
         if self.no_relay {
             return Ok(None);
@@ -44,14 +45,14 @@ impl Relayed {
         let Some(mut relay) = named.or_else(|| configured.clone()) else {
             return Ok(None);
         };
-        // What stands in the file is for the relay in it, and told to no other.
+        // The pin and the token of the file belong to its relay. No other relay may learn the token.
         let its_own = configured.as_ref() == Some(&relay);
-        let (pin, token) = (pin.filter(|_| its_own), token.filter(|_| its_own));
+        let pin = pin.filter(|_| its_own);
+        let token = token.filter(|_| its_own);
         relay.token = variable("HAUL_RELAY_TOKEN").or(token);
-        relay.pin = pin
-            .map(|pin| pin.parse())
-            .transpose()
-            .map_err(|bad| Error::Usage(format!("relay_pin in {}: {bad}", file(home))))?;
+        relay.pin = pin.map(|pin| pin.parse()).transpose().map_err(|bad| {
+            Error::Usage(format!("cannot use relay_pin in {}: {bad}", file(home)))
+        })?;
         Ok(Some(relay))
     }
 }
@@ -60,10 +61,10 @@ fn file(home: &Home) -> String {
     printable(home.config().as_os_str().as_encoded_bytes())
 }
 
-/// What the file says, if there is one.
+/// Reads the settings of config.toml, in the order of [`KEYS`].
 fn configured(home: &Home) -> Result<[Option<String>; 3], Error> {
     let path = home.config();
-    let wrong = |why: String| Error::Usage(format!("{}: {why}", file(home)));
+    let wrong = |why: String| Error::Usage(format!("cannot use {}: {why}", file(home)));
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -75,9 +76,10 @@ fn configured(home: &Home) -> Result<[Option<String>; 3], Error> {
         .parse()
         .map_err(|bad: toml::de::Error| wrong(bad.message().to_owned()))?;
     if let Some(unknown) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
-        let (unknown, known) = (printable(unknown.as_bytes()), KEYS.join(", "));
+        let unknown = printable(unknown.as_bytes());
+        let known = KEYS.join(", ");
         return Err(wrong(format!(
-            "{unknown} is nothing that can be set; there are {known}"
+            "unknown setting {unknown}; the settings are {known}"
         )));
     }
     let mut values = [None, None, None];
@@ -85,19 +87,19 @@ fn configured(home: &Home) -> Result<[Option<String>; 3], Error> {
         *value = match table.get(key) {
             None => None,
             Some(toml::Value::String(text)) => Some(text.clone()),
-            Some(_) => return Err(wrong(format!("{key} wants a text in quotes"))),
+            Some(_) => return Err(wrong(format!("{key} must be a text in quotes"))),
         };
     }
     Ok(values)
 }
 
-/// Addresses of this machine that others may reach.
+/// Returns the addresses of this machine that other machines may reach.
 pub(super) fn own_addresses() -> Vec<IpAddr> {
     let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
     let mut own: Vec<_> = interfaces
         .into_iter()
         .map(|interface| interface.ip())
-        // A link-local address means nothing without the interface of the machine that connects.
+        // A link-local address is useless to another machine, which would need the name of its own interface too.
         .filter(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()))
         .collect();
     own.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6()));

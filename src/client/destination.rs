@@ -1,25 +1,29 @@
-//! Where on this machine a pull goes.
+//! The destination of a pull on this machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{PullOptions, blocking};
-use crate::error::{Code, Error, Result, Why};
-use crate::path::{RelativePath, printable};
-use crate::receiver::{Place, Sources};
-use crate::store::{LocalStore, OutputStore, Store};
-use crate::wire::Kind;
+use crate::error::text::printable;
+use crate::error::{Code, Error, Reason, Result};
+use crate::protocol::Kind;
+use crate::protocol::path::RelativePath;
+use crate::storage::{LocalStore, OutputStore, Store};
+use crate::transfer::receive::{Placement, Sources};
 
-/// A directory that is held open, and where in it the sources come to stand; or a writer for the only one.
+/// An open directory and the place of the sources in it, or a writer for the only source.
 #[derive(Clone)]
 pub(super) struct Destination {
     pub(super) store: Arc<dyn Store>,
-    pub(super) place: Place,
+    pub(super) place: Placement,
 }
 
 impl Destination {
-    /// A writer, for what the only source is, as far as that is known.
+    /// A writer as the destination. `only` is the kind of the only source, if the server has reported it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with [`Code::IsDirectory`] for a directory.
     pub(super) fn output(
         output: &OutputStore,
         options: &PullOptions,
@@ -28,17 +32,18 @@ impl Destination {
         if only == Some(Kind::Directory) {
             let path = options.sources.first().cloned().unwrap_or_default();
             let text = format!(
-                "{path} is a directory, and only the content of a file can be written to a pipe"
+                "cannot write {path} to a pipe: it is a directory, and only files can be written"
             );
-            return Err(Error::Refused(Why::new(Code::IsDirectory, text)));
+            return Err(Error::Refused(Reason::new(Code::IsDirectory, text)));
         }
         Ok(Self {
             store: Arc::new(output.clone()),
-            place: Place::Into(RelativePath::root()),
+            place: Placement::Into(RelativePath::root()),
         })
     }
 
-    /// Settles it for the session; `only` is what the only source is. Directories that are missing are made.
+    /// Settles the destination for the session and creates missing directories. `only` is the kind of the only source. A
+    /// destination in the directory `reserved` is an error.
     pub(super) async fn settle(
         options: &PullOptions,
         only: Option<Kind>,
@@ -52,7 +57,7 @@ impl Destination {
         let mirror = options.take.delete.is_some();
         if mirror && !directory && !root {
             return Err(Error::Usage(
-                "only a directory can be mirrored, and the source is none".into(),
+                "cannot mirror the source: it is not a directory".into(),
             ));
         }
         let sources = Sources {
@@ -64,29 +69,29 @@ impl Destination {
         let path = options.destination.clone();
         let dry_run = options.take.dry_run;
         blocking(move || match dry_run && fs::metadata(&path).is_err() {
-            true => Self::imagine(&path, sources, reserved.as_deref()),
+            true => Self::without_creating(&path, sources, reserved.as_deref()),
             false => Self::open(&path, sources, reserved.as_deref()),
         })
         .await?
     }
 
-    /// What is not there and is not to be made, below what is.
-    fn imagine(path: &Path, sources: Sources, reserved: Option<&Path>) -> Result<Self> {
+    /// The destination of a dry run that does not exist: a path below the nearest existing directory.
+    fn without_creating(path: &Path, sources: Sources, reserved: Option<&Path>) -> Result<Self> {
         let failed = || Error::io(printable(path.as_os_str().as_encoded_bytes()));
         let path = std::path::absolute(path).map_err(failed())?;
-        let there = path
+        let existing = path
             .ancestors()
             .find(|above| above.is_dir())
             .unwrap_or(Path::new("/"));
         let below = path
-            .strip_prefix(there)
+            .strip_prefix(existing)
             .unwrap_or(&path)
             .iter()
             .map(|name| name.as_encoded_bytes());
         let destination =
             RelativePath::from_components(below).map_err(|bad| Error::Usage(bad.to_string()))?;
-        let store = open_store(there, reserved)?;
-        let place = Place::settle(&store, destination, sources).map_err(Error::Refused)?;
+        let store = open_store(existing, reserved)?;
+        let place = Placement::settle(&store, destination, sources).map_err(Error::Refused)?;
         Ok(Self {
             store: Arc::new(store),
             place,
@@ -95,11 +100,10 @@ impl Destination {
 
     fn open(path: &Path, sources: Sources, reserved: Option<&Path>) -> Result<Self> {
         let shown = || printable(path.as_os_str().as_encoded_bytes());
-        // What ends in `..`, or is `/`, names a directory and not what to make of one.
+        // A path that ends in `..` or `.`, or is `/`, has no last name that the source could get.
         let nameless =
             path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/.");
-        let is_there = fs::metadata(path).is_ok();
-        if !is_there {
+        if fs::metadata(path).is_err() {
             let into = sources.into || sources.several || nameless;
             let parent = path
                 .parent()
@@ -121,16 +125,19 @@ impl Destination {
         let destination = RelativePath::from_components(name.map(|name| name.as_encoded_bytes()))
             .map_err(|bad| Error::Usage(format!("{}: {bad}", shown())))?;
         let store = open_store(directory, reserved)?;
-        let place = Place::settle(&store, destination, sources).map_err(|why| match why.code {
-            Code::NotDirectory => Error::Refused(Why::new(
-                why.code,
-                format!(
-                    "{} is no directory; several sources, or a directory, need one",
-                    shown()
-                ),
-            )),
-            _ => Error::Refused(why),
-        })?;
+        let place =
+            Placement::settle(&store, destination, sources).map_err(|reason| {
+                match reason.code {
+                    Code::NotDirectory => Error::Refused(Reason::new(
+                        reason.code,
+                        format!(
+                            "{} is not a directory; several sources, or a directory, need one",
+                            shown()
+                        ),
+                    )),
+                    _ => Error::Refused(reason),
+                }
+            })?;
         Ok(Self {
             store: Arc::new(store),
             place,
@@ -145,7 +152,7 @@ fn open_store(path: &Path, reserved: Option<&Path>) -> Result<LocalStore> {
     }
 }
 
-/// The path with no symbolic link in it, of what is there or could be made there.
+/// The path without symbolic links. The last component need not exist.
 fn real_path(path: &Path) -> std::io::Result<PathBuf> {
     match (path.canonicalize(), path.file_name()) {
         (Err(error), Some(name)) if error.kind() == std::io::ErrorKind::NotFound => {

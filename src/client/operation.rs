@@ -1,4 +1,4 @@
-//! What a client does over one connection after the other.
+//! The operation of a session, which lasts over several connections.
 
 use std::sync::Arc;
 
@@ -8,120 +8,128 @@ use tokio_util::sync::CancellationToken;
 use super::destination::Destination;
 use super::link::Link;
 use super::{PullOptions, blocking, session_id};
-use crate::bucket::Limits;
-use crate::budget::Window;
+use crate::auth::identity::KeyId;
 use crate::config::Config;
+use crate::error::text::printable;
 use crate::error::{Error, Result};
-use crate::filter::{Filter, is_pattern};
-use crate::identity::KeyId;
-use crate::limits::within_open_files;
-use crate::manifest::{Follow, MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
-use crate::path::printable;
-use crate::progress::Observer;
-use crate::rate::Rate;
-use crate::receiver::{Asked, Claims, Keep, Ledger, Permits, Place, Receiver, Receiving};
-use crate::sender::{Sender, Sent};
-use crate::session::{Outcome, origin};
-use crate::store::OutputStore;
-use crate::wire::{
+use crate::net::flow_control::FlowControl;
+use crate::net::rate_limit::RateLimits;
+use crate::protocol::rate::Rate;
+use crate::protocol::{
     Components, MAX_WIRE_RULES, MAX_WIRE_RULES_BYTES, Message, Pull, Push, Ready, WireFilter,
 };
+use crate::protocol::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
+use crate::storage::OutputStore;
+use crate::storage::filter::{Filter, is_pattern};
+use crate::storage::open_files::limit_to_open_files;
+use crate::storage::walk::Follow;
+use crate::transfer::events::Observer;
+use crate::transfer::receive::{
+    FileLocks, Keep, Permits, Placement, Receiver, Receiving, RequestedNames, SessionStats,
+};
+use crate::transfer::send::{Sender, TransferStats};
+use crate::transfer::session::{Outcome, nesting};
 
-/// A session, as it outlives its connections.
+/// A push or pull, with the state that outlives its connections.
 pub(super) enum Operation {
     Push { push: Push, sender: Box<Sender> },
-    Pull(Box<Pulling>),
+    Pull(Box<PullSession>),
 }
 
 impl Operation {
-    /// Runs over a connection. `begun` is called once the server is ready.
+    /// Runs over a connection. Calls `on_ready` once the server is ready.
     pub(super) async fn run(
         &mut self,
-        (link, limits, config): (&Link, &Limits, &Config),
-        begun: impl FnOnce(),
+        link: &Link,
+        limits: &RateLimits,
+        config: &Config,
+        on_ready: impl FnOnce(),
         outcome: &mut Outcome,
     ) -> Result<()> {
         match self {
             Self::Push { push, sender } => {
-                link.push((push, limits), sender, config, begun, outcome)
+                link.push(push, limits, sender, config, on_ready, outcome)
                     .await
             }
-            Self::Pull(pulling) => {
-                let pull = pulling.pull.clone();
+            Self::Pull(session) => {
+                let request = session.request.clone();
                 let receiver = async |ready: &Ready| {
-                    let receiver = pulling.receiver(&link.window, ready).await?;
-                    begun();
+                    let receiver = session.receiver(&link.window, ready).await?;
+                    on_ready();
                     Ok(receiver)
                 };
-                link.pull(&pull, receiver, config, outcome).await
+                link.pull(&request, receiver, config, outcome).await
             }
         }
     }
 
-    /// The account so far.
-    pub(super) fn sent(&self) -> Sent {
+    /// The counts so far.
+    pub(super) fn sent(&self) -> TransferStats {
         match self {
             Self::Push { sender, .. } => sender.sent(),
-            Self::Pull(pulling) => pulling.ledger.sent(),
+            Self::Pull(session) => session.stats.sent(),
         }
     }
 
-    /// Why it cannot go on over another connection, if it cannot.
-    pub(super) fn spent(&self) -> Option<&'static str> {
+    /// Why the session cannot resume over another connection; `None` if it can.
+    pub(super) fn resume_obstacle(&self) -> Option<&'static str> {
         match self {
             Self::Push { sender, .. } if !sender.can_go_on() => {
-                Some("what was read of the input is gone with it")
+                Some("the input was read already and cannot be read again")
             }
-            Self::Pull(pulling) if pulling.output.as_ref().is_some_and(OutputStore::is_taken) => {
-                Some("what came out already cannot be taken back")
+            Self::Pull(session) if session.output.as_ref().is_some_and(OutputStore::is_taken) => {
+                Some("the output was written already and cannot be taken back")
             }
             Self::Push { .. } | Self::Pull(_) => None,
         }
     }
 
-    /// Whether it can go on over another connection at any time, and lose nothing by it.
-    pub(super) fn moves(&self) -> bool {
+    /// Whether the session can move to another connection at any time without a loss.
+    pub(super) fn can_move(&self) -> bool {
         match self {
             Self::Push { push, sender } => {
                 sender.can_move() && push.take.as_ref().is_none_or(|take| take.delete.is_none())
             }
-            Self::Pull(pulling) => pulling.output.is_none(),
+            Self::Pull(session) => session.output.is_none(),
         }
     }
 
-    /// A push announces over another connection only what is left, so the receiver no longer knows what a mirror may remove.
-    /// Whether it would have.
+    /// Turns off removing in a push that mirrors, and returns whether it was on. Over another connection a push announces only
+    /// the rest, so the receiver does not know what a mirror may remove.
     pub(super) fn stop_mirroring(&mut self) -> bool {
         match self {
             Self::Push { push, .. } => push
                 .take
                 .as_mut()
                 .is_some_and(|take| take.delete.take().is_some()),
-            // Here everything is announced anew.
+            // A pull announces everything again.
             Self::Pull(_) => false,
         }
     }
 
-    /// Grows whenever the receiver has come further.
+    /// A measure that grows with the receiver's progress.
     pub(super) fn progress(&self) -> u64 {
         match self {
             Self::Push { sender, .. } => sender.progress(),
-            Self::Pull(pulling) => pulling.ledger.progress(),
+            Self::Pull(session) => session.stats.progress(),
         }
     }
 }
 
-/// Rules as they travel, if there are any.
+/// The filter's rules as a message; `None` without rules.
+///
+/// # Errors
+/// [`Error::Usage`] when there are more than a message may hold.
 pub(super) fn wire_filter(filter: &Filter) -> Result<Option<WireFilter>> {
-    let written = filter.rules.written();
-    if written.len() > MAX_WIRE_RULES
-        || written.iter().map(Vec::len).sum::<usize>() > MAX_WIRE_RULES_BYTES
+    let rules = filter.rules.written();
+    if rules.len() > MAX_WIRE_RULES
+        || rules.iter().map(Vec::len).sum::<usize>() > MAX_WIRE_RULES_BYTES
     {
         return Err(Error::Usage(format!(
-            "a server takes {MAX_WIRE_RULES} rules and {MAX_WIRE_RULES_BYTES} bytes of them; use fewer"
+            "cannot send more than {MAX_WIRE_RULES} rules or {MAX_WIRE_RULES_BYTES} bytes of rules; use fewer"
         )));
     }
-    let rules: Vec<_> = written.iter().map(|rule| rule.clone().into()).collect();
+    let rules: Vec<_> = rules.iter().map(|rule| rule.clone().into()).collect();
     Ok(
         (filter.gitignore || !rules.is_empty()).then_some(WireFilter {
             rules,
@@ -130,26 +138,26 @@ pub(super) fn wire_filter(filter: &Filter) -> Result<Option<WireFilter>> {
     )
 }
 
-/// A pull, and what of it lasts as long as the session.
-pub(super) struct Pulling {
-    pull: Pull,
+/// The state of a pull that outlives its connections.
+pub(super) struct PullSession {
+    request: Pull,
     options: PullOptions,
-    asked: Asked,
-    /// Takes the only file, if not the destination.
+    requested: RequestedNames,
+    /// Receives the only file instead of the destination.
     output: Option<OutputStore>,
     /// Settled with the server's first answer.
     destination: Option<Destination>,
-    ledger: Arc<Ledger>,
-    /// So that a connection takes files over from the one before, which may not know yet that it is dead.
-    claims: Arc<Claims>,
+    stats: Arc<SessionStats>,
+    /// Shared by all connections: a new one takes files over from the old one, which may not know yet that it is lost.
+    file_locks: Arc<FileLocks>,
     permits: Arc<Semaphore>,
-    /// The server's key, to which partials are bound.
+    /// The server's key. Partials are bound to it.
     key_id: KeyId,
     config: Config,
     observer: Observer,
 }
 
-impl Pulling {
+impl PullSession {
     pub(super) fn new(
         options: PullOptions,
         key_id: KeyId,
@@ -165,16 +173,16 @@ impl Pulling {
         if let Some(twice) = names.windows(2).find(|two| two[0] == two[1]) {
             let name = printable(twice[0]);
             return Err(Error::Usage(format!(
-                "two sources are named {name}; they would fall on each other"
+                "cannot pull two sources named {name}: one would replace the other; pull them apart"
             )));
         }
         let filter = &options.walk.filter;
         if filter.only.is_some() {
             return Err(Error::Usage(
-                "a list of names is for what is sent from here; name to the server what it is to send".into(),
+                "cannot use a list of names for a pull; name the sources instead".into(),
             ));
         }
-        let pull = Pull {
+        let request = Pull {
             session: session_id()?,
             sources: options.sources.iter().map(Components::from).collect(),
             entries: MAX_UNANSWERED,
@@ -187,23 +195,25 @@ impl Pulling {
             owner: options.walk.owner.then_some(true),
             growing: options.walk.allow_growing.then_some(true),
         };
-        if !pull.fits() {
+        if !request.fits() {
             return Err(Error::Usage(
-                "so many sources, or rules, do not fit into one request; pull them in parts".into(),
+                "cannot ask for so many sources or rules at once; pull them in parts".into(),
             ));
         }
         Ok(Self {
-            pull,
-            asked: match Asked::of(&options.sources).map_err(|bad| Error::Usage(bad.to_string()))? {
-                asked if options.literal => asked.without_patterns(),
-                asked => asked,
+            request,
+            requested: match RequestedNames::of(&options.sources)
+                .map_err(|bad| Error::Usage(bad.to_string()))?
+            {
+                names if options.literal => names.without_patterns(),
+                names => names,
             },
             options,
             output: None,
             destination: None,
-            ledger: Arc::default(),
-            claims: Arc::default(),
-            permits: Arc::new(Semaphore::new(within_open_files(
+            stats: Arc::default(),
+            file_locks: Arc::default(),
+            permits: Arc::new(Semaphore::new(limit_to_open_files(
                 config.max_transfers.min(config.parallel).max(1),
             ))),
             key_id,
@@ -212,14 +222,18 @@ impl Pulling {
         })
     }
 
-    /// One file, whose content goes to a writer.
+    /// Writes the content of the only file to a writer.
     pub(super) fn with_output(mut self, output: OutputStore) -> Self {
         self.output = Some(output);
         self
     }
 
-    /// The receiver over a connection on which the server is ready.
-    async fn receiver(&mut self, window: &Arc<Window>, ready: &Ready) -> Result<Arc<Receiver>> {
+    /// Makes the receiver for a connection on which the server is ready. The first time, it settles the destination.
+    async fn receiver(
+        &mut self,
+        window: &Arc<FlowControl>,
+        ready: &Ready,
+    ) -> Result<Arc<Receiver>> {
         let destination = match &self.destination {
             Some(destination) => destination.clone(),
             None => {
@@ -230,26 +244,28 @@ impl Pulling {
                         Destination::settle(&self.options, ready.only, reserved).await?
                     }
                 };
-                let (store, place) = (settled.store.clone(), settled.place.clone());
-                let (origin, session) = (ready.origin.clone(), self.pull.session);
+                let store = settled.store.clone();
+                let place = settled.place.clone();
+                let origin = ready.origin.clone();
+                let session = self.request.session;
                 let mirror = self.options.take.delete.is_some();
                 let check =
-                    move || origin::check(&*store, &place, origin.as_ref(), &session, mirror);
+                    move || nesting::check(&*store, &place, origin.as_ref(), &session, mirror);
                 blocking(check).await?.map_err(Error::Refused)?;
                 self.destination.insert(settled).clone()
             }
         };
-        self.ledger.begin_anew();
+        self.stats.start_connection();
         let walk = &self.options.walk;
         Ok(Receiver::new(Receiving {
             store: destination.store,
             asked: match &destination.place {
-                // The one source, which is really named so.
-                Place::As(_) => self.asked.clone().without_patterns(),
-                Place::Into(_) => self.asked.clone(),
+                // The server reported one source of that kind, so its name is no pattern.
+                Placement::As(_) => self.requested.clone().without_patterns(),
+                Placement::Into(_) => self.requested.clone(),
             },
             place: destination.place,
-            most: self.options.most,
+            most: self.options.quota,
             take: self.options.take,
             spared: self.options.walk.filter.clone(),
             keep: Keep {
@@ -262,12 +278,12 @@ impl Pulling {
             fail_specials: walk.fail_specials,
             permits: Arc::new(Permits::new(self.permits.clone())),
             window: window.clone(),
-            // A server must not find out what is here.
+            // A server must not learn which content this machine holds.
             index: None,
-            claims: self.claims.clone(),
-            session: self.pull.session,
+            claims: self.file_locks.clone(),
+            session: self.request.session,
             config: self.config.clone(),
-            ledger: self.ledger.clone(),
+            ledger: self.stats.clone(),
             observer: self.observer.clone(),
             stopping: CancellationToken::new(),
         }))

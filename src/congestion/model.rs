@@ -1,42 +1,46 @@
-//! What the controller knows of the path: rates, round-trip times and loss, each a round at a time.
+//! The controller's model of the path: rates, round-trip times and loss, measured in rounds.
 //!
-//! A round is a flight: it ends when something sent after its beginning is acknowledged (draft-ietf-ccwg-bbr, "Tracking
+//! A round is a flight: it ends when a packet sent after its start is acknowledged (draft-ietf-ccwg-bbr, "Tracking
 //! Round Trips"). Rates are in bytes a second, times in seconds, amounts in bytes.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Rounds whose highest delivery rate counts as the path's. BBR keeps the highest of two probe cycles; that is how long
-/// flows that share a link would take to give up what they once had.
+/// Rounds whose highest delivery rate counts as the path's. BBR takes the highest of two probe cycles; flows that
+/// share a link would take as long to give up what they had.
 const RATE_ROUNDS: usize = 4;
-/// For how long the highest rate of all bounds how far this flow gives way.
-const PEAK_TIME: Duration = Duration::from_secs(10);
-/// For how long the least round-trip time is remembered. BBR has 10 s; here each cycle drains the queue it has built,
-/// and a longer memory tells apart what others keep there.
-const LEAST_TIME: Duration = Duration::from_secs(30);
-/// What a round without a queue weighs in the mean of the random loss.
-const LEARN: f64 = 3.0;
-/// A packet counts as lost so long after its sending, in round-trip times: `TIME_THRESHOLD` of the endpoint.
+/// Time for which the highest rate limits how far this flow yields.
+const PEAK_RATE_MEMORY: Duration = Duration::from_secs(10);
+/// Time for which the least round-trip time is remembered. BBR has 10 s; here each cycle drains its own queue, and a
+/// longer memory reveals the queue that other flows keep.
+const MIN_RTT_MEMORY: Duration = Duration::from_secs(30);
+/// Divisor of the weight that a round without a queue has in the mean of the random loss.
+const LEARNING_DIVISOR: f64 = 3.0;
+/// Round-trip times after which a packet counts as lost: `TIME_THRESHOLD` of the endpoint.
 const DETECTION: f64 = 1.25;
-/// The highest loss that is made up for. At 50 % a path carries little anyway.
+/// Highest loss that is compensated. At 50 % a path carries little anyway.
 const MAX_LOSS: f64 = 0.5;
-/// The least queue that is aimed for, in seconds of the path's rate: what a scheduler is late by.
+/// Smallest intended queue, in seconds at the path's rate: the delay of a scheduler.
 const MIN_MARGIN: f64 = 0.001;
-/// The least queue that is aimed for, in packets.
+/// Smallest intended queue, in packets.
 const MIN_MARGIN_PACKETS: f64 = 3.0;
-/// Shorter round-trip times count as this, in seconds: on a busy machine processes come to their turn by milliseconds, and
-/// a window for the wire alone, of some packets, would make a loopback crawl. 5 ms of queue is what a LAN bears; where it
-/// does not, an overflow shrinks it together with the margin.
-const LOCAL: f64 = 0.005;
-/// What a queue is told from the noise of schedulers by, in seconds: on a path, and on a local one.
-const NOISE: (f64, f64) = (0.001, 0.010);
-/// Packets whose mean round-trip time can be believed. With fewer, jitter makes a base that no later mean reaches.
-const SAMPLES: u32 = 8;
-/// A round whose mean round-trip time is within these of the least had no queue worth the name: a part of the least, and
-/// seconds.
-const QUIET: (f64, f64) = (0.1, 0.002);
+/// Smallest round-trip time in seconds; shorter ones count as this. A busy machine schedules processes with
+/// milliseconds of delay, and a window for the wire alone, of some packets, would make loopback crawl. A LAN
+/// tolerates 5 ms of queue; where it does not, an overflow shrinks this together with the margin.
+const RTT_FLOOR: f64 = 0.005;
+/// Delay in seconds that is scheduling noise and no queue.
+const NOISE: f64 = 0.001;
+/// The same on a local path.
+const LOCAL_NOISE: f64 = 0.010;
+/// Packets whose mean round-trip time is reliable. With fewer, jitter makes a base that no later mean reaches.
+const MIN_SAMPLES: u32 = 8;
+/// A round had no relevant queue if its mean round-trip time exceeds the least one by less than this part of it and
+/// [`QUIET_DELAY`].
+const QUIET_PART: f64 = 0.1;
+/// Seconds that are added to [`QUIET_PART`].
+const QUIET_DELAY: f64 = 0.002;
 
-/// What came of one round.
+/// Measurements of one round.
 #[derive(Debug, Clone)]
 pub(super) struct Round {
     pub(super) began: Instant,
@@ -45,7 +49,7 @@ pub(super) struct Round {
     pub(super) app_limited: bool,
     rtt_sum: f64,
     rtt_count: u32,
-    /// When the last acknowledgement but one came, and what was acknowledged by then.
+    /// When the second-last ACK arrived, and the bytes acknowledged by then.
     before_last: Option<(Instant, u64)>,
     last: Option<(Instant, u64)>,
 }
@@ -75,8 +79,8 @@ impl Round {
         self.before_last = self.last.replace((now, self.acked));
     }
 
-    /// Delivery rate and mean round-trip time; `None` when too little came. `shrunk` leaves the acknowledgement that ended
-    /// the round out: it is of what was sent in this round, and a window that became smaller has kept it back.
+    /// Returns delivery rate and mean round-trip time; `None` for too few ACKs. `shrunk` leaves out the ACK that
+    /// ended the round: its packet was sent in this round, and delayed by a window that had become smaller.
     pub(super) fn sample(&self, shrunk: bool) -> Option<(f64, f64)> {
         let (until, acked) = self.before_last.filter(|_| shrunk).or(self.last)?;
         let took = until.saturating_duration_since(self.began).as_secs_f64();
@@ -88,72 +92,73 @@ impl Round {
         })
     }
 
-    /// The part that was lost.
+    /// The part of the bytes that was lost.
     pub(super) fn loss(&self) -> f64 {
         self.lost as f64 / (self.lost + self.acked).max(1) as f64
     }
 }
 
-/// The extreme of what came within some time.
+/// The extreme of the values within some time.
 #[derive(Debug, Clone)]
 struct Extreme {
-    /// Of two values, whether the first stays the extreme although the second came later.
+    /// Whether the first value remains the extreme although the second is newer.
     beats: fn(f64, f64) -> bool,
-    kept: VecDeque<(Instant, f64)>,
+    values: VecDeque<(Instant, f64)>,
 }
 
 impl Extreme {
     fn new(beats: fn(f64, f64) -> bool) -> Self {
         Self {
             beats,
-            kept: VecDeque::new(),
+            values: VecDeque::new(),
         }
     }
 
     fn note(&mut self, now: Instant, value: f64, time: Duration) {
         while self
-            .kept
+            .values
             .back()
             .is_some_and(|(_, older)| !(self.beats)(*older, value))
         {
-            self.kept.pop_back();
+            self.values.pop_back();
         }
-        self.kept.push_back((now, value));
+        self.values.push_back((now, value));
         self.forget(now, time);
     }
 
     fn forget(&mut self, now: Instant, time: Duration) {
         while self
-            .kept
+            .values
             .front()
             .is_some_and(|(at, _)| now.saturating_duration_since(*at) > time)
         {
-            self.kept.pop_front();
+            self.values.pop_front();
         }
     }
 
     fn get(&self) -> Option<f64> {
-        self.kept.front().map(|(_, value)| *value)
+        self.values.front().map(|(_, value)| *value)
     }
 }
 
-/// The path as it seems.
+/// The estimated path.
 #[derive(Debug, Clone)]
 pub(super) struct Path {
     pub(super) mtu: u64,
     rates: VecDeque<f64>,
     peaks: Extreme,
     means: Extreme,
-    /// Whether the means are of `SAMPLES` packets or more.
+    /// Whether the means are of `MIN_SAMPLES` packets or more.
     sampled: bool,
-    /// The round-trip time that counts as the path's own.
+    /// The path's own round-trip time.
     base: f64,
-    /// Loss of late, of whatever cause.
+    /// Recent loss of any cause.
     loss: f64,
-    /// Loss when there was no queue, and the least round-trip time when it was learned.
+    /// Loss while there was no queue.
     random_loss: f64,
-    learned_at: f64,
-    /// The part of the usual margin that the queue has room for.
+    /// The least round-trip time when `random_loss` was learned.
+    learned_at_rtt: f64,
+    /// Part of the usual margin for which the queue has room.
     pub(super) margin_part: f64,
 }
 
@@ -168,7 +173,7 @@ impl Path {
             base: f64::INFINITY,
             loss: 0.0,
             random_loss: 0.0,
-            learned_at: 0.0,
+            learned_at_rtt: 0.0,
             margin_part: 1.0,
         }
     }
@@ -178,38 +183,37 @@ impl Path {
         self.rates.iter().copied().fold(0.0, f64::max)
     }
 
-    /// The least round mean of the round-trip time. Means, since the least single one tells more of jitter than of the
-    /// path.
-    pub(super) fn least(&self) -> f64 {
+    /// The least mean round-trip time of a round. The smallest single sample depends on jitter more than on the path.
+    pub(super) fn min_rtt(&self) -> f64 {
         self.means
             .get()
-            .map_or(f64::INFINITY, |least| least.max(self.local()))
+            .map_or(f64::INFINITY, |min| min.max(self.rtt_floor()))
     }
 
-    /// The round-trip time that counts as the path's own, in seconds; infinite before the first.
+    /// The path's own round-trip time in seconds; infinite before the first round.
     pub(super) fn base(&self) -> f64 {
-        self.base.max(self.local())
+        self.base.max(self.rtt_floor())
     }
 
     pub(super) fn set_base(&mut self, base: f64) {
         self.base = base;
     }
 
-    fn local(&self) -> f64 {
-        LOCAL * self.margin_part
+    fn rtt_floor(&self) -> f64 {
+        RTT_FLOOR * self.margin_part
     }
 
-    /// Whether the path is so short that delays tell more of the machines than of it.
+    /// Whether the path is so short that delays depend on the machines more than on it.
     pub(super) fn is_local(&self) -> bool {
-        self.base < LOCAL
+        self.base < RTT_FLOOR
     }
 
-    /// Less delay than this, in seconds, is nobody's queue.
+    /// Delay in seconds below which no queue is assumed.
     pub(super) fn noise(&self) -> f64 {
-        if self.is_local() { NOISE.1 } else { NOISE.0 }
+        if self.is_local() { LOCAL_NOISE } else { NOISE }
     }
 
-    /// What the path itself holds.
+    /// The bandwidth-delay product.
     pub(super) fn bdp(&self) -> f64 {
         if self.base.is_finite() {
             self.rate() * self.base()
@@ -218,26 +222,27 @@ impl Path {
         }
     }
 
-    /// What the path would hold without anybody's queue.
-    pub(super) fn least_bdp(&self) -> f64 {
+    /// The bandwidth-delay product without any queue.
+    pub(super) fn min_bdp(&self) -> f64 {
         if self.base.is_finite() {
-            self.rate() * self.base().min(self.least())
+            self.rate() * self.base().min(self.min_rtt())
         } else {
             0.0
         }
     }
 
-    /// Less than this is not kept in flight for others' sake: half of what the best rate of late needs.
-    pub(super) fn floor(&self) -> f64 {
+    /// The window that this flow never yields: half of what the best recent rate needs.
+    pub(super) fn min_flight(&self) -> f64 {
         if self.base.is_finite() {
-            self.peaks.get().unwrap_or(0.0) / 2.0 * self.base().min(self.least())
+            self.peaks.get().unwrap_or(0.0) / 2.0 * self.base().min(self.min_rtt())
         } else {
             0.0
         }
     }
 
-    /// What is kept in the queue, so that the link never runs dry: the root of what it holds, in packets. As flows that
-    /// share a queue see the same delay, a concave margin leads them to equal rates (as in FAST TCP, Wei et al. 2006).
+    /// Bytes to keep in the queue, so that the link never idles: the root of the bandwidth-delay product, in packets.
+    /// Flows that share a queue see the same delay, so a concave margin leads them to equal rates (as in FAST TCP,
+    /// Wei et al. 2006).
     pub(super) fn margin(&self) -> f64 {
         let root = (self.bdp() * self.mtu as f64).sqrt();
         self.margin_part
@@ -246,36 +251,45 @@ impl Path {
                 .max(MIN_MARGIN_PACKETS * self.mtu as f64)
     }
 
-    /// The delay that the margin makes.
+    /// The delay that the margin causes.
     pub(super) fn margin_delay(&self) -> f64 {
         self.margin() / self.rate().max(1.0)
     }
 
-    /// What must be in flight for so much to be in the network and to arrive. Of what is sent, the part p is lost, and is
-    /// in flight for `DETECTION` round trips; the rest is for one.
+    /// Bytes that must be in flight for `network` bytes to arrive. The part p of what is sent is lost, and counts as
+    /// in flight for `DETECTION` round trips; the rest for one.
     pub(super) fn in_flight(&self, network: f64) -> f64 {
         let p = self.loss.min(2.0 * self.random_loss + 0.01).min(MAX_LOSS);
         network * (1.0 + p * (DETECTION - 1.0)) / (1.0 - p)
     }
 
-    /// Learns from a round. `patient`, among others, keeps the least round-trip time for longer and the base as it is;
-    /// `unhurried` says that the packets were sent when they should have made no queue.
+    /// Updates the model from a round. Among other flows, `patient` keeps the least round-trip time for longer and
+    /// leaves the base. `loss_limit` is set when the packets should have made no queue: the most of the round's loss
+    /// that counts as random.
     pub(super) fn learn(
         &mut self,
         now: Instant,
         round: &Round,
-        (rate, mean): (f64, f64),
+        rate: f64,
+        mean: f64,
         patient: bool,
-        unhurried: Option<f64>,
+        loss_limit: Option<f64>,
     ) {
-        if round.rtt_count >= SAMPLES || !self.sampled {
-            if round.rtt_count >= SAMPLES && !self.sampled {
-                self.means.kept.clear();
+        if round.rtt_count >= MIN_SAMPLES || !self.sampled {
+            if round.rtt_count >= MIN_SAMPLES && !self.sampled {
+                self.means.values.clear();
                 self.base = f64::INFINITY;
                 self.sampled = true;
             }
-            self.means
-                .note(now, mean, if patient { 2 * LEAST_TIME } else { LEAST_TIME });
+            self.means.note(
+                now,
+                mean,
+                if patient {
+                    2 * MIN_RTT_MEMORY
+                } else {
+                    MIN_RTT_MEMORY
+                },
+            );
             if !patient {
                 self.base = self.base.min(mean);
             }
@@ -283,29 +297,30 @@ impl Path {
         if !round.app_limited || rate > self.rate() {
             self.note_rate(now, rate);
         }
-        self.peaks.forget(now, PEAK_TIME);
+        self.peaks.forget(now, PEAK_RATE_MEMORY);
         self.loss += (round.loss() - self.loss) / 8.0;
-        if mean < self.learned_at * (1.0 - QUIET.0) - QUIET.1 {
-            // There had been a queue all the time, so what was lost then was an overflow.
-            (self.random_loss, self.learned_at) = (0.0, 0.0);
+        if mean < self.learned_at_rtt * (1.0 - QUIET_PART) - QUIET_DELAY {
+            // There was a queue all the time, so the losses were overflows.
+            self.random_loss = 0.0;
+            self.learned_at_rtt = 0.0;
         }
-        if let Some(most) = unhurried
-            && mean < self.least() * (1.0 + QUIET.0) + QUIET.1
+        if let Some(limit) = loss_limit
+            && mean < self.min_rtt() * (1.0 + QUIET_PART) + QUIET_DELAY
         {
-            self.random_loss += (round.loss().min(most) - self.random_loss) / LEARN;
-            self.learned_at = self.least();
+            self.random_loss += (round.loss().min(limit) - self.random_loss) / LEARNING_DIVISOR;
+            self.learned_at_rtt = self.min_rtt();
         }
     }
 
     pub(super) fn note_rate(&mut self, now: Instant, rate: f64) {
-        self.peaks.note(now, rate, PEAK_TIME);
+        self.peaks.note(now, rate, PEAK_RATE_MEMORY);
         self.rates.push_back(rate);
         if self.rates.len() > RATE_ROUNDS {
             self.rates.pop_front();
         }
     }
 
-    /// Whether more was lost in a round than chance explains: three standard deviations, a packet, and half a per cent.
+    /// Whether a round lost more than chance explains: three standard deviations, a packet, and half a per cent.
     pub(super) fn is_excess(&self, round: &Round) -> bool {
         let packets = (round.acked + round.lost) as f64 / self.mtu as f64;
         let expected = self.random_loss * packets;
@@ -313,33 +328,33 @@ impl Path {
             > expected + 3.0 * expected.sqrt() + 1.0 + 0.005 * packets
     }
 
-    /// The part that was lost beyond what is random.
+    /// The part that was lost beyond random loss.
     pub(super) fn excess_loss(&self, round: &Round) -> f64 {
         (round.loss() - self.random_loss).max(0.0)
     }
 
-    /// What was taken for random loss was an overflow.
+    /// Halves the random loss, which was partly an overflow.
     pub(super) fn doubt_loss(&mut self) {
         self.random_loss /= 2.0;
     }
 
-    /// The rate has fallen to this.
+    /// Replaces all rates by a fallen one.
     pub(super) fn replace_rate(&mut self, now: Instant, rate: f64) {
         self.forget_rates();
         self.note_rate(now, rate);
     }
 
-    /// The path has another round-trip time now.
+    /// Replaces the round-trip time of a path that has changed.
     pub(super) fn replace_base(&mut self, now: Instant, mean: f64) {
-        self.means.kept.clear();
-        self.means.note(now, mean, LEAST_TIME);
+        self.means.values.clear();
+        self.means.note(now, mean, MIN_RTT_MEMORY);
         self.base = mean;
     }
 
     /// Forgets all rates.
     pub(super) fn forget_rates(&mut self) {
         self.rates.clear();
-        self.peaks.kept.clear();
+        self.peaks.values.clear();
     }
 }
 
@@ -348,23 +363,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_extreme_is_the_least_of_its_time_and_no_older() {
-        let (start, time) = (Instant::now(), Duration::from_secs(10));
-        let mut least = Extreme::new(|older, newer| older < newer);
+    fn old_values_leave_the_extreme() {
+        let start = Instant::now();
+        let time = Duration::from_secs(10);
+        let mut minimum = Extreme::new(|older, newer| older < newer);
         for (second, value) in [(0, 5.0), (1, 3.0), (2, 4.0), (12, 6.0)] {
-            least.note(start + Duration::from_secs(second), value, time);
+            minimum.note(start + Duration::from_secs(second), value, time);
         }
-        assert_eq!(least.get(), Some(4.0));
-        least.forget(start + Duration::from_secs(13), time);
-        assert_eq!(least.get(), Some(6.0));
+        assert_eq!(minimum.get(), Some(4.0));
+        minimum.forget(start + Duration::from_secs(13), time);
+        assert_eq!(minimum.get(), Some(6.0));
     }
 
     #[test]
-    fn lost_packets_are_made_up_for_within_what_random_loss_explains() {
+    fn only_random_loss_is_compensated() {
         let mut path = Path::new(1500);
         assert_eq!(path.in_flight(1000.0), 1000.0);
         path.loss = 0.2;
-        // Nothing was lost without a queue: only one per cent is believed.
+        // Without loss outside of queues, only one per cent is believed.
         assert!(
             (path.in_flight(1000.0) - 1012.6).abs() < 0.1,
             "{}",
@@ -372,7 +388,8 @@ mod tests {
         );
         path.random_loss = 0.2;
         assert_eq!(path.in_flight(1000.0), 1312.5);
-        (path.loss, path.random_loss) = (0.9, 0.9);
+        path.loss = 0.9;
+        path.random_loss = 0.9;
         assert!(path.in_flight(1000.0) < 2500.0);
     }
 }

@@ -1,83 +1,101 @@
-//! Whether others keep a queue on the path, and what a flow holds in flight among them.
+//! Detects other flows that keep a queue on the path, and decides how much this flow keeps in flight among them.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::model::Path;
 
-/// A queue that is left after Down is others' when it is longer than this part of the least round-trip time, in two Downs
-/// in a row; after overflows the smaller one suffices, once.
-const FOREIGN: f64 = 0.25;
-const FOREIGN_OVERFLOWED: f64 = 0.1;
+/// A queue that remains after Down belongs to other flows if it is longer than this part of the least round-trip
+/// time, in two Downs in a row.
+const FOREIGN_QUEUE: f64 = 0.25;
+/// The same after overflows, where one Down suffices.
+const FOREIGN_QUEUE_AFTER_OVERFLOW: f64 = 0.1;
+/// Downs in a row that must leave such a queue.
 const FOREIGN_DOWNS: f64 = 2.0;
-/// Half of such a queue counts for its part, but only while the rate falls: other flows of haul leave as much, and let
-/// one keep its rate.
-const FOREIGN_LEAST: f64 = 0.5;
-const FALL: f64 = 0.9;
-/// Downs without others' queue until they count as gone: Cubic's own cycle leaves it for some seconds.
+/// A queue of half that length counts in part, but only while the rate falls: other flows of haul leave as much, and
+/// let a flow keep its rate.
+const MIN_FOREIGN_PART: f64 = 0.5;
+/// Part of the previous Down's rate below which the rate falls.
+const FALLING_RATE: f64 = 0.9;
+/// Downs without a foreign queue until the other flows count as gone: Cubic's own cycle pauses its queue for some
+/// seconds.
 const QUIET_DOWNS: u32 = 4;
-/// Overflows within this time that make a difference, and how many.
+/// Time in which overflows are counted.
 const OVERFLOW_TIME: Duration = Duration::from_secs(10);
-const OVERFLOWS: usize = 3;
-/// Rounds of too much loss that no Down has shown to be random: some three cycles. Then it is congestion, whatever the
-/// round-trip time says: the least that is known may hold a queue that others keep.
+/// Overflows in that time after which a shorter foreign queue suffices.
+const OVERFLOW_LIMIT: usize = 3;
+/// Rounds of excess loss that no Down has shown to be random, some three cycles, after which it counts as congestion.
+/// The round-trip time cannot refute that: its known minimum may include a queue of other flows.
 const MAX_EXCESS_ROUNDS: u32 = 32;
-/// What is left in flight after an overflow among others (Cubic leaves 0.7, but grows faster), less where much was lost;
-/// and rounds until the next.
+/// Part that stays in flight after an overflow among other flows (Cubic keeps 0.7, but grows faster).
 const BACK_OFF: f64 = 0.85;
-const LEAST_BACK_OFF: f64 = 0.5;
+/// Smallest part that stays where much was lost.
+const MIN_BACK_OFF: f64 = 0.5;
+/// Rounds after a reduction in which further overflows do not count.
 const BACK_OFF_ROUNDS: u32 = 4;
-/// Growth among others, as a part of what is in flight each round, at most; but a packet, as TCP grows, so that small
-/// flows come to equal shares.
-const GROWTH: f64 = 0.02;
+/// Largest growth among other flows in each round, as a part of the bytes in flight. It is at least one packet, as in
+/// TCP, so that small flows converge to equal shares.
+const MAX_GROWTH: f64 = 0.02;
 
-/// What is held in flight among others.
+/// The bytes kept in flight among other flows.
 #[derive(Debug, Clone)]
-struct Hold {
+struct Target {
     bytes: f64,
     /// Rounds until the next overflow counts.
-    rest: u32,
+    rounds_to_wait: u32,
 }
 
-/// What is known of other flows.
+/// The loss of one round.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RoundLoss {
+    /// The part lost beyond what chance explains, if any.
+    pub(super) excess: Option<f64>,
+    /// Whether the round did not probe for more, so that an overflow has another cause.
+    pub(super) steady: bool,
+}
+
+/// State about other flows.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Others {
-    hold: Option<Hold>,
-    /// Downs in a row that left a foreign queue, those that left less of it in part; and those that left none.
+    target: Option<Target>,
+    /// Downs in a row that left a foreign queue; shorter queues count in part.
     foreign_downs: f64,
+    /// Downs in a row that left none.
     quiet_downs: u32,
     /// The rate of the last Down.
-    rate: f64,
+    down_rate: f64,
     overflows: VecDeque<Instant>,
-    /// Rounds that lost more than chance explains, less those that did not.
+    /// Rounds with more loss than chance explains, minus the others.
     excess_rounds: u32,
 }
 
 impl Others {
-    /// Bytes to hold in flight; `None` when this flow is alone, or among flows that keep no more of a queue than it does.
-    pub(super) fn hold(&self) -> Option<f64> {
-        self.hold.as_ref().map(|hold| hold.bytes)
+    /// Bytes to keep in flight; `None` when this flow is alone, or among flows that keep no longer queue than it
+    /// does.
+    pub(super) fn target(&self) -> Option<f64> {
+        self.target.as_ref().map(|target| target.bytes)
     }
 
-    /// Whether a buffer has overflowed of late.
+    /// Whether a buffer has overflowed recently.
     pub(super) fn overflowed(&self) -> bool {
         !self.overflows.is_empty()
     }
 
-    /// They are gone.
-    pub(super) fn leave(&mut self) {
-        self.hold = None;
+    /// Assumes that the other flows are gone.
+    pub(super) fn forget_target(&mut self) {
+        self.target = None;
     }
 
-    /// Notes a round and its loss beyond chance, if any; grows and shrinks what is held. `steady` says that the round was
-    /// no probe for more, so that its overflow is not of its own making.
+    /// Records a round, and grows or shrinks the bytes to keep in flight.
     pub(super) fn note_round(
         &mut self,
         now: Instant,
         path: &Path,
-        (excess, steady): (Option<f64>, bool),
-        (window, least_window): (f64, f64),
+        loss: RoundLoss,
+        window: f64,
+        min_window: f64,
     ) {
+        let RoundLoss { excess, steady } = loss;
         if excess.is_some() && steady {
             self.overflows.push_back(now);
         }
@@ -95,54 +113,58 @@ impl Others {
         };
         if self.excess_rounds >= MAX_EXCESS_ROUNDS {
             self.excess_rounds = 0;
-            self.hold.get_or_insert(Hold {
+            self.target.get_or_insert(Target {
                 bytes: window,
-                rest: 0,
+                rounds_to_wait: 0,
             });
         }
-        let Some(hold) = &mut self.hold else { return };
-        hold.rest = hold.rest.saturating_sub(1);
+        let Some(target) = &mut self.target else {
+            return;
+        };
+        target.rounds_to_wait = target.rounds_to_wait.saturating_sub(1);
         match excess {
             None => {
-                let root = (hold.bytes * path.mtu as f64).sqrt();
-                hold.bytes += (root / 2.0).min(hold.bytes * GROWTH).max(path.mtu as f64);
+                let root = (target.bytes * path.mtu as f64).sqrt();
+                target.bytes += (root / 2.0)
+                    .min(target.bytes * MAX_GROWTH)
+                    .max(path.mtu as f64);
             }
-            Some(lost) if hold.rest == 0 => {
-                let left = (1.0 - lost).clamp(LEAST_BACK_OFF, BACK_OFF);
-                *hold = Hold {
-                    bytes: (hold.bytes * left).max(least_window),
-                    rest: BACK_OFF_ROUNDS,
+            Some(lost) if target.rounds_to_wait == 0 => {
+                let remaining = (1.0 - lost).clamp(MIN_BACK_OFF, BACK_OFF);
+                *target = Target {
+                    bytes: (target.bytes * remaining).max(min_window),
+                    rounds_to_wait: BACK_OFF_ROUNDS,
                 };
             }
             Some(_) => {}
         }
     }
 
-    /// Notes the queue that a Down has left, in seconds, and the rate in it.
+    /// Records the queue in seconds that a Down has left, and its rate.
     pub(super) fn note_down(&mut self, path: &Path, queue: f64, rate: f64, window_before: f64) {
-        let overflowed = self.overflows.len() >= OVERFLOWS;
-        let foreign = path.least()
+        let overflowed = self.overflows.len() >= OVERFLOW_LIMIT;
+        let foreign = path.min_rtt()
             * if overflowed {
-                FOREIGN_OVERFLOWED
+                FOREIGN_QUEUE_AFTER_OVERFLOW
             } else {
-                FOREIGN
+                FOREIGN_QUEUE
             };
         let part = (queue - path.noise()) / foreign;
-        let falls = rate < FALL * std::mem::replace(&mut self.rate, rate);
-        if part >= 1.0 || (part > FOREIGN_LEAST && falls) {
+        let is_falling = rate < FALLING_RATE * std::mem::replace(&mut self.down_rate, rate);
+        if part >= 1.0 || (part > MIN_FOREIGN_PART && is_falling) {
             self.foreign_downs += part.min(1.0);
             self.quiet_downs = 0;
             if self.foreign_downs >= FOREIGN_DOWNS || (part >= 1.0 && overflowed) {
-                self.hold.get_or_insert(Hold {
+                self.target.get_or_insert(Target {
                     bytes: window_before,
-                    rest: 0,
+                    rounds_to_wait: 0,
                 });
             }
-        } else if part < FOREIGN_LEAST {
+        } else if part < MIN_FOREIGN_PART {
             self.foreign_downs = 0.0;
             self.quiet_downs += 1;
             if self.quiet_downs >= QUIET_DOWNS {
-                self.hold = None;
+                self.target = None;
             }
         }
     }

@@ -1,5 +1,5 @@
-//! A socket that takes datagrams together and gives them on together, as the kernel offers it (on Linux GRO and GSO): a call for
-//! each datagram costs a relay more than all else.
+//! A UDP socket that receives and sends several datagrams with one system call (GRO and GSO on Linux): one call for
+//! each datagram would cost a relay more than everything else.
 
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
@@ -8,70 +8,71 @@ use quinn::udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-use crate::endpoint;
 use crate::error::{Error, Result};
+use crate::net::socket;
 
-/// What comes at once, at most: no datagram, and no number of them together, is longer.
-const AT_ONCE: usize = 65_535;
-/// What goes out at once, at most: the same without the headers of IPv6 and UDP.
-const OUT_AT_ONCE: usize = AT_ONCE - 48;
+/// Receive buffer in bytes: the limit of one datagram, and of several together.
+const RECEIVE_SIZE: usize = 65_535;
+/// Bytes sent at once: the same without the headers of IPv6 and UDP.
+const MAX_SEND_SIZE: usize = RECEIVE_SIZE - 48;
 
-/// Datagrams that came together from one address: each as long as the first, but the last, which may be shorter.
+/// Datagrams received together from one address. All have the length of the first, except the last, which may be
+/// shorter.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Datagrams<'a> {
     pub(super) bytes: &'a [u8],
-    /// The length of each; not 0.
-    pub(super) each: usize,
-    /// The mark of congestion that all have (RFC 3168).
+    /// The length of each datagram; not 0.
+    pub(super) length: usize,
+    /// The congestion mark that all have (RFC 3168).
     pub(super) ecn: Option<EcnCodepoint>,
 }
 
 impl<'a> Datagrams<'a> {
-    /// How many.
+    /// The number of datagrams.
     pub(super) fn count(&self) -> usize {
-        self.bytes.len().div_ceil(self.each)
+        self.bytes.len().div_ceil(self.length)
     }
 
-    /// The first of them, so many at most.
+    /// The first `count` datagrams.
     pub(super) fn first(self, count: usize) -> Self {
         Self {
-            bytes: &self.bytes[..self.bytes.len().min(count * self.each)],
+            bytes: &self.bytes[..self.bytes.len().min(count * self.length)],
             ..self
         }
     }
 
-    /// All of them, in parts of so many bytes at most, or of one.
+    /// All datagrams, in parts of up to this many bytes, or of one datagram.
     pub(super) fn parts(self, bytes: usize) -> impl Iterator<Item = Self> {
-        let part = (bytes / self.each).max(1) * self.each;
+        let part = (bytes / self.length).max(1) * self.length;
         self.bytes
             .chunks(part)
             .map(move |bytes| Self { bytes, ..self })
     }
 
-    /// All of them, but each that has just this length alone.
-    pub(super) fn with_alone(self, length: usize) -> impl Iterator<Item = Self> {
-        let last = self.bytes.len() - (self.count() - 1) * self.each;
+    /// All datagrams, with each that has exactly this length in a part of its own.
+    pub(super) fn isolate(self, isolated: usize) -> impl Iterator<Item = Self> {
+        let last = self.bytes.len() - (self.count() - 1) * self.length;
         let (before, last) = self
             .bytes
-            .split_at(self.bytes.len() - if last == length { last } else { 0 });
-        let part = if self.each == length {
-            length
+            .split_at(self.bytes.len() - if last == isolated { last } else { 0 });
+        let part = if self.length == isolated {
+            isolated
         } else {
             before.len().max(1)
         };
         before
             .chunks(part)
-            .chain(last.chunks(length))
+            .chain(last.chunks(isolated))
             .map(move |bytes| Self { bytes, ..self })
     }
 }
 
-/// What is received into.
+/// A receive buffer.
 pub(super) struct Buffer(Vec<u8>);
 
 impl Buffer {
     pub(super) fn new() -> Self {
-        Self(vec![0; AT_ONCE])
+        Self(vec![0; RECEIVE_SIZE])
     }
 }
 
@@ -84,8 +85,8 @@ pub(super) struct Socket {
 impl Socket {
     /// Must be called within a tokio runtime.
     pub(super) fn bind(address: SocketAddr) -> Result<Self> {
-        let failed = || Error::io(format!("cannot forward on UDP {address}"));
-        let socket = endpoint::udp_socket(address)?;
+        let failed = || Error::io(format!("cannot open UDP {address} for forwarding"));
+        let socket = socket::udp_socket(address)?;
         let offload = UdpSocketState::new((&socket).into()).map_err(failed())?;
         let socket = UdpSocket::from_std(socket).map_err(failed())?;
         let port = socket.local_addr().map_err(failed())?.port();
@@ -96,7 +97,7 @@ impl Socket {
         })
     }
 
-    /// What comes next, and from where. Empty datagrams are not told of.
+    /// Receives the next datagrams and their source. Skips empty ones.
     pub(super) async fn receive<'a>(&self, buffer: &'a mut Buffer) -> (Datagrams<'a>, SocketAddr) {
         let mut meta = [RecvMeta::default()];
         loop {
@@ -110,7 +111,7 @@ impl Socket {
                     &mut meta,
                 )
             };
-            // What a receiver's port refused is told here, and concerns nobody else.
+            // An error here is an ICMP message about an earlier datagram of some receiver.
             if self.socket.try_io(Interest::READABLE, receive).is_ok() && meta[0].len > 0 {
                 let [
                     RecvMeta {
@@ -124,7 +125,7 @@ impl Socket {
                 return (
                     Datagrams {
                         bytes: &buffer.0[..len],
-                        each: stride,
+                        length: stride,
                         ecn,
                     },
                     addr,
@@ -133,15 +134,15 @@ impl Socket {
         }
     }
 
-    /// Sends them. What the system has no room for is lost like any datagram.
+    /// Sends datagrams. If the system's buffer is full, they are lost.
     pub(super) fn send(&self, datagrams: Datagrams<'_>, to: SocketAddr) {
-        let at_once = OUT_AT_ONCE.min(datagrams.each * self.offload.max_gso_segments());
-        for part in datagrams.parts(at_once) {
+        let send_size = MAX_SEND_SIZE.min(datagrams.length * self.offload.max_gso_segments());
+        for part in datagrams.parts(send_size) {
             let transmit = Transmit {
                 destination: to,
                 ecn: part.ecn,
                 contents: part.bytes,
-                segment_size: (part.count() > 1).then_some(part.each),
+                segment_size: (part.count() > 1).then_some(part.length),
                 src_ip: None,
             };
             let send =
@@ -155,10 +156,10 @@ impl Socket {
 mod tests {
     use super::*;
 
-    fn datagrams(bytes: &[u8], each: usize) -> Datagrams<'_> {
+    fn datagrams(bytes: &[u8], length: usize) -> Datagrams<'_> {
         Datagrams {
             bytes,
-            each,
+            length,
             ecn: None,
         }
     }
@@ -168,17 +169,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_as_long_as_a_token_stands_alone() {
-        assert_eq!(lengths(datagrams(&[0; 103], 50).with_alone(3)), [100, 3]);
-        assert_eq!(lengths(datagrams(&[0; 102], 50).with_alone(3)), [102]);
-        assert_eq!(lengths(datagrams(&[0; 8], 3).with_alone(3)), [3, 3, 2]);
-        assert_eq!(lengths(datagrams(&[0; 9], 3).with_alone(3)), [3, 3, 3]);
-        assert_eq!(lengths(datagrams(&[0; 3], 3).with_alone(3)), [3]);
-        assert_eq!(lengths(datagrams(&[0; 2], 2).with_alone(3)), [2]);
+    fn datagrams_of_token_length_are_isolated() {
+        assert_eq!(lengths(datagrams(&[0; 103], 50).isolate(3)), [100, 3]);
+        assert_eq!(lengths(datagrams(&[0; 102], 50).isolate(3)), [102]);
+        assert_eq!(lengths(datagrams(&[0; 8], 3).isolate(3)), [3, 3, 2]);
+        assert_eq!(lengths(datagrams(&[0; 9], 3).isolate(3)), [3, 3, 3]);
+        assert_eq!(lengths(datagrams(&[0; 3], 3).isolate(3)), [3]);
+        assert_eq!(lengths(datagrams(&[0; 2], 2).isolate(3)), [2]);
     }
 
     #[test]
-    fn no_datagram_is_cut_in_two() {
+    fn parts_contain_whole_datagrams() {
         assert_eq!(lengths(datagrams(&[0; 107], 50).parts(120)), [100, 7]);
         assert_eq!(lengths(datagrams(&[0; 107], 50).parts(1)), [50, 50, 7]);
         let few = datagrams(&[0; 107], 50);

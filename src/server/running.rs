@@ -1,11 +1,11 @@
-//! Whether anything runs on a connection.
+//! Counts the running sessions of a connection.
 
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-/// How many sessions run on a connection, and since when none does.
+/// The number of running sessions of a connection, and the time of the last change to zero.
 pub(super) struct Running(watch::Sender<(usize, Instant)>);
 
 impl Default for Running {
@@ -15,7 +15,7 @@ impl Default for Running {
 }
 
 impl Running {
-    /// One more; returns how many others run.
+    /// Adds a session. Returns how many others run.
     pub(super) fn begin(&self) -> usize {
         let mut others = 0;
         self.0.send_modify(|(running, _)| {
@@ -25,19 +25,20 @@ impl Running {
         others
     }
 
+    /// Removes a session.
     pub(super) fn end(&self) {
         self.0
             .send_modify(|(running, since)| (*running, *since) = (*running - 1, Instant::now()));
     }
 
-    /// Waits until no session has run for so long.
+    /// Waits until no session has run for `time`.
     pub(super) async fn idle_for(&self, time: Duration) {
         let mut state = self.0.subscribe();
         loop {
             let (running, since) = *state.borrow_and_update();
             tokio::select! {
                 () = sleep_until(since + time), if running == 0 => return,
-                // Cannot fail: the sending half is this.
+                // Cannot fail, because `self` is the sending half.
                 _ = state.changed() => {}
             }
         }

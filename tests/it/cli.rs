@@ -1,4 +1,4 @@
-//! The command as a person types it.
+//! The command as a user types it.
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +9,7 @@ use crate::support::{content, listing, write};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::{TempDir, tempdir};
 
-/// Runs haul with a HAUL_HOME, no terminal and no input, from a directory.
+/// Runs haul with a HAUL_HOME, without a terminal and without input, in a directory.
 fn haul(home: &Path, from: &Path, arguments: &[&str]) -> Output {
     command(home, from, arguments).output().unwrap()
 }
@@ -25,7 +25,7 @@ fn command(home: &Path, from: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs a command whose standard error is a terminal; its exit code and all that it wrote there.
+/// Runs a command whose standard error is a terminal. Returns its exit code and everything that it wrote there.
 fn on_terminal(command: &mut Command) -> (Option<i32>, String) {
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
@@ -42,10 +42,10 @@ fn on_terminal(command: &mut Command) -> (Option<i32>, String) {
         .stderr(terminal)
         .spawn()
         .unwrap();
-    // The command keeps its copy of the terminal until it is told of another, and with it the terminal open.
+    // The command keeps its copy of the terminal, and with it the terminal open, until it gets another.
     command.stderr(Stdio::null());
     let mut said = Vec::new();
-    // Once nobody has the terminal open any more, Linux answers with EIO, where other systems end the file.
+    // When no process has the terminal open any more, Linux answers with EIO; other systems end the file.
     let _ = std::fs::File::from(master).read_to_end(&mut said);
     (child.wait().unwrap().code(), text(&said))
 }
@@ -54,7 +54,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A new directory that nobody else can read, as HAUL_HOME has to be.
+/// A new directory that others cannot read, as HAUL_HOME requires.
 fn private() -> TempDir {
     let directory = tempdir().unwrap();
     std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o700)).unwrap();
@@ -76,7 +76,7 @@ impl Serving {
         Self::start_in(private(), tempdir().unwrap(), "127.0.0.1:0", arguments)
     }
 
-    /// Ends it without a goodbye, and starts it anew as it was.
+    /// Ends it without closing its connections, and starts it again with the same arguments.
     fn restart(mut self, arguments: &[&str]) -> Self {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -143,7 +143,7 @@ impl Serving {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until it has exited by itself.
     fn ended(&mut self) -> (Option<i32>, String) {
         let code = self.child.wait().unwrap().code();
         let mut rest = String::new();
@@ -159,7 +159,7 @@ impl Drop for Serving {
     }
 }
 
-/// A client's home and its files.
+/// A client's HAUL_HOME and its files.
 struct Client {
     home: TempDir,
     files: TempDir,
@@ -173,7 +173,7 @@ fn client() -> Client {
 }
 
 #[test]
-fn id_prints_the_key_id_alone_and_keeps_its_key_to_itself() {
+fn id_prints_the_key_id_alone_and_keeps_the_key_private() {
     let home = tempdir().unwrap();
     let at = home.path().join("new");
     let (first, second) = (
@@ -235,7 +235,7 @@ fn every_help_fits_a_screen_and_shows_an_example() {
 }
 
 #[test]
-fn a_tree_goes_over_and_a_second_run_has_nothing_to_do() {
+fn a_tree_arrives_and_a_second_run_has_nothing_to_do() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
     for i in 0..50 {
         write(
@@ -264,7 +264,7 @@ fn a_tree_goes_over_and_a_second_run_has_nothing_to_do() {
         "{}",
         text(&second.stderr)
     );
-    // With a slash it goes into the directory, under its name.
+    // With a trailing slash the file goes into the directory, under its own name.
     assert_eq!(
         server.cp(&client, &["photos"], "2026/").status.code(),
         Some(0)
@@ -273,7 +273,7 @@ fn a_tree_goes_over_and_a_second_run_has_nothing_to_do() {
 }
 
 #[test]
-fn an_unknown_server_is_not_trusted_without_a_terminal_to_ask_on() {
+fn without_a_terminal_an_unknown_server_is_not_trusted() {
     let (server, client) = (Serving::start(&["--anyone", "both"]), client());
     write(&client.files.path().join("f"), b"x");
     let plain = |client: &Client| {
@@ -321,7 +321,7 @@ fn an_unknown_server_is_not_trusted_without_a_terminal_to_ask_on() {
 }
 
 #[test]
-fn who_is_refused_is_told_the_line_that_would_admit_him() {
+fn a_refused_user_sees_the_line_that_would_admit_them() {
     let (server, client) = (Serving::start(&[]), client());
     write(&client.files.path().join("f"), b"x");
     let refused = server.cp(&client, &["f"], "");
@@ -334,7 +334,7 @@ fn who_is_refused_is_told_the_line_that_would_admit_him() {
         said.contains(&own) && said.contains("authorized_keys"),
         "{said}"
     );
-    // Read afresh at each connection: no restart.
+    // The file is read at each connection: no restart is needed.
     std::fs::write(
         server.home.path().join("authorized_keys"),
         format!("{own} me # at home\n"),
@@ -347,7 +347,7 @@ fn who_is_refused_is_told_the_line_that_would_admit_him() {
 }
 
 #[test]
-fn what_makes_no_sense_is_said_before_anything_happens() {
+fn invalid_arguments_are_reported_before_anything_happens() {
     let client = client();
     write(&client.files.path().join("f"), b"x");
     for (arguments, word) in [
@@ -393,7 +393,7 @@ fn what_makes_no_sense_is_said_before_anything_happens() {
 }
 
 #[test]
-fn no_server_is_said_at_once_and_a_server_that_cannot_serve_says_why() {
+fn a_missing_server_and_a_failed_serve_are_reported_at_once() {
     let client = client();
     write(&client.files.path().join("f"), b"x");
     let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -455,7 +455,7 @@ fn no_server_is_said_at_once_and_a_server_that_cannot_serve_says_why() {
         text(&missing.stderr)
     );
     if cfg!(target_os = "linux") {
-        // Not even root writes here.
+        // Not even root can write here.
         let read_only = haul(
             client.home.path(),
             client.files.path(),
@@ -471,7 +471,7 @@ fn no_server_is_said_at_once_and_a_server_that_cannot_serve_says_why() {
 }
 
 #[test]
-fn what_fails_is_named_and_the_rest_arrives() {
+fn failed_files_are_reported_and_the_rest_arrives() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
     write(&client.files.path().join("d/good"), b"good");
     let fifo = client.files.path().join("d/pipe\n\u{1b}[31m");
@@ -507,7 +507,7 @@ fn what_fails_is_named_and_the_rest_arrives() {
 }
 
 #[test]
-fn a_terminal_names_what_fails_also_one_that_cannot_move_its_cursor() {
+fn failures_are_shown_on_every_kind_of_terminal() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
     write(&client.files.path().join("good"), b"good");
     for kind in ["dumb", "xterm"] {
@@ -538,7 +538,7 @@ fn a_terminal_names_what_fails_also_one_that_cannot_move_its_cursor() {
 }
 
 #[test]
-fn json_is_one_object_a_line_and_verbose_names_each_file() {
+fn json_is_one_object_per_line_and_verbose_names_each_file() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
     write(&client.files.path().join("d/a"), b"12345");
     write(&client.files.path().join("d/empty"), b"");
@@ -566,7 +566,7 @@ fn json_is_one_object_a_line_and_verbose_names_each_file() {
 }
 
 #[test]
-fn bench_says_what_to_expect_to_whoever_is_admitted() {
+fn bench_reports_what_an_admitted_key_can_expect() {
     let (server, client) = (Serving::start(&["--anyone", "read"]), client());
     let bench = |arguments: &[&str]| {
         let all: Vec<&str> = ["bench", "--time", "1", &server.url]
@@ -606,9 +606,9 @@ fn bench_says_what_to_expect_to_whoever_is_admitted() {
 }
 
 #[test]
-fn the_summary_says_what_bound_the_transfer() {
+fn the_summary_reports_the_bottleneck_of_a_push() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
-    // Little work in much time, so that the limit is what bounds it on a busy machine too.
+    // Little work in a long time, so that the limit is the bottleneck on a busy machine too.
     write(&client.files.path().join("f"), &content(1, 200_000));
     let output = server.cp(&client, &["--json", "--limit", "50KB/s", "f"], "json");
     let done: serde_json::Value =
@@ -632,7 +632,7 @@ fn the_summary_says_what_bound_the_transfer() {
             "{figure}: {done}"
         );
     }
-    // On loopback it can be nothing at all, once what the peer says of its delay is taken off.
+    // On loopback the value can be zero after the peer's reported delay is subtracted.
     assert!(
         done["path"]["min_rtt_ms"].as_f64().unwrap() >= 0.0,
         "{done}"
@@ -670,7 +670,7 @@ fn the_summary_says_what_bound_the_transfer() {
         .unwrap()
         .parse()
         .unwrap();
-    // It takes longer on a busy machine, and something may have bound it then.
+    // The transfer takes longer on a busy machine, and may then have another bottleneck.
     assert!(
         seconds >= 1.0 || !said.contains("bound"),
         "too short to say: {said}"
@@ -678,9 +678,9 @@ fn the_summary_says_what_bound_the_transfer() {
 }
 
 #[test]
-fn the_summary_of_a_pull_says_what_bound_the_server() {
+fn the_summary_of_a_pull_reports_the_servers_bottleneck() {
     let (server, client) = (Serving::start(&["--anyone", "read"]), client());
-    // Little work in much time, so that the limit is what bounds it on a busy machine too.
+    // Little work in a long time, so that the limit is the bottleneck on a busy machine too.
     write(&server.served.path().join("f"), &content(1, 200_000));
     let fetch = |arguments: &[&str], to: &str| {
         let from = format!("{}f", server.url);
@@ -700,7 +700,7 @@ fn the_summary_of_a_pull_says_what_bound_the_server() {
         (&"done".into(), &"limit".into()),
         "{done}"
     );
-    // The figures of the path are the server's, which sent.
+    // The figures of the path are those of the server, which sent.
     assert!(
         done["path"]["sent_bytes"].as_f64().unwrap() > 200_000.0,
         "{done}"
@@ -779,14 +779,14 @@ fn qlog_traces_each_connection_at_both_ends() {
         text(&no_directory.stderr)
     );
     assert!(
-        text(&no_directory.stderr).contains("qlog files cannot be written to taken"),
+        text(&no_directory.stderr).contains("cannot write qlog files to taken"),
         "{}",
         text(&no_directory.stderr)
     );
 }
 
 #[test]
-fn with_64_open_files_it_is_slower_and_does_not_fail() {
+fn with_64_open_files_a_transfer_is_slower_but_succeeds() {
     let client = client();
     for i in 0..300 {
         write(
@@ -837,7 +837,7 @@ fn with_64_open_files_it_is_slower_and_does_not_fail() {
 }
 
 #[test]
-fn a_client_that_is_killed_leaves_nothing_half_and_a_rerun_goes_on() {
+fn a_killed_client_leaves_no_half_file_and_a_rerun_resumes() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
     write(&client.files.path().join("big"), &content(1, 100 << 20));
     for _ in 0..3 {
@@ -867,7 +867,7 @@ fn a_client_that_is_killed_leaves_nothing_half_and_a_rerun_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_killed_is_said_to_be_lost_and_leaves_nothing_half() {
+async fn a_killed_server_is_reported_and_leaves_no_half_file() {
     let (mut server, client) = (Serving::start(&["--anyone", "write"]), client());
     write(&client.files.path().join("big"), &content(1, 100 << 20));
     let port = server
@@ -878,25 +878,25 @@ async fn a_server_that_is_killed_is_said_to_be_lost_and_leaves_nothing_half() {
         .unwrap()
         .parse()
         .unwrap();
-    let trust = haul::trust::ServerTrust {
+    let trust = haul::ServerTrust {
         pin: Some(server.key_id.parse().unwrap()),
         ..Default::default()
     };
-    let identity = haul::identity::Identity::generate().unwrap();
-    // The command waits for 60 s, in which an outage may end, and tries again; this test need not.
+    let identity = haul::Identity::generate().unwrap();
+    // The command waits up to 60 s for an outage to end and tries again; this test need not.
     let (second, never) = (std::time::Duration::from_secs(1), std::time::Duration::ZERO);
-    let config = haul::config::Config {
+    let config = haul::Config {
         idle_timeout: second,
         retry_for: never,
         ..Default::default()
     };
-    let connected = haul::client::Client::connect(&identity, &trust, "127.0.0.1", port, &config)
+    let connected = haul::Client::connect(&identity, &trust, "127.0.0.1", port, &config)
         .await
         .unwrap();
     let (moved, moving) = tokio::sync::oneshot::channel::<()>();
     let moved = std::sync::Mutex::new(Some(moved));
-    let observer: haul::progress::Observer = std::sync::Arc::new(move |event| {
-        if let haul::progress::Event::Moved { .. } = event {
+    let observer: haul::Observer = std::sync::Arc::new(move |event| {
+        if let haul::Event::Moved { .. } = event {
             drop(moved.lock().unwrap().take());
         }
     });
@@ -908,15 +908,12 @@ async fn a_server_that_is_killed_is_said_to_be_lost_and_leaves_nothing_half() {
         .await
         .unwrap()
         .unwrap();
-    assert!(
-        matches!(ended, Err(haul::error::Error::Lost(_))),
-        "{ended:?}"
-    );
+    assert!(matches!(ended, Err(haul::Error::Lost(_))), "{ended:?}");
     assert!(!server.served.path().join("big").exists());
 }
 
 #[test]
-fn a_server_that_is_started_anew_costs_no_second_command() {
+fn a_restarted_server_needs_no_second_command() {
     let (server, client) = (Serving::start(&["--anyone", "write"]), client());
     write(&client.files.path().join("big"), &content(1, 100 << 20));
     let arguments = [
@@ -943,7 +940,7 @@ fn a_server_that_is_started_anew_costs_no_second_command() {
         "it moved something"
     );
     let sender = Pid::from_child(&sending);
-    // However fast this machine is, it does not end before the server does.
+    // However fast this machine is, the transfer does not end before the server does.
     kill_process(sender, Signal::STOP).unwrap();
     let server = server.restart(&["--anyone", "write"]);
     kill_process(sender, Signal::CONT).unwrap();
@@ -985,7 +982,7 @@ fn a_server_that_is_started_anew_costs_no_second_command() {
 }
 
 #[test]
-fn a_server_that_stays_away_is_waited_for_as_long_as_was_said_or_until_ctrl_c() {
+fn a_lost_server_is_waited_for_until_the_limit_or_ctrl_c() {
     for (retry_for, interrupt) in [("1", false), ("2h", true)] {
         let (mut server, client) = (Serving::start(&["--anyone", "write"]), client());
         write(&client.files.path().join("big"), &content(1, 100 << 20));
@@ -1031,12 +1028,9 @@ fn a_server_that_stays_away_is_waited_for_as_long_as_was_said_or_until_ctrl_c() 
         match (sending.wait().unwrap().code(), interrupt) {
             (Some(130), true) => assert!(last.contains("interrupted"), "{last}"),
             (Some(3), false) => {
+                assert!(last.contains("cannot reconnect within 1 s"), "{last}");
                 assert!(
-                    last.contains("For 1 s it could not be made again"),
-                    "{last}"
-                );
-                assert!(
-                    last.contains("What is committed stays") && last.contains("same command"),
+                    last.contains("Committed files remain") && last.contains("same command"),
                     "{last}"
                 );
             }
@@ -1047,7 +1041,7 @@ fn a_server_that_stays_away_is_waited_for_as_long_as_was_said_or_until_ctrl_c() 
 }
 
 #[test]
-fn the_first_signal_ends_it_with_0() {
+fn the_first_signal_ends_a_server_with_0() {
     for signal in [Signal::INT, Signal::TERM] {
         let mut server = Serving::start(&["--anyone", "both"]);
         server.signal(signal);
@@ -1075,12 +1069,12 @@ fn the_demo_proves_itself() {
 }
 
 #[test]
-fn a_large_file_that_was_renamed_is_not_sent_again_unless_that_is_asked_for() {
+fn a_renamed_large_file_is_sent_again_only_on_demand() {
     let (server, client) = (Serving::start(&["--anyone", "both"]), client());
-    let size = haul::index::LARGE_FILE;
+    let size = haul::internal::storage::digest_index::LARGE_FILE;
     let place = |name: &str| client.files.path().join(name);
     write(&place("a"), &content(1, size as usize));
-    // What has just been written may change again unnoticed.
+    // A file written a moment ago may change again unnoticed.
     let hour = std::time::Duration::from_secs(3600);
     std::fs::File::options()
         .write(true)
@@ -1114,7 +1108,7 @@ fn a_large_file_that_was_renamed_is_not_sent_again_unless_that_is_asked_for() {
 }
 
 #[test]
-fn a_key_that_may_only_write_is_told_why_it_may_not_mirror() {
+fn a_write_only_key_sees_why_it_may_not_mirror() {
     let (server, client) = (
         Serving::start(&["--anyone", "write", "--allow-delete"]),
         client(),
@@ -1136,12 +1130,12 @@ fn a_key_that_may_only_write_is_told_why_it_may_not_mirror() {
 }
 
 #[test]
-fn partials_go_when_they_are_older_than_is_said() {
-    use haul::store::{Claim, LocalStore, Store};
+fn partials_are_removed_at_the_configured_age() {
+    use haul::{LocalStore, PartialKey, Store};
     use std::time::{Duration, SystemTime};
     let served = tempfile::tempdir().unwrap();
     let store = LocalStore::open(served.path()).unwrap();
-    let claim = Claim {
+    let claim = PartialKey {
         owner: [7; 32],
         size: 100,
         modified: None,
@@ -1149,7 +1143,7 @@ fn partials_go_when_they_are_older_than_is_said() {
     for name in ["old", "young"] {
         store
             .create(
-                &haul::path::RelativePath::from_components([name]).unwrap(),
+                &haul::RelativePath::from_components([name]).unwrap(),
                 &claim,
             )
             .unwrap()
@@ -1160,7 +1154,7 @@ fn partials_go_when_they_are_older_than_is_said() {
     let [old, young] = &partials()[..] else {
         panic!("{:?}", partials())
     };
-    // Whichever is which: their names are digests.
+    // The order does not matter: their names are digests.
     let old = std::fs::File::options()
         .write(true)
         .open(served.path().join(old))
@@ -1203,7 +1197,7 @@ fn fs_names(directory: &Path) -> Vec<String> {
     names
 }
 
-/// A `haul send` that shows its code and port as JSON, and what it has said by its end.
+/// A `haul send` that prints its code and port as JSON, and its output up to its end.
 fn send(home: &Path, arguments: &[&str]) -> (std::process::Child, String, String) {
     let arguments = [&["send", "--json", "--listen", "127.0.0.1:0"], arguments].concat();
     let mut child = command(home, home, &arguments)
@@ -1223,12 +1217,12 @@ fn send(home: &Path, arguments: &[&str]) -> (std::process::Child, String, String
 }
 
 #[test]
-fn what_one_sends_another_receives_by_the_code_alone() {
+fn a_receiver_needs_only_the_code() {
     let (alice, bob, source, to) = (private(), private(), tempdir().unwrap(), tempdir().unwrap());
     write(&source.path().join("holiday/a"), b"a");
     let holiday = source.path().join("holiday");
     let (child, code, at) = send(alice.path(), &[holiday.to_str().unwrap()]);
-    // As somebody types it.
+    // As a user types it.
     let spoken = code.to_uppercase().replace('-', " ");
     let received = haul(
         bob.path(),
@@ -1251,7 +1245,7 @@ fn what_one_sends_another_receives_by_the_code_alone() {
 }
 
 #[test]
-fn a_wrong_word_is_told_to_both_and_without_a_terminal_nobody_is_even_met() {
+fn a_wrong_word_is_reported_at_both_ends() {
     let (alice, bob, source) = (private(), private(), tempdir().unwrap());
     write(&source.path().join("a"), b"a");
     let a = source.path().join("a");
@@ -1286,8 +1280,8 @@ fn a_wrong_word_is_told_to_both_and_without_a_terminal_nobody_is_even_met() {
         text(&asked.stderr)
     );
     assert!(!bob.path().join("a").exists());
-    // Nobody was met, so the code is as good as before.
-    // Nothing goes into the directory with the keys; that too is said before anybody is met.
+    // No peer was reached, so the code is still valid. Nothing is written into the directory with the keys; that too is
+    // reported before any connection.
     let home = haul(
         bob.path(),
         bob.path(),
@@ -1334,7 +1328,7 @@ fn a_server_in_a_home_directory_hides_haul_home() {
     std::fs::set_permissions(&keys, PermissionsExt::from_mode(0o700)).unwrap();
     write(&served.path().join("notes"), b"notes");
     write(&client.files.path().join("authorized_keys"), b"SHA256:evil");
-    // As `haul serve .` there.
+    // As `haul serve .` in that directory.
     let arguments = ["serve", ".", "--listen", "127.0.0.1:0", "--anyone", "both"];
     let mut child = command(&keys, served.path(), &arguments)
         .stdout(Stdio::piped())
@@ -1398,7 +1392,7 @@ fn a_server_in_a_home_directory_hides_haul_home() {
 }
 
 #[test]
-fn what_is_pulled_or_received_never_changes_haul_home() {
+fn a_pull_or_receive_never_changes_haul_home() {
     let (server, alice) = (Serving::start(&["--anyone", "both"]), private());
     let home = tempdir().unwrap();
     let keys = home.path().join(".config/haul");
@@ -1438,11 +1432,11 @@ fn what_is_pulled_or_received_never_changes_haul_home() {
         "{}",
         text(&received.stderr)
     );
-    assert!(text(&received.stderr).contains("a directory of that name is there"));
+    assert!(text(&received.stderr).contains("a directory of that name exists"));
     let _ = child.wait_with_output().unwrap();
     assert!(!keys.join("authorized_keys").exists());
 
-    // And receiving in the home directory itself works.
+    // Receiving in the home directory itself works.
     write(&alice.path().join("notes"), b"notes");
     let (child, code, at) = send(alice.path(), &["notes"]);
     let received = haul(
@@ -1487,7 +1481,7 @@ fn a_code_may_be_given_as_several_arguments_or_a_pasted_line() {
 }
 
 #[test]
-fn what_another_machine_says_of_itself_steers_no_terminal() {
+fn a_machines_name_cannot_control_a_terminal() {
     let evil = "\u{1b}]52;c;ZXZpbA==\u{7}\nFORGED\u{202e}";
     let (alice, bob, to) = (private(), private(), tempdir().unwrap());
     write(&alice.path().join(evil), b"x");

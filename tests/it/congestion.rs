@@ -1,14 +1,14 @@
-//! The congestion controller on links in virtual time: all of quinn but its sockets, so what is asserted here of rates and
-//! delays holds on every machine.
+//! The congestion controller on links in virtual time: all of quinn except its sockets. The rates and delays asserted
+//! here are the same on every machine.
 
 use std::time::{Duration, Instant};
 
 use crate::support::link::{Link, Network};
-use haul::congestion::Congestion;
+use haul::Congestion;
 
 const MEGABYTE: u64 = 1_000_000;
 
-/// How a single transfer went, in the terms of benches/README.md.
+/// The result of a single transfer, in the terms of benches/README.md.
 #[derive(Debug)]
 struct Figures {
     seconds: f64,
@@ -17,7 +17,7 @@ struct Figures {
     mean_rtt: f64,
 }
 
-/// Sends so many bytes alone over a link.
+/// Sends this many bytes over a link, without other flows.
 fn alone(link: Link, congestion: Congestion, bytes: u64) -> Figures {
     let (rate, rtt) = (link.rate, link.delay.as_secs_f64() * 2.0);
     let mut network = Network::new(link);
@@ -43,7 +43,7 @@ fn assert_good(link: Link, bytes: u64, goodput: f64, waste: f64, rtt: f64) {
 }
 
 #[test]
-fn random_loss_of_any_rate_leaves_the_link_full_and_its_queue_short() {
+fn random_loss_leaves_the_link_full_and_its_queue_short() {
     for loss in [0.0, 0.001, 0.01, 0.05] {
         assert_good(
             Link::new(40.0, 40).loss(loss),
@@ -65,7 +65,7 @@ fn random_loss_of_any_rate_leaves_the_link_full_and_its_queue_short() {
 }
 
 #[test]
-fn cubic_on_the_same_link_all_but_stops_so_the_loss_is_real() {
+fn cubic_nearly_stops_on_the_same_lossy_link() {
     let figures = alone(
         Link::new(40.0, 40).loss(0.01),
         Congestion::Cubic,
@@ -75,7 +75,7 @@ fn cubic_on_the_same_link_all_but_stops_so_the_loss_is_real() {
 }
 
 #[test]
-fn loss_in_bursts_is_random_loss_too() {
+fn loss_in_bursts_is_treated_as_random_loss() {
     assert_good(
         Link {
             burst: (0.005, 0.25),
@@ -89,7 +89,7 @@ fn loss_in_bursts_is_random_loss_too() {
 }
 
 #[test]
-fn jitter_that_reorders_packets_is_neither_loss_nor_queue() {
+fn jitter_that_reorders_packets_does_not_reduce_the_rate() {
     assert_good(
         Link {
             jitter: Duration::from_millis(10),
@@ -128,7 +128,7 @@ fn a_shallow_queue_is_not_flooded() {
 }
 
 #[test]
-fn a_way_back_with_a_hundredth_of_the_rate_holds_nothing_up() {
+fn a_return_path_with_a_hundredth_of_the_rate_suffices() {
     let mut network = Network::new(Link::new(50.0, 50).loss(0.005));
     network.change_back(|back| back.rate = 0.5e6);
     let flow = network.flow(Congestion::Haul, 1000 * MEGABYTE, 0.0);
@@ -141,7 +141,7 @@ fn a_way_back_with_a_hundredth_of_the_rate_holds_nothing_up() {
 }
 
 #[test]
-fn two_transfers_at_once_get_equal_parts_and_keep_the_queue_short() {
+fn two_transfers_share_equally_and_keep_the_queue_short() {
     let mut network = Network::new(Link::new(40.0, 50));
     let flows = [0, 1].map(|_| network.flow(Congestion::Haul, 1000 * MEGABYTE, 0.0));
     network.run(20.0);
@@ -157,7 +157,7 @@ fn two_transfers_at_once_get_equal_parts_and_keep_the_queue_short() {
 }
 
 #[test]
-fn beside_cubic_neither_starves() {
+fn beside_cubic_neither_flow_starves() {
     let mut network = Network::new(Link::new(60.0, 50));
     let flows = [Congestion::Haul, Congestion::Cubic]
         .map(|congestion| network.flow(congestion, 1000 * MEGABYTE, 0.0));
@@ -170,7 +170,7 @@ fn beside_cubic_neither_starves() {
 }
 
 #[test]
-fn whoever_comes_late_where_cubic_has_filled_the_queue_gets_a_part() {
+fn a_late_flow_gets_a_share_where_cubic_filled_the_queue() {
     let mut network = Network::new(Link::new(50.0, 50));
     let cubic = network.flow(Congestion::Cubic, 1000 * MEGABYTE, 0.0);
     let late = network.flow(Congestion::Haul, 1000 * MEGABYTE, 10.0);
@@ -186,7 +186,7 @@ fn whoever_comes_late_where_cubic_has_filled_the_queue_gets_a_part() {
 }
 
 #[test]
-fn eight_transfers_on_one_uplink_neither_flood_nor_starve_each_other() {
+fn eight_transfers_on_one_uplink_neither_flood_nor_starve() {
     let mut network = Network::new(Link::new(50.0, 50));
     let flows: Vec<_> = (0..8)
         .map(|i| network.flow(Congestion::Haul, 1000 * MEGABYTE, f64::from(i) * 0.7))
@@ -221,7 +221,7 @@ fn a_fall_of_the_rate_is_followed_within_two_seconds() {
 }
 
 #[test]
-fn more_rate_and_a_longer_path_are_found_within_some_round_trips() {
+fn more_rate_and_a_longer_path_are_found_in_some_round_trips() {
     let mut network = Network::new(Link {
         queue: 1e6,
         ..Link::new(10.0, 50)
@@ -243,7 +243,7 @@ fn more_rate_and_a_longer_path_are_found_within_some_round_trips() {
 }
 
 #[test]
-fn after_a_blackout_the_rate_comes_back_and_its_losses_are_forgotten() {
+fn after_a_blackout_the_rate_comes_back() {
     let mut network = Network::new(Link::new(40.0, 50));
     let flow = network.flow(Congestion::Haul, 1000 * MEGABYTE, 0.0);
     network.change(3.0, |link| link.dark = true);
@@ -256,8 +256,8 @@ fn after_a_blackout_the_rate_comes_back_and_its_losses_are_forgotten() {
     );
 }
 
-/// `cargo test --release --test congestion -- --ignored --nocapture`: the table of benches/README.md as the simulation
-/// has it, without sessions and disks. ROW=text picks rows.
+/// Prints the table of benches/README.md as simulated, without sessions and disks: `cargo test --release --test it
+/// congestion:: -- --ignored --nocapture`. ROW=text selects rows.
 #[test]
 #[ignore = "prints a table; takes some 20 s in a release build"]
 fn table() {
@@ -326,8 +326,8 @@ fn table() {
     }
 }
 
-/// `cargo test --release --test congestion -- --ignored --nocapture shares`: the parts of a link that haul and another
-/// flow get in the 30 s after the later one began.
+/// Prints the shares of a link that haul and another flow get in the 30 s after the later one began: `cargo test
+/// --release --test it congestion:: -- --ignored --nocapture shares`.
 #[test]
 #[ignore = "prints a table; takes some 20 s in a release build"]
 fn shares() {

@@ -1,18 +1,19 @@
-//! Content that is not just bytes one after the other: holes.
+//! Sparse files: content with holes.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use crate::support::{Host, content, from, pull, push, recorder, to, write};
-use haul::progress::Event;
+use haul::Event;
 
-/// Size of a file that is holes for the most part.
+/// Size of a file that consists mostly of holes.
 const TIB: u64 = 1 << 40;
-/// What a filesystem may take more for the same holes, in bytes: a block, and those that say where the others are.
+/// Bytes that a file system may use in addition for the same holes: one block, and the blocks that record the positions
+/// of the others.
 const SLACK: u64 = 64 << 10;
 
-/// Makes a file of a size with these parts written.
+/// Makes a file of this size and writes these parts.
 fn sparse(path: &Path, size: u64, parts: &[(u64, &[u8])]) {
     let file = File::create(path).unwrap();
     file.set_len(size).unwrap();
@@ -22,12 +23,12 @@ fn sparse(path: &Path, size: u64, parts: &[(u64, &[u8])]) {
     file.sync_all().unwrap();
 }
 
-/// Bytes that a file takes on the disk.
+/// Bytes that a file occupies on the disk.
 fn allocated(path: &Path) -> u64 {
     path.metadata().unwrap().blocks() * 512
 }
 
-/// Holds parts of a file against what they should be.
+/// Compares parts of a file with the expected content.
 fn holds(path: &Path, size: u64, parts: &[(u64, &[u8])]) {
     let file = File::open(path).unwrap();
     assert_eq!(file.metadata().unwrap().len(), size);
@@ -38,7 +39,7 @@ fn holds(path: &Path, size: u64, parts: &[(u64, &[u8])]) {
     }
 }
 
-/// Whether the filesystem has holes at all.
+/// Whether the file system supports holes.
 fn has_holes(directory: &Path) -> bool {
     let probe = directory.join("probe");
     sparse(&probe, 1 << 30, &[]);
@@ -51,7 +52,7 @@ fn has_holes(directory: &Path) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tebibyte_of_holes_travels_as_what_is_between_them() {
+async fn of_a_tebibyte_of_holes_only_the_data_is_sent() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     if !has_holes(there.path()) {
         return;
@@ -116,7 +117,7 @@ async fn a_tebibyte_of_holes_travels_as_what_is_between_them() {
         );
     }
     let again = client
-        .push(&to(&[&big, &hole, &middle], ""), haul::progress::ignore())
+        .push(&to(&[&big, &hole, &middle], ""), haul::ignore())
         .await
         .unwrap();
     assert_eq!((again.sent.skipped, again.sent.files), (3, 0));
@@ -142,7 +143,7 @@ async fn a_sparse_file_comes_back_as_sparse() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn more_holes_than_a_plan_tells_arrive_as_holes() {
+async fn more_holes_than_a_plan_lists_arrive_as_holes() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     if !has_holes(there.path()) {
         return;
@@ -167,7 +168,7 @@ async fn more_holes_than_a_plan_tells_arrive_as_holes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sparse_file_that_was_interrupted_goes_on_and_its_holes_are_holes() {
+async fn an_interrupted_sparse_file_is_resumed_with_its_holes() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     if !has_holes(there.path()) {
         return;
@@ -178,15 +179,15 @@ async fn a_sparse_file_that_was_interrupted_goes_on_and_its_holes_are_holes() {
     let size = TIB + (9 << 20);
     sparse(&source, size, parts);
     let host = Host::directory(there.path());
-    let identity = haul::identity::Identity::generate().unwrap();
-    let config = haul::config::Config {
+    let identity = haul::Identity::generate().unwrap();
+    let config = haul::Config {
         retry_for: std::time::Duration::ZERO,
         ..Default::default()
     };
     let client = host.connect_as(&identity, &config).await.unwrap();
     let (seen, mut half) = tokio::sync::mpsc::unbounded_channel();
     let moved = std::sync::atomic::AtomicU64::new(0);
-    let observer: haul::progress::Observer = std::sync::Arc::new(move |event| {
+    let observer: haul::Observer = std::sync::Arc::new(move |event| {
         if let Event::Moved { bytes, .. } = event
             && moved.fetch_add(bytes, std::sync::atomic::Ordering::SeqCst) > 12 << 20
         {
@@ -210,7 +211,7 @@ async fn a_sparse_file_that_was_interrupted_goes_on_and_its_holes_are_holes() {
         }
         tokio::task::yield_now().await;
     };
-    // What never came from this source lies where a hole is.
+    // Content that never came from this source is where a hole should be.
     File::options()
         .write(true)
         .open(&partial)
@@ -247,7 +248,7 @@ async fn a_sparse_file_that_was_interrupted_goes_on_and_its_holes_are_holes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn zeros_that_take_space_and_space_that_was_never_written_arrive_as_zeros() {
+async fn written_zeros_and_reserved_space_arrive_as_zeros() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     write(&here.path().join("zeros"), &vec![0; 2 << 20]);
     let reserved = File::create(here.path().join("reserved")).unwrap();

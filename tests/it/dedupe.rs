@@ -1,5 +1,5 @@
-//! Content that is there already: a large file that was renamed costs no transfer, and nobody learns more from it than
-//! they may read.
+//! Content that the receiver already has: a large renamed file is not sent again, and no peer learns more from that
+//! than it may read.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
@@ -8,16 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::support::{LIMIT, content, listing, recorder, to, write};
-use haul::client::{Client, PushOptions};
-use haul::config::Config;
-use haul::error::{Code, Error};
-use haul::identity::Identity;
-use haul::index::{Index, LARGE_FILE};
-use haul::progress::Event;
-use haul::server::{Server, ServerOptions};
-use haul::store::{LocalStore, Store};
-use haul::trust::{Admission, Anyone, ServerTrust};
-use haul::wire::Take;
+use haul::internal::storage::digest_index::LARGE_FILE;
+use haul::{
+    Admission, Anyone, Client, Code, Config, Error, Event, Identity, Index, LocalStore,
+    PushOptions, ReceiveOptions, Server, ServerOptions, ServerTrust, Store,
+};
 use tempfile::{TempDir, tempdir};
 
 const SIZE: usize = LARGE_FILE as usize;
@@ -28,7 +23,7 @@ struct Pair {
     served: TempDir,
     home: TempDir,
     client: Client,
-    /// The server's and the client's.
+    /// Those of the server and of the client.
     indexes: [Index; 2],
 }
 
@@ -70,7 +65,7 @@ impl Pair {
             },
             store: Arc::new(LocalStore::open(served.path()).unwrap()),
             config: config(&indexes[0], server_has_index),
-            observer: haul::progress::ignore(),
+            observer: haul::ignore(),
         })
         .unwrap();
         let port = server.local_addresses()[0].port();
@@ -89,7 +84,7 @@ impl Pair {
         }
     }
 
-    /// A large file in the source, last modified a while ago.
+    /// A large file in the source, last modified some time ago.
     fn write(&self, name: &str, seed: u64) {
         let path = self.from.path().join("src").join(name);
         write(&path, &content(seed, SIZE));
@@ -101,7 +96,7 @@ impl Pair {
         std::fs::rename(source.join(old), source.join(new)).unwrap();
     }
 
-    /// Pushes the source, which must go through; returns the names of the files whose content travelled.
+    /// Pushes the source, which must succeed. Returns the names of the files whose content was sent.
     async fn push_with(&self, options: PushOptions) -> Vec<String> {
         let (observer, events) = recorder();
         let outcome = tokio::time::timeout(LIMIT, self.client.push(&options, observer))
@@ -121,7 +116,7 @@ impl Pair {
         let started = self
             .push_with(to(&[&self.from.path().join("src")], "src"))
             .await;
-        // Nothing is removed there: what is here must be there too.
+        // Nothing is removed at the destination: it must have everything that is here.
         let there = listing(&self.served.path().join("src"));
         for line in listing(&self.from.path().join("src")) {
             assert!(there.contains(&line), "{line}\n{there:#?}");
@@ -137,7 +132,7 @@ fn age(path: &Path) {
     settle(&file);
 }
 
-/// Waits until the clock is past a file's last change, so that another change would show.
+/// Waits until the clock is past a file's last change, so that another change would be visible.
 fn settle(file: &std::fs::File) {
     let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let metadata = file.metadata().unwrap();
@@ -148,13 +143,13 @@ fn settle(file: &std::fs::File) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_renamed_file_is_made_there_of_what_is_there() {
+async fn a_renamed_file_is_made_from_existing_content() {
     let pair = Pair::new().await;
     pair.write("a", 1);
     assert_eq!(pair.push().await, ["src/a"]);
     pair.rename("a", "b");
     assert_eq!(pair.push().await, [""; 0]);
-    // Once more, of the copy as well as of the first.
+    // Repeats it for the copy as well as for the first file.
     std::fs::remove_file(pair.served.path().join("src/a")).unwrap();
     pair.rename("b", "c");
     assert_eq!(pair.push().await, [""; 0]);
@@ -162,11 +157,11 @@ async fn a_renamed_file_is_made_there_of_what_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_that_changed_behind_the_index_is_found_out_by_its_content() {
+async fn a_file_changed_behind_the_index_is_detected_by_content() {
     let pair = Pair::new().await;
     pair.write("a", 1);
     pair.push().await;
-    // Of the same size and time, and in the same place.
+    // A file of the same size and time, in the same place.
     let there = pair.served.path().join("src/a");
     let time = there.metadata().unwrap().modified().unwrap();
     let file = std::fs::File::options().write(true).open(&there).unwrap();
@@ -174,7 +169,7 @@ async fn a_file_that_changed_behind_the_index_is_found_out_by_its_content() {
     file.set_modified(time).unwrap();
     pair.rename("a", "b");
     assert_eq!(pair.push().await, ["src/b"]);
-    // One that shows by its time is not even read.
+    // A file whose time has changed is not even read.
     age(&pair.served.path().join("src/b"));
     pair.rename("b", "c");
     assert_eq!(pair.push().await, ["src/c"]);
@@ -189,11 +184,11 @@ async fn a_file_that_changed_behind_the_index_is_found_out_by_its_content() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_source_changed_with_size_and_time_kept_is_sent_as_it_is() {
+async fn a_source_changed_with_size_and_time_kept_is_sent() {
     let pair = Pair::new().await;
     pair.write("a", 1);
     pair.push().await;
-    // In place, as a database or an image editor that gives the old time back.
+    // Changed in place, as by a database, or by an image editor that restores the old time.
     let here = pair.from.path().join("src/a");
     let time = here.metadata().unwrap().modified().unwrap();
     let file = std::fs::File::options().write(true).open(&here).unwrap();
@@ -202,7 +197,7 @@ async fn a_source_changed_with_size_and_time_kept_is_sent_as_it_is() {
     settle(&file);
     pair.rename("a", "b");
     assert_eq!(pair.push().await, ["src/b"], "with its new content");
-    // A change of metadata alone, as of a further name, costs a look at the content and no transfer.
+    // A change of metadata alone, such as a hard link, costs a read of the content and no transfer.
     let b = pair.from.path().join("src/b");
     std::fs::hard_link(&b, pair.from.path().join("src/c")).unwrap();
     std::fs::remove_file(&b).unwrap();
@@ -210,7 +205,7 @@ async fn a_source_changed_with_size_and_time_kept_is_sent_as_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_index_says_of_other_content_makes_no_file() {
+async fn a_wrong_index_entry_makes_no_file() {
     let pair = Pair::new().await;
     pair.write("a", 1);
     pair.push().await;
@@ -238,7 +233,7 @@ async fn what_the_index_says_of_other_content_makes_no_file() {
         .unwrap();
     pair.indexes[1].remember(&b.version.key(), b.version.changed, digest.as_bytes());
     assert_eq!(pair.push().await, ["src/b"]);
-    // It is mended by now.
+    // By now the index is repaired.
     pair.rename("b", "c");
     assert_eq!(pair.push().await, [""; 0]);
 }
@@ -260,13 +255,13 @@ async fn a_broken_index_costs_time_and_nothing_else() {
     .await;
     pair.write("a", 1);
     assert_eq!(pair.push().await, ["src/a"]);
-    // Begun anew, it works again.
+    // After a fresh start the index works again.
     pair.rename("a", "b");
     assert_eq!(pair.push().await, [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_may_not_read_learns_nothing_of_what_is_there() {
+async fn a_key_that_may_not_read_learns_nothing_of_existing_files() {
     let pair = Pair::with(
         tempdir().unwrap(),
         Anyone {
@@ -280,13 +275,13 @@ async fn who_may_not_read_learns_nothing_of_what_is_there() {
     assert_eq!(pair.push().await, ["src/a"]);
     pair.rename("a", "b");
     assert_eq!(pair.push().await, ["src/b"]);
-    // The index is not even opened for it.
+    // The index is not even opened for that.
     assert!(!pair.home.path().join("server").exists());
     assert!(pair.home.path().join("client").exists());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_may_not_read_cannot_find_out_by_a_checksum_whether_a_guess_is_right() {
+async fn a_key_that_may_not_read_cannot_probe_by_checksum() {
     let pair = Pair::with(
         tempdir().unwrap(),
         Anyone {
@@ -299,7 +294,7 @@ async fn who_may_not_read_cannot_find_out_by_a_checksum_whether_a_guess_is_right
     pair.write("a", 1);
     let mut options = to(&[&pair.from.path().join("src")], "src");
     (options.walk.checksum, options.take.checksum) = (true, true);
-    match tokio::time::timeout(LIMIT, pair.client.push(&options, haul::progress::ignore()))
+    match tokio::time::timeout(LIMIT, pair.client.push(&options, haul::ignore()))
         .await
         .expect("it ends")
     {
@@ -313,7 +308,7 @@ async fn who_may_not_read_cannot_find_out_by_a_checksum_whether_a_guess_is_right
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn either_side_can_do_without() {
+async fn either_end_can_disable_deduplication() {
     let pair = Pair::with(
         tempdir().unwrap(),
         Anyone {
@@ -333,27 +328,27 @@ async fn either_side_can_do_without() {
     pair.push().await;
     pair.rename("a", "b");
     let mut options = to(&[&pair.from.path().join("src")], "src");
-    options.take = Take {
+    options.take = ReceiveOptions {
         no_dedupe: true,
-        ..Take::default()
+        ..ReceiveOptions::default()
     };
-    // Though the digest is announced for another reason.
+    // The digest is announced for another reason.
     options.walk.checksum = true;
     assert_eq!(pair.push_with(options).await, ["src/b"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_that_was_written_a_moment_ago_is_not_known_by_its_time() {
+async fn a_file_written_a_moment_ago_is_not_known_by_its_time() {
     let pair = Pair::new().await;
     let written = pair.from.path().join("src/a");
     write(&written, &content(1, SIZE));
-    // However long it takes until it is looked at, that is a moment ago.
+    // However long it takes until the file is examined, it counts as written a moment ago.
     let file = std::fs::File::options().write(true).open(&written).unwrap();
     file.set_modified(SystemTime::now() + LIMIT).unwrap();
     assert_eq!(pair.push().await, ["src/a"]);
     pair.rename("a", "b");
     assert_eq!(pair.push().await, ["src/b"]);
-    // Nor is a small one.
+    // A small file is not looked up either.
     write(&pair.from.path().join("src/small"), &content(2, SIZE - 1));
     age(&pair.from.path().join("src/small"));
     pair.push().await;

@@ -1,4 +1,4 @@
-//! What is told as committed is on the disk by then, and what `--no-fsync` leaves out is brought there at the end.
+//! Entries reported as committed are on the disk by then, and `--no-fsync` syncs everything once at the end.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -6,16 +6,12 @@ use std::sync::Arc;
 
 use crate::support::slow::SlowStore;
 use crate::support::{Host, LIMIT, to, write};
-use haul::client::PushOptions;
-use haul::config::Config;
-use haul::error::Code;
-use haul::progress::{Event, Observer, Settled};
-use haul::sender::Sent;
-use haul::store::MemoryStore;
-use haul::wire::Durability;
+use haul::{
+    Code, Config, Durability, Event, MemoryStore, Observer, PushOptions, Settled, TransferStats,
+};
 use tempfile::tempdir;
 
-/// What the manifest alone settles: directories, an empty file and another name of it, a symbolic link.
+/// Entries that the manifest alone settles: directories, an empty file and a hard link to it, a symbolic link.
 fn tree(root: &Path) {
     write(&root.join("d/empty"), b"");
     std::fs::hard_link(root.join("d/empty"), root.join("d/name")).unwrap();
@@ -23,7 +19,7 @@ fn tree(root: &Path) {
     write(&root.join("small"), b"content");
 }
 
-/// Notes in the log of a store what is told as settled.
+/// Adds a line to the log of a store for each entry that is reported as settled.
 fn told(store: &SlowStore, by: &'static str) -> Observer {
     let store = store.clone();
     Arc::new(move |event| {
@@ -43,7 +39,7 @@ async fn push(
     store: &SlowStore,
     source: &Path,
     durability: Durability,
-) -> haul::error::Result<Sent> {
+) -> haul::Result<TransferStats> {
     let host = Host::observed(
         Arc::new(store.clone()),
         Config::default(),
@@ -60,14 +56,14 @@ async fn push(
     Ok(outcome?.sent)
 }
 
-/// Where a line stands in a log for the first time.
+/// The index of the first occurrence of a line in a log.
 fn at(log: &[String], line: &str) -> usize {
     log.iter()
         .position(|logged| logged == line)
         .unwrap_or_else(|| panic!("no {line} in {log:#?}"))
 }
 
-/// Whether a sync began after the one line, and ended before the other.
+/// Whether a sync began after the first line and ended before the second.
 fn synced_between(log: &[String], done: &str, told: &str) -> bool {
     let between = &log[at(log, done)..at(log, told)];
     let mut lines = between.iter().skip_while(|line| *line != "sync");
@@ -79,7 +75,7 @@ fn count(log: &[String], line: &str) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_manifest_settles_is_synced_before_it_is_told() {
+async fn manifest_entries_are_synced_before_they_are_reported() {
     let source = tempdir().unwrap();
     let root = source.path().join("t");
     tree(&root);
@@ -97,7 +93,7 @@ async fn what_the_manifest_settles_is_synced_before_it_is_told() {
         }
     }
 
-    // The metadata of what is there already.
+    // The metadata of entries that exist already.
     for name in ["d/empty", "small", "d"] {
         std::fs::set_permissions(root.join(name), PermissionsExt::from_mode(0o700)).unwrap();
     }
@@ -119,7 +115,7 @@ async fn what_the_manifest_settles_is_synced_before_it_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn compared_files_are_synced_before_they_are_told() {
+async fn compared_files_are_synced_before_they_are_reported() {
     let source = tempdir().unwrap();
     let root = source.path().join("t");
     tree(&root);
@@ -156,12 +152,12 @@ async fn a_failed_sync_fails_the_entries_that_wait_for_it() {
     assert_eq!((sent.files, sent.failed), (0, 1));
     let (path, why) = &sent.failures[0];
     assert_eq!((path.to_string(), why.code), ("t/empty".into(), Code::Io));
-    assert!(why.text.contains("may not outlast a crash"), "{why}");
+    assert!(why.text.contains("may not survive a crash"), "{why}");
     assert_eq!(count(&store.log(), "server committed t/empty"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn entries_that_come_during_a_sync_share_the_next() {
+async fn entries_that_arrive_during_a_sync_share_the_next() {
     const FILES: usize = 2000;
     let source = tempdir().unwrap();
     let root = source.path().join("t");
@@ -184,7 +180,8 @@ async fn entries_that_come_during_a_sync_share_the_next() {
     let (sent, ()) = tokio::join!(push(&store, &root, Durability::Synced), all_made);
     assert_eq!(sent.unwrap().files, FILES as u64);
     let syncs = count(&store.log(), "sync");
-    // The first, the rest, the directory, the end; a few more where the entries came in many parts.
+    // One sync each for the first entry, the rest, the directory and the end; a few more if the entries arrived in many
+    // parts.
     assert!(syncs <= 12, "{syncs} syncs");
 }
 
@@ -200,7 +197,7 @@ async fn a_session_without_fsync_ends_with_one_sync() {
     assert_eq!(count(&log, "sync"), 1, "{log:#?}");
     assert!(last < Some(at(&log, "sync")), "{log:#?}");
 
-    // Nothing is written, so nothing is synced that could fail.
+    // Nothing is written, so no sync can fail.
     push(&store, &root, Durability::Visible).await.unwrap();
     assert_eq!(count(&store.log(), "sync"), 1, "{:#?}", store.log());
 }

@@ -1,4 +1,4 @@
-//! A tree with every kind of entry survives a push and a pull, as independent tools see it: rsync and find.
+//! A tree with every kind of entry survives a push and a pull, as judged by independent tools: rsync and find.
 
 use std::ffi::OsStr;
 use std::fs::hard_link;
@@ -10,18 +10,14 @@ use std::sync::Arc;
 
 use crate::support::command::{Serving, is_root};
 use crate::support::{Host, LIMIT, content, from, listing, pull, push, to, write};
-use haul::client::{PullOptions, PushOptions};
-use haul::config::Config;
-use haul::error::Code;
-use haul::manifest::WalkOptions;
-use haul::store::LocalStore;
+use haul::{Code, Config, LocalStore, PullOptions, PushOptions, WalkOptions};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, XattrFlags, setxattr, utimensat};
 use tempfile::tempdir;
 
 /// Levels of the deep directory.
 const DEEP: usize = 200;
 
-/// Sets the time of last modification, of a symbolic link too.
+/// Sets the modification time, also of a symbolic link.
 fn time(path: &Path, seconds: i64, nanoseconds: i64) {
     let time = Timespec {
         tv_sec: seconds,
@@ -38,7 +34,7 @@ fn mode(path: &Path, mode: u32) {
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
 }
 
-/// Every kind of entry that travels. What only root can make or read is there for root only.
+/// Makes every kind of entry that is transferred. Entries that only root can make or read are made for root only.
 fn tree(root: &Path) {
     for size in [0, 1, 255, 256 << 10, 1 << 20, (3 << 20) + 1] {
         write(
@@ -143,15 +139,16 @@ fn tree(root: &Path) {
     }
     mode(&root.join("closed/below"), 0o500);
     mode(&root.join("closed"), 0o555);
-    // The last, since what is made in a directory changes its time.
+    // Set last, since adding an entry to a directory changes its time.
     time(&root.join("closed"), 1_000_000_000, 1);
     time(&deep, -5, 5);
 }
 
-/// What find says of everything below a directory: names, kinds, modes, owners, sizes, times, numbers of names, targets.
+/// The output of find for everything below a directory: names, kinds, modes, owners, sizes, times, link counts,
+/// targets.
 fn found(root: &Path) -> Vec<String> {
     let mut all = Vec::new();
-    // The size of a directory is the filesystem's own affair.
+    // The size of a directory depends on the file system.
     for (kind, format) in [
         ("d", r"%P %y %m %U:%G %T@\0"),
         ("f,l", r"%P %y %m %U:%G %s %T@ %n %l\0"),
@@ -166,18 +163,13 @@ fn found(root: &Path) -> Vec<String> {
             "{}",
             String::from_utf8_lossy(&found.stderr)
         );
-        all.extend(
-            found
-                .stdout
-                .split(|&byte| byte == 0)
-                .map(haul::path::printable),
-        );
+        all.extend(found.stdout.split(|&byte| byte == 0).map(haul::printable));
     }
     all.sort();
     all
 }
 
-/// Two trees are the same to find, to rsync if it is there, and by their bytes.
+/// Asserts that two trees are the same to find, to rsync if it is installed, and by their bytes.
 fn assert_same(one: &Path, other: &Path, times: &str) {
     assert_eq!(found(one), found(other), "{times}");
     assert_eq!(listing(one), listing(other), "{times}");
@@ -199,7 +191,7 @@ fn assert_same(one: &Path, other: &Path, times: &str) {
     }
 }
 
-/// All that can be kept, is.
+/// Options that keep everything that can be kept.
 fn all() -> WalkOptions {
     WalkOptions {
         owner: true,
@@ -268,21 +260,21 @@ async fn every_kind_of_entry_survives_a_push_and_a_pull() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_put_into_the_tree_later_is_all_that_a_rerun_sends() {
+async fn a_rerun_sends_only_what_was_added_to_the_tree() {
     let (source, server) = (tempdir().unwrap(), Serving::start_as_nobody(&[]));
     let (original, arrived) = (source.path().join("t"), server.served.path().join("t"));
     tree(&original);
     let client = server.connect().await;
     let options = to(&[&original], "t");
     let push = async || {
-        let pushing = client.push(&options, haul::progress::ignore());
+        let pushing = client.push(&options, haul::ignore());
         tokio::time::timeout(LIMIT, pushing)
             .await
             .expect("it ends")
             .unwrap()
     };
     assert_eq!(push().await.sent.failed, 0);
-    // Into directories that are closed, deep, and old.
+    // Adds entries to directories that are closed, deep, and old.
     for directory in [
         "closed/below",
         "hollow/hollow",
@@ -306,7 +298,7 @@ async fn what_is_put_into_the_tree_later_is_all_that_a_rerun_sends() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_directory_that_may_not_be_read_is_named_and_the_others_are_sent() {
+async fn an_unreadable_directory_is_reported_and_others_are_sent() {
     if !is_root() {
         println!("skipped: nothing is closed to the owner of all");
         return;
@@ -321,7 +313,7 @@ async fn a_directory_that_may_not_be_read_is_named_and_the_others_are_sent() {
     mode(&tree.join("11/secret"), 0o600);
     let client = server.connect().await;
     let options = from(&["t"], &here.path().join("t"));
-    let pulling = client.pull(&options, haul::progress::ignore());
+    let pulling = client.pull(&options, haul::ignore());
     let outcome = tokio::time::timeout(LIMIT, pulling)
         .await
         .expect("it ends")
@@ -357,7 +349,7 @@ async fn many_empty_files(count: usize) {
     for (sent, skipped) in [(count as u64, 0), (0, count as u64)] {
         let client = host.connect().await.unwrap();
         let outcome = client
-            .push(&to(&[&tree], "t"), haul::progress::ignore())
+            .push(&to(&[&tree], "t"), haul::ignore())
             .await
             .unwrap();
         assert_eq!(
@@ -377,7 +369,7 @@ async fn many_empty_files(count: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_directory_of_twenty_thousand_empty_files() {
+async fn a_directory_of_twenty_thousand_empty_files_arrives() {
     many_empty_files(20_000).await;
 }
 

@@ -1,4 +1,4 @@
-//! What stands at the destination already: kept, compared, replaced or refused; and a dry run, which writes nothing.
+//! Existing files at the destination: kept, compared, replaced or refused; and dry runs, which write nothing.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -7,13 +7,10 @@ use std::time::{Duration, SystemTime};
 
 use crate::support::command::Serving;
 use crate::support::{Host, content, listing, pull, push, to, write};
-use haul::client::PushOptions;
-use haul::error::Code;
-use haul::sender::Sent;
-use haul::wire::{Existing, Take};
+use haul::{Code, Existing, PushOptions, ReceiveOptions, TransferStats};
 use tempfile::tempdir;
 
-/// Some time before all that the test writes.
+/// A time before everything that the test writes.
 fn set_time(path: &Path, seconds: u64) {
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
     fs::File::options()
@@ -24,7 +21,7 @@ fn set_time(path: &Path, seconds: u64) {
         .unwrap();
 }
 
-/// The same file, one that differs, one of the same size and time that differs, and one that is new.
+/// Four files: an equal one, one that differs, one of the same size and time that differs, and a new one.
 fn four(source: &Path, there: &Path) {
     for (name, old, new) in [
         ("same", "same", "same"),
@@ -43,7 +40,7 @@ fn four(source: &Path, there: &Path) {
     std::os::unix::fs::symlink("old", there.join("to-new")).unwrap();
 }
 
-async fn taken(take: Take) -> (Sent, [String; 4], String) {
+async fn taken(take: ReceiveOptions) -> (TransferStats, [String; 4], String) {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     four(&source.path().join("t"), &served.path().join("t"));
     let host = Host::directory(served.path());
@@ -63,13 +60,13 @@ async fn taken(take: Take) -> (Sent, [String; 4], String) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_stands_there_is_kept_compared_replaced_or_refused_as_asked() {
-    let existing = |existing| Take {
+async fn existing_files_are_treated_as_the_option_says() {
+    let existing = |existing| ReceiveOptions {
         existing,
-        ..Take::default()
+        ..ReceiveOptions::default()
     };
     let of = |names: [&str; 4]| names.map(String::from);
-    let counts = |sent: &Sent| (sent.files, sent.skipped, sent.failed);
+    let counts = |sent: &TransferStats| (sent.files, sent.skipped, sent.failed);
 
     let (sent, now, link) = taken(existing(Existing::Update)).await;
     assert_eq!(
@@ -98,10 +95,10 @@ async fn what_stands_there_is_kept_compared_replaced_or_refused_as_asked() {
         "{:?}",
         sent.failures
     );
-    // The same size and time, and other content.
-    let (sent, now, _) = taken(Take {
+    // Same size and time, and different content.
+    let (sent, now, _) = taken(ReceiveOptions {
         checksum: true,
-        ..Take::default()
+        ..ReceiveOptions::default()
     })
     .await;
     assert_eq!(
@@ -112,7 +109,7 @@ async fn what_stands_there_is_kept_compared_replaced_or_refused_as_asked() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_skipped_file_that_differs_gets_no_further_names() {
-    // What stands there under the first name, and whether it counts as the source.
+    // The existing file under the first name, and whether it counts as the source.
     for (old, time, checksum, same) in [
         ("new", 1_000_000, false, true),
         ("old", 2_000_000, false, false),
@@ -146,7 +143,7 @@ async fn a_skipped_file_that_differs_gets_no_further_names() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_same_content_with_another_time_is_not_sent_again_and_gets_the_time() {
+async fn equal_content_is_not_sent_again_and_gets_the_new_time() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     let bytes = content(1, 3 << 20);
     for (root, time) in [(source.path(), 2_000_000), (served.path(), 1_000_000)] {
@@ -174,7 +171,7 @@ async fn the_same_content_with_another_time_is_not_sent_again_and_gets_the_time(
         listing(&served.path().join("t")),
         listing(&source.path().join("t"))
     );
-    // The other way round it is the server that reads for it.
+    // In the other direction the server reads for the comparison.
     set_time(&source.path().join("t/f"), 3_000_000);
     let mut back = crate::support::from(&["t"], &source.path().join("t"));
     (back.take.checksum, back.walk.checksum) = (true, true);
@@ -194,7 +191,7 @@ async fn the_same_content_with_another_time_is_not_sent_again_and_gets_the_time(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dry_run_says_what_would_be_done_and_writes_nothing_at_all() {
+async fn a_dry_run_reports_changes_and_writes_nothing() {
     let source = tempdir().unwrap();
     let serving = Serving::start(&[]);
     four(&source.path().join("t"), &serving.served.path().join("t"));
@@ -220,11 +217,11 @@ async fn a_dry_run_says_what_would_be_done_and_writes_nothing_at_all() {
         said.contains("would copy 4 files, 9 B; 2 unchanged"),
         "{said}"
     );
-    // To where nothing is, too.
+    // Also into a destination that does not exist.
     let output = serving.cp(source.path(), &["-n", "t"], "elsewhere");
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(listing(serving.served.path()), before);
-    // Nor does a fetch make the directories that it would need.
+    // A pull does not make the directories that it would need either.
     let here = tempdir().unwrap();
     let place = format!("{}t", serving.url);
     let pin = serving.key_id.to_string();
@@ -239,7 +236,7 @@ async fn a_dry_run_says_what_would_be_done_and_writes_nothing_at_all() {
         );
     }
     assert!(listing(here.path()).is_empty());
-    // And what it said is what happens.
+    // A real run does what the dry run reported.
     assert_eq!(
         serving.cp(source.path(), &["t"], "t").status.code(),
         Some(0)

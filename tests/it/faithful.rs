@@ -1,4 +1,4 @@
-//! What is kept of a tree besides its content: modes, times, links, and what is kept only on demand.
+//! Properties of a tree besides its content: modes, times and links, also in closed directories.
 
 use std::collections::BTreeMap;
 use std::fs::hard_link;
@@ -8,23 +8,18 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::command::{Serving, is_root};
 use crate::support::{Host, LIMIT, content, listing, to, write};
-use haul::config::Config;
-use haul::error::Code;
-use haul::progress::{Event, Observer};
-use haul::session::Outcome;
-use haul::store::{MemoryStore, Store};
-use haul::wire::Aspect;
+use haul::{Attribute, Code, Config, Event, MemoryStore, Observer, Outcome, Store};
 use tempfile::tempdir;
 
 fn mode(path: &Path, mode: u32) {
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
 }
 
-/// Pushes over a connection of its own; all of it must go through.
+/// Pushes over a connection of its own; every entry must succeed.
 async fn push(server: &Serving, from: &Path, into: &str) -> Outcome {
     let client = server.connect().await;
     let options = to(&[from], into);
-    let pushing = client.push(&options, haul::progress::ignore());
+    let pushing = client.push(&options, haul::ignore());
     let outcome = tokio::time::timeout(LIMIT, pushing)
         .await
         .expect("it ends")
@@ -35,7 +30,7 @@ async fn push(server: &Serving, from: &Path, into: &str) -> Outcome {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_closed_directory_is_filled_again_by_a_server_that_is_not_root() {
+async fn a_server_without_root_fills_a_closed_directory_again() {
     let (source, server) = (tempdir().unwrap(), Serving::start_as_nobody(&[]));
     let (tree, arrived) = (source.path().join("t"), server.served.path().join("t"));
     write(&tree.join("closed/below/changes"), &content(1, 1000));
@@ -53,7 +48,7 @@ async fn a_closed_directory_is_filled_again_by_a_server_that_is_not_root() {
         write(&directory.join("new/large"), &content(5, 2 << 20));
         write(&directory.join("empty"), b"");
         symlink("nowhere", directory.join("link")).unwrap();
-        // The server may change what it may not read. Only root can send and compare it.
+        // The server may change files that it may not read. Only root can send and compare them.
         if is_root() {
             write(&directory.join("unreadable"), b"x");
             mode(&directory.join("unreadable"), 0o000);
@@ -77,7 +72,7 @@ async fn a_closed_directory_is_filled_again_by_a_server_that_is_not_root() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_closed_directory_is_closed_also_after_a_kill_in_the_middle() {
+async fn a_closed_directory_is_closed_again_after_a_kill() {
     let (source, server) = (tempdir().unwrap(), Serving::start_as_nobody(&[]));
     let tree = source.path().join("t");
     write(&tree.join("closed/small"), b"1");
@@ -116,7 +111,7 @@ async fn a_closed_directory_is_closed_also_after_a_kill_in_the_middle() {
     assert_eq!(listing(&arrived), listing(&tree));
 }
 
-/// The names that are of the same file, for each file that has several.
+/// The names of each file that has several.
 fn names_of_files(root: &Path) -> Vec<Vec<String>> {
     fn find(root: &Path, directory: &Path, all: &mut BTreeMap<u64, Vec<String>>) {
         for entry in std::fs::read_dir(directory).unwrap() {
@@ -139,7 +134,7 @@ fn names_of_files(root: &Path) -> Vec<Vec<String>> {
     several
 }
 
-/// A tree in which files have several names, in one directory and across.
+/// Makes a tree in which files have several names, within one directory and across directories.
 fn linked_tree(tree: &Path) {
     for (name, size) in [("empty", 0), ("small", 1000), ("large", 3 << 20)] {
         let first = tree.join("a").join(name);
@@ -155,7 +150,7 @@ fn linked_tree(tree: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn names_of_one_file_stay_names_of_one_file() {
+async fn hard_links_stay_hard_links() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     let (tree, arrived) = (source.path().join("t"), served.path().join("t"));
     linked_tree(&tree);
@@ -179,7 +174,7 @@ async fn names_of_one_file_stay_names_of_one_file() {
         .unwrap();
     assert_eq!((again.sent.files, again.sent.skipped), (0, 16));
 
-    // Two equal files there become one again, and one that changed is sent once.
+    // Two equal files at the destination become one again, and a changed one is sent once.
     std::fs::remove_file(arrived.join("b/also large")).unwrap();
     std::fs::copy(arrived.join("a/large"), arrived.join("b/also large")).unwrap();
     let large = std::fs::File::open(arrived.join("b/also large")).unwrap();
@@ -204,7 +199,7 @@ async fn names_of_one_file_stay_names_of_one_file() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sources_that_are_names_of_one_file_stay_so() {
+async fn sources_that_are_hard_links_stay_hard_links() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     let names = ["one", "other"].map(|name| source.path().join(name));
     write(&names[0], &content(1, 3 << 20));
@@ -218,7 +213,7 @@ async fn sources_that_are_names_of_one_file_stay_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_the_first_name_fails_the_next_takes_its_place() {
+async fn when_the_first_hard_link_fails_the_next_replaces_it() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     let tree = source.path().join("t");
     for (name, size) in [("small", 1000), ("large", 3 << 20)] {
@@ -249,7 +244,7 @@ async fn when_the_first_name_fails_the_next_takes_its_place() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_filesystem_cannot_keep_is_said_once_for_each_kind() {
+async fn lost_attributes_are_reported_once_for_each_kind() {
     let source = tempdir().unwrap();
     let tree = source.path().join("t");
     linked_tree(&tree);
@@ -267,26 +262,26 @@ async fn what_a_filesystem_cannot_keep_is_said_once_for_each_kind() {
         outcome.sent.failures
     );
     let unkept = outcome.summary.unkept.unwrap();
-    let count = |aspect: Aspect| {
+    let count = |aspect: Attribute| {
         unkept
             .iter()
             .find(|unkept| unkept.aspect == aspect as u32)
             .map(|unkept| unkept.count)
     };
-    assert_eq!(count(Aspect::HardLink), Some(12));
+    assert_eq!(count(Attribute::HardLink), Some(12));
     // a/small under each of its names, b/alone, and five directories.
-    assert_eq!(count(Aspect::Mode), Some(5 + 1 + 5));
+    assert_eq!(count(Attribute::Mode), Some(5 + 1 + 5));
     assert_eq!(unkept.len(), 2);
     let links = unkept
         .iter()
-        .find(|unkept| unkept.aspect == Aspect::HardLink as u32)
+        .find(|unkept| unkept.aspect == Attribute::HardLink as u32)
         .unwrap()
         .to_string();
     assert!(
         links.starts_with("12 hard links could not be kept (first: t/"),
         "{links}"
     );
-    // Each stands there as a file of its own, and a second run sends nothing though times lost their nanoseconds.
+    // Each is a separate file, and a second run sends nothing although times lost their nanoseconds.
     let size = |name: &str| {
         store
             .stat(&crate::support::path(name))
@@ -307,7 +302,7 @@ async fn what_a_filesystem_cannot_keep_is_said_once_for_each_kind() {
     );
 }
 
-/// Files of these times, in seconds and nanoseconds.
+/// Makes files with these times, in seconds and nanoseconds.
 fn files_of_times(tree: &Path, times: &[(i64, u32)]) {
     for (index, &(seconds, nanoseconds)) in times.iter().enumerate() {
         let file = tree.join(index.to_string());
@@ -326,10 +321,10 @@ fn files_of_times(tree: &Path, times: &[(i64, u32)]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn times_that_a_filesystem_rounds_or_cannot_hold_are_sent_once() {
+async fn times_that_a_file_system_rounds_are_sent_once() {
     let source = tempdir().unwrap();
     let tree = source.path().join("t");
-    // Odd seconds, before 1970, before 1980 and after 2107, which FAT cannot hold.
+    // Odd seconds, and times before 1970, before 1980 and after 2107, which FAT cannot represent.
     let times = [
         (1_700_000_001, 999_999_999),
         (1_700_000_003, 0),
@@ -349,14 +344,14 @@ async fn times_that_a_filesystem_rounds_or_cannot_hold_are_sent_once() {
         let again = crate::support::push(&host, options).await.unwrap();
         assert_eq!((again.sent.files, again.sent.skipped), (0, 5));
     }
-    // What has really changed goes.
+    // Files that really changed are sent.
     files_of_times(&tree, &[(1_700_000_004, 0)]);
     let changed = crate::support::push(&host, &options).await.unwrap();
     assert_eq!((changed.sent.files, changed.sent.skipped), (1, 4));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn times_within_the_modify_window_are_the_same() {
+async fn times_within_the_modify_window_are_equal() {
     let source = tempdir().unwrap();
     let tree = source.path().join("t");
     files_of_times(&tree, &[(1_700_000_000, 5), (1_700_000_000, 5)]);
@@ -371,7 +366,7 @@ async fn times_within_the_modify_window_are_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn names_that_differ_only_in_case_do_not_fall_on_each_other() {
+async fn names_that_differ_only_in_case_stay_apart() {
     let source = tempdir().unwrap();
     let tree = source.path().join("t");
     for (name, size) in [
@@ -414,7 +409,7 @@ async fn names_that_differ_only_in_case_do_not_fall_on_each_other() {
             (Some(10), Some(1), None)
         );
     }
-    // Where case counts, all of them stand.
+    // Where case matters, all of them exist.
     let served = tempdir().unwrap();
     let outcome = crate::support::push(&Host::directory(served.path()), &to(&[&tree], "t"))
         .await

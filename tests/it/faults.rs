@@ -1,4 +1,4 @@
-//! What goes wrong beside the network: disks that are full, and sources that change while they are sent.
+//! Faults other than those of the network: full disks, and sources that change during a transfer.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -10,14 +10,11 @@ use std::time::Duration;
 
 use crate::support::slow::SlowStore;
 use crate::support::{Host, LIMIT, content, listing, push, to, write};
-use haul::config::Config;
-use haul::error::Code;
-use haul::progress::Event;
-use haul::store::LocalStore;
+use haul::{Code, Config, Event, LocalStore};
 use rustix::io::Errno;
 use tempfile::tempdir;
 
-/// `haul cp` with a home of its own.
+/// Runs `haul cp` with a HAUL_HOME of its own.
 fn haul_cp(home: &Path, url: &str, key_id: &str, arguments: &[&str], sources: &[&Path]) -> Command {
     std::fs::set_permissions(home, PermissionsExt::from_mode(0o700)).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_haul"));
@@ -38,7 +35,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A `haul serve` on a disk of 8 MiB that nobody else sees.
+/// A `haul serve` on a disk of 8 MiB that no other process sees.
 struct SmallDisk {
     child: Child,
     url: String,
@@ -48,7 +45,7 @@ struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// `None` where no disk may be mounted.
+    /// Returns `None` where no disk can be mounted.
     fn serve() -> Option<Self> {
         let (home, mount) = (tempdir().unwrap(), tempdir().unwrap());
         std::fs::set_permissions(home.path(), PermissionsExt::from_mode(0o700)).unwrap();
@@ -107,7 +104,7 @@ impl Drop for SmallDisk {
 }
 
 #[test]
-fn a_disk_that_fills_up_costs_the_file_that_does_not_fit_and_no_other() {
+fn a_full_disk_fails_only_the_file_that_does_not_fit() {
     let Some(server) = SmallDisk::serve() else {
         return;
     };
@@ -119,7 +116,7 @@ fn a_disk_that_fills_up_costs_the_file_that_does_not_fit_and_no_other() {
             &content(length as u64, length),
         );
     }
-    // One after the other: at the same time they would all meet the full disk.
+    // One after the other: at the same time all of them would find the disk full.
     let source = here.path().join("d");
     let cp = |arguments: &[&str]| {
         let url = format!("{}d", server.url);
@@ -131,13 +128,11 @@ fn a_disk_that_fills_up_costs_the_file_that_does_not_fit_and_no_other() {
     let text = said(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(
-        text.contains(
-            "d/b: no space left on the receiver's disk; what stood there before is untouched"
-        ),
+        text.contains("d/b: no space left on the receiver's disk (an existing file is unchanged)"),
         "{text}"
     );
     assert!(
-        text.contains("Make room, then run the same command again"),
+        text.contains("make room, then run the same command again"),
         "{text}"
     );
     assert_eq!(text.lines().count(), 1, "{text}");
@@ -153,7 +148,7 @@ fn a_disk_that_fills_up_costs_the_file_that_does_not_fit_and_no_other() {
         4,
         "no partial takes what is left"
     );
-    // A hole takes no room, however large.
+    // A hole takes no space, however large it is.
     let hole = File::create(source.join("b")).unwrap();
     hole.set_len(1 << 30).unwrap();
     let output = cp(&["-q"]);
@@ -162,7 +157,7 @@ fn a_disk_that_fills_up_costs_the_file_that_does_not_fit_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_quota_that_is_used_up_is_told_as_one() {
+async fn an_exceeded_quota_is_reported_as_such() {
     let (here, there) = (tempdir().unwrap(), tempdir().unwrap());
     write(&there.path().join("d/large"), b"old");
     for (name, length) in [("d/large", 3 << 20), ("d/other", 1 << 20)] {
@@ -197,7 +192,7 @@ async fn a_quota_that_is_used_up_is_told_as_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sources_that_change_while_they_are_sent_are_named_and_the_rest_arrives() {
+async fn changing_sources_are_reported_and_the_rest_arrives() {
     const LENGTH: usize = 2 << 20;
     let (here, there, home) = (tempdir().unwrap(), tempdir().unwrap(), tempdir().unwrap());
     let source = here.path().join("d");
@@ -220,7 +215,7 @@ async fn sources_that_change_while_they_are_sent_are_named_and_the_rest_arrives(
         .set_len(64 << 20)
         .unwrap();
     let host = Host::directory(there.path());
-    // Slow enough that they change in the middle.
+    // Slow enough that the files change during the transfer.
     let url = format!("haul://{}/d", host.address);
     let cp = haul_cp(
         home.path(),
@@ -260,7 +255,7 @@ async fn sources_that_change_while_they_are_sent_are_named_and_the_rest_arrives(
     std::fs::remove_file(source.join("vanishes")).unwrap();
     write(&source.join("another"), &content(2, LENGTH));
     std::fs::rename(source.join("another"), source.join("replaced")).unwrap();
-    // Of the same size and, afterwards, of the same time.
+    // Same size and, afterwards, same time.
     let time = source
         .join("rewritten")
         .metadata()
@@ -300,7 +295,7 @@ async fn sources_that_change_while_they_are_sent_are_named_and_the_rest_arrives(
         "no partial is left"
     );
 
-    // At rest, all that there is goes over.
+    // Once the sources no longer change, everything is sent.
     std::fs::remove_file(there.path().join("d/vanishes")).unwrap();
     let again = push(&host, &to(&[&source], "d")).await.unwrap();
     assert_eq!((again.sent.failed, again.sent.files), (0, 5));
@@ -308,7 +303,7 @@ async fn sources_that_change_while_they_are_sent_are_named_and_the_rest_arrives(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_gone_before_its_turn_is_named_and_the_rest_arrives() {
+async fn vanished_sources_are_reported_and_the_rest_arrives() {
     let (here, there) = (tempdir().unwrap(), tempdir().unwrap());
     let source = here.path().join("d");
     for name in ["a", "b", "c", "sub/d"] {
@@ -321,7 +316,7 @@ async fn what_is_gone_before_its_turn_is_named_and_the_rest_arrives() {
         ..Config::default()
     };
     let client = host
-        .connect_as(&haul::identity::Identity::generate().unwrap(), &config)
+        .connect_as(&haul::Identity::generate().unwrap(), &config)
         .await
         .unwrap();
     let held = store.hold();
@@ -380,7 +375,7 @@ async fn what_is_gone_before_its_turn_is_named_and_the_rest_arrives() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn partials_that_a_dying_server_still_has_open_are_waited_for() {
+async fn partials_held_by_a_dying_server_are_waited_for() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     write(&source.path().join("t/large"), &content(1, 1 << 20));
     write(&source.path().join("t/small"), &content(2, 1_000));

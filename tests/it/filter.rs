@@ -1,4 +1,4 @@
-//! Filters: the rules of .gitignore, held against git itself, and as a person types them.
+//! Filters: the rules of .gitignore, compared with git itself, and as a user types them.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 
 use crate::support::command::{Serving, haul};
 use crate::support::write;
-use haul::filter::{Filter, Rules};
-use haul::manifest::{Follow, Found, Tree, Walk, WalkOptions};
+use haul::internal::storage::walk::{Tree, Walk, WalkItem};
+use haul::{Filter, Follow, Rules, WalkOptions};
 use proptest::prelude::*;
 use tempfile::{TempDir, tempdir};
 
@@ -17,15 +17,15 @@ use tempfile::{TempDir, tempdir};
 #[derive(Debug, Clone, Default)]
 struct Case {
     files: Vec<Vec<u8>>,
-    /// As --exclude and --include give them.
+    /// Rules as in --exclude and --include.
     rules: Vec<Vec<u8>>,
-    /// The text of .gitignore, by the directory that it stands in.
+    /// The text of each .gitignore, by its directory.
     ignores: Vec<(Vec<u8>, Vec<u8>)>,
     /// The text of .git/info/exclude.
     info: Vec<u8>,
 }
 
-/// git, with nobody's configuration; `None` when it is not installed.
+/// Runs git without any user's configuration; `None` if it is not installed.
 fn git(directory: &Path) -> Option<Command> {
     let found = Command::new("git")
         .arg("--version")
@@ -46,7 +46,7 @@ fn git(directory: &Path) -> Option<Command> {
 }
 
 impl Case {
-    /// Lays it out as a repository; names that cannot stand there are left out.
+    /// Writes the tree as a repository; names that cannot exist there are left out.
     fn lay(&self) -> TempDir {
         let root = tempdir().unwrap();
         let place = |name: &[u8]| root.path().join(OsStr::from_bytes(name));
@@ -76,7 +76,7 @@ impl Case {
         root
     }
 
-    /// What haul would send of it, .git aside.
+    /// Returns what haul would send of it, without .git.
     fn walked(&self, root: &Path) -> BTreeSet<Vec<u8>> {
         let filter = Filter {
             rules: Rules::new(self.rules.clone()).unwrap(),
@@ -94,14 +94,14 @@ impl Case {
             directories,
         );
         let names = walk.filter_map(|found| match found {
-            Found::Entry(entry) => Some(entry.path.split_first().unwrap().1.as_bytes().to_vec()),
-            Found::Failed(path, why) | Found::Omitted(path, why) => panic!("{path}: {why}"),
-            Found::Excluded(_) => None,
+            WalkItem::Entry(entry) => Some(entry.path.split_first().unwrap().1.as_bytes().to_vec()),
+            WalkItem::Failed(path, why) | WalkItem::Omitted(path, why) => panic!("{path}: {why}"),
+            WalkItem::Excluded(_) => None,
         });
         names.filter(|name| !name.starts_with(b".git/")).collect()
     }
 
-    /// What git would take of it.
+    /// Returns what git would include of it.
     fn listed(&self, root: &Path) -> Option<BTreeSet<Vec<u8>>> {
         let mut git = git(root)?;
         git.args(["ls-files", "-o", "-z", "--exclude-standard"]);
@@ -121,7 +121,7 @@ impl Case {
     }
 }
 
-/// Rules in .gitignore files alone, and names of which git leaves out exactly these.
+/// Asserts that git and haul exclude exactly these names by rules in .gitignore files alone.
 #[track_caller]
 fn fixed(ignores: &[(&str, &[u8])], all: &[&[u8]], left_out: &[&[u8]]) {
     let bytes = |names: &[&[u8]]| names.iter().map(|name| name.to_vec()).collect::<Vec<_>>();
@@ -149,7 +149,7 @@ fn fixed(ignores: &[(&str, &[u8])], all: &[&[u8]], left_out: &[&[u8]]) {
 }
 
 #[test]
-fn two_stars_stand_for_any_directories() {
+fn two_stars_match_any_directories() {
     fixed(
         &[("", b"**/x")],
         &[b"x", b"a/x", b"a/b/x", b"ax"],
@@ -165,7 +165,7 @@ fn two_stars_stand_for_any_directories() {
         &[b"a/b", b"a/c/d", b"c/a/b"],
         &[b"a/b", b"a/c/d"],
     );
-    // Not between slashes they are one star; but after the part without wildcards git begins anew.
+    // Two stars that are not between slashes act as one star; but after the part without wildcards git starts over.
     fixed(&[("", b"b/?**/c")], &[b"b/xx/c", b"b/x/y/c"], &[b"b/xx/c"]);
     fixed(
         &[("", b"x/a**/b")],
@@ -181,7 +181,7 @@ fn slashes_anchor_and_mean_directories() {
         &[b"a", b"e/a", b"b/c", b"e/b/c", b"e/d/f", b"g/d"],
         &[b"a", b"b/c", b"e/d/f"],
     );
-    // Anchored where the .gitignore stands.
+    // Anchored at the directory of the .gitignore.
     fixed(&[("e", b"/a\n!f")], &[b"a", b"e/a", b"e/b/a"], &[b"e/a"]);
 }
 
@@ -192,7 +192,7 @@ fn the_last_rule_wins_and_the_nearest_file() {
         &[b"a.o", b"c.o", b"b/a.o", b"b/c.o"],
         &[b"c.o", b"b/a.o"],
     );
-    // What is in an excluded directory cannot be had back.
+    // Files in an excluded directory cannot be included again.
     fixed(
         &[("", b"d/\n!d/a"), ("d", b"!a")],
         &[b"d/a", b"a"],
@@ -322,7 +322,7 @@ fn case() -> impl Strategy<Value = Case> {
         text(2),
     )
         .prop_map(|(files, rules, top, mut ignores, info)| {
-            // Deeper ones go where a file's directory is.
+            // Deeper ones go where a directory of a file is.
             for (at, (directory, _)) in ignores.iter_mut().enumerate() {
                 let file = &files[at % files.len()];
                 *directory =
@@ -339,7 +339,7 @@ fn case() -> impl Strategy<Value = Case> {
         })
 }
 
-/// How many; `PROPTEST_CASES` asks for more.
+/// The number of cases; `PROPTEST_CASES` sets it.
 fn cases() -> u32 {
     std::env::var("PROPTEST_CASES")
         .ok()
@@ -354,13 +354,13 @@ proptest! {
     fn any_rules_leave_out_what_git_leaves_out(case in case()) {
         let root = case.lay();
         if let Some(listed) = case.listed(root.path()) {
-            let shown = |names: &BTreeSet<Vec<u8>>| names.iter().map(|name| haul::path::printable(name)).collect::<Vec<_>>();
+            let shown = |names: &BTreeSet<Vec<u8>>| names.iter().map(|name| haul::printable(name)).collect::<Vec<_>>();
             prop_assert_eq!(shown(&case.walked(root.path())), shown(&listed));
         }
     }
 }
 
-/// A tree, and what of it stands on the server after `haul cp OPTIONS src/ there`.
+/// Makes a tree, and returns which files exist on the server after `haul cp OPTIONS src/ there`.
 fn copied(names: &[&str], options: &[&str]) -> (Vec<String>, String) {
     let (from, server) = (tempdir().unwrap(), Serving::start(&[]));
     for name in names {
@@ -425,7 +425,7 @@ fn rules_come_from_a_file_and_from_gitignore() {
 }
 
 #[test]
-fn a_file_that_is_named_is_held_against_the_rules_and_a_directory_is_not() {
+fn rules_apply_to_named_files_and_not_to_named_directories() {
     let (from, server) = (tempdir().unwrap(), Serving::start(&[]));
     for name in ["a.o", "b.c", "d.o/x"] {
         write(&from.path().join(name), b"");
@@ -449,7 +449,7 @@ fn a_file_that_is_named_is_held_against_the_rules_and_a_directory_is_not() {
 }
 
 #[test]
-fn only_listed_names_are_sent_with_the_directories_on_the_way() {
+fn only_listed_names_and_their_parent_directories_are_sent() {
     let (from, server) = (tempdir().unwrap(), Serving::start(&[]));
     for name in ["a/b/c", "a/b/d", "e/f", "g/h", "i"] {
         write(&from.path().join("src").join(name), name.as_bytes());
@@ -480,14 +480,14 @@ fn only_listed_names_are_sent_with_the_directories_on_the_way() {
     let output = server.cp(from.path(), &["-0", "--files-from", "list", "src"], "three");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
-        output.status.code() == Some(1) && said.contains("src/#\\n: listed, and not there"),
+        output.status.code() == Some(1) && said.contains("src/#\\n: listed, but it does not exist"),
         "{said}"
     );
     assert_eq!(names("three"), ["i"]);
 }
 
 #[test]
-fn a_list_that_leads_elsewhere_is_refused_before_anything_is_sent() {
+fn a_list_that_leads_outside_is_refused_before_sending() {
     let from = tempdir().unwrap();
     write(&from.path().join("src/a"), b"");
     std::fs::write(from.path().join("list"), "a\n../b\n").unwrap();
@@ -505,7 +505,7 @@ fn a_list_that_leads_elsewhere_is_refused_before_anything_is_sent() {
 }
 
 #[test]
-fn a_gitignore_that_is_no_file_of_rules_keeps_its_directory_out() {
+fn an_invalid_gitignore_keeps_its_directory_out() {
     let (from, server) = (tempdir().unwrap(), Serving::start(&[]));
     write(
         &from.path().join("src/a/.gitignore"),
@@ -523,7 +523,7 @@ fn a_gitignore_that_is_no_file_of_rules_keeps_its_directory_out() {
         server.served.path().join("there/b").exists()
             && !server.served.path().join("there/a/secret").exists()
     );
-    // As git: one that is a link is not followed.
+    // As in git, a .gitignore that is a link is not followed.
     std::fs::remove_file(from.path().join("src/a/.gitignore")).unwrap();
     std::os::unix::fs::symlink("../b", from.path().join("src/a/.gitignore")).unwrap();
     assert!(
@@ -536,7 +536,7 @@ fn a_gitignore_that_is_no_file_of_rules_keeps_its_directory_out() {
 }
 
 #[test]
-fn a_server_leaves_out_what_a_pull_excludes() {
+fn a_server_does_not_send_what_a_pull_excludes() {
     let (here, server) = (tempdir().unwrap(), Serving::start(&[]));
     for name in ["a.o", "keep.o", "b", "d/b", "d/c"] {
         write(
@@ -575,7 +575,7 @@ fn a_server_leaves_out_what_a_pull_excludes() {
         "one",
     );
     assert_eq!(got, ["d", "d/.gitignore", "d/b", "keep.o"]);
-    // As many as a server takes, and no more.
+    // As many as a server accepts, and no more.
     let many = vec!["--exclude=none"; 1025];
     let source = format!("{}src", server.url);
     let pin = server.key_id.to_string();

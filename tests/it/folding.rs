@@ -1,5 +1,5 @@
-//! Destinations that take different names for the same, or store another name than was sent: whatever their case, their
-//! Unicode form and the dots at their ends.
+//! Destinations that treat different names as the same, or store a name other than the one sent. They fold case,
+//! Unicode forms, and dots at the end of names.
 
 use std::fs;
 use std::path::Path;
@@ -8,16 +8,13 @@ use std::sync::Arc;
 
 use crate::support::command::{Serving, haul, is_root};
 use crate::support::{Host, path, push, to, write};
-use haul::client::PushOptions;
-use haul::config::Config;
-use haul::error::Code;
-use haul::path::RelativePath;
-use haul::session::Outcome;
-use haul::store::{MemoryStore, Store};
-use haul::wire::{Delete, Existing, Take};
+use haul::{
+    Code, Config, Delete, Existing, MemoryStore, Outcome, PushOptions, ReceiveOptions,
+    RelativePath, Store,
+};
 use tempfile::tempdir;
 
-/// A server on a store that folds names, and lets who may write remove.
+/// A server on a store that folds names; keys that may write may also remove.
 fn folding() -> (Arc<MemoryStore>, Host) {
     let store = Arc::new(MemoryStore::new().like_fat());
     let config = Config {
@@ -29,10 +26,10 @@ fn folding() -> (Arc<MemoryStore>, Host) {
 
 /// `haul sync TREE haul://HOST/m`.
 async fn mirror(host: &Host, tree: &Path, existing: Existing) -> Outcome {
-    let take = Take {
+    let take = ReceiveOptions {
         existing,
         delete: Some(Delete::default()),
-        ..Take::default()
+        ..ReceiveOptions::default()
     };
     let options = PushOptions {
         take,
@@ -41,7 +38,7 @@ async fn mirror(host: &Host, tree: &Path, existing: Existing) -> Outcome {
     push(host, &options).await.unwrap()
 }
 
-/// The paths below one, as they are stored.
+/// The paths below a directory, as they are stored.
 fn stored(store: &dyn Store, below: &str) -> Vec<String> {
     fn find(store: &dyn Store, directory: &RelativePath, all: &mut Vec<String>) {
         for name in store.names(directory).unwrap() {
@@ -95,13 +92,13 @@ async fn a_mirror_carries_out_a_change_of_case_and_removes_the_rest() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mirror_keeps_what_is_stored_under_another_name() {
+async fn a_mirror_keeps_files_stored_under_another_form_of_a_name() {
     let source = tempdir().unwrap();
     let t = source.path().join("t");
     tree(&t, &["Mr./name..", "e\u{301}te\u{301}/a", "plain", "old"]);
     let (store, host) = folding();
     mirror(&host, &t, Existing::Update).await;
-    // The same in another Unicode form, and with --existing skip, which leaves it the old name.
+    // The same name in another Unicode form, and with --existing skip, which keeps the old name.
     fs::rename(t.join("e\u{301}te\u{301}"), t.join("\u{e9}t\u{e9}")).unwrap();
     fs::rename(t.join("plain"), t.join("PLAIN")).unwrap();
     fs::remove_file(t.join("old")).unwrap();
@@ -121,7 +118,7 @@ async fn a_mirror_keeps_what_is_stored_under_another_name() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_names_that_are_the_same_there_the_first_stays_whole() {
+async fn of_names_that_collide_the_first_stays_whole() {
     let source = tempdir().unwrap();
     let t = source.path().join("t");
     let names = ["name", "name.", "\u{e9}", "e\u{301}", "Sub/x", "Sub./x"];
@@ -130,14 +127,14 @@ async fn of_names_that_are_the_same_there_the_first_stays_whole() {
     for sent in [3, 0] {
         let outcome = push(&host, &to(&[&t], "t")).await.unwrap();
         assert_eq!((outcome.sent.files, outcome.sent.failed), (sent, 4));
-        let refused = |(_, why): &(RelativePath, haul::error::Why)| why.code == Code::BadName;
+        let refused = |(_, why): &(RelativePath, haul::Reason)| why.code == Code::BadName;
         assert!(outcome.sent.failures.iter().all(refused));
         assert_eq!(stored(&*store, "t").len(), 4);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_partial_is_not_to_be_had_by_another_case_of_its_name() {
+async fn a_partial_is_not_served_under_another_case_of_its_name() {
     let source = tempdir().unwrap();
     let t = source.path().join("t");
     let digits = "0".repeat(32);
@@ -150,11 +147,11 @@ async fn a_partial_is_not_to_be_had_by_another_case_of_its_name() {
     assert_eq!(outcome.sent.failures[0].1.code, Code::BadName);
 }
 
-/// NTFS as a file system that folds case, in an image of a file; unmounted when dropped.
+/// NTFS as a file system that folds case, in an image file; unmounted when dropped.
 struct Ntfs<'a>(&'a Path);
 
 impl<'a> Ntfs<'a> {
-    /// `None`, and said, where there is no lowntfs-3g (Debian's ntfs-3g), or it cannot be mounted.
+    /// Returns `None`, and prints the reason, if lowntfs-3g (Debian's ntfs-3g) is missing or cannot be mounted.
     fn mounted(image: &Path, on: &'a Path) -> Option<Self> {
         let run = |program: &str, arguments: &[&str]| {
             let ran = Command::new(program).args(arguments).output();
@@ -179,7 +176,7 @@ impl Drop for Ntfs<'_> {
 }
 
 #[test]
-fn a_mount_that_folds_case_below_a_store_that_does_not_is_seen() {
+fn a_case_folding_mount_below_the_store_is_detected() {
     let (source, disk) = (tempdir().unwrap(), tempdir().unwrap());
     let serving = Serving::start_with(&["--allow-delete"], |served| {
         fs::create_dir(served.join("below")).unwrap();
@@ -199,7 +196,10 @@ fn a_mount_that_folds_case_below_a_store_that_does_not_is_seen() {
     };
     let (code, said) = run("cp");
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("t/readme: the filesystem there"), "{said}");
+    assert!(
+        said.contains("t/readme: the receiver's file system"),
+        "{said}"
+    );
     assert_eq!(fs::read_dir(below.join("t")).unwrap().count(), 3);
 
     fs::remove_file(t.join("readme")).unwrap();
@@ -214,6 +214,6 @@ fn a_mount_that_folds_case_below_a_store_that_does_not_is_seen() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     names.sort();
-    // It shows all names in lower case, so that no name there is one that was sent but by chance.
+    // lowntfs-3g shows all names in lower case, so a stored name equals a sent one only by chance.
     assert_eq!(names, ["dir", "foo"]);
 }

@@ -1,4 +1,4 @@
-//! `--follow`: symbolic links are sent as what they point to.
+//! `--follow`: symbolic links are sent as their targets.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -26,7 +26,7 @@ fn names(root: &Path) -> Vec<String> {
 }
 
 #[test]
-fn links_are_sent_as_what_they_point_to() {
+fn links_are_sent_as_their_targets() {
     let (from, server) = (tempdir().unwrap(), Serving::start(&[]));
     write(&from.path().join("elsewhere/d/f"), b"far");
     write(&from.path().join("src/x"), b"near");
@@ -58,16 +58,16 @@ fn links_are_sent_as_what_they_point_to() {
         std::fs::read(server.served.path().join("there/through")).unwrap(),
         b"far"
     );
-    // Nothing to do the second time.
+    // A second run has nothing to do.
     let again = server.cp(from.path(), &["-L", "src"], "there");
     assert!(said(&again).contains("nothing to do"), "{}", said(&again));
-    // Without it they stay links.
+    // Without the option they stay links.
     assert!(server.cp(from.path(), &["src"], "links").status.success());
     assert!(names(&server.served.path().join("links")).contains(&"file link".to_owned()));
 }
 
 #[test]
-fn a_loop_is_named_and_the_rest_goes_on() {
+fn a_loop_is_reported_and_the_rest_is_sent() {
     let (from, server) = (tempdir().unwrap(), Serving::start(&[]));
     write(&from.path().join("src/a/f"), b"f");
     write(&from.path().join("beside"), b"");
@@ -96,7 +96,7 @@ fn a_loop_is_named_and_the_rest_goes_on() {
 }
 
 #[test]
-fn a_dangling_link_is_a_failure_and_an_excluded_one_is_none() {
+fn only_dangling_links_that_are_not_excluded_fail() {
     let (from, server) = (tempdir().unwrap(), Serving::start(&[]));
     write(&from.path().join("src/d/f"), b"f");
     symlink("no\nwhere", from.path().join("src/dangling")).unwrap();
@@ -104,11 +104,11 @@ fn a_dangling_link_is_a_failure_and_an_excluded_one_is_none() {
     let output = server.cp(from.path(), &["--follow", "src"], "one");
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        said(&output).contains("src/dangling: it points to no\\nwhere, which is not there"),
+        said(&output).contains("src/dangling: it points to no\\nwhere, which does not exist"),
         "{}",
         said(&output)
     );
-    // A rule for directories holds for a link that is sent as one, and for what is in it.
+    // A rule for directories applies to a link that is sent as one, and to its content.
     let output = server.cp(
         from.path(),
         &[
@@ -146,7 +146,7 @@ fn a_dangling_link_is_a_failure_and_an_excluded_one_is_none() {
 }
 
 #[test]
-fn a_server_follows_no_link_out_of_what_it_serves() {
+fn a_server_follows_no_link_out_of_its_served_directory() {
     let (here, outside, server) = (tempdir().unwrap(), tempdir().unwrap(), Serving::start(&[]));
     write(&outside.path().join("secret"), b"secret");
     let served = server.served.path();

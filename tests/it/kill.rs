@@ -1,4 +1,5 @@
-//! Client and server are killed in the middle, and the same command again does the rest and not much more.
+//! Client and server are killed in the middle of a transfer. The same command again completes it and sends little more
+//! than the rest.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,17 +13,17 @@ use crate::support::{content, listing, write};
 use rustix::fs::{SeekFrom, seek};
 use tempfile::{TempDir, tempdir};
 
-/// What a rerun may send of what is missing, in percent.
+/// Bytes that a rerun may send, in percent of the missing bytes.
 const BOUND: u64 = 110;
-/// What is lost of a file that was under way: the offered parts are aligned to 64 KiB, and the page that was being written is
-/// there in part.
+/// Bytes that are lost of each unfinished file: offered ranges are aligned to 64 KiB, and the last page may be written
+/// only in part.
 const OF_EACH_PARTIAL: u64 = 2 * (64 << 10);
-/// In the hands of a killed process: what a client that was killed had sent comes to a living server for that long still.
+/// How long data that a killed client had sent may still arrive at a living server.
 const SETTLES: Duration = Duration::from_millis(300);
-/// A command that takes longer hangs.
+/// A command that takes longer than this hangs.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Random enough to place kills, and the same for the same seed.
+/// A generator that is random enough to place kills, and repeats itself for the same seed.
 struct Dice(u64);
 
 impl Dice {
@@ -35,7 +36,7 @@ impl Dice {
     }
 }
 
-/// A tree of files of mixed sizes: most are small, a hundredth is large enough to be gone on with, some are huge.
+/// Makes a tree of files of mixed sizes: most are small, one in a hundred is large enough to be resumed, some are huge.
 fn mixed(root: &Path, files: u64, largest: u64) -> u64 {
     let mut dice = Dice(files);
     let mut total = 0;
@@ -61,7 +62,7 @@ enum Victim {
     Both,
 }
 
-/// A place for many rounds.
+/// The directories for many rounds.
 struct Arena {
     source: TempDir,
     total: u64,
@@ -70,7 +71,7 @@ struct Arena {
     home: TempDir,
 }
 
-/// How a round went.
+/// The result of a round.
 struct Round {
     missing: u64,
     moved: u64,
@@ -96,7 +97,7 @@ impl Arena {
         }
     }
 
-    /// `haul cp` over to a server, or from there; always the same.
+    /// Runs `haul cp` to a server, or from it; always with the same arguments.
     fn copy(&self, serving: &Serving, pull: bool, to: &Path) -> Child {
         let pin = serving.key_id.to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_haul"));
@@ -129,7 +130,7 @@ impl Arena {
         fs::read_to_string(self.home.path().join("out")).unwrap()
     }
 
-    /// Waits for a copy that has to succeed; returns the bytes of content that it moved.
+    /// Waits for a copy that must succeed. Returns the bytes of content that it sent.
     fn ended(&self, mut copy: Child) -> u64 {
         let begun = Instant::now();
         let status = loop {
@@ -153,7 +154,7 @@ impl Arena {
             .unwrap()
     }
 
-    /// One copy with a kill in it and one after it.
+    /// Runs one copy with a kill in it and one after it.
     fn round(&self, dice: &mut Dice, pull: bool, victim: Victim, takes: Duration) -> Option<Round> {
         let to = tempdir().unwrap();
         let mut serving = match pull {
@@ -170,7 +171,7 @@ impl Arena {
         let mut copy = self.copy(&serving, pull, to.path());
         std::thread::sleep(takes.mul_f64(dice.below(1000) as f64 / 1000.0));
         let goes_on = victim == Victim::Server && dice.below(2) == 0;
-        // A first contact is not tried again.
+        // A first connection is not retried.
         while goes_on && !self.said().contains("\"start\"") {
             assert!(copy.try_wait().unwrap().is_none(), "{}", self.said());
             std::thread::yield_now();
@@ -189,7 +190,7 @@ impl Arena {
         if victim != Victim::Client {
             serving = serving.restart_there(&["--no-dedupe"]);
         }
-        // A client that lives goes on by itself, and what it had sent before counts too.
+        // A client that is alive continues by itself, and the bytes that it had sent before count too.
         let round = match goes_on {
             true => {
                 self.ended(copy);
@@ -215,7 +216,7 @@ impl Arena {
         round
     }
 
-    /// Bytes that are neither committed nor in a partial, and how many partials there are.
+    /// Returns the bytes that are neither committed nor in a partial, and the number of partials.
     fn missing(&self, place: &Path) -> (u64, u64) {
         let (mut there, mut partials) = (0, 0);
         each_file(place, &mut |path, size| {
@@ -235,13 +236,13 @@ fn each_file(root: &Path, visit: &mut impl FnMut(PathBuf, u64)) {
         match entry.metadata() {
             Ok(metadata) if metadata.is_dir() => each_file(&entry.path(), visit),
             Ok(metadata) => visit(entry.path(), metadata.size()),
-            // A server that lives renames its partials.
+            // A server that is alive renames its partials.
             Err(_) => {}
         }
     }
 }
 
-/// Bytes of a file that are no hole.
+/// Bytes of a file outside of holes.
 fn data(path: &Path) -> u64 {
     let Ok(file) = File::open(path) else { return 0 };
     let (mut at, mut data) = (0, 0);
@@ -252,7 +253,7 @@ fn data(path: &Path) -> u64 {
     data
 }
 
-/// So many rounds, each with another seed; the ratios in percent are printed.
+/// Runs this many rounds, each with another seed, and prints the ratios in percent.
 fn rounds(rounds: u64, files: u64, largest: u64) {
     let seed = std::env::var("HAUL_SEED").map_or_else(
         |_| u64::from(std::process::id()),
@@ -304,7 +305,7 @@ fn rounds(rounds: u64, files: u64, largest: u64) {
 }
 
 #[test]
-fn what_is_killed_is_gone_on_with_and_ends_the_same() {
+fn a_rerun_after_a_kill_completes_the_same_tree() {
     rounds(6, 300, 8 << 20);
 }
 

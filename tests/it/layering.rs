@@ -1,6 +1,5 @@
-//! The rooms of the house: each uses only those that stand above it in DESIGN, the library prints nothing, and it knows
-//! none of the crates that are the binary's own. It reads tokens and not lines, so that words in comments and strings
-//! count for nothing.
+//! The layers of the library: each room uses only those above it in ARCHITECTURE.md, the library prints nothing, and it
+//! uses no crate of the binary. The test reads tokens and not lines, so words in comments and strings do not count.
 
 use std::path::{Path, PathBuf};
 
@@ -8,44 +7,23 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// The library's rooms. Each may use those before it.
 const ROOMS: &[&str] = &[
-    "path",
-    "text",
     "error",
-    "filter",
-    "rate",
-    "wire",
-    "progress",
-    "index",
+    "protocol",
     "congestion",
+    "storage",
     "config",
-    "target",
-    "limits",
-    "bucket",
-    "identity",
-    "trust",
-    "qlog",
-    "endpoint",
-    "stream",
+    "auth",
+    "net",
+    "transfer",
     "relay",
-    "budget",
-    "upkeep",
-    "measure",
-    "owners",
-    "store",
-    "pipe",
-    "listing",
-    "manifest",
-    "verdict",
-    "sender",
-    "receiver",
-    "session",
+    "bench",
     "server",
     "client",
-    "peer",
+    "pairing",
 ];
 /// The binary's rooms. They use the library as any other program does, by `haul::`, and each other by `crate::`.
 const BINARY: &[&str] = &["main", "cli"];
-/// What only the binary may know.
+/// Crates that only the binary may use.
 const FOREIGN: &[&str] = &[
     "anyhow",
     "clap",
@@ -60,7 +38,7 @@ const FOREIGN: &[&str] = &[
 const PRINTING: &[&str] = &["print", "println", "eprint", "eprintln", "dbg"];
 const HANDLES: &[&str] = &["stdout", "stderr"];
 
-/// Where a file stands.
+/// The location of a file.
 struct Place<'a> {
     /// Relative to src/: receiver/body.rs.
     name: &'a str,
@@ -86,10 +64,10 @@ impl<'a> Place<'a> {
     }
 }
 
-/// What the code of one file names, apart from its tests.
+/// The names that the code of one file uses, apart from its tests.
 #[derive(Default)]
 struct Named {
-    /// What follows `crate::`, or as many `super::` as lead to the crate's root.
+    /// The name after `crate::`, or after as many `super::` as lead to the crate's root.
     rooms: Vec<String>,
     /// Every identifier; a macro's ends in `!`.
     words: Vec<String>,
@@ -107,13 +85,13 @@ fn word(token: Option<&TokenTree>) -> Option<String> {
     }
 }
 
-/// Whether `#[cfg(test)]` stands here.
+/// Whether the next tokens are `#[cfg(test)]`.
 fn is_test(here: &[TokenTree]) -> bool {
     is(here.first(), '#')
         && matches!(here.get(1), Some(TokenTree::Group(group)) if group.to_string().replace(' ', "") == "[cfg(test)]")
 }
 
-/// The item that stands here: as far as its block or its semicolon.
+/// Skips the next item: up to its block or its semicolon.
 fn item(here: &[TokenTree]) -> usize {
     let ends = |token: &TokenTree| {
         is(Some(token), ';')
@@ -169,7 +147,7 @@ impl Named {
         }
     }
 
-    /// What a path leads to from the crate's root on; a `pub(crate)` leads nowhere.
+    /// Records what a path from the crate's root leads to; a `pub(crate)` leads nowhere.
     fn path(&mut self, rest: &[TokenTree]) {
         if !is(rest.first(), ':') {
             return;
@@ -185,12 +163,12 @@ impl Named {
     }
 }
 
-/// The name that a path begins with; a glob is one too, since it would let in every room.
+/// The name that a path begins with. A glob counts as one too, since it would admit every room.
 fn first(path: &[TokenTree]) -> Option<String> {
     path.first().map(ToString::to_string)
 }
 
-/// All that is wrong with a file, given its path below src/.
+/// All faults of a file, given its path below src/.
 fn faults(name: &str, source: &str) -> Vec<String> {
     let place = Place::of(name);
     let named = match Named::of(source, place.depth()) {
@@ -202,8 +180,8 @@ fn faults(name: &str, source: &str) -> Vec<String> {
         None if BINARY.contains(&place.room) => BINARY,
         None => {
             return vec![format!(
-                "src/{name} is in no room: add {} to ROOMS in tests/layering.rs, below all that it uses, and to the \
-                 rooms in DESIGN",
+                "src/{name} is in no room: add {} to ROOMS in tests/it/layering.rs, below all that it uses, and to the \
+                 list of rooms in ARCHITECTURE.md",
                 place.room
             )];
         }
@@ -235,7 +213,7 @@ fn faults(name: &str, source: &str) -> Vec<String> {
                 "src/{name} uses {word}, which is the binary's alone"
             ));
         }
-        // The log goes to standard error from main.
+        // main sends the log to standard error.
         let handle = place.room != "main" && HANDLES.contains(&word);
         if !place.may_print() && (handle || called && PRINTING.contains(&word)) {
             faults.push(format!(
@@ -261,12 +239,12 @@ fn rust_files(directory: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn each_room_uses_only_those_above_it_and_the_library_prints_nothing() {
+fn each_room_uses_only_rooms_above_it() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();
     for path in rust_files(&src) {
         let name = path.strip_prefix(&src).unwrap().to_str().unwrap();
-        // lib.rs only lists the rooms; a module of tests may use anything, in a file of its own as well.
+        // lib.rs only lists the rooms. A module of tests may use anything, also in a file of its own.
         if name != "lib.rs" && !name.ends_with("/tests.rs") {
             found.extend(faults(name, &std::fs::read_to_string(&path).unwrap()));
         }
@@ -275,7 +253,7 @@ fn each_room_uses_only_those_above_it_and_the_library_prints_nothing() {
 }
 
 #[test]
-fn every_room_of_the_list_is_there() {
+fn every_listed_room_exists() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     for room in ROOMS {
         assert!(
@@ -285,12 +263,12 @@ fn every_room_of_the_list_is_there() {
     }
 }
 
-/// Text that a peer sends is a `PeerText` from its first moment on, so that it cannot be printed as it is.
+/// Text from a peer is a `PeerText` from the moment it is decoded, so that it cannot be printed unescaped.
 #[test]
-fn no_message_has_text_that_is_not_peer_text() {
+fn every_text_of_a_message_is_peer_text() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();
-    for path in rust_files(&src.join("wire")) {
+    for path in rust_files(&src.join("protocol")) {
         let source = std::fs::read_to_string(&path).unwrap();
         let mut lines = source.lines().peekable();
         while let Some(line) = lines.next() {
@@ -328,38 +306,43 @@ fn sound(name: &str, source: &str) {
 #[test]
 fn a_room_below_is_found_however_it_is_named() {
     sound(
-        "wire.rs",
-        "use crate::error::Why; use crate::{path, error::{Code, Why}, wire};",
+        "protocol.rs",
+        "use crate::error::Reason; use crate::{error::{Code, Reason}, protocol};",
     );
-    assert!(fault("wire.rs", "use crate::server::Server;").contains("uses server"));
-    assert!(fault("wire.rs", "use crate::{error::{Code, Why}, client};").contains("uses client"));
-    assert!(fault("session.rs", "fn f() { [crate::client::f()] }").contains("uses client"));
+    assert!(fault("protocol.rs", "use crate::server::Server;").contains("uses server"));
+    assert!(
+        fault("protocol.rs", "use crate::{error::{Code, Reason}, client};").contains("uses client")
+    );
+    assert!(fault("transfer.rs", "fn f() { [crate::client::f()] }").contains("uses client"));
     assert!(
         fault(
-            "session.rs",
+            "transfer.rs",
             "macro_rules! m { () => { $crate::client::f() } }"
         )
         .contains("uses client")
     );
-    assert!(fault("receiver/body.rs", "use crate::session::Outcome;").contains("above receiver"));
-    assert!(fault("store.rs", "use super::server;").contains("uses server"));
-    assert!(fault("store/local.rs", "use super::super::server;").contains("uses server"));
-    assert!(fault("store.rs", "mod inner { use super::super::server; }").contains("uses server"));
-    sound("store/local.rs", "use super::server;");
+    assert!(
+        fault("transfer/receive/decide.rs", "use crate::server::Server;")
+            .contains("above transfer")
+    );
+    assert!(fault("storage.rs", "use super::server;").contains("uses server"));
+    assert!(fault("storage/local.rs", "use super::super::server;").contains("uses server"));
+    assert!(fault("storage.rs", "mod inner { use super::super::server; }").contains("uses server"));
+    sound("storage/local.rs", "use super::server;");
     sound(
-        "store.rs",
+        "storage.rs",
         "pub(crate) mod inner { pub(super) use super::server; }",
     );
 }
 
 #[test]
-fn what_hides_its_room_is_found() {
-    assert!(fault("wire.rs", "use crate::Server;").contains("no room"));
-    assert!(fault("wire.rs", "use crate::*;").contains("no room"));
+fn a_hidden_room_is_found() {
+    assert!(fault("protocol.rs", "use crate::Server;").contains("no room"));
+    assert!(fault("protocol.rs", "use crate::*;").contains("no room"));
 }
 
 #[test]
-fn comments_strings_and_tests_count_for_nothing() {
+fn comments_strings_and_tests_are_ignored() {
     sound(
         "error.rs",
         "/// See [`crate::client`].\nfn f() {} // crate::client /*",
@@ -390,7 +373,7 @@ fn comments_strings_and_tests_count_for_nothing() {
 }
 
 #[test]
-fn printing_has_one_place() {
+fn only_one_file_prints() {
     for call in [
         "print!()",
         "println!()",
@@ -401,7 +384,7 @@ fn printing_has_one_place() {
     ] {
         let source = format!("fn f() {{ {call} }}");
         assert!(
-            fault("store/local.rs", &source).contains("prints by"),
+            fault("storage/local.rs", &source).contains("prints by"),
             "{call}"
         );
         sound("cli/output.rs", &source);
@@ -410,11 +393,11 @@ fn printing_has_one_place() {
     assert!(fault("cli/cp.rs", "fn f() { println!() }").contains("prints by println"));
     assert!(fault("cli/cp.rs", "fn f() { std::io::stderr() }").contains("prints by stderr"));
     assert!(fault("main.rs", "fn main() { eprintln!() }").contains("prints by eprintln"));
-    sound("path.rs", "fn print() {}");
+    sound("protocol/path.rs", "fn print() {}");
 }
 
 #[test]
-fn the_library_knows_none_of_the_binarys_crates() {
+fn the_library_uses_no_crate_of_the_binary() {
     for krate in FOREIGN {
         assert!(fault("error.rs", &format!("use {krate}::x;")).contains("binary's alone"));
         sound("cli/cp.rs", &format!("use {krate}::x;"));
@@ -426,17 +409,17 @@ fn the_library_knows_none_of_the_binarys_crates() {
 fn the_binary_uses_the_library_by_its_name() {
     sound(
         "cli/cp.rs",
-        "use crate::cli::output; use super::output; use super::super::cli; use haul::client::Client;",
+        "use crate::cli::output; use super::output; use super::super::cli; use haul::Client;",
     );
     sound("main.rs", "mod cli; use cli::run;");
     assert!(fault("cli/cp.rs", "use crate::client::Client;").contains("uses client"));
 }
 
 #[test]
-fn a_new_file_is_told_where_to_go() {
+fn an_unlisted_file_is_reported() {
     let told = fault("attic/box.rs", "");
     assert!(
-        told.contains("add attic to ROOMS") && told.contains("DESIGN"),
+        told.contains("add attic to ROOMS") && told.contains("ARCHITECTURE"),
         "{told}"
     );
 }

@@ -1,5 +1,5 @@
-//! Files over a path that loses, delays, reorders, repeats and corrupts, goes dark, and changes addresses; and into
-//! disks that keep them waiting. They arrive whole all the same. How fast is no question here.
+//! Files over a path that loses, delays, reorders, repeats and corrupts datagrams, goes dark and changes addresses, and
+//! into disks that pause. They must arrive whole. Speed is not tested here.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -10,26 +10,22 @@ use crate::hostile::peer::{Peer, hello};
 use crate::support::path::{Path, Settings};
 use crate::support::slow::SlowStore;
 use crate::support::{Host, LIMIT, content, listing, recorder, to, write};
-use haul::client::Client;
-use haul::config::Config;
-use haul::error::{Error, Result};
-use haul::identity::Identity;
-use haul::progress::{Event, Observer, ignore};
-use haul::session::Outcome;
-use haul::store::LocalStore;
-use haul::stream::MessageReader;
-use haul::trust::ServerTrust;
-use haul::wire::{Components, End, List, Message, Refused};
+use haul::internal::net::stream::MessageReader;
+use haul::internal::protocol::{End, List, Message, Refused};
+use haul::{
+    Client, Components, Config, Error, Event, Identity, LocalStore, Observer, Outcome, Result,
+    ServerTrust, ignore,
+};
 use tempfile::{TempDir, tempdir};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-/// One way: small, since what is found by retransmission takes its multiples.
+/// The delay one way: small, since each retransmission takes a multiple of it.
 const DELAY: Duration = Duration::from_millis(2);
-/// A path that is dark so long has made quinn back off, and is far from the idle timeout.
+/// A path dark for this long has made quinn back off, and is far from the idle timeout.
 const OUTAGE: Duration = Duration::from_secs(3);
-/// A sender that says nothing for so long waits for its receiver.
+/// A sender that is silent for this long waits for its receiver.
 const QUIET: Duration = Duration::from_secs(2);
 
 fn settings() -> Settings {
@@ -39,7 +35,7 @@ fn settings() -> Settings {
     }
 }
 
-/// Of a client that waits as long as it takes: what loss does to a handshake is a matter of luck.
+/// The configuration of a client that waits as long as it takes: the effect of loss on a handshake is a matter of luck.
 fn patient() -> Config {
     Config {
         first_reply: LIMIT,
@@ -48,7 +44,7 @@ fn patient() -> Config {
     }
 }
 
-/// A server behind a path, with something to send to it in `source`.
+/// A server behind a path, with files to send to it in `source`.
 struct Way {
     host: Host,
     path: Path,
@@ -83,7 +79,7 @@ impl Way {
         }
     }
 
-    /// Files to send, of these sizes.
+    /// Makes files of these sizes to send.
     fn files(&self, sizes: impl IntoIterator<Item = usize>) {
         for (i, size) in sizes.into_iter().enumerate() {
             write(
@@ -115,7 +111,7 @@ impl Way {
             .expect("it ends")
     }
 
-    /// Pushes all there is over a connection of its own, and makes sure that it arrived as it was.
+    /// Pushes everything over a connection of its own, and checks that it arrived unchanged.
     async fn push_whole(&self) {
         let client = self.connect(&patient()).await.unwrap();
         let (observer, events) = recorder();
@@ -124,7 +120,7 @@ impl Way {
         client.close().await;
     }
 
-    /// All is there, and one connection was enough for it.
+    /// Checks that everything arrived over one connection.
     fn arrived(&self, client: &Client, outcome: &Outcome, events: &[Event]) {
         assert_eq!(outcome.sent.failed, 0, "{:?}", outcome.sent.failures);
         assert_eq!(
@@ -147,7 +143,7 @@ impl Way {
     }
 }
 
-/// An observer that keeps everything, and does something once that many bytes have moved.
+/// An observer that keeps every event, and acts once this many bytes have moved.
 fn once_moved(bytes: u64, then: impl FnOnce() + Send + 'static) -> Observer {
     let state = std::sync::Mutex::new((0, Some(then)));
     Arc::new(move |event| {
@@ -163,7 +159,7 @@ fn once_moved(bytes: u64, then: impl FnOnce() + Send + 'static) -> Observer {
     })
 }
 
-/// Tells both.
+/// Informs both observers.
 fn both(one: Observer, other: Observer) -> Observer {
     Arc::new(move |event| {
         one(event.clone());
@@ -171,7 +167,7 @@ fn both(one: Observer, other: Observer) -> Observer {
     })
 }
 
-/// Once that many bytes have moved.
+/// Waits until this many bytes have moved.
 fn moved(bytes: u64) -> (Observer, oneshot::Receiver<()>) {
     let (moved, moving) = oneshot::channel();
     (once_moved(bytes, || drop(moved)), moving)
@@ -227,7 +223,7 @@ async fn corrupted_datagrams_change_no_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_comes_in_any_order_and_twice_is_put_together_once() {
+async fn reordered_and_repeated_datagrams_change_no_byte() {
     let jitter = Duration::from_millis(10);
     let way = Way::new(Settings {
         jitter,
@@ -311,7 +307,7 @@ async fn a_pull_arrives_over_loss_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_nat_gives_another_address_goes_on_without_a_new_connection() {
+async fn a_client_whose_nat_address_changes_keeps_its_connection() {
     const SIZE: u64 = 8 << 20;
     let (observer, moving) = moved(SIZE / 4);
     let way = Way::observed(
@@ -381,7 +377,7 @@ async fn dark_for(time: Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_path_that_lets_nothing_through_is_unreachable_and_names_the_host() {
+async fn a_path_that_drops_everything_is_unreachable_by_name() {
     let way = Way::new(Settings {
         blackout: true,
         ..settings()
@@ -404,8 +400,8 @@ async fn a_path_that_lets_nothing_through_is_unreachable_and_names_the_host() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_handshake_that_breaks_off_is_unreachable_as_well() {
-    // What the server says in a handshake takes several datagrams; the client hears the first.
+async fn a_handshake_that_breaks_off_counts_as_unreachable() {
+    // The server's part of a handshake takes several datagrams; the client receives only the first.
     let way = Way::new(settings()).await;
     way.path.down.set(|down| down.dark_after = 1);
     let config = Config {
@@ -424,7 +420,7 @@ async fn a_handshake_that_breaks_off_is_unreachable_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_handshake_without_luck_is_overtaken_by_another() {
+async fn an_unlucky_handshake_is_overtaken_by_another() {
     let way = Way::new(Settings {
         first_connection_is_lost: true,
         ..settings()
@@ -435,8 +431,9 @@ async fn a_handshake_without_luck_is_overtaken_by_another() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_handshake_whose_end_is_lost_is_made_anew_before_the_idle_timeout() {
-    // The client's first flight is two datagrams. With what it says next it is done, and the server hears none of it.
+async fn a_handshake_with_a_lost_end_is_redone_before_the_timeout() {
+    // The client's first flight is two datagrams. Its next one completes the handshake for the client, and the server
+    // receives none of it.
     let way = Way::new(Settings {
         of_first_client: 2,
         ..settings()
@@ -468,7 +465,7 @@ async fn a_handshake_whose_end_is_lost_is_made_anew_before_the_idle_timeout() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_path_that_goes_dark_for_good_ends_with_an_error_and_a_rerun_goes_on_from_the_partial() {
+async fn a_rerun_after_a_dead_path_resumes_from_the_partial() {
     const SIZE: usize = 8 << 20;
     let dark: Arc<std::sync::OnceLock<Box<dyn Fn() + Send + Sync>>> = Arc::default();
     let then = dark.clone();
@@ -521,7 +518,7 @@ async fn a_path_that_goes_dark_for_good_ends_with_an_error_and_a_rerun_goes_on_f
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_path_that_comes_back_once_the_connection_is_lost_costs_no_second_command() {
+async fn a_push_resumes_when_the_path_returns_after_a_lost_connection() {
     const SIZE: usize = 8 << 20;
     let way = Way::new(settings()).await;
     way.files([SIZE, 100, 100]);
@@ -569,7 +566,7 @@ async fn a_path_that_comes_back_once_the_connection_is_lost_costs_no_second_comm
     assert_eq!(count(|event| matches!(event, Event::Settled { .. })), 7);
 }
 
-/// Of a server with little memory and a client that keeps little.
+/// The configurations of a server with little memory and a client that buffers little.
 fn frugal() -> Config {
     Config {
         memory: 1 << 20,
@@ -578,12 +575,12 @@ fn frugal() -> Config {
     }
 }
 
-/// What both ends together may hold of what is sent, in bytes.
+/// Bytes sent that both ends together may hold.
 fn allowed(config: &Config) -> u64 {
     (config.memory + config.send_window) as u64
 }
 
-/// An observer that keeps the most that a sender was ever ahead of a store, in bytes.
+/// An observer that records the most bytes that a sender was ever ahead of a store.
 fn ahead(store: &SlowStore) -> (Observer, Arc<AtomicU64>) {
     let (store, most, sent) = (
         store.clone(),
@@ -612,7 +609,7 @@ async fn way_to_slow_disk(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disk_slower_than_a_lossy_path_costs_no_more_memory_than_is_allowed() {
+async fn a_disk_slower_than_a_lossy_path_stays_within_its_memory() {
     let config = frugal();
     let settings = Settings {
         loss: 0.01,
@@ -634,12 +631,12 @@ async fn a_disk_slower_than_a_lossy_path_costs_no_more_memory_than_is_allowed() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_that_stands_still_quiets_the_sender_and_then_takes_the_rest() {
+async fn a_reader_that_pauses_holds_the_sender_back() {
     stands_still(frugal()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_with_a_large_window_may_stand_still_as_well() {
+async fn a_reader_with_a_large_window_may_pause_as_well() {
     stands_still(patient()).await;
 }
 
@@ -681,15 +678,15 @@ async fn stands_still(config: Config) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disk_that_stands_still_for_longer_than_any_deadline_fails_no_file() {
-    // Over the 5 s between two Workings.
+async fn a_disk_that_pauses_past_every_deadline_fails_no_file() {
+    // Longer than the 5 s between two Workings.
     let deadline = Duration::from_secs(8);
     let config = Config {
         deadline,
         ..frugal()
     };
     let (way, store) = way_to_slow_disk(None, config.clone(), settings()).await;
-    // The small ones set half of the window aside, and the large ones hold no more than the rest of it.
+    // The small files reserve half of the window, and the large ones hold at most the rest of it.
     let small = [8 << 10; 100];
     way.files([3 << 20, 3 << 20].into_iter().chain(small));
     let held = store.hold();
@@ -699,7 +696,7 @@ async fn a_disk_that_stands_still_for_longer_than_any_deadline_fails_no_file() {
     let begun = once_moved(1, move || begun.send(()).unwrap());
     let standing = async {
         moving.await.unwrap();
-        // A silence is found within twice its time.
+        // A silence is detected within twice its time.
         tokio::time::sleep(deadline * 2 + QUIET).await;
         assert_eq!(store.taken(), 0);
         drop(held);
@@ -710,9 +707,9 @@ async fn a_disk_that_stands_still_for_longer_than_any_deadline_fails_no_file() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_stops_waits_for_a_client_that_is_there_and_not_for_one_that_is_gone() {
+async fn a_stopping_server_waits_only_for_clients_that_are_alive() {
     let served = tempdir().unwrap();
-    // Nothing else ends it in the time of this test.
+    // Nothing else ends it during this test.
     let hour = Duration::from_secs(3600);
     let config = Config {
         grace: hour,
@@ -744,9 +741,9 @@ async fn a_server_that_stops_waits_for_a_client_that_is_there_and_not_for_one_th
     let pushing = tokio::spawn(async move { gone.push(&options, observer).await });
     moving.await.unwrap_err();
 
-    // It takes longer than anybody who is gone is waited for.
+    // This takes longer than a server waits for a client that is gone.
     let config = Config {
-        limit: haul::rate::Rate::from_bytes(500_000),
+        limit: haul::Rate::from_bytes(500_000),
         retry_for: Duration::ZERO,
         ..patient()
     };
@@ -759,7 +756,7 @@ async fn a_server_that_stops_waits_for_a_client_that_is_there_and_not_for_one_th
     let (options, live) = (to(&[&way.source.path().join("live")], "live"), &live);
     let stop = async {
         moving.await.unwrap_err();
-        // As if it had been killed: nobody says goodbye.
+        // As if the client had been killed: it does not close its connection.
         way.path.set(|path| path.blackout = true);
         way.host.stop();
     };
@@ -772,7 +769,8 @@ async fn a_server_that_stops_waits_for_a_client_that_is_there_and_not_for_one_th
     pushing.abort();
 }
 
-/// The last message of a server that is stopped while it lists a path, and of which all is lost until then.
+/// Returns the last message of a server that is stopped while it lists a path. Everything that it sends is lost until
+/// then.
 async fn last_word_on(listed: &[u8]) -> u8 {
     let served = tempdir().unwrap();
     for i in 0..300 {
@@ -799,7 +797,7 @@ async fn last_word_on(listed: &[u8]) -> u8 {
     let request = [&[1], &hello()[..], &list.to_bytes()].concat();
     send.write_all(&request).await.unwrap();
     let answered = async {
-        // More than an acknowledgement is on its way.
+        // More than an acknowledgement is in flight.
         while store.looks() == 0 || path.down.counts().dropped < before + 2 {
             tokio::task::yield_now().await;
         }
@@ -822,17 +820,17 @@ async fn last_word_on(listed: &[u8]) -> u8 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_stops_delivers_the_end_of_a_listing_first() {
+async fn a_stopping_server_delivers_the_end_of_a_listing_first() {
     assert_eq!(last_word_on(b"d").await, End::TYPE);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_stops_delivers_a_refusal_first() {
+async fn a_stopping_server_delivers_a_refusal_first() {
     assert_eq!(last_word_on(b"nothing").await, Refused::TYPE);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_ends_while_the_server_stops_still_hears_its_summary() {
+async fn a_session_that_ends_during_a_stop_gets_its_summary() {
     for _ in 0..10 {
         let (told, settled) = oneshot::channel::<()>();
         let told = std::sync::Mutex::new(Some(told));
@@ -863,7 +861,7 @@ async fn a_session_that_ends_while_the_server_stops_still_hears_its_summary() {
     }
 }
 
-/// Sends numbered datagrams over a path, one after the other; returns which of them arrived.
+/// Sends numbered datagrams over a path, one after the other. Returns those that arrived.
 async fn arrivals(path: &Path, server: &UdpSocket, count: u64) -> Vec<u64> {
     let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let mut arrived = Vec::new();
@@ -889,7 +887,7 @@ async fn arrivals(path: &Path, server: &UdpSocket, count: u64) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn a_path_loses_by_its_seed_goes_dark_changes_addresses_and_ends_when_dropped() {
+async fn the_impaired_path_does_what_its_settings_say() {
     let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let to = server.local_addr().unwrap();
     let lossy = Settings {

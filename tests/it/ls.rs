@@ -1,4 +1,4 @@
-//! What is on a server, listed: all of it, in order, and printed as it can be printed.
+//! Listings of a server: complete, in order, and safe to print.
 
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -6,13 +6,10 @@ use std::path::Path;
 
 use crate::support::command::{Serving, haul};
 use crate::support::{Host, LIMIT, from, path, pull, write};
-use haul::client::Client;
-use haul::error::{Code, Error};
-use haul::session::Found;
-use haul::wire::Kind;
+use haul::{Client, Code, Error, Kind, ListItem};
 use tempfile::tempdir;
 
-/// All of a listing by name, what could not be looked at with its code behind it.
+/// Collects a listing by name, entries that could not be inspected with their code.
 async fn listed(client: &Client, of: &str, recursive: bool) -> Result<Vec<String>, Error> {
     let mut listing = client.list(&path(of), recursive).await?;
     let mut all = Vec::new();
@@ -21,8 +18,8 @@ async fn listed(client: &Client, of: &str, recursive: bool) -> Result<Vec<String
         .expect("it ends")?
     {
         all.push(match found {
-            Found::Listed(path, _) => path.to_string(),
-            Found::Failed(path, why) => format!("{path}: {}", why.code.name()),
+            ListItem::Listed(path, _) => path.to_string(),
+            ListItem::Failed(path, why) => format!("{path}: {}", why.code.name()),
         });
     }
     Ok(all)
@@ -46,7 +43,7 @@ fn tree(root: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_directory_stands_for_what_is_in_it_and_all_else_for_itself() {
+async fn a_directory_is_listed_as_its_content() {
     let served = tempdir().unwrap();
     tree(served.path());
     let host = Host::directory(served.path());
@@ -89,7 +86,7 @@ async fn a_directory_stands_for_what_is_in_it_and_all_else_for_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_listing_tells_what_a_stat_would() {
+async fn a_listing_reports_what_stat_would() {
     let served = tempdir().unwrap();
     write(&served.path().join("f"), b"12345");
     std::fs::set_permissions(served.path().join("f"), PermissionsExt::from_mode(0o4751)).unwrap();
@@ -104,10 +101,10 @@ async fn a_listing_tells_what_a_stat_would() {
     let client = host.connect().await.unwrap();
     let mut listing = client.list(&path(""), false).await.unwrap();
     let mut all = Vec::new();
-    while let Some(Found::Listed(_, listed)) = listing.next().await.unwrap() {
+    while let Some(ListItem::Listed(_, listed)) = listing.next().await.unwrap() {
         all.push(listed);
     }
-    let modified = haul::wire::Time::from(
+    let modified = haul::Time::from(
         served
             .path()
             .join("f")
@@ -133,7 +130,7 @@ async fn a_listing_tells_what_a_stat_would() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_be_read_is_named_and_the_rest_is_listed() {
+async fn unreadable_entries_are_reported_and_the_rest_is_listed() {
     let server = Serving::start_as_nobody(&[]);
     for name in ["a/x", "b/y", "c/z"] {
         write(&server.served.path().join(name), b"1");
@@ -179,7 +176,7 @@ async fn many_names_come_in_order_while_other_sessions_run() {
     write(&served.path().join("f"), b"1");
     let host = Host::directory(served.path());
     let client = host.connect().await.unwrap();
-    // Begun and not read: it holds up nobody.
+    // A listing that was begun and is not read does not delay others.
     let mut unread = client.list(&path("many"), false).await.unwrap();
     assert_eq!(
         listed(&client, "many", true).await.unwrap(),
@@ -194,14 +191,14 @@ async fn many_names_come_in_order_while_other_sessions_run() {
         1
     );
     assert!(
-        matches!(unread.next().await.unwrap(), Some(Found::Listed(path, _)) if path.to_string() == "00000")
+        matches!(unread.next().await.unwrap(), Some(ListItem::Listed(path, _)) if path.to_string() == "00000")
     );
     drop(unread);
     client.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pull_takes_what_a_pattern_matches_on_the_server() {
+async fn a_pull_fetches_the_matches_of_a_pattern() {
     let (served, here) = (tempdir().unwrap(), tempdir().unwrap());
     tree(served.path());
     let host = Host::directory(served.path());
@@ -218,19 +215,19 @@ async fn a_pull_takes_what_a_pattern_matches_on_the_server() {
         .collect();
     names.sort();
     assert_eq!(names, ["1", "a.gz", "b.gz"]);
-    // One that matches goes into a directory as well: how many match today must not decide where they go.
+    // A single match goes into a directory as well: the number of matches must not decide where they go.
     pull(&host, &from(&["logs/d*"], &here.path().join("one")))
         .await
         .unwrap();
     assert!(here.path().join("one/d.txt").is_file());
-    // What is really named so is no pattern, and becomes what was named.
+    // An entry with exactly that name is not treated as a pattern, and goes where the user named.
     pull(&host, &from(&["a[1]"], &here.path().join("copy")))
         .await
         .unwrap();
     assert!(here.path().join("copy").is_file());
     for (pattern, why) in [
         ("logs/*.zip", "logs/*.zip: nothing matches"),
-        ("x/*/log", "two sources are named log"),
+        ("x/*/log", "cannot send two sources named log"),
     ] {
         let error = pull(&host, &from(&[pattern], here.path()))
             .await
@@ -321,7 +318,7 @@ fn the_command_lists_as_ls_does() {
 }
 
 #[test]
-fn a_reader_that_has_enough_ends_it_quietly() {
+fn a_closed_output_ends_a_listing_quietly() {
     let server = Serving::start(&[]);
     for i in 0..5_000 {
         write(

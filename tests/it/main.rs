@@ -1,5 +1,5 @@
-//! The integration tests, as one program: each would otherwise be linked by itself, which took most of the time of a cold
-//! `cargo test`. See tests/README.md.
+//! The integration tests, as one program: linking one program for each file took most of the time of a cold `cargo
+//! test`. See tests/README.md.
 
 mod cli;
 mod congestion;

@@ -1,26 +1,22 @@
-//! Measuring the way to a server, over real sockets; and peers that would have more of it than they may.
+//! Measurements of the path to a server, over real sockets; and peers that ask for more than they may.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use haul::client::Client;
-use haul::config::Config;
-use haul::error::{Code, Error, Result};
-use haul::identity::Identity;
-use haul::measure::{MeasureOptions, Measured};
-use haul::progress::Event;
-use haul::store::MemoryStore;
-use haul::stream::{MessageReader, StreamError};
-use haul::trust::ServerTrust;
-use haul::wire::{Measure, Message, Ping, Pong, Probe, Received};
+use haul::internal::net::stream::{MessageReader, StreamError};
+use haul::internal::protocol::{Measure, Message, Ping, Pong, Received};
+use haul::{
+    Client, Code, Config, Error, Event, Identity, MeasureOptions, Measurement, MemoryStore, Probe,
+    Result, ServerTrust,
+};
 use quinn::{Connection, SendStream};
 
 use crate::hostile::peer::{Peer, impatient, within};
 use crate::support::{Host, recorder};
 
-/// Soon over for who is silent, and long for an honest peer on a machine under load.
+/// Short for a silent peer, and long enough for an honest one on a loaded machine.
 const DEADLINE: Duration = Duration::from_secs(2);
 
 fn host(config: Config) -> Host {
@@ -34,9 +30,9 @@ fn second() -> MeasureOptions {
     }
 }
 
-async fn measure(host: &Host, options: &MeasureOptions) -> Result<Measured> {
+async fn measure(host: &Host, options: &MeasureOptions) -> Result<Measurement> {
     let client = host.connect().await?;
-    let measured = within(client.measure(options, haul::progress::ignore())).await;
+    let measured = within(client.measure(options, haul::ignore())).await;
     client.close().await;
     measured
 }
@@ -52,7 +48,7 @@ fn head(probe: Probe, milliseconds: u32) -> Vec<u8> {
     bytes.to_vec()
 }
 
-/// An echo stream that has been answered, so that it has its place.
+/// An echo stream that has been answered, so that it has a place.
 async fn echo(peer: &Peer) -> (SendStream, MessageReader) {
     let (mut send, mut answers) = peer.open(&head(Probe::Echo, u32::MAX)).await;
     within(send.write_all(&Ping { id: 7 }.to_bytes()))
@@ -62,7 +58,7 @@ async fn echo(peer: &Peer) -> (SendStream, MessageReader) {
     (send, answers)
 }
 
-/// How the server ends its half, whatever it says before.
+/// Returns how the server ends its half, whatever it sends before.
 async fn end(answers: MessageReader) -> Result<(), Code> {
     let (mut stream, _, _) = answers.into_parts();
     loop {
@@ -126,13 +122,13 @@ async fn both_directions_have_a_rate_and_round_trips() {
         measured.idle
     );
     assert!(measured.idle.min <= measured.idle.median && measured.idle.median <= measured.idle.p95);
-    // The connection is as good as before.
+    // The connection is still usable.
     let again = MeasureOptions {
         up: false,
         ..second()
     };
     assert!(
-        within(client.measure(&again, haul::progress::ignore()))
+        within(client.measure(&again, haul::ignore()))
             .await
             .unwrap()
             .up
@@ -142,7 +138,7 @@ async fn both_directions_have_a_rate_and_round_trips() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_time_out_of_bounds_is_refused_before_anything_is_sent() {
+async fn a_duration_out_of_bounds_is_refused_before_sending() {
     let host = host(Config::default());
     for time in [Duration::ZERO, Duration::from_secs(61), Duration::MAX] {
         let refused = measure(
@@ -161,7 +157,7 @@ async fn a_time_out_of_bounds_is_refused_before_anything_is_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_asks_for_too_long_gets_what_the_server_allows() {
+async fn a_measurement_that_is_too_long_is_cut_to_the_limit() {
     let host = host(Config {
         max_measurement: Duration::from_millis(200),
         ..impatient()
@@ -197,7 +193,7 @@ async fn who_asks_for_too_long_gets_what_the_server_allows() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_opens_too_many_is_refused_until_there_is_room() {
+async fn excess_measurements_are_refused_until_there_is_room() {
     let host = host(Config::default());
     let mut peers = Vec::new();
     // Two on each connection, eight in all.
@@ -226,7 +222,7 @@ async fn who_opens_too_many_is_refused_until_there_is_room() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_goes_silent_is_given_up_and_its_place_comes_back() {
+async fn a_silent_measurement_is_given_up_and_frees_its_place() {
     let host = host(Config {
         max_measurement: Duration::from_secs(1),
         deadline: DEADLINE,
@@ -235,7 +231,7 @@ async fn who_goes_silent_is_given_up_and_its_place_comes_back() {
     let mut silent = Vec::new();
     for _ in 0..4 {
         let peer = Peer::connect_as(&host, &Identity::generate().unwrap(), |transport| {
-            // Of what it takes down it grants no more than this.
+            // The client grants no more credit than this for the download.
             transport.receive_window(10_000_u32.into());
         })
         .await;
@@ -254,7 +250,7 @@ async fn who_goes_silent_is_given_up_and_its_place_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_measure_breaks_the_protocol() {
+async fn a_malformed_measure_breaks_the_protocol() {
     let host = host(Config::default());
     for bytes in [
         &[4, 0x31, 3, 0xa1, 0, 3][..],
@@ -287,13 +283,13 @@ async fn what_is_no_measure_breaks_the_protocol() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_stops_says_so() {
+async fn a_stopping_server_ends_a_measurement_with_the_reason() {
     let mut host = host(Config::default());
     let client = host.connect().await.unwrap();
     let (begun, beginning) = tokio::sync::oneshot::channel::<()>();
     let begun = Mutex::new(Some(begun));
     let measuring = tokio::spawn(async move {
-        let observer: haul::progress::Observer = Arc::new(move |event| {
+        let observer: haul::Observer = Arc::new(move |event| {
             if let Event::Measuring { .. } = event {
                 drop(begun.lock().unwrap().take());
             }
@@ -315,18 +311,22 @@ async fn a_server_that_stops_says_so() {
     within(host.stopped()).await;
 }
 
-/// What becomes of a measurement by a server that answers its streams like this.
+/// Returns the result of a measurement by a server that answers its streams like this.
 async fn by_server<F: Future<Output = ()> + Send + 'static>(
     serve: impl FnOnce(Connection) -> F + Send + 'static,
-) -> Result<Measured> {
+) -> Result<Measurement> {
     let identity = Identity::generate().unwrap();
     let trust = ServerTrust {
         pin: Some(identity.key_id()),
         ..ServerTrust::default()
     };
-    let config = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
-    let endpoint =
-        haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(config)).unwrap();
+    let config =
+        haul::internal::net::endpoint::server_config(&identity, &Config::default()).unwrap();
+    let endpoint = haul::internal::net::endpoint::bind(
+        SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        Some(config),
+    )
+    .unwrap();
     let port = endpoint.local_addr().unwrap().port();
     let serving =
         tokio::spawn(async move { serve(endpoint.accept().await.unwrap().await.unwrap()).await });
@@ -343,12 +343,12 @@ async fn by_server<F: Future<Output = ()> + Send + 'static>(
     )
     .await
     .unwrap();
-    let measured = within(client.measure(&second(), haul::progress::ignore())).await;
+    let measured = within(client.measure(&second(), haul::ignore())).await;
     serving.abort();
     measured
 }
 
-/// The next stream of a client, and what it is for.
+/// Accepts the next stream of a client, and returns its probe.
 async fn measured_stream(connection: &Connection) -> (Probe, SendStream, MessageReader) {
     let (send, receive) = connection.accept_bi().await.unwrap();
     let mut reader = MessageReader::new(receive);
@@ -356,7 +356,7 @@ async fn measured_stream(connection: &Connection) -> (Probe, SendStream, Message
     (reader.read::<Measure>().await.unwrap().probe, send, reader)
 }
 
-/// Answers pings for ever, with a sender's figures that make no sense.
+/// Answers pings without end, with figures that make no sense.
 async fn answer_pings((_, mut send, mut pings): (Probe, SendStream, MessageReader)) {
     while let Ok(Ping { id }) = pings.read().await {
         let packets_sent = if id % 2 == 0 { u64::MAX } else { 0 };
@@ -371,7 +371,7 @@ async fn answer_pings((_, mut send, mut pings): (Probe, SendStream, MessageReade
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_too_old_is_said_to_be() {
+async fn a_server_without_measurements_is_reported() {
     let ended = by_server(|connection| async move {
         // As a server does that does not know the type.
         let (mut send, mut receive) = connection.accept_bi().await.unwrap();
@@ -390,7 +390,7 @@ async fn a_server_that_is_too_old_is_said_to_be() {
 async fn a_server_that_never_answers_is_given_up() {
     let ended = by_server(|connection| async move { drop(connection.closed().await) }).await;
     assert!(matches!(ended, Err(Error::Lost(_))), "{ended:?}");
-    // It answers pings, and then nothing comes of the load.
+    // The server answers pings, and then does not answer the load.
     let ended = by_server(|connection| async move {
         tokio::spawn(answer_pings(measured_stream(&connection).await));
         let _held = measured_stream(&connection).await;
@@ -401,7 +401,7 @@ async fn a_server_that_never_answers_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn figures_that_a_server_made_up_neither_panic_nor_go_on_for_ever() {
+async fn made_up_figures_cause_neither_panic_nor_endless_work() {
     let made_up = |forever: bool| {
         by_server(move |connection| async move {
             tokio::spawn(answer_pings(measured_stream(&connection).await));
@@ -431,8 +431,8 @@ async fn figures_that_a_server_made_up_neither_panic_nor_go_on_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_servers_limit_holds_for_what_it_sends_to_be_measured() {
-    let limit = haul::rate::Rate::from_bytes(500_000);
+async fn a_servers_rate_limit_holds_for_measurements() {
+    let limit = haul::Rate::from_bytes(500_000);
     let host = host(Config {
         limit,
         ..Config::default()

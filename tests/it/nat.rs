@@ -1,9 +1,9 @@
-//! Two machines of different networks and a relay, as hosts and routers in network namespaces: by which way they reach each
-//! other, and what becomes of a transfer when that way changes. Needs root, `ip` and `nft`; skipped with the reason where one is
-//! missing.
+//! Two machines on different networks and a relay, as hosts and routers in network namespaces: by which path they reach
+//! each other, and what happens to a transfer when that path changes. Needs root, `ip` and `nft`; prints the reason and
+//! skips the tests where one is missing.
 //!
-//! The routers are Linux's own. Masquerading keeps a port for all destinations, which punching needs, or draws another for
-//! each (fully-random: a symmetric NAT). Nothing comes in that nothing asked for.
+//! The routers are Linux's own. Masquerading keeps a port for all destinations, which punching needs, or draws another
+//! for each (fully-random: a symmetric NAT). Only replies are let in.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,21 +12,21 @@ use std::time::{Duration, Instant};
 use crate::support::command::private;
 use crate::support::netns::{Hosts, Running, done, or_skip};
 use crate::support::{content, listing, write};
-use haul::peer::code::ShortCode;
+use haul::pairing::code::ShortCode;
 use tempfile::{TempDir, tempdir};
 
-/// What a host is behind.
+/// The device in front of a host.
 #[derive(Clone, Copy, PartialEq)]
 enum Behind {
     /// Nothing: it has a public address.
     Nothing,
-    /// A NAT that gives a socket one port for whoever it speaks to.
+    /// A NAT that gives a socket one port for all destinations.
     Nat,
-    /// The same, with the addresses that every home has; what it does not let in it refuses, as OpenWrt does.
+    /// The same, with the private addresses that many homes use; it rejects what it does not let in, as OpenWrt does.
     Home,
-    /// One that gives it another for each.
+    /// A NAT that gives a socket another port for each destination.
     Symmetric,
-    /// A firewall, with public addresses, which are IPv6 all over.
+    /// A firewall with public addresses, all of them IPv6.
     Firewall6,
 }
 
@@ -37,7 +37,7 @@ struct Net {
     homes: [TempDir; 3],
 }
 
-/// Where the relay is, and the outer addresses of a and b.
+/// The addresses of the relay, and the outer addresses of a and b.
 const RELAY: &str = "203.0.113.1";
 const RELAY6: &str = "2001:db8:1::1";
 
@@ -62,7 +62,7 @@ fn masquerade(how: &str) -> String {
 }
 
 impl Net {
-    /// `None`, with the reason printed, where there can be none.
+    /// Returns `None`, with the reason printed, where namespaces cannot be made.
     fn new(a: Behind, b: Behind) -> Option<Self> {
         or_skip(Self::build(a, b))
     }
@@ -96,7 +96,7 @@ impl Net {
             &format!("addr add {address} dev {device}{}", self.at_once()),
         )?;
         self.hosts.ip(host, &format!("link set {device} up"))?;
-        // The way to what is behind the routers.
+        // The route to the networks behind the routers.
         if self.ipv6 {
             for other in [11, 12].iter().filter(|other| **other != number) {
                 self.hosts.ip(
@@ -155,7 +155,7 @@ impl Net {
         }
     }
 
-    /// An IPv6 address may be used without being asked about first.
+    /// Lets an IPv6 address be used without duplicate detection.
     fn at_once(&self) -> &'static str {
         if self.ipv6 { " nodad" } else { "" }
     }
@@ -164,7 +164,7 @@ impl Net {
         if self.ipv6 { RELAY6 } else { RELAY }
     }
 
-    /// A relay that runs.
+    /// Starts a relay.
     fn relaying(&self) -> Running {
         self.relaying_with(&[])
     }
@@ -189,7 +189,7 @@ impl Net {
         relaying
     }
 
-    /// haul on host a or b, which use the relay.
+    /// Runs haul on host a or b, with the relay.
     fn haul(&self, end: usize, from: &Path, arguments: &[&str]) -> Command {
         let mut command = self
             .hosts
@@ -199,7 +199,7 @@ impl Net {
     }
 }
 
-/// A tree that goes from a to b.
+/// A tree that is sent from a to b.
 struct Transfer {
     source: TempDir,
     to: TempDir,
@@ -208,7 +208,7 @@ struct Transfer {
 }
 
 impl Transfer {
-    /// One that is offered. With a limit it lasts for some seconds.
+    /// Offers a tree. With a limit the transfer takes some seconds.
     fn offered(net: &Net, bytes: usize, limit: Option<&str>) -> Self {
         let (source, to) = (tempdir().unwrap(), tempdir().unwrap());
         write(&source.path().join("holiday/small"), b"small");
@@ -236,7 +236,7 @@ impl Transfer {
         ))
     }
 
-    /// Reads on to its end, and gives the last way that it went by, as both ends call it.
+    /// Reads to the end of the transfer. Returns the last path that it used, as both ends report it.
     fn ends(mut self, mut receiving: Running) -> String {
         while !receiving.line().is_empty() {}
         while !self.sending.line().is_empty() {}
@@ -253,7 +253,7 @@ impl Transfer {
     }
 }
 
-/// The way in a line of JSON.
+/// The path in a line of JSON.
 fn route(line: &str) -> Option<String> {
     text(line, "route").filter(|_| line.contains("\"type\":\"route\""))
 }
@@ -264,7 +264,7 @@ fn text(line: &str, name: &str) -> Option<String> {
     text.split('"').next().map(str::to_owned)
 }
 
-/// Reads on until a line says so.
+/// Reads until a line says this.
 fn until(receiving: &mut Running, says: impl Fn(&str) -> bool) {
     loop {
         let line = receiving.line();
@@ -275,12 +275,12 @@ fn until(receiving: &mut Running, says: impl Fn(&str) -> bool) {
     }
 }
 
-/// Some content has moved.
+/// Whether the line reports that content has moved.
 fn moves(line: &str) -> bool {
     line.contains("\"type\":\"progress\"") && !line.contains("\"bytes\":0,")
 }
 
-/// By which way a tree goes.
+/// Returns the path by which a tree is sent.
 fn way(a: Behind, b: Behind) -> Option<String> {
     let net = Net::new(a, b)?;
     let _relaying = net.relaying();
@@ -297,14 +297,14 @@ fn two_nats_that_keep_a_port_are_punched_through() {
 }
 
 #[test]
-fn two_homes_whose_addresses_are_the_same_are_not_taken_for_one() {
+fn two_homes_with_equal_private_addresses_are_told_apart() {
     if let Some(way) = way(Behind::Home, Behind::Home) {
         assert_eq!(way, "punched");
     }
 }
 
 #[test]
-fn a_nat_on_one_side_alone_keeps_nobody_apart() {
+fn a_nat_on_one_side_alone_does_not_prevent_a_direct_path() {
     if let Some(way) = way(Behind::Nothing, Behind::Nat) {
         assert_eq!(way, "direct");
     }
@@ -329,14 +329,14 @@ fn two_nats_of_which_one_is_symmetric_need_the_relay() {
 }
 
 #[test]
-fn without_ipv4_two_firewalls_are_opened_for_each_other() {
+fn two_ipv6_firewalls_are_opened_for_each_other() {
     if let Some(way) = way(Behind::Firewall6, Behind::Firewall6) {
         assert_eq!(way, "direct");
     }
 }
 
 #[test]
-fn a_relay_that_dies_is_not_missed_once_the_way_is_direct() {
+fn a_direct_transfer_survives_the_death_of_the_relay() {
     let Some(net) = Net::new(Behind::Nat, Behind::Nat) else {
         return;
     };
@@ -352,7 +352,7 @@ fn a_relay_that_dies_is_not_missed_once_the_way_is_direct() {
 }
 
 #[test]
-fn a_relay_that_was_started_anew_is_found_by_both_under_the_same_number() {
+fn a_restarted_relay_is_found_by_both_under_the_same_number() {
     let Some(net) = Net::new(Behind::Nat, Behind::Nat) else {
         return;
     };
@@ -364,7 +364,7 @@ fn a_relay_that_was_started_anew_is_found_by_both_under_the_same_number() {
     assert_eq!(transfer.ends(receiving), "punched");
 }
 
-/// A NAT's outer address is taken away, with all that it has mapped, and it gets another, or the same again.
+/// Takes away a NAT's outer address, with all its mappings, and gives it another, or the same again.
 fn remap(net: &Net, router: &str, before: u8, after: u8) {
     net.hosts
         .ip(router, &format!("addr del 203.0.113.{before}/24 dev wan"))
@@ -387,16 +387,16 @@ fn another_address_in_the_middle(router: &str, before: u8) {
 }
 
 #[test]
-fn a_receiver_whose_nat_gets_another_address_in_the_middle_loses_some_seconds_and_no_byte() {
+fn a_transfer_survives_a_new_address_of_the_receivers_nat() {
     another_address_in_the_middle("nb", 12);
 }
 
 #[test]
-fn a_sender_whose_nat_does_is_found_again() {
+fn a_sender_whose_nat_gets_a_new_address_is_found_again() {
     another_address_in_the_middle("na", 11);
 }
 
-/// From now on another port is drawn for whatever begins, as after a restart of the NAT; its address stays.
+/// From now on new flows get another port, as after a restart of the NAT; its address stays.
 fn other_ports_in_the_middle(router: &str, address: u8) {
     let Some(net) = Net::new(Behind::Nat, Behind::Nat) else {
         return;
@@ -415,17 +415,17 @@ fn other_ports_in_the_middle(router: &str, address: u8) {
 }
 
 #[test]
-fn other_ports_of_the_receivers_nat_are_found() {
+fn new_ports_of_the_receivers_nat_are_found() {
     other_ports_in_the_middle("nb", 12);
 }
 
 #[test]
-fn other_ports_of_the_senders_nat_are_found() {
+fn new_ports_of_the_senders_nat_are_found() {
     other_ports_in_the_middle("na", 11);
 }
 
 #[test]
-fn what_goes_over_the_relay_waits_until_the_relay_is_back() {
+fn a_relayed_transfer_waits_until_the_relay_is_back() {
     let Some(net) = Net::new(Behind::Symmetric, Behind::Symmetric) else {
         return;
     };
@@ -465,17 +465,17 @@ fn another_address_of_a_relayed_end(router: &str, before: u8) {
 }
 
 #[test]
-fn a_relayed_receiver_that_gets_another_address_comes_to_the_relay_again() {
+fn a_relayed_receiver_with_a_new_address_returns_to_the_relay() {
     another_address_of_a_relayed_end("nb", 12);
 }
 
 #[test]
-fn a_relayed_sender_that_gets_another_address_comes_to_the_relay_again() {
+fn a_relayed_sender_with_a_new_address_returns_to_the_relay() {
     another_address_of_a_relayed_end("na", 11);
 }
 
 #[test]
-fn what_began_over_the_relay_moves_once_a_direct_way_opens() {
+fn a_relayed_session_moves_once_a_direct_path_opens() {
     let Some(net) = Net::new(Behind::Nat, Behind::Nat) else {
         return;
     };
@@ -493,7 +493,7 @@ fn what_began_over_the_relay_moves_once_a_direct_way_opens() {
 }
 
 #[test]
-fn where_udp_is_blocked_that_is_said_in_time() {
+fn blocked_udp_is_reported_in_time() {
     let Some(net) = Net::new(Behind::Nothing, Behind::Nat) else {
         return;
     };
@@ -514,7 +514,7 @@ fn where_udp_is_blocked_that_is_said_in_time() {
         began.elapsed() < Duration::from_secs(25),
         "15 s, and some for a busy machine"
     );
-    // It can still be found on its own network, under a number that no relay has given.
+    // The sender can still be found on its own network, under a number that no relay has given.
     let sending = Running::start(net.haul(1, transfer.source.path(), &["send", "holiday"]));
     assert!(!is_of_relay(&sending.code()), "{}", sending.first);
 }
@@ -525,7 +525,7 @@ fn is_of_relay(code: &str) -> bool {
 }
 
 #[test]
-fn a_relay_that_wants_a_token_helps_those_who_have_it() {
+fn a_relay_with_a_token_serves_only_its_holders() {
     let Some(net) = Net::new(Behind::Nat, Behind::Nat) else {
         return;
     };

@@ -1,15 +1,11 @@
-//! What is kept only on demand: extended attributes, owners, and the bits of the mode that give rights.
+//! Attributes that are kept only on demand: extended attributes, owners, and the mode bits that give rights.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::Path;
 
 use crate::support::command::{Serving, is_root};
 use crate::support::{Host, listing, push, to, write};
-use haul::client::PushOptions;
-use haul::config::Config;
-use haul::manifest::WalkOptions;
-use haul::store::LocalStore;
-use haul::wire::{Aspect, Unkept};
+use haul::{Attribute, Config, LocalStore, MetadataWarning, PushOptions, WalkOptions};
 use rustix::fs::{XattrFlags, getxattr, listxattr, setxattr};
 use tempfile::tempdir;
 
@@ -36,7 +32,7 @@ fn xattrs(path: &Path) -> Vec<(String, Vec<u8>)> {
     all
 }
 
-/// Whether this test can be run here; says why not.
+/// Whether this test can run here; prints the reason if not.
 fn possible(what: &str, possible: bool) -> bool {
     if !possible {
         println!("skipped: {what}");
@@ -62,7 +58,7 @@ fn with(options: PushOptions, owner: bool, xattrs: bool) -> PushOptions {
     }
 }
 
-fn count(unkept: Option<&[Unkept]>, aspect: Aspect) -> u64 {
+fn count(unkept: Option<&[MetadataWarning]>, aspect: Attribute) -> u64 {
     unkept
         .unwrap_or_default()
         .iter()
@@ -71,7 +67,7 @@ fn count(unkept: Option<&[Unkept]>, aspect: Aspect) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn extended_attributes_are_kept_on_demand_and_a_rerun_sets_them_alone() {
+async fn extended_attributes_are_kept_on_demand() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     if !has_xattrs(source.path()) || !has_xattrs(served.path()) {
         return;
@@ -131,12 +127,12 @@ async fn extended_attributes_are_kept_on_demand_and_a_rerun_sets_them_alone() {
         assert_eq!(listing(&arrived), listing(&tree));
     }
     assert_eq!(xattrs(&arrived.join("small")).len(), 3);
-    // What the source no longer has goes.
+    // Attributes that the source no longer has are removed.
     rustix::fs::removexattr(tree.join("empty"), "user.note").unwrap();
     set(&tree.join("d/large"), "user.note", b"another");
     rustix::fs::removexattr(tree.join("small"), "system.posix_acl_access").unwrap();
     push(&host, &on_demand).await.unwrap();
-    // And all of it comes with new files.
+    // New files get all of them too.
     push(
         &host,
         &PushOptions {
@@ -162,7 +158,7 @@ async fn extended_attributes_are_kept_on_demand_and_a_rerun_sets_them_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_not_root_sets_extended_attributes_of_files_that_are_read_only() {
+async fn xattrs_of_read_only_files_are_set_without_root() {
     let (source, server) = (tempdir().unwrap(), Serving::start_as_nobody(&[]));
     if !has_xattrs(source.path()) {
         return;
@@ -175,17 +171,14 @@ async fn a_server_that_is_not_root_sets_extended_attributes_of_files_that_are_re
     }
     let client = server.connect().await;
     client
-        .push(&to(&[&tree], "t"), haul::progress::ignore())
+        .push(&to(&[&tree], "t"), haul::ignore())
         .await
         .unwrap();
     for name in ["f", "d"] {
         set(&tree.join(name), "user.note", b"kept");
     }
     let options = with(to(&[&tree], "t"), true, true);
-    let outcome = client
-        .push(&options, haul::progress::ignore())
-        .await
-        .unwrap();
+    let outcome = client.push(&options, haul::ignore()).await.unwrap();
     assert_eq!(
         (outcome.sent.files, outcome.sent.failed),
         (0, 0),
@@ -198,7 +191,7 @@ async fn a_server_that_is_not_root_sets_extended_attributes_of_files_that_are_re
     assert_eq!(listing(&arrived), listing(&tree));
     let unkept = outcome.summary.unkept.unwrap();
     assert_eq!(
-        count(Some(&unkept), Aspect::Owner),
+        count(Some(&unkept), Attribute::Owner),
         4,
         "it was not told to keep owners"
     );
@@ -209,15 +202,15 @@ async fn a_server_that_is_not_root_sets_extended_attributes_of_files_that_are_re
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn extended_attributes_that_do_not_fit_are_counted_at_the_end_that_lost_them() {
-    let (source, store) = (tempdir().unwrap(), haul::store::MemoryStore::new());
+async fn xattrs_that_do_not_fit_are_counted_where_they_are_lost() {
+    let (source, store) = (tempdir().unwrap(), haul::MemoryStore::new());
     if !has_xattrs(source.path()) {
         return;
     }
     let tree = source.path().join("t");
     write(&tree.join("f"), b"data");
     set(&tree.join("f"), "user.fits", b"1");
-    // Only some filesystems take it at all.
+    // Only some file systems accept it at all.
     let too_long = setxattr(tree.join("f"), "user.long", &[0; 9000], XattrFlags::empty()).is_ok();
     let host = Host::serving(std::sync::Arc::new(store), Config::default());
     let outcome = push(&host, &with(to(&[&tree], "t"), false, true))
@@ -225,17 +218,17 @@ async fn extended_attributes_that_do_not_fit_are_counted_at_the_end_that_lost_th
         .unwrap();
     assert_eq!((outcome.sent.files, outcome.sent.failed), (1, 0));
     assert_eq!(
-        count(Some(&outcome.sent.unkept), Aspect::Xattr),
+        count(Some(&outcome.sent.unkept), Attribute::Xattr),
         u64::from(too_long)
     );
     assert_eq!(
-        count(outcome.summary.unkept.as_deref(), Aspect::Xattr),
+        count(outcome.summary.unkept.as_deref(), Attribute::Xattr),
         1,
         "memory has none"
     );
 }
 
-/// A tree of others' files, with a program that runs as its owner.
+/// Makes a tree of other users' files, with a program that runs as its owner.
 fn owned_tree(tree: &Path) {
     write(&tree.join("d/f"), b"data");
     write(&tree.join("empty"), b"");
@@ -257,7 +250,7 @@ fn owners(tree: &Path) -> Vec<(u32, u32, u32)> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn owners_and_bits_that_give_rights_are_kept_where_the_server_says_so() {
+async fn owners_and_setuid_bits_are_kept_if_the_server_allows_it() {
     if !possible("only root gives files away", is_root()) {
         return;
     }
@@ -302,13 +295,13 @@ async fn owners_and_bits_that_give_rights_are_kept_where_the_server_says_so() {
     .await
     .unwrap();
     assert_eq!(owners(&served.path().join("new")), owners(&tree));
-    // Without it what stands there stays as it is.
+    // Without the option existing attributes are not changed.
     push(&host, &to(&[&tree], "t")).await.unwrap();
     assert_eq!(owners(&arrived), owners(&tree));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_was_not_told_so_makes_no_program_that_runs_as_another() {
+async fn without_the_option_a_server_sets_no_setuid_bits() {
     if !possible("only root gives files away", is_root()) {
         return;
     }
@@ -338,8 +331,8 @@ async fn a_server_that_was_not_told_so_makes_no_program_that_runs_as_another() {
     let unkept = outcome.summary.unkept.unwrap();
     assert_eq!(
         (
-            count(Some(&unkept), Aspect::Owner),
-            count(Some(&unkept), Aspect::Xattr)
+            count(Some(&unkept), Attribute::Owner),
+            count(Some(&unkept), Attribute::Xattr)
         ),
         (6, 1)
     );
@@ -359,7 +352,7 @@ async fn a_server_that_was_not_told_so_makes_no_program_that_runs_as_another() {
 }
 
 #[test]
-fn what_is_lost_is_one_line_of_the_summary() {
+fn lost_attributes_are_one_line_of_the_summary() {
     let (source, server) = (tempdir().unwrap(), Serving::start(&[]));
     write(&source.path().join("t/f"), b"data");
     write(&source.path().join("t/g\x1b"), b"data");

@@ -1,4 +1,4 @@
-//! Machines that know each other for good: what pairing leaves at both ends, and what works without a code from then on.
+//! Paired machines: what pairing stores at both ends, and what works without a code from then on.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -6,25 +6,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::{LIMIT, content, listing, write};
-use haul::client::{Client, PullOptions};
-use haul::config::Config;
-use haul::error::{Code, Error};
-use haul::identity::{Home, Identity, KeyId};
-use haul::manifest::WalkOptions;
-use haul::peer::code::Credential;
-use haul::peer::offer::Content;
-use haul::peer::pair::{self, Paired};
-use haul::peer::receive;
-use haul::peer::rendezvous::RelayAt;
-use haul::peer::route::Whereabouts;
-use haul::peer::send::{Met, Offering, SendOptions};
-use haul::pipe::Pipe;
-use haul::relay::{Allowance, Relay, RelayOptions};
-use haul::server::{Server, ServerOptions};
-use haul::session::Outcome;
-use haul::store::LocalStore;
-use haul::trust::peers::{self, Peer};
-use haul::trust::{Admission, Anyone};
+use haul::pairing::code::Credential;
+use haul::pairing::offer::Content;
+use haul::pairing::pair;
+use haul::pairing::pair::Paired;
+use haul::pairing::receive;
+use haul::pairing::rendezvous::RelayAt;
+use haul::pairing::route::Whereabouts;
+use haul::pairing::send::{Met, Offering, SendOptions};
+use haul::peers;
+use haul::peers::Peer;
+use haul::{
+    Admission, Allowance, Anyone, Client, Code, Config, Error, Home, Identity, KeyId, LocalStore,
+    Outcome, Pipe, PullOptions, Relay, RelayOptions, Server, ServerOptions, WalkOptions,
+};
 use tempfile::tempdir;
 use tokio::time::timeout;
 
@@ -42,14 +37,9 @@ fn options(content: Content, to: Option<Peer>) -> SendOptions {
 }
 
 async fn offering(options: SendOptions, identity: &Identity) -> Offering {
-    Offering::begin(
-        options,
-        identity.clone(),
-        Config::default(),
-        haul::progress::ignore(),
-    )
-    .await
-    .unwrap()
+    Offering::begin(options, identity.clone(), Config::default(), haul::ignore())
+        .await
+        .unwrap()
 }
 
 fn at(offering: &Offering) -> Whereabouts {
@@ -72,7 +62,7 @@ async fn meet(
     .expect("it ends")
 }
 
-/// Accepts all that is offered.
+/// Accepts every offer.
 async fn take(met: receive::Met, to: &Path) -> Outcome {
     let (sources, destination) = (met.names().to_vec(), to.to_owned());
     let client = met.accept().await.unwrap().unwrap();
@@ -83,12 +73,12 @@ async fn take(met: receive::Met, to: &Path) -> Outcome {
         literal: true,
         ..PullOptions::default()
     };
-    let outcome = client.pull(&pull, haul::progress::ignore()).await.unwrap();
+    let outcome = client.pull(&pull, haul::ignore()).await.unwrap();
     client.close_after_server().await;
     outcome
 }
 
-/// What two machines have of each other once they are paired: what the first knows, and what the second does.
+/// What two paired machines know of each other: the first of the second, and the second of the first.
 async fn paired(one: &Identity, other: &Identity) -> [Peer; 2] {
     let mut offering = offering(options(Content::Pair, None), one).await;
     let (credential, at) = (offering.code().unwrap().into(), at(&offering));
@@ -120,7 +110,7 @@ async fn paired(one: &Identity, other: &Identity) -> [Peer; 2] {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_code_tells_both_ends_all_that_they_need() {
+async fn one_code_pairs_both_ends() {
     let (alice, bob) = (Identity::generate().unwrap(), Identity::generate().unwrap());
     let [of_bob, of_alice] = paired(&alice, &bob).await;
     assert_eq!(
@@ -140,7 +130,7 @@ async fn one_code_tells_both_ends_all_that_they_need() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_paired_takes_files_without_a_code_and_strangers_spoil_nothing() {
+async fn paired_machines_need_no_code_and_strangers_burn_nothing() {
     let (alice, bob) = (Identity::generate().unwrap(), Identity::generate().unwrap());
     let [of_bob, of_alice] = paired(&alice, &bob).await;
     let (source, to) = (tempdir().unwrap(), tempdir().unwrap());
@@ -154,7 +144,7 @@ async fn who_is_paired_takes_files_without_a_code_and_strangers_spoil_nothing() 
     let (credential, at) = (pair::sent_by(&of_alice), at(&offering));
     assert_eq!(offering.number(), Some(credential.number()));
     let receiving = async {
-        // Who has learned even the secret has not the key; and one of before has not the secret.
+        // An attacker with the secret lacks the key, and an earlier peer lacks the secret.
         let stranger = meet(&credential, at.clone(), &Identity::generate().unwrap()).await;
         assert!(matches!(stranger, Err(Error::Refused(why)) if why.code == Code::NotFound));
         let stale = pair::sent_by(&Peer {
@@ -182,7 +172,7 @@ async fn who_is_paired_takes_files_without_a_code_and_strangers_spoil_nothing() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_offer_of_files_pairs_nobody() {
+async fn an_offer_of_files_does_not_pair() {
     let (alice, bob) = (Identity::generate().unwrap(), Identity::generate().unwrap());
     let mut offering = offering(options(Content::Text("hello".into()), None), &alice).await;
     let (credential, at) = (offering.code().unwrap().into(), at(&offering));
@@ -193,7 +183,7 @@ async fn an_offer_of_files_pairs_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_comes_out_of_a_pipe_goes_to_one_receiver_whole() {
+async fn piped_input_goes_whole_to_one_receiver() {
     let (alice, bob, to) = (
         Identity::generate().unwrap(),
         Identity::generate().unwrap(),
@@ -230,7 +220,7 @@ async fn what_comes_out_of_a_pipe_goes_to_one_receiver_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_ticket_finds_its_sender_by_itself_and_no_other_takes_its_place() {
+async fn a_ticket_finds_its_sender_and_no_other() {
     let (alice, bob) = (Identity::generate().unwrap(), Identity::generate().unwrap());
     let own = vec![Ipv4Addr::LOCALHOST.into()];
     let mut offering = offering(
@@ -247,7 +237,7 @@ async fn a_ticket_finds_its_sender_by_itself_and_no_other_takes_its_place() {
         (alice.key_id(), offering.addresses())
     );
     let receiving = async {
-        let other = haul::peer::ticket::Ticket {
+        let other = haul::pairing::ticket::Ticket {
             key_id: KeyId([7; 32]),
             ..ticket.clone()
         };
@@ -289,7 +279,7 @@ fn relay() -> RelayAt {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_is_found_by_those_that_it_is_paired_with_and_admits_them() {
+async fn a_server_is_found_by_its_paired_machines_and_admits_them() {
     let (home, inbox, source) = (tempdir().unwrap(), tempdir().unwrap(), tempdir().unwrap());
     let (alice, bob, relay) = (
         Identity::generate().unwrap(),
@@ -305,7 +295,7 @@ async fn a_server_is_found_by_those_that_it_is_paired_with_and_admits_them() {
         Arc::new(LocalStore::open(inbox.path()).unwrap()),
         Config::default(),
     );
-    let (identity, observer) = (bob.clone(), haul::progress::ignore());
+    let (identity, observer) = (bob.clone(), haul::ignore());
     let server = Server::bind(ServerOptions {
         listen,
         identity,
@@ -343,7 +333,7 @@ async fn a_server_is_found_by_those_that_it_is_paired_with_and_admits_them() {
     let sent = client
         .push(
             &crate::support::to(&[&source.path().join("f")], "f"),
-            haul::progress::ignore(),
+            haul::ignore(),
         )
         .await
         .unwrap();
@@ -351,7 +341,7 @@ async fn a_server_is_found_by_those_that_it_is_paired_with_and_admits_them() {
     assert_eq!(std::fs::read(inbox.path().join("f")).unwrap(), b"found");
     client.close().await;
 
-    // Who is forgotten is nobody from then on.
+    // A forgotten machine is unknown from then on.
     assert!(peers::remove(&home, &of_alice.name).unwrap());
     let client = pair::connect(&of_bob, Some(relay), vec![], &alice, &Config::default())
         .await
@@ -359,7 +349,7 @@ async fn a_server_is_found_by_those_that_it_is_paired_with_and_admits_them() {
     let pushed = client
         .push(
             &crate::support::to(&[&source.path().join("f")], "g"),
-            haul::progress::ignore(),
+            haul::ignore(),
         )
         .await;
     assert!(matches!(pushed, Err(Error::NotAdmitted(_))), "{pushed:?}");

@@ -1,5 +1,4 @@
-//! Content that comes in through a pipe, of which nobody knows the length and which only a clean end commits, and content
-//! that goes out through one, in order.
+//! Content from a pipe, of unknown length and committed only at a clean end; and content to a pipe, in order.
 
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -10,15 +9,10 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::support::{Host, LIMIT, content, listing, path, recorder, write};
-use haul::client::PushOptions;
-use haul::config::Config;
-use haul::error::{Code, Error};
-use haul::progress::Event;
-use haul::store::{LocalStore, MemoryStore, Store};
-use haul::wire::Durability;
+use haul::{Code, Config, Durability, Error, Event, LocalStore, MemoryStore, PushOptions, Store};
 use tempfile::tempdir;
 
-/// An input that gives what is sent to it, and ends when the sender is dropped, or with a failure.
+/// An input that yields what is sent to it. It ends when the sender is dropped, or with a failure.
 struct Fed(mpsc::Receiver<io::Result<Vec<u8>>>);
 
 impl Read for Fed {
@@ -45,7 +39,7 @@ fn named(name: &str) -> PushOptions {
     }
 }
 
-/// `haul cp - haul://HOST/DESTINATION`, its input not ended.
+/// Runs `haul cp - haul://HOST/DESTINATION`; its input is not ended.
 fn haul_cp(host: &Host, home: &Path, destination: &str) -> Child {
     std::fs::set_permissions(home, PermissionsExt::from_mode(0o700)).unwrap();
     Command::new(env!("CARGO_BIN_EXE_haul"))
@@ -64,7 +58,7 @@ fn haul_cp(host: &Host, home: &Path, destination: &str) -> Child {
         .unwrap()
 }
 
-/// Waits until the served directory is as it should be; it is up to the test's own limit how long.
+/// Waits until the served directory is as expected; the test's own limit bounds the wait.
 async fn until(mut holds: impl FnMut() -> bool) {
     let wait = async {
         while !holds() {
@@ -77,7 +71,7 @@ async fn until(mut holds: impl FnMut() -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_comes_in_becomes_a_file_at_its_end_and_not_before() {
+async fn piped_input_becomes_a_file_only_at_its_end() {
     let (there, home) = (tempdir().unwrap(), tempdir().unwrap());
     write(&there.path().join("d.tar"), b"old");
     let host = Host::directory(there.path());
@@ -86,7 +80,7 @@ async fn what_comes_in_becomes_a_file_at_its_end_and_not_before() {
     let mut input = haul.stdin.take().unwrap();
     let (first, rest) = bytes.split_at(3_000_000);
     input.write_all(first).unwrap();
-    // It is there, all but what the pipe still holds, under no name that anybody looks for.
+    // Everything has arrived except what the pipe still holds, under no name that a user looks for.
     until(|| {
         std::fs::read_dir(there.path())
             .unwrap()
@@ -117,20 +111,24 @@ async fn what_comes_in_becomes_a_file_at_its_end_and_not_before() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_comes_in_needs_a_name() {
+async fn piped_input_needs_a_name() {
     let (there, home) = (tempdir().unwrap(), tempdir().unwrap());
     std::fs::create_dir(there.path().join("dir")).unwrap();
     let host = Host::directory(there.path());
     for (destination, code, says) in [
-        ("", 2, "needs a name there, as in haul://127.0.0.1:"),
+        (
+            "",
+            2,
+            "cannot send standard input without a name: write haul://127.0.0.1:",
+        ),
         ("dir/", 2, "/dir/name.tar"),
         (
             "dir",
             1,
-            "dir/dir: what comes out of a pipe needs a full name, and a directory stands there",
+            "dir/dir: cannot write data of a pipe: the destination is a directory; give a full file name",
         ),
     ] {
-        // Its input does not end, and that holds nothing up.
+        // Its input does not end, and that delays nothing.
         let mut haul = haul_cp(&host, home.path(), destination);
         let input = haul.stdin.take();
         let ended = tokio::task::spawn_blocking(move || haul.wait_with_output().unwrap())
@@ -149,15 +147,13 @@ async fn what_comes_in_needs_a_name() {
         into: true,
         ..named("dir")
     };
-    let refused = client
-        .push_from(io::empty(), &into, haul::progress::ignore())
-        .await;
+    let refused = client.push_from(io::empty(), &into, haul::ignore()).await;
     assert!(matches!(refused, Err(Error::Usage(_))), "{refused:?}");
     client.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_input_that_breaks_off_commits_nothing() {
+async fn an_input_that_fails_commits_nothing() {
     let there = tempdir().unwrap();
     write(&there.path().join("f"), b"old");
     let host = Host::directory(there.path());
@@ -191,7 +187,7 @@ async fn an_input_that_breaks_off_commits_nothing() {
             assert!(why.text.contains("the tape broke"), "{why}");
             assert_eq!(outcome.summary.failed, 1);
         }
-        // Or else it is dropped right here, as Ctrl-C does it.
+        // Otherwise it is dropped here, as Ctrl-C does it.
     }
     client.close().await;
     until(|| listing(there.path()).len() == 1).await;
@@ -199,7 +195,7 @@ async fn an_input_that_breaks_off_commits_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_is_killed_commits_nothing_and_the_next_one_starts_anew() {
+async fn a_killed_client_commits_no_input_and_a_rerun_starts_over() {
     let (there, home) = (tempdir().unwrap(), tempdir().unwrap());
     let config = Config {
         idle_timeout: Duration::from_secs(2),
@@ -221,7 +217,7 @@ async fn a_client_that_is_killed_commits_nothing_and_the_next_one_starts_anew() 
     haul.kill().unwrap();
     haul.wait().unwrap();
     assert!(!there.path().join("f").exists());
-    // Less than what was there: nothing of that may show.
+    // Less than before: none of the old content may remain.
     let mut haul = haul_cp(&host, home.path(), "f");
     haul.stdin.take().unwrap().write_all(b"short").unwrap();
     assert_eq!(haul.wait_with_output().unwrap().status.code(), Some(0));
@@ -230,14 +226,14 @@ async fn a_client_that_is_killed_commits_nothing_and_the_next_one_starts_anew() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_endless_input_ends_with_the_disk() {
+async fn an_endless_input_ends_when_the_disk_is_full() {
     let store = MemoryStore::with_capacity(4 << 20);
     let host = Host::serving(Arc::new(store.clone()), Config::default());
     let client = host.connect().await.unwrap();
     let options = named("f");
     let outcome = tokio::time::timeout(
         LIMIT,
-        client.push_from(io::repeat(7), &options, haul::progress::ignore()),
+        client.push_from(io::repeat(7), &options, haul::ignore()),
     );
     let outcome = outcome.await.expect("it ends").unwrap();
     assert_eq!(outcome.sent.failures[0].1.code, Code::NoSpace);
@@ -247,14 +243,11 @@ async fn an_endless_input_ends_with_the_disk() {
         0,
         "its space is given back"
     );
-    // One that gives nothing more is not waited for either.
+    // An input that yields nothing more is not waited for either.
     let (feed, input) = fed();
     (0..100).for_each(|_| feed.send(Ok(vec![1; 50_000])).unwrap());
     let options = named("g");
-    let outcome = tokio::time::timeout(
-        LIMIT,
-        client.push_from(input, &options, haul::progress::ignore()),
-    );
+    let outcome = tokio::time::timeout(LIMIT, client.push_from(input, &options, haul::ignore()));
     assert_eq!(
         outcome.await.expect("it ends").unwrap().sent.failures[0]
             .1
@@ -266,7 +259,7 @@ async fn an_endless_input_ends_with_the_disk() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_connection_is_said_to_have_taken_the_input_with_it() {
+async fn a_lost_connection_reports_that_the_input_is_lost() {
     let there = tempdir().unwrap();
     let mut host = Host::directory(there.path());
     let client = host.connect().await.unwrap();
@@ -294,7 +287,7 @@ async fn a_lost_connection_is_said_to_have_taken_the_input_with_it() {
         .expect("it ends")
         .unwrap_err();
     assert!(
-        matches!(&lost, Error::Lost(why) if why.contains("what was read of the input is gone")),
+        matches!(&lost, Error::Lost(why) if why.contains("the input was read already")),
         "{lost:?}"
     );
     assert!(
@@ -311,7 +304,7 @@ async fn a_lost_connection_is_said_to_have_taken_the_input_with_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_input_may_be_silent_for_longer_than_any_deadline() {
     let there = tempdir().unwrap();
-    // An input that gives nothing is said to be alive every 5 s.
+    // For an input that yields nothing, `Working` is sent every 5 s.
     let config = Config {
         deadline: Duration::from_secs(6),
         ..Config::default()
@@ -321,13 +314,13 @@ async fn an_input_may_be_silent_for_longer_than_any_deadline() {
         config.clone(),
     );
     let client = host
-        .connect_as(&haul::identity::Identity::generate().unwrap(), &config)
+        .connect_as(&haul::Identity::generate().unwrap(), &config)
         .await
         .unwrap();
     let (feed, input) = fed();
     feed.send(Ok(b"before ".to_vec())).unwrap();
     let options = named("f");
-    let push = client.push_from(input, &options, haul::progress::ignore());
+    let push = client.push_from(input, &options, haul::ignore());
     let feeding = async {
         tokio::time::sleep(Duration::from_secs(14)).await;
         feed.send(Ok(b"after".to_vec())).unwrap();
@@ -342,7 +335,7 @@ async fn an_input_may_be_silent_for_longer_than_any_deadline() {
     client.close().await;
 }
 
-/// `haul cp haul://HOST/SOURCE -`, and what came out of it.
+/// Runs `haul cp haul://HOST/SOURCE -`. Returns its output.
 fn haul_out(host: &Host, home: &Path, arguments: &[&str], source: &str) -> std::process::Output {
     std::fs::set_permissions(home, PermissionsExt::from_mode(0o700)).unwrap();
     Command::new(env!("CARGO_BIN_EXE_haul"))
@@ -361,7 +354,7 @@ fn haul_out(host: &Host, home: &Path, arguments: &[&str], source: &str) -> std::
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_goes_out_through_a_pipe_as_it_is() {
+async fn a_file_is_written_unchanged_to_a_pipe() {
     let (served, home) = (tempdir().unwrap(), tempdir().unwrap());
     let large = content(1, 5 << 20);
     write(&served.path().join("d/large"), &large);
@@ -384,25 +377,20 @@ async fn a_file_goes_out_through_a_pipe_as_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_does_not_go_out_whole_is_said_and_ends_with_1() {
+async fn an_incomplete_output_is_reported_and_exits_with_1() {
     let (served, home) = (tempdir().unwrap(), tempdir().unwrap());
     write(&served.path().join("d/f"), b"inside");
     write(&served.path().join("f"), &content(1, 3 << 20));
     let host = Host::directory(served.path());
     for (arguments, source, code, says) in [
         (&[][..], "missing", 1, "missing"),
-        (
-            &[],
-            "d",
-            1,
-            "d is a directory, and only the content of a file can be written to a pipe",
-        ),
-        (&[], "", 2, "- takes the content of one file"),
+        (&[], "d", 1, "cannot write d to a pipe: it is a directory"),
+        (&[], "", 2, "several sources to -: it takes one file"),
         (
             &["--json"],
             "f",
             2,
-            "--json and - would both write to standard output",
+            "cannot use --json and - together: both write to standard output",
         ),
     ] {
         let output = haul_out(&host, home.path(), arguments, source);
@@ -412,12 +400,12 @@ async fn what_does_not_go_out_whole_is_said_and_ends_with_1() {
             "{source}: {said}"
         );
         assert!(
-            code == 2 || said.contains("what came out is not the whole file"),
+            code == 2 || said.contains("the output is incomplete"),
             "{source}: {said}"
         );
         assert!(code == 2 || output.stdout.is_empty(), "{source}");
     }
-    // Nobody reads it to its end.
+    // The reader does not read to the end.
     let mut haul = Command::new(env!("CARGO_BIN_EXE_haul"))
         .args([
             "cp",
@@ -439,17 +427,18 @@ async fn what_does_not_go_out_whole_is_said_and_ends_with_1() {
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert_eq!(ended.status.code(), Some(1), "{said}");
     assert!(
-        said.contains("f: cannot write it: Broken pipe") && said.contains("is not the whole file"),
+        said.contains("f: cannot write it: Broken pipe")
+            && said.contains("the output is incomplete"),
         "{said}"
     );
 }
 
-/// A writer that takes nothing until it is told to.
+/// A writer that accepts nothing until the test lets it.
 struct Gate(mpsc::Receiver<()>, Arc<std::sync::Mutex<Vec<u8>>>);
 
 impl Write for Gate {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        // Open for good once nobody can close it.
+        // Once the sender is dropped, the gate stays open.
         let _ = self.0.recv();
         self.1.lock().unwrap().extend_from_slice(data);
         Ok(data.len())
@@ -461,7 +450,7 @@ impl Write for Gate {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_that_waits_holds_back_the_sender_and_loses_nothing() {
+async fn a_slow_reader_holds_back_the_sender_and_loses_nothing() {
     let served = tempdir().unwrap();
     let bytes = content(1, 40 << 20);
     write(&served.path().join("f"), &bytes);
@@ -471,19 +460,19 @@ async fn a_reader_that_waits_holds_back_the_sender_and_loses_nothing() {
         ..Config::default()
     };
     let client = host
-        .connect_as(&haul::identity::Identity::generate().unwrap(), &config)
+        .connect_as(&haul::Identity::generate().unwrap(), &config)
         .await
         .unwrap();
     let (open, gate) = mpsc::channel();
     let out = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let options = haul::client::PullOptions {
+    let options = haul::PullOptions {
         sources: vec![path("f")],
-        ..haul::client::PullOptions::default()
+        ..haul::PullOptions::default()
     };
-    let pull = client.pull_to(Gate(gate, out.clone()), &options, haul::progress::ignore());
+    let pull = client.pull_to(Gate(gate, out.clone()), &options, haul::ignore());
     let waiting = async {
         let received = || client.connection().stats().udp_rx.bytes;
-        // It comes to rest, far from the end; what goes on are acknowledgements.
+        // The transfer pauses far from the end; only acknowledgements continue.
         let mut before = 0;
         while before == 0 || received() > before + (64 << 10) {
             before = received();
@@ -501,16 +490,16 @@ async fn a_reader_that_waits_holds_back_the_sender_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_that_is_lost_after_something_came_out_is_not_made_again() {
+async fn no_reconnect_after_output_has_begun() {
     let served = tempdir().unwrap();
     write(&served.path().join("f"), &content(1, 40 << 20));
     let mut host = Host::directory(served.path());
     let client = host.connect().await.unwrap();
     let (open, gate) = mpsc::channel();
     let out = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let options = haul::client::PullOptions {
+    let options = haul::PullOptions {
         sources: vec![path("f")],
-        ..haul::client::PullOptions::default()
+        ..haul::PullOptions::default()
     };
     let (observer, events) = recorder();
     let pull = client.pull_to(Gate(gate, out.clone()), &options, observer);
@@ -529,7 +518,7 @@ async fn a_connection_that_is_lost_after_something_came_out_is_not_made_again() 
         .expect("it ends")
         .unwrap_err();
     assert!(
-        matches!(&lost, Error::Lost(why) if why.contains("what came out already cannot be taken back")),
+        matches!(&lost, Error::Lost(why) if why.contains("the output was written already and cannot be taken back")),
         "{lost:?}"
     );
     assert!(

@@ -1,8 +1,8 @@
-//! PROTOCOL.md and the code must tell the same.
+//! PROTOCOL.md and the code agree.
 
 use bytes::BytesMut;
-use haul::error::Code;
-use haul::wire::*;
+use haul::Code;
+use haul::internal::protocol::*;
 
 const DOCUMENT: &str = include_str!("../../PROTOCOL.md");
 
@@ -14,7 +14,7 @@ fn rows() -> impl Iterator<Item = Vec<&'static str>> {
 }
 
 #[test]
-fn every_message_stands_in_the_table_with_its_type_and_limit() {
+fn the_table_lists_every_message_with_type_and_limit() {
     let mut documented: Vec<_> = rows()
         .filter(|row| row.len() == 6 && row[2].starts_with("0x") && row[3].parse::<usize>().is_ok())
         .map(|row| {
@@ -30,7 +30,7 @@ fn every_message_stands_in_the_table_with_its_type_and_limit() {
 }
 
 #[test]
-fn every_code_stands_in_the_table() {
+fn the_table_lists_every_code() {
     let documented: Vec<_> = rows()
         .filter(|row| row.len() == 5 && row[1].starts_with("0x"))
         .map(|row| (u32::from_str_radix(&row[1][2..], 16).unwrap(), row[2]))
@@ -43,7 +43,7 @@ fn every_code_stands_in_the_table() {
 }
 
 #[test]
-fn every_stream_type_stands_in_the_table() {
+fn the_table_lists_every_stream_type() {
     for (byte, name) in [
         (0x01, "control"),
         (0x02, "manifest"),
@@ -57,11 +57,11 @@ fn every_stream_type_stands_in_the_table() {
     assert_eq!(StreamType::from_byte(0x06), None);
 }
 
-/// The vectors: name, bytes, and whether decoding and encoding again gives the same bytes.
+/// The vectors: name and bytes. Checks that decoding and encoding again gives the same bytes.
 fn vectors() -> Vec<(&'static str, Vec<u8>)> {
     let session = *b"0123456789abcdef";
     let components = |names: &[&[u8]]| Components(names.iter().map(|n| n.to_vec()).collect());
-    let why = || haul::error::Why::new(Code::NoSpace, "full").into();
+    let why = || haul::Reason::new(Code::NoSpace, "full").into();
     let address = |version| {
         Address(
             if version == 4 {
@@ -113,11 +113,11 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             sources: 1,
             directory: true,
             durability: Durability::Synced,
-            take: Some(Take {
+            take: Some(ReceiveOptions {
                 checksum: true,
                 delete: Some(Delete { most: Some(100) }),
                 modify_window: Some(2),
-                ..Take::default()
+                ..ReceiveOptions::default()
             }),
             filter: Some(WireFilter {
                 rules: vec![b"*.o".to_vec().into()],
@@ -185,14 +185,14 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
         }),
         all(&End {
             entries: 3,
-            spent: Some(Spent {
+            spent: Some(SenderTime {
                 network: 1500,
                 rtt: 100_000,
                 sent_packets: 7,
                 mtu: 1452,
-                ..Spent::default()
+                ..SenderTime::default()
             }),
-            unkept: Some(vec![Unkept {
+            unkept: Some(vec![MetadataWarning {
                 aspect: 3,
                 count: 1,
                 first: "a".into(),
@@ -214,8 +214,8 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
             failed: 0,
             durability: Durability::Synced,
             held_up: Some(1500),
-            unkept: Some(vec![Unkept {
-                aspect: Aspect::Xattr as u32,
+            unkept: Some(vec![MetadataWarning {
+                aspect: Attribute::Xattr as u32,
                 count: 12,
                 first: "a/b: not supported".into(),
             }]),
@@ -315,12 +315,12 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
         }),
         all(&Unsendable {
             path: components(&[b"a", b"b"]),
-            why: haul::error::Why::from(Code::Vanished).into(),
+            why: haul::Reason::from(Code::Vanished).into(),
             omitted: Some(true),
         }),
         all(&Unsendable {
             path: components(&[b"a", b"c"]),
-            why: haul::error::Why::from(Code::Special).into(),
+            why: haul::Reason::from(Code::Special).into(),
             omitted: Some(false),
         }),
         all(&Complete {}),
@@ -454,7 +454,7 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 #[test]
-fn the_vectors_are_true() {
+fn the_vectors_match_the_code() {
     let code: String = vectors()
         .iter()
         .map(|(name, bytes)| {

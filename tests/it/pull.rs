@@ -1,4 +1,4 @@
-//! Files and directories fetched from a server: where they come to stand, what fails, and what a lost connection leaves.
+//! Files and directories fetched from a server: where they are put, what fails, and what a lost connection leaves.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -7,16 +7,13 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::command::{Serving, haul, is_root};
 use crate::support::{Host, LIMIT, content, from, listing, pull, recorder, write};
-use haul::client::PullOptions;
-use haul::config::Config;
-use haul::error::{Code, Error, Why};
-use haul::identity::Identity;
-use haul::progress::{Event, Observer, Settled};
-use haul::receiver::Most;
-use haul::store::LocalStore;
+use haul::{
+    AcceptedQuota, Code, Config, Error, Event, Identity, LocalStore, Observer, PullOptions, Reason,
+    Settled,
+};
 use tempfile::tempdir;
 
-/// Every kind of entry that this version carries over.
+/// Every kind of entry that this version transfers.
 fn tree(root: &Path) {
     write(&root.join("empty"), b"");
     write(&root.join("small"), &content(1, 1000));
@@ -65,7 +62,7 @@ async fn a_tree_arrives_whole_and_a_rerun_fetches_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_more_is_taken_than_was_agreed_to() {
+async fn a_pull_takes_no_more_than_was_accepted() {
     let (served, here) = (tempdir().unwrap(), tempdir().unwrap());
     for number in 0..20 {
         write(
@@ -77,28 +74,28 @@ async fn no_more_is_taken_than_was_agreed_to() {
     for (most, files) in [
         // The last entry is the directory itself.
         (
-            Most {
+            AcceptedQuota {
                 entries: 21,
                 bytes: Some(20_000),
             },
             20,
         ),
         (
-            Most {
+            AcceptedQuota {
                 entries: 5,
                 bytes: Some(20_000),
             },
             5,
         ),
         (
-            Most {
+            AcceptedQuota {
                 entries: 21,
                 bytes: Some(7_999),
             },
             7,
         ),
         (
-            Most {
+            AcceptedQuota {
                 entries: 21,
                 bytes: None,
             },
@@ -109,7 +106,7 @@ async fn no_more_is_taken_than_was_agreed_to() {
         let outcome = pull(
             &host,
             &PullOptions {
-                most: Some(most),
+                quota: Some(most),
                 ..from(&["t"], &here)
             },
         )
@@ -117,7 +114,7 @@ async fn no_more_is_taken_than_was_agreed_to() {
         .unwrap();
         assert_eq!(outcome.sent.files, files, "{most:?}");
         assert_eq!(std::fs::read_dir(&here).unwrap().count() as u64, files);
-        let refused = |(_, why): &(_, Why)| {
+        let refused = |(_, why): &(_, Reason)| {
             why.code == Code::NotWanted && why.text.contains("than was offered")
         };
         assert_eq!(outcome.sent.failed > 0, files < 20);
@@ -130,7 +127,7 @@ async fn no_more_is_taken_than_was_agreed_to() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_fetched_stands_where_a_push_would_put_it() {
+async fn a_pull_puts_files_where_a_push_would() {
     let served = tempdir().unwrap();
     write(&served.path().join("a/f"), b"f");
     write(&served.path().join("b/g"), b"g");
@@ -192,7 +189,7 @@ fn names(root: &Path) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_destination_may_lead_through_a_link_and_nothing_in_it_does() {
+async fn links_are_followed_to_a_destination_but_not_inside_it() {
     let (served, here, elsewhere) = (tempdir().unwrap(), tempdir().unwrap(), tempdir().unwrap());
     write(&served.path().join("a/d/f"), b"new");
     write(&elsewhere.path().join("f"), b"untouched");
@@ -215,7 +212,7 @@ async fn a_destination_may_lead_through_a_link_and_nothing_in_it_does() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_directory_takes_a_files_place_and_nothing_is_made_for_what_is_not_there() {
+async fn a_failed_pull_creates_nothing() {
     let (served, here) = (tempdir().unwrap(), tempdir().unwrap());
     write(&served.path().join("a/f"), b"f");
     write(&here.path().join("file"), b"mine");
@@ -246,7 +243,7 @@ async fn no_directory_takes_a_files_place_and_nothing_is_made_for_what_is_not_th
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_server_cannot_send_is_named_and_the_rest_arrives() {
+async fn unsendable_files_are_reported_and_the_rest_arrives() {
     let server = Serving::start_as_nobody(&[]);
     let here = tempdir().unwrap();
     let t = server.served.path().join("t");
@@ -256,7 +253,7 @@ async fn what_the_server_cannot_send_is_named_and_the_rest_arrives() {
     std::fs::set_permissions(t.join("closed"), PermissionsExt::from_mode(0o000)).unwrap();
     std::fs::set_permissions(t.join("private"), PermissionsExt::from_mode(0o700)).unwrap();
     if !is_root() {
-        // The test's own user serves, and reads what is its own.
+        // The test's own user serves, and can read its own files.
         std::fs::set_permissions(t.join("private"), PermissionsExt::from_mode(0o000)).unwrap();
     }
     rustix::fs::mkfifoat(rustix::fs::CWD, t.join("fifo"), rustix::fs::Mode::RUSR).unwrap();
@@ -305,7 +302,7 @@ async fn what_the_server_cannot_send_is_named_and_the_rest_arrives() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn progress_tells_what_is_found_and_moves_as_in_a_push() {
+async fn progress_of_a_pull_is_reported_as_in_a_push() {
     let (served, here) = (tempdir().unwrap(), tempdir().unwrap());
     tree(&served.path().join("t"));
     let host = Host::directory(served.path());
@@ -333,7 +330,7 @@ async fn progress_tells_what_is_found_and_moves_as_in_a_push() {
     assert!(matches!(events[0], Event::Connected { .. }));
 }
 
-/// Tells once that many bytes have moved.
+/// Notifies once this many bytes have moved.
 fn once_moved(
     many: u64,
 ) -> (
@@ -357,7 +354,7 @@ fn once_moved(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pull_that_broke_off_goes_on_with_what_is_here() {
+async fn an_interrupted_pull_resumes_from_partials() {
     let (served, here) = (tempdir().unwrap(), tempdir().unwrap());
     write(&served.path().join("big"), &content(1, 48 << 20));
     let host = Host::directory(served.path());
@@ -390,7 +387,7 @@ async fn a_pull_that_broke_off_goes_on_with_what_is_here() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_stops_says_that_not_all_was_announced() {
+async fn a_stopping_server_reports_an_incomplete_manifest() {
     // More than a sender announces before anything is settled.
     const FILES: u64 = 12_000;
     let (served, here) = (tempdir().unwrap(), tempdir().unwrap());
@@ -428,7 +425,7 @@ async fn a_server_that_stops_says_that_not_all_was_announced() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sources_that_would_fall_on_each_other_are_refused() {
+async fn sources_that_would_overwrite_each_other_are_refused() {
     let (served, here) = (tempdir().unwrap(), tempdir().unwrap());
     write(&served.path().join("a/x"), b"1");
     write(&served.path().join("b/x"), b"2");
@@ -437,7 +434,7 @@ async fn sources_that_would_fall_on_each_other_are_refused() {
         .await
         .unwrap_err();
     assert!(
-        matches!(&error, Error::Usage(why) if why.contains("two sources are named x")),
+        matches!(&error, Error::Usage(why) if why.contains("two sources named x")),
         "{error:?}"
     );
     assert_eq!(names(here.path()), Vec::<String>::new());
@@ -516,7 +513,7 @@ fn the_command_fetches_as_scp_does() {
 }
 
 #[test]
-fn what_cannot_be_copied_is_refused_in_a_sentence() {
+fn impossible_copies_are_refused_with_an_explanation() {
     let (server, here) = (Serving::start(&[]), tempdir().unwrap());
     let refused = |arguments: &[&str]| {
         let (code, _, told) = cp(&server, here.path(), arguments);
@@ -525,8 +522,8 @@ fn what_cannot_be_copied_is_refused_in_a_sentence() {
     };
     assert!(refused(&["@/a", "haul://other/b"]).contains("server to server"));
     assert!(refused(&["@/a", "haul://other/b", "."]).contains("two servers"));
-    assert!(refused(&["@/a", "b", "."]).contains("b is here already"));
-    assert!(refused(&["a", "b"]).contains("no server"));
+    assert!(refused(&["@/a", "b", "."]).contains("cannot copy b: it is local"));
+    assert!(refused(&["a", "b"]).contains("not a server"));
     let (code, _, told) = cp(&server, here.path(), &["@/nowhere", "."]);
     assert_eq!(
         (code, &told[..]),

@@ -1,4 +1,4 @@
-//! A push whose connection is lost in the middle: it goes on over another one by itself, and its account adds up.
+//! A push whose connection is lost in the middle: it continues over another one by itself, and its counts add up.
 
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -9,22 +9,17 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use crate::support::{Host, LIMIT, content, listing, recorder, to, write};
-use haul::client::{Client, PushOptions};
-use haul::config::Config;
-use haul::error::{Code, Error, Result};
-use haul::identity::{Identity, KeyId};
-use haul::progress::{Event, Observer, Settled};
-use haul::server::{Server, ServerOptions};
-use haul::session::Outcome;
-use haul::store::{LocalStore, Store};
-use haul::stream::{lost_connection, varint_of};
-use haul::trust::{Admission, Anyone, ServerTrust};
+use haul::internal::net::stream::{lost_connection, varint_of};
+use haul::{
+    Admission, Anyone, Client, Code, Config, Error, Event, Identity, KeyId, LocalStore, Observer,
+    Outcome, PushOptions, Result, Server, ServerOptions, ServerTrust, Settled, Store,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::{TempDir, tempdir};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, block_in_place};
 
-/// The machine that serves, with a `haul serve` that can be killed and started anew on the same port and directory.
+/// The serving machine, with a `haul serve` that can be killed and restarted on the same port and directory.
 struct Machine {
     home: TempDir,
     served: TempDir,
@@ -47,7 +42,7 @@ impl Machine {
     }
 
     fn start(&mut self, arguments: &[&str]) {
-        // Some socket of another test may have been given the port meanwhile.
+        // A socket of another test may have been given the port meanwhile.
         let (child, said) = std::iter::repeat_with(|| self.try_to_start(arguments))
             .flatten()
             .next()
@@ -96,14 +91,14 @@ impl Machine {
         Some((child, said))
     }
 
-    /// As the system ends a process: no goodbye.
+    /// Ends the server as the system ends a process: no connection is closed.
     fn kill(&mut self) {
         let mut child = self.child.take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
-    /// As Ctrl-C twice: transfers under way are cut short, with a goodbye.
+    /// Ends the server as Ctrl-C twice: transfers under way are cut short, and connections are closed.
     fn stop(&mut self) {
         let mut child = self.child.take().unwrap();
         while child.try_wait().unwrap().is_none() {
@@ -135,25 +130,25 @@ impl Drop for Machine {
     }
 }
 
-/// A new directory that nobody else can read, as HAUL_HOME has to be.
+/// A new directory that others cannot read, as HAUL_HOME requires.
 fn private() -> TempDir {
     let directory = tempdir().unwrap();
     std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o700)).unwrap();
     directory
 }
 
-/// Observes a push, and holds it up where a test wants to do something.
+/// Observes a push, and pauses it where a test needs to act.
 #[derive(Default)]
 struct Halt {
     events: Mutex<Vec<Event>>,
     reached: Notify,
 }
 
-/// Lets a push that is held up go on; so does dropping it.
+/// Lets a paused push continue; so does dropping it.
 type GoOn = mpsc::Sender<()>;
 
 impl Halt {
-    /// An observer that stands still at each event that `at` says, until the test says so.
+    /// Makes an observer that pauses at each event for which `at` is true, until the test continues.
     fn when(
         at: impl Fn(&Event, &[Event]) -> bool + Send + Sync + 'static,
     ) -> (Arc<Self>, GoOn, Observer) {
@@ -170,7 +165,7 @@ impl Halt {
                 };
                 if halts {
                     this.reached.notify_one();
-                    // Nobody answers any more once the test has seen enough.
+                    // The test no longer answers once it has seen enough.
                     let _ = wait.lock().unwrap().recv();
                 }
             });
@@ -215,7 +210,7 @@ fn is_reconnected(event: &Event) -> bool {
     matches!(event, Event::Reconnected { .. })
 }
 
-/// Once that much has been given to the connection, and before the file ends.
+/// Whether this much has been given to the connection while the file is not at its end.
 fn in_the_middle(event: &Event, events: &[Event]) -> bool {
     const MIDDLE: u64 = 24 << 20;
     let Event::Moved { bytes, .. } = event else {
@@ -240,7 +235,7 @@ async fn ended(pushing: JoinHandle<Result<Outcome>>) -> Result<Outcome> {
         .unwrap()
 }
 
-/// The server's disk has some of the file that is on its way.
+/// Waits until the server's disk has some of the file in transfer.
 async fn some_is_on_the_disk(machine: &Machine) {
     let some = || {
         std::fs::read_dir(machine.served.path())
@@ -268,7 +263,7 @@ fn big(source: &Path) -> std::path::PathBuf {
     big
 }
 
-/// What the push said of the loss comes back.
+/// Returns what the push reported of the loss.
 async fn a_large_file_goes_on(abruptly: bool) -> String {
     let (source, mut machine) = (tempdir().unwrap(), Machine::new());
     let big = big(source.path());
@@ -363,18 +358,18 @@ fn said_of_the_loss(events: &[Event]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_server_that_is_stopped_and_started_anew_costs_nothing_that_it_holds() {
+async fn a_restarted_server_is_not_sent_what_it_already_holds() {
     assert_eq!(a_large_file_goes_on(false).await, "the server is stopping");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_server_that_is_killed_and_started_anew_says_so_by_a_stateless_reset() {
-    // Nothing else would tell before the idle timeout.
+async fn a_killed_and_restarted_server_sends_a_stateless_reset() {
+    // Nothing else would show it before the idle timeout.
     assert_eq!(a_large_file_goes_on(true).await, "the peer has restarted");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_server_that_is_gone_is_missed_before_the_connection_has_been_idle_for_long() {
+async fn a_vanished_server_is_detected_before_the_idle_timeout() {
     let (source, mut machine) = (tempdir().unwrap(), Machine::new());
     let big = big(source.path());
     let config = Config {
@@ -392,7 +387,7 @@ async fn a_server_that_is_gone_is_missed_before_the_connection_has_been_idle_for
     halt.reached().await;
     assert_eq!(
         said_of_the_loss(&halt.events.lock().unwrap()),
-        "nothing listens there any more"
+        "no process has the server's port any more"
     );
     machine.start(&["--anyone", "write"]);
     drop(go_on);
@@ -423,14 +418,14 @@ async fn many_small_files_and_several_restarts_add_up() {
             &content(i as u64, size),
         );
     }
-    // There before, so it is skipped; once, however often it is asked for.
+    // It existed before, so it is skipped; it counts once, however often it is requested.
     write(&machine.served.path().join("t/0/0"), &content(0, 1));
     let time = tree.join("0/0").metadata().unwrap().modified().unwrap();
     std::fs::File::open(machine.served.path().join("t/0/0"))
         .unwrap()
         .set_modified(time)
         .unwrap();
-    // Cannot be sent at all: fails once.
+    // It cannot be sent at all, and fails once.
     let missing = source.path().join("missing");
 
     let settled = |events: &[Event]| {
@@ -479,7 +474,7 @@ async fn many_small_files_and_several_restarts_add_up() {
             }
         })
         .collect();
-    // Files, seven directories and their parent, and what is missing.
+    // Files, seven directories and their parent, and the missing source.
     assert_eq!(seen.len(), FILES + 8 + 1);
     seen.sort();
     seen.dedup();
@@ -491,10 +486,10 @@ async fn many_small_files_and_several_restarts_add_up() {
 mod gate {
     use std::ops::Range;
 
-    use haul::error::Why;
-    use haul::path::RelativePath;
-    use haul::store::{Attributes, Claim, Lapses, Metadata, Source, Upload};
-    use haul::wire::Durability;
+    use haul::Durability;
+    use haul::Reason;
+    use haul::RelativePath;
+    use haul::{Attributes, Metadata, MetadataWarnings, PartialKey, Source, Upload};
 
     use super::*;
 
@@ -507,33 +502,37 @@ mod gate {
     struct Gated(Box<dyn Upload>, Arc<Notify>, Arc<Mutex<mpsc::Receiver<()>>>);
 
     impl Store for Gate {
-        fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Why> {
+        fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Reason> {
             self.store.stat(path)
         }
-        fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Why> {
+        fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Reason> {
             self.store.names(directory)
         }
-        fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why> {
+        fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Reason> {
             self.store.read_link(path)
         }
-        fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why> {
+        fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Reason> {
             self.store.open(path)
         }
-        fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
+        fn create(
+            &self,
+            path: &RelativePath,
+            claim: &PartialKey,
+        ) -> Result<Box<dyn Upload>, Reason> {
             Ok(Box::new(Gated(
                 self.store.create(path, claim)?,
                 self.committed.clone(),
                 self.go_on.clone(),
             )))
         }
-        fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
+        fn make_directory(&self, path: &RelativePath) -> Result<(), Reason> {
             self.store.make_directory(path)
         }
         fn set_attributes(
             &self,
             path: &RelativePath,
             attributes: &Attributes,
-        ) -> Result<Lapses, Why> {
+        ) -> Result<MetadataWarnings, Reason> {
             self.store.set_attributes(path, attributes)
         }
         fn make_symlink(
@@ -541,19 +540,19 @@ mod gate {
             path: &RelativePath,
             target: &[u8],
             attributes: &Attributes,
-        ) -> Result<Lapses, Why> {
+        ) -> Result<MetadataWarnings, Reason> {
             self.store.make_symlink(path, target, attributes)
         }
-        fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
+        fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Reason> {
             self.store.link(existing, new)
         }
-        fn remove(&self, path: &RelativePath) -> Result<(), Why> {
+        fn remove(&self, path: &RelativePath) -> Result<(), Reason> {
             self.store.remove(path)
         }
-        fn sync(&self) -> Result<(), Why> {
+        fn sync(&self) -> Result<(), Reason> {
             self.store.sync()
         }
-        fn sweep(&self, age: Duration) -> Result<u64, Why> {
+        fn sweep(&self, age: Duration) -> Result<u64, Reason> {
             self.store.sweep(age)
         }
     }
@@ -575,7 +574,7 @@ mod gate {
             self: Box<Self>,
             attributes: &Attributes,
             durability: Durability,
-        ) -> Result<Lapses, Why> {
+        ) -> Result<MetadataWarnings, Reason> {
             let Self(upload, committed, go_on) = *self;
             let lapses = upload.commit(attributes, durability)?;
             committed.notify_one();
@@ -609,7 +608,7 @@ async fn a_file_whose_receipt_is_lost_counts_as_committed() {
                 ..Admission::default()
             };
             let listen = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port))];
-            let (config, observer) = (Config::default(), haul::progress::ignore());
+            let (config, observer) = (Config::default(), haul::ignore());
             Server::bind(ServerOptions {
                 listen,
                 identity: identity.clone(),
@@ -637,7 +636,7 @@ async fn a_file_whose_receipt_is_lost_counts_as_committed() {
         tokio::time::timeout(LIMIT, committed.notified())
             .await
             .expect("it is committed");
-        // It stands under its name, and the connection ends before anybody can tell so.
+        // The file has its final name, and the connection ends before the receipt can be sent.
         running.abort();
         assert!(running.await.unwrap_err().is_cancelled());
         drop(go_on);
@@ -676,7 +675,7 @@ async fn a_file_whose_receipt_is_lost_counts_as_committed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn when_the_time_is_up_it_says_what_was_lost_and_the_partial_stays() {
+async fn when_retrying_ends_the_loss_is_reported_and_partials_stay() {
     let (source, mut machine) = (tempdir().unwrap(), Machine::new());
     let big = big(source.path());
     let (halt, go_on, observer) = Halt::when(in_the_middle);
@@ -690,7 +689,7 @@ async fn when_the_time_is_up_it_says_what_was_lost_and_the_partial_stays() {
     halt.reached().await;
     some_is_on_the_disk(&machine).await;
     machine.stop();
-    // Nobody else gets the port and answers.
+    // No other socket gets the port and answers.
     let _silent = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, machine.port));
     drop(go_on);
     let error = ended(pushing).await.unwrap_err();
@@ -699,7 +698,7 @@ async fn when_the_time_is_up_it_says_what_was_lost_and_the_partial_stays() {
     for part in [
         "connection was lost",
         "the server is stopping",
-        "For 2 s",
+        "cannot reconnect within 2 s",
         "haul serve",
     ] {
         assert!(said.contains(part), "{part}: {said}");
@@ -711,7 +710,7 @@ async fn when_the_time_is_up_it_says_what_was_lost_and_the_partial_stays() {
     assert!(!machine.served.path().join("big").exists());
 }
 
-/// A push that loses its server in the middle, which comes back another; what the push says to that.
+/// Runs a push that loses its server in the middle; another server takes its place. Returns the error and the observer.
 async fn comes_back_as(
     config: Config,
     anyone: &[&str],
@@ -730,7 +729,7 @@ async fn comes_back_as(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn whoever_wants_no_other_try_is_told_at_once() {
+async fn without_retries_a_loss_is_reported_at_once() {
     let config = Config {
         retry_for: Duration::ZERO,
         ..Config::default()
@@ -744,14 +743,14 @@ async fn whoever_wants_no_other_try_is_told_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_server_that_admits_the_key_no_more_ends_it() {
+async fn a_server_that_no_longer_admits_the_key_ends_the_push() {
     let (error, halt) = comes_back_as(Config::default(), &[], |_| {}).await;
     assert!(matches!(error, Error::NotAdmitted(_)), "{error:?}");
     assert_eq!(halt.count(is_reconnected), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn another_server_in_its_place_gets_nothing() {
+async fn another_server_at_the_same_address_gets_nothing() {
     let change = |machine: &mut Machine| machine.home = private();
     let (error, halt) = comes_back_as(Config::default(), &["--anyone", "write"], change).await;
     assert!(matches!(error, Error::WrongPin { .. }), "{error:?}");
@@ -759,7 +758,7 @@ async fn another_server_in_its_place_gets_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_first_contact_is_not_tried_again() {
+async fn the_first_connection_is_not_retried() {
     let (source, mut machine) = (tempdir().unwrap(), Machine::new());
     write(&source.path().join("f"), b"f");
     let client = machine.connect(&Config::default()).await;
@@ -777,7 +776,7 @@ async fn the_first_contact_is_not_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn whoever_connects_while_the_server_stops_is_told_why() {
+async fn a_client_that_connects_during_a_stop_gets_the_reason() {
     for _ in 0..24 {
         let directory = tempdir().unwrap();
         let mut host = Host::directory(directory.path());
@@ -786,7 +785,7 @@ async fn whoever_connects_while_the_server_stops_is_told_why() {
         let why = tokio::time::timeout(LIMIT, client.connection().closed())
             .await
             .expect("it says goodbye");
-        // quinn forgets the close that it has just read when a stateless reset comes right behind it.
+        // quinn forgets a close that it has just read if a stateless reset follows at once.
         assert!(
             matches!(lost_connection(&why), Error::Stopping)
                 || why == quinn::ConnectionError::Reset,
@@ -797,12 +796,16 @@ async fn whoever_connects_while_the_server_stops_is_told_why() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_server_that_stops_under_a_session_is_come_back_to_also_before_its_answer_was_read() {
+async fn a_client_returns_to_a_server_that_stopped_before_answering() {
     let (source, identity) = (tempdir().unwrap(), Identity::generate().unwrap());
     write(&source.path().join("f"), b"f");
-    let config = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
-    let server =
-        haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(config)).unwrap();
+    let config =
+        haul::internal::net::endpoint::server_config(&identity, &Config::default()).unwrap();
+    let server = haul::internal::net::endpoint::bind(
+        SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        Some(config),
+    )
+    .unwrap();
     let port = server.local_addr().unwrap().port();
     let trust = ServerTrust {
         pin: Some(identity.key_id()),
@@ -839,7 +842,7 @@ async fn a_server_that_stops_under_a_session_is_come_back_to_also_before_its_ans
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn dropping_it_while_it_waits_ends_it() {
+async fn dropping_a_push_that_waits_to_reconnect_ends_it() {
     let (source, mut machine) = (tempdir().unwrap(), Machine::new());
     let big = big(source.path());
     let (halt, go_on, observer) = Halt::when(|event, events| match event {
@@ -871,7 +874,7 @@ async fn dropping_it_while_it_waits_ends_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn another_port_in_the_middle_costs_no_reconnect() {
+async fn a_new_client_port_costs_no_reconnect() {
     let (source, machine) = (tempdir().unwrap(), Machine::new());
     let big = big(source.path());
     let (halt, go_on, observer) = Halt::when(|event, events| {
@@ -904,7 +907,7 @@ async fn another_port_in_the_middle_costs_no_reconnect() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn further_names_of_what_stood_before_the_loss_are_still_its_names() {
+async fn hard_links_survive_a_reconnect() {
     use std::os::unix::fs::MetadataExt;
     let (source, mut machine) = (tempdir().unwrap(), Machine::new());
     let tree = source.path().join("t");
@@ -954,9 +957,9 @@ async fn further_names_of_what_stood_before_the_loss_are_still_its_names() {
     );
 }
 
-/// Fetches a tree from a server that is killed and started anew in the middle; the account and the events.
+/// Fetches a tree from a server that is killed and restarted in the middle. Returns the counts and the events.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_pull_goes_on_as_a_push_does() {
+async fn a_pull_resumes_as_a_push_does() {
     let (here, mut machine) = (tempdir().unwrap(), Machine::new());
     machine.stop();
     let tree = machine.served.path().join("t");
@@ -969,7 +972,7 @@ async fn a_pull_goes_on_as_a_push_does() {
             &content(i, i as usize * 100),
         );
     }
-    // There before, so it is skipped, once.
+    // It existed before, so it is skipped, once.
     let (there, unchanged) = (tree.join("d1/1"), here.path().join("t/d1/1"));
     write(&unchanged, &content(1, 100));
     std::fs::File::open(&unchanged)
@@ -1000,7 +1003,7 @@ async fn a_pull_goes_on_as_a_push_does() {
         matches!(
             e,
             Event::Settled {
-                kind: haul::wire::Kind::File,
+                kind: haul::Kind::File,
                 ..
             }
         )

@@ -6,25 +6,25 @@ use std::time::Duration;
 
 use crate::support::{LIMIT, content, listing, write};
 use bytes::BytesMut;
-use haul::client::{Client, PullOptions};
-use haul::config::Config;
-use haul::error::{Code, Error};
-use haul::identity::{Identity, KeyId};
-use haul::manifest::WalkOptions;
-use haul::path::RelativePath;
-use haul::peer::code::ShortCode;
-use haul::peer::offer::Content;
-use haul::peer::receive::{self, Met};
-use haul::peer::route::Whereabouts;
-use haul::peer::send::{self, Offering, SendOptions};
-use haul::session::Outcome;
-use haul::stream::MessageReader;
-use haul::trust::ServerTrust;
-use haul::wire::{Confirm, Hello, Introduce, Introduced, Message, Refused, StreamType};
+use haul::internal::net::stream::MessageReader;
+use haul::internal::protocol::{
+    Confirm, Hello, Introduce, Introduced, Message, Refused, StreamType,
+};
+use haul::pairing::code::ShortCode;
+use haul::pairing::offer::Content;
+use haul::pairing::receive;
+use haul::pairing::receive::Met;
+use haul::pairing::route::Whereabouts;
+use haul::pairing::send;
+use haul::pairing::send::{Offering, SendOptions};
+use haul::{
+    Client, Code, Config, Error, Identity, KeyId, Outcome, PullOptions, RelativePath, ServerTrust,
+    WalkOptions,
+};
 use tempfile::{TempDir, tempdir};
 use tokio::time::timeout;
 
-/// Something to send, and where from.
+/// The files to send, and their directory.
 struct Sending {
     source: TempDir,
     key_id: KeyId,
@@ -55,13 +55,7 @@ fn whereabouts(addresses: &[SocketAddr]) -> Whereabouts {
 async fn offering(options: SendOptions) -> (Offering, KeyId) {
     let identity = Identity::generate().unwrap();
     let key_id = identity.key_id();
-    let offering = Offering::begin(
-        options,
-        identity,
-        Config::default(),
-        haul::progress::ignore(),
-    )
-    .await;
+    let offering = Offering::begin(options, identity, Config::default(), haul::ignore()).await;
     (offering.unwrap(), key_id)
 }
 
@@ -124,7 +118,7 @@ async fn take(met: Met, to: &Path) -> Outcome {
         ..PullOptions::default()
     };
     let client = met.accept().await.unwrap().unwrap();
-    let outcome = timeout(LIMIT, client.pull(&options, haul::progress::ignore()))
+    let outcome = timeout(LIMIT, client.pull(&options, haul::ignore()))
         .await
         .expect("it ends")
         .unwrap();
@@ -146,7 +140,7 @@ fn exchange() -> [u8; 33] {
     message
 }
 
-/// Somebody who knows the number alone.
+/// An attacker who knows only the number.
 struct Guess {
     connection: quinn::Connection,
     _send: quinn::SendStream,
@@ -155,20 +149,18 @@ struct Guess {
 }
 
 impl Guess {
-    /// Asks, says something more, and has the sender's part of an exchange.
+    /// Asks, sends these further bytes, and receives the sender's part of an exchange.
     async fn begin(at: &[SocketAddr], code: &ShortCode, more: &[u8]) -> Self {
-        let trust = ServerTrust {
-            by_code: true,
-            ..ServerTrust::default()
-        };
+        let trust = haul::internal::auth::trust::trust_any_key(None);
         let (identity, config, port) = (
             Identity::generate().unwrap(),
             Config::default(),
             at[0].port(),
         );
-        let connected = haul::endpoint::connect(&identity, &trust, "127.0.0.1", port, &config)
-            .await
-            .unwrap();
+        let connected =
+            haul::internal::net::connect::connect(&identity, &trust, "127.0.0.1", port, &config)
+                .await
+                .unwrap();
         let (mut send, receive) = connected.connection.open_bi().await.unwrap();
         let mut bytes = BytesMut::from(&[StreamType::Introduction as u8][..]);
         Hello {
@@ -196,7 +188,7 @@ impl Guess {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_knows_the_code_sees_what_there_is_and_takes_it_and_both_hear_how_it_went() {
+async fn a_receiver_with_the_code_sees_the_offer_and_accepts_it() {
     let mut sending = Sending::tree().await;
     let (code, at, key_id, to) = (
         sending.code(),
@@ -242,7 +234,7 @@ async fn one_wrong_word_burns_the_code_and_a_new_one_works() {
     let (guess, met) = tokio::join!(meet(&wrong, &at, &stranger), sending.offering.meet());
     assert_eq!(refused(guess), Code::NotAdmitted);
     assert!(matches!(met.unwrap(), send::Met::Burnt { .. }));
-    // The right words come too late, and so do all further guesses: none of them has an exchange to guess in.
+    // The right words come too late, and so do all further guesses: none of them gets an exchange.
     let late = async {
         for _ in 0..3 {
             assert_eq!(refused(meet(&code, &at, &stranger).await), Code::NotFound);
@@ -273,7 +265,7 @@ async fn one_wrong_word_burns_the_code_and_a_new_one_works() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_number_that_is_not_in_use_or_an_exchange_that_breaks_off_burns_nothing() {
+async fn unused_numbers_and_broken_exchanges_burn_no_code() {
     let mut sending = Sending::tree().await;
     let (code, at) = (sending.code(), sending.at());
     let other: ShortCode = format!("1{code}").parse().unwrap();
@@ -282,7 +274,7 @@ async fn a_number_that_is_not_in_use_or_an_exchange_that_breaks_off_burns_nothin
             refused(meet(&other, &at, &Identity::generate().unwrap()).await),
             Code::NotFound
         );
-        // Somebody who asks, and goes away before showing anything.
+        // A receiver asks, and leaves before it sends its confirmation.
         let asked = Guess::begin(&at, &code, &[]).await;
         asked.connection.close(0_u8.into(), b"");
         meet(&code, &at, &Identity::generate().unwrap())
@@ -296,7 +288,7 @@ async fn a_number_that_is_not_in_use_or_an_exchange_that_breaks_off_burns_nothin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_shows_no_key_of_the_exchange_burns_the_code_and_learns_nothing() {
+async fn a_wrong_confirmation_burns_the_code_and_reveals_nothing() {
     let mut sending = Sending::tree().await;
     let (code, at) = (sending.code(), sending.at());
     let guess = async {
@@ -306,7 +298,7 @@ async fn whoever_shows_no_key_of_the_exchange_burns_the_code_and_learns_nothing(
             ..
         } = Guess::begin(&at, &code, &Confirm { tag: [0; 32] }.to_bytes()).await;
         let refused: Refused = reader.read().await.unwrap();
-        assert_eq!(haul::error::Why::from(refused.why).code, Code::NotAdmitted);
+        assert_eq!(haul::Reason::from(refused.why).code, Code::NotAdmitted);
         assert!(
             reader.frame(65536).await.unwrap().is_none(),
             "no confirmation, no offer"
@@ -317,7 +309,7 @@ async fn whoever_shows_no_key_of_the_exchange_burns_the_code_and_learns_nothing(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_the_code_nothing_can_be_had_listed_or_written() {
+async fn without_the_code_nothing_can_be_read_listed_or_written() {
     let sending = Sending::tree().await;
     let trust = ServerTrust {
         pin: Some(sending.key_id),
@@ -333,10 +325,7 @@ async fn without_the_code_nothing_can_be_had_listed_or_written() {
     let not_allowed =
         |error: Error| matches!(&error, Error::Refused(why) if why.code == Code::NotAllowed);
     assert!(not_allowed(
-        client
-            .pull(&options, haul::progress::ignore())
-            .await
-            .unwrap_err()
+        client.pull(&options, haul::ignore()).await.unwrap_err()
     ));
     let listed = async {
         client
@@ -351,10 +340,7 @@ async fn without_the_code_nothing_can_be_had_listed_or_written() {
     write(&own, b"own");
     assert!(not_allowed(
         client
-            .push(
-                &crate::support::to(&[&own], "own"),
-                haul::progress::ignore()
-            )
+            .push(&crate::support::to(&[&own], "own"), haul::ignore())
             .await
             .unwrap_err()
     ));
@@ -367,13 +353,13 @@ async fn without_the_code_nothing_can_be_had_listed_or_written() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_receiver_that_was_killed_goes_on_with_the_same_code_and_nobody_else_does() {
+async fn only_the_same_receiver_resumes_with_a_used_code() {
     let mut sending = Sending::tree().await;
     let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
     let identity = Identity::generate().unwrap();
     let receiving = async {
         let met = meet(&code, &at, &identity).await.unwrap();
-        // Accepted, and gone before anything was asked for.
+        // It accepted, and left before it requested anything.
         drop(met.accept().await.unwrap().unwrap());
         assert_eq!(
             refused(meet(&code, &at, &Identity::generate().unwrap()).await),
@@ -398,7 +384,7 @@ async fn a_receiver_that_was_killed_goes_on_with_the_same_code_and_nobody_else_d
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_knows_the_code_and_has_not_accepted_gets_nothing() {
+async fn a_receiver_that_has_not_accepted_gets_nothing() {
     let mut sending = Sending::tree().await;
     let (code, at, key_id, to) = (
         sending.code(),
@@ -423,10 +409,7 @@ async fn whoever_knows_the_code_and_has_not_accepted_gets_nothing() {
         .await
         .unwrap();
         let pulled = client
-            .pull(
-                &crate::support::from(&["t"], to.path()),
-                haul::progress::ignore(),
-            )
+            .pull(&crate::support::from(&["t"], to.path()), haul::ignore())
             .await;
         assert!(matches!(pulled, Err(Error::Refused(why)) if why.code == Code::NotAllowed));
         met.decline().await;
@@ -436,7 +419,7 @@ async fn whoever_knows_the_code_and_has_not_accepted_gets_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_new_code_is_for_another_receiver_and_one_of_before_ends_nothing() {
+async fn an_earlier_receiver_does_not_end_the_next_code() {
     let mut sending = Sending::tree().await;
     for _ in 0..2 {
         let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
@@ -463,7 +446,7 @@ async fn each_new_code_is_for_another_receiver_and_one_of_before_ends_nothing() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn names_are_names_and_a_text_needs_none() {
+async fn a_text_needs_no_names() {
     let source = tempdir().unwrap();
     for name in ["*", "a[b]", "other"] {
         write(&source.path().join(name), name.as_bytes());
@@ -518,20 +501,15 @@ async fn names_are_names_and_a_text_needs_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_makes_no_sense_is_told_before_there_is_a_code() {
+async fn invalid_options_are_reported_before_a_code_is_made() {
     let source = tempdir().unwrap();
     write(&source.path().join("a"), b"a");
     write(&source.path().join("b/a"), b"a");
     let begin = |options: SendOptions| async {
         let identity = Identity::generate().unwrap();
-        Offering::begin(
-            options,
-            identity,
-            Config::default(),
-            haul::progress::ignore(),
-        )
-        .await
-        .map(|_| ())
+        Offering::begin(options, identity, Config::default(), haul::ignore())
+            .await
+            .map(|_| ())
     };
     let usage = |error| matches!(error, Err(Error::Usage(_)));
     assert!(usage(begin(options(&[])).await));
@@ -554,19 +532,19 @@ async fn what_makes_no_sense_is_told_before_there_is_a_code() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sender_that_is_stopped_waits_for_nothing_and_the_receiver_is_told() {
+async fn a_sender_that_is_stopped_tells_its_receiver_at_once() {
     let mut sending = Sending::tree().await;
     let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
-    // So slow that it outlasts any grace.
+    // So slow that it outlasts any grace period.
     let slow = Config {
-        limit: haul::rate::Rate::from_bytes(20_000),
+        limit: haul::Rate::from_bytes(20_000),
         retry_for: Duration::ZERO,
         ..Config::default()
     };
     let (moving, moves) = tokio::sync::oneshot::channel();
     let moving = std::sync::Mutex::new(Some(moving));
-    let observer: haul::progress::Observer = std::sync::Arc::new(move |event| {
-        if matches!(event, haul::progress::Event::Started { .. })
+    let observer: haul::Observer = std::sync::Arc::new(move |event| {
+        if matches!(event, haul::Event::Started { .. })
             && let Some(moving) = moving.lock().unwrap().take()
         {
             let _ = moving.send(());
@@ -601,7 +579,7 @@ async fn a_sender_that_is_stopped_waits_for_nothing_and_the_receiver_is_told() {
             .expect("it ends");
     };
     let (received, ()) = tokio::join!(receiving, serving);
-    // Not as a server that may be started again: there is nothing to wait for.
+    // Unlike a server that may be restarted: there is nothing to wait for.
     assert!(
         matches!(&received, Err(Error::Refused(why)) if why.code == Code::Cancelled),
         "{received:?}"
@@ -610,7 +588,7 @@ async fn a_sender_that_is_stopped_waits_for_nothing_and_the_receiver_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_code_that_has_expired_is_worth_nothing() {
+async fn an_expired_code_admits_no_receiver() {
     let source = tempdir().unwrap();
     write(&source.path().join("a"), b"a");
     let options = SendOptions {
@@ -631,7 +609,7 @@ async fn a_code_that_has_expired_is_worth_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sender_that_quits_before_it_is_accepted_leaves_nobody_waiting() {
+async fn a_sender_that_quits_early_does_not_leave_a_receiver_waiting() {
     let mut sending = Sending::tree().await;
     let (code, at) = (sending.code(), sending.at());
     let identity = Identity::generate().unwrap();
@@ -649,12 +627,12 @@ async fn a_sender_that_quits_before_it_is_accepted_leaves_nobody_waiting() {
     );
 }
 
-/// A pull so slow that it is under way for long, once something of it moves.
+/// Begins a pull so slow that it is under way for a long time. Returns once any of it moves.
 async fn slowly(met: Met, to: &Path) -> Client {
     let (moving, moves) = tokio::sync::oneshot::channel();
     let moving = std::sync::Mutex::new(Some(moving));
-    let observer: haul::progress::Observer = std::sync::Arc::new(move |event| {
-        if matches!(event, haul::progress::Event::Started { .. })
+    let observer: haul::Observer = std::sync::Arc::new(move |event| {
+        if matches!(event, haul::Event::Started { .. })
             && let Some(moving) = moving.lock().unwrap().take()
         {
             let _ = moving.send(());
@@ -679,7 +657,7 @@ async fn slowly(met: Met, to: &Path) -> Client {
     std::sync::Arc::into_inner(client).expect("nobody else has it")
 }
 
-/// Alice's tree at a rate that takes minutes, and not waited for when its receiver is gone.
+/// Offers Alice's tree at a rate that takes minutes; the sender does not wait for a receiver that is gone.
 async fn slow_tree() -> Sending {
     let source = tempdir().unwrap();
     write(&source.path().join("t/large"), &content(2, 3 << 20));
@@ -687,12 +665,12 @@ async fn slow_tree() -> Sending {
     let key_id = identity.key_id();
     let patience = Duration::from_millis(300);
     let config = Config {
-        limit: haul::rate::Rate::from_bytes(20_000),
+        limit: haul::Rate::from_bytes(20_000),
         retry_for: patience,
         ..Config::default()
     };
     let options = options(&[source.path().join("t")]);
-    let offering = Offering::begin(options, identity, config, haul::progress::ignore())
+    let offering = Offering::begin(options, identity, config, haul::ignore())
         .await
         .unwrap();
     Sending {
@@ -703,7 +681,7 @@ async fn slow_tree() -> Sending {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_receiver_that_says_goodbye_in_the_middle_has_not_got_it_all() {
+async fn a_receiver_that_closes_early_did_not_get_everything() {
     let mut sending = slow_tree().await;
     let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
     let receiving = async {
@@ -714,7 +692,7 @@ async fn a_receiver_that_says_goodbye_in_the_middle_has_not_got_it_all() {
     };
     let (client, accepted) = tokio::join!(receiving, sending.offering.meet());
     assert!(matches!(accepted.unwrap(), send::Met::Accepted { .. }));
-    // From here on the sender counts the time; its receiver has come.
+    // From here on the sender counts the time; its receiver has arrived.
     let serving = timeout(LIMIT, sending.offering.serve());
     let (served, ()) = tokio::join!(serving, client.close());
     let served = served.expect("it ends");
@@ -723,7 +701,7 @@ async fn a_receiver_that_says_goodbye_in_the_middle_has_not_got_it_all() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guest_that_comes_back_and_declines_leaves_nobody_waiting_for_ever() {
+async fn a_receiver_that_returns_and_declines_ends_the_send() {
     let mut sending = slow_tree().await;
     let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
     let identity = Identity::generate().unwrap();
@@ -738,7 +716,7 @@ async fn a_guest_that_comes_back_and_declines_leaves_nobody_waiting_for_ever() {
         meet(&code, &at, &identity).await.unwrap().decline().await;
         client.cancel().await;
     };
-    // From here on the sender counts the time; its receiver has come.
+    // From here on the sender counts the time; its receiver has arrived.
     let serving = timeout(LIMIT, sending.offering.serve());
     let ((), served) = tokio::join!(declining, serving);
     let served = served.expect("it ends");
@@ -749,12 +727,12 @@ async fn a_guest_that_comes_back_and_declines_leaves_nobody_waiting_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_leaves_the_question_open_can_come_again_at_once() {
+async fn a_receiver_that_left_the_question_open_may_return_at_once() {
     let mut sending = Sending::tree().await;
     let (code, at, to) = (sending.code(), sending.at(), tempdir().unwrap());
     let identity = Identity::generate().unwrap();
     let receiving = async {
-        // It is asked, and neither answers nor goes.
+        // Its user is asked, and neither answers nor leaves.
         let open = meet(&code, &at, &identity).await.unwrap();
         let outcome = take(meet(&code, &at, &identity).await.unwrap(), to.path()).await;
         drop(open);
@@ -774,7 +752,7 @@ async fn who_leaves_the_question_open_can_come_again_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guest_of_before_gets_nothing_of_what_the_next_code_is_for() {
+async fn an_earlier_receiver_gets_nothing_of_the_next_offer() {
     let mut sending = Sending::tree().await;
     let (code, at, key_id, to) = (
         sending.code(),
@@ -803,7 +781,7 @@ async fn a_guest_of_before_gets_nothing_of_what_the_next_code_is_for() {
             into: true,
             ..crate::support::from(&["t"], &to.path().join("first"))
         };
-        client.pull(&pull, haul::progress::ignore()).await.unwrap();
+        client.pull(&pull, haul::ignore()).await.unwrap();
         client.close_after_server().await;
         kept
     };
@@ -822,7 +800,7 @@ async fn a_guest_of_before_gets_nothing_of_what_the_next_code_is_for() {
     let pulled = kept
         .pull(
             &crate::support::from(&["t"], &to.path().join("second")),
-            haul::progress::ignore(),
+            haul::ignore(),
         )
         .await;
     assert!(matches!(pulled, Err(Error::Refused(why)) if why.code == Code::NotAllowed));
@@ -830,7 +808,7 @@ async fn a_guest_of_before_gets_nothing_of_what_the_next_code_is_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_whose_size_is_not_known_is_no_part_of_an_offer() {
+async fn a_file_of_unknown_size_is_not_offered() {
     let proc = PathBuf::from("/proc/version");
     if !proc.exists() {
         return eprintln!("skipped: there is no /proc");
@@ -848,11 +826,11 @@ async fn a_file_whose_size_is_not_known_is_no_part_of_an_offer() {
             destination: to.path().to_owned(),
             into: true,
             literal: true,
-            most: Some(haul::receiver::Most::of(met.offer())),
+            quota: Some(haul::AcceptedQuota::of(met.offer())),
             ..PullOptions::default()
         };
         let client = met.accept().await.unwrap().unwrap();
-        let outcome = client.pull(&options, haul::progress::ignore()).await;
+        let outcome = client.pull(&options, haul::ignore()).await;
         client.close_after_server().await;
         outcome.unwrap()
     };

@@ -1,4 +1,4 @@
-//! The main job over real sockets: trees go from clients to a server, whole, verified, and as they were.
+//! The main task over real sockets: trees are sent from clients to a server, whole, verified and unchanged.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -6,14 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::support::{Host, content, listing, path, push, recorder, to, write};
-use haul::config::Config;
-use haul::error::{Code, Error};
-use haul::progress::{Event, Settled};
-use haul::store::{LocalStore, MemoryStore, Store};
-use haul::wire::Durability;
+use haul::{Code, Config, Durability, Error, Event, LocalStore, MemoryStore, Settled, Store};
 use tempfile::tempdir;
 
-/// A tree with something of every kind that travels.
+/// Makes a tree with every kind of entry that is transferred.
 fn tree(root: &Path) {
     write(&root.join("empty"), b"");
     write(&root.join("small"), b"hello");
@@ -42,7 +38,7 @@ fn tree(root: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tree_arrives_as_it_was_and_a_second_run_changes_nothing() {
+async fn a_tree_arrives_unchanged_and_a_rerun_sends_nothing() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     let tree_at = source.path().join("tree");
     tree(&tree_at);
@@ -71,7 +67,7 @@ async fn a_tree_arrives_as_it_was_and_a_second_run_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_what_changed_is_sent_again() {
+async fn only_changed_files_are_sent_again() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     let tree_at = source.path().join("tree");
     tree(&tree_at);
@@ -105,7 +101,7 @@ async fn several_sources_go_into_the_destination_each_under_its_name() {
     .unwrap();
     assert_eq!(std::fs::read(served.path().join("d/a/x")).unwrap(), b"1");
     assert_eq!(std::fs::read(served.path().join("d/b")).unwrap(), b"2");
-    // One file: it becomes what was named, or goes into the directory that is there.
+    // One file: it becomes the named path, or goes into the existing directory.
     push(&host, &to(&[&source.path().join("b")], "new"))
         .await
         .unwrap();
@@ -128,7 +124,7 @@ async fn several_sources_go_into_the_destination_each_under_its_name() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_fails_is_named_and_the_rest_goes_on() {
+async fn failed_files_are_reported_and_the_rest_goes_on() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     let tree_at = source.path().join("tree");
     write(&tree_at.join("good"), b"good");
@@ -205,12 +201,12 @@ async fn what_fails_is_named_and_the_rest_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_disk_leaves_the_old_file_whole_and_other_files_go_on() {
+async fn a_full_disk_keeps_the_old_file_and_other_files_go_on() {
     let source = tempdir().unwrap();
     write(&source.path().join("t/a"), &content(1, 3 << 20));
     write(&source.path().join("t/b"), b"small");
     let store = Arc::new(MemoryStore::with_capacity(1 << 20));
-    let old = haul::store::Claim {
+    let old = haul::PartialKey {
         owner: [0; 32],
         size: 3,
         modified: None,
@@ -277,14 +273,15 @@ async fn many_connections_share_the_permits_and_none_starves() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a minute in a debug build; see tests/README.md"]
-async fn a_thousand_connections_share_the_default_permits_and_none_starves() {
-    haul::limits::raise_open_files();
+async fn a_thousand_connections_share_the_default_permits() {
+    haul::raise_open_files();
     let peak = share_permits(1000, Config::default()).await;
     println!("{peak} transfers wrote at the same time");
     assert!((2..=100).contains(&peak), "{peak} wrote at the same time");
 }
 
-/// That many connections, all up before the first sends, send ten files of 64 KiB each. Returns the peak of writers.
+/// Opens this many connections before the first one sends, and sends ten files of 64 KiB over each. Returns the peak of
+/// writers.
 async fn share_permits(connections: usize, config: Config) -> usize {
     let source = tempdir().unwrap();
     for i in 0..10 {
@@ -303,12 +300,12 @@ async fn share_permits(connections: usize, config: Config) -> usize {
                 ..Config::default()
             };
             let client = host
-                .connect_as(&haul::identity::Identity::generate().unwrap(), &config)
+                .connect_as(&haul::Identity::generate().unwrap(), &config)
                 .await
                 .unwrap();
             all_up.wait().await;
             let outcome = client
-                .push(&to(&[&from], &format!("{i}")), haul::progress::ignore())
+                .push(&to(&[&from], &format!("{i}")), haul::ignore())
                 .await;
             client.close().await;
             outcome
@@ -322,14 +319,14 @@ async fn share_permits(connections: usize, config: Config) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_whose_future_is_dropped_stops_at_once_and_leaves_no_litter() {
+async fn dropping_a_server_stops_it_and_leaves_no_files_behind() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     write(&source.path().join("big"), &content(1, 64 << 20));
     let mut host = Host::directory(served.path());
     let client = host.connect_once().await.unwrap();
     let (moved, moving) = tokio::sync::oneshot::channel::<()>();
     let moved = std::sync::Mutex::new(Some(moved));
-    let observer: haul::progress::Observer = Arc::new(move |event| {
+    let observer: haul::Observer = Arc::new(move |event| {
         if let Event::Moved { .. } = event {
             drop(moved.lock().unwrap().take());
         }
@@ -347,7 +344,7 @@ async fn a_server_whose_future_is_dropped_stops_at_once_and_leaves_no_litter() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn both_directions_at_once_on_one_connection() {
+async fn one_connection_carries_both_directions_at_once() {
     let (source, served, back) = (tempdir().unwrap(), tempdir().unwrap(), tempdir().unwrap());
     let (up, down) = (source.path().join("up"), served.path().join("down"));
     tree(&up);
@@ -366,8 +363,8 @@ async fn both_directions_at_once_on_one_connection() {
         to(&[&up], "up"),
         crate::support::from(&["down"], &back.path().join("down")),
     );
-    let pushing = client.push(&up_options, haul::progress::ignore());
-    let pulling = client.pull(&down_options, haul::progress::ignore());
+    let pushing = client.push(&up_options, haul::ignore());
+    let pulling = client.pull(&down_options, haul::ignore());
     let (pushed, pulled) = tokio::time::timeout(crate::support::LIMIT, async {
         tokio::join!(pushing, pulling)
     })
@@ -380,7 +377,7 @@ async fn both_directions_at_once_on_one_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_stops_finishes_what_is_under_way_and_says_so() {
+async fn a_stopping_server_finishes_transfers_under_way() {
     let source = tempdir().unwrap();
     for i in 0..200 {
         write(&source.path().join(format!("t/{i}")), &content(i, 300_000));
@@ -396,7 +393,7 @@ async fn a_server_that_stops_finishes_what_is_under_way_and_says_so() {
     let client = host.connect_once().await.unwrap();
     let (first, begun) = tokio::sync::oneshot::channel::<()>();
     let first = std::sync::Mutex::new(Some(first));
-    let observer: haul::progress::Observer = Arc::new(move |event| {
+    let observer: haul::Observer = Arc::new(move |event| {
         if let Event::Settled { .. } = event {
             drop(first.lock().unwrap().take());
         }
@@ -425,7 +422,7 @@ async fn a_server_that_stops_finishes_what_is_under_way_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_signal_stops_at_once_and_the_client_hears_of_it() {
+async fn a_second_signal_stops_at_once_and_informs_the_client() {
     let source = tempdir().unwrap();
     write(&source.path().join("big"), &content(1, 20 << 20));
     let store = Arc::new(MemoryStore::new().with_write_delay(Duration::from_millis(100)));
@@ -433,7 +430,7 @@ async fn a_second_signal_stops_at_once_and_the_client_hears_of_it() {
     let client = host.connect_once().await.unwrap();
     let (moved, moving) = tokio::sync::oneshot::channel::<()>();
     let moved = std::sync::Mutex::new(Some(moved));
-    let observer: haul::progress::Observer = Arc::new(move |event| {
+    let observer: haul::Observer = Arc::new(move |event| {
         if let Event::Moved { .. } = event {
             drop(moved.lock().unwrap().take());
         }
@@ -452,7 +449,7 @@ async fn a_second_signal_stops_at_once_and_the_client_hears_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rerun_takes_over_from_a_session_that_is_dead_and_does_not_know_it() {
+async fn a_rerun_takes_over_from_a_dead_session() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     let big = source.path().join("big");
     write(&big, &content(1, 8 << 20));
@@ -463,7 +460,7 @@ async fn a_rerun_takes_over_from_a_session_that_is_dead_and_does_not_know_it() {
             ..Config::default()
         },
     );
-    let identity = haul::identity::Identity::generate().unwrap();
+    let identity = haul::Identity::generate().unwrap();
     let config = Config {
         keep_alive: Duration::from_secs(1),
         ..Config::default()
@@ -471,11 +468,11 @@ async fn a_rerun_takes_over_from_a_session_that_is_dead_and_does_not_know_it() {
     let first = host.connect_as(&identity, &config).await.unwrap();
     let (moved, moving) = tokio::sync::oneshot::channel::<()>();
     let moved = std::sync::Mutex::new(Some(moved));
-    let observer: haul::progress::Observer = Arc::new(move |event| {
+    let observer: haul::Observer = Arc::new(move |event| {
         if let Event::Moved { .. } = event
             && let Some(moved) = moved.lock().unwrap().take()
         {
-            // The sender stands still from here on, with the permit and the partial in its hands.
+            // The sender pauses from here on, and holds the permit and the partial.
             drop(moved);
             std::thread::sleep(Duration::from_secs(3600));
         }
@@ -494,7 +491,7 @@ async fn a_rerun_takes_over_from_a_session_that_is_dead_and_does_not_know_it() {
         .await
         .unwrap();
     let outcome = second
-        .push(&to(&[&big], "big"), haul::progress::ignore())
+        .push(&to(&[&big], "big"), haul::ignore())
         .await
         .unwrap();
     assert_eq!(
@@ -510,19 +507,19 @@ async fn a_rerun_takes_over_from_a_session_that_is_dead_and_does_not_know_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_an_interrupted_transfer_left_is_not_sent_again() {
+async fn a_resumed_transfer_does_not_resend_what_arrived() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     let big = source.path().join("big");
     write(&big, &content(1, 32 << 20));
     let host = Host::directory(served.path());
-    let identity = haul::identity::Identity::generate().unwrap();
+    let identity = haul::Identity::generate().unwrap();
     let first = host
         .connect_as(&identity, &Config::default())
         .await
         .unwrap();
     let (moved, moving) = tokio::sync::oneshot::channel::<()>();
     let state = std::sync::Mutex::new((0, Some(moved)));
-    let observer: haul::progress::Observer = Arc::new(move |event| {
+    let observer: haul::Observer = Arc::new(move |event| {
         if let Event::Moved { bytes, .. } = event {
             let mut state = state.lock().unwrap();
             state.0 += bytes;
@@ -568,7 +565,7 @@ async fn what_an_interrupted_transfer_left_is_not_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_that_vanishes_before_it_is_sent_keeps_nobody_waiting() {
+async fn a_file_that_vanishes_before_it_is_sent_delays_nothing() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     for name in ["small", "large"] {
         write(
@@ -577,7 +574,7 @@ async fn a_file_that_vanishes_before_it_is_sent_keeps_nobody_waiting() {
         );
     }
     write(&source.path().join("t/stays"), b"stays");
-    // Nobody gives up by himself in the time of this test.
+    // Neither end gives up by itself during this test.
     let config = Config {
         deadline: Duration::from_secs(3600),
         ..Config::default()
@@ -587,13 +584,13 @@ async fn a_file_that_vanishes_before_it_is_sent_keeps_nobody_waiting() {
         config.clone(),
     );
     let client = host
-        .connect_as(&haul::identity::Identity::generate().unwrap(), &config)
+        .connect_as(&haul::Identity::generate().unwrap(), &config)
         .await
         .unwrap();
     let tree_at = source.path().join("t");
     let gone = tree_at.clone();
-    let observer: haul::progress::Observer = Arc::new(move |event| {
-        // All is announced, and nothing is sent yet that was not: verdicts come later than this.
+    let observer: haul::Observer = Arc::new(move |event| {
+        // Everything is announced, and nothing new is sent yet: verdicts arrive later than this.
         if let Event::Found { files: 3, .. } = event {
             let _ = std::fs::remove_file(gone.join("small"));
             let _ = std::fs::remove_file(gone.join("large"));
@@ -630,7 +627,7 @@ async fn a_file_that_vanishes_before_it_is_sent_keeps_nobody_waiting() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_that_changes_while_it_is_sent_is_failed_as_changed() {
+async fn a_file_that_changes_while_it_is_sent_fails_as_changed() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     let big = source.path().join("big");
     write(&big, &content(1, 16 << 20));
@@ -638,7 +635,7 @@ async fn a_file_that_changes_while_it_is_sent_is_failed_as_changed() {
     let client = host.connect().await.unwrap();
     for change in ["grow", "shrink", "replace", "touch"] {
         let (file, once) = (big.clone(), std::sync::Once::new());
-        let observer: haul::progress::Observer = Arc::new(move |event| {
+        let observer: haul::Observer = Arc::new(move |event| {
             if let Event::Moved { .. } = event {
                 once.call_once(|| match change {
                     "grow" => {
@@ -683,13 +680,13 @@ async fn a_file_that_changes_while_it_is_sent_is_failed_as_changed() {
 
 fn limited(bytes: u64) -> Config {
     Config {
-        limit: haul::rate::Rate::from_bytes(bytes),
+        limit: haul::Rate::from_bytes(bytes),
         ..Config::default()
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_limit_holds_for_files_large_and_small() {
+async fn a_rate_limit_holds_for_large_and_small_files() {
     let source = tempdir().unwrap();
     write(&source.path().join("t/large"), &content(1, 500_000));
     for i in 0..50 {
@@ -698,18 +695,12 @@ async fn a_limit_holds_for_files_large_and_small() {
     let store = Arc::new(MemoryStore::new());
     let host = Host::serving(store, Config::default());
     let client = host
-        .connect_as(
-            &haul::identity::Identity::generate().unwrap(),
-            &limited(500_000),
-        )
+        .connect_as(&haul::Identity::generate().unwrap(), &limited(500_000))
         .await
         .unwrap();
     let begun = std::time::Instant::now();
     let outcome = client
-        .push(
-            &to(&[&source.path().join("t")], "t"),
-            haul::progress::ignore(),
-        )
+        .push(&to(&[&source.path().join("t")], "t"), haul::ignore())
         .await
         .unwrap();
     assert_eq!(
@@ -718,7 +709,7 @@ async fn a_limit_holds_for_files_large_and_small() {
         "{:?}",
         outcome.sent.failures
     );
-    // A megabyte: it cannot be faster, however slow the machine.
+    // A megabyte: it cannot be faster than the limit, however slow the machine.
     assert!(
         begun.elapsed() >= Duration::from_millis(1_950),
         "{:?}",
@@ -727,7 +718,7 @@ async fn a_limit_holds_for_files_large_and_small() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pull_is_sent_at_the_lower_of_what_it_asks_for_and_what_the_server_has() {
+async fn a_pull_obeys_the_lower_of_both_rate_limits() {
     for (own, asked) in [
         (None, Some(500_000)),
         (Some(500_000), None),
@@ -741,19 +732,13 @@ async fn a_pull_is_sent_at_the_lower_of_what_it_asks_for_and_what_the_server_has
             config(own),
         );
         let client = host
-            .connect_as(
-                &haul::identity::Identity::generate().unwrap(),
-                &config(asked),
-            )
+            .connect_as(&haul::Identity::generate().unwrap(), &config(asked))
             .await
             .unwrap();
         let into = tempdir().unwrap();
         let begun = std::time::Instant::now();
         let pulled = client
-            .pull(
-                &crate::support::from(&["f"], into.path()),
-                haul::progress::ignore(),
-            )
+            .pull(&crate::support::from(&["f"], into.path()), haul::ignore())
             .await
             .unwrap();
         assert_eq!(
@@ -769,7 +754,7 @@ async fn a_pull_is_sent_at_the_lower_of_what_it_asks_for_and_what_the_server_has
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn waiting_for_a_limit_is_nobodys_silence() {
+async fn waiting_for_a_rate_limit_is_not_a_timeout() {
     let source = tempdir().unwrap();
     for i in 0..300 {
         write(&source.path().join(format!("t/{i}")), &content(i, 300));
@@ -787,14 +772,11 @@ async fn waiting_for_a_limit_is_nobodys_silence() {
         },
     );
     let client = host
-        .connect_as(&haul::identity::Identity::generate().unwrap(), &config)
+        .connect_as(&haul::Identity::generate().unwrap(), &config)
         .await
         .unwrap();
     let outcome = client
-        .push(
-            &to(&[&source.path().join("t")], "t"),
-            haul::progress::ignore(),
-        )
+        .push(&to(&[&source.path().join("t")], "t"), haul::ignore())
         .await
         .unwrap();
     assert_eq!(
@@ -806,7 +788,7 @@ async fn waiting_for_a_limit_is_nobodys_silence() {
 }
 
 /// Pushes one file of two mebibytes over a connection with these settings.
-async fn verdict(store: MemoryStore, config: Config) -> haul::session::Outcome {
+async fn verdict(store: MemoryStore, config: Config) -> haul::Outcome {
     let source = tempdir().unwrap();
     write(&source.path().join("f"), &content(1, 2 << 20));
     let host = Host::serving(
@@ -817,14 +799,11 @@ async fn verdict(store: MemoryStore, config: Config) -> haul::session::Outcome {
         },
     );
     let client = host
-        .connect_as(&haul::identity::Identity::generate().unwrap(), &config)
+        .connect_as(&haul::Identity::generate().unwrap(), &config)
         .await
         .unwrap();
     let outcome = client
-        .push(
-            &to(&[&source.path().join("f")], "f"),
-            haul::progress::ignore(),
-        )
+        .push(&to(&[&source.path().join("f")], "f"), haul::ignore())
         .await
         .unwrap();
     assert_eq!(outcome.sent.failed, 0, "{:?}", outcome.sent.failures);
@@ -832,12 +811,12 @@ async fn verdict(store: MemoryStore, config: Config) -> haul::session::Outcome {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_disk_on_the_receiver_is_what_bound_the_transfer() {
+async fn a_slow_receiving_disk_is_reported_as_the_bottleneck() {
     let store = MemoryStore::new().with_write_delay(Duration::from_millis(300));
     let outcome = verdict(store, Config::default()).await;
     assert_eq!(
         outcome.bound,
-        haul::verdict::Bound::ReceiverStore,
+        haul::Bottleneck::ReceiverStore,
         "{:?}",
         outcome.account
     );
@@ -848,11 +827,11 @@ async fn a_slow_disk_on_the_receiver_is_what_bound_the_transfer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_low_limit_is_what_bound_the_transfer() {
+async fn a_low_rate_limit_is_reported_as_the_bottleneck() {
     let outcome = verdict(MemoryStore::new(), limited(1_000_000)).await;
     assert_eq!(
         outcome.bound,
-        haul::verdict::Bound::Limit,
+        haul::Bottleneck::Limit,
         "{:?}",
         outcome.account
     );

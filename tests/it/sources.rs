@@ -1,20 +1,16 @@
-//! Sources that are not files at rest: sizes that are not told, names like those of partials, what vanishes, what has no
-//! content, and what grows.
+//! Sources that are not files at rest: sizes that are not reported, names like those of partials, and files that
+//! vanish, have no content, or grow.
 
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use haul::client::Client;
-use haul::config::Config;
-use haul::error::{Code, Why};
-use haul::manifest::WalkOptions;
-use haul::path::RelativePath;
-use haul::progress::{Event, Observer};
-use haul::session::Outcome;
-use haul::store::{Attributes, Claim, Lapses, MemoryStore, Metadata, Source, Store, Upload};
-use haul::wire::{Delete, Durability, Take};
+use haul::{
+    Attributes, Client, Code, Config, Delete, Durability, Event, MemoryStore, Metadata,
+    MetadataWarnings, Observer, Outcome, PartialKey, Reason, ReceiveOptions, RelativePath, Source,
+    Store, Upload, WalkOptions,
+};
 use serde_json::Value;
 use tempfile::tempdir;
 
@@ -22,7 +18,7 @@ use crate::support::command::{Serving, haul};
 use crate::support::{Host, LIMIT, content, from, listing, path, pull, push, to, write};
 
 fn put(store: &dyn Store, name: &str, data: &[u8]) {
-    let claim = Claim {
+    let claim = PartialKey {
         owner: [7; 32],
         size: data.len() as u64,
         modified: None,
@@ -33,7 +29,7 @@ fn put(store: &dyn Store, name: &str, data: &[u8]) {
     upload.commit(&attributes, Durability::Visible).unwrap();
 }
 
-fn codes(all: &[(RelativePath, Why)]) -> Vec<(String, Code)> {
+fn codes(all: &[(RelativePath, Reason)]) -> Vec<(String, Code)> {
     let mut codes: Vec<_> = all
         .iter()
         .map(|(path, why)| (path.to_string(), why.code))
@@ -47,14 +43,14 @@ fn fifo(at: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_that_says_it_is_empty_is_sent_to_its_end() {
+async fn a_file_that_reports_size_zero_is_sent_to_its_end() {
     let (store, here) = (MemoryStore::new().hiding_sizes(), tempdir().unwrap());
     let large = content(1, 3 << 20);
     put(&store, "t/small", b"five!");
     put(&store, "t/below/large", &large);
     put(&store, "t/empty", b"");
     let host = Host::serving(Arc::new(store), Config::default());
-    // Beside others, and alone.
+    // With other sources, and alone.
     for _ in 0..2 {
         let outcome = pull(&host, &from(&["t"], &here.path().join("t"))).await;
         let sent = outcome.unwrap().sent;
@@ -107,7 +103,7 @@ async fn files_of_proc_are_sent_with_their_content() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_users_name_like_that_of_a_partial_is_a_name_like_any() {
+async fn user_names_that_resemble_partials_are_ordinary_names() {
     let (source, served, here) = (tempdir().unwrap(), tempdir().unwrap(), tempdir().unwrap());
     let digits = "0123456789abcdef".repeat(2);
     for name in [".haul-notes.partial", ".haul-x.partial/in it"] {
@@ -121,7 +117,7 @@ async fn a_users_name_like_that_of_a_partial_is_a_name_like_any() {
         .await
         .unwrap();
     assert_eq!(listing(here.path()), listing(source.path()));
-    // A real partial is nobody's file, and one in capitals is said.
+    // A real partial is never sent, and a name in capitals is reported.
     let capitals = format!(".HAUL-{}.PARTIAL", digits.to_uppercase());
     write(
         &source.path().join(format!("t/.haul-{digits}.partial")),
@@ -141,7 +137,7 @@ async fn a_users_name_like_that_of_a_partial_is_a_name_like_any() {
     );
 }
 
-/// A store in which some names are listed, and gone when they are looked at or opened.
+/// A store in which some names are listed, and are gone when they are examined or opened.
 struct Vanishing {
     inner: MemoryStore,
     looked_at: &'static [&'static str],
@@ -149,7 +145,7 @@ struct Vanishing {
 }
 
 impl Vanishing {
-    fn gone(&self, names: &[&str], path: &RelativePath) -> Option<Why> {
+    fn gone(&self, names: &[&str], path: &RelativePath) -> Option<Reason> {
         names
             .contains(&&*path.to_string())
             .then(|| Code::NotFound.into())
@@ -157,33 +153,37 @@ impl Vanishing {
 }
 
 impl Store for Vanishing {
-    fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Why> {
+    fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Reason> {
         match self.gone(self.looked_at, path) {
             Some(_) => Ok(None),
             None => self.inner.stat(path),
         }
     }
-    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Why> {
+    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Reason> {
         self.gone(self.opened, directory)
             .map_or_else(|| self.inner.names(directory), Err)
     }
-    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why> {
+    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Reason> {
         self.inner.read_link(path)
     }
-    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why> {
+    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Reason> {
         self.gone(self.opened, path)
             .map_or_else(|| self.inner.open(path), Err)
     }
-    fn has_unsized_content(&self, _: &RelativePath, _: &Metadata) -> Result<bool, Why> {
+    fn has_unsized_content(&self, _: &RelativePath, _: &Metadata) -> Result<bool, Reason> {
         Ok(false)
     }
-    fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
+    fn create(&self, path: &RelativePath, claim: &PartialKey) -> Result<Box<dyn Upload>, Reason> {
         self.inner.create(path, claim)
     }
-    fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
+    fn make_directory(&self, path: &RelativePath) -> Result<(), Reason> {
         self.inner.make_directory(path)
     }
-    fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
+    fn set_attributes(
+        &self,
+        path: &RelativePath,
+        attributes: &Attributes,
+    ) -> Result<MetadataWarnings, Reason> {
         self.inner.set_attributes(path, attributes)
     }
     fn make_symlink(
@@ -191,24 +191,24 @@ impl Store for Vanishing {
         path: &RelativePath,
         target: &[u8],
         attributes: &Attributes,
-    ) -> Result<Lapses, Why> {
+    ) -> Result<MetadataWarnings, Reason> {
         self.inner.make_symlink(path, target, attributes)
     }
-    fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
+    fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Reason> {
         self.inner.link(existing, new)
     }
-    fn remove(&self, path: &RelativePath) -> Result<(), Why> {
+    fn remove(&self, path: &RelativePath) -> Result<(), Reason> {
         self.inner.remove(path)
     }
-    fn sync(&self) -> Result<(), Why> {
+    fn sync(&self) -> Result<(), Reason> {
         self.inner.sync()
     }
-    fn sweep(&self, age: Duration) -> Result<u64, Why> {
+    fn sweep(&self, age: Duration) -> Result<u64, Reason> {
         self.inner.sweep(age)
     }
 }
 
-/// Serves a tree of which a file and a directory vanish when they are looked at, and of each one later.
+/// Serves a tree in which a file and a directory vanish when they are examined, and one of each later.
 fn vanishing() -> Host {
     let inner = MemoryStore::new();
     for name in ["stays", "file", "late", "large", "dir/x", "late dir/x"] {
@@ -224,10 +224,10 @@ fn vanishing() -> Host {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_vanishes_is_said_apart_and_a_mirror_removes_the_rest() {
+async fn vanished_files_do_not_keep_a_mirror_from_removing() {
     let (host, here) = (vanishing(), tempdir().unwrap());
     let t = here.path().join("t");
-    // Beside what is left over, an earlier state of what vanishes: for now it stays.
+    // Besides surplus files there is an earlier state of the files that vanish: it stays for now.
     for name in ["over", "old/over", "file", "late", "dir/x", "late dir/x"] {
         write(&t.join(name), b"earlier");
     }
@@ -269,12 +269,12 @@ async fn a_pushed_file_that_vanishes_keeps_no_mirror_from_removing() {
         allow_delete: true,
         ..Config::default()
     };
-    let store = haul::store::LocalStore::open(served.path()).unwrap();
+    let store = haul::LocalStore::open(served.path()).unwrap();
     let host = Host::serving(Arc::new(store), config);
     let client = host.connect().await.unwrap();
     let gone = t.clone();
     let observer: Observer = Arc::new(move |event| {
-        // All is announced, and verdicts come later than this.
+        // Everything is announced, and verdicts arrive later than this.
         if let Event::Found { files: 3, .. } = event {
             let _ = std::fs::remove_file(gone.join("small"));
             let _ = std::fs::remove_file(gone.join("large"));
@@ -306,7 +306,7 @@ async fn a_named_source_that_is_gone_is_a_failure() {
     }
 }
 
-/// Lines of JSON of a `haul` that ends with a code.
+/// Returns the lines of JSON of a `haul` that exits with this code.
 fn json(from: &Path, code: i32, arguments: &[&str]) -> Vec<Value> {
     let output = haul(from, arguments);
     let said = String::from_utf8_lossy(&output.stderr);
@@ -316,7 +316,7 @@ fn json(from: &Path, code: i32, arguments: &[&str]) -> Vec<Value> {
     lines.lines().map(parse).collect()
 }
 
-/// What became of a path, with its code.
+/// Returns the result for a path, with its code.
 fn became(lines: &[Value], path: &str) -> (Value, Value) {
     let line = lines.iter().find(|line| line["path"] == path);
     let line = line.unwrap_or_else(|| panic!("{path} in {lines:?}"));
@@ -324,7 +324,7 @@ fn became(lines: &[Value], path: &str) -> (Value, Value) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn vanished_files_alone_end_with_24_and_are_told() {
+async fn vanished_files_alone_are_reported_and_exit_with_24() {
     let (host, here) = (vanishing(), tempdir().unwrap());
     let (url, pin) = (
         format!("haul://{}/t", host.address),
@@ -346,7 +346,7 @@ async fn vanished_files_alone_end_with_24_and_are_told() {
         said.contains("t/late: gone before it could be sent"),
         "{said}"
     );
-    // Nothing is opened for a dry run but directories.
+    // A dry run opens only directories.
     let said = String::from_utf8(dry.stderr).unwrap();
     assert_eq!(dry.status.code(), Some(24), "{said}");
     assert!(said.contains("; 3 vanished"), "{said}");
@@ -362,7 +362,7 @@ async fn vanished_files_alone_end_with_24_and_are_told() {
 }
 
 #[test]
-fn specials_are_skipped_and_said_and_fail_only_on_demand() {
+fn special_files_are_reported_and_fail_only_on_demand() {
     let (serving, source) = (Serving::start(&["--allow-delete"]), tempdir().unwrap());
     let pin = serving.key_id.to_string();
     let url = |path: &str| format!("{}{path}", serving.url);
@@ -388,7 +388,7 @@ fn specials_are_skipped_and_said_and_fail_only_on_demand() {
         said.contains("1 file unchanged, 1 special file skipped"),
         "{said}"
     );
-    // On demand it is a failure like any other, so that a mirror removes nothing; both ways.
+    // On demand it is a failure like any other, so that a mirror removes nothing; in both directions.
     let strict = ["--json", "--specials", "fail", "--pin", &pin];
     let served = serving.served.path();
     write(&served.join("t/over"), b"over");
@@ -409,7 +409,7 @@ fn specials_are_skipped_and_said_and_fail_only_on_demand() {
     let pull = ["sync", "--pin", &pin, &url("t"), "t"];
     json(source.path(), 0, &pull);
     assert!(!source.path().join("t/mine").exists());
-    // Named, it was meant to be sent.
+    // The user named it, and so meant it to be sent.
     json(source.path(), 1, &["cp", "--pin", &pin, "t/fifo", &url("")]);
     json(
         source.path(),
@@ -418,7 +418,7 @@ fn specials_are_skipped_and_said_and_fail_only_on_demand() {
     );
 }
 
-/// Appends to a file, or does something else to it, once something of it has moved.
+/// Appends to a file, or changes it in another way, once some of it has moved.
 fn once_moved(act: impl Fn() + Send + std::marker::Sync + 'static) -> Observer {
     let once = std::sync::Once::new();
     Arc::new(move |event| {
@@ -445,7 +445,7 @@ const LENGTH: usize = 16 << 20;
 async fn pushed(client: &Client, file: &Path, walk: WalkOptions, act: fn(&Path)) -> Outcome {
     let mut options = to(&[file], "log");
     options.walk = walk;
-    options.take = Take::default();
+    options.take = ReceiveOptions::default();
     let acted = file.to_owned();
     let observer = once_moved(move || act(&acted));
     tokio::time::timeout(LIMIT, client.push(&options, observer))
@@ -477,7 +477,7 @@ async fn a_file_that_only_grows_is_sent_as_it_was_at_the_start() {
     let there = served.path().join("log");
     assert!(std::fs::read(&there).unwrap() == content(1, LENGTH));
     assert_eq!(there.metadata().unwrap().modified().unwrap(), time);
-    // What is new is sent the next time.
+    // The appended part is sent in the next run.
     let sent = push(&host, &to(&[&log], "log")).await.unwrap().sent;
     assert_eq!((sent.files, sent.skipped), (1, 0));
     assert!(std::fs::read(&there).unwrap() == std::fs::read(&log).unwrap());
@@ -520,10 +520,10 @@ async fn a_pull_asks_for_files_that_grow() {
     let host = Host::directory(served.path());
     // Slow enough that it grows before the server has read all of it.
     let config = Config {
-        limit: haul::rate::Rate::from_bytes(8 << 20),
+        limit: haul::Rate::from_bytes(8 << 20),
         ..Config::default()
     };
-    let identity = haul::identity::Identity::generate().unwrap();
+    let identity = haul::Identity::generate().unwrap();
     let client = host.connect_as(&identity, &config).await.unwrap();
     for walk in [WalkOptions::default(), growing()] {
         write(&log, &content(1, LENGTH));

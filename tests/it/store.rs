@@ -1,15 +1,16 @@
-//! One suite for every store: what `Store` promises, held against a real directory and against memory.
+//! One suite for every store: what `Store` promises, tested on a real directory and in memory.
 
 use std::time::Duration;
 
-use haul::error::Code;
-use haul::path::RelativePath;
-use haul::store::{Attributes, Claim, LocalStore, MemoryStore, Store, Upload};
-use haul::wire::{Durability, Kind, Time};
+use haul::{
+    Attributes, Code, Durability, Kind, LocalStore, MemoryStore, PartialKey, RelativePath, Store,
+    Time, Upload,
+};
 
 use crate::support::LIMIT;
 
-/// Sweeps until so many partials are gone. Another test may be between fork and exec: its child shares the locks until then.
+/// Sweeps until this many partials are gone. Another test may be between fork and exec: its child shares the locks
+/// until then.
 fn sweep(store: &dyn Store, age: Duration, expected: u64) {
     let begun = std::time::Instant::now();
     let mut swept = 0;
@@ -46,8 +47,8 @@ conformance! {
     an_upload_that_wrote_nothing_leaves_nothing_to_resume
     a_dropped_upload_is_resumed_with_what_it_held
     a_partial_longer_than_its_source_is_cut
-    holes_read_as_zeros_and_are_told
-    a_hole_takes_the_place_of_what_an_earlier_attempt_left
+    holes_read_as_zeros_and_are_reported
+    a_hole_replaces_content_of_an_earlier_attempt
     a_partial_of_holes_alone_is_not_kept
     a_partial_is_bound_to_key_path_size_and_time
     the_same_claim_twice_is_busy
@@ -56,23 +57,23 @@ conformance! {
     names_are_bytes
     an_empty_file_is_a_file
     mode_and_time_are_set_before_the_name
-    only_permissions_are_carried_over
+    only_permission_bits_are_carried_over
     attributes_of_files_and_directories
     every_change_makes_another_version
     symbolic_links_are_made_replaced_and_read
     a_link_to_nothing_is_refused
-    a_file_without_a_mode_keeps_that_of_what_it_replaces
+    a_file_without_a_mode_keeps_the_mode_of_the_old_file
     a_directory_is_private_until_its_mode_is_set
     links_are_never_followed
-    a_further_name_is_of_the_same_file
-    a_further_name_takes_the_place_of_a_file
-    only_files_have_further_names
-    what_is_removed_is_gone_and_nothing_else
+    a_hard_link_is_the_same_file
+    a_hard_link_replaces_a_file
+    only_files_are_hard_linked
+    a_removal_removes_nothing_else
     a_directory_in_the_way_of_a_file
     a_file_in_the_way_of_a_directory
-    a_directory_that_came_later_keeps_the_partial
+    a_directory_in_the_way_at_the_commit_keeps_the_partial
     two_hundred_levels
-    nothing_stands_below_what_is_missing
+    nothing_exists_below_a_missing_directory
     the_root_is_a_directory
     sweeping_takes_only_old_partials_that_are_closed
     many_uploads_at_once
@@ -82,8 +83,8 @@ fn path(text: &str) -> RelativePath {
     RelativePath::from_components(text.split('/')).unwrap()
 }
 
-fn claim(owner: u8, size: u64) -> Claim {
-    Claim {
+fn claim(owner: u8, size: u64) -> PartialKey {
+    PartialKey {
         owner: [owner; 32],
         size,
         modified: Some(Time {
@@ -119,8 +120,8 @@ fn names(store: &dyn Store, directory: &RelativePath) -> Vec<Vec<u8>> {
     names
 }
 
-/// The code of a failure, whose sentence must name the path.
-fn refused<T>(result: Result<T, haul::error::Why>, named: &str) -> Code {
+/// The code of a failure, whose message must contain the path.
+fn refused<T>(result: Result<T, haul::Reason>, named: &str) -> Code {
     let why = result.err().expect("this must be refused");
     assert!(
         why.text.contains(named),
@@ -237,10 +238,10 @@ fn a_partial_longer_than_its_source_is_cut(store: &dyn Store) {
     assert_eq!(content(store, &path("f")), b"more ");
 }
 
-/// A block that every filesystem can leave out or not.
+/// A size at which every file system can store a block or leave a hole.
 const BLOCK: usize = 64 << 10;
 
-/// The parts of a file that are no holes.
+/// Returns the parts of a file outside of holes.
 fn data(store: &dyn Store, name: &RelativePath) -> Vec<std::ops::Range<u64>> {
     let source = store.open(name).unwrap();
     let mut at = 0;
@@ -252,7 +253,7 @@ fn data(store: &dyn Store, name: &RelativePath) -> Vec<std::ops::Range<u64>> {
     .collect()
 }
 
-fn holes_read_as_zeros_and_are_told(store: &dyn Store) {
+fn holes_read_as_zeros_and_are_reported(store: &dyn Store) {
     let size = 5 * BLOCK as u64;
     let mut upload = store.create(&path("f"), &claim(1, size)).unwrap();
     upload.make_hole(0..BLOCK as u64).unwrap();
@@ -260,7 +261,7 @@ fn holes_read_as_zeros_and_are_told(store: &dyn Store) {
     upload
         .make_hole(2 * BLOCK as u64..4 * BLOCK as u64)
         .unwrap();
-    // Zeros that are written are no hole.
+    // Zeros that are written are not a hole.
     upload.write_at(&[0; BLOCK], 3 * BLOCK as u64).unwrap();
     upload.make_hole(4 * BLOCK as u64..size).unwrap();
     upload
@@ -284,13 +285,13 @@ fn holes_read_as_zeros_and_are_told(store: &dyn Store) {
     assert_eq!(source.data_from(1 << 40).unwrap(), None);
 }
 
-fn a_hole_takes_the_place_of_what_an_earlier_attempt_left(store: &dyn Store) {
+fn a_hole_replaces_content_of_an_earlier_attempt(store: &dyn Store) {
     let block = BLOCK as u64;
     let mut first = store.create(&path("f"), &claim(1, 4 * block)).unwrap();
     first.write_at(&[9; 3 * BLOCK], 0).unwrap();
     drop(first);
     let mut upload = store.create(&path("f"), &claim(1, 4 * block)).unwrap();
-    // Its edges lie within what is there.
+    // Its edges lie within existing content.
     upload.make_hole(block - 10..2 * block + 10).unwrap();
     upload.make_hole(3 * block..4 * block).unwrap();
     let mut expected = [9; 4 * BLOCK];
@@ -321,28 +322,28 @@ fn a_partial_is_bound_to_key_path_size_and_time(store: &dyn Store) {
         (path("g"), base.clone()),
         (
             path("f"),
-            Claim {
+            PartialKey {
                 owner: [2; 32],
                 ..base.clone()
             },
         ),
         (
             path("f"),
-            Claim {
+            PartialKey {
                 size: 6,
                 ..base.clone()
             },
         ),
         (
             path("f"),
-            Claim {
+            PartialKey {
                 modified: None,
                 ..base.clone()
             },
         ),
         (
             path("f"),
-            Claim {
+            PartialKey {
                 modified: Some(Time {
                     seconds: 1_700_000_000,
                     nanoseconds: 6,
@@ -449,7 +450,7 @@ fn mode_and_time_are_set_before_the_name(store: &dyn Store) {
     }
 }
 
-fn only_permissions_are_carried_over(store: &dyn Store) {
+fn only_permission_bits_are_carried_over(store: &dyn Store) {
     let attributes = Attributes {
         mode: Some(0o7755),
         modified: Some(Time {
@@ -579,7 +580,7 @@ fn symbolic_links_are_made_replaced_and_read(store: &dyn Store) {
     );
 }
 
-fn a_file_without_a_mode_keeps_that_of_what_it_replaces(store: &dyn Store) {
+fn a_file_without_a_mode_keeps_the_mode_of_the_old_file(store: &dyn Store) {
     let commit = |mode| {
         let attributes = Attributes {
             mode,
@@ -617,7 +618,7 @@ fn a_link_to_nothing_is_refused(store: &dyn Store) {
     assert_eq!(store.stat(&path("l")).unwrap(), None);
 }
 
-fn a_further_name_is_of_the_same_file(store: &dyn Store) {
+fn a_hard_link_is_the_same_file(store: &dyn Store) {
     put(store, "f", b"data");
     store.link(&path("f"), &path("d/g")).unwrap();
     let both = || [path("f"), path("d/g")].map(|name| store.stat(&name).unwrap().unwrap());
@@ -657,7 +658,7 @@ fn a_further_name_is_of_the_same_file(store: &dyn Store) {
     assert_eq!((one.links, other.links), (1, 1));
 }
 
-fn a_further_name_takes_the_place_of_a_file(store: &dyn Store) {
+fn a_hard_link_replaces_a_file(store: &dyn Store) {
     put(store, "f", b"data");
     put(store, "file", b"old");
     store
@@ -679,7 +680,7 @@ fn a_further_name_takes_the_place_of_a_file(store: &dyn Store) {
     );
 }
 
-fn what_is_removed_is_gone_and_nothing_else(store: &dyn Store) {
+fn a_removal_removes_nothing_else(store: &dyn Store) {
     put(store, "d/f", b"data");
     store.link(&path("d/f"), &path("g")).unwrap();
     store
@@ -712,7 +713,7 @@ fn what_is_removed_is_gone_and_nothing_else(store: &dyn Store) {
     assert!(store.remove(&path("e")).is_err(), "a partial is in it");
 }
 
-fn only_files_have_further_names(store: &dyn Store) {
+fn only_files_are_hard_linked(store: &dyn Store) {
     put(store, "d/f", b"data");
     store
         .make_symlink(&path("to-f"), b"d/f", &Attributes::default())
@@ -821,7 +822,7 @@ fn links_are_never_followed(store: &dyn Store) {
 
 fn a_directory_in_the_way_of_a_file(store: &dyn Store) {
     put(store, "d/f", b"data");
-    // A mirror replaces it, once all of the file is there; until then it stays, and nothing else commits over it.
+    // A mirror replaces it once the whole file has arrived. Until then it stays, and no other commit replaces it.
     let upload = store.create(&path("d"), &claim(0, 1)).unwrap();
     assert_eq!(
         refused(
@@ -863,7 +864,7 @@ fn a_file_in_the_way_of_a_directory(store: &dyn Store) {
     assert_eq!(content(store, &path("a/f")), b"data");
 }
 
-fn a_directory_that_came_later_keeps_the_partial(store: &dyn Store) {
+fn a_directory_in_the_way_at_the_commit_keeps_the_partial(store: &dyn Store) {
     let upload = begin(store, &path("f"), b"12345");
     store.make_directory(&path("f")).unwrap();
     let attributes = Attributes {
@@ -899,7 +900,7 @@ fn two_hundred_levels(store: &dyn Store) {
     sweep(store, Duration::ZERO, 1);
 }
 
-fn nothing_stands_below_what_is_missing(store: &dyn Store) {
+fn nothing_exists_below_a_missing_directory(store: &dyn Store) {
     assert_eq!(store.stat(&path("a")).unwrap(), None);
     assert_eq!(store.stat(&path("a/b/c")).unwrap(), None);
     assert_eq!(refused(store.open(&path("a/b/c")), "a/b/c"), Code::NotFound);
@@ -945,7 +946,7 @@ fn an_exclusive_commit_replaces_nothing(store: &dyn Store) {
         ..Attributes::default()
     };
     let upload = begin(store, &path("d/a"), b"mine");
-    // Somebody else is faster.
+    // Another process is faster.
     put(store, "d/a", b"theirs");
     assert_eq!(
         refused(upload.commit(&exclusive, Durability::Synced), "d/a"),
@@ -1025,13 +1026,13 @@ fn the_whole_suite_passes_with_64_descriptors() {
 }
 
 #[test]
-fn a_full_store_says_so_and_keeps_the_old_file() {
+fn a_full_store_reports_it_and_keeps_the_old_file() {
     let store = MemoryStore::with_capacity(10);
     put(&store, "f", b"12345");
     let mut upload = store.create(&path("f"), &claim(2, 8)).unwrap();
     upload.write_at(b"1234", 0).unwrap();
     let error = upload.write_at(b"56", 4).unwrap_err();
-    assert_eq!(haul::error::Why::from_io(&error).code, Code::NoSpace);
+    assert_eq!(haul::Reason::from_io(&error).code, Code::NoSpace);
     assert_eq!(content(&store, &path("f")), b"12345");
     upload.write_at(b"5", 4).unwrap();
     upload.discard();

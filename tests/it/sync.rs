@@ -1,4 +1,4 @@
-//! Mirrors: what the source no longer has goes at the destination, and only then and only there.
+//! Mirrors: what the source no longer has is removed at the destination, and nothing else.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -8,11 +8,10 @@ use std::sync::Arc;
 
 use crate::support::command::{Serving, haul, is_root};
 use crate::support::{Host, listing, push, to, write};
-use haul::client::PushOptions;
-use haul::config::Config;
-use haul::error::{Code, Error};
-use haul::store::{LocalStore, MemoryStore, Store};
-use haul::wire::{Aspect, Delete, Kind, Take};
+use haul::{
+    Attribute, Code, Config, Delete, Error, Kind, LocalStore, MemoryStore, PushOptions,
+    ReceiveOptions, Store,
+};
 use tempfile::tempdir;
 
 fn tree(root: &Path, names: &[&str]) {
@@ -43,7 +42,7 @@ fn sync(
 }
 
 #[test]
-fn the_destination_becomes_the_same_and_nothing_beside_it_is_touched() {
+fn a_mirror_changes_nothing_beside_its_destination() {
     let source = tempdir().unwrap();
     tree(source.path(), &["t/a", "t/sub/b"]);
     let serving = Serving::start(&["--allow-delete"]);
@@ -69,11 +68,11 @@ fn the_destination_becomes_the_same_and_nothing_beside_it_is_touched() {
     assert!(said.contains("removed 5 at the destination"), "{said}");
     assert_eq!(listing(&there.join("t")), listing(&source.path().join("t")));
     assert_eq!(fs::read(there.join("other/d")).unwrap(), b"other/d");
-    // Again: nothing to do. With a slash it is the same.
+    // A second run has nothing to do. With a slash the result is the same.
     let (code, said) = sync(&serving, &[], source.path(), ["t/", "haul:t/"]);
     assert_eq!((code, said.contains("removed")), (Some(0), false), "{said}");
 
-    // The other way: this machine needs nobody's leave.
+    // In the other direction this machine needs no permission.
     tree(source.path(), &["t/mine", "t/sub/deep/mine"]);
     let (code, said) = sync(&serving, &["-v"], source.path(), ["haul:t", "t"]);
     assert_eq!(code, Some(0), "{said}");
@@ -103,7 +102,7 @@ fn all_of_a_server_can_be_mirrored_both_ways() {
 }
 
 #[test]
-fn a_server_that_did_not_say_so_lets_nobody_remove() {
+fn a_server_without_the_option_permits_no_removal() {
     let source = tempdir().unwrap();
     tree(source.path(), &["t/a"]);
     let serving = Serving::start(&[]);
@@ -119,7 +118,7 @@ fn a_server_that_did_not_say_so_lets_nobody_remove() {
 }
 
 #[test]
-fn an_empty_source_and_too_much_to_remove_remove_nothing() {
+fn an_empty_source_or_too_much_to_remove_removes_nothing() {
     let source = tempdir().unwrap();
     fs::create_dir(source.path().join("t")).unwrap();
     let serving = Serving::start(&["--allow-delete"]);
@@ -139,7 +138,7 @@ fn an_empty_source_and_too_much_to_remove_remove_nothing() {
     );
     assert_eq!(code, Some(1), "{said}");
     assert!(
-        said.contains("nothing was removed: 2 would go, and 1 may"),
+        said.contains("nothing was removed: 2 to remove, and --max-delete allows 1"),
         "{said}"
     );
     assert!(there.join("t/a").exists() && there.join("t/b").exists());
@@ -159,7 +158,7 @@ fn one_failure_is_enough_to_remove_nothing() {
     tree(source.path(), &["t/a", "t/becomes"]);
     let serving = Serving::start(&["--allow-delete"]);
     let there = serving.served.path();
-    // A directory stands where a file should come.
+    // A directory exists where a file should be put.
     tree(there, &["t/old", "t/becomes/x"]);
     for how in ["skip", "fail"] {
         let (code, said) = sync(
@@ -202,7 +201,7 @@ fn a_directory_that_cannot_be_read_removes_nothing() {
 }
 
 #[test]
-fn what_is_no_single_directory_is_not_mirrored() {
+fn only_a_single_directory_is_mirrored() {
     let source = tempdir().unwrap();
     tree(source.path(), &["f"]);
     let serving = Serving::start(&["--allow-delete"]);
@@ -217,14 +216,14 @@ fn what_is_no_single_directory_is_not_mirrored() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_cannot_ask_for_it_past_the_command_line_either() {
+async fn a_server_refuses_a_mirror_that_it_does_not_permit() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     tree(source.path(), &["t/a"]);
     tree(served.path(), &["t/old"]);
     let host = Host::directory(served.path());
-    let take = Take {
+    let take = ReceiveOptions {
         delete: Some(Delete::default()),
-        ..Take::default()
+        ..ReceiveOptions::default()
     };
     let options = PushOptions {
         take,
@@ -237,7 +236,7 @@ async fn a_client_cannot_ask_for_it_past_the_command_line_either() {
     assert!(served.path().join("t/old").exists());
 }
 
-/// What is of one kind in the source, and of another where it is to come.
+/// Makes entries of one kind in the source and of another kind at the destination.
 fn of_other_kinds(source: &Path, there: &Path) {
     tree(source, &["t/file", "t/directory/in", "t/through/in"]);
     write(&source.join("t/empty"), b"");
@@ -259,7 +258,7 @@ fn of_other_kinds(source: &Path, there: &Path) {
 }
 
 #[test]
-fn what_has_become_of_another_kind_is_replaced_and_what_a_link_points_to_is_not_touched() {
+fn a_mirror_replaces_entries_of_another_kind_but_no_link_target() {
     let (source, back) = (tempdir().unwrap(), tempdir().unwrap());
     let serving = Serving::start(&["--allow-delete"]);
     let there = serving.served.path();
@@ -286,7 +285,8 @@ fn what_has_become_of_another_kind_is_replaced_and_what_a_link_points_to_is_not_
     );
     assert_eq!(code, Some(1), "{said}");
     assert!(
-        said.contains("2 would go, and 0 may") || said.contains("3 would go, and 0 may"),
+        said.contains("2 to remove, and --max-delete allows 0")
+            || said.contains("3 to remove, and --max-delete allows 0"),
         "{said}"
     );
     assert!(there.join("t/file/sub/b").exists() && there.join("t/link/a").exists());
@@ -305,7 +305,7 @@ fn what_has_become_of_another_kind_is_replaced_and_what_a_link_points_to_is_not_
     assert_eq!(listing(&there.join("t")), listing(&source.path().join("t")));
     assert_eq!(fs::read(there.join("other/in")).unwrap(), b"other/in");
 
-    // The other way about, and by a pull.
+    // The other direction, by a pull.
     of_other_kinds(back.path(), back.path().join("x").as_path());
     fs::rename(back.path().join("x/t"), back.path().join("y")).unwrap();
     let (code, said) = sync(&serving, &[], back.path(), ["haul:t", "y"]);
@@ -314,7 +314,7 @@ fn what_has_become_of_another_kind_is_replaced_and_what_a_link_points_to_is_not_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hard_link_replaces_what_is_of_another_kind_in_a_mirror() {
+async fn in_a_mirror_a_hard_link_replaces_entries_of_another_kind() {
     let (source, served) = (tempdir().unwrap(), tempdir().unwrap());
     let root = source.path().join("t");
     tree(&root, &["a"]);
@@ -340,7 +340,7 @@ async fn a_hard_link_replaces_what_is_of_another_kind_in_a_mirror() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_hard_links_a_mirror_says_so_and_replaces_all_the_same() {
+async fn without_hard_links_a_mirror_warns_and_still_replaces() {
     let source = tempdir().unwrap();
     let root = source.path().join("t");
     tree(&root, &["a"]);
@@ -362,14 +362,14 @@ async fn without_hard_links_a_mirror_says_so_and_replaces_all_the_same() {
     assert!(
         unkept
             .iter()
-            .any(|unkept| unkept.aspect == Aspect::HardLink as u32)
+            .any(|unkept| unkept.aspect == Attribute::HardLink as u32)
     );
     let there = store.stat(&crate::support::path("t/b")).unwrap().unwrap();
     assert_eq!((there.kind, there.size), (Some(Kind::File), 1));
 }
 
 #[test]
-fn a_copy_without_delete_replaces_nothing_of_another_kind() {
+fn without_delete_nothing_of_another_kind_is_replaced() {
     let source = tempdir().unwrap();
     let serving = Serving::start(&["--allow-delete"]);
     of_other_kinds(source.path(), serving.served.path());
@@ -379,11 +379,11 @@ fn a_copy_without_delete_replaces_nothing_of_another_kind() {
         haul(source.path(), &["cp", "--pin", &pin, "t", &serving.url]);
     let said = String::from_utf8(stderr).unwrap();
     assert_eq!(status.code(), Some(1), "{said}");
-    assert!(said.contains("t/file: a directory stands there"), "{said}");
+    assert!(said.contains("t/file: a directory has this name"), "{said}");
     assert_eq!(listing(&serving.served.path().join("t/file")), before);
 }
 
-/// Names that stand at both ends, at the source only and at the destination only.
+/// Names that exist at both ends, at the source only and at the destination only.
 fn with_left_outs(source: &Path, there: &Path) {
     tree(source, &["t/a", "t/a.o", "t/sub/b", "t/build/new"]);
     tree(
@@ -402,7 +402,7 @@ fn with_left_outs(source: &Path, there: &Path) {
 }
 
 #[test]
-fn what_a_filter_leaves_out_is_spared_there_as_rsync_does() {
+fn a_mirror_keeps_excluded_files_as_rsync_does() {
     let serving = Serving::start(&["--allow-delete"]);
     let there = serving.served.path();
     let source = tempdir().unwrap();
@@ -439,7 +439,7 @@ fn what_a_filter_leaves_out_is_spared_there_as_rsync_does() {
         }
         _ => eprintln!("skipped: no rsync to compare with"),
     }
-    // Fetched, the rules are this machine's own affair.
+    // In a pull the rules are those of this machine.
     tree(source.path(), &["t/mine", "t/mine.o"]);
     let (code, said) = sync(&serving, &arguments, source.path(), ["haul:t", "t"]);
     assert_eq!(code, Some(0), "{said}");
@@ -448,7 +448,7 @@ fn what_a_filter_leaves_out_is_spared_there_as_rsync_does() {
 }
 
 #[test]
-fn what_gitignore_files_leave_out_is_spared_there() {
+fn a_mirror_keeps_files_that_gitignore_excludes() {
     let serving = Serving::start(&["--allow-delete"]);
     let there = serving.served.path();
     let source = tempdir().unwrap();
@@ -487,7 +487,7 @@ fn what_gitignore_files_leave_out_is_spared_there() {
 }
 
 #[test]
-fn a_list_of_names_is_no_mirror() {
+fn a_list_of_names_cannot_be_mirrored() {
     let source = tempdir().unwrap();
     tree(source.path(), &["t/a", "list"]);
     let serving = Serving::start(&["--allow-delete"]);
@@ -499,11 +499,11 @@ fn a_list_of_names_is_no_mirror() {
         ["t", "haul:t"],
     );
     assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains("a mirror takes no list of names"), "{said}");
+    assert!(said.contains("cannot mirror a list of names"), "{said}");
     assert!(serving.served.path().join("t/old").exists());
 }
 
-/// Of files and links below a directory, in order.
+/// Paths of files and links below a directory, sorted.
 fn names(root: &Path) -> Vec<String> {
     let mut names = Vec::new();
     let mut open = vec![root.to_owned()];
@@ -528,7 +528,7 @@ fn names(root: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_destination_inside_the_source_is_refused_before_anything_is_written_and_beside_it_is_not() {
+fn a_destination_inside_the_source_is_refused_before_writing() {
     let serving = Serving::start(&["--allow-delete"]);
     let here = serving.served.path();
     tree(here, &["d/a", "d/sub/b", "e/c"]);
@@ -557,7 +557,7 @@ fn a_destination_inside_the_source_is_refused_before_anything_is_written_and_bes
         let (code, said) = cp(way);
         assert_eq!(code, Some(1), "{way:?}: {said}");
         assert!(
-            said.contains("lies inside of what is to be sent"),
+            said.contains("the destination is inside a source"),
             "{way:?}: {said}"
         );
     }
@@ -586,7 +586,7 @@ fn a_mirror_never_removes_its_own_source() {
         let (code, said) = sync(&serving, &[], here, way);
         assert_eq!(code, Some(1), "{way:?}: {said}");
         assert!(
-            said.contains("the source lies inside of the destination"),
+            said.contains("the source is inside the destination"),
             "{way:?}: {said}"
         );
         assert_eq!(listing(here), before, "{way:?}");
@@ -597,7 +597,7 @@ fn a_mirror_never_removes_its_own_source() {
 }
 
 #[test]
-fn a_fifo_in_the_source_is_named_and_keeps_nothing_from_being_removed() {
+fn a_fifo_in_the_source_prevents_no_removal() {
     let (source, serving) = (tempdir().unwrap(), Serving::start(&["--allow-delete"]));
     tree(source.path(), &["t/a", "t/sub/b"]);
     let make = |path: &Path| {
@@ -617,7 +617,7 @@ fn a_fifo_in_the_source_is_named_and_keeps_nothing_from_being_removed() {
         !there.join("t/old").exists() && there.join("t/sub/fifo").exists(),
         "what it would replace is left"
     );
-    // Fetched.
+    // By a pull.
     fs::remove_file(there.join("t/sub/fifo")).unwrap();
     make(&there.join("t/sub/fifo"));
     tree(source.path(), &["back/old"]);
@@ -628,7 +628,7 @@ fn a_fifo_in_the_source_is_named_and_keeps_nothing_from_being_removed() {
 }
 
 #[test]
-fn a_fifo_in_the_source_empties_no_directory_of_its_name() {
+fn a_fifo_in_the_source_keeps_a_directory_of_its_name() {
     let (source, serving) = (tempdir().unwrap(), Serving::start(&["--allow-delete"]));
     tree(source.path(), &["t/a"]);
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
@@ -646,7 +646,7 @@ fn a_fifo_in_the_source_empties_no_directory_of_its_name() {
 }
 
 #[test]
-fn a_source_of_nothing_but_a_fifo_is_empty() {
+fn a_source_with_only_a_fifo_counts_as_empty() {
     let (source, serving) = (tempdir().unwrap(), Serving::start(&["--allow-delete"]));
     fs::create_dir(source.path().join("t")).unwrap();
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
@@ -663,10 +663,10 @@ fn a_source_of_nothing_but_a_fifo_is_empty() {
 }
 
 #[test]
-fn a_source_however_deep_in_the_destination_is_not_removed() {
+fn a_source_deep_inside_the_destination_is_not_removed() {
     let serving = Serving::start(&["--allow-delete"]);
     let here = serving.served.path();
-    // Deeper than an origin has marks.
+    // Deeper than the number of marks in an origin.
     let deep = vec!["d"; 80].join("/");
     tree(here, &[&format!("{deep}/a"), "beside"]);
     let before = listing(here);
@@ -678,7 +678,7 @@ fn a_source_however_deep_in_the_destination_is_not_removed() {
 }
 
 #[test]
-fn a_key_that_may_only_write_is_told_that_it_may_not_mirror() {
+fn a_key_that_may_only_write_may_not_mirror() {
     let source = tempdir().unwrap();
     tree(source.path(), &["t/a"]);
     let serving = Serving::start(&["--allow-delete", "--anyone", "write"]);
@@ -686,7 +686,7 @@ fn a_key_that_may_only_write_is_told_that_it_may_not_mirror() {
     let (code, said) = sync(&serving, &[], source.path(), ["t", "haul:t"]);
     assert_eq!(code, Some(4), "{said}");
     assert!(
-        said.contains("this key may not read on this server, so it may neither compare"),
+        said.contains("this key may not read on this server, so it can neither compare"),
         "{said}"
     );
     assert!(
@@ -695,8 +695,8 @@ fn a_key_that_may_only_write_is_told_that_it_may_not_mirror() {
 }
 
 #[test]
-fn what_a_mirror_removed_is_told_every_time() {
-    // A race between the summary and what is told before it: once is not enough to see it lost.
+fn removals_are_reported_in_every_run() {
+    // A race between the summary and the reports before it: a loss does not show in a single run.
     let source = tempdir().unwrap();
     tree(source.path(), &["t/a"]);
     let serving = Serving::start(&["--allow-delete"]);

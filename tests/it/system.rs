@@ -6,13 +6,10 @@ use std::process::{Child, Command, Output, Stdio};
 
 use crate::support::command::{is_root, private};
 use crate::support::{Host, content, from, listing, path, pull, push, to, write};
-use haul::error::{Code, Error};
-use haul::path::RelativePath;
-use haul::store::{Attributes, Claim, LocalStore, Store};
-use haul::wire::Durability;
+use haul::{Attributes, Code, Durability, Error, LocalStore, PartialKey, RelativePath, Store};
 use tempfile::{TempDir, tempdir};
 
-/// A `haul serve` below another program, until it is dropped.
+/// A `haul serve` run by another program, until it is dropped.
 struct Below {
     child: Child,
     url: String,
@@ -22,7 +19,7 @@ struct Below {
 }
 
 impl Below {
-    /// `program` runs what comes behind its arguments, as the same process.
+    /// `program` runs the command after its arguments, as the same process.
     fn serve(home: TempDir, program: &str, arguments: &[&str]) -> Option<Self> {
         let served = tempdir().unwrap();
         let mut child = Command::new(program)
@@ -59,7 +56,7 @@ impl Below {
         })
     }
 
-    /// `haul cp` to it.
+    /// Runs `haul cp` to it.
     fn cp(&self, from: &Path, source: &str) -> Output {
         let home = private();
         Command::new(env!("CARGO_BIN_EXE_haul"))
@@ -87,10 +84,10 @@ impl Drop for Below {
     }
 }
 
-/// A `haul serve` whose every `flock` fails so.
+/// A `haul serve` whose every `flock` fails with this error.
 fn without_flock(home: TempDir, error: &str) -> Option<Below> {
     let inject = format!("inject=flock:error={error}");
-    // -D: the server is our child, and strace a process beside it.
+    // -D: the server is our child, and strace is a process beside it.
     let arguments = [
         "-D",
         "-f",
@@ -114,7 +111,7 @@ fn tree() -> TempDir {
 
 #[test]
 fn a_filesystem_without_flock_takes_files() {
-    // HAUL_HOME has none either.
+    // The file system of HAUL_HOME has no flock either.
     let Some(server) = without_flock(private(), "ENOSYS") else {
         return;
     };
@@ -147,7 +144,7 @@ fn a_partial_that_cannot_be_locked_is_not_left_behind() {
     assert_eq!(left.count(), 0);
 }
 
-/// An NTFS whose files all seem to belong to user 1000, until it is dropped.
+/// An NTFS on which all files appear to belong to user 1000, until it is dropped.
 struct Ntfs(TempDir);
 
 impl Ntfs {
@@ -184,10 +181,10 @@ impl Drop for Ntfs {
 }
 
 #[test]
-fn a_partial_is_taken_up_where_all_files_seem_to_be_anothers() {
+fn a_partial_is_resumed_where_all_files_have_another_owner() {
     let Some(ntfs) = Ntfs::mount() else { return };
     let store = LocalStore::open(&ntfs.directory()).unwrap();
-    let claim = Claim {
+    let claim = PartialKey {
         owner: [7; 32],
         size: 4,
         modified: None,
@@ -209,7 +206,7 @@ fn a_partial_is_taken_up_where_all_files_seem_to_be_anothers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_session_begins_once_the_served_directory_was_moved() {
+async fn no_session_begins_after_the_served_directory_was_moved() {
     let (here, above) = (tree(), tempdir().unwrap());
     let (served, away) = (above.path().join("served"), above.path().join("away"));
     write(&served.join("old"), b"old");

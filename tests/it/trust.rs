@@ -1,4 +1,4 @@
-//! Who gets through to whom, over real sockets on loopback: every way to be the right peer, and every way not to be.
+//! Which peers are admitted, over real sockets on loopback: every way to be the right peer, and every way not to be.
 
 #[allow(dead_code, reason = "its main is for `cargo run --example`")]
 #[path = "../../examples/team_certificates.rs"]
@@ -9,26 +9,28 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use haul::config::Config;
-use haul::endpoint::{self, Connected};
-use haul::error::{Code, Error, Result, Why};
-use haul::identity::{Home, Identity, KeyId};
-use haul::trust::{Admission, Anyone, ClientVerifier, ServerTrust, known_hosts};
-use haul::wire::ALPN;
+use haul::internal::auth::trust::ClientVerifier;
+use haul::internal::net::connect::{self, Connected};
+use haul::internal::net::endpoint;
+use haul::internal::protocol::ALPN;
+use haul::{
+    Admission, Anyone, Code, Config, Error, Home, Identity, KeyId, Reason, Result, ServerTrust,
+    known_hosts,
+};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ConnectionError, TransportErrorCode, VarInt};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tempfile::TempDir;
 
-/// Nothing here takes long; a test that waits for it has failed.
+/// Nothing here takes long; a test that waits longer has failed.
 const FAR: Duration = Duration::from_secs(600);
 /// TLS alert certificate_required (RFC 8446, section 6.2).
 const CERTIFICATE_REQUIRED: u8 = 116;
 /// TLS alert decrypt_error: a signature that does not verify.
 const DECRYPT_ERROR: u8 = 51;
 
-/// A server on loopback that takes every handshake and keeps what comes of it.
+/// A server on loopback that accepts every handshake and keeps its result.
 struct Server {
     endpoint: quinn::Endpoint,
     address: SocketAddr,
@@ -57,7 +59,7 @@ impl Server {
         }
     }
 
-    /// A server with a TLS of its own, to be wrong in.
+    /// A server with a TLS configuration of its own, for wrong ones.
     fn with_tls(tls: rustls::ServerConfig) -> Self {
         Self::with(quinn::ServerConfig::with_crypto(Arc::new(
             QuicServerConfig::try_from(tls).unwrap(),
@@ -70,7 +72,7 @@ impl Server {
 
     async fn connect(&self, client: &Identity, trust: &ServerTrust) -> Result<Connected> {
         let (host, port) = (self.address.ip().to_string(), self.address.port());
-        soon(endpoint::connect(
+        soon(connect::connect(
             client,
             trust,
             &host,
@@ -81,9 +83,9 @@ impl Server {
     }
 }
 
-/// A new client's way to a server.
+/// Connects a new client to a server.
 async fn dial(host: &str, port: u16, trust: ServerTrust, config: Config) -> Result<Connected> {
-    soon(endpoint::connect(&new(), &trust, host, port, &config)).await
+    soon(connect::connect(&new(), &trust, host, port, &config)).await
 }
 
 /// Fails a test that would hang.
@@ -145,7 +147,7 @@ fn client_tls(
         .with_custom_certificate_verifier(pin(server).verifier("127.0.0.1", 1).unwrap())
 }
 
-/// Connects with a TLS of its own. The client of TLS 1.3 may well be done before the server refuses it.
+/// Connects with a TLS configuration of its own. The client of TLS 1.3 may finish before the server refuses it.
 async fn raw(
     server: &Server,
     mut tls: rustls::ClientConfig,
@@ -161,7 +163,7 @@ async fn raw(
     .await
 }
 
-/// How a client ends that the server does not let through the handshake.
+/// Returns the error of a client that the server refuses in the handshake.
 async fn refused(server: &mut Server, tls: rustls::ClientConfig) -> TransportErrorCode {
     let ended = match raw(server, tls).await {
         Ok(connection) => soon(connection.closed()).await,
@@ -175,7 +177,7 @@ async fn refused(server: &mut Server, tls: rustls::ClientConfig) -> TransportErr
 }
 
 #[tokio::test]
-async fn a_pin_lets_through_its_key_alone() {
+async fn a_pin_admits_only_its_key() {
     let (server, client, other) = (new(), new(), new());
     let mut listening = Server::start(&server);
 
@@ -204,7 +206,7 @@ async fn a_pin_lets_through_its_key_alone() {
 }
 
 #[tokio::test]
-async fn with_a_pin_only_the_pin_counts() {
+async fn with_a_pin_nothing_else_is_consulted() {
     let (server, directory) = (new(), TempDir::new().unwrap());
     let listening = Server::start(&server);
     let (file, mut trust) = known_hosts_in(&directory);
@@ -218,7 +220,7 @@ async fn with_a_pin_only_the_pin_counts() {
 }
 
 #[tokio::test]
-async fn a_first_contact_is_known_once_it_is_added_and_a_change_is_an_alarm() {
+async fn a_changed_key_of_a_known_host_is_an_alarm() {
     let (server, client, directory) = (new(), new(), TempDir::new().unwrap());
     let listening = Server::start(&server);
     let (file, trust) = known_hosts_in(&directory);
@@ -305,20 +307,20 @@ async fn an_authority_vouches_for_both_sides() {
         ..Admission::default()
     };
     let (_, chain) = endpoint::peer(&listening.next().await.unwrap()).unwrap();
-    let rights = admission.judge(&chain).unwrap();
+    let rights = admission.rights_of(&chain).unwrap();
     assert!(rights.read && rights.write);
     assert_eq!(rights.name.as_deref(), Some("alice"));
 
     let strangers = Authority::new();
     assert!(
         admission
-            .judge(strangers.sign("alice", |_| {}).chain())
+            .rights_of(strangers.sign("alice", |_| {}).chain())
             .is_err()
     );
-    assert!(admission.judge(new().chain()).is_err());
+    assert!(admission.rights_of(new().chain()).is_err());
     assert!(
         admission
-            .judge(authority.sign("alice", expired).chain())
+            .rights_of(authority.sign("alice", expired).chain())
             .is_err()
     );
     let trust = ServerTrust {
@@ -353,7 +355,7 @@ async fn an_authority_does_not_vouch_for_other_names_or_times() {
 }
 
 #[tokio::test]
-async fn what_known_hosts_says_stands_above_an_authority() {
+async fn known_hosts_takes_precedence_over_an_authority() {
     let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
     let listening = Server::start(&authority.sign("127.0.0.1", |_| {}));
     let (file, mut trust) = known_hosts_in(&directory);
@@ -388,7 +390,7 @@ async fn a_client_with_the_right_certificate_and_another_key_fails() {
     let tls = |key| client_tls(&server).with_client_cert_resolver(impostor(&admitted, key));
     let code = refused(&mut listening, tls(&other)).await;
     assert_eq!(code, TransportErrorCode::crypto(DECRYPT_ERROR));
-    // It was the key: with its own, the same certificate passes.
+    // The key was the cause: with its own key, the same certificate is accepted.
     let _connection = raw(&listening, tls(&admitted)).await.unwrap();
     assert_eq!(
         endpoint::peer(&listening.next().await.unwrap()).unwrap().0,
@@ -405,7 +407,7 @@ async fn a_client_without_a_certificate_fails() {
 }
 
 #[tokio::test]
-async fn a_refused_client_learns_the_line_that_admits_it() {
+async fn a_refused_client_gets_the_line_that_admits_it() {
     let (server, client, directory) = (new(), new(), TempDir::new().unwrap());
     let mut listening = Server::start(&server);
     let authorized_keys = directory.path().join("authorized_keys");
@@ -416,15 +418,15 @@ async fn a_refused_client_learns_the_line_that_admits_it() {
 
     let connected = listening.connect(&client, &pin(&server)).await.unwrap();
     let accepted = listening.next().await.unwrap();
-    let Why { code, text } = admission
-        .judge(&endpoint::peer(&accepted).unwrap().1)
+    let Reason { code, text } = admission
+        .rights_of(&endpoint::peer(&accepted).unwrap().1)
         .unwrap_err();
     accepted.close(VarInt::from_u32(code.number()), text.raw().as_bytes());
     let ConnectionError::ApplicationClosed(close) = soon(connected.connection.closed()).await
     else {
         panic!()
     };
-    let Error::NotAdmitted(why) = endpoint::closed(&close) else {
+    let Error::NotAdmitted(why) = haul::internal::net::stream::close_error(&close) else {
         panic!()
     };
     assert_eq!(why.code, Code::NotAdmitted);
@@ -435,14 +437,14 @@ async fn a_refused_client_learns_the_line_that_admits_it() {
     let accepted = listening.next().await.unwrap();
     assert!(
         admission
-            .judge(&endpoint::peer(&accepted).unwrap().1)
+            .rights_of(&endpoint::peer(&accepted).unwrap().1)
             .is_ok(),
         "the file was not read afresh"
     );
 }
 
 #[tokio::test]
-async fn where_nothing_listens_the_error_does_not_wait() {
+async fn a_closed_port_is_reported_at_once() {
     let free = std::net::UdpSocket::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -463,7 +465,7 @@ async fn where_nothing_listens_the_error_does_not_wait() {
 }
 
 #[tokio::test]
-async fn where_nothing_answers_the_error_comes_after_the_first_deadline() {
+async fn silence_is_reported_after_the_first_deadline() {
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
     let config = Config {
@@ -481,7 +483,7 @@ async fn where_nothing_answers_the_error_comes_after_the_first_deadline() {
     );
 }
 
-/// Answers the first datagram with a long header (not the probe) as told, and every other with silence.
+/// Answers the first datagram with a long header (not the probe) with these bytes, and every other with silence.
 async fn answer(socket: tokio::net::UdpSocket, reply: impl Fn(&[u8]) -> Vec<u8>) {
     let mut buffer = [0; 2048];
     loop {
@@ -496,7 +498,7 @@ async fn answer(socket: tokio::net::UdpSocket, reply: impl Fn(&[u8]) -> Vec<u8>)
 }
 
 #[tokio::test]
-async fn what_answers_gets_the_longer_deadline() {
+async fn a_host_that_answers_gets_the_longer_deadline() {
     let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let port = socket.local_addr().unwrap().port();
     let millis = Duration::from_millis;
@@ -514,8 +516,7 @@ async fn what_answers_gets_the_longer_deadline() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_killed_in_the_middle_of_a_handshake_is_said_to_be_gone_and_not_waited_for()
- {
+async fn a_server_killed_in_a_handshake_is_reported_at_once() {
     let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let port = socket.local_addr().unwrap().port();
     let config = Config {
@@ -527,7 +528,7 @@ async fn a_server_that_is_killed_in_the_middle_of_a_handshake_is_said_to_be_gone
         let mut buffer = [0; 2048];
         loop {
             let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
-            // The first of a server's answer, and no more.
+            // The first datagram of a server's answer, and no more.
             if length > 1 {
                 return socket.send_to(b"\xffwhat?", from).await.unwrap();
             }
@@ -538,7 +539,10 @@ async fn a_server_that_is_killed_in_the_middle_of_a_handshake_is_said_to_be_gone
         killed
     );
     let error = error.unwrap_err().to_string();
-    assert!(error.contains("gone before the handshake ended"), "{error}");
+    assert!(
+        error.contains("stopped before the handshake ended"),
+        "{error}"
+    );
     assert!(
         error.contains(&format!("nothing listens on port {port} any more")),
         "{error}"
@@ -546,7 +550,7 @@ async fn a_server_that_is_killed_in_the_middle_of_a_handshake_is_said_to_be_gone
 }
 
 #[tokio::test]
-async fn a_server_that_speaks_another_quic_is_told_from_a_dead_one() {
+async fn a_server_with_another_quic_version_is_reported_as_such() {
     let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let port = socket.local_addr().unwrap().port();
     // Version Negotiation (RFC 9000, section 17.2.1): the client's connection ids, exchanged, and one other version.
@@ -567,11 +571,11 @@ async fn a_server_that_speaks_another_quic_is_told_from_a_dead_one() {
         error = dial("127.0.0.1", port, ServerTrust::default(), Config::default()) => error,
     };
     let error = error.unwrap_err().to_string();
-    assert!(error.contains("another version of QUIC"), "{error}");
+    assert!(error.contains("no QUIC version"), "{error}");
 }
 
 #[tokio::test]
-async fn a_server_that_is_no_haul_is_named_as_such() {
+async fn a_server_that_is_not_haul_is_reported_as_such() {
     let server = new();
     for alpn in [vec![b"h3".to_vec()], vec![]] {
         let mut tls = server_tls()
@@ -591,7 +595,7 @@ async fn a_server_that_is_no_haul_is_named_as_such() {
 }
 
 #[tokio::test]
-async fn a_full_server_says_so() {
+async fn a_full_server_reports_that_it_is_busy() {
     let server = new();
     let config = endpoint::server_config(&server, &Config::default()).unwrap();
     let listening = endpoint::bind("127.0.0.1:0".parse().unwrap(), Some(config)).unwrap();
@@ -609,8 +613,8 @@ async fn a_full_server_says_so() {
 }
 
 #[tokio::test]
-async fn a_server_that_has_stopped_to_serve_is_not_waited_for() {
-    // It answers a handshake with stateless resets.
+async fn a_stopped_server_is_not_waited_for() {
+    // The server answers a handshake with stateless resets.
     let stopping = endpoint::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
     let port = stopping.local_addr().unwrap().port();
     let hour = Duration::from_secs(3600);
@@ -627,8 +631,8 @@ async fn a_server_that_has_stopped_to_serve_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn a_host_without_an_address_is_named() {
-    // Too long for the resolver to ask anybody.
+async fn a_host_without_an_address_is_reported_by_name() {
+    // Too long for the resolver to send a query.
     let host = "a".repeat(300);
     let error = dial(&host, 1, ServerTrust::default(), Config::default())
         .await
@@ -662,7 +666,7 @@ async fn the_default_address_takes_both_families_and_a_name_finds_it() {
 }
 
 #[tokio::test]
-async fn an_address_that_refuses_does_not_stand_in_the_way_of_another() {
+async fn an_address_that_refuses_does_not_block_another() {
     // Where localhost has two addresses, one of them has no server.
     let server = new();
     let listening = Server::start(&server);
@@ -697,13 +701,13 @@ async fn a_path_that_carries_large_datagrams_gets_them() {
 }
 
 #[tokio::test]
-async fn a_team_with_the_certificates_of_the_example_trusts_each_other() {
+async fn a_team_with_the_example_certificates_trusts_each_other() {
     let directory = TempDir::new().unwrap();
     let team = |name: &str| {
         team_certificates::make(directory.path(), &[name.to_owned()]).unwrap();
         Home::at(directory.path().join(name))
     };
-    // One at a time: the authority is used again.
+    // One at a time: the existing authority is used again.
     let (server, alice) = (team("localhost"), team("alice"));
     let id = alice.identity().unwrap().key_id();
     assert_eq!(
@@ -719,7 +723,7 @@ async fn a_team_with_the_certificates_of_the_example_trusts_each_other() {
         listening.address.port(),
     );
     let client = alice.identity().unwrap();
-    soon(endpoint::connect(
+    soon(connect::connect(
         &client,
         &trust,
         "localhost",
@@ -731,13 +735,13 @@ async fn a_team_with_the_certificates_of_the_example_trusts_each_other() {
     let (_, chain) = endpoint::peer(&listening.next().await.unwrap()).unwrap();
     let rights = Admission::of_home(&server, Anyone::default())
         .unwrap()
-        .judge(&chain)
+        .rights_of(&chain)
         .unwrap();
     assert_eq!(rights.name.as_deref(), Some("alice"));
 }
 
 #[test]
-fn authorities_that_cannot_be_read_are_no_empty_list() {
+fn unreadable_authorities_are_an_error() {
     let directory = TempDir::new().unwrap();
     let home = Home::at(directory.path());
     assert_eq!(ServerTrust::of_home(&home, None).unwrap().authorities, []);

@@ -1,4 +1,4 @@
-//! Two sessions of one key that bring the same files: they take turns, neither fails, and the files are whole.
+//! Two sessions of one key that send the same files: they take turns, neither fails, and the files are whole.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -7,18 +7,14 @@ use std::sync::{Arc, Condvar, Mutex};
 use crate::support::command::private;
 use crate::support::slow::SlowStore;
 use crate::support::{Host, LIMIT, content, listing, recorder, to, write};
-use haul::client::PushOptions;
-use haul::config::Config;
-use haul::identity::Identity;
-use haul::progress::{Event, Observer};
-use haul::session::Outcome;
-use haul::store::LocalStore;
-use haul::wire::{Durability, Existing};
+use haul::{
+    Config, Durability, Event, Existing, Identity, LocalStore, Observer, Outcome, PushOptions,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::{TempDir, tempdir};
 use tokio::task::JoinHandle;
 
-/// Several files of each kind: empty, small, and such as take a permit first.
+/// Makes several files of each kind: empty, small, and large enough to need a permit.
 fn tree(root: &Path) {
     for (kind, size) in [("empty", 0), ("small", 5_000), ("large", 600_000)] {
         for at in 0..3 {
@@ -94,7 +90,7 @@ async fn ended(pushing: JoinHandle<Outcome>) -> Outcome {
         .unwrap()
 }
 
-/// Waits until an observer has heard of something.
+/// Waits until an observer has seen this event.
 async fn heard(events: &Mutex<Vec<Event>>, what: impl Fn(&Event) -> bool) {
     let all = async {
         while !events.lock().unwrap().iter().any(&what) {
@@ -127,12 +123,11 @@ async fn a_newer_session_waits_for_the_older_one() {
     }
 }
 
-/// An observer that stands still at the first file that is found, until it is let go.
-fn halting() -> (
-    Observer,
-    Arc<(Mutex<bool>, Condvar)>,
-    Arc<tokio::sync::Notify>,
-) {
+/// Whether it is closed, and a change of that.
+type Gate = Arc<(Mutex<bool>, Condvar)>;
+
+/// An observer that pauses at the first file that is found, until the test continues.
+fn halting() -> (Observer, Gate, Arc<tokio::sync::Notify>) {
     let gate = Arc::new((Mutex::new(true), Condvar::new()));
     let reached = Arc::new(tokio::sync::Notify::new());
     let (waits, halted) = (gate.clone(), reached.clone());
@@ -170,7 +165,7 @@ async fn an_older_session_waits_for_a_newer_one() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn sessions_that_begin_together_both_succeed() {
     let two = Two::new();
-    let ignore = haul::progress::ignore;
+    let ignore = haul::ignore;
     let mut pushing = Vec::new();
     for _ in 0..4 {
         pushing.push(two.push("t", Existing::Update, ignore()).await);
@@ -182,7 +177,7 @@ async fn sessions_that_begin_together_both_succeed() {
     two.check(&outcomes);
 }
 
-/// `haul cp` of a tree, as the user of one machine types it.
+/// Runs `haul cp` of a tree, as the user of one machine types it.
 fn haul_cp(home: &Path, host: &Host, source: &Path, more: &[&str]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_haul"))
         .args(["cp", "--pin", &host.key_id.to_string()])
@@ -210,11 +205,11 @@ async fn exits_well(child: Child) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_client_that_was_left_behind_takes_its_turn() {
+async fn a_suspended_client_takes_its_turn() {
     let (two, home) = (Two::new(), private());
     let source = two.source.path().join("t");
     write(&source.join("slow"), &content(1, 8 << 20));
-    // Slow enough that it is in the middle when it is stopped.
+    // Slow enough that the transfer is under way when the process is stopped.
     let behind = haul_cp(home.path(), &two.host, &source, &["--limit", "1MB/s"]);
     let some = async {
         while two.store.taken() < 500_000 {

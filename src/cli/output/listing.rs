@@ -1,24 +1,22 @@
-//! The lines of a listing.
+//! Prints a listing, as text or as JSON.
 
 use std::io::{BufWriter, Stdout, Write};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
-use haul::error::Why;
-use haul::path::{RelativePath, printable};
-use haul::wire::{Kind, Listed, Time};
+use haul::{Kind, Listed, Reason, RelativePath, Time, printable};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::{failed, json_text, note};
 
-/// How a listing is shown.
+/// The format of a listing.
 #[derive(Clone, Copy)]
 pub(in crate::cli) enum Form {
     Text { long: bool },
     Json,
 }
 
-/// Standard output, and what is to go there.
+/// Buffered lines for standard output.
 pub(in crate::cli) struct Lines {
     form: Form,
     out: BufWriter<Stdout>,
@@ -32,19 +30,20 @@ impl Lines {
         }
     }
 
-    /// Prints a line; false once nobody reads it. May wait as long as whoever reads it does, such as a pager.
+    /// Prints a line. Returns false once standard output has no reader. May block for as long as the reader, such as a pager,
+    /// does not read.
     pub(in crate::cli) fn print(&mut self, path: &RelativePath, listed: &Listed) -> bool {
         let line = match self.form {
             Form::Text { long: true } => long(path, listed),
             Form::Text { long: false } => short(path, listed),
             Form::Json => json_text(&object(path, listed)),
         };
-        // Meanwhile the server is told that somebody is there.
+        // Other tasks keep running meanwhile, so that the server learns that this client still reads.
         tokio::task::block_in_place(|| writeln!(self.out, "{line}")).is_ok()
     }
 
-    /// Says what could not be looked at.
-    pub(in crate::cli) fn failed(&mut self, path: &RelativePath, why: &Why) -> bool {
+    /// Reports an entry that could not be read. Returns false once standard output has no reader.
+    pub(in crate::cli) fn failed(&mut self, path: &RelativePath, why: &Reason) -> bool {
         if let Form::Json = self.form {
             let mut object =
                 json!({"type": "failed", "code": why.code.name(), "why": why.to_string()});
@@ -56,7 +55,7 @@ impl Lines {
         reads_on
     }
 
-    /// Lets go out what is gathered; false once nobody reads it.
+    /// Writes the buffered lines. Returns false once standard output has no reader.
     pub(in crate::cli) fn flush(&mut self) -> bool {
         tokio::task::block_in_place(|| self.out.flush()).is_ok()
     }
@@ -71,7 +70,7 @@ fn short(path: &RelativePath, listed: &Listed) -> String {
     format!("{path}{slash}")
 }
 
-/// Mode, size, time and name in columns, as `ls -l` has them.
+/// Formats mode, size, time and name in columns, like `ls -l`.
 fn long(path: &RelativePath, listed: &Listed) -> String {
     let size = listed
         .size
@@ -114,7 +113,7 @@ fn mode(listed: &Listed) -> String {
     text
 }
 
-/// UTC as RFC 3339 has it; years that it has no form for are seconds since 1970, as `date` takes them.
+/// Formats a time as RFC 3339 in UTC. Years outside of 0 to 9999 become `@` and the seconds since 1970, as `date` reads them.
 fn clock(time: Time, nanoseconds: bool) -> String {
     let Some(at) = OffsetDateTime::from_unix_timestamp(time.seconds)
         .ok()
@@ -127,7 +126,8 @@ fn clock(time: Time, nanoseconds: bool) -> String {
     } else {
         String::new()
     };
-    let (month, (hour, minute, second)) = (u8::from(at.month()), at.to_hms());
+    let month = u8::from(at.month());
+    let (hour, minute, second) = at.to_hms();
     format!(
         "{:04}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}{fraction}Z",
         at.year(),
@@ -162,7 +162,7 @@ fn name(object: &mut Value, path: &RelativePath) {
     bytes_of(object, "path", path.as_bytes());
 }
 
-/// A name as text, and as bytes too where it is none.
+/// Adds a name as text, and also its bytes in base64 if it is not UTF-8.
 pub(super) fn bytes_of(object: &mut Value, field: &str, bytes: &[u8]) {
     object[field] = String::from_utf8_lossy(bytes).into();
     if std::str::from_utf8(bytes).is_err() {
@@ -173,17 +173,15 @@ pub(super) fn bytes_of(object: &mut Value, field: &str, bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use haul::wire::Components;
+    use haul::Components;
 
     fn listed(name: &[u8], kind: Option<Kind>, mode: u32) -> (RelativePath, Listed) {
         let path = RelativePath::from_components([name]).unwrap();
-        let (modified, target) = (
-            Some(Time {
-                seconds: -1,
-                nanoseconds: 5,
-            }),
-            None,
-        );
+        let modified = Some(Time {
+            seconds: -1,
+            nanoseconds: 5,
+        });
+        let target = None;
         let size = (kind == Some(Kind::File)).then_some(1_234_567);
         let components = Components::from(&path);
         (
@@ -200,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_is_what_ls_has_and_steers_no_terminal() {
+    fn long_lines_look_like_ls_and_are_escaped() {
         let (path, mut link) = listed(b"a\x1b[2J\n", Some(Kind::Symlink), 0o777);
         link.target = Some(b"to\x07".to_vec());
         assert_eq!(
@@ -237,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn any_time_has_a_form() {
+    fn every_time_can_be_formatted() {
         for (seconds, shown) in [
             (4_300_000_000, "2106-04-06T12:26:40Z"),
             (i64::MAX, "@9223372036854775807"),

@@ -1,21 +1,20 @@
-//! What `haul bench` says.
+//! Prints the results of `haul bench`.
 
 use std::time::Duration;
 
-use haul::measure::{Load, Measured, RoundTrips};
-use haul::wire::Probe;
+use haul::{Load, Measurement, Probe, RoundTrips};
 use serde_json::{Value, json};
 
 use super::line;
 use super::tally::bytes;
 
-/// What the sentence counts with: 1 GiB, in bits.
+/// The size that the expected duration is given for: 1 GiB, in bits.
 const GIBIBIT: f64 = 8.0 * (1_u64 << 30) as f64;
-/// A round-trip time that grows by less, as a factor, is said to stay.
+/// A round-trip time that grows by less than this factor is reported as unchanged.
 const GROWTH: f64 = 1.05;
 
-/// Prints what was measured.
-pub(in crate::cli) fn show(measured: &Measured, json: bool) {
+/// Prints a measurement.
+pub(in crate::cli) fn show(measured: &Measurement, json: bool) {
     if json {
         line(&object(measured).to_string());
     } else {
@@ -23,7 +22,7 @@ pub(in crate::cli) fn show(measured: &Measured, json: bool) {
     }
 }
 
-/// The line while it runs.
+/// Formats the status line of a running measurement.
 pub(in crate::cli) fn progress(probe: Probe, arrived: u64, elapsed: Duration) -> String {
     let way = if probe == Probe::Down { "down" } else { "up" };
     let bits = arrived as f64 * 8.0 / elapsed.as_secs_f64().max(0.001);
@@ -35,8 +34,8 @@ pub(in crate::cli) fn progress(probe: Probe, arrived: u64, elapsed: Duration) ->
     )
 }
 
-fn lines(measured: &Measured) -> Vec<String> {
-    let Measured {
+fn lines(measured: &Measurement) -> Vec<String> {
+    let Measurement {
         idle,
         jitter,
         up,
@@ -49,11 +48,9 @@ fn lines(measured: &Measured) -> Vec<String> {
     )];
     for (way, load) in [("up", up), ("down", down)] {
         if let Some(load) = load {
-            let (rate, trips, loss) = (
-                rate(load.rate),
-                round_trips(&load.rtt),
-                percent(load.loss()),
-            );
+            let rate = rate(load.rate);
+            let trips = round_trips(&load.rtt);
+            let loss = percent(load.loss());
             all.push(format!("{way:<4}  {rate}, RTT {trips}, loss {loss}"));
         }
     }
@@ -61,12 +58,12 @@ fn lines(measured: &Measured) -> Vec<String> {
     all
 }
 
-/// One sentence for who wants to copy.
-fn expectation(measured: &Measured) -> String {
+/// Summarises in one sentence what a copy over this path can expect.
+fn expectation(measured: &Measurement) -> String {
     let loads = || measured.up.iter().chain(&measured.down);
     let rates = match (&measured.up, &measured.down) {
         (Some(up), Some(down)) => match (rate(up.rate), rate(down.rate)) {
-            // Of two figures with the same unit the first says it.
+            // If both figures have the same unit, only the first shows it.
             (up, down) if unit(&up) == unit(&down) => format!("{up} up and {} down", number(&down)),
             (up, down) => format!("{up} up and {down} down"),
         },
@@ -113,7 +110,7 @@ fn round_trips(trips: &RoundTrips) -> String {
     format!("{} (95 % within {})", ms(trips.median), ms(trips.p95))
 }
 
-/// Three figures, no more.
+/// Formats a rate with three significant digits.
 fn rate(bits: f64) -> String {
     match bits {
         0.0..999.5e3 => format!("{} kbit/s", figures(bits / 1e3)),
@@ -152,7 +149,7 @@ fn span(seconds: f64) -> String {
     }
 }
 
-fn object(measured: &Measured) -> Value {
+fn object(measured: &Measurement) -> Value {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let trips = |trips: &RoundTrips| json!({"count": trips.count, "min": ms(trips.min), "median": ms(trips.median), "p95": ms(trips.p95)});
     let load = |load: &Load| {
@@ -200,8 +197,8 @@ mod tests {
         }
     }
 
-    fn measured(up: Option<Load>, down: Option<Load>) -> Measured {
-        Measured {
+    fn measured(up: Option<Load>, down: Option<Load>) -> Measurement {
+        Measurement {
             idle: trips(100),
             jitter: Duration::from_micros(250),
             up,
@@ -210,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn one_sentence_says_what_to_expect() {
+    fn one_sentence_summarises_rates_rtt_and_loss() {
         let both = measured(Some(load(92e6, 112, 10)), Some(load(88.04e6, 104, 0)));
         assert_eq!(
             expectation(&both),
@@ -244,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_that_make_no_sense_are_still_said() {
+    fn extreme_figures_can_be_formatted() {
         let nothing = expectation(&measured(Some(load(0.0, 100, 1000)), None));
         assert!(
             nothing.contains("0.00 kbit/s up: 1 GiB in days;"),
@@ -261,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn json_has_units_in_its_names_and_only_what_was_measured() {
+    fn json_keys_have_units_and_only_measured_directions() {
         let object = object(&measured(Some(load(8e6, 120, 10)), None));
         assert_eq!(
             (&object["up"]["bits_per_second"], &object["up"]["loss"]),

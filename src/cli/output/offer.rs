@@ -1,12 +1,10 @@
-//! Codes, and what is offered under them.
+//! Prints codes, tickets and offers.
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use haul::path::{RelativePath, is_unprintable};
-use haul::text::PeerText;
-use haul::wire::Offer;
+use haul::{Offer, PeerText, RelativePath, is_unprintable};
 use qrcode::render::unicode::Dense1x2;
 use qrcode::{EcLevel, QrCode};
 use serde_json::json;
@@ -15,30 +13,31 @@ use super::tally::{bytes, count};
 use super::{json_line, line, note};
 use crate::cli::Output;
 
-/// Names that are shown, one a line, where nothing is to be feared of them.
+/// The most names of an offer that are shown, one a line, if none is risky.
 const NAMED: usize = 8;
-/// Names that are shown because they would replace something or are hidden: more than a person reads before an answer.
-/// Where there are more, accepting is not the default.
+/// The most risky names that are shown: names that exist at the destination, are hidden or look odd. It is more than a
+/// person reads before an answer. If there are more, accepting is not the default.
 const RISKY_NAMED: usize = 40;
 
-/// What stands under an offered name at the destination.
+/// What exists under an offered name at the destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::cli) enum There {
     Nothing,
-    /// A file or a link, which what comes would replace.
+    /// A file or a link, which the offered entry would replace.
     File,
-    /// A directory, into which a directory would go.
+    /// A directory, which an offered directory would be merged into.
     Directory,
 }
 
-/// A name that is offered, and what stands under it at the destination.
+/// An offered name, and what exists under it at the destination.
 pub(in crate::cli) struct Named<'a> {
     name: &'a RelativePath,
     there: There,
 }
 
 impl<'a> Named<'a> {
-    /// Looks for each name at the destination, as its file system finds it. Nothing stands in no destination.
+    /// Looks up each name at the destination, with the matching rules of its file system. Without a destination, no name
+    /// exists.
     pub(in crate::cli) fn look(names: &'a [RelativePath], to: Option<&Path>) -> Vec<Self> {
         let there = |name: &RelativePath| {
             let path = to?.join(name.as_path());
@@ -60,38 +59,38 @@ impl<'a> Named<'a> {
         self.name.as_bytes().starts_with(b".")
     }
 
-    /// Whether a name does not look as it is.
+    /// Whether the name is not UTF-8, or has characters that are not printed as they are.
     fn is_odd(&self) -> bool {
         std::str::from_utf8(self.name.as_bytes()).map_or(true, |name| name.contains(is_unprintable))
     }
 
-    /// Whether the user has to see it before an answer.
+    /// Whether the user must see the name before answering.
     fn is_risky(&self) -> bool {
         self.there != There::Nothing || self.is_hidden() || self.is_odd()
     }
 
-    /// What the user should know of it, in brackets behind its name.
+    /// Returns the warning to print in brackets after the name.
     fn remark(&self) -> &'static str {
         match (self.there, self.is_hidden()) {
-            (There::File, true) => "  (hidden; a file of that name is there)",
-            (There::File, false) => "  (a file of that name is there)",
-            (There::Directory, true) => "  (hidden; a directory of that name is there)",
-            (There::Directory, false) => "  (a directory of that name is there)",
+            (There::File, true) => "  (hidden; a file of that name exists)",
+            (There::File, false) => "  (a file of that name exists)",
+            (There::Directory, true) => "  (hidden; a directory of that name exists)",
+            (There::Directory, false) => "  (a directory of that name exists)",
             (There::Nothing, true) => "  (hidden)",
             (There::Nothing, false) => "",
         }
     }
 }
 
-/// An offer as people read it.
+/// An offer as text.
 pub(in crate::cli) struct Listed {
-    /// What is shown.
+    /// The lines to print.
     pub(in crate::cli) lines: Vec<String>,
-    /// There are more names that would replace something or are hidden than are shown.
+    /// Whether some risky names are not shown.
     pub(in crate::cli) cut: bool,
 }
 
-/// Shows a code, and what to do with it.
+/// Prints a code, and the command for the other machine.
 pub(in crate::cli) fn code(output: Output, code: &str, port: u16, command: &str) {
     if output.json {
         return json_line(&json!({"type": "code", "code": code, "port": port}));
@@ -102,12 +101,12 @@ pub(in crate::cli) fn code(output: Output, code: &str, port: u16, command: &str)
     }
     if output.verbose {
         note(&format!(
-            "Listening on UDP port {port}; where this network blocks multicast: --at HOST:{port}"
+            "Listening on UDP port {port}; if this network blocks multicast, add --at HOST:{port}"
         ));
     }
 }
 
-/// Shows a ticket, on a terminal as a picture too, and what to do with it.
+/// Prints a ticket, on a terminal also as a QR code, and the command for the other machine.
 pub(in crate::cli) fn ticket(output: Output, ticket: &str) {
     if output.json {
         return json_line(&json!({"type": "ticket", "ticket": ticket}));
@@ -123,17 +122,17 @@ pub(in crate::cli) fn ticket(output: Output, ticket: &str) {
         note(&picture);
     }
     note(
-        "Whoever has this ticket can take it, once. On the other machine: haul receive,\nand paste it, or haul receive --ticket-file FILE.",
+        "Anyone with this ticket can receive the offer, once. On the other machine:\nhaul receive, then paste it; or haul receive --ticket-file FILE",
     );
 }
 
-/// A QR code, dark on light whatever the terminal's colours are; none where it would not fit into 80 columns.
+/// Draws a QR code. Returns `None` if it would not fit into 80 columns.
 fn picture(ticket: &str) -> Option<String> {
     let code = QrCode::with_error_correction_level(ticket, EcLevel::L).ok()?;
     if code.width() + 2 * QUIET > COLUMNS {
         return None;
     }
-    // Black on white, whatever the colours of the terminal are: not every scanner takes the other way round.
+    // Black on white, whatever the terminal's colours are, because some scanners do not read inverted codes.
     let blocks = code
         .render::<Dense1x2>()
         .dark_color(Dense1x2::Dark)
@@ -148,12 +147,12 @@ fn picture(ticket: &str) -> Option<String> {
     )
 }
 
-/// Modules that are left free around a QR code (ISO/IEC 18004).
+/// The empty margin around a QR code, in modules (ISO/IEC 18004).
 const QUIET: usize = 4;
-/// What everybody's terminal has.
+/// The width that every terminal is assumed to have, in columns.
 const COLUMNS: usize = 80;
 
-/// Says that somebody knows the code, or has gone away again.
+/// Reports that a receiver has shown that it knows the code, or that it has left without an answer.
 pub(in crate::cli) fn asked(output: Output, at: SocketAddr, gone: bool) {
     if output.json {
         let what = if gone { "left" } else { "asked" };
@@ -163,16 +162,14 @@ pub(in crate::cli) fn asked(output: Output, at: SocketAddr, gone: bool) {
         return;
     }
     match gone {
-        false => note(&format!(
-            "{at} knows the code, and is asked whether it accepts."
-        )),
+        false => note(&format!("{at} knows the code and is asked to accept.")),
         true => note(&format!(
-            "{at} went away without an answer; it may come again with the same code."
+            "{at} left without an answer; it may return with the same code."
         )),
     }
 }
 
-/// Says how something without a session has ended, to a reader of JSON.
+/// Prints as JSON how an exchange without a session has ended.
 pub(in crate::cli) fn ended(output: Output, error: Option<&str>) {
     if output.json {
         json_line(&match error {
@@ -182,24 +179,24 @@ pub(in crate::cli) fn ended(output: Output, error: Option<&str>) {
     }
 }
 
-/// Says for whom it waits.
+/// Prints which paired machine is waited for, and the command for it.
 pub(in crate::cli) fn waiting(output: Output, name: &str, port: u16) {
     if output.json {
         return json_line(&json!({"type": "waiting", "for": name, "port": port}));
     }
     if !output.quiet {
         note(&format!(
-            "Waiting for {name}. There:  haul receive --from NAME, as this machine is called there"
+            "Waiting for {name}. There:  haul receive --from NAME, with the name it gave this machine"
         ));
     }
     if output.verbose {
         note(&format!(
-            "Listening on UDP port {port}; where this network blocks multicast: --at HOST:{port}"
+            "Listening on UDP port {port}; if this network blocks multicast, add --at HOST:{port}"
         ));
     }
 }
 
-/// Tells a reader of JSON what is offered.
+/// Prints an offer as JSON.
 pub(in crate::cli) fn json(
     offer: &Offer,
     names: &[Named<'_>],
@@ -218,16 +215,17 @@ pub(in crate::cli) fn json(
     }));
 }
 
-/// What is offered, for people. Every name is shown that would replace something, is hidden or does not look as it is,
-/// before all others; how many of these there may be is bounded, since a hostile offer could hide one among many.
+/// Formats an offer as text. Risky names come first: those that exist at the destination, are hidden or look odd. Their
+/// number is bounded, because a hostile offer could hide one name among many.
 pub(in crate::cli) fn lines(offer: &Offer, names: &[Named<'_>]) -> Listed {
     let total = format!("{}, {}", count(offer.files, "file"), bytes(offer.bytes));
     if let [one] = names {
-        let (name, remark) = (one.name, one.remark());
+        let name = one.name;
+        let remark = one.remark();
         let line = if offer.directory {
             format!("{name}/  {total}{remark}")
         } else if offer.piped == Some(true) {
-            format!("{name}  out of a pipe: nobody knows how much{remark}")
+            format!("{name}  from a pipe, size unknown{remark}")
         } else {
             format!("{name}  {}{remark}", bytes(offer.bytes))
         };
@@ -237,7 +235,7 @@ pub(in crate::cli) fn lines(offer: &Offer, names: &[Named<'_>]) -> Listed {
         };
     }
     let (mut risky, plain): (Vec<_>, Vec<_>) = names.iter().partition(|named| named.is_risky());
-    // Those that replace a hidden file come first: such files are run by shells and other programs.
+    // Names that replace a hidden file come first, because shells and other programs run such files.
     risky.sort_by_key(|named| (!named.is_hidden(), named.there == There::Nothing));
     let risky_shown = risky.len().min(RISKY_NAMED);
     let plain_shown = plain.len().min(NAMED.saturating_sub(risky_shown));
@@ -251,7 +249,7 @@ pub(in crate::cli) fn lines(offer: &Offer, names: &[Named<'_>]) -> Listed {
     let cut = risky.len() > risky_shown;
     if cut {
         lines.push(format!(
-            "  and {} more that are hidden or have a name that is there already",
+            "  and {} more that are hidden or have a name that exists already",
             risky.len() - risky_shown
         ));
     }
@@ -262,7 +260,7 @@ pub(in crate::cli) fn lines(offer: &Offer, names: &[Named<'_>]) -> Listed {
     Listed { lines, cut }
 }
 
-/// A text of the other machine: escaped on a terminal, line by line, and else as it is.
+/// Prints a text of the other machine. On a terminal each line is escaped; otherwise the text is printed unchanged.
 pub(in crate::cli) fn text(text: &PeerText) {
     if std::io::stdout().is_terminal() {
         text.raw()
@@ -291,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offer_shows_every_name_that_is_hidden_or_there_already() {
+    fn an_offer_shows_every_name_that_is_hidden_or_exists() {
         let to = tempfile::tempdir().unwrap();
         std::fs::write(to.path().join(".bashrc"), "mine").unwrap();
         std::fs::write(to.path().join("notes"), "mine").unwrap();
@@ -302,12 +300,12 @@ mod tests {
         assert!(!listed.cut);
         assert_eq!(
             listed.lines[0],
-            "  .bashrc  (hidden; a file of that name is there)"
+            "  .bashrc  (hidden; a file of that name exists)"
         );
         for line in [
             "  .new  (hidden)",
-            "  notes  (a file of that name is there)",
-            "  photos  (a directory of that name is there)",
+            "  notes  (a file of that name exists)",
+            "  photos  (a directory of that name exists)",
             "  gpj\\u{202e}.exe",
             "  and 17 more",
         ] {
@@ -318,11 +316,11 @@ mod tests {
             );
         }
         let one = shown(&names(&[".bashrc".into()]), to.path());
-        assert!(one.lines[0].contains("a file of that name is there"));
+        assert!(one.lines[0].contains("a file of that name exists"));
     }
 
     #[test]
-    fn an_offer_with_too_many_such_names_says_how_many_and_is_cut() {
+    fn an_offer_with_too_many_risky_names_counts_and_cuts_them() {
         let to = tempfile::tempdir().unwrap();
         std::fs::write(to.path().join(".profile"), "mine").unwrap();
         let mut all: Vec<String> = (0..900).map(|i| format!(".hidden{i:03}")).collect();

@@ -1,22 +1,19 @@
-//! What the events add up to. Pure: time is given in.
+//! Adds up the events of a session. The caller passes the time in, so that tests need no clock.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use haul::error::Code;
-use haul::path::RelativePath;
-use haul::progress::{Event, Settled};
-use haul::wire::Kind;
+use haul::{Code, Event, Kind, RelativePath, Settled};
 use indicatif::{HumanCount, HumanDuration};
 
-/// The rate that is shown is that of the last few seconds.
+/// The time over which the shown rate is averaged.
 const RATE_OVER: Duration = Duration::from_secs(4);
 
-/// A transfer that runs.
+/// A running transfer.
 pub(super) struct Running {
     pub(super) path: RelativePath,
     pub(super) size: u64,
-    /// Bytes moved, those held from before included.
+    /// Bytes moved, including those that a partial held before.
     pub(super) moved: u64,
 }
 
@@ -31,15 +28,15 @@ pub(super) struct Tally {
     failed: u64,
     vanished: u64,
     specials: u64,
-    /// Of the files that were found; a source that could not be looked at fails without having been found.
+    /// Settled entries among those found. A source that could not be read fails without being found.
     settled: u64,
     committed_bytes: u64,
-    /// Bytes of all settled files, however it went.
+    /// Bytes of all settled files, whatever the result.
     settled_bytes: u64,
     pub(super) running: HashMap<u64, Running>,
-    /// Bytes that really travelled.
+    /// Bytes sent over the network.
     pub(super) travelled: u64,
-    /// Bytes that were there from before, of files that were gone on with.
+    /// Bytes that partials held before, of resumed files.
     pub(super) held: u64,
     recent: VecDeque<(Instant, u64)>,
 }
@@ -73,7 +70,8 @@ impl Tally {
                 bytes,
                 complete,
             } => {
-                (self.found_files, self.found_bytes) = (*files, *bytes);
+                self.found_files = *files;
+                self.found_bytes = *bytes;
                 self.complete |= complete;
             }
             Event::Started {
@@ -95,7 +93,7 @@ impl Tally {
             Event::Moved { id, bytes } => {
                 self.travelled += bytes;
                 if let Some(running) = self.running.get_mut(id) {
-                    // Nobody knows how long a pipe is.
+                    // The size of a pipe is unknown and counts as 0.
                     let most = if running.size == 0 {
                         u64::MAX
                     } else {
@@ -132,7 +130,7 @@ impl Tally {
         }
     }
 
-    /// What a dry run would have done.
+    /// Formats what a dry run would have done.
     pub(super) fn would(&self) -> String {
         let unchanged = match self.skipped {
             0 => String::new(),
@@ -152,7 +150,7 @@ impl Tally {
         )
     }
 
-    /// What was not sent, and is no failure.
+    /// Formats the counts of entries that were omitted without a failure.
     fn omitted(&self) -> impl Iterator<Item = String> {
         let vanished =
             (self.vanished > 0).then(|| format!("{} vanished", HumanCount(self.vanished)));
@@ -161,7 +159,7 @@ impl Tally {
         vanished.into_iter().chain(specials)
     }
 
-    /// Keeps the recent past, from which the rate is taken.
+    /// Records the bytes moved so far, for the rate.
     pub(super) fn tick(&mut self, now: Instant) {
         self.recent.push_back((now, self.travelled));
         while self.recent.len() > 2 && now - self.recent[1].0 >= RATE_OVER {
@@ -177,7 +175,7 @@ impl Tally {
         self.settled
     }
 
-    /// Bytes of settled files and of running ones as far as they are.
+    /// Returns the bytes of settled files, plus the bytes moved of running ones.
     pub(super) fn bytes_moved(&self) -> u64 {
         self.settled_bytes
             + self
@@ -187,7 +185,7 @@ impl Tally {
                 .sum::<u64>()
     }
 
-    /// Bytes a second over the recent past.
+    /// Returns the bytes a second over the last [`RATE_OVER`].
     fn rate(&self, now: Instant) -> f64 {
         let (since, before) = self.recent.front().copied().unwrap_or((self.start, 0));
         let seconds = (now - since).as_secs_f64();
@@ -198,7 +196,7 @@ impl Tally {
         }
     }
 
-    /// The line of totals while it runs. The time left is only told once everything is found.
+    /// Formats the line of totals of a running session. The time left is shown only after everything was found.
     pub(super) fn total(&self, now: Instant) -> String {
         let rate = self.rate(now);
         let moved = self.bytes_moved();
@@ -223,7 +221,7 @@ impl Tally {
         line
     }
 
-    /// The line at the end. Only a session that is `whole`, not one that broke off, can have had nothing to do.
+    /// Formats the summary line. "nothing to do" is only possible if the session was `whole`, that is, it did not break off.
     pub(super) fn summary(&self, now: Instant, whole: bool) -> String {
         let elapsed = self.elapsed(now);
         let failed = self.failed + self.vanished;
@@ -235,10 +233,11 @@ impl Tally {
                 count(self.skipped, "file")
             );
         }
-        // What was held, or is a hole, did not travel.
+        // Held bytes and holes are not sent, so they do not count in the rate.
         let rate =
             self.committed_bytes.min(self.travelled) as f64 / elapsed.as_secs_f64().max(0.001);
-        let (files, size) = (count(self.files, "file"), bytes(self.committed_bytes));
+        let files = count(self.files, "file");
+        let size = bytes(self.committed_bytes);
         let mut line = format!(
             "{files}, {size} in {} ({}/s)",
             seconds(elapsed),
@@ -306,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn totals_are_honest_while_it_runs() {
+    fn totals_show_the_time_left_once_all_is_found() {
         let start = Instant::now();
         let mut tally = Tally::new(start);
         tally.take(&Event::Found {
@@ -350,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_is_as_long_as_what_came_out_of_it() {
+    fn the_size_of_a_pipe_is_the_bytes_moved_so_far() {
         let start = Instant::now();
         let mut tally = Tally::new(start);
         tally.take(&Event::Started {
@@ -372,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn the_summary_says_what_happened() {
+    fn the_summary_counts_each_result() {
         let start = Instant::now();
         let later = start + Duration::from_secs(75);
         let mut tally = Tally::new(start);
@@ -398,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_files_are_settled_than_were_found() {
+    fn settled_files_never_exceed_found_files() {
         let start = Instant::now();
         let mut tally = Tally::new(start);
         tally.take(&Event::Found {
@@ -433,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_is_that_of_the_last_seconds() {
+    fn the_rate_covers_only_the_last_seconds() {
         let start = Instant::now();
         let mut tally = Tally::new(start);
         tally.take(&Event::Started {

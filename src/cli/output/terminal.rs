@@ -1,4 +1,4 @@
-//! The lines at the bottom of a terminal.
+//! Progress lines at the bottom of a terminal.
 
 use std::time::{Duration, Instant};
 
@@ -7,31 +7,31 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::tally::{Running, Tally, bytes};
 
-/// Time between two drawings: ten a second flow, and none flickers.
-pub(super) const REDRAW: Duration = Duration::from_millis(100);
-/// Files from this size on have a line of their own while they run, in bytes.
+/// The time between two redraws. Ten a second look smooth and do not flicker.
+pub(super) const REDRAW_INTERVAL: Duration = Duration::from_millis(100);
+/// The smallest size of a file that gets a line of its own, in bytes.
 const LARGE: u64 = 8 << 20;
-/// Most such lines.
+/// The most lines for single files.
 const LINES: usize = 6;
-/// Columns of a terminal that does not tell.
+/// The width that is assumed if the terminal reports none, in columns.
 const COLUMNS: usize = 80;
 
-/// A line for each of some running large files, and one of totals.
+/// One line for each of a few large files, and one line of totals.
 pub(super) struct Bars {
     multi: MultiProgress,
     files: Vec<ProgressBar>,
     total: ProgressBar,
 }
 
-/// The texts of the lines.
+/// The texts of all lines.
 pub(super) struct Rows {
     files: Vec<String>,
     total: String,
 }
 
 impl Bars {
-    /// Bars on standard error; `None` where it is no terminal, or one that cannot move its cursor (TERM=dumb). There
-    /// indicatif would show nothing at all, not even what is printed above the bars.
+    /// Makes bars on standard error. Returns `None` if it is not a terminal, or cannot move its cursor (TERM=dumb). There
+    /// indicatif would show nothing, not even the lines printed above the bars.
     pub(super) fn on_terminal() -> Option<Self> {
         let target = ProgressDrawTarget::stderr();
         (!target.is_hidden()).then(|| Self::new(target))
@@ -41,7 +41,8 @@ impl Bars {
         let multi = MultiProgress::with_draw_target(target);
         let style = ProgressStyle::with_template("{msg}").expect("a fixed template");
         let bar = || multi.add(ProgressBar::new_spinner().with_style(style.clone()));
-        let (files, total) = ((0..LINES).map(|_| bar()).collect(), bar());
+        let files = (0..LINES).map(|_| bar()).collect();
+        let total = bar();
         Self {
             multi,
             files,
@@ -51,11 +52,11 @@ impl Bars {
 
     /// Prints a line above the others.
     pub(super) fn print(&self, text: &str) {
-        // Fails only when the terminal is gone.
+        // Fails only after the terminal was closed.
         let _ = self.multi.println(text);
     }
 
-    /// What there is to draw. It is put together apart from the drawing, which can take long on a slow terminal.
+    /// Formats the lines. Drawing is a separate step, because it can take long on a slow terminal.
     pub(super) fn rows(&self, tally: &Tally, now: Instant) -> Rows {
         // The last column stays free: some terminals wrap there.
         let width = Term::stderr()
@@ -92,9 +93,9 @@ impl Bars {
         self.total.set_message(rows.total);
     }
 
-    /// Takes the lines off the terminal, for good.
+    /// Removes the lines from the terminal. Nothing is drawn after that.
     pub(super) fn clear(self) {
-        // Fails only when the terminal is gone.
+        // Fails only after the terminal was closed.
         let _ = self.multi.clear();
         // indicatif draws once more as each bar is dropped.
         self.multi.set_draw_target(ProgressDrawTarget::hidden());
@@ -106,17 +107,17 @@ impl Bars {
     }
 }
 
-/// One line that tells how it goes, until it is dropped; nothing where standard error is no terminal.
+/// One status line, shown until it is dropped. Nothing is shown if standard error is not a terminal.
 pub(in crate::cli) struct Status(ProgressBar);
 
 impl Status {
-    /// An empty line.
+    /// Makes an empty line.
     pub(in crate::cli) fn new() -> Self {
         let style = ProgressStyle::with_template("{wide_msg}").expect("a fixed template");
         Self(ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style))
     }
 
-    /// Shows a text in the place of the last one.
+    /// Replaces the text.
     pub(in crate::cli) fn show(&self, text: String) {
         self.0.set_message(text);
     }
@@ -148,7 +149,7 @@ fn file_line(running: &Running, width: usize) -> String {
     cut(&format!("  {name}{gap}{right}"), width)
 }
 
-/// A text of at most `width` columns: what is too much goes out of its middle, since names differ at both ends.
+/// Shortens a text to at most `width` columns. The middle is cut, because names differ at both ends.
 fn cut(text: &str, width: usize) -> String {
     if measure_text_width(text) <= width {
         return text.to_owned();
@@ -174,7 +175,7 @@ fn cut(text: &str, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use haul::path::RelativePath;
+    use haul::RelativePath;
 
     #[test]
     fn no_line_is_wider_than_the_terminal() {

@@ -1,20 +1,19 @@
-//! What bound a transfer and what its path was like, in words and as JSON.
+//! Prints the bottleneck of a transfer and the statistics of its path, as text and as JSON.
 
 use std::time::Duration;
 
 use console::measure_text_width;
-use haul::session::Outcome;
-use haul::verdict::{Account, Bound, PathStats};
+use haul::{Bottleneck, Outcome, PathStats, TimeBreakdown};
 use serde_json::{Value, json};
 
 use super::tally::bytes;
 
-/// Columns that every line keeps to, whatever the terminal's width: output is read in files too.
+/// The most columns of a line. It does not depend on the terminal, because output may go to a file.
 const COLUMNS: usize = 79;
-/// Parts of the time below this are left out, 0 to 1.
+/// Parts of the time below this are left out; 0 to 1.
 const SMALL: f64 = 0.01;
 
-/// The summary line with what bound the transfer, in a line of its own where it would not fit.
+/// Adds the bottleneck to the summary line, or as a second line if one line would be too long.
 pub(super) fn summary(line: &str, outcome: &Outcome, peer: &str) -> String {
     let Some(bound) = bound(outcome, peer) else {
         return line.to_owned();
@@ -30,8 +29,8 @@ pub(super) fn summary(line: &str, outcome: &Outcome, peer: &str) -> String {
 fn bound(outcome: &Outcome, peer: &str) -> Option<String> {
     let path = &outcome.path;
     match outcome.bound {
-        Bound::Nothing => None,
-        Bound::Network => Some(format!(
+        Bottleneck::Nothing => None,
+        Bottleneck::Network => Some(format!(
             "network ({}, {}, {})",
             rate(path.rate),
             milliseconds(path.rtt),
@@ -41,21 +40,21 @@ fn bound(outcome: &Outcome, peer: &str) -> Option<String> {
     }
 }
 
-/// The sender is here in a push, and there in a pull.
-fn name(bound: Bound, pulled: bool, peer: &str) -> String {
+/// Names a bottleneck. This end is the sender in a push, and the receiver in a pull.
+fn name(bound: Bottleneck, pulled: bool, peer: &str) -> String {
     let name = match bound {
-        Bound::Network => "network",
-        Bound::SenderStore if pulled => return format!("{peer}'s disk"),
-        Bound::ReceiverStore if !pulled => return format!("{peer}'s disk"),
-        Bound::SenderStore | Bound::ReceiverStore => "this disk",
-        Bound::Cpu => "CPU",
-        Bound::Limit => "--limit",
-        _ => "nothing in particular",
+        Bottleneck::Network => "network",
+        Bottleneck::SenderStore if pulled => return format!("{peer}'s disk"),
+        Bottleneck::ReceiverStore if !pulled => return format!("{peer}'s disk"),
+        Bottleneck::SenderStore | Bottleneck::ReceiverStore => "this disk",
+        Bottleneck::Cpu => "CPU",
+        Bottleneck::Limit => "--limit",
+        _ => "something else",
     };
     name.into()
 }
 
-/// The path's figures, for who wants to know.
+/// Formats the statistics of the path, for `--verbose`.
 pub(super) fn details(outcome: &Outcome, peer: &str) -> Vec<String> {
     let path = &outcome.path;
     if path.sent_packets == 0 {
@@ -68,7 +67,7 @@ pub(super) fn details(outcome: &Outcome, peer: &str) -> Vec<String> {
     };
     let mut lines = vec![
         format!(
-            "  path     {}, RTT {} (least {}), MTU {}",
+            "  path     {}, RTT {} (min {}), MTU {}",
             rate(path.rate),
             milliseconds(path.rtt),
             milliseconds(path.min_rtt),
@@ -96,24 +95,24 @@ pub(super) fn details(outcome: &Outcome, peer: &str) -> Vec<String> {
     lines
 }
 
-fn times(account: &Account, pulled: bool, peer: &str) -> Option<String> {
-    let share = |&(bound, part): &(Bound, f64)| {
-        // What was waited for; why it took so long is the verdict's. Four stations and an article would not fit.
+fn times(account: &TimeBreakdown, pulled: bool, peer: &str) -> Option<String> {
+    let share = |&(bound, part): &(Bottleneck, f64)| {
+        // Names what the session waited for. The article is left out, because four parts would not fit with it.
         let peer = peer.trim_start_matches("the ");
-        let station = match bound {
-            Bound::SenderStore if pulled => format!("{peer}'s reading"),
-            Bound::SenderStore => "reading".into(),
-            Bound::ReceiverStore if pulled => "writing".into(),
-            Bound::ReceiverStore => format!("{peer}'s writing"),
+        let stage = match bound {
+            Bottleneck::SenderStore if pulled => format!("{peer}'s reading"),
+            Bottleneck::SenderStore => "reading".into(),
+            Bottleneck::ReceiverStore if pulled => "writing".into(),
+            Bottleneck::ReceiverStore => format!("{peer}'s writing"),
             other => name(other, pulled, peer),
         };
-        (part >= SMALL).then(|| format!("{station} {:.0} %", (part * 100.0).min(100.0)))
+        (part >= SMALL).then(|| format!("{stage} {:.0} %", (part * 100.0).min(100.0)))
     };
     let parts: Vec<_> = account.parts().iter().filter_map(share).collect();
     (!parts.is_empty()).then(|| format!("  time     {}", parts.join(", ")))
 }
 
-/// The same for JSON: what bound it, the path, and the part of the time that went to each (0 to 1).
+/// Adds the bottleneck, the path, and the part of the time spent on each stage (0 to 1) to a JSON object.
 pub(super) fn add_to(object: &mut Value, outcome: &Outcome) {
     let Outcome {
         path,
@@ -142,7 +141,7 @@ pub(super) fn add_to(object: &mut Value, outcome: &Outcome) {
         .into();
 }
 
-/// Bytes a second as links are rated: three digits, in bits.
+/// Formats bytes a second as bits a second, with three significant digits.
 fn rate(bytes: u64) -> String {
     let bits = bytes as f64 * 8.0;
     let (value, unit) = match bits {
@@ -173,29 +172,37 @@ fn three_digits(value: f64) -> String {
 mod tests {
     use super::*;
 
-    fn outcome(bound: Bound) -> Outcome {
+    fn outcome(bound: Bottleneck) -> Outcome {
         let mut outcome = Outcome {
             bound,
             ..Outcome::default()
         };
         let path = &mut outcome.path;
-        (path.rate, path.rtt, path.min_rtt) = (
-            11_650_000,
-            Duration::from_micros(101_400),
-            Duration::from_millis(100),
-        );
-        (path.sent_packets, path.lost_packets, path.mtu) = (1_234_567_890, 12_345_679, 6_500);
-        (path.sent_bytes, path.lost_bytes, path.received_bytes) = (123 << 40, 12 << 30, 999 << 30);
-        (path.window, path.congestion_events, path.black_holes) = (1023 << 20, 123_456, 12);
+        path.rate = 11_650_000;
+        path.rtt = Duration::from_micros(101_400);
+        path.min_rtt = Duration::from_millis(100);
+        path.sent_packets = 1_234_567_890;
+        path.lost_packets = 12_345_679;
+        path.mtu = 6_500;
+        path.sent_bytes = 123 << 40;
+        path.lost_bytes = 12 << 30;
+        path.received_bytes = 999 << 30;
+        path.window = 1023 << 20;
+        path.congestion_events = 123_456;
+        path.black_holes = 12;
         let account = &mut outcome.account;
         let part = Duration::from_secs(199);
-        (account.elapsed, account.network, account.held_up) = (5 * part, 2 * part, Some(part));
-        (account.reading, account.limited, account.committing) = (part, part, part);
+        account.elapsed = 5 * part;
+        account.network = 2 * part;
+        account.held_up = Some(part);
+        account.reading = part;
+        account.limited = part;
+        account.committing = part;
         outcome
     }
 
     #[test]
-    fn the_summary_says_what_bound_the_transfer() {
+    fn the_summary_names_the_bottleneck() {
         let said = |bound| {
             summary(
                 "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s)",
@@ -204,30 +211,32 @@ mod tests {
             )
         };
         assert_eq!(
-            said(Bound::Nothing),
+            said(Bottleneck::Nothing),
             "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s)"
         );
         assert_eq!(
-            summary("1 file", &outcome(Bound::ReceiverStore), "the receiver"),
+            summary(
+                "1 file",
+                &outcome(Bottleneck::ReceiverStore),
+                "the receiver"
+            ),
             "1 file, bound by the receiver's disk"
         );
         assert_eq!(
-            said(Bound::Limit),
+            said(Bottleneck::Limit),
             "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s), bound by --limit"
         );
         assert_eq!(
-            said(Bound::Network),
+            said(Bottleneck::Network),
             "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s),\nbound by network (93.2 Mbit/s, 101 ms, 1.0 % lost)"
         );
     }
 
     #[test]
-    fn no_line_wraps_on_80_columns() {
-        let outcome = outcome(Bound::Network);
-        let (lines, said) = (
-            details(&outcome, "the receiver"),
-            summary(&"x".repeat(70), &outcome, "the receiver"),
-        );
+    fn no_line_is_wider_than_80_columns() {
+        let outcome = outcome(Bottleneck::Network);
+        let lines = details(&outcome, "the receiver");
+        let said = summary(&"x".repeat(70), &outcome, "the receiver");
         assert_eq!(lines.len(), 5);
         for line in lines.iter().map(String::as_str).chain(said.lines()) {
             assert!(line.len() < 80, "{line}");
@@ -239,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_have_three_digits() {
+    fn figures_have_three_significant_digits() {
         assert_eq!(rate(0), "0.00 kbit/s");
         assert_eq!(rate(125_000), "1.00 Mbit/s");
         assert_eq!(rate(124_999_999_999), "1000 Gbit/s");

@@ -1,13 +1,9 @@
-//! Peers whose acknowledgements lie. Everybody on the way can read and write Initial packets (RFC 9001, section 5.2), so
-//! that one is enough for it; quinn judges those of every packet number space alike.
+//! Peers whose acknowledgements lie. Anyone on the path can read and write Initial packets (RFC 9001, section 5.2), so
+//! one test with these suffices; quinn checks those of every packet number space in the same way.
 
 use std::net::Ipv4Addr;
 
-use haul::client::Client;
-use haul::config::Config;
-use haul::error::Error;
-use haul::identity::Identity;
-use haul::trust::ServerTrust;
+use haul::{Client, Config, Error, Identity, ServerTrust};
 use rustls::Side;
 use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
 use rustls::quic::{Keys, Version};
@@ -58,7 +54,7 @@ fn answer(client: &[u8], frames: &[u8]) -> Vec<u8> {
     [header, payload].concat()
 }
 
-/// What a client says of a server that answers its first packet with these frames.
+/// Returns the client's error for a server that answers its first packet with these frames.
 async fn outcome(frames: &[u8]) -> Error {
     watch_panics();
     let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -99,14 +95,14 @@ async fn outcome(frames: &[u8]) -> Error {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_acknowledges_what_was_never_sent_breaks_the_protocol() {
+async fn acknowledging_unsent_packets_breaks_the_protocol() {
     let padding = [0; 20];
     // ACK: largest acknowledged 1,000, delay 0, no more ranges, and nothing below the largest.
     let error = outcome(&[&[0x02, 0x43, 0xe8, 0, 0, 0], &padding[..]].concat())
         .await
         .to_string();
     assert!(error.contains("unsent packet acked"), "{error}");
-    // That of what was sent is no such thing: only the rest of the handshake is missing.
+    // An acknowledgement of sent packets causes no such error: only the rest of the handshake is missing.
     let error = outcome(&[&[0x02, 0, 0, 0, 0], &padding[..]].concat())
         .await
         .to_string();

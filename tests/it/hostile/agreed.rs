@@ -1,19 +1,16 @@
-//! A sender that sends more than its receiver has agreed to.
+//! A sender that sends more than its receiver has accepted.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use haul::client::{Client, PullOptions};
-use haul::config::Config;
-use haul::error::{Code, Result};
-use haul::identity::Identity;
-use haul::manifest::Verdict;
-use haul::receiver::Most;
-use haul::session::Outcome;
-use haul::stream::MessageReader;
-use haul::trust::ServerTrust;
-use haul::wire::{
-    Committed, Complete, End, Entry, Failed, Hello, Kind, Message, Pull, Ready, Summary, Working,
+use haul::internal::net::stream::MessageReader;
+use haul::internal::protocol::Verdict;
+use haul::internal::protocol::{
+    Committed, Complete, End, Entry, Failed, Hello, Message, Pull, Ready, Working,
+};
+use haul::{
+    AcceptedQuota, Client, Code, Config, Identity, Kind, Outcome, PullOptions, Result, ServerTrust,
+    Summary,
 };
 use quinn::Endpoint;
 use tempfile::{TempDir, tempdir};
@@ -22,7 +19,7 @@ use tokio::task::JoinHandle;
 use crate::hostile::peer::*;
 use crate::support::from;
 
-/// The sender, and a receiver that has agreed to so much.
+/// The sender, and a receiver that has accepted this much.
 struct Agreed {
     endpoint: Endpoint,
     here: TempDir,
@@ -33,21 +30,25 @@ impl Agreed {
     fn to(entries: u64, bytes: u64) -> Self {
         watch_panics();
         let identity = Identity::generate().unwrap();
-        let server = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
-        let endpoint =
-            haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(server)).unwrap();
+        let server =
+            haul::internal::net::endpoint::server_config(&identity, &Config::default()).unwrap();
+        let endpoint = haul::internal::net::endpoint::bind(
+            SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            Some(server),
+        )
+        .unwrap();
         let port = endpoint.local_addr().unwrap().port();
         let trust = ServerTrust {
             pin: Some(identity.key_id()),
             ..ServerTrust::default()
         };
         let here = tempdir().unwrap();
-        let most = Some(Most {
+        let most = Some(AcceptedQuota {
             entries,
             bytes: Some(bytes),
         });
         let options = PullOptions {
-            most,
+            quota: most,
             ..from(&["t"], &here.path().join("into/"))
         };
         let config = Config {
@@ -57,7 +58,7 @@ impl Agreed {
         let receiver = tokio::spawn(async move {
             let client =
                 Client::connect(&Identity::generate()?, &trust, "127.0.0.1", port, &config).await?;
-            client.pull(&options, haul::progress::ignore()).await
+            client.pull(&options, haul::ignore()).await
         });
         Self {
             endpoint,
@@ -92,7 +93,7 @@ impl Agreed {
         }
     }
 
-    /// Names that stand at the receiver's end, partials aside.
+    /// The names that exist at the receiver, without partials.
     fn names(&self) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.here.path().join("into/t")) else {
             return Vec::new();
@@ -122,7 +123,7 @@ async fn refused(session: &mut Session, entry: Entry, text: &str) {
     }
 }
 
-/// Waits for it; on a busy machine the receiver says meanwhile that it is at work.
+/// Waits for the summary; on a busy machine the receiver sends `Working` before it.
 async fn summary(session: &mut Session) {
     loop {
         let frame = within(session.answers.frame(Summary::LIMIT))
@@ -136,7 +137,7 @@ async fn summary(session: &mut Session) {
     }
 }
 
-/// Has a file wanted, and sends it whole.
+/// Announces a file, waits until it is wanted, and sends it whole.
 async fn sent(session: &mut Session, id: u64, name: &str, content: &[u8]) {
     let size = content.len() as u64;
     session.announce(&file(id, name, Some(size))).await;
@@ -148,7 +149,7 @@ async fn sent(session: &mut Session, id: u64, name: &str, content: &[u8]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn files_without_end_end_where_the_agreement_does_and_what_is_whole_stays() {
+async fn endless_files_end_at_the_quota_and_complete_ones_stay() {
     let agreed = Agreed::to(3, 1_000);
     let mut session = agreed.session().await;
     sent(&mut session, 0, "a", b"content").await;
@@ -160,7 +161,7 @@ async fn files_without_end_end_where_the_agreement_does_and_what_is_whole_stays(
         refused(
             &mut session,
             file(id, &format!("{id}"), Some(0)),
-            "4 entries, of 3 at most",
+            "4 entries, at most 3 were accepted",
         )
         .await;
     }
@@ -168,7 +169,7 @@ async fn files_without_end_end_where_the_agreement_does_and_what_is_whole_stays(
         refused(
             &mut session,
             entry(id, &[b"t", b"other"], kind),
-            "4 entries, of 3 at most",
+            "4 entries, at most 3 were accepted",
         )
         .await;
     }
@@ -195,14 +196,14 @@ async fn files_without_end_end_where_the_agreement_does_and_what_is_whole_stays(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sizes_that_are_too_large_lie_or_are_not_told_bring_no_more() {
+async fn false_large_or_missing_sizes_do_not_exceed_the_quota() {
     let agreed = Agreed::to(100, 1_000);
     let mut session = agreed.session().await;
     for (id, size) in [(0, 1_001), (1, i64::MAX as u64), (2, i64::MAX as u64)] {
         refused(
             &mut session,
             file(id, "large", Some(size)),
-            "bytes, of 1000 at most",
+            "bytes, at most 1000 were accepted",
         )
         .await;
     }
@@ -212,52 +213,52 @@ async fn sizes_that_are_too_large_lie_or_are_not_told_bring_no_more() {
         "unknown size was not offered",
     )
     .await;
-    // What was refused counts for nothing; what is wanted counts, whether it comes or not.
+    // Refused entries do not count; wanted entries count, whether they arrive or not.
     session.announce(&file(4, "lies", Some(600))).await;
     assert_eq!(session.verdict().await, Verdict::Want(4, vec![]));
     refused(
         &mut session,
         file(5, "b", Some(401)),
-        "1001 bytes, of 1000 at most",
+        "1001 bytes, at most 1000 were accepted",
     )
     .await;
     let content = vec![7; 2_000];
     let body = [&content[..], &trailer(&content)].concat();
     let (_stream, mut receipt) = session.transfer(&plan(4, &[(0, 2_000)]), &body).await;
     let failed: Failed = within(receipt.read()).await.unwrap();
-    assert_eq!(haul::error::Why::from(failed.why).code, Code::Protocol);
+    assert_eq!(haul::Reason::from(failed.why).code, Code::Protocol);
     assert!(agreed.names().is_empty());
     agreed.receiver.abort();
     no_panics();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sender_that_comes_back_again_and_again_brings_no_more_in_all() {
+async fn the_quota_counts_over_all_connections() {
     let agreed = Agreed::to(100, 1_000);
     let mut first = agreed.session().await;
     sent(&mut first, 0, "a", &[1; 800]).await;
     first
         .connection
-        .close(haul::stream::varint_of(Code::Stopping), b"");
+        .close(haul::internal::net::stream::varint_of(Code::Stopping), b"");
     for round in 0..2 {
         let mut session = agreed.session().await;
         refused(
             &mut session,
             file(0, "b", Some(800)),
-            &format!("{} bytes, of 1000 at most", 1_600 + 100 * round),
+            &format!("{} bytes, at most 1000 were accepted", 1_600 + 100 * round),
         )
         .await;
-        // There is room for what is left.
+        // The rest still fits.
         sent(&mut session, 1, &format!("rest{round}"), &[2; 100]).await;
         session
             .connection
-            .close(haul::stream::varint_of(Code::Stopping), b"");
+            .close(haul::internal::net::stream::varint_of(Code::Stopping), b"");
     }
     let mut last = agreed.session().await;
     refused(
         &mut last,
         file(0, "c", Some(1)),
-        "1001 bytes, of 1000 at most",
+        "1001 bytes, at most 1000 were accepted",
     )
     .await;
     assert_eq!(agreed.names(), ["a", "rest0", "rest1"]);

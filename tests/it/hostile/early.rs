@@ -1,13 +1,13 @@
-//! What comes before it was waited for: entries ahead of the answer, and the end ahead of the receipts.
+//! Messages that arrive early: entries before the answer, and the end before the receipts.
 
 use std::time::Duration;
 
-use haul::error::Code;
-use haul::manifest::{EARLY_UNANSWERED, EARLY_UNANSWERED_BYTES, Verdict};
-use haul::stream::MessageReader;
-use haul::wire::{
-    Committed, Complete, Durability, End, Entry, Hello, Message, Push, Ready, Skip, Summary, Want,
+use haul::internal::net::stream::MessageReader;
+use haul::internal::protocol::{
+    Committed, Complete, End, Entry, Hello, Message, Push, Ready, Skip, Want,
 };
+use haul::internal::protocol::{EARLY_UNANSWERED, EARLY_UNANSWERED_BYTES, Verdict};
+use haul::{Code, Durability, Summary};
 
 use crate::hostile::peer::{
     Peer, Session, file, head, hello, impatient, push_into, stopped, within,
@@ -16,7 +16,7 @@ use crate::hostile::rogue::{connect, write_to};
 use crate::support::{to, write};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_manifest_ahead_of_its_request_waits_for_it_but_not_for_ever() {
+async fn an_early_manifest_waits_for_its_request_until_the_deadline() {
     let arena = crate::hostile::peer::Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let (mut control, mut answers) = peer.open(&[&[1], &hello()[..]].concat()).await;
@@ -45,7 +45,7 @@ async fn a_manifest_ahead_of_its_request_waits_for_it_but_not_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn little_is_announced_before_the_answer_and_the_end_comes_with_the_last_byte() {
+async fn early_announcements_are_bounded_and_the_end_is_not_delayed() {
     const FILES: usize = 3 * EARLY_UNANSWERED as usize;
     let source = tempfile::tempdir().unwrap();
     let names: Vec<_> = (0..FILES)
@@ -57,13 +57,8 @@ async fn little_is_announced_before_the_answer_and_the_end_comes_with_the_last_b
         "",
     );
     let (connection, client) = connect(|_| {}).await;
-    let client = tokio::spawn(async move {
-        client
-            .await
-            .unwrap()?
-            .push(&options, haul::progress::ignore())
-            .await
-    });
+    let client =
+        tokio::spawn(async move { client.await.unwrap()?.push(&options, haul::ignore()).await });
     let (mut control, requests) = within(connection.accept_bi()).await.unwrap();
     let mut requests = MessageReader::new(requests);
     within(requests.byte()).await.unwrap();

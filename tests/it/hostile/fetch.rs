@@ -1,14 +1,11 @@
-//! Peers that keep to nothing, where files are fetched and listed.
+//! Peers that break every rule, where files are fetched and listed.
 
-use haul::client::Client;
-use haul::error::{Code, Error, Result};
-use haul::manifest::Verdict;
-use haul::session::{Found, Outcome};
-use haul::stream::MessageReader;
-use haul::wire::{
-    Committed, Complete, Components, End, Entry, Hello, Kind, List, Listed, Message, Pull, Ready,
-    Refused, Summary, Unsendable,
+use haul::internal::net::stream::MessageReader;
+use haul::internal::protocol::Verdict;
+use haul::internal::protocol::{
+    Committed, Complete, End, Entry, Hello, List, Message, Pull, Ready, Refused, Unsendable,
 };
+use haul::{Client, Code, Components, Error, Kind, ListItem, Listed, Outcome, Result, Summary};
 use quinn::Connection;
 use tempfile::{TempDir, tempdir};
 use tokio::sync::oneshot;
@@ -29,8 +26,8 @@ async fn asked(
     asked_of(connected, options, ready, ()).await
 }
 
-/// The same of this server and this client, which closes its connection as soon as it may. `ended` is dropped once the pull
-/// is over.
+/// The same with this server and this client, which closes its connection as soon as it may. `ended` is dropped when
+/// the pull is over.
 async fn asked_of(
     (connection, client): (Connection, JoinHandle<Result<Client>>),
     (sources, destination): (&[&str], &str),
@@ -41,7 +38,7 @@ async fn asked_of(
     let options = from(sources, &here.path().join(destination));
     let pulling = tokio::spawn(async move {
         let client = client.await.unwrap()?;
-        let outcome = client.pull(&options, haul::progress::ignore()).await;
+        let outcome = client.pull(&options, haul::ignore()).await;
         drop(ended);
         client.close().await;
         outcome
@@ -81,7 +78,7 @@ fn names(of: &TempDir) -> Vec<std::ffi::OsString> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_does_not_match_the_pattern_that_was_asked_for_is_not_taken() {
+async fn entries_that_do_not_match_the_pattern_are_refused() {
     let (mut session, here, pulling) = asked(&["logs/*.gz"], "into/", Ready::default()).await;
     let empty = |id, name: &[u8]| Entry {
         size: Some(0),
@@ -111,7 +108,7 @@ async fn what_does_not_match_the_pattern_that_was_asked_for_is_not_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_calls_a_pattern_one_directory_gets_no_other_names_in() {
+async fn a_pattern_reported_as_one_directory_admits_no_other_names() {
     let ready = Ready {
         only: Some(Kind::Directory),
         ..Ready::default()
@@ -130,11 +127,11 @@ async fn a_server_that_calls_a_pattern_one_directory_gets_no_other_names_in() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn failures_without_end_take_no_memory_and_steer_no_terminal() {
+async fn endless_failures_take_no_memory_and_control_no_terminal() {
     const MANY: u64 = 3_000;
     let (mut session, _here, pulling) = asked(&["t"], "into/", Ready::default()).await;
     let unsendable = |i: u64| {
-        let why = haul::error::Why::new(Code::Unreadable, "\x1b[2Jno").into();
+        let why = haul::Reason::new(Code::Unreadable, "\x1b[2Jno").into();
         Unsendable {
             path: components(&[b"t", format!("{i}\x1b").as_bytes()]),
             why,
@@ -167,14 +164,17 @@ async fn failures_without_end_take_no_memory_and_steer_no_terminal() {
     within(session.answers.read::<Summary>()).await.unwrap();
     let outcome = within(pulling).await.unwrap().unwrap();
     assert_eq!(outcome.sent.failed, MANY);
-    assert_eq!(outcome.sent.failures.len(), haul::sender::MAX_FAILURES);
+    assert_eq!(
+        outcome.sent.failures.len(),
+        haul::internal::transfer::send::MAX_FAILURES
+    );
     let (name, why) = &outcome.sent.failures[0];
     assert!(!format!("{name}{why}").contains('\x1b'));
     no_panics();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pull_is_closed_once_the_server_has_its_last_messages() {
+async fn a_pull_closes_after_the_server_has_its_last_messages() {
     let (connection, client, path) = connect_over_path().await;
     let connected = (connection, client);
     let (ending, ended) = oneshot::channel::<()>();
@@ -182,7 +182,7 @@ async fn a_pull_is_closed_once_the_server_has_its_last_messages() {
     let (mut session, _here, pulling) =
         asked_of(connected, options, Ready::default(), ending).await;
     session.wanted(0, "t", 5).await;
-    // What the client says from here on is lost, and the client can end before it can say it again.
+    // Everything that the client sends from here on is lost, and the client can exit before it can send it again.
     path.up.set(|up| up.blackout = true);
     let body = [b"12345", &trailer(b"12345")[..]].concat();
     let (mut transfer, mut receipt) = session.transfer(&plan(0, &[(0, 5)]), &body).await;
@@ -209,11 +209,11 @@ async fn a_pull_is_closed_once_the_server_has_its_last_messages() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failure_of_no_acceptable_name_breaks_the_protocol() {
+async fn a_failure_with_an_invalid_name_breaks_the_protocol() {
     let (mut session, _here, pulling) = asked(&["t"], "into/", Ready::default()).await;
     let bad = Unsendable {
         path: components(&[b".."]),
-        why: haul::error::Why::from(Code::Unreadable).into(),
+        why: haul::Reason::from(Code::Unreadable).into(),
         omitted: None,
     };
     within(session.manifest.write_all(&bad.to_bytes()))
@@ -226,8 +226,8 @@ async fn a_failure_of_no_acceptable_name_breaks_the_protocol() {
     no_panics();
 }
 
-/// What an honest client makes of a listing that a server answers with these bytes.
-async fn listed(bytes: Vec<u8>) -> Result<Vec<Found>> {
+/// Returns what an honest client makes of a listing that a server answers with these bytes.
+async fn listed(bytes: Vec<u8>) -> Result<Vec<ListItem>> {
     let (connection, client) = connect(|_| {}).await;
     let listing = tokio::spawn(async move {
         let client = client.await.unwrap()?;
@@ -251,7 +251,7 @@ async fn listed(bytes: Vec<u8>) -> Result<Vec<Found>> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_listing_that_is_none_is_an_error_and_no_name_leads_out() {
+async fn a_malformed_listing_is_an_error() {
     let of = |names: &[&[u8]]| {
         let path = components(names);
         Listed {
@@ -287,7 +287,7 @@ async fn a_listing_that_is_none_is_an_error_and_no_name_leads_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_that_would_be_endless_work_are_answered_and_others_served() {
+async fn requests_for_endless_work_do_not_block_others() {
     let arena = Arena::new(impatient());
     let deep = "*a".repeat(120);
     let several: [&[u8]; 3] = [deep.as_bytes(), b"*", b"[!x]*"];
@@ -312,7 +312,7 @@ async fn requests_that_would_be_endless_work_are_answered_and_others_served() {
             .await
             .unwrap()
             .expect("an answer");
-        // Of several sources each is told by itself.
+        // With several sources each is reported separately.
         assert!(
             matches!(frame.kind, Refused::TYPE | Ready::TYPE),
             "{frame:?}"
@@ -322,7 +322,7 @@ async fn requests_that_would_be_endless_work_are_answered_and_others_served() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_reads_no_listing_and_does_not_say_that_it_is_there_is_given_up() {
+async fn a_silent_client_that_reads_no_listing_is_given_up() {
     let arena = Arena::new(impatient());
     for i in 0..300 {
         std::fs::write(
@@ -331,7 +331,7 @@ async fn a_client_that_reads_no_listing_and_does_not_say_that_it_is_there_is_giv
         )
         .unwrap();
     }
-    let identity = haul::identity::Identity::generate().unwrap();
+    let identity = haul::Identity::generate().unwrap();
     let small = |t: &mut quinn::TransportConfig| {
         t.stream_receive_window(2_000_u32.into());
     };
@@ -342,7 +342,7 @@ async fn a_client_that_reads_no_listing_and_does_not_say_that_it_is_there_is_giv
         recursive: false,
     };
     let (_, control, _answers) = peer.ask(&list.to_bytes()).await;
-    // The server lets go of its half as well.
+    // The server releases its half as well.
     let _ = within(control.stopped()).await;
     arena.unharmed().await;
 }

@@ -1,16 +1,15 @@
-//! Hard links that somebody wants to lead elsewhere.
+//! Hard links that an attacker wants to lead elsewhere.
 
 use std::os::unix::fs::{MetadataExt, symlink};
 
-use haul::config::Config;
-use haul::error::Code;
-use haul::manifest::Verdict;
-use haul::wire::{Committed, Entry, Kind};
+use haul::internal::protocol::Verdict;
+use haul::internal::protocol::{Committed, Entry};
+use haul::{Code, Config, Kind};
 
 use crate::hostile::peer::*;
 use crate::support::write;
 
-/// A file of one byte that claims to be a further name of another entry.
+/// A file of one byte that claims to be a hard link to another entry.
 fn name(id: u64, name: &str, of: u64) -> Entry {
     Entry {
         hard_link: Some(of),
@@ -19,12 +18,13 @@ fn name(id: u64, name: &str, of: u64) -> Entry {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_further_name_is_only_of_what_this_session_brought() {
+async fn hard_links_only_lead_to_files_of_this_session() {
     let arena = Arena::new(Config::default());
     write(&arena.served().join("private"), b"x");
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
-    // The first stands, and says that others may come; the second stands and says nothing; the third never comes.
+    // The first exists and says that further names may follow; the second exists and says nothing; the third never
+    // arrives.
     for (id, marked) in [(10, true), (11, false)] {
         let entry = Entry {
             hard_link: marked.then_some(id),
@@ -39,12 +39,13 @@ async fn a_further_name_is_only_of_what_this_session_brought() {
     }
     session.announce(&name(12, "f12", 12)).await;
     assert_eq!(session.verdict().await, Verdict::Want(12, vec![]));
-    // One that was never announced, one that did not say so, one that does not stand: each is a file of its own.
+    // An entry that was never announced, one that did not allow further names, and one that does not exist: each
+    // becomes a separate file.
     for (id, of) in [(20, 3), (21, 11), (22, 12)] {
         session.announce(&name(id, &format!("n{id}"), of)).await;
         assert_eq!(session.verdict().await, Verdict::Want(id, vec![]), "{of}");
     }
-    // What the session does not know is not linked over either, and names lead nowhere else.
+    // Links to files unknown to the session are not made either, and names cannot lead elsewhere.
     session
         .announce(&Entry {
             path: components(&[b"..", b"outside", b"n"]),
@@ -83,7 +84,7 @@ async fn a_further_name_is_only_of_what_this_session_brought() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_put_in_the_place_of_the_first_name_is_not_linked_to() {
+async fn a_file_that_replaced_the_first_name_is_not_linked_to() {
     let arena = Arena::new(Config::default());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -122,7 +123,7 @@ async fn what_was_put_in_the_place_of_the_first_name_is_not_linked_to() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hard_link_that_makes_no_sense_breaks_the_protocol() {
+async fn an_invalid_hard_link_breaks_the_protocol() {
     let odd = [
         name(1, "f", 2),
         Entry {

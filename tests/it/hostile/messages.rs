@@ -1,12 +1,12 @@
-//! Messages that are none.
+//! Malformed messages.
 
 use bytes::{BufMut, BytesMut};
-use haul::error::Code;
-use haul::wire::{Entry, HELD_BLOCK, Kind, List, Message, Plan, put_varint};
+use haul::internal::protocol::{Entry, HELD_BLOCK, List, Message, Plan, put_varint};
+use haul::{Code, Kind};
 
 use crate::hostile::peer::*;
 
-/// A message's header, and whatever stands for its payload.
+/// A message's header, followed by any payload.
 fn message(kind: u8, length: u64, payload: &[u8]) -> Vec<u8> {
     let mut bytes = BytesMut::new();
     bytes.put_u8(kind);
@@ -15,7 +15,7 @@ fn message(kind: u8, length: u64, payload: &[u8]) -> Vec<u8> {
     bytes.to_vec()
 }
 
-/// Payloads that are no map of what belongs there. Some say that far more follows than does.
+/// Payloads that are not the map of the expected message. Some claim to be far longer than they are.
 fn garbage() -> Vec<Vec<u8>> {
     vec![
         vec![],
@@ -39,7 +39,7 @@ fn garbage() -> Vec<Vec<u8>> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_on_the_control_stream_that_is_none_closes_the_connection() {
+async fn a_malformed_control_message_closes_the_connection() {
     let arena = Arena::new(patient());
     let good = hello();
     let too_long = |kind, limit: usize| message(kind, limit as u64 + 1, &[]);
@@ -80,7 +80,7 @@ async fn a_message_on_the_control_stream_that_is_none_closes_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_on_the_manifest_that_is_none_closes_the_connection() {
+async fn a_malformed_manifest_message_closes_the_connection() {
     let arena = Arena::new(patient());
     let target = vec![b'x'; 1_000_000];
     let link = Entry {
@@ -134,7 +134,7 @@ async fn a_message_on_the_manifest_that_is_none_closes_the_connection() {
     for bytes in bad {
         let peer = Peer::connect(&arena.host).await;
         let mut session = peer.session().await;
-        // A server that has seen enough closes in the middle of it.
+        // A server that has read enough closes before everything is written.
         let _ = within(session.manifest.write_all(&bytes)).await;
         peer.closed_with(
             Code::Protocol,
@@ -147,7 +147,7 @@ async fn a_message_on_the_manifest_that_is_none_closes_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_plan_that_is_none_ends_its_stream_alone() {
+async fn a_malformed_plan_ends_only_its_own_stream() {
     let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -177,13 +177,13 @@ async fn a_plan_that_is_none_ends_its_stream_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn entries_that_nobody_waits_for_are_counted_and_one_of_the_greatest_size_is_fine() {
+async fn unanswered_entries_are_bounded_and_the_largest_is_accepted() {
     let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
     let mut all = BytesMut::new();
     for id in 0..20_000 {
-        // Large, so that most have to wait; the names need not differ for that.
+        // Large entries, so that most have to wait; their names need not differ for that.
         file(id, "f", 1 << 40).put(&mut all);
     }
     let _ = within(session.manifest.write_all(&all)).await;
@@ -193,7 +193,7 @@ async fn entries_that_nobody_waits_for_are_counted_and_one_of_the_greatest_size_
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
     let mut big = entry(0, &[b"a"], Kind::File);
-    // A field of a newer peer fills it up to the limit.
+    // A field of a newer peer fills the message up to the limit.
     let mut payload = Vec::new();
     minicbor::encode(&big, &mut payload).unwrap();
     payload[0] += 1;
@@ -210,7 +210,7 @@ async fn entries_that_nobody_waits_for_are_counted_and_one_of_the_greatest_size_
     .unwrap();
     assert!(matches!(
         session.verdict().await,
-        haul::manifest::Verdict::Want(0, _)
+        haul::internal::protocol::Verdict::Want(0, _)
     ));
     big.id = 1;
     payload.push(0);
@@ -225,7 +225,7 @@ async fn entries_that_nobody_waits_for_are_counted_and_one_of_the_greatest_size_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn random_bytes_on_every_kind_of_stream_harm_nobody() {
+async fn random_bytes_on_any_stream_do_not_disturb_others() {
     let arena = Arena::new(patient());
     let mut noise = Noise::new(42);
     for round in 0..40 {
@@ -276,7 +276,8 @@ async fn random_bytes_on_every_kind_of_stream_harm_nobody() {
         if noise.below(2) == 0 {
             let _ = session.manifest.finish();
         }
-        // Whatever of it was read, was read by the time that something else is answered, or the connection is closed.
+        // By the time that another stream is answered, or the connection is closed, the server has read everything that
+        // it is going to read.
         if let Ok((mut probe, _receive)) = within(peer.connection.open_bi()).await {
             let _ = within(probe.write_all(&[9])).await;
             let _ = within(probe.stopped()).await;

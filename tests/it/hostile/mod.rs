@@ -1,5 +1,5 @@
-//! Peers that keep to nothing, against a real server and a real client: whatever they do, the honest side neither
-//! panics nor hangs, keeps to its bounds and its place, and goes on serving everybody else.
+//! Peers that break every rule, against a real server and a real client. Whatever they do, the honest side neither
+//! panics nor hangs, stays within its bounds and its directory, and keeps serving others.
 
 mod acks;
 mod agreed;

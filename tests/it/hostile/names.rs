@@ -1,15 +1,15 @@
-//! Names that would lead elsewhere.
+//! Names that would lead outside.
 
 use std::os::unix::fs::symlink;
 
-use haul::error::Code;
-use haul::manifest::Verdict;
-use haul::wire::{Components, Entry, Hello, Kind, Message, Ready, Refused};
+use haul::internal::protocol::Verdict;
+use haul::internal::protocol::{Entry, Hello, Message, Ready, Refused};
+use haul::{Code, Components, Kind};
 
 use crate::hostile::peer::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_name_that_leads_out_is_refused_whatever_it_is_the_name_of() {
+async fn names_that_lead_outside_are_refused_for_every_kind() {
     let arena = Arena::new(patient());
     let (long, deep) = ([b'x'; 256], [[b'y'; 250]; 20]);
     let deep: Vec<&[u8]> = deep.iter().map(|c| &c[..]).collect();
@@ -55,13 +55,13 @@ async fn a_name_that_leads_out_is_refused_whatever_it_is_the_name_of() {
         id += 1;
     }
     assert_eq!(arena.names(), Vec::<String>::new());
-    // It was refused, not repaired, and the session goes on.
+    // The name was refused, not repaired, and the session continues.
     session.wanted(id, "good", 5).await;
     arena.unharmed().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_written_through_a_link_that_the_same_session_made() {
+async fn nothing_is_written_through_a_link_of_the_same_session() {
     let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -94,7 +94,7 @@ async fn nothing_is_written_through_a_link_that_the_same_session_made() {
     ];
     for entry in through {
         session.announce(&entry).await;
-        // A small file is looked at before it is wanted, a new one may be found out at its commit only.
+        // A small file is examined before it is wanted; a new one may be detected only at its commit.
         match session.verdict().await {
             Verdict::Refuse(id, _) => assert_eq!(id, entry.id),
             Verdict::Want(id, _) => {
@@ -102,7 +102,7 @@ async fn nothing_is_written_through_a_link_that_the_same_session_made() {
                     session.transfer(&plan(id, &[(0, 5)]), b"12345").await;
                 within(send.write_all(&trailer(b"12345"))).await.unwrap();
                 send.finish().unwrap();
-                within(receipt.read::<haul::wire::Failed>())
+                within(receipt.read::<haul::internal::protocol::Failed>())
                     .await
                     .expect("it fails");
             }
@@ -114,7 +114,7 @@ async fn nothing_is_written_through_a_link_that_the_same_session_made() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_destination_or_a_source_of_a_pull_leads_out_as_little() {
+async fn destinations_and_pull_sources_cannot_lead_outside() {
     let arena = Arena::new(patient());
     symlink(arena.outside(), arena.served().join("out")).unwrap();
     let peer = Peer::connect(&arena.host).await;
@@ -140,7 +140,7 @@ async fn a_destination_or_a_source_of_a_pull_leads_out_as_little() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_destination_of_the_greatest_length_is_answered_within_the_limits() {
+async fn a_destination_of_maximum_length_is_answered() {
     let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let short: Vec<&[u8]> = vec![b"a"; 2048];

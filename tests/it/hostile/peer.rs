@@ -1,4 +1,4 @@
-//! Peers that keep to nothing: raw quinn on the wire, haul's messages or any bytes at all in it.
+//! Peers that break every rule: raw quinn, with haul's messages or any other bytes.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -6,16 +6,14 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
-use haul::config::Config;
-use haul::error::Code;
-use haul::identity::{Identity, KeyId};
-use haul::manifest::Verdict;
-use haul::store::{LocalStore, MemoryStore};
-use haul::stream::{MessageReader, code_of};
-use haul::trust::ServerTrust;
-use haul::wire::{
-    Components, Durability, Entry, Hello, Kind, Message, Plan, Pull, Push, Range, Ready, Trailer,
-    put_varint,
+use haul::internal::net::stream::{MessageReader, code_of};
+use haul::internal::protocol::Verdict;
+use haul::internal::protocol::{
+    Entry, Hello, Message, Plan, Pull, Push, Range, Ready, Trailer, put_varint,
+};
+use haul::{
+    Code, Components, Config, Durability, Identity, KeyId, Kind, LocalStore, MemoryStore,
+    ServerTrust,
 };
 use quinn::{Connection, ConnectionError, Endpoint, SendStream, TransportConfig};
 use tempfile::TempDir;
@@ -23,7 +21,8 @@ use tempfile::TempDir;
 use crate::support::slow::SlowStore;
 use crate::support::{Host, content, push, to, write};
 
-/// Short, so that what a deadline ends is soon over; no test depends on how long they are.
+/// A configuration for what a deadline ends: short, so that such a test is soon over. No test depends on the exact
+/// values.
 pub(crate) fn impatient() -> Config {
     let (stall, deadline) = (Duration::from_millis(300), Duration::from_millis(600));
     Config {
@@ -34,7 +33,7 @@ pub(crate) fn impatient() -> Config {
     }
 }
 
-/// For what does not hang on a deadline: none is over before the test, however busy the machine is.
+/// A configuration for everything else: no deadline passes before the test ends, however busy the machine is.
 pub(crate) fn patient() -> Config {
     Config {
         retry_for: Duration::ZERO,
@@ -42,10 +41,10 @@ pub(crate) fn patient() -> Config {
     }
 }
 
-/// Many times what anything here takes.
+/// Many times the duration of any step here.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits for something that must happen; a test that hangs has failed.
+/// Waits for an event that must happen; a test that hangs has failed.
 pub(crate) async fn within<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, what)
         .await
@@ -55,13 +54,13 @@ pub(crate) async fn within<T>(what: impl Future<Output = T>) -> T {
 /// Panics in the tasks of the honest side, which tokio would swallow.
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// From here on a panic outside of the tests themselves is kept.
+/// Records every later panic outside of the tests themselves.
 pub(crate) fn watch_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            // What panics here in tests/ is a test that fails.
+            // A panic in tests/ is a test that fails.
             if info
                 .location()
                 .is_some_and(|at| !at.file().starts_with("tests/"))
@@ -84,7 +83,7 @@ pub(crate) fn no_panics() {
     assert_eq!(panics, Vec::<String>::new(), "the honest side has panicked");
 }
 
-/// A server under attack, what it serves, and a place outside of it that must stay as it is.
+/// A server under attack, its served directory, and a directory outside of it that must not change.
 pub(crate) struct Arena {
     pub host: Host,
     pub directory: TempDir,
@@ -103,7 +102,7 @@ impl Arena {
         }
     }
 
-    /// One whose disk can be held up.
+    /// A server whose disk can be paused.
     pub(crate) fn with_slow_disk(config: Config) -> (Self, SlowStore) {
         watch_panics();
         let directory = tempfile::tempdir().unwrap();
@@ -125,13 +124,13 @@ impl Arena {
         self.directory.path().join("outside")
     }
 
-    /// What is served, without what honest clients brought: names only.
+    /// The names of served files, without those that honest clients sent.
     pub(crate) fn names(&self) -> Vec<String> {
         fn walk(root: &Path, at: &Path, names: &mut Vec<String>) {
             for entry in std::fs::read_dir(at).unwrap() {
                 let path = entry.unwrap().path();
                 names.push(path.strip_prefix(root).unwrap().display().to_string());
-                // A partial may go while this looks.
+                // A partial may disappear during the walk.
                 if path
                     .symlink_metadata()
                     .is_ok_and(|metadata| metadata.is_dir())
@@ -147,7 +146,7 @@ impl Arena {
         names
     }
 
-    /// Another client does its work, whatever goes on beside it.
+    /// Checks that another client can work, whatever happens beside it.
     pub(crate) async fn honest(&self) {
         let source = tempfile::tempdir().unwrap();
         let tree = source.path().join("t");
@@ -159,8 +158,8 @@ impl Arena {
             "honest{}",
             NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
         );
-        // On a machine under load this client may itself be late for deadlines as short as these; then it does what a
-        // user would. One that is starved waits, and is found out by that.
+        // On a loaded machine this client may itself miss deadlines as short as these; then it retries as a user would.
+        // A client that is starved waits, and the timeout detects that.
         for attempt in 1.. {
             match within(push(&self.host, &to(&[&tree], &name))).await {
                 Ok(outcome) if outcome.sent.failed == 0 => break,
@@ -173,7 +172,7 @@ impl Arena {
         );
     }
 
-    /// The server still does its work, and has neither panicked nor written where it should not.
+    /// Checks that the server still works, and has neither panicked nor written outside of its directory.
     pub(crate) async fn unharmed(&self) {
         self.honest().await;
         let outside: Vec<_> = std::fs::read_dir(self.outside())
@@ -189,7 +188,7 @@ impl Arena {
     }
 }
 
-/// A client that holds a key and keeps to nothing else.
+/// A client that holds a key and follows no other rule.
 pub(crate) struct Peer {
     _endpoint: Endpoint,
     pub connection: Connection,
@@ -200,7 +199,7 @@ impl Peer {
         Self::connect_as(host, &Identity::generate().unwrap(), |_| {}).await
     }
 
-    /// With a transport of its own, such as one that grants no credit.
+    /// A client with its own transport, such as one that grants no credit.
     pub(crate) async fn connect_as(
         host: &Host,
         identity: &Identity,
@@ -226,7 +225,8 @@ impl Peer {
         };
         let verifier = trust.verifier("127.0.0.1", address.port()).unwrap();
         let mut config =
-            haul::endpoint::client_config(identity, verifier, &Config::default()).unwrap();
+            haul::internal::net::endpoint::client_config(identity, verifier, &Config::default())
+                .unwrap();
         let mut transport = TransportConfig::default();
         transport
             .keep_alive_interval(Some(Duration::from_secs(1)))
@@ -234,7 +234,8 @@ impl Peer {
         tune(&mut transport);
         config.transport_config(Arc::new(transport));
         let endpoint =
-            haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), None).unwrap();
+            haul::internal::net::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), None)
+                .unwrap();
         let connection = endpoint
             .connect_with(config, address, "127.0.0.1")
             .unwrap()
@@ -249,18 +250,18 @@ impl Peer {
         (send, MessageReader::new(receive))
     }
 
-    /// A control stream with hello and a request on it; what is not read yet is the answer.
+    /// Opens a control stream and sends hello and a request; the answer is not read yet.
     pub(crate) async fn ask(&self, request: &[u8]) -> (u64, SendStream, MessageReader) {
         let (send, answers) = self.open(&[&[1], &hello()[..], request].concat()).await;
         (quinn::VarInt::from(send.id()).into_inner(), send, answers)
     }
 
-    /// A push into the served directory, with its manifest open.
+    /// Opens a push into the served directory, with its manifest.
     pub(crate) async fn session(&self) -> Session {
         self.session_as(&push_into(&[])).await
     }
 
-    /// One that this request asks for.
+    /// Opens the push of this request.
     pub(crate) async fn session_as(&self, push: &[u8]) -> Session {
         let (handle, control, mut answers) = self.ask(push).await;
         within(answers.read::<Hello>()).await.unwrap();
@@ -276,20 +277,20 @@ impl Peer {
         }
     }
 
-    /// Waits until the server has closed the connection, with this code.
+    /// Waits until the server has closed the connection with this code.
     pub(crate) async fn closed_with(&self, code: Code, what: &str) {
         match within(self.connection.closed()).await {
             ConnectionError::ApplicationClosed(close) => {
                 assert_eq!(code_of(close.error_code), code, "{what}")
             }
-            // quinn forgets the close that it has just read when a stateless reset comes right behind it.
+            // quinn forgets a close that it has just read if a stateless reset follows at once.
             ConnectionError::Reset => {}
             other => panic!("{what}: {other}"),
         }
     }
 }
 
-/// What a stream was stopped with.
+/// The code with which a stream was stopped.
 pub(crate) async fn stopped(stream: &mut SendStream) -> Code {
     code_of(
         within(stream.stopped())
@@ -317,20 +318,20 @@ impl Session {
     }
 
     pub(crate) async fn verdict(&mut self) -> Verdict {
-        within(Verdict::read(&mut self.verdicts))
+        within(self.verdicts.verdict())
             .await
             .unwrap()
             .expect("a verdict")
     }
 
-    /// Announces a file and is admitted.
+    /// Announces a file and waits for its admission.
     pub(crate) async fn wanted(&mut self, id: u64, name: &str, size: u64) {
         self.announce(&file(id, name, size)).await;
         let verdict = self.verdict().await;
         assert_eq!(verdict, Verdict::Want(id, vec![]));
     }
 
-    /// A transfer's stream that begins with a plan.
+    /// Opens a transfer stream that begins with a plan.
     pub(crate) async fn transfer(&self, plan: &Plan, body: &[u8]) -> (SendStream, MessageReader) {
         let (mut send, receive) = within(self.connection.open_bi()).await.unwrap();
         let mut bytes = BytesMut::from(&head(3, self.handle)[..]);
@@ -351,7 +352,8 @@ pub(crate) fn hello() -> Vec<u8> {
     .to_vec()
 }
 
-/// A push of several sources, so that each goes into the destination under its own name; each time another session.
+/// A push of several sources, so that each goes into the destination under its own name; each call makes another
+/// session.
 pub(crate) fn push_into(destination: &[&[u8]]) -> Vec<u8> {
     static NUMBER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     let mut session = [7; 16];
@@ -364,7 +366,7 @@ pub(crate) fn push_into(destination: &[&[u8]]) -> Vec<u8> {
     request(session, destination, (true, 2))
 }
 
-/// A push of one file that becomes exactly what is named.
+/// A push of one file that becomes exactly the named path.
 pub(crate) fn push_as(name: &[u8]) -> Vec<u8> {
     request([9; 16], components(&[name]), (false, 1))
 }
@@ -469,7 +471,7 @@ pub(crate) fn trailer(content: &[u8]) -> Vec<u8> {
     .to_vec()
 }
 
-/// Bytes that look random and are the same each time.
+/// Bytes that look random and are the same in each run.
 pub(crate) struct Noise(blake3::OutputReader);
 
 impl Noise {

@@ -1,16 +1,14 @@
-//! Peers that take and do not give back: credit, memory, threads, places.
+//! Peers that use up credit, memory, threads and places, and return none.
 
 use bytes::BytesMut;
-use haul::config::Config;
-use haul::error::{Code, Why};
-use haul::identity::Identity;
-use haul::wire::{End, Hello, Kind, Message, Ready, Refused};
+use haul::internal::protocol::{End, Hello, Message, Ready, Refused};
+use haul::{Code, Config, Identity, Kind, Reason};
 
 use crate::hostile::peer::*;
 use crate::support::write;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_never_reads_verdicts_loses_its_own_session() {
+async fn a_peer_that_reads_no_verdicts_loses_only_its_session() {
     let arena = Arena::new(impatient());
     let identity = Identity::generate().unwrap();
     let peer = Peer::connect_as(&arena.host, &identity, |t| {
@@ -33,13 +31,13 @@ async fn who_never_reads_verdicts_loses_its_own_session() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_never_reads_receipts_holds_nothing_that_others_need() {
+async fn a_peer_that_reads_no_receipts_does_not_block_others() {
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..impatient()
     });
     let identity = Identity::generate().unwrap();
-    // Room for hello, ready and verdicts, which are read; and for not one whole receipt.
+    // Credit for hello, ready and verdicts, which are read, and for less than one whole receipt.
     let peer = Peer::connect_as(&arena.host, &identity, |t| {
         t.receive_window(1_000_u32.into());
     })
@@ -61,7 +59,7 @@ async fn who_never_reads_receipts_holds_nothing_that_others_need() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_grants_no_credit_for_an_answer_is_given_up() {
+async fn a_peer_that_grants_no_credit_for_an_answer_is_given_up() {
     let arena = Arena::new(impatient());
     let identity = Identity::generate().unwrap();
     let peer = Peer::connect_as(&arena.host, &identity, |t| {
@@ -75,7 +73,7 @@ async fn who_grants_no_credit_for_an_answer_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_fill_their_windows_and_stop_leave_room_for_a_newcomer() {
+async fn stalled_connections_leave_memory_for_a_new_one() {
     let arena = Arena::new(Config {
         memory: 1 << 20,
         deadline: std::time::Duration::from_secs(20),
@@ -86,11 +84,11 @@ async fn connections_that_fill_their_windows_and_stop_leave_room_for_a_newcomer(
         let peer = Peer::connect(&arena.host).await;
         let mut session = peer.session().await;
         session.wanted(0, "w", 64 << 20).await;
-        // A body of which the first byte never comes keeps nothing back, since it is read unordered; a message does.
+        // A body whose first byte never arrives delays nothing, since it is read unordered; a message does.
         let mut filled = Vec::new();
         for _ in 0..20 {
             let (connection, head) = (peer.connection.clone(), head(3, session.handle));
-            // What came before may have filled the window already: then not even a head goes out.
+            // Earlier data may have filled the window already: then not even a head can be sent.
             filled.push(tokio::spawn(async move {
                 let (mut send, receive) = connection.open_bi().await.unwrap();
                 let plan = [0x20, 0x80, 0, 0xff, 0xff];
@@ -111,8 +109,8 @@ async fn connections_that_fill_their_windows_and_stop_leave_room_for_a_newcomer(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pulls_whose_entries_are_never_answered_take_no_thread_from_others() {
-    // tokio has 512 threads for work that blocks.
+async fn unanswered_pulls_take_no_thread_from_others() {
+    // tokio has 512 threads for blocking work.
     const PULLS: usize = 560;
     const EACH: usize = 7;
     let arena = Arena::new(patient());
@@ -138,11 +136,11 @@ async fn pulls_whose_entries_are_never_answered_take_no_thread_from_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sessions_without_end_on_one_connection_are_refused() {
+async fn excess_sessions_on_one_connection_are_refused() {
     let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut sessions = Vec::new();
-    let refused: Why = loop {
+    let refused: Reason = loop {
         let (handle, control, mut answers) = peer.ask(&push_into(&[])).await;
         within(answers.read::<Hello>()).await.unwrap();
         let answer = within(answers.frame(Ready::LIMIT)).await.unwrap().unwrap();
@@ -157,15 +155,15 @@ async fn sessions_without_end_on_one_connection_are_refused() {
         );
     };
     assert_eq!(refused.code, Code::Busy);
-    // One that ends makes room for another.
+    // A session that ends makes room for another.
     let (mut control, mut answers, (mut manifest, _verdicts)) = sessions.pop().unwrap();
     manifest.finish().unwrap();
     within(control.write_all(&End::default().to_bytes()))
         .await
         .unwrap();
-    within(answers.read::<haul::wire::Summary>()).await.unwrap();
+    within(answers.read::<haul::Summary>()).await.unwrap();
     within(control.stopped()).await.ok();
-    // The server counts it out a moment after it has let go of the stream.
+    // The server removes it from its count a moment after it has released the stream.
     within(async {
         loop {
             let (_, _control, mut answers) = peer.ask(&push_into(&[])).await;

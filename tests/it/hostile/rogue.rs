@@ -5,18 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::BytesMut;
-use haul::client::Client;
-use haul::config::Config;
-use haul::error::{Code, Error, Result, Why};
-use haul::identity::Identity;
-use haul::progress::{Event, Observer};
-use haul::session::Outcome;
-use haul::stream::MessageReader;
-use haul::trust::ServerTrust;
-use haul::wire::{
-    Committed, Complete, Done, Durability, Entry, Failed, GoAway, HELD_BLOCK, Held, Hello, Kind,
-    Message, Plan, Pull, Push, Range, Ready, Refuse, Refused, Skip, Summary, Trailer, Want,
-    Working,
+use haul::internal::net::stream::MessageReader;
+use haul::internal::protocol::{
+    Committed, Complete, Done, Entry, Failed, GoAway, HELD_BLOCK, Held, Hello, Message, Plan, Pull,
+    Push, Range, Ready, Refuse, Refused, Skip, Trailer, Want, Working,
+};
+use haul::{
+    Client, Code, Config, Durability, Error, Event, Identity, Kind, Observer, Outcome, Reason,
+    Result, ServerTrust, Summary,
 };
 use quinn::{Connection, SendStream};
 use tempfile::TempDir;
@@ -27,26 +23,26 @@ use crate::hostile::peer::*;
 use crate::support::path::{Path, Settings};
 use crate::support::{content, from, to, write};
 
-/// A server that holds a key and keeps to nothing else, and an honest client that pushes to it.
+/// A server that holds a key and follows no other rule, and an honest client that pushes to it.
 struct Rogue {
     connection: Connection,
     control: SendStream,
     requests: MessageReader,
-    /// Entries as they come.
+    /// Entries as they arrive.
     entries: mpsc::UnboundedReceiver<Entry>,
     client: JoinHandle<Result<Outcome>>,
     source: TempDir,
-    /// Bytes of content that the client has let go of.
+    /// Bytes of content that the client has released.
     moved: Arc<AtomicUsize>,
 }
 
 const SMALL: &[u8] = b"small";
 const LARGE: usize = 5 << 20;
-/// What the client keeps until it is acknowledged, and what the server grants it at first, in bytes.
+/// Bytes that the client keeps until they are acknowledged, and that the server grants it at first.
 const WINDOW: usize = 1 << 20;
 
 impl Rogue {
-    /// Waits for the push; nothing is answered yet.
+    /// Accepts the push; nothing is answered yet.
     async fn begin() -> Self {
         Self::tuned(|_| {}).await
     }
@@ -88,7 +84,7 @@ impl Rogue {
         }
     }
 
-    /// Answers as it should, and reads the manifest until this many entries have come.
+    /// Answers correctly, and reads the manifest until this many entries have arrived.
     async fn ready(entries: usize) -> (Self, SendStream, Vec<Entry>) {
         let mut rogue = Self::begin().await;
         rogue
@@ -123,20 +119,20 @@ impl Rogue {
         within(self.entries.recv()).await.expect("another entry")
     }
 
-    /// The directory comes once all that is in it is settled; then all is answered, and the session ends well.
+    /// Answers the rest and ends the session correctly. The directory arrives once everything in it is settled.
     async fn end(mut self, mut verdicts: SendStream) -> Result<Outcome> {
         let directory = self.entry_while_alive().await;
         assert_eq!(directory.kind, Kind::Directory);
         write_to(&mut verdicts, &Done { id: directory.id }).await;
         verdicts.finish().unwrap();
-        within(self.requests.read::<haul::wire::End>())
+        within(self.requests.read::<haul::internal::protocol::End>())
             .await
             .unwrap();
         self.say(&Summary::default()).await;
         self.outcome().await
     }
 
-    /// The next entry; meanwhile the client hears that somebody is there.
+    /// Returns the next entry; meanwhile it sends `Working` to the client.
     async fn entry_while_alive(&mut self) -> Entry {
         let mut tick = tokio::time::interval(std::time::Duration::from_millis(100));
         loop {
@@ -152,12 +148,13 @@ impl Rogue {
         within(self.control.write_all(&bytes)).await.unwrap();
     }
 
-    /// Says something, unless the client has left already for what it was told elsewhere: its outcome has the reason.
+    /// Writes a message, unless the client has already left for a reason received elsewhere: its outcome has that
+    /// reason.
     async fn say(&mut self, message: &impl Message) {
         let _ = within(self.control.write_all(&message.to_bytes())).await;
     }
 
-    /// A transfer that the client opens.
+    /// Accepts a transfer that the client opens.
     async fn transfer(&self) -> (SendStream, MessageReader, Plan) {
         let (receipt, body) = within(self.connection.accept_bi()).await.unwrap();
         let mut body = MessageReader::new(body);
@@ -167,7 +164,7 @@ impl Rogue {
         (receipt, body, plan)
     }
 
-    /// What becomes of the push. What the client had to send is still there.
+    /// Waits for the result of the push, and checks that the client's source files still exist.
     async fn outcome(self) -> Result<Outcome> {
         let outcome = within(self.client).await.unwrap();
         assert_eq!(
@@ -205,19 +202,23 @@ pub(crate) async fn connect_over_path() -> (Connection, JoinHandle<Result<Client
     (accept(&endpoint).await, client, path)
 }
 
-/// A raw endpoint that takes a connection, and what makes a client trust it.
+/// A raw endpoint that accepts a connection, and the trust with which a client accepts it.
 fn listen(tune: impl FnOnce(&mut quinn::TransportConfig)) -> (quinn::Endpoint, ServerTrust) {
     watch_panics();
     let identity = Identity::generate().unwrap();
-    let mut config = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
+    let mut config =
+        haul::internal::net::endpoint::server_config(&identity, &Config::default()).unwrap();
     let mut transport = quinn::TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(1_100_u32.into())
         .receive_window((WINDOW as u32).into());
     tune(&mut transport);
     config.transport_config(Arc::new(transport));
-    let endpoint =
-        haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(config)).unwrap();
+    let endpoint = haul::internal::net::endpoint::bind(
+        SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        Some(config),
+    )
+    .unwrap();
     let trust = ServerTrust {
         pin: Some(identity.key_id()),
         ..ServerTrust::default()
@@ -244,7 +245,7 @@ fn honest_client(address: SocketAddr, trust: ServerTrust) -> JoinHandle<Result<C
     })
 }
 
-/// What of the entries is wanted here.
+/// The id of the entry of this kind and size.
 fn id_of(entries: &[Entry], kind: Kind, large: bool) -> u64 {
     entries
         .iter()
@@ -280,7 +281,7 @@ async fn a_server_that_never_answers_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_grants_no_stream_or_no_credit_is_given_up() {
+async fn a_server_that_grants_no_stream_or_credit_is_given_up() {
     for stream in [true, false] {
         let (connection, client) = connect(|t| {
             if stream {
@@ -292,8 +293,7 @@ async fn a_server_that_grants_no_stream_or_no_credit_is_given_up() {
         .await;
         let source = tempfile::tempdir().unwrap();
         let client = within(client).await.unwrap().unwrap();
-        let pushing =
-            within(client.push(&to(&[source.path()], "t"), haul::progress::ignore())).await;
+        let pushing = within(client.push(&to(&[source.path()], "t"), haul::ignore())).await;
         assert!(matches!(pushing, Err(Error::Lost(_))), "{pushing:?}");
         drop(connection);
     }
@@ -301,11 +301,11 @@ async fn a_server_that_grants_no_stream_or_no_credit_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_ready_and_then_silent_is_given_up() {
+async fn a_server_that_is_silent_after_ready_is_given_up() {
     let (rogue, _verdicts, _) = Rogue::ready(3).await;
     let outcome = rogue.outcome().await;
     assert!(matches!(outcome, Err(Error::Lost(_))), "{outcome:?}");
-    // One that does not even read.
+    // A server that does not even read.
     let mut rogue = Rogue::begin().await;
     rogue
         .answer(&Ready {
@@ -319,7 +319,7 @@ async fn a_server_that_is_ready_and_then_silent_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn verdicts_that_answer_no_question_break_the_protocol() {
+async fn verdicts_for_no_entry_break_the_protocol() {
     let held = |offset, length| Held {
         range: Range { offset, length },
         digest: [0; 32],
@@ -367,14 +367,14 @@ async fn verdicts_that_answer_no_question_break_the_protocol() {
             4 => {
                 let mut bytes = BytesMut::new();
                 let many = (0..1025).map(|i| held(i * HELD_BLOCK, 1)).collect();
-                // More than a Want may hold, so it has to be put together by hand.
+                // More than a Want may hold, so it is put together by hand.
                 let payload = minicbor::to_vec(Want {
                     id: file,
                     held: Some(many),
                 })
                 .unwrap();
                 bytes.extend_from_slice(&[Want::TYPE]);
-                haul::wire::put_varint(&mut bytes, payload.len() as u64);
+                haul::internal::protocol::put_varint(&mut bytes, payload.len() as u64);
                 bytes.extend_from_slice(&payload);
                 let _ = within(verdicts.write_all(&bytes)).await;
             }
@@ -415,7 +415,7 @@ async fn the_content_of_a_directory_cannot_be_wanted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn held_parts_that_are_another_files_are_sent_all_the_same() {
+async fn held_ranges_of_other_content_are_sent_anyway() {
     let (rogue, mut verdicts, entries) = Rogue::ready(3).await;
     let large = id_of(&entries, Kind::File, true);
     let content = content(2, LARGE);
@@ -486,7 +486,7 @@ async fn held_parts_that_are_another_files_are_sent_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_receipt_that_lies_comes_early_or_not_at_all_is_no_receipt() {
+async fn false_early_and_missing_receipts_do_not_count() {
     let mut running = tokio::task::JoinSet::new();
     for case in [
         "size",
@@ -532,7 +532,7 @@ async fn receipt_case(case: &'static str, large: bool) {
         }
         "working" => write_to(&mut receipt, &Working {}).await,
         "early failure" => {
-            let why = Why::new(Code::NoSpace, "full\x1b[2J").into();
+            let why = Reason::new(Code::NoSpace, "full\x1b[2J").into();
             write_to(&mut receipt, &Failed { why }).await;
             receipt.finish().unwrap();
             stream.stop(1_u8.into()).unwrap();
@@ -545,12 +545,12 @@ async fn receipt_case(case: &'static str, large: bool) {
     }
     let draining = tokio::spawn(async move {
         while drains && matches!(stream.read_chunk(1 << 20, true).await, Ok(Some(_))) {}
-        // Neither stopped nor ended by being dropped.
+        // Neither stopped, nor finished by being dropped.
         std::future::pending::<()>().await;
         drop((stream, receipt));
     });
     let moved = rogue.moved.clone();
-    // The file fails, and the session goes on.
+    // The file fails, and the session continues.
     let outcome = within(rogue.end(verdicts))
         .await
         .unwrap_or_else(|e| panic!("{case}: {e}"));
@@ -607,7 +607,7 @@ async fn answers_out_of_place_break_the_protocol() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_goes_away_at_once_is_no_error_of_any_file() {
+async fn a_server_that_stops_at_once_fails_no_file() {
     let mut rogue = Rogue::begin().await;
     rogue
         .answer(&Ready {
@@ -618,14 +618,14 @@ async fn a_server_that_goes_away_at_once_is_no_error_of_any_file() {
         .await;
     rogue
         .say(&GoAway {
-            why: Why::new(Code::Stopping, "\x1b]0;gone\x07").into(),
+            why: Reason::new(Code::Stopping, "\x1b]0;gone\x07").into(),
         })
         .await;
     let (mut verdicts, manifest) = within(rogue.connection.accept_bi()).await.unwrap();
     let mut manifest = MessageReader::new(manifest);
     within(manifest.byte()).await.unwrap();
     within(manifest.varint()).await.unwrap();
-    // Whatever was announced before it was heard.
+    // The client may have announced entries before it received the message.
     while let Some(frame) = within(manifest.frame(1 << 16)).await.unwrap() {
         if frame.kind == Complete::TYPE {
             continue;
@@ -635,13 +635,13 @@ async fn a_server_that_goes_away_at_once_is_no_error_of_any_file() {
             &mut verdicts,
             &Refuse {
                 id,
-                why: Why::from(Code::Stopping).into(),
+                why: Reason::from(Code::Stopping).into(),
             },
         )
         .await;
     }
     verdicts.finish().unwrap();
-    within(rogue.requests.read::<haul::wire::End>())
+    within(rogue.requests.read::<haul::internal::protocol::End>())
         .await
         .unwrap();
     rogue.say(&Summary::default()).await;
@@ -652,12 +652,12 @@ async fn a_server_that_goes_away_at_once_is_no_error_of_any_file() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_server_says_cannot_steer_a_terminal() {
+async fn text_from_a_server_cannot_control_a_terminal() {
     let evil = "\x1b[2J\x1b]0;owned\x07\u{202e}\r\n";
     let mut rogue = Rogue::begin().await;
     rogue
         .answer(&Refused {
-            why: Why::new(Code::NoSpace, evil).into(),
+            why: Reason::new(Code::NoSpace, evil).into(),
         })
         .await;
     let error = rogue.outcome().await.unwrap_err();
@@ -682,7 +682,7 @@ async fn what_a_server_says_cannot_steer_a_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_takes_nothing_that_it_did_not_ask_for() {
+async fn a_client_refuses_streams_that_it_did_not_ask_for() {
     let (rogue, mut verdicts, entries) = Rogue::ready(3).await;
     let handle = quinn::VarInt::from(rogue.control.id()).into_inner();
     let unasked = [
@@ -702,7 +702,7 @@ async fn a_client_takes_nothing_that_it_did_not_ask_for() {
         within(send.write_all(&bytes)).await.unwrap();
         assert_eq!(stopped(&mut send).await, code);
     }
-    // The push does not care.
+    // The push is not affected.
     for entry in &entries {
         write_to(&mut verdicts, &Skip { id: entry.id }).await;
     }
@@ -711,14 +711,14 @@ async fn a_client_takes_nothing_that_it_did_not_ask_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pull_brings_what_was_asked_for_and_nothing_else() {
+async fn a_pull_accepts_only_requested_entries() {
     let (connection, client) = connect(|_| {}).await;
     let directory = tempfile::tempdir().unwrap();
     write(&directory.path().join("into/.profile"), b"mine");
     let options = from(&["some/notes"], &directory.path().join("into/"));
     let pulling = tokio::spawn(async move {
         let client = client.await.unwrap()?;
-        client.pull(&options, haul::progress::ignore()).await
+        client.pull(&options, haul::ignore()).await
     });
     let (mut control, requests) = within(connection.accept_bi()).await.unwrap();
     let handle = quinn::VarInt::from(control.id()).into_inner();
@@ -757,7 +757,7 @@ async fn a_pull_brings_what_was_asked_for_and_nothing_else() {
         session.announce(&entry).await;
         let verdict = session.verdict().await;
         assert!(
-            matches!(verdict, haul::manifest::Verdict::Refuse(..)),
+            matches!(verdict, haul::internal::protocol::Verdict::Refuse(..)),
             "{verdict:?} to {entry:?}"
         );
     }

@@ -1,22 +1,18 @@
-//! Streams that say nothing, half of something, or what nobody asked for.
+//! Streams that are silent, incomplete, or not wanted.
 
 use std::sync::Arc;
 
-use haul::config::Config;
-use haul::error::{Code, Error};
-use haul::identity::Identity;
-use haul::manifest::Verdict;
-use haul::store::MemoryStore;
-use haul::stream::MessageReader;
-use haul::trust::Admission;
-use haul::wire::{Committed, Hello, Message, Refused, put_varint};
+use haul::internal::net::stream::MessageReader;
+use haul::internal::protocol::Verdict;
+use haul::internal::protocol::{Committed, Hello, Message, Refused, put_varint};
+use haul::{Admission, Code, Config, Error, Identity, MemoryStore};
 use quinn::ConnectionError;
 
 use crate::hostile::peer::*;
 use crate::support::content;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_streams_that_say_nothing_are_given_up_and_disturb_nobody() {
+async fn a_thousand_silent_streams_are_given_up() {
     let arena = Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let _session = peer.session().await;
@@ -24,7 +20,7 @@ async fn a_thousand_streams_that_say_nothing_are_given_up_and_disturb_nobody() {
     for _ in 0..1_000 {
         silent.push(within(peer.connection.open_bi()).await.unwrap());
     }
-    // In QUIC a stream opens all those before it.
+    // In QUIC, opening a stream opens all earlier ones.
     let (last, _) = silent.last_mut().unwrap();
     within(last.write_all(&[3])).await.unwrap();
     arena.honest().await;
@@ -35,7 +31,7 @@ async fn a_thousand_streams_that_say_nothing_are_given_up_and_disturb_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_has_to_wait_while_the_disk_stands_still_is_not_given_up() {
+async fn a_stream_that_waits_for_a_paused_disk_is_not_given_up() {
     const LARGE: usize = 3 << 20;
     let config = impatient();
     let deadline = config.deadline;
@@ -45,7 +41,7 @@ async fn a_stream_that_has_to_wait_while_the_disk_stands_still_is_not_given_up()
     session.wanted(0, "large", LARGE as u64).await;
     session.wanted(1, "small", 5).await;
     let held = store.hold();
-    // Opened first, and with no credit to begin on it, as when what the other sent took all.
+    // Opened first, and without credit to begin on it, as if the other stream had used all of it.
     let (mut late, receipt) = within(peer.connection.open_bi()).await.unwrap();
     let mut late_receipt = MessageReader::new(receipt);
     let body = content(7, LARGE);
@@ -76,7 +72,7 @@ async fn a_stream_that_has_to_wait_while_the_disk_stands_still_is_not_given_up()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn half_a_head_and_no_more_is_given_up() {
+async fn a_stream_with_half_a_head_is_given_up() {
     let arena = Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let session = peer.session().await;
@@ -90,7 +86,7 @@ async fn half_a_head_and_no_more_is_given_up() {
         streams.push(peer.open(&whole[..length]).await);
     }
     for kind in [2, 3] {
-        // The first byte of a handle that takes eight.
+        // The first byte of a handle that has eight.
         streams.push(peer.open(&[kind, 0xc0]).await);
     }
     for (send, _) in &mut streams {
@@ -108,7 +104,7 @@ async fn half_a_request_ends_its_session_by_the_deadline() {
     for length in 1..whole.len() {
         streams.push(peer.open(&whole[..length]).await);
     }
-    // With no manifest to follow.
+    // No manifest follows.
     streams.push(peer.open(&whole).await);
     for (send, _) in &mut streams {
         // The connection is closed once no session runs on it.
@@ -119,7 +115,7 @@ async fn half_a_request_ends_its_session_by_the_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_nobody_asked_for_is_turned_away_and_the_connection_lives() {
+async fn unwanted_streams_are_refused_and_the_connection_lives() {
     let arena = Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -141,7 +137,7 @@ async fn what_nobody_asked_for_is_turned_away_and_the_connection_lives() {
         let (mut send, _receive) = peer.open(&bytes).await;
         assert_eq!(stopped(&mut send).await, code, "{bytes:?}");
     }
-    // What was wanted is still wanted, once.
+    // The wanted file is still wanted, once.
     let (mut send, mut receipt) = session.transfer(&plan(3, &[(0, 5)]), b"12345").await;
     within(send.write_all(&trailer(b"12345"))).await.unwrap();
     send.finish().unwrap();
@@ -162,7 +158,7 @@ async fn two_streams_for_one_wanted_file_write_one_file() {
     let (mut first, mut receipt) = session
         .transfer(&plan(0, &[(0, 1 << 20)]), &content[..1000])
         .await;
-    // The first to come has it; which one that is, only the server knows.
+    // The first to arrive gets it; only the server knows which one that is.
     let (mut second, mut other) = session
         .transfer(&plan(0, &[(0, 1 << 20)]), &content[..1000])
         .await;
@@ -185,7 +181,7 @@ async fn two_streams_for_one_wanted_file_write_one_file() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_of_another_time_is_refused_as_unsupported() {
+async fn an_unknown_request_is_refused_as_unsupported() {
     let arena = Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let mut unknown = bytes::BytesMut::from(&[0x77][..]);
@@ -194,7 +190,7 @@ async fn a_request_of_another_time_is_refused_as_unsupported() {
     for request in [unknown.to_vec(), vec![0xff, 0]] {
         let (_, _control, mut answers) = peer.ask(&request).await;
         within(answers.read::<Hello>()).await.unwrap();
-        let refused: haul::error::Why = within(answers.read::<Refused>()).await.unwrap().why.into();
+        let refused: haul::Reason = within(answers.read::<Refused>()).await.unwrap().why.into();
         assert_eq!(refused.code, Code::Unsupported);
     }
     let mut session = peer.session().await;
@@ -203,7 +199,7 @@ async fn a_request_of_another_time_is_refused_as_unsupported() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_that_closes_in_the_middle_of_anything_leaves_nothing_behind() {
+async fn a_peer_that_closes_at_any_point_leaves_nothing_behind() {
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..impatient()
@@ -242,7 +238,7 @@ async fn a_peer_that_closes_in_the_middle_of_anything_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_stops_half_way_on_a_living_connection_is_over() {
+async fn a_session_that_ends_halfway_is_over() {
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..impatient()
@@ -267,19 +263,19 @@ async fn a_session_that_stops_half_way_on_a_living_connection_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_that_is_not_admitted_is_told_itself_and_the_line_that_admits_it() {
+async fn a_refused_client_gets_its_key_and_the_line_to_admit_it() {
     watch_panics();
     let identity = Identity::generate().unwrap();
     let key_id = identity.key_id();
-    let options = haul::server::ServerOptions {
+    let options = haul::ServerOptions {
         listen: vec!["127.0.0.1:0".parse().unwrap()],
         identity,
         admission: Admission::default(),
         store: Arc::new(MemoryStore::new()),
         config: impatient(),
-        observer: haul::progress::ignore(),
+        observer: haul::ignore(),
     };
-    let server = haul::server::Server::bind(options).unwrap();
+    let server = haul::Server::bind(options).unwrap();
     let address = server.local_addresses()[0];
     let serving = tokio::spawn(server.run(std::future::pending(), std::future::pending()));
     let stranger = Identity::generate().unwrap();
@@ -288,7 +284,10 @@ async fn a_key_that_is_not_admitted_is_told_itself_and_the_line_that_admits_it()
             within(Peer::connecting(address, key_id, &stranger, |_| {})).await;
         match within(connection.unwrap().closed()).await {
             ConnectionError::ApplicationClosed(close) => {
-                assert_eq!(haul::stream::code_of(close.error_code), Code::NotAdmitted);
+                assert_eq!(
+                    haul::internal::net::stream::code_of(close.error_code),
+                    Code::NotAdmitted
+                );
                 break String::from_utf8(close.reason.to_vec()).unwrap();
             }
             // See Peer::closed_with.
@@ -302,17 +301,16 @@ async fn a_key_that_is_not_admitted_is_told_itself_and_the_line_that_admits_it()
     );
 
     // The same, as a user sees it.
-    let trust = haul::trust::ServerTrust {
+    let trust = haul::ServerTrust {
         pin: Some(key_id),
         ..Default::default()
     };
     let config = Config::default();
-    let client =
-        haul::client::Client::connect(&stranger, &trust, "127.0.0.1", address.port(), &config);
+    let client = haul::Client::connect(&stranger, &trust, "127.0.0.1", address.port(), &config);
     let client = within(client).await.unwrap();
     let source = tempfile::tempdir().unwrap();
     let options = crate::support::to(&[source.path()], "x");
-    let error = within(client.push(&options, haul::progress::ignore()))
+    let error = within(client.push(&options, haul::ignore()))
         .await
         .unwrap_err();
     assert!(
@@ -324,10 +322,10 @@ async fn a_key_that_is_not_admitted_is_told_itself_and_the_line_that_admits_it()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_shows_no_certificate_comes_nowhere() {
+async fn a_client_without_a_certificate_is_refused() {
     let arena = Arena::new(impatient());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let trust = haul::trust::ServerTrust {
+    let trust = haul::ServerTrust {
         pin: Some(arena.host.key_id),
         ..Default::default()
     };
@@ -341,11 +339,12 @@ async fn who_shows_no_certificate_comes_nowhere() {
                 .unwrap(),
         )
         .with_no_client_auth();
-    tls.alpn_protocols = vec![haul::wire::ALPN.to_vec()];
+    tls.alpn_protocols = vec![haul::internal::protocol::ALPN.to_vec()];
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
-    let endpoint = haul::endpoint::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
+    let endpoint =
+        haul::internal::net::endpoint::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
     let config = quinn::ClientConfig::new(Arc::new(crypto));
-    // A TLS 1.3 client is done before the server has judged; the alert comes after.
+    // A TLS 1.3 client finishes its handshake before the server has decided; the alert arrives later.
     let refused = match within(
         endpoint
             .connect_with(config, arena.host.address, "127.0.0.1")
@@ -364,7 +363,7 @@ async fn who_shows_no_certificate_comes_nowhere() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ids_that_do_not_ascend_break_the_protocol_and_the_greatest_does_not() {
+async fn ids_that_do_not_ascend_break_the_protocol() {
     let arena = Arena::new(impatient());
     for ids in [[5, 5], [5, 4], [u64::MAX, 0], [u64::MAX, u64::MAX]] {
         let peer = Peer::connect(&arena.host).await;
@@ -376,7 +375,7 @@ async fn ids_that_do_not_ascend_break_the_protocol_and_the_greatest_does_not() {
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
     session
-        .announce(&entry(u64::MAX, &[b"d"], haul::wire::Kind::Directory))
+        .announce(&entry(u64::MAX, &[b"d"], haul::Kind::Directory))
         .await;
     assert_eq!(session.verdict().await, Verdict::Done(u64::MAX));
     arena.unharmed().await;

@@ -1,17 +1,15 @@
-//! A hostile server against the command: whatever text it sends, and wherever, nothing of it steers the terminal.
+//! A hostile server against the command: no text from the server, wherever it is sent, can control the terminal.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Stdio};
 
 use bytes::BytesMut;
-use haul::config::Config;
-use haul::error::{Code, Why};
-use haul::identity::Identity;
-use haul::stream::MessageReader;
-use haul::wire::{
-    Complete, Components, Done, End, Entry, Failed, Frame, GoAway, Hello, Kind, Listed, Message,
-    Plan, Push, Ready, Refuse, Refused, Removed, Summary, Unkept, Unsendable, Want, WireWhy,
+use haul::internal::net::stream::MessageReader;
+use haul::internal::protocol::{
+    Complete, Done, End, Entry, Failed, Frame, GoAway, Hello, Message, Plan, Push, Ready, Refuse,
+    Refused, Removed, Unsendable, Want, WireReason,
 };
+use haul::{Code, Components, Config, Identity, Kind, Listed, MetadataWarning, Reason, Summary};
 use quinn::{Connection, SendStream};
 use tempfile::tempdir;
 
@@ -19,19 +17,20 @@ use crate::hostile::peer::{components, head, hello, within};
 use crate::support::command::private;
 use crate::support::write;
 
-/// Sets the clipboard (OSC 52), clears the screen (CSI, also as one C1 character), forges a line and turns text around.
+/// Sets the clipboard (OSC 52), clears the screen (CSI, also as one C1 character), forges a line and reverses the
+/// direction of text.
 const EVIL: &str = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\u{9b}2J\r\nFORGED\u{202e}\u{2066}\u{200b}";
 
-fn evil() -> WireWhy {
-    Why::new(Code::NoSpace, EVIL).into()
+fn evil() -> WireReason {
+    Reason::new(Code::NoSpace, EVIL).into()
 }
 
-/// A message of a type that is written without a check of its own.
+/// A message of a type that is written without its usual check.
 fn bytes(message: &impl Message) -> Vec<u8> {
     message.to_bytes().to_vec()
 }
 
-/// Nothing that reaches the terminal may steer it, and something must have been said.
+/// Asserts that nothing that reaches the terminal can control it, and that something was printed.
 #[track_caller]
 fn harmless(what: &str, said: &str) {
     assert!(
@@ -47,7 +46,7 @@ fn harmless(what: &str, said: &str) {
     );
 }
 
-/// What the server's end of a control stream has.
+/// The server's end of a control stream.
 struct Control {
     connection: Connection,
     handle: u64,
@@ -56,7 +55,7 @@ struct Control {
 }
 
 impl Control {
-    /// The client's request is read as far as its hello.
+    /// Accepts the stream, and reads the client's request up to its hello.
     async fn accept(connection: Connection) -> Self {
         let (send, requests) = within(connection.accept_bi()).await.unwrap();
         let handle = quinn::VarInt::from(send.id()).into_inner();
@@ -75,7 +74,7 @@ impl Control {
         within(self.send.write_all(&parts.concat())).await.unwrap();
     }
 
-    /// Says that it is ready for a push; the stream of verdicts, and the first entry that is a file.
+    /// Answers that it is ready for a push. Returns the stream of verdicts and the first entry that is a file.
     async fn first_file(&mut self) -> (SendStream, MessageReader, Entry) {
         within(self.requests.read::<Push>()).await.unwrap();
         let ready = Ready {
@@ -118,12 +117,17 @@ impl Control {
     }
 }
 
-/// Runs the command against a server that does what it likes, and returns what stays open; all that the command printed.
+/// Runs the command against a server with this script, which returns what must stay open. Returns everything that the
+/// command printed.
 async fn said<T>(arguments: &[&str], server: impl AsyncFnOnce(Connection) -> T) -> String {
     let identity = Identity::generate().unwrap();
-    let config = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
-    let endpoint =
-        haul::endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), Some(config)).unwrap();
+    let config =
+        haul::internal::net::endpoint::server_config(&identity, &Config::default()).unwrap();
+    let endpoint = haul::internal::net::endpoint::bind(
+        SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        Some(config),
+    )
+    .unwrap();
     let url = format!("haul://{}/", endpoint.local_addr().unwrap());
     let (home, files) = (private(), tempdir().unwrap());
     write(&files.path().join("t/file"), b"content");
@@ -147,7 +151,7 @@ async fn said<T>(arguments: &[&str], server: impl AsyncFnOnce(Connection) -> T) 
         }
         output = &mut running => panic!("it never connects: {output:?}"),
     };
-    // Streams stay open until the command has read all that it wants to.
+    // Streams stay open until the command has read everything that it needs.
     let _open = server(connection.clone()).await;
     let output = within(running).await.unwrap();
     let said = [output.stdout, output.stderr].concat();
@@ -159,7 +163,7 @@ const MIRROR: &[&str] = &["sync", "-v", "--retry-for", "0", "t", "URL/into"];
 const PULL: &[&str] = &["cp", "-v", "--retry-for", "0", "URL/t", "got"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refusal_of_the_session_steers_no_terminal() {
+async fn a_refusal_of_the_session_cannot_control_a_terminal() {
     for arguments in [PUSH, PULL, &["ls", "URL/"]] {
         let shown = said(arguments, async |connection| {
             let mut control = Control::accept(connection).await;
@@ -174,7 +178,7 @@ async fn a_refusal_of_the_session_steers_no_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_reason_of_a_close_steers_no_terminal() {
+async fn the_reason_of_a_close_cannot_control_a_terminal() {
     // Protocol, Busy, NotAdmitted, and codes that end nothing else.
     for code in [0x01_u8, 0x02, 0x07, 0x08, 0x17, 0x3f] {
         let shown = said(PUSH, async |connection| {
@@ -187,7 +191,7 @@ async fn the_reason_of_a_close_steers_no_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn verdicts_steer_no_terminal() {
+async fn verdicts_cannot_control_a_terminal() {
     let shown = said(PUSH, async |connection| {
         let mut control = Control::accept(connection).await;
         let (mut verdicts, manifest, file) = control.first_file().await;
@@ -206,7 +210,7 @@ async fn verdicts_steer_no_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn receipts_steer_no_terminal() {
+async fn receipts_cannot_control_a_terminal() {
     let shown = said(PUSH, async |connection| {
         let mut control = Control::accept(connection.clone()).await;
         let (mut verdicts, manifest, file) = control.first_file().await;
@@ -234,9 +238,9 @@ async fn receipts_steer_no_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_summary_and_what_comes_before_it_steer_no_terminal() {
+async fn a_summary_cannot_control_a_terminal() {
     let summary = Summary {
-        unkept: Some(vec![Unkept {
+        unkept: Some(vec![MetadataWarning {
             aspect: 3,
             count: 1,
             first: EVIL.into(),
@@ -279,7 +283,7 @@ async fn a_summary_and_what_comes_before_it_steer_no_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_pulled_steers_no_terminal() {
+async fn pulled_entries_cannot_control_a_terminal() {
     let unsendable = Unsendable {
         omitted: None,
         path: components(&[b"t", EVIL.as_bytes()]),
@@ -290,7 +294,7 @@ async fn what_is_pulled_steers_no_terminal() {
         size: Some(0),
         ..Entry::default()
     };
-    let unkept = Unkept {
+    let unkept = MetadataWarning {
         aspect: 0,
         count: 2,
         first: EVIL.into(),
@@ -339,7 +343,7 @@ async fn what_is_pulled_steers_no_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_listing_steers_no_terminal() {
+async fn a_listing_cannot_control_a_terminal() {
     let listed = Listed {
         path: components(&[EVIL.as_bytes()]),
         kind: Some(Kind::Symlink),
@@ -374,7 +378,7 @@ async fn a_listing_steers_no_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_message_should_not_be_steers_no_terminal() {
+async fn malformed_messages_cannot_control_a_terminal() {
     let mut noise = BytesMut::from(&hello()[..]);
     noise.extend_from_slice(EVIL.as_bytes());
     for garbage in [EVIL.as_bytes().to_vec(), noise.to_vec()] {

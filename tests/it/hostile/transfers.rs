@@ -1,20 +1,18 @@
-//! Transfers that go wrong on purpose.
+//! Transfers that are wrong on purpose.
 
-use haul::config::Config;
-use haul::error::{Code, Why};
-use haul::identity::Identity;
-use haul::manifest::Verdict;
-use haul::wire::{Committed, Delete, Durability, Entry, Failed, Kind, Message, Plan, Push, Take};
+use haul::internal::protocol::Verdict;
+use haul::internal::protocol::{Committed, Entry, Failed, Message, Plan, Push};
+use haul::{Code, Config, Delete, Durability, Identity, Kind, Reason, ReceiveOptions};
 
 use crate::hostile::peer::*;
 use crate::support::{content, write};
 
-/// One that fits into memory that is set aside, and one that takes a permit first.
+/// One size that fits into reserved memory, and one that needs a permit first.
 const SIZES: [u64; 2] = [5_000, 600_000];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_comes_back_over_another_connection_ends_the_one_before() {
-    // Nobody gives up or lends anything in the time of this test.
+async fn a_session_on_a_new_connection_ends_the_old_one() {
+    // No deadline passes, and no permit is lent, during this test.
     let hour = std::time::Duration::from_secs(3600);
     let arena = Arena::new(Config {
         max_transfers: 1,
@@ -25,12 +23,12 @@ async fn a_session_that_comes_back_over_another_connection_ends_the_one_before()
     let (own, push) = (Identity::generate().unwrap(), push_into(&[]));
     let dead = Peer::connect_as(&arena.host, &own, |_| {}).await;
     let mut before = dead.session_as(&push).await;
-    // It has the only permit, and a queue of others behind it.
+    // The session has the only permit, and a queue of others behind it.
     before.wanted(0, "f0", 1 << 20).await;
     for id in 1..5 {
         before.announce(&file(id, &format!("f{id}"), 1 << 20)).await;
     }
-    // The same id is nothing to another key.
+    // The same id has no meaning for another key.
     let other = Peer::connect(&arena.host).await;
     let _other = other.session_as(&push).await;
     let back = Peer::connect_as(&arena.host, &own, |_| {}).await;
@@ -53,7 +51,7 @@ async fn a_session_that_comes_back_over_another_connection_ends_the_one_before()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_transfer_that_is_not_what_was_planned_fails_and_leaves_nothing() {
+async fn a_transfer_that_differs_from_its_plan_leaves_nothing() {
     let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -187,9 +185,9 @@ async fn a_transfer_that_is_not_what_was_planned_fails_and_leaves_nothing() {
             write(&arena.served().join(&name), b"old");
             session.wanted(id, &name, size).await;
             let (mut send, mut receipt) = session.transfer(&Plan { id, ..plan }, &bytes).await;
-            // It may have been stopped by now.
+            // The stream may have been stopped by now.
             let _ = send.finish();
-            let why: Why = within(receipt.read::<Failed>())
+            let why: Reason = within(receipt.read::<Failed>())
                 .await
                 .expect(what)
                 .why
@@ -213,14 +211,16 @@ async fn a_transfer_that_is_not_what_was_planned_fails_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pieces_that_do_not_come_to_a_clean_end_leave_nothing() {
+async fn pieces_without_a_clean_end_leave_nothing() {
     let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session_as(&push_as(b"f")).await;
     let piece = |bytes: &[u8]| [&[0x25, bytes.len() as u8][..], bytes].concat();
     let end = |size| {
         let digest = *blake3::hash(b"hello").as_bytes();
-        haul::wire::Trailer { digest, size }.to_bytes().to_vec()
+        haul::internal::protocol::Trailer { digest, size }
+            .to_bytes()
+            .to_vec()
     };
     let pieces = Plan {
         encoding: 1,
@@ -309,9 +309,9 @@ async fn pieces_that_do_not_come_to_a_clean_end_leave_nothing() {
             matches!(session.verdict().await, Verdict::Want(wanted, held) if wanted == id && held.is_empty())
         );
         let (mut send, mut receipt) = session.transfer(&Plan { id, ..plan }, &bytes).await;
-        // It may have been stopped by now.
+        // The stream may have been stopped by now.
         let _ = send.finish();
-        let why: Why = within(receipt.read::<Failed>())
+        let why: Reason = within(receipt.read::<Failed>())
             .await
             .expect(what)
             .why
@@ -328,7 +328,7 @@ async fn pieces_that_do_not_come_to_a_clean_end_leave_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_plan_that_is_no_plan_is_turned_away_before_anything_is_read() {
+async fn an_invalid_plan_is_refused_before_the_body_is_read() {
     let arena = Arena::new(impatient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -356,7 +356,7 @@ async fn a_plan_that_is_no_plan_is_turned_away_before_anything_is_read() {
         assert_eq!(stopped(&mut send).await, Code::Protocol, "{plan:?}");
     }
     arena.honest().await;
-    // What is still wanted has a partial until the deadline.
+    // A file that is still wanted has a partial until the deadline.
     within(async {
         while !arena.names().is_empty() {
             tokio::task::yield_now().await;
@@ -367,7 +367,7 @@ async fn a_plan_that_is_no_plan_is_turned_away_before_anything_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_wanted_and_never_sends_keeps_the_only_permit_from_nobody() {
+async fn a_sender_that_never_sends_does_not_hold_the_only_permit() {
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..impatient()
@@ -383,7 +383,7 @@ async fn who_is_wanted_and_never_sends_keeps_the_only_permit_from_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn half_a_body_and_then_silence_gives_the_permit_back_and_fails_by_the_deadline() {
+async fn a_body_that_stops_halfway_returns_its_permit_and_fails() {
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..impatient()
@@ -396,7 +396,7 @@ async fn half_a_body_and_then_silence_gives_the_permit_back_and_fails_by_the_dea
             .transfer(&plan(0, &[(0, size)]), &content(1, size as usize / 2))
             .await;
         arena.honest().await;
-        let why: Why = within(receipt.read::<Failed>()).await.unwrap().why.into();
+        let why: Reason = within(receipt.read::<Failed>()).await.unwrap().why.into();
         assert_eq!(why.code, Code::TimedOut);
         assert!(!arena.served().join("half").exists());
     }
@@ -429,7 +429,7 @@ async fn a_byte_now_and_then_does_not_hold_the_only_permit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reset_in_the_middle_fails_one_file_and_keeps_what_may_be_resumed() {
+async fn a_reset_fails_one_file_and_keeps_its_partial() {
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..impatient()
@@ -445,7 +445,7 @@ async fn a_reset_in_the_middle_fails_one_file_and_keeps_what_may_be_resumed() {
         let (mut send, mut receipt) = session
             .transfer(&plan(id, &[(0, 3 << 20)]), &content(1, 2 << 20))
             .await;
-        // A reset overtakes what is still on its way, so the file has to have grown first.
+        // A reset overtakes data in flight, so the file must have grown first.
         within(async {
             while !arena
                 .names()
@@ -456,8 +456,9 @@ async fn a_reset_in_the_middle_fails_one_file_and_keeps_what_may_be_resumed() {
             }
         })
         .await;
-        send.reset(haul::stream::varint_of(code)).unwrap();
-        let why: Why = within(receipt.read::<Failed>()).await.unwrap().why.into();
+        send.reset(haul::internal::net::stream::varint_of(code))
+            .unwrap();
+        let why: Reason = within(receipt.read::<Failed>()).await.unwrap().why.into();
         assert_eq!(why.code, code);
         let names = arena.names();
         assert_eq!(names.len(), usize::from(kept), "{names:?}");
@@ -470,13 +471,13 @@ async fn a_reset_in_the_middle_fails_one_file_and_keeps_what_may_be_resumed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_newer_session_does_not_wait_for_the_deadline_of_one_that_was_wanted_and_never_sent() {
-    // Its deadline is longer than this test's patience.
+async fn a_newer_session_does_not_wait_for_a_sender_that_is_silent() {
+    // Its deadline is longer than this test waits.
     let arena = Arena::new(Config {
         max_transfers: 1,
         ..Config::default()
     });
-    let identity = haul::identity::Identity::generate().unwrap();
+    let identity = haul::Identity::generate().unwrap();
     let dead = Peer::connect_as(&arena.host, &identity, |_| {}).await;
     let mut session = dead.session().await;
     session.wanted(0, "f", 1 << 20).await;
@@ -500,7 +501,7 @@ async fn the_same_file_over_and_over_in_one_session_ends() {
     }
     arena.honest().await;
     for _ in 0..4 {
-        // Wanted one after the other, as each before it is given up or taken over.
+        // The files are wanted one after the other, as each earlier one is given up or taken over.
         assert!(matches!(
             session.verdict().await,
             Verdict::Want(..) | Verdict::Refuse(..)
@@ -510,7 +511,7 @@ async fn the_same_file_over_and_over_in_one_session_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_of_all_the_bytes_there_are_is_only_a_number_until_they_come() {
+async fn an_enormous_announced_size_reserves_nothing() {
     let arena = Arena::new(patient());
     let peer = Peer::connect(&arena.host).await;
     let mut session = peer.session().await;
@@ -520,7 +521,7 @@ async fn a_file_of_all_the_bytes_there_are_is_only_a_number_until_they_come() {
         .transfer(&plan(0, &[(0, size)]), &[1; 100_000])
         .await;
     send.finish().unwrap();
-    let why: Why = within(receipt.read::<Failed>()).await.unwrap().why.into();
+    let why: Reason = within(receipt.read::<Failed>()).await.unwrap().why.into();
     assert_eq!(why.code, Code::Protocol);
     assert!(file(0, "huge", size).to_bytes().len() < 100);
     assert_eq!(arena.names(), Vec::<String>::new());
@@ -528,7 +529,7 @@ async fn a_file_of_all_the_bytes_there_are_is_only_a_number_until_they_come() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_mirror_replaces_stays_until_the_content_is_whole() {
+async fn a_mirror_replaces_only_when_the_new_content_is_whole() {
     let arena = Arena::new(Config {
         allow_delete: true,
         ..patient()
@@ -551,7 +552,7 @@ async fn what_a_mirror_replaces_stays_until_the_content_is_whole() {
         let (mut send, mut receipt) = session.transfer(&plan(1, &[(0, size)]), &all).await;
         send.finish().unwrap();
         let failed = within(receipt.read::<Failed>()).await.unwrap();
-        assert_eq!(Why::from(failed.why).code, Code::Corrupt);
+        assert_eq!(Reason::from(failed.why).code, Code::Corrupt);
         assert_eq!(
             std::fs::read(arena.served().join("m/big/kept")).unwrap(),
             b"kept",
@@ -570,9 +571,9 @@ fn mirror_to(name: &[u8]) -> Vec<u8> {
         sources: 1,
         directory: true,
         durability: Durability::Visible,
-        take: Some(Take {
+        take: Some(ReceiveOptions {
             delete: Some(Delete::default()),
-            ..Take::default()
+            ..ReceiveOptions::default()
         }),
         filter: None,
         origin: None,
@@ -609,9 +610,9 @@ async fn a_plan_of_any_size_may_have_holes() {
                 body[offset as usize..(offset + length) as usize].fill(0);
             }
             let plan = with_holes(plan(id, &ranges), holes);
-            let mut hasher = haul::wire::content_hasher(size, plan.holes());
+            let mut hasher = haul::internal::protocol::content_hasher(size, plan.holes());
             let digest = hasher.update(&sent).finalize().into();
-            let trailer = haul::wire::Trailer { digest, size: None }.to_bytes();
+            let trailer = haul::internal::protocol::Trailer { digest, size: None }.to_bytes();
             let name = format!("f{id}");
             session.wanted(id, &name, size).await;
             let all = [&sent[..], &trailer].concat();

@@ -1,9 +1,8 @@
-//! Those who come to a relay for something else.
+//! Clients that abuse a relay.
 
-use haul::error::{Code, Error, Why};
-use haul::relay::Allowance;
-use haul::stream::StreamError;
-use haul::wire::{Address, Found, Message, Place, Refused, Seek, put_varint};
+use haul::internal::net::stream::StreamError;
+use haul::internal::protocol::{Address, Found, Message, Place, Refused, Seek, put_varint};
+use haul::{Allowance, Code, Error, Reason};
 use quinn::ConnectionError;
 use tokio::task::JoinSet;
 
@@ -11,13 +10,15 @@ use crate::relay::stage::*;
 
 fn closed_with(closed: &ConnectionError) -> Option<Code> {
     match closed {
-        ConnectionError::ApplicationClosed(close) => Some(haul::stream::code_of(close.error_code)),
+        ConnectionError::ApplicationClosed(close) => {
+            Some(haul::internal::net::stream::code_of(close.error_code))
+        }
         _ => None,
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_number_is_whoevers_claim_it_is() {
+async fn a_number_belongs_to_the_holder_of_its_claim() {
     let relay = Host::new();
     let (first, second) = (
         Guest::at(relay.address).await,
@@ -29,7 +30,7 @@ async fn a_number_is_whoevers_claim_it_is() {
         placed.number >= 1_000,
         "three digits are of codes that no relay has given"
     );
-    // Nobody else's, whatever number they say that they had.
+    // Another client cannot take it, whatever number it claims to have had.
     let (other, _other_reader, _other_writer) =
         second.place(&place(2, Some(placed.number))).await.unwrap();
     assert_ne!(other.number, placed.number);
@@ -53,7 +54,7 @@ async fn a_number_is_whoevers_claim_it_is() {
         canonical(again.endpoint.local_addr().unwrap())
     );
     answer::<Found>(&mut its).await.unwrap();
-    // Numbers that no relay gives are nobody's.
+    // Numbers that no relay gives cannot be claimed.
     for number in [0, 417, 999, u32::MAX] {
         let (placed, _reader, _writer) = second.place(&place(3, Some(number))).await.unwrap();
         assert_ne!(placed.number, number);
@@ -83,7 +84,7 @@ async fn a_number_ends_with_its_stream_or_its_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_relay_that_is_full_says_so_and_takes_the_next_once_there_is_room() {
+async fn a_full_relay_refuses_until_there_is_room() {
     let relay = Host::with(|options| options.places = 1);
     let guest = Guest::at(relay.address).await;
     let (placed, _reader, writer) = guest.place(&place(1, None)).await.unwrap();
@@ -100,7 +101,7 @@ async fn a_relay_that_is_full_says_so_and_takes_the_next_once_there_is_room() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pairs_are_bounded_in_all_and_an_end_has_one_on_each_port() {
+async fn pairs_are_bounded_in_total_and_to_one_per_end_and_port() {
     for (ports, pairs, most) in [(2, 100, 2), (8, 3, 3)] {
         let relay = Host::with(|options| {
             (options.ports, options.allowance) = (
@@ -135,10 +136,10 @@ async fn pairs_are_bounded_in_all_and_an_end_has_one_on_each_port() {
     }
 }
 
-/// A receiver seeks for each of its connections, and each time when one was lost: so a dozen people of one office would have used up
-/// what an address has.
+/// A receiver seeks for each of its connections, and again for each lost one: a dozen people of one office would
+/// otherwise use up the limit of their address.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_that_seek_each_other_again_take_no_more_room() {
+async fn two_ends_that_seek_each_other_again_take_no_more_room() {
     let relay = Host::with(|options| options.allowance.pairs = 1);
     let (owner, guest) = (
         Guest::at(relay.address).await,
@@ -161,7 +162,7 @@ async fn two_that_seek_each_other_again_take_no_more_room() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_message_ends_that_connection_and_no_other() {
+async fn a_malformed_message_ends_only_its_own_connection() {
     let relay = Host::new();
     let honest = Guest::at(relay.address).await;
     let (placed, mut reader, _writer) = honest.place(&place(1, None)).await.unwrap();
@@ -227,7 +228,7 @@ async fn what_is_no_message_ends_that_connection_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_ten_thousand_streams_some_are_served_and_the_rest_is_turned_away() {
+async fn of_ten_thousand_streams_the_excess_is_refused() {
     let relay = Host::new();
     let (flood, honest) = (
         Guest::at(relay.address).await,
@@ -235,7 +236,7 @@ async fn of_ten_thousand_streams_some_are_served_and_the_rest_is_turned_away() {
     );
     let mut held = Vec::new();
     let mut waiting = JoinSet::new();
-    // Begun, and never ended: these are waited for, for 10 s.
+    // Streams that were begun and never finished: the relay waits 10 s for these.
     for _ in 0..16 {
         held.push(flood.ask(&[Place::TYPE]).await);
     }
@@ -259,7 +260,7 @@ async fn of_ten_thousand_streams_some_are_served_and_the_rest_is_turned_away() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_from_one_address_are_bounded_and_a_place_is_kept_meanwhile() {
+async fn connections_from_one_address_are_bounded() {
     let relay = Host::new();
     let mut guests = Vec::new();
     let refused = loop {
@@ -275,26 +276,26 @@ async fn connections_from_one_address_are_bounded_and_a_place_is_kept_meanwhile(
         "{refused:?}"
     );
     guests.pop().unwrap().connection.close(0_u8.into(), b"");
-    // Once the relay has heard of it.
+    // Once the relay has noticed the close.
     while Guest::try_at(relay.address).await.is_err() {}
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sender_that_does_not_read_whom_it_is_told_of_is_looked_for_in_vain() {
+async fn a_sender_that_does_not_read_its_stream_is_not_found() {
     let relay = Host::new();
     let (owner, guest) = (
         Guest::at(relay.address).await,
         Guest::at(relay.address).await,
     );
     let (placed, _reader, _writer) = owner.place(&place(1, None)).await.unwrap();
-    // What fills its window is far more than an address may ask for in a minute; nothing is kept waiting for it.
+    // The requests that fill its window are far more than an address may make in a minute; nothing is queued for it.
     let mut last = None;
     for _ in 0..30 {
         last = guest.seek(&seek(placed.number, false)).await.err();
     }
     assert!(matches!(
         last,
-        Some(Error::Refused(Why {
+        Some(Error::Refused(Reason {
             code: Code::Busy,
             ..
         }))
@@ -306,7 +307,7 @@ async fn a_sender_that_does_not_read_whom_it_is_told_of_is_looked_for_in_vain() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_takes_all_the_room_to_forward() {
+async fn no_address_takes_all_the_forwarding_capacity() {
     let relay = Host::with(|options| options.ports = 64);
     let owner = Guest::at(relay.address).await;
     let (placed, mut reader, _writer) = owner.place(&place(1, None)).await.unwrap();
@@ -323,7 +324,7 @@ async fn nobody_takes_all_the_room_to_forward() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_token_admits_and_nothing_that_is_like_it() {
+async fn only_the_exact_token_admits() {
     let relay = Host::with(|options| options.token = Some("swordfish".into()));
     let guest = Guest::at(relay.address).await;
     for wrong in [
@@ -367,7 +368,7 @@ async fn a_token_admits_and_nothing_that_is_like_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_tries_from_one_address_are_some_twenty() {
+async fn of_a_thousand_lookups_from_one_address_few_succeed() {
     let relay = Host::new();
     let mut tried = 0;
     for _ in 0..20 {
@@ -377,6 +378,6 @@ async fn a_thousand_tries_from_one_address_are_some_twenty() {
                 u32::from(refusal(guest.seek(&seek(number, false)).await).code == Code::NotFound);
         }
     }
-    // A minute of it is 20 more.
+    // Each further minute allows 20 more.
     assert!((20..=60).contains(&tried), "{tried}");
 }

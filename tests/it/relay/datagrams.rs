@@ -1,23 +1,25 @@
-//! What a relay forwards, and what it does not.
+//! Which datagrams a relay forwards, and which it does not.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use haul::error::Code;
-use haul::relay::Allowance;
-use haul::wire::{BIND, Forward};
+use haul::internal::protocol::{BIND, Forward};
+use haul::{Allowance, Code};
 use tokio::net::UdpSocket;
 
 use crate::relay::stage::*;
 
-/// Two ends of a pair at a relay, and their sockets, bound nowhere yet.
+/// Two ends of a pair at a relay, and their sockets, not bound yet.
 struct Pair {
     relay: Host,
     guests: [Guest; 2],
     number: u32,
     forwards: [Forward; 2],
     sockets: [UdpSocket; 2],
-    _place: (haul::stream::MessageReader, haul::stream::MessageWriter),
+    _place: (
+        haul::internal::net::stream::MessageReader,
+        haul::internal::net::stream::MessageWriter,
+    ),
 }
 
 async fn socket(ip: [u8; 4]) -> UdpSocket {
@@ -39,7 +41,7 @@ impl Pair {
             .unwrap()
             .forward
             .unwrap();
-        let to_sender = answer::<haul::wire::Found>(&mut reader)
+        let to_sender = answer::<haul::internal::protocol::Found>(&mut reader)
             .await
             .unwrap()
             .forward
@@ -79,8 +81,8 @@ impl Pair {
     }
 }
 
-/// The next datagram, and where it came from. The relay takes those of a port one after the other, so what comes next tells
-/// that nothing came of what was sent before.
+/// Returns the next datagram and its source. The relay handles those of a port in order, so the next one shows that
+/// earlier ones had no effect.
 async fn next(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     let mut datagram = vec![0; 1 << 16];
     let (length, from) = within(socket.recv_from(&mut datagram)).await.unwrap();
@@ -88,7 +90,7 @@ async fn next(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_comes_from_an_address_that_was_not_bound_goes_nowhere() {
+async fn datagrams_from_unbound_addresses_are_not_forwarded() {
     let pair = Pair::bound(Host::new()).await;
     let [a, b] = &pair.sockets;
     let (stranger, elsewhere) = (socket([127, 0, 0, 1]).await, socket([127, 0, 0, 2]).await);
@@ -119,7 +121,7 @@ async fn a_token_binds_no_address_whose_ip_was_not_validated() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_token_that_is_known_to_a_neighbour_takes_the_place_of_that_end_until_it_binds_again() {
+async fn a_neighbour_with_the_token_binds_until_the_end_binds_again() {
     let pair = Pair::bound(Host::new()).await;
     let [a, b] = &pair.sockets;
     let neighbour = socket([127, 0, 0, 1]).await;
@@ -133,13 +135,12 @@ async fn a_token_that_is_known_to_a_neighbour_takes_the_place_of_that_end_until_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_answered_on_a_port_that_forwards_and_nothing_longer_than_haul_sends_is_forwarded()
- {
+async fn a_forwarding_port_never_answers_and_drops_long_datagrams() {
     let pair = Pair::bound(Host::new()).await;
     let [a, b] = &pair.sockets;
     pair.bind(1, b).await;
     for what in [&b""[..], &[0; 1], &[BIND; 33], &[0xc0; 1_200]] {
-        // To its own end only.
+        // Forwarded to its own end only.
         let stranger = socket([127, 0, 0, 1]).await;
         pair.say(&stranger, what).await;
     }
@@ -149,9 +150,10 @@ async fn nothing_is_answered_on_a_port_that_forwards_and_nothing_longer_than_hau
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_address_that_is_not_validated_is_sent_less_than_came_from_it() {
+async fn an_unvalidated_address_gets_fewer_bytes_than_it_sent() {
     let relay = Host::new();
-    // A first packet of a version that nobody speaks, and one of QUIC 1 that is cut short: the header alone says how to answer.
+    // A first packet of an unknown version, and a truncated one of QUIC 1: the header alone would be enough for an
+    // answer.
     let unknown = [
         &[0xc0, 0x1a, 0x2a, 0x3a, 0x4a, 8][..],
         &[1; 8],
@@ -182,7 +184,7 @@ async fn an_address_that_is_not_validated_is_sent_less_than_came_from_it() {
     assert!(received.len() < sent.len());
 }
 
-/// Notes the first datagram of each direction.
+/// Records the first datagram of each direction.
 struct Tap {
     address: SocketAddr,
     first: tokio::sync::oneshot::Receiver<(Vec<u8>, Vec<u8>)>,
@@ -227,7 +229,7 @@ impl Tap {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pair_has_so_many_bytes_and_so_much_time_and_then_it_ends() {
+async fn a_pair_ends_at_its_limits_of_bytes_and_time() {
     tokio::join!(so_many_bytes(), so_much_time());
 }
 
@@ -247,7 +249,7 @@ async fn so_many_bytes() {
     for byte in 0..3 {
         assert_eq!(next(b).await.0, [byte; 1_000]);
     }
-    // With one port the two have another pair only once this one is gone.
+    // With one port the two get another pair only once this one is gone.
     let again = again(&pair).await;
     for (end, socket) in [a, b].into_iter().enumerate() {
         let token = if end == 0 {
@@ -276,7 +278,7 @@ async fn so_much_time() {
     again(&pair).await;
 }
 
-/// Another pair of the same two, as soon as there may be one. It takes one sweep of the relay.
+/// Gets another pair for the same two as soon as possible. It takes one sweep of the relay.
 async fn again(pair: &Pair) -> (Forward, Forward) {
     let (_, mut reader, _writer) = pair.guests[0]
         .place(&place(1, Some(pair.number)))
@@ -288,7 +290,7 @@ async fn again(pair: &Pair) -> (Forward, Forward) {
             .await
             .unwrap()
             .forward;
-        let to_sender = answer::<haul::wire::Found>(&mut reader)
+        let to_sender = answer::<haul::internal::protocol::Found>(&mut reader)
             .await
             .unwrap()
             .forward;
@@ -301,7 +303,7 @@ async fn again(pair: &Pair) -> (Forward, Forward) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_has_moved_to_another_ip_has_to_come_again() {
+async fn an_end_with_a_new_ip_must_connect_again() {
     let relay = Host::new();
     let guest = Guest::at(relay.address).await;
     guest
@@ -309,7 +311,9 @@ async fn who_has_moved_to_another_ip_has_to_come_again() {
         .rebind(std::net::UdpSocket::bind("127.0.0.2:0").unwrap())
         .unwrap();
     let (mut reader, _writer) = guest
-        .ask(&haul::wire::Message::to_bytes(&seek(5_000, false)))
+        .ask(&haul::internal::protocol::Message::to_bytes(&seek(
+            5_000, false,
+        )))
         .await;
     let _ = within(reader.frame(4096)).await;
     let closed = within(guest.connection.closed()).await;

@@ -1,24 +1,19 @@
-//! Those who want to find each other do.
+//! Honest ends that seek each other succeed.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
 
-use haul::config::Config;
-use haul::error::{Code, Error};
-use haul::identity::Identity;
-use haul::peer::receive;
-use haul::peer::route::Whereabouts;
-use haul::peer::send;
-use haul::progress::{Event, Observer, Route};
-use haul::rate::Rate;
-use haul::relay::Allowance;
+use haul::pairing::receive;
+use haul::pairing::route::Whereabouts;
+use haul::pairing::send;
+use haul::{Allowance, Code, Config, Error, Event, Identity, Observer, Rate, Route};
 use tempfile::tempdir;
 
 use crate::relay::stage::*;
 use crate::support::listing;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_ends_find_each_other_by_a_number_and_a_tree_goes_over_directly() {
+async fn two_ends_find_each_other_by_number_and_connect_directly() {
     let relay = Host::new();
     let mut sending = Sending::by(relay.at()).await;
     let (code, to) = (sending.code(), tempdir().unwrap());
@@ -26,7 +21,7 @@ async fn two_ends_find_each_other_by_a_number_and_a_tree_goes_over_directly() {
     let receiving = async {
         let met = meet(&code, relay.at()).await.unwrap();
         assert_eq!(met.route(), Route::Punched, "where the relay sees it");
-        take(met, to.path(), haul::progress::ignore()).await
+        take(met, to.path(), haul::ignore()).await
     };
     let serving = async {
         assert!(matches!(
@@ -47,7 +42,7 @@ async fn two_ends_find_each_other_by_a_number_and_a_tree_goes_over_directly() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_no_direct_way_opens_the_relay_forwards() {
+async fn without_a_direct_path_the_relay_forwards() {
     let relay = Host::new();
     let nat = Nat::before(relay.address).await;
     let mut sending = Sending::by(at(nat.inside)).await;
@@ -56,7 +51,7 @@ async fn where_no_direct_way_opens_the_relay_forwards() {
         let met = meet(&code, relay.at()).await.unwrap();
         assert_eq!(met.route(), Route::Relayed);
         assert!(relay.forwards_on.contains(&met.address().port()));
-        take(met, to.path(), haul::progress::ignore()).await
+        take(met, to.path(), haul::ignore()).await
     };
     let serving = async {
         assert!(matches!(
@@ -81,12 +76,12 @@ async fn where_no_direct_way_opens_the_relay_forwards() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_is_forwarded_moves_once_a_direct_way_opens_and_nothing_is_sent_twice() {
+async fn a_forwarded_session_moves_and_sends_nothing_twice() {
     let relay = Host::new();
     let nat = Arc::new(Nat::before(relay.address).await);
     let mut sending = Sending::by(at(nat.inside)).await;
     let (code, to) = (sending.code(), tempdir().unwrap());
-    // It outlasts the search for a better way, which begins after 2 s.
+    // The transfer outlasts the search for a better path, which begins after 2 s.
     let slow = Config {
         limit: Rate::from_bytes(900_000),
         ..impatient()
@@ -125,7 +120,7 @@ async fn a_session_that_is_forwarded_moves_once_a_direct_way_opens_and_nothing_i
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_relay_that_has_no_room_to_forward_is_named_as_the_reason() {
+async fn a_relay_without_forwarding_capacity_is_reported() {
     let relay = Host::with(|options| {
         options.allowance = Allowance {
             pairs: 0,
@@ -145,9 +140,9 @@ async fn a_relay_that_has_no_room_to_forward_is_named_as_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_relay_with_a_token_helps_those_who_have_it() {
+async fn a_relay_with_a_token_serves_only_its_holders() {
     let relay = Host::with(|options| options.token = Some("open sesame".into()));
-    let with = |token: Option<&str>| haul::peer::rendezvous::RelayAt {
+    let with = |token: Option<&str>| haul::pairing::rendezvous::RelayAt {
         token: token.map(Into::into),
         ..relay.at()
     };
@@ -183,9 +178,9 @@ async fn a_relay_with_a_token_helps_those_who_have_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_number_at_which_nobody_is_is_told_so() {
+async fn an_unused_number_is_answered_with_not_found() {
     let relay = Host::new();
-    // By the message, since a receiver asks again for 12 s: its sender may be coming back.
+    // Checked in the message, since a receiver asks again for 12 s: its sender may be reconnecting.
     let why = refusal(
         Guest::at(relay.address)
             .await
@@ -194,7 +189,7 @@ async fn a_number_at_which_nobody_is_is_told_so() {
     );
     assert_eq!(why.code, Code::NotFound);
     assert!(
-        why.to_string().contains("nobody is at this number"),
+        why.to_string().contains("no sender has this number"),
         "{why}"
     );
 }
@@ -224,7 +219,7 @@ async fn a_sender_keeps_its_number_over_a_restart_of_the_relay() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_relay_that_cannot_be_reached_is_no_reason_not_to_be_found_nearby() {
+async fn an_unreachable_relay_does_not_hide_a_local_sender() {
     let mut sending = Sending::of(
         at(NOWHERE),
         Config {
@@ -253,7 +248,7 @@ async fn a_relay_that_cannot_be_reached_is_no_reason_not_to_be_found_nearby() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_wrong_word_by_a_relay_burns_the_code_too() {
+async fn one_wrong_word_over_a_relay_burns_the_code_too() {
     let relay = Host::new();
     let mut sending = Sending::by(relay.at()).await;
     let code = sending.code();

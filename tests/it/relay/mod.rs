@@ -1,4 +1,4 @@
-//! A relay over real sockets on loopback, what it gives and refuses, and relays and guests that break every rule.
+//! A relay over real sockets on loopback: what it grants and refuses, and relays and guests that break every rule.
 
 mod abuse;
 mod datagrams;

@@ -1,19 +1,16 @@
-//! Relays that keep to nothing: each end finds out, or finds another way, and the words of the code stay with the two.
+//! Relays that break every rule: each end detects it, or finds another path, and the words of the code stay secret.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use haul::config::Config;
-use haul::error::{Code, Error};
-use haul::identity::Identity;
-use haul::peer::receive;
-use haul::peer::route::Whereabouts;
-use haul::peer::send;
-use haul::stream::{MessageReader, MessageWriter};
-use haul::trust::ServerTrust;
-use haul::wire::{Address, Forward, Found, Message, Place, Placed, RELAY_ALPN, Seek};
+use haul::internal::net::stream::{MessageReader, MessageWriter};
+use haul::internal::protocol::{Address, Forward, Found, Message, Place, Placed, RELAY_ALPN, Seek};
+use haul::pairing::receive;
+use haul::pairing::route::Whereabouts;
+use haul::pairing::send;
+use haul::{Code, Config, Error, Identity};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Connection, Endpoint};
 use tokio::net::UdpSocket;
@@ -22,20 +19,20 @@ use tokio::time::Instant;
 
 use crate::relay::stage::*;
 
-/// What a rogue makes of a stream on which this type of message has come.
+/// How a rogue handles a stream that begins with this type of message.
 type Script =
     Arc<dyn Fn(u8, Stream) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 struct Stream {
     connection: Connection,
-    /// Kept, so that it is not stopped.
+    /// Kept, so that the stream is not stopped.
     _reader: MessageReader,
     writer: MessageWriter,
 }
 
 impl Stream {
     async fn say(&mut self, message: &impl Message) {
-        // Whoever asked may be gone.
+        // The client that asked may be gone.
         let _ = self.writer.write(message).await;
     }
 
@@ -43,7 +40,7 @@ impl Stream {
         let _ = self.writer.write_bytes(bytes.to_vec().into()).await;
     }
 
-    /// For as long as the connection lasts.
+    /// Waits until the connection ends.
     async fn hold(self) {
         self.connection.closed().await;
     }
@@ -59,9 +56,10 @@ struct Rogue {
 
 fn server(alpn: &[u8]) -> Endpoint {
     let identity = Identity::generate().unwrap();
-    if alpn == haul::wire::ALPN {
-        let config = haul::endpoint::server_config(&identity, &Config::default()).unwrap();
-        return haul::endpoint::bind(LOOPBACK, Some(config)).unwrap();
+    if alpn == haul::internal::protocol::ALPN {
+        let config =
+            haul::internal::net::endpoint::server_config(&identity, &Config::default()).unwrap();
+        return haul::internal::net::endpoint::bind(LOOPBACK, Some(config)).unwrap();
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut tls = rustls::ServerConfig::builder_with_provider(provider)
@@ -73,7 +71,7 @@ fn server(alpn: &[u8]) -> Endpoint {
     tls.alpn_protocols = vec![alpn.to_vec()];
     let config =
         quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
-    haul::endpoint::bind(LOOPBACK, Some(config)).unwrap()
+    haul::internal::net::endpoint::bind(LOOPBACK, Some(config)).unwrap()
 }
 
 impl Rogue {
@@ -125,7 +123,7 @@ impl Rogue {
         }
     }
 
-    fn at(&self) -> haul::peer::rendezvous::RelayAt {
+    fn at(&self) -> haul::pairing::rendezvous::RelayAt {
         at(self.address)
     }
 }
@@ -144,14 +142,14 @@ fn found(addresses: impl IntoIterator<Item = SocketAddr>) -> Found {
     }
 }
 
-/// What the other end is told that looks for 5555.
-fn code() -> haul::peer::code::ShortCode {
+/// The code given to the other end, which seeks 5555.
+fn code() -> haul::pairing::code::ShortCode {
     "5555-maple-canyon-orbit".parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_sits_in_the_middle_of_both_is_found_out_by_both_and_sees_nothing() {
-    let (middle, honest) = (server(haul::wire::ALPN), Host::new());
+async fn an_attacker_in_the_middle_is_detected_and_learns_nothing() {
+    let (middle, honest) = (server(haul::internal::protocol::ALPN), Host::new());
     let mut sending = Sending::by(honest.at()).await;
     let code = sending.code();
     let address = middle.local_addr().unwrap();
@@ -160,15 +158,12 @@ async fn whoever_sits_in_the_middle_of_both_is_found_out_by_both_and_sees_nothin
         stream.hold().await;
     });
     let sender = sending.offering.addresses()[0];
-    // It passes on whatever both say, having a connection with each.
+    // The attacker passes on what both ends send, with one connection to each.
     let between = async {
         let receiver = middle.accept().await.unwrap().await.unwrap();
-        let trust = ServerTrust {
-            by_code: true,
-            ..ServerTrust::default()
-        };
+        let trust = haul::internal::auth::trust::trust_any_key(None);
         let identity = Identity::generate().unwrap();
-        let to = haul::endpoint::connect(
+        let to = haul::internal::net::connect::connect(
             &identity,
             &trust,
             "127.0.0.1",
@@ -213,7 +208,7 @@ async fn whoever_sits_in_the_middle_of_both_is_found_out_by_both_and_sees_nothin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_receiver_that_is_sent_to_a_third_machine_finds_another_code_there_and_burns_none() {
+async fn a_receiver_led_to_a_third_machine_burns_no_code() {
     let honest = Host::new();
     let (mut asked, mut third) = (
         Sending::by(honest.at()).await,
@@ -229,7 +224,7 @@ async fn a_receiver_that_is_sent_to_a_third_machine_finds_another_code_there_and
         met = third.offering.meet() => panic!("{met:?}"),
         met = asked.offering.meet() => panic!("{met:?}"),
     }
-    // Both codes are as good as before.
+    // Both codes are still valid.
     for sending in [&mut asked, &mut third] {
         let code = sending.code();
         let receiving = async { meet(&code, honest.at()).await.unwrap().decline().await };
@@ -239,7 +234,7 @@ async fn a_receiver_that_is_sent_to_a_third_machine_finds_another_code_there_and
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_receiver_hears_from_a_relay_that_is_none_within_bounds() {
+async fn a_receiver_gives_up_a_false_relay_within_bounds() {
     type Answer = fn() -> Vec<u8>;
     let answers: [(&str, Answer); 8] = [
         ("noise", || vec![0x17; 500]),
@@ -264,8 +259,10 @@ async fn a_receiver_hears_from_a_relay_that_is_none_within_bounds() {
             .to_vec()
         }),
         ("a refusal to steer terminals", || {
-            let why = haul::error::Why::new(Code::Busy, "\x1b[2Jno").into();
-            haul::wire::Refused { why }.to_bytes().to_vec()
+            let why = haul::Reason::new(Code::Busy, "\x1b[2Jno").into();
+            haul::internal::protocol::Refused { why }
+                .to_bytes()
+                .to_vec()
         }),
     ];
     let mut running = JoinSet::new();
@@ -304,8 +301,8 @@ async fn a_receiver_hears_from_a_relay_that_is_none_within_bounds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_relay_that_goes_away_keeps_no_sender_from_being_found_nearby() {
-    // One that never answers is given up in the same way, after 10 s.
+async fn a_lost_relay_does_not_hide_a_sender_on_the_local_network() {
+    // A relay that never answers is given up in the same way, after 10 s.
     let rogue =
         Rogue::follows(move |_, stream| async move { stream.connection.close(0_u8.into(), b"") });
     let sending = Sending::by(rogue.at()).await;
@@ -314,7 +311,7 @@ async fn a_relay_that_goes_away_keeps_no_sender_from_being_found_nearby() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sender_whose_relay_speaks_nonsense_goes_there_again_and_is_found_nearby_meanwhile() {
+async fn a_sender_retries_a_relay_that_sends_nonsense() {
     let rogue = Rogue::follows(move |kind, mut stream| async move {
         assert_eq!(kind, Place::TYPE);
         stream.say(&placed()).await;
@@ -345,10 +342,10 @@ async fn a_sender_whose_relay_speaks_nonsense_goes_there_again_and_is_found_near
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_relay_that_points_a_sender_at_victims_has_each_sent_ten_bytes_a_second_and_no_more() {
+async fn a_relay_cannot_make_a_sender_flood_third_machines() {
     let victim = UdpSocket::bind(LOOPBACK).await.unwrap();
     let at = victim.local_addr().unwrap();
-    // Without end, each of them all that a message can hold.
+    // Endless messages, each with all that a message can hold.
     let rogue = Rogue::follows(move |_, mut stream| async move {
         stream.say(&placed()).await;
         let forward = Forward {
@@ -371,7 +368,7 @@ async fn a_relay_that_points_a_sender_at_victims_has_each_sent_ten_bytes_a_secon
     for count in 0..21_u32 {
         let (length, _) = within(victim.recv_from(&mut datagram)).await.unwrap();
         assert_eq!(datagram[..length], [0], "a byte that QUIC drops");
-        // The first is sent at once; that they come late makes none more.
+        // The first is sent at once; a late arrival does not cause more.
         assert!(
             begun.elapsed() >= Duration::from_millis(95) * count,
             "{count} in {:?}",
@@ -382,17 +379,15 @@ async fn a_relay_that_points_a_sender_at_victims_has_each_sent_ten_bytes_a_secon
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_relay_has_replayed_to_a_sender_is_no_guess() {
+async fn replayed_exchanges_do_not_count_as_guesses() {
     let honest = Host::new();
     let mut sending = Sending::by(honest.at()).await;
     let (code, sender) = (sending.code(), sending.offering.addresses()[0]);
-    // A man in the middle who has kept what an honest receiver said, here to another machine, and says it again.
-    let trust = ServerTrust {
-        by_code: true,
-        ..ServerTrust::default()
-    };
+    // An attacker in the middle who has recorded an honest receiver's messages, here to another machine, and replays
+    // them.
+    let trust = haul::internal::auth::trust::trust_any_key(None);
     let (middle, kept) = (
-        server(haul::wire::ALPN),
+        server(haul::internal::protocol::ALPN),
         Arc::new(tokio::sync::Mutex::new(Vec::new())),
     );
     let address = middle.local_addr().unwrap();
@@ -413,7 +408,7 @@ async fn what_a_relay_has_replayed_to_a_sender_is_no_guess() {
     assert!(met.is_err());
     let replaying = async {
         let identity = Identity::generate().unwrap();
-        let to = haul::endpoint::connect(
+        let to = haul::internal::net::connect::connect(
             &identity,
             &trust,
             "127.0.0.1",
@@ -424,11 +419,13 @@ async fn what_a_relay_has_replayed_to_a_sender_is_no_guess() {
         let (mut onward, answers) = to.as_ref().unwrap().connection.open_bi().await.unwrap();
         onward.write_all(&kept.lock().await).await.unwrap();
         let mut answers = MessageReader::new(answers);
-        within(answers.read::<haul::wire::Hello>()).await.unwrap();
-        within(answers.read::<haul::wire::Introduced>())
+        within(answers.read::<haul::internal::protocol::Hello>())
             .await
             .unwrap();
-        // It has no key of the exchange, and goes away: nothing was tried, and nothing is burnt.
+        within(answers.read::<haul::internal::protocol::Introduced>())
+            .await
+            .unwrap();
+        // The attacker has no key of the exchange and leaves: nothing was tried, and no code is burnt.
         to.unwrap().connection.close(0_u8.into(), b"");
         meet(&code, honest.at()).await.unwrap().decline().await;
     };

@@ -1,4 +1,4 @@
-//! A relay, those who come to it as they should and as they like, and a NAT.
+//! A relay, honest and raw clients for it, and a NAT.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -8,23 +8,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use haul::client::PullOptions;
-use haul::config::Config;
-use haul::error::{Error, Result, Why};
-use haul::identity::Identity;
-use haul::manifest::WalkOptions;
-use haul::peer::code::ShortCode;
-use haul::peer::offer::Content;
-use haul::peer::receive::{self, Met};
-use haul::peer::rendezvous::RelayAt;
-use haul::peer::route::Whereabouts;
-use haul::peer::send::{Offering, SendOptions};
-use haul::progress::Observer;
-use haul::relay::{Allowance, Relay, RelayOptions};
-use haul::session::Outcome;
-use haul::stream::{MessageReader, MessageWriter};
-use haul::trust::ServerTrust;
-use haul::wire::{Address, Found, Message, Place, Placed, RELAY_ALPN, Refused, Seek};
+use haul::internal::net::stream::{MessageReader, MessageWriter};
+use haul::internal::protocol::{Address, Found, Message, Place, Placed, RELAY_ALPN, Refused, Seek};
+use haul::pairing::code::ShortCode;
+use haul::pairing::offer::Content;
+use haul::pairing::receive;
+use haul::pairing::receive::Met;
+use haul::pairing::rendezvous::RelayAt;
+use haul::pairing::route::Whereabouts;
+use haul::pairing::send::{Offering, SendOptions};
+use haul::{
+    Allowance, Config, Error, Identity, Observer, Outcome, PullOptions, Reason, Relay,
+    RelayOptions, Result, WalkOptions,
+};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint};
 use tempfile::{TempDir, tempdir};
@@ -37,11 +33,11 @@ use crate::support::{LIMIT, content, write};
 
 pub(crate) const LOOPBACK: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-/// Where nobody listens, so that nobody looks on the network of whoever runs this.
+/// An address at which nothing listens, so that no test searches the network of the user who runs it.
 pub(crate) const NOWHERE: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9);
 
-/// Waits for something that must happen; a test that hangs has failed.
+/// Waits for an event that must happen; a test that hangs has failed.
 pub(crate) async fn within<T>(what: impl Future<Output = T>) -> T {
     timeout(LIMIT, what).await.expect("it hangs")
 }
@@ -77,7 +73,7 @@ impl Host {
         };
         change(&mut options);
         let relay = Relay::bind(options)?;
-        let (address, forwards_on) = (relay.address().unwrap(), relay.forwards_on().to_vec());
+        let (address, forwards_on) = (relay.address().unwrap(), relay.forwarding_ports().to_vec());
         let (stop, stopped) = oneshot::channel::<()>();
         let running = tokio::spawn(relay.run(async { drop(stopped.await) }));
         Ok(Self {
@@ -96,7 +92,7 @@ impl Host {
     pub(crate) async fn stop(&mut self) {
         self.stop = None;
         within(self.running.take().unwrap()).await.unwrap();
-        // quinn has the port for as long as a task has any connection of it, which may be a moment longer.
+        // quinn holds the port while a task has any connection of it, which may be a moment longer.
         within(async {
             while std::net::UdpSocket::bind(self.address).is_err() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -115,7 +111,7 @@ pub(crate) fn at(address: SocketAddr) -> RelayAt {
     }
 }
 
-/// Something to send: a small file and a large one.
+/// Files to send: a small one and a large one.
 pub(crate) struct Sending {
     pub source: TempDir,
     pub offering: Offering,
@@ -141,14 +137,9 @@ impl Sending {
             own: Vec::new(),
         };
         let identity = Identity::generate().unwrap();
-        let offering = within(Offering::begin(
-            options,
-            identity,
-            config,
-            haul::progress::ignore(),
-        ))
-        .await
-        .unwrap();
+        let offering = within(Offering::begin(options, identity, config, haul::ignore()))
+            .await
+            .unwrap();
         Self { source, offering }
     }
 
@@ -157,7 +148,7 @@ impl Sending {
     }
 }
 
-/// Gives up soon where it looks for a direct way; nothing that should work takes so long.
+/// A configuration that soon gives up the search for a direct path; nothing that should work takes this long.
 pub(crate) fn impatient() -> Config {
     Config {
         handshake: Duration::from_secs(2),
@@ -207,14 +198,14 @@ pub(crate) fn wrong(code: &ShortCode) -> ShortCode {
         .unwrap()
 }
 
-pub(crate) fn refusal<T>(result: Result<T>) -> Why {
+pub(crate) fn refusal<T>(result: Result<T>) -> Reason {
     match result.map(|_| ()) {
         Err(Error::Refused(why)) => why,
         other => panic!("{other:?}"),
     }
 }
 
-/// Whoever speaks with a relay in raw quinn.
+/// A guest that speaks with a relay in raw quinn.
 pub(crate) struct Guest {
     pub endpoint: Endpoint,
     pub connection: Connection,
@@ -226,13 +217,10 @@ impl Guest {
     }
 
     pub(crate) async fn try_at(relay: SocketAddr) -> Result<Self, ConnectionError> {
-        let endpoint = haul::endpoint::bind(LOOPBACK, None).unwrap();
-        let verifier = ServerTrust {
-            by_code: true,
-            ..ServerTrust::default()
-        }
-        .verifier("127.0.0.1", 1)
-        .unwrap();
+        let endpoint = haul::internal::net::endpoint::bind(LOOPBACK, None).unwrap();
+        let verifier = haul::internal::auth::trust::trust_any_key(None)
+            .verifier("127.0.0.1", 1)
+            .unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -243,7 +231,7 @@ impl Guest {
         tls.alpn_protocols = vec![RELAY_ALPN.to_vec()];
         let mut config =
             quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
-        // As whoever has a place does: the relay forgets those from whom nothing comes.
+        // As the holder of a place does: the relay forgets clients that are silent.
         let mut transport = quinn::TransportConfig::default();
         transport.keep_alive_interval(Some(Duration::from_secs(5)));
         config.transport_config(Arc::new(transport));
@@ -262,7 +250,7 @@ impl Guest {
         (MessageReader::new(receive), MessageWriter::new(send))
     }
 
-    /// What it answers, and the stream, on which a place lasts.
+    /// Returns the answer, and the stream, which keeps a place.
     pub(crate) async fn place(
         &self,
         place: &Place,
@@ -313,10 +301,10 @@ pub(crate) fn addresses(found: &Found) -> Vec<SocketAddr> {
         .collect()
 }
 
-/// A NAT before one machine, which takes it for the relay. Nothing comes in but from the relay, until it is opened; then
-/// everything does, as a NAT with a full cone has it.
+/// A NAT in front of one machine, which takes it for the relay. It lets in only the relay until it is opened; then it
+/// lets in everything, as a full-cone NAT does.
 pub(crate) struct Nat {
-    /// What the machine takes for the relay.
+    /// The address that the machine takes for the relay.
     pub inside: SocketAddr,
     open: Arc<AtomicBool>,
     _task: JoinSet<()>,

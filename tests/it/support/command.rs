@@ -1,4 +1,4 @@
-//! The command itself, for tests of what a process of its own does: another user, a kill.
+//! The command as a separate process, for tests of other users and of kills.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -7,21 +7,18 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::Duration;
 
-use haul::client::Client;
-use haul::config::Config;
-use haul::identity::{Identity, KeyId};
-use haul::trust::ServerTrust;
+use haul::{Client, Config, Identity, KeyId, ServerTrust};
 use tempfile::{TempDir, tempdir};
 
 /// The user `nobody` on every common system.
 const NOBODY: u32 = 65_534;
 
-/// Whether this process is root, whom no mode keeps out.
+/// Whether this process is root, for which modes have no effect.
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Runs haul with a HAUL_HOME of its own, no terminal and no input, from a directory.
+/// Runs haul with a HAUL_HOME of its own, without a terminal and without input, in a directory.
 pub(crate) fn haul(from: &Path, arguments: &[&str]) -> Output {
     let home = private();
     Command::new(env!("CARGO_BIN_EXE_haul"))
@@ -34,14 +31,14 @@ pub(crate) fn haul(from: &Path, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// A new directory that nobody else can read, as HAUL_HOME has to be.
+/// A new directory that others cannot read, as HAUL_HOME requires.
 pub(crate) fn private() -> TempDir {
     let directory = tempdir().unwrap();
     std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o700)).unwrap();
     directory
 }
 
-/// A `haul serve` that takes from everybody, and runs until it is dropped.
+/// A `haul serve` that admits every key, and runs until it is dropped.
 pub(crate) struct Serving {
     child: Child,
     pub url: String,
@@ -49,7 +46,7 @@ pub(crate) struct Serving {
     pub key_id: KeyId,
     home: TempDir,
     pub served: TempDir,
-    /// Whose key its clients have: what one leaves unfinished is for the next.
+    /// The key that its clients share: one client can resume what another left unfinished.
     client: Identity,
     _output: BufReader<ChildStdout>,
 }
@@ -59,18 +56,23 @@ impl Serving {
         Self::start_in(private(), tempdir().unwrap(), None, arguments)
     }
 
-    /// With something in what it serves.
+    /// Starts it with these files in the served directory.
     pub(crate) fn start_with(arguments: &[&str], fill: impl FnOnce(&Path)) -> Self {
         let served = tempdir().unwrap();
         fill(served.path());
         Self::start_in(private(), served, None, arguments)
     }
 
-    /// As a user who is not root, also where the test is.
+    /// Starts it as a user who is not root, also if the test runs as root.
     pub(crate) fn start_as_nobody(arguments: &[&str]) -> Self {
         let (home, served) = (private(), tempdir().unwrap());
-        // The build's own directory may be closed to others.
-        std::fs::copy(env!("CARGO_BIN_EXE_haul"), home.path().join("haul")).unwrap();
+        // The build's own directory may be closed to others. A process of its own copies: a file that this one has open for
+        // writing is "busy" for as long as a child of another test shares it.
+        let copied = Command::new("cp")
+            .arg(env!("CARGO_BIN_EXE_haul"))
+            .arg(home.path().join("haul"))
+            .status();
+        assert!(copied.unwrap().success());
         let user = is_root().then_some(NOBODY);
         for path in [home.path(), &home.path().join("haul"), served.path()] {
             chown(path, user, user).unwrap();
@@ -154,13 +156,13 @@ impl Serving {
         }
     }
 
-    /// Ends it without a goodbye.
+    /// Kills it without closing its connections.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Ends it without a goodbye, and starts it anew on another port.
+    /// Kills it without closing its connections, and starts it again on another port.
     pub(crate) fn restart(mut self, arguments: &[&str]) -> Self {
         self.kill();
         let home = std::mem::replace(&mut self.home, private());
@@ -171,14 +173,14 @@ impl Serving {
         again
     }
 
-    /// The same on the same port, for one that has been killed.
+    /// Starts it again on the same port after a kill.
     pub(crate) fn restart_there(mut self, arguments: &[&str]) -> Self {
         let home = std::mem::replace(&mut self.home, private());
         let served = std::mem::replace(&mut self.served, tempdir().unwrap());
         Self::start_on(self.port, home, served, None, arguments)
     }
 
-    /// A client that does not try again when the connection is lost.
+    /// A client that does not retry when the connection is lost.
     pub(crate) async fn connect(&self) -> Client {
         let trust = ServerTrust {
             pin: Some(self.key_id),

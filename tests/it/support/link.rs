@@ -1,7 +1,7 @@
 //! A network in virtual time: quinn's own state machines, without sockets, on both sides of a shared bottleneck.
 //!
-//! What runs is all of quinn's real pacing, loss recovery and flow control, driven by a clock that jumps from event to
-//! event. Nothing here waits, and the same seed gives the same run.
+//! All of quinn's real pacing, loss recovery and flow control runs, driven by a clock that jumps from event to event.
+//! Nothing here waits, and the same seed gives the same run.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -10,10 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use haul::config::Config;
-use haul::congestion::Congestion;
-use haul::identity::Identity;
-use haul::trust::ServerTrust;
+use haul::{Config, Congestion, Identity, ServerTrust};
 use quinn_proto::{
     Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig, Event, StreamId,
     Transmit, VarInt,
@@ -21,7 +18,7 @@ use quinn_proto::{
 
 /// IP and UDP headers, in bytes; the link counts them.
 const HEADERS: usize = 28;
-/// What timers of a real runtime are rounded up to.
+/// The granularity to which timers of a real runtime are rounded up.
 const TICK: Duration = Duration::from_millis(1);
 
 /// One direction of a link. Times are one way.
@@ -34,7 +31,7 @@ pub(crate) struct Link {
     pub queue: f64,
     /// Probability of loss, before the queue.
     pub loss: f64,
-    /// Probabilities, for each packet, to enter and to leave a state in which all is lost.
+    /// Probabilities, for each packet, to enter and to leave a state in which everything is lost.
     pub burst: (f64, f64),
     /// Uniform extra delay up to this, which reorders.
     pub jitter: Duration,
@@ -66,14 +63,14 @@ impl Link {
     }
 }
 
-/// What went over one direction.
+/// The traffic of one direction.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Counts {
     pub packets: u64,
     pub bytes: u64,
     pub lost: u64,
     pub overflowed: u64,
-    /// Seconds in the queue, summed over the packets that were let in.
+    /// Seconds in the queue, summed over the packets that were accepted.
     pub queued: f64,
     pub let_in: u64,
 }
@@ -205,7 +202,7 @@ impl Network {
         }
     }
 
-    /// Adds a flow that sends so many bytes from second `begin` on.
+    /// Adds a flow that sends this many bytes from second `begin` on.
     pub(crate) fn flow(&mut self, congestion: Congestion, bytes: u64, begin: f64) -> usize {
         let config = Config {
             congestion,
@@ -216,8 +213,8 @@ impl Network {
             pin: Some(identity.key_id()),
             ..ServerTrust::default()
         };
-        let server = haul::endpoint::server_config(&identity, &config).unwrap();
-        let client = haul::endpoint::client_config(
+        let server = haul::internal::net::endpoint::server_config(&identity, &config).unwrap();
+        let client = haul::internal::net::endpoint::client_config(
             &identity,
             trust.verifier("localhost", 1).unwrap(),
             &config,
@@ -261,7 +258,7 @@ impl Network {
         flow
     }
 
-    /// Changes the way back from the server.
+    /// Changes the return path from the server.
     pub(crate) fn change_back(&mut self, change: impl Fn(&mut Link)) {
         change(&mut self.wires[SERVER].link);
     }
@@ -321,7 +318,7 @@ impl Network {
         sum as f64 * 8.0 / ((to - from) as f64 / 10.0)
     }
 
-    /// What went from the senders towards the receivers.
+    /// The traffic from the senders to the receivers.
     pub(crate) fn counts(&self) -> &Counts {
         &self.wires[CLIENT].counts
     }
@@ -412,7 +409,7 @@ impl Network {
                 panic!("flow {index} lost its connection: {reason}");
             }
             if matches!(event, Event::Connected) {
-                // What a connection's budget and upkeep come to on such links.
+                // The windows that result from a connection's memory budget and its updates on such links.
                 connection.set_receive_window(VarInt::from_u32(64 << 20));
                 connection.set_send_window(48 << 20);
             }

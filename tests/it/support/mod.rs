@@ -11,21 +11,15 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use haul::client::{Client, PullOptions, PushOptions};
-use haul::config::Config;
-use haul::error::Result;
-use haul::identity::{Identity, KeyId};
-use haul::path::RelativePath;
-use haul::progress::{Event, Observer};
-use haul::server::{Server, ServerOptions};
-use haul::session::Outcome;
-use haul::store::{LocalStore, Store};
-use haul::trust::{Admission, Anyone, ServerTrust};
-use haul::wire::Durability;
+use haul::{
+    Admission, Anyone, Client, Config, Durability, Event, Identity, KeyId, LocalStore, Observer,
+    Outcome, PullOptions, PushOptions, RelativePath, Result, Server, ServerOptions, ServerTrust,
+    Store,
+};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-/// No step of a test takes so long on any machine; a test that waits for it has failed.
+/// No step of a test takes this long on any machine; a test that waits longer has failed.
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 
 /// A server on a free loopback port that admits every key.
@@ -39,7 +33,7 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn serving(store: Arc<dyn Store>, config: Config) -> Self {
-        Self::observed(store, config, haul::progress::ignore())
+        Self::observed(store, config, haul::ignore())
     }
 
     pub(crate) fn observed(store: Arc<dyn Store>, config: Config, observer: Observer) -> Self {
@@ -79,12 +73,12 @@ impl Host {
         Self::serving(Arc::new(LocalStore::open(path).unwrap()), Config::default())
     }
 
-    /// As the first Ctrl-C.
+    /// Stops it as the first Ctrl-C does.
     pub(crate) fn stop(&mut self) {
         self.stop = None;
     }
 
-    /// As the second.
+    /// Stops it as the second Ctrl-C does.
     pub(crate) fn stop_now(&mut self) {
         self.now = None;
     }
@@ -101,7 +95,7 @@ impl Host {
             .await
     }
 
-    /// As a client that does not try again when the connection is lost.
+    /// A client that does not retry when the connection is lost.
     pub(crate) async fn connect_once(&self) -> Result<Client> {
         let config = Config {
             retry_for: Duration::ZERO,
@@ -144,7 +138,7 @@ pub(crate) fn from(sources: &[&str], destination: &Path) -> PullOptions {
 /// Pulls over a connection of its own.
 pub(crate) async fn pull(host: &Host, options: &PullOptions) -> Result<Outcome> {
     let client = host.connect().await?;
-    let outcome = tokio::time::timeout(LIMIT, client.pull(options, haul::progress::ignore()))
+    let outcome = tokio::time::timeout(LIMIT, client.pull(options, haul::ignore()))
         .await
         .expect("it ends");
     client.close().await;
@@ -154,7 +148,7 @@ pub(crate) async fn pull(host: &Host, options: &PullOptions) -> Result<Outcome> 
 /// Pushes over a connection of its own.
 pub(crate) async fn push(host: &Host, options: &PushOptions) -> Result<Outcome> {
     let client = host.connect().await?;
-    let outcome = tokio::time::timeout(LIMIT, client.push(options, haul::progress::ignore()))
+    let outcome = tokio::time::timeout(LIMIT, client.push(options, haul::ignore()))
         .await
         .expect("it ends");
     client.close().await;
@@ -165,7 +159,7 @@ pub(crate) fn path(path: &str) -> RelativePath {
     RelativePath::from_components(path.split('/').filter(|c| !c.is_empty())).unwrap()
 }
 
-/// An observer that keeps everything, and the events so far.
+/// An observer that keeps every event, and the events so far.
 pub(crate) fn recorder() -> (Observer, Arc<Mutex<Vec<Event>>>) {
     let events = Arc::new(Mutex::new(Vec::new()));
     let kept = events.clone();
@@ -175,7 +169,7 @@ pub(crate) fn recorder() -> (Observer, Arc<Mutex<Vec<Event>>>) {
     )
 }
 
-/// Content that no two files share, and that no block repeats.
+/// Content that differs between files and between blocks.
 pub(crate) fn content(seed: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     blake3::Hasher::new()
@@ -185,13 +179,13 @@ pub(crate) fn content(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Writes a file, its directories made.
+/// Writes a file, and makes its directories.
 pub(crate) fn write(path: &Path, content: &[u8]) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, content).unwrap();
 }
 
-/// Every path below a directory with what matters of it: kind, mode, time, content. Partials would show up here.
+/// Every path below a directory with its kind, mode, time and content. Partials would appear here.
 pub(crate) fn listing(root: &Path) -> Vec<String> {
     let mut all = Vec::new();
     list_into(root, root, &mut all);

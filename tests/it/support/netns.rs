@@ -11,13 +11,13 @@ use tempfile::TempDir;
 use super::LIMIT;
 use super::command::is_root;
 
-/// Some hosts; gone when dropped, with what runs on them.
+/// Some hosts; removed when dropped, with the processes that run on them.
 pub(crate) struct Hosts {
     prefix: String,
     names: Vec<&'static str>,
 }
 
-/// Runs `ip` with words.
+/// Runs `ip` with these arguments.
 pub(crate) fn ip(arguments: &str) -> Result<(), String> {
     run(Command::new("ip").args(arguments.split(' ')))
 }
@@ -34,7 +34,7 @@ fn run(command: &mut Command) -> Result<(), String> {
 }
 
 impl Hosts {
-    /// Hosts without any network but loopback.
+    /// Makes hosts without any network but loopback.
     pub(crate) fn new(names: &[&'static str]) -> Result<Self, String> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         if !is_root() {
@@ -62,7 +62,7 @@ impl Hosts {
         ip(&format!("-n {} {arguments}", self.of(host)))
     }
 
-    /// A cable between two devices, each with a host.
+    /// Connects two devices, each on a host, by a cable.
     pub(crate) fn wire(&self, one: (&str, &str), other: (&str, &str)) -> Result<(), String> {
         let [end, peer] = [self.of(one.0), self.of(other.0)];
         ip(&format!(
@@ -71,27 +71,27 @@ impl Hosts {
         ))
     }
 
-    /// A host becomes a switch.
+    /// Makes a host a switch.
     pub(crate) fn switch(&self, host: &str) -> Result<(), String> {
         self.ip(host, "link add br0 type bridge")?;
         self.ip(host, "link set br0 up")
     }
 
-    /// A cable from a device to a switch.
+    /// Connects a device to a switch by a cable.
     pub(crate) fn plug(&self, (host, device): (&str, &str), switch: &str) -> Result<(), String> {
         let port = format!("to-{host}");
         self.wire((host, device), (switch, &port))?;
         self.ip(switch, &format!("link set {port} master br0 up"))
     }
 
-    /// Sets a file of the kernel's on a host.
+    /// Writes a kernel setting of a host.
     pub(crate) fn set(&self, host: &str, file: &str, value: &str) -> Result<(), String> {
         run(self
             .on(host, "sh")
             .args(["-c", &format!("echo {value} > /proc/sys/{file}")]))
     }
 
-    /// Adds rules for packets on a host.
+    /// Adds packet rules on a host.
     pub(crate) fn nft(&self, host: &str, rules: &str) -> Result<(), String> {
         let mut command = self.on(host, "nft");
         let mut nft = command
@@ -118,7 +118,7 @@ impl Hosts {
         command
     }
 
-    /// haul on a host. `ip` becomes it, so that killing the child kills haul.
+    /// Runs haul on a host. `ip` execs it, so that killing the child kills haul.
     pub(crate) fn haul(
         &self,
         host: &str,
@@ -136,7 +136,7 @@ impl Hosts {
         command
     }
 
-    /// Waits until each of these hosts may use the address that its link has given it, after it has asked about it there.
+    /// Waits until each of these hosts may use its link-local address, after duplicate detection.
     pub(crate) fn settle(&self, hosts: &[&str], device: &str) -> Result<(), String> {
         let until = Instant::now() + LIMIT;
         let settled = |host: &&str| {
@@ -175,18 +175,18 @@ impl Drop for Hosts {
     }
 }
 
-/// What there is, or why there can be none, which is printed.
+/// Returns the value, or prints why it could not be made.
 pub(crate) fn or_skip<T>(built: Result<T, String>) -> Option<T> {
     built
         .inspect_err(|why| println!("skipped: no hosts of its own here: {}", why.trim()))
         .ok()
 }
 
-/// A process that is killed when it is dropped, and the line that it began with.
+/// A process that is killed when it is dropped, and its first line.
 pub(crate) struct Running {
     child: Child,
     pub(crate) first: String,
-    /// All that it has said and that was read.
+    /// Everything of its output that was read.
     pub(crate) said: String,
     rest: BufReader<ChildStdout>,
 }
@@ -210,7 +210,7 @@ impl Running {
         }
     }
 
-    /// The code that `haul send` and `haul pair` begin with.
+    /// The code that `haul send` and `haul pair` print first.
     pub(crate) fn code(&self) -> String {
         self.first
             .trim()
@@ -219,7 +219,7 @@ impl Running {
             .to_owned()
     }
 
-    /// Its next line; empty at its end.
+    /// Returns its next line; empty at the end.
     pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         self.rest.read_line(&mut line).unwrap();
@@ -227,12 +227,12 @@ impl Running {
         line
     }
 
-    /// Waits for its end; whether it was a good one.
+    /// Waits for its exit. Returns whether it succeeded.
     pub(crate) fn ends_well(&mut self) -> bool {
         self.child.wait().unwrap().success()
     }
 
-    /// Ends it without a word.
+    /// Kills it.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -245,7 +245,7 @@ impl Drop for Running {
     }
 }
 
-/// Ends well, and what it has written.
+/// Waits for a successful exit, and returns the output.
 pub(crate) fn done(mut command: Command) -> String {
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

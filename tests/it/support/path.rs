@@ -1,5 +1,5 @@
-//! An impaired UDP path on loopback, for what must hold on any link. It is no model of one: how long something takes
-//! over it says nothing.
+//! An impaired UDP path on loopback, to test what must hold on any link. It is not a model of a link: durations over it
+//! mean nothing.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -13,43 +13,43 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-/// Bytes under way in one direction, at most; what is above it is dropped, whatever the settings say.
+/// Bytes in flight in one direction, at most; more is dropped, whatever the settings say.
 const MAX_UNDER_WAY: usize = 16 << 20;
-/// Asked of the system for each socket, in bytes, so that drops are the path's own doing as far as possible.
+/// Buffer that is requested for each socket, in bytes, so that the path itself causes the drops as far as possible.
 const SOCKET_BUFFER: usize = 4 << 20;
-/// Largest datagram that there is.
+/// Largest possible datagram.
 const MAX_DATAGRAM: usize = 64 << 10;
 
-/// What a path does to the datagrams of one direction. By default nothing, but for the size of an Ethernet frame.
+/// What a path does to the datagrams of one direction. By default it only limits them to the size of an Ethernet frame.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    /// Part of the datagrams that is lost, each by itself.
+    /// Part of the datagrams that is lost, each independently.
     pub loss: f64,
-    /// Chance that a burst of losses begins at a datagram.
+    /// Probability that a burst of losses begins at a datagram.
     pub burst: f64,
-    /// Datagrams lost in a burst. A sender that is down to probes, which come ever more slowly, is long in a long one.
+    /// Datagrams lost in a burst. A sender that sends only probes, which slow down, stays long in a long burst.
     pub burst_length: u32,
-    /// One way.
+    /// Delay one way.
     pub delay: Duration,
-    /// Up to so much is added to the delay of each datagram, so that they overtake each other.
+    /// Up to this much is added to the delay of each datagram, so that datagrams overtake each other.
     pub jitter: Duration,
     /// In bytes a second.
     pub rate: Option<u64>,
-    /// Bytes that may wait for the rate; what comes then is dropped.
+    /// Bytes that may wait for the rate; more is dropped.
     pub queue: usize,
-    /// Part of the datagrams that comes twice.
+    /// Part of the datagrams that arrives twice.
     pub duplicate: f64,
     /// Part of the datagrams in which a bit is flipped.
     pub corrupt: f64,
-    /// Largest payload that gets through, in bytes.
+    /// Largest payload that passes, in bytes.
     pub mtu: usize,
-    /// Nothing gets through, nor does what is under way.
+    /// Nothing passes, and datagrams in flight are lost.
     pub blackout: bool,
-    /// So many datagrams are taken, of all clients, and none of those behind them.
+    /// Number of datagrams that pass, from all clients; later ones are lost.
     pub dark_after: u64,
-    /// So many datagrams of the first client's socket are taken, and none behind them.
+    /// Number of datagrams of the first client's socket that pass; its later ones are lost.
     pub of_first_client: u64,
-    /// Nothing of the first connection that is asked for gets to the server.
+    /// Nothing of the first connection attempt reaches the server.
     pub first_connection_is_lost: bool,
 }
 
@@ -74,7 +74,7 @@ impl Default for Settings {
     }
 }
 
-/// What became of the datagrams of one direction so far.
+/// What happened to the datagrams of one direction so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub forwarded: u64,
@@ -86,7 +86,7 @@ pub(crate) struct Counts {
 
 /// A relay on a free loopback port in front of a server. It ends when dropped.
 pub(crate) struct Path {
-    /// What clients connect to in place of the server.
+    /// The address that clients use in place of the server's.
     pub address: SocketAddr,
     /// From clients to the server.
     pub up: Arc<Line>,
@@ -126,25 +126,25 @@ impl Path {
         }
     }
 
-    /// Changes the settings of both directions, for what comes from now on.
+    /// Changes the settings of both directions for later datagrams.
     pub(crate) fn set(&self, change: impl Fn(&mut Settings)) {
         self.up.set(&change);
         self.down.set(&change);
     }
 
-    /// What NAT does when it has forgotten a client: from the next datagram on it reaches the server from another port,
-    /// and nothing that is sent to the old one arrives.
+    /// Acts as a NAT that has forgotten a client: later datagrams reach the server from another port, and nothing sent
+    /// to the old one arrives.
     pub(crate) fn rebind(&self) {
         self.rebind.notify_one();
     }
 
-    /// Where the server has seen datagrams come from so far.
+    /// The addresses from which the server has received datagrams so far.
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         lock(&self.addresses).clone()
     }
 }
 
-/// Takes datagrams at both ends.
+/// Receives datagrams at both ends.
 struct Relay {
     server: SocketAddr,
     front: Arc<UdpSocket>,
@@ -169,7 +169,7 @@ impl Relay {
                 }
                 received = self.front.recv_from(&mut buffer) => match received {
                     Ok(received) => received,
-                    // ICMP tells that a client is gone.
+                    // ICMP reports that a client is gone.
                     Err(_) => continue,
                 },
             };
@@ -190,7 +190,7 @@ impl Relay {
             };
             let datagram = &buffer[..length];
             let id = destination_id(datagram);
-            // What asks the system whether anybody listens may come before it.
+            // A probe that asks the system whether anything listens may arrive first.
             if first.is_none() && !id.is_empty() {
                 first = Some(First {
                     client,
@@ -209,16 +209,16 @@ impl Relay {
     }
 }
 
-/// Who came first.
+/// The first client.
 struct First {
     client: SocketAddr,
-    /// The id that a client gives its server until that has answered.
+    /// The connection id that a client gives its server until the server has answered.
     connection: Vec<u8>,
     came: u64,
 }
 
 impl First {
-    /// Whether another datagram is lost, because it is of the first.
+    /// Whether another datagram is lost because it belongs to the first client.
     fn is_lost(&mut self, client: SocketAddr, id: &[u8], settings: &Settings) -> bool {
         self.came += u64::from(self.client == client);
         let late = self.client == client && self.came > settings.of_first_client;
@@ -226,7 +226,7 @@ impl First {
     }
 }
 
-/// Of a packet with a long header (RFC 8999, section 5.1).
+/// The destination id of a packet with a long header (RFC 8999, section 5.1).
 fn destination_id(datagram: &[u8]) -> &[u8] {
     const LONG_HEADER: u8 = 0x80;
     match datagram {
@@ -245,7 +245,7 @@ async fn answer(
 ) {
     let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
-        // An error is ICMP's: the server is not there for now.
+        // An error comes from ICMP: the server is not there for now.
         if let Ok(length) = socket.recv(&mut buffer).await {
             down.take(&buffer[..length], &front, client);
         }
@@ -255,7 +255,7 @@ async fn answer(
 /// One direction of a path.
 pub(crate) struct Line {
     state: Mutex<State>,
-    /// Told when a datagram is due earlier than those before it.
+    /// Notified when a datagram is due earlier than those before it.
     sooner: Notify,
 }
 
@@ -263,13 +263,13 @@ struct State {
     settings: Settings,
     seed: u64,
     counts: Counts,
-    /// Datagrams that came so far.
+    /// Datagrams that arrived so far.
     came: u64,
-    /// Still to be lost in this burst.
+    /// Datagrams still to be lost in this burst.
     burst: u32,
     /// When the rate has room for the next datagram.
     free: Instant,
-    /// By when they are due; among equals, as they came.
+    /// By due time; datagrams with equal due times keep their order.
     under_way: BTreeMap<(Instant, u64), Datagram>,
     bytes: usize,
 }
@@ -298,7 +298,7 @@ impl Line {
         }
     }
 
-    /// Changes the settings of this direction, for what comes from now on.
+    /// Changes the settings of this direction for later datagrams.
     pub(crate) fn set(&self, change: impl FnOnce(&mut Settings)) {
         change(&mut lock(&self.state).settings);
     }
@@ -311,7 +311,7 @@ impl Line {
         let mut state = lock(&self.state);
         let first = state.under_way.keys().next().copied();
         state.came += 1;
-        // Of each datagram's own, so that its lot does not hang on what became of those before it.
+        // Drawn for each datagram by its number, so that the result does not depend on earlier datagrams.
         let mut random = Random(state.seed.wrapping_add(state.came << 32));
         let copies = state.copies(&mut random, payload.len());
         for copy in 0..copies {
@@ -341,7 +341,7 @@ impl Line {
         }
     }
 
-    /// The next datagram if it is due, or when it will be.
+    /// Returns the next datagram if it is due, or when it will be.
     fn next(&self) -> Result<Datagram, Option<Instant>> {
         let mut state = lock(&self.state);
         loop {
@@ -365,7 +365,7 @@ impl Line {
 }
 
 impl State {
-    /// How often a datagram comes through: not at all, once or twice.
+    /// How many copies of a datagram pass: none, one or two.
     fn copies(&mut self, random: &mut Random, length: usize) -> u64 {
         let lost = random.chance(self.settings.loss);
         if random.chance(self.settings.burst) && self.burst == 0 {
@@ -381,7 +381,7 @@ impl State {
         1 + u64::from(random.chance(self.settings.duplicate))
     }
 
-    /// When a copy arrives, if there is room for it.
+    /// When a copy arrives, if it fits into the queue.
     fn arrival(&mut self, random: &mut Random, length: usize) -> Option<Instant> {
         let Settings {
             rate,
@@ -407,11 +407,11 @@ impl State {
     }
 }
 
-/// Sends what is due.
+/// Sends the datagrams that are due.
 async fn deliver(line: Arc<Line>) {
     loop {
         match line.next() {
-            // Fails where nobody listens any more; a network would not tell either.
+            // Fails where nothing listens any more; a network would not report that either.
             Ok(datagram) => drop(datagram.by.send_to(&datagram.payload, datagram.to).await),
             Err(Some(due)) => tokio::select! {
                 () = sleep_until(due) => {}
@@ -425,7 +425,7 @@ async fn deliver(line: Arc<Line>) {
 async fn socket() -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let options = socket2::SockRef::from(&socket);
-    // As much of it as the system allows.
+    // As large as the system allows.
     let _ = options
         .set_recv_buffer_size(SOCKET_BUFFER)
         .and(options.set_send_buffer_size(SOCKET_BUFFER));

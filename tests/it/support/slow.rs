@@ -1,4 +1,4 @@
-//! A store whose disk takes its time, or stands still until it is told to go on, and that keeps a log of what was asked of it.
+//! A store that is slow, or pauses until the test lets it continue, and that keeps a log of its calls.
 
 use std::io;
 use std::ops::Range;
@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use haul::error::{Code, Why};
-use haul::path::RelativePath;
-use haul::store::{Attributes, Claim, Lapses, Metadata, Source, Store, Upload};
-use haul::wire::Durability;
+use haul::{
+    Attributes, Code, Durability, Metadata, MetadataWarnings, PartialKey, Reason, RelativePath,
+    Source, Store, Upload,
+};
 use rustix::io::Errno;
 
-/// Another store, of which the writes can be paused. Clones are the same one.
+/// A wrapper of another store whose writes can be paused. Clones share their state.
 #[derive(Clone)]
 pub(crate) struct SlowStore {
     inner: Arc<dyn Store>,
@@ -23,16 +23,16 @@ pub(crate) struct SlowStore {
 struct SlowDisk {
     /// Bytes a second, or as fast as the other store.
     rate: Option<u64>,
-    /// What writes beyond so many bytes of a file fail with.
+    /// The error of writes beyond this many bytes of a file.
     full: Option<(u64, Errno)>,
     held: Mutex<bool>,
     released: Condvar,
     taken: AtomicU64,
-    /// Times that it was asked what is at a path.
+    /// Number of calls of stat.
     looks: AtomicU64,
-    /// Times yet that a partial is somebody else's.
+    /// Remaining attempts at which a partial belongs to another process.
     busy: AtomicU64,
-    /// Times yet that a sync fails.
+    /// Remaining syncs that fail.
     failing_syncs: AtomicU64,
     /// No sync ends while this is set.
     sync_held: Mutex<bool>,
@@ -63,7 +63,7 @@ fn less(tries: u64) -> Option<u64> {
 }
 
 impl SlowStore {
-    /// A store that takes so many bytes a second of each upload.
+    /// A store that writes this many bytes a second of each upload.
     pub(crate) fn around(inner: impl Store, rate: Option<u64>) -> Self {
         Self {
             inner: Arc::new(inner),
@@ -74,13 +74,13 @@ impl SlowStore {
         }
     }
 
-    /// The same, where no file gets longer than that.
+    /// The same, where no file can be longer than this.
     pub(crate) fn full_after(mut self, bytes: u64, error: Errno) -> Self {
         Arc::get_mut(&mut self.disk).unwrap().full = Some((bytes, error));
         self
     }
 
-    /// The same, where another process has every partial open for so many tries.
+    /// The same, where another process has every partial open for this many attempts.
     pub(crate) fn busy(mut self, tries: u64) -> Self {
         Arc::get_mut(&mut self.disk).unwrap().busy = tries.into();
         self
@@ -92,17 +92,17 @@ impl SlowStore {
         self
     }
 
-    /// No write goes on until the guard is dropped.
+    /// Pauses all writes until the guard is dropped.
     pub(crate) fn hold(&self) -> impl Drop + use<> {
         Hold::of(self, |disk| &disk.held)
     }
 
-    /// No sync ends until the guard is dropped.
+    /// Lets no sync end until the guard is dropped.
     pub(crate) fn hold_syncs(&self) -> impl Drop + use<> {
         Hold::of(self, |disk| &disk.sync_held)
     }
 
-    /// What was asked of the store and is done, in order: `made`, `set` or `removed` and the path; `sync` and `synced`.
+    /// The completed calls, in order: `made`, `set` or `removed` and the path; `sync` and `synced`.
     pub(crate) fn log(&self) -> Vec<String> {
         let log = self.disk.log.lock();
         log.unwrap_or_else(PoisonError::into_inner).clone()
@@ -118,13 +118,13 @@ impl SlowStore {
         self.disk.taken.load(Ordering::SeqCst)
     }
 
-    /// Times that it was asked so far what is at a path.
+    /// Number of calls of stat so far.
     pub(crate) fn looks(&self) -> u64 {
         self.disk.looks.load(Ordering::SeqCst)
     }
 }
 
-/// Lets the store go on when dropped.
+/// Lets the store continue when dropped.
 struct Hold(Arc<SlowDisk>, fn(&SlowDisk) -> &Mutex<bool>);
 
 impl Hold {
@@ -148,31 +148,31 @@ impl Drop for Hold {
 }
 
 impl Store for SlowStore {
-    fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Why> {
+    fn stat(&self, path: &RelativePath) -> Result<Option<Metadata>, Reason> {
         self.disk.looks.fetch_add(1, Ordering::SeqCst);
         self.inner.stat(path)
     }
 
-    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Why> {
+    fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Reason> {
         self.inner.names(directory)
     }
 
-    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Why> {
+    fn read_link(&self, path: &RelativePath) -> Result<Vec<u8>, Reason> {
         self.inner.read_link(path)
     }
 
-    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Why> {
+    fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Reason> {
         self.inner.open(path)
     }
 
-    fn create(&self, path: &RelativePath, claim: &Claim) -> Result<Box<dyn Upload>, Why> {
+    fn create(&self, path: &RelativePath, claim: &PartialKey) -> Result<Box<dyn Upload>, Reason> {
         if self
             .disk
             .busy
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
             .is_ok()
         {
-            return Err(Why::from(Code::Busy));
+            return Err(Reason::from(Code::Busy));
         }
         Ok(Box::new(SlowUpload {
             inner: self.inner.create(path, claim)?,
@@ -181,13 +181,17 @@ impl Store for SlowStore {
         }))
     }
 
-    fn make_directory(&self, path: &RelativePath) -> Result<(), Why> {
+    fn make_directory(&self, path: &RelativePath) -> Result<(), Reason> {
         self.inner.make_directory(path)?;
         self.note(format!("made {path}"));
         Ok(())
     }
 
-    fn set_attributes(&self, path: &RelativePath, attributes: &Attributes) -> Result<Lapses, Why> {
+    fn set_attributes(
+        &self,
+        path: &RelativePath,
+        attributes: &Attributes,
+    ) -> Result<MetadataWarnings, Reason> {
         let lapses = self.inner.set_attributes(path, attributes)?;
         self.note(format!("set {path}"));
         Ok(lapses)
@@ -198,25 +202,25 @@ impl Store for SlowStore {
         path: &RelativePath,
         target: &[u8],
         attributes: &Attributes,
-    ) -> Result<Lapses, Why> {
+    ) -> Result<MetadataWarnings, Reason> {
         let lapses = self.inner.make_symlink(path, target, attributes)?;
         self.note(format!("made {path}"));
         Ok(lapses)
     }
 
-    fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Why> {
+    fn link(&self, existing: &RelativePath, new: &RelativePath) -> Result<(), Reason> {
         self.inner.link(existing, new)?;
         self.note(format!("made {new}"));
         Ok(())
     }
 
-    fn remove(&self, path: &RelativePath) -> Result<(), Why> {
+    fn remove(&self, path: &RelativePath) -> Result<(), Reason> {
         self.inner.remove(path)?;
         self.note(format!("removed {path}"));
         Ok(())
     }
 
-    fn sync(&self) -> Result<(), Why> {
+    fn sync(&self) -> Result<(), Reason> {
         self.note("sync".into());
         self.disk.wait_while(&self.disk.sync_held);
         let failing = &self.disk.failing_syncs;
@@ -224,14 +228,14 @@ impl Store for SlowStore {
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
             .is_ok()
         {
-            return Err(Why::new(Code::Io, "the disk does not answer"));
+            return Err(Reason::new(Code::Io, "the disk does not answer"));
         }
         self.inner.sync()?;
         self.note("synced".into());
         Ok(())
     }
 
-    fn sweep(&self, age: Duration) -> Result<u64, Why> {
+    fn sweep(&self, age: Duration) -> Result<u64, Reason> {
         self.inner.sweep(age)
     }
 }
@@ -275,7 +279,7 @@ impl Upload for SlowUpload {
         self: Box<Self>,
         attributes: &Attributes,
         durability: Durability,
-    ) -> Result<Lapses, Why> {
+    ) -> Result<MetadataWarnings, Reason> {
         let lapses = self.inner.commit(attributes, durability)?;
         self.disk.note(format!("made {}", self.path));
         Ok(lapses)

@@ -1,0 +1,352 @@
+//! Measures the path to a server without touching a disk: rate, idle and loaded round trips, loss, jitter.
+//!
+//! Streams of filler load the path in one direction after the other; an echo stream stays open throughout. Idle round
+//! trips are timed on the echo stream. Under load a message may wait in this end's own queue or be lost and sent
+//! again. So loaded round trips are QUIC's smoothed estimate (RFC 9002, section 5.3) at the sending end, sampled
+//! every [`SAMPLE_INTERVAL`]; a server reports its own with each pong. The same end counts packets sent and lost.
+
+mod filler;
+mod measurement;
+mod serve;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{BufMut, BytesMut};
+use quinn::Connection;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::error::{Code, Error, Reason, Result};
+use crate::net::flow_control::FlowControl;
+use crate::net::rate_limit::RateLimits;
+use crate::net::stream::{MessageReader, MessageWriter, StreamError};
+use crate::protocol::{Measure, Message, Ping, Pong, Probe, Received, StreamType};
+use crate::transfer::events::{Event, Observer};
+
+use filler::{drain, fill};
+use measurement::Samples;
+pub use measurement::{Load, Measurement, RoundTrips};
+pub(crate) use serve::{MeasurementPermits, serve};
+
+/// Time between two samples under load.
+pub const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
+/// Default time for which each direction is loaded: some seconds of full rate at 100 ms.
+const DEFAULT_TIME: Duration = Duration::from_secs(5);
+/// The same in round trips, for long paths: a sender needs some ten to find the rate, and only later ones count.
+const MIN_ROUND_TRIPS: u32 = 30;
+/// Shortest load that gives a useful figure.
+const MIN_TIME: Duration = Duration::from_secs(1);
+/// Number of idle round trips.
+const MAX_IDLE_TRIPS: usize = 20;
+/// Longest time for them, so that a long path does not take long.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Idle round trips that are measured even if they take longer.
+const MIN_IDLE_TRIPS: usize = 3;
+
+/// What to measure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeasureOptions {
+    /// Measure from this end to the server.
+    pub up: bool,
+    /// Measure from the server to this end.
+    pub down: bool,
+    /// Load time of each direction, 1 s to [`Config::max_measurement`]. `None` is 5 s, or 30 round trips if that is
+    /// longer.
+    pub time: Option<Duration>,
+}
+
+impl Default for MeasureOptions {
+    fn default() -> Self {
+        Self {
+            up: true,
+            down: true,
+            time: None,
+        }
+    }
+}
+
+/// Runs a measurement as the client.
+pub(crate) async fn measure(
+    window: &FlowControl,
+    options: &MeasureOptions,
+    config: &Config,
+    observer: &Observer,
+) -> Result<Measurement> {
+    let allowed = MIN_TIME..=config.max_measurement;
+    if options.time.is_some_and(|time| !allowed.contains(&time)) {
+        let min = MIN_TIME.as_secs();
+        let max = config.max_measurement.as_secs();
+        return Err(Error::Usage(format!(
+            "cannot measure for this long: choose {min} to {max} seconds for each direction"
+        )));
+    }
+    let mut probe = PathProbe::open(window, config, observer)
+        .await
+        .map_err(refused)?;
+    let (idle, jitter) = probe.idle().await.map_err(refused)?;
+    let usual = (idle.median * MIN_ROUND_TRIPS)
+        .max(DEFAULT_TIME)
+        .min(config.max_measurement);
+    let time = options.time.unwrap_or(usual);
+    let mut measured = Measurement {
+        idle,
+        jitter,
+        up: None,
+        down: None,
+    };
+    if options.up {
+        measured.up = Some(probe.load(Probe::Up, time).await.map_err(refused)?);
+    }
+    if options.down {
+        measured.down = Some(probe.load(Probe::Down, time).await.map_err(refused)?);
+    }
+    probe.writer.finish();
+    Ok(measured)
+}
+
+/// Translates the error with which the server gave up a stream.
+fn refused(error: StreamError) -> Error {
+    let code = match error {
+        StreamError::Reset(code) | StreamError::Stopped(code) => code,
+        error => return error.into(),
+    };
+    Error::from(match code {
+        Code::Unsupported => Reason::new(code, "the server's haul is too old to measure"),
+        Code::Busy => Reason::new(
+            code,
+            "the server is busy with other measurements; try again in a minute",
+        ),
+        Code::TimedOut => return StreamError::TimedOut.into(),
+        code => code.into(),
+    })
+}
+
+/// A path under measurement: its echo stream, and what the loads need.
+struct PathProbe<'a> {
+    window: &'a FlowControl,
+    deadline: Duration,
+    observer: &'a Observer,
+    reader: MessageReader,
+    writer: MessageWriter,
+    next_id: u64,
+}
+
+impl<'a> PathProbe<'a> {
+    async fn open(
+        window: &'a FlowControl,
+        config: &Config,
+        observer: &'a Observer,
+    ) -> Result<Self, StreamError> {
+        let deadline = config.deadline;
+        // The server applies its own limit; this end finishes the stream long before.
+        let (reader, writer) =
+            open(window.connection(), Probe::Echo, Duration::MAX, deadline).await?;
+        writer.prioritize();
+        Ok(Self {
+            window,
+            deadline,
+            observer,
+            reader,
+            writer,
+            next_id: 0,
+        })
+    }
+
+    /// Measures one round trip.
+    async fn ping(&mut self) -> Result<(Duration, Pong), StreamError> {
+        let id = self.next_id;
+        let sent = Instant::now();
+        self.next_id += 1;
+        // It waits for credit behind other data, which moves.
+        self.writer
+            .write_within(&Ping { id }, self.deadline)
+            .await?;
+        let pong = self
+            .window
+            .or_timeout_on_silence(self.deadline, self.reader.read::<Pong>())
+            .await??;
+        // There is only one ping at a time.
+        if pong.id == id {
+            Ok((sent.elapsed(), pong))
+        } else {
+            Err(StreamError::Ended)
+        }
+    }
+
+    /// Measures idle round trips and their jitter.
+    async fn idle(&mut self) -> Result<(RoundTrips, Duration), StreamError> {
+        let started = Instant::now();
+        let mut trips = Vec::new();
+        while trips.len() < MIN_IDLE_TRIPS
+            || (trips.len() < MAX_IDLE_TRIPS && started.elapsed() < IDLE_TIMEOUT)
+        {
+            trips.push(self.ping().await?.0);
+        }
+        Ok((RoundTrips::of(&trips), measurement::jitter(&trips)))
+    }
+
+    /// Returns the sending end's statistics of the path.
+    async fn sender(&mut self, probe: Probe) -> Result<Pong, StreamError> {
+        match probe {
+            Probe::Down => Ok(self.ping().await?.1),
+            Probe::Up | Probe::Echo => Ok(pong(self.window.connection(), 0)),
+        }
+    }
+
+    /// Loads one direction for `time`.
+    async fn load(&mut self, probe: Probe, time: Duration) -> Result<Load, StreamError> {
+        let before = self.sender(probe).await?;
+        let over = CancellationToken::new();
+        let window = self.window;
+        let deadline = self.deadline;
+        let observer = self.observer;
+        let on_sample = |elapsed, bytes| {
+            observer(Event::Measuring {
+                probe,
+                bytes,
+                elapsed,
+            })
+        };
+        let load = async {
+            // A load has a time limit, even if the peer keeps sending.
+            let _over = over.clone().drop_guard();
+            let load = async {
+                match probe {
+                    Probe::Down => down(window, time, deadline, on_sample).await,
+                    Probe::Up | Probe::Echo => up(window, time, deadline, on_sample).await,
+                }
+            };
+            timeout(time + deadline, load)
+                .await
+                .map_err(|_| StreamError::TimedOut)?
+        };
+        let trips = async {
+            let mut trips = Vec::new();
+            // A ping is never cancelled half way: its pong would be taken for the next one's.
+            while !over.is_cancelled() {
+                tokio::select! {
+                    () = over.cancelled() => {}
+                    () = sleep(SAMPLE_INTERVAL) => trips.push(Duration::from_micros(self.sender(probe).await?.rtt)),
+                }
+            }
+            Ok(trips)
+        };
+        let (samples, trips) = tokio::try_join!(load, trips)?;
+        let after = self.sender(probe).await?;
+        Ok(samples.load(&trips, &before, &after))
+    }
+}
+
+/// Returns this end's statistics of the path.
+fn pong(connection: &Connection, id: u64) -> Pong {
+    let path = connection.stats().path;
+    let rtt = u64::try_from(path.rtt.as_micros()).unwrap_or(u64::MAX);
+    Pong {
+        id,
+        packets_sent: path.sent_packets,
+        packets_lost: path.lost_packets,
+        rtt,
+    }
+}
+
+async fn open(
+    connection: &Connection,
+    probe: Probe,
+    time: Duration,
+    deadline: Duration,
+) -> Result<(MessageReader, MessageWriter), StreamError> {
+    // A peer that grants no stream is as silent as one that does not answer.
+    let (send, receive) = timeout(deadline, connection.open_bi())
+        .await
+        .map_err(|_| StreamError::TimedOut)??;
+    let reader = MessageReader::new(receive);
+    let mut writer = MessageWriter::new(send);
+    let milliseconds = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+    let mut head = BytesMut::new();
+    head.put_u8(StreamType::Measurement as u8);
+    Measure {
+        probe,
+        milliseconds,
+    }
+    .put(&mut head);
+    writer.write_chunks(&mut [head.freeze()], deadline).await?;
+    Ok((reader, writer))
+}
+
+/// Sends filler, and receives the server's counts of it.
+async fn up(
+    window: &FlowControl,
+    time: Duration,
+    deadline: Duration,
+    on_sample: impl Fn(Duration, u64),
+) -> Result<Samples, StreamError> {
+    let (mut reader, mut writer) = open(window.connection(), Probe::Up, time, deadline).await?;
+    let filling = async {
+        // The server reports its reason on the other half of the stream.
+        let _ = fill(&mut writer, time, &RateLimits::default()).await;
+        // Does not wait for bytes in flight: on a slow link they may take a minute.
+        writer.reset(Code::Done);
+    };
+    let counting = async {
+        let mut samples = Samples::default();
+        let next = async |reader: &mut MessageReader| {
+            window
+                .or_timeout_on_silence(deadline, reader.frame(Received::LIMIT))
+                .await?
+        };
+        while let Some(frame) = next(&mut reader).await? {
+            let Received {
+                bytes,
+                microseconds,
+            } = frame.decode()?;
+            let elapsed = Duration::from_micros(microseconds);
+            samples.push(elapsed, bytes);
+            on_sample(elapsed, bytes);
+        }
+        Ok(samples)
+    };
+    tokio::pin!(filling, counting);
+    // If the server ends first, that ends the filling too.
+    tokio::select! {
+        counted = &mut counting => return counted,
+        () = filling => {}
+    }
+    counting.await
+}
+
+/// Receives filler, and counts it.
+async fn down(
+    window: &FlowControl,
+    time: Duration,
+    deadline: Duration,
+    on_sample: impl Fn(Duration, u64),
+) -> Result<Samples, StreamError> {
+    let (reader, writer) = open(window.connection(), Probe::Down, time, deadline).await?;
+    writer.finish();
+    let started = Instant::now();
+    let bytes = AtomicU64::new(0);
+    let mut samples = Samples::default();
+    let sampling = async {
+        let mut tick = interval(SAMPLE_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let elapsed = started.elapsed();
+            let bytes = bytes.load(Ordering::Relaxed);
+            samples.push(elapsed, bytes);
+            on_sample(elapsed, bytes);
+        }
+    };
+    let ended = tokio::select! {
+        ended = window.or_timeout_on_silence(deadline, drain(reader, window, &bytes)) => ended?,
+        () = sampling => Ok(()),
+    };
+    match ended {
+        Ok(()) | Err(StreamError::Reset(Code::Done)) => {}
+        Err(error) => return Err(error),
+    }
+    samples.push(started.elapsed(), bytes.into_inner());
+    Ok(samples)
+}

@@ -1,0 +1,182 @@
+//! The server's end of a measurement: few streams at once, each for a limited time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::filler::{drain, fill};
+use super::{SAMPLE_INTERVAL, pong};
+use crate::config::Config;
+use crate::error::{Code, Result};
+use crate::net::flow_control::FlowControl;
+use crate::net::rate_limit::RateLimits;
+use crate::net::stream::{MessageReader, MessageWriter, StreamError};
+use crate::protocol::{Measure, Message, Ping, Probe, Received};
+
+/// Measurement streams at the same time on all connections: too many clients would measure each other.
+const MAX_STREAMS: usize = 8;
+/// The same on one connection: an echo and one load.
+const MAX_CONNECTION_STREAMS: usize = 2;
+/// Longest time of an echo stream, in loads: both directions, and the time between them.
+const ECHO_LIMIT: u32 = 3;
+
+/// The permits of measurement streams.
+pub(crate) struct MeasurementPermits {
+    server: Arc<Semaphore>,
+    connection: Arc<Semaphore>,
+}
+
+/// The permits of one stream, until dropped.
+type StreamPermits = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+impl MeasurementPermits {
+    /// Permits of all connections together.
+    pub(crate) fn of_server() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(MAX_STREAMS))
+    }
+
+    /// Permits of one connection.
+    pub(crate) fn of_connection(server: Arc<Semaphore>) -> Self {
+        Self {
+            server,
+            connection: Arc::new(Semaphore::new(MAX_CONNECTION_STREAMS)),
+        }
+    }
+
+    fn take(&self) -> Option<StreamPermits> {
+        let connection = self.connection.clone().try_acquire_owned().ok()?;
+        Some((self.server.clone().try_acquire_owned().ok()?, connection))
+    }
+}
+
+/// Serves one measurement stream, whose type byte was read.
+pub(crate) async fn serve(
+    window: &FlowControl,
+    permits: &MeasurementPermits,
+    mut reader: MessageReader,
+    mut writer: MessageWriter,
+    config: &Config,
+    limits: &RateLimits,
+    stopping: &CancellationToken,
+) -> Result<()> {
+    let Some(permit) = permits.take() else {
+        reader.stop(Code::Busy);
+        writer.reset(Code::Busy);
+        return Ok(());
+    };
+    let ended = tokio::select! {
+        ended = run(window, reader, &mut writer, config, limits) => ended,
+        () = stopping.cancelled() => Err(StreamError::Stopped(Code::Stopping)),
+    };
+    // Returned before the client can know, since it may open its next stream at once.
+    drop(permit);
+    match ended {
+        Ok(Some(last)) => {
+            writer.write_within(&last, config.deadline).await?;
+            // A server that stops closes the connection once nothing runs on it.
+            writer.deliver(config.deadline).await;
+        }
+        Ok(None) => writer.reset(Code::Done),
+        // The client or this end has stopped.
+        Err(StreamError::Reset(code) | StreamError::Stopped(code)) => writer.reset(code),
+        Err(StreamError::TimedOut) => writer.reset(Code::TimedOut),
+        // Reported where the connection ends; a client that has its figures closes it at once.
+        Err(StreamError::Lost(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}
+
+/// Performs the requested probe, and returns the last message to send, if any.
+async fn run(
+    window: &FlowControl,
+    mut reader: MessageReader,
+    writer: &mut MessageWriter,
+    config: &Config,
+    limits: &RateLimits,
+) -> Result<Option<Received>, StreamError> {
+    let deadline = config.deadline;
+    let Measure {
+        probe,
+        milliseconds,
+    } = window
+        .or_timeout_on_silence(deadline, reader.read())
+        .await??;
+    let requested = Duration::from_millis(milliseconds.into());
+    let time = requested.min(config.max_measurement);
+    tracing::info!(?probe, ?time, "measuring");
+    match probe {
+        Probe::Echo => {
+            writer.prioritize();
+            tokio::select! {
+                ended = echo(window, reader, writer, deadline) => ended?,
+                () = sleep(requested.min(ECHO_LIMIT * (config.max_measurement + deadline))) => {}
+            }
+            Ok(None)
+        }
+        Probe::Up => Ok(Some(up(window, reader, writer, time, deadline).await?)),
+        Probe::Down => {
+            fill(writer, time, limits).await?;
+            Ok(None)
+        }
+    }
+}
+
+async fn echo(
+    window: &FlowControl,
+    mut reader: MessageReader,
+    writer: &mut MessageWriter,
+    deadline: Duration,
+) -> Result<(), StreamError> {
+    loop {
+        let frame = window
+            .or_timeout_on_silence(deadline, reader.frame(Ping::LIMIT))
+            .await??;
+        let Some(frame) = frame else { return Ok(()) };
+        let Ping { id } = frame.decode()?;
+        writer
+            .write_within(&pong(window.connection(), id), deadline)
+            .await?;
+    }
+}
+
+/// Receives filler until the client resets it, and reports every [`SAMPLE_INTERVAL`] how much has arrived.
+async fn up(
+    window: &FlowControl,
+    reader: MessageReader,
+    writer: &mut MessageWriter,
+    time: Duration,
+    deadline: Duration,
+) -> Result<Received, StreamError> {
+    let started = Instant::now();
+    let bytes = AtomicU64::new(0);
+    let received = || Received {
+        bytes: bytes.load(Ordering::Relaxed),
+        microseconds: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+    };
+    let reporting = async {
+        let mut tick = interval(SAMPLE_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            if let Err(error) = writer.write_within(&received(), deadline).await {
+                return error;
+            }
+        }
+    };
+    tokio::select! {
+        ended = drain(reader, window, &bytes) => match ended {
+            Ok(()) | Err(StreamError::Reset(_)) => {}
+            Err(error) => return Err(error),
+        },
+        error = reporting => return Err(error),
+        () = window.silence(deadline) => return Err(StreamError::TimedOut),
+        // Bytes sent in time may arrive until the deadline.
+        () = sleep(time + deadline) => {}
+    }
+    Ok(received())
+}

@@ -1,0 +1,440 @@
+//! Containment: every directory is opened from the root's descriptor, and no symbolic link is followed on the way.
+//!
+//! Linux does this in one call (openat2, with `RESOLVE_BENEATH` and `RESOLVE_NO_SYMLINKS`). If that is missing, and to
+//! find out which component failed, the path is walked component by component with `O_NOFOLLOW`.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, mkdirat, openat, statat};
+use rustix::io::Errno;
+
+use super::io_errors::{fault, refusal};
+use super::reserved::Reserved;
+use crate::error::{Code, Reason};
+use crate::protocol::path::RelativePath;
+
+/// Flags for a directory that is only passed through: `O_PATH` needs no read permission.
+#[cfg(target_os = "linux")]
+pub(super) const PASS_THROUGH: OFlags =
+    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+#[cfg(not(target_os = "linux"))]
+pub(super) const PASS_THROUGH: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC);
+/// Mode of an announced directory, until its final mode is set.
+const PRIVATE_MODE: Mode = Mode::RWXU;
+/// Mode of missing parent directories: as with `mkdir -p`, the umask or a default ACL restricts it.
+const PARENT_MODE: Mode = Mode::RWXU.union(Mode::RWXG).union(Mode::RWXO);
+/// How often an operation is retried when another process keeps changing the file.
+pub(super) const ATTEMPTS: u32 = 8;
+/// Most directories above each other that are looked at.
+const MAX_DEPTH: usize = 4096;
+/// How long a successful check of the root's path counts, before a change checks again.
+const ROOT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Most directories cached as durable (32 bytes each). A full cache is cleared, which only costs time.
+const MAX_DURABLE: usize = 65_536;
+
+/// The error when the root is no longer where it was opened.
+const DISPLACED: &str = "cannot use the directory of the store: it was renamed, removed or mounted over, and its path leads \
+                         elsewhere; restart haul there, then run the same command again";
+
+/// The root of a store.
+pub(super) struct Root {
+    descriptor: OwnedFd,
+    /// The path that the root was opened by.
+    path: PathBuf,
+    /// When the root was last found under its path.
+    pub(super) named: Mutex<Option<Instant>>,
+    device: u64,
+    /// Whether openat2 exists; found out by using it.
+    pub(super) openat2: AtomicBool,
+    /// Whether flock is tried; tests clear it to act like a file system without flock.
+    pub(super) flock: AtomicBool,
+    /// Whether an entry on another file system was found below the root.
+    spans: AtomicBool,
+    /// Digests of the paths of directories that are on disk with all directories above them.
+    durable: Mutex<HashSet<blake3::Hash>>,
+    /// Held while a directory temporarily has another mode, or is given one.
+    pub(super) modes: Mutex<()>,
+    /// The files that no session may read or change.
+    pub(super) reserved: Option<Reserved>,
+}
+
+/// An open directory of a store.
+pub(super) enum Directory<'r> {
+    Root(BorrowedFd<'r>),
+    Below(OwnedFd),
+}
+
+impl AsFd for Directory<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Root(descriptor) => *descriptor,
+            Self::Below(descriptor) => descriptor.as_fd(),
+        }
+    }
+}
+
+impl Directory<'_> {
+    /// Opens it again, to read its names and for fsync, which `O_PATH` does not allow.
+    pub(super) fn readable(&self) -> rustix::io::Result<OwnedFd> {
+        openat(
+            self,
+            c".",
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+    }
+
+    /// Returns the stat of a name in it; `None` if the name does not exist.
+    pub(super) fn stat(&self, name: &[u8]) -> rustix::io::Result<Option<Stat>> {
+        match statat(self, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// Syncs the names in it to disk.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        match self.readable() {
+            // Write and search permission allow a rename but not opening the directory; then sync everything.
+            Err(Errno::ACCESS) => rustix::fs::sync(),
+            other => fsync(&File::from(other?))?,
+        }
+        Ok(())
+    }
+}
+
+/// Calls fsync. A file system without fsync is no reason to fail, as in restic.
+pub(super) fn fsync(file: &File) -> io::Result<()> {
+    let unsupported = [Errno::INVAL, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOTTY];
+    match file.sync_all() {
+        Err(e) if Errno::from_io_error(&e).is_some_and(|errno| unsupported.contains(&errno)) => {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+impl Root {
+    /// Opens a directory as the root. Its own path may contain symbolic links.
+    pub(super) fn open(path: &std::path::Path) -> io::Result<Self> {
+        let descriptor = rustix::fs::open(path, PASS_THROUGH, Mode::empty())?;
+        Ok(Self {
+            device: device(&fstat(&descriptor)?),
+            descriptor,
+            path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+            named: Mutex::default(),
+            openat2: AtomicBool::new(cfg!(target_os = "linux")),
+            flock: AtomicBool::new(true),
+            spans: AtomicBool::new(false),
+            durable: Mutex::default(),
+            modes: Mutex::default(),
+            reserved: None,
+        })
+    }
+
+    /// Returns the root directory.
+    pub(super) fn directory(&self) -> Directory<'_> {
+        Directory::Root(self.descriptor.as_fd())
+    }
+
+    /// Refuses a change when the root is no longer under the path that it was opened by: it was mounted over, renamed
+    /// or removed. The user would not find files written after that.
+    pub(super) fn check_named(&self, path: &RelativePath) -> Result<(), Reason> {
+        let recently = |at: &Instant| at.elapsed() < ROOT_CHECK_INTERVAL;
+        if self.last_named().as_ref().is_some_and(recently) {
+            return Ok(());
+        }
+        self.check_named_now()
+            .map_err(|why| Reason::new(why.code, format!("{path}: {}", why.text)))
+    }
+
+    /// Does the same check for the whole store, without the cached result.
+    pub(super) fn check_named_now(&self) -> Result<(), Reason> {
+        if self.path_leads_here() {
+            *self.last_named() = Some(Instant::now());
+            return Ok(());
+        }
+        tracing::warn!(path = %self.path.display(), "the directory was moved, removed or mounted over");
+        Err(Reason::new(Code::Io, DISPLACED))
+    }
+
+    /// Whether the path still leads to the root. If the system does not say, for example for lack of permission, it
+    /// counts as yes.
+    fn path_leads_here(&self) -> bool {
+        match (rustix::fs::stat(&self.path), fstat(&self.descriptor)) {
+            (Ok(there), Ok(held)) => (device(&there), there.st_ino) == (device(&held), held.st_ino),
+            (Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP), _) => false,
+            _ => true,
+        }
+    }
+
+    fn last_named(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens a directory; `None` when it or a parent does not exist.
+    pub(super) fn find(&self, path: &RelativePath) -> Result<Option<Directory<'_>>, Reason> {
+        if path.is_root() {
+            return Ok(Some(self.directory()));
+        }
+        match self.resolve(path) {
+            Ok(descriptor) if self.is_clear(&descriptor, path) => {
+                Ok(Some(Directory::Below(descriptor)))
+            }
+            Err(Errno::NOENT) if self.reserved.is_none() => Ok(None),
+            // The walk handles EAGAIN after a concurrent rename, because it never goes up. It also names the component
+            // that is reserved.
+            _ => self.walk(path, None),
+        }
+    }
+
+    /// Returns device and inode of a directory, or its nearest existing parent, and of all directories above it. Those
+    /// above the root are only looked at.
+    pub(super) fn ancestry(&self, path: &RelativePath) -> Vec<(u64, u64)> {
+        let identity = |directory: &dyn AsFd| {
+            fstat(directory.as_fd())
+                .ok()
+                .map(|stat| (device(&stat), stat.st_ino))
+        };
+        let mut chain = Vec::new();
+        let mut below = Some(path.clone()).filter(|path| !path.is_root());
+        while let Some(path) = below {
+            chain.extend(
+                self.find(&path)
+                    .ok()
+                    .flatten()
+                    .and_then(|directory| identity(&directory)),
+            );
+            below = path.parent().filter(|path| !path.is_root());
+        }
+        chain.extend(identity(&self.descriptor));
+        let up = |from: BorrowedFd<'_>| openat(from, "..", PASS_THROUGH, Mode::empty()).ok();
+        let mut above = up(self.descriptor.as_fd());
+        while let Some(directory) = above.take() {
+            // The root of the file system is its own parent.
+            let Some(next) = identity(&directory).filter(|next| chain.last() != Some(next)) else {
+                break;
+            };
+            if chain.len() >= MAX_DEPTH {
+                break;
+            }
+            chain.push(next);
+            above = up(directory.as_fd());
+        }
+        chain
+    }
+
+    /// Opens a directory, and creates it and its parents if they are missing.
+    pub(super) fn make(&self, path: &RelativePath) -> Result<Directory<'_>, Reason> {
+        self.make_with(path, PARENT_MODE)
+    }
+
+    /// Creates a directory that only its owner may use until its final mode is set, and its parents if they are
+    /// missing.
+    pub(super) fn make_private(&self, path: &RelativePath) -> Result<(), Reason> {
+        self.make_with(path, PRIVATE_MODE).map(|_| ())
+    }
+
+    fn make_with(&self, path: &RelativePath, last: Mode) -> Result<Directory<'_>, Reason> {
+        if let Some(directory) = self.find(path)? {
+            return Ok(directory);
+        }
+        self.walk(path, Some(last))?
+            .ok_or_else(|| refusal(Code::NotFound, path))
+    }
+
+    /// Opens the parent directory of a path; `None` when it does not exist. The root has no parent.
+    pub(super) fn parent<'p>(
+        &self,
+        path: &'p RelativePath,
+    ) -> Result<Option<(Directory<'_>, &'p [u8])>, Reason> {
+        let (Some(parent), Some(name)) = (path.parent(), path.name()) else {
+            return Err(refusal(Code::IsDirectory, path));
+        };
+        let Some(directory) = self.find(&parent)? else {
+            return Ok(None);
+        };
+        self.check_name(&directory, name, path)?;
+        Ok(Some((directory, name)))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn resolve(&self, path: &RelativePath) -> Result<OwnedFd, Errno> {
+        use rustix::fs::ResolveFlags as R;
+        if !self.openat2.load(Ordering::Relaxed) {
+            return Err(Errno::NOSYS);
+        }
+        let how = R::BENEATH | R::NO_SYMLINKS | R::NO_MAGICLINKS;
+        let result = rustix::fs::openat2(
+            &self.descriptor,
+            path.as_bytes(),
+            PASS_THROUGH,
+            Mode::empty(),
+            how,
+        );
+        // Linux before 5.6, or a container's seccomp filter that does not know the call.
+        if let Err(Errno::NOSYS | Errno::PERM) = result {
+            self.openat2.store(false, Ordering::Relaxed);
+        }
+        result
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn resolve(&self, _: &RelativePath) -> Result<OwnedFd, Errno> {
+        Err(Errno::NOSYS)
+    }
+
+    /// Walks to a directory. With `last`, creates missing directories: the final one with that mode, its parents with
+    /// the usual one.
+    fn walk(
+        &self,
+        path: &RelativePath,
+        last: Option<Mode>,
+    ) -> Result<Option<Directory<'_>>, Reason> {
+        let mut directory = self.directory();
+        let mut here = RelativePath::root();
+        for component in path.components() {
+            here.push(component)?;
+            let mode = last.map(|last| if here == *path { last } else { PARENT_MODE });
+            match self.step(&directory, component, &here, mode)? {
+                Some(descriptor) => directory = Directory::Below(descriptor),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(directory))
+    }
+
+    /// Opens the next component, whose path is `here`. Creates it if a mode is given and it is missing.
+    fn step(
+        &self,
+        directory: &Directory<'_>,
+        component: &[u8],
+        here: &RelativePath,
+        mode: Option<Mode>,
+    ) -> Result<Option<OwnedFd>, Reason> {
+        for _ in 0..ATTEMPTS {
+            match openat(
+                directory,
+                component,
+                PASS_THROUGH | OFlags::NOFOLLOW,
+                Mode::empty(),
+            ) {
+                Ok(descriptor) => {
+                    self.check_open(&descriptor, here)?;
+                    return Ok(Some(descriptor));
+                }
+                Err(Errno::NOENT) => {
+                    let Some(mode) = mode else { return Ok(None) };
+                    self.check_name(directory, component, here)?;
+                    match self.change(directory, || mkdirat(directory, component, mode)) {
+                        Ok(()) => self.forget(here),
+                        Err(Errno::EXIST) => {}
+                        Err(e) => return Err(fault(here, "create the directory", e)),
+                    }
+                }
+                // A symbolic link gives one or the other, depending on the system.
+                Err(Errno::NOTDIR | Errno::LOOP) => {
+                    let stat = directory
+                        .stat(component)
+                        .map_err(|e| fault(here, "read its metadata", e))?;
+                    match stat.map(|s| FileType::from_raw_mode(s.st_mode)) {
+                        Some(FileType::Symlink) => return Err(refusal(Code::Symlink, here)),
+                        Some(FileType::Directory) | None => {}
+                        Some(_) => return Err(refusal(Code::NotDirectory, here)),
+                    }
+                }
+                Err(e) => return Err(fault(here, "open the directory", e)),
+            }
+        }
+        Err(Reason::new(
+            Code::Io,
+            format!(
+                "{here}: another program keeps changing it; run the same command again when that ends"
+            ),
+        ))
+    }
+
+    /// Syncs the names in a directory to disk, and those of its parents unless they are known to be durable.
+    ///
+    /// Existing directories are included once: the program that created them may not have synced them.
+    pub(super) fn sync_names(
+        &self,
+        directory: &Directory<'_>,
+        path: &RelativePath,
+    ) -> Result<(), Reason> {
+        directory
+            .sync()
+            .map_err(|e| fault(path, "sync it to disk", e))?;
+        let mut synced = Vec::new();
+        let mut child = path.clone();
+        while let Some(parent) = child.parent() {
+            let digest = blake3::hash(child.as_bytes());
+            if self.durable().contains(&digest) {
+                break;
+            }
+            let above = self
+                .find(&parent)?
+                .ok_or_else(|| refusal(Code::NotFound, &parent))?;
+            above
+                .sync()
+                .map_err(|e| fault(&parent, "sync it to disk", e))?;
+            synced.push(digest);
+            child = parent;
+        }
+        // Added only now, so that no other thread relies on an fsync that is still running.
+        let mut durable = self.durable();
+        if durable.len() + synced.len() > MAX_DURABLE {
+            durable.clear();
+        }
+        durable.extend(synced);
+        Ok(())
+    }
+
+    /// Syncs everything below the root to disk.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        match self.directory().readable() {
+            // Write and search permission allow writing but not opening the directory; then sync everything.
+            Err(Errno::ACCESS) => rustix::fs::sync(),
+            directory => rustix::fs::syncfs(directory?)?,
+        }
+        // syncfs reports errors, but ends at a mount point.
+        if cfg!(not(target_os = "linux")) || self.spans.load(Ordering::Relaxed) {
+            self.directory().sync()?;
+            rustix::fs::sync();
+        }
+        Ok(())
+    }
+
+    /// Records whether an entry is on another file system than the root.
+    pub(super) fn saw(&self, stat: &Stat) {
+        if device(stat) != self.device {
+            self.spans.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn forget(&self, path: &RelativePath) {
+        self.durable().remove(&blake3::hash(path.as_bytes()));
+    }
+
+    fn durable(&self) -> std::sync::MutexGuard<'_, HashSet<blake3::Hash>> {
+        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "dev_t has another type on other systems"
+)]
+pub(super) fn device(stat: &Stat) -> u64 {
+    stat.st_dev as u64
+}

@@ -1,0 +1,8 @@
+//! Transfers of files: the sender, the receiver, and the session that joins them. Either end may be the client.
+
+pub mod bottleneck;
+pub mod events;
+pub mod receive;
+pub(crate) mod sampler;
+pub mod send;
+pub mod session;

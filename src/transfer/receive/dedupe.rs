@@ -1,0 +1,179 @@
+//! Deduplication: a large file whose digest was announced is copied from a file of the same content in the store, and
+//! is not sent.
+//!
+//! Only keys that may read use it. For others it would reveal what the store holds, if only by timing, so their
+//! sessions have no index. Pulls have none either. The index is not trusted: copied content is hashed before it
+//! counts, and any failure ends in a `Want`.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{FileLock, Receiver, WantedFile, blocking};
+use crate::error::{Reason, Result};
+use crate::protocol::path::RelativePath;
+use crate::protocol::{Durability, Kind, Plan, Trailer};
+use crate::storage::digest_index::{Index, LARGE_FILE};
+use crate::storage::{Attributes, MetadataWarnings, PartialKey, Source, Store, Upload};
+
+/// Bytes copied and hashed at a time.
+const COPY_BLOCK: usize = 1 << 20;
+
+/// A file to make from existing content.
+struct ContentCopy {
+    store: Arc<dyn Store>,
+    index: Index,
+    digest: [u8; 32],
+    size: u64,
+    path: RelativePath,
+    claim: PartialKey,
+    attributes: Attributes,
+    durability: Durability,
+    /// Cancelled to end the copy early.
+    cancelled: CancellationToken,
+}
+
+impl Receiver {
+    /// Makes a file from existing content. Returns false if it must be sent. The caller holds a permit.
+    pub(super) async fn copy_existing_content(
+        self: &Arc<Self>,
+        file: &WantedFile,
+        claim: &FileLock,
+    ) -> bool {
+        let (Some(index), Some(digest), Some(size)) =
+            (self.session.index.clone(), file.digest, file.size)
+        else {
+            return false;
+        };
+        let cancelled = self.session.stopping.child_token();
+        let copy = ContentCopy {
+            store: self.session.store.clone(),
+            index,
+            digest,
+            size,
+            path: file.path.clone(),
+            claim: file.claim.clone(),
+            attributes: file.attributes.clone(),
+            durability: self.session.durability,
+            cancelled: cancelled.clone(),
+        };
+        let receiver = self.clone();
+        let made = blocking(move || Ok(copy.make(|path| receiver.make_room(path, Kind::File))));
+        tokio::pin!(made);
+        let made = tokio::select! {
+            made = &mut made => made,
+            () = claim.superseded() => {
+                cancelled.cancel();
+                // The disk work ends before the file passes to another transfer.
+                made.await
+            }
+        };
+        let Ok(Some(warnings)) = made else {
+            return false;
+        };
+        self.unkept.count(&file.path, warnings);
+        self.stands(file.id, file.hard_link, &file.path);
+        true
+    }
+
+    /// Adds a received file to the index. A digest that covers holes is not the digest of the content alone, so sparse
+    /// files are not added.
+    pub(super) async fn remember(&self, file: &WantedFile, plan: &Plan, trailer: Option<Trailer>) {
+        let (Some(index), Some(trailer)) = (self.session.index.clone(), trailer) else {
+            return;
+        };
+        if file.known_size() < LARGE_FILE || !plan.holes().is_empty() {
+            return;
+        }
+        let store = self.session.store.clone();
+        let path = file.path.clone();
+        let _ = blocking(move || {
+            remember(&*store, &index, &trailer.digest, &path);
+            Ok(())
+        })
+        .await;
+    }
+}
+
+fn remember(store: &dyn Store, index: &Index, digest: &[u8; 32], path: &RelativePath) {
+    if let (Some(root), Ok(Some(there))) = (identity(store), store.stat(path)) {
+        index.stands(root, digest, &there.version.key(), path);
+    }
+}
+
+/// Returns the device and inode of a store's root.
+fn identity(store: &dyn Store) -> Option<(u64, u64)> {
+    Some(store.stat(&RelativePath::root()).ok()??.version.file)
+}
+
+impl ContentCopy {
+    /// Makes the file after `make_room`. Returns `None` if it cannot be copied. Blocks.
+    fn make(
+        self,
+        make_room: impl FnOnce(&RelativePath) -> Result<(), Reason>,
+    ) -> Option<MetadataWarnings> {
+        let root = identity(&*self.store)?;
+        let (key, place) = self.index.place(root, &self.digest)?;
+        let source = self.store.open(&place).ok();
+        let seen = source.as_ref().and_then(|source| source.metadata().ok());
+        let source = source.filter(|_| {
+            seen.is_some_and(|seen| seen.version.key() == key && key.size == self.size)
+        });
+        let Some(source) = source else {
+            self.index.forget(root, &self.digest);
+            return None;
+        };
+        // A copy would write the holes as zeros to the disk.
+        if source.data_from(0).ok()? != Some(0..self.size) {
+            return None;
+        }
+        let mut upload = self.store.create(&self.path, &self.claim).ok()?;
+        // A partial of an earlier attempt is resumed instead.
+        if !upload.held().ok()?.is_empty() {
+            return None;
+        }
+        match self.fill(&*source, &mut *upload) {
+            Ok(digest) if digest == self.digest => {}
+            wrong => {
+                upload.discard();
+                if wrong.is_ok() {
+                    self.index.forget(root, &self.digest);
+                }
+                return None;
+            }
+        }
+        make_room(&self.path).ok()?;
+        let warnings = upload.commit(&self.attributes, self.durability).ok()?;
+        remember(&*self.store, &self.index, &self.digest, &self.path);
+        Some(warnings)
+    }
+
+    /// Copies a source, and returns the digest of the copy.
+    fn fill(&self, source: &dyn Source, upload: &mut dyn Upload) -> io::Result<[u8; 32]> {
+        let shared = upload.share(source).unwrap_or(false);
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; COPY_BLOCK];
+        let mut at = 0;
+        while at < self.size {
+            if self.cancelled.is_cancelled() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let part = &mut buffer[..COPY_BLOCK.min((self.size - at) as usize)];
+            let read = if shared {
+                upload.read_at(part, at)?
+            } else {
+                source.read_at(part, at)?
+            };
+            if read < part.len() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if !shared {
+                upload.write_at(part, at)?;
+            }
+            hasher.update(part);
+            at += read as u64;
+        }
+        Ok(hasher.finalize().into())
+    }
+}
