@@ -19,7 +19,7 @@ const MAX_DIGITS: usize = 18;
 /// without a unit is refused, because it would be KiB/s for rsync and kbit/s for scp.
 ///
 /// ```
-/// use haul::protocol::rate::Rate;
+/// use haul::Rate;
 /// let bytes = |text: &str| text.parse().map(Rate::bytes);
 /// assert_eq!(bytes("20M"), bytes("2.5MB/s"));
 /// assert_eq!(bytes("20mbps"), Ok(2_500_000));
