@@ -144,6 +144,13 @@ pub(super) struct Lock {
 /// Device and inode of the partials that are locked without flock.
 static LOCKED: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
 
+/// Releases the lock of an open partial. Closing the file is not enough: a child that another thread has just forked
+/// shares the open file, and with it the lock, until it calls exec.
+pub(super) fn unlock(file: &File) {
+    // Fails only where the file system has no flock.
+    let _ = flock(file, FlockOperation::Unlock);
+}
+
 /// Locks an open partial; `None` when another holder has the lock.
 pub(super) fn lock(root: &Root, file: &File) -> rustix::io::Result<Option<Lock>> {
     let flocked = if root.flock.load(Ordering::Relaxed) {
@@ -649,6 +656,7 @@ impl Drop for LocalUpload {
         if self.file.metadata().is_ok_and(holds_nothing) {
             self.remove();
         }
+        unlock(&self.file);
     }
 }
 
@@ -676,6 +684,27 @@ pub(super) fn read_full_at(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_dropped_partial_is_unlocked_although_a_child_shares_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Arc::new(Root::open(directory.path()).unwrap());
+        let path = RelativePath::from_components(["f"]).unwrap();
+        let key = PartialKey {
+            owner: [0; 32],
+            size: 5,
+            modified: None,
+        };
+        let mut upload = LocalUpload::create(&root, &path, &key).unwrap();
+        upload.write_at(b"12345", 0).unwrap();
+        // As in a child between fork and exec.
+        let shared = upload.file.try_clone().unwrap();
+        assert!(LocalUpload::create(&root, &path, &key).is_err());
+        drop(upload);
+        let again = LocalUpload::create(&root, &path, &key);
+        assert_eq!(again.unwrap().held().unwrap().len(), 1);
+        drop(shared);
+    }
 
     /// Returns a stat with the given owner, group and mode.
     fn stat(owner: u32, group: u32, mode: RawMode) -> Stat {

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{Dir, FileType, Mode, OFlags, fstat, openat};
 
 use super::io_errors::fault;
-use super::partial::{has_partial_form, is_named, lock, remove, time_of};
+use super::partial::{has_partial_form, is_named, lock, remove, time_of, unlock};
 use super::root::{Directory, Root};
 use crate::error::Reason;
 use crate::protocol::Time;
@@ -153,6 +153,7 @@ fn remove_stale(
                 return Ok(false);
             };
             if !is_named(directory, name, &file)? || modified(&fstat(&file)?) > limit {
+                unlock(&file);
                 return Ok(false);
             }
             Some((file, lock))
