@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use crate::support::{Host, LIMIT, content, listing, recorder, to, write};
+use crate::support::{Host, LIMIT, content, listing, own_port, recorder, to, write};
 use haul::internal::net::stream::{lost_connection, varint_of};
 use haul::{
     Admission, Anyone, Client, Code, Config, Error, Event, Identity, KeyId, LocalStore, Observer,
@@ -33,7 +33,7 @@ impl Machine {
         let mut machine = Self {
             home: private(),
             served: tempdir().unwrap(),
-            port: 0,
+            port: own_port(),
             key_id: None,
             child: None,
         };
@@ -42,7 +42,7 @@ impl Machine {
     }
 
     fn start(&mut self, arguments: &[&str]) {
-        // A socket of another test may have been given the port meanwhile.
+        // Another program may have the port for a moment.
         let (child, said) = std::iter::repeat_with(|| self.try_to_start(arguments))
             .flatten()
             .next()
@@ -618,7 +618,7 @@ async fn a_file_whose_receipt_is_lost_counts_as_committed() {
                 observer,
             })
         };
-        let server = serve(0, Arc::new(store)).unwrap();
+        let server = serve(own_port(), Arc::new(store)).unwrap();
         let port = server.local_addresses()[0].port();
         let running = tokio::spawn(server.run(std::future::pending(), std::future::pending()));
         let trust = ServerTrust {

@@ -4,11 +4,12 @@
 #[path = "../../examples/team_certificates.rs"]
 mod team_certificates;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::own_port;
 use haul::internal::auth::trust::ClientVerifier;
 use haul::internal::net::connect::{self, Connected};
 use haul::internal::net::endpoint;
@@ -445,10 +446,7 @@ async fn a_refused_client_gets_the_line_that_admits_it() {
 
 #[tokio::test]
 async fn a_closed_port_is_reported_at_once() {
-    let free = std::net::UdpSocket::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let free = SocketAddr::from((Ipv4Addr::LOCALHOST, own_port()));
     let config = Config {
         first_reply: FAR,
         handshake: FAR,

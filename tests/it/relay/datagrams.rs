@@ -316,9 +316,14 @@ async fn an_end_with_a_new_ip_must_connect_again() {
         )))
         .await;
     let _ = within(reader.frame(4096)).await;
-    let closed = within(guest.connection.closed()).await;
-    assert!(
-        matches!(&closed, quinn::ConnectionError::ApplicationClosed(close) if close.error_code == quinn::VarInt::from_u32(Code::Stopping.number())),
-        "{closed:?}"
-    );
+    let stopping = quinn::VarInt::from_u32(Code::Stopping.number());
+    match within(guest.connection.closed()).await {
+        quinn::ConnectionError::ApplicationClosed(close) => {
+            assert_eq!(close.error_code, stopping, "{close}");
+        }
+        // quinn may send only three times what arrived from an address that is not validated (RFC 9000, section 8.2.1).
+        // The challenge to the new address is larger, so the close may stay unsent until quinn has forgotten the
+        // connection. Its endpoint then answers with a reset. A client connects again after either.
+        closed => assert_eq!(closed, quinn::ConnectionError::Reset),
+    }
 }

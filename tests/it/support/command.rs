@@ -81,7 +81,7 @@ impl Serving {
     }
 
     fn start_in(home: TempDir, served: TempDir, user: Option<u32>, arguments: &[&str]) -> Self {
-        Self::start_on(0, home, served, user, arguments)
+        Self::start_on(super::own_port(), home, served, user, arguments)
     }
 
     fn start_on(

@@ -6,8 +6,9 @@ pub(crate) mod netns;
 pub(crate) mod path;
 pub(crate) mod slow;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,6 +22,30 @@ use tokio::task::JoinHandle;
 
 /// No step of a test takes this long on any machine; a test that waits longer has failed.
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
+
+/// The lowest port that [`own_port`] returns. Many services have the ports below.
+const LOWEST_OWN_PORT: u16 = 10_000;
+
+/// A free UDP port that the system gives to no other socket on its own, since it is below the ports that it chooses for
+/// port 0. A server that stops and starts again there needs one, and so does a test that nothing listens: the system
+/// soon gives a free port of its own range to another test.
+pub(crate) fn own_port() -> u16 {
+    static USED: AtomicU16 = AtomicU16::new(0);
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let first_of_system = range
+        .ok()
+        .and_then(|range| range.split_whitespace().next()?.parse().ok())
+        .unwrap_or(32_768)
+        .max(LOWEST_OWN_PORT + 1);
+    let count = u32::from(first_of_system - LOWEST_OWN_PORT);
+    // Processes that run at the same time begin at different ports.
+    let start = std::process::id().wrapping_mul(977) % count;
+    std::iter::repeat_with(|| USED.fetch_add(1, Ordering::Relaxed))
+        .take(count as usize)
+        .map(|used| LOWEST_OWN_PORT + ((start + u32::from(used)) % count) as u16)
+        .find(|&port| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok())
+        .expect("a port is free")
+}
 
 /// A server on a free loopback port that admits every key.
 pub(crate) struct Host {
