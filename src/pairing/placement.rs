@@ -4,13 +4,13 @@ use std::collections::{HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use aws_lc_rs::rand;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tracing::{debug, warn};
 
 use super::rendezvous::{Binding, OtherEnd, RelayAt, RelayConnection, Task};
 use super::ticket::MAX_ADDRESSES;
+use crate::auth::random::random;
 use crate::config::Config;
 use crate::error::{Code, Error, Reason, Result};
 use crate::net::endpoint::Port;
@@ -93,13 +93,10 @@ impl Placement {
         config: Config,
         requested: Option<RequestedNumber>,
     ) -> Result<Self> {
-        let mut claim = [0; 16];
-        match requested {
-            Some(requested) => claim = requested.claim,
-            None => rand::fill(&mut claim).map_err(|_| {
-                Error::Usage("cannot draw random numbers: the system provides none".into())
-            })?,
-        }
+        let claim = match requested {
+            Some(requested) => requested.claim,
+            None => random()?,
+        };
         let requested = requested.map(|requested| requested.number);
         let connection = RelayConnection::open(&port, &relay, &own, &config).await?;
         let (Placed { number, seen }, reader, writer) = connection.place(claim, requested).await?;

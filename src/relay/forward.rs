@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use aws_lc_rs::rand;
 use tokio::task::JoinSet;
 use tokio::time::interval;
 
 use super::address::network;
 use super::pairs::{Allowance, PairTable, Party, Queue, TOKEN_SIZE, Tokens, Waiting};
 use super::socket::{Buffer, Datagrams, Socket};
+use crate::auth::random::random;
 use crate::error::Result;
 use crate::net::endpoint;
 use crate::net::rate_limit::TokenBucket;
@@ -67,10 +67,7 @@ impl Forwarder {
     /// Makes a pair of two ends, of which the second has asked; returns the port and each end's token. `None` when
     /// there is no room. Two ends that ask again, as for each of their connections, get their existing pair.
     pub(super) fn pair(self: &Arc<Self>, ends: [Party; 2]) -> Option<(u16, Tokens)> {
-        let mut tokens = [[0; TOKEN_SIZE]; 2];
-        for token in &mut tokens {
-            rand::fill(token).ok()?;
-        }
+        let tokens = [random().ok()?, random().ok()?];
         let now = Instant::now();
         let mut pairs = self.pairs();
         if let Some((port, tokens)) = pairs.existing(&ends, now, &self.allowance) {

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use aws_lc_rs::rand;
 use governor::clock::DefaultClock;
 use governor::state::keyed::HashMapStateStore;
 use governor::{Quota, RateLimiter};
@@ -16,6 +15,7 @@ use tracing::info;
 use super::address::{canonical, network};
 use super::forward::Forwarder;
 use super::pairs::Party;
+use crate::auth::random::random;
 use crate::error::{Code, Reason, Result};
 use crate::net::stream::varint_of;
 use crate::protocol::{Address, Forward, Found, Place, Seek};
@@ -299,9 +299,8 @@ fn free_number(places: &HashMap<u32, RegisteredSender>) -> Result<u32, Reason> {
         end *= 10;
     }
     for _ in 0..100 {
-        let mut random = [0; 4];
-        rand::fill(&mut random).map_err(|_| Reason::from(Code::Internal))?;
-        let number = FIRST_NUMBERS.start + u32::from_le_bytes(random) % (end - FIRST_NUMBERS.start);
+        let drawn = random().map_err(|_| Reason::from(Code::Internal))?;
+        let number = FIRST_NUMBERS.start + u32::from_le_bytes(drawn) % (end - FIRST_NUMBERS.start);
         if !places.contains_key(&number) {
             return Ok(number);
         }
