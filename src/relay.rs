@@ -2,7 +2,7 @@
 //! relay forwards their datagrams. These are QUIC between the two ends, so the relay sees only who sends how much. A
 //! dishonest relay can only keep the ends apart.
 
-mod address;
+pub(crate) mod address;
 mod forward;
 mod pairs;
 mod places;

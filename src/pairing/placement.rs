@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
-use super::rendezvous::{Binding, OtherEnd, RelayAt, RelayConnection, Task};
+use super::rendezvous::{Binding, OtherEnd, RelayAt, RelayConnection};
 use super::ticket::MAX_ADDRESSES;
 use crate::auth::random::random;
 use crate::config::Config;
@@ -77,7 +78,7 @@ pub(super) struct Placement {
     is_public: bool,
     /// The newest receivers.
     receivers: watch::Receiver<Vec<OtherEnd>>,
-    _task: Task,
+    _task: AbortOnDropHandle<()>,
 }
 
 impl Placement {
@@ -128,7 +129,7 @@ impl Placement {
             seen: seen.0,
             is_public,
             receivers,
-            _task: Task(tokio::spawn(task)),
+            _task: AbortOnDropHandle::new(tokio::spawn(task)),
         })
     }
 

@@ -6,11 +6,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use quinn::Connection;
-use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info};
 
-use super::introduction::canonical;
 use crate::auth::identity::KeyId;
 use crate::auth::trust::trust_any_key;
 use crate::config::Config;
@@ -22,6 +21,7 @@ use crate::net::stream::{MessageReader, MessageWriter, StreamError};
 use crate::protocol::{
     Address, BIND, Forward, Found, MAX_ADDRESSES, Message, Place, Placed, Refused, Seek,
 };
+use crate::relay::address::canonical;
 use crate::transfer::events::Route;
 
 /// Default UDP port of a relay. It forwards on the next port.
@@ -103,15 +103,6 @@ impl FromStr for RelayAt {
     }
 }
 
-/// Aborts its task when dropped.
-pub(super) struct Task(pub(super) JoinHandle<()>);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// A connection to a relay, from the same port that the transfer will use.
 pub(super) struct RelayConnection {
     port: Port,
@@ -146,7 +137,7 @@ impl OtherEnd {
 
 /// Keeps this end's address bound to the port where the relay forwards, until it is dropped.
 pub(super) struct Binding {
-    pub(super) _task: Option<Task>,
+    pub(super) _task: Option<AbortOnDropHandle<()>>,
 }
 
 impl RelayConnection {
@@ -258,10 +249,9 @@ impl RelayConnection {
             .forward
             .as_ref()
             .map(|forward| SocketAddr::new(relay.ip().to_canonical(), forward.port));
-        let binding = found
-            .forward
-            .zip(relayed)
-            .map(|(forward, at)| Task(tokio::spawn(bind(self.port.clone(), forward, at))));
+        let binding = found.forward.zip(relayed).map(|(forward, at)| {
+            AbortOnDropHandle::new(tokio::spawn(bind(self.port.clone(), forward, at)))
+        });
         (
             OtherEnd {
                 seen,
