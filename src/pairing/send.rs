@@ -2,6 +2,7 @@
 //! receiver is in `introduction.rs`, its service in `send/serve.rs`.
 
 mod begin;
+mod running_server;
 mod serve;
 
 use std::net::{IpAddr, SocketAddr};
@@ -12,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::debug;
 
-use self::begin::RunningServer;
+use self::running_server::RunningServer;
 use super::active_code::ActiveCode;
 use super::code::ShortCode;
 use super::introduction::{self, Answer, Asking, Proof};
@@ -216,9 +217,8 @@ impl Offering {
         // Receivers that still wait for their introduction are turned away.
         self.introductions.close();
         while self.introductions.try_recv().is_ok() {}
-        if let Some(task) = self.server.task.take() {
-            let _ = task.await;
-        }
+        // Fails only when the server's task panicked.
+        let _ = self.server.task.await;
     }
 
     /// Ends it at once, in the middle of a transfer too, and tells the receiver that the sender was stopped.

@@ -1,12 +1,10 @@
 //! Beginning an offering: prepares the content, binds the server and runs it.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
+use super::running_server::RunningServer;
 use super::{Offering, SendOptions};
 use crate::auth::identity::Identity;
 use crate::auth::{Admission, Guests};
@@ -122,38 +120,4 @@ async fn prepare(
     tokio::task::spawn_blocking(move || content.prepare(from, follow, server))
         .await
         .map_err(|_| Error::Refused(Code::Internal.into()))?
-}
-
-/// The server behind an offering. Dropping it ends the server at once.
-pub(super) struct RunningServer {
-    pub(super) addresses: Vec<SocketAddr>,
-    pub(super) stop: CancellationToken,
-    pub(super) stop_now: CancellationToken,
-    pub(super) task: Option<JoinHandle<()>>,
-}
-
-impl RunningServer {
-    fn spawn(server: Server) -> Self {
-        let addresses = server.local_addresses();
-        let stop = CancellationToken::new();
-        let stop_now = CancellationToken::new();
-        let task = tokio::spawn(server.run(
-            stop.clone().cancelled_owned(),
-            stop_now.clone().cancelled_owned(),
-        ));
-        Self {
-            addresses,
-            stop,
-            stop_now,
-            task: Some(task),
-        }
-    }
-}
-
-impl Drop for RunningServer {
-    fn drop(&mut self) {
-        if let Some(task) = &self.task {
-            task.abort();
-        }
-    }
 }

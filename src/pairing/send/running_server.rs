@@ -1,0 +1,34 @@
+//! The server behind an offering.
+
+use std::net::SocketAddr;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::server::Server;
+
+/// A server that runs in a task. Dropping it ends the server at once.
+pub(super) struct RunningServer {
+    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) stop: CancellationToken,
+    pub(super) stop_now: CancellationToken,
+    pub(super) task: AbortOnDropHandle<()>,
+}
+
+impl RunningServer {
+    pub(super) fn spawn(server: Server) -> Self {
+        let addresses = server.local_addresses();
+        let stop = CancellationToken::new();
+        let stop_now = CancellationToken::new();
+        let run = server.run(
+            stop.clone().cancelled_owned(),
+            stop_now.clone().cancelled_owned(),
+        );
+        Self {
+            addresses,
+            stop,
+            stop_now,
+            task: AbortOnDropHandle::new(tokio::spawn(run)),
+        }
+    }
+}
