@@ -6,6 +6,7 @@ pub(crate) mod address;
 mod forward;
 mod pairs;
 mod places;
+mod queue;
 mod socket;
 
 use std::net::SocketAddr;

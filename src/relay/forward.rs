@@ -8,7 +8,8 @@ use tokio::task::JoinSet;
 use tokio::time::interval;
 
 use super::address::network;
-use super::pairs::{Allowance, PairTable, Party, Queue, TOKEN_SIZE, Tokens, Waiting};
+use super::pairs::{Allowance, PairTable, Party, TOKEN_SIZE, Tokens};
+use super::queue::{Queue, Waiting};
 use super::socket::{Buffer, Datagrams, Socket};
 use crate::auth::random::random;
 use crate::error::Result;
