@@ -82,7 +82,8 @@ pub struct Admission {
     pub authorities: Vec<CertificateDer<'static>>,
     /// Rights of every other key.
     pub anyone: Anyone,
-    /// Keys that may read since they proved a code.
+    /// Keys that may read since they proved a code. An [`Offering`](crate::pairing::send::Offering) sets it.
+    #[doc(hidden)]
     pub guests: Option<Arc<Guests>>,
 }
 

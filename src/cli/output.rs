@@ -14,9 +14,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
+use haul::internal::config::display_duration;
+use haul::internal::error::text::is_unprintable;
 use haul::{
     Code, Error, Event, Kind, MetadataWarning, Observer, Outcome, Reason, RelativePath, Route,
-    Settled, display_duration, is_unprintable, printable,
+    Settled, printable,
 };
 use serde_json::{Value, json};
 

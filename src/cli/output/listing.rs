@@ -173,7 +173,7 @@ pub(super) fn bytes_of(object: &mut Value, field: &str, bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use haul::Components;
+    use haul::internal::protocol::Components;
 
     fn listed(name: &[u8], kind: Option<Kind>, mode: u32) -> (RelativePath, Listed) {
         let path = RelativePath::from_components([name]).unwrap();
