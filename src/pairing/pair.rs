@@ -7,8 +7,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD_NO_PAD;
+use data_encoding::BASE64_NOPAD;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -59,7 +58,7 @@ pub(super) fn credential(peer: &Peer, sender: KeyId) -> Credential {
     let number = number_of(NUMBER_CONTEXT, &[&peer.secret, &sender.0]);
     Credential {
         number,
-        secret: STANDARD_NO_PAD.encode(secret),
+        secret: BASE64_NOPAD.encode(&secret),
         key_id: Some(peer.key_id),
     }
 }

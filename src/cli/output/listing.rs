@@ -2,7 +2,7 @@
 
 use std::io::{BufWriter, Stdout, Write};
 
-use base64::prelude::{BASE64_STANDARD, Engine};
+use data_encoding::BASE64;
 use haul::{Kind, Listed, Reason, RelativePath, Time, printable};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -166,7 +166,7 @@ fn name(object: &mut Value, path: &RelativePath) {
 pub(super) fn bytes_of(object: &mut Value, field: &str, bytes: &[u8]) {
     object[field] = String::from_utf8_lossy(bytes).into();
     if std::str::from_utf8(bytes).is_err() {
-        object[format!("{field}_bytes")] = BASE64_STANDARD.encode(bytes).into();
+        object[format!("{field}_bytes")] = BASE64.encode(bytes).into();
     }
 }
 
