@@ -3,6 +3,7 @@
 //! [`Error`] ends an operation. [`Reason`] says why one file or one session failed, and is sent to the peer. A session in
 //! which single files failed is not an [`Error`]: its [`Outcome`](crate::transfer::events::Event) reports the failures.
 
+pub mod lock;
 pub mod text;
 
 use std::fmt;

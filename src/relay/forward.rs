@@ -1,7 +1,7 @@
 //! Forwards datagrams unchanged between the two ends of a pair.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
@@ -13,6 +13,7 @@ use super::queue::{Queue, Waiting};
 use super::socket::{Buffer, Datagrams, Socket};
 use crate::auth::random::random;
 use crate::error::Result;
+use crate::error::lock::lock;
 use crate::net::endpoint;
 use crate::net::rate_limit::TokenBucket;
 use crate::protocol::rate::Rate;
@@ -61,16 +62,12 @@ impl Forwarder {
         &self.ports
     }
 
-    fn pairs(&self) -> MutexGuard<'_, PairTable> {
-        self.pairs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Makes a pair of two ends, of which the second has asked; returns the port and each end's token. `None` when
     /// there is no room. Two ends that ask again, as for each of their connections, get their existing pair.
     pub(super) fn pair(self: &Arc<Self>, ends: [Party; 2]) -> Option<(u16, Tokens)> {
         let tokens = [random().ok()?, random().ok()?];
         let now = Instant::now();
-        let mut pairs = self.pairs();
+        let mut pairs = lock(&self.pairs);
         if let Some((port, tokens)) = pairs.existing(&ends, now, &self.allowance) {
             return Some((self.ports[port], tokens));
         }
@@ -121,7 +118,7 @@ impl Forwarder {
         let mut sweep = interval(SWEEP_INTERVAL);
         loop {
             sweep.tick().await;
-            self.pairs().sweep(Instant::now(), &self.allowance);
+            lock(&self.pairs).sweep(Instant::now(), &self.allowance);
         }
     }
 
@@ -135,7 +132,7 @@ impl Forwarder {
                 continue;
             }
             for datagrams in datagrams.isolate(BINDING_SIZE) {
-                let to = self.pairs().take(datagrams, port, from, &self.allowance);
+                let to = lock(&self.pairs).take(datagrams, port, from, &self.allowance);
                 if let Some(to) = to {
                     socket.send(datagrams, to);
                 }
