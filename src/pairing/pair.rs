@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::code::Credential;
 use super::discovery::Announcement;
 use super::placement::{Placement, RequestedNumber};
-use super::rendezvous::RelayAt;
+use super::rendezvous::{RelayAt, RelayClient};
 use super::route::{PeerDialer, Whereabouts};
 use crate::auth::identity::{Identity, KeyId};
 use crate::auth::peers::Peer;
@@ -141,17 +141,15 @@ pub async fn be_found(
     let Some(relay) = relay else {
         return std::future::pending().await;
     };
+    let client = RelayClient {
+        port,
+        relay,
+        own,
+        config,
+    };
     loop {
         let requested = Some(claimed_number(number, &identity));
-        match Placement::take(
-            port.clone(),
-            relay.clone(),
-            own.clone(),
-            config.clone(),
-            requested,
-        )
-        .await
-        {
+        match Placement::take(client.clone(), requested).await {
             Ok(_placement) => {
                 info!("paired machines can find this server at the relay");
                 return std::future::pending().await;

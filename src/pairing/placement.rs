@@ -9,12 +9,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
-use super::rendezvous::{Binding, OtherEnd, RelayAt, RelayConnection};
+use super::rendezvous::{Binding, OtherEnd, RelayClient, RelayConnection};
 use super::ticket::MAX_ADDRESSES;
 use crate::auth::random::random;
-use crate::config::Config;
 use crate::error::{Code, Error, Reason, Result};
-use crate::net::endpoint::Port;
 use crate::net::stream::MessageReader;
 use crate::protocol::{Found, Placed};
 use crate::transfer::events::Route;
@@ -85,13 +83,10 @@ impl Placement {
     /// Connects to a relay and takes a number. A task reconnects whenever the relay is lost.
     ///
     /// # Errors
-    /// As [`RelayConnection::open`] and [`RelayConnection::place`]; [`Error::Refused`] with [`Code::Busy`] when another machine has
+    /// As [`RelayClient::connect`] and [`RelayConnection::place`]; [`Error::Refused`] with [`Code::Busy`] when another machine has
     /// the requested number.
     pub(super) async fn take(
-        port: Port,
-        relay: RelayAt,
-        own: Vec<IpAddr>,
-        config: Config,
+        client: RelayClient,
         requested: Option<RequestedNumber>,
     ) -> Result<Self> {
         let claim = match requested {
@@ -99,7 +94,7 @@ impl Placement {
             None => random()?,
         };
         let requested = requested.map(|requested| requested.number);
-        let connection = RelayConnection::open(&port, &relay, &own, &config).await?;
+        let connection = client.connect().await?;
         let (Placed { number, seen }, reader, writer) = connection.place(claim, requested).await?;
         if requested.is_some_and(|requested| requested != number) {
             return Err(Error::Refused(Reason::new(
@@ -107,13 +102,10 @@ impl Placement {
                 "another machine has the number at the relay",
             )));
         }
-        let is_public = own.contains(&seen.0.ip());
+        let is_public = client.own.contains(&seen.0.ip());
         let (receiver_sender, receivers) = watch::channel(Vec::new());
         let keeper = PlacementKeeper {
-            port,
-            relay,
-            own,
-            config,
+            client,
             claim,
             number,
             receivers: receiver_sender,
@@ -158,10 +150,9 @@ impl Placement {
 
 /// The relay that gives numbers, and this offering's number there.
 pub(super) struct Rendezvous {
-    pub(super) port: Port,
-    pub(super) relay: Option<RelayAt>,
+    pub(super) client: Option<RelayClient>,
+    /// IP addresses of this machine.
     pub(super) own: Vec<IpAddr>,
-    pub(super) config: Config,
     /// The number at the relay, or why there is none; `None` without a relay.
     pub(super) placement: Option<Result<Placement>>,
 }
@@ -171,13 +162,9 @@ impl Rendezvous {
     pub(super) async fn renew(&mut self, requested: Option<RequestedNumber>) {
         // First, so that a receiver does not wait at the old number.
         self.placement = None;
-        let Some(relay) = self.relay.clone() else {
-            return;
-        };
-        let port = self.port.clone();
-        let own = self.own.clone();
-        let config = self.config.clone();
-        self.placement = Some(Placement::take(port, relay, own, config, requested).await);
+        if let Some(client) = self.client.clone() {
+            self.placement = Some(Placement::take(client, requested).await);
+        }
     }
 
     pub(super) fn placement(&self) -> Option<&Placement> {
@@ -200,10 +187,7 @@ impl Rendezvous {
 
 /// Takes the number again whenever the relay is lost.
 struct PlacementKeeper {
-    port: Port,
-    relay: RelayAt,
-    own: Vec<IpAddr>,
-    config: Config,
+    client: RelayClient,
     claim: [u8; 16],
     number: u32,
     receivers: watch::Sender<Vec<OtherEnd>>,
@@ -227,8 +211,7 @@ impl PlacementKeeper {
 
     /// Takes the number once and keeps it until the relay is lost. Returns whether it kept it for longer than the longest wait.
     async fn serve_once(&self) -> Result<bool> {
-        let connection =
-            RelayConnection::open(&self.port, &self.relay, &self.own, &self.config).await?;
+        let connection = self.client.connect().await?;
         let (placed, reader, _writer) = connection.place(self.claim, Some(self.number)).await?;
         if placed.number != self.number {
             let number = self.number;

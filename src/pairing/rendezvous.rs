@@ -103,7 +103,18 @@ impl FromStr for RelayAt {
     }
 }
 
-/// A connection to a relay, from the same port that the transfer will use.
+/// What a connection to a relay takes.
+#[derive(Clone)]
+pub(super) struct RelayClient {
+    /// The port that the transfer will use too.
+    pub(super) port: Port,
+    pub(super) relay: RelayAt,
+    /// IP addresses of this machine. Their port is the endpoint's.
+    pub(super) own: Vec<IpAddr>,
+    pub(super) config: Config,
+}
+
+/// A connection to a relay.
 pub(super) struct RelayConnection {
     port: Port,
     relay: RelayAt,
@@ -140,17 +151,18 @@ pub(super) struct Binding {
     pub(super) _task: Option<AbortOnDropHandle<()>>,
 }
 
-impl RelayConnection {
-    /// Connects to a relay. `own` are IP addresses of this machine; their port is the endpoint's.
+impl RelayClient {
+    /// Connects to the relay.
     ///
     /// # Errors
     /// The errors of connecting.
-    pub(super) async fn open(
-        port: &Port,
-        relay: &RelayAt,
-        own: &[IpAddr],
-        config: &Config,
-    ) -> Result<Self> {
+    pub(super) async fn connect(&self) -> Result<RelayConnection> {
+        let Self {
+            port,
+            relay,
+            own,
+            config,
+        } = self;
         let trust = trust_any_key(relay.pin);
         let connection =
             connect::connect_relay(&port.endpoint, &trust, &relay.host, relay.port, config).await?;
@@ -165,14 +177,16 @@ impl RelayConnection {
             .take(MAX_ADDRESSES)
             .collect();
         debug!(%relay, address = %connection.remote_address(), "connected to the relay");
-        Ok(Self {
+        Ok(RelayConnection {
             port: port.clone(),
             relay: relay.clone(),
             connection,
             own,
         })
     }
+}
 
+impl RelayConnection {
     /// The port that datagrams to the other end are sent from.
     pub(super) fn port(&self) -> &Port {
         &self.port

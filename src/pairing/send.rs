@@ -147,12 +147,13 @@ impl Offering {
     pub fn ticket(&self) -> Option<Ticket> {
         let code = self.active.code()?.clone();
         let port = self.server.addresses.first()?.port();
-        let relay = self.rendezvous.relay.clone().filter(|_| self.has_relay());
+        let client = self.rendezvous.client.as_ref();
+        let relay = client.filter(|_| self.has_relay());
         Some(Ticket {
             code,
             key_id: self.active.key_id(),
             addresses: self.rendezvous.ticket_addresses(port),
-            relay,
+            relay: relay.map(|client| client.relay.clone()),
         })
     }
 
@@ -224,7 +225,7 @@ impl Offering {
     /// Ends it at once, in the middle of a transfer too, and tells the receiver that the sender was stopped.
     pub async fn stop(self) {
         // `Cancelled` and not `Stopping`: the receiver must not wait for a restart.
-        self.rendezvous
+        self.server
             .port
             .endpoint
             .close(varint_of(Code::Cancelled), b"the sender was stopped");

@@ -15,6 +15,7 @@ use crate::pairing::introduction::Asking;
 use crate::pairing::offer::{Content, Counting};
 use crate::pairing::pair;
 use crate::pairing::placement::Rendezvous;
+use crate::pairing::rendezvous::RelayClient;
 use crate::protocol::Offer;
 use crate::server::{Server, ServerOptions};
 use crate::storage::MemoryStore;
@@ -83,17 +84,22 @@ impl Offering {
             },
             introduction_sender,
         )?;
-        let rendezvous = Rendezvous {
-            port: server.ports()[0].clone(),
+        let port = server.ports()[0].clone();
+        let client = relay.map(|relay| RelayClient {
+            port: port.clone(),
             relay,
-            own,
+            own: own.clone(),
             config,
+        });
+        let rendezvous = Rendezvous {
+            client,
+            own,
             placement: None,
         };
         let mut offering = Self {
             active: ActiveCode::new(identity, to, expires),
             rendezvous,
-            server: RunningServer::spawn(server),
+            server: RunningServer::spawn(server, port),
             counting,
             guests,
             introductions,

@@ -5,18 +5,21 @@ use std::net::SocketAddr;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::net::endpoint::Port;
 use crate::server::Server;
 
 /// A server that runs in a task. Dropping it ends the server at once.
 pub(super) struct RunningServer {
     pub(super) addresses: Vec<SocketAddr>,
+    /// The first port that it listens on.
+    pub(super) port: Port,
     pub(super) stop: CancellationToken,
     pub(super) stop_now: CancellationToken,
     pub(super) task: AbortOnDropHandle<()>,
 }
 
 impl RunningServer {
-    pub(super) fn spawn(server: Server) -> Self {
+    pub(super) fn spawn(server: Server, port: Port) -> Self {
         let addresses = server.local_addresses();
         let stop = CancellationToken::new();
         let stop_now = CancellationToken::new();
@@ -26,6 +29,7 @@ impl RunningServer {
         );
         Self {
             addresses,
+            port,
             stop,
             stop_now,
             task: AbortOnDropHandle::new(tokio::spawn(run)),
