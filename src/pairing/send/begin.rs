@@ -84,9 +84,9 @@ impl Offering {
             },
             introduction_sender,
         )?;
-        let port = server.ports()[0].clone();
+        let server = RunningServer::spawn(server);
         let client = relay.map(|relay| RelayClient {
-            port: port.clone(),
+            port: server.port.clone(),
             relay,
             own: own.clone(),
             config,
@@ -99,7 +99,7 @@ impl Offering {
         let mut offering = Self {
             active: ActiveCode::new(identity, to, expires),
             rendezvous,
-            server: RunningServer::spawn(server, port),
+            server,
             counting,
             guests,
             introductions,

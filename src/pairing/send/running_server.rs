@@ -19,8 +19,9 @@ pub(super) struct RunningServer {
 }
 
 impl RunningServer {
-    pub(super) fn spawn(server: Server, port: Port) -> Self {
+    pub(super) fn spawn(server: Server) -> Self {
         let addresses = server.local_addresses();
+        let port = server.ports()[0].clone();
         let stop = CancellationToken::new();
         let stop_now = CancellationToken::new();
         let run = server.run(
