@@ -22,9 +22,10 @@ use crate::error::{Code, Error, Reason, Result};
 use crate::net::flow_control::FlowControl;
 use crate::net::rate_limit::RateLimits;
 use crate::net::stream::{MessageReader, MessageWriter, StreamError};
-use crate::protocol::{Measure, Message, Ping, Pong, Probe, Received, StreamType};
+use crate::protocol::{Measure, Message, Ping, Pong, Received, StreamType};
 use crate::transfer::events::{Event, Observer};
 
+pub use crate::protocol::Probe;
 use filler::{drain, fill};
 use measurement::Samples;
 pub use measurement::{Load, Measurement, RoundTrips};

@@ -3,7 +3,8 @@
 //! [`Error`] ends an operation. [`Reason`] says why one file or one session failed, and is sent to the peer. A session in
 //! which single files failed is not an [`Error`]: its [`Outcome`](crate::transfer::events::Event) reports the failures.
 
-pub(crate) mod text;
+pub mod lock;
+pub mod text;
 
 use std::fmt;
 use std::io;
@@ -297,6 +298,12 @@ pub enum Error {
         /// The cause, and what to do.
         why: String,
     },
+    /// haul has a fault: a part of it panicked. The text is what could not be done, as a verb and its object.
+    #[error("cannot {0}: a fault inside haul; please report it")]
+    Internal(&'static str),
+    /// The operating system gave no random numbers.
+    #[error("cannot draw random numbers: the system provides none")]
+    NoRandomness,
     /// A system call of this machine failed.
     #[error("{what}: {source}")]
     Io {

@@ -81,6 +81,9 @@
 //! Two machines that know nothing of each other meet by a short code: see [`pairing`], `examples/send_by_code.rs` and
 //! `examples/receive_by_code.rs`.
 //!
+//! # Measure a path
+//! [`Client::measure`] measures the path to a server without touching a disk: see [`bench`].
+//!
 //! # Use your own store
 //! Files are read from and committed to a [`Store`]. A [`LocalStore`] is a directory, a [`MemoryStore`] keeps everything in
 //! memory, and `examples/own_store.rs` wraps one to add its own rule.
@@ -88,7 +91,7 @@
 //! ARCHITECTURE.md describes the inside of the library; PROTOCOL.md specifies what travels.
 
 mod auth;
-mod bench;
+pub mod bench;
 mod client;
 mod config;
 mod congestion;
@@ -104,25 +107,23 @@ mod transfer;
 pub use auth::home::Home;
 pub use auth::identity::{Identity, KeyId};
 pub use auth::trust::ServerTrust;
-pub use auth::{Admission, Anyone, Guests, Rights, known_hosts, peers};
-pub use bench::{Load, MeasureOptions, Measurement, RoundTrips};
+pub use auth::{Admission, Anyone, Rights, known_hosts, peers};
 pub use client::{Client, PullOptions, PushOptions};
-pub use config::{Config, display_duration};
+pub use config::Config;
 pub use congestion::Congestion;
-pub use error::text::{PeerText, is_unprintable, printable};
+pub use error::text::{PeerText, printable};
 pub use error::{Code, Error, Reason, Result};
 pub use protocol::path::{BadName, RelativePath};
 pub use protocol::rate::Rate;
 pub use protocol::target::{Argument, Host, Petname, Target};
 pub use protocol::{
-    Attribute, Components, DEFAULT_PORT, Delete, Durability, Existing, Kind, Listed,
-    MetadataWarning, Offer, Probe, ReceiveOptions, Summary, Time, Xattr,
+    Attribute, DEFAULT_PORT, Delete, Durability, Existing, Kind, Listed, MetadataWarning, Offer,
+    ReceiveOptions, Summary, Time, Xattr,
 };
 pub use relay::{Allowance, Relay, RelayOptions};
 pub use server::{Server, ServerOptions};
 pub use storage::digest_index::Index;
-pub use storage::filter::{Filter, Only, Rules, lines};
-pub use storage::open_files::raise_open_files;
+pub use storage::filter::{Filter, Only, Rules};
 pub use storage::pipe::Pipe;
 pub use storage::walk::{Follow, WalkOptions};
 pub use storage::{
@@ -135,15 +136,18 @@ pub use transfer::receive::AcceptedQuota;
 pub use transfer::send::TransferStats;
 pub use transfer::session::{ListItem, Listing, Outcome};
 
-/// What haul's own tests and benchmarks need of the inside: messages, streams and raw endpoints. No part of the API:
-/// any release may change it.
+/// What haul's own command, tests and benchmarks need of the inside: messages, streams and raw endpoints. No part of the
+/// API: any release may change it.
 #[doc(hidden)]
 pub mod internal {
     pub mod auth {
         pub use crate::auth::*;
     }
-    pub mod bench {
-        pub use crate::bench::*;
+    pub mod config {
+        pub use crate::config::*;
+    }
+    pub mod error {
+        pub use crate::error::*;
     }
     pub mod net {
         pub use crate::net::*;

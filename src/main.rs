@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
     log.with_ansi(colours).with_target(false).init();
-    haul::raise_open_files();
+    haul::internal::storage::open_files::raise_open_files();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return cli::failed_to_begin(error),

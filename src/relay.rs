@@ -2,10 +2,11 @@
 //! relay forwards their datagrams. These are QUIC between the two ends, so the relay sees only who sends how much. A
 //! dishonest relay can only keep the ends apart.
 
-mod address;
+pub(crate) mod address;
 mod forward;
 mod pairs;
 mod places;
+mod queue;
 mod socket;
 
 use std::net::SocketAddr;
@@ -19,7 +20,7 @@ use tracing::{Instrument, debug, info_span};
 use crate::auth::identity::Identity;
 use crate::config::Config;
 use crate::error::text::PeerText;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Reason, Result};
 use crate::net::endpoint;
 use crate::net::stream::{MessageReader, MessageWriter, StreamError, varint_of};
 use crate::protocol::{Message, Place, Placed, Refused, Seek};
@@ -187,57 +188,62 @@ async fn serve_connection(client: Client, state: Arc<RelayState>) {
     }
 }
 
+/// Serves one request: to find a sender, or to be found.
 async fn serve_stream(
     state: &Arc<RelayState>,
     client: &Client,
     mut reader: MessageReader,
-    mut writer: MessageWriter,
+    writer: MessageWriter,
 ) -> Result<(), StreamError> {
     let limit = Place::LIMIT.max(Seek::LIMIT);
     let frame = timeout(ANSWER_TIMEOUT, reader.frame(limit))
         .await
         .map_err(|_| StreamError::TimedOut)??;
     let frame = frame.ok_or(StreamError::Ended)?;
-    let place = match frame.kind {
-        Seek::TYPE => {
-            let seek: Seek = frame.decode()?;
-            match state
-                .admit(client, seek.token.as_ref().map(PeerText::raw))
-                .and_then(|seen| state.introduce(client, seen, &seek))
-            {
-                Ok(found) => writer.write_within(&found, ANSWER_TIMEOUT).await?,
-                Err(why) => {
-                    writer
-                        .write_within(&Refused { why: why.into() }, ANSWER_TIMEOUT)
-                        .await?
-                }
-            }
-            writer.finish();
-            return Ok(());
-        }
-        _ => frame.decode::<Place>()?,
+    match frame.kind {
+        Seek::TYPE => answer_seek(state, client, &frame.decode()?, writer).await,
+        _ => keep_place(state, client, frame.decode()?, reader, writer).await,
+    }
+}
+
+/// Tells a client where the sender with a number is.
+async fn answer_seek(
+    state: &RelayState,
+    client: &Client,
+    seek: &Seek,
+    mut writer: MessageWriter,
+) -> Result<(), StreamError> {
+    let found = state
+        .admit(client, seek.token.as_ref().map(PeerText::raw))
+        .and_then(|seen| state.introduce(client, seen, seek));
+    match found {
+        Ok(found) => writer.write_within(&found, ANSWER_TIMEOUT).await?,
+        Err(why) => return refuse(writer, why).await,
+    }
+    writer.finish();
+    Ok(())
+}
+
+/// Gives a sender a number and tells it of each receiver that seeks it, until the sender gives the number up.
+async fn keep_place(
+    state: &Arc<RelayState>,
+    client: &Client,
+    place: Place,
+    mut reader: MessageReader,
+    mut writer: MessageWriter,
+) -> Result<(), StreamError> {
+    let seen = match state.admit(client, place.token.as_ref().map(PeerText::raw)) {
+        Ok(seen) => seen,
+        Err(why) => return refuse(writer, why).await,
     };
     let (notify, mut notices) = mpsc::channel(MAX_UNSENT_NOTICES);
-    let admitted = state.admit(client, place.token.as_ref().map(PeerText::raw));
-    let placed = admitted.and_then(|seen| Ok((state.register(client, place, notify)?, seen)));
-    let (taken, seen) = match placed {
-        Ok(placed) => placed,
-        Err(why) => {
-            writer
-                .write_within(&Refused { why: why.into() }, ANSWER_TIMEOUT)
-                .await?;
-            writer.finish();
-            return Ok(());
-        }
+    let reserved = match state.register(client, place, notify) {
+        Ok(reserved) => reserved,
+        Err(why) => return refuse(writer, why).await,
     };
+    let number = reserved.number;
     writer
-        .write_within(
-            &Placed {
-                number: taken.number,
-                seen,
-            },
-            ANSWER_TIMEOUT,
-        )
+        .write_within(&Placed { number, seen }, ANSWER_TIMEOUT)
         .await?;
     loop {
         tokio::select! {
@@ -250,4 +256,11 @@ async fn serve_stream(
             _ = reader.byte() => return Ok(()),
         }
     }
+}
+
+async fn refuse(mut writer: MessageWriter, why: Reason) -> Result<(), StreamError> {
+    let refused = Refused { why: why.into() };
+    writer.write_within(&refused, ANSWER_TIMEOUT).await?;
+    writer.finish();
+    Ok(())
 }

@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 
+use crate::error::lock::lock;
 use crate::error::text::printable;
 use crate::error::{Code, Reason};
 use crate::protocol::target::Petname;
@@ -35,26 +36,17 @@ pub struct Guests(Mutex<HashSet<KeyId>>);
 impl Guests {
     /// Lets this key read.
     pub fn admit(&self, key_id: KeyId) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key_id);
+        lock(&self.0).insert(key_id);
     }
 
     /// Removes all guests; connections that exist are not affected.
     pub fn clear(&self) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        lock(&self.0).clear();
     }
 
     /// Whether this key is a guest.
     pub(crate) fn has(&self, key_id: KeyId) -> bool {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(&key_id)
+        lock(&self.0).contains(&key_id)
     }
 }
 
@@ -82,7 +74,8 @@ pub struct Admission {
     pub authorities: Vec<CertificateDer<'static>>,
     /// Rights of every other key.
     pub anyone: Anyone,
-    /// Keys that may read since they proved a code.
+    /// Keys that may read since they proved a code. An [`Offering`](crate::pairing::send::Offering) sets it.
+    #[doc(hidden)]
     pub guests: Option<Arc<Guests>>,
 }
 

@@ -10,9 +10,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use base64::Engine;
-use base64::alphabet::STANDARD;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use data_encoding::BASE64_NOPAD;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -23,13 +21,6 @@ use crate::error::{Error, Result};
 
 /// Prefix of a key id: the digest's name, as ssh writes it.
 const PREFIX: &str = "SHA256:";
-/// Base64 as in ssh fingerprints: standard alphabet, unpadded. Padding is accepted when reading.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &STANDARD,
-    GeneralPurposeConfig::new()
-        .with_encode_padding(false)
-        .with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 /// Name in generated certificates. It is not checked: such a certificate is identified by its key.
 const CERTIFICATE_NAME: &str = "haul";
@@ -64,7 +55,7 @@ impl KeyId {
 
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{PREFIX}{}", BASE64.encode(self.0))
+        write!(f, "{PREFIX}{}", BASE64_NOPAD.encode(&self.0))
     }
 }
 
@@ -86,7 +77,11 @@ impl FromStr for KeyId {
 
     fn from_str(text: &str) -> Result<Self, BadKeyId> {
         let encoded = text.strip_prefix(PREFIX).ok_or(BadKeyId)?;
-        let decoded = BASE64.decode(encoded).map_err(|_| BadKeyId)?;
+        // 32 bytes have one character of padding, which ssh omits.
+        let encoded = encoded.strip_suffix('=').unwrap_or(encoded);
+        let decoded = BASE64_NOPAD
+            .decode(encoded.as_bytes())
+            .map_err(|_| BadKeyId)?;
         decoded.try_into().map(Self).map_err(|_| BadKeyId)
     }
 }

@@ -10,8 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::str::FromStr;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD_NO_PAD;
+use data_encoding::BASE64_NOPAD;
 
 use super::home::{Home, check_private};
 use super::identity::{BadKeyId, KeyId};
@@ -44,7 +43,7 @@ impl fmt::Display for Peer {
             "{} {} {} {}",
             self.name,
             self.key_id,
-            STANDARD_NO_PAD.encode(self.secret),
+            BASE64_NOPAD.encode(&self.secret),
             self.number
         )
     }
@@ -64,8 +63,8 @@ impl FromStr for Peer {
         ) else {
             return Err("expected four fields".into());
         };
-        let secret = STANDARD_NO_PAD
-            .decode(secret)
+        let secret = BASE64_NOPAD
+            .decode(secret.as_bytes())
             .ok()
             .and_then(|secret| secret.try_into().ok());
         Ok(Self {
@@ -226,7 +225,7 @@ mod tests {
             fs::metadata(home.peers()).unwrap().permissions().mode() & 0o777,
             0o600
         );
-        let secret = STANDARD_NO_PAD.encode([107; 32]);
+        let secret = BASE64_NOPAD.encode(&[107; 32]);
         assert!(!format!("{:?}", peer("bob", 7)).contains(&secret));
         fs::write(home.peers(), format!("# ours\n\nbob SHA256:x {secret} 1\n")).unwrap();
         let error = all(&home.peers()).unwrap_err().to_string();

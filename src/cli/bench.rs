@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use haul::{Argument, Config, Error, Event, MeasureOptions, Observer};
+use haul::bench::MeasureOptions;
+use haul::{Argument, Config, Error, Event, Observer};
 
 use super::connect::connect;
 use super::output::{self, Status, measured};

@@ -6,7 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
-use haul::{Error, Filter, Only, Rules, lines, printable};
+use haul::internal::storage::filter::lines;
+use haul::{Error, Filter, Only, Rules, printable};
 
 /// The filter options as typed. Implemented by hand, because clap's derive loses the order of different options.
 #[derive(Debug, Clone, Default)]

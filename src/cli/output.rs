@@ -13,10 +13,12 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use base64::prelude::{BASE64_STANDARD, Engine};
+use data_encoding::BASE64;
+use haul::internal::config::display_duration;
+use haul::internal::error::text::is_unprintable;
 use haul::{
     Code, Error, Event, Kind, MetadataWarning, Observer, Outcome, Reason, RelativePath, Route,
-    Settled, display_duration, is_unprintable, printable,
+    Settled, printable,
 };
 use serde_json::{Value, json};
 
@@ -490,7 +492,7 @@ fn event_object(event: &Event) -> Option<Value> {
             let name = String::from_utf8_lossy(path.as_bytes());
             let mut object = json!({"type": "file", "path": name, "kind": kind, "bytes": size});
             if std::str::from_utf8(path.as_bytes()).is_err() {
-                object["path_bytes"] = BASE64_STANDARD.encode(path.as_bytes()).into();
+                object["path_bytes"] = BASE64.encode(path.as_bytes()).into();
             }
             match result {
                 Settled::Committed => object["result"] = "committed".into(),

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-use aws_lc_rs::rand;
 use bip39::Language;
 
 use crate::auth::identity::KeyId;
+use crate::auth::random::random;
+use crate::error::Result;
 use crate::error::text::printable;
-use crate::error::{Error, Result};
 
 /// Words in a code. Each is one of the 2,048 of BIP-39's English list and carries 11 bits, so a code has 33 bits. One guess is
 /// right with a chance of 1 in 8.6 thousand million, and a wrong guess burns the code.
@@ -29,12 +29,11 @@ impl ShortCode {
     /// Draws a random code. Number and words are independent.
     ///
     /// # Errors
-    /// [`Error::Usage`] when cannot draw random numbers: the system provides none.
+    /// [`Error::NoRandomness`](crate::error::Error::NoRandomness).
     pub fn draw() -> Result<Self> {
-        let mut number = [0; 4];
-        fill(&mut number)?;
+        let number = u32::from_le_bytes(random()?);
         // The slight bias of the remainder does no harm: the number is public.
-        Self::draw_at(NUMBERS.start + u32::from_le_bytes(number) % (NUMBERS.end - NUMBERS.start))
+        Self::draw_at(NUMBERS.start + number % (NUMBERS.end - NUMBERS.start))
     }
 
     /// Draws a code with a number that a relay has given.
@@ -42,8 +41,7 @@ impl ShortCode {
     /// # Errors
     /// As [`draw`](Self::draw).
     pub fn draw_at(number: u32) -> Result<Self> {
-        let mut words = [0; 2 * WORDS];
-        fill(&mut words)?;
+        let words: [u8; 2 * WORDS] = random()?;
         // 2,048 divides 65,536, so all words are equally likely.
         let word = |i: usize| {
             usize::from(u16::from_le_bytes([words[2 * i], words[2 * i + 1]])) % list().len()
@@ -96,11 +94,6 @@ impl From<&ShortCode> for Credential {
             key_id: None,
         }
     }
-}
-
-fn fill(random: &mut [u8]) -> Result<()> {
-    rand::fill(random)
-        .map_err(|_| Error::Usage("cannot draw random numbers: the system provides none".into()))
 }
 
 /// All words of codes, in alphabetical order. No two begin with the same four letters.

@@ -4,10 +4,10 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use aws_lc_rs::rand;
 use mdns_sd::{ScopedIp, ServiceDaemon, ServiceEvent, ServiceInfo};
 use tokio::time::timeout;
 
+use crate::auth::random::random;
 use crate::error::{Error, Result};
 
 const SERVICE: &str = "_haul._udp.local.";
@@ -25,13 +25,9 @@ impl Announcement {
     /// the machine.
     ///
     /// # Errors
-    /// [`Error::Io`] when multicast DNS is not available.
+    /// [`Error::Io`] when multicast DNS is not available; [`Error::NoRandomness`].
     pub fn of(number: u32, port: u16) -> Result<Self> {
-        let mut random = [0; 8];
-        rand::fill(&mut random).map_err(|_| {
-            Error::Usage("cannot draw random numbers: the system provides none".into())
-        })?;
-        let host = format!("haul-{:016x}.local.", u64::from_le_bytes(random));
+        let host = format!("haul-{:016x}.local.", u64::from_le_bytes(random()?));
         let info = ServiceInfo::new(SERVICE, &number.to_string(), &host, "", port, None)
             .map_err(failed)?;
         let mut info = info.enable_addr_auto();

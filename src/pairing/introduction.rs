@@ -1,6 +1,5 @@
 //! The introduction at the sender: a receiver proves by SPAKE2 that it knows the code, sees the offer and answers it.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -17,6 +16,7 @@ use crate::net::stream::StreamError;
 use crate::protocol::{
     Accept, Confirm, Hello, Introduce, Introduced, Message, Offer, Refused, Working,
 };
+use crate::relay::address::canonical;
 use crate::server::Introduction;
 use crate::transfer::session::hello;
 
@@ -214,9 +214,4 @@ async fn show_offer(
         return Ok(None);
     }
     Ok(Some(frame.decode::<Accept>()?))
-}
-
-/// The address as users write it: a socket for both families shows IPv4 as IPv6.
-pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }

@@ -7,15 +7,14 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD_NO_PAD;
+use data_encoding::BASE64_NOPAD;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::code::Credential;
 use super::discovery::Announcement;
 use super::placement::{Placement, RequestedNumber};
-use super::rendezvous::RelayAt;
+use super::rendezvous::{RelayAt, RelayClient};
 use super::route::{PeerDialer, Whereabouts};
 use crate::auth::identity::{Identity, KeyId};
 use crate::auth::peers::Peer;
@@ -59,7 +58,7 @@ pub(super) fn credential(peer: &Peer, sender: KeyId) -> Credential {
     let number = number_of(NUMBER_CONTEXT, &[&peer.secret, &sender.0]);
     Credential {
         number,
-        secret: STANDARD_NO_PAD.encode(secret),
+        secret: BASE64_NOPAD.encode(&secret),
         key_id: Some(peer.key_id),
     }
 }
@@ -142,17 +141,15 @@ pub async fn be_found(
     let Some(relay) = relay else {
         return std::future::pending().await;
     };
+    let client = RelayClient {
+        port,
+        relay,
+        own,
+        config,
+    };
     loop {
         let requested = Some(claimed_number(number, &identity));
-        match Placement::take(
-            port.clone(),
-            relay.clone(),
-            own.clone(),
-            config.clone(),
-            requested,
-        )
-        .await
-        {
+        match Placement::take(client.clone(), requested).await {
             Ok(_placement) => {
                 info!("paired machines can find this server at the relay");
                 return std::future::pending().await;

@@ -4,16 +4,15 @@ use std::collections::{HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use aws_lc_rs::rand;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
-use super::rendezvous::{Binding, OtherEnd, RelayAt, RelayConnection, Task};
+use super::rendezvous::{Binding, OtherEnd, RelayClient, RelayConnection};
 use super::ticket::MAX_ADDRESSES;
-use crate::config::Config;
+use crate::auth::random::random;
 use crate::error::{Code, Error, Reason, Result};
-use crate::net::endpoint::Port;
 use crate::net::stream::MessageReader;
 use crate::protocol::{Found, Placed};
 use crate::transfer::events::Route;
@@ -77,31 +76,25 @@ pub(super) struct Placement {
     is_public: bool,
     /// The newest receivers.
     receivers: watch::Receiver<Vec<OtherEnd>>,
-    _task: Task,
+    _task: AbortOnDropHandle<()>,
 }
 
 impl Placement {
     /// Connects to a relay and takes a number. A task reconnects whenever the relay is lost.
     ///
     /// # Errors
-    /// As [`RelayConnection::open`] and [`RelayConnection::place`]; [`Error::Refused`] with [`Code::Busy`] when another machine has
+    /// As [`RelayClient::connect`] and [`RelayConnection::place`]; [`Error::Refused`] with [`Code::Busy`] when another machine has
     /// the requested number.
     pub(super) async fn take(
-        port: Port,
-        relay: RelayAt,
-        own: Vec<IpAddr>,
-        config: Config,
+        client: RelayClient,
         requested: Option<RequestedNumber>,
     ) -> Result<Self> {
-        let mut claim = [0; 16];
-        match requested {
-            Some(requested) => claim = requested.claim,
-            None => rand::fill(&mut claim).map_err(|_| {
-                Error::Usage("cannot draw random numbers: the system provides none".into())
-            })?,
-        }
+        let claim = match requested {
+            Some(requested) => requested.claim,
+            None => random()?,
+        };
         let requested = requested.map(|requested| requested.number);
-        let connection = RelayConnection::open(&port, &relay, &own, &config).await?;
+        let connection = client.connect().await?;
         let (Placed { number, seen }, reader, writer) = connection.place(claim, requested).await?;
         if requested.is_some_and(|requested| requested != number) {
             return Err(Error::Refused(Reason::new(
@@ -109,13 +102,10 @@ impl Placement {
                 "another machine has the number at the relay",
             )));
         }
-        let is_public = own.contains(&seen.0.ip());
+        let is_public = client.own.contains(&seen.0.ip());
         let (receiver_sender, receivers) = watch::channel(Vec::new());
         let keeper = PlacementKeeper {
-            port,
-            relay,
-            own,
-            config,
+            client,
             claim,
             number,
             receivers: receiver_sender,
@@ -131,7 +121,7 @@ impl Placement {
             seen: seen.0,
             is_public,
             receivers,
-            _task: Task(tokio::spawn(task)),
+            _task: AbortOnDropHandle::new(tokio::spawn(task)),
         })
     }
 
@@ -160,10 +150,9 @@ impl Placement {
 
 /// The relay that gives numbers, and this offering's number there.
 pub(super) struct Rendezvous {
-    pub(super) port: Port,
-    pub(super) relay: Option<RelayAt>,
+    pub(super) client: Option<RelayClient>,
+    /// IP addresses of this machine.
     pub(super) own: Vec<IpAddr>,
-    pub(super) config: Config,
     /// The number at the relay, or why there is none; `None` without a relay.
     pub(super) placement: Option<Result<Placement>>,
 }
@@ -173,13 +162,9 @@ impl Rendezvous {
     pub(super) async fn renew(&mut self, requested: Option<RequestedNumber>) {
         // First, so that a receiver does not wait at the old number.
         self.placement = None;
-        let Some(relay) = self.relay.clone() else {
-            return;
-        };
-        let port = self.port.clone();
-        let own = self.own.clone();
-        let config = self.config.clone();
-        self.placement = Some(Placement::take(port, relay, own, config, requested).await);
+        if let Some(client) = self.client.clone() {
+            self.placement = Some(Placement::take(client, requested).await);
+        }
     }
 
     pub(super) fn placement(&self) -> Option<&Placement> {
@@ -202,10 +187,7 @@ impl Rendezvous {
 
 /// Takes the number again whenever the relay is lost.
 struct PlacementKeeper {
-    port: Port,
-    relay: RelayAt,
-    own: Vec<IpAddr>,
-    config: Config,
+    client: RelayClient,
     claim: [u8; 16],
     number: u32,
     receivers: watch::Sender<Vec<OtherEnd>>,
@@ -229,8 +211,7 @@ impl PlacementKeeper {
 
     /// Takes the number once and keeps it until the relay is lost. Returns whether it kept it for longer than the longest wait.
     async fn serve_once(&self) -> Result<bool> {
-        let connection =
-            RelayConnection::open(&self.port, &self.relay, &self.own, &self.config).await?;
+        let connection = self.client.connect().await?;
         let (placed, reader, _writer) = connection.place(self.claim, Some(self.number)).await?;
         if placed.number != self.number {
             let number = self.number;

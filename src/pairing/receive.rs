@@ -12,7 +12,6 @@ use bytes::{BufMut, BytesMut};
 use tokio::time::timeout;
 
 use super::code::Credential;
-use super::introduction::canonical;
 use super::pair::{self, Paired};
 use super::pake::{Exchange, Parties, Role};
 use super::route::{PeerDialer, Whereabouts};
@@ -28,6 +27,7 @@ use crate::protocol::path::{RelativePath, is_partial_name};
 use crate::protocol::{
     Accept, Confirm, Hello, Introduce, Introduced, Message, Offer, Refused, StreamType, Working,
 };
+use crate::relay::address::canonical;
 use crate::transfer::events::Route;
 use crate::transfer::session::hello;
 

@@ -6,11 +6,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use quinn::Connection;
-use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info};
 
-use super::introduction::canonical;
 use crate::auth::identity::KeyId;
 use crate::auth::trust::trust_any_key;
 use crate::config::Config;
@@ -22,6 +21,7 @@ use crate::net::stream::{MessageReader, MessageWriter, StreamError};
 use crate::protocol::{
     Address, BIND, Forward, Found, MAX_ADDRESSES, Message, Place, Placed, Refused, Seek,
 };
+use crate::relay::address::canonical;
 use crate::transfer::events::Route;
 
 /// Default UDP port of a relay. It forwards on the next port.
@@ -103,16 +103,18 @@ impl FromStr for RelayAt {
     }
 }
 
-/// Aborts its task when dropped.
-pub(super) struct Task(pub(super) JoinHandle<()>);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+/// What a connection to a relay takes.
+#[derive(Clone)]
+pub(super) struct RelayClient {
+    /// The port that the transfer will use too.
+    pub(super) port: Port,
+    pub(super) relay: RelayAt,
+    /// IP addresses of this machine. Their port is the endpoint's.
+    pub(super) own: Vec<IpAddr>,
+    pub(super) config: Config,
 }
 
-/// A connection to a relay, from the same port that the transfer will use.
+/// A connection to a relay.
 pub(super) struct RelayConnection {
     port: Port,
     relay: RelayAt,
@@ -146,20 +148,21 @@ impl OtherEnd {
 
 /// Keeps this end's address bound to the port where the relay forwards, until it is dropped.
 pub(super) struct Binding {
-    pub(super) _task: Option<Task>,
+    pub(super) _task: Option<AbortOnDropHandle<()>>,
 }
 
-impl RelayConnection {
-    /// Connects to a relay. `own` are IP addresses of this machine; their port is the endpoint's.
+impl RelayClient {
+    /// Connects to the relay.
     ///
     /// # Errors
     /// The errors of connecting.
-    pub(super) async fn open(
-        port: &Port,
-        relay: &RelayAt,
-        own: &[IpAddr],
-        config: &Config,
-    ) -> Result<Self> {
+    pub(super) async fn connect(&self) -> Result<RelayConnection> {
+        let Self {
+            port,
+            relay,
+            own,
+            config,
+        } = self;
         let trust = trust_any_key(relay.pin);
         let connection =
             connect::connect_relay(&port.endpoint, &trust, &relay.host, relay.port, config).await?;
@@ -174,14 +177,16 @@ impl RelayConnection {
             .take(MAX_ADDRESSES)
             .collect();
         debug!(%relay, address = %connection.remote_address(), "connected to the relay");
-        Ok(Self {
+        Ok(RelayConnection {
             port: port.clone(),
             relay: relay.clone(),
             connection,
             own,
         })
     }
+}
 
+impl RelayConnection {
     /// The port that datagrams to the other end are sent from.
     pub(super) fn port(&self) -> &Port {
         &self.port
@@ -258,10 +263,9 @@ impl RelayConnection {
             .forward
             .as_ref()
             .map(|forward| SocketAddr::new(relay.ip().to_canonical(), forward.port));
-        let binding = found
-            .forward
-            .zip(relayed)
-            .map(|(forward, at)| Task(tokio::spawn(bind(self.port.clone(), forward, at))));
+        let binding = found.forward.zip(relayed).map(|(forward, at)| {
+            AbortOnDropHandle::new(tokio::spawn(bind(self.port.clone(), forward, at)))
+        });
         (
             OtherEnd {
                 seen,

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::discovery;
-use super::rendezvous::{Binding, OtherEnd, RelayAt, RelayConnection};
+use super::rendezvous::{Binding, OtherEnd, RelayAt, RelayClient, RelayConnection};
 use crate::auth::identity::Identity;
 use crate::auth::trust::ServerTrust;
 use crate::client::{Dial, Dialed, Dialing};
@@ -44,10 +44,11 @@ pub struct Whereabouts {
 
 /// Connects to one machine, as often as needed, by the best route.
 pub(super) struct PeerDialer {
-    whereabouts: Whereabouts,
+    /// Known addresses. Without any, the machine is looked for on the local network.
+    addresses: Vec<SocketAddr>,
     number: u32,
-    /// The port for the relay and for the routes that it reports; `None` without a relay.
-    port: Option<Port>,
+    /// Its port is also for the routes that the relay reports. `None` without a relay.
+    relay_client: Option<RelayClient>,
     relay: Mutex<Option<Arc<RelayConnection>>>,
     /// Keeps the relay's forwarding while the last connection is relayed.
     relay_binding: Mutex<Option<Binding>>,
@@ -64,15 +65,25 @@ impl PeerDialer {
         identity: &Identity,
         config: &Config,
     ) -> Result<Arc<Self>> {
+        let Whereabouts {
+            addresses,
+            relay,
+            own,
+        } = whereabouts;
         let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
-        let port = match whereabouts.relay {
-            Some(_) => Some(Port::dialing(any)?),
+        let relay_client = match relay {
+            Some(relay) => Some(RelayClient {
+                port: Port::dialing(any)?,
+                relay,
+                own,
+                config: config.clone(),
+            }),
             None => None,
         };
         Ok(Arc::new(Self {
-            whereabouts,
+            addresses,
             number,
-            port,
+            relay_client,
             relay: Mutex::default(),
             relay_binding: Mutex::default(),
             last_address: Mutex::default(),
@@ -105,7 +116,7 @@ impl PeerDialer {
     /// Connects with the relay's help. Retries while the relay does not know the number: the sender may be reconnecting to a
     /// relay that was restarted. Returns `None` without a relay.
     async fn by_relay_with_retry(&self, trust: &ServerTrust) -> Option<Result<Dialed>> {
-        self.whereabouts.relay.as_ref()?;
+        self.relay_client.as_ref()?;
         let deadline = Instant::now() + SEARCH_TIMEOUT;
         let mut wait = RETRY_INTERVAL;
         loop {
@@ -145,7 +156,7 @@ impl PeerDialer {
     /// Connects to the known addresses, or to those found on the local network.
     async fn search(self: &Arc<Self>, trust: &ServerTrust) -> Result<Dialed> {
         let found;
-        let addresses = match &self.whereabouts.addresses[..] {
+        let addresses = match &self.addresses[..] {
             [] => {
                 found = discovery::find(self.number, SEARCH_TIMEOUT).await?;
                 &found
@@ -191,7 +202,8 @@ impl PeerDialer {
             let trust = trust.clone();
             Box::pin(async move { dialer.by_relay(&trust, false).await })
         };
-        let direct: Option<Box<dyn Fn() -> Dialing + Send + Sync>> = if self.port.is_some() {
+        let direct: Option<Box<dyn Fn() -> Dialing + Send + Sync>> = if self.relay_client.is_some()
+        {
             Some(Box::new(direct))
         } else {
             None
@@ -228,12 +240,14 @@ impl PeerDialer {
 
     /// Connects to the addresses that the relay reports. With `forward`, also through the relay itself, a moment later.
     async fn by_relay(&self, trust: &ServerTrust, forward: bool) -> Result<Dialed> {
-        let Some(port) = &self.port else {
-            return Err(no_relay());
+        let Some(client) = &self.relay_client else {
+            return Err(Error::Usage(
+                "cannot use a relay: none is configured".into(),
+            ));
         };
-        let relay = self.relay_connection(port).await?;
+        let relay = self.relay_connection(client).await?;
         let (end, binding) = relay.seek(self.number, forward).await?;
-        let connected = self.first_of(port, &end, trust, forward).await?;
+        let connected = self.first_of(&client.port, &end, trust, forward).await?;
         let route = end
             .route(connected.connection.remote_address())
             .unwrap_or(Route::Direct);
@@ -290,14 +304,12 @@ impl PeerDialer {
     }
 
     /// The connection to the relay; a new one if the last was closed.
-    async fn relay_connection(&self, port: &Port) -> Result<Arc<RelayConnection>> {
+    async fn relay_connection(&self, client: &RelayClient) -> Result<Arc<RelayConnection>> {
         let mut connection = self.relay.lock().await;
         if let Some(open) = connection.as_ref().filter(|open| !open.is_closed()) {
             return Ok(open.clone());
         }
-        let relay = self.whereabouts.relay.as_ref().ok_or_else(no_relay)?;
-        let own = &self.whereabouts.own;
-        let new = RelayConnection::open(port, relay, own, &self.config).await?;
+        let new = client.connect().await?;
         Ok(connection.insert(Arc::new(new)).clone())
     }
 }
@@ -317,10 +329,6 @@ fn unreachable(end: &OtherEnd, forward: bool) -> Error {
         address: end.seen.or(end.relayed).unwrap_or(unknown),
         why: reason.into(),
     }
-}
-
-fn no_relay() -> Error {
-    Error::Usage("cannot use a relay: none is configured".into())
 }
 
 /// An address as a resolver reads it: a link-local one with its interface.

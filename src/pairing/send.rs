@@ -2,6 +2,7 @@
 //! receiver is in `introduction.rs`, its service in `send/serve.rs`.
 
 mod begin;
+mod running_server;
 mod serve;
 
 use std::net::{IpAddr, SocketAddr};
@@ -12,10 +13,10 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::debug;
 
-use self::begin::RunningServer;
+use self::running_server::RunningServer;
 use super::active_code::ActiveCode;
 use super::code::ShortCode;
-use super::introduction::{self, Answer, Asking, Proof, canonical};
+use super::introduction::{self, Answer, Asking, Proof};
 use super::offer::{Content, Counting};
 use super::pair::Paired;
 use super::placement::{Placement, Rendezvous};
@@ -27,6 +28,7 @@ use crate::auth::peers::Peer;
 use crate::error::{Code, Error, Result};
 use crate::net::stream::varint_of;
 use crate::protocol::Accept;
+use crate::relay::address::canonical;
 use crate::server::Introduction;
 use crate::storage::pipe::Pipe;
 use crate::storage::walk::WalkOptions;
@@ -145,12 +147,13 @@ impl Offering {
     pub fn ticket(&self) -> Option<Ticket> {
         let code = self.active.code()?.clone();
         let port = self.server.addresses.first()?.port();
-        let relay = self.rendezvous.relay.clone().filter(|_| self.has_relay());
+        let client = self.rendezvous.client.as_ref();
+        let relay = client.filter(|_| self.has_relay());
         Some(Ticket {
             code,
             key_id: self.active.key_id(),
             addresses: self.rendezvous.ticket_addresses(port),
-            relay,
+            relay: relay.map(|client| client.relay.clone()),
         })
     }
 
@@ -215,15 +218,14 @@ impl Offering {
         // Receivers that still wait for their introduction are turned away.
         self.introductions.close();
         while self.introductions.try_recv().is_ok() {}
-        if let Some(task) = self.server.task.take() {
-            let _ = task.await;
-        }
+        // Fails only when the server's task panicked.
+        let _ = self.server.task.await;
     }
 
     /// Ends it at once, in the middle of a transfer too, and tells the receiver that the sender was stopped.
     pub async fn stop(self) {
         // `Cancelled` and not `Stopping`: the receiver must not wait for a restart.
-        self.rendezvous
+        self.server
             .port
             .endpoint
             .close(varint_of(Code::Cancelled), b"the sender was stopped");

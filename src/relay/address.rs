@@ -1,4 +1,4 @@
-//! Addresses as the relay compares them.
+//! Addresses as the relay and its clients compare them.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -10,6 +10,7 @@ pub(super) fn network(ip: IpAddr) -> IpAddr {
     }
 }
 
-pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+/// Returns the address as users write it: a socket for both families shows IPv4 as IPv6.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

@@ -1,17 +1,19 @@
 //! Forwards datagrams unchanged between the two ends of a pair.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use aws_lc_rs::rand;
 use tokio::task::JoinSet;
 use tokio::time::interval;
 
 use super::address::network;
-use super::pairs::{Allowance, PairTable, Party, Queue, TOKEN_SIZE, Tokens, Waiting};
+use super::pairs::{Allowance, PairTable, Party, TOKEN_SIZE, Tokens};
+use super::queue::{Queue, Waiting};
 use super::socket::{Buffer, Datagrams, Socket};
+use crate::auth::random::random;
 use crate::error::Result;
+use crate::error::lock::lock;
 use crate::net::endpoint;
 use crate::net::rate_limit::TokenBucket;
 use crate::protocol::rate::Rate;
@@ -60,19 +62,12 @@ impl Forwarder {
         &self.ports
     }
 
-    fn pairs(&self) -> MutexGuard<'_, PairTable> {
-        self.pairs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Makes a pair of two ends, of which the second has asked; returns the port and each end's token. `None` when
     /// there is no room. Two ends that ask again, as for each of their connections, get their existing pair.
     pub(super) fn pair(self: &Arc<Self>, ends: [Party; 2]) -> Option<(u16, Tokens)> {
-        let mut tokens = [[0; TOKEN_SIZE]; 2];
-        for token in &mut tokens {
-            rand::fill(token).ok()?;
-        }
+        let tokens = [random().ok()?, random().ok()?];
         let now = Instant::now();
-        let mut pairs = self.pairs();
+        let mut pairs = lock(&self.pairs);
         if let Some((port, tokens)) = pairs.existing(&ends, now, &self.allowance) {
             return Some((self.ports[port], tokens));
         }
@@ -123,7 +118,7 @@ impl Forwarder {
         let mut sweep = interval(SWEEP_INTERVAL);
         loop {
             sweep.tick().await;
-            self.pairs().sweep(Instant::now(), &self.allowance);
+            lock(&self.pairs).sweep(Instant::now(), &self.allowance);
         }
     }
 
@@ -137,7 +132,7 @@ impl Forwarder {
                 continue;
             }
             for datagrams in datagrams.isolate(BINDING_SIZE) {
-                let to = self.pairs().take(datagrams, port, from, &self.allowance);
+                let to = lock(&self.pairs).take(datagrams, port, from, &self.allowance);
                 if let Some(to) = to {
                     socket.send(datagrams, to);
                 }

@@ -1,15 +1,13 @@
-//! The pairs of a relay: their ends, addresses, queues and limits. No I/O. A third of the file is tests.
+//! The pairs of a relay: their ends, addresses and limits. No I/O.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quinn::udp::EcnCodepoint;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::{debug, info};
 
 use super::address::{canonical, network};
+use super::queue::Queue;
 use super::socket::Datagrams;
 use crate::protocol::BIND;
 use crate::protocol::rate::Rate;
@@ -20,15 +18,6 @@ use crate::protocol::rate::Rate;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time in which both ends must bind their addresses.
 const UNBOUND_TIMEOUT: Duration = Duration::from_secs(15);
-/// Longest time that a datagram waits for the rate of its pair. A short queue slows both ends down like any
-/// bottleneck; dropping all excess would lose a third.
-const QUEUE_INTERVAL: Duration = Duration::from_millis(50);
-/// Smallest size of a queue in bytes: 32 usual datagrams.
-const MIN_QUEUE_SIZE: usize = 32 * 1_328;
-/// Largest size of a queue in bytes: 1,024 usual datagrams.
-const MAX_QUEUE_SIZE: usize = 1_024 * 1_328;
-/// Bytes that a datagram takes in a queue in addition to its own, so that empty ones are not free.
-const DATAGRAM_OVERHEAD: usize = 128;
 pub(super) const TOKEN_SIZE: usize = 32;
 /// Pairs requested from one network at the same time, so that none takes all the room.
 const MAX_NETWORK_PAIRS: usize = 16;
@@ -72,16 +61,29 @@ pub(super) struct Party {
 /// The tokens of a pair, one for each end.
 pub(super) type Tokens = [[u8; TOKEN_SIZE]; 2];
 
-/// A pair's number, and the index of one end.
-type End = (u64, usize);
+/// One end of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct End {
+    /// The pair's number.
+    pair: u64,
+    /// The index in [`Pair::ends`].
+    index: usize,
+}
+
+/// The source of datagrams: the port of the relay that they arrive at, and the address that they come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Source {
+    /// Index of the port.
+    port: usize,
+    address: SocketAddr,
+}
 
 #[derive(Default)]
 pub(super) struct PairTable {
     next_number: u64,
     pairs: HashMap<u64, Pair>,
     tokens: HashMap<[u8; TOKEN_SIZE], End>,
-    /// Keyed by the port's index and the address.
-    addresses: HashMap<(usize, SocketAddr), End>,
+    addresses: HashMap<Source, End>,
 }
 
 struct Pair {
@@ -94,60 +96,12 @@ struct Pair {
     queue: Option<Queue>,
 }
 
-/// The input of a pair's queue. The queue's task ends when this is dropped.
-pub(super) struct Queue {
-    room: Arc<Semaphore>,
-    to: mpsc::UnboundedSender<Waiting>,
-}
-
-/// Datagrams that wait for their turn.
-pub(super) struct Waiting {
-    pub(super) bytes: Vec<u8>,
-    /// See [`Datagrams`].
-    pub(super) length: usize,
-    pub(super) ecn: Option<EcnCodepoint>,
-    pub(super) to: SocketAddr,
-    pub(super) _room: OwnedSemaphorePermit,
-}
-
 struct PairEnd {
     party: Party,
     token: [u8; TOKEN_SIZE],
     address: Option<SocketAddr>,
     /// When its last datagram arrived.
     last_seen: Instant,
-}
-
-impl Queue {
-    /// A queue for a pair with this rate, and its output.
-    pub(super) fn new(rate: Rate) -> (Self, mpsc::UnboundedReceiver<Waiting>) {
-        let bytes = (rate.bytes() as f64 * QUEUE_INTERVAL.as_secs_f64()) as usize;
-        let room = Arc::new(Semaphore::new(bytes.clamp(MIN_QUEUE_SIZE, MAX_QUEUE_SIZE)));
-        let (to, waiting) = mpsc::unbounded_channel();
-        (Self { room, to }, waiting)
-    }
-
-    /// Queues the datagrams that fit; the others are lost, as on any congested path.
-    fn put(&self, datagrams: Datagrams<'_>, to: SocketAddr) {
-        // Only one task queues datagrams, so the room cannot shrink meanwhile.
-        let fitting =
-            datagrams.first(self.room.available_permits() / (datagrams.length + DATAGRAM_OVERHEAD));
-        let Datagrams { bytes, length, ecn } = fitting;
-        let count = fitting.count();
-        let cost = u32::try_from(bytes.len() + count * DATAGRAM_OVERHEAD).unwrap_or(u32::MAX);
-        if count > 0
-            && let Ok(room) = self.room.clone().try_acquire_many_owned(cost)
-        {
-            // Fails only when the process ends.
-            let _ = self.to.send(Waiting {
-                bytes: bytes.to_vec(),
-                length,
-                ecn,
-                to,
-                _room: room,
-            });
-        }
-    }
 }
 
 impl Pair {
@@ -206,11 +160,15 @@ impl PairTable {
     ) {
         let number = self.next_number;
         self.next_number += 1;
-        let ends = std::array::from_fn(|end| {
-            self.tokens.insert(tokens[end], (number, end));
+        let ends = std::array::from_fn(|index| {
+            let end = End {
+                pair: number,
+                index,
+            };
+            self.tokens.insert(tokens[index], end);
             PairEnd {
-                party: ends[end],
-                token: tokens[end],
+                party: ends[index],
+                token: tokens[index],
                 address: None,
                 last_seen: now,
             }
@@ -256,18 +214,22 @@ impl PairTable {
         from: SocketAddr,
         allowance: &Allowance,
     ) -> Option<SocketAddr> {
+        let source = Source {
+            port,
+            address: from,
+        };
         if let Some((&BIND, token)) = datagrams.bytes.split_first()
             && let Some(&end) = <&[u8; TOKEN_SIZE]>::try_from(token)
                 .ok()
                 .and_then(|token| self.tokens.get(token))
         {
-            self.bind(end, port, from);
+            self.bind(end, source);
             return None;
         }
-        let (number, end) = *self.addresses.get(&(port, from))?;
-        let pair = self.pairs.get_mut(&number)?;
-        let to = pair.ends[1 - end].address?;
-        pair.ends[end].last_seen = Instant::now();
+        let end = *self.addresses.get(&source)?;
+        let pair = self.pairs.get_mut(&end.pair)?;
+        let to = pair.ends[1 - end.index].address?;
+        pair.ends[end.index].last_seen = Instant::now();
         if pair.bytes >= allowance.bytes {
             return None;
         }
@@ -280,12 +242,13 @@ impl PairTable {
     }
 
     /// Binds an end to an address.
-    fn bind(&mut self, end: End, port: usize, from: SocketAddr) {
-        let (number, end) = end;
-        let Some(pair) = self.pairs.get_mut(&number).filter(|pair| pair.port == port) else {
+    fn bind(&mut self, end: End, source: Source) {
+        let from = source.address;
+        let pair = self.pairs.get_mut(&end.pair);
+        let Some(pair) = pair.filter(|pair| pair.port == source.port) else {
             return;
         };
-        let this = &mut pair.ends[end];
+        let this = &mut pair.ends[end.index];
         if canonical(from).ip() != this.party.ip {
             return debug!(%from, validated = %this.party.ip, "cannot bind an address: its IP was not validated");
         }
@@ -296,25 +259,30 @@ impl PairTable {
         let before = this.address.replace(from);
         // An address belongs to the end that bound it last: a sender that serves several receivers in turn has only
         // one.
-        if let Some((other, other_end)) = self.addresses.insert((port, from), (number, end))
-            && let Some(pair) = self.pairs.get_mut(&other)
-            && (other, other_end) != (number, end)
+        if let Some(other) = self.addresses.insert(source, end)
+            && let Some(pair) = self.pairs.get_mut(&other.pair)
+            && other != end
         {
-            pair.ends[other_end].address = None;
+            pair.ends[other.index].address = None;
         }
         if let Some(before) = before {
-            self.release((port, before), (number, end));
+            let before = Source {
+                address: before,
+                ..source
+            };
+            self.release(before, end);
         }
-        debug!(number, end, %from, "bound");
+        debug!(number = end.pair, end = end.index, %from, "bound");
     }
 
     /// Unbinds an address, if it still belongs to this end.
-    fn release(&mut self, address: (usize, SocketAddr), of: End) {
-        if self.addresses.get(&address) == Some(&of) {
-            self.addresses.remove(&address);
+    fn release(&mut self, source: Source, of: End) {
+        if self.addresses.get(&source) == Some(&of) {
+            self.addresses.remove(&source);
         }
     }
 
+    /// Removes the pairs that have ended: silent, never bound, or over their limits.
     pub(super) fn sweep(&mut self, now: Instant, allowance: &Allowance) {
         let ended = |pair: &Pair| {
             let idle = if pair.ends.iter().all(|end| end.address.is_some()) {
@@ -340,8 +308,13 @@ impl PairTable {
             };
             for (index, end) in pair.ends.iter().enumerate() {
                 self.tokens.remove(&end.token);
-                if let Some(bound) = end.address {
-                    self.release((pair.port, bound), (number, index));
+                if let Some(address) = end.address {
+                    let port = pair.port;
+                    let end = End {
+                        pair: number,
+                        index,
+                    };
+                    self.release(Source { port, address }, end);
                 }
             }
             info!(
@@ -354,217 +327,4 @@ impl PairTable {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const A: &str = "192.0.2.1:7";
-    const B: &str = "192.0.2.2:7";
-
-    /// Two ends with bound addresses, on the only port.
-    fn bound() -> PairTable {
-        let mut state = unbound();
-        assert_eq!(
-            [bind(&mut state, 0, A), bind(&mut state, 1, B)],
-            [None, None]
-        );
-        state
-    }
-
-    fn unbound() -> PairTable {
-        let mut state = PairTable::default();
-        let now = Instant::now();
-        let ends = [A, B].map(|at| address(at).ip()).into_iter().enumerate();
-        let ends: Vec<_> = ends
-            .map(|(end, ip)| {
-                state.tokens.insert([end as u8; TOKEN_SIZE], (0, end));
-                PairEnd {
-                    party: Party { id: end as u64, ip },
-                    token: [end as u8; TOKEN_SIZE],
-                    address: None,
-                    last_seen: now,
-                }
-            })
-            .collect();
-        let Ok(ends) = ends.try_into() else {
-            unreachable!()
-        };
-        state.pairs.insert(
-            0,
-            Pair {
-                port: 0,
-                ends,
-                since: now,
-                bytes: 0,
-                queue: None,
-            },
-        );
-        state
-    }
-
-    fn address(text: &str) -> SocketAddr {
-        text.parse().unwrap()
-    }
-
-    fn bind(state: &mut PairTable, token: u8, from: &str) -> Option<SocketAddr> {
-        state.take(
-            one(&[&[BIND][..], &[token; TOKEN_SIZE]].concat()),
-            0,
-            address(from),
-            &Allowance::default(),
-        )
-    }
-
-    fn one(bytes: &[u8]) -> Datagrams<'_> {
-        Datagrams {
-            bytes,
-            length: bytes.len(),
-            ecn: None,
-        }
-    }
-
-    fn forward(state: &mut PairTable, from: &str) -> Option<SocketAddr> {
-        state.take(one(b"anything"), 0, address(from), &Allowance::default())
-    }
-
-    /// Sweeps as if this many seconds had passed since the last datagram.
-    fn swept(state: &mut PairTable, seconds: u64, allowance: &Allowance) -> bool {
-        state.sweep(Instant::now() + Duration::from_secs(seconds), allowance);
-        assert!(
-            !state.pairs.is_empty() || (state.tokens.is_empty() && state.addresses.is_empty()),
-            "nothing is left of it"
-        );
-        state.pairs.is_empty()
-    }
-
-    #[test]
-    fn datagrams_of_one_end_go_only_to_the_other() {
-        let mut state = bound();
-        assert_eq!(forward(&mut state, A), Some(address(B)));
-        assert_eq!(forward(&mut state, B), Some(address(A)));
-        for stranger in ["192.0.2.1:8", "192.0.2.3:7", "[2001:db8::1]:7"] {
-            assert_eq!(forward(&mut state, stranger), None);
-        }
-        assert_eq!(
-            state.take(one(b"anything"), 1, address(A), &Allowance::default()),
-            None,
-            "on another port"
-        );
-    }
-
-    #[test]
-    fn a_token_binds_only_addresses_of_the_validated_ip() {
-        let mut state = bound();
-        assert_eq!(bind(&mut state, 0, "192.0.2.3:7"), None);
-        assert_eq!(
-            (forward(&mut state, "192.0.2.3:7"), forward(&mut state, B)),
-            (None, Some(address(A)))
-        );
-        // As a NAT does that changes the port.
-        bind(&mut state, 0, "192.0.2.1:9");
-        assert_eq!(
-            (forward(&mut state, A), forward(&mut state, B)),
-            (None, Some(address("192.0.2.1:9")))
-        );
-        // As a socket for IPv4 and IPv6 shows it.
-        bind(&mut state, 0, "[::ffff:192.0.2.1]:9");
-        assert_eq!(
-            forward(&mut state, B),
-            Some(address("[::ffff:192.0.2.1]:9"))
-        );
-    }
-
-    #[test]
-    fn a_silent_end_ends_the_pair_while_the_other_still_sends() {
-        let mut state = bound();
-        assert!(!swept(
-            &mut state,
-            IDLE_TIMEOUT.as_secs() - 1,
-            &Allowance::default()
-        ));
-        let Some(pair) = state.pairs.get_mut(&0) else {
-            unreachable!()
-        };
-        pair.ends[1].last_seen += IDLE_TIMEOUT;
-        assert!(
-            swept(
-                &mut state,
-                IDLE_TIMEOUT.as_secs() + 1,
-                &Allowance::default()
-            ),
-            "only one of them still sends"
-        );
-        assert_eq!(forward(&mut state, B), None);
-    }
-
-    #[test]
-    fn a_pair_with_an_unbound_end_is_removed() {
-        let mut state = unbound();
-        bind(&mut state, 1, B);
-        assert_eq!(forward(&mut state, B), None);
-        assert!(!swept(
-            &mut state,
-            UNBOUND_TIMEOUT.as_secs() - 1,
-            &Allowance::default()
-        ));
-        assert!(swept(
-            &mut state,
-            UNBOUND_TIMEOUT.as_secs() + 1,
-            &Allowance::default()
-        ));
-    }
-
-    #[test]
-    fn a_pair_has_limited_bytes_and_time() {
-        let allowance = Allowance {
-            bytes: 20,
-            time: Duration::from_secs(10),
-            ..Allowance::default()
-        };
-        let mut state = bound();
-        let forwarded = (0..9).filter(|_| {
-            state
-                .take(one(b"8 bytes."), 0, address(A), &allowance)
-                .is_some()
-        });
-        assert_eq!(
-            forwarded.count(),
-            3,
-            "the datagram that reaches the limit is the last"
-        );
-        assert!(swept(&mut state, 0, &allowance));
-        let mut state = bound();
-        assert!(!swept(&mut state, 9, &allowance));
-        assert!(swept(&mut state, 11, &allowance));
-    }
-
-    #[tokio::test]
-    async fn queues_are_limited_in_bytes_with_datagram_overhead() {
-        let (to, mut waiting) = mpsc::unbounded_channel();
-        let queue = Queue {
-            room: Arc::new(Semaphore::new(MIN_QUEUE_SIZE)),
-            to,
-        };
-        // Of datagrams received together, those that fit are queued.
-        queue.put(
-            Datagrams {
-                bytes: &[0; 60_000],
-                length: 1_200,
-                ecn: None,
-            },
-            address(B),
-        );
-        (0..1_000).for_each(|_| queue.put(one(&[0]), address(B)));
-        drop(queue);
-        let mut queued = 0;
-        let mut lengths = Vec::new();
-        while let Some(Waiting { bytes, length, .. }) = waiting.recv().await {
-            queued += bytes.len() + bytes.len().div_ceil(length) * DATAGRAM_OVERHEAD;
-            lengths.push(bytes.len());
-        }
-        assert!(
-            queued <= MIN_QUEUE_SIZE && lengths.len() <= MIN_QUEUE_SIZE / DATAGRAM_OVERHEAD,
-            "{queued}"
-        );
-        assert_eq!(lengths[0], 32 * 1_200);
-    }
-}
+mod tests;

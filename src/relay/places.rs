@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use aws_lc_rs::rand;
 use governor::clock::DefaultClock;
 use governor::state::keyed::HashMapStateStore;
 use governor::{Quota, RateLimiter};
@@ -16,6 +15,8 @@ use tracing::info;
 use super::address::{canonical, network};
 use super::forward::Forwarder;
 use super::pairs::Party;
+use crate::auth::random::random;
+use crate::error::lock::lock;
 use crate::error::{Code, Reason, Result};
 use crate::net::stream::varint_of;
 use crate::protocol::{Address, Forward, Found, Place, Seek};
@@ -100,10 +101,7 @@ pub(super) struct ConnectionSlot {
 
 impl ConnectionSlot {
     pub(super) fn add(state: &Arc<RelayState>, network: IpAddr) -> Option<Self> {
-        let mut connected = state
-            .connected
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut connected = lock(&state.connected);
         if connected.all >= MAX_CONNECTIONS
             || connected
                 .for_address
@@ -123,11 +121,7 @@ impl ConnectionSlot {
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        let mut connected = self
-            .state
-            .connected
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut connected = lock(&self.state.connected);
         connected.all -= 1;
         if let Some(count) = connected.for_address.get_mut(&self.network) {
             *count -= 1;
@@ -147,7 +141,7 @@ pub(super) struct ReservedNumber {
 
 impl Drop for ReservedNumber {
     fn drop(&mut self) {
-        let mut places = self.state.places();
+        let mut places = lock(&self.state.places);
         // A newer connection with the same claim may own the number now.
         let own = |sender: &RegisteredSender| {
             self.notify
@@ -170,10 +164,6 @@ impl RelayState {
             connected: Mutex::default(),
             forwarder: Arc::new(forwarder),
         }
-    }
-
-    fn places(&self) -> MutexGuard<'_, HashMap<u32, RegisteredSender>> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Checks the attempt limit and the token; returns the client's observed address.
@@ -203,7 +193,7 @@ impl RelayState {
         place: Place,
         notify: mpsc::Sender<Found>,
     ) -> Result<ReservedNumber, Reason> {
-        let mut places = self.places();
+        let mut places = lock(&self.places);
         let previous = place.number.filter(|number| {
             places
                 .get(number)
@@ -252,7 +242,7 @@ impl RelayState {
         seek: &Seek,
     ) -> Result<Found, Reason> {
         let not_found = || Reason::new(Code::NotFound, "no sender has this number");
-        let places = self.places();
+        let places = lock(&self.places);
         let sender = places.get(&seek.number).ok_or_else(not_found)?;
         let sender_address = sender.client.observed_address().map_err(|_| not_found())?;
         // Reserve the notice before making a pair: the sender would not bind a pair that it never hears about.
@@ -299,9 +289,8 @@ fn free_number(places: &HashMap<u32, RegisteredSender>) -> Result<u32, Reason> {
         end *= 10;
     }
     for _ in 0..100 {
-        let mut random = [0; 4];
-        rand::fill(&mut random).map_err(|_| Reason::from(Code::Internal))?;
-        let number = FIRST_NUMBERS.start + u32::from_le_bytes(random) % (end - FIRST_NUMBERS.start);
+        let drawn = random().map_err(|_| Reason::from(Code::Internal))?;
+        let number = FIRST_NUMBERS.start + u32::from_le_bytes(drawn) % (end - FIRST_NUMBERS.start);
         if !places.contains_key(&number) {
             return Ok(number);
         }

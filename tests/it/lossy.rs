@@ -11,10 +11,10 @@ use crate::support::path::{Path, Settings};
 use crate::support::slow::SlowStore;
 use crate::support::{Host, LIMIT, content, listing, recorder, to, write};
 use haul::internal::net::stream::MessageReader;
-use haul::internal::protocol::{End, List, Message, Refused};
+use haul::internal::protocol::{Components, End, List, Message, Refused};
 use haul::{
-    Client, Components, Config, Error, Event, Identity, LocalStore, Observer, Outcome, Result,
-    ServerTrust, ignore,
+    Client, Config, Error, Event, Identity, LocalStore, Observer, Outcome, Result, ServerTrust,
+    ignore,
 };
 use tempfile::{TempDir, tempdir};
 use tokio::net::UdpSocket;

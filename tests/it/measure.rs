@@ -5,12 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use haul::bench::{MeasureOptions, Measurement, Probe};
 use haul::internal::net::stream::{MessageReader, StreamError};
 use haul::internal::protocol::{Measure, Message, Ping, Pong, Received};
-use haul::{
-    Client, Code, Config, Error, Event, Identity, MeasureOptions, Measurement, MemoryStore, Probe,
-    Result, ServerTrust,
-};
+use haul::{Client, Code, Config, Error, Event, Identity, MemoryStore, Result, ServerTrust};
 use quinn::{Connection, SendStream};
 
 use crate::hostile::peer::{Peer, impatient, within};

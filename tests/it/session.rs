@@ -274,7 +274,7 @@ async fn many_connections_share_the_permits_and_none_starves() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a minute in a debug build; see tests/README.md"]
 async fn a_thousand_connections_share_the_default_permits() {
-    haul::raise_open_files();
+    haul::internal::storage::open_files::raise_open_files();
     let peak = share_permits(1000, Config::default()).await;
     println!("{peak} transfers wrote at the same time");
     assert!((2..=100).contains(&peak), "{peak} wrote at the same time");

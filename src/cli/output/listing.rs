@@ -2,7 +2,7 @@
 
 use std::io::{BufWriter, Stdout, Write};
 
-use base64::prelude::{BASE64_STANDARD, Engine};
+use data_encoding::BASE64;
 use haul::{Kind, Listed, Reason, RelativePath, Time, printable};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -166,14 +166,14 @@ fn name(object: &mut Value, path: &RelativePath) {
 pub(super) fn bytes_of(object: &mut Value, field: &str, bytes: &[u8]) {
     object[field] = String::from_utf8_lossy(bytes).into();
     if std::str::from_utf8(bytes).is_err() {
-        object[format!("{field}_bytes")] = BASE64_STANDARD.encode(bytes).into();
+        object[format!("{field}_bytes")] = BASE64.encode(bytes).into();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use haul::Components;
+    use haul::internal::protocol::Components;
 
     fn listed(name: &[u8], kind: Option<Kind>, mode: u32) -> (RelativePath, Listed) {
         let path = RelativePath::from_components([name]).unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use haul::{Load, Measurement, Probe, RoundTrips};
+use haul::bench::{Load, Measurement, Probe, RoundTrips};
 use serde_json::{Value, json};
 
 use super::line;

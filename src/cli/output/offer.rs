@@ -4,7 +4,8 @@ use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use haul::{Offer, PeerText, RelativePath, is_unprintable};
+use haul::internal::error::text::is_unprintable;
+use haul::{Offer, PeerText, RelativePath};
 use qrcode::render::unicode::Dense1x2;
 use qrcode::{EcLevel, QrCode};
 use serde_json::json;

@@ -1,12 +1,10 @@
 //! Beginning an offering: prepares the content, binds the server and runs it.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
+use super::running_server::RunningServer;
 use super::{Offering, SendOptions};
 use crate::auth::identity::Identity;
 use crate::auth::{Admission, Guests};
@@ -17,6 +15,7 @@ use crate::pairing::introduction::Asking;
 use crate::pairing::offer::{Content, Counting};
 use crate::pairing::pair;
 use crate::pairing::placement::Rendezvous;
+use crate::pairing::rendezvous::RelayClient;
 use crate::protocol::Offer;
 use crate::server::{Server, ServerOptions};
 use crate::storage::MemoryStore;
@@ -85,17 +84,22 @@ impl Offering {
             },
             introduction_sender,
         )?;
-        let rendezvous = Rendezvous {
-            port: server.ports()[0].clone(),
+        let server = RunningServer::spawn(server);
+        let client = relay.map(|relay| RelayClient {
+            port: server.port.clone(),
             relay,
-            own,
+            own: own.clone(),
             config,
+        });
+        let rendezvous = Rendezvous {
+            client,
+            own,
             placement: None,
         };
         let mut offering = Self {
             active: ActiveCode::new(identity, to, expires),
             rendezvous,
-            server: RunningServer::spawn(server),
+            server,
             counting,
             guests,
             introductions,
@@ -122,38 +126,4 @@ async fn prepare(
     tokio::task::spawn_blocking(move || content.prepare(from, follow, server))
         .await
         .map_err(|_| Error::Refused(Code::Internal.into()))?
-}
-
-/// The server behind an offering. Dropping it ends the server at once.
-pub(super) struct RunningServer {
-    pub(super) addresses: Vec<SocketAddr>,
-    pub(super) stop: CancellationToken,
-    pub(super) stop_now: CancellationToken,
-    pub(super) task: Option<JoinHandle<()>>,
-}
-
-impl RunningServer {
-    fn spawn(server: Server) -> Self {
-        let addresses = server.local_addresses();
-        let stop = CancellationToken::new();
-        let stop_now = CancellationToken::new();
-        let task = tokio::spawn(server.run(
-            stop.clone().cancelled_owned(),
-            stop_now.clone().cancelled_owned(),
-        ));
-        Self {
-            addresses,
-            stop,
-            stop_now,
-            task: Some(task),
-        }
-    }
-}
-
-impl Drop for RunningServer {
-    fn drop(&mut self) {
-        if let Some(task) = &self.task {
-            task.abort();
-        }
-    }
 }

@@ -3,9 +3,10 @@
 use haul::internal::net::stream::MessageReader;
 use haul::internal::protocol::Verdict;
 use haul::internal::protocol::{
-    Committed, Complete, End, Entry, Hello, List, Message, Pull, Ready, Refused, Unsendable,
+    Committed, Complete, Components, End, Entry, Hello, List, Message, Pull, Ready, Refused,
+    Unsendable,
 };
-use haul::{Client, Code, Components, Error, Kind, ListItem, Listed, Outcome, Result, Summary};
+use haul::{Client, Code, Error, Kind, ListItem, Listed, Outcome, Result, Summary};
 use quinn::Connection;
 use tempfile::{TempDir, tempdir};
 use tokio::sync::oneshot;

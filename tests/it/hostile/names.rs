@@ -3,8 +3,8 @@
 use std::os::unix::fs::symlink;
 
 use haul::internal::protocol::Verdict;
-use haul::internal::protocol::{Entry, Hello, Message, Ready, Refused};
-use haul::{Code, Components, Kind};
+use haul::internal::protocol::{Components, Entry, Hello, Message, Ready, Refused};
+use haul::{Code, Kind};
 
 use crate::hostile::peer::*;
 

@@ -9,12 +9,9 @@ use bytes::{BufMut, BytesMut};
 use haul::internal::net::stream::{MessageReader, code_of};
 use haul::internal::protocol::Verdict;
 use haul::internal::protocol::{
-    Entry, Hello, Message, Plan, Pull, Push, Range, Ready, Trailer, put_varint,
+    Components, Entry, Hello, Message, Plan, Pull, Push, Range, Ready, Trailer, put_varint,
 };
-use haul::{
-    Code, Components, Config, Durability, Identity, KeyId, Kind, LocalStore, MemoryStore,
-    ServerTrust,
-};
+use haul::{Code, Config, Durability, Identity, KeyId, Kind, LocalStore, MemoryStore, ServerTrust};
 use quinn::{Connection, ConnectionError, Endpoint, SendStream, TransportConfig};
 use tempfile::TempDir;
 

@@ -6,10 +6,10 @@ use std::process::{Command, Stdio};
 use bytes::BytesMut;
 use haul::internal::net::stream::MessageReader;
 use haul::internal::protocol::{
-    Complete, Done, End, Entry, Failed, Frame, GoAway, Hello, Message, Plan, Push, Ready, Refuse,
-    Refused, Removed, Unsendable, Want, WireReason,
+    Complete, Components, Done, End, Entry, Failed, Frame, GoAway, Hello, Message, Plan, Push,
+    Ready, Refuse, Refused, Removed, Unsendable, Want, WireReason,
 };
-use haul::{Code, Components, Config, Identity, Kind, Listed, MetadataWarning, Reason, Summary};
+use haul::{Code, Config, Identity, Kind, Listed, MetadataWarning, Reason, Summary};
 use quinn::{Connection, SendStream};
 use tempfile::tempdir;
 
