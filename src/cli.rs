@@ -26,6 +26,8 @@ mod send;
 mod serve;
 mod settings;
 
+use output::Style;
+
 /// Everything was done.
 const DONE: u8 = 0;
 /// Some files failed; each was reported with its reason.
@@ -242,11 +244,17 @@ struct Output {
     /// Print one JSON object a line on standard output
     #[arg(long)]
     json: bool,
-    #[arg(skip)]
-    dry_run: bool,
-    /// The name of the other end in messages.
-    #[arg(skip = "the server")]
-    peer: &'static str,
+}
+
+impl Output {
+    fn style(&self) -> Style {
+        match self {
+            Self { json: true, .. } => Style::Json,
+            Self { quiet: true, .. } => Style::Quiet,
+            Self { verbose: true, .. } => Style::Verbose,
+            _ => Style::Normal,
+        }
+    }
 }
 
 /// Make a directory equal to another, and remove the rest.
@@ -418,9 +426,9 @@ pub(crate) fn failed_to_begin(error: std::io::Error) -> ExitCode {
 /// Returns the exit code of an error.
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Error>() {
-        Some(
-            Error::Usage(_) | Error::Home { .. } | Error::Internal(_) | Error::NoRandomness,
-        ) => USAGE,
+        Some(Error::Usage(_) | Error::Home { .. } | Error::Internal(_) | Error::NoRandomness) => {
+            USAGE
+        }
         Some(
             Error::Resolve { .. } | Error::Unreachable { .. } | Error::Lost(_) | Error::Stopping,
         ) => NO_CONNECTION,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use haul::{Argument, Config, Error, Event, MeasureOptions, Observer};
 
 use super::connect::connect;
-use super::output::{self, Status, measured};
+use super::output::{self, StatusLine, measurement};
 use super::{Bench, DONE, Expert, INTERRUPTED};
 
 pub(super) async fn run(bench: Bench) -> anyhow::Result<u8> {
@@ -37,7 +37,7 @@ async fn measure(bench: Bench) -> anyhow::Result<u8> {
         down: !bench.up,
         time,
     };
-    let status = Arc::new(Status::new());
+    let status = Arc::new(StatusLine::new());
     let result = tokio::select! {
         result = client.measure(&options, observer(&status)) => Some(result),
         _ = tokio::signal::ctrl_c() => None,
@@ -45,13 +45,13 @@ async fn measure(bench: Bench) -> anyhow::Result<u8> {
     drop(status);
     client.close().await;
     match result {
-        Some(result) => measured::show(&result?, bench.json),
+        Some(result) => measurement::show_results(&result?, bench.json),
         None => return Ok(INTERRUPTED),
     }
     Ok(DONE)
 }
 
-fn observer(status: &Arc<Status>) -> Observer {
+fn observer(status: &Arc<StatusLine>) -> Observer {
     let status = status.clone();
     Arc::new(move |event| {
         if let Event::Measuring {
@@ -60,7 +60,7 @@ fn observer(status: &Arc<Status>) -> Observer {
             elapsed,
         } = event
         {
-            status.show(measured::progress(probe, bytes, elapsed));
+            status.show(measurement::progress_line(probe, bytes, elapsed));
         }
     })
 }

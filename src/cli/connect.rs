@@ -35,7 +35,7 @@ pub(super) async fn connect(
         Some("y" | "Y" | "yes") => {}
         Some(_) => return Err(Error::UnknownHost { host, key_id }.into()),
         None => {
-            let file = output::shown(&home.known_hosts());
+            let file = output::printable_path(&home.known_hosts());
             return Err(anyhow::Error::from(Error::UnknownHost { host: host.clone(), key_id: key_id.clone() }).context(
                 format!(
                     "cannot trust {host}: its key is not known, and there is no terminal to ask on. If `haul id` on the \

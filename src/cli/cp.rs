@@ -8,7 +8,7 @@ use haul::{
 };
 
 use super::connect::connect;
-use super::output::{self, Screen};
+use super::output::{self, Display, OtherEnd, Screen};
 use super::{Cp, DONE, FAILED, INTERRUPTED, Specials, Taking, exit_code_of};
 
 /// The session to run on the connection.
@@ -27,7 +27,11 @@ impl Job {
             Self::Push(options) => client.push(options, observer).await,
             Self::Input(options) => client.push_from(std::io::stdin(), options, observer).await,
             Self::Pull(options) => client.pull(options, observer).await,
-            Self::Output(options) => client.pull_to(output::raw()?, options, observer).await,
+            Self::Output(options) => {
+                client
+                    .pull_to(output::unbuffered_standard_output()?, options, observer)
+                    .await
+            }
         }
     }
 
@@ -52,14 +56,14 @@ impl Job {
 }
 
 pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
-    let output = super::Output {
-        dry_run: cp.how.taking.dry_run,
-        ..cp.how.output
-    };
     let (client, job) = begin(&cp)
         .await
         .inspect_err(|error| output::report_start_failure(cp.how.output.json, error))?;
-    let screen = Screen::new(output);
+    let screen = Screen::new(Display {
+        style: cp.how.output.style(),
+        dry_run: cp.how.taking.dry_run,
+        other_end: OtherEnd::Server,
+    });
     let ended = tokio::select! {
         ended = job.run(&client, screen.observer()) => ended,
         _ = tokio::signal::ctrl_c() => {
@@ -107,7 +111,7 @@ async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
         ));
     }
     if let Some(kbit) = &cp.how.scp_limit {
-        let kbit = output::shown(kbit.as_ref());
+        let kbit = output::printable_path(kbit.as_ref());
         return Err(usage(&format!(
             "cannot use scp's -l {kbit} (kbit/s): write --limit {kbit}k"
         )));
@@ -267,7 +271,7 @@ fn split(cp: &Cp) -> anyhow::Result<(Target, Way)> {
                 ..
             }),
         ) => {
-            let shown = output::shown(cp.sources[0].as_ref());
+            let shown = output::printable_path(cp.sources[0].as_ref());
             Err(usage(&format!(
                 "cannot copy from server to server: run haul on one of the two, with a local path. If {shown} is a local \
                  file, write ./{shown}"
@@ -277,7 +281,7 @@ fn split(cp: &Cp) -> anyhow::Result<(Target, Way)> {
             "cannot copy from server to server: run haul on one of the two, with a local path",
         )),
         (Argument::Local(path), None) => {
-            let path = output::shown(&path);
+            let path = output::printable_path(&path);
             let example = path.trim_start_matches(['.', '/']);
             Err(usage(&format!(
                 "cannot copy between local paths: {path} is not a server; the destination comes last, as in haul://host/{example}"
@@ -285,7 +289,7 @@ fn split(cp: &Cp) -> anyhow::Result<(Target, Way)> {
         }
         (Argument::Local(path), Some(server)) => {
             if let Some(local) = here.first() {
-                let local = output::shown(local);
+                let local = output::printable_path(local);
                 return Err(usage(&format!(
                     "cannot copy {local}: it is local, and the other sources are on a server; copy it with cp"
                 )));

@@ -12,8 +12,8 @@ use haul::{
     ServerOptions, ServerTrust,
 };
 
-use super::output::{self, Screen, shown};
-use super::{DONE, Demo, FAILED, Output};
+use super::output::{self, Display, OtherEnd, Screen, Style, printable_path};
+use super::{DONE, Demo, FAILED};
 
 /// Bytes compared at a time.
 const BLOCK: usize = 1 << 20;
@@ -25,7 +25,7 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
         None => small_tree(&directory.join("sent"))?,
     };
     let received = directory.join("received");
-    std::fs::create_dir(&received).with_context(|| shown(&received))?;
+    std::fs::create_dir(&received).with_context(|| printable_path(&received))?;
 
     let identity = Identity::generate()?;
     let trust = ServerTrust {
@@ -53,7 +53,7 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
         .port();
     output::line(&format!(
         "A server runs on 127.0.0.1:{port} (UDP). Sending {} to it over QUIC.",
-        shown(&source)
+        printable_path(&source)
     ));
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let running = tokio::spawn(server.run(async { drop(stopped.await) }, std::future::pending()));
@@ -72,12 +72,10 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
         into: true,
         ..PushOptions::default()
     };
-    let screen = Screen::new(Output {
-        quiet: false,
-        verbose: false,
-        json: false,
+    let screen = Screen::new(Display {
+        style: Style::Normal,
         dry_run: false,
-        peer: "the server",
+        other_end: OtherEnd::Server,
     });
     let begun = Instant::now();
     let pushed = client.push(&options, screen.observer()).await;
@@ -99,7 +97,7 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
         "Speed: {:.0} MB/s on this machine, both ends included.",
         sent.bytes as f64 / 1e6 / seconds
     ));
-    output::line(&format!("The files are in {}", shown(&directory)));
+    output::line(&format!("The files are in {}", printable_path(&directory)));
     Ok(if compared.different == 0 && sent.failed == 0 {
         DONE
     } else {
@@ -119,12 +117,12 @@ fn new_directory() -> anyhow::Result<PathBuf> {
         match std::fs::DirBuilder::new().mode(0o700).create(&path) {
             Ok(()) => return Ok(path),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error).with_context(|| shown(&path)),
+            Err(error) => return Err(error).with_context(|| printable_path(&path)),
         }
     }
     bail!(
         "cannot make a new directory in {}: all names exist",
-        shown(&std::env::temp_dir())
+        printable_path(&std::env::temp_dir())
     )
 }
 
@@ -148,7 +146,7 @@ fn small_tree(root: &Path) -> anyhow::Result<PathBuf> {
         write("größe und 漢字.txt", 1234)?;
         (0..500).try_for_each(|i| write(&format!("many/{i:03}.txt"), i * 61))
     })()
-    .with_context(|| shown(&tree))?;
+    .with_context(|| printable_path(&tree))?;
     Ok(tree)
 }
 
@@ -160,7 +158,9 @@ struct Compared {
 
 /// Compares each file of the source with the received one, by reading both.
 fn compare_trees(source: &Path, received: &Path) -> anyhow::Result<Compared> {
-    let source = source.canonicalize().with_context(|| shown(source))?;
+    let source = source
+        .canonicalize()
+        .with_context(|| printable_path(source))?;
     let name = source
         .file_name()
         .context("cannot compare the source: it has no name")?;
@@ -169,22 +169,22 @@ fn compare_trees(source: &Path, received: &Path) -> anyhow::Result<Compared> {
     while let Some((sent, got)) = open.pop() {
         let kind = sent
             .symlink_metadata()
-            .with_context(|| shown(&sent))?
+            .with_context(|| printable_path(&sent))?
             .file_type();
         if kind.is_dir() {
-            for entry in std::fs::read_dir(&sent).with_context(|| shown(&sent))? {
-                let entry = entry.with_context(|| shown(&sent))?;
+            for entry in std::fs::read_dir(&sent).with_context(|| printable_path(&sent))? {
+                let entry = entry.with_context(|| printable_path(&sent))?;
                 open.push((entry.path(), got.join(entry.file_name())));
             }
         } else if kind.is_file() {
             match same_content(&sent, &got) {
                 Ok(true) => compared.equal += 1,
                 Ok(false) => {
-                    output::note(&format!("haul: {} differs", shown(&got)));
+                    output::note(&format!("haul: {} differs", printable_path(&got)));
                     compared.different += 1;
                 }
                 Err(error) => {
-                    output::note(&format!("haul: {}: {error}", shown(&got)));
+                    output::note(&format!("haul: {}: {error}", printable_path(&got)));
                     compared.different += 1;
                 }
             }

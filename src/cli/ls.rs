@@ -4,14 +4,14 @@ use haul::{Argument, Config, Error, ListItem, Listing};
 
 use super::connect::connect;
 use super::output;
-use super::output::listing::{Form, Lines};
+use super::output::listing::{Format, Lines};
 use super::{DONE, FAILED, INTERRUPTED, Ls};
 
 pub(super) async fn run(ls: Ls) -> anyhow::Result<u8> {
-    let form = if ls.json {
-        Form::Json
+    let format = if ls.json {
+        Format::Json
     } else {
-        Form::Text { long: ls.long }
+        Format::Text { long: ls.long }
     };
     let begin = async {
         let Argument::Remote(target) = Argument::parse(&ls.place)? else {
@@ -31,7 +31,7 @@ pub(super) async fn run(ls: Ls) -> anyhow::Result<u8> {
         .await
         .inspect_err(|error| output::report_start_failure(ls.json, error))?;
     let ended = tokio::select! {
-        ended = print(listing, Lines::new(form)) => ended,
+        ended = print(listing, Lines::new(format)) => ended,
         _ = tokio::signal::ctrl_c() => Ok(INTERRUPTED),
     };
     client.close().await;
@@ -57,7 +57,7 @@ async fn print(mut listing: Listing, mut lines: Lines) -> anyhow::Result<u8> {
             Some(ListItem::Listed(path, listed)) => lines.print(&path, &listed),
             Some(ListItem::Failed(path, why)) => {
                 code = FAILED;
-                lines.failed(&path, &why)
+                lines.print_failure(&path, &why)
             }
             None => {
                 lines.flush();

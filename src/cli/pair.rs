@@ -12,13 +12,11 @@ use haul::peers;
 use haul::peers::Peer;
 use haul::{Config, Error, Home, Petname, Reason, WalkOptions};
 
+use super::output::{self, Style};
 use super::receive::{By, meet};
 use super::send::{Asking, EXPIRED, announce, another, machine};
 use super::settings::{Relayed, own_addresses};
-use super::{
-    DONE, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, Output, listen_address, output, prompt,
-    time,
-};
+use super::{DONE, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, listen_address, prompt, time};
 
 /// Pair with another machine, by one code.
 #[derive(Args)]
@@ -178,15 +176,8 @@ async fn by_showing(pair: &Pair, home: &Home) -> anyhow::Result<Ended> {
 ///
 /// Dropping the future withdraws the announcement on the local network.
 async fn shown(offering: &mut Offering) -> anyhow::Result<Ended> {
-    let output = Output {
-        quiet: false,
-        verbose: true,
-        json: false,
-        dry_run: false,
-        peer: "the other machine",
-    };
     let asking = Asking {
-        output,
+        style: Style::Verbose,
         ticket: false,
         to: None,
         command: "haul pair NAME   (a name for this machine)",

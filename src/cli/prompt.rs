@@ -16,7 +16,7 @@ use super::output;
 /// Blocks.
 pub(super) fn code(question: &str) -> Option<String> {
     if !std::io::stdin().is_terminal() {
-        return output::line_in();
+        return output::read_line();
     }
     // Uses the terminal itself, because standard output may be a file, and the code is a secret.
     let config = Config::builder().behavior(Behavior::PreferTerm).build();

@@ -21,8 +21,8 @@ use haul::{
     Offer, Outcome, PeerText, Petname, PullOptions, Rate, ReceiveOptions,
 };
 
-use super::output::offer::Named;
-use super::output::{self, Screen, shown};
+use super::output::offer::OfferedName;
+use super::output::{self, Display, OtherEnd, Screen, printable_path};
 use super::settings::{Relayed, own_addresses};
 use super::{DONE, Expert, FAILED, INTERRUPTED, Output, exit_code_of, prompt, time};
 
@@ -142,7 +142,7 @@ pub(super) async fn run(receive: Receive) -> anyhow::Result<u8> {
         None => output::note("\nhaul: interrupted; nothing was received"),
     }
     met.decline().await;
-    output::offer::ended(receive.output, Some("declined"));
+    output::code::report_refused(receive.output.style(), "declined");
     Ok(if accepted.is_some() {
         FAILED
     } else {
@@ -308,7 +308,7 @@ async fn by(receive: &Receive, home: &Home) -> anyhow::Result<Option<By>> {
 const MAX_TICKET_FILE: u64 = 16 << 10;
 
 fn ticket_in(file: &Path) -> Result<String, Error> {
-    let failed = || Error::io(format!("cannot read {}", shown(file)));
+    let failed = || Error::io(format!("cannot read {}", printable_path(file)));
     let mut text = String::new();
     let read = match file.as_os_str() == "-" {
         true => std::io::stdin()
@@ -342,10 +342,10 @@ async fn accepted(receive: &Receive, met: &Met) -> bool {
         receive::free_space(&receive.to)
     };
     let from = &offer.from;
-    let names = Named::look(met.names(), (!output).then_some(&*receive.to));
-    let listed = output::offer::lines(offer, &names);
+    let names = OfferedName::look_up(met.names(), (!output).then_some(&*receive.to));
+    let listed = output::offer::describe(offer, &names);
     if receive.output.json {
-        output::offer::json(offer, &names, met.address(), free);
+        output::offer::print_json(offer, &names, met.address(), free);
     } else if offer.text.is_none() {
         listed.lines.iter().for_each(|line| output::note(line));
     }
@@ -355,7 +355,7 @@ async fn accepted(receive: &Receive, met: &Met) -> bool {
     let small = free.filter(|free| *free < missing);
     if let Some(free) = small {
         let free = output::bytes(free);
-        let to = shown(&receive.to);
+        let to = printable_path(&receive.to);
         let missing = output::bytes(missing);
         output::note(&format!(
             "haul: not enough space in {to}: {missing} would be received, {free} are free"
@@ -405,15 +405,16 @@ async fn receive_accepted(receive: &Receive, met: Met) -> anyhow::Result<u8> {
     let text = met.offer().text.clone();
     let Some(client) = met.accept().await? else {
         if !receive.output.json {
-            output::offer::text(&text.unwrap_or_default());
+            output::offer::print_text(&text.unwrap_or_default());
         }
-        output::offer::ended(receive.output, None);
+        output::code::report_done(receive.output.style());
         return Ok(DONE);
     };
     let output = receive.to.as_os_str() == "-";
-    let screen = Screen::new(Output {
-        peer: "the sender",
-        ..receive.output
+    let screen = Screen::new(Display {
+        style: receive.output.style(),
+        dry_run: false,
+        other_end: OtherEnd::Sender,
     });
     let ended = tokio::select! {
         ended = pull(&client, &options, output, screen.observer()) => ended,
@@ -445,7 +446,11 @@ async fn pull(
     observer: Observer,
 ) -> Result<Outcome, Error> {
     match output {
-        true => client.pull_to(output::raw()?, options, observer).await,
+        true => {
+            client
+                .pull_to(output::unbuffered_standard_output()?, options, observer)
+                .await
+        }
         false => client.pull(options, observer).await,
     }
 }

@@ -16,7 +16,7 @@ use haul::{
 };
 
 use super::filter::FilterArgs;
-use super::output::{self, Screen};
+use super::output::{self, Display, OtherEnd, Screen, Style};
 use super::settings::{Relayed, own_addresses};
 use super::{
     DONE, Expert, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, Output, Specials, Unruly,
@@ -73,7 +73,7 @@ pub(super) struct Send {
 
 pub(super) async fn run(send: Send) -> anyhow::Result<u8> {
     let json = send.output.json;
-    let stage = Stage::new(send.output);
+    let stage = Stage::new(send.output.style());
     let mut offering = begin(&send, &stage)
         .await
         .inspect_err(|error| output::report_start_failure(json, error))?;
@@ -168,7 +168,7 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
                     "haul: the receiver at {from} declined; nothing was sent"
                 ));
                 if !send.keep {
-                    output::offer::ended(send.output, Some("the receiver declined"));
+                    output::code::report_refused(send.output.style(), "the receiver declined");
                     return Ok(FAILED);
                 }
             }
@@ -177,7 +177,10 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
                     "haul: a wrong guess from {from} has burnt the code.\nNothing was sent or shown."
                 );
                 if !wants_another(send, &what).await {
-                    output::offer::ended(send.output, Some("a wrong guess has burnt the code"));
+                    output::code::report_refused(
+                        send.output.style(),
+                        "a wrong guess has burnt the code",
+                    );
                     return Ok(NOT_TRUSTED);
                 }
             }
@@ -188,7 +191,7 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
                     EXPIRED
                 };
                 if !wants_another(send, what).await {
-                    output::offer::ended(send.output, Some("no receiver came in time"));
+                    output::code::report_refused(send.output.style(), "no receiver came in time");
                     return Ok(NO_CONNECTION);
                 }
             }
@@ -215,7 +218,7 @@ async fn wants_another(send: &Send, what: &str) -> bool {
 
 /// How to show a code, a ticket or a wait for a paired machine.
 pub(super) struct Asking<'a> {
-    pub(super) output: Output,
+    pub(super) style: Style,
     pub(super) ticket: bool,
     /// The paired machine that is waited for, which needs no code.
     pub(super) to: Option<&'a Petname>,
@@ -226,7 +229,7 @@ pub(super) struct Asking<'a> {
 impl<'a> Asking<'a> {
     fn of(send: &'a Send) -> Self {
         Self {
-            output: send.output,
+            style: send.output.style(),
             ticket: send.ticket,
             to: send.to.as_ref(),
             command: "haul receive",
@@ -264,12 +267,12 @@ pub(super) async fn announce(
     }
     match (offering.ticket(), offering.code()) {
         (Some(ticket), _) if asking.ticket => {
-            output::offer::ticket(asking.output, &ticket.to_string())
+            output::code::print_ticket(asking.style, &ticket.to_string())
         }
         (_, Some(code)) => {
-            output::offer::code(asking.output, &code.to_string(), port, asking.command)
+            output::code::print_code(asking.style, &code.to_string(), port, asking.command)
         }
-        _ => output::offer::waiting(asking.output, asking.to.map_or("", Petname::as_str), port),
+        _ => output::code::print_waiting(asking.style, asking.to.map_or("", Petname::as_str), port),
     }
     Ok(match Announcement::of(number, port) {
         Ok(announcement) => Some(announcement),
@@ -293,17 +296,18 @@ async fn served(
         if !send.output.quiet && !send.output.json {
             output::note(&format!("{from} has received the text."));
         }
-        output::offer::ended(send.output, None);
+        output::code::report_done(send.output.style());
         return Ok(DONE);
     }
-    let screen = Screen::new(Output {
-        peer: output::RECEIVER,
-        ..send.output
+    let screen = Screen::new(Display {
+        style: send.output.style(),
+        dry_run: false,
+        other_end: OtherEnd::Receiver,
     });
     stage.show(screen.observer());
     let ended = offering.serve().await;
     if let Some((from, route)) = offering.route() {
-        screen.routed(from, route);
+        screen.set_route(from, route);
     }
     stage.clear();
     screen.end(&ended);
@@ -317,7 +321,7 @@ async fn served(
 /// Passes events to the screen of the receiver that is served. Earlier events are kept until a screen exists.
 #[derive(Clone)]
 struct Stage {
-    output: Output,
+    style: Style,
     showing: Arc<Mutex<Showing>>,
 }
 
@@ -328,9 +332,9 @@ struct Showing {
 }
 
 impl Stage {
-    fn new(output: Output) -> Self {
+    fn new(style: Style) -> Self {
         Self {
-            output,
+            style,
             showing: Arc::default(),
         }
     }
@@ -340,10 +344,10 @@ impl Stage {
         Arc::new(move |event| {
             match &event {
                 Event::Asked { address } => {
-                    return output::offer::asked(stage.output, *address, false);
+                    return output::code::report_asked(stage.style, *address);
                 }
                 Event::Left { address } => {
-                    return output::offer::asked(stage.output, *address, true);
+                    return output::code::report_left(stage.style, *address);
                 }
                 _ => {}
             }

@@ -74,7 +74,7 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
     if let Some(keys) = keys {
         output::line(&format!(
             "  hides   {}, which holds this machine's keys",
-            output::shown(&keys)
+            output::printable_path(&keys)
         ));
     }
     if paired > 0 {
