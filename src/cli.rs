@@ -7,12 +7,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use haul::{Code, Congestion, DEFAULT_PORT, Delete, Error, Existing, KeyId, Outcome, Rate};
+use haul::{Congestion, DEFAULT_PORT, Delete, Error, Existing, KeyId, Rate};
 
+mod addresses;
 mod bench;
 mod connect;
 mod cp;
 mod demo;
+mod exit;
 mod filter;
 mod id;
 mod ls;
@@ -22,26 +24,12 @@ mod peers;
 mod prompt;
 mod receive;
 mod relay;
+mod relay_choice;
 mod send;
 mod serve;
-mod settings;
+mod signals;
 
 use output::Style;
-
-/// Everything was done.
-const DONE: u8 = 0;
-/// Some files failed; each was reported with its reason.
-const FAILED: u8 = 1;
-/// The command line is invalid, or a file of HAUL_HOME cannot be used.
-const USAGE: u8 = 2;
-/// No connection could be made, or it was lost and not made again in time.
-const NO_CONNECTION: u8 = 3;
-/// The server is not trusted, or it does not admit this machine's key.
-const NOT_TRUSTED: u8 = 4;
-/// Everything was done except for sources that vanished before their turn. rsync uses the same number.
-const VANISHED: u8 = 24;
-/// Ctrl-C ended the command: 128 plus the number of SIGINT, as in shells.
-const INTERRUPTED: u8 = 130;
 
 const EXAMPLES: &str = "\
 Try it: haul demo. By a code: haul send photos/ here, and haul receive there.
@@ -106,7 +94,7 @@ struct Serve {
     #[arg(long)]
     allow_delete: bool,
     #[command(flatten)]
-    relayed: settings::Relayed,
+    relayed: relay_choice::RelayChoice,
     #[command(flatten)]
     expert: Expert,
 }
@@ -401,50 +389,15 @@ impl Cli {
         };
         ExitCode::from(ended.unwrap_or_else(|error| {
             output::failure(&error);
-            exit_code(&error)
+            exit::code_of_error(&error)
         }))
-    }
-}
-
-/// Returns the exit code of a session that ran to its end.
-fn exit_code_of(outcome: &Outcome) -> u8 {
-    let Outcome { sent, summary, .. } = outcome;
-    let failed = sent.failed > 0 || sent.interrupted.is_some() || summary.unremoved.is_some();
-    match sent.vanished {
-        _ if failed => FAILED,
-        0 => DONE,
-        _ => VANISHED,
     }
 }
 
 /// Reports that the system could not start threads, and returns the exit code.
 pub(crate) fn failed_to_begin(error: std::io::Error) -> ExitCode {
     output::failure(&Error::io("cannot start threads")(error).into());
-    ExitCode::from(FAILED)
-}
-
-/// Returns the exit code of an error.
-fn exit_code(error: &anyhow::Error) -> u8 {
-    match error.downcast_ref::<Error>() {
-        Some(Error::Usage(_) | Error::Home { .. } | Error::Internal(_) | Error::NoRandomness) => {
-            USAGE
-        }
-        Some(
-            Error::Resolve { .. } | Error::Unreachable { .. } | Error::Lost(_) | Error::Stopping,
-        ) => NO_CONNECTION,
-        Some(
-            Error::UnknownHost { .. }
-            | Error::ChangedHost { .. }
-            | Error::WrongPin { .. }
-            | Error::NotTrusted { .. }
-            | Error::NotAdmitted(_),
-        ) => NOT_TRUSTED,
-        Some(Error::Refused(why)) if matches!(why.code, Code::NotAllowed | Code::NotAdmitted) => {
-            NOT_TRUSTED
-        }
-        Some(Error::Refused(why)) if why.code == Code::Busy => NO_CONNECTION,
-        _ => FAILED,
-    }
+    ExitCode::from(exit::FAILED)
 }
 
 /// Parses `30s`, `10m`, `2h`, `7d`, or a number of seconds.
@@ -492,28 +445,6 @@ mod tests {
     #[test]
     fn clap_accepts_the_definitions_of_all_commands() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn errors_have_the_exit_codes_that_the_help_lists() {
-        let code = |error: Error| exit_code(&anyhow::Error::from(error));
-        assert_eq!(code(Error::Usage(String::new())), USAGE);
-        assert_eq!(code(Error::Internal("continue")), USAGE);
-        assert_eq!(code(Error::Lost("".into())), NO_CONNECTION);
-        assert_eq!(
-            code(Error::Resolve {
-                host: "h".into(),
-                why: "".into()
-            }),
-            NO_CONNECTION
-        );
-        assert_eq!(
-            code(Error::NotAdmitted(Code::NotAdmitted.into())),
-            NOT_TRUSTED
-        );
-        assert_eq!(code(Error::Refused(Code::NotAllowed.into())), NOT_TRUSTED);
-        assert_eq!(code(Error::Refused(Code::NoSpace.into())), FAILED);
-        assert_eq!(exit_code(&anyhow::anyhow!("other")), FAILED);
     }
 
     #[test]

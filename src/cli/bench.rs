@@ -6,8 +6,9 @@ use std::time::Duration;
 use haul::{Argument, Config, Error, Event, MeasureOptions, Observer};
 
 use super::connect::connect;
+use super::exit::{DONE, INTERRUPTED};
 use super::output::{self, StatusLine, measurement};
-use super::{Bench, DONE, Expert, INTERRUPTED};
+use super::{Bench, Expert};
 
 pub(super) async fn run(bench: Bench) -> anyhow::Result<u8> {
     let json = bench.json;

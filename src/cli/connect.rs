@@ -6,8 +6,9 @@ use haul::{
     peers,
 };
 
+use super::addresses::own_addresses;
 use super::output;
-use super::settings::{Relayed, own_addresses};
+use super::relay_choice::RelayChoice;
 
 /// Connects with the identity and the known hosts of HAUL_HOME. At first contact it asks on the terminal whether the
 /// server's key is the right one.
@@ -84,7 +85,7 @@ async fn to_peer(
         ))
         .into());
     }
-    let relay = Relayed::default().relay(home)?;
+    let relay = RelayChoice::default().relay(home)?;
     let relayed = relay.is_some();
     pair::connect(&peer, relay, own_addresses(), identity, config).await.map_err(|error| match error {
         Error::Lost(_) => {

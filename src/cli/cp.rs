@@ -8,8 +8,9 @@ use haul::{
 };
 
 use super::connect::connect;
+use super::exit::{DONE, FAILED, INTERRUPTED, code_of_outcome};
 use super::output::{self, Display, OtherEnd, Screen};
-use super::{Cp, DONE, FAILED, INTERRUPTED, Specials, Taking, exit_code_of};
+use super::{Cp, Specials, Taking};
 
 /// The session to run on the connection.
 enum Job {
@@ -77,13 +78,13 @@ pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
     client.close().await;
     let whole = ended
         .as_ref()
-        .is_ok_and(|outcome| exit_code_of(outcome) == DONE);
+        .is_ok_and(|outcome| code_of_outcome(outcome) == DONE);
     if matches!(job, Job::Output(_)) && !whole {
         output::note("haul: the output is incomplete");
     }
     match ended {
         Ok(_) if matches!(job, Job::Output(_)) && !whole => Ok(FAILED),
-        Ok(outcome) => Ok(exit_code_of(&outcome)),
+        Ok(outcome) => Ok(code_of_outcome(&outcome)),
         Err(error @ Error::Lost(_)) if matches!(job, Job::Input(_)) => {
             let how = format!(
                 "{error}. Nothing was committed, unless the loss came at the very end; run the whole command again"

@@ -12,8 +12,9 @@ use haul::{
     ServerOptions, ServerTrust,
 };
 
+use super::Demo;
+use super::exit::{DONE, FAILED};
 use super::output::{self, Display, OtherEnd, Screen, Style, printable_path};
-use super::{DONE, Demo, FAILED};
 
 /// Bytes compared at a time.
 const BLOCK: usize = 1 << 20;

@@ -2,7 +2,8 @@
 
 use haul::Home;
 
-use super::{DONE, output};
+use super::exit::DONE;
+use super::output;
 
 pub(super) fn run() -> anyhow::Result<u8> {
     let identity = Home::from_env()?.identity()?;

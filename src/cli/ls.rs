@@ -2,10 +2,11 @@
 
 use haul::{Argument, Config, Error, ListItem, Listing};
 
+use super::Ls;
 use super::connect::connect;
+use super::exit::{DONE, FAILED, INTERRUPTED};
 use super::output;
 use super::output::listing::{Format, Lines};
-use super::{DONE, FAILED, INTERRUPTED, Ls};
 
 pub(super) async fn run(ls: Ls) -> anyhow::Result<u8> {
     let format = if ls.json {

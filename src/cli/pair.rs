@@ -12,11 +12,13 @@ use haul::peers;
 use haul::peers::Peer;
 use haul::{Config, Error, Home, Petname, Reason, WalkOptions};
 
+use super::addresses::own_addresses;
+use super::exit::{DONE, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED};
 use super::output::{self, Style};
 use super::receive::{By, meet};
+use super::relay_choice::RelayChoice;
 use super::send::{Asking, EXPIRED, announce, another, machine};
-use super::settings::{Relayed, own_addresses};
-use super::{DONE, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, listen_address, prompt, time};
+use super::{listen_address, prompt, time};
 
 /// Pair with another machine, by one code.
 #[derive(Args)]
@@ -44,7 +46,7 @@ pub(super) struct Pair {
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "1h")]
     expires: Duration,
     #[command(flatten)]
-    relayed: Relayed,
+    relayed: RelayChoice,
     #[arg(long, hide = true, value_name = "ADDR", value_parser = listen_address, default_value = "[::]:0")]
     listen: SocketAddr,
 }
@@ -141,7 +143,7 @@ async fn code(pair: &Pair) -> anyhow::Result<Option<Option<By>>> {
 
 async fn by_code(pair: &Pair, by: &By, home: &Home) -> anyhow::Result<Paired> {
     let relay = pair.relayed.relay(home)?;
-    let relay = (relay, pair.relayed.none());
+    let relay = (relay, pair.relayed.is_disabled());
     let met = meet(by, pair.at.as_deref(), relay, home, &Config::default()).await?;
     output::note(&format!("Met \"{}\".", met.offer().from));
     Ok(met.pair().await?)

@@ -6,7 +6,8 @@ use haul::peers::Peer;
 use haul::{Error, Home, Petname};
 use serde_json::json;
 
-use super::{DONE, output};
+use super::exit::DONE;
+use super::output;
 
 /// List or remove paired machines.
 #[derive(Args)]

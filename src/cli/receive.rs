@@ -21,10 +21,12 @@ use haul::{
     Offer, Outcome, PeerText, Petname, PullOptions, Rate, ReceiveOptions,
 };
 
+use super::addresses::own_addresses;
+use super::exit::{DONE, FAILED, INTERRUPTED, code_of_outcome};
 use super::output::offer::OfferedName;
 use super::output::{self, Display, OtherEnd, Screen, printable_path};
-use super::settings::{Relayed, own_addresses};
-use super::{DONE, Expert, FAILED, INTERRUPTED, Output, exit_code_of, prompt, time};
+use super::relay_choice::RelayChoice;
+use super::{Expert, Output, prompt, time};
 
 /// Receive what another machine sends, by its code.
 #[derive(Args)]
@@ -53,7 +55,7 @@ pub(super) struct Receive {
     #[arg(long, value_name = "HOST:PORT")]
     at: Option<String>,
     #[command(flatten)]
-    relayed: Relayed,
+    relayed: RelayChoice,
     #[arg(long, hide = true, value_name = "RATE", allow_hyphen_values = true)]
     limit: Option<Rate>,
     #[arg(long, hide = true, value_name = "TIME", value_parser = time, default_value = "10m")]
@@ -213,7 +215,7 @@ async fn begin(receive: &Receive) -> anyhow::Result<Option<Met>> {
     meet(
         &by,
         receive.at.as_deref(),
-        (relay, receive.relayed.none()),
+        (relay, receive.relayed.is_disabled()),
         &home,
         &config,
     )
@@ -430,7 +432,7 @@ async fn receive_accepted(receive: &Receive, met: Met) -> anyhow::Result<u8> {
         Ok(_) => client.close_after_server().await,
         Err(_) => client.close().await,
     }
-    let code = ended.as_ref().map_or(FAILED, exit_code_of);
+    let code = ended.as_ref().map_or(FAILED, code_of_outcome);
     let whole = code == DONE;
     if output && !whole {
         output::note("haul: the output is incomplete");

@@ -10,9 +10,10 @@ use haul::internal::protocol::MAX_RELAY_TOKEN;
 use haul::pairing::rendezvous::RELAY_PORT;
 use haul::{Allowance, Home, Rate, Relay, RelayOptions, printable};
 
-use super::serve::signals;
-use super::settings::own_addresses;
-use super::{DONE, output, time};
+use super::addresses::own_addresses;
+use super::exit::DONE;
+use super::signals::handle_stop_signals;
+use super::{output, time};
 
 /// Help machines on different networks meet, and forward.
 #[derive(Args)]
@@ -93,7 +94,7 @@ pub(super) async fn run(command: RelayCommand) -> anyhow::Result<u8> {
         places: PLACES,
         allowance,
     })?;
-    let (stop, _) = signals()?;
+    let signals = handle_stop_signals()?;
     let at = relay.address()?;
     let first = relay
         .forwarding_ports()
@@ -118,7 +119,7 @@ pub(super) async fn run(command: RelayCommand) -> anyhow::Result<u8> {
         example(at)
     ));
     output::line("Ctrl-C stops it.");
-    relay.run(stop.cancelled_owned()).await;
+    relay.run(signals.first.cancelled_owned()).await;
     output::line("Stopped.");
     Ok(DONE)
 }

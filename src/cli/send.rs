@@ -15,13 +15,12 @@ use haul::{
     Config, Error, Event, Home, Index, Observer, Petname, Pipe, Rate, WalkOptions, printable,
 };
 
+use super::addresses::own_addresses;
+use super::exit::{DONE, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, code_of_outcome};
 use super::filter::FilterArgs;
 use super::output::{self, Display, OtherEnd, Screen, Style};
-use super::settings::{Relayed, own_addresses};
-use super::{
-    DONE, Expert, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, Output, Specials, Unruly,
-    exit_code_of, listen_address, time,
-};
+use super::relay_choice::RelayChoice;
+use super::{Expert, Output, Specials, Unruly, listen_address, time};
 
 /// Send files to another machine, by a short code.
 #[derive(Args)]
@@ -56,7 +55,7 @@ pub(super) struct Send {
     #[arg(long, hide = true, value_name = "RATE", allow_hyphen_values = true)]
     limit: Option<Rate>,
     #[command(flatten)]
-    relayed: Relayed,
+    relayed: RelayChoice,
     #[arg(long, hide = true, value_name = "ADDR", value_parser = listen_address, default_value = "[::]:0")]
     listen: SocketAddr,
     #[arg(long, hide = true, value_name = "TIME", value_parser = time, default_value = "10m")]
@@ -313,7 +312,7 @@ async fn served(
     screen.end(&ended);
     let outcome = ended?;
     Ok(match outcome.summary.failed {
-        0 => exit_code_of(&outcome),
+        0 => code_of_outcome(&outcome),
         _ => FAILED,
     })
 }

@@ -4,17 +4,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use haul::pairing::pair;
 use haul::{
     Admission, Anyone, Config, DEFAULT_PORT, Home, Index, KeyId, LocalStore, Server, ServerOptions,
     peers, printable,
 };
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
-use super::settings::own_addresses;
-use super::{AnyoneMay, DONE, Serve, output};
+use super::addresses::own_addresses;
+use super::exit::DONE;
+use super::signals::handle_stop_signals;
+use super::{AnyoneMay, Serve, output};
 
 pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
     let home = Home::from_env()?;
@@ -63,7 +62,7 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
     })?;
 
     // Signals are handled before the first line is printed, because a script may send one as soon as it reads it.
-    let (stop, now) = signals()?;
+    let signals = handle_stop_signals()?;
     let addresses = server.local_addresses();
     output::line(&format!("Serving {shown}"));
     for url in addresses.iter().flat_map(urls) {
@@ -107,7 +106,10 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
         }
     });
     server
-        .run(stop.cancelled_owned(), now.cancelled_owned())
+        .run(
+            signals.first.cancelled_owned(),
+            signals.second.cancelled_owned(),
+        )
         .await;
     found.abort();
     output::line("Stopped.");
@@ -136,27 +138,6 @@ async fn until_paired(home: &Home, paired: bool) {
         }
         tokio::time::sleep(CHECK_INTERVAL).await;
     }
-}
-
-/// Returns tokens that are cancelled by the first and the second Ctrl-C or SIGTERM.
-///
-/// # Errors
-/// When a signal handler cannot be installed.
-pub(super) fn signals() -> anyhow::Result<(CancellationToken, CancellationToken)> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let tokens = (CancellationToken::new(), CancellationToken::new());
-    let (stop, now) = tokens.clone();
-    tokio::spawn(async move {
-        for token in [stop, now] {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            token.cancel();
-        }
-    });
-    Ok(tokens)
 }
 
 /// Returns the URLs of an address that the server listens on. The wildcard address becomes the addresses of this machine.

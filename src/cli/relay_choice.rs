@@ -1,14 +1,12 @@
 //! Chooses the relay: from an option, HAUL_RELAY, or config.toml in HAUL_HOME, in this order.
 
-use std::net::IpAddr;
-
 use clap::Args;
 use haul::pairing::rendezvous::RelayAt;
 use haul::{Error, Home, printable};
 
 /// Options that choose a relay.
 #[derive(Args, Default)]
-pub(super) struct Relayed {
+pub(crate) struct RelayChoice {
     /// Relay between networks (or HAUL_RELAY)
     #[arg(long, value_name = "HOST[:PORT]")]
     relay: Option<String>,
@@ -19,9 +17,9 @@ pub(super) struct Relayed {
 
 const KEYS: [&str; 3] = ["relay", "relay_pin", "relay_token"];
 
-impl Relayed {
+impl RelayChoice {
     /// Whether `--no-relay` was given. It overrides the settings and a ticket.
-    pub(super) fn none(&self) -> bool {
+    pub(crate) fn is_disabled(&self) -> bool {
         self.no_relay
     }
 
@@ -29,7 +27,7 @@ impl Relayed {
     ///
     /// # Errors
     /// [`Error::Usage`] when a setting is invalid, or config.toml cannot be read.
-    pub(super) fn relay(&self, home: &Home) -> Result<Option<RelayAt>, Error> {
+    pub(crate) fn relay(&self, home: &Home) -> Result<Option<RelayAt>, Error> {
         if self.no_relay {
             return Ok(None);
         }
@@ -91,17 +89,4 @@ fn configured(home: &Home) -> Result<[Option<String>; 3], Error> {
         };
     }
     Ok(values)
-}
-
-/// Returns the addresses of this machine that other machines may reach.
-pub(super) fn own_addresses() -> Vec<IpAddr> {
-    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
-    let mut own: Vec<_> = interfaces
-        .into_iter()
-        .map(|interface| interface.ip())
-        // A link-local address is useless to another machine, which would need the name of its own interface too.
-        .filter(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()))
-        .collect();
-    own.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6()));
-    own
 }
