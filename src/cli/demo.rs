@@ -7,19 +7,31 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, bail};
+use clap::Args;
 use haul::{
     Admission, Anyone, Client, Config, Identity, LocalStore, PushOptions, RelativePath, Server,
-    ServerOptions, ServerTrust,
+    ServerOptions, ServerTrust, TransferStats,
 };
 
-use super::Demo;
 use super::exit::{DONE, FAILED};
 use super::output::{self, Display, OtherEnd, Screen, Style, printable_path};
+
+/// Try haul: a server and a client in one, on this machine.
+#[derive(Args)]
+#[command(after_help = "\
+Example: haul demo ~/photos
+Sends PATH to a server on a loopback port, into a new directory, compares every
+file byte by byte, and prints the speed. It changes no settings, and nothing
+keeps running.")]
+pub(crate) struct Demo {
+    /// What to send; by default a small tree is made
+    path: Option<PathBuf>,
+}
 
 /// Bytes compared at a time.
 const BLOCK: usize = 1 << 20;
 
-pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
+pub(crate) async fn run(demo: Demo) -> anyhow::Result<u8> {
     let directory = new_directory()?;
     let source = match demo.path {
         Some(path) => path,
@@ -28,25 +40,40 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
     let received = directory.join("received");
     std::fs::create_dir(&received).with_context(|| printable_path(&received))?;
 
+    let sent = serve_and_push(&source, &received).await?;
+    let compared = tokio::task::spawn_blocking(move || compare_trees(&source, &received)).await??;
+    output::line(&format!(
+        "{} files compared byte by byte: {} equal, {} different or missing.",
+        compared.equal + compared.different,
+        compared.equal,
+        compared.different
+    ));
+    output::line(&format!(
+        "Speed: {:.0} MB/s on this machine, both ends included.",
+        sent.bytes_a_second / 1e6
+    ));
+    output::line(&format!("The files are in {}", printable_path(&directory)));
+    Ok(if compared.different == 0 && sent.stats.failed == 0 {
+        DONE
+    } else {
+        FAILED
+    })
+}
+
+/// What the client has sent, and how fast.
+struct Sent {
+    stats: TransferStats,
+    bytes_a_second: f64,
+}
+
+/// Sends the source to a server that runs until then.
+async fn serve_and_push(source: &Path, received: &Path) -> anyhow::Result<Sent> {
     let identity = Identity::generate()?;
     let trust = ServerTrust {
         pin: Some(identity.key_id()),
         ..ServerTrust::default()
     };
-    let server = Server::bind(ServerOptions {
-        listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))],
-        identity,
-        admission: Admission {
-            anyone: Anyone {
-                read: false,
-                write: true,
-            },
-            ..Admission::default()
-        },
-        store: Arc::new(LocalStore::open(&received)?),
-        config: Config::default(),
-        observer: haul::ignore(),
-    })?;
+    let server = server(identity, received)?;
     let port = server
         .local_addresses()
         .first()
@@ -54,21 +81,15 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
         .port();
     output::line(&format!(
         "A server runs on 127.0.0.1:{port} (UDP). Sending {} to it over QUIC.",
-        printable_path(&source)
+        printable_path(source)
     ));
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let running = tokio::spawn(server.run(async { drop(stopped.await) }, std::future::pending()));
 
-    let client = Client::connect(
-        &Identity::generate()?,
-        &trust,
-        "127.0.0.1",
-        port,
-        &Config::default(),
-    )
-    .await?;
+    let identity = Identity::generate()?;
+    let client = Client::connect(&identity, &trust, "127.0.0.1", port, &Config::default()).await?;
     let options = PushOptions {
-        sources: vec![source.clone()],
+        sources: vec![source.to_owned()],
         destination: RelativePath::root(),
         into: true,
         ..PushOptions::default()
@@ -85,24 +106,28 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
     client.close().await;
     drop(stop);
     running.await.context("cannot go on: the server failed")?;
-    let sent = pushed?.sent;
+    let stats = pushed?.sent;
+    Ok(Sent {
+        bytes_a_second: stats.bytes as f64 / seconds,
+        stats,
+    })
+}
 
-    let compared = tokio::task::spawn_blocking(move || compare_trees(&source, &received)).await??;
-    output::line(&format!(
-        "{} files compared byte by byte: {} equal, {} different or missing.",
-        compared.equal + compared.different,
-        compared.equal,
-        compared.different
-    ));
-    output::line(&format!(
-        "Speed: {:.0} MB/s on this machine, both ends included.",
-        sent.bytes as f64 / 1e6 / seconds
-    ));
-    output::line(&format!("The files are in {}", printable_path(&directory)));
-    Ok(if compared.different == 0 && sent.failed == 0 {
-        DONE
-    } else {
-        FAILED
+/// Makes a server that takes files from every client, on a free port of this machine alone.
+fn server(identity: Identity, directory: &Path) -> haul::Result<Server> {
+    Server::bind(ServerOptions {
+        listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))],
+        identity,
+        admission: Admission {
+            anyone: Anyone {
+                read: false,
+                write: true,
+            },
+            ..Admission::default()
+        },
+        store: Arc::new(LocalStore::open(directory)?),
+        config: Config::default(),
+        observer: haul::ignore(),
     })
 }
 

@@ -14,11 +14,12 @@ use haul::{Config, Error, Home, Petname, Reason, WalkOptions};
 
 use super::addresses::own_addresses;
 use super::exit::{DONE, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED};
+use super::options::{parse_listen_address, parse_time};
 use super::output::{self, Style};
+use super::prompt;
 use super::receive::{By, meet};
 use super::relay_choice::RelayChoice;
 use super::send::{Asking, EXPIRED, announce, another, machine};
-use super::{listen_address, prompt, time};
 
 /// Pair with another machine, by one code.
 #[derive(Args)]
@@ -29,7 +30,7 @@ Each stores the other's key under the given name (HAUL_HOME/peers). From then on
 you need no code: haul send --to bob FILE, and haul receive --from alice there.
 `haul serve` on bob then admits this machine to read and write: haul cp FILE
 bob:, haul ls bob:. haul peers lists and removes machines.")]
-pub(super) struct Pair {
+pub(crate) struct Pair {
     /// Name for the other machine
     #[arg(value_name = "NAME")]
     name: Petname,
@@ -43,11 +44,11 @@ pub(super) struct Pair {
     #[arg(long, value_name = "HOST:PORT")]
     at: Option<String>,
     /// How long a code lasts
-    #[arg(long, value_name = "TIME", value_parser = time, default_value = "1h")]
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "1h")]
     expires: Duration,
     #[command(flatten)]
     relayed: RelayChoice,
-    #[arg(long, hide = true, value_name = "ADDR", value_parser = listen_address, default_value = "[::]:0")]
+    #[arg(long, hide = true, value_name = "ADDR", value_parser = parse_listen_address, default_value = "[::]:0")]
     listen: SocketAddr,
 }
 
@@ -57,7 +58,7 @@ enum Ended {
     With(u8),
 }
 
-pub(super) async fn run(pair: Pair) -> anyhow::Result<u8> {
+pub(crate) async fn run(pair: Pair) -> anyhow::Result<u8> {
     let home = Home::from_env()?;
     let name = &pair.name;
     if let Some(there) = peers::all(&home.peers())?

@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{IsTerminal, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::Args;
 use haul::pairing::code::{Credential, ShortCode, without_label};
@@ -17,16 +16,17 @@ use haul::pairing::ticket::{BadTicket, Ticket};
 use haul::peers;
 use haul::peers::Peer;
 use haul::{
-    AcceptedQuota, Client, Config, Durability, Error, Existing, Home, Index, LocalStore, Observer,
-    Offer, Outcome, PeerText, Petname, PullOptions, Rate, ReceiveOptions,
+    AcceptedQuota, Client, Config, Durability, Error, Home, LocalStore, Observer, Offer, Outcome,
+    PeerText, Petname, PullOptions,
 };
 
 use super::addresses::own_addresses;
 use super::exit::{DONE, FAILED, INTERRUPTED, code_of_outcome};
+use super::options::{ExistingOptions, OutputOptions, PeerSessionOptions};
 use super::output::offer::OfferedName;
-use super::output::{self, Display, OtherEnd, Screen, printable_path};
+use super::output::{self, Display, OtherEnd, Screen, Style, printable_path};
+use super::prompt;
 use super::relay_choice::RelayChoice;
-use super::{Expert, Output, prompt, time};
 
 /// Receive what another machine sends, by its code.
 #[derive(Args)]
@@ -35,7 +35,7 @@ Example: haul receive --to ~/Downloads    asks for the code; Tab completes words
 It shows names, number and size before it writes. To resume, run both again, or
 only this one with the same code. Also: -c, --existing HOW, --retry-for,
 --limit, as in haul cp.")]
-pub(super) struct Receive {
+pub(crate) struct Receive {
     /// Code or ticket; safer to type when asked
     #[arg(value_name = "CODE", conflicts_with_all = ["from", "ticket_file"])]
     code: Vec<String>,
@@ -56,20 +56,12 @@ pub(super) struct Receive {
     at: Option<String>,
     #[command(flatten)]
     relayed: RelayChoice,
-    #[arg(long, hide = true, value_name = "RATE", allow_hyphen_values = true)]
-    limit: Option<Rate>,
-    #[arg(long, hide = true, value_name = "TIME", value_parser = time, default_value = "10m")]
-    retry_for: Duration,
-    #[arg(short, long, hide = true)]
-    checksum: bool,
-    #[arg(long, hide = true, value_name = "HOW", default_value_t)]
-    existing: Existing,
-    #[arg(long, hide = true, value_name = "SECONDS")]
-    modify_window: Option<u32>,
     #[command(flatten)]
-    output: Output,
+    session: PeerSessionOptions,
     #[command(flatten)]
-    expert: Expert,
+    existing: ExistingOptions,
+    #[command(flatten)]
+    output: OutputOptions,
 }
 
 /// What the user gave to find the sender.
@@ -121,8 +113,8 @@ impl By {
     }
 }
 
-pub(super) async fn run(receive: Receive) -> anyhow::Result<u8> {
-    let json = receive.output.json;
+pub(crate) async fn run(receive: Receive) -> anyhow::Result<u8> {
+    let json = receive.output.style() == Style::Json;
     let begun = tokio::select! {
         begun = begin(&receive) => begun.inspect_err(|error| output::report_start_failure(json, error))?,
         _ = tokio::signal::ctrl_c() => None,
@@ -181,7 +173,7 @@ fn check_offer(receive: &Receive, met: &Met) -> Result<(), Error> {
         } if output && (*directory || met.names().len() != 1) => {
             "cannot write the offer to standard output: it is not one file; add --to DIR"
         }
-        _ if output && receive.output.json => {
+        _ if output && receive.output.style() == Style::Json => {
             "cannot use --json and --to - together: both write to standard output"
         }
         _ => return Ok(()),
@@ -203,13 +195,8 @@ async fn begin(receive: &Receive) -> anyhow::Result<Option<Met>> {
         LocalStore::open_reserving(&receive.to, home.path())?;
     }
     let config = Config {
-        limit: receive.limit,
-        congestion: receive.expert.congestion,
-        qlog: receive.expert.qlog.clone(),
-        index: Some(Index::new(home.index())),
         reserved: Some(home.path().to_owned()),
-        retry_for: receive.retry_for,
-        ..Config::default()
+        ..receive.session.config(&home)
     };
     let relay = receive.relayed.relay(&home)?;
     meet(
@@ -346,7 +333,7 @@ async fn accepted(receive: &Receive, met: &Met) -> bool {
     let from = &offer.from;
     let names = OfferedName::look_up(met.names(), (!output).then_some(&*receive.to));
     let listed = output::offer::describe(offer, &names);
-    if receive.output.json {
+    if receive.output.style() == Style::Json {
         output::offer::print_json(offer, &names, met.address(), free);
     } else if offer.text.is_none() {
         listed.lines.iter().for_each(|line| output::note(line));
@@ -394,19 +381,14 @@ async fn receive_accepted(receive: &Receive, met: Met) -> anyhow::Result<u8> {
         destination: receive.to.clone(),
         into: true,
         durability: Durability::Synced,
-        take: ReceiveOptions {
-            existing: receive.existing,
-            checksum: receive.checksum,
-            modify_window: receive.modify_window,
-            ..ReceiveOptions::default()
-        },
+        take: receive.existing.receive_options(),
         literal: true,
         quota: Some(AcceptedQuota::of(met.offer())),
         ..PullOptions::default()
     };
     let text = met.offer().text.clone();
     let Some(client) = met.accept().await? else {
-        if !receive.output.json {
+        if receive.output.style() != Style::Json {
             output::offer::print_text(&text.unwrap_or_default());
         }
         output::code::report_done(receive.output.style());

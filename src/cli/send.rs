@@ -11,16 +11,15 @@ use haul::pairing::discovery::Announcement;
 use haul::pairing::offer::Content;
 use haul::pairing::send::{Met, Offering, SendOptions};
 use haul::peers;
-use haul::{
-    Config, Error, Event, Home, Index, Observer, Petname, Pipe, Rate, WalkOptions, printable,
-};
+use haul::{Error, Event, Home, Observer, Petname, Pipe, printable};
 
 use super::addresses::own_addresses;
 use super::exit::{DONE, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, code_of_outcome};
-use super::filter::FilterArgs;
+use super::options::{
+    OutputOptions, PeerSessionOptions, SourceOptions, parse_listen_address, parse_time,
+};
 use super::output::{self, Display, OtherEnd, Screen, Style};
 use super::relay_choice::RelayChoice;
-use super::{Expert, Output, Specials, Unruly, listen_address, time};
 
 /// Send files to another machine, by a short code.
 #[derive(Args)]
@@ -30,7 +29,7 @@ Examples: haul send photos/ notes.txt
 Type the code into `haul receive` on the other machine. One wrong guess burns
 the code. Ctrl-C cancels.
 Also: --limit, --exclude and the like, --allow-growing, --specials, --retry-for.")]
-pub(super) struct Send {
+pub(crate) struct Send {
     /// Files and directories; - is standard input
     #[arg(value_name = "PATH", required_unless_present = "text")]
     sources: Vec<OsString>,
@@ -50,28 +49,22 @@ pub(super) struct Send {
     #[arg(long)]
     keep: bool,
     /// How long a code lasts
-    #[arg(long, value_name = "TIME", value_parser = time, default_value = "1h")]
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "1h")]
     expires: Duration,
-    #[arg(long, hide = true, value_name = "RATE", allow_hyphen_values = true)]
-    limit: Option<Rate>,
     #[command(flatten)]
     relayed: RelayChoice,
-    #[arg(long, hide = true, value_name = "ADDR", value_parser = listen_address, default_value = "[::]:0")]
+    #[arg(long, hide = true, value_name = "ADDR", value_parser = parse_listen_address, default_value = "[::]:0")]
     listen: SocketAddr,
-    #[arg(long, hide = true, value_name = "TIME", value_parser = time, default_value = "10m")]
-    retry_for: Duration,
     #[command(flatten)]
-    unruly: Unruly,
+    session: PeerSessionOptions,
     #[command(flatten)]
-    filter: FilterArgs,
+    source_options: SourceOptions,
     #[command(flatten)]
-    output: Output,
-    #[command(flatten)]
-    expert: Expert,
+    output: OutputOptions,
 }
 
-pub(super) async fn run(send: Send) -> anyhow::Result<u8> {
-    let json = send.output.json;
+pub(crate) async fn run(send: Send) -> anyhow::Result<u8> {
+    let json = send.output.style() == Style::Json;
     let stage = Stage::new(send.output.style());
     let mut offering = begin(&send, &stage)
         .await
@@ -90,14 +83,7 @@ pub(super) async fn run(send: Send) -> anyhow::Result<u8> {
 
 async fn begin(send: &Send, stage: &Stage) -> anyhow::Result<Offering> {
     let home = Home::from_env()?;
-    let config = Config {
-        limit: send.limit,
-        congestion: send.expert.congestion,
-        qlog: send.expert.qlog.clone(),
-        index: Some(Index::new(home.index())),
-        retry_for: send.retry_for,
-        ..Config::default()
-    };
+    let config = send.session.config(&home);
     let options = SendOptions {
         content: content(send)?,
         to: send
@@ -105,12 +91,7 @@ async fn begin(send: &Send, stage: &Stage) -> anyhow::Result<Offering> {
             .as_ref()
             .map(|name| peers::named(&home, name))
             .transpose()?,
-        walk: WalkOptions {
-            filter: send.filter.filter(false)?,
-            allow_growing: send.unruly.allow_growing,
-            fail_specials: send.unruly.specials == Specials::Fail,
-            ..WalkOptions::default()
-        },
+        walk: send.source_options.walk_options(false)?,
         from: machine(),
         listen: vec![send.listen],
         expires: send.expires,
@@ -292,7 +273,7 @@ async fn served(
     from: SocketAddr,
 ) -> anyhow::Result<u8> {
     if send.text.is_some() {
-        if !send.output.quiet && !send.output.json {
+        if !matches!(send.output.style(), Style::Quiet | Style::Json) {
             output::note(&format!("{from} has received the text."));
         }
         output::code::report_done(send.output.style());
