@@ -1,20 +1,20 @@
 //! `haul send`.
 
+mod event_router;
+
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
-use haul::pairing::discovery;
-use haul::pairing::discovery::Announcement;
 use haul::pairing::offer::Content;
 use haul::pairing::send::{Met, Offering, SendOptions};
-use haul::peers;
-use haul::{Error, Event, Home, Observer, Petname, Pipe, printable};
+use haul::{Error, Home, Petname, Pipe, peers};
 
+use self::event_router::EventRouter;
 use super::addresses::own_addresses;
 use super::exit::{DONE, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, code_of_outcome};
+use super::invitation::{EXPIRED, Invitation, ask_for_another_code, machine_name};
 use super::options::{
     OutputOptions, PeerSessionOptions, SourceOptions, parse_listen_address, parse_time,
 };
@@ -52,7 +52,7 @@ pub(crate) struct Send {
     #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "1h")]
     expires: Duration,
     #[command(flatten)]
-    relayed: RelayChoice,
+    relay: RelayChoice,
     #[arg(long, hide = true, value_name = "ADDR", value_parser = parse_listen_address, default_value = "[::]:0")]
     listen: SocketAddr,
     #[command(flatten)]
@@ -64,13 +64,13 @@ pub(crate) struct Send {
 }
 
 pub(crate) async fn run(send: Send) -> anyhow::Result<u8> {
-    let json = send.output.style() == Style::Json;
-    let stage = Stage::new(send.output.style());
-    let mut offering = begin(&send, &stage)
+    let style = send.output.style();
+    let events = EventRouter::new(style);
+    let mut offering = begin(&send, &events)
         .await
-        .inspect_err(|error| output::report_start_failure(json, error))?;
+        .inspect_err(|error| output::report_start_failure(style == Style::Json, error))?;
     let ended = tokio::select! {
-        ended = offer(&mut offering, &send, &stage) => ended,
+        ended = offer(&mut offering, &send, &events) => ended,
         _ = tokio::signal::ctrl_c() => {
             output::note("haul: interrupted; the code is no longer valid. A receiver keeps what it has.");
             offering.stop().await;
@@ -81,7 +81,7 @@ pub(crate) async fn run(send: Send) -> anyhow::Result<u8> {
     ended
 }
 
-async fn begin(send: &Send, stage: &Stage) -> anyhow::Result<Offering> {
+async fn begin(send: &Send, events: &EventRouter) -> anyhow::Result<Offering> {
     let home = Home::from_env()?;
     let config = send.session.config(&home);
     let options = SendOptions {
@@ -92,24 +92,24 @@ async fn begin(send: &Send, stage: &Stage) -> anyhow::Result<Offering> {
             .map(|name| peers::named(&home, name))
             .transpose()?,
         walk: send.source_options.walk_options(false)?,
-        from: machine(),
+        from: machine_name(),
         listen: vec![send.listen],
         expires: send.expires,
-        relay: send.relayed.relay(&home)?,
+        relay: send.relay.relay(&home)?,
         own: own_addresses(),
     };
-    Ok(Offering::begin(options, home.identity()?, config, stage.observer()).await?)
+    Ok(Offering::begin(options, home.identity()?, config, events.observer()).await?)
 }
 
 fn content(send: &Send) -> Result<Content, Error> {
-    let input = send.sources.iter().any(|source| source == "-");
+    let from_input = send.sources.iter().any(|source| source == "-");
     Ok(match &send.text {
         Some(text) => Content::Text(text.clone()),
-        None if input && (send.sources.len() > 1 || send.keep) => {
+        None if from_input && (send.sources.len() > 1 || send.keep) => {
             let why = "cannot send - with other sources or --keep: it is standard input; write a file of that name as ./-";
             return Err(Error::Usage(why.into()));
         }
-        None if input => Content::Pipe(
+        None if from_input => Content::Pipe(
             send.name.as_encoded_bytes().to_vec(),
             Pipe::new(std::io::stdin()),
         ),
@@ -117,23 +117,21 @@ fn content(send: &Send) -> Result<Content, Error> {
     })
 }
 
-/// Returns the name of this machine, for offers.
-pub(super) fn machine() -> String {
-    let name = haul::pairing::machine_name();
-    if name.is_empty() {
-        "an unnamed machine".into()
-    } else {
-        printable(name.as_bytes())
-    }
-}
-
-async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::Result<u8> {
+/// Offers the content to one receiver, or with `--keep` to one after the other.
+async fn offer(offering: &mut Offering, send: &Send, events: &EventRouter) -> anyhow::Result<u8> {
+    let style = send.output.style();
+    let invitation = Invitation {
+        style,
+        ticket: send.ticket,
+        to: send.to.as_ref(),
+        command: "haul receive",
+    };
     loop {
         // The announcement lasts while a receiver is served. A receiver that was killed looks for the number again.
-        let announcement = announce(offering, &Asking::of(send)).await?;
+        let announcement = invitation.show_and_announce(offering).await?;
         match offering.meet().await? {
             Met::Accepted { from } => {
-                let ended = served(offering, send, stage, from).await;
+                let ended = serve_receiver(offering, send, events, from).await;
                 if !send.keep {
                     return ended;
                 }
@@ -148,7 +146,7 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
                     "haul: the receiver at {from} declined; nothing was sent"
                 ));
                 if !send.keep {
-                    output::code::report_refused(send.output.style(), "the receiver declined");
+                    output::code::report_refused(style, "the receiver declined");
                     return Ok(FAILED);
                 }
             }
@@ -156,22 +154,18 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
                 let what = format!(
                     "haul: a wrong guess from {from} has burnt the code.\nNothing was sent or shown."
                 );
-                if !wants_another(send, &what).await {
-                    output::code::report_refused(
-                        send.output.style(),
-                        "a wrong guess has burnt the code",
-                    );
+                if !wants_another_code(send, &what).await {
+                    output::code::report_refused(style, "a wrong guess has burnt the code");
                     return Ok(NOT_TRUSTED);
                 }
             }
             Met::Expired => {
-                let what = if send.to.is_some() {
-                    "haul: no receiver came in time."
-                } else {
-                    EXPIRED
+                let what = match send.to {
+                    Some(_) => "haul: no receiver came in time.",
+                    None => EXPIRED,
                 };
-                if !wants_another(send, what).await {
-                    output::code::report_refused(send.output.style(), "no receiver came in time");
+                if !wants_another_code(send, what).await {
+                    output::code::report_refused(style, "no receiver came in time");
                     return Ok(NO_CONNECTION);
                 }
             }
@@ -181,186 +175,49 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
     }
 }
 
-/// Says that a code has expired.
-pub(super) const EXPIRED: &str = "haul: the code has expired; no receiver came.";
 /// How long `--keep` waits before it replaces a burnt code, so that a guesser cannot fill the screen.
 const WAIT_AFTER_GUESS: Duration = Duration::from_secs(1);
 
 /// Reports why a code ended. Returns whether to show another one.
-async fn wants_another(send: &Send, what: &str) -> bool {
+async fn wants_another_code(send: &Send, what: &str) -> bool {
     if !send.keep {
-        return another(what).await;
+        return ask_for_another_code(what).await;
     }
     output::note(what);
     tokio::time::sleep(WAIT_AFTER_GUESS).await;
     true
 }
 
-/// How to show a code, a ticket or a wait for a paired machine.
-pub(super) struct Asking<'a> {
-    pub(super) style: Style,
-    pub(super) ticket: bool,
-    /// The paired machine that is waited for, which needs no code.
-    pub(super) to: Option<&'a Petname>,
-    /// The command to type on the other machine.
-    pub(super) command: &'a str,
-}
-
-impl<'a> Asking<'a> {
-    fn of(send: &'a Send) -> Self {
-        Self {
-            style: send.output.style(),
-            ticket: send.ticket,
-            to: send.to.as_ref(),
-            command: "haul receive",
-        }
-    }
-}
-
-/// The most numbers that are drawn while each is in use on this network.
-const DRAWS: usize = 3;
-
-/// Shows the code, and announces its number on the local network. Returns `None` if nothing is announced.
-///
-/// # Errors
-/// The errors of [`Offering::renew`], which draws a new number if another sender on this network uses it.
-pub(super) async fn announce(
-    offering: &mut Offering,
-    asking: &Asking<'_>,
-) -> anyhow::Result<Option<Announcement>> {
-    for _ in 0..DRAWS {
-        match offering.code() {
-            Some(code) if !code.is_of_relay() && discovery::is_taken(code.number()).await => {
-                offering.renew().await?
-            }
-            _ => break,
-        }
-    }
-    let Some(number) = offering.number() else {
-        return Ok(None);
-    };
-    let port = offering.addresses().first().map_or(0, SocketAddr::port);
-    if let Some(error) = offering.relay_failure() {
-        output::note(&format!(
-            "haul: cannot use the relay: {error}\nThe code works on this network only:"
-        ));
-    }
-    match (offering.ticket(), offering.code()) {
-        (Some(ticket), _) if asking.ticket => {
-            output::code::print_ticket(asking.style, &ticket.to_string())
-        }
-        (_, Some(code)) => {
-            output::code::print_code(asking.style, &code.to_string(), port, asking.command)
-        }
-        _ => output::code::print_waiting(asking.style, asking.to.map_or("", Petname::as_str), port),
-    }
-    Ok(match Announcement::of(number, port) {
-        Ok(announcement) => Some(announcement),
-        Err(error) => {
-            output::note(&format!(
-                "haul: {error}; the receiver needs --at HOST:{port}"
-            ));
-            None
-        }
-    })
-}
-
-/// Serves one receiver until it has the offer.
-async fn served(
+/// Serves one receiver until it has the offer, and returns the exit code.
+async fn serve_receiver(
     offering: &mut Offering,
     send: &Send,
-    stage: &Stage,
+    events: &EventRouter,
     from: SocketAddr,
 ) -> anyhow::Result<u8> {
+    let style = send.output.style();
     if send.text.is_some() {
-        if !matches!(send.output.style(), Style::Quiet | Style::Json) {
+        if !matches!(style, Style::Quiet | Style::Json) {
             output::note(&format!("{from} has received the text."));
         }
-        output::code::report_done(send.output.style());
+        output::code::report_done(style);
         return Ok(DONE);
     }
     let screen = Screen::new(Display {
-        style: send.output.style(),
+        style,
         dry_run: false,
         other_end: OtherEnd::Receiver,
     });
-    stage.show(screen.observer());
+    events.start(screen.observer());
     let ended = offering.serve().await;
     if let Some((from, route)) = offering.route() {
         screen.set_route(from, route);
     }
-    stage.clear();
+    events.stop();
     screen.end(&ended);
     let outcome = ended?;
     Ok(match outcome.summary.failed {
         0 => code_of_outcome(&outcome),
         _ => FAILED,
     })
-}
-
-/// Passes events to the screen of the receiver that is served. Earlier events are kept until a screen exists.
-#[derive(Clone)]
-struct Stage {
-    style: Style,
-    showing: Arc<Mutex<Showing>>,
-}
-
-#[derive(Default)]
-struct Showing {
-    on: Option<Observer>,
-    before: Vec<Event>,
-}
-
-impl Stage {
-    fn new(style: Style) -> Self {
-        Self {
-            style,
-            showing: Arc::default(),
-        }
-    }
-
-    fn observer(&self) -> Observer {
-        let stage = self.clone();
-        Arc::new(move |event| {
-            match &event {
-                Event::Asked { address } => {
-                    return output::code::report_asked(stage.style, *address);
-                }
-                Event::Left { address } => {
-                    return output::code::report_left(stage.style, *address);
-                }
-                _ => {}
-            }
-            let mut showing = stage.showing();
-            match &showing.on {
-                Some(screen) => screen(event),
-                None => showing.before.push(event),
-            }
-        })
-    }
-
-    fn show(&self, screen: Observer) {
-        let mut showing = self.showing();
-        showing.before.drain(..).for_each(|event| screen(event));
-        showing.on = Some(screen);
-    }
-
-    fn clear(&self) {
-        *self.showing() = Showing::default();
-    }
-
-    fn showing(&self) -> MutexGuard<'_, Showing> {
-        self.showing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Asks whether to show another code. Returns false without a terminal.
-pub(super) async fn another(what: &str) -> bool {
-    let question = format!("{what}\nPress Enter for a new code, Ctrl-C to end.");
-    let asked = tokio::task::spawn_blocking(move || output::ask(&question)).await;
-    let answer = asked.ok().flatten();
-    if answer.is_none() {
-        output::note(what);
-    }
-    answer.is_some()
 }
