@@ -15,6 +15,15 @@ pub(crate) struct RelayChoice {
     no_relay: bool,
 }
 
+/// The settings of config.toml.
+#[derive(Default)]
+struct Settings {
+    relay: Option<String>,
+    relay_pin: Option<String>,
+    relay_token: Option<String>,
+}
+
+/// The names of all settings.
 const KEYS: [&str; 3] = ["relay", "relay_pin", "relay_token"];
 
 impl RelayChoice {
@@ -31,8 +40,8 @@ impl RelayChoice {
         if self.no_relay {
             return Ok(None);
         }
-        let [configured, pin, token] = configured(home)?;
-        let configured: Option<RelayAt> = configured.map(|at| at.parse()).transpose()?;
+        let settings = Settings::read(home)?;
+        let configured: Option<RelayAt> = settings.relay.map(|at| at.parse()).transpose()?;
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         let named = self
             .relay
@@ -45,8 +54,8 @@ impl RelayChoice {
         };
         // The pin and the token of the file belong to its relay. No other relay may learn the token.
         let its_own = configured.as_ref() == Some(&relay);
-        let pin = pin.filter(|_| its_own);
-        let token = token.filter(|_| its_own);
+        let pin = settings.relay_pin.filter(|_| its_own);
+        let token = settings.relay_token.filter(|_| its_own);
         relay.token = variable("HAUL_RELAY_TOKEN").or(token);
         relay.pin = pin.map(|pin| pin.parse()).transpose().map_err(|bad| {
             Error::Usage(format!("cannot use relay_pin in {}: {bad}", file(home)))
@@ -59,34 +68,38 @@ fn file(home: &Home) -> String {
     printable(home.config().as_os_str().as_encoded_bytes())
 }
 
-/// Reads the settings of config.toml, in the order of [`KEYS`].
-fn configured(home: &Home) -> Result<[Option<String>; 3], Error> {
-    let path = home.config();
-    let wrong = |why: String| Error::Usage(format!("cannot use {}: {why}", file(home)));
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Ok([None, None, None]);
-        }
-        Err(error) => return Err(wrong(error.to_string())),
-    };
-    let table: toml::Table = text
-        .parse()
-        .map_err(|bad: toml::de::Error| wrong(bad.message().to_owned()))?;
-    if let Some(unknown) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
-        let unknown = printable(unknown.as_bytes());
-        let known = KEYS.join(", ");
-        return Err(wrong(format!(
-            "unknown setting {unknown}; the settings are {known}"
-        )));
-    }
-    let mut values = [None, None, None];
-    for (value, key) in values.iter_mut().zip(KEYS) {
-        *value = match table.get(key) {
-            None => None,
-            Some(toml::Value::String(text)) => Some(text.clone()),
-            Some(_) => return Err(wrong(format!("{key} must be a text in quotes"))),
+impl Settings {
+    /// Reads the settings. A file that does not exist has none.
+    fn read(home: &Home) -> Result<Self, Error> {
+        let path = home.config();
+        let wrong = |why: String| Error::Usage(format!("cannot use {}: {why}", file(home)));
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Self::default());
+            }
+            Err(error) => return Err(wrong(error.to_string())),
         };
+        let table: toml::Table = text
+            .parse()
+            .map_err(|bad: toml::de::Error| wrong(bad.message().to_owned()))?;
+        if let Some(unknown) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
+            let unknown = printable(unknown.as_bytes());
+            let known = KEYS.join(", ");
+            return Err(wrong(format!(
+                "unknown setting {unknown}; the settings are {known}"
+            )));
+        }
+        let value = |key: &str| match table.get(key) {
+            None => Ok(None),
+            Some(toml::Value::String(text)) => Ok(Some(text.clone())),
+            Some(_) => Err(wrong(format!("{key} must be a text in quotes"))),
+        };
+        let [relay, relay_pin, relay_token] = KEYS;
+        Ok(Self {
+            relay: value(relay)?,
+            relay_pin: value(relay_pin)?,
+            relay_token: value(relay_token)?,
+        })
     }
-    Ok(values)
 }
