@@ -174,24 +174,45 @@ fn cut(text: &str, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use haul::RelativePath;
+    use haul::{Event, RelativePath};
 
     #[test]
     fn no_line_is_wider_than_the_terminal() {
         for name in ["short", &"long".repeat(60), &"漢字".repeat(40)] {
             let path = RelativePath::from_components([name]).unwrap();
             for moved in [0, 5 << 20, 20 << 20] {
-                let line = file_line(
-                    &Running {
-                        path: path.clone(),
-                        size: 20 << 20,
-                        moved,
-                    },
-                    79,
-                );
-                assert!(measure_text_width(&line) <= 79, "{line}");
+                let running = Running {
+                    path: path.clone(),
+                    size: 20 << 20,
+                    moved,
+                };
+                for width in [59, 79, 119] {
+                    let line = file_line(&running, width);
+                    assert!(measure_text_width(&line) <= width, "{line}");
+                }
             }
         }
         assert_eq!(cut("abcdefghij", 5), "ab…ij");
+    }
+
+    #[test]
+    fn a_few_large_files_have_lines_of_their_own() {
+        let start = Instant::now();
+        let mut progress = Progress::new(start);
+        for id in 0..10 {
+            progress.count(&Event::Started {
+                id,
+                path: RelativePath::from_components([id.to_string()]).unwrap(),
+                size: LARGE_FILE - id % 2,
+                held: 0,
+            });
+        }
+        let rows = Rows::of(&progress, start, 59);
+        let named = |rows: &Rows| -> Vec<String> {
+            let names = rows.files.iter().map(|line| line.split_whitespace().next());
+            names.map(|name| name.unwrap().to_owned()).collect()
+        };
+        assert_eq!(named(&rows), ["0", "2", "4", "6", "8"]);
+        assert_eq!(rows.total, "0/0+ files  0 B/0 B+  0 B/s");
     }
 }
