@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     haul::internal::storage::open_files::raise_open_files();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
-        Err(error) => return cli::failed_to_begin(error),
+        Err(error) => return cli::failed_to_start_threads(error),
     };
     let code = runtime.block_on(cli.run());
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);

@@ -6,12 +6,13 @@ use haul::{
     peers,
 };
 
+use super::addresses::own_addresses;
 use super::output;
-use super::settings::{Relayed, own_addresses};
+use super::relay_choice::RelayChoice;
 
 /// Connects with the identity and the known hosts of HAUL_HOME. At first contact it asks on the terminal whether the
 /// server's key is the right one.
-pub(super) async fn connect(
+pub(crate) async fn connect(
     target: &Target,
     pin: Option<KeyId>,
     config: &Config,
@@ -20,49 +21,62 @@ pub(super) async fn connect(
     let identity = home.identity()?;
     let (name, port) = match &target.host {
         Host::Address { name, port } => (name, *port),
-        Host::Peer(name) => return to_peer(name, target, pin, (&home, &identity), config).await,
+        Host::Peer(name) => {
+            return connect_to_peer(name, target, pin, &home, &identity, config).await;
+        }
     };
     let trust = ServerTrust::of_home(&home, pin)?;
     let (host, key_id) = match Client::connect(&identity, &trust, name, port, config).await {
         Err(Error::UnknownHost { host, key_id }) => (host, key_id),
         connected => return Ok(connected?),
     };
-    let question = format!(
-        "This is the first contact with {host}. Its key id is\n  {key_id}\nIt is the right server if `haul id` prints the same \
-         there.\nTrust it from now on? [y/N]"
-    );
-    match output::ask(&question).as_deref() {
-        Some("y" | "Y" | "yes") => {}
-        Some(_) => return Err(Error::UnknownHost { host, key_id }.into()),
-        None => {
-            let file = output::shown(&home.known_hosts());
-            return Err(anyhow::Error::from(Error::UnknownHost { host: host.clone(), key_id: key_id.clone() }).context(
-                format!(
-                    "cannot trust {host}: its key is not known, and there is no terminal to ask on. If `haul id` on the \
-                     server prints {key_id}, add --pin {key_id}, or add the line `{host} {key_id}` to {file}"
-                ),
-            ));
-        }
-    }
-    let parsed: KeyId = key_id.parse().map_err(|_| Error::UnknownHost {
+    confirm_key(&host, &key_id, &home)?;
+    let confirmed: KeyId = key_id.parse().map_err(|_| Error::UnknownHost {
         host: host.clone(),
         key_id,
     })?;
-    known_hosts::add(&home.known_hosts(), &host, &parsed)?;
+    known_hosts::add(&home.known_hosts(), &host, &confirmed)?;
     // The new connection must have the key that the user confirmed, because another host may answer now.
     let pinned = ServerTrust {
-        pin: Some(parsed),
+        pin: Some(confirmed),
         ..ServerTrust::default()
     };
     Ok(Client::connect(&identity, &pinned, name, port, config).await?)
 }
 
+/// Asks whether an unknown server has the right key.
+///
+/// # Errors
+/// [`Error::UnknownHost`] if the user does not trust the key, and with advice if there is no terminal.
+fn confirm_key(host: &str, key_id: &str, home: &Home) -> anyhow::Result<()> {
+    let question = format!(
+        "This is the first contact with {host}. Its key id is\n  {key_id}\nIt is the right server if `haul id` prints the same \
+         there.\nTrust it from now on? [y/N]"
+    );
+    let unknown = Error::UnknownHost {
+        host: host.into(),
+        key_id: key_id.into(),
+    };
+    match output::ask(&question).as_deref() {
+        Some("y" | "Y" | "yes") => Ok(()),
+        Some(_) => Err(unknown.into()),
+        None => {
+            let file = output::printable_path(&home.known_hosts());
+            Err(anyhow::Error::from(unknown).context(format!(
+                "cannot trust {host}: its key is not known, and there is no terminal to ask on. If `haul id` on the \
+                 server prints {key_id}, add --pin {key_id}, or add the line `{host} {key_id}` to {file}"
+            )))
+        }
+    }
+}
+
 /// Connects to the server of a paired machine.
-async fn to_peer(
+async fn connect_to_peer(
     name: &Petname,
     target: &Target,
     pin: Option<KeyId>,
-    (home, identity): (&Home, &Identity),
+    home: &Home,
+    identity: &Identity,
     config: &Config,
 ) -> anyhow::Result<Client> {
     let shown = target.to_string();
@@ -84,9 +98,10 @@ async fn to_peer(
         ))
         .into());
     }
-    let relay = Relayed::default().relay(home)?;
+    let relay = RelayChoice::default().relay(home)?;
     let relayed = relay.is_some();
-    pair::connect(&peer, relay, own_addresses(), identity, config).await.map_err(|error| match error {
+    let connected = pair::connect(&peer, relay, own_addresses(), identity, config).await;
+    connected.map_err(|error| match error {
         Error::Lost(_) => {
             let elsewhere = if relayed { ", nor at the relay" } else { "" };
             let how = format!(

@@ -1,313 +1,349 @@
-//! `haul cp`.
+//! `haul cp`, and the copy that `haul sync` shares with it.
 
-use std::path::PathBuf;
+mod arguments;
 
+use std::ffi::OsString;
+use std::time::Duration;
+
+use clap::Args;
 use haul::{
-    Argument, Client, Config, Durability, Error, Follow, Home, Host, Index, Observer, Outcome,
-    PullOptions, PushOptions, ReceiveOptions, RelativePath, Target, WalkOptions,
+    Client, Config, Delete, Durability, Error, Follow, Home, Index, KeyId, Observer, Outcome,
+    PullOptions, PushOptions, Rate, ReceiveOptions, Target, WalkOptions,
 };
 
+use self::arguments::{Arguments, Direction};
 use super::connect::connect;
-use super::output::{self, Screen};
-use super::{Cp, DONE, FAILED, INTERRUPTED, Specials, Taking, exit_code_of};
+use super::exit::{DONE, FAILED, INTERRUPTED, code_of_outcome};
+use super::options::{ExistingOptions, ExpertOptions, OutputOptions, SourceOptions, parse_time};
+use super::output::{self, Display, OtherEnd, Screen, Style};
 
-/// The session to run on the connection.
-enum Job {
-    Push(PushOptions),
-    /// Sends standard input.
-    Input(PushOptions),
-    Pull(PullOptions),
-    /// Writes to standard output.
-    Output(PullOptions),
+/// Copy files and directories to or from a server.
+#[derive(Args)]
+#[command(after_help = "\
+Examples: haul cp photos haul://server/2026    -> 2026/... there
+          haul cp haul://server/2026 photos/   -> photos/2026/... here
+Unchanged files (same size and time) are skipped; the same command resumes what
+was interrupted. Write a local a:b as ./a:b. Also: -c (compare content),
+--existing HOW, --no-fsync, --follow, --xattrs, --owner, --exclude, --include,
+--files-from, --gitignore, --allow-growing, --specials: see README.md.")]
+pub(crate) struct Cp {
+    /// Files and directories; - is standard input
+    #[arg(value_name = "SRC", required = true)]
+    sources: Vec<OsString>,
+    /// Destination: haul://HOST/PATH, NAME:PATH, local, or - (stdout)
+    #[arg(value_name = "DST", required = true)]
+    destination: OsString,
+    #[command(flatten)]
+    options: CopyOptions,
 }
 
-impl Job {
-    async fn run(&self, client: &Client, observer: Observer) -> Result<Outcome, Error> {
-        match self {
-            Self::Push(options) => client.push(options, observer).await,
-            Self::Input(options) => client.push_from(std::io::stdin(), options, observer).await,
-            Self::Pull(options) => client.pull(options, observer).await,
-            Self::Output(options) => client.pull_to(output::raw()?, options, observer).await,
-        }
-    }
+/// Options of commands that copy.
+#[derive(Args)]
+pub(crate) struct CopyOptions {
+    #[command(flatten)]
+    connection: ConnectionOptions,
+    #[arg(long, hide = true)]
+    no_fsync: bool,
+    #[command(flatten)]
+    metadata: MetadataOptions,
+    /// Show what would be done; write nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    #[command(flatten)]
+    existing: ExistingOptions,
+    #[arg(long, hide = true)]
+    no_dedupe: bool,
+    #[command(flatten)]
+    sources: SourceOptions,
+    #[arg(short = 'L', long, visible_alias = "copy-links", hide = true)]
+    follow: bool,
+    #[command(flatten)]
+    output: OutputOptions,
+    #[command(flatten)]
+    habits: OptionsOfOtherTools,
+}
 
-    /// Says what remains after an interruption.
-    fn remains(&self) -> &'static str {
-        match self {
-            Self::Push(_) | Self::Pull(_) => {
-                "committed files remain. Run the same command again to resume."
-            }
-            Self::Input(_) => "nothing was committed.",
-            Self::Output(_) => "the output is incomplete.",
-        }
-    }
+/// Options for the connection.
+#[derive(Args)]
+struct ConnectionOptions {
+    /// The key id that the server must have
+    #[arg(long, value_name = "SHA256:...")]
+    pin: Option<KeyId>,
+    /// Transfers open at the same time
+    #[arg(long, hide = true, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    parallel: u32,
+    /// Keep trying when the connection is lost
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "10m")]
+    retry_for: Duration,
+    /// Send at most RATE: 20M is bits a second, 2.5MB bytes
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
+    limit: Option<Rate>,
+    #[command(flatten)]
+    expert: ExpertOptions,
+}
 
-    /// Returns the end that keeps the partials.
-    fn keeper(&self) -> &'static str {
-        match self {
-            Self::Push(_) | Self::Input(_) => "the server",
-            Self::Pull(_) | Self::Output(_) => "this machine",
-        }
+/// Options for what is kept of a file besides its content.
+#[derive(Args)]
+struct MetadataOptions {
+    #[arg(long, hide = true)]
+    xattrs: bool,
+    #[arg(long, hide = true)]
+    owner: bool,
+    #[arg(long, hide = true)]
+    numeric_ids: bool,
+}
+
+/// Options that users of scp, cp and rsync type by habit.
+#[derive(Args)]
+struct OptionsOfOtherTools {
+    // haul does the same without these.
+    #[arg(short = 'r', visible_short_alias = 'R', long, hide = true)]
+    recursive: bool,
+    #[arg(short = 'a', long, hide = true)]
+    archive: bool,
+    #[arg(short = 'p', hide = true)]
+    preserve: bool,
+    // These are refused with advice. The rate limits of scp and rsync have other units.
+    #[arg(short = 'P', hide = true, value_name = "PORT")]
+    port: Option<OsString>,
+    #[arg(short = 'l', hide = true, value_name = "KBIT")]
+    scp_limit: Option<OsString>,
+    #[arg(long, hide = true, value_name = "RATE")]
+    bwlimit: Option<OsString>,
+}
+
+impl OptionsOfOtherTools {
+    /// Refuses options that haul writes in another way.
+    fn check(&self) -> Result<(), Error> {
+        let why = if self.port.is_some() {
+            "cannot use -P: write the port after the host, as in haul://host:4433/".into()
+        } else if let Some(kbit) = &self.scp_limit {
+            let kbit = output::printable_path(kbit.as_ref());
+            format!("cannot use scp's -l {kbit} (kbit/s): write --limit {kbit}k")
+        } else if self.bwlimit.is_some() {
+            "cannot use rsync's --bwlimit (KiB/s): write --limit 1000KiB for 1000, 1.5MiB for 1.5m"
+                .into()
+        } else {
+            return Ok(());
+        };
+        Err(Error::Usage(why))
     }
 }
 
-pub(super) async fn run(cp: Cp) -> anyhow::Result<u8> {
-    let output = super::Output {
-        dry_run: cp.how.taking.dry_run,
-        ..cp.how.output
-    };
-    let (client, job) = begin(&cp)
+pub(crate) async fn run(cp: Cp) -> anyhow::Result<u8> {
+    copy(&CopyRequest {
+        sources: cp.sources,
+        destination: cp.destination,
+        delete: None,
+        options: cp.options,
+    })
+    .await
+}
+
+/// What to copy, and how.
+pub(crate) struct CopyRequest {
+    pub(crate) sources: Vec<OsString>,
+    pub(crate) destination: OsString,
+    /// Removes what the source does not have, if set.
+    pub(crate) delete: Option<Delete>,
+    pub(crate) options: CopyOptions,
+}
+
+/// Copies between this machine and a server, and returns the exit code.
+pub(crate) async fn copy(request: &CopyRequest) -> anyhow::Result<u8> {
+    let style = request.options.output.style();
+    let (client, session) = begin(request)
         .await
-        .inspect_err(|error| output::report_start_failure(cp.how.output.json, error))?;
-    let screen = Screen::new(output);
+        .inspect_err(|error| output::report_start_failure(style == Style::Json, error))?;
+    let screen = Screen::new(Display {
+        style,
+        dry_run: request.options.dry_run,
+        other_end: OtherEnd::Server,
+    });
     let ended = tokio::select! {
-        ended = job.run(&client, screen.observer()) => ended,
+        ended = session.run(&client, screen.observer()) => ended,
         _ = tokio::signal::ctrl_c() => {
             screen.end(&Err(Error::Lost("interrupted".into())));
             client.cancel().await;
-            output::note(&format!("haul: interrupted; {}", job.remains()));
+            output::note(&format!("haul: interrupted; {}", session.remains_after_interruption()));
             return Ok(INTERRUPTED);
         }
     };
     screen.end(&ended);
     client.close().await;
-    let whole = ended
-        .as_ref()
-        .is_ok_and(|outcome| exit_code_of(outcome) == DONE);
-    if matches!(job, Job::Output(_)) && !whole {
-        output::note("haul: the output is incomplete");
-    }
-    match ended {
-        Ok(_) if matches!(job, Job::Output(_)) && !whole => Ok(FAILED),
-        Ok(outcome) => Ok(exit_code_of(&outcome)),
-        Err(error @ Error::Lost(_)) if matches!(job, Job::Input(_)) => {
-            let how = format!(
-                "{error}. Nothing was committed, unless the loss came at the very end; run the whole command again"
-            );
-            Err(anyhow::Error::from(error).context(how))
-        }
-        Err(error @ Error::Lost(_)) if matches!(job, Job::Output(_)) => Err(error.into()),
-        Err(error @ Error::Lost(_)) => {
-            let keeper = job.keeper();
-            let how = format!(
-                "{error}. Committed files remain, and {keeper} keeps partials of the rest; run the same command again to \
-                 resume"
-            );
-            Err(anyhow::Error::from(error).context(how))
-        }
-        Err(error) => Err(error.into()),
-    }
+    session.conclude(ended)
 }
 
-/// Checks the command line, connects, and makes the session's options.
-async fn begin(cp: &Cp) -> anyhow::Result<(Client, Job)> {
-    if cp.how.port.is_some() {
-        return Err(usage(
-            "cannot use -P: write the port after the host, as in haul://host:4433/",
-        ));
+/// Checks the command line, connects, and prepares the session.
+async fn begin(request: &CopyRequest) -> anyhow::Result<(Client, Session)> {
+    let options = &request.options;
+    options.habits.check()?;
+    let json = options.output.style() == Style::Json;
+    let Arguments { server, direction } =
+        Arguments::parse(&request.sources, &request.destination, json)?;
+    if options.sources.has_list() && !direction.is_of_one_directory() {
+        return Err(Error::Usage(
+            "cannot use --files-from: it needs one local directory as the only source".into(),
+        )
+        .into());
     }
-    if let Some(kbit) = &cp.how.scp_limit {
-        let kbit = output::shown(kbit.as_ref());
-        return Err(usage(&format!(
-            "cannot use scp's -l {kbit} (kbit/s): write --limit {kbit}k"
-        )));
-    }
-    if cp.how.bwlimit.is_some() {
-        return Err(usage(
-            "cannot use rsync's --bwlimit (KiB/s): write --limit 1000KiB for 1000, 1.5MiB for 1.5m",
-        ));
-    }
-    let (server, way) = split(cp)?;
-    let one_directory =
-        matches!(&way, Way::Up(sources) if matches!(&sources[..], [source] if source.is_dir()));
-    if cp.how.filter.has_list() && !one_directory {
-        return Err(usage(
-            "cannot use --files-from: it needs one local directory as the only source",
-        ));
-    }
-    let follow = if cp.how.follow {
-        Follow::Anywhere
-    } else {
-        Follow::Never
-    };
-    let walk = WalkOptions {
-        filter: cp.how.filter.filter(cp.how.recursive)?,
-        follow,
-        owner: cp.how.owner,
-        numeric_ids: cp.how.numeric_ids,
-        xattrs: cp.how.xattrs,
-        checksum: cp.how.taking.checksum,
-        allow_growing: cp.how.unruly.allow_growing,
-        fail_specials: cp.how.unruly.specials == Specials::Fail,
-        ..WalkOptions::default()
-    };
-    let Taking {
-        dry_run,
-        checksum,
-        existing,
-        modify_window,
-        delete,
-    } = cp.how.taking;
-    let take = ReceiveOptions {
-        existing,
-        checksum,
-        dry_run,
-        delete,
-        no_dedupe: cp.how.no_dedupe,
-        modify_window,
-    };
+    let walk = options.walk_options()?;
     let home = Home::from_env()?;
-    let config = Config {
-        parallel: cp.how.parallel as usize,
-        congestion: cp.how.expert.congestion,
-        limit: cp.how.limit,
-        qlog: cp.how.expert.qlog.clone(),
-        index: (!cp.how.no_dedupe).then(|| Index::new(home.index())),
-        retry_for: cp.how.retry_for,
-        reserved: Some(home.path().to_owned()),
-        ..Config::default()
-    };
-    let client = connect(&server, cp.how.pin, &config).await?;
-    let durability = if cp.how.no_fsync {
-        Durability::Visible
-    } else {
-        Durability::Synced
-    };
-    let job = match way {
-        Way::Up(sources) => {
-            let destination = server.path;
-            let into = server.into;
-            let options = PushOptions {
+    let config = options.config(&home);
+    let client = connect(&server, options.connection.pin, &config).await?;
+    Ok((client, Session::new(server, direction, walk, request)))
+}
+
+impl CopyOptions {
+    fn walk_options(&self) -> anyhow::Result<WalkOptions> {
+        let MetadataOptions {
+            xattrs,
+            owner,
+            numeric_ids,
+        } = self.metadata;
+        let follow = if self.follow {
+            Follow::Anywhere
+        } else {
+            Follow::Never
+        };
+        Ok(WalkOptions {
+            follow,
+            xattrs,
+            owner,
+            numeric_ids,
+            checksum: self.existing.receive_options().checksum,
+            ..self.sources.walk_options(self.habits.recursive)?
+        })
+    }
+
+    fn receive_options(&self, delete: Option<Delete>) -> ReceiveOptions {
+        ReceiveOptions {
+            dry_run: self.dry_run,
+            no_dedupe: self.no_dedupe,
+            delete,
+            ..self.existing.receive_options()
+        }
+    }
+
+    fn config(&self, home: &Home) -> Config {
+        let connection = &self.connection;
+        Config {
+            parallel: connection.parallel as usize,
+            limit: connection.limit,
+            retry_for: connection.retry_for,
+            index: (!self.no_dedupe).then(|| Index::new(home.index())),
+            reserved: Some(home.path().to_owned()),
+            ..connection.expert.config()
+        }
+    }
+}
+
+/// The session to run on the connection.
+enum Session {
+    Push(PushOptions),
+    /// Sends standard input.
+    PushInput(PushOptions),
+    Pull(PullOptions),
+    /// Writes to standard output.
+    PullToOutput(PullOptions),
+}
+
+impl Session {
+    fn new(server: Target, direction: Direction, walk: WalkOptions, request: &CopyRequest) -> Self {
+        let take = request.options.receive_options(request.delete);
+        let durability = if request.options.no_fsync {
+            Durability::Visible
+        } else {
+            Durability::Synced
+        };
+        let push = PushOptions {
+            destination: server.path,
+            into: server.into,
+            durability,
+            walk: walk.clone(),
+            take,
+            ..PushOptions::default()
+        };
+        let pull = PullOptions {
+            durability,
+            walk,
+            take,
+            ..PullOptions::default()
+        };
+        match direction {
+            Direction::Push(sources) => Self::Push(PushOptions { sources, ..push }),
+            Direction::PushInput => Self::PushInput(push),
+            Direction::Pull {
                 sources,
                 destination,
-                into,
-                durability,
-                walk,
-                take,
-            };
-            if from_input(cp)? {
-                Job::Input(options)
-            } else {
-                Job::Push(options)
-            }
-        }
-        Way::Down(sources, destination) => {
-            let into = destination.as_os_str().as_encoded_bytes().ends_with(b"/");
-            let output = destination.as_os_str() == "-";
-            let options = PullOptions {
+            } => Self::Pull(PullOptions {
+                into: destination.as_os_str().as_encoded_bytes().ends_with(b"/"),
                 sources,
                 destination,
-                into,
-                durability,
-                walk,
-                take,
-                ..PullOptions::default()
-            };
-            if output {
-                Job::Output(options)
-            } else {
-                Job::Pull(options)
-            }
-        }
-    };
-    Ok((client, job))
-}
-
-/// Whether the source is standard input.
-fn from_input(cp: &Cp) -> Result<bool, Error> {
-    match cp.sources.iter().any(|source| source == "-") {
-        true if cp.sources.len() > 1 => Err(Error::Usage(
-            "cannot send - with other sources: it is standard input; write a file of that name as ./-".into(),
-        )),
-        input => Ok(input),
-    }
-}
-
-/// Checks that the sources can go to standard output.
-fn check_output(cp: &Cp, sources: &[Target]) -> anyhow::Result<()> {
-    if cp.how.output.json {
-        return Err(usage(
-            "cannot use --json and - together: both write to standard output; leave out one of them",
-        ));
-    }
-    match sources {
-        [one] if !one.path.is_root() => Ok(()),
-        _ => Err(usage(
-            "cannot write a directory or several sources to -: it takes one file; write a directory named - as ./-",
-        )),
-    }
-}
-
-/// The direction of the copy, with its arguments.
-enum Way {
-    Up(Vec<PathBuf>),
-    Down(Vec<RelativePath>, PathBuf),
-}
-
-/// Sorts the arguments into local and remote ones, and finds the server and the direction.
-fn split(cp: &Cp) -> anyhow::Result<(Target, Way)> {
-    let mut here = Vec::new();
-    let mut there = Vec::<Target>::new();
-    for source in &cp.sources {
-        match Argument::parse(source)? {
-            Argument::Local(path) => here.push(path),
-            Argument::Remote(target) => there.push(target),
-        }
-    }
-    let input = from_input(cp)?;
-    match (Argument::parse(&cp.destination)?, there.first().cloned()) {
-        (Argument::Remote(target), None) if input && target.into => Err(usage(&format!(
-            "cannot send standard input without a name: write {target}name.tar"
-        ))),
-        (Argument::Remote(target), None) => Ok((target, Way::Up(here))),
-        (
-            Argument::Remote(_),
-            Some(Target {
-                host: Host::Peer(_),
-                ..
+                ..pull
             }),
-        ) => {
-            let shown = output::shown(cp.sources[0].as_ref());
-            Err(usage(&format!(
-                "cannot copy from server to server: run haul on one of the two, with a local path. If {shown} is a local \
-                 file, write ./{shown}"
-            )))
-        }
-        (Argument::Remote(_), Some(_)) => Err(usage(
-            "cannot copy from server to server: run haul on one of the two, with a local path",
-        )),
-        (Argument::Local(path), None) => {
-            let path = output::shown(&path);
-            let example = path.trim_start_matches(['.', '/']);
-            Err(usage(&format!(
-                "cannot copy between local paths: {path} is not a server; the destination comes last, as in haul://host/{example}"
-            )))
-        }
-        (Argument::Local(path), Some(server)) => {
-            if let Some(local) = here.first() {
-                let local = output::shown(local);
-                return Err(usage(&format!(
-                    "cannot copy {local}: it is local, and the other sources are on a server; copy it with cp"
-                )));
-            }
-            if let Some(other) = there.iter().find(|target| target.host != server.host) {
-                let one = &server.host;
-                let other = &other.host;
-                return Err(usage(&format!(
-                    "cannot copy from {one} and {other} at once: they are two servers; copy from one after the other"
-                )));
-            }
-            if path.as_os_str() == "-" {
-                check_output(cp, &there)?;
-            }
-            Ok((
-                server,
-                Way::Down(there.into_iter().map(|target| target.path).collect(), path),
-            ))
+            Direction::PullToOutput(source) => Self::PullToOutput(PullOptions {
+                sources: vec![source],
+                ..pull
+            }),
         }
     }
-}
 
-fn usage(why: &str) -> anyhow::Error {
-    Error::Usage(why.into()).into()
+    async fn run(&self, client: &Client, observer: Observer) -> Result<Outcome, Error> {
+        match self {
+            Self::Push(options) => client.push(options, observer).await,
+            Self::PushInput(options) => client.push_from(std::io::stdin(), options, observer).await,
+            Self::Pull(options) => client.pull(options, observer).await,
+            Self::PullToOutput(options) => {
+                let output = output::unbuffered_standard_output()?;
+                client.pull_to(output, options, observer).await
+            }
+        }
+    }
+
+    /// Says what remains after an interruption.
+    fn remains_after_interruption(&self) -> &'static str {
+        match self {
+            Self::Push(_) | Self::Pull(_) => {
+                "committed files remain. Run the same command again to resume."
+            }
+            Self::PushInput(_) => "nothing was committed.",
+            Self::PullToOutput(_) => "the output is incomplete.",
+        }
+    }
+
+    /// Says what remains after the connection was lost, and what to do.
+    fn advice_after_loss(&self) -> Option<&'static str> {
+        match self {
+            Self::Push(_) => Some(
+                "Committed files remain, and the server keeps partials of the rest; run the same command again to resume",
+            ),
+            Self::Pull(_) => Some(
+                "Committed files remain, and this machine keeps partials of the rest; run the same command again to \
+                 resume",
+            ),
+            Self::PushInput(_) => Some(
+                "Nothing was committed, unless the loss came at the very end; run the whole command again",
+            ),
+            Self::PullToOutput(_) => None,
+        }
+    }
+
+    /// Returns the exit code, or the error that ended the session with what the user can do about it.
+    fn conclude(&self, ended: Result<Outcome, Error>) -> anyhow::Result<u8> {
+        let code = ended.as_ref().map_or(FAILED, code_of_outcome);
+        let incomplete = matches!(self, Self::PullToOutput(_)) && code != DONE;
+        if incomplete {
+            output::note("haul: the output is incomplete");
+        }
+        match (ended, self.advice_after_loss()) {
+            (Ok(_), _) if incomplete => Ok(FAILED),
+            (Ok(_), _) => Ok(code),
+            (Err(error @ Error::Lost(_)), Some(advice)) => {
+                let advice = format!("{error}. {advice}");
+                Err(anyhow::Error::from(error).context(advice))
+            }
+            (Err(error), _) => Err(error.into()),
+        }
+    }
 }

@@ -7,87 +7,40 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, bail};
+use clap::Args;
 use haul::{
     Admission, Anyone, Client, Config, Identity, LocalStore, PushOptions, RelativePath, Server,
-    ServerOptions, ServerTrust,
+    ServerOptions, ServerTrust, TransferStats,
 };
 
-use super::output::{self, Screen, shown};
-use super::{DONE, Demo, FAILED, Output};
+use super::exit::{DONE, FAILED};
+use super::output::{self, Display, OtherEnd, Screen, Style, printable_path};
+
+/// Try haul: a server and a client in one, on this machine.
+#[derive(Args)]
+#[command(after_help = "\
+Example: haul demo ~/photos
+Sends PATH to a server on a loopback port, into a new directory, compares every
+file byte by byte, and prints the speed. It changes no settings, and nothing
+keeps running.")]
+pub(crate) struct Demo {
+    /// What to send; by default a small tree is made
+    path: Option<PathBuf>,
+}
 
 /// Bytes compared at a time.
 const BLOCK: usize = 1 << 20;
 
-pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
+pub(crate) async fn run(demo: Demo) -> anyhow::Result<u8> {
     let directory = new_directory()?;
     let source = match demo.path {
         Some(path) => path,
         None => small_tree(&directory.join("sent"))?,
     };
     let received = directory.join("received");
-    std::fs::create_dir(&received).with_context(|| shown(&received))?;
+    std::fs::create_dir(&received).with_context(|| printable_path(&received))?;
 
-    let identity = Identity::generate()?;
-    let trust = ServerTrust {
-        pin: Some(identity.key_id()),
-        ..ServerTrust::default()
-    };
-    let server = Server::bind(ServerOptions {
-        listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))],
-        identity,
-        admission: Admission {
-            anyone: Anyone {
-                read: false,
-                write: true,
-            },
-            ..Admission::default()
-        },
-        store: Arc::new(LocalStore::open(&received)?),
-        config: Config::default(),
-        observer: haul::ignore(),
-    })?;
-    let port = server
-        .local_addresses()
-        .first()
-        .context("cannot find the address of the server")?
-        .port();
-    output::line(&format!(
-        "A server runs on 127.0.0.1:{port} (UDP). Sending {} to it over QUIC.",
-        shown(&source)
-    ));
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let running = tokio::spawn(server.run(async { drop(stopped.await) }, std::future::pending()));
-
-    let client = Client::connect(
-        &Identity::generate()?,
-        &trust,
-        "127.0.0.1",
-        port,
-        &Config::default(),
-    )
-    .await?;
-    let options = PushOptions {
-        sources: vec![source.clone()],
-        destination: RelativePath::root(),
-        into: true,
-        ..PushOptions::default()
-    };
-    let screen = Screen::new(Output {
-        quiet: false,
-        verbose: false,
-        json: false,
-        dry_run: false,
-        peer: "the server",
-    });
-    let begun = Instant::now();
-    let pushed = client.push(&options, screen.observer()).await;
-    let seconds = begun.elapsed().as_secs_f64();
-    screen.end(&pushed);
-    client.close().await;
-    drop(stop);
-    running.await.context("cannot go on: the server failed")?;
-    let sent = pushed?.sent;
-
+    let sent = serve_and_push(&source, &received).await?;
     let compared = tokio::task::spawn_blocking(move || compare_trees(&source, &received)).await??;
     output::line(&format!(
         "{} files compared byte by byte: {} equal, {} different or missing.",
@@ -97,13 +50,84 @@ pub(super) async fn run(demo: Demo) -> anyhow::Result<u8> {
     ));
     output::line(&format!(
         "Speed: {:.0} MB/s on this machine, both ends included.",
-        sent.bytes as f64 / 1e6 / seconds
+        sent.bytes_a_second / 1e6
     ));
-    output::line(&format!("The files are in {}", shown(&directory)));
-    Ok(if compared.different == 0 && sent.failed == 0 {
+    output::line(&format!("The files are in {}", printable_path(&directory)));
+    Ok(if compared.different == 0 && sent.stats.failed == 0 {
         DONE
     } else {
         FAILED
+    })
+}
+
+/// What the client has sent, and how fast.
+struct Sent {
+    stats: TransferStats,
+    bytes_a_second: f64,
+}
+
+/// Sends the source to a server that runs until then.
+async fn serve_and_push(source: &Path, received: &Path) -> anyhow::Result<Sent> {
+    let identity = Identity::generate()?;
+    let trust = ServerTrust {
+        pin: Some(identity.key_id()),
+        ..ServerTrust::default()
+    };
+    let server = server(identity, received)?;
+    let port = server
+        .local_addresses()
+        .first()
+        .context("cannot find the address of the server")?
+        .port();
+    output::line(&format!(
+        "A server runs on 127.0.0.1:{port} (UDP). Sending {} to it over QUIC.",
+        printable_path(source)
+    ));
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = tokio::spawn(server.run(async { drop(stopped.await) }, std::future::pending()));
+
+    let identity = Identity::generate()?;
+    let client = Client::connect(&identity, &trust, "127.0.0.1", port, &Config::default()).await?;
+    let options = PushOptions {
+        sources: vec![source.to_owned()],
+        destination: RelativePath::root(),
+        into: true,
+        ..PushOptions::default()
+    };
+    let screen = Screen::new(Display {
+        style: Style::Normal,
+        dry_run: false,
+        other_end: OtherEnd::Server,
+    });
+    let begun = Instant::now();
+    let pushed = client.push(&options, screen.observer()).await;
+    let seconds = begun.elapsed().as_secs_f64();
+    screen.end(&pushed);
+    client.close().await;
+    drop(stop);
+    running.await.context("cannot go on: the server failed")?;
+    let stats = pushed?.sent;
+    Ok(Sent {
+        bytes_a_second: stats.bytes as f64 / seconds,
+        stats,
+    })
+}
+
+/// Makes a server that takes files from every client, on a free port of this machine alone.
+fn server(identity: Identity, directory: &Path) -> haul::Result<Server> {
+    Server::bind(ServerOptions {
+        listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))],
+        identity,
+        admission: Admission {
+            anyone: Anyone {
+                read: false,
+                write: true,
+            },
+            ..Admission::default()
+        },
+        store: Arc::new(LocalStore::open(directory)?),
+        config: Config::default(),
+        observer: haul::ignore(),
     })
 }
 
@@ -119,12 +143,12 @@ fn new_directory() -> anyhow::Result<PathBuf> {
         match std::fs::DirBuilder::new().mode(0o700).create(&path) {
             Ok(()) => return Ok(path),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error).with_context(|| shown(&path)),
+            Err(error) => return Err(error).with_context(|| printable_path(&path)),
         }
     }
     bail!(
         "cannot make a new directory in {}: all names exist",
-        shown(&std::env::temp_dir())
+        printable_path(&std::env::temp_dir())
     )
 }
 
@@ -148,7 +172,7 @@ fn small_tree(root: &Path) -> anyhow::Result<PathBuf> {
         write("größe und 漢字.txt", 1234)?;
         (0..500).try_for_each(|i| write(&format!("many/{i:03}.txt"), i * 61))
     })()
-    .with_context(|| shown(&tree))?;
+    .with_context(|| printable_path(&tree))?;
     Ok(tree)
 }
 
@@ -160,7 +184,9 @@ struct Compared {
 
 /// Compares each file of the source with the received one, by reading both.
 fn compare_trees(source: &Path, received: &Path) -> anyhow::Result<Compared> {
-    let source = source.canonicalize().with_context(|| shown(source))?;
+    let source = source
+        .canonicalize()
+        .with_context(|| printable_path(source))?;
     let name = source
         .file_name()
         .context("cannot compare the source: it has no name")?;
@@ -169,22 +195,22 @@ fn compare_trees(source: &Path, received: &Path) -> anyhow::Result<Compared> {
     while let Some((sent, got)) = open.pop() {
         let kind = sent
             .symlink_metadata()
-            .with_context(|| shown(&sent))?
+            .with_context(|| printable_path(&sent))?
             .file_type();
         if kind.is_dir() {
-            for entry in std::fs::read_dir(&sent).with_context(|| shown(&sent))? {
-                let entry = entry.with_context(|| shown(&sent))?;
+            for entry in std::fs::read_dir(&sent).with_context(|| printable_path(&sent))? {
+                let entry = entry.with_context(|| printable_path(&sent))?;
                 open.push((entry.path(), got.join(entry.file_name())));
             }
         } else if kind.is_file() {
             match same_content(&sent, &got) {
                 Ok(true) => compared.equal += 1,
                 Ok(false) => {
-                    output::note(&format!("haul: {} differs", shown(&got)));
+                    output::note(&format!("haul: {} differs", printable_path(&got)));
                     compared.different += 1;
                 }
                 Err(error) => {
-                    output::note(&format!("haul: {}: {error}", shown(&got)));
+                    output::note(&format!("haul: {}: {error}", printable_path(&got)));
                     compared.different += 1;
                 }
             }

@@ -11,7 +11,7 @@ use haul::{Error, Filter, Only, Rules, printable};
 
 /// The filter options as typed. Implemented by hand, because clap's derive loses the order of different options.
 #[derive(Debug, Clone, Default)]
-pub(super) struct FilterArgs {
+pub(crate) struct FilterArgs {
     rules: Vec<Given>,
     gitignore: bool,
     files_from: Option<PathBuf>,
@@ -108,7 +108,7 @@ impl FilterArgs {
     ///
     /// # Errors
     /// [`Error::Usage`] when a file cannot be read, or a rule or a name is invalid.
-    pub(super) fn filter(&self, recursive: bool) -> anyhow::Result<Filter> {
+    pub(crate) fn filter(&self, recursive: bool) -> anyhow::Result<Filter> {
         let mut rules = Vec::new();
         for given in &self.rules {
             match given {
@@ -141,7 +141,7 @@ impl FilterArgs {
     }
 
     /// Whether `--files-from` was given.
-    pub(super) fn has_list(&self) -> bool {
+    pub(crate) fn has_list(&self) -> bool {
         self.files_from.is_some()
     }
 }

@@ -1,11 +1,18 @@
 //! `haul id`.
 
+use clap::Args;
 use haul::Home;
 
-use super::{DONE, output};
+use super::{exit, output};
 
-pub(super) fn run() -> anyhow::Result<u8> {
+/// Print this machine's key id; the first use makes the key.
+#[derive(Args)]
+#[command(after_help = "\
+Example: haul id | ssh server 'cat >> ~/.config/haul/authorized_keys'")]
+pub(crate) struct Id {}
+
+pub(crate) fn run() -> anyhow::Result<u8> {
     let identity = Home::from_env()?.identity()?;
     output::line(&identity.key_id().to_string());
-    Ok(DONE)
+    Ok(exit::DONE)
 }

@@ -6,7 +6,8 @@ use haul::peers::Peer;
 use haul::{Error, Home, Petname};
 use serde_json::json;
 
-use super::{DONE, output};
+use super::exit::DONE;
+use super::output;
 
 /// List or remove paired machines.
 #[derive(Args)]
@@ -14,7 +15,7 @@ use super::{DONE, output};
 Example: haul peers --remove bob
 A removed machine is no longer admitted here; its open connections stay. The
 other machine still knows and finds this one: remove it there too.")]
-pub(super) struct Peers {
+pub(crate) struct Peers {
     /// Remove this machine; may be given several times
     #[arg(long, value_name = "NAME")]
     remove: Vec<Petname>,
@@ -23,7 +24,7 @@ pub(super) struct Peers {
     json: bool,
 }
 
-pub(super) fn run(command: &Peers) -> anyhow::Result<u8> {
+pub(crate) fn run(command: &Peers) -> anyhow::Result<u8> {
     let home = Home::from_env()?;
     for name in &command.remove {
         if !peers::remove(&home, name)? {

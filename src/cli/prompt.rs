@@ -14,9 +14,9 @@ use super::output;
 
 /// Asks for a code on the terminal, or reads a line of standard input. Returns `None` at the end of input, or for Ctrl-C.
 /// Blocks.
-pub(super) fn code(question: &str) -> Option<String> {
+pub(crate) fn ask_for_code(question: &str) -> Option<String> {
     if !std::io::stdin().is_terminal() {
-        return output::line_in();
+        return output::read_line();
     }
     // Uses the terminal itself, because standard output may be a file, and the code is a secret.
     let config = Config::builder().behavior(Behavior::PreferTerm).build();

@@ -1,30 +1,26 @@
 //! `haul receive`.
 
+mod consent;
+
 use std::fs::File;
 use std::io::{IsTerminal, Read};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::Args;
-use haul::pairing::code::{Credential, ShortCode, without_label};
-use haul::pairing::pair;
-use haul::pairing::receive;
 use haul::pairing::receive::Met;
-use haul::pairing::rendezvous::RelayAt;
-use haul::pairing::route::Whereabouts;
-use haul::pairing::ticket::{BadTicket, Ticket};
-use haul::peers;
-use haul::peers::Peer;
+use haul::pairing::ticket::BadTicket;
 use haul::{
-    AcceptedQuota, Client, Config, Durability, Error, Existing, Home, Index, LocalStore, Observer,
-    Offer, Outcome, PeerText, Petname, PullOptions, Rate, ReceiveOptions,
+    AcceptedQuota, Client, Config, Durability, Error, Home, LocalStore, Observer, Offer, Outcome,
+    Petname, PullOptions, peers,
 };
 
-use super::output::offer::Named;
-use super::output::{self, Screen, shown};
-use super::settings::{Relayed, own_addresses};
-use super::{DONE, Expert, FAILED, INTERRUPTED, Output, exit_code_of, prompt, time};
+use self::consent::Consent;
+use super::exit::{DONE, FAILED, INTERRUPTED, code_of_outcome};
+use super::options::{ExistingOptions, OutputOptions, PeerSessionOptions};
+use super::output::{self, Display, OtherEnd, Screen, Style, printable_path};
+use super::prompt::ask_for_code;
+use super::relay_choice::RelayChoice;
+use super::sender_lookup::SenderLookup;
 
 /// Receive what another machine sends, by its code.
 #[derive(Args)]
@@ -33,7 +29,7 @@ Example: haul receive --to ~/Downloads    asks for the code; Tab completes words
 It shows names, number and size before it writes. To resume, run both again, or
 only this one with the same code. Also: -c, --existing HOW, --retry-for,
 --limit, as in haul cp.")]
-pub(super) struct Receive {
+pub(crate) struct Receive {
     /// Code or ticket; safer to type when asked
     #[arg(value_name = "CODE", conflicts_with_all = ["from", "ticket_file"])]
     code: Vec<String>,
@@ -53,76 +49,27 @@ pub(super) struct Receive {
     #[arg(long, value_name = "HOST:PORT")]
     at: Option<String>,
     #[command(flatten)]
-    relayed: Relayed,
-    #[arg(long, hide = true, value_name = "RATE", allow_hyphen_values = true)]
-    limit: Option<Rate>,
-    #[arg(long, hide = true, value_name = "TIME", value_parser = time, default_value = "10m")]
-    retry_for: Duration,
-    #[arg(short, long, hide = true)]
-    checksum: bool,
-    #[arg(long, hide = true, value_name = "HOW", default_value_t)]
-    existing: Existing,
-    #[arg(long, hide = true, value_name = "SECONDS")]
-    modify_window: Option<u32>,
+    relay: RelayChoice,
     #[command(flatten)]
-    output: Output,
+    session: PeerSessionOptions,
     #[command(flatten)]
-    expert: Expert,
+    existing: ExistingOptions,
+    #[command(flatten)]
+    output: OutputOptions,
 }
 
-/// What the user gave to find the sender.
-pub(super) enum By {
-    Code(ShortCode),
-    Ticket(Ticket),
-    Peer(Peer),
-}
-
-impl By {
-    /// Parses a pasted code or ticket.
-    pub(super) fn parse(text: &str) -> Result<Self, Error> {
-        let text = without_label(text);
-        match Ticket::has_prefix(text) {
-            true => text
-                .parse()
-                .map(Self::Ticket)
-                .map_err(|bad| Error::Usage(bad.to_string())),
-            false => text
-                .parse()
-                .map(Self::Code)
-                .map_err(|bad| Error::Usage(bad.to_string())),
-        }
-    }
-
-    fn credential(&self) -> Credential {
-        match self {
-            Self::Code(code) => code.into(),
-            Self::Ticket(ticket) => ticket.credential(),
-            Self::Peer(peer) => pair::sent_by(peer),
-        }
-    }
-
-    /// Returns where to look for the sender if no `--at` is given.
-    fn whereabouts(&self, relay: Option<RelayAt>, no_relay: bool) -> Whereabouts {
-        let own = own_addresses();
-        match self {
-            Self::Ticket(ticket) if no_relay => Whereabouts {
-                relay: None,
-                ..ticket.whereabouts(None, own)
-            },
-            Self::Ticket(ticket) => ticket.whereabouts(relay, own),
-            Self::Code(_) | Self::Peer(_) => Whereabouts {
-                relay,
-                own,
-                ..Whereabouts::default()
-            },
-        }
+impl Receive {
+    /// Returns the destination directory; `None` is standard output.
+    fn directory(&self) -> Option<&Path> {
+        (self.to.as_os_str() != "-").then_some(&*self.to)
     }
 }
 
-pub(super) async fn run(receive: Receive) -> anyhow::Result<u8> {
-    let json = receive.output.json;
+pub(crate) async fn run(receive: Receive) -> anyhow::Result<u8> {
+    let style = receive.output.style();
     let begun = tokio::select! {
-        begun = begin(&receive) => begun.inspect_err(|error| output::report_start_failure(json, error))?,
+        begun = meet_sender(&receive) => begun
+            .inspect_err(|error| output::report_start_failure(style == Style::Json, error))?,
         _ = tokio::signal::ctrl_c() => None,
     };
     let Some(met) = begun else {
@@ -132,65 +79,35 @@ pub(super) async fn run(receive: Receive) -> anyhow::Result<u8> {
         met.decline().await;
         return Err(why.into());
     }
+    let consent = Consent {
+        directory: receive.directory(),
+        style,
+        yes: receive.yes,
+    };
     let accepted = tokio::select! {
-        accepted = accepted(&receive, &met) => Some(accepted),
+        accepted = consent.ask(&met) => Some(accepted),
         _ = tokio::signal::ctrl_c() => None,
     };
-    match accepted {
+    let code = match accepted {
         Some(true) => return receive_accepted(&receive, met).await,
-        Some(false) => output::note("haul: declined; nothing was received"),
-        None => output::note("\nhaul: interrupted; nothing was received"),
-    }
+        Some(false) => {
+            output::note("haul: declined; nothing was received");
+            FAILED
+        }
+        None => {
+            output::note("\nhaul: interrupted; nothing was received");
+            INTERRUPTED
+        }
+    };
     met.decline().await;
-    output::offer::ended(receive.output, Some("declined"));
-    Ok(if accepted.is_some() {
-        FAILED
-    } else {
-        INTERRUPTED
-    })
-}
-
-/// Checks the options before the code is used, because an attempt may burn it.
-fn check_options(receive: &Receive) -> Result<(), Error> {
-    let why = match () {
-        () if !receive.yes && !output::can_ask() => {
-            "cannot ask: there is no terminal; --yes accepts without a question"
-        }
-        () if receive.to.as_os_str() != "-" && receive.to.exists() && !receive.to.is_dir() => {
-            "cannot receive into --to: it is not a directory"
-        }
-        () => return Ok(()),
-    };
-    Err(Error::Usage(why.into()))
-}
-
-/// Checks that the offer fits the destination.
-fn check_offer(receive: &Receive, met: &Met) -> Result<(), Error> {
-    let offer = met.offer();
-    let output = receive.to.as_os_str() == "-";
-    let why = match offer {
-        Offer { pair: Some(_), .. } => {
-            "cannot receive: the other machine wants to pair; type a new code of it into haul pair NAME here"
-        }
-        Offer {
-            text: None,
-            directory,
-            ..
-        } if output && (*directory || met.names().len() != 1) => {
-            "cannot write the offer to standard output: it is not one file; add --to DIR"
-        }
-        _ if output && receive.output.json => {
-            "cannot use --json and --to - together: both write to standard output"
-        }
-        _ => return Ok(()),
-    };
-    Err(Error::Usage(why.into()))
+    output::code::report_refused(style, "declined");
+    Ok(code)
 }
 
 /// Asks for the code if needed, and meets the sender. Returns `None` if the user gave up.
-async fn begin(receive: &Receive) -> anyhow::Result<Option<Met>> {
+async fn meet_sender(receive: &Receive) -> anyhow::Result<Option<Met>> {
     let home = Home::from_env()?;
-    let Some(by) = by(receive, &home).await? else {
+    let Some(lookup) = sender_lookup(receive, &home).await? else {
         return Ok(None);
     };
     check_options(receive)?;
@@ -201,101 +118,74 @@ async fn begin(receive: &Receive) -> anyhow::Result<Option<Met>> {
         LocalStore::open_reserving(&receive.to, home.path())?;
     }
     let config = Config {
-        limit: receive.limit,
-        congestion: receive.expert.congestion,
-        qlog: receive.expert.qlog.clone(),
-        index: Some(Index::new(home.index())),
         reserved: Some(home.path().to_owned()),
-        retry_for: receive.retry_for,
-        ..Config::default()
+        ..receive.session.config(&home)
     };
-    let relay = receive.relayed.relay(&home)?;
-    meet(
-        &by,
-        receive.at.as_deref(),
-        (relay, receive.relayed.none()),
-        &home,
-        &config,
-    )
-    .await
-    .map(Some)
+    let met = lookup.meet(receive.at.as_deref(), &receive.relay, &home, &config);
+    met.await.map(Some)
 }
 
-/// Finds the sender and proves to it that this end knows the code.
-///
-/// # Errors
-/// [`Error::Lost`] with advice when the sender was not found, and the errors of [`receive::meet`].
-pub(super) async fn meet(
-    by: &By,
-    at: Option<&str>,
-    (relay, no_relay): (Option<RelayAt>, bool),
-    home: &Home,
-    config: &Config,
-) -> anyhow::Result<Met> {
-    let at = match at {
-        Some(at) => Whereabouts {
-            addresses: resolve(at).await?,
-            ..Whereabouts::default()
-        },
-        None => by.whereabouts(relay, no_relay),
+/// Checks the options before the code is used, because an attempt may burn it.
+fn check_options(receive: &Receive) -> Result<(), Error> {
+    let not_a_directory = |to: &Path| to.exists() && !to.is_dir();
+    let why = if !receive.yes && !output::can_ask() {
+        "cannot ask: there is no terminal; --yes accepts without a question"
+    } else if receive.directory().is_some_and(not_a_directory) {
+        "cannot receive into --to: it is not a directory"
+    } else {
+        return Ok(());
     };
-    let nowhere = at.addresses.is_empty() && at.relay.is_none();
-    let met = receive::meet(&by.credential(), at, &home.identity()?, config).await;
-    met.map_err(|error| match (error, by) {
-        (Error::Lost(why), By::Code(code)) if nowhere => {
-            anyhow::Error::from(Error::Lost(why.clone())).context(not_found_advice(&why, code))
-        }
-        (error @ Error::Lost(_), By::Peer(Peer { name, .. })) => {
-            let how = format!(
-                "cannot find {name}. Check that `haul send --to NAME` runs there, with its name for this machine. Between \
-                 networks, both ends need the same relay (HAUL_RELAY). If one end has paired again, pair both again"
-            );
-            anyhow::Error::from(error).context(how)
-        }
-        (error, _) => error.into(),
-    })
+    Err(Error::Usage(why.into()))
 }
 
-/// Says why no sender was found, and what the user can do.
-fn not_found_advice(why: &PeerText, code: &ShortCode) -> String {
-    match code.is_of_relay() {
-        true => format!(
-            "{why}, and the sender uses a relay: set HAUL_RELAY=HOST as on its machine, or add --relay HOST"
-        ),
-        false => format!(
-            "{why}. Check that `haul send` still runs, on the same network. If that blocks multicast, add --at \
-             HOST:PORT, as `haul send -v` shows it; between networks, use a relay: haul relay --help"
-        ),
-    }
+/// Checks that the offer fits the destination.
+fn check_offer(receive: &Receive, met: &Met) -> Result<(), Error> {
+    let to_output = receive.directory().is_none();
+    let why = match met.offer() {
+        Offer { pair: Some(_), .. } => {
+            "cannot receive: the other machine wants to pair; type a new code of it into haul pair NAME here"
+        }
+        Offer {
+            text: None,
+            directory,
+            ..
+        } if to_output && (*directory || met.names().len() != 1) => {
+            "cannot write the offer to standard output: it is not one file; add --to DIR"
+        }
+        _ if to_output && receive.output.style() == Style::Json => {
+            "cannot use --json and --to - together: both write to standard output"
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::Usage(why.into()))
 }
 
 /// Returns the given code, ticket or peer, or asks for a code. A typed code does not appear in the list of processes.
 /// Returns `None` for Ctrl-C.
-async fn by(receive: &Receive, home: &Home) -> anyhow::Result<Option<By>> {
+async fn sender_lookup(receive: &Receive, home: &Home) -> anyhow::Result<Option<SenderLookup>> {
     if let Some(name) = &receive.from {
-        return Ok(Some(By::Peer(peers::named(home, name)?)));
+        return Ok(Some(SenderLookup::Peer(peers::named(home, name)?)));
     }
     if let Some(file) = &receive.ticket_file {
-        let text = ticket_in(file)?;
-        return Ok(Some(By::Ticket(
-            text.parse()
-                .map_err(|bad: BadTicket| Error::Usage(bad.to_string()))?,
-        )));
+        let ticket = read_ticket(file)?
+            .parse()
+            .map_err(|bad: BadTicket| Error::Usage(bad.to_string()))?;
+        return Ok(Some(SenderLookup::Ticket(ticket)));
     }
     if !receive.code.is_empty() {
-        return Ok(Some(By::parse(&receive.code.join(" "))?));
+        return Ok(Some(SenderLookup::parse(&receive.code.join(" "))?));
     }
     let on_terminal = std::io::stdin().is_terminal();
     loop {
-        match tokio::task::spawn_blocking(|| prompt::code("Code: ")).await? {
+        match tokio::task::spawn_blocking(|| ask_for_code("Code: ")).await? {
             None if on_terminal => return Ok(None),
             None => {
                 return Err(
                     Error::Usage("cannot ask for the code: there is no terminal; give it as an argument or on standard input".into()).into(),
                 );
             }
-            Some(text) => match By::parse(&text) {
-                Ok(by) => return Ok(Some(by)),
+            Some(text) => match SenderLookup::parse(&text) {
+                Ok(lookup) => return Ok(Some(lookup)),
                 // The code was not used, so it is not burnt, and the user may type it again.
                 Err(bad) if on_terminal => output::note(&format!("{bad}.")),
                 Err(bad) => return Err(bad.into()),
@@ -307,8 +197,9 @@ async fn by(receive: &Receive, home: &Home) -> anyhow::Result<Option<By>> {
 /// The most bytes that are read of a file with a ticket.
 const MAX_TICKET_FILE: u64 = 16 << 10;
 
-fn ticket_in(file: &Path) -> Result<String, Error> {
-    let failed = || Error::io(format!("cannot read {}", shown(file)));
+/// Reads a ticket from a file, or from standard input for `-`.
+fn read_ticket(file: &Path) -> Result<String, Error> {
+    let failed = || Error::io(format!("cannot read {}", printable_path(file)));
     let mut text = String::new();
     let read = match file.as_os_str() == "-" {
         true => std::io::stdin()
@@ -322,101 +213,34 @@ fn ticket_in(file: &Path) -> Result<String, Error> {
     read.map(|_| text).map_err(failed())
 }
 
-async fn resolve(at: &str) -> anyhow::Result<Vec<SocketAddr>> {
-    let found = tokio::net::lookup_host(at)
-        .await
-        .map_err(|error| Error::Resolve {
-            host: at.into(),
-            why: format!("{error}; write it as HOST:PORT").into(),
-        })?;
-    Ok(found.collect())
-}
-
-/// Shows the offer, and asks the user to accept it.
-async fn accepted(receive: &Receive, met: &Met) -> bool {
-    let offer = met.offer();
-    let output = receive.to.as_os_str() == "-";
-    let free = if output {
-        None
-    } else {
-        receive::free_space(&receive.to)
-    };
-    let from = &offer.from;
-    let names = Named::look(met.names(), (!output).then_some(&*receive.to));
-    let listed = output::offer::lines(offer, &names);
-    if receive.output.json {
-        output::offer::json(offer, &names, met.address(), free);
-    } else if offer.text.is_none() {
-        listed.lines.iter().for_each(|line| output::note(line));
-    }
-    let missing = offer
-        .bytes
-        .saturating_sub(receive::held(&receive.to, met.names()));
-    let small = free.filter(|free| *free < missing);
-    if let Some(free) = small {
-        let free = output::bytes(free);
-        let to = shown(&receive.to);
-        let missing = output::bytes(missing);
-        output::note(&format!(
-            "haul: not enough space in {to}: {missing} would be received, {free} are free"
-        ));
-    }
-    if receive.yes {
-        // With --yes there is no question, so too little space means no.
-        return small.is_none();
-    }
-    let what = if offer.text.is_some() {
-        format!("A text from \"{from}\"")
-    } else {
-        format!("From \"{from}\"")
-    };
-    // Enter alone accepts only if every risky name was shown.
-    let accept_by_default = small.is_none() && !listed.cut;
-    let default = if accept_by_default { "[Y/n]" } else { "[y/N]" };
-    let question = format!("{what} - accept? {default}");
-    let asked = tokio::task::spawn_blocking(move || output::ask(&question)).await;
-    match asked.ok().flatten().as_deref() {
-        Some("y" | "Y" | "yes") => true,
-        Some("") => accept_by_default,
-        Some(_) => false,
-        None => {
-            output::note("");
-            false
-        }
-    }
-}
-
 async fn receive_accepted(receive: &Receive, met: Met) -> anyhow::Result<u8> {
+    let style = receive.output.style();
     let options = PullOptions {
         sources: met.names().to_vec(),
         destination: receive.to.clone(),
         into: true,
         durability: Durability::Synced,
-        take: ReceiveOptions {
-            existing: receive.existing,
-            checksum: receive.checksum,
-            modify_window: receive.modify_window,
-            ..ReceiveOptions::default()
-        },
+        take: receive.existing.receive_options(),
         literal: true,
         quota: Some(AcceptedQuota::of(met.offer())),
         ..PullOptions::default()
     };
     let text = met.offer().text.clone();
     let Some(client) = met.accept().await? else {
-        if !receive.output.json {
-            output::offer::text(&text.unwrap_or_default());
+        if style != Style::Json {
+            output::offer::print_text(&text.unwrap_or_default());
         }
-        output::offer::ended(receive.output, None);
+        output::code::report_done(style);
         return Ok(DONE);
     };
-    let output = receive.to.as_os_str() == "-";
-    let screen = Screen::new(Output {
-        peer: "the sender",
-        ..receive.output
+    let to_output = receive.directory().is_none();
+    let screen = Screen::new(Display {
+        style,
+        dry_run: false,
+        other_end: OtherEnd::Sender,
     });
     let ended = tokio::select! {
-        ended = pull(&client, &options, output, screen.observer()) => ended,
+        ended = pull(&client, &options, to_output, screen.observer()) => ended,
         _ = tokio::signal::ctrl_c() => {
             screen.end(&Err(Error::Lost("interrupted".into())));
             client.cancel().await;
@@ -429,23 +253,26 @@ async fn receive_accepted(receive: &Receive, met: Met) -> anyhow::Result<u8> {
         Ok(_) => client.close_after_server().await,
         Err(_) => client.close().await,
     }
-    let code = ended.as_ref().map_or(FAILED, exit_code_of);
-    let whole = code == DONE;
-    if output && !whole {
+    let code = ended.as_ref().map_or(FAILED, code_of_outcome);
+    let incomplete = to_output && code != DONE;
+    if incomplete {
         output::note("haul: the output is incomplete");
     }
     ended?;
-    Ok(if output && !whole { FAILED } else { code })
+    Ok(if incomplete { FAILED } else { code })
 }
 
 async fn pull(
     client: &Client,
     options: &PullOptions,
-    output: bool,
+    to_output: bool,
     observer: Observer,
 ) -> Result<Outcome, Error> {
-    match output {
-        true => client.pull_to(output::raw()?, options, observer).await,
+    match to_output {
+        true => {
+            let output = output::unbuffered_standard_output()?;
+            client.pull_to(output, options, observer).await
+        }
         false => client.pull(options, observer).await,
     }
 }

@@ -1,27 +1,25 @@
 //! `haul send`.
 
+mod event_router;
+
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
-use haul::pairing::discovery;
-use haul::pairing::discovery::Announcement;
 use haul::pairing::offer::Content;
 use haul::pairing::send::{Met, Offering, SendOptions};
-use haul::peers;
-use haul::{
-    Config, Error, Event, Home, Index, Observer, Petname, Pipe, Rate, WalkOptions, printable,
-};
+use haul::{Error, Home, Petname, Pipe, peers};
 
-use super::filter::FilterArgs;
-use super::output::{self, Screen};
-use super::settings::{Relayed, own_addresses};
-use super::{
-    DONE, Expert, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, Output, Specials, Unruly,
-    exit_code_of, listen_address, time,
+use self::event_router::EventRouter;
+use super::addresses::own_addresses;
+use super::exit::{DONE, FAILED, INTERRUPTED, NO_CONNECTION, NOT_TRUSTED, code_of_outcome};
+use super::invitation::{EXPIRED, Invitation, ask_for_another_code, machine_name};
+use super::options::{
+    OutputOptions, PeerSessionOptions, SourceOptions, parse_listen_address, parse_time,
 };
+use super::output::{self, Display, OtherEnd, Screen, Style};
+use super::relay_choice::RelayChoice;
 
 /// Send files to another machine, by a short code.
 #[derive(Args)]
@@ -31,7 +29,7 @@ Examples: haul send photos/ notes.txt
 Type the code into `haul receive` on the other machine. One wrong guess burns
 the code. Ctrl-C cancels.
 Also: --limit, --exclude and the like, --allow-growing, --specials, --retry-for.")]
-pub(super) struct Send {
+pub(crate) struct Send {
     /// Files and directories; - is standard input
     #[arg(value_name = "PATH", required_unless_present = "text")]
     sources: Vec<OsString>,
@@ -51,34 +49,28 @@ pub(super) struct Send {
     #[arg(long)]
     keep: bool,
     /// How long a code lasts
-    #[arg(long, value_name = "TIME", value_parser = time, default_value = "1h")]
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "1h")]
     expires: Duration,
-    #[arg(long, hide = true, value_name = "RATE", allow_hyphen_values = true)]
-    limit: Option<Rate>,
     #[command(flatten)]
-    relayed: Relayed,
-    #[arg(long, hide = true, value_name = "ADDR", value_parser = listen_address, default_value = "[::]:0")]
+    relay: RelayChoice,
+    #[arg(long, hide = true, value_name = "ADDR", value_parser = parse_listen_address, default_value = "[::]:0")]
     listen: SocketAddr,
-    #[arg(long, hide = true, value_name = "TIME", value_parser = time, default_value = "10m")]
-    retry_for: Duration,
     #[command(flatten)]
-    unruly: Unruly,
+    session: PeerSessionOptions,
     #[command(flatten)]
-    filter: FilterArgs,
+    source_options: SourceOptions,
     #[command(flatten)]
-    output: Output,
-    #[command(flatten)]
-    expert: Expert,
+    output: OutputOptions,
 }
 
-pub(super) async fn run(send: Send) -> anyhow::Result<u8> {
-    let json = send.output.json;
-    let stage = Stage::new(send.output);
-    let mut offering = begin(&send, &stage)
+pub(crate) async fn run(send: Send) -> anyhow::Result<u8> {
+    let style = send.output.style();
+    let events = EventRouter::new(style);
+    let mut offering = begin(&send, &events)
         .await
-        .inspect_err(|error| output::report_start_failure(json, error))?;
+        .inspect_err(|error| output::report_start_failure(style == Style::Json, error))?;
     let ended = tokio::select! {
-        ended = offer(&mut offering, &send, &stage) => ended,
+        ended = offer(&mut offering, &send, &events) => ended,
         _ = tokio::signal::ctrl_c() => {
             output::note("haul: interrupted; the code is no longer valid. A receiver keeps what it has.");
             offering.stop().await;
@@ -89,16 +81,9 @@ pub(super) async fn run(send: Send) -> anyhow::Result<u8> {
     ended
 }
 
-async fn begin(send: &Send, stage: &Stage) -> anyhow::Result<Offering> {
+async fn begin(send: &Send, events: &EventRouter) -> anyhow::Result<Offering> {
     let home = Home::from_env()?;
-    let config = Config {
-        limit: send.limit,
-        congestion: send.expert.congestion,
-        qlog: send.expert.qlog.clone(),
-        index: Some(Index::new(home.index())),
-        retry_for: send.retry_for,
-        ..Config::default()
-    };
+    let config = send.session.config(&home);
     let options = SendOptions {
         content: content(send)?,
         to: send
@@ -106,30 +91,25 @@ async fn begin(send: &Send, stage: &Stage) -> anyhow::Result<Offering> {
             .as_ref()
             .map(|name| peers::named(&home, name))
             .transpose()?,
-        walk: WalkOptions {
-            filter: send.filter.filter(false)?,
-            allow_growing: send.unruly.allow_growing,
-            fail_specials: send.unruly.specials == Specials::Fail,
-            ..WalkOptions::default()
-        },
-        from: machine(),
+        walk: send.source_options.walk_options(false)?,
+        from: machine_name(),
         listen: vec![send.listen],
         expires: send.expires,
-        relay: send.relayed.relay(&home)?,
+        relay: send.relay.relay(&home)?,
         own: own_addresses(),
     };
-    Ok(Offering::begin(options, home.identity()?, config, stage.observer()).await?)
+    Ok(Offering::begin(options, home.identity()?, config, events.observer()).await?)
 }
 
 fn content(send: &Send) -> Result<Content, Error> {
-    let input = send.sources.iter().any(|source| source == "-");
+    let from_input = send.sources.iter().any(|source| source == "-");
     Ok(match &send.text {
         Some(text) => Content::Text(text.clone()),
-        None if input && (send.sources.len() > 1 || send.keep) => {
+        None if from_input && (send.sources.len() > 1 || send.keep) => {
             let why = "cannot send - with other sources or --keep: it is standard input; write a file of that name as ./-";
             return Err(Error::Usage(why.into()));
         }
-        None if input => Content::Pipe(
+        None if from_input => Content::Pipe(
             send.name.as_encoded_bytes().to_vec(),
             Pipe::new(std::io::stdin()),
         ),
@@ -137,23 +117,21 @@ fn content(send: &Send) -> Result<Content, Error> {
     })
 }
 
-/// Returns the name of this machine, for offers.
-pub(super) fn machine() -> String {
-    let name = haul::pairing::machine_name();
-    if name.is_empty() {
-        "an unnamed machine".into()
-    } else {
-        printable(name.as_bytes())
-    }
-}
-
-async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::Result<u8> {
+/// Offers the content to one receiver, or with `--keep` to one after the other.
+async fn offer(offering: &mut Offering, send: &Send, events: &EventRouter) -> anyhow::Result<u8> {
+    let style = send.output.style();
+    let invitation = Invitation {
+        style,
+        ticket: send.ticket,
+        to: send.to.as_ref(),
+        command: "haul receive",
+    };
     loop {
         // The announcement lasts while a receiver is served. A receiver that was killed looks for the number again.
-        let announcement = announce(offering, &Asking::of(send)).await?;
+        let announcement = invitation.show_and_announce(offering).await?;
         match offering.meet().await? {
             Met::Accepted { from } => {
-                let ended = served(offering, send, stage, from).await;
+                let ended = serve_receiver(offering, send, events, from).await;
                 if !send.keep {
                     return ended;
                 }
@@ -168,7 +146,7 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
                     "haul: the receiver at {from} declined; nothing was sent"
                 ));
                 if !send.keep {
-                    output::offer::ended(send.output, Some("the receiver declined"));
+                    output::code::report_refused(style, "the receiver declined");
                     return Ok(FAILED);
                 }
             }
@@ -176,19 +154,18 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
                 let what = format!(
                     "haul: a wrong guess from {from} has burnt the code.\nNothing was sent or shown."
                 );
-                if !wants_another(send, &what).await {
-                    output::offer::ended(send.output, Some("a wrong guess has burnt the code"));
+                if !wants_another_code(send, &what).await {
+                    output::code::report_refused(style, "a wrong guess has burnt the code");
                     return Ok(NOT_TRUSTED);
                 }
             }
             Met::Expired => {
-                let what = if send.to.is_some() {
-                    "haul: no receiver came in time."
-                } else {
-                    EXPIRED
+                let what = match send.to {
+                    Some(_) => "haul: no receiver came in time.",
+                    None => EXPIRED,
                 };
-                if !wants_another(send, what).await {
-                    output::offer::ended(send.output, Some("no receiver came in time"));
+                if !wants_another_code(send, what).await {
+                    output::code::report_refused(style, "no receiver came in time");
                     return Ok(NO_CONNECTION);
                 }
             }
@@ -198,185 +175,49 @@ async fn offer(offering: &mut Offering, send: &Send, stage: &Stage) -> anyhow::R
     }
 }
 
-/// Says that a code has expired.
-pub(super) const EXPIRED: &str = "haul: the code has expired; no receiver came.";
 /// How long `--keep` waits before it replaces a burnt code, so that a guesser cannot fill the screen.
 const WAIT_AFTER_GUESS: Duration = Duration::from_secs(1);
 
 /// Reports why a code ended. Returns whether to show another one.
-async fn wants_another(send: &Send, what: &str) -> bool {
+async fn wants_another_code(send: &Send, what: &str) -> bool {
     if !send.keep {
-        return another(what).await;
+        return ask_for_another_code(what).await;
     }
     output::note(what);
     tokio::time::sleep(WAIT_AFTER_GUESS).await;
     true
 }
 
-/// How to show a code, a ticket or a wait for a paired machine.
-pub(super) struct Asking<'a> {
-    pub(super) output: Output,
-    pub(super) ticket: bool,
-    /// The paired machine that is waited for, which needs no code.
-    pub(super) to: Option<&'a Petname>,
-    /// The command to type on the other machine.
-    pub(super) command: &'a str,
-}
-
-impl<'a> Asking<'a> {
-    fn of(send: &'a Send) -> Self {
-        Self {
-            output: send.output,
-            ticket: send.ticket,
-            to: send.to.as_ref(),
-            command: "haul receive",
-        }
-    }
-}
-
-/// The most numbers that are drawn while each is in use on this network.
-const DRAWS: usize = 3;
-
-/// Shows the code, and announces its number on the local network. Returns `None` if nothing is announced.
-///
-/// # Errors
-/// The errors of [`Offering::renew`], which draws a new number if another sender on this network uses it.
-pub(super) async fn announce(
-    offering: &mut Offering,
-    asking: &Asking<'_>,
-) -> anyhow::Result<Option<Announcement>> {
-    for _ in 0..DRAWS {
-        match offering.code() {
-            Some(code) if !code.is_of_relay() && discovery::is_taken(code.number()).await => {
-                offering.renew().await?
-            }
-            _ => break,
-        }
-    }
-    let Some(number) = offering.number() else {
-        return Ok(None);
-    };
-    let port = offering.addresses().first().map_or(0, SocketAddr::port);
-    if let Some(error) = offering.relay_failure() {
-        output::note(&format!(
-            "haul: cannot use the relay: {error}\nThe code works on this network only:"
-        ));
-    }
-    match (offering.ticket(), offering.code()) {
-        (Some(ticket), _) if asking.ticket => {
-            output::offer::ticket(asking.output, &ticket.to_string())
-        }
-        (_, Some(code)) => {
-            output::offer::code(asking.output, &code.to_string(), port, asking.command)
-        }
-        _ => output::offer::waiting(asking.output, asking.to.map_or("", Petname::as_str), port),
-    }
-    Ok(match Announcement::of(number, port) {
-        Ok(announcement) => Some(announcement),
-        Err(error) => {
-            output::note(&format!(
-                "haul: {error}; the receiver needs --at HOST:{port}"
-            ));
-            None
-        }
-    })
-}
-
-/// Serves one receiver until it has the offer.
-async fn served(
+/// Serves one receiver until it has the offer, and returns the exit code.
+async fn serve_receiver(
     offering: &mut Offering,
     send: &Send,
-    stage: &Stage,
+    events: &EventRouter,
     from: SocketAddr,
 ) -> anyhow::Result<u8> {
+    let style = send.output.style();
     if send.text.is_some() {
-        if !send.output.quiet && !send.output.json {
+        if !matches!(style, Style::Quiet | Style::Json) {
             output::note(&format!("{from} has received the text."));
         }
-        output::offer::ended(send.output, None);
+        output::code::report_done(style);
         return Ok(DONE);
     }
-    let screen = Screen::new(Output {
-        peer: output::RECEIVER,
-        ..send.output
+    let screen = Screen::new(Display {
+        style,
+        dry_run: false,
+        other_end: OtherEnd::Receiver,
     });
-    stage.show(screen.observer());
+    events.start(screen.observer());
     let ended = offering.serve().await;
     if let Some((from, route)) = offering.route() {
-        screen.routed(from, route);
+        screen.set_route(from, route);
     }
-    stage.clear();
+    events.stop();
     screen.end(&ended);
     let outcome = ended?;
     Ok(match outcome.summary.failed {
-        0 => exit_code_of(&outcome),
+        0 => code_of_outcome(&outcome),
         _ => FAILED,
     })
-}
-
-/// Passes events to the screen of the receiver that is served. Earlier events are kept until a screen exists.
-#[derive(Clone)]
-struct Stage {
-    output: Output,
-    showing: Arc<Mutex<Showing>>,
-}
-
-#[derive(Default)]
-struct Showing {
-    on: Option<Observer>,
-    before: Vec<Event>,
-}
-
-impl Stage {
-    fn new(output: Output) -> Self {
-        Self {
-            output,
-            showing: Arc::default(),
-        }
-    }
-
-    fn observer(&self) -> Observer {
-        let stage = self.clone();
-        Arc::new(move |event| {
-            match &event {
-                Event::Asked { address } => {
-                    return output::offer::asked(stage.output, *address, false);
-                }
-                Event::Left { address } => {
-                    return output::offer::asked(stage.output, *address, true);
-                }
-                _ => {}
-            }
-            let mut showing = stage.showing();
-            match &showing.on {
-                Some(screen) => screen(event),
-                None => showing.before.push(event),
-            }
-        })
-    }
-
-    fn show(&self, screen: Observer) {
-        let mut showing = self.showing();
-        showing.before.drain(..).for_each(|event| screen(event));
-        showing.on = Some(screen);
-    }
-
-    fn clear(&self) {
-        *self.showing() = Showing::default();
-    }
-
-    fn showing(&self) -> MutexGuard<'_, Showing> {
-        self.showing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Asks whether to show another code. Returns false without a terminal.
-pub(super) async fn another(what: &str) -> bool {
-    let question = format!("{what}\nPress Enter for a new code, Ctrl-C to end.");
-    let asked = tokio::task::spawn_blocking(move || output::ask(&question)).await;
-    let answer = asked.ok().flatten();
-    if answer.is_none() {
-        output::note(what);
-    }
-    answer.is_some()
 }

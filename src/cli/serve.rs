@@ -1,93 +1,101 @@
 //! `haul serve`.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use clap::{Args, ValueEnum};
 use haul::pairing::pair;
 use haul::{
-    Admission, Anyone, Config, DEFAULT_PORT, Home, Index, KeyId, LocalStore, Server, ServerOptions,
-    peers, printable,
+    Admission, Anyone, Config, DEFAULT_PORT, Home, Index, KeyId, LocalStore, Rate, Server,
+    ServerOptions, peers,
 };
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
-use super::settings::own_addresses;
-use super::{AnyoneMay, DONE, Serve, output};
+use super::addresses::own_addresses;
+use super::exit::DONE;
+use super::options::{ExpertOptions, parse_listen_address, parse_time};
+use super::output::{self, printable_path};
+use super::relay_choice::RelayChoice;
+use super::signals::handle_stop_signals;
 
-pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
+/// Serve a directory for uploads and downloads, many at once.
+#[derive(Args)]
+#[command(after_help = "\
+Example: haul serve ~/inbox
+HAUL_HOME/authorized_keys lists the admitted keys, one a line. A refused client
+shows the line that would admit it. --anyone admits every key.
+The first Ctrl-C waits for running transfers (30 s at most); a second stops now.
+Also: --keep-partials 7d, --no-dedupe, --congestion NAME, --qlog DIR (a trace).")]
+pub(crate) struct Serve {
+    /// The directory to serve
+    #[arg(default_value = ".")]
+    dir: PathBuf,
+    /// Address and UDP port; may be given several times
+    #[arg(long, value_name = "ADDR", value_parser = parse_listen_address, default_value = "[::]:4433")]
+    listen: Vec<SocketAddr>,
+    /// Most transfers that write at once
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    max_transfers: u32,
+    /// Admit every key to read, to write or both
+    #[arg(long, value_name = "WHAT", hide_possible_values = true)]
+    anyone: Option<AnyoneMay>,
+    /// Send at most RATE a second: 20M bits, 2.5MB bytes
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
+    limit: Option<Rate>,
+    /// Set owners and set-user-ID for clients; as root
+    #[arg(long)]
+    allow_owner: bool,
+    #[arg(long, hide = true)]
+    no_dedupe: bool,
+    #[arg(long, hide = true, value_name = "TIME", value_parser = parse_time, default_value = "7d")]
+    keep_partials: Duration,
+    /// Let keys that may write also remove (haul sync)
+    #[arg(long)]
+    allow_delete: bool,
+    #[command(flatten)]
+    relay: RelayChoice,
+    #[command(flatten)]
+    expert: ExpertOptions,
+}
+
+#[derive(Clone, Copy, ValueEnum, PartialEq, Eq)]
+enum AnyoneMay {
+    Read,
+    Write,
+    Both,
+}
+
+pub(crate) async fn run(serve: Serve) -> anyhow::Result<u8> {
     let home = Home::from_env()?;
     let identity = home.identity()?;
-    let key_id = identity.key_id();
     let anyone = Anyone {
         read: matches!(serve.anyone, Some(AnyoneMay::Read | AnyoneMay::Both)),
         write: matches!(serve.anyone, Some(AnyoneMay::Write | AnyoneMay::Both)),
     };
     let admission = Admission::of_home(&home, anyone)?;
-    let shown = serve
-        .dir
-        .canonicalize()
-        .unwrap_or_else(|_| serve.dir.clone());
-    let keys = home.path().canonicalize().ok();
-    let keys = keys.filter(|keys| keys.starts_with(&shown));
-    let shown = printable(shown.as_os_str().as_encoded_bytes());
     let store = LocalStore::open_reserving(&serve.dir, home.path())?;
     if serve.anyone != Some(AnyoneMay::Read) {
         store.check_writable()?;
     }
-    let config = Config {
-        max_transfers: serve.max_transfers as usize,
-        congestion: serve.expert.congestion,
-        limit: serve.limit,
-        allow_delete: serve.allow_delete,
-        qlog: serve.expert.qlog,
-        allow_owner: serve.allow_owner,
-        keep_partials: serve.keep_partials,
-        index: (!serve.no_dedupe).then(|| Index::new(home.index())),
-        ..Config::default()
-    };
-    let observer = haul::ignore();
-    let listen = serve.listen;
-    let relay = serve.relayed.relay(&home)?;
+    let config = serve.config(&home);
+    let relay = serve.relay.relay(&home)?;
     let paired = peers::all(&home.peers())?.len();
-    let known = identity.clone();
-    let asking = config.clone();
     let server = Server::bind(ServerOptions {
-        listen,
-        identity,
+        listen: serve.listen.clone(),
+        identity: identity.clone(),
         admission,
         store: Arc::new(store),
-        config,
-        observer,
+        config: config.clone(),
+        observer: haul::ignore(),
     })?;
 
     // Signals are handled before the first line is printed, because a script may send one as soon as it reads it.
-    let (stop, now) = signals()?;
+    let signals = handle_stop_signals()?;
     let addresses = server.local_addresses();
-    output::line(&format!("Serving {shown}"));
-    for url in addresses.iter().flat_map(urls) {
-        output::line(&format!("  at      {url}"));
-    }
-    output::line(&format!("  key id  {key_id}"));
-    output::line(&format!("  admits  {}", admits(serve.anyone, &home)));
-    if let Some(keys) = keys {
-        output::line(&format!(
-            "  hides   {}, which holds this machine's keys",
-            output::shown(&keys)
-        ));
-    }
-    if paired > 0 {
-        output::line(&format!(
-            "  and     {}, without an address (haul peers)",
-            machines(paired)
-        ));
-    }
-    output::line(&format!(
-        "Send files here with:\n  {}",
-        example(&addresses, &key_id)
-    ));
-    output::line("Ctrl-C stops it.");
+    first_lines(&serve, &home, &addresses, &identity.key_id(), paired)
+        .iter()
+        .for_each(|text| output::line(text));
 
     let port = server.ports()[0].clone();
     let found = tokio::spawn(async move {
@@ -97,8 +105,8 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
                 port.clone(),
                 relay.clone(),
                 own_addresses(),
-                known.clone(),
-                asking.clone(),
+                identity.clone(),
+                config.clone(),
             );
             tokio::select! {
                 () = be_found => {}
@@ -106,20 +114,66 @@ pub(super) async fn run(serve: Serve) -> anyhow::Result<u8> {
             }
         }
     });
-    server
-        .run(stop.cancelled_owned(), now.cancelled_owned())
-        .await;
+    let stop = signals.first.cancelled_owned();
+    let stop_now = signals.second.cancelled_owned();
+    server.run(stop, stop_now).await;
     found.abort();
     output::line("Stopped.");
     Ok(DONE)
 }
 
-fn machines(paired: usize) -> String {
-    if paired == 1 {
-        "a paired machine".into()
-    } else {
-        format!("{paired} paired machines")
+impl Serve {
+    fn config(&self, home: &Home) -> Config {
+        Config {
+            max_transfers: self.max_transfers as usize,
+            limit: self.limit,
+            allow_delete: self.allow_delete,
+            allow_owner: self.allow_owner,
+            keep_partials: self.keep_partials,
+            index: (!self.no_dedupe).then(|| Index::new(home.index())),
+            ..self.expert.config()
+        }
     }
+}
+
+/// Formats what is printed once the server listens: what it serves, where, and to whom.
+fn first_lines(
+    serve: &Serve,
+    home: &Home,
+    addresses: &[SocketAddr],
+    key_id: &KeyId,
+    paired: usize,
+) -> Vec<String> {
+    let directory = serve.dir.canonicalize();
+    let directory = directory.unwrap_or_else(|_| serve.dir.clone());
+    let mut lines = vec![format!("Serving {}", printable_path(&directory))];
+    let urls = addresses.iter().flat_map(urls);
+    lines.extend(urls.map(|url| format!("  at      {url}")));
+    lines.push(format!("  key id  {key_id}"));
+    lines.push(format!("  admits  {}", admitted_keys(serve.anyone, home)));
+    if let Ok(keys) = home.path().canonicalize()
+        && keys.starts_with(&directory)
+    {
+        lines.push(format!(
+            "  hides   {}, which holds this machine's keys",
+            printable_path(&keys)
+        ));
+    }
+    if paired > 0 {
+        let machines = match paired {
+            1 => "a paired machine".into(),
+            _ => format!("{paired} paired machines"),
+        };
+        lines.push(format!(
+            "  and     {machines}, without an address (haul peers)"
+        ));
+    }
+    lines.push(format!(
+        "Send files here with:\n  {}",
+        example(addresses, key_id)
+    ));
+    lines.push("Ctrl-C stops it.".into());
+    lines
 }
 
 /// How often to check whether this machine was paired meanwhile.
@@ -136,27 +190,6 @@ async fn until_paired(home: &Home, paired: bool) {
         }
         tokio::time::sleep(CHECK_INTERVAL).await;
     }
-}
-
-/// Returns tokens that are cancelled by the first and the second Ctrl-C or SIGTERM.
-///
-/// # Errors
-/// When a signal handler cannot be installed.
-pub(super) fn signals() -> anyhow::Result<(CancellationToken, CancellationToken)> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let tokens = (CancellationToken::new(), CancellationToken::new());
-    let (stop, now) = tokens.clone();
-    tokio::spawn(async move {
-        for token in [stop, now] {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            token.cancel();
-        }
-    });
-    Ok(tokens)
 }
 
 /// Returns the URLs of an address that the server listens on. The wildcard address becomes the addresses of this machine.
@@ -179,6 +212,7 @@ fn urls(address: &SocketAddr) -> Vec<String> {
     own.map(url).collect()
 }
 
+/// Returns the command with which another machine sends files here.
 fn example(addresses: &[SocketAddr], key_id: &KeyId) -> String {
     let place = addresses
         .iter()
@@ -188,8 +222,8 @@ fn example(addresses: &[SocketAddr], key_id: &KeyId) -> String {
     format!("haul cp --pin {key_id} FILE... {place}")
 }
 
-fn admits(anyone: Option<AnyoneMay>, home: &Home) -> String {
-    let file = printable(home.authorized_keys().as_os_str().as_encoded_bytes());
+fn admitted_keys(anyone: Option<AnyoneMay>, home: &Home) -> String {
+    let file = printable_path(&home.authorized_keys());
     match anyone {
         None => format!("the keys in {file}"),
         Some(AnyoneMay::Read) => format!("every key, to read; the keys in {file} to write too"),

@@ -2,61 +2,65 @@
 
 use std::io::{BufWriter, Stdout, Write};
 
-use data_encoding::BASE64;
 use haul::{Kind, Listed, Reason, RelativePath, Time, printable};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::{failed, json_text, note};
+use super::json;
+use super::print::note;
+use super::text::failure;
 
 /// The format of a listing.
 #[derive(Clone, Copy)]
-pub(in crate::cli) enum Form {
-    Text { long: bool },
+pub(crate) enum Format {
+    /// Names, with mode, size, time and the targets of links if `long`.
+    Text {
+        long: bool,
+    },
     Json,
 }
 
 /// Buffered lines for standard output.
-pub(in crate::cli) struct Lines {
-    form: Form,
+pub(crate) struct Lines {
+    format: Format,
     out: BufWriter<Stdout>,
 }
 
 impl Lines {
-    pub(in crate::cli) fn new(form: Form) -> Self {
+    pub(crate) fn new(format: Format) -> Self {
         Self {
-            form,
+            format,
             out: BufWriter::new(std::io::stdout()),
         }
     }
 
     /// Prints a line. Returns false once standard output has no reader. May block for as long as the reader, such as a pager,
     /// does not read.
-    pub(in crate::cli) fn print(&mut self, path: &RelativePath, listed: &Listed) -> bool {
-        let line = match self.form {
-            Form::Text { long: true } => long(path, listed),
-            Form::Text { long: false } => short(path, listed),
-            Form::Json => json_text(&object(path, listed)),
+    pub(crate) fn print(&mut self, path: &RelativePath, listed: &Listed) -> bool {
+        let line = match self.format {
+            Format::Text { long: true } => long(path, listed),
+            Format::Text { long: false } => short(path, listed),
+            Format::Json => json::to_text(&object(path, listed)),
         };
         // Other tasks keep running meanwhile, so that the server learns that this client still reads.
         tokio::task::block_in_place(|| writeln!(self.out, "{line}")).is_ok()
     }
 
     /// Reports an entry that could not be read. Returns false once standard output has no reader.
-    pub(in crate::cli) fn failed(&mut self, path: &RelativePath, why: &Reason) -> bool {
-        if let Form::Json = self.form {
+    pub(crate) fn print_failure(&mut self, path: &RelativePath, why: &Reason) -> bool {
+        if let Format::Json = self.format {
             let mut object =
                 json!({"type": "failed", "code": why.code.name(), "why": why.to_string()});
-            name(&mut object, path);
-            return writeln!(self.out, "{}", json_text(&object)).is_ok();
+            json::set_name(&mut object, "path", path.as_bytes());
+            return writeln!(self.out, "{}", json::to_text(&object)).is_ok();
         }
         let reads_on = self.flush();
-        note(&format!("haul: {}", failed(path, why)));
+        note(&format!("haul: {}", failure(path, why)));
         reads_on
     }
 
     /// Writes the buffered lines. Returns false once standard output has no reader.
-    pub(in crate::cli) fn flush(&mut self) -> bool {
+    pub(crate) fn flush(&mut self) -> bool {
         tokio::task::block_in_place(|| self.out.flush()).is_ok()
     }
 }
@@ -99,13 +103,8 @@ fn mode(listed: &Listed) -> String {
         text.push(if bits & 4 > 0 { 'r' } else { '-' });
         text.push(if bits & 2 > 0 { 'w' } else { '-' });
         text.push(match (mode & special > 0, bits & 1 > 0) {
-            (false, executable) => {
-                if executable {
-                    'x'
-                } else {
-                    '-'
-                }
-            }
+            (false, true) => 'x',
+            (false, false) => '-',
             (true, true) => letter,
             (true, false) => letter.to_ascii_uppercase(),
         });
@@ -136,13 +135,9 @@ fn clock(time: Time, nanoseconds: bool) -> String {
 }
 
 fn object(path: &RelativePath, listed: &Listed) -> Value {
-    let kind = listed.kind.map_or("special", |kind| match kind {
-        Kind::File => "file",
-        Kind::Directory => "directory",
-        Kind::Symlink => "symlink",
-    });
+    let kind = listed.kind.map_or("special", json::kind_name);
     let mut object = json!({"type": "entry", "kind": kind});
-    name(&mut object, path);
+    json::set_name(&mut object, "path", path.as_bytes());
     if let Some(size) = listed.size {
         object["bytes"] = size.into();
     }
@@ -153,21 +148,9 @@ fn object(path: &RelativePath, listed: &Listed) -> Value {
         object["mode"] = format!("{mode:04o}").into();
     }
     if let Some(target) = &listed.target {
-        bytes_of(&mut object, "target", target);
+        json::set_name(&mut object, "target", target);
     }
     object
-}
-
-fn name(object: &mut Value, path: &RelativePath) {
-    bytes_of(object, "path", path.as_bytes());
-}
-
-/// Adds a name as text, and also its bytes in base64 if it is not UTF-8.
-pub(super) fn bytes_of(object: &mut Value, field: &str, bytes: &[u8]) {
-    object[field] = String::from_utf8_lossy(bytes).into();
-    if std::str::from_utf8(bytes).is_err() {
-        object[format!("{field}_bytes")] = BASE64.encode(bytes).into();
-    }
 }
 
 #[cfg(test)]

@@ -65,7 +65,8 @@ impl TransferStats {
         sent
     }
 
-    pub(crate) fn count(&mut self, path: &RelativePath, kind: Kind, size: u64, result: &Settled) {
+    /// Counts the result of an entry, as [`Event::Settled`] reports it.
+    pub fn count(&mut self, path: &RelativePath, kind: Kind, size: u64, result: &Settled) {
         match result {
             Settled::Failed(why) => {
                 self.failed += 1;

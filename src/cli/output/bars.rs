@@ -1,20 +1,21 @@
-//! Progress lines at the bottom of a terminal.
+//! The moving lines at the bottom of a terminal.
 
 use std::time::{Duration, Instant};
 
 use console::{Term, measure_text_width};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::tally::{Running, Tally, bytes};
+use super::progress::{Progress, Running};
+use super::text::bytes;
 
 /// The time between two redraws. Ten a second look smooth and do not flicker.
 pub(super) const REDRAW_INTERVAL: Duration = Duration::from_millis(100);
-/// The smallest size of a file that gets a line of its own, in bytes.
-const LARGE: u64 = 8 << 20;
+/// The smallest size of a file that gets a line of its own, in bytes. Smaller files are sent in an instant.
+const LARGE_FILE: u64 = 8 << 20;
 /// The most lines for single files.
-const LINES: usize = 6;
+const FILE_LINES: usize = 6;
 /// The width that is assumed if the terminal reports none, in columns.
-const COLUMNS: usize = 80;
+const DEFAULT_COLUMNS: usize = 80;
 
 /// One line for each of a few large files, and one line of totals.
 pub(super) struct Bars {
@@ -29,6 +30,27 @@ pub(super) struct Rows {
     total: String,
 }
 
+impl Rows {
+    /// Formats the lines, at most `width` columns wide. Drawing is a separate step, because it can take long on a slow
+    /// terminal.
+    pub(super) fn of(progress: &Progress, now: Instant, width: usize) -> Self {
+        let large = progress.running_of_size(LARGE_FILE).take(FILE_LINES);
+        Self {
+            files: large.map(|running| file_line(running, width)).collect(),
+            total: cut(&progress.line(now), width),
+        }
+    }
+}
+
+/// Returns the width of the terminal for [`Rows::of`], in columns.
+pub(super) fn width() -> usize {
+    // The last column stays free: some terminals wrap there.
+    Term::stderr()
+        .size_checked()
+        .map_or(DEFAULT_COLUMNS, |(_, columns)| columns as usize)
+        .saturating_sub(1)
+}
+
 impl Bars {
     /// Makes bars on standard error. Returns `None` if it is not a terminal, or cannot move its cursor (TERM=dumb). There
     /// indicatif would show nothing, not even the lines printed above the bars.
@@ -41,7 +63,7 @@ impl Bars {
         let multi = MultiProgress::with_draw_target(target);
         let style = ProgressStyle::with_template("{msg}").expect("a fixed template");
         let bar = || multi.add(ProgressBar::new_spinner().with_style(style.clone()));
-        let files = (0..LINES).map(|_| bar()).collect();
+        let files = (0..FILE_LINES).map(|_| bar()).collect();
         let total = bar();
         Self {
             multi,
@@ -56,30 +78,7 @@ impl Bars {
         let _ = self.multi.println(text);
     }
 
-    /// Formats the lines. Drawing is a separate step, because it can take long on a slow terminal.
-    pub(super) fn rows(&self, tally: &Tally, now: Instant) -> Rows {
-        // The last column stays free: some terminals wrap there.
-        let width = Term::stderr()
-            .size_checked()
-            .map_or(COLUMNS, |(_, columns)| columns as usize)
-            .saturating_sub(1);
-        let mut large: Vec<_> = tally
-            .running
-            .iter()
-            .filter(|(_, running)| running.size >= LARGE)
-            .collect();
-        large.sort_by_key(|&(id, _)| id);
-        let files = large
-            .iter()
-            .take(LINES)
-            .map(|(_, running)| file_line(running, width))
-            .collect();
-        Rows {
-            files,
-            total: cut(&tally.total(now), width),
-        }
-    }
-
+    /// Replaces the lines.
     pub(super) fn draw(&self, rows: Rows) {
         let mut lines = rows.files.into_iter();
         for bar in &self.files {
@@ -108,22 +107,22 @@ impl Bars {
 }
 
 /// One status line, shown until it is dropped. Nothing is shown if standard error is not a terminal.
-pub(in crate::cli) struct Status(ProgressBar);
+pub(crate) struct StatusLine(ProgressBar);
 
-impl Status {
+impl StatusLine {
     /// Makes an empty line.
-    pub(in crate::cli) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let style = ProgressStyle::with_template("{wide_msg}").expect("a fixed template");
         Self(ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style))
     }
 
     /// Replaces the text.
-    pub(in crate::cli) fn show(&self, text: String) {
+    pub(crate) fn show(&self, text: String) {
         self.0.set_message(text);
     }
 }
 
-impl Drop for Status {
+impl Drop for StatusLine {
     fn drop(&mut self) {
         self.0.finish_and_clear();
     }
@@ -175,24 +174,45 @@ fn cut(text: &str, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use haul::RelativePath;
+    use haul::{Event, RelativePath};
 
     #[test]
     fn no_line_is_wider_than_the_terminal() {
         for name in ["short", &"long".repeat(60), &"漢字".repeat(40)] {
             let path = RelativePath::from_components([name]).unwrap();
             for moved in [0, 5 << 20, 20 << 20] {
-                let line = file_line(
-                    &Running {
-                        path: path.clone(),
-                        size: 20 << 20,
-                        moved,
-                    },
-                    79,
-                );
-                assert!(measure_text_width(&line) <= 79, "{line}");
+                let running = Running {
+                    path: path.clone(),
+                    size: 20 << 20,
+                    moved,
+                };
+                for width in [59, 79, 119] {
+                    let line = file_line(&running, width);
+                    assert!(measure_text_width(&line) <= width, "{line}");
+                }
             }
         }
         assert_eq!(cut("abcdefghij", 5), "ab…ij");
+    }
+
+    #[test]
+    fn a_few_large_files_have_lines_of_their_own() {
+        let start = Instant::now();
+        let mut progress = Progress::new(start);
+        for id in 0..10 {
+            progress.count(&Event::Started {
+                id,
+                path: RelativePath::from_components([id.to_string()]).unwrap(),
+                size: LARGE_FILE - id % 2,
+                held: 0,
+            });
+        }
+        let rows = Rows::of(&progress, start, 59);
+        let named = |rows: &Rows| -> Vec<String> {
+            let names = rows.files.iter().map(|line| line.split_whitespace().next());
+            names.map(|name| name.unwrap().to_owned()).collect()
+        };
+        assert_eq!(named(&rows), ["0", "2", "4", "6", "8"]);
+        assert_eq!(rows.total, "0/0+ files  0 B/0 B+  0 B/s");
     }
 }

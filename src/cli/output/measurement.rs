@@ -1,12 +1,12 @@
-//! Prints the results of `haul bench`.
+//! Prints the progress and the results of `haul bench`.
 
 use std::time::Duration;
 
 use haul::bench::{Load, Measurement, Probe, RoundTrips};
 use serde_json::{Value, json};
 
-use super::line;
-use super::tally::bytes;
+use super::print::{json_line, line};
+use super::text::{bytes, milliseconds, three_digits};
 
 /// The size that the expected duration is given for: 1 GiB, in bits.
 const GIBIBIT: f64 = 8.0 * (1_u64 << 30) as f64;
@@ -14,16 +14,16 @@ const GIBIBIT: f64 = 8.0 * (1_u64 << 30) as f64;
 const GROWTH: f64 = 1.05;
 
 /// Prints a measurement.
-pub(in crate::cli) fn show(measured: &Measurement, json: bool) {
+pub(crate) fn show_results(measured: &Measurement, json: bool) {
     if json {
-        line(&object(measured).to_string());
+        json_line(&object(measured));
     } else {
         lines(measured).iter().for_each(|text| line(text));
     }
 }
 
 /// Formats the status line of a running measurement.
-pub(in crate::cli) fn progress(probe: Probe, arrived: u64, elapsed: Duration) -> String {
+pub(crate) fn progress_line(probe: Probe, arrived: u64, elapsed: Duration) -> String {
     let way = if probe == Probe::Down { "down" } else { "up" };
     let bits = arrived as f64 * 8.0 / elapsed.as_secs_f64().max(0.001);
     format!(
@@ -44,7 +44,7 @@ fn lines(measured: &Measurement) -> Vec<String> {
     let mut all = vec![format!(
         "idle  RTT {}, jitter {}",
         round_trips(idle),
-        ms(*jitter)
+        milliseconds(*jitter)
     )];
     for (way, load) in [("up", up), ("down", down)] {
         if let Some(load) = load {
@@ -82,11 +82,11 @@ fn expectation(measured: &Measurement) -> String {
         idle if loaded > idle.mul_f64(GROWTH) => {
             format!(
                 "grows from {} to {} under load",
-                number(&ms(idle)),
-                ms(loaded)
+                number(&milliseconds(idle)),
+                milliseconds(loaded)
             )
         }
-        idle => format!("stays at {} under load", ms(idle)),
+        idle => format!("stays at {} under load", milliseconds(idle)),
     };
     let lost = match loads().map(Load::loss).fold(0.0, f64::max) {
         0.0 => "no packets are lost".into(),
@@ -107,27 +107,19 @@ fn unit(figure: &str) -> &str {
 }
 
 fn round_trips(trips: &RoundTrips) -> String {
-    format!("{} (95 % within {})", ms(trips.median), ms(trips.p95))
+    format!(
+        "{} (95 % within {})",
+        milliseconds(trips.median),
+        milliseconds(trips.p95)
+    )
 }
 
 /// Formats a rate with three significant digits.
 fn rate(bits: f64) -> String {
     match bits {
-        0.0..999.5e3 => format!("{} kbit/s", figures(bits / 1e3)),
-        0.0..999.5e6 => format!("{} Mbit/s", figures(bits / 1e6)),
-        _ => format!("{} Gbit/s", figures(bits / 1e9)),
-    }
-}
-
-fn ms(time: Duration) -> String {
-    format!("{} ms", figures(time.as_secs_f64() * 1e3))
-}
-
-fn figures(value: f64) -> String {
-    match value {
-        0.0..9.995 => format!("{value:.2}"),
-        0.0..99.95 => format!("{value:.1}"),
-        _ => format!("{value:.0}"),
+        0.0..999.5e3 => format!("{} kbit/s", three_digits(bits / 1e3)),
+        0.0..999.5e6 => format!("{} Mbit/s", three_digits(bits / 1e6)),
+        _ => format!("{} Gbit/s", three_digits(bits / 1e9)),
     }
 }
 

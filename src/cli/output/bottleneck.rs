@@ -1,4 +1,4 @@
-//! Prints the bottleneck of a transfer and the statistics of its path, as text and as JSON.
+//! Formats the bottleneck of a transfer and the statistics of its path, as text and as JSON.
 
 use std::time::Duration;
 
@@ -6,7 +6,8 @@ use console::measure_text_width;
 use haul::{Bottleneck, Outcome, PathStats, TimeBreakdown};
 use serde_json::{Value, json};
 
-use super::tally::bytes;
+use super::style::OtherEnd;
+use super::text::{bytes, milliseconds, three_digits};
 
 /// The most columns of a line. It does not depend on the terminal, because output may go to a file.
 const COLUMNS: usize = 79;
@@ -14,8 +15,8 @@ const COLUMNS: usize = 79;
 const SMALL: f64 = 0.01;
 
 /// Adds the bottleneck to the summary line, or as a second line if one line would be too long.
-pub(super) fn summary(line: &str, outcome: &Outcome, peer: &str) -> String {
-    let Some(bound) = bound(outcome, peer) else {
+pub(super) fn add_to_summary(line: &str, outcome: &Outcome, other_end: OtherEnd) -> String {
+    let Some(bound) = bound(outcome, other_end) else {
         return line.to_owned();
     };
     let joined = format!("{line}, bound by {bound}");
@@ -26,7 +27,7 @@ pub(super) fn summary(line: &str, outcome: &Outcome, peer: &str) -> String {
     }
 }
 
-fn bound(outcome: &Outcome, peer: &str) -> Option<String> {
+fn bound(outcome: &Outcome, other_end: OtherEnd) -> Option<String> {
     let path = &outcome.path;
     match outcome.bound {
         Bottleneck::Nothing => None,
@@ -36,12 +37,13 @@ fn bound(outcome: &Outcome, peer: &str) -> Option<String> {
             milliseconds(path.rtt),
             lost(path)
         )),
-        other => Some(name(other, outcome.pulled, peer)),
+        other => Some(name(other, outcome.pulled, other_end)),
     }
 }
 
 /// Names a bottleneck. This end is the sender in a push, and the receiver in a pull.
-fn name(bound: Bottleneck, pulled: bool, peer: &str) -> String {
+fn name(bound: Bottleneck, pulled: bool, other_end: OtherEnd) -> String {
+    let peer = other_end.name();
     let name = match bound {
         Bottleneck::Network => "network",
         Bottleneck::SenderStore if pulled => return format!("{peer}'s disk"),
@@ -55,7 +57,7 @@ fn name(bound: Bottleneck, pulled: bool, peer: &str) -> String {
 }
 
 /// Formats the statistics of the path, for `--verbose`.
-pub(super) fn details(outcome: &Outcome, peer: &str) -> Vec<String> {
+pub(super) fn details(outcome: &Outcome, other_end: OtherEnd) -> Vec<String> {
     let path = &outcome.path;
     if path.sent_packets == 0 {
         return Vec::new();
@@ -91,20 +93,21 @@ pub(super) fn details(outcome: &Outcome, peer: &str) -> Vec<String> {
             path.congestion_events
         ),
     ];
-    lines.extend(times(&outcome.account, outcome.pulled, peer));
+    lines.extend(time_line(&outcome.account, outcome.pulled, other_end));
     lines
 }
 
-fn times(account: &TimeBreakdown, pulled: bool, peer: &str) -> Option<String> {
+/// Formats the part of the time that each stage took.
+fn time_line(account: &TimeBreakdown, pulled: bool, other_end: OtherEnd) -> Option<String> {
     let share = |&(bound, part): &(Bottleneck, f64)| {
         // Names what the session waited for. The article is left out, because four parts would not fit with it.
-        let peer = peer.trim_start_matches("the ");
+        let peer = other_end.name().trim_start_matches("the ");
         let stage = match bound {
             Bottleneck::SenderStore if pulled => format!("{peer}'s reading"),
             Bottleneck::SenderStore => "reading".into(),
             Bottleneck::ReceiverStore if pulled => "writing".into(),
             Bottleneck::ReceiverStore => format!("{peer}'s writing"),
-            other => name(other, pulled, peer),
+            other => name(other, pulled, other_end),
         };
         (part >= SMALL).then(|| format!("{stage} {:.0} %", (part * 100.0).min(100.0)))
     };
@@ -113,7 +116,7 @@ fn times(account: &TimeBreakdown, pulled: bool, peer: &str) -> Option<String> {
 }
 
 /// Adds the bottleneck, the path, and the part of the time spent on each stage (0 to 1) to a JSON object.
-pub(super) fn add_to(object: &mut Value, outcome: &Outcome) {
+pub(super) fn add_to_json(object: &mut Value, outcome: &Outcome) {
     let Outcome {
         path,
         account,
@@ -152,20 +155,8 @@ fn rate(bytes: u64) -> String {
     format!("{} {unit}", three_digits(value))
 }
 
-fn milliseconds(time: Duration) -> String {
-    format!("{} ms", three_digits(time.as_secs_f64() * 1000.0))
-}
-
 fn lost(path: &PathStats) -> String {
     format!("{:.1} % lost", path.loss() * 100.0)
-}
-
-fn three_digits(value: f64) -> String {
-    match value {
-        0.0..9.995 => format!("{value:.2}"),
-        0.0..99.95 => format!("{value:.1}"),
-        _ => format!("{value:.0}"),
-    }
 }
 
 #[cfg(test)]
@@ -203,31 +194,31 @@ mod tests {
 
     #[test]
     fn the_summary_names_the_bottleneck() {
-        let said = |bound| {
-            summary(
+        let summary = |bound| {
+            add_to_summary(
                 "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s)",
                 &outcome(bound),
-                "the server",
+                OtherEnd::Server,
             )
         };
         assert_eq!(
-            said(Bottleneck::Nothing),
+            summary(Bottleneck::Nothing),
             "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s)"
         );
         assert_eq!(
-            summary(
+            add_to_summary(
                 "1 file",
                 &outcome(Bottleneck::ReceiverStore),
-                "the receiver"
+                OtherEnd::Receiver
             ),
             "1 file, bound by the receiver's disk"
         );
         assert_eq!(
-            said(Bottleneck::Limit),
+            summary(Bottleneck::Limit),
             "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s), bound by --limit"
         );
         assert_eq!(
-            said(Bottleneck::Network),
+            summary(Bottleneck::Network),
             "1 file, 256.00 MiB in 23.1 s (11.08 MiB/s),\nbound by network (93.2 Mbit/s, 101 ms, 1.0 % lost)"
         );
     }
@@ -235,24 +226,22 @@ mod tests {
     #[test]
     fn no_line_is_wider_than_80_columns() {
         let outcome = outcome(Bottleneck::Network);
-        let lines = details(&outcome, "the receiver");
-        let said = summary(&"x".repeat(70), &outcome, "the receiver");
+        let lines = details(&outcome, OtherEnd::Receiver);
+        let summary = add_to_summary(&"x".repeat(70), &outcome, OtherEnd::Receiver);
         assert_eq!(lines.len(), 5);
-        for line in lines.iter().map(String::as_str).chain(said.lines()) {
+        for line in lines.iter().map(String::as_str).chain(summary.lines()) {
             assert!(line.len() < 80, "{line}");
         }
         assert!(
-            details(&Outcome::default(), "the server").is_empty(),
+            details(&Outcome::default(), OtherEnd::Server).is_empty(),
             "nothing was sent"
         );
     }
 
     #[test]
-    fn figures_have_three_significant_digits() {
+    fn rates_have_three_significant_digits() {
         assert_eq!(rate(0), "0.00 kbit/s");
         assert_eq!(rate(125_000), "1.00 Mbit/s");
         assert_eq!(rate(124_999_999_999), "1000 Gbit/s");
-        assert_eq!(milliseconds(Duration::from_micros(99)), "0.10 ms");
-        assert_eq!(milliseconds(Duration::from_micros(99_960)), "100 ms");
     }
 }
