@@ -21,10 +21,10 @@ mod name_collisions;
 mod pieces;
 mod placement;
 mod quota;
-mod session_stats;
 mod times;
 mod warning_counts;
 
+pub use crate::transfer::stats::SessionStats;
 use compare::Compare;
 use durable::Settling;
 use entry_credit::EntryCredit;
@@ -37,7 +37,6 @@ use name_collisions::NameCollisions;
 pub use placement::{Placement, RequestedNames, Sources};
 pub use quota::AcceptedQuota;
 use quota::QuotaUse;
-pub use session_stats::SessionStats;
 use times::Times;
 use warning_counts::WarningCounts;
 

@@ -4,14 +4,13 @@
 //! of them is enough. Nothing is kept for each file.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::lock;
+use super::TransferStats;
 use crate::error::Reason;
 use crate::protocol::path::RelativePath;
 use crate::protocol::{HELD_BLOCK, Kind, MetadataWarning};
 use crate::transfer::events::{Event, Settled};
-use crate::transfer::send::TransferStats;
 
 /// The statistics of a session, for the user of the receiver.
 #[derive(Debug, Default)]
@@ -37,7 +36,7 @@ struct StatsState {
 
 impl SessionStats {
     fn state(&self) -> MutexGuard<'_, StatsState> {
-        lock(&self.0)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts another connection, which announces all entries again.
@@ -57,7 +56,7 @@ impl SessionStats {
     }
 
     /// Counts an entry.
-    pub(super) fn found(&self, kind: Kind, size: u64) {
+    pub(crate) fn found(&self, kind: Kind, size: u64) {
         let mut state = self.state();
         state.sent.entries += 1;
         if kind != Kind::Directory {
@@ -69,12 +68,12 @@ impl SessionStats {
     }
 
     /// Records that the sender has found everything.
-    pub(super) fn complete(&self) {
+    pub(crate) fn complete(&self) {
         self.state().complete = true;
     }
 
     /// Returns an event with the totals found so far.
-    pub(super) fn tell_found(&self) -> Event {
+    pub(crate) fn tell_found(&self) -> Event {
         let state = self.state();
         let (files, bytes) = state.most_found;
         Event::Found {
@@ -85,7 +84,7 @@ impl SessionStats {
     }
 
     /// Counts a result. Returns false if it repeats the result of an earlier connection.
-    pub(super) fn settled(
+    pub(crate) fn settled(
         &self,
         path: &RelativePath,
         kind: Kind,
@@ -112,7 +111,7 @@ impl SessionStats {
     }
 
     /// Counts a result that completed on an earlier connection.
-    pub(super) fn settled_late(
+    pub(crate) fn settled_late(
         &self,
         path: &RelativePath,
         kind: Kind,
@@ -129,7 +128,7 @@ impl SessionStats {
         state.sent.count(path, kind, size, result);
     }
 
-    pub(super) fn moved(&self, bytes: u64) {
+    pub(crate) fn moved(&self, bytes: u64) {
         self.state().moved += bytes;
     }
 
@@ -139,18 +138,18 @@ impl SessionStats {
     }
 
     /// Adds the metadata warnings of the sender.
-    pub(super) fn unkept(&self, unkept: &[MetadataWarning]) {
+    pub(crate) fn unkept(&self, unkept: &[MetadataWarning]) {
         MetadataWarning::join(&mut self.state().sent.unkept, unkept);
     }
 
     /// Returns whether everything was found and announced, and nothing has failed.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         let state = self.state();
         state.complete && state.sent.failed == 0 && state.sent.interrupted.is_none()
     }
 
     /// Returns the entries that the session has made, and the bytes of its files.
-    pub(super) fn brought(&self) -> (u64, u64) {
+    pub(crate) fn brought(&self) -> (u64, u64) {
         let state = self.state();
         (state.sent.files + state.directories, state.sent.bytes)
     }
