@@ -18,11 +18,15 @@ mod file_writer;
 mod hard_links;
 mod mirror;
 mod name_collisions;
+mod partial;
 mod pieces;
 mod placement;
+mod plan_check;
 mod quota;
+mod tasks;
 mod times;
 mod warning_counts;
+mod zeros;
 
 pub use crate::transfer::stats::SessionStats;
 use compare::Compare;
@@ -37,12 +41,13 @@ use name_collisions::NameCollisions;
 pub use placement::{Placement, RequestedNames, Sources};
 pub use quota::AcceptedQuota;
 use quota::QuotaUse;
+use tasks::{blocking, lock};
 use times::Times;
 use warning_counts::WarningCounts;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -791,21 +796,4 @@ impl Receiver {
     pub(crate) fn give_up(&self) {
         self.given_up.cancel();
     }
-}
-
-/// Runs disk work on the threads for blocking tasks.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Reason> + Send + 'static,
-) -> Result<T, Reason> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
-        Err(Reason::new(
-            Code::Internal,
-            "cannot write: a fault inside haul; please report it",
-        ))
-    })
-}
-
-/// Locks a mutex. A poisoned lock means that another task panicked; the tables stay consistent.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

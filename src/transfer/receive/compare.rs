@@ -6,7 +6,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::durable::Settling;
-use super::{Receiver, WantedFile, blocking};
+use super::tasks::blocking;
+use super::{Receiver, WantedFile};
 use crate::error::{Code, Reason, Result};
 use crate::protocol::Verdict;
 use crate::protocol::{Existing, Kind};

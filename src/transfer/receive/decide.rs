@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::compare::Compare;
 use super::durable::Settling;
-use super::file_writer::create;
+use super::partial::open_partial;
 use super::{Placement, Receiver, RequestedNames, WantedFile};
 use crate::error::{Code, Reason, Result};
 use crate::protocol::Verdict;
@@ -273,7 +273,7 @@ impl Receiver {
         };
         if size == Some(0) && compare.is_none() {
             self.clear_path_above(path)?;
-            let upload = create(store, path, &claim)?;
+            let upload = open_partial(store, path, &claim)?;
             self.make_room(path, candidate.entry.kind)?;
             let warnings = upload.commit(&candidate.attributes, Durability::Visible)?;
             self.unkept.count(path, warnings);

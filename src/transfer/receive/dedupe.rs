@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{FileLock, Receiver, WantedFile, blocking};
+use super::tasks::blocking;
+use super::{FileLock, Receiver, WantedFile};
 use crate::error::{Reason, Result};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Durability, Kind, Plan, Trailer};

@@ -1,6 +1,7 @@
 //! Receives one transfer: a small file through memory, a large one directly to its offsets.
 
 use std::future::pending;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,15 +12,20 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{Instrument, debug};
 
 use super::body_reader::{BodyReader, RUN_SIZE, Run};
-use super::file_writer::{FileWriter, create, kept_by, write_small};
-use super::{FileLock, IncomingTransfer, Receiver, WantedFile, blocking, lock};
+use super::file_writer::FileWriter;
+use super::partial::open_partial;
+use super::plan_check::kept_ranges;
+use super::tasks::{blocking, lock};
+use super::{FileLock, IncomingTransfer, Receiver, WantedFile};
 use crate::error::{Code, Reason, Result};
 use crate::net::flow_control::{Reservation, UnflushedBytes, WorkGuard};
 use crate::net::stream::{MessageWriter, StreamError, varint_of};
 use crate::protocol::Verdict;
 use crate::protocol::{
-    Committed, ENCODING_RANGES, Failed, Held, Kind, Message, Plan, Trailer, Working, content_hasher,
+    Committed, ENCODING_RANGES, Failed, Held, Kind, Message, Plan, Range, Trailer, Working,
+    content_hasher,
 };
+use crate::storage::Upload;
 use crate::storage::io_errors::fault;
 
 /// Bytes that are written at once, without waiting for more.
@@ -88,7 +94,7 @@ impl Receiver {
             ));
         }
         // The receiver offered no held ranges for it.
-        kept_by(plan, &[], file.known_size())?;
+        kept_ranges(plan, &[], file.known_size())?;
         let size: u64 = plan.ranges.iter().map(|range| range.length).sum();
         let mut content = BytesMut::with_capacity(size as usize + Trailer::LIMIT);
         content.extend_from_slice(begun);
@@ -150,7 +156,7 @@ impl Receiver {
                 ));
             }
             receiver.clear_path_above(&path)?;
-            let mut upload = create(&*store, &path, &source)?;
+            let mut upload = open_partial(&*store, &path, &source)?;
             if let Err(error) = write_small(&mut *upload, &small.plan, &small.body) {
                 upload.discard();
                 return Err(fault(&path, "write it", error));
@@ -190,7 +196,7 @@ impl Receiver {
             let begin = move || {
                 receiver.clear_path_above(&path)?;
                 let (mut disk, held) =
-                    FileWriter::begin(create(&*store, &path, &source)?, &path, source.size)?;
+                    FileWriter::begin(open_partial(&*store, &path, &source)?, &path, source.size)?;
                 disk.write_back_for(receiver.session.durability);
                 Ok((disk, held))
             };
@@ -415,9 +421,10 @@ impl LargeDownload<'_> {
             let receiver = self.receiver.clone();
             let path = file.path.clone();
             let finish = move || {
-                disk.finish(trailer, &attributes, durability, || {
-                    receiver.make_room(&path, Kind::File)
-                })
+                let file = disk.verify(trailer)?;
+                receiver.make_room(&path, Kind::File)?;
+                let warnings = file.upload.commit(&attributes, durability)?;
+                Ok((file.size, warnings))
             };
             let done = self.receiver.working(receipt, blocking(finish)).await;
             let (size, warnings) = done?;
@@ -540,6 +547,28 @@ impl LargeDownload<'_> {
         }
         Ok(())
     }
+}
+
+/// Writes the body of a small file: the ranges of the plan in order, and its holes.
+fn write_small(upload: &mut dyn Upload, plan: &Plan, body: &[u8]) -> io::Result<()> {
+    let in_order = upload.in_order();
+    let holes = plan.holes().iter().map(|hole| (*hole, true));
+    let ranges = plan.ranges.iter().map(|range| (*range, false));
+    let mut parts: Vec<(Range, bool)> = ranges.chain(holes).collect();
+    parts.sort_unstable_by_key(|(range, _)| range.offset);
+    let mut rest = body;
+    for (range, is_hole) in parts {
+        if is_hole && in_order {
+            upload.write_at(&vec![0; range.length as usize], range.offset)?;
+        } else if is_hole {
+            upload.make_hole(range.offset..range.offset + range.length)?;
+        } else {
+            let (part, after) = rest.split_at(rest.len().min(range.length as usize));
+            upload.write_at(part, range.offset)?;
+            rest = after;
+        }
+    }
+    Ok(())
 }
 
 /// Reads the available data, up to [`WRITE_SIZE`] bytes, and waits only for the first chunk. Returns the number of new

@@ -10,8 +10,9 @@ use std::sync::atomic::Ordering;
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
+use super::Receiver;
 use super::entry_credit::EntryCredit;
-use super::{Receiver, blocking};
+use super::tasks::blocking;
 use crate::error::{Error, Reason};
 use crate::protocol::Verdict;
 use crate::protocol::path::RelativePath;

@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 
+use super::Receiver;
 use super::decide::Decision;
-use super::{Receiver, lock};
+use super::tasks::lock;
 use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Attribute, Entry, Kind};

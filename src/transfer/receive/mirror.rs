@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::name_collisions::NameCollisions;
-use super::{Placement, Receiver, lock};
+use super::tasks::lock;
+use super::{Placement, Receiver};
 use crate::error::{Code, Reason, Result};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Delete, Kind, ReceiveOptions, Time};

@@ -4,7 +4,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
-use super::{Receiver, lock};
+use super::Receiver;
+use super::tasks::lock;
 use crate::error::{Code, Reason, Result};
 use crate::protocol::Existing;
 use crate::protocol::path::{BadName, RelativePath, is_partial_name};

@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use super::{Receiver, lock};
+use super::Receiver;
+use super::tasks::lock;
 use crate::protocol::Time;
 use crate::protocol::path::RelativePath;
 use crate::storage::{Metadata, Store, TimeProbe};

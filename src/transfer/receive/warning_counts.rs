@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use super::lock;
+use super::tasks::lock;
 use crate::protocol::MetadataWarning;
 use crate::protocol::path::RelativePath;
 use crate::storage::MetadataWarnings;
