@@ -36,7 +36,7 @@ use file_locks::CommittedSource;
 pub use file_locks::FileLocks;
 pub(crate) use file_locks::{Claimant, FileLock};
 use hard_links::HardLinks;
-use mirror::{Announced, Cleared};
+use mirror::{Announced, Announcement, ClearedPaths, Removal};
 use name_collisions::NameCollisions;
 pub use placement::{Placement, RequestedNames, Sources};
 pub use quota::AcceptedQuota;
@@ -196,9 +196,11 @@ pub struct Receiver {
     receipts: TaskTracker,
     /// Paths of a mirror's announced entries.
     announced: Announced,
-    cleared: Cleared,
-    /// The number of paths that a mirror removed, and the reason if it did not remove all.
-    removed: OnceLock<(u64, Option<Reason>)>,
+    cleared: Mutex<ClearedPaths>,
+    /// Announced entries that failed or vanished, and may be missing at the destination.
+    missing: AtomicU64,
+    /// What a mirror removed.
+    removal: OnceLock<Removal>,
     /// Cancelled when the session continues over another connection or has ended. Later failures here do not count.
     given_up: CancellationToken,
     /// Time that the window was held up before this session; sessions may share a window.
@@ -276,8 +278,9 @@ impl Receiver {
             transfers: TaskTracker::new(),
             receipts: TaskTracker::new(),
             announced: Announced::default(),
-            cleared: Cleared::default(),
-            removed: OnceLock::new(),
+            cleared: Mutex::default(),
+            missing: AtomicU64::new(0),
+            removal: OnceLock::new(),
             given_up: CancellationToken::new(),
         })
     }
@@ -379,22 +382,29 @@ impl Receiver {
         let failed = self.failed.load(Ordering::Relaxed) + self.unsent.load(Ordering::Relaxed);
         let connected = self.session.window.connection().close_reason().is_none();
         let is_whole = failed == omitted && connected && self.session.ledger.is_whole();
-        let removed = blocking(move || {
+        let announcement = Announcement {
+            is_whole,
+            missing: self.missing.load(Ordering::Relaxed),
+        };
+        let removal = blocking(move || {
             let tell = |path: RelativePath| {
                 (receiver.session.observer)(Event::Removed { path: path.clone() });
                 tell.blocking_send(path).is_ok()
             };
             Ok(receiver
                 .mirror_plan()
-                .map_or((0, None), |mirror| mirror.remove(is_whole, tell)))
+                .map_or_else(Removal::default, |mirror| mirror.remove(announcement, tell)))
         });
-        let removed = removed.await.unwrap_or_else(|why| (0, Some(why)));
+        let removal = removal.await.unwrap_or_else(|why| Removal {
+            removed: 0,
+            incomplete: Some(why),
+        });
         self.wrote.fetch_or(
-            removed.0 > 0 && !self.session.take.dry_run,
+            removal.removed > 0 && !self.session.take.dry_run,
             Ordering::Relaxed,
         );
         // Set once: a session has one mirror.
-        let _ = self.removed.set(removed);
+        let _ = self.removal.set(removal);
     }
 
     /// Waits for all transfers, syncs the store if needed, and returns the summary. Call it after the sender has
@@ -421,11 +431,11 @@ impl Receiver {
             durability,
             held_up: Some(held_up.as_millis() as u64),
             unkept: self.unkept.unkept(),
-            removed: self.removed.get().map(|(removed, _)| *removed),
+            removed: self.removal.get().map(|removal| removal.removed),
             unremoved: self
-                .removed
+                .removal
                 .get()
-                .and_then(|(_, why)| why.clone())
+                .and_then(|removal| removal.incomplete.clone())
                 .map(Into::into),
         })
     }
@@ -757,12 +767,12 @@ impl Receiver {
             // Only a sender reports this code.
             Err(why) if why.code == Code::Vanished => {
                 self.omitted.fetch_add(1, Ordering::Relaxed);
-                self.announced.failed();
+                self.missing.fetch_add(1, Ordering::Relaxed);
                 Settled::Omitted(why)
             }
             Err(why) => {
                 self.failed.fetch_add(1, Ordering::Relaxed);
-                self.announced.failed();
+                self.missing.fetch_add(1, Ordering::Relaxed);
                 Settled::Failed(why)
             }
         };
