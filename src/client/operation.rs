@@ -255,7 +255,6 @@ impl PullSession {
                 self.destination.insert(settled).clone()
             }
         };
-        self.stats.start_connection();
         let walk = &self.options.walk;
         Ok(Receiver::new(Receiving {
             store: destination.store,

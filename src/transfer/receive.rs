@@ -25,7 +25,6 @@ mod plan_check;
 mod quota;
 mod tasks;
 mod times;
-mod warning_counts;
 mod zeros;
 
 pub use crate::transfer::stats::SessionStats;
@@ -43,10 +42,9 @@ pub use quota::AcceptedQuota;
 use quota::QuotaUse;
 use tasks::{blocking, lock};
 use times::Times;
-use warning_counts::WarningCounts;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -69,8 +67,9 @@ use crate::protocol::{
 use crate::storage::digest_index::Index;
 use crate::storage::filter::Filter;
 use crate::storage::users::Owners;
-use crate::storage::{Attributes, PartialKey, Store};
+use crate::storage::{Attributes, MetadataWarnings, PartialKey, Store};
 use crate::transfer::events::{Event, Observer, Settled};
+use crate::transfer::stats::EntryResult;
 
 /// Largest file that may be received whole into memory before it takes a permit, in bytes.
 const SMALL_BODY_LIMIT: u64 = 256 << 10;
@@ -173,7 +172,6 @@ pub struct Receiver {
     cases: NameCollisions,
     times: Mutex<Times>,
     counted: QuotaUse,
-    unkept: Arc<WarningCounts>,
     owners: Owners,
     verdicts: mpsc::UnboundedSender<Verdict>,
     answers: Mutex<Option<mpsc::UnboundedReceiver<Verdict>>>,
@@ -182,14 +180,8 @@ pub struct Receiver {
     to_settle: Mutex<Option<mpsc::UnboundedReceiver<Vec<Settling>>>>,
     /// Whether this session has made, changed or removed something in the store.
     wrote: AtomicBool,
-    committed: AtomicU64,
-    bytes: AtomicU64,
-    skipped: AtomicU64,
-    failed: AtomicU64,
-    /// Failures that the sender counted.
-    unsent: AtomicU64,
-    /// Entries among `failed` and `unsent` that are not failures: vanished sources, FIFOs, sockets and devices.
-    omitted: AtomicU64,
+    /// This connection's number in the statistics of the session.
+    connection: u64,
     spent: OnceLock<SenderTime>,
     transfers: TaskTracker,
     /// Receipts that are written and not yet acknowledged.
@@ -197,12 +189,8 @@ pub struct Receiver {
     /// Paths of a mirror's announced entries.
     announced: Announced,
     cleared: Mutex<ClearedPaths>,
-    /// Announced entries that failed or vanished, and may be missing at the destination.
-    missing: AtomicU64,
     /// What a mirror removed.
     removal: OnceLock<Removal>,
-    /// Cancelled when the session continues over another connection or has ended. Later failures here do not count.
-    given_up: CancellationToken,
     /// Time that the window was held up before this session; sessions may share a window.
     held_up_before: Duration,
 }
@@ -246,6 +234,7 @@ impl Receiver {
         let (verdicts, answers) = mpsc::unbounded_channel();
         let (settling, to_settle) = mpsc::unbounded_channel();
         let held_up_before = session.window.slow_writes();
+        let connection = session.ledger.start_connection();
         let claimant = Claimant {
             session: session.session,
             age: session.claims.age(),
@@ -261,27 +250,19 @@ impl Receiver {
             names: Mutex::default(),
             cases: NameCollisions::default(),
             times: Mutex::default(),
-            unkept: Arc::default(),
             owners: Owners::default(),
             verdicts,
             answers: Mutex::new(Some(answers)),
             settling,
             to_settle: Mutex::new(Some(to_settle)),
             wrote: AtomicBool::new(false),
-            committed: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-            skipped: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-            unsent: AtomicU64::new(0),
-            omitted: AtomicU64::new(0),
+            connection,
             spent: OnceLock::new(),
             transfers: TaskTracker::new(),
             receipts: TaskTracker::new(),
             announced: Announced::default(),
             cleared: Mutex::default(),
-            missing: AtomicU64::new(0),
             removal: OnceLock::new(),
-            given_up: CancellationToken::new(),
         })
     }
 
@@ -353,15 +334,11 @@ impl Receiver {
 
     /// Records the final message of the sender.
     pub(crate) fn ended(&self, end: End) {
-        self.unsent.fetch_add(end.failed, Ordering::Relaxed);
-        self.session.ledger.unkept(&end.unkept.unwrap_or_default());
         if let Some(spent) = end.spent {
             // Set once: a session has one `End`.
             let _ = self.spent.set(spent);
         }
-        if let Some(why) = end.interrupted {
-            self.session.ledger.interrupted(why.into());
-        }
+        self.session.ledger.sender_ended(end);
     }
 
     /// Returns the sender's time measurements, if it reported them.
@@ -378,13 +355,11 @@ impl Receiver {
         self.transfers.close();
         self.transfers.wait().await;
         let receiver = self.clone();
-        let omitted = self.omitted.load(Ordering::Relaxed);
-        let failed = self.failed.load(Ordering::Relaxed) + self.unsent.load(Ordering::Relaxed);
         let connected = self.session.window.connection().close_reason().is_none();
-        let is_whole = failed == omitted && connected && self.session.ledger.is_whole();
+        let is_whole = connected && self.session.ledger.is_whole();
         let announcement = Announcement {
             is_whole,
-            missing: self.missing.load(Ordering::Relaxed),
+            missing: self.session.ledger.connection().missing,
         };
         let removal = blocking(move || {
             let tell = |path: RelativePath| {
@@ -423,14 +398,15 @@ impl Receiver {
             .window
             .slow_writes()
             .saturating_sub(self.held_up_before);
+        let counts = self.session.ledger.connection();
         Ok(Summary {
-            committed: self.committed.load(Ordering::Relaxed),
-            bytes: self.bytes.load(Ordering::Relaxed),
-            skipped: self.skipped.load(Ordering::Relaxed),
-            failed: self.failed.load(Ordering::Relaxed),
+            committed: counts.committed,
+            bytes: counts.bytes,
+            skipped: counts.skipped,
+            failed: counts.failed,
             durability,
             held_up: Some(held_up.as_millis() as u64),
-            unkept: self.unkept.unkept(),
+            unkept: Some(counts.warnings).filter(|warnings| !warnings.is_empty()),
             removed: self.removal.get().map(|removal| removal.removed),
             unremoved: self
                 .removal
@@ -489,7 +465,7 @@ impl Receiver {
             if batch.is_empty() {
                 continue;
             }
-            (self.session.observer)(self.session.ledger.tell_found());
+            (self.session.observer)(self.session.ledger.found_event());
             let receiver = self.clone();
             let wanted = blocking(move || Ok(receiver.judge(batch)))
                 .await
@@ -511,7 +487,7 @@ impl Receiver {
         if frame.kind == Complete::TYPE {
             frame.decode::<Complete>().map_err(StreamError::from)?;
             self.session.ledger.complete();
-            (self.session.observer)(self.session.ledger.tell_found());
+            (self.session.observer)(self.session.ledger.found_event());
             return Ok(());
         }
         let Unsendable { path, why, omitted } = frame.decode().map_err(StreamError::from)?;
@@ -524,12 +500,18 @@ impl Receiver {
         };
         if let Settled::Omitted(_) = result {
             // An omission does not stop a mirror from removing other paths. The path itself stays, whatever its kind.
-            self.omitted.fetch_add(1, Ordering::Relaxed);
             if let (Some(_), Ok(place)) = (self.session.take.delete, self.session.place.of(&path)) {
                 self.announced.insert_omitted(&place);
             }
         }
-        self.report(None, path, Kind::File, 0, result);
+        self.report(EntryResult {
+            id: None,
+            path,
+            kind: Kind::File,
+            size: 0,
+            committed: None,
+            result,
+        });
         Ok(())
     }
 
@@ -695,8 +677,7 @@ impl Receiver {
         let there = store.stat(path)?.ok_or(Code::NotFound)?;
         let changes = !self.attributes_match(attributes, path, &there);
         if changes {
-            self.unkept
-                .count(path, store.set_attributes(path, attributes)?);
+            self.warn(path, store.set_attributes(path, attributes)?);
             self.wrote.store(true, Ordering::Relaxed);
         }
         let is_durable = !changes && durability == Durability::Synced;
@@ -750,60 +731,48 @@ impl Receiver {
     }
 
     fn moved(&self, id: u64, bytes: u64) {
-        self.session.ledger.moved(bytes);
+        self.session.ledger.received(bytes);
         (self.session.observer)(Event::Moved { id, bytes });
     }
 
     /// Counts the result of a transfer; `Ok` holds the committed bytes.
     fn settled(&self, file: &WantedFile, result: Result<u64, Reason>) {
         let size = *result.as_ref().unwrap_or(&file.known_size());
+        let committed = result.as_ref().ok().copied();
         let result = match result {
-            Ok(size) => {
-                self.committed.fetch_add(1, Ordering::Relaxed);
-                self.bytes.fetch_add(size, Ordering::Relaxed);
+            Ok(_) => {
                 self.wrote.store(true, Ordering::Relaxed);
                 Settled::Committed
             }
-            // Only a sender reports this code.
-            Err(why) if why.code == Code::Vanished => {
-                self.omitted.fetch_add(1, Ordering::Relaxed);
-                self.missing.fetch_add(1, Ordering::Relaxed);
-                Settled::Omitted(why)
-            }
-            Err(why) => {
-                self.failed.fetch_add(1, Ordering::Relaxed);
-                self.missing.fetch_add(1, Ordering::Relaxed);
-                Settled::Failed(why)
-            }
+            Err(why) => Settled::ended(why),
         };
-        self.report(Some(file.id), file.name.clone(), Kind::File, size, result);
-    }
-
-    /// Counts a result in the session's statistics and reports it to the observer.
-    fn report(&self, id: Option<u64>, path: RelativePath, kind: Kind, size: u64, result: Settled) {
-        let ledger = &self.session.ledger;
-        let lost = self.given_up.is_cancelled()
-            || self.session.window.connection().close_reason().is_some();
-        match &result {
-            // After a connection loss, the loss is the cause, not the file.
-            Settled::Failed(_) | Settled::Omitted(_) if lost => return,
-            result if self.given_up.is_cancelled() => {
-                ledger.settled_late(&path, kind, size, result)
-            }
-            result if !ledger.settled(&path, kind, size, result) => return,
-            _ => {}
-        }
-        (self.session.observer)(Event::Settled {
-            id,
-            path,
-            kind,
+        self.report(EntryResult {
+            id: Some(file.id),
+            path: file.name.clone(),
+            kind: Kind::File,
             size,
+            committed,
             result,
         });
     }
 
+    /// Counts a result in the session's statistics and reports it to the observer.
+    fn report(&self, entry: EntryResult) {
+        let lost = self.session.window.connection().close_reason().is_some();
+        if self.session.ledger.count(self.connection, &entry, lost) {
+            (self.session.observer)(entry.into());
+        }
+    }
+
+    /// Counts metadata that could not be kept.
+    fn warn(&self, path: &RelativePath, warnings: MetadataWarnings) {
+        if !warnings.is_empty() {
+            self.session.ledger.warn(self.connection, path, warnings);
+        }
+    }
+
     /// Abandons this receiver while its disk work may still run. The session continues without it.
     pub(crate) fn give_up(&self) {
-        self.given_up.cancel();
+        self.session.ledger.give_up(self.connection);
     }
 }

@@ -6,6 +6,7 @@
 mod session;
 
 pub use session::SessionStats;
+pub(crate) use session::EntryResult;
 
 use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;

@@ -15,7 +15,7 @@ impl Receiver {
             if keep.owner {
                 return Some(self.owners.here(owner, !keep.numeric_ids));
             }
-            self.unkept.count(
+            self.warn(
                 path,
                 vec![(
                     Attribute::Owner,

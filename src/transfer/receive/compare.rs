@@ -14,6 +14,7 @@ use crate::protocol::{Existing, Kind};
 use crate::storage::digest;
 use crate::storage::io_errors::{fault, refusal};
 use crate::transfer::events::Settled;
+use crate::transfer::stats::EntryResult;
 
 /// Files that are read in parallel. The sender reads as many.
 const PARALLEL_COMPARISONS: usize = 4;
@@ -72,9 +73,7 @@ impl Receiver {
                 digest(&*store.open(&path)?, size).map_err(|e| fault(&path, "read it", e))?;
             let same = found == compare.digest;
             if same && !compare.same_attributes && !receiver.session.take.dry_run {
-                receiver
-                    .unkept
-                    .count(&path, store.set_attributes(&path, &attributes)?);
+                receiver.warn(&path, store.set_attributes(&path, &attributes)?);
             }
             Ok(same)
         });
@@ -112,7 +111,15 @@ impl Receiver {
             }
             _ => return Some(file),
         };
-        self.report(Some(file.id), name, Kind::File, size, result);
+        let committed = None;
+        self.report(EntryResult {
+            id: Some(file.id),
+            path: name,
+            kind: Kind::File,
+            size,
+            committed,
+            result,
+        });
         None
     }
 }

@@ -1,7 +1,5 @@
 //! Decides what happens to each entry, by comparing it with the store.
 
-use std::sync::atomic::Ordering;
-
 use super::compare::Compare;
 use super::durable::Settling;
 use super::partial::open_partial;
@@ -13,6 +11,7 @@ use crate::protocol::{Durability, Entry, Existing, Kind};
 use crate::storage::io_errors::{check_target, refusal};
 use crate::storage::{Attributes, Metadata, PartialKey};
 use crate::transfer::events::Settled;
+use crate::transfer::stats::EntryResult;
 
 pub(super) enum Decision {
     Skip,
@@ -67,8 +66,7 @@ impl Receiver {
                 }
                 Err(why) => why,
             };
-            let result = self.refused(id, refused);
-            self.report(Some(id), name, kind, size, result);
+            self.refused(settled(name, false), refused);
         }
         if !settling.is_empty() {
             self.tell_when_durable(settling);
@@ -77,10 +75,17 @@ impl Receiver {
         wanted
     }
 
-    pub(super) fn refused(&self, id: u64, why: Reason) -> Settled {
-        self.failed.fetch_add(1, Ordering::Relaxed);
-        self.answer(Verdict::Refuse(id, why.clone()));
-        Settled::Failed(why)
+    /// Refuses an entry: answers the sender, counts the entry, and reports it to the observer.
+    pub(super) fn refused(&self, entry: Settling, why: Reason) {
+        self.answer(Verdict::Refuse(entry.id, why.clone()));
+        self.report(EntryResult {
+            id: Some(entry.id),
+            path: entry.name,
+            kind: entry.kind,
+            size: entry.size,
+            committed: None,
+            result: Settled::Failed(why),
+        });
     }
 
     fn decide_one(&self, entry: Entry) -> Result<Decision, Reason> {
@@ -166,8 +171,7 @@ impl Receiver {
             if candidate.existing.is_none() {
                 self.made_directory(path);
             }
-            self.unkept
-                .count(path, store.set_attributes(path, attributes)?);
+            self.warn(path, store.set_attributes(path, attributes)?);
         }
         Ok(Decision::Done)
     }
@@ -195,8 +199,7 @@ impl Receiver {
             // Check the target first, so that an invalid link does not replace an existing file.
             check_target(path, target)?;
             self.make_room(path, candidate.entry.kind)?;
-            self.unkept
-                .count(path, store.make_symlink(path, target, attributes)?);
+            self.warn(path, store.make_symlink(path, target, attributes)?);
         }
         Ok(Decision::Done)
     }
@@ -244,8 +247,7 @@ impl Receiver {
         if stays && !take.checksum && candidate.has_same_size_and_time() {
             let changes = !take.dry_run && !self.has_wanted_attributes(&candidate);
             if changes {
-                self.unkept
-                    .count(path, store.set_attributes(path, &candidate.attributes)?);
+                self.warn(path, store.set_attributes(path, &candidate.attributes)?);
             }
             self.stands(entry.id, entry.hard_link, path);
             return Ok(if changes {
@@ -276,7 +278,7 @@ impl Receiver {
             let upload = open_partial(store, path, &claim)?;
             self.make_room(path, candidate.entry.kind)?;
             let warnings = upload.commit(&candidate.attributes, Durability::Visible)?;
-            self.unkept.count(path, warnings);
+            self.warn(path, warnings);
             self.stands(entry.id, entry.hard_link, path);
             return Ok(Decision::Done);
         }

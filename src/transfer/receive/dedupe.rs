@@ -73,7 +73,7 @@ impl Receiver {
         let Ok(Some(warnings)) = made else {
             return false;
         };
-        self.unkept.count(&file.path, warnings);
+        self.warn(&file.path, warnings);
         self.stands(file.id, file.hard_link, &file.path);
         true
     }

@@ -142,7 +142,6 @@ impl Receiver {
         let attributes = file.attributes.clone();
         let source = file.claim.clone();
         let durability = self.session.durability;
-        let unkept = self.unkept.clone();
         let receiver = self.clone();
         let committed = self.committed_source(file);
         blocking(move || {
@@ -165,7 +164,7 @@ impl Receiver {
                 upload.discard();
                 return Err(why);
             }
-            unkept.count(&path, upload.commit(&attributes, durability)?);
+            receiver.warn(&path, upload.commit(&attributes, durability)?);
             claim.committed(committed);
             Ok(())
         })
@@ -430,7 +429,7 @@ impl LargeDownload<'_> {
             let (size, warnings) = done?;
             let committed = self.receiver.committed_source(file);
             self.claim.committed(committed);
-            self.receiver.unkept.count(&file.path, warnings);
+            self.receiver.warn(&file.path, warnings);
             self.receiver.remember(file, plan, trailer).await;
             Ok(size)
         }

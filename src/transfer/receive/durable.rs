@@ -18,6 +18,7 @@ use crate::protocol::Verdict;
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Durability, Kind};
 use crate::transfer::events::Settled;
+use crate::transfer::stats::EntryResult;
 
 /// Batches that one sync serves.
 const MAX_GROUP: usize = 64;
@@ -77,8 +78,7 @@ impl Receiver {
                 let text = format!("written, but may not survive a crash: {}", why.text);
                 let why = Reason::new(why.code, text);
                 for entry in group {
-                    let result = self.refused(entry.id, why.clone());
-                    self.report(Some(entry.id), entry.name, entry.kind, entry.size, result);
+                    self.refused(entry, why.clone());
                 }
             }
         }
@@ -86,18 +86,22 @@ impl Receiver {
 
     /// Answers the sender, counts the entry, and reports it to the observer.
     pub(super) fn tell(&self, entry: Settling) {
-        let Settling { id, kind, .. } = entry;
+        let mut committed = None;
         let result = if entry.made {
-            if kind != Kind::Directory && !self.session.take.dry_run {
-                self.committed.fetch_add(1, Ordering::Relaxed);
-            }
-            self.answer(Verdict::Done(id));
+            committed = (!self.session.take.dry_run).then_some(0);
+            self.answer(Verdict::Done(entry.id));
             Settled::Committed
         } else {
-            self.skipped.fetch_add(1, Ordering::Relaxed);
-            self.answer(Verdict::Skip(id));
+            self.answer(Verdict::Skip(entry.id));
             Settled::Skipped
         };
-        self.report(Some(id), entry.name, kind, entry.size, result);
+        self.report(EntryResult {
+            id: Some(entry.id),
+            path: entry.name,
+            kind: entry.kind,
+            size: entry.size,
+            committed,
+            result,
+        });
     }
 }

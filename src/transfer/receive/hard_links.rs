@@ -57,7 +57,7 @@ impl Receiver {
             return Ok(None);
         }
         let place = lock(&self.names).places.get(&first).cloned();
-        let not_linked = |why: String| self.unkept.count(path, vec![(Attribute::HardLink, why)]);
+        let not_linked = |why: String| self.warn(path, vec![(Attribute::HardLink, why)]);
         let Some(place) = place else {
             not_linked("the receiver remembers no more names".into());
             return Ok(None);

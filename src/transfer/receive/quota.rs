@@ -120,7 +120,10 @@ impl Receiver {
     fn brought(&self) -> (u64, u64) {
         match self.session.take.existing {
             Existing::Overwrite => (0, 0),
-            _ => self.session.ledger.brought(),
+            _ => {
+                let brought = self.session.ledger.brought();
+                (brought.entries, brought.bytes)
+            }
         }
     }
 
