@@ -6,7 +6,7 @@
 mod session;
 
 pub use session::SessionStats;
-pub(crate) use session::EntryResult;
+pub(crate) use session::{Brought, ConnectionCounts, EntryResult};
 
 use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;

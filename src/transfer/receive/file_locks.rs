@@ -66,7 +66,7 @@ impl fmt::Debug for Claimant {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CommittedSource {
     /// The announced size and time. Two sessions that send the same file announce the same values.
-    pub(crate) claim: PartialKey,
+    pub(crate) key: PartialKey,
     /// The announced digest, if any.
     pub(crate) digest: Option<[u8; 32]>,
     pub(crate) durability: Durability,
@@ -77,9 +77,9 @@ impl CommittedSource {
     pub(crate) fn is_same(&self, other: &Self, checksum: bool) -> bool {
         let same_content = match checksum {
             true => self.digest.is_some() && self.digest == other.digest,
-            false => self.claim.modified.is_some(),
+            false => self.key.modified.is_some(),
         };
-        same_content && self.claim == other.claim
+        same_content && self.key == other.key
     }
 }
 
@@ -346,7 +346,7 @@ mod tests {
         let first = claimant(&claims, 1);
         let newer = claimant(&claims, 2);
         let source = CommittedSource {
-            claim: PartialKey {
+            key: PartialKey {
                 owner: [1; 32],
                 size: 5,
                 modified: None,
