@@ -133,8 +133,8 @@ pub use storage::{
 pub use transfer::bottleneck::{Bottleneck, Cpu, PathStats, TimeBreakdown};
 pub use transfer::events::{Event, Observer, Route, Settled, ignore};
 pub use transfer::receive::AcceptedQuota;
-pub use transfer::send::TransferStats;
 pub use transfer::session::{ListItem, Listing, Outcome};
+pub use transfer::stats::TransferStats;
 
 /// What haul's own command, tests and benchmarks need of the inside: messages, streams and raw endpoints. No part of the
 /// API: any release may change it.

@@ -31,7 +31,9 @@ use crate::net::stream::{MessageReader, MessageWriter, lost_connection, varint_o
 use crate::storage::Store;
 use crate::storage::open_files::limit_to_open_files;
 use crate::transfer::events::Observer;
-use crate::transfer::receive::{FileLocks, Keep, Permits, Receiver, Receiving, RequestedNames};
+use crate::transfer::receive::{
+    FileLocks, Keep, Permits, Policy, ReceiveContext, Receiver, Receiving, RequestedNames, Target,
+};
 use crate::transfer::session::{
     MakeReceiver, OfferedContent, Opened, ServerSession, Sessions, accept_streams, listings, serve,
 };
@@ -529,36 +531,43 @@ fn receivers(
 ) -> MakeReceiver {
     let shared = shared.clone();
     Box::new(move |push, place, spared| {
+        let options = push.take.unwrap_or_default();
         Receiver::new(Receiving {
-            store: shared.store.clone(),
-            place,
-            asked: RequestedNames::Any,
-            most: None,
-            take: push.take.unwrap_or_default(),
-            spared,
-            keep: Keep {
-                owner: shared.config.allow_owner,
-                xattrs: true,
-                ..Keep::default()
-            },
-            owner,
-            durability: push.durability,
-            // The sender knows this option of its user, and applies it itself.
-            fail_specials: false,
-            permits: permits.clone(),
-            window: window.clone(),
-            // A key without the right to read gets no dedupe, because its timing would reveal which content exists.
-            index: shared
-                .config
-                .index
-                .clone()
-                .filter(|_| may_read && !push.take.unwrap_or_default().no_dedupe),
-            claims: shared.file_locks.clone(),
             session: push.session,
-            config: shared.config.clone(),
-            ledger: Arc::default(),
-            observer: shared.observer.clone(),
-            stopping: shared.stopping.clone(),
+            sender: owner,
+            target: Target {
+                store: shared.store.clone(),
+                placement: place,
+                requested: RequestedNames::Any,
+            },
+            policy: Policy {
+                options,
+                keep: Keep {
+                    owner: shared.config.allow_owner,
+                    xattrs: true,
+                    ..Keep::default()
+                },
+                durability: push.durability,
+                // The sender knows this option of its user, and applies it itself.
+                fail_specials: false,
+                protected: spared,
+                quota: None,
+                // A key without the right to read gets no dedupe, because its timing would reveal which content exists.
+                index: shared
+                    .config
+                    .index
+                    .clone()
+                    .filter(|_| may_read && !options.no_dedupe),
+            },
+            context: ReceiveContext {
+                permits: permits.clone(),
+                flow_control: window.clone(),
+                file_locks: shared.file_locks.clone(),
+                config: shared.config.clone(),
+                stats: Arc::default(),
+                observer: shared.observer.clone(),
+                stopping: shared.stopping.clone(),
+            },
         })
     })
 }

@@ -6,3 +6,4 @@ pub mod receive;
 pub(crate) mod sampler;
 pub mod send;
 pub mod session;
+pub mod stats;

@@ -25,7 +25,8 @@ use crate::storage::open_files::limit_to_open_files;
 use crate::storage::walk::Follow;
 use crate::transfer::events::Observer;
 use crate::transfer::receive::{
-    FileLocks, Keep, Permits, Placement, Receiver, Receiving, RequestedNames, SessionStats,
+    FileLocks, Keep, Permits, Placement, Policy, ReceiveContext, Receiver, Receiving,
+    RequestedNames, SessionStats, Target,
 };
 use crate::transfer::send::{Sender, TransferStats};
 use crate::transfer::session::{Outcome, nesting};
@@ -255,37 +256,42 @@ impl PullSession {
                 self.destination.insert(settled).clone()
             }
         };
-        self.stats.start_connection();
         let walk = &self.options.walk;
         Ok(Receiver::new(Receiving {
-            store: destination.store,
-            asked: match &destination.place {
-                // The server reported one source of that kind, so its name is no pattern.
-                Placement::As(_) => self.requested.clone().without_patterns(),
-                Placement::Into(_) => self.requested.clone(),
-            },
-            place: destination.place,
-            most: self.options.quota,
-            take: self.options.take,
-            spared: self.options.walk.filter.clone(),
-            keep: Keep {
-                owner: walk.owner,
-                numeric_ids: walk.numeric_ids,
-                xattrs: walk.xattrs,
-            },
-            owner: self.key_id.0,
-            durability: self.options.durability,
-            fail_specials: walk.fail_specials,
-            permits: Arc::new(Permits::new(self.permits.clone())),
-            window: window.clone(),
-            // A server must not learn which content this machine holds.
-            index: None,
-            claims: self.file_locks.clone(),
             session: self.request.session,
-            config: self.config.clone(),
-            ledger: self.stats.clone(),
-            observer: self.observer.clone(),
-            stopping: CancellationToken::new(),
+            sender: self.key_id.0,
+            target: Target {
+                store: destination.store,
+                requested: match &destination.place {
+                    // The server reported one source of that kind, so its name is no pattern.
+                    Placement::As(_) => self.requested.clone().without_patterns(),
+                    Placement::Into(_) => self.requested.clone(),
+                },
+                placement: destination.place,
+            },
+            policy: Policy {
+                options: self.options.take,
+                keep: Keep {
+                    owner: walk.owner,
+                    numeric_ids: walk.numeric_ids,
+                    xattrs: walk.xattrs,
+                },
+                durability: self.options.durability,
+                fail_specials: walk.fail_specials,
+                protected: walk.filter.clone(),
+                quota: self.options.quota,
+                // A server must not learn which content this machine holds.
+                index: None,
+            },
+            context: ReceiveContext {
+                permits: Arc::new(Permits::new(self.permits.clone())),
+                flow_control: window.clone(),
+                file_locks: self.file_locks.clone(),
+                config: self.config.clone(),
+                stats: self.stats.clone(),
+                observer: self.observer.clone(),
+                stopping: CancellationToken::new(),
+            },
         }))
     }
 }

@@ -11,9 +11,9 @@ mod holes;
 mod pipe;
 mod upload;
 
+pub use crate::transfer::stats::TransferStats;
 use digests::Digests;
 use entry_table::{EntryTable, Pending};
-pub use entry_table::{MAX_FAILURES, TransferStats};
 use hard_links::{LinkRole, MAX_WAITING};
 
 use std::collections::VecDeque;

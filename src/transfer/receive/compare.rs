@@ -5,113 +5,98 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::durable::Settling;
-use super::{Receiver, WantedFile, blocking};
+use super::admit::Admission;
+use super::session::{Session, SettledEntry};
+use super::tasks::blocking;
+use super::wanted::{Compare, WantedFile};
 use crate::error::{Code, Reason, Result};
-use crate::protocol::Verdict;
-use crate::protocol::{Existing, Kind};
-use crate::storage::digest;
+use crate::protocol::Existing;
+use crate::protocol::path::RelativePath;
 use crate::storage::io_errors::{fault, refusal};
-use crate::transfer::events::Settled;
+use crate::storage::{Attributes, digest};
 
 /// Files that are read in parallel. The sender reads as many.
 const PARALLEL_COMPARISONS: usize = 4;
 
-/// The digest to compare an existing file with.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Compare {
-    pub(super) digest: [u8; 32],
-    /// The existing mode and time equal the announced ones.
-    pub(super) same_attributes: bool,
-}
-
-impl Receiver {
-    /// Compares files with existing content, and passes those that differ to `admit`.
-    pub(super) async fn compare(
-        self: &Arc<Self>,
-        mut queue: mpsc::UnboundedReceiver<WantedFile>,
-        admit: impl Fn(WantedFile),
-    ) -> Result<(), crate::error::Error> {
-        let mut comparing = JoinSet::new();
-        let mut open = true;
-        loop {
-            tokio::select! {
-                next = queue.recv(), if open && comparing.len() < PARALLEL_COMPARISONS => match next {
-                    Some(file) => {
-                        let receiver = self.clone();
-                        comparing.spawn(async move {
-                            let (same, file) = receiver.is_same(file).await;
-                            receiver.decide_compared(same, file)
-                        });
-                    }
-                    None => open = false,
-                },
-                Some(wanted) = comparing.join_next() => {
-                    if let Ok(Some(file)) = wanted {
-                        admit(file);
-                    }
+/// Compares files with existing content, and admits those that differ.
+pub(super) async fn compare_files(
+    session: &Arc<Session>,
+    mut queue: mpsc::UnboundedReceiver<WantedFile>,
+    admission: Admission,
+) -> Result<()> {
+    let mut comparing = JoinSet::new();
+    let mut open = true;
+    loop {
+        tokio::select! {
+            next = queue.recv(), if open && comparing.len() < PARALLEL_COMPARISONS => match next {
+                Some(file) => drop(comparing.spawn(compare_file(session.clone(), file))),
+                None => open = false,
+            },
+            Some(compared) = comparing.join_next() => {
+                if let Ok(Some(file)) = compared {
+                    admission.add(file);
                 }
-                else => return Ok(()),
             }
+            else => return Ok(()),
         }
     }
+}
 
-    async fn is_same(self: &Arc<Self>, file: WantedFile) -> (Result<bool, Reason>, WantedFile) {
-        let receiver = self.clone();
-        let path = file.path.clone();
-        let size = file.size.unwrap_or(0);
-        let compare = file.compare;
-        let attributes = file.attributes.clone();
-        let same = blocking(move || {
-            let Some(compare) = compare else {
-                return Ok(false);
+/// Compares a file and answers it, or returns it if it is wanted. Unreadable files are replaced.
+async fn compare_file(session: Arc<Session>, file: WantedFile) -> Option<WantedFile> {
+    let Some(compare) = file.compare else {
+        return Some(file);
+    };
+    let shared = session.clone();
+    let path = file.path.clone();
+    let size = file.known_size();
+    let attributes = file.attributes.clone();
+    let has_same_content =
+        blocking(move || has_same_content(&shared, &path, size, &attributes, &compare));
+    let options = &session.policy.options;
+    match has_same_content.await {
+        Ok(true) => {
+            let first_names = &session.tables.first_names;
+            first_names.insert(file.id, file.hard_link, &file.path);
+            let entry = SettledEntry {
+                label: file.label(),
+                made: false,
             };
-            let store = &*receiver.session.store;
-            let found =
-                digest(&*store.open(&path)?, size).map_err(|e| fault(&path, "read it", e))?;
-            let same = found == compare.digest;
-            if same && !compare.same_attributes && !receiver.session.take.dry_run {
-                receiver
-                    .unkept
-                    .count(&path, store.set_attributes(&path, &attributes)?);
+            if compare.same_metadata {
+                session.settle(entry);
+            } else {
+                session.settle_when_durable(vec![entry]);
             }
-            Ok(same)
-        });
-        (same.await, file)
+            None
+        }
+        _ if options.existing == Existing::Fail => {
+            session.refuse(file.label(), refusal(Code::Exists, &file.path));
+            None
+        }
+        _ if options.dry_run => {
+            session.settle(SettledEntry {
+                label: file.label(),
+                made: true,
+            });
+            None
+        }
+        _ => Some(file),
     }
+}
 
-    /// Answers a compared file, or returns it as wanted. Unreadable files are replaced.
-    fn decide_compared(&self, same: Result<bool, Reason>, file: WantedFile) -> Option<WantedFile> {
-        let size = file.size.unwrap_or(0);
-        let name = file.name.clone();
-        let result = match same {
-            Ok(true) => {
-                self.stands(file.id, file.hard_link, &file.path);
-                let same = Settling {
-                    id: file.id,
-                    name,
-                    kind: Kind::File,
-                    size,
-                    made: false,
-                };
-                if file.compare.is_some_and(|compare| compare.same_attributes) {
-                    self.tell(same);
-                } else {
-                    self.tell_when_durable(vec![same]);
-                }
-                return None;
-            }
-            _ if self.session.take.existing == Existing::Fail => {
-                self.refuse(&file, refusal(Code::Exists, &file.path));
-                return None;
-            }
-            _ if self.session.take.dry_run => {
-                self.answer(Verdict::Done(file.id));
-                Settled::Committed
-            }
-            _ => return Some(file),
-        };
-        self.report(Some(file.id), name, Kind::File, size, result);
-        None
+/// Compares the content of an existing file. If it is the same, sets the attributes where they differ. Blocks.
+fn has_same_content(
+    session: &Session,
+    path: &RelativePath,
+    size: u64,
+    attributes: &Attributes,
+    compare: &Compare,
+) -> Result<bool, Reason> {
+    let store = session.store();
+    let found = digest(&*store.open(path)?, size).map_err(|e| fault(path, "read it", e))?;
+    let is_same = found == compare.digest;
+    if is_same && !compare.same_metadata && !session.policy.options.dry_run {
+        session.warn(path, store.set_attributes(path, attributes)?);
     }
+    Ok(is_same)
 }

@@ -1,340 +1,265 @@
-//! Decides what happens to each entry, by comparing it with the store.
+//! Decides what becomes of an entry. A decision is a function of values: [`examine`](super::examine) gathers them, and
+//! [`apply`](super::apply) carries the decision out.
 
-use std::sync::atomic::Ordering;
+#[cfg(test)]
+mod tests;
 
-use super::compare::Compare;
-use super::durable::Settling;
-use super::file_writer::create;
-use super::{Placement, Receiver, RequestedNames, WantedFile};
+use super::options::replaces_other_kinds;
+use super::wanted::Compare;
 use crate::error::{Code, Reason, Result};
-use crate::protocol::Verdict;
 use crate::protocol::path::RelativePath;
-use crate::protocol::{Durability, Entry, Existing, Kind};
-use crate::storage::io_errors::{check_target, refusal};
-use crate::storage::{Attributes, Metadata, PartialKey};
-use crate::transfer::events::Settled;
+use crate::protocol::{Entry, Existing, Kind, ReceiveOptions};
+use crate::storage::io_errors::refusal;
+use crate::storage::{Attributes, Metadata};
 
-pub(super) enum Decision {
-    Skip,
-    /// The entry existed, and its metadata was updated.
-    Changed,
-    Done,
-    /// The content is wanted, perhaps after a comparison by digest.
-    Want(Box<WantedFile>),
+/// What a session decides by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rules {
+    pub(super) options: ReceiveOptions,
+    /// This end has requested the names.
+    pub(super) requested: bool,
+    /// Sources keep their names, in a directory.
+    pub(super) into: bool,
 }
 
-impl Receiver {
-    /// Answers the entries that the manifest alone settles, and returns the wanted files. Blocks.
-    pub(super) fn judge(&self, batch: Vec<Entry>) -> Vec<WantedFile> {
-        let mut wanted = Vec::new();
-        let mut settling = Vec::new();
-        for entry in batch {
-            let id = entry.id;
-            let kind = entry.kind;
-            let size = entry.size.unwrap_or(0);
-            if self.session.stopping.is_cancelled() {
-                self.answer(Verdict::Refuse(id, Code::Stopping.into()));
-                continue;
-            }
-            // An entry with an invalid name is reported under an empty name.
-            let name = RelativePath::from_components(&entry.path.0).unwrap_or_default();
-            let settled = |name, made| Settling {
-                id,
-                name,
-                kind,
-                size,
-                made,
-            };
-            let refused = match self.decide_one(entry) {
-                Ok(Decision::Want(file)) => match self.check_wanted(&file) {
-                    Ok(()) => {
-                        wanted.push(*file);
-                        continue;
-                    }
-                    Err(why) => why,
-                },
-                Ok(Decision::Skip) => {
-                    self.tell(settled(name, false));
-                    continue;
-                }
-                Ok(Decision::Changed) => {
-                    settling.push(settled(name, false));
-                    continue;
-                }
-                Ok(Decision::Done) => {
-                    settling.push(settled(name, true));
-                    continue;
-                }
-                Err(why) => why,
-            };
-            let result = self.refused(id, refused);
-            self.report(Some(id), name, kind, size, result);
-        }
-        if !settling.is_empty() {
-            self.tell_when_durable(settling);
-        }
-        self.end_time_probe();
-        wanted
-    }
+/// An entry, and what was found in its place.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    pub(super) entry: Entry,
+    /// The sender's name for it.
+    pub(super) name: RelativePath,
+    /// Its path in the store.
+    pub(super) path: RelativePath,
+    /// The attributes to set.
+    pub(super) attributes: Attributes,
+    pub(super) existing: Option<ExistingEntry>,
+    pub(super) link: Link,
+}
 
-    pub(super) fn refused(&self, id: u64, why: Reason) -> Settled {
-        self.failed.fetch_add(1, Ordering::Relaxed);
-        self.answer(Verdict::Refuse(id, why.clone()));
-        Settled::Failed(why)
-    }
+/// What exists under the path of an entry.
+#[derive(Debug, Clone)]
+pub(super) struct ExistingEntry {
+    pub(super) metadata: Metadata,
+    /// The time is the announced one, as far as the file system keeps it, or none was announced.
+    pub(super) same_time: bool,
+    /// The time and all attributes are the announced ones. Set only where [`needs_attributes`] says so.
+    pub(super) same_metadata: bool,
+    /// A symbolic link with the announced metadata has the announced target.
+    pub(super) same_target: bool,
+}
 
-    fn decide_one(&self, entry: Entry) -> Result<Decision, Reason> {
-        let name = self.session.asked.check(&entry)?;
-        self.check_quota(&entry)?;
-        let path = self.session.place.of(&name)?;
-        let folding = self.check_case(&path)?;
-        let existing = match self.session.store.stat(&path) {
-            // A mirror also replaces a file or link that is in the place of a parent directory.
-            Err(why)
-                if matches!(why.code, Code::NotDirectory | Code::Symlink) && self.replaces() =>
-            {
-                None
-            }
-            existing => existing?,
-        };
-        if existing.is_some() {
-            self.respell(&path, folding);
+/// What an entry that is a further name of a file refers to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Link {
+    /// The entry is the first or only name of its file.
+    None,
+    /// There is no file to link to.
+    Impossible(&'static str),
+    /// The path of the first name.
+    To(RelativePath),
+    /// The existing file is this file already.
+    Exists,
+}
+
+/// What becomes of an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Decision {
+    /// It exists as announced.
+    Skip,
+    /// A file exists as announced, and further names may be linked to it.
+    Unchanged,
+    /// Another file has the name and stays. Nothing is linked to it.
+    Leave,
+    /// A dry run would make it.
+    WouldMake,
+    /// Only the metadata of a file changes.
+    SetAttributes,
+    MakeDirectory,
+    MakeSymlink,
+    MakeEmptyFile,
+    /// It becomes a hard link. If the link cannot be made, decide again without it.
+    Link(RelativePath),
+    /// It cannot be a hard link, for this reason. Decide again without it.
+    NotLinked(&'static str),
+    /// Its content is wanted, perhaps after a comparison.
+    Receive(Option<Compare>),
+}
+
+/// Decides what becomes of an entry. An error refuses it.
+pub(super) fn decide(candidate: &Candidate, rules: &Rules) -> Result<Decision, Reason> {
+    let options = &rules.options;
+    let is_directory = candidate.entry.kind == Kind::Directory;
+    if !is_directory && options.existing == Existing::Skip && candidate.existing.is_some() {
+        if options.delete.is_some() && candidate.is(Kind::Directory) {
+            // A mirror would remove the content of the directory as unannounced.
+            return Err(refusal(Code::IsDirectory, &candidate.path));
         }
-        let attributes = self.attributes(&entry, &path);
-        let same_time = existing.as_ref().is_some_and(|existing| {
-            // If the size differs, the time does not matter.
-            let same_size = entry.kind != Kind::File || entry.size == Some(existing.size);
-            let has_time = |modified| same_size && self.has_time(modified, existing, &path);
-            entry.modified.is_none_or(has_time)
+        // The existing file may differ from the source, so further names must not be linked to it.
+        let is_same = candidate.has_same_size_and_time() && !options.checksum;
+        return Ok(if is_same {
+            Decision::Unchanged
+        } else {
+            Decision::Leave
         });
-        let candidate = Candidate {
-            attributes,
-            existing,
-            same_time,
-            name,
-            path,
-            entry,
-        };
-        let take = self.session.take;
-        if take.delete.is_some() {
-            self.announced.insert(&candidate.path);
-        }
-        if candidate.entry.kind != Kind::Directory
-            && take.existing == Existing::Skip
-            && candidate.existing.is_some()
+    }
+    let decision = match candidate.entry.kind {
+        Kind::Directory => decide_directory(candidate, rules),
+        Kind::Symlink => decide_symlink(candidate, rules),
+        Kind::File => decide_file(candidate, rules),
+    }?;
+    Ok(match decision {
+        Decision::MakeDirectory
+        | Decision::MakeSymlink
+        | Decision::MakeEmptyFile
+        | Decision::Receive(None)
+            if options.dry_run =>
         {
-            if take.delete.is_some() && candidate.is(Kind::Directory) {
-                // A mirror would remove the content of the directory as unannounced.
-                return Err(refusal(Code::IsDirectory, &candidate.path));
-            }
-            // The existing file may differ from the source, so further names must not be linked to it.
-            if candidate.has_same_size_and_time() && !take.checksum {
-                self.stands(
-                    candidate.entry.id,
-                    candidate.entry.hard_link,
-                    &candidate.path,
-                );
-            } else {
-                self.is_left(candidate.entry.id, candidate.entry.hard_link);
-            }
+            Decision::WouldMake
+        }
+        Decision::SetAttributes if options.dry_run => Decision::Unchanged,
+        decision => decision,
+    })
+}
+
+fn decide_directory(candidate: &Candidate, rules: &Rules) -> Result<Decision, Reason> {
+    let path = &candidate.path;
+    if candidate.is(Kind::Directory) {
+        // The administrator of the server owns the served directory itself.
+        if path.is_root() || candidate.has_same_metadata() {
             return Ok(Decision::Skip);
         }
-        match candidate.entry.kind {
-            Kind::Directory => self.decide_directory(&candidate),
-            Kind::Symlink => self.decide_symlink(&candidate),
-            Kind::File => self.decide_file(candidate),
-        }
+    } else if candidate.existing.is_some() && !replaces_other_kinds(&rules.options) {
+        return Err(refusal(Code::NotDirectory, path));
     }
+    Ok(Decision::MakeDirectory)
+}
 
-    fn decide_directory(&self, candidate: &Candidate) -> Result<Decision, Reason> {
-        let Candidate {
-            path, attributes, ..
-        } = candidate;
-        let store = &*self.session.store;
-        let dry_run = self.session.take.dry_run;
-        if candidate.is(Kind::Directory) {
-            // The administrator of the server owns the served directory itself.
-            if path.is_root() || candidate.same_time && self.has_wanted_attributes(candidate) {
-                return Ok(Decision::Skip);
-            }
-        } else if candidate.existing.is_some() && !self.replaces() {
-            return Err(refusal(Code::NotDirectory, path));
-        }
-        if !dry_run {
-            self.make_room(path, Kind::Directory)?;
-            store.make_directory(path)?;
-            if candidate.existing.is_none() {
-                self.made_directory(path);
-            }
-            self.unkept
-                .count(path, store.set_attributes(path, attributes)?);
-        }
-        Ok(Decision::Done)
+fn decide_symlink(candidate: &Candidate, rules: &Rules) -> Result<Decision, Reason> {
+    let path = &candidate.path;
+    let has_target = |existing: &ExistingEntry| existing.same_metadata && existing.same_target;
+    if candidate.is(Kind::Symlink)
+        && rules.may_skip()
+        && candidate.existing.as_ref().is_some_and(has_target)
+    {
+        return Ok(Decision::Skip);
     }
-
-    fn decide_symlink(&self, candidate: &Candidate) -> Result<Decision, Reason> {
-        let Candidate {
-            path, attributes, ..
-        } = candidate;
-        let store = &*self.session.store;
-        let target = candidate.entry.target.as_deref().unwrap_or_default();
-        let same = candidate.is(Kind::Symlink)
-            && candidate.same_time
-            && self.may_skip()
-            && self.has_wanted_attributes(candidate);
-        if same && store.read_link(path)? == target {
-            return Ok(Decision::Skip);
-        }
-        if candidate.is(Kind::Directory) && !self.replaces() {
-            return Err(refusal(Code::IsDirectory, path));
-        }
-        if self.guards(candidate) {
-            return Err(refusal(Code::Exists, path));
-        }
-        if !self.session.take.dry_run {
-            // Check the target first, so that an invalid link does not replace an existing file.
-            check_target(path, target)?;
-            self.make_room(path, candidate.entry.kind)?;
-            self.unkept
-                .count(path, store.make_symlink(path, target, attributes)?);
-        }
-        Ok(Decision::Done)
+    if candidate.is(Kind::Directory) && !replaces_other_kinds(&rules.options) {
+        return Err(refusal(Code::IsDirectory, path));
     }
+    if rules.guards(candidate) {
+        return Err(refusal(Code::Exists, path));
+    }
+    Ok(Decision::MakeSymlink)
+}
 
-    fn decide_file(&self, candidate: Candidate) -> Result<Decision, Reason> {
-        let store = &*self.session.store;
-        let take = self.session.take;
-        let stays = self.may_skip();
-        let guarded = self.guards(&candidate);
-        let Candidate { entry, path, .. } = &candidate;
-        let size = entry.size;
-        let existing = candidate.existing.as_ref();
-        // A pull chose the name itself, and a file of unknown size with a modification time has its own name.
-        let named_here =
-            matches!(self.session.asked, RequestedNames::Only { .. }) || entry.modified.is_some();
-        if size.is_none() && !named_here && matches!(self.session.place, Placement::Into(_)) {
-            let text = format!(
-                "{path}: cannot write data of a pipe: the destination is a directory; give a full file name"
-            );
-            return Err(Reason::new(Code::IsDirectory, text));
-        }
-        if take.dry_run && !guarded && entry.hard_link.is_some_and(|first| first != entry.id) {
-            return Ok(if stays && existing.is_some_and(|m| m.links > 1) {
-                Decision::Skip
-            } else {
-                Decision::Done
-            });
-        }
-        if !guarded && let Some(decided) = self.decide_hard_link(entry, path, existing)? {
-            return Ok(decided);
-        }
-        match existing.map(|m| m.kind) {
-            _ if self.replaces() => {}
-            Some(Some(Kind::Directory)) => return Err(refusal(Code::IsDirectory, path)),
-            Some(None) => {
-                let text = format!(
-                    "cannot replace {path}: it is a FIFO, socket or device; remove it first"
-                );
-                return Err(Reason::new(Code::Special, text));
-            }
-            _ => {}
-        }
-        let same_size = candidate.is(Kind::File) && existing.is_some_and(|m| Some(m.size) == size);
-        let may_be_same = stays && same_size;
-        if stays && !take.checksum && candidate.has_same_size_and_time() {
-            let changes = !take.dry_run && !self.has_wanted_attributes(&candidate);
-            if changes {
-                self.unkept
-                    .count(path, store.set_attributes(path, &candidate.attributes)?);
-            }
-            self.stands(entry.id, entry.hard_link, path);
-            return Ok(if changes {
-                Decision::Changed
-            } else {
-                Decision::Skip
-            });
-        }
-        let compare = entry.digest.filter(|_| take.checksum && may_be_same);
-        let compare = compare.map(|digest| Compare {
-            digest,
-            same_attributes: candidate.same_time && self.has_wanted_attributes(&candidate),
+fn decide_file(candidate: &Candidate, rules: &Rules) -> Result<Decision, Reason> {
+    let options = &rules.options;
+    let Candidate { entry, path, .. } = candidate;
+    // A file of unknown size with a modification time has its own name, and a pull chose the name itself.
+    let is_named = entry.modified.is_some() || rules.requested;
+    if entry.size.is_none() && !is_named && rules.into {
+        let text = format!(
+            "{path}: cannot write data of a pipe: the destination is a directory; give a full file name"
+        );
+        return Err(Reason::new(Code::IsDirectory, text));
+    }
+    let guarded = rules.guards(candidate);
+    if !guarded && let Some(decision) = decide_link(candidate, rules) {
+        return Ok(decision);
+    }
+    check_replaceable(candidate, rules)?;
+    if rules.may_skip() && !options.checksum && candidate.has_same_size_and_time() {
+        return Ok(if candidate.has_same_metadata() {
+            Decision::Unchanged
+        } else {
+            Decision::SetAttributes
         });
-        if compare.is_none() && guarded {
-            return Err(refusal(Code::Exists, path));
-        }
-        if compare.is_none() && take.dry_run {
-            return Ok(Decision::Done);
-        }
-        let known = size.unwrap_or(PartialKey::UNKNOWN_SIZE);
-        let claim = PartialKey {
-            owner: self.session.owner,
-            size: known,
-            modified: entry.modified,
-        };
-        if size == Some(0) && compare.is_none() {
-            self.clear_path_above(path)?;
-            let upload = create(store, path, &claim)?;
-            self.make_room(path, candidate.entry.kind)?;
-            let warnings = upload.commit(&candidate.attributes, Durability::Visible)?;
-            self.unkept.count(path, warnings);
-            self.stands(entry.id, entry.hard_link, path);
-            return Ok(Decision::Done);
-        }
-        let id = entry.id;
-        let hard_link = entry.hard_link;
-        let digest = entry.digest;
-        let Candidate {
-            name,
-            path,
-            attributes,
-            ..
-        } = candidate;
-        let wanted = WantedFile {
-            id,
-            name,
-            path,
-            size,
-            attributes,
-            claim,
-            hard_link,
-            digest,
-            compare,
-        };
-        Ok(Decision::Want(Box::new(wanted)))
     }
+    let may_be_same = rules.may_skip() && options.checksum && candidate.has_same_size();
+    let digest = entry.digest.filter(|_| may_be_same);
+    if let Some(digest) = digest {
+        let same_metadata = candidate.has_same_metadata();
+        return Ok(Decision::Receive(Some(Compare {
+            digest,
+            same_metadata,
+        })));
+    }
+    if guarded {
+        return Err(refusal(Code::Exists, path));
+    }
+    Ok(if entry.size == Some(0) {
+        Decision::MakeEmptyFile
+    } else {
+        Decision::Receive(None)
+    })
+}
 
+/// Decides about a further name of a file. Returns `None` if it is handled as a file of its own.
+fn decide_link(candidate: &Candidate, rules: &Rules) -> Option<Decision> {
+    let existing = candidate.existing.as_ref();
+    if candidate.link == Link::None {
+        return None;
+    }
+    if rules.options.dry_run {
+        let is_linked = existing.is_some_and(|existing| existing.metadata.links > 1);
+        return Some(if rules.may_skip() && is_linked {
+            Decision::Skip
+        } else {
+            Decision::WouldMake
+        });
+    }
+    // Other kinds are refused as for any file, unless a mirror replaces them.
+    let is_other = existing.is_some_and(|existing| {
+        !matches!(existing.metadata.kind, Some(Kind::File | Kind::Symlink))
+    });
+    if is_other && !replaces_other_kinds(&rules.options) {
+        return None;
+    }
+    match &candidate.link {
+        Link::None => None,
+        Link::Impossible(reason) => Some(Decision::NotLinked(reason)),
+        Link::To(first) => Some(Decision::Link(first.clone())),
+        Link::Exists => Some(Decision::Skip),
+    }
+}
+
+/// Refuses a file in the place of something that no file may replace.
+fn check_replaceable(candidate: &Candidate, rules: &Rules) -> Result<(), Reason> {
+    let path = &candidate.path;
+    if replaces_other_kinds(&rules.options) {
+        return Ok(());
+    }
+    match candidate
+        .existing
+        .as_ref()
+        .map(|existing| existing.metadata.kind)
+    {
+        Some(Some(Kind::Directory)) => Err(refusal(Code::IsDirectory, path)),
+        Some(None) => {
+            let text =
+                format!("cannot replace {path}: it is a FIFO, socket or device; remove it first");
+            Err(Reason::new(Code::Special, text))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns whether a decision depends on the attributes of an existing entry with the announced time. Listing them may
+/// cost several calls to the system.
+pub(super) fn needs_attributes(kind: Kind, existing: Existing) -> bool {
+    kind == Kind::Directory || matches!(existing, Existing::Update | Existing::Fail)
+}
+
+impl Rules {
     /// Returns whether an unchanged entry is skipped.
     fn may_skip(&self) -> bool {
-        self.session.take.existing != Existing::Overwrite
+        self.options.existing != Existing::Overwrite
     }
 
     /// Returns whether an existing entry must not be replaced.
     fn guards(&self, candidate: &Candidate) -> bool {
-        self.session.take.existing == Existing::Fail && candidate.existing.is_some()
+        self.options.existing == Existing::Fail && candidate.existing.is_some()
     }
-
-    /// Returns whether an entry of another kind is replaced, with all its content. Only a mirror does that.
-    pub(super) fn replaces(&self) -> bool {
-        let take = self.session.take;
-        take.delete.is_some() && matches!(take.existing, Existing::Update | Existing::Overwrite)
-    }
-
-    fn has_wanted_attributes(&self, candidate: &Candidate) -> bool {
-        candidate.existing.as_ref().is_some_and(|existing| {
-            self.attributes_match(&candidate.attributes, &candidate.path, existing)
-        })
-    }
-}
-
-/// An entry, and the metadata of the existing file in its place.
-struct Candidate {
-    entry: Entry,
-    /// The sender's name for it.
-    name: RelativePath,
-    path: RelativePath,
-    attributes: Attributes,
-    existing: Option<Metadata>,
-    same_time: bool,
 }
 
 impl Candidate {
@@ -342,16 +267,30 @@ impl Candidate {
     fn is(&self, kind: Kind) -> bool {
         self.existing
             .as_ref()
-            .is_some_and(|existing| existing.kind == Some(kind))
+            .is_some_and(|existing| existing.metadata.kind == Some(kind))
     }
 
-    /// Returns whether the existing file has the same size and time.
+    /// Returns whether a file with the announced size exists.
+    fn has_same_size(&self) -> bool {
+        let existing = self.existing.as_ref();
+        let same_size =
+            existing.is_some_and(|existing| Some(existing.metadata.size) == self.entry.size);
+        self.is(Kind::File) && same_size
+    }
+
+    /// Returns whether a file with the announced size and time exists.
     fn has_same_size_and_time(&self) -> bool {
-        let same_size = self
+        let same_time = self
             .existing
             .as_ref()
-            .is_some_and(|existing| Some(existing.size) == self.entry.size);
-        let files = self.entry.kind == Kind::File && self.is(Kind::File);
-        files && same_size && self.same_time && self.entry.modified.is_some()
+            .is_some_and(|existing| existing.same_time);
+        let has_time = self.entry.modified.is_some();
+        self.entry.kind == Kind::File && self.has_same_size() && same_time && has_time
+    }
+
+    fn has_same_metadata(&self) -> bool {
+        self.existing
+            .as_ref()
+            .is_some_and(|existing| existing.same_metadata)
     }
 }

@@ -10,90 +10,93 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{FileLock, Receiver, WantedFile, blocking};
-use crate::error::{Reason, Result};
+use super::commit::{CompleteFile, commit};
+use super::file_locks::FileLock;
+use super::session::Session;
+use super::tasks::blocking;
+use super::wanted::WantedFile;
 use crate::protocol::path::RelativePath;
-use crate::protocol::{Durability, Kind, Plan, Trailer};
+use crate::protocol::{Plan, Trailer};
 use crate::storage::digest_index::{Index, LARGE_FILE};
-use crate::storage::{Attributes, MetadataWarnings, PartialKey, Source, Store, Upload};
+use crate::storage::{Attributes, PartialKey, Source, Store, Upload};
 
 /// Bytes copied and hashed at a time.
 const COPY_BLOCK: usize = 1 << 20;
 
 /// A file to make from existing content.
 struct ContentCopy {
-    store: Arc<dyn Store>,
+    session: Arc<Session>,
     index: Index,
     digest: [u8; 32],
     size: u64,
     path: RelativePath,
-    claim: PartialKey,
+    partial_key: PartialKey,
     attributes: Attributes,
-    durability: Durability,
     /// Cancelled to end the copy early.
     cancelled: CancellationToken,
 }
 
-impl Receiver {
-    /// Makes a file from existing content. Returns false if it must be sent. The caller holds a permit.
-    pub(super) async fn copy_existing_content(
-        self: &Arc<Self>,
-        file: &WantedFile,
-        claim: &FileLock,
-    ) -> bool {
-        let (Some(index), Some(digest), Some(size)) =
-            (self.session.index.clone(), file.digest, file.size)
-        else {
-            return false;
-        };
-        let cancelled = self.session.stopping.child_token();
-        let copy = ContentCopy {
-            store: self.session.store.clone(),
-            index,
-            digest,
-            size,
-            path: file.path.clone(),
-            claim: file.claim.clone(),
-            attributes: file.attributes.clone(),
-            durability: self.session.durability,
-            cancelled: cancelled.clone(),
-        };
-        let receiver = self.clone();
-        let made = blocking(move || Ok(copy.make(|path| receiver.make_room(path, Kind::File))));
-        tokio::pin!(made);
-        let made = tokio::select! {
-            made = &mut made => made,
-            () = claim.superseded() => {
-                cancelled.cancel();
-                // The disk work ends before the file passes to another transfer.
-                made.await
-            }
-        };
-        let Ok(Some(warnings)) = made else {
-            return false;
-        };
-        self.unkept.count(&file.path, warnings);
-        self.stands(file.id, file.hard_link, &file.path);
-        true
-    }
-
-    /// Adds a received file to the index. A digest that covers holes is not the digest of the content alone, so sparse
-    /// files are not added.
-    pub(super) async fn remember(&self, file: &WantedFile, plan: &Plan, trailer: Option<Trailer>) {
-        let (Some(index), Some(trailer)) = (self.session.index.clone(), trailer) else {
-            return;
-        };
-        if file.known_size() < LARGE_FILE || !plan.holes().is_empty() {
-            return;
+/// Makes a file from existing content. Returns false if it must be sent. The caller holds a permit.
+pub(super) async fn copy_existing_content(
+    session: &Arc<Session>,
+    file: &WantedFile,
+    lock: &FileLock,
+) -> bool {
+    let (Some(index), Some(digest), Some(size)) =
+        (session.policy.index.clone(), file.digest, file.size)
+    else {
+        return false;
+    };
+    let cancelled = session.context.stopping.child_token();
+    let copy = ContentCopy {
+        session: session.clone(),
+        index,
+        digest,
+        size,
+        path: file.path.clone(),
+        partial_key: file.partial_key.clone(),
+        attributes: file.attributes.clone(),
+        cancelled: cancelled.clone(),
+    };
+    let made = blocking(move || Ok(copy.make().is_some()));
+    tokio::pin!(made);
+    let made = tokio::select! {
+        made = &mut made => made,
+        () = lock.superseded() => {
+            cancelled.cancel();
+            // The disk work ends before the file passes to another transfer.
+            made.await
         }
-        let store = self.session.store.clone();
-        let path = file.path.clone();
-        let _ = blocking(move || {
-            remember(&*store, &index, &trailer.digest, &path);
-            Ok(())
-        })
-        .await;
+    };
+    let is_made = made.unwrap_or(false);
+    if is_made {
+        let first_names = &session.tables.first_names;
+        first_names.insert(file.id, file.hard_link, &file.path);
     }
+    is_made
+}
+
+/// Adds a received file to the index. A digest that covers holes is not the digest of the content alone, so sparse
+/// files are not added.
+pub(super) async fn index_received(
+    session: &Arc<Session>,
+    file: &WantedFile,
+    plan: &Plan,
+    trailer: Option<Trailer>,
+) {
+    let (Some(index), Some(trailer)) = (session.policy.index.clone(), trailer) else {
+        return;
+    };
+    if file.known_size() < LARGE_FILE || !plan.holes().is_empty() {
+        return;
+    }
+    let store = session.target.store.clone();
+    let path = file.path.clone();
+    let _ = blocking(move || {
+        remember(&*store, &index, &trailer.digest, &path);
+        Ok(())
+    })
+    .await;
 }
 
 fn remember(store: &dyn Store, index: &Index, digest: &[u8; 32], path: &RelativePath) {
@@ -108,14 +111,12 @@ fn identity(store: &dyn Store) -> Option<(u64, u64)> {
 }
 
 impl ContentCopy {
-    /// Makes the file after `make_room`. Returns `None` if it cannot be copied. Blocks.
-    fn make(
-        self,
-        make_room: impl FnOnce(&RelativePath) -> Result<(), Reason>,
-    ) -> Option<MetadataWarnings> {
-        let root = identity(&*self.store)?;
+    /// Makes the file. Returns `None` if it cannot be copied. Blocks.
+    fn make(self) -> Option<()> {
+        let store = self.session.store();
+        let root = identity(store)?;
         let (key, place) = self.index.place(root, &self.digest)?;
-        let source = self.store.open(&place).ok();
+        let source = store.open(&place).ok();
         let seen = source.as_ref().and_then(|source| source.metadata().ok());
         let source = source.filter(|_| {
             seen.is_some_and(|seen| seen.version.key() == key && key.size == self.size)
@@ -128,7 +129,7 @@ impl ContentCopy {
         if source.data_from(0).ok()? != Some(0..self.size) {
             return None;
         }
-        let mut upload = self.store.create(&self.path, &self.claim).ok()?;
+        let mut upload = store.create(&self.path, &self.partial_key).ok()?;
         // A partial of an earlier attempt is resumed instead.
         if !upload.held().ok()?.is_empty() {
             return None;
@@ -143,10 +144,16 @@ impl ContentCopy {
                 return None;
             }
         }
-        make_room(&self.path).ok()?;
-        let warnings = upload.commit(&self.attributes, self.durability).ok()?;
-        remember(&*self.store, &self.index, &self.digest, &self.path);
-        Some(warnings)
+        let file = CompleteFile {
+            upload,
+            path: &self.path,
+            attributes: &self.attributes,
+            durability: self.session.policy.durability,
+            resumable: true,
+        };
+        commit(&self.session, file).ok()?;
+        remember(store, &self.index, &self.digest, &self.path);
+        Some(())
     }
 
     /// Copies a source, and returns the digest of the copy.

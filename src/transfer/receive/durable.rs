@@ -5,98 +5,48 @@
 //! and a fast one delays an answer by one short sync.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
 use super::entry_credit::EntryCredit;
-use super::{Receiver, blocking};
-use crate::error::{Error, Reason};
-use crate::protocol::Verdict;
-use crate::protocol::path::RelativePath;
-use crate::protocol::{Durability, Kind};
-use crate::transfer::events::Settled;
+use super::session::{Session, SettledEntry};
+use super::tasks::blocking;
+use crate::error::{Reason, Result};
 
 /// Batches that one sync serves.
 const MAX_GROUP: usize = 64;
 
-/// A settled entry that is not yet reported.
-pub(super) struct Settling {
-    pub(super) id: u64,
-    /// The sender's name for it.
-    pub(super) name: RelativePath,
-    pub(super) kind: Kind,
-    pub(super) size: u64,
-    /// Whether the entry was made or replaced; otherwise it existed, and only its metadata may have changed.
-    pub(super) made: bool,
+/// Syncs groups and reports their entries, until all entries are answered.
+pub(super) async fn sync_groups(
+    session: &Arc<Session>,
+    mut queue: mpsc::UnboundedReceiver<Vec<SettledEntry>>,
+    credit: Arc<EntryCredit>,
+) -> Result<()> {
+    let mut groups = Vec::new();
+    loop {
+        tokio::select! {
+            biased;
+            _ = queue.recv_many(&mut groups, MAX_GROUP) => {}
+            () = credit.ended() => return Ok(()),
+        }
+        let group: Vec<SettledEntry> = groups.drain(..).flatten().collect();
+        // Runs as a separate task, so that made entries count even if the connection is lost meanwhile.
+        let settled = sync_and_settle(session.clone(), group).in_current_span();
+        let _ = session.transfers.spawn(settled).await;
+    }
 }
 
-impl Receiver {
-    /// Reports entries that were made or changed: at once if they need not reach the disk, otherwise after the next
-    /// sync.
-    pub(super) fn tell_when_durable(&self, group: Vec<Settling>) {
-        if self.session.take.dry_run {
-            return group.into_iter().for_each(|entry| self.tell(entry));
-        }
-        self.wrote.store(true, Ordering::Relaxed);
-        if self.session.durability != Durability::Synced {
-            return group.into_iter().for_each(|entry| self.tell(entry));
-        }
-        // Fails only if the session has ended.
-        let _ = self.settling.send(group);
-    }
-
-    /// Syncs groups and reports their entries, until all entries are answered.
-    pub(super) async fn sync_groups(
-        self: &Arc<Self>,
-        mut queue: mpsc::UnboundedReceiver<Vec<Settling>>,
-        unanswered: Arc<EntryCredit>,
-    ) -> Result<(), Error> {
-        let mut groups = Vec::new();
-        loop {
-            tokio::select! {
-                biased;
-                _ = queue.recv_many(&mut groups, MAX_GROUP) => {}
-                () = unanswered.ended() => return Ok(()),
-            }
-            let group: Vec<Settling> = groups.drain(..).flatten().collect();
-            let receiver = self.clone();
-            // Runs as a separate task, so that made entries count even if the connection is lost meanwhile.
-            let told = async move { receiver.sync_and_tell(group).await };
-            let _ = self.transfers.spawn(told.in_current_span()).await;
-        }
-    }
-
-    async fn sync_and_tell(self: &Arc<Self>, group: Vec<Settling>) {
-        let store = self.session.store.clone();
-        match blocking(move || store.sync()).await {
-            Ok(()) => group.into_iter().for_each(|entry| self.tell(entry)),
-            Err(why) => {
-                let text = format!("written, but may not survive a crash: {}", why.text);
-                let why = Reason::new(why.code, text);
-                for entry in group {
-                    let result = self.refused(entry.id, why.clone());
-                    self.report(Some(entry.id), entry.name, entry.kind, entry.size, result);
-                }
+async fn sync_and_settle(session: Arc<Session>, group: Vec<SettledEntry>) {
+    let store = session.target.store.clone();
+    match blocking(move || store.sync()).await {
+        Ok(()) => group.into_iter().for_each(|entry| session.settle(entry)),
+        Err(reason) => {
+            let text = format!("written, but may not survive a crash: {}", reason.text);
+            let reason = Reason::new(reason.code, text);
+            for entry in group {
+                session.refuse(entry.label, reason.clone());
             }
         }
-    }
-
-    /// Answers the sender, counts the entry, and reports it to the observer.
-    pub(super) fn tell(&self, entry: Settling) {
-        let Settling { id, kind, .. } = entry;
-        let result = if entry.made {
-            if kind != Kind::Directory && !self.session.take.dry_run {
-                self.committed.fetch_add(1, Ordering::Relaxed);
-            }
-            self.answer(Verdict::Done(id));
-            Settled::Committed
-        } else {
-            self.skipped.fetch_add(1, Ordering::Relaxed);
-            self.answer(Verdict::Skip(id));
-            Settled::Skipped
-        };
-        self.report(Some(id), entry.name, kind, entry.size, result);
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::lock;
+use super::tasks::lock;
 use crate::error::{Code, Reason, Result};
 use crate::net::flow_control::FlowControl;
 use crate::net::stream::varint_of;
@@ -66,7 +66,7 @@ impl fmt::Debug for Claimant {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CommittedSource {
     /// The announced size and time. Two sessions that send the same file announce the same values.
-    pub(crate) claim: PartialKey,
+    pub(crate) key: PartialKey,
     /// The announced digest, if any.
     pub(crate) digest: Option<[u8; 32]>,
     pub(crate) durability: Durability,
@@ -77,9 +77,9 @@ impl CommittedSource {
     pub(crate) fn is_same(&self, other: &Self, checksum: bool) -> bool {
         let same_content = match checksum {
             true => self.digest.is_some() && self.digest == other.digest,
-            false => self.claim.modified.is_some(),
+            false => self.key.modified.is_some(),
         };
-        same_content && self.claim == other.claim
+        same_content && self.key == other.key
     }
 }
 
@@ -128,7 +128,7 @@ enum TakeResult<K: Eq + Hash + Clone + Send + 'static> {
 
 /// The right to receive a file. Dropping it releases the lock, so it must outlive all disk work on the file.
 pub(crate) struct FileLock<K: Eq + Hash + Clone = RelativePath> {
-    claims: Arc<FileLocks<K>>,
+    locks: Arc<FileLocks<K>>,
     key: Key<K>,
     holder: Arc<Holder>,
     /// The source committed by the previous holder, if this session waited for it.
@@ -152,12 +152,12 @@ impl<K: Eq + Hash + Clone + Send + 'static> FileLocks<K> {
         claimant: &Claimant,
     ) -> Result<FileLock<K>, Reason> {
         let mut found = None;
-        let mut claimed = loop {
+        let mut file_lock = loop {
             match self.try_take((owner, what.clone()), claimant)? {
-                TakeResult::Free(claimed) => break claimed,
+                TakeResult::Free(file_lock) => break file_lock,
                 TakeResult::Superseding(mut waiting) => {
                     waiting.previous.released.cancelled().await;
-                    break waiting.claimed.take().ok_or(Code::Internal)?;
+                    break waiting.file_lock.take().ok_or(Code::Internal)?;
                 }
                 TakeResult::Busy(other) => {
                     other.wait(claimant.stall).await;
@@ -165,8 +165,8 @@ impl<K: Eq + Hash + Clone + Send + 'static> FileLocks<K> {
                 }
             }
         };
-        claimed.found = found;
-        Ok(claimed)
+        file_lock.found = found;
+        Ok(file_lock)
     }
 
     fn try_take(
@@ -193,18 +193,18 @@ impl<K: Eq + Hash + Clone + Send + 'static> FileLocks<K> {
             committed: OnceLock::new(),
         });
         holders.insert(key.clone(), holder.clone());
-        let claimed = FileLock {
-            claims: self.clone(),
+        let file_lock = FileLock {
+            locks: self.clone(),
             key,
             holder,
             found: None,
         };
         Ok(match previous {
-            None => TakeResult::Free(claimed),
+            None => TakeResult::Free(file_lock),
             Some(previous) => {
                 previous.superseded.cancel();
                 TakeResult::Superseding(Waiting {
-                    claimed: Some(claimed),
+                    file_lock: Some(file_lock),
                     previous,
                 })
             }
@@ -215,20 +215,20 @@ impl<K: Eq + Hash + Clone + Send + 'static> FileLocks<K> {
 /// A lock whose previous holder has not released it yet, for example because its disk is stalled. If dropped, it stays
 /// in the table until that release. Otherwise the next caller would write while the previous holder still does.
 struct Waiting<K: Eq + Hash + Clone + Send + 'static> {
-    claimed: Option<FileLock<K>>,
+    file_lock: Option<FileLock<K>>,
     previous: Arc<Holder>,
 }
 
 impl<K: Eq + Hash + Clone + Send + 'static> Drop for Waiting<K> {
     fn drop(&mut self) {
         // Without a runtime no other task can follow.
-        if let (Some(claimed), Ok(runtime)) =
-            (self.claimed.take(), tokio::runtime::Handle::try_current())
+        if let (Some(file_lock), Ok(runtime)) =
+            (self.file_lock.take(), tokio::runtime::Handle::try_current())
         {
             let previous = self.previous.clone();
             runtime.spawn(async move {
                 previous.released.cancelled().await;
-                drop(claimed);
+                drop(file_lock);
             });
         }
     }
@@ -271,7 +271,7 @@ impl<K: Eq + Hash + Clone> FileLock<K> {
 
 impl<K: Eq + Hash + Clone> Drop for FileLock<K> {
     fn drop(&mut self) {
-        let mut holders = lock(&self.claims.holders);
+        let mut holders = lock(&self.locks.holders);
         if holders
             .get(&self.key)
             .is_some_and(|holder| Arc::ptr_eq(holder, &self.holder))
@@ -289,13 +289,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_newer_connection_takes_over_after_the_older_releases() {
-        let claims = Arc::new(FileLocks::default());
+        let locks = Arc::new(FileLocks::default());
         let path = RelativePath::from_components(["a"]).unwrap();
-        let older = claimant(&claims, 7);
-        let later = claimant(&claims, 7);
-        let old = claims.take([1; 32], &path, &older).await.unwrap();
-        let other_key = claims.take([2; 32], &path, &later).await.unwrap();
-        let mut newer = Box::pin(claims.take([1; 32], &path, &later));
+        let older = claimant(&locks, 7);
+        let later = claimant(&locks, 7);
+        let old = locks.take([1; 32], &path, &older).await.unwrap();
+        let other_key = locks.take([2; 32], &path, &later).await.unwrap();
+        let mut newer = Box::pin(locks.take([1; 32], &path, &later));
         assert!(
             poll_once(&mut newer).await.is_none(),
             "the older one still holds it"
@@ -303,30 +303,30 @@ mod tests {
         old.superseded().await;
         drop(old);
         let newer = newer.await.unwrap();
-        let late = claims.take([1; 32], &path, &older).await.err();
+        let late = locks.take([1; 32], &path, &older).await.err();
         assert_eq!(
             late.unwrap().code,
             Code::Superseded,
             "the older one cannot take it again"
         );
-        assert_eq!(lock(&claims.holders).len(), 2);
+        assert_eq!(lock(&locks.holders).len(), 2);
         drop((newer, other_key));
         assert!(
-            lock(&claims.holders).is_empty(),
+            lock(&locks.holders).is_empty(),
             "released locks leave the table"
         );
     }
 
     #[tokio::test]
     async fn a_cancelled_waiter_still_blocks_others_until_release() {
-        let claims = Arc::new(FileLocks::default());
+        let locks = Arc::new(FileLocks::default());
         let path = RelativePath::from_components(["a"]).unwrap();
-        let of_session = [(); 3].map(|()| claimant(&claims, 7));
-        let writing = claims.take([1; 32], &path, &of_session[0]).await.unwrap();
-        let mut cut_off = Box::pin(claims.take([1; 32], &path, &of_session[1]));
+        let of_session = [(); 3].map(|()| claimant(&locks, 7));
+        let writing = locks.take([1; 32], &path, &of_session[0]).await.unwrap();
+        let mut cut_off = Box::pin(locks.take([1; 32], &path, &of_session[1]));
         assert!(poll_once(&mut cut_off).await.is_none());
         drop(cut_off);
-        let mut next = Box::pin(claims.take([1; 32], &path, &of_session[2]));
+        let mut next = Box::pin(locks.take([1; 32], &path, &of_session[2]));
         for _ in 0..10 {
             tokio::task::yield_now().await;
             assert!(
@@ -336,17 +336,17 @@ mod tests {
         }
         drop(writing);
         drop(next.await.unwrap());
-        assert!(lock(&claims.holders).is_empty());
+        assert!(lock(&locks.holders).is_empty());
     }
 
     #[tokio::test]
     async fn another_session_waits_and_finds_the_committed_source() {
-        let claims = Arc::new(FileLocks::default());
+        let locks = Arc::new(FileLocks::default());
         let path = RelativePath::from_components(["a"]).unwrap();
-        let first = claimant(&claims, 1);
-        let newer = claimant(&claims, 2);
+        let first = claimant(&locks, 1);
+        let newer = claimant(&locks, 2);
         let source = CommittedSource {
-            claim: PartialKey {
+            key: PartialKey {
                 owner: [1; 32],
                 size: 5,
                 modified: None,
@@ -355,9 +355,9 @@ mod tests {
             durability: Durability::Synced,
         };
         for (holder, waiter) in [(&first, &newer), (&newer, &first)] {
-            let held = claims.take([1; 32], &path, holder).await.unwrap();
+            let held = locks.take([1; 32], &path, holder).await.unwrap();
             assert_eq!(held.found(), None);
-            let mut waiting = Box::pin(claims.take([1; 32], &path, waiter));
+            let mut waiting = Box::pin(locks.take([1; 32], &path, waiter));
             assert!(poll_once(&mut waiting).await.is_none());
             assert!(
                 !held.holder.superseded.is_cancelled(),
@@ -367,14 +367,14 @@ mod tests {
             drop(held);
             assert_eq!(waiting.await.unwrap().found(), Some(&source));
         }
-        assert!(lock(&claims.holders).is_empty());
+        assert!(lock(&locks.holders).is_empty());
     }
 
     /// Makes a newer connection of a session.
-    fn claimant(claims: &Arc<FileLocks>, session: u8) -> Claimant {
+    fn claimant(locks: &Arc<FileLocks>, session: u8) -> Claimant {
         Claimant {
             session: [session; 16],
-            age: claims.age(),
+            age: locks.age(),
             window: None,
             stall: Duration::MAX,
         }

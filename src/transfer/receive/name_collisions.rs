@@ -4,10 +4,10 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
-use super::{Receiver, lock};
+use super::tasks::lock;
 use crate::error::{Code, Reason, Result};
-use crate::protocol::Existing;
 use crate::protocol::path::{BadName, RelativePath, is_partial_name};
+use crate::protocol::{Existing, ReceiveOptions};
 use crate::storage::{Folding, Store, has_forms, trimmed};
 
 /// Names that a session remembers in folding directories (48 bytes each). Beyond it, collisions are not detected.
@@ -73,26 +73,25 @@ impl FoldedPath {
     }
 }
 
-impl Receiver {
-    /// Refuses a name that collides with another name of this session. Returns how its directory folds names.
-    pub(super) fn check_case(&self, path: &RelativePath) -> Result<Folding, Reason> {
-        let mut state = lock(&self.cases.0);
+impl NameCollisions {
+    /// Refuses a name that collides with another name of this session. Returns how its directory folds names. Blocks.
+    pub(super) fn check(
+        &self,
+        store: &dyn Store,
+        path: &RelativePath,
+        dry_run: bool,
+    ) -> Result<Folding, Reason> {
+        let mut state = lock(&self.0);
         let has_forms = has_forms(path.as_bytes());
         if !has_forms && state.plain == path.parent() {
             return Ok(Folding::default());
         }
-        let may_write = !self.session.take.dry_run;
+        let may_write = !dry_run;
         let mut folded_path = FoldedPath::new();
         let mut prefix = RelativePath::root();
         let mut folding = Folding::default();
         for component in path.components() {
-            folding = state.folding_of(
-                &*self.session.store,
-                &folded_path,
-                &prefix,
-                component,
-                may_write,
-            );
+            folding = state.folding_of(store, &folded_path, &prefix, component, may_write);
             if is_partial_name(&folding.key(component)) {
                 return Err(BadName::Reserved.into());
             }
@@ -111,20 +110,24 @@ impl Receiver {
     }
 
     /// Renames an existing entry to the sent spelling if it is stored under another. Failure is harmless: both
-    /// spellings open it.
-    pub(super) fn respell(&self, path: &RelativePath, folding: Folding) {
-        let options = self.session.take;
+    /// spellings open it. Blocks.
+    pub(super) fn respell(
+        &self,
+        store: &dyn Store,
+        path: &RelativePath,
+        folding: Folding,
+        destination: &RelativePath,
+        options: &ReceiveOptions,
+    ) {
         let replaces = matches!(options.existing, Existing::Update | Existing::Overwrite);
         // The user named the destination, so its spelling stays.
-        let destination = self.session.place.directory() == path;
         let (Some(directory), Some(name)) = (path.parent(), path.name()) else {
             return;
         };
-        if !folding.any() || !replaces || options.dry_run || destination {
+        if !folding.any() || !replaces || options.dry_run || destination == path {
             return;
         }
-        let store = &*self.session.store;
-        let mut state = lock(&self.cases.0);
+        let mut state = lock(&self.0);
         if state.has_fixed_spelling || state.is_stored(store, &directory, name, folding) {
             return;
         }
@@ -136,7 +139,7 @@ impl Receiver {
 
     /// Records that a new directory inherits the folding of its parent.
     pub(super) fn made_directory(&self, path: &RelativePath) {
-        let mut state = lock(&self.cases.0);
+        let mut state = lock(&self.0);
         let Some(parent) = path.parent() else { return };
         let folded_parent = state.folded_path(&parent);
         let folded_path = state.folded_path(path);
@@ -144,9 +147,7 @@ impl Receiver {
             state.remember_folding(&folded_path, known);
         }
     }
-}
 
-impl NameCollisions {
     /// Returns whether an existing path is another spelling of a sent one.
     pub(super) fn is_other_name(&self, path: &RelativePath) -> bool {
         let state = lock(&self.0);

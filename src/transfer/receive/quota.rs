@@ -3,9 +3,9 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Receiver, WantedFile};
 use crate::error::{Code, Reason, Result};
-use crate::protocol::{Entry, Existing, Kind, Offer};
+use crate::protocol::{Entry, Kind, Offer};
+use crate::transfer::stats::Brought;
 
 /// The allowance above the offer: one part in `EXTRA_PART`, but at least these entries and bytes. Trees grow while the
 /// offer waits for an answer.
@@ -36,12 +36,14 @@ impl AcceptedQuota {
     }
 }
 
-/// Entries announced and wanted on this connection, and the total of earlier connections.
+/// What a session has announced and wanted on this connection, checked against its quota.
 #[derive(Default)]
 pub(super) struct QuotaUse {
+    quota: Option<AcceptedQuota>,
     announced: EntryCount,
     wanted: EntryCount,
-    before: OnceLock<(u64, u64)>,
+    /// What earlier connections have brought.
+    before: OnceLock<Brought>,
 }
 
 /// A number of entries and their bytes.
@@ -52,28 +54,72 @@ struct EntryCount {
 }
 
 impl EntryCount {
-    /// Counts an entry with a size below 2^63, or fails if it exceeds the quota. Entries are decided one after the
-    /// other.
-    fn add(
-        &self,
-        size: u64,
-        (entries, bytes): (u64, u64),
-        most: &AcceptedQuota,
-    ) -> Result<(), Reason> {
+    /// Counts an entry with a size below 2^63, or fails if it exceeds the quota together with what was brought before.
+    /// Entries are decided one after the other.
+    fn add(&self, size: u64, before: Brought, quota: &AcceptedQuota) -> Result<(), Reason> {
         let entries = self
             .entries
             .load(Ordering::Relaxed)
-            .saturating_add(entries)
+            .saturating_add(before.entries)
             .saturating_add(1);
         let bytes = self
             .bytes
             .load(Ordering::Relaxed)
-            .saturating_add(bytes)
+            .saturating_add(before.bytes)
             .saturating_add(size);
-        most.check(entries, bytes)?;
+        quota.check(entries, bytes)?;
         self.entries.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(size, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+impl QuotaUse {
+    pub(super) fn new(quota: Option<AcceptedQuota>) -> Self {
+        Self {
+            quota,
+            ..Self::default()
+        }
+    }
+
+    /// Records what earlier connections have brought.
+    pub(super) fn start(&self, brought: Brought) {
+        // Set once: a receiver has one connection.
+        let _ = self.before.set(brought);
+    }
+
+    /// Counts an entry, and refuses it beyond the quota. Entries that earlier connections brought are announced again
+    /// and count once. `brought` returns what the session has made so far.
+    pub(super) fn announce(
+        &self,
+        entry: &Entry,
+        brought: impl FnOnce() -> Brought,
+    ) -> Result<(), Reason> {
+        let Some(quota) = self.quota else {
+            return Ok(());
+        };
+        let size = match (entry.kind, entry.size, quota.bytes) {
+            (Kind::File, None, Some(_)) => {
+                return Err(too_much(
+                    "a file of unknown size was not offered; to send it, pipe it into: haul send -"
+                        .into(),
+                ));
+            }
+            (_, size, _) => size.unwrap_or_default(),
+        };
+        let brought = brought();
+        quota.check(brought.entries, brought.bytes)?;
+        self.announced.add(size, Brought::default(), &quota)
+    }
+
+    /// Counts a wanted file, and refuses it beyond the quota. A sender that reconnects and uses other names cannot
+    /// exceed the total.
+    pub(super) fn want(&self, size: u64) -> Result<(), Reason> {
+        let Some(quota) = self.quota else {
+            return Ok(());
+        };
+        let before = self.before.get().copied().unwrap_or_default();
+        self.wanted.add(size, before, &quota)
     }
 }
 
@@ -90,55 +136,6 @@ impl AcceptedQuota {
                 "the sender brings more than was offered: {bytes} bytes, at most {most} were accepted"
             ))),
             None => Ok(()),
-        }
-    }
-}
-
-impl Receiver {
-    /// Counts an entry, and refuses it beyond the quota. Entries that earlier connections brought are announced again
-    /// and count once.
-    pub(super) fn check_quota(&self, entry: &Entry) -> Result<(), Reason> {
-        let Some(most) = self.session.most else {
-            return Ok(());
-        };
-        let size = match (entry.kind, entry.size, most.bytes) {
-            (Kind::File, None, Some(_)) => {
-                return Err(too_much(
-                    "a file of unknown size was not offered; to send it, pipe it into: haul send -"
-                        .into(),
-                ));
-            }
-            (_, size, _) => size.unwrap_or_default(),
-        };
-        let (entries, bytes) = self.brought();
-        most.check(entries, bytes)?;
-        self.counted.announced.add(size, (0, 0), &most)
-    }
-
-    /// Returns the entries and bytes that the session has made. With `Overwrite` each connection brings everything
-    /// again, so only its own count.
-    fn brought(&self) -> (u64, u64) {
-        match self.session.take.existing {
-            Existing::Overwrite => (0, 0),
-            _ => self.session.ledger.brought(),
-        }
-    }
-
-    /// Records the totals of earlier connections.
-    pub(super) fn record_earlier_connections(&self) {
-        // Set once: a receiver has one connection.
-        let _ = self.counted.before.set(self.brought());
-    }
-
-    /// Checks a wanted file against the quota. A sender that reconnects and uses other names cannot exceed the total.
-    pub(super) fn check_wanted(&self, file: &WantedFile) -> Result<(), Reason> {
-        match self.session.most {
-            // A compared file may already exist, and then replaces one of the same size.
-            Some(most) if file.compare.is_none() => {
-                let before = self.counted.before.get().copied().unwrap_or_default();
-                self.counted.wanted.add(file.known_size(), before, &most)
-            }
-            _ => Ok(()),
         }
     }
 }

@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::Mutex;
 
-use super::{Receiver, lock};
-use crate::protocol::Time;
+use super::tasks::lock;
 use crate::protocol::path::RelativePath;
+use crate::protocol::{ReceiveOptions, Time};
 use crate::storage::{Metadata, Store, TimeProbe};
 
 /// Nanoseconds in a second.
@@ -21,44 +22,54 @@ const NOISE: i128 = 500;
 /// January 2038.
 const HELD_BY_ALL: Range<i64> = 315_705_600..2_147_300_000;
 
+/// Compares times, and remembers what probes have found.
+#[derive(Default)]
+pub(super) struct Times(Mutex<KeptTimes>);
+
 /// Known properties of file system times.
 #[derive(Default)]
-pub(super) struct Times {
+struct KeptTimes {
     /// The device of the file system probed last, and its probe, if it has one.
     probe: Option<(u64, Option<Box<dyn TimeProbe>>)>,
     /// Devices that keep all nanoseconds of the times in [`HELD_BY_ALL`].
     exact: HashSet<u64>,
 }
 
-impl Receiver {
-    /// Returns whether an existing file has the wanted time, or the closest one that its file system keeps.
-    pub(super) fn has_time(&self, wanted: Time, there: &Metadata, path: &RelativePath) -> bool {
-        let take = self.session.take;
-        let apart = distance(wanted, there.modified);
-        let window = i128::from(take.modify_window.unwrap_or(0)) * SECOND;
-        let whole_seconds = there.modified.nanoseconds == 0;
-        if apart <= window || whole_seconds && wanted.seconds == there.modified.seconds {
+impl Times {
+    /// Returns whether an existing file has the wanted time, or the closest one that its file system keeps. Blocks.
+    pub(super) fn are_same(
+        &self,
+        store: &dyn Store,
+        path: &RelativePath,
+        wanted: Time,
+        existing: &Metadata,
+        options: &ReceiveOptions,
+    ) -> bool {
+        let apart = distance(wanted, existing.modified);
+        let window = i128::from(options.modify_window.unwrap_or(0)) * SECOND;
+        let whole_seconds = existing.modified.nanoseconds == 0;
+        if apart <= window || whole_seconds && wanted.seconds == existing.modified.seconds {
             return true;
         }
         if apart >= COARSEST && HELD_BY_ALL.contains(&wanted.seconds) {
             return false;
         }
         // A probe writes a file, which a dry run must not do.
-        if take.dry_run {
-            return looks_kept(wanted, there.modified);
+        if options.dry_run {
+            return looks_kept(wanted, existing.modified);
         }
-        let device = there.version.file.0;
-        let kept = lock(&self.times).kept(&*self.session.store, device, wanted, path);
-        kept == Some(there.modified)
+        let device = existing.version.file.0;
+        let kept = lock(&self.0).kept(store, device, wanted, path);
+        kept == Some(existing.modified)
     }
 
     /// Ends the probe, which uses a file and an open descriptor.
-    pub(super) fn end_time_probe(&self) {
-        lock(&self.times).probe = None;
+    pub(super) fn end_probe(&self) {
+        lock(&self.0).probe = None;
     }
 }
 
-impl Times {
+impl KeptTimes {
     /// Returns the time that a file system keeps for `time`, if a probe can tell.
     fn kept(
         &mut self,
@@ -144,7 +155,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = LocalStore::open(directory.path()).unwrap();
         let path = RelativePath::from_components(["f"]).unwrap();
-        let mut times = Times::default();
+        let mut times = KeptTimes::default();
         let odd = time(1_700_000_001, 123_456_789);
         if times.kept(&store, 1, odd, &path) != Some(odd) {
             return println!("skipped: the file system rounds times");
@@ -165,7 +176,7 @@ mod tests {
     fn times_that_fat_keeps_are_probed() {
         let store = MemoryStore::new().like_fat();
         let path = RelativePath::from_components(["f"]).unwrap();
-        let mut times = Times::default();
+        let mut times = KeptTimes::default();
         for (given, kept) in [
             (time(1_700_000_001, 7), time(1_700_000_000, 0)),
             (time(7, 0), time(315_532_800, 0)),

@@ -167,7 +167,7 @@ async fn endless_failures_take_no_memory_and_control_no_terminal() {
     assert_eq!(outcome.sent.failed, MANY);
     assert_eq!(
         outcome.sent.failures.len(),
-        haul::internal::transfer::send::MAX_FAILURES
+        haul::internal::transfer::stats::MAX_FAILURES
     );
     let (name, why) = &outcome.sent.failures[0];
     assert!(!format!("{name}{why}").contains('\x1b'));

@@ -1,0 +1,505 @@
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::*;
+use crate::protocol::{HELD_BLOCK, HELD_STEP, MAX_HOLES, Message};
+use crate::storage::{Attributes, MemoryStore, OutputStore, PartialKey, Store};
+use crate::transfer::receive::body_reader::BodyReader;
+use crate::transfer::receive::partial::MAX_ENDS;
+use crate::transfer::receive::zeros::HOLE_BLOCK;
+
+fn plan(ranges: &[(u64, u64)]) -> Plan {
+    let ranges = ranges
+        .iter()
+        .map(|&(offset, length)| Range { offset, length })
+        .collect();
+    Plan {
+        id: 0,
+        encoding: 0,
+        ranges,
+        holes: None,
+    }
+}
+
+/// Makes a plan with holes; the rest of the size is ranges.
+fn with_holes(size: u64, holes: &[(u64, u64)]) -> Plan {
+    let mut ranges = Vec::new();
+    let mut next = 0;
+    for &(offset, length) in holes.iter().chain([&(size, 0)]) {
+        if offset > next {
+            ranges.push((next, offset - next));
+        }
+        next = offset + length;
+    }
+    Plan {
+        holes: Some(plan(holes).ranges),
+        ..plan(&ranges)
+    }
+}
+
+fn upload(store: &MemoryStore, size: u64) -> Result<Box<dyn Upload>, Reason> {
+    let path = RelativePath::from_components(["f"])?;
+    store.create(
+        &path,
+        &PartialKey {
+            owner: [0; 32],
+            size,
+            modified: None,
+        },
+    )
+}
+
+/// Commits a verified file without a sync.
+fn commit(writer: FileWriter, trailer: Option<Trailer>) -> Result<(), Reason> {
+    let file = writer.verify(trailer)?;
+    file.upload
+        .commit(&Attributes::default(), Durability::Visible)?;
+    Ok(())
+}
+
+/// Sends `content` as the stream of a plan, cut into pieces that arrive in a given order.
+fn receive(
+    content: &[u8],
+    plan: &Plan,
+    held: &[Held],
+    cuts: &[usize],
+    turn: usize,
+) -> Result<(), Reason> {
+    let start = 17;
+    let mut stream: Vec<u8> = Vec::new();
+    for r in &plan.ranges {
+        stream.extend(&content[r.offset as usize..(r.offset + r.length) as usize]);
+    }
+    let mut hasher = content_hasher(content.len() as u64, plan.holes());
+    for (at, byte) in content.iter().enumerate() {
+        if !plan
+            .holes()
+            .iter()
+            .any(|h| (h.offset..h.offset + h.length).contains(&(at as u64)))
+        {
+            hasher.update(&[*byte]);
+        }
+    }
+    stream.extend(
+        Trailer {
+            digest: hasher.finalize().into(),
+            size: None,
+        }
+        .to_bytes(),
+    );
+
+    let mut body = BodyReader::new(plan, start, Some(content.len() as u64), false)?;
+    let store = MemoryStore::new();
+    let mut first = upload(&store, content.len() as u64)?;
+    for h in held {
+        let from = h.range.offset as usize;
+        let to = (h.range.offset + h.range.length) as usize;
+        first.write_at(&content[from..to], h.range.offset).unwrap();
+    }
+    drop(first);
+    let (mut disk, _) = FileWriter::begin(
+        upload(&store, content.len() as u64)?,
+        &RelativePath::root(),
+        content.len() as u64,
+    )?;
+    disk.keep(plan, held)?;
+
+    let mut edges: Vec<usize> = cuts
+        .iter()
+        .map(|c| c % stream.len())
+        .chain([0, stream.len()])
+        .collect();
+    edges.sort_unstable();
+    let mut pieces: Vec<_> = edges
+        .windows(2)
+        .map(|w| (w[0], &stream[w[0]..w[1]]))
+        .collect();
+    let turn = turn % pieces.len();
+    pieces.rotate_left(turn);
+    for (at, piece) in pieces {
+        body.take(start + at as u64, Bytes::copy_from_slice(piece))?;
+        if at % 3 == 0 {
+            disk.write(body.drain().0)?;
+        }
+    }
+    disk.write(body.drain().0)?;
+    commit(disk, body.trailer()?)?;
+    let mut back = vec![0; content.len()];
+    let path = RelativePath::from_components(["f"])?;
+    store.open(&path)?.read_at(&mut back, 0).unwrap();
+    assert_eq!(back, content);
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn a_body_in_any_order_becomes_the_file(
+        content in proptest::collection::vec(any::<u8>(), 1..5000),
+        cuts in proptest::collection::vec(any::<usize>(), 0..40), turn: usize,
+    ) {
+        let all = plan(&[(0, content.len() as u64)]);
+        prop_assert_eq!(receive(&content, &all, &[], &cuts, turn), Ok(()));
+    }
+
+    #[test]
+    fn a_body_with_holes_in_any_order_becomes_the_file(
+        mut content in proptest::collection::vec(any::<u8>(), 1..3000),
+        edges in proptest::collection::btree_set(0u64..3000, 0..12),
+        cuts in proptest::collection::vec(any::<usize>(), 0..20), turn: usize,
+    ) {
+        let size = content.len() as u64;
+        let edges: Vec<u64> = edges.into_iter().filter(|&edge| edge <= size).collect();
+        let holes: Vec<_> = edges.chunks_exact(2).map(|edge| (edge[0], edge[1] - edge[0])).collect();
+        for &(offset, length) in &holes {
+            content[offset as usize..(offset + length) as usize].fill(0);
+        }
+        prop_assert_eq!(receive(&content, &with_holes(size, &holes), &[], &cuts, turn), Ok(()));
+    }
+}
+
+#[test]
+fn holes_hide_data_of_an_earlier_attempt() {
+    let block = HELD_BLOCK as usize;
+    let content = [vec![1; block], vec![0; block], vec![3; block]].concat();
+    let size = content.len() as u64;
+    let store = MemoryStore::new();
+    upload(&store, size)
+        .unwrap()
+        .write_at(&vec![9; 2 * block + 7], 0)
+        .unwrap();
+    let (mut disk, held) =
+        FileWriter::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
+    assert_eq!(held.len(), 2, "the hole is offered too");
+    disk.keep(&with_holes(size, &[(HELD_BLOCK, HELD_BLOCK)]), &held)
+        .unwrap();
+    disk.write(vec![
+        Run {
+            offset: 2 * HELD_BLOCK,
+            data: content[2 * block..].into(),
+        },
+        Run {
+            offset: 0,
+            data: content[..block].into(),
+        },
+    ])
+    .unwrap();
+    let mut hasher = content_hasher(
+        size,
+        &[Range {
+            offset: HELD_BLOCK,
+            length: HELD_BLOCK,
+        }],
+    );
+    hasher
+        .update(&content[..block])
+        .update(&content[2 * block..]);
+    let trailer = Trailer {
+        digest: hasher.finalize().into(),
+        size: None,
+    };
+    commit(disk, Some(trailer)).unwrap();
+    let source = store
+        .open(&RelativePath::from_components(["f"]).unwrap())
+        .unwrap();
+    let mut back = vec![7; content.len()];
+    source.read_at(&mut back, 0).unwrap();
+    assert!(back == content);
+    assert_eq!(
+        source.data_from(HELD_BLOCK).unwrap(),
+        Some(2 * HELD_BLOCK..size)
+    );
+}
+
+/// Receives a file whose plan has one hole at its end, in runs of `run` bytes. Returns the ranges that are not
+/// holes.
+fn receive_sparse(store: &MemoryStore, content: &[u8], hole: u64, run: usize) -> Vec<(u64, u64)> {
+    let size = content.len() as u64;
+    let plan = with_holes(size, &[(hole, size - hole)]);
+    let path = RelativePath::from_components(["f"]).unwrap();
+    let (mut disk, held) = FileWriter::begin(upload(store, size).unwrap(), &path, size).unwrap();
+    disk.keep(&plan, &held).unwrap();
+    let runs = content[..hole as usize].chunks(run).enumerate();
+    let mut runs: Vec<Run> = runs
+        .map(|(i, data)| Run {
+            offset: (i * run) as u64,
+            data: data.into(),
+        })
+        .collect();
+    // The first run comes last, so that all others are hashed from the written data.
+    runs.rotate_left(1);
+    disk.write(runs).unwrap();
+    let mut hasher = content_hasher(size, plan.holes());
+    hasher.update(&content[..hole as usize]);
+    let trailer = Trailer {
+        digest: hasher.finalize().into(),
+        size: None,
+    };
+    commit(disk, Some(trailer)).unwrap();
+    let source = store.open(&path).unwrap();
+    let mut back = vec![7; content.len()];
+    assert_eq!(source.read_at(&mut back, 0).unwrap(), content.len());
+    assert!(back == content);
+    let mut parts = Vec::new();
+    let mut at = 0;
+    while let Some(part) = source.data_from(at).unwrap() {
+        parts.push((part.start, part.end - part.start));
+        at = part.end;
+    }
+    parts
+}
+
+#[test]
+fn zeros_of_a_sparse_file_are_left_as_holes() {
+    let block = HOLE_BLOCK as usize;
+    let mut content = vec![0; 64 * block];
+    for at in [3, 4, 40] {
+        content[at * block..(at + 1) * block].fill(1);
+    }
+    let data = [
+        (3 * HOLE_BLOCK, 2 * HOLE_BLOCK),
+        (40 * HOLE_BLOCK, HOLE_BLOCK),
+    ];
+    let hole = 50 * HOLE_BLOCK;
+    // Includes small runs, as on a slow link: no run holds a whole block.
+    for run in [1000, block, 10 * block, 64 * block] {
+        assert_eq!(
+            receive_sparse(&MemoryStore::new(), &content, hole, run),
+            data
+        );
+    }
+}
+
+#[test]
+fn zeros_left_as_holes_hide_data_of_an_earlier_attempt() {
+    let block = HOLE_BLOCK as usize;
+    let mut content = vec![0; 64 * block];
+    content[..block].fill(1);
+    let store = MemoryStore::new();
+    let mut earlier = upload(&store, content.len() as u64).unwrap();
+    earlier.write_at(&vec![9; 60 * block], 0).unwrap();
+    drop(earlier);
+    let hole = 50 * HOLE_BLOCK;
+    let data = receive_sparse(&store, &content, hole, 10 * block);
+    assert_eq!(data, [(0, HOLE_BLOCK)]);
+}
+
+#[test]
+fn gaps_beyond_the_hole_limit_are_offered_as_held() {
+    let parts = MAX_HOLES as u64 + 65;
+    let period = HELD_STEP;
+    let size = parts * period;
+    let store = MemoryStore::new();
+    let mut first = upload(&store, size).unwrap();
+    for i in 0..parts {
+        first.write_at(&[1; 4096], i * period).unwrap();
+    }
+    drop(first);
+    let (_, held) =
+        FileWriter::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
+    // The last gaps, and the one to the end, may be holes of the plan.
+    let bytes: u64 = held.iter().map(|held| held.range.length).sum();
+    assert_eq!(bytes, 64 * period);
+    assert!(
+        held.iter()
+            .all(|h| h.range.offset + h.range.length <= 64 * period)
+    );
+}
+
+#[test]
+fn zeros_of_a_file_without_holes_are_written() {
+    let store = MemoryStore::new();
+    let content = vec![0; 20_000];
+    receive(&content, &plan(&[(0, 20_000)]), &[], &[], 0).unwrap();
+    let mut disk = FileWriter::begin(
+        upload(&store, 20_000).unwrap(),
+        &RelativePath::root(),
+        20_000,
+    )
+    .unwrap()
+    .0;
+    disk.keep(&plan(&[(0, 20_000)]), &[]).unwrap();
+    let data = content[..].into();
+    disk.write(vec![Run { offset: 0, data }]).unwrap();
+    assert_eq!(disk.upload.held().unwrap().first(), Some(&(0..20_000)));
+}
+
+#[test]
+fn in_order_outputs_receive_holes_as_zeros() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let name = RelativePath::from_components(["f"]).unwrap();
+    let store = OutputStore::new(name.clone(), writer);
+    let upload = store
+        .create(
+            &name,
+            &PartialKey {
+                owner: [0; 32],
+                size: 30,
+                modified: None,
+            },
+        )
+        .unwrap();
+    let (mut disk, held) = FileWriter::begin(upload, &name, 30).unwrap();
+    assert!(disk.in_order() && held.is_empty());
+    let plan = with_holes(30, &[(0, 5), (10, 5), (25, 5)]);
+    disk.keep(&plan, &held).unwrap();
+    let mut body = BodyReader::new(&plan, 0, Some(30), true).unwrap();
+    body.take(5, Bytes::from_static(b"klmnopqrst")).unwrap();
+    disk.write(body.drain().0).unwrap();
+    assert_eq!(store.written(), 5, "the first hole");
+    body.take(0, Bytes::from_static(b"abcde")).unwrap();
+    disk.write(body.drain().0).unwrap();
+    let mut hasher = content_hasher(30, plan.holes());
+    hasher.update(b"abcdeklmnopqrst");
+    let trailer = Trailer {
+        digest: hasher.finalize().into(),
+        size: None,
+    };
+    commit(disk, Some(trailer)).unwrap();
+    let content = std::io::read_to_string(reader).unwrap();
+    assert_eq!(content, "\0\0\0\0\0abcde\0\0\0\0\0klmnopqrst\0\0\0\0\0");
+}
+
+#[test]
+fn plans_with_invalid_holes_are_refused() {
+    let size = 3 * HELD_BLOCK;
+    let keep = |plan: &Plan| {
+        let store = MemoryStore::new();
+        let (mut disk, held) =
+            FileWriter::begin(upload(&store, size)?, &RelativePath::root(), size)?;
+        disk.keep(plan, &held)
+    };
+    assert_eq!(keep(&with_holes(size, &[(0, size)])), Ok(()));
+    let beyond = Plan {
+        holes: Some(plan(&[(size - 5, 10)]).ranges),
+        ..plan(&[(0, size - 5)])
+    };
+    let far = Plan {
+        holes: Some(plan(&[(1 << 62, 10)]).ranges),
+        ..plan(&[(0, size)])
+    };
+    let gap = Plan {
+        holes: Some(plan(&[(10, size - 10)]).ranges),
+        ..plan(&[(0, 9)])
+    };
+    for bad in [beyond, far, gap] {
+        assert_eq!(keep(&bad).unwrap_err().code, Code::Protocol, "{bad:?}");
+    }
+}
+
+#[test]
+fn plans_omit_held_ranges_and_nothing_else() {
+    let content: Vec<u8> = (0..3 * HELD_BLOCK as usize)
+        .map(|i| (i / 7) as u8)
+        .collect();
+    let middle = Range {
+        offset: HELD_BLOCK,
+        length: HELD_BLOCK,
+    };
+    let held = [Held {
+        range: middle,
+        digest: [0; 32],
+    }];
+    let around = plan(&[(0, HELD_BLOCK), (2 * HELD_BLOCK, HELD_BLOCK)]);
+    assert_eq!(
+        receive(&content, &around, &held, &[1000, 2_000_000], 1),
+        Ok(())
+    );
+    let too_little = plan(&[(0, HELD_BLOCK)]);
+    assert_eq!(
+        receive(&content, &too_little, &held, &[], 0)
+            .unwrap_err()
+            .code,
+        Code::Protocol
+    );
+}
+
+#[test]
+fn data_of_an_earlier_attempt_is_offered_in_blocks() {
+    let store = MemoryStore::new();
+    let size = 3 * HELD_BLOCK + 5;
+    let mut first = upload(&store, size).unwrap();
+    first
+        .write_at(&vec![7; HELD_BLOCK as usize + 100], HELD_BLOCK - 50)
+        .unwrap();
+    first.write_at(&[1; 5], 3 * HELD_BLOCK).unwrap();
+    drop(first);
+    let (_, held) =
+        FileWriter::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
+    let ranges: Vec<_> = held
+        .iter()
+        .map(|h| (h.range.offset, h.range.length))
+        .collect();
+    assert_eq!(ranges, [(HELD_BLOCK, HELD_BLOCK), (3 * HELD_BLOCK, 5)]);
+    assert_eq!(
+        held[0].digest,
+        *blake3::hash(&vec![7; HELD_BLOCK as usize]).as_bytes()
+    );
+}
+
+#[test]
+fn partial_blocks_are_offered_in_steps_up_to_the_limit() {
+    let store = MemoryStore::new();
+    let size = 8 * HELD_BLOCK;
+    let mut first = upload(&store, size).unwrap();
+    first
+        .write_at(
+            &vec![7; HELD_BLOCK as usize + 2 * HELD_STEP as usize],
+            HELD_BLOCK - HELD_STEP - 1,
+        )
+        .unwrap();
+    first
+        .write_at(&vec![8; HELD_STEP as usize], 5 * HELD_BLOCK + HELD_STEP)
+        .unwrap();
+    drop(first);
+    let (_, held) =
+        FileWriter::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
+    let ranges: Vec<_> = held
+        .iter()
+        .map(|h| (h.range.offset, h.range.length))
+        .collect();
+    let block = HELD_BLOCK;
+    let step = HELD_STEP;
+    assert_eq!(
+        ranges,
+        [
+            (block - step, step),
+            (block, block),
+            (5 * block + step, step)
+        ]
+    );
+    assert_eq!(
+        held[2].digest,
+        *blake3::hash(&vec![8; HELD_STEP as usize]).as_bytes()
+    );
+
+    let size = 600 * 2 * HELD_STEP;
+    let mut scattered = upload(&store, size).unwrap();
+    for i in 0..600 {
+        scattered
+            .write_at(&vec![9; HELD_STEP as usize], i * 2 * HELD_STEP)
+            .unwrap();
+    }
+    drop(scattered);
+    let (_, held) =
+        FileWriter::begin(upload(&store, size).unwrap(), &RelativePath::root(), size).unwrap();
+    assert_eq!(held.len(), MAX_ENDS as usize);
+}
+
+#[test]
+fn changed_content_is_not_committed() {
+    let store = MemoryStore::new();
+    let (disk, _) =
+        FileWriter::begin(upload(&store, 0).unwrap(), &RelativePath::root(), 0).unwrap();
+    let trailer = Trailer {
+        digest: [9; 32],
+        size: None,
+    };
+    let result = commit(disk, Some(trailer));
+    assert_eq!(result.unwrap_err().code, Code::Corrupt);
+    assert!(
+        store
+            .stat(&RelativePath::from_components(["f"]).unwrap())
+            .unwrap()
+            .is_none()
+    );
+}
