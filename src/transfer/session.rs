@@ -461,7 +461,7 @@ pub(crate) async fn pull(
         .map(Duration::from_millis);
     let (mut path, mut account) = sampler.end(held_up).await;
     if let Some(spent) = spent {
-        path.tell(&mut account, &spent);
+        path.use_sender_time(&mut account, &spent);
     }
     path.rate =
         (path.received_bytes as f64 / account.elapsed.as_secs_f64().max(f64::EPSILON)) as u64;

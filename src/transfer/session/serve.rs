@@ -414,7 +414,7 @@ async fn serve_pull(
     let sampler =
         Mutex::new(Sampler::begin(server.connection.clone(), sending.meter.clone()).await);
     let lock = || sampler.lock().unwrap_or_else(PoisonError::into_inner);
-    let spent = || Some(lock().spent());
+    let spent = || Some(lock().sender_time());
     let sampling = async {
         loop {
             tokio::time::sleep(SAMPLE_INTERVAL).await;
@@ -477,7 +477,7 @@ async fn outcome(sampler: Sampler, sent: TransferStats, ended: Result<Summary>) 
         ..Outcome::default()
     };
     outcome.saw(&path, &account);
-    outcome.bound = outcome.account.bound();
+    outcome.bound = outcome.account.bottleneck();
     Ok(outcome)
 }
 
