@@ -391,7 +391,7 @@ pub(crate) async fn push(
         allowed,
         limits,
         deadline,
-        meter,
+        stage_counters: meter,
         stopping,
         all_sent,
     };
@@ -492,7 +492,7 @@ async fn send_all(
 ) -> Result<Summary> {
     let deadline = sending.deadline;
     let stopping = sending.stopping.clone();
-    let meter = sending.meter.clone();
+    let meter = sending.stage_counters.clone();
     let all_sent = sending.all_sent.clone();
     let tally = sender.tally();
     let work = async {
