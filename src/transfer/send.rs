@@ -142,9 +142,9 @@ impl Sender {
         self.shared.entries().is_settled()
     }
 
-    /// Returns a handle for other tasks while the session runs.
-    pub(crate) fn tally(&self) -> SessionHandle {
-        SessionHandle(self.shared.clone())
+    /// Returns what the tasks of the control stream need while the session runs.
+    pub(crate) fn reporter(&self) -> SenderReporter {
+        SenderReporter(self.shared.clone())
     }
 
     /// Returns a value that grows with progress at the receiver: a settled entry, or more held data of a file.
@@ -158,10 +158,10 @@ impl Sender {
     }
 }
 
-/// Access to the statistics of a running session.
-pub(crate) struct SessionHandle(Arc<SenderState>);
+/// What a running session reports to its receiver, and what the receiver reports to it, on the control stream.
+pub(crate) struct SenderReporter(Arc<SenderState>);
 
-impl SessionHandle {
+impl SenderReporter {
     /// Returns the final message to the receiver.
     pub(crate) fn end(&self, sender_time: Option<SenderTime>) -> End {
         let TransferStats {

@@ -494,7 +494,7 @@ async fn send_all(
     let stopping = sending.stopping.clone();
     let meter = sending.stage_counters.clone();
     let all_sent = sending.all_sent.clone();
-    let tally = sender.tally();
+    let reporter = sender.reporter();
     let work = async {
         sender.run(sending).await?;
         // Counts the stage as committing until the summary arrives.
@@ -503,7 +503,9 @@ async fn send_all(
     let end = async {
         all_sent.cancelled().await;
         let mut writer = writer;
-        writer.write_within(&tally.end(spent()), deadline).await?;
+        writer
+            .write_within(&reporter.end(spent()), deadline)
+            .await?;
         writer.finish();
         Ok::<_, Error>(())
     };
@@ -519,11 +521,11 @@ async fn send_all(
                 }
                 Some(frame) if frame.kind == Removed::TYPE => {
                     let removed: Removed = frame.decode().map_err(StreamError::from)?;
-                    tally.removed(&removed);
+                    reporter.removed(&removed);
                 }
                 frame => {
                     if let Some(why) = control_notice(frame)? {
-                        tally.interrupted(why);
+                        reporter.interrupted(why);
                         stopping.cancel();
                     }
                 }
