@@ -2,19 +2,23 @@
 //!
 //! [`Congestion::Haul`] is haul's own controller; the others are quinn's, for comparison.
 
+mod controller;
 mod haul;
 mod model;
 mod others;
+mod probing;
+mod round;
+mod startup;
+mod steering;
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Instant;
 
-use quinn::congestion::{BbrConfig, Controller, ControllerFactory, CubicConfig, NewRenoConfig};
+use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
 
 use crate::error::{Error, Result};
+pub(crate) use steering::Steering;
 
 /// A congestion controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,7 +46,7 @@ impl Congestion {
     /// Returns the factory that builds a controller for each path.
     pub(crate) fn factory(self) -> Arc<dyn ControllerFactory + Send + Sync> {
         match self {
-            Self::Haul => Arc::new(Factory),
+            Self::Haul => Arc::new(controller::HaulFactory),
             Self::Cubic => Arc::new(CubicConfig::default()),
             Self::NewReno => Arc::new(NewRenoConfig::default()),
             Self::Bbr => Arc::new(BbrConfig::default()),
@@ -76,43 +80,5 @@ impl FromStr for Congestion {
                     known.join(", ")
                 ))
             })
-    }
-}
-
-struct Factory;
-
-impl ControllerFactory for Factory {
-    fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        Box::new(haul::Haul::new(now, current_mtu))
-    }
-}
-
-/// Requests to the controller of a connection, if it is haul's.
-#[derive(Debug, Default)]
-pub(crate) struct Steering {
-    probing: AtomicBool,
-    closing: AtomicBool,
-}
-
-impl Steering {
-    /// Returns the handle of a connection's current path.
-    pub(crate) fn of(connection: &quinn::Connection) -> Option<Arc<Self>> {
-        let controller = connection
-            .congestion_state()
-            .into_any()
-            .downcast::<haul::Haul>()
-            .ok()?;
-        Some(controller.steering())
-    }
-
-    /// Lets some packets through a full window. After an outage only new packets show that the path has recovered,
-    /// and quinn doubles the interval of its own probes each time.
-    pub(crate) fn probe(&self) {
-        self.probing.store(true, Relaxed);
-    }
-
-    /// Opens the window permanently: quinn does not send CONNECTION_CLOSE through a full one (quinn#2785).
-    pub(crate) fn close(&self) {
-        self.closing.store(true, Relaxed);
     }
 }

@@ -72,7 +72,7 @@ impl Client {
                 }
             };
             outcome.sent = operation.sent();
-            outcome.bound = outcome.account.bound();
+            outcome.bound = outcome.account.bottleneck();
             let Some(lost) = self.loss(ended, &outcome) else {
                 if stopped_mirroring {
                     let text = "the connection was lost meanwhile; run the same command again";

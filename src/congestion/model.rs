@@ -1,10 +1,11 @@
-//! The controller's model of the path: rates, round-trip times and loss, measured in rounds.
+//! The controller's model of the path: rates, round-trip times and loss, learned from rounds.
 //!
-//! A round is a flight: it ends when a packet sent after its start is acknowledged (draft-ietf-ccwg-bbr, "Tracking
-//! Round Trips"). Rates are in bytes a second, times in seconds, amounts in bytes.
+//! Rates are in bytes a second, times in seconds, amounts in bytes.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
+
+use super::round::{Round, RoundSample};
 
 /// Rounds whose highest delivery rate counts as the path's. BBR takes the highest of two probe cycles; flows that
 /// share a link would take as long to give up what they had.
@@ -39,64 +40,6 @@ const MIN_SAMPLES: u32 = 8;
 const QUIET_PART: f64 = 0.1;
 /// Seconds that are added to [`QUIET_PART`].
 const QUIET_DELAY: f64 = 0.002;
-
-/// Measurements of one round.
-#[derive(Debug, Clone)]
-pub(super) struct Round {
-    pub(super) began: Instant,
-    pub(super) acked: u64,
-    pub(super) lost: u64,
-    pub(super) app_limited: bool,
-    rtt_sum: f64,
-    rtt_count: u32,
-    /// When the second-last ACK arrived, and the bytes acknowledged by then.
-    before_last: Option<(Instant, u64)>,
-    last: Option<(Instant, u64)>,
-}
-
-impl Round {
-    pub(super) fn new(began: Instant) -> Self {
-        Self {
-            began,
-            acked: 0,
-            lost: 0,
-            app_limited: false,
-            rtt_sum: 0.0,
-            rtt_count: 0,
-            before_last: None,
-            last: None,
-        }
-    }
-
-    pub(super) fn ack(&mut self, bytes: u64, rtt: f64, app_limited: bool) {
-        self.acked += bytes;
-        self.rtt_sum += rtt;
-        self.rtt_count += 1;
-        self.app_limited |= app_limited;
-    }
-
-    pub(super) fn end_acks(&mut self, now: Instant) {
-        self.before_last = self.last.replace((now, self.acked));
-    }
-
-    /// Returns delivery rate and mean round-trip time; `None` for too few ACKs. `shrunk` leaves out the ACK that
-    /// ended the round: its packet was sent in this round, and delayed by a window that had become smaller.
-    pub(super) fn sample(&self, shrunk: bool) -> Option<(f64, f64)> {
-        let (until, acked) = self.before_last.filter(|_| shrunk).or(self.last)?;
-        let took = until.saturating_duration_since(self.began).as_secs_f64();
-        (self.rtt_count > 0 && took > 0.0).then(|| {
-            (
-                acked as f64 / took,
-                self.rtt_sum / f64::from(self.rtt_count),
-            )
-        })
-    }
-
-    /// The part of the bytes that was lost.
-    pub(super) fn loss(&self) -> f64 {
-        self.lost as f64 / (self.lost + self.acked).max(1) as f64
-    }
-}
 
 /// The extreme of the values within some time.
 #[derive(Debug, Clone)]
@@ -270,11 +213,11 @@ impl Path {
         &mut self,
         now: Instant,
         round: &Round,
-        rate: f64,
-        mean: f64,
+        sample: RoundSample,
         patient: bool,
         loss_limit: Option<f64>,
     ) {
+        let RoundSample { rate, mean } = sample;
         if round.rtt_count >= MIN_SAMPLES || !self.sampled {
             if round.rtt_count >= MIN_SAMPLES && !self.sampled {
                 self.means.values.clear();

@@ -148,7 +148,7 @@ impl Bottleneck {
 
 impl PathStats {
     /// Returns the measurements in the form that a sender reports to its receiver.
-    pub(crate) fn spent(&self, time: &TimeBreakdown) -> SenderTime {
+    pub(crate) fn sender_time(&self, time: &TimeBreakdown) -> SenderTime {
         let ms = |time: Duration| time.as_millis() as u64;
         let us = |time: Duration| time.as_micros() as u64;
         SenderTime {
@@ -169,22 +169,22 @@ impl PathStats {
     }
 
     /// Replaces the measurements of this end, which received, with those that the sender reported.
-    pub(crate) fn tell(&mut self, time: &mut TimeBreakdown, spent: &SenderTime) {
+    pub(crate) fn use_sender_time(&mut self, time: &mut TimeBreakdown, reported: &SenderTime) {
         // The sender may report any value: limit it to the elapsed time.
         let ms = |ms| Duration::from_millis(ms).min(time.elapsed);
-        time.reading = ms(spent.reading);
-        time.limited = ms(spent.limited);
-        time.network = ms(spent.network);
-        self.rtt = Duration::from_micros(spent.rtt);
-        self.min_rtt = Duration::from_micros(spent.min_rtt);
-        self.sent_packets = spent.sent_packets;
-        self.lost_packets = spent.lost_packets.min(spent.sent_packets);
-        self.sent_bytes = spent.sent_bytes;
-        self.lost_bytes = spent.lost_bytes;
-        self.congestion_events = spent.congestion_events;
-        self.black_holes = spent.black_holes;
-        self.window = spent.window;
-        self.mtu = spent.mtu;
+        time.reading = ms(reported.reading);
+        time.limited = ms(reported.limited);
+        time.network = ms(reported.network);
+        self.rtt = Duration::from_micros(reported.rtt);
+        self.min_rtt = Duration::from_micros(reported.min_rtt);
+        self.sent_packets = reported.sent_packets;
+        self.lost_packets = reported.lost_packets.min(reported.sent_packets);
+        self.sent_bytes = reported.sent_bytes;
+        self.lost_bytes = reported.lost_bytes;
+        self.congestion_events = reported.congestion_events;
+        self.black_holes = reported.black_holes;
+        self.window = reported.window;
+        self.mtu = reported.mtu;
     }
 }
 
@@ -204,11 +204,11 @@ impl TimeBreakdown {
     }
 
     /// Returns the bottleneck: the stage that took most of the time.
-    pub fn bound(&self) -> Bottleneck {
+    pub fn bottleneck(&self) -> Bottleneck {
         if self.elapsed < MIN_SESSION_TIME {
             return Bottleneck::Nothing;
         }
-        let Some((bound, _)) = self
+        let Some((bottleneck, _)) = self
             .parts()
             .into_iter()
             .find(|&(_, part)| part >= DOMINANT_SHARE)
@@ -216,12 +216,12 @@ impl TimeBreakdown {
             return Bottleneck::Nothing;
         };
         let cpu = self.cpu.unwrap_or_default();
-        match bound {
+        match bottleneck {
             // Reading and hashing move from thread to thread, so all threads count.
             Bottleneck::SenderStore if cpu.all >= BUSY_SHARE => Bottleneck::Cpu,
             // One thread at a time drives a connection.
             Bottleneck::Network if cpu.busiest >= BUSY_SHARE => Bottleneck::Cpu,
-            bound => bound,
+            bottleneck => bottleneck,
         }
     }
 
@@ -253,7 +253,7 @@ mod tests {
             ..TimeBreakdown::default()
         };
         change(&mut time);
-        time.bound()
+        time.bottleneck()
     }
 
     #[test]
@@ -328,7 +328,7 @@ mod tests {
             time(|a| (a.elapsed, a.network) = (Duration::from_millis(900), s(1))),
             Bottleneck::Nothing
         );
-        assert_eq!(TimeBreakdown::default().bound(), Bottleneck::Nothing);
+        assert_eq!(TimeBreakdown::default().bottleneck(), Bottleneck::Nothing);
         assert!(
             TimeBreakdown::default()
                 .parts()

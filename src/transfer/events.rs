@@ -160,11 +160,11 @@ pub enum Settled {
 
 impl Settled {
     /// Returns the result of an entry that the sender could not send or the receiver could not take.
-    pub(crate) fn ended(why: Reason) -> Self {
-        if why.code == Code::Vanished {
-            Self::Omitted(why)
+    pub(crate) fn from_failure(reason: Reason) -> Self {
+        if reason.code == Code::Vanished {
+            Self::Omitted(reason)
         } else {
-            Self::Failed(why)
+            Self::Failed(reason)
         }
     }
 }

@@ -87,12 +87,13 @@ impl Sampler {
     }
 
     /// Returns the measurements so far, in the form that the receiver gets.
-    pub(crate) fn spent(&mut self) -> SenderTime {
+    pub(crate) fn sender_time(&mut self) -> SenderTime {
         self.tick();
         let elapsed = self.started_at.elapsed();
-        self.path(elapsed).spent(&self.times)
+        self.path_stats(elapsed).sender_time(&self.times)
     }
 
+    /// Takes one sample.
     pub(crate) fn tick(&mut self) {
         let now = Instant::now();
         self.sample(now - self.sampled_at);
@@ -128,39 +129,45 @@ impl Sampler {
         self.times.elapsed = now - self.started_at;
         self.times.held_up = held_up;
         self.times.cpu = cpu.since(&self.cpu);
-        (self.path(self.times.elapsed), self.times)
+        (self.path_stats(self.times.elapsed), self.times)
     }
 
-    fn path(&self, elapsed: Duration) -> PathStats {
+    fn path_stats(&self, elapsed: Duration) -> PathStats {
         let first_stats = &self.first_stats;
-        let after = &self.last_stats;
+        let last_stats = &self.last_stats;
         let mut path = PathStats::default();
         path.rtt = self.round_trips / self.samples.max(1);
-        path.min_rtt = after.path.min_rtt;
-        path.sent_packets = after
+        path.min_rtt = last_stats.path.min_rtt;
+        path.sent_packets = last_stats
             .path
             .sent_packets
             .saturating_sub(first_stats.path.sent_packets);
-        path.lost_packets = after
+        path.lost_packets = last_stats
             .path
             .lost_packets
             .saturating_sub(first_stats.path.lost_packets);
-        path.sent_bytes = after.udp_tx.bytes.saturating_sub(first_stats.udp_tx.bytes);
-        path.lost_bytes = after
+        path.sent_bytes = last_stats
+            .udp_tx
+            .bytes
+            .saturating_sub(first_stats.udp_tx.bytes);
+        path.lost_bytes = last_stats
             .path
             .lost_bytes
             .saturating_sub(first_stats.path.lost_bytes);
-        path.received_bytes = after.udp_rx.bytes.saturating_sub(first_stats.udp_rx.bytes);
-        path.congestion_events = after
+        path.received_bytes = last_stats
+            .udp_rx
+            .bytes
+            .saturating_sub(first_stats.udp_rx.bytes);
+        path.congestion_events = last_stats
             .path
             .congestion_events
             .saturating_sub(first_stats.path.congestion_events);
-        path.black_holes = after
+        path.black_holes = last_stats
             .path
             .black_holes_detected
             .saturating_sub(first_stats.path.black_holes_detected);
-        path.window = after.path.cwnd;
-        path.mtu = after.path.current_mtu;
+        path.window = last_stats.path.cwnd;
+        path.mtu = last_stats.path.current_mtu;
         let seconds = elapsed.as_secs_f64().max(f64::EPSILON);
         path.rate = (path.sent_bytes.saturating_sub(path.lost_bytes) as f64 / seconds) as u64;
         path

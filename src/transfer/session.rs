@@ -391,7 +391,7 @@ pub(crate) async fn push(
         allowed,
         limits,
         deadline,
-        meter,
+        stage_counters: meter,
         stopping,
         all_sent,
     };
@@ -461,7 +461,7 @@ pub(crate) async fn pull(
         .map(Duration::from_millis);
     let (mut path, mut account) = sampler.end(held_up).await;
     if let Some(spent) = spent {
-        path.tell(&mut account, &spent);
+        path.use_sender_time(&mut account, &spent);
     }
     path.rate =
         (path.received_bytes as f64 / account.elapsed.as_secs_f64().max(f64::EPSILON)) as u64;
@@ -492,9 +492,9 @@ async fn send_all(
 ) -> Result<Summary> {
     let deadline = sending.deadline;
     let stopping = sending.stopping.clone();
-    let meter = sending.meter.clone();
+    let meter = sending.stage_counters.clone();
     let all_sent = sending.all_sent.clone();
-    let tally = sender.tally();
+    let reporter = sender.reporter();
     let work = async {
         sender.run(sending).await?;
         // Counts the stage as committing until the summary arrives.
@@ -503,7 +503,9 @@ async fn send_all(
     let end = async {
         all_sent.cancelled().await;
         let mut writer = writer;
-        writer.write_within(&tally.end(spent()), deadline).await?;
+        writer
+            .write_within(&reporter.end(spent()), deadline)
+            .await?;
         writer.finish();
         Ok::<_, Error>(())
     };
@@ -519,11 +521,11 @@ async fn send_all(
                 }
                 Some(frame) if frame.kind == Removed::TYPE => {
                     let removed: Removed = frame.decode().map_err(StreamError::from)?;
-                    tally.removed(&removed);
+                    reporter.removed(&removed);
                 }
                 frame => {
                     if let Some(why) = control_notice(frame)? {
-                        tally.interrupted(why);
+                        reporter.interrupted(why);
                         stopping.cancel();
                     }
                 }

@@ -42,11 +42,11 @@ impl Usage {
     /// Returns the usage since an earlier measurement; `None` if the system does not report it.
     pub(crate) fn since(&self, earlier: &Self) -> Option<Cpu> {
         let elapsed = (self.at - earlier.at).as_nanos() as f64;
-        let spent = |(thread, now): (&OsString, &u64)| {
+        let wanted_since = |(thread, now): (&OsString, &u64)| {
             now.saturating_sub(*earlier.threads.get(thread).unwrap_or(&0))
         };
-        let busiest = self.threads.iter().map(spent).max()?;
-        let all: u64 = self.threads.iter().map(spent).sum();
+        let busiest = self.threads.iter().map(wanted_since).max()?;
+        let all: u64 = self.threads.iter().map(wanted_since).sum();
         (elapsed > 0.0).then(|| Cpu {
             busiest: busiest as f64 / elapsed,
             all: all as f64 / elapsed,

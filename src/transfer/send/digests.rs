@@ -14,7 +14,7 @@ use crate::storage::walk::{Announce, WalkItem, WalkOptions};
 /// Files that are hashed at the same time; enough to fill the queue of a disk and two cores.
 const PARALLEL_HASHES: usize = 4;
 /// Entries that may wait behind a file that is hashed, so that the order of the walk is kept.
-const WAITING: usize = 256;
+const MAX_WAITING: usize = 256;
 
 /// Which files get digests.
 #[derive(Clone)]
@@ -26,7 +26,7 @@ pub(super) struct Digests {
 }
 
 /// A found entry, in the order of the walk.
-enum Next {
+enum Queued {
     Ready(Option<Box<WalkItem>>),
     Hashing(JoinHandle<WalkItem>),
 }
@@ -47,16 +47,20 @@ impl Digests {
 
     /// Adds digests to the files that a walk finds, in the order of the walk. Ends with the walk, or when the
     /// receiving end is dropped.
-    pub(super) async fn put(self, mut found: mpsc::Receiver<WalkItem>, to: mpsc::Sender<WalkItem>) {
+    pub(super) async fn add_to_all(
+        self,
+        mut found: mpsc::Receiver<WalkItem>,
+        to: mpsc::Sender<WalkItem>,
+    ) {
         let mut waiting = VecDeque::new();
         let mut hashing = 0;
         let mut walking = true;
         loop {
-            let room = hashing < PARALLEL_HASHES && waiting.len() < WAITING;
+            let room = hashing < PARALLEL_HASHES && waiting.len() < MAX_WAITING;
             tokio::select! {
                 biased;
-                done = first(&mut waiting), if !waiting.is_empty() => {
-                    if let Some(Next::Hashing(_)) = waiting.pop_front() {
+                done = take_first(&mut waiting), if !waiting.is_empty() => {
+                    if let Some(Queued::Hashing(_)) = waiting.pop_front() {
                         hashing -= 1;
                     }
                     let Some(done) = done else { return };
@@ -65,12 +69,12 @@ impl Digests {
                     }
                 }
                 next = found.recv(), if walking && room => match next {
-                    Some(next) if self.concerns(&next) => {
+                    Some(next) if self.needs_digest(&next) => {
                         let digests = self.clone();
                         hashing += 1;
-                        waiting.push_back(Next::Hashing(tokio::task::spawn_blocking(move || digests.put_one(next))));
+                        waiting.push_back(Queued::Hashing(tokio::task::spawn_blocking(move || digests.add_to(next))));
                     }
-                    Some(next) => waiting.push_back(Next::Ready(Some(Box::new(next)))),
+                    Some(next) => waiting.push_back(Queued::Ready(Some(Box::new(next)))),
                     None => walking = false,
                 },
                 else => return,
@@ -78,7 +82,7 @@ impl Digests {
         }
     }
 
-    fn concerns(&self, found: &WalkItem) -> bool {
+    fn needs_digest(&self, found: &WalkItem) -> bool {
         match found {
             WalkItem::Entry(announce) if announce.kind == Kind::File && announce.pipe.is_none() => {
                 self.all || announce.metadata.size >= LARGE_FILE
@@ -89,7 +93,7 @@ impl Digests {
 
     /// Adds the digest to a file. An unreadable or changing file gets none; its transfer will report the error.
     /// Blocks.
-    fn put_one(&self, found: WalkItem) -> WalkItem {
+    fn add_to(&self, found: WalkItem) -> WalkItem {
         match found {
             WalkItem::Entry(announce) => WalkItem::Entry(Announce {
                 digest: self.digest_of(&announce),
@@ -105,12 +109,12 @@ impl Digests {
         let index = self.index.as_ref().filter(|_| large);
         let known = index.and_then(|index| index.known(&version.key(), version.changed));
         match known {
-            _ if self.all => read(announce),
+            _ if self.all => hash(announce),
             Some(Known::Digest(digest)) => Some(digest),
             // Probably it was renamed. Reading it here costs less than sending content that the receiver has.
             Some(Known::Touched) => {
                 let settled = version.key().is_settled(version.changed);
-                let digest = read(announce)?;
+                let digest = hash(announce)?;
                 if let Some(index) = index.filter(|_| settled) {
                     index.remember(&version.key(), version.changed, &digest);
                 }
@@ -122,14 +126,14 @@ impl Digests {
 }
 
 /// Waits for the first entry in order, and leaves its place in the queue. Returns `None` if the hashing task panicked.
-async fn first(waiting: &mut VecDeque<Next>) -> Option<WalkItem> {
+async fn take_first(waiting: &mut VecDeque<Queued>) -> Option<WalkItem> {
     match waiting.front_mut()? {
-        Next::Ready(found) => found.take().map(|found| *found),
-        Next::Hashing(hashing) => hashing.await.ok(),
+        Queued::Ready(found) => found.take().map(|found| *found),
+        Queued::Hashing(hashing) => hashing.await.ok(),
     }
 }
 
-fn read(announce: &Announce) -> Option<[u8; 32]> {
+fn hash(announce: &Announce) -> Option<[u8; 32]> {
     let source = announce.tree.store.open(&announce.source).ok()?;
     let same = || {
         source

@@ -1,79 +1,94 @@
-//! The state of each entry, over all connections of a session.
+//! The state of each entry, over all connections of a session: announced, answered, sent, settled.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::BytesMut;
 
+use super::entry_credit::{Unanswered, UnansweredLimit};
 use super::hard_links::{HardLinks, LinkRole};
+use super::pending::Pending;
 use crate::error::{Code, Error, Reason, Result};
 use crate::protocol::Verdict;
 use crate::protocol::path::RelativePath;
-use crate::protocol::{Entry, Kind, Message, MetadataWarning};
+use crate::protocol::{Kind, Message, MetadataWarning};
 use crate::storage::walk::Announce;
 use crate::transfer::events::Settled;
 use crate::transfer::stats::TransferStats;
 
-/// Most ranges that a receiver may offer as held in all open `Want`s. A receiver that exceeds it is not honest.
+/// Most unsettled entries, including running transfers; limits the memory of the sender.
+const MAX_UNSETTLED: usize = 10_000;
+/// Most ranges that a receiver may offer as held in all open `Want`s. More than this breaks the protocol.
 const MAX_OPEN_HELD: usize = 64 << 10;
 
 /// The entries of a session over all its connections.
 #[derive(Default)]
 pub(super) struct EntryTable {
     /// Entries announced on this connection.
-    pub(super) unsettled: HashMap<u64, Pending>,
+    unsettled: HashMap<u64, Pending>,
     /// Entries to announce again: announced on an earlier connection, or refused because the receiver goes away.
     to_reannounce: BTreeMap<u64, Pending>,
-    pub(super) unanswered: u32,
-    pub(super) unanswered_bytes: u32,
-    open_held: usize,
-    /// Wanted entries on this connection that are not completely sent.
-    to_send: usize,
     next_id: u64,
-    pub(super) names: HardLinks,
-    found_files: u64,
-    found_bytes: u64,
-    /// Whether the walk has ended.
-    pub(super) all_found: bool,
-    /// Whether everything was found and announced.
-    pub(super) complete: bool,
-    /// The reason why the receiver goes away on this connection.
-    pub(super) gone: Option<Reason>,
-    pub(super) progress: u64,
+    hard_links: HardLinks,
+    connection: ConnectionState,
+    found: FoundTotals,
+    /// Grows with each settled entry, and when the receiver holds more of a file than before.
+    progress: u64,
     stats: TransferStats,
 }
 
-/// An unsettled entry.
-pub(super) struct Pending {
+/// State that ends with a connection.
+#[derive(Default)]
+struct ConnectionState {
+    unanswered: Unanswered,
+    /// Ranges that are offered as held in open `Want`s.
+    held_ranges: usize,
+    /// Wanted entries that are not completely sent.
+    to_send: usize,
+    /// Whether everything was found and announced.
+    complete: bool,
+    /// The reason why the receiver goes away.
+    leaving: Option<Reason>,
+}
+
+/// What the walk has found so far.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FoundTotals {
+    pub(super) files: u64,
+    pub(super) bytes: u64,
+    /// Whether the walk has ended.
+    pub(super) complete: bool,
+}
+
+/// What is known of an entry when its verdict arrives.
+pub(super) struct Answered {
     pub(super) announce: Arc<Announce>,
+    /// Whether it was completely sent before, on this connection or an earlier one.
+    pub(super) sent: bool,
+}
+
+/// What is reported of an entry when it is settled.
+pub(super) struct Settling {
+    pub(super) announce: Arc<Announce>,
+    pub(super) size: u64,
     pub(super) role: LinkRole,
-    /// Bytes of the entry while it is unanswered.
-    unanswered: Option<u32>,
-    /// Number of ranges that the receiver offered as held.
-    held: usize,
-    /// Bytes in the held ranges of the last `Want`.
-    held_bytes: Option<u64>,
-    /// Whether it was completely sent, so that it may be committed without a receipt.
-    sent: bool,
-    /// Whether it is wanted on this connection and not completely sent.
-    to_send: bool,
 }
 
 impl EntryTable {
     /// Starts a connection: entries that the last connection left are announced again.
     pub(super) fn start_connection(&mut self) {
         for (id, pending) in self.unsettled.drain() {
-            if !self.names.reannounce(&pending.announce, pending.role) {
+            if !self.hard_links.reannounce(&pending.announce, pending.role) {
                 self.to_reannounce.insert(id, pending);
             }
         }
-        self.names.start_connection();
-        self.unanswered = 0;
-        self.unanswered_bytes = 0;
-        self.open_held = 0;
-        self.to_send = 0;
-        self.complete = false;
-        self.gone = None;
+        self.hard_links.start_connection();
+        self.connection = ConnectionState::default();
+    }
+
+    /// Returns whether one more entry may be announced.
+    pub(super) fn has_room(&self, limit: UnansweredLimit) -> bool {
+        self.connection.unanswered.has_room(limit) && self.unsettled.len() < MAX_UNSETTLED
     }
 
     /// Announces the first of the entries that are announced again; false if there is none.
@@ -88,40 +103,38 @@ impl EntryTable {
     /// Announces an entry for the first time, or keeps it until its first name is settled.
     pub(super) fn put_found(&mut self, announce: Announce, buffer: &mut BytesMut) {
         self.stats.entries += 1;
-        self.found_files += u64::from(announce.kind != Kind::Directory);
+        self.found.files += u64::from(announce.kind != Kind::Directory);
         for (aspect, why) in announce.extra.iter().flat_map(|extra| &extra.lapses) {
             MetadataWarning::count_one(&mut self.stats.unkept, *aspect, || {
                 format!("{}: {why}", announce.path)
             });
         }
-        if let Some((announce, role)) = self.names.found(Arc::new(announce), &mut self.stats.unkept)
-        {
+        let announce = Arc::new(announce);
+        let placed = self.hard_links.found(announce, &mut self.stats.unkept);
+        if let Some((announce, role)) = placed {
             self.put_with_new_id(announce, role, buffer);
         }
     }
 
     /// Announces a name that waited for the first name of its file; false if there is none.
     pub(super) fn put_waiting(&mut self, buffer: &mut BytesMut) -> bool {
-        let Some((announce, role)) = self.names.next() else {
+        let Some((announce, role)) = self.hard_links.next() else {
             return false;
         };
         self.put_with_new_id(announce, role, buffer);
         true
     }
 
+    /// Returns the number of found names that are not announced, because the first name of their file is not settled.
+    pub(super) fn waiting_names(&self) -> usize {
+        self.hard_links.pending()
+    }
+
     fn put_with_new_id(&mut self, announce: Arc<Announce>, role: LinkRole, buffer: &mut BytesMut) {
         let id = self.next_id;
         self.next_id += 1;
-        let pending = Pending {
-            announce,
-            role,
-            unanswered: None,
-            held: 0,
-            held_bytes: None,
-            sent: false,
-            to_send: false,
-        };
-        self.found_bytes += pending.size();
+        let pending = Pending::new(announce, role);
+        self.found.bytes += pending.size();
         self.put(id, pending, buffer);
     }
 
@@ -129,94 +142,127 @@ impl EntryTable {
         let before = buffer.len();
         pending.entry(id).put(buffer);
         let length = (buffer.len() - before) as u32;
-        pending.unanswered = Some(length);
-        pending.held = 0;
-        pending.to_send = false;
-        self.unanswered += 1;
-        self.unanswered_bytes += length;
+        pending.announced(length);
+        self.connection.unanswered.add(length);
         self.unsettled.insert(id, pending);
     }
 
+    /// Records that the walk has ended.
+    pub(super) fn end_walk(&mut self) {
+        self.found.complete = true;
+    }
+
+    /// Records that everything was found and announced on this connection.
+    pub(super) fn complete(&mut self) {
+        self.connection.complete = true;
+    }
+
     /// Adds bytes that were read from a pipe.
-    pub(super) fn found_more(&mut self, bytes: u64) {
-        self.found_bytes += bytes;
+    pub(super) fn add_found_bytes(&mut self, bytes: u64) {
+        self.found.bytes += bytes;
     }
 
-    /// Returns the files found so far, their bytes, and whether the walk has ended.
-    pub(super) fn found(&self) -> (u64, u64, bool) {
-        (self.found_files, self.found_bytes, self.all_found)
+    /// Returns what the walk has found so far.
+    pub(super) fn found(&self) -> FoundTotals {
+        self.found
     }
 
-    /// Records the answer to an entry. Returns the entry, and whether it was completely sent before. Fails on a second
-    /// answer or an unknown entry, which are protocol errors of the receiver.
-    pub(super) fn answered(&mut self, id: u64, verdict: &Verdict) -> Result<(Arc<Announce>, bool)> {
+    /// Records the answer to an entry. Fails on a second answer or an unknown entry, which are protocol errors of the
+    /// receiver.
+    pub(super) fn answered(&mut self, id: u64, verdict: &Verdict) -> Result<Answered> {
         let pending = self.unsettled.get_mut(&id);
-        let Some((pending, bytes)) =
-            pending.and_then(|p| p.unanswered.take().map(|bytes| (p, bytes)))
+        let Some((pending, length)) =
+            pending.and_then(|p| p.unanswered.take().map(|length| (p, length)))
         else {
             return Err(Error::Protocol(
                 format!("the receiver answered entry {id}, which waits for no answer").into(),
             ));
         };
-        self.unanswered -= 1;
-        self.unanswered_bytes -= bytes;
+        let connection = &mut self.connection;
+        connection.unanswered.remove(length);
         if let Verdict::Want(_, held) = verdict {
             if let LinkRole::Name(..) = pending.role {
                 // The receiver cannot link it, so it becomes a file of its own.
-                self.names.settled(id, pending.role, true);
+                self.hard_links.settled(id, pending.role, true);
                 pending.role = LinkRole::Alone;
-                self.found_bytes += pending.size();
+                self.found.bytes += pending.size();
             }
-            pending.to_send = true;
-            self.to_send += 1;
-            pending.held = held.len();
-            self.open_held += held.len();
-            let held_bytes = held
-                .iter()
-                .map(|held| held.range.length)
-                .fold(0, u64::saturating_add);
-            self.progress +=
-                u64::from(pending.held_bytes.is_some_and(|before| held_bytes > before));
-            pending.held_bytes = pending.held_bytes.max(Some(held_bytes));
+            self.progress += u64::from(pending.wanted(held));
+            connection.to_send += 1;
+            connection.held_ranges += held.len();
         }
-        if self.open_held > MAX_OPEN_HELD {
+        if connection.held_ranges > MAX_OPEN_HELD {
             return Err(Error::Protocol(
                 "the receiver offers too many held ranges".into(),
             ));
         }
-        Ok((pending.announce.clone(), pending.sent))
+        Ok(Answered {
+            announce: pending.announce.clone(),
+            sent: pending.sent,
+        })
     }
 
     /// Records that a file was completely sent.
     pub(super) fn sent_whole(&mut self, id: u64) {
         if let Some(pending) = self.unsettled.get_mut(&id) {
             pending.sent = true;
-            self.to_send -= usize::from(std::mem::take(&mut pending.to_send));
+            self.connection.to_send -= usize::from(std::mem::take(&mut pending.to_send));
         }
     }
 
     /// Returns whether every entry is answered, and every wanted file is completely sent.
     pub(super) fn all_sent(&self) -> bool {
-        self.unanswered == 0 && self.to_send == 0
+        self.connection.unanswered.is_empty() && self.connection.to_send == 0
     }
 
-    /// Removes an entry from the unsettled ones. If the receiver is `stopping`, the entry is announced again on
-    /// another connection.
-    pub(super) fn settled(&mut self, id: u64, stands: bool, stopping: bool) {
-        let Some(mut pending) = self.unsettled.remove(&id) else {
-            return;
-        };
-        self.open_held -= pending.held;
-        self.to_send -= usize::from(std::mem::take(&mut pending.to_send));
-        if stopping {
-            self.gone.get_or_insert(Code::Stopping.into());
-            if !self.names.reannounce(&pending.announce, pending.role) {
-                self.to_reannounce.insert(id, pending);
-            }
-        } else {
-            self.names.settled(id, pending.role, stands);
+    /// Returns an unsettled entry that has its result; `None` if it is settled already.
+    pub(super) fn settling(&self, id: u64) -> Option<Settling> {
+        self.unsettled.get(&id).map(|pending| Settling {
+            announce: pending.announce.clone(),
+            size: pending.size(),
+            role: pending.role,
+        })
+    }
+
+    /// Removes an entry from the unsettled ones. `is_committed` says whether the receiver has it now.
+    pub(super) fn settled(&mut self, id: u64, is_committed: bool) {
+        if let Some(pending) = self.remove(id) {
+            self.hard_links.settled(id, pending.role, is_committed);
             self.progress += 1;
         }
+    }
+
+    /// Removes an entry that the receiver left because it is stopping. It is announced again on another connection.
+    pub(super) fn left(&mut self, id: u64) {
+        let Some(pending) = self.remove(id) else {
+            return;
+        };
+        self.stop(Code::Stopping.into());
+        if !self.hard_links.reannounce(&pending.announce, pending.role) {
+            self.to_reannounce.insert(id, pending);
+        }
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Pending> {
+        let mut pending = self.unsettled.remove(&id)?;
+        self.connection.held_ranges -= pending.held_ranges;
+        self.connection.to_send -= usize::from(std::mem::take(&mut pending.to_send));
+        Some(pending)
+    }
+
+    /// Returns whether all announced entries are settled.
+    pub(super) fn is_empty(&self) -> bool {
+        self.unsettled.is_empty()
+    }
+
+    /// Records that the receiver goes away, for the reason it gave.
+    pub(super) fn receiver_leaves(&mut self, reason: Reason) {
+        self.connection.leaving = Some(reason);
+    }
+
+    /// Records that the session stops on this connection, unless the receiver gave a reason before.
+    pub(super) fn stop(&mut self, reason: Reason) {
+        self.connection.leaving.get_or_insert(reason);
     }
 
     /// Counts entries that the filter excluded.
@@ -229,42 +275,29 @@ impl EntryTable {
     }
 
     /// Returns the statistics so far. They are marked interrupted if entries are left and the receiver has gone away.
-    pub(super) fn sent(&self) -> TransferStats {
-        let mut sent = self.stats.clone();
-        sent.interrupted = self.gone.clone().filter(|_| !self.is_settled());
-        sent
+    pub(super) fn stats(&self) -> TransferStats {
+        let mut stats = self.stats.clone();
+        stats.interrupted = self
+            .connection
+            .leaving
+            .clone()
+            .filter(|_| !self.is_settled());
+        stats
+    }
+
+    /// Returns a value that grows with progress at the receiver.
+    pub(super) fn progress(&self) -> u64 {
+        self.progress
     }
 
     /// Returns whether everything is announced and settled.
     pub(super) fn is_settled(&self) -> bool {
-        self.complete
+        self.connection.complete
             && self.to_reannounce.is_empty()
             && self.unsettled.is_empty()
-            && self.names.pending() == 0
+            && self.hard_links.pending() == 0
     }
 }
 
-impl Pending {
-    /// Returns the bytes of content of the entry.
-    pub(super) fn size(&self) -> u64 {
-        match (&self.announce.pipe, self.role) {
-            (Some(pipe), _) => pipe.bytes(),
-            (None, LinkRole::Alone | LinkRole::First(_)) if self.announce.kind == Kind::File => {
-                self.announce.metadata.size
-            }
-            _ => 0,
-        }
-    }
-
-    fn entry(&self, id: u64) -> Entry {
-        let hard_link = match self.role {
-            LinkRole::Alone => None,
-            LinkRole::First(_) | LinkRole::Reannounced(_) => Some(id),
-            LinkRole::Name(_, first) => Some(first),
-        };
-        Entry {
-            hard_link,
-            ..self.announce.entry(id)
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

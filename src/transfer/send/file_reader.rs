@@ -1,11 +1,14 @@
 //! Reads a file to send: in blocks, without its holes, hashed, and checked for changes.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 
 use super::holes;
 use crate::error::{Code, Reason};
+use crate::protocol::path::RelativePath;
 use crate::protocol::{Held, Plan, Range, content_hasher};
-use crate::storage::walk::Announce;
+use crate::storage::walk::{Announce, Tree};
 use crate::storage::{Metadata, Source};
 
 /// Bytes that are read, hashed and sent at a time.
@@ -34,8 +37,8 @@ struct Part {
 
 /// The announced version of a file, which must not change while it is read.
 struct AnnouncedFile {
-    tree: std::sync::Arc<crate::storage::walk::Tree>,
-    path: crate::protocol::path::RelativePath,
+    tree: Arc<Tree>,
+    path: RelativePath,
     seen: Metadata,
     /// Whether the file may grow. Then only the announced size is sent.
     may_grow: bool,
@@ -71,26 +74,14 @@ impl FileReader {
             may_grow,
         };
         let size = announce.metadata.size;
-        let parts = if size == 0 {
-            Vec::new()
-        } else {
-            vec![Part {
-                range: Range {
-                    offset: 0,
-                    length: size,
-                },
-                planned: true,
-            }]
-        };
-        let hasher = content_hasher(size, &[]);
         Self {
             file,
             held,
             holes: Vec::new(),
-            parts,
+            parts: split(size, &[], &[]),
             passed: 0,
             position: 0,
-            hasher,
+            hasher: content_hasher(size, &[]),
             source: None,
         }
     }
@@ -116,8 +107,7 @@ impl FileReader {
         let size = self.file.seen.size;
         // Detect a removed or changed file before a stream is opened for it.
         self.holes = holes::find(self.source()?, size).map_err(|e| unreadable(&e))?;
-        let mut not_sent: Vec<(Range, bool)> =
-            self.holes.iter().map(|&hole| (hole, false)).collect();
+        let mut equal = Vec::new();
         let mut buffer = BytesMut::zeroed(BLOCK);
         for held in std::mem::take(&mut self.held) {
             // Comparing a hole would read its zeros, and a peer could request 1 TiB of them.
@@ -125,37 +115,10 @@ impl FileReader {
                 && !overlaps(&self.holes, held.range)
                 && self.digest(held.range, &mut buffer)? == held.digest
             {
-                not_sent.push((held.range, true));
+                equal.push(held.range);
             }
         }
-        not_sent.sort_unstable_by_key(|(range, _)| range.offset);
-        let mut parts = Vec::new();
-        let mut next = 0;
-        for (range, held) in not_sent.into_iter().chain([(
-            Range {
-                offset: size,
-                length: 0,
-            },
-            false,
-        )]) {
-            if range.offset > next {
-                parts.push(Part {
-                    range: Range {
-                        offset: next,
-                        length: range.offset - next,
-                    },
-                    planned: true,
-                });
-            }
-            if held {
-                parts.push(Part {
-                    range,
-                    planned: false,
-                });
-            }
-            next = end(range);
-        }
-        self.parts = parts;
+        self.parts = split(size, &self.holes, &equal);
         self.hasher = content_hasher(size, &self.holes);
         Ok(self)
     }
@@ -228,6 +191,42 @@ impl FileReader {
     }
 }
 
+/// Splits a file into the parts that are read: the ranges that the receiver holds, and all others but the holes, which
+/// are sent. Holes and held ranges do not overlap.
+fn split(size: u64, holes: &[Range], held: &[Range]) -> Vec<Part> {
+    let mut not_sent: Vec<(Range, bool)> = holes.iter().map(|&hole| (hole, false)).collect();
+    not_sent.extend(held.iter().map(|&range| (range, true)));
+    not_sent.sort_unstable_by_key(|(range, _)| range.offset);
+    let mut parts = Vec::new();
+    let mut next = 0;
+    for (range, is_held) in not_sent {
+        push_planned(&mut parts, next, range.offset);
+        if is_held {
+            parts.push(Part {
+                range,
+                planned: false,
+            });
+        }
+        next = end(range);
+    }
+    push_planned(&mut parts, next, size);
+    parts
+}
+
+/// Adds the range from `start` to `end` as one that is sent, unless it is empty.
+fn push_planned(parts: &mut Vec<Part>, start: u64, end: u64) {
+    if end > start {
+        let range = Range {
+            offset: start,
+            length: end - start,
+        };
+        parts.push(Part {
+            range,
+            planned: true,
+        });
+    }
+}
+
 fn end(range: Range) -> u64 {
     range.offset.saturating_add(range.length)
 }
@@ -241,10 +240,10 @@ fn overlaps(ranges: &[Range], range: Range) -> bool {
 }
 
 /// Turns [`Code::NotFound`] into [`Code::Vanished`]: the file existed when it was announced.
-pub(super) fn vanished(why: Reason) -> Reason {
-    match why.code {
+pub(super) fn vanished(reason: Reason) -> Reason {
+    match reason.code {
         Code::NotFound => Code::Vanished.into(),
-        _ => why,
+        _ => reason,
     }
 }
 
@@ -257,4 +256,42 @@ fn changed() -> Reason {
 
 fn unreadable(error: &std::io::Error) -> Reason {
     Reason::new(Code::Unreadable, format!("cannot read the file: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(offset: u64, length: u64) -> Range {
+        Range { offset, length }
+    }
+
+    /// The parts as offset, length, and whether they are sent.
+    fn parts(size: u64, holes: &[Range], held: &[Range]) -> Vec<(u64, u64, bool)> {
+        split(size, holes, held)
+            .iter()
+            .map(|part| (part.range.offset, part.range.length, part.planned))
+            .collect()
+    }
+
+    #[test]
+    fn all_of_a_file_is_sent_but_holes_and_held_ranges() {
+        assert_eq!(parts(10, &[], &[]), [(0, 10, true)]);
+        assert_eq!(parts(10, &[range(4, 2)], &[]), [(0, 4, true), (6, 4, true)]);
+        assert_eq!(
+            parts(10, &[], &[range(4, 2)]),
+            [(0, 4, true), (4, 2, false), (6, 4, true)]
+        );
+        assert_eq!(
+            parts(10, &[range(0, 2), range(8, 2)], &[range(2, 3)]),
+            [(2, 3, false), (5, 3, true)]
+        );
+    }
+
+    #[test]
+    fn an_empty_or_hollow_file_has_no_parts() {
+        assert_eq!(parts(0, &[], &[]), []);
+        assert_eq!(parts(10, &[range(0, 10)], &[]), []);
+        assert_eq!(parts(10, &[], &[range(0, 10)]), [(0, 10, false)]);
+    }
 }

@@ -66,14 +66,14 @@ impl HardLinks {
     pub(super) fn found(
         &mut self,
         announce: Arc<Announce>,
-        unkept: &mut Vec<MetadataWarning>,
+        warnings: &mut Vec<MetadataWarning>,
     ) -> Option<(Arc<Announce>, LinkRole)> {
         if announce.kind != Kind::File || announce.metadata.links < 2 || announce.pipe.is_some() {
             return Some((announce, LinkRole::Alone));
         }
         let id = announce.metadata.version.file;
         if self.files.len() >= MAX_FILES && !self.files.contains_key(&id) {
-            MetadataWarning::count_one(unkept, Attribute::HardLink, || {
+            MetadataWarning::count_one(warnings, Attribute::HardLink, || {
                 format!(
                     "{}: over {MAX_FILES} files with further names, so it is sent as a separate file",
                     announce.path
@@ -129,8 +129,9 @@ impl HardLinks {
         None
     }
 
-    /// Records that an entry is settled, and releases the names that waited for it.
-    pub(super) fn settled(&mut self, id: u64, role: LinkRole, stands: bool) {
+    /// Records that an entry is settled, and releases the names that waited for it. `is_committed` says whether the
+    /// receiver has it now, so that others can be linked to it.
+    pub(super) fn settled(&mut self, id: u64, role: LinkRole, is_committed: bool) {
         let (LinkRole::First(file_id)
         | LinkRole::Reannounced(file_id)
         | LinkRole::Name(file_id, _)) = role
@@ -141,7 +142,7 @@ impl HardLinks {
             return;
         };
         if matches!(role, LinkRole::First(_) | LinkRole::Reannounced(_)) {
-            file.state = if stands {
+            file.state = if is_committed {
                 First::Committed(id)
             } else {
                 First::Failed

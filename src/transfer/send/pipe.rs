@@ -8,14 +8,13 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::file_reader::vanished;
-use super::upload::Receipt;
-use super::{Run, blocking};
+use super::run::{Run, blocking};
+use super::transfer_stream::{TransferStream, or_withdraw};
 use crate::error::{Code, Reason, Result};
 use crate::protocol::{ENCODING_PIECES, Message, PIECE, Plan, Trailer, Working, put_varint};
 use crate::storage::Source;
 use crate::storage::pipe::{Piece, Pipe};
 use crate::storage::walk::Announce;
-use crate::transfer::events::Event;
 use crate::transfer::sampler::Stage;
 
 /// Interval of `Working` messages while the input is idle.
@@ -70,101 +69,71 @@ fn unreadable(pipe: &Pipe, error: &io::Error) -> Reason {
     Reason::new(Code::Unreadable, format!("cannot read {object}: {error}"))
 }
 
-impl Run {
-    pub(super) async fn transfer_pipe(
-        &self,
-        id: u64,
-        announce: &Announce,
-        pipe: &Pipe,
-    ) -> Result<(), Reason> {
-        let _open = match pipe.is_file() {
-            true => Some(self.shared.files.acquire().await),
-            false => None,
-        };
-        let begun = begin(announce, pipe).await;
-        let mut pieces = self.withdraw(id, begun).await?;
-        self.started(id, announce, 0);
-        let (mut stream, mut receipt) = self.open_transfer().await?;
-        let mut head = self.header();
-        Plan {
-            id,
-            encoding: ENCODING_PIECES,
-            ranges: Vec::new(),
-            holes: None,
-        }
-        .put(&mut head);
-        if let Err(error) = self
-            .write((&mut stream, &mut receipt), &mut [head.freeze()])
-            .await
-        {
-            return self.stopped(error, &mut receipt).await;
-        }
-        let (digest, size) = loop {
-            let reading = self.sending.meter.at(Stage::Reading);
-            let stopped = stream.delivered();
-            let piece = tokio::select! {
-                piece = pieces.recv() => piece,
-                // An input may be idle for hours, and the user should learn of a full disk before that.
-                () = stopped => return self.ended_early(&mut receipt).await,
-                () = sleep(WORKING_INTERVAL) => {
-                    if let Err(error) = self.write((&mut stream, &mut receipt), &mut [Working {}.to_bytes()]).await {
-                        return self.stopped(error, &mut receipt).await;
-                    }
-                    continue;
-                }
-            };
-            drop(reading);
-            let bytes = match piece {
-                Some(Piece::Bytes(bytes)) => bytes,
-                Some(Piece::End(digest, size)) => break (digest, size),
-                Some(Piece::Failed(error)) => {
-                    return self.give_up(id, stream, unreadable(pipe, &error)).await;
-                }
-                None => return self.give_up(id, stream, Code::Internal.into()).await,
-            };
-            let moved = bytes.len() as u64;
-            let mut head = BytesMut::new();
-            head.put_u8(PIECE);
-            put_varint(&mut head, moved);
-            if let Err(error) = self
-                .write((&mut stream, &mut receipt), &mut [head.freeze(), bytes])
-                .await
-            {
-                return self.stopped(error, &mut receipt).await;
+/// Sends a file with the data of a pipe, and waits for the receipt.
+pub(super) async fn send_pipe(
+    run: &Run,
+    id: u64,
+    announce: &Announce,
+    pipe: &Pipe,
+) -> Result<(), Reason> {
+    let _open = match pipe.is_file() {
+        true => Some(run.shared.permits.open_files.acquire().await),
+        false => None,
+    };
+    let begun = begin(announce, pipe).await;
+    let mut pieces = or_withdraw(run, id, begun).await?;
+    run.report_started(id, announce, 0);
+    let mut stream = TransferStream::open(run).await?;
+    let head = stream.head(&Plan {
+        id,
+        encoding: ENCODING_PIECES,
+        ranges: Vec::new(),
+        holes: None,
+    });
+    stream.write(&mut [head]).await?;
+    let (digest, size) = loop {
+        let bytes = match next_piece(run, &mut stream, &mut pieces).await? {
+            Some(Piece::Bytes(bytes)) => bytes,
+            Some(Piece::End(digest, size)) => break (digest, size),
+            Some(Piece::Failed(error)) => {
+                return stream.give_up(id, unreadable(pipe, &error)).await;
             }
-            self.state().found_more(pipe.moved(moved));
-            self.report_found();
-            (self.shared.observer)(Event::Moved { id, bytes: moved });
+            None => return stream.give_up(id, Code::Internal.into()).await,
         };
-        if let Err(error) = self
-            .write(
-                (&mut stream, &mut receipt),
-                &mut [Trailer {
-                    digest,
-                    size: Some(size),
-                }
-                .to_bytes()],
-            )
-            .await
-        {
-            return self.stopped(error, &mut receipt).await;
-        }
-        pipe.end();
-        self.report_found();
-        self.sent(id);
-        let delivered = stream.delivered();
-        stream.finish();
-        self.receipt(&mut receipt, size, delivered).await
-    }
+        let moved = bytes.len() as u64;
+        let mut head = BytesMut::new();
+        head.put_u8(PIECE);
+        put_varint(&mut head, moved);
+        stream.write(&mut [head.freeze(), bytes]).await?;
+        run.entries().add_found_bytes(pipe.moved(moved));
+        run.report_found();
+        run.report_moved(id, moved);
+    };
+    let trailer = Trailer {
+        digest,
+        size: Some(size),
+    };
+    stream.write(&mut [trailer.to_bytes()]).await?;
+    pipe.end();
+    run.report_found();
+    run.sent_whole(id);
+    stream.finish(size).await
+}
 
-    /// Handles a transfer that the receiver ended before the input did, and returns its reason.
-    async fn ended_early(&self, receipt: &mut Receipt) -> Result<(), Reason> {
-        match self.read_receipt(receipt).await? {
-            Err(why) => Err(why),
-            Ok(_) => Err(Reason::new(
-                Code::Protocol,
-                "the receiver committed the file before its end",
-            )),
+/// Waits for the next piece of the input; `None` if its reader panicked. While the input is idle, the receiver learns
+/// that this end is alive. An input may be idle for hours, and the user should learn of a full disk before that: fails
+/// when the receiver ends the transfer.
+async fn next_piece(
+    run: &Run,
+    stream: &mut TransferStream<'_>,
+    pieces: &mut mpsc::Receiver<Piece>,
+) -> Result<Option<Piece>, Reason> {
+    let _reading = run.sending.stage_counters.at(Stage::Reading);
+    loop {
+        tokio::select! {
+            piece = pieces.recv() => return Ok(piece),
+            () = stream.stopped() => return Err(stream.reason_of_early_end().await),
+            () = sleep(WORKING_INTERVAL) => stream.write(&mut [Working {}.to_bytes()]).await?,
         }
     }
 }

@@ -399,7 +399,7 @@ async fn serve_pull(
         // The limit of the client comes first, so that waiting for it does not delay other sessions.
         limits: RateLimits::new(asked.into_iter().chain(server.limit.clone())),
         deadline: server.config.deadline,
-        meter: Arc::default(),
+        stage_counters: Arc::default(),
         // A stopping server announces nothing new.
         stopping: server.stopping.child_token(),
         all_sent: CancellationToken::new(),
@@ -412,9 +412,9 @@ async fn serve_pull(
             .await;
     }
     let sampler =
-        Mutex::new(Sampler::begin(server.connection.clone(), sending.meter.clone()).await);
+        Mutex::new(Sampler::begin(server.connection.clone(), sending.stage_counters.clone()).await);
     let lock = || sampler.lock().unwrap_or_else(PoisonError::into_inner);
-    let spent = || Some(lock().spent());
+    let spent = || Some(lock().sender_time());
     let sampling = async {
         loop {
             tokio::time::sleep(SAMPLE_INTERVAL).await;
@@ -477,7 +477,7 @@ async fn outcome(sampler: Sampler, sent: TransferStats, ended: Result<Summary>) 
         ..Outcome::default()
     };
     outcome.saw(&path, &account);
-    outcome.bound = outcome.account.bound();
+    outcome.bound = outcome.account.bottleneck();
     Ok(outcome)
 }
 
