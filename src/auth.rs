@@ -5,6 +5,7 @@ pub mod home;
 pub mod identity;
 pub mod known_hosts;
 pub mod peers;
+pub(crate) mod random;
 pub mod trust;
 
 pub use admission::{Admission, Anyone, Guests, Rights};

@@ -418,7 +418,9 @@ pub(crate) fn failed_to_begin(error: std::io::Error) -> ExitCode {
 /// Returns the exit code of an error.
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Error>() {
-        Some(Error::Usage(_) | Error::Home { .. }) => USAGE,
+        Some(
+            Error::Usage(_) | Error::Home { .. } | Error::Internal(_) | Error::NoRandomness,
+        ) => USAGE,
         Some(
             Error::Resolve { .. } | Error::Unreachable { .. } | Error::Lost(_) | Error::Stopping,
         ) => NO_CONNECTION,
@@ -488,6 +490,7 @@ mod tests {
     fn errors_have_the_exit_codes_that_the_help_lists() {
         let code = |error: Error| exit_code(&anyhow::Error::from(error));
         assert_eq!(code(Error::Usage(String::new())), USAGE);
+        assert_eq!(code(Error::Internal("continue")), USAGE);
         assert_eq!(code(Error::Lost("".into())), NO_CONNECTION);
         assert_eq!(
             code(Error::Resolve {

@@ -297,6 +297,12 @@ pub enum Error {
         /// The cause, and what to do.
         why: String,
     },
+    /// haul has a fault: a part of it panicked. The text is what could not be done, as a verb and its object.
+    #[error("cannot {0}: a fault inside haul; please report it")]
+    Internal(&'static str),
+    /// The operating system gave no random numbers.
+    #[error("cannot draw random numbers: the system provides none")]
+    NoRandomness,
     /// A system call of this machine failed.
     #[error("{what}: {source}")]
     Io {
