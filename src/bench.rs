@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::error::{Code, Error, Reason, Result};
 use crate::net::flow_control::FlowControl;
 use crate::net::rate_limit::RateLimits;
-use crate::net::stream::{MessageReader, MessageWriter, StreamError};
+use crate::net::stream::{MessageReader, MessageStream, StreamError};
 use crate::protocol::{Measure, Message, Ping, Pong, Probe, Received, StreamType};
 use crate::transfer::events::{Event, Observer};
 
@@ -102,7 +102,7 @@ pub(crate) async fn measure(
     if options.down {
         measured.down = Some(probe.load(Probe::Down, time).await.map_err(refused)?);
     }
-    probe.writer.finish();
+    probe.echo.writer.finish();
     Ok(measured)
 }
 
@@ -128,8 +128,7 @@ struct PathProbe<'a> {
     window: &'a FlowControl,
     deadline: Duration,
     observer: &'a Observer,
-    reader: MessageReader,
-    writer: MessageWriter,
+    echo: MessageStream,
     next_id: u64,
 }
 
@@ -141,15 +140,13 @@ impl<'a> PathProbe<'a> {
     ) -> Result<Self, StreamError> {
         let deadline = config.deadline;
         // The server applies its own limit; this end finishes the stream long before.
-        let (reader, writer) =
-            open(window.connection(), Probe::Echo, Duration::MAX, deadline).await?;
-        writer.prioritize();
+        let echo = open(window.connection(), Probe::Echo, Duration::MAX, deadline).await?;
+        echo.writer.prioritize();
         Ok(Self {
             window,
             deadline,
             observer,
-            reader,
-            writer,
+            echo,
             next_id: 0,
         })
     }
@@ -160,12 +157,13 @@ impl<'a> PathProbe<'a> {
         let sent = Instant::now();
         self.next_id += 1;
         // It waits for credit behind other data, which moves.
-        self.writer
+        self.echo
+            .writer
             .write_within(&Ping { id }, self.deadline)
             .await?;
         let pong = self
             .window
-            .or_timeout_on_silence(self.deadline, self.reader.read::<Pong>())
+            .or_timeout_on_silence(self.deadline, self.echo.reader.read::<Pong>())
             .await??;
         // There is only one ping at a time.
         if pong.id == id {
@@ -256,13 +254,8 @@ async fn open(
     probe: Probe,
     time: Duration,
     deadline: Duration,
-) -> Result<(MessageReader, MessageWriter), StreamError> {
-    // A peer that grants no stream is as silent as one that does not answer.
-    let (send, receive) = timeout(deadline, connection.open_bi())
-        .await
-        .map_err(|_| StreamError::TimedOut)??;
-    let reader = MessageReader::new(receive);
-    let mut writer = MessageWriter::new(send);
+) -> Result<MessageStream, StreamError> {
+    let mut stream = MessageStream::open(connection, deadline).await?;
     let milliseconds = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
     let mut head = BytesMut::new();
     head.put_u8(StreamType::Measurement as u8);
@@ -271,8 +264,11 @@ async fn open(
         milliseconds,
     }
     .put(&mut head);
-    writer.write_chunks(&mut [head.freeze()], deadline).await?;
-    Ok((reader, writer))
+    stream
+        .writer
+        .write_chunks(&mut [head.freeze()], deadline)
+        .await?;
+    Ok(stream)
 }
 
 /// Sends filler, and receives the server's counts of it.
@@ -282,7 +278,10 @@ async fn up(
     deadline: Duration,
     on_sample: impl Fn(Duration, u64),
 ) -> Result<Samples, StreamError> {
-    let (mut reader, mut writer) = open(window.connection(), Probe::Up, time, deadline).await?;
+    let MessageStream {
+        mut reader,
+        mut writer,
+    } = open(window.connection(), Probe::Up, time, deadline).await?;
     let filling = async {
         // The server reports its reason on the other half of the stream.
         let _ = fill(&mut writer, time, &RateLimits::default()).await;
@@ -323,7 +322,8 @@ async fn down(
     deadline: Duration,
     on_sample: impl Fn(Duration, u64),
 ) -> Result<Samples, StreamError> {
-    let (reader, writer) = open(window.connection(), Probe::Down, time, deadline).await?;
+    let MessageStream { reader, writer } =
+        open(window.connection(), Probe::Down, time, deadline).await?;
     writer.finish();
     let started = Instant::now();
     let bytes = AtomicU64::new(0);

@@ -27,7 +27,7 @@ use crate::net::memory_limit::MemoryLimit;
 use crate::net::qlog;
 use crate::net::rate_limit::{RateLimits, TokenBucket};
 use crate::net::send_window::{SendMemory, SendWindow};
-use crate::net::stream::{MessageReader, MessageWriter, lost_connection, varint_of};
+use crate::net::stream::{MessageReader, MessageStream, MessageWriter, lost_connection, varint_of};
 use crate::storage::Store;
 use crate::storage::open_files::limit_to_open_files;
 use crate::transfer::events::Observer;
@@ -416,7 +416,7 @@ async fn serve_connection(
         let shared = shared.clone();
         // The streams are accepted in tasks that do not inherit the connection's span.
         let span = tracing::Span::current();
-        move |what, bi| {
+        move |what, stream: MessageStream| {
             let others = running.begin();
             let session = session.clone();
             let running = running.clone();
@@ -425,31 +425,26 @@ async fn serve_connection(
             let places = places.clone();
             let shared = shared.clone();
             let tasks = shared.tasks.clone();
-            let handle = if let Opened::Session(handle) = what {
-                Some(handle)
-            } else {
-                None
+            let handle = match what {
+                Opened::Session => Some(stream.id()),
+                Opened::Measurement | Opened::Introduction => None,
             };
             let serve = async move {
                 let result = match what {
-                    Opened::Session(handle) => {
-                        serve(&session, handle, bi, others < MAX_SESSIONS).await
-                    }
+                    Opened::Session => serve(&session, stream, others < MAX_SESSIONS).await,
                     Opened::Introduction => {
-                        introduce(&shared, connection.clone(), bi).await;
+                        introduce(&shared, connection.clone(), stream).await;
                         Ok(())
                     }
                     Opened::Measurement if !session.may_read && !session.may_write => {
-                        reject_stream(bi.0, bi.1, Code::NotAllowed);
+                        stream.reject(Code::NotAllowed);
                         Ok(())
                     }
                     Opened::Measurement => {
                         let limits = RateLimits::new(session.limit.clone());
-                        let (reader, writer) = bi;
                         let config = &session.config;
                         let stopping = &session.stopping;
-                        bench::serve(&window, &places, reader, writer, config, &limits, stopping)
-                            .await
+                        bench::serve(&window, &places, stream, config, &limits, stopping).await
                     }
                 };
                 running.end();
@@ -493,14 +488,11 @@ async fn serve_connection(
 }
 
 /// Passes a client to the task that checks codes, and waits until that task is done with it.
-async fn introduce(
-    shared: &ServerState,
-    connection: Connection,
-    (reader, writer): (MessageReader, MessageWriter),
-) {
+async fn introduce(shared: &ServerState, connection: Connection, stream: MessageStream) {
     let Some(introductions) = &shared.introductions else {
-        return reject_stream(reader, writer, Code::Unsupported);
+        return stream.reject(Code::Unsupported);
     };
+    let MessageStream { reader, writer } = stream;
     let done = writer.delivered();
     match introductions.try_send(Introduction {
         connection,
@@ -510,14 +502,9 @@ async fn introduce(
         Ok(()) => done.await,
         Err(full) => {
             let Introduction { reader, writer, .. } = full.into_inner();
-            reject_stream(reader, writer, Code::Busy);
+            MessageStream { reader, writer }.reject(Code::Busy);
         }
     }
-}
-
-fn reject_stream(mut reader: MessageReader, writer: MessageWriter, code: Code) {
-    reader.stop(code);
-    writer.reset(code);
 }
 
 /// Returns the function that makes the receiver of a session on this connection.

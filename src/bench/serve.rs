@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::error::{Code, Result};
 use crate::net::flow_control::FlowControl;
 use crate::net::rate_limit::RateLimits;
-use crate::net::stream::{MessageReader, MessageWriter, StreamError};
+use crate::net::stream::{MessageReader, MessageStream, MessageWriter, StreamError};
 use crate::protocol::{Measure, Message, Ping, Probe, Received};
 
 /// Measurement streams at the same time on all connections: too many clients would measure each other.
@@ -31,7 +31,10 @@ pub(crate) struct MeasurementPermits {
 }
 
 /// The permits of one stream, until dropped.
-type StreamPermits = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+struct StreamPermits {
+    _server: OwnedSemaphorePermit,
+    _connection: OwnedSemaphorePermit,
+}
 
 impl MeasurementPermits {
     /// Permits of all connections together.
@@ -49,7 +52,10 @@ impl MeasurementPermits {
 
     fn take(&self) -> Option<StreamPermits> {
         let connection = self.connection.clone().try_acquire_owned().ok()?;
-        Some((self.server.clone().try_acquire_owned().ok()?, connection))
+        Some(StreamPermits {
+            _server: self.server.clone().try_acquire_owned().ok()?,
+            _connection: connection,
+        })
     }
 }
 
@@ -57,17 +63,16 @@ impl MeasurementPermits {
 pub(crate) async fn serve(
     window: &FlowControl,
     permits: &MeasurementPermits,
-    mut reader: MessageReader,
-    mut writer: MessageWriter,
+    stream: MessageStream,
     config: &Config,
     limits: &RateLimits,
     stopping: &CancellationToken,
 ) -> Result<()> {
     let Some(permit) = permits.take() else {
-        reader.stop(Code::Busy);
-        writer.reset(Code::Busy);
+        stream.reject(Code::Busy);
         return Ok(());
     };
+    let MessageStream { reader, mut writer } = stream;
     let ended = tokio::select! {
         ended = run(window, reader, &mut writer, config, limits) => ended,
         () = stopping.cancelled() => Err(StreamError::Stopped(Code::Stopping)),

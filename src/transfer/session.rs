@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
-use quinn::{Connection, ConnectionError, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Code, Error, Reason, Result};
 use crate::net::flow_control::FlowControl;
 use crate::net::rate_limit::RateLimits;
-use crate::net::stream::{MessageReader, MessageWriter, StreamError};
+use crate::net::stream::{MessageReader, MessageStream, MessageWriter, StreamError};
 use crate::protocol::{
     Components, End, Frame, GoAway, Hello, Malformed, Message, Plan, Pull, Push, Ready, Refused,
     Removed, SenderTime, StreamType, Summary, Withdraw, Working,
@@ -71,9 +71,6 @@ impl Outcome {
 /// Completes when the peer has this end's last messages.
 pub(crate) type Delivered = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The two halves of a stream.
-pub(crate) type Bi = (MessageReader, MessageWriter);
-
 /// The sessions of a connection in which this end is the receiver, by handle.
 pub(crate) struct Sessions {
     receiving: Mutex<HashMap<u64, Registered>>,
@@ -94,14 +91,14 @@ const LONG_PLAN_LIMIT: usize = 16;
 struct Registered {
     /// A client creates its receiver after the server has answered.
     receiver: Option<Arc<Receiver>>,
-    manifest: Option<oneshot::Sender<Bi>>,
+    manifest: Option<oneshot::Sender<MessageStream>>,
 }
 
 /// A registered session. Dropping it removes the session from the table.
 pub(crate) struct Registration {
     sessions: Arc<Sessions>,
     handle: u64,
-    manifest: oneshot::Receiver<Bi>,
+    manifest: oneshot::Receiver<MessageStream>,
 }
 
 impl Registration {
@@ -169,38 +166,28 @@ impl Sessions {
     pub(crate) async fn dispatch(
         &self,
         window: &FlowControl,
-        stream: (SendStream, RecvStream),
+        mut stream: MessageStream,
         deadline: Duration,
-    ) -> Option<(Opened, Bi)> {
-        let id = quinn::VarInt::from(stream.1.id()).into_inner();
-        let mut reader = MessageReader::new(stream.1);
-        let writer = MessageWriter::new(stream.0);
+    ) -> Option<(Opened, MessageStream)> {
         let head = window
-            .or_timeout_on_silence(deadline, self.head(&mut reader))
+            .or_timeout_on_silence(deadline, self.head(&mut stream.reader))
             .await;
-        let code = match head {
-            Ok(Ok(Head::Control)) => return Some((Opened::Session(id), (reader, writer))),
-            Ok(Ok(Head::Introduction)) => return Some((Opened::Introduction, (reader, writer))),
-            Ok(Ok(Head::Measurement)) => return Some((Opened::Measurement, (reader, writer))),
-            Ok(Ok(Head::Manifest(to))) => {
-                // Fails only if the session has just ended.
-                let _ = to.send((reader, writer));
-                return None;
-            }
+        match head {
+            Ok(Ok(Head::Control)) => return Some((Opened::Session, stream)),
+            Ok(Ok(Head::Introduction)) => return Some((Opened::Introduction, stream)),
+            Ok(Ok(Head::Measurement)) => return Some((Opened::Measurement, stream)),
+            // Fails only if the session has just ended.
+            Ok(Ok(Head::Manifest(to))) => drop(to.send(stream)),
             Ok(Ok(Head::Transfer(receiver, plan))) => {
-                receiver.incoming(plan, reader, writer);
-                return None;
+                receiver.incoming(plan, stream.reader, stream.writer);
             }
             Ok(Ok(Head::Withdrawn(receiver, withdraw))) => {
                 receiver.withdrawn(withdraw);
-                writer.finish();
-                return None;
+                stream.writer.finish();
             }
-            Ok(Err(code)) => code,
-            Err(_) => Code::TimedOut,
-        };
-        reader.stop(code);
-        writer.reset(code);
+            Ok(Err(code)) => stream.reject(code),
+            Err(_) => stream.reject(Code::TimedOut),
+        }
         None
     }
 
@@ -253,7 +240,11 @@ impl Sessions {
 
     /// Returns the channel for a session's manifest. The manifest may overtake the request, or arrive before the
     /// request is handled.
-    async fn manifest_of(&self, handle: u64, early: bool) -> Option<oneshot::Sender<Bi>> {
+    async fn manifest_of(
+        &self,
+        handle: u64,
+        early: bool,
+    ) -> Option<oneshot::Sender<MessageStream>> {
         loop {
             let registered = self.registered.notified();
             match self.table().get_mut(&handle) {
@@ -268,8 +259,8 @@ impl Sessions {
 
 /// The purpose of a stream that a client opened.
 pub(crate) enum Opened {
-    /// A session with this handle.
-    Session(u64),
+    /// A session. The stream's id is its handle.
+    Session,
     /// A measurement.
     Measurement,
     /// An introduction: a proof that the client knows a code.
@@ -280,7 +271,7 @@ enum Head {
     Control,
     Measurement,
     Introduction,
-    Manifest(oneshot::Sender<Bi>),
+    Manifest(oneshot::Sender<MessageStream>),
     Transfer(Arc<Receiver>, Plan),
     Withdrawn(Arc<Receiver>, Withdraw),
 }
@@ -292,17 +283,19 @@ pub(crate) async fn accept_streams(
     window: &Arc<FlowControl>,
     sessions: &Arc<Sessions>,
     deadline: Duration,
-    opened: impl Fn(Opened, Bi) + Clone + Send + 'static,
+    opened: impl Fn(Opened, MessageStream) + Clone + Send + 'static,
 ) -> ConnectionError {
     loop {
         match window.connection().accept_bi().await {
-            Ok(stream) => {
+            Ok((send, receive)) => {
+                let stream = MessageStream::new(send, receive);
                 let window = window.clone();
                 let sessions = sessions.clone();
                 let opened = opened.clone();
                 tokio::spawn(async move {
-                    if let Some((what, bi)) = sessions.dispatch(&window, stream, deadline).await {
-                        opened(what, bi);
+                    if let Some((what, stream)) = sessions.dispatch(&window, stream, deadline).await
+                    {
+                        opened(what, stream);
                     }
                 });
             }
@@ -311,36 +304,31 @@ pub(crate) async fn accept_streams(
     }
 }
 
-/// Sends `Hello` and a request on a new stream. The stream id is the handle of the session.
+/// Sends `Hello` and a request on a new control stream.
 async fn ask<M: Message>(
-    connection: &Connection,
+    writer: &mut MessageWriter,
     request: &M,
     deadline: Duration,
-    register: impl FnOnce(u64),
-) -> Result<(u64, Bi)> {
-    // Limits the wait for stream and flow-control credit as well as for the answer.
-    let opened = timeout(deadline, connection.open_bi())
-        .await
-        .map_err(|_| Error::from(StreamError::TimedOut))?;
-    let (send, receive) = opened.map_err(StreamError::from)?;
-    let handle = quinn::VarInt::from(send.id()).into_inner();
-    register(handle);
-    let mut writer = MessageWriter::new(send);
+) -> Result<()> {
     let mut head = BytesMut::new();
     head.put_u8(StreamType::Control as u8);
     hello().put(&mut head);
     request.put(&mut head);
-    writer.write_chunks(&mut [head.freeze()], deadline).await?;
-    Ok((handle, (MessageReader::new(receive), writer)))
+    Ok(writer.write_chunks(&mut [head.freeze()], deadline).await?)
 }
 
 /// Reads the answer to a request.
-async fn answer(reader: &mut MessageReader) -> Result<Ready> {
-    reader.read::<Hello>().await?;
-    let frame = reader
-        .frame(Refused::LIMIT)
-        .await?
-        .ok_or(StreamError::Ended)?;
+async fn answer(reader: &mut MessageReader, deadline: Duration) -> Result<Ready> {
+    let answer = async {
+        reader.read::<Hello>().await?;
+        reader
+            .frame(Refused::LIMIT)
+            .await?
+            .ok_or(StreamError::Ended)
+    };
+    let frame = timeout(deadline, answer)
+        .await
+        .map_err(|_| StreamError::TimedOut)??;
     match frame.kind {
         Refused::TYPE => {
             let refused: Refused = frame.decode().map_err(StreamError::from)?;
@@ -368,18 +356,18 @@ pub(crate) async fn push(
     gone: impl Future<Output = String>,
     outcome: &mut Outcome,
 ) -> Result<()> {
-    let (handle, (mut reader, writer)) = ask(connection, push, deadline, |_| {}).await?;
+    let mut control = MessageStream::open(connection, deadline).await?;
+    let handle = control.id();
+    ask(&mut control.writer, push, deadline).await?;
     let connection = connection.clone();
     let limits = limits.clone();
     let stopping = CancellationToken::new();
     let meter = Arc::<StageCounters>::default();
     let allowed = Arc::<Allowed>::default();
     let mut sampler = Sampler::begin(connection.clone(), meter.clone()).await;
+    let MessageStream { mut reader, writer } = control;
     let answered = async {
-        let ready = timeout(deadline, answer(&mut reader))
-            .await
-            .map_err(|_| Error::from(StreamError::TimedOut))??;
-        allowed.set(&ready);
+        allowed.set(&answer(&mut reader, deadline).await?);
         begun();
         Ok(reader)
     };
@@ -397,7 +385,7 @@ pub(crate) async fn push(
     };
     let ended = tokio::select! {
         // Send the first entries together with the request.
-        ended = send_all(sender, sending, (answered, || None), writer) => ended,
+        ended = send_all(sender, sending, answered, || None, writer) => ended,
         why = gone => Err(Error::Lost(why.into())),
         never = sampler.run() => match never {},
     };
@@ -428,14 +416,11 @@ pub(crate) async fn pull(
     outcome.pulled = true;
     let mut spent = None;
     let session = async {
-        let mut registration = None;
-        let register = |handle| registration = Some(sessions.register(handle));
-        let (_, mut control) = ask(connection, pull, deadline, register).await?;
-        let ready = timeout(deadline, answer(&mut control.0))
-            .await
-            .map_err(|_| Error::from(StreamError::TimedOut))??;
-        let registration =
-            registration.ok_or_else(|| Error::Protocol("the session has no handle".into()))?;
+        let mut control = MessageStream::open(connection, deadline).await?;
+        // Registered before the request, because the manifest may arrive with the answer.
+        let registration = sessions.register(control.id());
+        ask(&mut control.writer, pull, deadline).await?;
+        let ready = answer(&mut control.reader, deadline).await?;
         let receiver = GivenUp(receiver(&ready).await?);
         let stopping = CancellationToken::new();
         let received = receive_all(
@@ -484,10 +469,8 @@ impl Drop for GivenUp {
 async fn send_all(
     sender: &mut Sender,
     sending: Sending,
-    (answered, spent): (
-        impl Future<Output = Result<MessageReader>>,
-        impl FnOnce() -> Option<SenderTime>,
-    ),
+    answered: impl Future<Output = Result<MessageReader>>,
+    spent: impl FnOnce() -> Option<SenderTime>,
     writer: MessageWriter,
 ) -> Result<Summary> {
     let deadline = sending.deadline;
@@ -549,21 +532,24 @@ fn control_notice(frame: Option<Frame>) -> Result<Option<Reason>> {
 async fn receive_all(
     mut registration: Registration,
     receiver: Arc<Receiver>,
-    (mut reader, mut writer): Bi,
+    control: MessageStream,
     deadline: Duration,
     stopping: &CancellationToken,
 ) -> Result<(Summary, impl Future<Output = ()> + Send + use<>)> {
+    let MessageStream {
+        mut reader,
+        mut writer,
+    } = control;
     registration.attach(&receiver);
-    let (entries, verdicts) = timeout(deadline, &mut registration.manifest)
+    let manifest = timeout(deadline, &mut registration.manifest)
         .await
         .map_err(|_| StreamError::TimedOut)?
         .map_err(|_| StreamError::Ended)?;
     let work = async {
         // Either failure ends the session, because a peer that breaks the protocol on one stream may never end the
         // other.
-        let (_, end) = tokio::try_join!(receiver.run(entries, verdicts), async {
-            Ok(reader.read::<End>().await?)
-        })?;
+        let run = receiver.run(manifest.reader, manifest.writer);
+        let (_, end) = tokio::try_join!(run, async { Ok(reader.read::<End>().await?) })?;
         receiver.ended(end);
         Ok::<_, Error>(())
     };

@@ -10,10 +10,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::serve::{ServerSession, hex, refuse};
-use super::{Bi, WORKING_INTERVAL, answer, ask};
+use super::{WORKING_INTERVAL, answer, ask};
 use crate::error::{Code, Error, Reason, Result};
 use crate::net::rate_limit::RateLimits;
-use crate::net::stream::{MessageReader, StreamError};
+use crate::net::stream::{MessageReader, MessageStream, StreamError};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Components, End, Frame, List, Listed, Message, Ready, Unsendable, Working};
 use crate::storage::listing::ListingWalk;
@@ -34,8 +34,9 @@ pub(crate) fn listings() -> Arc<Semaphore> {
 pub(super) async fn serve(
     server: &ServerSession,
     list: List,
-    (reader, mut writer): Bi,
+    control: MessageStream,
 ) -> Result<()> {
+    let MessageStream { reader, mut writer } = control;
     if !server.may_read {
         return refuse(
             server,
@@ -180,10 +181,12 @@ impl Listing {
         list: &List,
         deadline: Duration,
     ) -> Result<Self> {
-        let (_, (mut reader, mut writer)) = ask(connection, list, deadline, |_| {}).await?;
-        timeout(deadline, answer(&mut reader))
-            .await
-            .map_err(|_| Error::from(StreamError::TimedOut))??;
+        let MessageStream {
+            mut reader,
+            mut writer,
+        } = MessageStream::open(connection, deadline).await?;
+        ask(&mut writer, list, deadline).await?;
+        answer(&mut reader, deadline).await?;
         let alive = tokio::spawn(async move {
             loop {
                 sleep(WORKING_INTERVAL).await;

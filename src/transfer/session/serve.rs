@@ -11,13 +11,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::nesting;
 use super::sources::{self, FoundSources};
-use super::{Bi, Outcome, Sessions, hello, list, receive_all, send_all};
+use super::{Outcome, Sessions, hello, list, receive_all, send_all};
 use crate::auth::Guests;
 use crate::auth::identity::KeyId;
 use crate::config::Config;
 use crate::error::{Code, Error, Reason, Result};
 use crate::net::rate_limit::{RateLimits, TokenBucket};
-use crate::net::stream::{MessageWriter, StreamError, varint_of};
+use crate::net::stream::{MessageStream, MessageWriter, StreamError, varint_of};
 use crate::protocol::path::RelativePath;
 use crate::protocol::rate::Rate;
 use crate::protocol::{
@@ -40,10 +40,13 @@ const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 /// Serves one control stream: hello, request, and the requested session if `room` allows one more.
 pub(crate) async fn serve(
     server: &ServerSession,
-    handle: u64,
-    (mut reader, mut writer): Bi,
+    control: MessageStream,
     room: bool,
 ) -> Result<()> {
+    let MessageStream {
+        mut reader,
+        mut writer,
+    } = control;
     let deadline = server.config.deadline;
     let frame = async {
         reader.read::<Hello>().await?;
@@ -67,15 +70,15 @@ pub(crate) async fn serve(
         }
         Push::TYPE => {
             let push: Push = frame.decode().map_err(StreamError::from)?;
-            serve_push(server, handle, push, (reader, writer)).await
+            serve_push(server, push, MessageStream { reader, writer }).await
         }
         Pull::TYPE => {
             let pull: Pull = frame.decode().map_err(StreamError::from)?;
-            serve_pull(server, handle, pull, (reader, writer)).await
+            serve_pull(server, pull, MessageStream { reader, writer }).await
         }
         List::TYPE => {
             let list: List = frame.decode().map_err(StreamError::from)?;
-            list::serve(server, list, (reader, writer)).await
+            list::serve(server, list, MessageStream { reader, writer }).await
         }
         _ => {
             refuse(
@@ -230,12 +233,8 @@ fn found(
 /// Creates the receiver of a push from its placement and the filter of paths that a mirror keeps.
 pub(crate) type MakeReceiver = Box<dyn Fn(&Push, Placement, Filter) -> Arc<Receiver> + Send + Sync>;
 
-async fn serve_push(
-    server: &ServerSession,
-    handle: u64,
-    push: Push,
-    (reader, mut writer): Bi,
-) -> Result<()> {
+async fn serve_push(server: &ServerSession, push: Push, control: MessageStream) -> Result<()> {
+    let MessageStream { reader, mut writer } = control;
     if !server.may_write {
         return refuse(
             server,
@@ -276,12 +275,12 @@ async fn serve_push(
     let (Placement::Into(shown) | Placement::As(shown)) = &place;
     let ready = ready(shown.into());
     let receiver = (server.receiver)(&push, place, spared);
-    let registration = server.sessions.register(handle);
+    let registration = server.sessions.register(reader.id());
     writer.write_within(&ready, server.config.deadline).await?;
     let received = receive_all(
         registration,
         receiver,
-        (reader, writer),
+        MessageStream { reader, writer },
         server.config.deadline,
         &server.stopping,
     );
@@ -344,12 +343,8 @@ fn ready(place: Components) -> Ready {
     }
 }
 
-async fn serve_pull(
-    server: &ServerSession,
-    handle: u64,
-    pull: Pull,
-    (reader, mut writer): Bi,
-) -> Result<()> {
+async fn serve_pull(server: &ServerSession, pull: Pull, control: MessageStream) -> Result<()> {
+    let MessageStream { reader, mut writer } = control;
     let refused = match &server.offered {
         Some(offered) if offered.guests.has(KeyId(server.owner)) => None,
         Some(_) => Some("the offer was not accepted or has ended; run haul receive again"),
@@ -394,7 +389,7 @@ async fn serve_pull(
     writer.write_within(&ready, server.config.deadline).await?;
     let sending = Sending {
         connection: server.connection.clone(),
-        handle,
+        handle: reader.id(),
         allowed: Arc::new(allowed),
         // The limit of the client comes first, so that waiting for it does not delay other sessions.
         limits: RateLimits::new(asked.into_iter().chain(server.limit.clone())),
@@ -422,7 +417,7 @@ async fn serve_pull(
         }
     };
     let ended = tokio::select! {
-        ended = send_all(&mut sender, sending, (async { Ok(reader) }, spent), writer) => ended,
+        ended = send_all(&mut sender, sending, async { Ok(reader) }, spent, writer) => ended,
         () = sampling => return Ok(()),
     };
     let ended = match (ended, server.connection.close_reason()) {
