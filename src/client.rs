@@ -17,6 +17,7 @@ use quinn::Connection;
 use tokio::time::timeout;
 
 use crate::auth::identity::{Identity, KeyId};
+use crate::auth::random::random;
 use crate::auth::trust::ServerTrust;
 use crate::bench::{self, MeasureOptions, Measurement};
 use crate::config::Config;
@@ -29,6 +30,7 @@ use crate::protocol::{Components, Durability, List, Push, ReceiveOptions};
 use crate::storage::OutputStore;
 use crate::storage::pipe::Pipe;
 use crate::storage::walk::WalkOptions;
+use crate::transfer::blocking::blocking;
 use crate::transfer::events::{Event, Observer, Route};
 use crate::transfer::receive::AcceptedQuota;
 use crate::transfer::send::{Sender, TransferStats};
@@ -218,7 +220,8 @@ impl Client {
         self.report_route(&link, &observer);
         let sources = options.sources.clone();
         let follow = options.walk.follow;
-        let (trees, unsendable) = blocking(move || local_sources(&sources, follow)).await??;
+        let (trees, unsendable) =
+            blocking("open the sources", move || local_sources(&sources, follow)).await?;
         let Some(first) = trees.first() else {
             // All sources have failed, so there is no session to begin.
             return Ok(Outcome {
@@ -226,11 +229,11 @@ impl Client {
                 ..Outcome::default()
             });
         };
-        let session = session_id()?;
+        let session = random()?;
         let directory = options.sources.len() == 1 && first.directory;
-        let (trees, origin) = blocking(move || {
+        let (trees, origin) = blocking("look at the sources", move || {
             let origin = origin(&trees, &session);
-            (trees, origin)
+            Ok::<_, Error>((trees, origin))
         })
         .await?;
         let push = Push {
@@ -303,7 +306,7 @@ impl Client {
             })?;
         self.report_connected(&link, &observer);
         let push = Push {
-            session: session_id()?,
+            session: random()?,
             destination: Components::from(&options.destination),
             into: false,
             sources: 1,
@@ -384,7 +387,7 @@ impl Client {
     /// connection.
     pub async fn list(&self, path: &RelativePath, recursive: bool) -> Result<Listing> {
         let list = List {
-            session: session_id()?,
+            session: random()?,
             path: Components::from(path),
             recursive,
         };
@@ -452,18 +455,4 @@ fn check_mirror(take: &ReceiveOptions, walk: &WalkOptions) -> Result<()> {
         )),
         false => Ok(()),
     }
-}
-
-/// Runs blocking work off the network threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| Error::Usage("cannot continue: a fault inside haul; please report it".into()))
-}
-
-fn session_id() -> Result<[u8; 16]> {
-    let mut id = [0; 16];
-    aws_lc_rs::rand::fill(&mut id)
-        .map_err(|_| Error::Usage("cannot draw random numbers: the system provides none".into()))?;
-    Ok(id)
 }

@@ -30,6 +30,7 @@ use crate::net::send_window::{SendMemory, SendWindow};
 use crate::net::stream::{MessageReader, MessageStream, MessageWriter, lost_connection, varint_of};
 use crate::storage::Store;
 use crate::storage::open_files::limit_to_open_files;
+use crate::transfer::blocking::blocking;
 use crate::transfer::events::Observer;
 use crate::transfer::receive::{FileLocks, Keep, Permits, Receiver, Receiving, RequestedNames};
 use crate::transfer::session::{
@@ -266,11 +267,10 @@ async fn sweep(store: Arc<dyn Store>, age: Duration) {
     loop {
         interval.tick().await;
         let store = store.clone();
-        match tokio::task::spawn_blocking(move || store.sweep(age)).await {
-            Ok(Ok(0)) => {}
-            Ok(Ok(removed)) => info!(removed, "removed stale partials"),
-            Ok(Err(why)) => warn!(%why, "cannot remove stale partials"),
-            Err(_) => return,
+        match blocking("remove stale partials", move || store.sweep(age)).await {
+            Ok(0) => {}
+            Ok(removed) => info!(removed, "removed stale partials"),
+            Err(why) => warn!(%why, "cannot remove stale partials"),
         }
     }
 }
@@ -305,10 +305,8 @@ async fn accept(endpoint: Endpoint, shared: Arc<ServerState>) {
 /// Returns the configuration of one connection with a qlog trace. Creating the file blocks, so it runs on a blocking thread.
 async fn traced(shared: Arc<ServerState>) -> Arc<quinn::ServerConfig> {
     let plain = Arc::new(shared.quic.clone());
-    let traced =
-        tokio::task::spawn_blocking(move || endpoint::with_qlog(&shared.quic, &shared.config))
-            .await;
-    traced.ok().and_then(Result::ok).unwrap_or(plain)
+    let trace = move || endpoint::with_qlog(&shared.quic, &shared.config);
+    blocking("trace a connection", trace).await.unwrap_or(plain)
 }
 
 /// Runs a connection from handshake to end. The permit counts it among the connections, and is released at the end.
@@ -345,8 +343,8 @@ async fn connection(incoming: Incoming, shared: Arc<ServerState>, _place: OwnedS
     };
     // authorized_keys is read for each connection, which blocks.
     let deciding = shared.clone();
-    let decided = tokio::task::spawn_blocking(move || deciding.admission.rights_of(&chain)).await;
-    let rights = match decided.unwrap_or_else(|_| Err(Code::Internal.into())) {
+    let decide = move || deciding.admission.rights_of(&chain);
+    let rights = match blocking("look up a key", decide).await {
         Ok(rights) => rights,
         Err(why) => {
             info!(%key_id, %why, "not admitted");

@@ -1,5 +1,6 @@
 //! Transfers of files: the sender, the receiver, and the session that joins them. Either end may be the client.
 
+pub(crate) mod blocking;
 pub mod bottleneck;
 pub mod events;
 pub mod receive;

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::PullOptions;
 use super::destination::Destination;
 use super::link::Link;
-use super::{PullOptions, blocking, session_id};
 use crate::auth::identity::KeyId;
+use crate::auth::random::random;
 use crate::config::Config;
 use crate::error::text::printable;
 use crate::error::{Error, Result};
@@ -23,6 +24,7 @@ use crate::storage::OutputStore;
 use crate::storage::filter::{Filter, is_pattern};
 use crate::storage::open_files::limit_to_open_files;
 use crate::storage::walk::Follow;
+use crate::transfer::blocking::blocking;
 use crate::transfer::events::Observer;
 use crate::transfer::receive::{
     FileLocks, Keep, Permits, Placement, Receiver, Receiving, RequestedNames, SessionStats,
@@ -183,7 +185,7 @@ impl PullSession {
             ));
         }
         let request = Pull {
-            session: session_id()?,
+            session: random()?,
             sources: options.sources.iter().map(Components::from).collect(),
             entries: MAX_UNANSWERED,
             entry_bytes: MAX_UNANSWERED_BYTES,
@@ -251,7 +253,9 @@ impl PullSession {
                 let mirror = self.options.take.delete.is_some();
                 let check =
                     move || nesting::check(&*store, &place, origin.as_ref(), &session, mirror);
-                blocking(check).await?.map_err(Error::Refused)?;
+                blocking("look at the destination", check)
+                    .await
+                    .map_err(Error::Refused)?;
                 self.destination.insert(settled).clone()
             }
         };

@@ -17,6 +17,7 @@ use crate::net::stream::{MessageReader, MessageStream, StreamError};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Components, End, Frame, List, Listed, Message, Ready, Unsendable, Working};
 use crate::storage::listing::ListingWalk;
+use crate::transfer::blocking::blocking;
 
 /// Listings that a server serves at the same time. Each may hold 4 MiB of names.
 const LISTING_LIMIT: usize = 32;
@@ -62,7 +63,7 @@ pub(super) async fn serve(
     tracing::info!(id = %hex(&list.session), recursive = list.recursive, "list");
     let store = server.store.clone();
     let deadline = server.config.deadline;
-    let begun = blocking(move || {
+    let begun = blocking("list", move || {
         store.check_root()?;
         ListingWalk::begin(
             store,
@@ -83,7 +84,7 @@ pub(super) async fn serve(
             end.interrupted = Some(Reason::from(Code::Stopping).into());
             break;
         }
-        let walked = blocking(move || {
+        let walked = blocking("list", move || {
             let part: Vec<_> = walk.by_ref().take(WALK_BATCH).collect();
             Ok((part, walk))
         });
@@ -143,17 +144,6 @@ async fn alive(mut reader: MessageReader, deadline: Duration) -> Error {
             return StreamError::from(malformed).into();
         }
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Reason> + Send + 'static,
-) -> Result<T, Reason> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
-        Err(Reason::new(
-            Code::Internal,
-            "cannot list: a fault inside haul; please report it",
-        ))
-    })
 }
 
 /// An item of a listing.

@@ -29,6 +29,7 @@ use crate::storage::Store;
 use crate::storage::filter::{Filter, Rules};
 use crate::storage::pipe::Pipe;
 use crate::storage::walk::{Follow, Tree, WalkOptions};
+use crate::transfer::blocking::blocking;
 use crate::transfer::events::Observer;
 use crate::transfer::receive::{Claimant, FileLocks, Placement, Receiver, Sources};
 use crate::transfer::sampler::Sampler;
@@ -266,8 +267,8 @@ async fn serve_push(server: &ServerSession, push: Push, control: MessageStream) 
     };
     let store = server.store.clone();
     let asked = push.clone();
-    let settled = tokio::task::spawn_blocking(move || settle(&*store, &asked)).await;
-    let (place, spared) = match settled.unwrap_or_else(|_| Err(Code::Internal.into())) {
+    let settled = blocking("settle the destination", move || settle(&*store, &asked)).await;
+    let (place, spared) = match settled {
         Ok(settled) => settled,
         Err(why) => return refuse(server, writer, why).await,
     };
@@ -381,8 +382,7 @@ async fn serve_pull(server: &ServerSession, pull: Pull, control: MessageStream) 
             ))
         }
     };
-    let found_sources = tokio::task::spawn_blocking(look).await;
-    let (ready, mut sender) = match found_sources.unwrap_or_else(|_| Err(Code::Internal.into())) {
+    let (ready, mut sender) = match blocking("find the sources", look).await {
         Ok(found_sources) => found_sources,
         Err(why) => return refuse(server, writer, why).await,
     };
