@@ -2,6 +2,7 @@
 
 pub(crate) mod blocking;
 pub mod bottleneck;
+pub(crate) mod context;
 pub mod events;
 pub mod receive;
 pub(crate) mod sampler;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::PullOptions;
+use super::options::PullOptions;
 use crate::error::text::printable;
 use crate::error::{Code, Error, Reason, Result};
 use crate::protocol::Kind;

@@ -149,7 +149,7 @@ pub struct Receiving {
     /// The session's id, which is the same over all its connections.
     pub session: [u8; 16],
     /// Limits and deadlines.
-    pub config: Config,
+    pub config: Arc<Config>,
     /// The session's statistics over all its connections.
     pub ledger: Arc<SessionStats>,
     /// The observer of events.
