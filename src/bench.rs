@@ -17,13 +17,12 @@ use quinn::Connection;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
 use crate::error::{Code, Error, Reason, Result};
-use crate::net::flow_control::FlowControl;
 use crate::net::rate_limit::RateLimits;
-use crate::net::stream::{MessageReader, MessageWriter, StreamError};
+use crate::net::stream::{MessageReader, MessageStream, StreamError};
 use crate::protocol::{Measure, Message, Ping, Pong, Received, StreamType};
-use crate::transfer::events::{Event, Observer};
+use crate::transfer::context::Context;
+use crate::transfer::events::Event;
 
 pub use crate::protocol::Probe;
 use filler::{drain, fill};
@@ -53,8 +52,8 @@ pub struct MeasureOptions {
     pub up: bool,
     /// Measure from the server to this end.
     pub down: bool,
-    /// Load time of each direction, 1 s to [`Config::max_measurement`]. `None` is 5 s, or 30 round trips if that is
-    /// longer.
+    /// Load time of each direction, 1 s to [`Config::max_measurement`](crate::config::Config::max_measurement). `None` is
+    /// 5 s, or 30 round trips if that is longer.
     pub time: Option<Duration>,
 }
 
@@ -69,27 +68,21 @@ impl Default for MeasureOptions {
 }
 
 /// Runs a measurement as the client.
-pub(crate) async fn measure(
-    window: &FlowControl,
-    options: &MeasureOptions,
-    config: &Config,
-    observer: &Observer,
-) -> Result<Measurement> {
-    let allowed = MIN_TIME..=config.max_measurement;
+pub(crate) async fn measure(context: &Context, options: &MeasureOptions) -> Result<Measurement> {
+    let longest = context.config.max_measurement;
+    let allowed = MIN_TIME..=longest;
     if options.time.is_some_and(|time| !allowed.contains(&time)) {
         let min = MIN_TIME.as_secs();
-        let max = config.max_measurement.as_secs();
+        let max = longest.as_secs();
         return Err(Error::Usage(format!(
             "cannot measure for this long: choose {min} to {max} seconds for each direction"
         )));
     }
-    let mut probe = PathProbe::open(window, config, observer)
-        .await
-        .map_err(refused)?;
+    let mut probe = PathProbe::open(context).await.map_err(refused)?;
     let (idle, jitter) = probe.idle().await.map_err(refused)?;
     let usual = (idle.median * MIN_ROUND_TRIPS)
         .max(DEFAULT_TIME)
-        .min(config.max_measurement);
+        .min(longest);
     let time = options.time.unwrap_or(usual);
     let mut measured = Measurement {
         idle,
@@ -103,7 +96,7 @@ pub(crate) async fn measure(
     if options.down {
         measured.down = Some(probe.load(Probe::Down, time).await.map_err(refused)?);
     }
-    probe.writer.finish();
+    probe.echo.writer.finish();
     Ok(measured)
 }
 
@@ -124,49 +117,41 @@ fn refused(error: StreamError) -> Error {
     })
 }
 
-/// A path under measurement: its echo stream, and what the loads need.
+/// A path under measurement, and its echo stream.
 struct PathProbe<'a> {
-    window: &'a FlowControl,
-    deadline: Duration,
-    observer: &'a Observer,
-    reader: MessageReader,
-    writer: MessageWriter,
+    context: &'a Context,
+    echo: MessageStream,
     next_id: u64,
 }
 
 impl<'a> PathProbe<'a> {
-    async fn open(
-        window: &'a FlowControl,
-        config: &Config,
-        observer: &'a Observer,
-    ) -> Result<Self, StreamError> {
-        let deadline = config.deadline;
+    async fn open(context: &'a Context) -> Result<Self, StreamError> {
         // The server applies its own limit; this end finishes the stream long before.
-        let (reader, writer) =
-            open(window.connection(), Probe::Echo, Duration::MAX, deadline).await?;
-        writer.prioritize();
+        let echo = open(context, Probe::Echo, Duration::MAX).await?;
+        echo.writer.prioritize();
         Ok(Self {
-            window,
-            deadline,
-            observer,
-            reader,
-            writer,
+            context,
+            echo,
             next_id: 0,
         })
     }
 
     /// Measures one round trip.
     async fn ping(&mut self) -> Result<(Duration, Pong), StreamError> {
+        let deadline = self.context.config.deadline;
         let id = self.next_id;
         let sent = Instant::now();
         self.next_id += 1;
         // It waits for credit behind other data, which moves.
-        self.writer
-            .write_within(&Ping { id }, self.deadline)
+        self.echo
+            .writer
+            .write_within(&Ping { id }, deadline)
             .await?;
         let pong = self
-            .window
-            .or_timeout_on_silence(self.deadline, self.reader.read::<Pong>())
+            .context
+            .connection
+            .flow_control()
+            .or_timeout_on_silence(deadline, self.echo.reader.read::<Pong>())
             .await??;
         // There is only one ping at a time.
         if pong.id == id {
@@ -192,7 +177,7 @@ impl<'a> PathProbe<'a> {
     async fn sender(&mut self, probe: Probe) -> Result<Pong, StreamError> {
         match probe {
             Probe::Down => Ok(self.ping().await?.1),
-            Probe::Up | Probe::Echo => Ok(pong(self.window.connection(), 0)),
+            Probe::Up | Probe::Echo => Ok(pong(self.context.connection.quic(), 0)),
         }
     }
 
@@ -200,11 +185,9 @@ impl<'a> PathProbe<'a> {
     async fn load(&mut self, probe: Probe, time: Duration) -> Result<Load, StreamError> {
         let before = self.sender(probe).await?;
         let over = CancellationToken::new();
-        let window = self.window;
-        let deadline = self.deadline;
-        let observer = self.observer;
+        let context = self.context;
         let on_sample = |elapsed, bytes| {
-            observer(Event::Measuring {
+            (context.observer)(Event::Measuring {
                 probe,
                 bytes,
                 elapsed,
@@ -215,11 +198,11 @@ impl<'a> PathProbe<'a> {
             let _over = over.clone().drop_guard();
             let load = async {
                 match probe {
-                    Probe::Down => down(window, time, deadline, on_sample).await,
-                    Probe::Up | Probe::Echo => up(window, time, deadline, on_sample).await,
+                    Probe::Down => down(context, time, on_sample).await,
+                    Probe::Up | Probe::Echo => up(context, time, on_sample).await,
                 }
             };
-            timeout(time + deadline, load)
+            timeout(time + context.config.deadline, load)
                 .await
                 .map_err(|_| StreamError::TimedOut)?
         };
@@ -253,17 +236,12 @@ fn pong(connection: &Connection, id: u64) -> Pong {
 }
 
 async fn open(
-    connection: &Connection,
+    context: &Context,
     probe: Probe,
     time: Duration,
-    deadline: Duration,
-) -> Result<(MessageReader, MessageWriter), StreamError> {
-    // A peer that grants no stream is as silent as one that does not answer.
-    let (send, receive) = timeout(deadline, connection.open_bi())
-        .await
-        .map_err(|_| StreamError::TimedOut)??;
-    let reader = MessageReader::new(receive);
-    let mut writer = MessageWriter::new(send);
+) -> Result<MessageStream, StreamError> {
+    let deadline = context.config.deadline;
+    let mut stream = MessageStream::open(context.connection.quic(), deadline).await?;
     let milliseconds = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
     let mut head = BytesMut::new();
     head.put_u8(StreamType::Measurement as u8);
@@ -272,18 +250,25 @@ async fn open(
         milliseconds,
     }
     .put(&mut head);
-    writer.write_chunks(&mut [head.freeze()], deadline).await?;
-    Ok((reader, writer))
+    stream
+        .writer
+        .write_chunks(&mut [head.freeze()], deadline)
+        .await?;
+    Ok(stream)
 }
 
 /// Sends filler, and receives the server's counts of it.
 async fn up(
-    window: &FlowControl,
+    context: &Context,
     time: Duration,
-    deadline: Duration,
     on_sample: impl Fn(Duration, u64),
 ) -> Result<Samples, StreamError> {
-    let (mut reader, mut writer) = open(window.connection(), Probe::Up, time, deadline).await?;
+    let deadline = context.config.deadline;
+    let flow_control = context.connection.flow_control();
+    let MessageStream {
+        mut reader,
+        mut writer,
+    } = open(context, Probe::Up, time).await?;
     let filling = async {
         // The server reports its reason on the other half of the stream.
         let _ = fill(&mut writer, time, &RateLimits::default()).await;
@@ -293,7 +278,7 @@ async fn up(
     let counting = async {
         let mut samples = Samples::default();
         let next = async |reader: &mut MessageReader| {
-            window
+            flow_control
                 .or_timeout_on_silence(deadline, reader.frame(Received::LIMIT))
                 .await?
         };
@@ -319,12 +304,13 @@ async fn up(
 
 /// Receives filler, and counts it.
 async fn down(
-    window: &FlowControl,
+    context: &Context,
     time: Duration,
-    deadline: Duration,
     on_sample: impl Fn(Duration, u64),
 ) -> Result<Samples, StreamError> {
-    let (reader, writer) = open(window.connection(), Probe::Down, time, deadline).await?;
+    let deadline = context.config.deadline;
+    let flow_control = context.connection.flow_control();
+    let MessageStream { reader, writer } = open(context, Probe::Down, time).await?;
     writer.finish();
     let started = Instant::now();
     let bytes = AtomicU64::new(0);
@@ -341,7 +327,7 @@ async fn down(
         }
     };
     let ended = tokio::select! {
-        ended = window.or_timeout_on_silence(deadline, drain(reader, window, &bytes)) => ended?,
+        ended = flow_control.or_timeout_on_silence(deadline, drain(reader, flow_control, &bytes)) => ended?,
         () = sampling => Ok(()),
     };
     match ended {

@@ -1,96 +1,51 @@
-//! The client: connects and runs sessions, which reconnect and resume after a loss. The public methods need their documentation
-//! in one place, so this file is longer than others.
+//! The client: connects and runs sessions, which reconnect and resume after a loss.
 
+mod connector;
 mod destination;
 mod link;
 mod operation;
-mod persist;
+mod options;
 mod retry;
 mod watch;
 
 use std::io::{Read, Write};
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::Connection;
 use tokio::time::timeout;
 
 use crate::auth::identity::{Identity, KeyId};
+use crate::auth::random::random;
 use crate::auth::trust::ServerTrust;
 use crate::bench::{self, MeasureOptions, Measurement};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::net::connect;
 use crate::net::endpoint;
-use crate::net::rate_limit::{RateLimits, TokenBucket};
 use crate::protocol::path::RelativePath;
-use crate::protocol::{Components, Durability, List, Push, ReceiveOptions};
+use crate::protocol::{Components, List, Push, ReceiveOptions};
 use crate::storage::OutputStore;
 use crate::storage::pipe::Pipe;
 use crate::storage::walk::WalkOptions;
-use crate::transfer::events::{Event, Observer, Route};
-use crate::transfer::receive::AcceptedQuota;
+use crate::transfer::blocking::blocking;
+use crate::transfer::events::{Observer, Route, ignore};
 use crate::transfer::send::{Sender, TransferStats};
 use crate::transfer::session::nesting::origin;
 use crate::transfer::session::{Listing, Outcome, local_sources};
 
-use link::Link;
+use connector::Connector;
 pub(crate) use link::{Dial, Dialed, Dialing};
-use operation::{Operation, PullSession, wire_filter};
+use operation::{Operation, PullSession};
+pub use options::{PullOptions, PushOptions};
+use options::{check_mirror, wire_filter};
 
 /// Time for a server that offers by a code to close the connection.
 const SERVER_CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A client of one server, with a connection to it.
 pub struct Client {
-    /// Connects again, to the same key as the first connection.
-    dial: Dial,
-    /// Whether several routes are possible, so that the one in use is reported.
-    reports_route: bool,
-    key_id: KeyId,
-    config: Config,
-    limits: RateLimits,
-    link: Mutex<Arc<Link>>,
-    /// Sessions that lost the same connection wait for one new one.
-    reconnecting: tokio::sync::Mutex<()>,
-}
-
-/// The sources and destination of a push, and its options.
-#[derive(Debug, Clone, Default)]
-pub struct PushOptions {
-    /// Local files and directories. Symbolic links in this list are followed; links inside directories are not.
-    pub sources: Vec<PathBuf>,
-    /// The destination below the served directory.
-    pub destination: RelativePath,
-    /// Whether the destination is a directory for the sources, as a trailing `/` means.
-    pub into: bool,
-    /// Durability that a commit needs.
-    pub durability: Durability,
-    /// What is announced of the sources.
-    pub walk: WalkOptions,
-    /// How the server receives.
-    pub take: ReceiveOptions,
-}
-
-/// The sources and destination of a pull, and its options.
-#[derive(Debug, Clone, Default)]
-pub struct PullOptions {
-    /// Paths below the served directory. The empty path means everything in it.
-    pub sources: Vec<RelativePath>,
-    /// The destination on this machine. Symbolic links in this path are followed; links below it are not.
-    pub destination: PathBuf,
-    /// Whether the destination is a directory for the sources, as a trailing `/` means.
-    pub into: bool,
-    /// Durability that a commit needs.
-    pub durability: Durability,
-    /// What the server announces of the sources.
-    pub walk: WalkOptions,
-    /// How this machine receives.
-    pub take: ReceiveOptions,
-    /// Whether the sources are names, not patterns.
-    pub literal: bool,
-    /// The limit of what is received, for a user who has accepted an offer of that size.
-    pub quota: Option<AcceptedQuota>,
+    connector: Connector,
 }
 
 impl Client {
@@ -119,6 +74,7 @@ impl Client {
         })?;
         let identity = identity.clone();
         let host = host.to_owned();
+        let config = Arc::new(config.clone());
         let dial_config = config.clone();
         let any = Box::new(move || -> Dialing {
             let identity = identity.clone();
@@ -134,37 +90,30 @@ impl Client {
                     .map(dialed)
             })
         });
+        let dial = Dial { any, direct: None };
         Ok(Self {
-            reports_route: false,
-            ..Self::over(dialed(first), Dial { any, direct: None }, config)?
+            connector: Connector::new(dialed(first), dial, false, config)?,
         })
     }
 
-    /// Makes a client from an open connection and a way to connect again.
+    /// Makes a client from an open connection and a way to connect again. Its route is reported.
     ///
     /// # Errors
     /// [`Error::NotTrusted`] without a certificate; [`Error::Usage`] when the configuration allows no memory.
     pub(crate) fn over(first: Dialed, dial: Dial, config: &Config) -> Result<Self> {
-        let (link, key_id) = Link::over(first, config)?;
         Ok(Self {
-            dial,
-            reports_route: true,
-            key_id,
-            config: config.clone(),
-            limits: RateLimits::new(config.limit.map(|rate| Arc::new(TokenBucket::new(rate)))),
-            link: Mutex::new(Arc::new(link)),
-            reconnecting: tokio::sync::Mutex::default(),
+            connector: Connector::new(first, dial, true, Arc::new(config.clone()))?,
         })
     }
 
     /// The server's key.
     pub fn key_id(&self) -> KeyId {
-        self.key_id
+        self.connector.key_id
     }
 
     /// The current connection, for its address and statistics.
     pub fn connection(&self) -> Connection {
-        self.link().connection.clone()
+        self.connector.link().quic().clone()
     }
 
     /// Moves the connection to another UDP port of this machine, for programs that the system informs of network changes. Sessions
@@ -173,31 +122,8 @@ impl Client {
     /// # Errors
     /// [`Error::Io`] when the system provides no port; nothing changes then.
     pub fn rebind(&self) -> Result<()> {
-        let link = self.link();
-        connect::rebind(&link.endpoint, link.connection.remote_address())
-    }
-
-    fn report_connected(&self, link: &Link, observer: &Observer) {
-        observer(Event::Connected {
-            address: link.address(),
-            key_id: self.key_id.to_string(),
-        });
-    }
-
-    fn report_route(&self, link: &Link, observer: &Observer) {
-        if self.reports_route {
-            observer(Event::Routed {
-                address: link.address(),
-                route: link.route,
-            });
-        }
-    }
-
-    fn link(&self) -> Arc<Link> {
-        self.link
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        let link = self.connector.link();
+        connect::rebind(&link.endpoint, link.quic().remote_address())
     }
 
     /// Sends files and directories, and waits until the server has reported for each that it is committed, or why not. The outcome
@@ -213,12 +139,13 @@ impl Client {
     /// [`TransferStats::failures`](crate::transfer::send::TransferStats::failures).
     pub async fn push(&self, options: &PushOptions, observer: Observer) -> Result<Outcome> {
         check_mirror(&options.take, &options.walk)?;
-        let link = self.link();
-        self.report_connected(&link, &observer);
-        self.report_route(&link, &observer);
+        let link = self.connector.link();
+        self.connector.report_connected(&link, &observer);
+        self.connector.report_route(&link, &observer);
         let sources = options.sources.clone();
         let follow = options.walk.follow;
-        let (trees, unsendable) = blocking(move || local_sources(&sources, follow)).await??;
+        let (trees, unsendable) =
+            blocking("open the sources", move || local_sources(&sources, follow)).await?;
         let Some(first) = trees.first() else {
             // All sources have failed, so there is no session to begin.
             return Ok(Outcome {
@@ -226,14 +153,14 @@ impl Client {
                 ..Outcome::default()
             });
         };
-        let session = session_id()?;
+        let session = random()?;
         let directory = options.sources.len() == 1 && first.directory;
-        let (trees, origin) = blocking(move || {
+        let (trees, origin) = blocking("look at the sources", move || {
             let origin = origin(&trees, &session);
-            (trees, origin)
+            Ok::<_, Error>((trees, origin))
         })
         .await?;
-        let push = Push {
+        let request = Push {
             session,
             destination: Components::from(&options.destination),
             into: options.into,
@@ -249,6 +176,7 @@ impl Client {
             },
         };
         let index = self
+            .connector
             .config
             .index
             .clone()
@@ -261,18 +189,12 @@ impl Client {
             trees,
             unsendable,
             walk,
-            self.config.parallel,
+            self.connector.config.parallel,
             observer.clone(),
         );
-        self.persist(
-            link,
-            Operation::Push {
-                push,
-                sender: Box::new(sender),
-            },
-            &observer,
-        )
-        .await
+        let sender = Box::new(sender);
+        let operation = Operation::Push { request, sender };
+        self.connector.run(link, operation, &observer).await
     }
 
     /// Sends a reader's output as the content of one file, until the reader ends. The destination is the name of the file; the
@@ -290,7 +212,7 @@ impl Client {
         options: &PushOptions,
         observer: Observer,
     ) -> Result<Outcome> {
-        let link = self.link();
+        let link = self.connector.link();
         let name = options
             .destination
             .name()
@@ -301,9 +223,9 @@ impl Client {
                         .into(),
                 )
             })?;
-        self.report_connected(&link, &observer);
-        let push = Push {
-            session: session_id()?,
+        self.connector.report_connected(&link, &observer);
+        let request = Push {
+            session: random()?,
             destination: Components::from(&options.destination),
             into: false,
             sources: 1,
@@ -315,15 +237,9 @@ impl Client {
         };
         let sender = Sender::of_pipe(name, Arc::new(Pipe::new(input)), observer.clone())
             .map_err(Error::Refused)?;
-        self.persist(
-            link,
-            Operation::Push {
-                push,
-                sender: Box::new(sender),
-            },
-            &observer,
-        )
-        .await
+        let sender = Box::new(sender);
+        let operation = Operation::Push { request, sender };
+        self.connector.run(link, operation, &observer).await
     }
 
     /// Receives files and directories, and waits until each is committed on this machine or has failed. Their place is settled as
@@ -337,12 +253,12 @@ impl Client {
     /// destination cannot be created or opened.
     pub async fn pull(&self, options: &PullOptions, observer: Observer) -> Result<Outcome> {
         check_mirror(&options.take, &options.walk)?;
-        let link = self.link();
-        self.report_connected(&link, &observer);
-        self.report_route(&link, &observer);
-        let pull = PullSession::new(options.clone(), self.key_id, &self.config, observer.clone())?;
-        self.persist(link, Operation::Pull(Box::new(pull)), &observer)
-            .await
+        let link = self.connector.link();
+        self.connector.report_connected(&link, &observer);
+        self.connector.report_route(&link, &observer);
+        let pull = PullSession::new(options.clone(), self.key_id(), &self.connector.config)?;
+        let operation = Operation::Pull(Box::new(pull));
+        self.connector.run(link, operation, &observer).await
     }
 
     /// Receives one file and writes its content to a writer, in order and as it arrives. The content is verified after the last
@@ -358,7 +274,7 @@ impl Client {
         options: &PullOptions,
         observer: Observer,
     ) -> Result<Outcome> {
-        let link = self.link();
+        let link = self.connector.link();
         let name = match &options.sources[..] {
             [source] => source
                 .name()
@@ -368,11 +284,11 @@ impl Client {
         let name = name.ok_or_else(|| {
             Error::Usage("cannot write several sources to a pipe; name one file".into())
         })?;
-        self.report_connected(&link, &observer);
-        let pull = PullSession::new(options.clone(), self.key_id, &self.config, observer.clone())?
+        self.connector.report_connected(&link, &observer);
+        let pull = PullSession::new(options.clone(), self.key_id(), &self.connector.config)?
             .with_output(OutputStore::new(name, output));
-        self.persist(link, Operation::Pull(Box::new(pull)), &observer)
-            .await
+        let operation = Operation::Pull(Box::new(pull));
+        self.connector.run(link, operation, &observer).await
     }
 
     /// Lists a path. The entries arrive while the result is read: see [`Listing::next`]. For a directory the list has its entries,
@@ -384,18 +300,18 @@ impl Client {
     /// connection.
     pub async fn list(&self, path: &RelativePath, recursive: bool) -> Result<Listing> {
         let list = List {
-            session: session_id()?,
+            session: random()?,
             path: Components::from(path),
             recursive,
         };
-        let link = self.link();
-        link.close_on_protocol_error(
-            Listing::begin(&link.connection, &list, self.config.deadline).await,
-        )
+        let link = self.connector.link();
+        let context = self.connector.context(&link, ignore());
+        let begun = Listing::begin(&context, &list).await;
+        link.connection.close_on_protocol_error(begun)
     }
 
     /// Measures the path to the server in both directions, without a disk at either end. The observer gets
-    /// [`Event::Measuring`]. Dropping the future ends the measurement at both ends.
+    /// [`Event::Measuring`](crate::transfer::events::Event::Measuring). Dropping the future ends the measurement at both ends.
     ///
     /// # Errors
     /// [`Error::Usage`] for a time that is out of bounds; [`Error::Refused`] with [`Code::Unsupported`] by a server of an older
@@ -405,11 +321,11 @@ impl Client {
         options: &MeasureOptions,
         observer: Observer,
     ) -> Result<Measurement> {
-        let link = self.link();
-        self.report_connected(&link, &observer);
-        link.close_on_protocol_error(
-            bench::measure(&link.window, options, &self.config, &observer).await,
-        )
+        let link = self.connector.link();
+        self.connector.report_connected(&link, &observer);
+        let context = self.connector.context(&link, observer);
+        let measured = bench::measure(&context, options).await;
+        link.connection.close_on_protocol_error(measured)
     }
 
     /// Waits up to 10 s until the server has closed the connection, then closes it. A sender that offers by a code closes it once
@@ -428,7 +344,7 @@ impl Client {
     /// connection and waits up to a second until the close frame is sent. It does not wait until the server has received the
     /// close: an idle connection times out.
     pub async fn close(self) {
-        self.link().delivered().await;
+        self.connector.link().delivered().await;
         self.close_with(Code::Done).await;
     }
 
@@ -438,32 +354,7 @@ impl Client {
     }
 
     async fn close_with(self, code: Code) {
-        let link = self.link();
-        endpoint::close_and_flush(&link.endpoint, &link.connection, code).await;
+        let link = self.connector.link();
+        endpoint::close_and_flush(&link.endpoint, link.quic(), code).await;
     }
-}
-
-/// Refuses a mirror of a list of names, which would remove everything that is not on the list.
-fn check_mirror(take: &ReceiveOptions, walk: &WalkOptions) -> Result<()> {
-    match take.delete.is_some() && walk.filter.only.is_some() {
-        true => Err(Error::Usage(
-            "cannot mirror a list of names: everything else would be removed; use rules instead"
-                .into(),
-        )),
-        false => Ok(()),
-    }
-}
-
-/// Runs blocking work off the network threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| Error::Usage("cannot continue: a fault inside haul; please report it".into()))
-}
-
-fn session_id() -> Result<[u8; 16]> {
-    let mut id = [0; 16];
-    aws_lc_rs::rand::fill(&mut id)
-        .map_err(|_| Error::Usage("cannot draw random numbers: the system provides none".into()))?;
-    Ok(id)
 }

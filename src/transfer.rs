@@ -1,6 +1,8 @@
 //! Transfers of files: the sender, the receiver, and the session that joins them. Either end may be the client.
 
+pub(crate) mod blocking;
 pub mod bottleneck;
+pub(crate) mod context;
 pub mod events;
 pub mod receive;
 pub(crate) mod sampler;

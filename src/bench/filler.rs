@@ -59,7 +59,7 @@ pub(super) async fn fill(
 /// a connection whose ordered stream has 1,024 gaps.
 pub(super) async fn drain(
     reader: MessageReader,
-    window: &FlowControl,
+    flow_control: &FlowControl,
     bytes: &AtomicU64,
 ) -> Result<(), StreamError> {
     let (mut stream, rest, start) = reader.into_parts();
@@ -75,8 +75,8 @@ pub(super) async fn drain(
         unreported += chunk.bytes.len();
         if unreported >= FLOW_CONTROL_STEP {
             // Nothing is kept; this lets the window grow with the rate.
-            window.add_unflushed(unreported);
-            window.release(unreported);
+            flow_control.add_unflushed(unreported);
+            flow_control.release(unreported);
             unreported = 0;
         }
         consume_budget().await;

@@ -6,16 +6,13 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
-use tokio_util::sync::CancellationToken;
 
 use super::filler::{drain, fill};
 use super::{SAMPLE_INTERVAL, pong};
-use crate::config::Config;
 use crate::error::{Code, Result};
-use crate::net::flow_control::FlowControl;
-use crate::net::rate_limit::RateLimits;
-use crate::net::stream::{MessageReader, MessageWriter, StreamError};
+use crate::net::stream::{MessageReader, MessageStream, MessageWriter, StreamError};
 use crate::protocol::{Measure, Message, Ping, Probe, Received};
+use crate::transfer::context::Context;
 
 /// Measurement streams at the same time on all connections: too many clients would measure each other.
 const MAX_STREAMS: usize = 8;
@@ -31,7 +28,10 @@ pub(crate) struct MeasurementPermits {
 }
 
 /// The permits of one stream, until dropped.
-type StreamPermits = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+struct StreamPermits {
+    _server: OwnedSemaphorePermit,
+    _connection: OwnedSemaphorePermit,
+}
 
 impl MeasurementPermits {
     /// Permits of all connections together.
@@ -49,36 +49,36 @@ impl MeasurementPermits {
 
     fn take(&self) -> Option<StreamPermits> {
         let connection = self.connection.clone().try_acquire_owned().ok()?;
-        Some((self.server.clone().try_acquire_owned().ok()?, connection))
+        Some(StreamPermits {
+            _server: self.server.clone().try_acquire_owned().ok()?,
+            _connection: connection,
+        })
     }
 }
 
 /// Serves one measurement stream, whose type byte was read.
 pub(crate) async fn serve(
-    window: &FlowControl,
+    context: &Context,
     permits: &MeasurementPermits,
-    mut reader: MessageReader,
-    mut writer: MessageWriter,
-    config: &Config,
-    limits: &RateLimits,
-    stopping: &CancellationToken,
+    stream: MessageStream,
 ) -> Result<()> {
+    let deadline = context.config.deadline;
     let Some(permit) = permits.take() else {
-        reader.stop(Code::Busy);
-        writer.reset(Code::Busy);
+        stream.reject(Code::Busy);
         return Ok(());
     };
+    let MessageStream { reader, mut writer } = stream;
     let ended = tokio::select! {
-        ended = run(window, reader, &mut writer, config, limits) => ended,
-        () = stopping.cancelled() => Err(StreamError::Stopped(Code::Stopping)),
+        ended = run(context, reader, &mut writer) => ended,
+        () = context.stopping.cancelled() => Err(StreamError::Stopped(Code::Stopping)),
     };
     // Returned before the client can know, since it may open its next stream at once.
     drop(permit);
     match ended {
         Ok(Some(last)) => {
-            writer.write_within(&last, config.deadline).await?;
+            writer.write_within(&last, deadline).await?;
             // A server that stops closes the connection once nothing runs on it.
-            writer.deliver(config.deadline).await;
+            writer.deliver(deadline).await;
         }
         Ok(None) => writer.reset(Code::Done),
         // The client or this end has stopped.
@@ -93,65 +93,68 @@ pub(crate) async fn serve(
 
 /// Performs the requested probe, and returns the last message to send, if any.
 async fn run(
-    window: &FlowControl,
+    context: &Context,
     mut reader: MessageReader,
     writer: &mut MessageWriter,
-    config: &Config,
-    limits: &RateLimits,
 ) -> Result<Option<Received>, StreamError> {
-    let deadline = config.deadline;
+    let deadline = context.config.deadline;
+    let longest = context.config.max_measurement;
     let Measure {
         probe,
         milliseconds,
-    } = window
+    } = context
+        .connection
+        .flow_control()
         .or_timeout_on_silence(deadline, reader.read())
         .await??;
     let requested = Duration::from_millis(milliseconds.into());
-    let time = requested.min(config.max_measurement);
+    let time = requested.min(longest);
     tracing::info!(?probe, ?time, "measuring");
     match probe {
         Probe::Echo => {
             writer.prioritize();
             tokio::select! {
-                ended = echo(window, reader, writer, deadline) => ended?,
-                () = sleep(requested.min(ECHO_LIMIT * (config.max_measurement + deadline))) => {}
+                ended = echo(context, reader, writer) => ended?,
+                () = sleep(requested.min(ECHO_LIMIT * (longest + deadline))) => {}
             }
             Ok(None)
         }
-        Probe::Up => Ok(Some(up(window, reader, writer, time, deadline).await?)),
+        Probe::Up => Ok(Some(up(context, reader, writer, time).await?)),
         Probe::Down => {
-            fill(writer, time, limits).await?;
+            fill(writer, time, &context.limits).await?;
             Ok(None)
         }
     }
 }
 
 async fn echo(
-    window: &FlowControl,
+    context: &Context,
     mut reader: MessageReader,
     writer: &mut MessageWriter,
-    deadline: Duration,
 ) -> Result<(), StreamError> {
+    let deadline = context.config.deadline;
+    let flow_control = context.connection.flow_control();
     loop {
-        let frame = window
+        let frame = flow_control
             .or_timeout_on_silence(deadline, reader.frame(Ping::LIMIT))
             .await??;
         let Some(frame) = frame else { return Ok(()) };
         let Ping { id } = frame.decode()?;
         writer
-            .write_within(&pong(window.connection(), id), deadline)
+            .write_within(&pong(flow_control.connection(), id), deadline)
             .await?;
     }
 }
 
 /// Receives filler until the client resets it, and reports every [`SAMPLE_INTERVAL`] how much has arrived.
 async fn up(
-    window: &FlowControl,
+    context: &Context,
     reader: MessageReader,
     writer: &mut MessageWriter,
     time: Duration,
-    deadline: Duration,
 ) -> Result<Received, StreamError> {
+    let deadline = context.config.deadline;
+    let flow_control = context.connection.flow_control();
     let started = Instant::now();
     let bytes = AtomicU64::new(0);
     let received = || Received {
@@ -169,12 +172,12 @@ async fn up(
         }
     };
     tokio::select! {
-        ended = drain(reader, window, &bytes) => match ended {
+        ended = drain(reader, flow_control, &bytes) => match ended {
             Ok(()) | Err(StreamError::Reset(_)) => {}
             Err(error) => return Err(error),
         },
         error = reporting => return Err(error),
-        () = window.silence(deadline) => return Err(StreamError::TimedOut),
+        () = flow_control.silence(deadline) => return Err(StreamError::TimedOut),
         // Bytes sent in time may arrive until the deadline.
         () = sleep(time + deadline) => {}
     }

@@ -4,12 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{PullOptions, blocking};
+use super::options::PullOptions;
 use crate::error::text::printable;
 use crate::error::{Code, Error, Reason, Result};
 use crate::protocol::Kind;
 use crate::protocol::path::RelativePath;
 use crate::storage::{LocalStore, OutputStore, Store};
+use crate::transfer::blocking::blocking;
 use crate::transfer::receive::{Placement, Sources};
 
 /// An open directory and the place of the sources in it, or a writer for the only source.
@@ -68,11 +69,11 @@ impl Destination {
         };
         let path = options.destination.clone();
         let dry_run = options.take.dry_run;
-        blocking(move || match dry_run && fs::metadata(&path).is_err() {
+        let open = move || match dry_run && fs::metadata(&path).is_err() {
             true => Self::without_creating(&path, sources, reserved.as_deref()),
             false => Self::open(&path, sources, reserved.as_deref()),
-        })
-        .await?
+        };
+        blocking("open the destination", open).await
     }
 
     /// The destination of a dry run that does not exist: a path below the nearest existing directory.

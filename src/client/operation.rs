@@ -3,37 +3,34 @@
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 
 use super::destination::Destination;
 use super::link::Link;
-use super::{PullOptions, blocking, session_id};
+use super::options::{PullOptions, wire_filter};
 use crate::auth::identity::KeyId;
+use crate::auth::random::random;
 use crate::config::Config;
 use crate::error::text::printable;
 use crate::error::{Error, Result};
-use crate::net::flow_control::FlowControl;
-use crate::net::rate_limit::RateLimits;
 use crate::protocol::rate::Rate;
-use crate::protocol::{
-    Components, MAX_WIRE_RULES, MAX_WIRE_RULES_BYTES, Message, Pull, Push, Ready, WireFilter,
-};
+use crate::protocol::{Components, Message, Pull, Push, Ready};
 use crate::protocol::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
 use crate::storage::OutputStore;
-use crate::storage::filter::{Filter, is_pattern};
+use crate::storage::filter::is_pattern;
 use crate::storage::open_files::limit_to_open_files;
 use crate::storage::walk::Follow;
-use crate::transfer::events::Observer;
+use crate::transfer::blocking::blocking;
+use crate::transfer::context::Context;
 use crate::transfer::receive::{
     FileLocks, Keep, Permits, Placement, Policy, ReceiveContext, Receiver, Receiving,
     RequestedNames, SessionStats, Target,
 };
 use crate::transfer::send::{Sender, TransferStats};
-use crate::transfer::session::{Outcome, nesting};
+use crate::transfer::session::{Outcome, nesting, pull, push};
 
 /// A push or pull, with the state that outlives its connections.
 pub(super) enum Operation {
-    Push { push: Push, sender: Box<Sender> },
+    Push { request: Push, sender: Box<Sender> },
     Pull(Box<PullSession>),
 }
 
@@ -42,24 +39,27 @@ impl Operation {
     pub(super) async fn run(
         &mut self,
         link: &Link,
-        limits: &RateLimits,
-        config: &Config,
+        context: &Context,
         on_ready: impl FnOnce(),
         outcome: &mut Outcome,
     ) -> Result<()> {
+        let connection = &context.connection;
+        let lost = link.lost(context.config.keep_alive);
         match self {
-            Self::Push { push, sender } => {
-                link.push(push, limits, sender, config, on_ready, outcome)
-                    .await
+            Self::Push { request, sender } => {
+                let ended = push(context, request, sender, on_ready, lost, outcome).await;
+                connection.close_on_protocol_error(ended)
             }
             Self::Pull(session) => {
                 let request = session.request.clone();
                 let receiver = async |ready: &Ready| {
-                    let receiver = session.receiver(&link.window, ready).await?;
+                    let receiver = session.receiver(context, ready).await?;
                     on_ready();
                     Ok(receiver)
                 };
-                link.pull(&request, receiver, config, outcome).await
+                let ended = pull(context, &request, receiver, lost, outcome).await;
+                link.keep_open_until(connection.close_on_protocol_error(ended)?);
+                Ok(())
             }
         }
     }
@@ -88,8 +88,12 @@ impl Operation {
     /// Whether the session can move to another connection at any time without a loss.
     pub(super) fn can_move(&self) -> bool {
         match self {
-            Self::Push { push, sender } => {
-                sender.can_move() && push.take.as_ref().is_none_or(|take| take.delete.is_none())
+            Self::Push { request, sender } => {
+                sender.can_move()
+                    && request
+                        .take
+                        .as_ref()
+                        .is_none_or(|take| take.delete.is_none())
             }
             Self::Pull(session) => session.output.is_none(),
         }
@@ -99,7 +103,7 @@ impl Operation {
     /// the rest, so the receiver does not know what a mirror may remove.
     pub(super) fn stop_mirroring(&mut self) -> bool {
         match self {
-            Self::Push { push, .. } => push
+            Self::Push { request, .. } => request
                 .take
                 .as_mut()
                 .is_some_and(|take| take.delete.take().is_some()),
@@ -117,28 +121,6 @@ impl Operation {
     }
 }
 
-/// The filter's rules as a message; `None` without rules.
-///
-/// # Errors
-/// [`Error::Usage`] when there are more than a message may hold.
-pub(super) fn wire_filter(filter: &Filter) -> Result<Option<WireFilter>> {
-    let rules = filter.rules.written();
-    if rules.len() > MAX_WIRE_RULES
-        || rules.iter().map(Vec::len).sum::<usize>() > MAX_WIRE_RULES_BYTES
-    {
-        return Err(Error::Usage(format!(
-            "cannot send more than {MAX_WIRE_RULES} rules or {MAX_WIRE_RULES_BYTES} bytes of rules; use fewer"
-        )));
-    }
-    let rules: Vec<_> = rules.iter().map(|rule| rule.clone().into()).collect();
-    Ok(
-        (filter.gitignore || !rules.is_empty()).then_some(WireFilter {
-            rules,
-            gitignore: filter.gitignore,
-        }),
-    )
-}
-
 /// The state of a pull that outlives its connections.
 pub(super) struct PullSession {
     request: Pull,
@@ -154,17 +136,10 @@ pub(super) struct PullSession {
     permits: Arc<Semaphore>,
     /// The server's key. Partials are bound to it.
     key_id: KeyId,
-    config: Config,
-    observer: Observer,
 }
 
 impl PullSession {
-    pub(super) fn new(
-        options: PullOptions,
-        key_id: KeyId,
-        config: &Config,
-        observer: Observer,
-    ) -> Result<Self> {
+    pub(super) fn new(options: PullOptions, key_id: KeyId, config: &Config) -> Result<Self> {
         let mut names: Vec<_> = options
             .sources
             .iter()
@@ -184,7 +159,7 @@ impl PullSession {
             ));
         }
         let request = Pull {
-            session: session_id()?,
+            session: random()?,
             sources: options.sources.iter().map(Components::from).collect(),
             entries: MAX_UNANSWERED,
             entry_bytes: MAX_UNANSWERED_BYTES,
@@ -218,8 +193,6 @@ impl PullSession {
                 config.max_transfers.min(config.parallel).max(1),
             ))),
             key_id,
-            config: config.clone(),
-            observer,
         })
     }
 
@@ -230,29 +203,11 @@ impl PullSession {
     }
 
     /// Makes the receiver for a connection on which the server is ready. The first time, it settles the destination.
-    async fn receiver(
-        &mut self,
-        window: &Arc<FlowControl>,
-        ready: &Ready,
-    ) -> Result<Arc<Receiver>> {
+    async fn receiver(&mut self, context: &Context, ready: &Ready) -> Result<Arc<Receiver>> {
         let destination = match &self.destination {
             Some(destination) => destination.clone(),
             None => {
-                let settled = match &self.output {
-                    Some(output) => Destination::output(output, &self.options, ready.only)?,
-                    None => {
-                        let reserved = self.config.reserved.clone();
-                        Destination::settle(&self.options, ready.only, reserved).await?
-                    }
-                };
-                let store = settled.store.clone();
-                let place = settled.place.clone();
-                let origin = ready.origin.clone();
-                let session = self.request.session;
-                let mirror = self.options.take.delete.is_some();
-                let check =
-                    move || nesting::check(&*store, &place, origin.as_ref(), &session, mirror);
-                blocking(check).await?.map_err(Error::Refused)?;
+                let settled = self.settle(&context.config, ready).await?;
                 self.destination.insert(settled).clone()
             }
         };
@@ -285,13 +240,34 @@ impl PullSession {
             },
             context: ReceiveContext {
                 permits: Arc::new(Permits::new(self.permits.clone())),
-                flow_control: window.clone(),
+                flow_control: context.connection.flow_control().clone(),
                 file_locks: self.file_locks.clone(),
-                config: self.config.clone(),
+                config: context.config.clone(),
                 stats: self.stats.clone(),
-                observer: self.observer.clone(),
-                stopping: CancellationToken::new(),
+                observer: context.observer.clone(),
+                stopping: context.stopping.clone(),
             },
         }))
+    }
+
+    /// Settles the destination, and checks that it is not inside a source.
+    async fn settle(&self, config: &Config, ready: &Ready) -> Result<Destination> {
+        let settled = match &self.output {
+            Some(output) => Destination::output(output, &self.options, ready.only)?,
+            None => {
+                let reserved = config.reserved.clone();
+                Destination::settle(&self.options, ready.only, reserved).await?
+            }
+        };
+        let store = settled.store.clone();
+        let place = settled.place.clone();
+        let origin = ready.origin.clone();
+        let session = self.request.session;
+        let mirror = self.options.take.delete.is_some();
+        let check = move || nesting::check(&*store, &place, origin.as_ref(), &session, mirror);
+        blocking("look at the destination", check)
+            .await
+            .map_err(Error::Refused)?;
+        Ok(settled)
     }
 }

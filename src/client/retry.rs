@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::auth::random::random;
 use crate::error::text::PeerText;
 use crate::error::{Code, Error, Result};
 
@@ -50,7 +51,7 @@ impl Retry {
         // The last attempt begins no later than the time limit.
         Ok(Some((
             self.attempt,
-            backoff(self.attempt, random()?).min(left),
+            backoff(self.attempt, random_fraction()?).min(left),
         )))
     }
 }
@@ -67,11 +68,9 @@ fn backoff(attempt: u32, random: f64) -> Duration {
 }
 
 /// A random number, at least 0 and below 1.
-fn random() -> Result<f64> {
-    let mut bytes = [0; 4];
-    aws_lc_rs::rand::fill(&mut bytes)
-        .map_err(|_| Error::Usage("cannot draw random numbers: the system provides none".into()))?;
-    Ok(f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0))
+fn random_fraction() -> Result<f64> {
+    let number = u32::from_le_bytes(random()?);
+    Ok(f64::from(number) / (f64::from(u32::MAX) + 1.0))
 }
 
 /// Whether another connection may help. A server's decisions and its protocol errors are final.
@@ -109,7 +108,7 @@ mod tests {
             .collect();
         assert_eq!(longest, [500, 1000, 2000, 15_000, 15_000, 15_000]);
         assert_eq!(backoff(3, 0.25), Duration::from_millis(500));
-        assert_ne!(random().unwrap(), random().unwrap());
+        assert_ne!(random_fraction().unwrap(), random_fraction().unwrap());
     }
 
     #[tokio::test(start_paused = true)]

@@ -63,9 +63,17 @@ impl TokenBucket {
 pub struct RateLimits(Vec<Arc<TokenBucket>>);
 
 impl RateLimits {
-    /// Combines limits, all of which apply; without any, all bytes pass.
-    pub fn new(buckets: impl IntoIterator<Item = Arc<TokenBucket>>) -> Self {
-        Self(buckets.into_iter().collect())
+    /// Creates the limit of a process; without a rate, all bytes pass.
+    pub fn new(rate: Option<Rate>) -> Self {
+        let bucket = rate.map(|rate| Arc::new(TokenBucket::new(rate)));
+        Self(bucket.into_iter().collect())
+    }
+
+    /// Adds the limit of a peer. It comes first, so that waiting for it does not delay the other users of these limits.
+    pub fn preceded_by(&self, rate: Option<Rate>) -> Self {
+        let mut limits = Self::new(rate);
+        limits.0.extend(self.0.iter().cloned());
+        limits
     }
 
     /// The lowest rate.

@@ -1,7 +1,7 @@
 //! The upkeep of a sending connection: its send window, probes while the peer is silent, and a way out for its close.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use quinn::Connection;
@@ -61,7 +61,8 @@ impl SendMemory {
 /// Maintains a connection until this is dropped or the connection ends.
 pub(crate) struct SendWindow {
     task: JoinHandle<()>,
-    state: Arc<SendWindowState>,
+    /// The task's. It ends with the connection, so that others get the memory, even while this value is held.
+    state: Weak<SendWindowState>,
 }
 
 struct SendWindowState {
@@ -81,16 +82,21 @@ impl SendWindow {
             leased: Mutex::new(0),
             limit,
         });
-        let task = tokio::spawn(state.clone().run());
-        Self { task, state }
+        Self {
+            state: Arc::downgrade(&state),
+            task: tokio::spawn(state.run()),
+        }
     }
 }
 
 impl Drop for SendWindow {
     fn drop(&mut self) {
+        let state = self.state.upgrade();
         self.task.abort();
-        if self.state.connection.close_reason().is_some() {
-            self.state.let_close_through();
+        if let Some(state) = state
+            && state.connection.close_reason().is_some()
+        {
+            state.let_close_through();
         }
     }
 }
@@ -200,7 +206,39 @@ impl SilenceDetector {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
     use super::*;
+    use crate::auth::identity::Identity;
+    use crate::auth::trust::trust_any_key;
+    use crate::config::Config;
+    use crate::net::connect::connect_relay;
+    use crate::net::endpoint::relay_server_config;
+
+    #[tokio::test]
+    async fn a_closed_connection_keeps_no_send_memory() {
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let config = Config::default();
+        let server = relay_server_config(&Identity::generate().unwrap(), &config).unwrap();
+        let server = quinn::Endpoint::server(server, loopback).unwrap();
+        let port = server.local_addr().unwrap().port();
+        let accepted = tokio::spawn(async move { server.accept().await.unwrap().await });
+        let endpoint = quinn::Endpoint::client(loopback).unwrap();
+        let trust = trust_any_key(None);
+        let connected = connect_relay(&endpoint, &trust, "127.0.0.1", port, &config).await;
+        let connection = connected.unwrap();
+        let window = SendWindow::start(connection.clone(), &SendMemory::new(1 << 20), 1 << 20);
+        assert_eq!(window.state.strong_count(), 1);
+        connection.close(0_u8.into(), b"");
+        let returned = async {
+            while window.state.strong_count() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let returned = tokio::time::timeout(Duration::from_secs(60), returned).await;
+        returned.expect("the window holds the memory");
+        accepted.abort();
+    }
 
     #[test]
     fn memory_is_leased_while_it_lasts_and_returned() {

@@ -50,6 +50,45 @@ pub async fn silence(connection: &quinn::Connection, direction: Direction, time:
     }
 }
 
+/// Both halves of a bidirectional stream, for messages.
+pub struct MessageStream {
+    /// The receiving half.
+    pub reader: MessageReader,
+    /// The sending half.
+    pub writer: MessageWriter,
+}
+
+impl MessageStream {
+    /// Joins the halves of a stream that was not read from yet.
+    pub fn new(send: SendStream, receive: RecvStream) -> Self {
+        Self {
+            reader: MessageReader::new(receive),
+            writer: MessageWriter::new(send),
+        }
+    }
+
+    /// Opens a stream. A peer that grants none before the deadline is as silent as one that does not answer.
+    pub async fn open(
+        connection: &quinn::Connection,
+        deadline: Duration,
+    ) -> Result<Self, StreamError> {
+        let opened = tokio::time::timeout(deadline, connection.open_bi()).await;
+        let (send, receive) = opened.map_err(|_| StreamError::TimedOut)??;
+        Ok(Self::new(send, receive))
+    }
+
+    /// The stream's id.
+    pub fn id(&self) -> u64 {
+        self.reader.id()
+    }
+
+    /// Refuses the stream: the peer shall send no more, and gets no answer.
+    pub fn reject(mut self, code: Code) {
+        self.reader.stop(code);
+        self.writer.reset(code);
+    }
+}
+
 /// The receiving half of a stream, read message by message.
 pub struct MessageReader {
     stream: RecvStream,

@@ -5,12 +5,22 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-/// The number of running sessions of a connection, and the time of the last change to zero.
-pub(super) struct Running(watch::Sender<(usize, Instant)>);
+/// Counts the running sessions of a connection.
+pub(super) struct Running(watch::Sender<Count>);
+
+#[derive(Clone, Copy)]
+struct Count {
+    running: usize,
+    /// When the last session ended.
+    idle_since: Instant,
+}
 
 impl Default for Running {
     fn default() -> Self {
-        Self(watch::Sender::new((0, Instant::now())))
+        Self(watch::Sender::new(Count {
+            running: 0,
+            idle_since: Instant::now(),
+        }))
     }
 }
 
@@ -18,28 +28,33 @@ impl Running {
     /// Adds a session. Returns how many others run.
     pub(super) fn begin(&self) -> usize {
         let mut others = 0;
-        self.0.send_modify(|(running, _)| {
-            others = *running;
-            *running += 1;
+        self.0.send_modify(|count| {
+            others = count.running;
+            count.running += 1;
         });
         others
     }
 
     /// Removes a session.
     pub(super) fn end(&self) {
-        self.0
-            .send_modify(|(running, since)| (*running, *since) = (*running - 1, Instant::now()));
+        self.0.send_modify(|count| {
+            count.running -= 1;
+            count.idle_since = Instant::now();
+        });
     }
 
     /// Waits until no session has run for `time`.
     pub(super) async fn idle_for(&self, time: Duration) {
-        let mut state = self.0.subscribe();
+        let mut count = self.0.subscribe();
         loop {
-            let (running, since) = *state.borrow_and_update();
+            let Count {
+                running,
+                idle_since,
+            } = *count.borrow_and_update();
             tokio::select! {
-                () = sleep_until(since + time), if running == 0 => return,
+                () = sleep_until(idle_since + time), if running == 0 => return,
                 // Cannot fail, because `self` is the sending half.
-                _ = state.changed() => {}
+                _ = count.changed() => {}
             }
         }
     }

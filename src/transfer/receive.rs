@@ -52,7 +52,7 @@ mod wanted;
 mod zeros;
 
 pub use crate::transfer::stats::SessionStats;
-pub(crate) use file_locks::Claimant;
+pub(crate) use file_locks::{Claimant, FileLock};
 pub use file_locks::FileLocks;
 pub use options::{Keep, Policy, ReceiveContext, Receiving, Target};
 pub use permits::Permits;

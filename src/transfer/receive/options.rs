@@ -68,7 +68,7 @@ pub struct ReceiveContext {
     /// The file locks of the process.
     pub file_locks: Arc<FileLocks>,
     /// Limits and deadlines.
-    pub config: Config,
+    pub config: Arc<Config>,
     /// The session's statistics over all its connections.
     pub stats: Arc<SessionStats>,
     /// The observer of events.

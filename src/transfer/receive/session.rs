@@ -184,7 +184,7 @@ impl Session {
                 label.size = size;
                 self.report(label.with(Settled::Committed, Some(size)));
             }
-            Err(reason) => self.report(label.with(Settled::ended(reason), None)),
+            Err(reason) => self.report(label.with(Settled::from_failure(reason), None)),
         }
     }
 

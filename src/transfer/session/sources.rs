@@ -68,7 +68,10 @@ pub(super) struct FoundSources {
 /// Finds the sources that a pull requests. Blocks.
 ///
 /// Fails if the only source cannot be sent, or if two sources have the same name.
-pub(super) fn look(store: &Arc<dyn Store>, sources: &[Components]) -> Result<FoundSources, Reason> {
+pub(super) fn find_sources(
+    store: &Arc<dyn Store>,
+    sources: &[Components],
+) -> Result<FoundSources, Reason> {
     let mut found_sources = FoundSources {
         trees: Vec::new(),
         unsendable: Vec::new(),

@@ -1,19 +1,22 @@
-//! One session over as many connections as it needs: it reconnects after a loss and moves to a better route.
+//! The connection to one server. It is replaced after a loss and by one over a better route, and sessions go on over it.
 
 use std::future::pending;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quinn::ConnectionError;
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
-use super::Client;
-use super::link::Link;
+use super::link::{Dial, Dialed, Link};
 use super::operation::Operation;
 use super::retry::{Retry, is_temporary, loss_reason};
-use crate::config::display_duration;
+use crate::auth::identity::KeyId;
+use crate::config::{Config, display_duration};
 use crate::error::{Code, Error, Reason, Result};
+use crate::net::rate_limit::RateLimits;
 use crate::net::stream::varint_of;
+use crate::transfer::context::Context;
 use crate::transfer::events::{Event, Observer, Route};
 use crate::transfer::session::Outcome;
 
@@ -23,6 +26,20 @@ const DIRECT_RETRY_INTERVAL: Duration = Duration::from_secs(2);
 const MAX_DIRECT_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the connection is checked for arriving datagrams.
 const ROUTE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Keeps a connection to one server.
+pub(super) struct Connector {
+    /// Connects again, to the same key as the first connection.
+    dial: Dial,
+    /// Whether several routes are possible, so that the one in use is reported.
+    reports_route: bool,
+    pub(super) key_id: KeyId,
+    pub(super) config: Arc<Config>,
+    limits: RateLimits,
+    link: Mutex<Arc<Link>>,
+    /// Sessions that lost the same connection wait for one new one.
+    reconnecting: tokio::sync::Mutex<()>,
+}
 
 /// How far a session came on one connection.
 struct Attempt {
@@ -34,9 +51,68 @@ struct Attempt {
     is_first: bool,
 }
 
-impl Client {
-    /// Runs an operation to its end, over as many connections as it needs.
-    pub(super) async fn persist(
+impl Connector {
+    /// Makes a connector from an open connection and a way to connect again.
+    ///
+    /// # Errors
+    /// As [`Link::over`].
+    pub(super) fn new(
+        first: Dialed,
+        dial: Dial,
+        reports_route: bool,
+        config: Arc<Config>,
+    ) -> Result<Self> {
+        let link = Link::over(first, &config)?;
+        Ok(Self {
+            dial,
+            reports_route,
+            key_id: link.connection.key_id(),
+            limits: RateLimits::new(config.limit),
+            config,
+            link: Mutex::new(Arc::new(link)),
+            reconnecting: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// The current connection.
+    pub(super) fn link(&self) -> Arc<Link> {
+        self.lock_link().clone()
+    }
+
+    fn lock_link(&self) -> MutexGuard<'_, Arc<Link>> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The context of a session over this connection.
+    pub(super) fn context(&self, link: &Link, observer: Observer) -> Context {
+        Context {
+            connection: link.connection.clone(),
+            config: self.config.clone(),
+            limits: self.limits.clone(),
+            observer,
+            // A client does not stop gracefully.
+            stopping: CancellationToken::new(),
+        }
+    }
+
+    pub(super) fn report_connected(&self, link: &Link, observer: &Observer) {
+        observer(Event::Connected {
+            address: link.address(),
+            key_id: self.key_id.to_string(),
+        });
+    }
+
+    pub(super) fn report_route(&self, link: &Link, observer: &Observer) {
+        if self.reports_route {
+            observer(Event::Routed {
+                address: link.address(),
+                route: link.route,
+            });
+        }
+    }
+
+    /// Runs an operation to its end, over as many connections as it needs. The first is `link`.
+    pub(super) async fn run(
         &self,
         mut link: Arc<Link>,
         mut operation: Operation,
@@ -49,7 +125,7 @@ impl Client {
         loop {
             let mut attempt = Attempt {
                 ready: false,
-                was_open: link.connection.close_reason().is_none(),
+                was_open: link.quic().close_reason().is_none(),
                 is_first: retry.is_none(),
             };
             let was_moved = std::mem::take(&mut moved);
@@ -64,7 +140,8 @@ impl Client {
             };
             let can_move = operation.can_move();
             let ended = {
-                let run = operation.run(&link, &self.limits, &self.config, on_ready, &mut outcome);
+                let context = self.context(&link, observer.clone());
+                let run = operation.run(&link, &context, on_ready, &mut outcome);
                 tokio::pin!(run);
                 tokio::select! {
                     ended = &mut run => ended,
@@ -123,7 +200,7 @@ impl Client {
     /// final. A connection that is lost before is no answer. Neither is a connection that a stopping server closes during the
     /// session: the close discards answers that were received and not read yet.
     fn is_final(&self, lost: &Error, link: &Link, attempt: &Attempt) -> bool {
-        let closed = link.connection.close_reason();
+        let closed = link.quic().close_reason();
         let closed_locally = matches!(closed, Some(ConnectionError::LocallyClosed));
         let unanswered = match lost {
             Error::Lost(_) => true,
@@ -140,7 +217,7 @@ impl Client {
         let Some(direct) = &self.dial.direct else {
             return pending().await;
         };
-        let arrived = || link.connection.stats().udp_rx.datagrams;
+        let arrived = || link.quic().stats().udp_rx.datagrams;
         let mut wait = DIRECT_RETRY_INTERVAL;
         let mut due = Instant::now() + DIRECT_RETRY_INTERVAL;
         let mut before = arrived();
@@ -167,12 +244,12 @@ impl Client {
             if silent && arrived() != before {
                 continue;
             }
-            let Ok((better, _)) = dialed.and_then(|dialed| Link::over(dialed, &self.config)) else {
+            let Ok(better) = dialed.and_then(|dialed| Link::over(dialed, &self.config)) else {
                 continue;
             };
             self.report_route(&better, observer);
-            *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(better);
-            link.connection
+            *self.lock_link() = Arc::new(better);
+            link.quic()
                 .close(varint_of(Code::Cancelled), b"there is a better route");
             return;
         }
@@ -213,11 +290,11 @@ impl Client {
     async fn replace_link(&self, old: &Arc<Link>) -> Result<Arc<Link>> {
         let _one = self.reconnecting.lock().await;
         let current = self.link();
-        if !Arc::ptr_eq(&current, old) && current.connection.close_reason().is_none() {
+        if !Arc::ptr_eq(&current, old) && current.quic().close_reason().is_none() {
             return Ok(current);
         }
-        let link = Arc::new(Link::over((self.dial.any)().await?, &self.config)?.0);
-        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = link.clone();
+        let link = Arc::new(Link::over((self.dial.any)().await?, &self.config)?);
+        *self.lock_link() = link.clone();
         Ok(link)
     }
 }

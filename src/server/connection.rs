@@ -1,0 +1,236 @@
+//! One connection of the server, from its handshake to its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{Connection, ConnectionError, Incoming};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+use tracing::{Instrument, Span, debug, info, info_span, warn};
+
+use super::introduction::introduce;
+use super::running::Running;
+use super::state::ServerState;
+use crate::auth::Rights;
+use crate::auth::identity::KeyId;
+use crate::bench::{self, MeasurementPermits};
+use crate::error::{Code, Error, Reason, Result};
+use crate::net::endpoint;
+use crate::net::stream::{MessageStream, lost_connection, varint_of};
+use crate::transfer::blocking::blocking;
+use crate::transfer::context::Context;
+use crate::transfer::receive::Permits;
+use crate::transfer::session::{PeerConnection, Purpose, ServerContext, serve};
+
+/// The reason that a stopping server gives when it closes a connection.
+pub(super) const STOPPING: &[u8] = b"the server is stopping";
+
+/// The most sessions at the same time on one connection. A push and a pull at once are two. Each may hold 1 MiB of
+/// unanswered entries, which takes several times that in memory.
+const MAX_SESSIONS: usize = 8;
+
+/// Runs a connection from handshake to end. The permit counts it among the connections, and is released at the end.
+pub(super) async fn run_connection(
+    incoming: Incoming,
+    state: Arc<ServerState>,
+    _permit: OwnedSemaphorePermit,
+) {
+    let Some(quic) = shake_hands(incoming, &state).await else {
+        return;
+    };
+    let Some((key_id, chain)) = endpoint::peer(&quic) else {
+        return quic.close(varint_of(Code::NotAdmitted), b"a certificate is needed");
+    };
+    let rights = match rights_of(&state, chain).await {
+        Ok(rights) => rights,
+        Err(why) => {
+            info!(%key_id, %why, "not admitted");
+            quic.close(varint_of(why.code), why.text.raw().as_bytes());
+            quic.closed().await;
+            return;
+        }
+    };
+    info!(%key_id, name = rights.name.as_deref().unwrap_or("-"), "connected");
+    let opened = PeerConnection::open(quic.clone(), key_id, &state.limits.memory);
+    let Some(connection) = opened else {
+        return quic.close(
+            varint_of(Code::Busy),
+            b"the server has no memory for another connection",
+        );
+    };
+    let lost = Served::new(connection, rights, state).run().await;
+    log_end(key_id, &lost);
+}
+
+/// Ends the handshake; `None` if it fails, or if the server stops first.
+async fn shake_hands(incoming: Incoming, state: &Arc<ServerState>) -> Option<Connection> {
+    let tracing = state.clone();
+    let mut connecting = Box::pin(timeout(state.config.handshake, async move {
+        match &tracing.config.qlog {
+            Some(_) => incoming.accept_with(traced(tracing).await)?.await,
+            None => incoming.await,
+        }
+    }));
+    let connected = tokio::select! {
+        connected = &mut connecting => connected,
+        // The server accepts nothing new, and does not wait for this client, which may be gone. A task finishes the
+        // handshake, because dropping it would close the connection without a reason, and the client may already think that
+        // it is connected.
+        () = state.stopping.cancelled() => {
+            tokio::spawn(async move {
+                if let Ok(Ok(connection)) = connecting.await {
+                    connection.close(varint_of(Code::Stopping), STOPPING);
+                }
+            });
+            return None;
+        }
+    };
+    match connected {
+        Ok(Ok(connection)) => return Some(connection),
+        Ok(Err(lost)) => debug!(why = %lost_connection(&lost), "the handshake failed"),
+        Err(_) => debug!("the handshake took too long"),
+    }
+    None
+}
+
+/// Returns the configuration of one connection with a qlog trace. Creating the file blocks, so it runs on a blocking thread.
+async fn traced(state: Arc<ServerState>) -> Arc<quinn::ServerConfig> {
+    let plain = Arc::new(state.quic.clone());
+    let trace = move || endpoint::with_qlog(&state.quic, &state.config);
+    blocking("trace a connection", trace).await.unwrap_or(plain)
+}
+
+/// Looks the client up. authorized_keys is read for each connection, which blocks.
+async fn rights_of(
+    state: &Arc<ServerState>,
+    chain: Vec<CertificateDer<'static>>,
+) -> Result<Rights, Reason> {
+    let state = state.clone();
+    blocking("look up a key", move || state.admission.rights_of(&chain)).await
+}
+
+fn log_end(key_id: KeyId, lost: &ConnectionError) {
+    match lost {
+        ConnectionError::ApplicationClosed(close) if close.error_code == varint_of(Code::Done) => {
+            info!(%key_id, "disconnected");
+        }
+        lost => info!(%key_id, why = %lost_connection(lost), "disconnected"),
+    }
+}
+
+/// A connection that is being served.
+struct Served {
+    connection: Arc<PeerConnection>,
+    server: ServerContext,
+    measurements: MeasurementPermits,
+    running: Running,
+    state: Arc<ServerState>,
+    /// The span of the connection, which the tasks of its streams do not inherit.
+    span: Span,
+}
+
+impl Served {
+    fn new(connection: Arc<PeerConnection>, rights: Rights, state: Arc<ServerState>) -> Arc<Self> {
+        let limits = &state.limits;
+        Arc::new(Self {
+            server: ServerContext {
+                context: Context {
+                    connection: connection.clone(),
+                    config: state.config.clone(),
+                    limits: limits.rate.clone(),
+                    observer: state.observer.clone(),
+                    stopping: state.stopping.clone(),
+                },
+                store: state.store.clone(),
+                offered: state.offered.clone(),
+                rights,
+                pushes: state.pushes.clone(),
+                file_locks: state.file_locks.clone(),
+                permits: Arc::new(Permits::new(limits.transfers.clone())),
+                listings: limits.listings.clone(),
+            },
+            connection,
+            measurements: MeasurementPermits::of_connection(limits.measurements.clone()),
+            running: Running::default(),
+            span: Span::current(),
+            state,
+        })
+    }
+
+    /// Serves the sessions of a connection until the client closes it, it is lost, or it was idle for too long.
+    async fn run(self: Arc<Self>) -> ConnectionError {
+        let quic = self.connection.quic();
+        let stopping = &self.state.stopping;
+        let deadline = self.state.config.deadline;
+        let started = {
+            let served = self.clone();
+            move |purpose, stream| served.clone().start(purpose, stream)
+        };
+        let streams = self.connection.accept_streams(deadline, started);
+        tokio::pin!(streams);
+        loop {
+            tokio::select! {
+                lost = &mut streams => return lost,
+                // A connection without a session holds a permit that other clients may need.
+                () = self.running.idle_for(deadline) => {
+                    quic.close(varint_of(Code::TimedOut), b"no session was running");
+                }
+                // Running sessions tell their clients themselves. The client closes once it has its summary.
+                () = async {
+                    stopping.cancelled().await;
+                    self.running.idle_for(Duration::ZERO).await;
+                } => {
+                    quic.close(varint_of(Code::Stopping), STOPPING);
+                }
+                () = async {
+                    stopping.cancelled().await;
+                    self.connection.flow_control().unresponsive().await;
+                } => {
+                    debug!("no reply from the client while the server is stopping");
+                    quic.close(varint_of(Code::TimedOut), b"no reply while the server was stopping");
+                }
+            }
+        }
+    }
+
+    /// Starts the task that serves a stream.
+    fn start(self: Arc<Self>, purpose: Purpose, stream: MessageStream) {
+        let others = self.running.begin();
+        let handle = match purpose {
+            Purpose::Session => Some(stream.id()),
+            Purpose::Measurement | Purpose::Introduction => None,
+        };
+        let span = info_span!(parent: &self.span, "session", handle);
+        let tasks = self.state.tasks.clone();
+        let serve = async move {
+            let result = self.serve(purpose, stream, others).await;
+            self.running.end();
+            match self.connection.close_on_protocol_error(result) {
+                Ok(()) => {}
+                Err(Error::Protocol(why)) => warn!(%why, "closed: the peer broke the protocol"),
+                Err(error) => info!(%error, "session ended"),
+            }
+        };
+        tasks.spawn(serve.instrument(span));
+    }
+
+    /// Serves a stream, while `others` run on this connection.
+    async fn serve(&self, purpose: Purpose, stream: MessageStream, others: usize) -> Result<()> {
+        match purpose {
+            Purpose::Session => serve(&self.server, stream, others < MAX_SESSIONS).await,
+            Purpose::Introduction => {
+                let introductions = self.state.introductions.as_ref();
+                introduce(introductions, self.connection.quic().clone(), stream).await;
+                Ok(())
+            }
+            Purpose::Measurement if !self.server.rights.read && !self.server.rights.write => {
+                stream.reject(Code::NotAllowed);
+                Ok(())
+            }
+            Purpose::Measurement => {
+                bench::serve(&self.server.context, &self.measurements, stream).await
+            }
+        }
+    }
+}
