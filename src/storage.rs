@@ -253,10 +253,10 @@ pub trait Store: Send + Sync + 'static {
         Folding::default()
     }
 
-    /// Renames an entry to exactly this spelling, if the directory folds names and stores it with another one. `false`
-    /// if it still has another spelling: some file systems show all names in lower case. A store that does not fold
-    /// names has nothing to do.
-    fn respell(&self, path: &RelativePath, folding: Folding) -> Result<bool, Reason> {
+    /// Renames an entry to exactly the spelling of `path`, if the directory folds names and stores it with another one.
+    /// `false` if it still has another spelling: some file systems show all names in lower case. A store that does not
+    /// fold names has nothing to do.
+    fn correct_spelling(&self, path: &RelativePath, folding: Folding) -> Result<bool, Reason> {
         let _ = (path, folding);
         Ok(true)
     }

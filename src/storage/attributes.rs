@@ -112,7 +112,7 @@ pub(super) fn allow(
 ) -> rustix::io::Result<()> {
     match result {
         Err(e) if UNSUPPORTED.contains(&e) => {
-            warnings.push((attribute, said(e)));
+            warnings.push((attribute, error_text(e)));
             Ok(())
         }
         other => other,
@@ -120,7 +120,7 @@ pub(super) fn allow(
 }
 
 /// The system's text for an error, without its number.
-pub(super) fn said(error: Errno) -> String {
+pub(super) fn error_text(error: Errno) -> String {
     let text = io::Error::from(error).to_string();
     text.split(" (os error").next().unwrap_or(&text).to_owned()
 }

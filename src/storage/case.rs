@@ -276,7 +276,11 @@ fn has_casefold_flag(_: &Directory<'_>) -> bool {
 
 /// Renames an entry to exactly this spelling, if the directory stores it with an equal name; `false` if it still has
 /// another spelling.
-pub(super) fn respell(root: &Root, path: &RelativePath, folding: Folding) -> Result<bool, Reason> {
+pub(super) fn correct_spelling(
+    root: &Root,
+    path: &RelativePath,
+    folding: Folding,
+) -> Result<bool, Reason> {
     let cannot = |e| fault(path, "change the spelling of its name", e);
     let Some((directory, name)) = root.parent(path)? else {
         return Ok(true);

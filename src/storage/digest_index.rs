@@ -37,7 +37,7 @@ const DIGESTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("digests by 
 /// Rows without the time of change, which earlier versions wrote.
 const OLD_DIGESTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("digests");
 /// Files by digest.
-const PLACES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("places");
+const LOCATIONS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("places");
 /// Length of the time stamp at the end of each row: its creation, in nanoseconds since 1970.
 const TIME_STAMP_LENGTH: usize = 8;
 
@@ -154,8 +154,12 @@ impl Index {
     }
 
     /// Returns a file that had this content once, and its path. `store` is device and inode of the store.
-    pub fn place(&self, store: (u64, u64), digest: &[u8; 32]) -> Option<(FileKey, RelativePath)> {
-        let row = self.row(PLACES, &place_key(store, digest))?;
+    pub fn location(
+        &self,
+        store: (u64, u64),
+        digest: &[u8; 32],
+    ) -> Option<(FileKey, RelativePath)> {
+        let row = self.row(LOCATIONS, &location_key(store, digest))?;
         let (key, path) = row.split_at_checked(FileKey::LENGTH)?;
         let number = |at: usize| {
             key[at..at + 8]
@@ -180,20 +184,26 @@ impl Index {
     }
 
     /// Records that a file with this content exists in a store.
-    pub fn stands(&self, store: (u64, u64), digest: &[u8; 32], key: &FileKey, path: &RelativePath) {
+    pub fn record_location(
+        &self,
+        store: (u64, u64),
+        digest: &[u8; 32],
+        key: &FileKey,
+        path: &RelativePath,
+    ) {
         self.put(
-            PLACES,
-            &place_key(store, digest),
+            LOCATIONS,
+            &location_key(store, digest),
             &[&key.bytes(), path.as_bytes()].concat(),
         );
     }
 
     /// Forgets where this content was stored.
-    pub fn forget(&self, store: (u64, u64), digest: &[u8; 32]) {
-        let key = place_key(store, digest);
+    pub fn forget_location(&self, store: (u64, u64), digest: &[u8; 32]) {
+        let key = location_key(store, digest);
         self.with_database(|database| {
             let writing = database.begin_write()?;
-            writing.open_table(PLACES)?.remove(&key[..])?;
+            writing.open_table(LOCATIONS)?.remove(&key[..])?;
             Ok(writing.commit()?)
         });
     }
@@ -299,7 +309,7 @@ fn delete_table(database: &Database, table: TableDefinition<&[u8], &[u8]>) -> Da
 }
 
 /// The key includes the store, so that two stores with the same content do not evict each other.
-fn place_key(store: (u64, u64), digest: &[u8; 32]) -> [u8; 48] {
+fn location_key(store: (u64, u64), digest: &[u8; 32]) -> [u8; 48] {
     let mut key = [0; 48];
     key[..8].copy_from_slice(&store.0.to_le_bytes());
     key[8..16].copy_from_slice(&store.1.to_le_bytes());
@@ -393,7 +403,7 @@ mod tests {
         assert_eq!(index.known(&key(1), CHANGED), None);
         index.remember(&key(1), CHANGED, &[1; 32]);
         let path = RelativePath::from_components([b"a\xff", &b"b"[..]]).unwrap();
-        index.stands((1, 2), &[1; 32], &key(2), &path);
+        index.record_location((1, 2), &[1; 32], &key(2), &path);
         let other = Index::new(file.clone());
         assert_eq!(other.known(&key(1), CHANGED), None);
         drop(index);
@@ -402,10 +412,10 @@ mod tests {
         let next = Index::new(file);
         assert_eq!(next.known(&key(1), CHANGED), Some(Known::Digest([1; 32])));
         assert_eq!(next.known(&FileKey { size: 1, ..key(1) }, CHANGED), None);
-        assert_eq!(next.place((1, 2), &[1; 32]), Some((key(2), path)));
-        assert_eq!(next.place((1, 3), &[1; 32]), None);
-        next.forget((1, 2), &[1; 32]);
-        assert_eq!(next.place((1, 2), &[1; 32]), None);
+        assert_eq!(next.location((1, 2), &[1; 32]), Some((key(2), path)));
+        assert_eq!(next.location((1, 3), &[1; 32]), None);
+        next.forget_location((1, 2), &[1; 32]);
+        assert_eq!(next.location((1, 2), &[1; 32]), None);
     }
 
     #[test]

@@ -311,7 +311,7 @@ impl Store for LocalStore {
     }
 
     fn make_directory(&self, path: &RelativePath) -> Result<(), Reason> {
-        self.root.check_named(path)?;
+        self.root.check_not_moved(path)?;
         self.root.make_private(path)
     }
 
@@ -320,7 +320,7 @@ impl Store for LocalStore {
         path: &RelativePath,
         attributes: &Attributes,
     ) -> Result<MetadataWarnings, Reason> {
-        self.root.check_named(path)?;
+        self.root.check_not_moved(path)?;
         let file = self.open_for_metadata(path)?;
         let _modes = self.root.modes();
         attributes::set(&file, path, attributes)
@@ -336,7 +336,7 @@ impl Store for LocalStore {
             return Err(refusal(Code::IsDirectory, path));
         };
         check_target(path, target)?;
-        self.root.check_named(path)?;
+        self.root.check_not_moved(path)?;
         let directory = self.root.make(&parent)?;
         let last = path.name().unwrap_or_default();
         let temporary = temporary_name();
@@ -387,7 +387,7 @@ impl Store for LocalStore {
         let Some(parent) = new.parent() else {
             return Err(refusal(Code::IsDirectory, new));
         };
-        self.root.check_named(new)?;
+        self.root.check_not_moved(new)?;
         let (from, name) = self.parent(existing)?;
         self.check_linkable(existing, &from, name)?;
         let to = self.root.make(&parent)?;
@@ -414,7 +414,7 @@ impl Store for LocalStore {
     }
 
     fn remove(&self, path: &RelativePath) -> Result<(), Reason> {
-        self.root.check_named(path)?;
+        self.root.check_not_moved(path)?;
         let (directory, name) = self.parent(path)?;
         let stat = directory
             .stat(name)
@@ -438,8 +438,8 @@ impl Store for LocalStore {
         case::folding(&self.root, &self.probed, directory, wanted, may_write)
     }
 
-    fn respell(&self, path: &RelativePath, folding: Folding) -> Result<bool, Reason> {
-        case::respell(&self.root, path, folding)
+    fn correct_spelling(&self, path: &RelativePath, folding: Folding) -> Result<bool, Reason> {
+        case::correct_spelling(&self.root, path, folding)
     }
 
     fn time_probe(&self, beside: &RelativePath) -> Option<Box<dyn TimeProbe>> {
@@ -447,7 +447,7 @@ impl Store for LocalStore {
     }
 
     fn check_root(&self) -> Result<(), Reason> {
-        self.root.check_named_now()
+        self.root.check_not_moved_now()
     }
 
     fn sync(&self) -> Result<(), Reason> {

@@ -581,7 +581,7 @@ impl Store for MemoryStore {
         }
     }
 
-    fn respell(&self, path: &RelativePath, _: Folding) -> Result<bool, Reason> {
+    fn correct_spelling(&self, path: &RelativePath, _: Folding) -> Result<bool, Reason> {
         let stored = self.shared.fold(path);
         let new = match (stored.parent(), path.name()) {
             (Some(parent), Some(name)) => parent.join(trimmed(name))?,

@@ -450,7 +450,7 @@ impl LocalUpload {
         let Some(parent) = path.parent() else {
             return Err(refusal(Code::IsDirectory, path));
         };
-        root.check_named(path)?;
+        root.check_not_moved(path)?;
         let directory = root.make(&parent)?;
         root.check_name(&directory, path.name().unwrap_or_default(), path)?;
         let name = partial_name_of(path, key);
@@ -482,7 +482,7 @@ impl LocalUpload {
         attributes: &Attributes,
         durability: Durability,
     ) -> Result<(Directory<'_>, MetadataWarnings), Reason> {
-        self.root.check_named(&self.path)?;
+        self.root.check_not_moved(&self.path)?;
         let mode = match attributes.mode {
             None => Some(self.usual_mode()?),
             announced => announced,

@@ -148,17 +148,17 @@ impl Root {
 
     /// Refuses a change when the root is no longer under the path that it was opened by: it was mounted over, renamed
     /// or removed. The user would not find files written after that.
-    pub(super) fn check_named(&self, path: &RelativePath) -> Result<(), Reason> {
+    pub(super) fn check_not_moved(&self, path: &RelativePath) -> Result<(), Reason> {
         let recently = |at: &Instant| at.elapsed() < ROOT_CHECK_INTERVAL;
         if self.last_named().as_ref().is_some_and(recently) {
             return Ok(());
         }
-        self.check_named_now()
+        self.check_not_moved_now()
             .map_err(|why| Reason::new(why.code, format!("{path}: {}", why.text)))
     }
 
     /// Does the same check for the whole store, without the cached result.
-    pub(super) fn check_named_now(&self) -> Result<(), Reason> {
+    pub(super) fn check_not_moved_now(&self) -> Result<(), Reason> {
         if self.path_leads_here() {
             *self.last_named() = Some(Instant::now());
             return Ok(());

@@ -75,7 +75,7 @@ impl Owners {
     }
 
     /// Returns the user and group ids on this machine: by name if it is known, otherwise by number.
-    pub(crate) fn here(&self, owner: &Owner, names: bool) -> (u32, u32) {
+    pub(crate) fn local_ids(&self, owner: &Owner, names: bool) -> (u32, u32) {
         let user = |name: &Vec<u8>| {
             Some(
                 User::from_name(std::str::from_utf8(name).ok()?)
@@ -117,19 +117,19 @@ mod tests {
             user_name: Some(here.name.into()),
             group_name: None,
         };
-        assert_eq!(owners.here(&there, true), (65_534, 4_000_002));
-        assert_eq!(owners.here(&there, false), (4_000_001, 4_000_002));
+        assert_eq!(owners.local_ids(&there, true), (65_534, 4_000_002));
+        assert_eq!(owners.local_ids(&there, false), (4_000_001, 4_000_002));
         let root = Owner {
             user: 0,
             group: 0,
             ..there.clone()
         };
-        assert_eq!(owners.here(&root, true), (0, 0));
+        assert_eq!(owners.local_ids(&root, true), (0, 0));
         let unknown = Owner {
             user_name: Some(b"unknown\xff".to_vec()),
             ..there
         };
-        assert_eq!(owners.here(&unknown, true), (4_000_001, 4_000_002));
+        assert_eq!(owners.local_ids(&unknown, true), (4_000_001, 4_000_002));
         assert_eq!(owners.announced((65_534, 4_000_002), true).group_name, None);
         assert!(owners.announced((65_534, 0), true).user_name.is_some());
         assert_eq!(owners.announced((65_534, 0), false).user_name, None);

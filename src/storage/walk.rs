@@ -209,7 +209,7 @@ pub struct Extra {
     /// Extended attributes, if they are to be kept.
     pub xattrs: Option<Vec<Xattr>>,
     /// Warnings for extended attributes that cannot be announced.
-    pub lapses: MetadataWarnings,
+    pub warnings: MetadataWarnings,
 }
 
 impl Announce {
@@ -504,7 +504,7 @@ impl Walk {
                 Err(why) => (Vec::new(), vec![(Attribute::Xattr, why.to_string())]),
             };
             extra.xattrs = Some(xattrs);
-            extra.lapses = warnings;
+            extra.warnings = warnings;
         }
         Some(Box::new(extra))
     }

@@ -159,6 +159,6 @@ pub(super) fn copy_access_list(from: &File, to: &File) -> rustix::io::Result<()>
 /// Records a failure as a warning: the file is whole without the attribute.
 fn warn_on_error(warnings: &mut MetadataWarnings, result: rustix::io::Result<()>) {
     if let Err(error) = result {
-        warnings.push((Attribute::Xattr, super::attributes::said(error)));
+        warnings.push((Attribute::Xattr, super::attributes::error_text(error)));
     }
 }

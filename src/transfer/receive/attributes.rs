@@ -13,7 +13,7 @@ impl Receiver {
         let keep = &self.session.keep;
         let owner = entry.owner.as_ref().and_then(|owner| {
             if keep.owner {
-                return Some(self.owners.here(owner, !keep.numeric_ids));
+                return Some(self.owners.local_ids(owner, !keep.numeric_ids));
             }
             self.unkept.count(
                 path,

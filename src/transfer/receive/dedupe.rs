@@ -98,7 +98,7 @@ impl Receiver {
 
 fn remember(store: &dyn Store, index: &Index, digest: &[u8; 32], path: &RelativePath) {
     if let (Some(root), Ok(Some(there))) = (identity(store), store.stat(path)) {
-        index.stands(root, digest, &there.version.key(), path);
+        index.record_location(root, digest, &there.version.key(), path);
     }
 }
 
@@ -114,14 +114,14 @@ impl ContentCopy {
         make_room: impl FnOnce(&RelativePath) -> Result<(), Reason>,
     ) -> Option<MetadataWarnings> {
         let root = identity(&*self.store)?;
-        let (key, place) = self.index.place(root, &self.digest)?;
+        let (key, place) = self.index.location(root, &self.digest)?;
         let source = self.store.open(&place).ok();
         let seen = source.as_ref().and_then(|source| source.metadata().ok());
         let source = source.filter(|_| {
             seen.is_some_and(|seen| seen.version.key() == key && key.size == self.size)
         });
         let Some(source) = source else {
-            self.index.forget(root, &self.digest);
+            self.index.forget_location(root, &self.digest);
             return None;
         };
         // A copy would write the holes as zeros to the disk.
@@ -138,7 +138,7 @@ impl ContentCopy {
             wrong => {
                 upload.discard();
                 if wrong.is_ok() {
-                    self.index.forget(root, &self.digest);
+                    self.index.forget_location(root, &self.digest);
                 }
                 return None;
             }
