@@ -8,12 +8,14 @@ mod attributes;
 mod case;
 pub mod digest_index;
 pub(crate) mod expand;
+mod file_id;
 pub mod filter;
 mod holes;
 pub(crate) mod io_errors;
 pub(crate) mod listing;
 mod local;
 mod memory;
+mod metadata;
 pub mod open_files;
 mod output;
 mod partial;
@@ -30,65 +32,20 @@ mod xattr;
 
 pub use case::Folding;
 pub(crate) use case::{has_forms, trimmed};
+pub use file_id::{FileId, FileKey, Version};
 pub use local::LocalStore;
 pub use memory::MemoryStore;
+pub use metadata::{
+    ALL_PERMISSIONS, Attributes, Metadata, MetadataWarnings, OwnerIds, PERMISSIONS,
+};
 pub use output::OutputStore;
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 
 use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;
-use crate::protocol::{Attribute, Durability, Kind, Time, Xattr};
-use crate::storage::digest_index::FileKey;
-
-/// Metadata of a name in a store, read without the content.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Metadata {
-    /// Kind of entry; `None` for a device, FIFO, socket and the like.
-    pub kind: Option<Kind>,
-    /// Bytes of content; 0 unless it is a regular file.
-    pub size: u64,
-    /// Time of last modification of the content.
-    pub modified: Time,
-    /// Permission bits (07777).
-    pub mode: u32,
-    /// User id and group id.
-    pub owner: (u32, u32),
-    /// Number of hard links; 1 unless it is a regular file.
-    pub links: u64,
-    /// Identifies this version of this file: device, inode, size, mtime and ctime. Two equal versions have the same
-    /// content, as far as the system reports.
-    pub version: Version,
-}
-
-/// Identifies one version of a file; see [`Metadata::version`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Version {
-    /// Device and inode.
-    pub file: (u64, u64),
-    /// Bytes of content.
-    pub size: u64,
-    /// Time of last modification.
-    pub modified: Time,
-    /// Time of last change of content or metadata (ctime). No program can set it.
-    pub changed: Time,
-}
-
-impl Version {
-    /// The key of this file in the [`Index`](crate::storage::digest_index::Index).
-    pub fn key(&self) -> FileKey {
-        FileKey {
-            file: self.file,
-            size: self.size,
-            modified: self.modified,
-        }
-    }
-}
-
-/// The permission bits that `haul` transfers: read, write and execute (0777).
-pub const PERMISSIONS: u32 = 0o777;
+use crate::protocol::{Durability, Time, Xattr};
 
 /// Bytes read and hashed at a time: enough to keep a disk's read-ahead busy.
 const DIGEST_BLOCK: usize = 256 << 10;
@@ -117,40 +74,6 @@ impl PartialKey {
         }
     }
 }
-
-/// All mode bits, with set-user-ID, set-group-ID and sticky (07777).
-pub const ALL_PERMISSIONS: u32 = 0o7777;
-
-/// Final metadata of a committed file, directory or link.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Attributes {
-    /// Permission bits. `None` keeps those of a replaced file, and gives a new file the store's default. Only the bits
-    /// in [`PERMISSIONS`] count; on a file with an owner all bits count.
-    pub mode: Option<u32>,
-    /// Time of last modification; `None` keeps the time of the commit.
-    pub modified: Option<Time>,
-    /// User id and group id; `None` leaves them unchanged.
-    pub owner: Option<(u32, u32)>,
-    /// Extended attributes by name; all other transferable ones are removed. `None` leaves them unchanged. Attributes
-    /// of the system's administration count only with an owner.
-    pub xattrs: Option<Arc<Vec<Xattr>>>,
-    /// Replaces nothing: the commit fails if the name exists by then ([`Code::Exists`](crate::error::Code)).
-    pub exclusive: bool,
-}
-
-impl Attributes {
-    /// The mode bits that count: on a file, or on another kind.
-    pub fn mode_bits(&self, file: bool) -> u32 {
-        if file && self.owner.is_some() {
-            ALL_PERMISSIONS
-        } else {
-            PERMISSIONS
-        }
-    }
-}
-
-/// Metadata that could not be kept although the file itself is whole: the attribute, and the system's error.
-pub type MetadataWarnings = Vec<(Attribute, String)>;
 
 /// A store of files, addressed by [`RelativePath`].
 ///
@@ -241,7 +164,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// Returns device and inode of a directory, or of its nearest existing parent, and of all directories above that,
     /// also above the store. Shows whether a directory is inside another. Empty for a store outside the file system.
-    fn ancestry(&self, path: &RelativePath) -> Vec<(u64, u64)> {
+    fn ancestry(&self, path: &RelativePath) -> Vec<FileId> {
         let _ = path;
         Vec::new()
     }

@@ -8,7 +8,9 @@ use rustix::fs::{FileType, Stat, fstat};
 use rustix::io::Errno;
 
 use super::io_errors::fault;
-use super::{ALL_PERMISSIONS, Attributes, MetadataWarnings, PERMISSIONS, read_only, xattr};
+use super::{
+    ALL_PERMISSIONS, Attributes, MetadataWarnings, OwnerIds, PERMISSIONS, read_only, xattr,
+};
 use crate::error::Reason;
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Attribute, Time};
@@ -137,6 +139,9 @@ fn mode_of(stat: &Stat) -> u32 {
     clippy::unnecessary_cast,
     reason = "the fields of stat have other types on other systems"
 )]
-fn owner_of(stat: &Stat) -> (u32, u32) {
-    (stat.st_uid as u32, stat.st_gid as u32)
+pub(super) fn owner_of(stat: &Stat) -> OwnerIds {
+    OwnerIds {
+        user: stat.st_uid as u32,
+        group: stat.st_gid as u32,
+    }
 }

@@ -10,10 +10,11 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use redb::{Database, DatabaseError, ReadableTable, ReadableTableMetadata, TableDefinition};
 
+use super::file_id::{FileId, FileKey};
 use crate::protocol::Time;
 use crate::protocol::path::RelativePath;
 
@@ -25,13 +26,6 @@ const MAX_ROWS: u64 = 100_000;
 const EVICTED_ROWS: usize = 10_000;
 /// Memory for the pages of the database, in bytes. The library's default is 1 GiB.
 const CACHE_SIZE: usize = 1 << 20;
-/// A file that was modified less than this ago may change again without a new mtime: the coarsest clock of a file
-/// system (2 s on FAT).
-const SETTLE_TIME: Duration = Duration::from_secs(2);
-
-/// The coarsest resolution of ctime: the tick of Linux, at 100 a second.
-const CHANGE_SETTLE_TIME: Duration = Duration::from_millis(10);
-
 /// Digests and times of change, by file.
 const DIGESTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("digests by change");
 /// Rows without the time of change, which earlier versions wrote.
@@ -41,46 +35,8 @@ const LOCATIONS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("places");
 /// Length of the time stamp at the end of each row: its creation, in nanoseconds since 1970.
 const TIME_STAMP_LENGTH: usize = 8;
 
-/// Identifies a file and its content by metadata.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FileKey {
-    /// Device and inode.
-    pub file: (u64, u64),
-    /// Bytes of content.
-    pub size: u64,
-    /// Time of last modification.
-    pub modified: Time,
-}
-
-impl FileKey {
-    const LENGTH: usize = 36;
-
-    fn bytes(&self) -> [u8; Self::LENGTH] {
-        let mut bytes = [0; Self::LENGTH];
-        let numbers = [
-            self.file.0,
-            self.file.1,
-            self.size,
-            self.modified.seconds as u64,
-        ];
-        for (place, number) in bytes.chunks_exact_mut(8).zip(numbers) {
-            place.copy_from_slice(&number.to_le_bytes());
-        }
-        bytes[32..].copy_from_slice(&self.modified.nanoseconds.to_le_bytes());
-        bytes
-    }
-
-    /// Whether a change from now on would change the file's times; `changed` is its time of change.
-    pub fn is_settled(&self, changed: Time) -> bool {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let tick = now.saturating_sub(CHANGE_SETTLE_TIME);
-        let tick = (tick.as_secs() as i64, tick.subsec_nanos());
-        self.modified.seconds < (now.saturating_sub(SETTLE_TIME)).as_secs() as i64
-            && (changed.seconds, changed.nanoseconds) < tick
-    }
-}
+/// Length of a file's key: device, inode, size, and the seconds and nanoseconds of its time.
+const FILE_KEY: usize = 36;
 
 /// What the index knows about a file's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +56,40 @@ fn digest_row(changed: Time, digest: &[u8; 32]) -> [u8; DIGEST_ROW] {
     row[32..40].copy_from_slice(&changed.seconds.to_le_bytes());
     row[40..].copy_from_slice(&changed.nanoseconds.to_le_bytes());
     row
+}
+
+fn encode(key: &FileKey) -> [u8; FILE_KEY] {
+    let mut bytes = [0; FILE_KEY];
+    let numbers = [
+        key.file.device,
+        key.file.inode,
+        key.size,
+        key.modified.seconds as u64,
+    ];
+    for (part, number) in bytes.chunks_exact_mut(8).zip(numbers) {
+        part.copy_from_slice(&number.to_le_bytes());
+    }
+    bytes[32..].copy_from_slice(&key.modified.nanoseconds.to_le_bytes());
+    bytes
+}
+
+/// Reads what [`encode`] wrote.
+fn decode(bytes: &[u8]) -> Option<FileKey> {
+    let number = |at: usize| {
+        let bytes = bytes.get(at..at + 8)?;
+        Some(u64::from_le_bytes(bytes.try_into().ok()?))
+    };
+    Some(FileKey {
+        file: FileId {
+            device: number(0)?,
+            inode: number(8)?,
+        },
+        size: number(16)?,
+        modified: Time {
+            seconds: number(24)? as i64,
+            nanoseconds: u32::from_le_bytes(bytes.get(32..)?.try_into().ok()?),
+        },
+    })
 }
 
 /// Result of a database operation.
@@ -139,7 +129,7 @@ impl Index {
 
     /// Returns what is known of a file that was hashed before; `changed` is its current time of change.
     pub fn known(&self, key: &FileKey, changed: Time) -> Option<Known> {
-        let row: [u8; DIGEST_ROW] = self.row(DIGESTS, &key.bytes())?.try_into().ok()?;
+        let row: [u8; DIGEST_ROW] = self.row(DIGESTS, &encode(key))?.try_into().ok()?;
         let digest: [u8; 32] = row[..32].try_into().ok()?;
         Some(if row == digest_row(changed, &digest) {
             Known::Digest(digest)
@@ -150,43 +140,21 @@ impl Index {
 
     /// Stores the digest of a file. The file must have been settled when hashing began: see [`FileKey::is_settled`].
     pub fn remember(&self, key: &FileKey, changed: Time, digest: &[u8; 32]) {
-        self.put(DIGESTS, &key.bytes(), &digest_row(changed, digest));
+        self.put(DIGESTS, &encode(key), &digest_row(changed, digest));
     }
 
-    /// Returns a file that had this content once, and its path. `store` is device and inode of the store.
-    pub fn location(
-        &self,
-        store: (u64, u64),
-        digest: &[u8; 32],
-    ) -> Option<(FileKey, RelativePath)> {
+    /// Returns a file that had this content once, and its path. `store` identifies the root of the store.
+    pub fn location(&self, store: FileId, digest: &[u8; 32]) -> Option<(FileKey, RelativePath)> {
         let row = self.row(LOCATIONS, &location_key(store, digest))?;
-        let (key, path) = row.split_at_checked(FileKey::LENGTH)?;
-        let number = |at: usize| {
-            key[at..at + 8]
-                .try_into()
-                .map(u64::from_le_bytes)
-                .unwrap_or_default()
-        };
-        let nanoseconds = u32::from_le_bytes(key[32..].try_into().ok()?);
-        let modified = Time {
-            seconds: number(24) as i64,
-            nanoseconds,
-        };
+        let (key, path) = row.split_at_checked(FILE_KEY)?;
         let path = RelativePath::from_components(path.split(|&byte| byte == b'/')).ok()?;
-        Some((
-            FileKey {
-                file: (number(0), number(8)),
-                size: number(16),
-                modified,
-            },
-            path,
-        ))
+        Some((decode(key)?, path))
     }
 
     /// Records that a file with this content exists in a store.
     pub fn record_location(
         &self,
-        store: (u64, u64),
+        store: FileId,
         digest: &[u8; 32],
         key: &FileKey,
         path: &RelativePath,
@@ -194,12 +162,12 @@ impl Index {
         self.put(
             LOCATIONS,
             &location_key(store, digest),
-            &[&key.bytes(), path.as_bytes()].concat(),
+            &[&encode(key), path.as_bytes()].concat(),
         );
     }
 
     /// Forgets where this content was stored.
-    pub fn forget_location(&self, store: (u64, u64), digest: &[u8; 32]) {
+    pub fn forget_location(&self, store: FileId, digest: &[u8; 32]) {
         let key = location_key(store, digest);
         self.with_database(|database| {
             let writing = database.begin_write()?;
@@ -309,10 +277,10 @@ fn delete_table(database: &Database, table: TableDefinition<&[u8], &[u8]>) -> Da
 }
 
 /// The key includes the store, so that two stores with the same content do not evict each other.
-fn location_key(store: (u64, u64), digest: &[u8; 32]) -> [u8; 48] {
+fn location_key(store: FileId, digest: &[u8; 32]) -> [u8; 48] {
     let mut key = [0; 48];
-    key[..8].copy_from_slice(&store.0.to_le_bytes());
-    key[8..16].copy_from_slice(&store.1.to_le_bytes());
+    key[..8].copy_from_slice(&store.device.to_le_bytes());
+    key[8..16].copy_from_slice(&store.inode.to_le_bytes());
     key[16..].copy_from_slice(digest);
     key
 }
@@ -342,7 +310,7 @@ mod tests {
 
     fn key(inode: u64) -> FileKey {
         FileKey {
-            file: (7, inode),
+            file: FileId { device: 7, inode },
             size: LARGE_FILE,
             modified: Time {
                 seconds: -5,
@@ -381,7 +349,7 @@ mod tests {
         {
             let row = [&[1; 32][..], &[0; TIME_STAMP_LENGTH]].concat();
             let mut rows = writing.open_table(OLD_DIGESTS).unwrap();
-            rows.insert(&key(1).bytes()[..], &row[..]).unwrap();
+            rows.insert(&encode(&key(1))[..], &row[..]).unwrap();
         }
         writing.commit().unwrap();
         drop(database);
@@ -403,7 +371,12 @@ mod tests {
         assert_eq!(index.known(&key(1), CHANGED), None);
         index.remember(&key(1), CHANGED, &[1; 32]);
         let path = RelativePath::from_components([b"a\xff", &b"b"[..]]).unwrap();
-        index.record_location((1, 2), &[1; 32], &key(2), &path);
+        let store = FileId {
+            device: 1,
+            inode: 2,
+        };
+        let other_store = FileId { inode: 3, ..store };
+        index.record_location(store, &[1; 32], &key(2), &path);
         let other = Index::new(file.clone());
         assert_eq!(other.known(&key(1), CHANGED), None);
         drop(index);
@@ -412,10 +385,10 @@ mod tests {
         let next = Index::new(file);
         assert_eq!(next.known(&key(1), CHANGED), Some(Known::Digest([1; 32])));
         assert_eq!(next.known(&FileKey { size: 1, ..key(1) }, CHANGED), None);
-        assert_eq!(next.location((1, 2), &[1; 32]), Some((key(2), path)));
-        assert_eq!(next.location((1, 3), &[1; 32]), None);
-        next.forget_location((1, 2), &[1; 32]);
-        assert_eq!(next.location((1, 2), &[1; 32]), None);
+        assert_eq!(next.location(store, &[1; 32]), Some((key(2), path)));
+        assert_eq!(next.location(other_store, &[1; 32]), None);
+        next.forget_location(store, &[1; 32]);
+        assert_eq!(next.location(store, &[1; 32]), None);
     }
 
     #[test]

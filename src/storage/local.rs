@@ -20,12 +20,12 @@ use super::partial::{
     timestamps,
 };
 use super::reserved::Reserved;
-use super::root::{Directory, Root, device};
+use super::root::{Directory, Root, file_id};
 use super::times::LocalTimeProbe;
 use super::unsized_files::Devices;
 use super::{
-    ALL_PERMISSIONS, Attributes, Folding, Metadata, MetadataWarnings, PartialKey, Source, Store,
-    TimeProbe, Upload, Version, attributes, case, read_only, reads_as_more, sweep, xattr,
+    ALL_PERMISSIONS, Attributes, FileId, Folding, Metadata, MetadataWarnings, PartialKey, Source,
+    Store, TimeProbe, Upload, Version, attributes, case, read_only, reads_as_more, sweep, xattr,
 };
 use crate::error::text::printable;
 use crate::error::{Code, Error, Reason};
@@ -354,9 +354,9 @@ impl Store for LocalStore {
             )
         });
         let time = attributes::allow(&mut warnings, Attribute::Time, time);
-        let owner = attributes.owner.map_or(Ok(()), |(user, group)| {
-            let user = Some(Uid::from_raw(user));
-            let group = Some(Gid::from_raw(group));
+        let owner = attributes.owner.map_or(Ok(()), |owner| {
+            let user = Some(Uid::from_raw(owner.user));
+            let group = Some(Gid::from_raw(owner.group));
             chownat(
                 &directory,
                 &temporary,
@@ -430,7 +430,7 @@ impl Store for LocalStore {
             .map_err(|e| fault(path, "remove it", e))
     }
 
-    fn ancestry(&self, path: &RelativePath) -> Vec<(u64, u64)> {
+    fn ancestry(&self, path: &RelativePath) -> Vec<FileId> {
         self.root.ancestry(path)
     }
 
@@ -512,7 +512,7 @@ fn metadata(stat: &Stat) -> Metadata {
     let modified = time_of(stat.st_mtime as i64, stat.st_mtime_nsec as u32);
     let changed = time_of(stat.st_ctime as i64, stat.st_ctime_nsec as u32);
     let version = Version {
-        file: (device(stat), stat.st_ino as u64),
+        file: file_id(stat),
         size,
         modified,
         changed,
@@ -523,7 +523,7 @@ fn metadata(stat: &Stat) -> Metadata {
         1
     };
     let mode = stat.st_mode as u32 & ALL_PERMISSIONS;
-    let owner = (stat.st_uid as u32, stat.st_gid as u32);
+    let owner = attributes::owner_of(stat);
     Metadata {
         kind,
         size,

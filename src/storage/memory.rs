@@ -12,8 +12,8 @@ use rustix::io::Errno;
 use super::case::{Folding, trimmed};
 use super::io_errors::{check_target, fault, refusal};
 use super::{
-    Attributes, Metadata, MetadataWarnings, PERMISSIONS, PartialKey, Source, Store, TimeProbe,
-    Upload, Version,
+    Attributes, FileId, Metadata, MetadataWarnings, OwnerIds, PERMISSIONS, PartialKey, Source,
+    Store, TimeProbe, Upload, Version,
 };
 use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;
@@ -370,7 +370,10 @@ impl Node {
         };
         let size = content.size();
         let version = Version {
-            file: (0, number),
+            file: FileId {
+                device: 0,
+                inode: number,
+            },
             size,
             modified,
             changed: Time::default(),
@@ -380,7 +383,7 @@ impl Node {
             size,
             modified,
             mode,
-            owner: (0, 0),
+            owner: OwnerIds::default(),
             links: 1,
             version,
         };

@@ -22,9 +22,10 @@ use rustix::io::Errno;
 
 use super::holes::{self, next_data};
 use super::io_errors::{fault, refusal};
-use super::root::{ATTEMPTS, Directory, Root, device, fsync};
+use super::root::{ATTEMPTS, Directory, Root, device, file_id, fsync};
 use super::{
-    Attributes, MetadataWarnings, PERMISSIONS, PartialKey, Upload, attributes, read_only, xattr,
+    Attributes, FileId, MetadataWarnings, PERMISSIONS, PartialKey, Upload, attributes, read_only,
+    xattr,
 };
 use crate::error::{Code, Reason, knows_no_flock};
 use crate::protocol::path::{
@@ -127,7 +128,7 @@ pub(super) fn is_named(
     let open = fstat(file)?;
     Ok(directory
         .stat(name)?
-        .is_some_and(|s| (device(&s), s.st_ino) == (device(&open), open.st_ino)))
+        .is_some_and(|there| file_id(&there) == file_id(&open)))
 }
 
 /// The lock of an open partial; it lasts while both this value and the file are alive.
@@ -137,12 +138,12 @@ pub(super) fn is_named(
 /// from the same key at the same time, both write to one partial, and the commit of the later one fails.
 #[derive(Debug)]
 pub(super) struct Lock {
-    /// Device and inode, if the file is locked only within this process.
-    within: Option<(u64, u64)>,
+    /// The file, if it is locked only within this process.
+    within: Option<FileId>,
 }
 
-/// Device and inode of the partials that are locked without flock.
-static LOCKED: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
+/// The partials that are locked without flock.
+static LOCKED: Mutex<BTreeSet<FileId>> = Mutex::new(BTreeSet::new());
 
 /// Releases the lock of an open partial. Closing the file is not enough: a child that another thread has just forked
 /// shares the open file, and with it the lock, until it calls exec.
@@ -163,8 +164,7 @@ pub(super) fn lock(root: &Root, file: &File) -> rustix::io::Result<Option<Lock>>
         Err(Errno::WOULDBLOCK) => Ok(None),
         Err(e) if knows_no_flock(e) => {
             tracing::debug!(error = %e, "no flock on this file system; partials are locked only within this process");
-            let stat = fstat(file)?;
-            let id = (device(&stat), stat.st_ino);
+            let id = file_id(&fstat(file)?);
             let new = locked().insert(id);
             // Created lazily: dropping a lock would release the other holder's.
             Ok(new.then(|| Lock { within: Some(id) }))
@@ -181,7 +181,7 @@ impl Drop for Lock {
     }
 }
 
-fn locked() -> MutexGuard<'static, BTreeSet<(u64, u64)>> {
+fn locked() -> MutexGuard<'static, BTreeSet<FileId>> {
     LOCKED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Stat, Uid};
 use rustix::fs::{chownat, fchmod, fchown, fstat, futimens, openat, utimensat};
 use rustix::io::Errno;
 
+use super::OwnerIds;
 use super::partial::{accessed, timestamps};
 use super::root::{Directory, Root};
 use crate::protocol::Time;
@@ -81,9 +82,9 @@ pub(super) fn set_time(file: impl AsFd, there: &Stat, modified: Time) -> rustix:
 }
 
 /// Sets the owner and group of an open file, also of an `O_PATH` descriptor.
-pub(super) fn set_owner(file: impl AsFd, (user, group): (u32, u32)) -> rustix::io::Result<()> {
-    let user = Some(Uid::from_raw(user));
-    let group = Some(Gid::from_raw(group));
+pub(super) fn set_owner(file: impl AsFd, owner: OwnerIds) -> rustix::io::Result<()> {
+    let user = Some(Uid::from_raw(owner.user));
+    let group = Some(Gid::from_raw(owner.group));
     match fchown(&file, user, group) {
         Err(Errno::BADF) if cfg!(target_os = "linux") => {
             chownat(CWD, descriptor_path(file), user, group, AtFlags::empty())

@@ -15,23 +15,21 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::FileId;
 use super::io_errors::{fault, refusal};
-use super::root::{Directory, PASS_THROUGH, Root, device};
+use super::root::{Directory, PASS_THROUGH, Root, file_id};
 use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;
 
 /// Symbolic links followed on one path, as in Linux.
 const MAX_LINKS: usize = 40;
 
-/// Device and inode.
-type Identity = (u64, u64);
-
 /// The reserved files and names. Links that are created later count from the next start on.
 pub(super) struct Reserved {
     /// The directory, its files that have hard links elsewhere, and the targets of its links.
-    files: Vec<Identity>,
+    files: Vec<FileId>,
     /// Names in other directories: links on the way to the directory, and targets of its links.
-    names: Vec<(Identity, Vec<u8>)>,
+    names: Vec<(FileId, Vec<u8>)>,
     /// Keeps the system from reusing the inode numbers in `files`.
     _open: Vec<OwnedFd>,
 }
@@ -90,7 +88,7 @@ impl Reserved {
     }
 
     fn add(&mut self, file: OwnedFd) -> io::Result<()> {
-        self.files.push(identity(&fstat(&file)?));
+        self.files.push(file_id(&fstat(&file)?));
         self._open.push(file);
         Ok(())
     }
@@ -131,14 +129,14 @@ impl Reserved {
     }
 
     fn add_name(&mut self, directory: &OwnedFd, name: OsString) -> io::Result<()> {
-        let directory = identity(&fstat(directory)?);
+        let directory = file_id(&fstat(directory)?);
         self.names.push((directory, name.into_vec()));
         Ok(())
     }
 
     /// Whether a file is reserved, by any name.
     pub(super) fn is(&self, stat: &Stat) -> bool {
-        self.files.contains(&identity(stat))
+        self.files.contains(&file_id(stat))
     }
 
     /// Whether a name in a directory is reserved.
@@ -150,7 +148,7 @@ impl Reserved {
         {
             return Ok(false);
         }
-        let directory = identity(&fstat(directory)?);
+        let directory = file_id(&fstat(directory)?);
         // Ignores case, because the file system may ignore it too. Refusing one name too many does no harm.
         Ok(self
             .names
@@ -159,7 +157,7 @@ impl Reserved {
     }
 
     /// Whether any of these is reserved.
-    pub(super) fn is_any(&self, identities: &[Identity]) -> bool {
+    pub(super) fn is_any(&self, identities: &[FileId]) -> bool {
         identities
             .iter()
             .any(|identity| self.files.contains(identity))
@@ -185,14 +183,6 @@ fn push_components(pending: &mut Vec<OsString>, path: &Path) {
             _ => None,
         });
     pending.extend(components);
-}
-
-#[allow(
-    clippy::unnecessary_cast,
-    reason = "ino_t has another type on other systems"
-)]
-fn identity(stat: &Stat) -> Identity {
-    (device(stat), stat.st_ino as u64)
 }
 
 fn not_allowed(path: &RelativePath) -> Reason {
@@ -262,7 +252,7 @@ impl Root {
             return false;
         };
         // Reads the device only if the inode matches.
-        let same = all.files.iter().any(|(_, reserved)| *reserved == inode)
+        let same = all.files.iter().any(|file| file.inode == inode)
             && matches!(directory.stat(name), Ok(Some(stat)) if all.is(&stat));
         same || all.is_name(directory, name).unwrap_or(true)
     }

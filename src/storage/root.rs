@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, mkdirat, openat, statat};
 use rustix::io::Errno;
 
+use super::FileId;
 use super::io_errors::{fault, refusal};
 use super::reserved::Reserved;
 use crate::error::{Code, Reason};
@@ -171,7 +172,7 @@ impl Root {
     /// counts as yes.
     fn path_leads_here(&self) -> bool {
         match (rustix::fs::stat(&self.path), fstat(&self.descriptor)) {
-            (Ok(there), Ok(held)) => (device(&there), there.st_ino) == (device(&held), held.st_ino),
+            (Ok(there), Ok(held)) => file_id(&there) == file_id(&held),
             (Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP), _) => false,
             _ => true,
         }
@@ -199,12 +200,9 @@ impl Root {
 
     /// Returns device and inode of a directory, or its nearest existing parent, and of all directories above it. Those
     /// above the root are only looked at.
-    pub(super) fn ancestry(&self, path: &RelativePath) -> Vec<(u64, u64)> {
-        let identity = |directory: &dyn AsFd| {
-            fstat(directory.as_fd())
-                .ok()
-                .map(|stat| (device(&stat), stat.st_ino))
-        };
+    pub(super) fn ancestry(&self, path: &RelativePath) -> Vec<FileId> {
+        let identity =
+            |directory: &dyn AsFd| fstat(directory.as_fd()).ok().map(|stat| file_id(&stat));
         let mut chain = Vec::new();
         let mut below = Some(path.clone()).filter(|path| !path.is_root());
         while let Some(path) = below {
@@ -437,4 +435,16 @@ impl Root {
 )]
 pub(super) fn device(stat: &Stat) -> u64 {
     stat.st_dev as u64
+}
+
+/// Device and inode.
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "ino_t has another type on other systems"
+)]
+pub(super) fn file_id(stat: &Stat) -> FileId {
+    FileId {
+        device: device(stat),
+        inode: stat.st_ino as u64,
+    }
 }

@@ -46,7 +46,7 @@ impl Devices {
         if cfg!(not(target_os = "linux")) {
             return false;
         }
-        let (file_device, _) = seen.version.file;
+        let file_device = seen.version.file.device;
         let known = |devices: &HashMap<u64, bool>| devices.get(&file_device).copied();
         if let Some(sized) = known(&self.0.lock().unwrap_or_else(PoisonError::into_inner)) {
             return sized;
@@ -111,7 +111,10 @@ mod tests {
         let root = Root::open(directory.path()).unwrap();
         let store = LocalStore::open(directory.path()).unwrap();
         let seen = store.stat(&file("empty")).unwrap().unwrap();
-        let devices = Devices(Mutex::new(HashMap::from([(seen.version.file.0, true)])));
+        let devices = Devices(Mutex::new(HashMap::from([(
+            seen.version.file.device,
+            true,
+        )])));
         std::fs::remove_file(directory.path().join("empty")).unwrap();
         assert!(devices.are_sized(&root, &file("empty"), &seen));
     }

@@ -18,8 +18,8 @@ use crate::storage::filter::Filter;
 use crate::storage::pipe::Pipe;
 use crate::storage::users::Owners;
 use crate::storage::{
-    ALL_PERMISSIONS, LocalStore, MemoryStore, Metadata, MetadataWarnings, PERMISSIONS, Store,
-    Version,
+    ALL_PERMISSIONS, FileId, LocalStore, MemoryStore, Metadata, MetadataWarnings, OwnerIds,
+    PERMISSIONS, Store, Version,
 };
 
 use gitignore::{Scope, below};
@@ -232,7 +232,7 @@ impl Announce {
             size: 0,
             modified,
             mode: 0,
-            owner: (0, 0),
+            owner: OwnerIds::default(),
             links: 1,
             version,
         };
@@ -322,8 +322,7 @@ struct Open {
     directory: Arc<Directory>,
     /// The rules of the .gitignore files here and above.
     scope: Option<Arc<Scope>>,
-    /// Device and inode.
-    file: (u64, u64),
+    file: FileId,
 }
 
 impl Walk {
@@ -529,7 +528,7 @@ impl Walk {
         tree: &Tree,
         source: RelativePath,
         path: RelativePath,
-        file: (u64, u64),
+        file: FileId,
         announce: Option<Announce>,
     ) -> Option<WalkItem> {
         let filter = &self.options.filter;
@@ -620,7 +619,7 @@ impl Iterator for Walk {
                             &tree,
                             tree.path.clone(),
                             RelativePath::root(),
-                            (0, 0),
+                            FileId::default(),
                             None,
                         ) {
                             Some(failed) => return Some(failed),

@@ -15,7 +15,7 @@ use crate::error::{Reason, Result};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Durability, Kind, Plan, Trailer};
 use crate::storage::digest_index::{Index, LARGE_FILE};
-use crate::storage::{Attributes, MetadataWarnings, PartialKey, Source, Store, Upload};
+use crate::storage::{Attributes, FileId, MetadataWarnings, PartialKey, Source, Store, Upload};
 
 /// Bytes copied and hashed at a time.
 const COPY_BLOCK: usize = 1 << 20;
@@ -103,7 +103,7 @@ fn remember(store: &dyn Store, index: &Index, digest: &[u8; 32], path: &Relative
 }
 
 /// Returns the device and inode of a store's root.
-fn identity(store: &dyn Store) -> Option<(u64, u64)> {
+fn identity(store: &dyn Store) -> Option<FileId> {
     Some(store.stat(&RelativePath::root()).ok()??.version.file)
 }
 

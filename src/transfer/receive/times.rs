@@ -47,7 +47,7 @@ impl Receiver {
         if take.dry_run {
             return looks_kept(wanted, there.modified);
         }
-        let device = there.version.file.0;
+        let device = there.version.file.device;
         let kept = lock(&self.times).kept(&*self.session.store, device, wanted, path);
         kept == Some(there.modified)
     }
