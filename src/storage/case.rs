@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Dir, Mode, OFlags, fstat, openat, renameat};
 use unicode_normalization::UnicodeNormalization;
 
+use super::folding::{Folding, trimmed};
 use super::io_errors::fault;
 use super::partial::{remove, temporary_name, temporary_name_with};
 use super::root::{Directory, Root, device};
@@ -26,74 +27,6 @@ const MAX_CACHED: usize = 64;
 /// `FS_CASEFOLD_FL`: an empty directory of ext4, f2fs or tmpfs has this flag if it ignores case.
 #[cfg(target_os = "linux")]
 const CASEFOLD_FLAG: u32 = 0x4000_0000;
-
-/// The differences between names that a directory ignores.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Folding {
-    /// Upper and lower case.
-    pub case: bool,
-    /// Unicode normal forms: é as one character, or as e and a combining accent.
-    pub form: bool,
-    /// Trailing dots and spaces.
-    pub ends: bool,
-}
-
-impl Folding {
-    /// All differences.
-    pub const ALL: Self = Self {
-        case: true,
-        form: true,
-        ends: true,
-    };
-
-    /// Whether any difference is ignored.
-    pub fn any(self) -> bool {
-        self != Self::default()
-    }
-
-    /// A key that is equal for all names that the directory treats as equal.
-    pub fn key(self, name: &[u8]) -> Vec<u8> {
-        let name = if self.ends { trimmed(name) } else { name };
-        let Ok(text) = std::str::from_utf8(name) else {
-            return if self.case {
-                name.to_ascii_lowercase()
-            } else {
-                name.to_vec()
-            };
-        };
-        let folded = |text: String| match self.case {
-            true => text.chars().flat_map(fold_case).collect(),
-            false => text,
-        };
-        let normal = |text: String| match self.form {
-            true => text.nfd().collect(),
-            false => text,
-        };
-        // Normalize again: case folding may produce characters that decompose.
-        normal(folded(normal(text.to_owned()))).into_bytes()
-    }
-}
-
-/// Whether a name differs between its Unicode normal forms.
-pub(crate) fn has_forms(name: &[u8]) -> bool {
-    !name.is_ascii() && std::str::from_utf8(name).is_ok_and(|text| text.nfc().ne(text.nfd()))
-}
-
-/// A name without trailing dots and spaces, unless it consists of them.
-pub(crate) fn trimmed(name: &[u8]) -> &[u8] {
-    let end = name.iter().rposition(|byte| !b". ".contains(byte));
-    end.map_or(name, |end| &name[..=end])
-}
-
-/// Folds the case of one character to one character, as file systems do.
-fn fold_case(c: char) -> impl Iterator<Item = char> {
-    let mut upper = c.to_uppercase();
-    let upper = match (upper.next(), upper.next()) {
-        (Some(upper), None) => upper,
-        _ => c,
-    };
-    upper.to_lowercase()
-}
 
 /// Cached results of temporary files, by device.
 #[derive(Default)]
@@ -313,36 +246,6 @@ pub(super) fn correct_spelling(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn key(folding: Folding, name: &str) -> String {
-        String::from_utf8(folding.key(name.as_bytes())).unwrap()
-    }
-
-    #[test]
-    fn names_that_a_directory_folds_have_the_same_key() {
-        let case = Folding {
-            case: true,
-            ..Folding::default()
-        };
-        let same = [
-            (case, "README", "readme"),
-            (case, "\u{c4}\u{3a3}", "\u{e4}\u{3c2}"),
-            (Folding::ALL, "\u{c9}t\u{e9}", "e\u{301}te\u{301}"),
-            (Folding::ALL, "Mr. ", "mr"),
-        ];
-        for (folding, one, other) in same {
-            assert_eq!(key(folding, one), key(folding, other), "{one} {other}");
-        }
-        let others = [
-            (Folding::default(), "README", "readme"),
-            (case, "\u{e9}", "e\u{301}"),
-            (case, "a", "a."),
-            (Folding::ALL, "...", "."),
-        ];
-        for (folding, one, other) in others {
-            assert_ne!(key(folding, one), key(folding, other), "{one} {other}");
-        }
-    }
 
     #[test]
     fn a_case_sensitive_directory_is_detected() {

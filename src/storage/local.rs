@@ -21,11 +21,12 @@ use super::partial::{
 };
 use super::reserved::Reserved;
 use super::root::{Directory, Root, file_id};
+use super::source::has_content;
 use super::times::LocalTimeProbe;
 use super::unsized_files::Devices;
 use super::{
     ALL_PERMISSIONS, Attributes, FileId, Folding, Metadata, MetadataWarnings, PartialKey, Source,
-    Store, TimeProbe, Upload, Version, attributes, case, read_only, reads_as_more, sweep, xattr,
+    Store, TimeProbe, Upload, Version, attributes, case, read_only, sweep, xattr,
 };
 use crate::error::text::printable;
 use crate::error::{Code, Error, Reason};
@@ -295,7 +296,7 @@ impl Store for LocalStore {
         if self.devices.are_sized(&self.root, path, seen) {
             return Ok(false);
         }
-        reads_as_more(&*self.open(path)?, path)
+        has_content(&*self.open(path)?, path)
     }
 
     fn open(&self, path: &RelativePath) -> Result<Box<dyn Source>, Reason> {

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
 
-use super::case::{Folding, trimmed};
+use super::folding::{Folding, trimmed};
 use super::io_errors::{check_target, fault, refusal};
 use super::{
     Attributes, FileId, Metadata, MetadataWarnings, OwnerIds, PERMISSIONS, PartialKey, Source,
