@@ -7,14 +7,11 @@
 //! The traits are in `store`, `source` and `upload`, and the values that they take and return in `metadata`, `file_id`
 //! and `folding`. `walk`, `filter` and `pipe` find what a session sends, `listing` and `expand` what a list shows.
 
-mod attributes;
-mod case;
 pub mod digest_index;
 pub(crate) mod expand;
 mod file_id;
 pub mod filter;
 mod folding;
-mod holes;
 pub(crate) mod io_errors;
 pub(crate) mod listing;
 mod local;
@@ -22,20 +19,12 @@ mod memory;
 mod metadata;
 pub mod open_files;
 mod output;
-mod partial;
 pub mod pipe;
-mod read_only;
-mod reserved;
-mod root;
 mod source;
 mod store;
-mod sweep;
-mod times;
-mod unsized_files;
 mod upload;
 pub(crate) mod users;
 pub mod walk;
-mod xattr;
 
 pub use file_id::{FileId, FileKey, Version};
 pub use folding::Folding;

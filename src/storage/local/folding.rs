@@ -5,16 +5,17 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Dir, Mode, OFlags, fstat, openat, renameat};
+use rustix::fs::{Dir, fstat, renameat};
 use unicode_normalization::UnicodeNormalization;
 
-use super::folding::{Folding, trimmed};
-use super::io_errors::fault;
-use super::partial::{remove, temporary_name, temporary_name_with};
-use super::root::{Directory, Root, device};
+use super::directory::Directory;
+use super::names::{PRIVATE_FILE, create_new, remove, temporary_name, temporary_name_with};
+use super::root::Root;
+use super::stat::device_of;
 use crate::error::Reason;
-use crate::protocol::path::PARTIAL_ACCENT;
-use crate::protocol::path::RelativePath;
+use crate::protocol::path::{PARTIAL_ACCENT, RelativePath};
+use crate::storage::folding::{Folding, trimmed};
+use crate::storage::io_errors::fault;
 
 /// Most names of a directory that are tried.
 const MAX_SAMPLES: usize = 64;
@@ -30,14 +31,14 @@ const CASEFOLD_FLAG: u32 = 0x4000_0000;
 
 /// Cached results of temporary files, by device.
 #[derive(Default)]
-pub(super) struct Probed(Mutex<HashMap<u64, (Instant, Folding)>>);
+pub(super) struct ProbedFolding(Mutex<HashMap<u64, (Instant, Folding)>>);
 
 /// Finds out which of the `wanted` differences a directory ignores. A directory that does not exist yet will behave
 /// like its parent. Mostly nothing is written: existing names are looked up by variants. Only if no existing name
 /// tells, at the top of a file system, a temporary file is created, if it `may_write`.
-pub(super) fn folding(
+pub(super) fn probe_folding(
     root: &Root,
-    probed: &Probed,
+    probed: &ProbedFolding,
     directory: &RelativePath,
     wanted: Folding,
     may_write: bool,
@@ -145,27 +146,26 @@ fn other_form(name: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Creates a temporary file and looks it up by variants of its name.
-fn probe_file(root: &Root, probed: &Probed, directory: &Directory<'_>, may_write: bool) -> Folding {
+fn probe_file(
+    root: &Root,
+    probed: &ProbedFolding,
+    directory: &Directory<'_>,
+    may_write: bool,
+) -> Folding {
     let Ok(stat) = fstat(directory) else {
         return Folding::default();
     };
     let mut probed = probed.0.lock().unwrap_or_else(PoisonError::into_inner);
-    match probed.get(&device(&stat)) {
+    match probed.get(&device_of(&stat)) {
         Some((since, folding)) if since.elapsed() < CACHE_TIME => return *folding,
         _ if !may_write => return Folding::default(),
         _ => {}
     }
     // Not every file system accepts non-ASCII characters.
     let names = [PARTIAL_ACCENT, ""].map(temporary_name_with);
-    let how = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let make = |name: &&String| {
-        let private = Mode::RUSR | Mode::WUSR;
-        root.change(directory, || {
-            openat(directory, name.as_bytes(), how, private)
-        })
-        .is_ok()
-    };
-    let Some(name) = names.iter().find(make).map(String::as_bytes) else {
+    let create =
+        |name: &&String| create_new(root, directory, name.as_bytes(), PRIVATE_FILE).is_ok();
+    let Some(name) = names.iter().find(create).map(String::as_bytes) else {
         return Folding::default();
     };
     let finds = |other: Vec<u8>| other != name && is_found(directory, &other) == Some(true);
@@ -178,13 +178,13 @@ fn probe_file(root: &Root, probed: &Probed, directory: &Directory<'_>, may_write
     if probed.len() >= MAX_CACHED {
         probed.clear();
     }
-    probed.insert(device(&stat), (Instant::now(), folding));
+    probed.insert(device_of(&stat), (Instant::now(), folding));
     folding
 }
 
 fn same_device(one: &Directory<'_>, other: &Directory<'_>) -> bool {
     match (fstat(one), fstat(other)) {
-        (Ok(one), Ok(other)) => device(&one) == device(&other),
+        (Ok(one), Ok(other)) => device_of(&one) == device_of(&other),
         _ => false,
     }
 }
@@ -233,7 +233,8 @@ pub(super) fn correct_spelling(
     // Renames by way of a third name: most systems treat the two as the same file, and a direct rename does nothing.
     let temporary = temporary_name();
     let rename = |from: &[u8], to: &[u8]| {
-        root.change(&directory, || renameat(&directory, from, &directory, to))
+        let rename = || renameat(&directory, from, &directory, to);
+        root.modes.change_names(&directory, rename)
     };
     rename(&stored, temporary.as_bytes()).map_err(cannot)?;
     rename(temporary.as_bytes(), name).map_err(|e| {
@@ -251,9 +252,9 @@ mod tests {
     fn a_case_sensitive_directory_is_detected() {
         let place = tempfile::tempdir().unwrap();
         let root = Root::open(place.path()).unwrap();
-        let probed = Probed::default();
+        let probed = ProbedFolding::default();
         let path = RelativePath::from_components(["d"]).unwrap();
-        let ask = || folding(&root, &probed, &path, Folding::ALL, true);
+        let ask = || probe_folding(&root, &probed, &path, Folding::ALL, true);
         assert_eq!(ask(), Folding::default(), "neither is there: by a file");
         assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
         std::fs::create_dir(place.path().join("d")).unwrap();
