@@ -127,8 +127,8 @@ pub use storage::filter::{Filter, Only, Rules};
 pub use storage::pipe::Pipe;
 pub use storage::walk::{Follow, WalkOptions};
 pub use storage::{
-    Attributes, Folding, LocalStore, MemoryStore, Metadata, MetadataWarnings, PartialKey, Source,
-    Store, TimeProbe, Upload, Version,
+    Attributes, FileId, Folding, LocalStore, MemoryStore, Metadata, MetadataWarnings, OwnerIds,
+    PartialKey, Source, Store, TimeProbe, Upload, Version,
 };
 pub use transfer::bottleneck::{Bottleneck, Cpu, PathStats, TimeBreakdown};
 pub use transfer::events::{Event, Observer, Route, Settled, ignore};

@@ -6,81 +6,30 @@
 //! no program can set, shows whether it may have been written to since. A rename changes the ctime too, so a renamed
 //! file is hashed once more.
 
+mod database;
+
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
 
-use redb::{Database, DatabaseError, ReadableTable, ReadableTableMetadata, TableDefinition};
+use redb::TableDefinition;
 
+use self::database::{CacheDatabase, Table};
+use super::file_id::{FileId, FileKey};
 use crate::protocol::Time;
 use crate::protocol::path::RelativePath;
 
 /// Smallest size of a file in the index, in bytes: sending a smaller file costs little more than a round trip.
 pub const LARGE_FILE: u64 = 16 << 20;
-/// Most rows in each table, of some 100 bytes each; above it the oldest are evicted.
-const MAX_ROWS: u64 = 100_000;
-/// Rows evicted at a time, because finding the oldest reads all rows.
-const EVICTED_ROWS: usize = 10_000;
-/// Memory for the pages of the database, in bytes. The library's default is 1 GiB.
-const CACHE_SIZE: usize = 1 << 20;
-/// A file that was modified less than this ago may change again without a new mtime: the coarsest clock of a file
-/// system (2 s on FAT).
-const SETTLE_TIME: Duration = Duration::from_secs(2);
-
-/// The coarsest resolution of ctime: the tick of Linux, at 100 a second.
-const CHANGE_SETTLE_TIME: Duration = Duration::from_millis(10);
 
 /// Digests and times of change, by file.
-const DIGESTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("digests by change");
-/// Rows without the time of change, which earlier versions wrote.
-const OLD_DIGESTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("digests");
-/// Files by digest.
-const PLACES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("places");
-/// Length of the time stamp at the end of each row: its creation, in nanoseconds since 1970.
-const TIME_STAMP_LENGTH: usize = 8;
-
-/// Identifies a file and its content by metadata.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FileKey {
-    /// Device and inode.
-    pub file: (u64, u64),
-    /// Bytes of content.
-    pub size: u64,
-    /// Time of last modification.
-    pub modified: Time,
-}
-
-impl FileKey {
-    const LENGTH: usize = 36;
-
-    fn bytes(&self) -> [u8; Self::LENGTH] {
-        let mut bytes = [0; Self::LENGTH];
-        let numbers = [
-            self.file.0,
-            self.file.1,
-            self.size,
-            self.modified.seconds as u64,
-        ];
-        for (place, number) in bytes.chunks_exact_mut(8).zip(numbers) {
-            place.copy_from_slice(&number.to_le_bytes());
-        }
-        bytes[32..].copy_from_slice(&self.modified.nanoseconds.to_le_bytes());
-        bytes
-    }
-
-    /// Whether a change from now on would change the file's times; `changed` is its time of change.
-    pub fn is_settled(&self, changed: Time) -> bool {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let tick = now.saturating_sub(CHANGE_SETTLE_TIME);
-        let tick = (tick.as_secs() as i64, tick.subsec_nanos());
-        self.modified.seconds < (now.saturating_sub(SETTLE_TIME)).as_secs() as i64
-            && (changed.seconds, changed.nanoseconds) < tick
-    }
-}
+const DIGESTS: Table = TableDefinition::new("digests by change");
+/// Files by store and digest.
+const LOCATIONS: Table = TableDefinition::new("places");
+/// Length of a file's key: device, inode, size, and the seconds and nanoseconds of its time.
+const FILE_KEY: usize = 36;
+/// Length of a row of [`DIGESTS`]: digest, seconds and nanoseconds of the time of change.
+const DIGEST_ROW: usize = 32 + 12;
 
 /// What the index knows about a file's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,55 +40,26 @@ pub enum Known {
     Touched,
 }
 
-/// Length of a row of [`DIGESTS`]: digest, seconds and nanoseconds of the time of change.
-const DIGEST_ROW: usize = 32 + 12;
-
-fn digest_row(changed: Time, digest: &[u8; 32]) -> [u8; DIGEST_ROW] {
-    let mut row = [0; DIGEST_ROW];
-    row[..32].copy_from_slice(digest);
-    row[32..40].copy_from_slice(&changed.seconds.to_le_bytes());
-    row[40..].copy_from_slice(&changed.nanoseconds.to_le_bytes());
-    row
-}
-
-/// Result of a database operation.
-type DatabaseResult<T> = Result<T, Box<dyn std::error::Error>>;
-
 /// A digest index in a file. Cheap to clone; the file is opened, or created, at first use. All calls block, and none
 /// fails: on an error, the answer is unknown.
 #[derive(Clone)]
-pub struct Index(Arc<Inner>);
-
-struct Inner {
-    path: PathBuf,
-    state: Mutex<State>,
-}
-
-enum State {
-    Closed,
-    Open(Database),
-    /// Another process has the file open, or it cannot be used.
-    Unusable,
-}
+pub struct Index(Arc<CacheDatabase>);
 
 impl fmt::Debug for Index {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Index").field(&self.0.path).finish()
+        f.debug_tuple("Index").field(&self.0.path()).finish()
     }
 }
 
 impl Index {
     /// Creates an index in this file.
     pub fn new(path: PathBuf) -> Self {
-        Self(Arc::new(Inner {
-            path,
-            state: Mutex::new(State::Closed),
-        }))
+        Self(Arc::new(CacheDatabase::new(path)))
     }
 
     /// Returns what is known of a file that was hashed before; `changed` is its current time of change.
     pub fn known(&self, key: &FileKey, changed: Time) -> Option<Known> {
-        let row: [u8; DIGEST_ROW] = self.row(DIGESTS, &key.bytes())?.try_into().ok()?;
+        let row: [u8; DIGEST_ROW] = self.0.get(DIGESTS, &encode(key))?.try_into().ok()?;
         let digest: [u8; 32] = row[..32].try_into().ok()?;
         Some(if row == digest_row(changed, &digest) {
             Known::Digest(digest)
@@ -150,189 +70,98 @@ impl Index {
 
     /// Stores the digest of a file. The file must have been settled when hashing began: see [`FileKey::is_settled`].
     pub fn remember(&self, key: &FileKey, changed: Time, digest: &[u8; 32]) {
-        self.put(DIGESTS, &key.bytes(), &digest_row(changed, digest));
+        self.0
+            .put(DIGESTS, &encode(key), &digest_row(changed, digest));
     }
 
-    /// Returns a file that had this content once, and its path. `store` is device and inode of the store.
-    pub fn place(&self, store: (u64, u64), digest: &[u8; 32]) -> Option<(FileKey, RelativePath)> {
-        let row = self.row(PLACES, &place_key(store, digest))?;
-        let (key, path) = row.split_at_checked(FileKey::LENGTH)?;
-        let number = |at: usize| {
-            key[at..at + 8]
-                .try_into()
-                .map(u64::from_le_bytes)
-                .unwrap_or_default()
-        };
-        let nanoseconds = u32::from_le_bytes(key[32..].try_into().ok()?);
-        let modified = Time {
-            seconds: number(24) as i64,
-            nanoseconds,
-        };
+    /// Returns a file that had this content once, and its path. `store` identifies the root of the store.
+    pub fn location(&self, store: FileId, digest: &[u8; 32]) -> Option<(FileKey, RelativePath)> {
+        let row = self.0.get(LOCATIONS, &location_key(store, digest))?;
+        let (key, path) = row.split_at_checked(FILE_KEY)?;
         let path = RelativePath::from_components(path.split(|&byte| byte == b'/')).ok()?;
-        Some((
-            FileKey {
-                file: (number(0), number(8)),
-                size: number(16),
-                modified,
-            },
-            path,
-        ))
+        Some((decode(key)?, path))
     }
 
     /// Records that a file with this content exists in a store.
-    pub fn stands(&self, store: (u64, u64), digest: &[u8; 32], key: &FileKey, path: &RelativePath) {
-        self.put(
-            PLACES,
-            &place_key(store, digest),
-            &[&key.bytes(), path.as_bytes()].concat(),
-        );
+    pub fn record_location(
+        &self,
+        store: FileId,
+        digest: &[u8; 32],
+        key: &FileKey,
+        path: &RelativePath,
+    ) {
+        let row = [&encode(key), path.as_bytes()].concat();
+        self.0.put(LOCATIONS, &location_key(store, digest), &row);
     }
 
     /// Forgets where this content was stored.
-    pub fn forget(&self, store: (u64, u64), digest: &[u8; 32]) {
-        let key = place_key(store, digest);
-        self.with_database(|database| {
-            let writing = database.begin_write()?;
-            writing.open_table(PLACES)?.remove(&key[..])?;
-            Ok(writing.commit()?)
-        });
-    }
-
-    fn row(&self, table: TableDefinition<&[u8], &[u8]>, key: &[u8]) -> Option<Vec<u8>> {
-        self.with_database(|database| {
-            let table = match database.begin_read()?.open_table(table) {
-                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-                table => table?,
-            };
-            let row = table.get(key)?;
-            Ok(row.map(|row| {
-                row.value()[..row.value().len().saturating_sub(TIME_STAMP_LENGTH)].to_vec()
-            }))
-        })?
-    }
-
-    fn put(&self, table: TableDefinition<&[u8], &[u8]>, key: &[u8], value: &[u8]) {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_nanos() as u64;
-        self.with_database(|database| {
-            let mut writing = database.begin_write()?;
-            // A crash may lose this row, and nothing else.
-            writing.set_durability(redb::Durability::Eventual);
-            {
-                let mut rows = writing.open_table(table)?;
-                rows.insert(key, &[value, &now.to_le_bytes()].concat()[..])?;
-                if rows.len()? > MAX_ROWS {
-                    evict(&mut rows, EVICTED_ROWS)?;
-                }
-            }
-            Ok(writing.commit()?)
-        });
-    }
-
-    /// Runs an operation on the database, if there is a usable one. Removes a database that fails.
-    fn with_database<T>(&self, work: impl FnOnce(&Database) -> DatabaseResult<T>) -> Option<T> {
-        let mut state = self.state();
-        if let State::Closed = *state {
-            *state = self.open();
-        }
-        let State::Open(database) = &*state else {
-            return None;
-        };
-        // The library trusts its file in places, and panics on a corrupted one.
-        let result = catch_unwind(AssertUnwindSafe(|| work(database)));
-        match result {
-            Ok(Ok(done)) => Some(done),
-            failed => {
-                let why = failed
-                    .ok()
-                    .and_then(Result::err)
-                    .map_or_else(|| "a panic".into(), |error| error.to_string());
-                tracing::debug!(path = ?self.0.path, why, "the digest index is unusable and was given up");
-                let broken = std::mem::replace(&mut *state, State::Unusable);
-                let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
-                let _ = std::fs::remove_file(&self.0.path);
-                None
-            }
-        }
-    }
-
-    fn open(&self) -> State {
-        let open = || {
-            let create = || {
-                Database::builder()
-                    .set_cache_size(CACHE_SIZE)
-                    .create(&self.0.path)
-            };
-            catch_unwind(AssertUnwindSafe(create)).unwrap_or(Err(DatabaseError::RepairAborted))
-        };
-        let opened = match open() {
-            Err(DatabaseError::DatabaseAlreadyOpen) => return State::Unusable,
-            Err(error) => {
-                tracing::debug!(path = ?self.0.path, %error, "cannot open the digest index; creating a new one");
-                let _ = std::fs::remove_file(&self.0.path);
-                open()
-            }
-            opened => opened,
-        };
-        let Ok(database) = opened else {
-            return State::Unusable;
-        };
-        // Rows of earlier versions are not reliable. If deleting them fails, they do no harm: nothing reads them.
-        let _ = catch_unwind(AssertUnwindSafe(|| delete_table(&database, OLD_DIGESTS)));
-        State::Open(database)
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn forget_location(&self, store: FileId, digest: &[u8; 32]) {
+        self.0.remove(LOCATIONS, &location_key(store, digest));
     }
 }
 
-fn delete_table(database: &Database, table: TableDefinition<&[u8], &[u8]>) -> DatabaseResult<()> {
-    if let Err(redb::TableError::TableDoesNotExist(_)) = database.begin_read()?.open_table(table) {
-        return Ok(());
+fn encode(key: &FileKey) -> [u8; FILE_KEY] {
+    let mut bytes = [0; FILE_KEY];
+    let numbers = [
+        key.file.device,
+        key.file.inode,
+        key.size,
+        key.modified.seconds as u64,
+    ];
+    for (part, number) in bytes.chunks_exact_mut(8).zip(numbers) {
+        part.copy_from_slice(&number.to_le_bytes());
     }
-    let writing = database.begin_write()?;
-    writing.delete_table(table)?;
-    Ok(writing.commit()?)
+    bytes[32..].copy_from_slice(&key.modified.nanoseconds.to_le_bytes());
+    bytes
+}
+
+/// Reads what [`encode`] wrote.
+fn decode(bytes: &[u8]) -> Option<FileKey> {
+    let number = |at: usize| {
+        let bytes = bytes.get(at..at + 8)?;
+        Some(u64::from_le_bytes(bytes.try_into().ok()?))
+    };
+    Some(FileKey {
+        file: FileId {
+            device: number(0)?,
+            inode: number(8)?,
+        },
+        size: number(16)?,
+        modified: Time {
+            seconds: number(24)? as i64,
+            nanoseconds: u32::from_le_bytes(bytes.get(32..)?.try_into().ok()?),
+        },
+    })
+}
+
+fn digest_row(changed: Time, digest: &[u8; 32]) -> [u8; DIGEST_ROW] {
+    let mut row = [0; DIGEST_ROW];
+    row[..32].copy_from_slice(digest);
+    row[32..40].copy_from_slice(&changed.seconds.to_le_bytes());
+    row[40..].copy_from_slice(&changed.nanoseconds.to_le_bytes());
+    row
 }
 
 /// The key includes the store, so that two stores with the same content do not evict each other.
-fn place_key(store: (u64, u64), digest: &[u8; 32]) -> [u8; 48] {
+fn location_key(store: FileId, digest: &[u8; 32]) -> [u8; 48] {
     let mut key = [0; 48];
-    key[..8].copy_from_slice(&store.0.to_le_bytes());
-    key[8..16].copy_from_slice(&store.1.to_le_bytes());
+    key[..8].copy_from_slice(&store.device.to_le_bytes());
+    key[8..16].copy_from_slice(&store.inode.to_le_bytes());
     key[16..].copy_from_slice(digest);
     key
 }
 
-fn evict(rows: &mut redb::Table<'_, &[u8], &[u8]>, count: usize) -> DatabaseResult<()> {
-    let stamp = |row: &[u8]| {
-        let stamp = row
-            .len()
-            .checked_sub(TIME_STAMP_LENGTH)
-            .and_then(|at| row[at..].try_into().ok());
-        stamp.map_or(0, u64::from_le_bytes)
-    };
-    let mut stamps = Vec::new();
-    for row in rows.iter()? {
-        stamps.push(stamp(row?.1.value()));
-    }
-    let nth = count.min(stamps.len() - 1);
-    let (_, &mut last, _) = stamps.select_nth_unstable(nth);
-    rows.retain(|_, row| stamp(row) > last)?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use redb::Database;
     use tempfile::tempdir;
+
+    use super::database::{OLD_DIGESTS, TIME_STAMP_LENGTH};
+    use super::*;
 
     fn key(inode: u64) -> FileKey {
         FileKey {
-            file: (7, inode),
+            file: FileId { device: 7, inode },
             size: LARGE_FILE,
             modified: Time {
                 seconds: -5,
@@ -371,7 +200,7 @@ mod tests {
         {
             let row = [&[1; 32][..], &[0; TIME_STAMP_LENGTH]].concat();
             let mut rows = writing.open_table(OLD_DIGESTS).unwrap();
-            rows.insert(&key(1).bytes()[..], &row[..]).unwrap();
+            rows.insert(&encode(&key(1))[..], &row[..]).unwrap();
         }
         writing.commit().unwrap();
         drop(database);
@@ -393,7 +222,12 @@ mod tests {
         assert_eq!(index.known(&key(1), CHANGED), None);
         index.remember(&key(1), CHANGED, &[1; 32]);
         let path = RelativePath::from_components([b"a\xff", &b"b"[..]]).unwrap();
-        index.stands((1, 2), &[1; 32], &key(2), &path);
+        let store = FileId {
+            device: 1,
+            inode: 2,
+        };
+        let other_store = FileId { inode: 3, ..store };
+        index.record_location(store, &[1; 32], &key(2), &path);
         let other = Index::new(file.clone());
         assert_eq!(other.known(&key(1), CHANGED), None);
         drop(index);
@@ -402,10 +236,10 @@ mod tests {
         let next = Index::new(file);
         assert_eq!(next.known(&key(1), CHANGED), Some(Known::Digest([1; 32])));
         assert_eq!(next.known(&FileKey { size: 1, ..key(1) }, CHANGED), None);
-        assert_eq!(next.place((1, 2), &[1; 32]), Some((key(2), path)));
-        assert_eq!(next.place((1, 3), &[1; 32]), None);
-        next.forget((1, 2), &[1; 32]);
-        assert_eq!(next.place((1, 2), &[1; 32]), None);
+        assert_eq!(next.location(store, &[1; 32]), Some((key(2), path)));
+        assert_eq!(next.location(other_store, &[1; 32]), None);
+        next.forget_location(store, &[1; 32]);
+        assert_eq!(next.location(store, &[1; 32]), None);
     }
 
     #[test]
@@ -431,23 +265,5 @@ mod tests {
         let unusable = Index::new(home.path().join("none/index"));
         unusable.remember(&key(1), CHANGED, &[1; 32]);
         assert_eq!(unusable.known(&key(1), CHANGED), None);
-    }
-
-    #[test]
-    fn the_oldest_rows_are_evicted() {
-        let home = tempdir().unwrap();
-        let database = Database::create(home.path().join("index")).unwrap();
-        let writing = database.begin_write().unwrap();
-        {
-            let mut rows = writing.open_table(DIGESTS).unwrap();
-            let count = 105_u64;
-            for at in 0..count {
-                rows.insert(&at.to_be_bytes()[..], &(count - at).to_le_bytes()[..])
-                    .unwrap();
-            }
-            evict(&mut rows, 100).unwrap();
-            assert_eq!(rows.len().unwrap(), 4);
-            assert!(rows.get(&0u64.to_be_bytes()[..]).unwrap().is_some());
-        }
     }
 }

@@ -1,9 +1,9 @@
 //! Expands patterns in a path as a shell does: the matches, in the byte order of names.
 
+use super::filter::{Patterns, is_pattern};
+use super::store::Store;
 use crate::error::{Code, Reason, Result};
 use crate::protocol::path::RelativePath;
-use crate::storage::Store;
-use crate::storage::filter::{Patterns, is_pattern};
 
 /// Most paths that one pattern may expand to, some 100 bytes each.
 const MAX_MATCHES: usize = 100_000;
@@ -24,6 +24,12 @@ pub(crate) struct Effort(usize);
 impl Default for Effort {
     fn default() -> Self {
         Self(MAX_LOOKED_AT)
+    }
+}
+
+impl Effort {
+    fn spend(&mut self) {
+        self.0 = self.0.saturating_sub(1);
     }
 }
 
@@ -102,15 +108,15 @@ fn add_matches(
     store: &dyn Store,
     directory: &RelativePath,
     patterns: &Patterns,
-    Effort(effort): &mut Effort,
+    effort: &mut Effort,
     found: &mut Vec<RelativePath>,
 ) -> Result<(), Reason> {
     let mut result = Ok(());
     // A directory costs as much as a name.
-    *effort = effort.saturating_sub(1);
+    effort.spend();
     store.visit(directory, &mut |name| {
-        *effort = effort.saturating_sub(1);
-        if *effort == 0 || found.len() >= MAX_MATCHES {
+        effort.spend();
+        if effort.0 == 0 || found.len() >= MAX_MATCHES {
             result = Err(Code::NoSpace.into());
         } else if patterns.matches(name) {
             match directory.join(name) {

@@ -66,6 +66,12 @@ pub(crate) fn fault(path: &RelativePath, what: &str, error: impl Into<io::Error>
     }
 }
 
+/// The system's text for an error, without its number.
+pub(super) fn error_text(error: rustix::io::Errno) -> String {
+    let text = io::Error::from(error).to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_owned()
+}
+
 /// Refuses targets that no symbolic link can hold.
 pub(crate) fn check_target(path: &RelativePath, target: &[u8]) -> Result<(), Reason> {
     if target.is_empty() || target.len() > MAX_SYMLINK || target.contains(&0) {

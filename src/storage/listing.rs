@@ -7,12 +7,12 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 use super::expand::{Expanded, expand};
+use super::io_errors::refusal;
+use super::store::Store;
 use crate::error::text::printable;
 use crate::error::{Code, Reason, Result};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Components, Kind, Listed};
-use crate::storage::Store;
-use crate::storage::io_errors::refusal;
 
 /// Memory for names, over all directories that a listing has open, in bytes. A directory of a million names is read
 /// some 15 times.
@@ -23,7 +23,7 @@ const MIN_MEMORY: usize = 16 << 10;
 const NAME_OVERHEAD: usize = 48;
 
 /// A listed entry, or an entry that could not be read.
-pub(crate) type Found = Result<Listed, (RelativePath, Reason)>;
+pub(crate) type ListingItem = Result<Listed, (RelativePath, Reason)>;
 
 /// Lists depth first. It is an iterator, so that it occupies no thread between steps; each step blocks.
 pub(crate) struct ListingWalk {
@@ -135,7 +135,7 @@ impl ListingWalk {
     }
 
     /// Reads an entry; `None` if it no longer exists.
-    fn read_entry(&mut self, path: RelativePath) -> Option<Found> {
+    fn read_entry(&mut self, path: RelativePath) -> Option<ListingItem> {
         let shown = path.components().skip(self.hidden);
         let shown = Components(shown.map(<[u8]>::to_vec).collect());
         let metadata = match self.store.stat(&path) {
@@ -172,9 +172,9 @@ fn memory_cost(name: &[u8]) -> usize {
 }
 
 impl Iterator for ListingWalk {
-    type Item = Found;
+    type Item = ListingItem;
 
-    fn next(&mut self) -> Option<Found> {
+    fn next(&mut self) -> Option<ListingItem> {
         loop {
             let Some(level) = self.open.last_mut() else {
                 let path = self.paths.next()?;

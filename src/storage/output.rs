@@ -7,7 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::io_errors::{fault, refusal};
-use super::{Attributes, Metadata, MetadataWarnings, PartialKey, Source, Store, Upload};
+use super::metadata::{Attributes, Metadata, MetadataWarnings};
+use super::source::Source;
+use super::store::Store;
+use super::upload::{PartialKey, Upload};
 use crate::error::{Code, Reason};
 use crate::protocol::Durability;
 use crate::protocol::path::RelativePath;

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use nix::unistd::{Gid, Group, Uid, User};
 
+use super::metadata::OwnerIds;
 use crate::protocol::{MAX_OWNER_NAME, Owner};
 
 /// Most cached answers of the system's user database, for each kind. A full cache is cleared.
@@ -39,8 +40,9 @@ impl<K: std::hash::Hash + Eq + Clone, V: Clone> Cache<K, V> {
 }
 
 impl Owners {
-    /// Returns an owner and group for the wire.
-    pub(crate) fn announced(&self, (user, group): (u32, u32), names: bool) -> Owner {
+    /// Returns an owner and group for the wire, with their names if `names` says so.
+    pub(crate) fn announced(&self, owner: OwnerIds, names: bool) -> Owner {
+        let OwnerIds { user, group } = owner;
         let name = |of: Option<String>| {
             of.map(String::into_bytes)
                 .filter(|name| name.len() <= MAX_OWNER_NAME)
@@ -75,7 +77,7 @@ impl Owners {
     }
 
     /// Returns the user and group ids on this machine: by name if it is known, otherwise by number.
-    pub(crate) fn here(&self, owner: &Owner, names: bool) -> (u32, u32) {
+    pub(crate) fn local_ids(&self, owner: &Owner, names: bool) -> OwnerIds {
         let user = |name: &Vec<u8>| {
             Some(
                 User::from_name(std::str::from_utf8(name).ok()?)
@@ -97,7 +99,10 @@ impl Owners {
             named(&owner.user_name, owner.user).and_then(|name| self.user_ids.get(&name, user));
         let group =
             named(&owner.group_name, owner.group).and_then(|name| self.group_ids.get(&name, group));
-        (user.unwrap_or(owner.user), group.unwrap_or(owner.group))
+        OwnerIds {
+            user: user.unwrap_or(owner.user),
+            group: group.unwrap_or(owner.group),
+        }
     }
 }
 
@@ -108,6 +113,7 @@ mod tests {
     #[test]
     fn known_names_count_and_root_stays_root() {
         let owners = Owners::default();
+        let ids = |user, group| OwnerIds { user, group };
         let here = User::from_uid(Uid::from_raw(65_534))
             .unwrap()
             .expect("the user 65534 has a name");
@@ -117,21 +123,22 @@ mod tests {
             user_name: Some(here.name.into()),
             group_name: None,
         };
-        assert_eq!(owners.here(&there, true), (65_534, 4_000_002));
-        assert_eq!(owners.here(&there, false), (4_000_001, 4_000_002));
+        assert_eq!(owners.local_ids(&there, true), ids(65_534, 4_000_002));
+        assert_eq!(owners.local_ids(&there, false), ids(4_000_001, 4_000_002));
         let root = Owner {
             user: 0,
             group: 0,
             ..there.clone()
         };
-        assert_eq!(owners.here(&root, true), (0, 0));
+        assert_eq!(owners.local_ids(&root, true), ids(0, 0));
         let unknown = Owner {
             user_name: Some(b"unknown\xff".to_vec()),
             ..there
         };
-        assert_eq!(owners.here(&unknown, true), (4_000_001, 4_000_002));
-        assert_eq!(owners.announced((65_534, 4_000_002), true).group_name, None);
-        assert!(owners.announced((65_534, 0), true).user_name.is_some());
-        assert_eq!(owners.announced((65_534, 0), false).user_name, None);
+        assert_eq!(owners.local_ids(&unknown, true), ids(4_000_001, 4_000_002));
+        let announced = |user, group, names| owners.announced(ids(user, group), names);
+        assert_eq!(announced(65_534, 4_000_002, true).group_name, None);
+        assert!(announced(65_534, 0, true).user_name.is_some());
+        assert_eq!(announced(65_534, 0, false).user_name, None);
     }
 }

@@ -220,7 +220,7 @@ async fn a_wrong_index_entry_makes_no_file() {
         there.version.key()
     };
     let (served, from) = (pair.served.path(), pair.from.path());
-    pair.indexes[0].stands(
+    pair.indexes[0].record_location(
         key(served, "").file,
         digest.as_bytes(),
         &key(served, "src/a"),

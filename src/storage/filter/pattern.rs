@@ -1,6 +1,6 @@
 //! Shell patterns in remote paths: the server expands patterns that the local shell did not.
 
-use super::{BadRules, Rules};
+use super::rules::{BadRules, Rules};
 
 /// Whether a component of a path is a pattern, unless a file of exactly this name exists.
 pub fn is_pattern(component: &[u8]) -> bool {

@@ -1,11 +1,12 @@
 //! Resolves symbolic links component by component: the store itself follows none.
 
-use super::Follow;
+use super::options::Follow;
 use crate::error::text::printable;
 use crate::error::{Code, Reason};
 use crate::protocol::Kind;
 use crate::protocol::path::RelativePath;
-use crate::storage::{Metadata, Store};
+use crate::storage::metadata::Metadata;
+use crate::storage::store::Store;
 
 /// Most links on one path, as in Linux.
 const MAX_LINKS: u32 = 40;

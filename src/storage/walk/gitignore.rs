@@ -5,8 +5,8 @@ use std::sync::Arc;
 use crate::error::{Code, Reason};
 use crate::protocol::Kind;
 use crate::protocol::path::RelativePath;
-use crate::storage::Store;
 use crate::storage::filter::{Filter, MAX_RULES_BYTES, Rules};
+use crate::storage::store::Store;
 
 /// The rules of one .gitignore, and those that apply where it has no match.
 pub(crate) struct Scope {

@@ -19,7 +19,7 @@ pub(super) fn kept_attributes(
         .owner
         .as_ref()
         .filter(|_| keep.owner)
-        .map(|owner| owners.here(owner, !keep.numeric_ids));
+        .map(|owner| owners.local_ids(owner, !keep.numeric_ids));
     let xattrs = entry
         .xattrs
         .clone()

@@ -18,7 +18,7 @@ use super::wanted::WantedFile;
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Plan, Trailer};
 use crate::storage::digest_index::{Index, LARGE_FILE};
-use crate::storage::{Attributes, PartialKey, Source, Store, Upload};
+use crate::storage::{Attributes, FileId, PartialKey, Source, Store, Upload};
 
 /// Bytes copied and hashed at a time.
 const COPY_BLOCK: usize = 1 << 20;
@@ -101,12 +101,12 @@ pub(super) async fn index_received(
 
 fn remember(store: &dyn Store, index: &Index, digest: &[u8; 32], path: &RelativePath) {
     if let (Some(root), Ok(Some(there))) = (identity(store), store.stat(path)) {
-        index.stands(root, digest, &there.version.key(), path);
+        index.record_location(root, digest, &there.version.key(), path);
     }
 }
 
 /// Returns the device and inode of a store's root.
-fn identity(store: &dyn Store) -> Option<(u64, u64)> {
+fn identity(store: &dyn Store) -> Option<FileId> {
     Some(store.stat(&RelativePath::root()).ok()??.version.file)
 }
 
@@ -115,14 +115,14 @@ impl ContentCopy {
     fn make(self) -> Option<()> {
         let store = self.session.store();
         let root = identity(store)?;
-        let (key, place) = self.index.place(root, &self.digest)?;
+        let (key, place) = self.index.location(root, &self.digest)?;
         let source = store.open(&place).ok();
         let seen = source.as_ref().and_then(|source| source.metadata().ok());
         let source = source.filter(|_| {
             seen.is_some_and(|seen| seen.version.key() == key && key.size == self.size)
         });
         let Some(source) = source else {
-            self.index.forget(root, &self.digest);
+            self.index.forget_location(root, &self.digest);
             return None;
         };
         // A copy would write the holes as zeros to the disk.
@@ -139,7 +139,7 @@ impl ContentCopy {
             wrong => {
                 upload.discard();
                 if wrong.is_ok() {
-                    self.index.forget(root, &self.digest);
+                    self.index.forget_location(root, &self.digest);
                 }
                 return None;
             }

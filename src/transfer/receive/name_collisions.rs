@@ -131,7 +131,7 @@ impl NameCollisions {
         if state.has_fixed_spelling || state.is_stored(store, &directory, name, folding) {
             return;
         }
-        match store.respell(path, folding) {
+        match store.correct_spelling(path, folding) {
             Ok(spelled) => state.has_fixed_spelling = !spelled,
             Err(why) => tracing::debug!(%why, "cannot change the spelling of a name"),
         }

@@ -58,7 +58,7 @@ impl Times {
         if options.dry_run {
             return looks_kept(wanted, existing.modified);
         }
-        let device = existing.version.file.0;
+        let device = existing.version.file.device;
         let kept = lock(&self.0).kept(store, device, wanted, path);
         kept == Some(existing.modified)
     }

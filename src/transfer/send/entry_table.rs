@@ -104,7 +104,7 @@ impl EntryTable {
     pub(super) fn put_found(&mut self, announce: Announce, buffer: &mut BytesMut) {
         self.stats.entries += 1;
         self.found.files += u64::from(announce.kind != Kind::Directory);
-        for (aspect, why) in announce.extra.iter().flat_map(|extra| &extra.lapses) {
+        for (aspect, why) in announce.extra.iter().flat_map(|extra| &extra.warnings) {
             MetadataWarning::count_one(&mut self.stats.unkept, *aspect, || {
                 format!("{}: {why}", announce.path)
             });

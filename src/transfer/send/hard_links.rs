@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::protocol::{Attribute, Kind, MetadataWarning};
+use crate::storage::FileId;
 use crate::storage::walk::Announce;
 
 /// Files whose other names may still come, at 400 bytes each: 100 MB. Beyond it, a file with several names is sent
@@ -15,9 +16,6 @@ use crate::storage::walk::Announce;
 const MAX_FILES: usize = 262_144;
 /// Names that may wait for the first name of their file.
 pub(super) const MAX_WAITING: usize = 10_000;
-
-/// Device and inode.
-type FileId = (u64, u64);
 
 /// The role of an entry among the names of its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,7 +205,10 @@ mod tests {
         let path = RelativePath::from_components([name]).unwrap();
         let mut metadata = store.stat(&RelativePath::root()).unwrap().unwrap();
         metadata.links = links;
-        metadata.version.file = (1, file);
+        metadata.version.file = FileId {
+            device: 1,
+            inode: file,
+        };
         let tree = Arc::new(Tree {
             store,
             path: path.clone(),
@@ -237,7 +238,10 @@ mod tests {
     #[test]
     fn names_wait_for_the_first_and_are_dropped_when_settled() {
         let mut names = HardLinks::default();
-        let file_id = (1, 7);
+        let file_id = FileId {
+            device: 1,
+            inode: 7,
+        };
         assert_eq!(
             found(&mut names, name("alone", 1, 1)),
             Some(LinkRole::Alone)
@@ -265,7 +269,10 @@ mod tests {
     #[test]
     fn the_next_name_becomes_first_when_the_first_fails() {
         let mut names = HardLinks::default();
-        let file_id = (1, 7);
+        let file_id = FileId {
+            device: 1,
+            inode: 7,
+        };
         found(&mut names, name("a", 7, 3));
         found(&mut names, name("b", 7, 3));
         found(&mut names, name("c", 7, 3));
@@ -285,7 +292,10 @@ mod tests {
     #[test]
     fn the_first_name_is_reannounced_if_names_are_left() {
         let mut names = HardLinks::default();
-        let file_id = (1, 7);
+        let file_id = FileId {
+            device: 1,
+            inode: 7,
+        };
         found(&mut names, name("a", 7, 3));
         names.settled(0, LinkRole::First(file_id), true);
         let b = name("b", 7, 3);

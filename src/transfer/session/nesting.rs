@@ -8,8 +8,8 @@ use std::sync::OnceLock;
 use crate::error::{Code, Reason, Result};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{MAX_MARKS, Mark, Origin};
-use crate::storage::Store;
 use crate::storage::walk::Tree;
+use crate::storage::{FileId, Store};
 use crate::transfer::receive::Placement;
 
 /// A random id of the boot, which does not leave the machine (random(4)).
@@ -89,12 +89,12 @@ fn marks(store: &dyn Store, path: &RelativePath, session: &[u8; 16]) -> Option<V
         .get_or_init(|| std::fs::read(BOOT_ID).ok().filter(|id| id.len() >= 16))
         .as_ref()?;
     let secret = blake3::derive_key(CONTEXT, boot);
-    let mark = |(device, inode): (u64, u64)| {
+    let mark = |file: FileId| {
         let mut hasher = blake3::Hasher::new_keyed(&secret);
         hasher
             .update(session)
-            .update(&device.to_be_bytes())
-            .update(&inode.to_be_bytes());
+            .update(&file.device.to_be_bytes())
+            .update(&file.inode.to_be_bytes());
         let mut mark = [0; 16];
         hasher.finalize_xof().fill(&mut mark);
         Mark::from(mark)

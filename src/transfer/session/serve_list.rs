@@ -14,7 +14,7 @@ use crate::error::{Code, Error, Reason, Result};
 use crate::net::stream::{MessageReader, MessageStream, MessageWriter, StreamError};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Components, End, List, Message, Ready, Unsendable, Working};
-use crate::storage::listing::{Found, ListingWalk};
+use crate::storage::listing::{ListingItem, ListingWalk};
 use crate::transfer::blocking::blocking;
 use crate::transfer::context::Context;
 
@@ -106,7 +106,7 @@ async fn send_entries(
 }
 
 /// Encodes entries, and counts them in `end`.
-fn put_entries(entries: Vec<Found>, end: &mut End) -> BytesMut {
+fn put_entries(entries: Vec<ListingItem>, end: &mut End) -> BytesMut {
     let mut buffer = BytesMut::new();
     for found in entries {
         match found {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::protocol::{Components, Delete, Time};
-use crate::storage::Version;
+use crate::storage::{OwnerIds, Version};
 
 const TIME: Time = Time {
     seconds: 1_700_000_000,
@@ -61,7 +61,7 @@ fn same(kind: Option<Kind>) -> ExistingEntry {
             size: if kind == Some(Kind::File) { 5 } else { 0 },
             modified: TIME,
             mode: 0o644,
-            owner: (0, 0),
+            owner: OwnerIds::default(),
             links: 1,
             version: Version::default(),
         },

@@ -2,16 +2,19 @@
 //! is not a failure of the file but a metadata warning.
 
 use std::fs::File;
-use std::io;
 
-use rustix::fs::{FileType, Stat, fstat};
+use rustix::fs::{AtFlags, FileType, Gid, Uid, chownat, fstat, utimensat};
 use rustix::io::Errno;
 
-use super::io_errors::fault;
-use super::{ALL_PERMISSIONS, Attributes, MetadataWarnings, PERMISSIONS, read_only, xattr};
+use super::descriptor::{set_mode, set_owner, set_time};
+use super::directory::Directory;
+use super::stat::{self, JUST_NOW, mode_of, owner_of, timestamps, type_of};
+use super::xattr;
 use crate::error::Reason;
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Attribute, Time};
+use crate::storage::io_errors::{error_text, fault};
+use crate::storage::metadata::{Attributes, MetadataWarnings, PERMISSIONS};
 
 /// Errors for metadata that the system cannot or may not keep. Every other error, such as a broken disk, fails the
 /// file.
@@ -43,7 +46,7 @@ pub(super) fn set(
     // because the final mode may not permit setting those.
     let owned = match attributes.owner {
         Some(owner) if owner != owner_of(&before_change) => {
-            let set = read_only::set_owner(file, owner);
+            let set = set_owner(file, owner);
             let before = warnings.len();
             allow(&mut warnings, Attribute::Owner, set)
                 .map_err(|e| fault(path, "set its owner", e))?;
@@ -56,19 +59,19 @@ pub(super) fn set(
     let mut made_writable = false;
     if let Some(xattrs) = &attributes.xattrs {
         made_writable =
-            mode & READ_WRITE != READ_WRITE && read_only::set_mode(file, mode | READ_WRITE).is_ok();
+            mode & READ_WRITE != READ_WRITE && set_mode(file, mode | READ_WRITE).is_ok();
         let set = xattr::set(file, xattrs, owned)
             .map_err(|e| fault(path, "set its extended attributes", e));
         match set {
             Ok(more) => warnings.extend(more),
             Err(why) => {
-                let _ = read_only::set_mode(file, mode);
+                let _ = set_mode(file, mode);
                 return Err(why);
             }
         }
     }
     if let Some(wanted) = attributes.mode {
-        let regular = FileType::from_raw_mode(before_change.st_mode) == FileType::RegularFile;
+        let regular = type_of(&before_change) == FileType::RegularFile;
         // Without its owner a set-user-ID program would run as another user.
         let bits = if owned {
             attributes.mode_bits(regular)
@@ -78,26 +81,43 @@ pub(super) fn set(
         mode = mode & !bits | wanted & bits;
     }
     if attributes.mode.is_some() || made_writable {
-        let set = read_only::set_mode(file, mode);
+        let set = set_mode(file, mode);
         allow(&mut warnings, Attribute::Mode, set).map_err(|e| fault(path, "set its mode", e))?;
     }
     if let Some(modified) = attributes.modified {
-        let set = read_only::set_time(file, &before_change, modified)
-            .and_then(|()| check_time(file, modified));
+        let set =
+            set_time(file, &before_change, modified).and_then(|()| check_time(file, modified));
         allow(&mut warnings, Attribute::Time, set).map_err(|e| fault(path, "set its time", e))?;
+    }
+    Ok(warnings)
+}
+
+/// Sets time and owner of a symbolic link itself; it has no other attributes that count.
+pub(super) fn set_on_link(
+    directory: &Directory<'_>,
+    name: &[u8],
+    attributes: &Attributes,
+) -> rustix::io::Result<MetadataWarnings> {
+    let mut warnings = MetadataWarnings::new();
+    if let Some(modified) = attributes.modified {
+        let times = timestamps(modified, JUST_NOW);
+        let set = utimensat(directory, name, &times, AtFlags::SYMLINK_NOFOLLOW);
+        allow(&mut warnings, Attribute::Time, set)?;
+    }
+    if let Some(owner) = attributes.owner {
+        let user = Some(Uid::from_raw(owner.user));
+        let group = Some(Gid::from_raw(owner.group));
+        let set = chownat(directory, name, user, group, AtFlags::SYMLINK_NOFOLLOW);
+        allow(&mut warnings, Attribute::Owner, set)?;
     }
     Ok(warnings)
 }
 
 /// Fails if the file system has silently clamped a time that it cannot hold. A resolution of one or two seconds is not
 /// reported.
-#[allow(
-    clippy::unnecessary_cast,
-    reason = "the fields of stat have other types on other systems"
-)]
 fn check_time(file: &File, modified: Time) -> rustix::io::Result<()> {
-    let seconds = fstat(file)?.st_mtime as i64;
-    if seconds.abs_diff(modified.seconds) < COARSEST_RESOLUTION {
+    let kept = stat::modified(&fstat(file)?);
+    if kept.seconds.abs_diff(modified.seconds) < COARSEST_RESOLUTION {
         Ok(())
     } else {
         Err(Errno::OVERFLOW)
@@ -105,38 +125,16 @@ fn check_time(file: &File, modified: Time) -> rustix::io::Result<()> {
 }
 
 /// Turns an error for metadata that is unsupported or not permitted into a warning.
-pub(super) fn allow(
+fn allow(
     warnings: &mut MetadataWarnings,
     attribute: Attribute,
     result: rustix::io::Result<()>,
 ) -> rustix::io::Result<()> {
     match result {
         Err(e) if UNSUPPORTED.contains(&e) => {
-            warnings.push((attribute, said(e)));
+            warnings.push((attribute, error_text(e)));
             Ok(())
         }
         other => other,
     }
-}
-
-/// The system's text for an error, without its number.
-pub(super) fn said(error: Errno) -> String {
-    let text = io::Error::from(error).to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_owned()
-}
-
-#[allow(
-    clippy::unnecessary_cast,
-    reason = "the fields of stat have other types on other systems"
-)]
-fn mode_of(stat: &Stat) -> u32 {
-    stat.st_mode as u32 & ALL_PERMISSIONS
-}
-
-#[allow(
-    clippy::unnecessary_cast,
-    reason = "the fields of stat have other types on other systems"
-)]
-fn owner_of(stat: &Stat) -> (u32, u32) {
-    (stat.st_uid as u32, stat.st_gid as u32)
 }

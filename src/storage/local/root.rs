@@ -3,31 +3,26 @@
 //! Linux does this in one call (openat2, with `RESOLVE_BENEATH` and `RESOLVE_NO_SYMLINKS`). If that is missing, and to
 //! find out which component failed, the path is walked component by component with `O_NOFOLLOW`.
 
-use std::collections::HashSet;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, mkdirat, openat, statat};
+use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, mkdirat, openat};
 use rustix::io::Errno;
 
-use super::io_errors::{fault, refusal};
+use super::directory::{Directory, PASS_THROUGH};
+use super::durable_names::DurableNames;
+use super::read_only::DirectoryModes;
 use super::reserved::Reserved;
+use super::stat::{device_of, file_id, type_of};
 use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;
+use crate::storage::file_id::FileId;
+use crate::storage::io_errors::{fault, refusal};
 
-/// Flags for a directory that is only passed through: `O_PATH` needs no read permission.
-#[cfg(target_os = "linux")]
-pub(super) const PASS_THROUGH: OFlags =
-    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-#[cfg(not(target_os = "linux"))]
-pub(super) const PASS_THROUGH: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::CLOEXEC);
 /// Mode of an announced directory, until its final mode is set.
 const PRIVATE_MODE: Mode = Mode::RWXU;
 /// Mode of missing parent directories: as with `mkdir -p`, the umask or a default ACL restricts it.
@@ -38,9 +33,6 @@ pub(super) const ATTEMPTS: u32 = 8;
 const MAX_DEPTH: usize = 4096;
 /// How long a successful check of the root's path counts, before a change checks again.
 const ROOT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Most directories cached as durable (32 bytes each). A full cache is cleared, which only costs time.
-const MAX_DURABLE: usize = 65_536;
-
 /// The error when the root is no longer where it was opened.
 const DISPLACED: &str = "cannot use the directory of the store: it was renamed, removed or mounted over, and its path leads \
                          elsewhere; restart haul there, then run the same command again";
@@ -50,94 +42,37 @@ pub(super) struct Root {
     descriptor: OwnedFd,
     /// The path that the root was opened by.
     path: PathBuf,
-    /// When the root was last found under its path.
-    pub(super) named: Mutex<Option<Instant>>,
+    /// When the path last led to the root.
+    pub(super) last_found: Mutex<Option<Instant>>,
     device: u64,
     /// Whether openat2 exists; found out by using it.
     pub(super) openat2: AtomicBool,
     /// Whether flock is tried; tests clear it to act like a file system without flock.
     pub(super) flock: AtomicBool,
     /// Whether an entry on another file system was found below the root.
-    spans: AtomicBool,
-    /// Digests of the paths of directories that are on disk with all directories above them.
-    durable: Mutex<HashSet<blake3::Hash>>,
-    /// Held while a directory temporarily has another mode, or is given one.
-    pub(super) modes: Mutex<()>,
+    spans_file_systems: AtomicBool,
+    /// Directories that are on disk with all directories above them.
+    pub(super) durable: DurableNames,
+    pub(super) modes: DirectoryModes,
     /// The files that no session may read or change.
-    pub(super) reserved: Option<Reserved>,
-}
-
-/// An open directory of a store.
-pub(super) enum Directory<'r> {
-    Root(BorrowedFd<'r>),
-    Below(OwnedFd),
-}
-
-impl AsFd for Directory<'_> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Root(descriptor) => *descriptor,
-            Self::Below(descriptor) => descriptor.as_fd(),
-        }
-    }
-}
-
-impl Directory<'_> {
-    /// Opens it again, to read its names and for fsync, which `O_PATH` does not allow.
-    pub(super) fn readable(&self) -> rustix::io::Result<OwnedFd> {
-        openat(
-            self,
-            c".",
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-    }
-
-    /// Returns the stat of a name in it; `None` if the name does not exist.
-    pub(super) fn stat(&self, name: &[u8]) -> rustix::io::Result<Option<Stat>> {
-        match statat(self, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => Ok(None),
-            other => other.map(Some),
-        }
-    }
-
-    /// Syncs the names in it to disk.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        match self.readable() {
-            // Write and search permission allow a rename but not opening the directory; then sync everything.
-            Err(Errno::ACCESS) => rustix::fs::sync(),
-            other => fsync(&File::from(other?))?,
-        }
-        Ok(())
-    }
-}
-
-/// Calls fsync. A file system without fsync is no reason to fail, as in restic.
-pub(super) fn fsync(file: &File) -> io::Result<()> {
-    let unsupported = [Errno::INVAL, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOTTY];
-    match file.sync_all() {
-        Err(e) if Errno::from_io_error(&e).is_some_and(|errno| unsupported.contains(&errno)) => {
-            Ok(())
-        }
-        other => other,
-    }
+    pub(super) reserved: Reserved,
 }
 
 impl Root {
     /// Opens a directory as the root. Its own path may contain symbolic links.
-    pub(super) fn open(path: &std::path::Path) -> io::Result<Self> {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
         let descriptor = rustix::fs::open(path, PASS_THROUGH, Mode::empty())?;
         Ok(Self {
-            device: device(&fstat(&descriptor)?),
+            device: device_of(&fstat(&descriptor)?),
             descriptor,
             path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
-            named: Mutex::default(),
+            last_found: Mutex::default(),
             openat2: AtomicBool::new(cfg!(target_os = "linux")),
             flock: AtomicBool::new(true),
-            spans: AtomicBool::new(false),
-            durable: Mutex::default(),
-            modes: Mutex::default(),
-            reserved: None,
+            spans_file_systems: AtomicBool::new(false),
+            durable: DurableNames::default(),
+            modes: DirectoryModes::default(),
+            reserved: Reserved::default(),
         })
     }
 
@@ -148,19 +83,19 @@ impl Root {
 
     /// Refuses a change when the root is no longer under the path that it was opened by: it was mounted over, renamed
     /// or removed. The user would not find files written after that.
-    pub(super) fn check_named(&self, path: &RelativePath) -> Result<(), Reason> {
+    pub(super) fn check_not_moved(&self, path: &RelativePath) -> Result<(), Reason> {
         let recently = |at: &Instant| at.elapsed() < ROOT_CHECK_INTERVAL;
-        if self.last_named().as_ref().is_some_and(recently) {
+        if self.last_found().as_ref().is_some_and(recently) {
             return Ok(());
         }
-        self.check_named_now()
+        self.check_not_moved_now()
             .map_err(|why| Reason::new(why.code, format!("{path}: {}", why.text)))
     }
 
     /// Does the same check for the whole store, without the cached result.
-    pub(super) fn check_named_now(&self) -> Result<(), Reason> {
+    pub(super) fn check_not_moved_now(&self) -> Result<(), Reason> {
         if self.path_leads_here() {
-            *self.last_named() = Some(Instant::now());
+            *self.last_found() = Some(Instant::now());
             return Ok(());
         }
         tracing::warn!(path = %self.path.display(), "the directory was moved, removed or mounted over");
@@ -171,14 +106,16 @@ impl Root {
     /// counts as yes.
     fn path_leads_here(&self) -> bool {
         match (rustix::fs::stat(&self.path), fstat(&self.descriptor)) {
-            (Ok(there), Ok(held)) => (device(&there), there.st_ino) == (device(&held), held.st_ino),
+            (Ok(there), Ok(held)) => file_id(&there) == file_id(&held),
             (Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP), _) => false,
             _ => true,
         }
     }
 
-    fn last_named(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.named.lock().unwrap_or_else(PoisonError::into_inner)
+    fn last_found(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.last_found
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens a directory; `None` when it or a parent does not exist.
@@ -187,10 +124,10 @@ impl Root {
             return Ok(Some(self.directory()));
         }
         match self.resolve(path) {
-            Ok(descriptor) if self.is_clear(&descriptor, path) => {
+            Ok(descriptor) if self.reserved.is_clear(&descriptor, path) => {
                 Ok(Some(Directory::Below(descriptor)))
             }
-            Err(Errno::NOENT) if self.reserved.is_none() => Ok(None),
+            Err(Errno::NOENT) if self.reserved.is_empty() => Ok(None),
             // The walk handles EAGAIN after a concurrent rename, because it never goes up. It also names the component
             // that is reserved.
             _ => self.walk(path, None),
@@ -199,11 +136,10 @@ impl Root {
 
     /// Returns device and inode of a directory, or its nearest existing parent, and of all directories above it. Those
     /// above the root are only looked at.
-    pub(super) fn ancestry(&self, path: &RelativePath) -> Vec<(u64, u64)> {
+    pub(super) fn ancestry(&self, path: &RelativePath) -> Vec<FileId> {
         let identity = |directory: &dyn AsFd| {
-            fstat(directory.as_fd())
-                .ok()
-                .map(|stat| (device(&stat), stat.st_ino))
+            let stat = fstat(directory.as_fd()).ok()?;
+            Some(file_id(&stat))
         };
         let mut chain = Vec::new();
         let mut below = Some(path.clone()).filter(|path| !path.is_root());
@@ -234,7 +170,7 @@ impl Root {
     }
 
     /// Opens a directory, and creates it and its parents if they are missing.
-    pub(super) fn make(&self, path: &RelativePath) -> Result<Directory<'_>, Reason> {
+    fn make(&self, path: &RelativePath) -> Result<Directory<'_>, Reason> {
         self.make_with(path, PARENT_MODE)
     }
 
@@ -252,7 +188,8 @@ impl Root {
             .ok_or_else(|| refusal(Code::NotFound, path))
     }
 
-    /// Opens the parent directory of a path; `None` when it does not exist. The root has no parent.
+    /// Opens the parent directory of a path; `None` when it does not exist. The root has no parent. Refuses a reserved
+    /// name.
     pub(super) fn parent<'p>(
         &self,
         path: &'p RelativePath,
@@ -263,8 +200,32 @@ impl Root {
         let Some(directory) = self.find(&parent)? else {
             return Ok(None);
         };
-        self.check_name(&directory, name, path)?;
+        self.reserved.check_name(&directory, name, path)?;
         Ok(Some((directory, name)))
+    }
+
+    /// Opens the parent directory of a path for a new name in it, and creates it if it is missing. Refuses a reserved
+    /// name, and every name once the root has moved.
+    pub(super) fn make_parent<'p>(
+        &self,
+        path: &'p RelativePath,
+    ) -> Result<(Directory<'_>, &'p [u8]), Reason> {
+        let (Some(parent), Some(name)) = (path.parent(), path.name()) else {
+            return Err(refusal(Code::IsDirectory, path));
+        };
+        self.check_not_moved(path)?;
+        let directory = self.make(&parent)?;
+        self.reserved.check_name(&directory, name, path)?;
+        Ok((directory, name))
+    }
+
+    /// Opens the parent directory of a path, which must exist.
+    pub(super) fn existing_parent<'p>(
+        &self,
+        path: &'p RelativePath,
+    ) -> Result<(Directory<'_>, &'p [u8]), Reason> {
+        self.parent(path)?
+            .ok_or_else(|| refusal(Code::NotFound, path))
     }
 
     #[cfg(target_os = "linux")]
@@ -329,14 +290,15 @@ impl Root {
                 Mode::empty(),
             ) {
                 Ok(descriptor) => {
-                    self.check_open(&descriptor, here)?;
+                    self.reserved.check_open(&descriptor, here)?;
                     return Ok(Some(descriptor));
                 }
                 Err(Errno::NOENT) => {
                     let Some(mode) = mode else { return Ok(None) };
-                    self.check_name(directory, component, here)?;
-                    match self.change(directory, || mkdirat(directory, component, mode)) {
-                        Ok(()) => self.forget(here),
+                    self.reserved.check_name(directory, component, here)?;
+                    let make = || mkdirat(directory, component, mode);
+                    match self.modes.change_names(directory, make) {
+                        Ok(()) => self.durable.remove(here),
                         Err(Errno::EXIST) => {}
                         Err(e) => return Err(fault(here, "create the directory", e)),
                     }
@@ -346,7 +308,7 @@ impl Root {
                     let stat = directory
                         .stat(component)
                         .map_err(|e| fault(here, "read its metadata", e))?;
-                    match stat.map(|s| FileType::from_raw_mode(s.st_mode)) {
+                    match stat.as_ref().map(type_of) {
                         Some(FileType::Symlink) => return Err(refusal(Code::Symlink, here)),
                         Some(FileType::Directory) | None => {}
                         Some(_) => return Err(refusal(Code::NotDirectory, here)),
@@ -363,78 +325,15 @@ impl Root {
         ))
     }
 
-    /// Syncs the names in a directory to disk, and those of its parents unless they are known to be durable.
-    ///
-    /// Existing directories are included once: the program that created them may not have synced them.
-    pub(super) fn sync_names(
-        &self,
-        directory: &Directory<'_>,
-        path: &RelativePath,
-    ) -> Result<(), Reason> {
-        directory
-            .sync()
-            .map_err(|e| fault(path, "sync it to disk", e))?;
-        let mut synced = Vec::new();
-        let mut child = path.clone();
-        while let Some(parent) = child.parent() {
-            let digest = blake3::hash(child.as_bytes());
-            if self.durable().contains(&digest) {
-                break;
-            }
-            let above = self
-                .find(&parent)?
-                .ok_or_else(|| refusal(Code::NotFound, &parent))?;
-            above
-                .sync()
-                .map_err(|e| fault(&parent, "sync it to disk", e))?;
-            synced.push(digest);
-            child = parent;
-        }
-        // Added only now, so that no other thread relies on an fsync that is still running.
-        let mut durable = self.durable();
-        if durable.len() + synced.len() > MAX_DURABLE {
-            durable.clear();
-        }
-        durable.extend(synced);
-        Ok(())
-    }
-
-    /// Syncs everything below the root to disk.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        #[cfg(target_os = "linux")]
-        match self.directory().readable() {
-            // Write and search permission allow writing but not opening the directory; then sync everything.
-            Err(Errno::ACCESS) => rustix::fs::sync(),
-            directory => rustix::fs::syncfs(directory?)?,
-        }
-        // syncfs reports errors, but ends at a mount point.
-        if cfg!(not(target_os = "linux")) || self.spans.load(Ordering::Relaxed) {
-            self.directory().sync()?;
-            rustix::fs::sync();
-        }
-        Ok(())
-    }
-
     /// Records whether an entry is on another file system than the root.
-    pub(super) fn saw(&self, stat: &Stat) {
-        if device(stat) != self.device {
-            self.spans.store(true, Ordering::Relaxed);
+    pub(super) fn record_device(&self, stat: &Stat) {
+        if device_of(stat) != self.device {
+            self.spans_file_systems.store(true, Ordering::Relaxed);
         }
     }
 
-    fn forget(&self, path: &RelativePath) {
-        self.durable().remove(&blake3::hash(path.as_bytes()));
+    /// Whether an entry on another file system was found below the root.
+    pub(super) fn spans_file_systems(&self) -> bool {
+        self.spans_file_systems.load(Ordering::Relaxed)
     }
-
-    fn durable(&self) -> std::sync::MutexGuard<'_, HashSet<blake3::Hash>> {
-        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[allow(
-    clippy::unnecessary_cast,
-    reason = "dev_t has another type on other systems"
-)]
-pub(super) fn device(stat: &Stat) -> u64 {
-    stat.st_dev as u64
 }

@@ -5,9 +5,10 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{fstat, fstatfs};
 
-use super::Metadata;
-use super::root::{Root, device};
+use super::root::Root;
+use super::stat::device_of;
 use crate::protocol::path::RelativePath;
+use crate::storage::metadata::Metadata;
 
 /// Types of file systems, as Linux numbers them (statfs(2)), on which a file of size 0 is empty: those on disks or in
 /// memory, and NFS. On all others a byte is read to find out, which costs a few calls for each empty file.
@@ -38,15 +39,15 @@ const MAX_DEVICES: usize = 4096;
 
 /// Whether reported sizes are right, by device.
 #[derive(Default)]
-pub(super) struct Devices(Mutex<HashMap<u64, bool>>);
+pub(super) struct SizedDevices(Mutex<HashMap<u64, bool>>);
 
-impl Devices {
+impl SizedDevices {
     /// Whether the file system of a file reports correct sizes.
     pub(super) fn are_sized(&self, root: &Root, path: &RelativePath, seen: &Metadata) -> bool {
         if cfg!(not(target_os = "linux")) {
             return false;
         }
-        let (file_device, _) = seen.version.file;
+        let file_device = seen.version.file.device;
         let known = |devices: &HashMap<u64, bool>| devices.get(&file_device).copied();
         if let Some(sized) = known(&self.0.lock().unwrap_or_else(PoisonError::into_inner)) {
             return sized;
@@ -76,7 +77,7 @@ fn query_directory(root: &Root, path: &RelativePath) -> Option<(bool, u64)> {
     let (directory, _) = root.parent(path).ok()??;
     // Only the low half counts, and some of the numbers are sign-extended.
     let kind = fstatfs(&directory).ok()?.f_type as u64 & u64::from(u32::MAX);
-    let device = device(&fstat(&directory).ok()?);
+    let device = device_of(&fstat(&directory).ok()?);
     Some((SIZED_FILE_SYSTEMS.contains(&kind), device))
 }
 
@@ -99,7 +100,7 @@ mod tests {
             let root = Root::open(at).unwrap();
             let store = LocalStore::open(at).unwrap();
             let seen = store.stat(&file(name)).unwrap().unwrap();
-            Devices::default().are_sized(&root, &file(name), &seen)
+            SizedDevices::default().are_sized(&root, &file(name), &seen)
         };
         if Path::new("/proc/version").exists() {
             assert!(!sized(Path::new("/proc"), "version"));
@@ -111,7 +112,10 @@ mod tests {
         let root = Root::open(directory.path()).unwrap();
         let store = LocalStore::open(directory.path()).unwrap();
         let seen = store.stat(&file("empty")).unwrap().unwrap();
-        let devices = Devices(Mutex::new(HashMap::from([(seen.version.file.0, true)])));
+        let devices = SizedDevices(Mutex::new(HashMap::from([(
+            seen.version.file.device,
+            true,
+        )])));
         std::fs::remove_file(directory.path().join("empty")).unwrap();
         assert!(devices.are_sized(&root, &file("empty"), &seen));
     }

@@ -4,13 +4,16 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags, Stat, fstat, openat};
+use rustix::fs::{Stat, fstat};
 
-use super::partial::{remove, temporary_name, time_of};
-use super::root::{Directory, Root, device};
-use super::{TimeProbe, read_only};
+use super::descriptor::set_time;
+use super::directory::Directory;
+use super::names::{PRIVATE_FILE, create_new, remove, temporary_name};
+use super::root::Root;
+use super::stat::{device_of, modified};
 use crate::protocol::Time;
 use crate::protocol::path::RelativePath;
+use crate::storage::store::TimeProbe;
 
 /// An empty file to set times on. It is removed when the probe is dropped.
 pub(super) struct LocalTimeProbe {
@@ -28,7 +31,8 @@ impl LocalTimeProbe {
     pub(super) fn new(root: &Arc<Root>, beside: &RelativePath) -> Option<Self> {
         let parent = beside.parent()?;
         let directory = root.find(&parent).ok()??;
-        let on_root = device(&fstat(&directory).ok()?) == device(&fstat(root.directory()).ok()?);
+        let on_root =
+            device_of(&fstat(&directory).ok()?) == device_of(&fstat(root.directory()).ok()?);
         on_root
             .then(|| Self::make(root, &root.directory(), RelativePath::root()))
             .flatten()
@@ -38,11 +42,9 @@ impl LocalTimeProbe {
     fn make(root: &Arc<Root>, directory: &Directory<'_>, path: RelativePath) -> Option<Self> {
         let before = fstat(directory).ok()?;
         let name = temporary_name();
-        let how = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let private = Mode::RUSR | Mode::WUSR;
-        let made = root.change(directory, || openat(directory, &name, how, private));
+        let file = create_new(root, directory, name.as_bytes(), PRIVATE_FILE).ok()?;
         Some(Self {
-            file: File::from(made.ok()?),
+            file,
             root: Arc::clone(root),
             directory: path,
             before,
@@ -52,23 +54,14 @@ impl LocalTimeProbe {
 }
 
 impl TimeProbe for LocalTimeProbe {
-    #[allow(
-        clippy::unnecessary_cast,
-        reason = "the fields of stat have other types on other systems"
-    )]
     fn kept(&mut self, time: Time) -> Option<Time> {
         let there = fstat(&self.file).ok()?;
-        read_only::set_time(&self.file, &there, time).ok()?;
-        let there = fstat(&self.file).ok()?;
-        Some(time_of(there.st_mtime as i64, there.st_mtime_nsec as u32))
+        set_time(&self.file, &there, time).ok()?;
+        Some(modified(&fstat(&self.file).ok()?))
     }
 }
 
 impl Drop for LocalTimeProbe {
-    #[allow(
-        clippy::unnecessary_cast,
-        reason = "the fields of stat have other types on other systems"
-    )]
     fn drop(&mut self) {
         let Ok(Some(directory)) = self.root.find(&self.directory) else {
             return;
@@ -76,9 +69,7 @@ impl Drop for LocalTimeProbe {
         let _ = remove(&self.root, &directory, self.name.as_bytes());
         // The directory may already count as unchanged, so restore its time.
         if !self.directory.is_root() {
-            let before = &self.before;
-            let modified = time_of(before.st_mtime as i64, before.st_mtime_nsec as u32);
-            let _ = read_only::set_time(&directory, before, modified);
+            let _ = set_time(&directory, &self.before, modified(&self.before));
         }
     }
 }

@@ -5,15 +5,17 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Dir, Mode, OFlags, fstat, openat, renameat};
+use rustix::fs::{Dir, fstat, renameat};
 use unicode_normalization::UnicodeNormalization;
 
-use super::io_errors::fault;
-use super::partial::{remove, temporary_name, temporary_name_with};
-use super::root::{Directory, Root, device};
+use super::directory::Directory;
+use super::names::{PRIVATE_FILE, create_new, remove, temporary_name, temporary_name_with};
+use super::root::Root;
+use super::stat::device_of;
 use crate::error::Reason;
-use crate::protocol::path::PARTIAL_ACCENT;
-use crate::protocol::path::RelativePath;
+use crate::protocol::path::{PARTIAL_ACCENT, RelativePath};
+use crate::storage::folding::{Folding, trimmed};
+use crate::storage::io_errors::fault;
 
 /// Most names of a directory that are tried.
 const MAX_SAMPLES: usize = 64;
@@ -27,84 +29,16 @@ const MAX_CACHED: usize = 64;
 #[cfg(target_os = "linux")]
 const CASEFOLD_FLAG: u32 = 0x4000_0000;
 
-/// The differences between names that a directory ignores.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Folding {
-    /// Upper and lower case.
-    pub case: bool,
-    /// Unicode normal forms: é as one character, or as e and a combining accent.
-    pub form: bool,
-    /// Trailing dots and spaces.
-    pub ends: bool,
-}
-
-impl Folding {
-    /// All differences.
-    pub const ALL: Self = Self {
-        case: true,
-        form: true,
-        ends: true,
-    };
-
-    /// Whether any difference is ignored.
-    pub fn any(self) -> bool {
-        self != Self::default()
-    }
-
-    /// A key that is equal for all names that the directory treats as equal.
-    pub fn key(self, name: &[u8]) -> Vec<u8> {
-        let name = if self.ends { trimmed(name) } else { name };
-        let Ok(text) = std::str::from_utf8(name) else {
-            return if self.case {
-                name.to_ascii_lowercase()
-            } else {
-                name.to_vec()
-            };
-        };
-        let folded = |text: String| match self.case {
-            true => text.chars().flat_map(fold_case).collect(),
-            false => text,
-        };
-        let normal = |text: String| match self.form {
-            true => text.nfd().collect(),
-            false => text,
-        };
-        // Normalize again: case folding may produce characters that decompose.
-        normal(folded(normal(text.to_owned()))).into_bytes()
-    }
-}
-
-/// Whether a name differs between its Unicode normal forms.
-pub(crate) fn has_forms(name: &[u8]) -> bool {
-    !name.is_ascii() && std::str::from_utf8(name).is_ok_and(|text| text.nfc().ne(text.nfd()))
-}
-
-/// A name without trailing dots and spaces, unless it consists of them.
-pub(crate) fn trimmed(name: &[u8]) -> &[u8] {
-    let end = name.iter().rposition(|byte| !b". ".contains(byte));
-    end.map_or(name, |end| &name[..=end])
-}
-
-/// Folds the case of one character to one character, as file systems do.
-fn fold_case(c: char) -> impl Iterator<Item = char> {
-    let mut upper = c.to_uppercase();
-    let upper = match (upper.next(), upper.next()) {
-        (Some(upper), None) => upper,
-        _ => c,
-    };
-    upper.to_lowercase()
-}
-
 /// Cached results of temporary files, by device.
 #[derive(Default)]
-pub(super) struct Probed(Mutex<HashMap<u64, (Instant, Folding)>>);
+pub(super) struct ProbedFolding(Mutex<HashMap<u64, (Instant, Folding)>>);
 
 /// Finds out which of the `wanted` differences a directory ignores. A directory that does not exist yet will behave
 /// like its parent. Mostly nothing is written: existing names are looked up by variants. Only if no existing name
 /// tells, at the top of a file system, a temporary file is created, if it `may_write`.
-pub(super) fn folding(
+pub(super) fn probe_folding(
     root: &Root,
-    probed: &Probed,
+    probed: &ProbedFolding,
     directory: &RelativePath,
     wanted: Folding,
     may_write: bool,
@@ -212,27 +146,26 @@ fn other_form(name: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Creates a temporary file and looks it up by variants of its name.
-fn probe_file(root: &Root, probed: &Probed, directory: &Directory<'_>, may_write: bool) -> Folding {
+fn probe_file(
+    root: &Root,
+    probed: &ProbedFolding,
+    directory: &Directory<'_>,
+    may_write: bool,
+) -> Folding {
     let Ok(stat) = fstat(directory) else {
         return Folding::default();
     };
     let mut probed = probed.0.lock().unwrap_or_else(PoisonError::into_inner);
-    match probed.get(&device(&stat)) {
+    match probed.get(&device_of(&stat)) {
         Some((since, folding)) if since.elapsed() < CACHE_TIME => return *folding,
         _ if !may_write => return Folding::default(),
         _ => {}
     }
     // Not every file system accepts non-ASCII characters.
     let names = [PARTIAL_ACCENT, ""].map(temporary_name_with);
-    let how = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let make = |name: &&String| {
-        let private = Mode::RUSR | Mode::WUSR;
-        root.change(directory, || {
-            openat(directory, name.as_bytes(), how, private)
-        })
-        .is_ok()
-    };
-    let Some(name) = names.iter().find(make).map(String::as_bytes) else {
+    let create =
+        |name: &&String| create_new(root, directory, name.as_bytes(), PRIVATE_FILE).is_ok();
+    let Some(name) = names.iter().find(create).map(String::as_bytes) else {
         return Folding::default();
     };
     let finds = |other: Vec<u8>| other != name && is_found(directory, &other) == Some(true);
@@ -245,13 +178,13 @@ fn probe_file(root: &Root, probed: &Probed, directory: &Directory<'_>, may_write
     if probed.len() >= MAX_CACHED {
         probed.clear();
     }
-    probed.insert(device(&stat), (Instant::now(), folding));
+    probed.insert(device_of(&stat), (Instant::now(), folding));
     folding
 }
 
 fn same_device(one: &Directory<'_>, other: &Directory<'_>) -> bool {
     match (fstat(one), fstat(other)) {
-        (Ok(one), Ok(other)) => device(&one) == device(&other),
+        (Ok(one), Ok(other)) => device_of(&one) == device_of(&other),
         _ => false,
     }
 }
@@ -276,7 +209,11 @@ fn has_casefold_flag(_: &Directory<'_>) -> bool {
 
 /// Renames an entry to exactly this spelling, if the directory stores it with an equal name; `false` if it still has
 /// another spelling.
-pub(super) fn respell(root: &Root, path: &RelativePath, folding: Folding) -> Result<bool, Reason> {
+pub(super) fn correct_spelling(
+    root: &Root,
+    path: &RelativePath,
+    folding: Folding,
+) -> Result<bool, Reason> {
     let cannot = |e| fault(path, "change the spelling of its name", e);
     let Some((directory, name)) = root.parent(path)? else {
         return Ok(true);
@@ -296,7 +233,8 @@ pub(super) fn respell(root: &Root, path: &RelativePath, folding: Folding) -> Res
     // Renames by way of a third name: most systems treat the two as the same file, and a direct rename does nothing.
     let temporary = temporary_name();
     let rename = |from: &[u8], to: &[u8]| {
-        root.change(&directory, || renameat(&directory, from, &directory, to))
+        let rename = || renameat(&directory, from, &directory, to);
+        root.modes.change_names(&directory, rename)
     };
     rename(&stored, temporary.as_bytes()).map_err(cannot)?;
     rename(temporary.as_bytes(), name).map_err(|e| {
@@ -310,43 +248,13 @@ pub(super) fn respell(root: &Root, path: &RelativePath, folding: Folding) -> Res
 mod tests {
     use super::*;
 
-    fn key(folding: Folding, name: &str) -> String {
-        String::from_utf8(folding.key(name.as_bytes())).unwrap()
-    }
-
-    #[test]
-    fn names_that_a_directory_folds_have_the_same_key() {
-        let case = Folding {
-            case: true,
-            ..Folding::default()
-        };
-        let same = [
-            (case, "README", "readme"),
-            (case, "\u{c4}\u{3a3}", "\u{e4}\u{3c2}"),
-            (Folding::ALL, "\u{c9}t\u{e9}", "e\u{301}te\u{301}"),
-            (Folding::ALL, "Mr. ", "mr"),
-        ];
-        for (folding, one, other) in same {
-            assert_eq!(key(folding, one), key(folding, other), "{one} {other}");
-        }
-        let others = [
-            (Folding::default(), "README", "readme"),
-            (case, "\u{e9}", "e\u{301}"),
-            (case, "a", "a."),
-            (Folding::ALL, "...", "."),
-        ];
-        for (folding, one, other) in others {
-            assert_ne!(key(folding, one), key(folding, other), "{one} {other}");
-        }
-    }
-
     #[test]
     fn a_case_sensitive_directory_is_detected() {
         let place = tempfile::tempdir().unwrap();
         let root = Root::open(place.path()).unwrap();
-        let probed = Probed::default();
+        let probed = ProbedFolding::default();
         let path = RelativePath::from_components(["d"]).unwrap();
-        let ask = || folding(&root, &probed, &path, Folding::ALL, true);
+        let ask = || probe_folding(&root, &probed, &path, Folding::ALL, true);
         assert_eq!(ask(), Folding::default(), "neither is there: by a file");
         assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
         std::fs::create_dir(place.path().join("d")).unwrap();

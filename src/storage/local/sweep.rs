@@ -6,12 +6,15 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{Dir, FileType, Mode, OFlags, fstat, openat};
 
-use super::io_errors::fault;
-use super::partial::{has_partial_form, is_named, lock, remove, time_of, unlock};
-use super::root::{Directory, Root};
+use super::directory::Directory;
+use super::lock::{lock, unlock};
+use super::names::{is_named, remove};
+use super::root::Root;
+use super::stat::{changed, modified, type_of};
 use crate::error::Reason;
 use crate::protocol::Time;
-use crate::protocol::path::RelativePath;
+use crate::protocol::path::{RelativePath, is_partial_name};
+use crate::storage::io_errors::fault;
 
 /// Most directory names kept in memory at a time (16 MiB of them); a larger directory is read several times.
 const MAX_PENDING: usize = 65_536;
@@ -94,7 +97,7 @@ fn read_directory(
         for entry in Dir::new(directory.readable().map_err(cannot)?).map_err(cannot)? {
             let entry = entry.map_err(cannot)?;
             let name = entry.file_name().to_bytes();
-            if has_partial_form(name) {
+            if is_partial_name(name) {
                 *removed += u64::from(remove_stale(root, &directory, name, limit).unwrap_or(false));
             } else if is_directory(&directory, name, entry.file_type())
                 && after.as_deref() < Some(name)
@@ -119,18 +122,14 @@ fn is_directory(directory: &Directory<'_>, name: &[u8], kind: FileType) -> bool 
     match kind {
         _ if name == b"." || name == b".." => false,
         // Not every file system returns the type with the name.
-        FileType::Unknown => directory.stat(name).is_ok_and(|s| {
-            s.is_some_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory)
-        }),
+        FileType::Unknown => directory
+            .stat(name)
+            .is_ok_and(|s| s.is_some_and(|stat| type_of(&stat) == FileType::Directory)),
         kind => kind == FileType::Directory,
     }
 }
 
 /// Removes a partial that was last written before the limit, unless it is locked.
-#[allow(
-    clippy::unnecessary_cast,
-    reason = "the fields of stat have other types on other systems"
-)]
 fn remove_stale(
     root: &Root,
     directory: &Directory<'_>,
@@ -140,10 +139,8 @@ fn remove_stale(
     let Some(stat) = directory.stat(name)? else {
         return Ok(false);
     };
-    let modified =
-        |stat: &rustix::fs::Stat| time_of(stat.st_mtime as i64, stat.st_mtime_nsec as u32);
     // Locked until the name is removed, so that no upload resumes it in between.
-    let _locked = match FileType::from_raw_mode(stat.st_mode) {
+    let _locked = match type_of(&stat) {
         FileType::RegularFile if modified(&stat) <= limit => {
             let how = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
             let open = |access| openat(directory, name, access | how, Mode::empty());
@@ -159,9 +156,7 @@ fn remove_stale(
             Some((file, lock))
         }
         // A temporary link that was never renamed. Its mtime is the source's, so its ctime counts.
-        FileType::Symlink if time_of(stat.st_ctime as i64, stat.st_ctime_nsec as u32) <= limit => {
-            None
-        }
+        FileType::Symlink if changed(&stat) <= limit => None,
         _ => return Ok(false),
     };
     remove(root, directory, name)?;

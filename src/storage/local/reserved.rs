@@ -15,35 +15,52 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::io_errors::{fault, refusal};
-use super::root::{Directory, PASS_THROUGH, Root, device};
+use super::directory::{Directory, PASS_THROUGH};
+use super::stat::{file_id, type_of};
 use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;
+use crate::storage::file_id::FileId;
+use crate::storage::io_errors::{fault, refusal};
 
 /// Symbolic links followed on one path, as in Linux.
 const MAX_LINKS: usize = 40;
 
-/// Device and inode.
-type Identity = (u64, u64);
+/// Flags that open a file of any kind without reading it.
+#[cfg(target_os = "linux")]
+const OPEN_ANY: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
+#[cfg(not(target_os = "linux"))]
+const OPEN_ANY: OFlags = OFlags::RDONLY
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::CLOEXEC);
 
-/// The reserved files and names. Links that are created later count from the next start on.
+/// The reserved files and names; by default none. Links that are created later count from the next start on.
+#[derive(Default)]
 pub(super) struct Reserved {
     /// The directory, its files that have hard links elsewhere, and the targets of its links.
-    files: Vec<Identity>,
+    files: Vec<FileId>,
     /// Names in other directories: links on the way to the directory, and targets of its links.
-    names: Vec<(Identity, Vec<u8>)>,
+    names: Vec<ReservedName>,
     /// Keeps the system from reusing the inode numbers in `files`.
     _open: Vec<OwnedFd>,
+}
+
+/// A reserved name in a directory.
+struct ReservedName {
+    directory: FileId,
+    name: Vec<u8>,
+}
+
+impl ReservedName {
+    /// Ignores case, because the file system may ignore it too. Refusing one name too many does no harm.
+    fn matches(&self, name: &[u8]) -> bool {
+        self.name.eq_ignore_ascii_case(name)
+    }
 }
 
 impl Reserved {
     /// Reads a directory, which must exist.
     pub(super) fn new(path: &Path) -> io::Result<Self> {
-        let mut reserved = Self {
-            files: Vec::new(),
-            names: Vec::new(),
-            _open: Vec::new(),
-        };
+        let mut reserved = Self::default();
         let path = std::path::absolute(path)?;
         reserved.follow(&path)?;
         let directory = openat(CWD, &path, PASS_THROUGH, Mode::empty())?;
@@ -64,9 +81,8 @@ impl Reserved {
             Err(Errno::NOENT) => return Ok(()),
             stat => stat?,
         };
-        let link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
-        let shared =
-            stat.st_nlink > 1 && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        let link = type_of(&stat) == FileType::Symlink;
+        let shared = stat.st_nlink > 1 && type_of(&stat) == FileType::RegularFile;
         if link {
             self.follow(&path.join(OsString::from_vec(name.to_vec())))?;
         }
@@ -83,14 +99,14 @@ impl Reserved {
 
     /// Adds a file. A directory that a link points to is not reserved.
     fn add_file(&mut self, file: OwnedFd) -> io::Result<()> {
-        match FileType::from_raw_mode(fstat(&file)?.st_mode) {
+        match type_of(&fstat(&file)?) {
             FileType::Directory => Ok(()),
             _ => self.add(file),
         }
     }
 
     fn add(&mut self, file: OwnedFd) -> io::Result<()> {
-        self.files.push(identity(&fstat(&file)?));
+        self.files.push(file_id(&fstat(&file)?));
         self._open.push(file);
         Ok(())
     }
@@ -107,7 +123,7 @@ impl Reserved {
                 Err(Errno::NOENT) => return self.add_name(&here, name),
                 stat => stat?,
             };
-            match FileType::from_raw_mode(stat.st_mode) {
+            match type_of(&stat) {
                 FileType::Symlink => {
                     links += 1;
                     if links > MAX_LINKS {
@@ -131,81 +147,46 @@ impl Reserved {
     }
 
     fn add_name(&mut self, directory: &OwnedFd, name: OsString) -> io::Result<()> {
-        let directory = identity(&fstat(directory)?);
-        self.names.push((directory, name.into_vec()));
+        self.names.push(ReservedName {
+            directory: file_id(&fstat(directory)?),
+            name: name.into_vec(),
+        });
         Ok(())
     }
 
+    /// Whether nothing is reserved.
+    pub(super) fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.names.is_empty()
+    }
+
     /// Whether a file is reserved, by any name.
-    pub(super) fn is(&self, stat: &Stat) -> bool {
-        self.files.contains(&identity(stat))
+    fn has_file(&self, stat: &Stat) -> bool {
+        self.files.contains(&file_id(stat))
+    }
+
+    /// Whether any of these files is reserved.
+    pub(super) fn has_any(&self, files: &[FileId]) -> bool {
+        files.iter().any(|file| self.files.contains(file))
     }
 
     /// Whether a name in a directory is reserved.
-    fn is_name(&self, directory: impl AsFd, name: &[u8]) -> rustix::io::Result<bool> {
-        if !self
-            .names
-            .iter()
-            .any(|(_, reserved)| reserved.eq_ignore_ascii_case(name))
-        {
+    fn has_name(&self, directory: impl AsFd, name: &[u8]) -> rustix::io::Result<bool> {
+        if !self.names.iter().any(|reserved| reserved.matches(name)) {
             return Ok(false);
         }
-        let directory = identity(&fstat(directory)?);
-        // Ignores case, because the file system may ignore it too. Refusing one name too many does no harm.
+        let directory = file_id(&fstat(directory)?);
         Ok(self
             .names
             .iter()
-            .any(|(of, reserved)| *of == directory && reserved.eq_ignore_ascii_case(name)))
+            .any(|reserved| reserved.directory == directory && reserved.matches(name)))
     }
 
-    /// Whether any of these is reserved.
-    pub(super) fn is_any(&self, identities: &[Identity]) -> bool {
-        identities
-            .iter()
-            .any(|identity| self.files.contains(identity))
-    }
-}
-
-/// Flags that open a file of any kind without reading it.
-#[cfg(target_os = "linux")]
-const OPEN_ANY: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
-#[cfg(not(target_os = "linux"))]
-const OPEN_ANY: OFlags = OFlags::RDONLY
-    .union(OFlags::NONBLOCK)
-    .union(OFlags::CLOEXEC);
-
-/// Pushes the components of a path on a stack, the first one on top.
-fn push_components(pending: &mut Vec<OsString>, path: &Path) {
-    let components = path
-        .components()
-        .rev()
-        .filter_map(|component| match component {
-            Component::Normal(name) => Some(name.to_owned()),
-            Component::ParentDir => Some("..".into()),
-            _ => None,
-        });
-    pending.extend(components);
-}
-
-#[allow(
-    clippy::unnecessary_cast,
-    reason = "ino_t has another type on other systems"
-)]
-fn identity(stat: &Stat) -> Identity {
-    (device(stat), stat.st_ino as u64)
-}
-
-fn not_allowed(path: &RelativePath) -> Reason {
-    refusal(Code::NotAllowed, path)
-}
-
-impl Root {
     /// Whether an open directory is neither reserved nor below a reserved one. Also returns `false` when it cannot find
     /// out; then the path has to be walked.
     pub(super) fn is_clear(&self, directory: impl AsFd, path: &RelativePath) -> bool {
-        let Some(reserved) = &self.reserved else {
+        if self.is_empty() {
             return true;
-        };
+        }
         let mut above = Vec::new();
         (0..path.components().count()).all(|depth| {
             let stat = if depth == 0 {
@@ -214,15 +195,15 @@ impl Root {
                 above.extend_from_slice(if depth == 1 { b".." } else { b"/.." });
                 statat(&directory, &above, AtFlags::empty())
             };
-            stat.is_ok_and(|stat| !reserved.is(&stat))
+            stat.is_ok_and(|stat| !self.has_file(&stat))
         })
     }
 
     /// Refuses a reserved file, by any name.
     pub(super) fn check(&self, stat: &Stat, path: &RelativePath) -> Result<(), Reason> {
-        match &self.reserved {
-            Some(all) if all.is(stat) => Err(not_allowed(path)),
-            _ => Ok(()),
+        match self.has_file(stat) {
+            true => Err(refusal(Code::NotAllowed, path)),
+            false => Ok(()),
         }
     }
 
@@ -232,7 +213,7 @@ impl Root {
         directory: impl AsFd,
         path: &RelativePath,
     ) -> Result<(), Reason> {
-        if self.reserved.is_none() {
+        if self.is_empty() {
             return Ok(());
         }
         let stat = fstat(directory).map_err(|e| fault(path, "read its metadata", e))?;
@@ -246,24 +227,31 @@ impl Root {
         name: &[u8],
         path: &RelativePath,
     ) -> Result<(), Reason> {
-        let Some(all) = &self.reserved else {
-            return Ok(());
-        };
-        match all.is_name(directory, name) {
+        match self.has_name(directory, name) {
             Ok(false) => Ok(()),
-            Ok(true) => Err(not_allowed(path)),
+            Ok(true) => Err(refusal(Code::NotAllowed, path)),
             Err(e) => Err(fault(path, "read the metadata of its directory", e)),
         }
     }
 
     /// Whether an entry of a directory is left out of listings.
     pub(super) fn leaves_out(&self, directory: &Directory<'_>, name: &[u8], inode: u64) -> bool {
-        let Some(all) = &self.reserved else {
-            return false;
-        };
         // Reads the device only if the inode matches.
-        let same = all.files.iter().any(|(_, reserved)| *reserved == inode)
-            && matches!(directory.stat(name), Ok(Some(stat)) if all.is(&stat));
-        same || all.is_name(directory, name).unwrap_or(true)
+        let same = self.files.iter().any(|file| file.inode == inode)
+            && matches!(directory.stat(name), Ok(Some(stat)) if self.has_file(&stat));
+        same || self.has_name(directory, name).unwrap_or(true)
     }
+}
+
+/// Pushes the components of a path on a stack, the first one on top.
+fn push_components(pending: &mut Vec<OsString>, path: &Path) {
+    let components = path
+        .components()
+        .rev()
+        .filter_map(|component| match component {
+            Component::Normal(name) => Some(name.to_owned()),
+            Component::ParentDir => Some("..".into()),
+            _ => None,
+        });
+    pending.extend(components);
 }

@@ -9,9 +9,10 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::MetadataWarnings;
-use super::read_only::descriptor_path;
+use super::descriptor::descriptor_path;
 use crate::protocol::{Attribute, MAX_XATTR_BYTES, Xattr};
+use crate::storage::io_errors::error_text;
+use crate::storage::metadata::MetadataWarnings;
 
 /// Longest list of names, in bytes: Linux's `XATTR_LIST_MAX`.
 const MAX_LIST_BYTES: usize = 64 << 10;
@@ -32,7 +33,7 @@ const PRIVILEGED: [&[u8]; 2] = [b"security.", b"trusted."];
 const LABELS: [&[u8]; 2] = [b"security.selinux", b"security.SMACK64"];
 
 /// Whether an extended attribute is transferred; `privileged` includes those that require owners.
-pub(super) fn travels(name: &[u8], privileged: bool) -> bool {
+fn is_transferable(name: &[u8], privileged: bool) -> bool {
     let of = |names: &[&[u8]]| names.iter().any(|start| name.starts_with(start));
     of(&UNPRIVILEGED) || (privileged && of(&PRIVILEGED) && !of(&LABELS))
 }
@@ -47,7 +48,7 @@ pub(super) fn read(
     let mut bytes = 0;
     for name in names(file)?
         .into_iter()
-        .filter(|name| travels(name, privileged))
+        .filter(|name| is_transferable(name, privileged))
     {
         let mut value = vec![0; MAX_XATTR_BYTES];
         let read = match fgetxattr(file, &name[..], &mut value[..]) {
@@ -119,7 +120,7 @@ pub(super) fn set(
         warn_on_error(&mut warnings, removed);
     }
     for new in wanted.iter().filter(|new| !existing.contains(new)) {
-        if !travels(&new.name, privileged) {
+        if !is_transferable(&new.name, privileged) {
             warnings.push((
                 Attribute::Xattr,
                 "kept only together with an owner that may be set".into(),
@@ -159,6 +160,6 @@ pub(super) fn copy_access_list(from: &File, to: &File) -> rustix::io::Result<()>
 /// Records a failure as a warning: the file is whole without the attribute.
 fn warn_on_error(warnings: &mut MetadataWarnings, result: rustix::io::Result<()>) {
     if let Err(error) = result {
-        warnings.push((Attribute::Xattr, super::attributes::said(error)));
+        warnings.push((Attribute::Xattr, error_text(error)));
     }
 }

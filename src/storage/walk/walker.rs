@@ -1,0 +1,365 @@
+//! The walk itself: an iterator over the entries of trees.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::announce::{Announce, Extra, PendingDirectory};
+use super::follow;
+use super::gitignore::{self, Scope, below};
+use super::options::{Follow, WalkOptions};
+use super::tree::Tree;
+use crate::error::text::printable;
+use crate::error::{Code, Reason};
+use crate::protocol::path::RelativePath;
+use crate::protocol::{Attribute, Kind};
+use crate::storage::file_id::FileId;
+use crate::storage::metadata::Metadata;
+use crate::storage::pipe::Pipe;
+use crate::storage::users::Owners;
+
+/// An item of a walk.
+pub enum WalkItem {
+    /// A file or link. (Directories use a separate channel.)
+    Entry(Announce),
+    /// An entry that cannot be sent.
+    Failed(RelativePath, Reason),
+    /// An entry in a directory that has vanished, or has no content to send; not a failure.
+    Omitted(RelativePath, Reason),
+    /// The number of entries that the filter excluded.
+    Excluded(u64),
+}
+
+/// Walks trees depth first, in the byte order of names. It is an iterator, so that it occupies no thread between steps;
+/// each step blocks. Directories follow on a separate channel once all their content is settled.
+pub struct Walk {
+    trees: std::vec::IntoIter<Tree>,
+    /// The tree being walked.
+    tree: Option<Arc<Tree>>,
+    /// A stack instead of recursion: a tree may be deeper than a thread's stack.
+    open: Vec<OpenDirectory>,
+    directories: mpsc::UnboundedSender<Announce>,
+    options: WalkOptions,
+    /// Excluded entries that were not reported yet.
+    excluded: u64,
+    owners: Owners,
+}
+
+/// A directory that is being walked, and its remaining names, last first.
+struct OpenDirectory {
+    source: RelativePath,
+    path: RelativePath,
+    names: Vec<Vec<u8>>,
+    directory: Arc<PendingDirectory>,
+    /// The rules of the .gitignore files here and above.
+    scope: Option<Arc<Scope>>,
+    file: FileId,
+}
+
+impl Walk {
+    /// The options of the walk.
+    pub(crate) fn options(&self) -> &WalkOptions {
+        &self.options
+    }
+
+    /// Creates a walk; `directories` receives the directories.
+    pub fn new(
+        trees: Vec<Tree>,
+        options: WalkOptions,
+        directories: mpsc::UnboundedSender<Announce>,
+    ) -> Self {
+        let owners = Owners::default();
+        Self {
+            trees: trees.into_iter(),
+            tree: None,
+            open: Vec::new(),
+            directories,
+            options,
+            owners,
+            excluded: 0,
+        }
+    }
+
+    /// Starts to walk a tree. `None` when it is a directory, which is then open.
+    fn start(&mut self, tree: Tree) -> Option<WalkItem> {
+        let tree = self.tree.insert(Arc::new(tree)).clone();
+        let source = tree.path.clone();
+        if tree.name.is_empty() {
+            let root = RelativePath::root();
+            return self.open_names(&tree, source, root, FileId::default(), None);
+        }
+        let path = RelativePath::from_components([&tree.name]).ok()?;
+        self.read_entry(&tree, source, path, None)
+    }
+
+    /// Looks at the next name; `None` when it is a directory, which is then open, or when a directory has no more
+    /// names.
+    fn step(&mut self, tree: &Arc<Tree>) -> Option<WalkItem> {
+        let top = self.open.last_mut()?;
+        let Some(name) = top.names.pop() else {
+            self.open.pop();
+            return self.take_excluded();
+        };
+        match (top.source.join(&name), top.path.join(&name)) {
+            (Ok(source), Ok(path)) => {
+                let parent = Some(top.directory.clone());
+                self.read_entry(tree, source, path, parent)
+            }
+            (Err(bad), _) | (_, Err(bad)) => {
+                let why = Reason::new(Code::BadName, format!("{}: {bad}", printable(&name)));
+                Some(WalkItem::Failed(top.path.clone(), why))
+            }
+        }
+    }
+
+    /// Returns the entries that were excluded since the last report.
+    fn take_excluded(&mut self) -> Option<WalkItem> {
+        Some(std::mem::take(&mut self.excluded))
+            .filter(|count| *count > 0)
+            .map(WalkItem::Excluded)
+    }
+
+    /// Reads the metadata of an entry, and opens it if it is a directory.
+    fn read_entry(
+        &mut self,
+        tree: &Arc<Tree>,
+        source: RelativePath,
+        path: RelativePath,
+        parent: Option<Arc<PendingDirectory>>,
+    ) -> Option<WalkItem> {
+        // A named source existed when the session began, and must be sent.
+        let named = parent.is_none();
+        let (source, metadata) = match self.locate(tree, source, &path) {
+            Ok(Located::At(source, metadata)) => (source, metadata),
+            Ok(Located::Excluded) => {
+                self.excluded += 1;
+                return None;
+            }
+            Ok(Located::Gone) => return Some(gone_item(path, named)),
+            Err(why) => return Some(WalkItem::Failed(path, why)),
+        };
+        let Some(kind) = metadata.kind else {
+            return Some(self.special(path, named));
+        };
+        let extra = self.extra(tree, &source, &metadata, kind);
+        let mut announce = Announce {
+            tree: tree.clone(),
+            source,
+            path,
+            metadata,
+            kind,
+            target: None,
+            digest: None,
+            parent,
+            pipe: None,
+            extra,
+        };
+        match kind {
+            Kind::Directory => return self.enter(announce),
+            Kind::Symlink => match tree.store.read_link(&announce.source) {
+                Ok(target) => announce.target = Some(target),
+                Err(why) => return Some(unreadable_item(announce.path, why, named)),
+            },
+            Kind::File if announce.metadata.size == 0 => {
+                match tree
+                    .store
+                    .has_unsized_content(&announce.source, &announce.metadata)
+                {
+                    Ok(false) => {}
+                    Ok(true) => announce.pipe = Some(Arc::new(Pipe::of_file())),
+                    Err(why) => return Some(unreadable_item(announce.path, why, named)),
+                }
+            }
+            Kind::File => {}
+        }
+        Some(WalkItem::Entry(announce))
+    }
+
+    /// Reports an entry that has no content to send.
+    fn special(&self, path: RelativePath, named: bool) -> WalkItem {
+        if named || self.options.fail_specials {
+            let text = "a FIFO, socket or device; it has no content to send";
+            return WalkItem::Failed(path, Reason::new(Code::Special, text));
+        }
+        let text = "a FIFO, socket or device; skipped, because it has no content to send";
+        WalkItem::Omitted(path, Reason::new(Code::Special, text))
+    }
+
+    /// Finds the entry to send under a path, and its metadata.
+    fn locate(
+        &self,
+        tree: &Tree,
+        source: RelativePath,
+        path: &RelativePath,
+    ) -> Result<Located, Reason> {
+        let Some(there) = tree.store.stat(&source)? else {
+            return match self.options.filter.only {
+                Some(_) => Err(Reason::new(Code::NotFound, "listed, but it does not exist")),
+                None => Ok(Located::Gone),
+            };
+        };
+        let follow = self.options.follow;
+        if self.excludes(tree, path, there.kind) {
+            return Ok(Located::Excluded);
+        }
+        if there.kind != Some(Kind::Symlink) || follow == Follow::Never {
+            return Ok(Located::At(source, there));
+        }
+        let (end, there) = follow::resolve(&*tree.store, &source, follow)?;
+        // The target may be a directory.
+        Ok(match self.excludes(tree, path, there.kind) {
+            true => Located::Excluded,
+            false => Located::At(end, there),
+        })
+    }
+
+    /// Whether the filter excludes an entry.
+    fn excludes(&self, tree: &Tree, path: &RelativePath, kind: Option<Kind>) -> bool {
+        let scope = self.open.last().and_then(|open| open.scope.as_deref());
+        gitignore::excludes(
+            &self.options.filter,
+            scope,
+            &tree.top(),
+            path,
+            kind == Some(Kind::Directory),
+        )
+    }
+
+    /// Reads the metadata that is announced on request.
+    fn extra(
+        &self,
+        tree: &Tree,
+        source: &RelativePath,
+        metadata: &Metadata,
+        kind: Kind,
+    ) -> Option<Box<Extra>> {
+        let options = &self.options;
+        if !options.owner && !options.xattrs {
+            return None;
+        }
+        let mut extra = Extra::default();
+        if options.owner {
+            extra.owner = Some(self.owners.announced(metadata.owner, !options.numeric_ids));
+        }
+        if options.xattrs && kind != Kind::Symlink {
+            let (xattrs, warnings) = match tree.store.xattrs(source, options.owner) {
+                Ok(read) => read,
+                Err(why) => (Vec::new(), vec![(Attribute::Xattr, why.to_string())]),
+            };
+            extra.xattrs = Some(xattrs);
+            extra.warnings = warnings;
+        }
+        Some(Box::new(extra))
+    }
+
+    /// Opens a directory, unless a followed link leads back to one that is open.
+    fn enter(&mut self, announce: Announce) -> Option<WalkItem> {
+        let source = announce.source.clone();
+        let path = announce.path.clone();
+        let tree = announce.tree.clone();
+        let file = announce.metadata.version.file;
+        if self.options.follow != Follow::Never && self.open.iter().any(|open| open.file == file) {
+            let why = Reason::new(
+                Code::Symlink,
+                "a loop: a symbolic link leads to one of its own parent directories",
+            );
+            return Some(WalkItem::Failed(path, why));
+        }
+        self.open_names(&tree, source, path, file, Some(announce))
+    }
+
+    /// Reads the names of a directory, which are walked next.
+    fn open_names(
+        &mut self,
+        tree: &Tree,
+        source: RelativePath,
+        path: RelativePath,
+        file: FileId,
+        announce: Option<Announce>,
+    ) -> Option<WalkItem> {
+        let filter = &self.options.filter;
+        let listed = filter.only.as_ref().and_then(|only| {
+            let below = below(&tree.top(), &path)
+                .split(|&byte| byte == b'/')
+                .filter(|name| !name.is_empty());
+            only.within(&RelativePath::from_components(below).ok()?)
+        });
+        let names = listed.map_or_else(|| tree.store.names(&source), Ok);
+        if let (Err(why), Some(below)) = (&names, &announce)
+            && why.code == Code::NotFound
+            && below.parent.is_some()
+        {
+            // Not announced, because that would create it at the destination.
+            return Some(gone_item(path, false));
+        }
+        let above = self.open.last().and_then(|open| open.scope.clone());
+        let found = names.and_then(|names| match filter.gitignore {
+            true => Ok((names, Scope::of(&*tree.store, &source, &path, above)?)),
+            false => Ok((names, None)),
+        });
+        let directory = Arc::new(PendingDirectory::new(announce, self.directories.clone()));
+        match found {
+            Ok((mut names, scope)) => {
+                names.sort_unstable_by(|a, b| b.cmp(a));
+                self.open.push(OpenDirectory {
+                    source,
+                    path,
+                    names,
+                    directory,
+                    scope,
+                    file,
+                });
+                None
+            }
+            Err(why) => Some(WalkItem::Failed(path, why)),
+        }
+    }
+}
+
+/// The result of looking up a name.
+enum Located {
+    /// The name exists: its path in the store after following links, and its metadata.
+    At(RelativePath, Metadata),
+    /// The filter excludes it.
+    Excluded,
+    /// It existed when its directory was read.
+    Gone,
+}
+
+/// Reports an entry that no longer exists.
+fn gone_item(path: RelativePath, named: bool) -> WalkItem {
+    let text = "gone before it could be sent";
+    if named {
+        WalkItem::Failed(path, Reason::new(Code::NotFound, text))
+    } else {
+        WalkItem::Omitted(path, Reason::new(Code::Vanished, text))
+    }
+}
+
+/// Reports an entry that could not be read, perhaps because it no longer exists.
+fn unreadable_item(path: RelativePath, why: Reason, named: bool) -> WalkItem {
+    if why.code == Code::NotFound {
+        gone_item(path, named)
+    } else {
+        WalkItem::Failed(path, why)
+    }
+}
+
+impl Iterator for Walk {
+    type Item = WalkItem;
+
+    fn next(&mut self) -> Option<WalkItem> {
+        loop {
+            let found = match self.tree.clone() {
+                Some(tree) if !self.open.is_empty() => self.step(&tree),
+                _ => match self.trees.next() {
+                    Some(tree) => self.start(tree),
+                    None => return self.take_excluded(),
+                },
+            };
+            if found.is_some() {
+                return found;
+            }
+        }
+    }
+}
