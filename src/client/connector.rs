@@ -149,7 +149,7 @@ impl Connector {
                 }
             };
             outcome.sent = operation.sent();
-            outcome.bound = outcome.account.bottleneck();
+            outcome.bottleneck = outcome.time_breakdown.bottleneck();
             let Some(lost) = self.loss(ended, &outcome) else {
                 if stopped_mirroring {
                     let text = "the connection was lost meanwhile; run the same command again";
@@ -173,7 +173,7 @@ impl Connector {
             }
             if attempt.ready || attempt.is_first {
                 observer(Event::Lost {
-                    why: loss_reason(&lost),
+                    reason: loss_reason(&lost),
                     retry_for: self.config.retry_for,
                 });
             }

@@ -121,7 +121,7 @@ pub enum Event {
     /// one can be made. An entry keeps its number; an interrupted transfer starts again.
     Lost {
         /// The cause, as text that is safe to print.
-        why: PeerText,
+        reason: PeerText,
         /// The longest time for which reconnecting is tried.
         retry_for: Duration,
     },
@@ -140,7 +140,7 @@ pub enum Event {
     /// The peer is stopping: it takes no new entries, and lets running transfers end.
     GoingAway {
         /// The reason that the peer gave.
-        why: Reason,
+        reason: Reason,
     },
 }
 

@@ -52,8 +52,8 @@ mod wanted;
 mod zeros;
 
 pub use crate::transfer::stats::SessionStats;
-pub(crate) use file_locks::{Claimant, FileLock};
 pub use file_locks::FileLocks;
+pub(crate) use file_locks::{Claimant, FileLock};
 pub use options::{Keep, Policy, ReceiveContext, Receiving, Target};
 pub use permits::Permits;
 pub use placement::{Placement, RequestedNames, Sources};

@@ -29,8 +29,8 @@ mod upload;
 mod verdicts;
 mod walk_queue;
 
-pub use entry_credit::Allowed;
 pub use crate::transfer::stats::TransferStats;
+pub use entry_credit::Allowed;
 pub use run::Sending;
 
 use std::sync::Arc;
@@ -195,7 +195,7 @@ impl SenderReporter {
     /// Records that the receiver goes away.
     pub(crate) fn interrupted(&self, reason: Reason) {
         (self.0.observer)(Event::GoingAway {
-            why: reason.clone(),
+            reason: reason.clone(),
         });
         self.0.entries().receiver_leaves(reason);
     }

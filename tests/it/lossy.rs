@@ -452,7 +452,7 @@ async fn a_handshake_with_a_lost_end_is_redone_before_the_timeout() {
     let events = events.lock().unwrap();
     way.arrived(&client, &outcome, &events);
     let lost = events.iter().find_map(|event| {
-        if let Event::Lost { why, .. } = event {
+        if let Event::Lost { reason: why, .. } = event {
             Some(why)
         } else {
             None

@@ -348,7 +348,7 @@ async fn a_large_file_goes_on(abruptly: bool) -> String {
 
 fn said_of_the_loss(events: &[Event]) -> String {
     let said = events.iter().find_map(|event| {
-        if let Event::Lost { why, .. } = event {
+        if let Event::Lost { reason: why, .. } = event {
             Some(why.clone())
         } else {
             None

@@ -815,10 +815,10 @@ async fn a_slow_receiving_disk_is_reported_as_the_bottleneck() {
     let store = MemoryStore::new().with_write_delay(Duration::from_millis(300));
     let outcome = verdict(store, Config::default()).await;
     assert_eq!(
-        outcome.bound,
+        outcome.bottleneck,
         haul::Bottleneck::ReceiverStore,
         "{:?}",
-        outcome.account
+        outcome.time_breakdown
     );
     assert!(
         outcome.summary.held_up.unwrap() > 0,
@@ -830,10 +830,10 @@ async fn a_slow_receiving_disk_is_reported_as_the_bottleneck() {
 async fn a_low_rate_limit_is_reported_as_the_bottleneck() {
     let outcome = verdict(MemoryStore::new(), limited(1_000_000)).await;
     assert_eq!(
-        outcome.bound,
+        outcome.bottleneck,
         haul::Bottleneck::Limit,
         "{:?}",
-        outcome.account
+        outcome.time_breakdown
     );
     let path = outcome.path;
     assert!(

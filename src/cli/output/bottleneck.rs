@@ -29,7 +29,7 @@ pub(super) fn add_to_summary(line: &str, outcome: &Outcome, other_end: OtherEnd)
 
 fn bound(outcome: &Outcome, other_end: OtherEnd) -> Option<String> {
     let path = &outcome.path;
-    match outcome.bound {
+    match outcome.bottleneck {
         Bottleneck::Nothing => None,
         Bottleneck::Network => Some(format!(
             "network ({}, {}, {})",
@@ -93,12 +93,16 @@ pub(super) fn details(outcome: &Outcome, other_end: OtherEnd) -> Vec<String> {
             path.congestion_events
         ),
     ];
-    lines.extend(time_line(&outcome.account, outcome.pulled, other_end));
+    lines.extend(time_line(
+        &outcome.time_breakdown,
+        outcome.pulled,
+        other_end,
+    ));
     lines
 }
 
 /// Formats the part of the time that each stage took.
-fn time_line(account: &TimeBreakdown, pulled: bool, other_end: OtherEnd) -> Option<String> {
+fn time_line(time_breakdown: &TimeBreakdown, pulled: bool, other_end: OtherEnd) -> Option<String> {
     let share = |&(bound, part): &(Bottleneck, f64)| {
         // Names what the session waited for. The article is left out, because four parts would not fit with it.
         let peer = other_end.name().trim_start_matches("the ");
@@ -111,7 +115,7 @@ fn time_line(account: &TimeBreakdown, pulled: bool, other_end: OtherEnd) -> Opti
         };
         (part >= SMALL).then(|| format!("{stage} {:.0} %", (part * 100.0).min(100.0)))
     };
-    let parts: Vec<_> = account.parts().iter().filter_map(share).collect();
+    let parts: Vec<_> = time_breakdown.parts().iter().filter_map(share).collect();
     (!parts.is_empty()).then(|| format!("  time     {}", parts.join(", ")))
 }
 
@@ -119,12 +123,12 @@ fn time_line(account: &TimeBreakdown, pulled: bool, other_end: OtherEnd) -> Opti
 pub(super) fn add_to_json(object: &mut Value, outcome: &Outcome) {
     let Outcome {
         path,
-        account,
-        bound,
+        time_breakdown,
+        bottleneck,
         ..
     } = outcome;
     let ms = |time: Duration| time.as_micros() as f64 / 1000.0;
-    object["bound"] = bound.name().into();
+    object["bound"] = bottleneck.name().into();
     object["path"] = json!({
         "bytes_per_second": path.rate, "rtt_ms": ms(path.rtt), "min_rtt_ms": ms(path.min_rtt),
         "sent_packets": path.sent_packets, "lost_packets": path.lost_packets,
@@ -133,12 +137,12 @@ pub(super) fn add_to_json(object: &mut Value, outcome: &Outcome) {
         "window": path.window, "mtu": path.mtu,
     });
     let thousandth = |part: f64| Value::from((part * 1000.0).round() / 1000.0);
-    object["time"] = account
+    object["time"] = time_breakdown
         .parts()
         .into_iter()
         .map(|(bound, part)| (bound.name(), thousandth(part)))
         .collect();
-    object["cpu"] = account
+    object["cpu"] = time_breakdown
         .cpu
         .map(|cpu| json!({"busiest": thousandth(cpu.busiest), "all": thousandth(cpu.all)}))
         .into();
@@ -165,7 +169,7 @@ mod tests {
 
     fn outcome(bound: Bottleneck) -> Outcome {
         let mut outcome = Outcome {
-            bound,
+            bottleneck: bound,
             ..Outcome::default()
         };
         let path = &mut outcome.path;
@@ -181,14 +185,14 @@ mod tests {
         path.window = 1023 << 20;
         path.congestion_events = 123_456;
         path.black_holes = 12;
-        let account = &mut outcome.account;
+        let time_breakdown = &mut outcome.time_breakdown;
         let part = Duration::from_secs(199);
-        account.elapsed = 5 * part;
-        account.network = 2 * part;
-        account.held_up = Some(part);
-        account.reading = part;
-        account.limited = part;
-        account.committing = part;
+        time_breakdown.elapsed = 5 * part;
+        time_breakdown.network = 2 * part;
+        time_breakdown.held_up = Some(part);
+        time_breakdown.reading = part;
+        time_breakdown.limited = part;
+        time_breakdown.committing = part;
         outcome
     }
 

@@ -25,7 +25,10 @@ pub(super) fn line_of(event: &Event, display: Display) -> Option<String> {
             Route::Direct | Route::Punched => None,
             Route::Relayed => Some("by the relay, until a direct path opens".into()),
         },
-        Event::Lost { why, retry_for } => {
+        Event::Lost {
+            reason: why,
+            retry_for,
+        } => {
             let time = display_duration(*retry_for);
             Some(match display.other_end {
                 OtherEnd::Receiver => {
@@ -46,7 +49,7 @@ pub(super) fn line_of(event: &Event, display: Display) -> Option<String> {
             OtherEnd::Receiver => "haul: the receiver is back, going on".into(),
             OtherEnd::Server | OtherEnd::Sender => "haul: connected again, going on".into(),
         }),
-        Event::GoingAway { why } => Some(format!("{why}; waiting for running transfers")),
+        Event::GoingAway { reason: why } => Some(format!("{why}; waiting for running transfers")),
         _ => None,
     }
 }
@@ -104,7 +107,7 @@ mod tests {
     #[test]
     fn a_lost_connection_takes_one_line_and_none_when_quiet() {
         let lost = Event::Lost {
-            why: "the peer has restarted".into(),
+            reason: "the peer has restarted".into(),
             retry_for: Duration::from_secs(600),
         };
         assert_eq!(
@@ -130,7 +133,7 @@ mod tests {
             ..display(Style::Normal)
         };
         let lost = Event::Lost {
-            why: "timed out".into(),
+            reason: "timed out".into(),
             retry_for: Duration::from_secs(90),
         };
         assert_eq!(

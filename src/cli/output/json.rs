@@ -68,7 +68,10 @@ pub(super) fn event(event: &Event) -> Option<Value> {
         Event::Removed { path } => {
             json!({"type": "removed", "path": String::from_utf8_lossy(path.as_bytes())})
         }
-        Event::Lost { why, retry_for } => {
+        Event::Lost {
+            reason: why,
+            retry_for,
+        } => {
             json!({"type": "lost", "why": why.to_string(), "retry_for": retry_for.as_secs_f64()})
         }
         Event::Reconnecting { attempt, wait } => {
@@ -77,7 +80,7 @@ pub(super) fn event(event: &Event) -> Option<Value> {
         Event::Reconnected { address } => {
             json!({"type": "reconnected", "address": address.to_string()})
         }
-        Event::GoingAway { why } => json!({"type": "going_away", "why": why.to_string()}),
+        Event::GoingAway { reason: why } => json!({"type": "going_away", "why": why.to_string()}),
         _ => return None,
     })
 }
@@ -156,7 +159,7 @@ mod tests {
     #[test]
     fn json_times_are_in_seconds() {
         let lost = Event::Lost {
-            why: "the peer has restarted".into(),
+            reason: "the peer has restarted".into(),
             retry_for: Duration::from_secs(600),
         };
         assert_eq!(event(&lost).unwrap()["retry_for"], 600.0);

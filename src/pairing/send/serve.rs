@@ -88,7 +88,7 @@ impl Offering {
                 }
                 if serving.sessions == 0 {
                     (self.observer)(Event::Lost {
-                        why: reason.clone(),
+                        reason: reason.clone(),
                         retry_for: self.retry_for,
                     });
                 }

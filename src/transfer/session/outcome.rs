@@ -16,9 +16,9 @@ pub struct Outcome {
     /// The statistics of the path, over all connections.
     pub path: PathStats,
     /// The bottleneck of the transfer, while it was connected.
-    pub bound: Bottleneck,
+    pub bottleneck: Bottleneck,
     /// The time in each stage, while it was connected.
-    pub account: TimeBreakdown,
+    pub time_breakdown: TimeBreakdown,
     /// Whether the sender was the server (a pull).
     pub pulled: bool,
 }
@@ -26,8 +26,9 @@ pub struct Outcome {
 impl Outcome {
     /// Adds the measurements of one connection.
     pub(super) fn add_connection(&mut self, path: &PathStats, account: &TimeBreakdown) {
-        self.path.join(path, self.account.elapsed, account.elapsed);
-        self.account.join(account);
+        self.path
+            .join(path, self.time_breakdown.elapsed, account.elapsed);
+        self.time_breakdown.join(account);
     }
 }
 

@@ -180,7 +180,7 @@ async fn offer_outcome(
         ..Outcome::default()
     };
     outcome.add_connection(&path, &account);
-    outcome.bound = outcome.account.bottleneck();
+    outcome.bottleneck = outcome.time_breakdown.bottleneck();
     Ok(outcome)
 }
 
@@ -219,7 +219,9 @@ async fn send_all(
     };
     let end = async {
         all_sent.cancelled().await;
-        writer.write_within(&reporter.end(spent()), deadline).await?;
+        writer
+            .write_within(&reporter.end(spent()), deadline)
+            .await?;
         writer.finish();
         Ok::<_, Error>(())
     };
