@@ -418,9 +418,9 @@ pub(crate) fn failed_to_begin(error: std::io::Error) -> ExitCode {
 /// Returns the exit code of an error.
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Error>() {
-        Some(
-            Error::Usage(_) | Error::Home { .. } | Error::Internal(_) | Error::NoRandomness,
-        ) => USAGE,
+        Some(Error::Usage(_) | Error::Home { .. } | Error::Internal(_) | Error::NoRandomness) => {
+            USAGE
+        }
         Some(
             Error::Resolve { .. } | Error::Unreachable { .. } | Error::Lost(_) | Error::Stopping,
         ) => NO_CONNECTION,
