@@ -82,7 +82,7 @@
 //! `examples/receive_by_code.rs`.
 //!
 //! # Measure a path
-//! [`Client::measure`] measures the path to a server without touching a disk: see [`bench`].
+//! [`Client::measure`] measures the path to a server without touching a disk: see [`bench`](mod@bench).
 //!
 //! # Use your own store
 //! Files are read from and committed to a [`Store`]. A [`LocalStore`] is a directory, a [`MemoryStore`] keeps everything in
