@@ -10,7 +10,8 @@ use crate::storage::digest_index::Index;
 /// Limits and timings of an endpoint. `Config::default()` suits both ends.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Transfers that write to the store at the same time, over all connections: the permits of the shared semaphore.
+    /// Files that are written to the store at the same time, over all connections: the permits. Half of them are for
+    /// small files.
     pub max_transfers: usize,
     /// Connections served at the same time; further ones are refused as busy.
     pub max_connections: usize,
@@ -51,7 +52,7 @@ pub struct Config {
     pub keep_partials: Duration,
     /// How long a stopping server waits for running transfers.
     pub grace: Duration,
-    /// Time without progress (nothing, or less than 1 MiB) after which a transfer returns its permit until it moves
+    /// Time without progress (nothing, or less than 1 MiB) after which a transfer is parked until it moves
     /// again.
     pub stall: Duration,
     /// Silence after which a stream, a transfer or a wait for an answer is given up.

@@ -4,6 +4,7 @@ pub(crate) mod blocking;
 pub mod bottleneck;
 pub(crate) mod context;
 pub mod events;
+pub mod permits;
 pub mod receive;
 pub(crate) mod sampler;
 pub mod send;

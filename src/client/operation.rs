@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
-
 use super::destination::Destination;
 use super::link::Link;
 use super::options::{PullOptions, wire_filter};
@@ -17,13 +15,13 @@ use crate::protocol::{Components, Message, Pull, Push, Ready};
 use crate::protocol::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
 use crate::storage::OutputStore;
 use crate::storage::filter::is_pattern;
-use crate::storage::open_files::limit_to_open_files;
 use crate::storage::walk::Follow;
 use crate::transfer::blocking::blocking;
 use crate::transfer::context::Context;
+use crate::transfer::permits::TransferPermits;
 use crate::transfer::receive::{
-    FileLocks, Keep, Permits, Placement, Policy, ReceiveContext, Receiver, Receiving,
-    RequestedNames, SessionStats, Target,
+    FileLocks, Keep, Placement, Policy, ReceiveContext, Receiver, Receiving, RequestedNames,
+    SessionStats, Target,
 };
 use crate::transfer::send::{Sender, TransferStats};
 use crate::transfer::session::{Outcome, nesting, pull, push};
@@ -133,7 +131,7 @@ pub(super) struct PullSession {
     stats: Arc<SessionStats>,
     /// Shared by all connections: a new one takes files over from the old one, which may not know yet that it is lost.
     file_locks: Arc<FileLocks>,
-    permits: Arc<Semaphore>,
+    permits: TransferPermits,
     /// The server's key. Partials are bound to it.
     key_id: KeyId,
 }
@@ -189,9 +187,7 @@ impl PullSession {
             destination: None,
             stats: Arc::default(),
             file_locks: Arc::default(),
-            permits: Arc::new(Semaphore::new(limit_to_open_files(
-                config.max_transfers.min(config.parallel).max(1),
-            ))),
+            permits: TransferPermits::new(config.max_transfers.min(config.parallel)),
             key_id,
         })
     }
@@ -239,7 +235,7 @@ impl PullSession {
                 index: None,
             },
             context: ReceiveContext {
-                permits: Arc::new(Permits::new(self.permits.clone())),
+                permits: self.permits.connection(self.key_id.0),
                 flow_control: context.connection.flow_control().clone(),
                 file_locks: self.file_locks.clone(),
                 config: context.config.clone(),

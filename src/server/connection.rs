@@ -20,7 +20,6 @@ use crate::net::endpoint;
 use crate::net::stream::{MessageStream, lost_connection, varint_of};
 use crate::transfer::blocking::blocking;
 use crate::transfer::context::Context;
-use crate::transfer::receive::Permits;
 use crate::transfer::session::{PeerConnection, Purpose, ServerContext, serve};
 
 /// The reason that a stopping server gives when it closes a connection.
@@ -147,7 +146,7 @@ impl Served {
                 rights,
                 pushes: state.pushes.clone(),
                 file_locks: state.file_locks.clone(),
-                permits: Arc::new(Permits::new(limits.transfers.clone())),
+                permits: limits.transfers.connection(connection.key_id().0),
                 listings: limits.listings.clone(),
             },
             connection,

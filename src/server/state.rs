@@ -12,8 +12,8 @@ use crate::bench::MeasurementPermits;
 use crate::config::Config;
 use crate::net::rate_limit::RateLimits;
 use crate::storage::Store;
-use crate::storage::open_files::limit_to_open_files;
 use crate::transfer::events::Observer;
+use crate::transfer::permits::TransferPermits;
 use crate::transfer::receive::FileLocks;
 use crate::transfer::session::{ConnectionMemory, OfferedContent, listings};
 
@@ -38,7 +38,7 @@ pub(super) struct ServerState {
 /// The limits over all connections.
 pub(super) struct SharedLimits {
     /// Transfers that write at the same time.
-    pub(super) transfers: Arc<Semaphore>,
+    pub(super) transfers: TransferPermits,
     pub(super) connections: Arc<Semaphore>,
     pub(super) measurements: Arc<Semaphore>,
     pub(super) listings: Arc<Semaphore>,
@@ -49,16 +49,16 @@ pub(super) struct SharedLimits {
 
 impl SharedLimits {
     pub(super) fn new(config: &Config) -> Self {
-        let transfers = limit_to_open_files(config.max_transfers);
-        if transfers < config.max_transfers {
+        let transfers = TransferPermits::new(config.max_transfers);
+        if transfers.total() < config.max_transfers {
             tracing::warn!(
-                permits = transfers,
+                permits = transfers.total(),
                 wanted = config.max_transfers,
                 "fewer transfers at the same time: the limit of open files (RLIMIT_NOFILE) is low"
             );
         }
         Self {
-            transfers: Arc::new(Semaphore::new(transfers)),
+            transfers,
             connections: Arc::new(Semaphore::new(config.max_connections)),
             measurements: MeasurementPermits::of_server(),
             listings: listings(),

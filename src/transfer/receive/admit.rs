@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tracing::Instrument;
 
 use super::download::{receive_large, receive_small};
@@ -15,6 +15,7 @@ use super::turn::{is_committed_by_other, take_lock};
 use super::wanted::WantedFile;
 use crate::error::{Reason, Result};
 use crate::protocol::Verdict;
+use crate::transfer::permits::Slot;
 
 /// Largest file that may be received whole into memory before it takes a permit, in bytes.
 const SMALL_BODY_LIMIT: u64 = 256 << 10;
@@ -97,8 +98,8 @@ pub(super) async fn admit_large(
 
 async fn admit_large_file(session: &Arc<Session>, file: WantedFile) {
     match lock_and_permit(session, &file).await {
-        Ok(Some((lock, permit))) => {
-            let received = receive_large(session.clone(), file, permit, lock);
+        Ok(Some((lock, slot))) => {
+            let received = receive_large(session.clone(), file, slot, lock);
             session.transfers.spawn(received.in_current_span());
         }
         Ok(None) => session.settle(SettledEntry {
@@ -113,13 +114,13 @@ async fn admit_large_file(session: &Arc<Session>, file: WantedFile) {
 async fn lock_and_permit(
     session: &Arc<Session>,
     file: &WantedFile,
-) -> Result<Option<(FileLock, OwnedSemaphorePermit)>, Reason> {
+) -> Result<Option<(FileLock, Slot)>, Reason> {
     // An older connection of this session, or another session of this key, must first release the file and its permit.
     let lock = session.or_stopping(take_lock(session, file)).await?;
     if is_committed_by_other(session, file, &lock).await? {
         return Ok(None);
     }
-    let permit = lock.or_superseded(session.context.permits.acquire());
-    let permit = session.or_stopping(permit).await?;
-    Ok(Some((lock, permit)))
+    let slot = lock.or_superseded(async { Ok(session.context.permits.large.open().await) });
+    let slot = session.or_stopping(slot).await?;
+    Ok(Some((lock, slot)))
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use super::file_locks::FileLocks;
-use super::permits::Permits;
 use super::placement::{Placement, RequestedNames};
 use super::quota::AcceptedQuota;
 use crate::config::Config;
@@ -15,6 +14,7 @@ use crate::storage::Store;
 use crate::storage::digest_index::Index;
 use crate::storage::filter::Filter;
 use crate::transfer::events::Observer;
+use crate::transfer::permits::ConnectionPermits;
 use crate::transfer::stats::SessionStats;
 
 /// The parameters of a receiving session.
@@ -61,8 +61,8 @@ pub struct Policy {
 
 /// What a session shares with the other sessions of its connection and process.
 pub struct ReceiveContext {
-    /// Access to the shared semaphore.
-    pub permits: Arc<Permits>,
+    /// Access to the permits of the process.
+    pub permits: ConnectionPermits,
     /// The connection's flow control, which bounds its memory.
     pub flow_control: Arc<FlowControl>,
     /// The file locks of the process.

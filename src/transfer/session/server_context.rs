@@ -10,7 +10,8 @@ use crate::auth::identity::KeyId;
 use crate::error::{Code, Reason, Result};
 use crate::storage::Store;
 use crate::transfer::context::Context;
-use crate::transfer::receive::{FileLocks, Permits};
+use crate::transfer::permits::ConnectionPermits;
+use crate::transfer::receive::FileLocks;
 
 /// The context of a session, and what only a server has.
 pub(crate) struct ServerContext {
@@ -24,7 +25,7 @@ pub(crate) struct ServerContext {
     pub(crate) pushes: Arc<FileLocks<[u8; 16]>>,
     pub(crate) file_locks: Arc<FileLocks>,
     /// Access to the permits of the transfers that write at the same time.
-    pub(crate) permits: Arc<Permits>,
+    pub(crate) permits: ConnectionPermits,
     /// Limits the listings.
     pub(crate) listings: Arc<Semaphore>,
 }

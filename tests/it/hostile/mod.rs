@@ -9,6 +9,7 @@ mod links;
 mod messages;
 mod names;
 pub(crate) mod peer;
+mod permits;
 mod resources;
 mod rogue;
 mod streams;

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument;
 
 use super::exchange::{arrival, give_receipt, while_working};
 use super::pump::{Pump, Turn};
 use crate::error::{Code, Reason, Result};
 use crate::protocol::{Held, Verdict};
+use crate::transfer::permits::Slot;
 use crate::transfer::receive::body_reader::BodyReader;
 use crate::transfer::receive::commit::{CompleteFile, commit, open};
 use crate::transfer::receive::dedupe::{copy_existing_content, index_received};
@@ -23,22 +23,17 @@ use crate::transfer::receive::wanted::WantedFile;
 pub(in crate::transfer::receive) async fn receive_large(
     session: Arc<Session>,
     file: WantedFile,
-    permit: OwnedSemaphorePermit,
+    slot: Slot,
     lock: FileLock,
 ) {
     let span = tracing::debug_span!("transfer", id = file.id, path = %file.path, size = file.size);
-    receive(session, file, permit, lock).instrument(span).await;
+    receive(session, file, slot, lock).instrument(span).await;
 }
 
-async fn receive(
-    session: Arc<Session>,
-    file: WantedFile,
-    permit: OwnedSemaphorePermit,
-    lock: FileLock,
-) {
+async fn receive(session: Arc<Session>, file: WantedFile, slot: Slot, lock: FileLock) {
     if copy_existing_content(&session, &file, &lock).await {
         lock.committed(file.committed_source(session.policy.durability));
-        drop((permit, lock));
+        drop((slot, lock));
         session.transfer_ended(&file, Ok(file.known_size()));
         return session.answer(Verdict::Done(file.id));
     }
@@ -55,11 +50,11 @@ async fn receive(
         session: &session,
         file: &file,
         lock: &lock,
-        permit: Some(permit),
+        slot,
     };
     // A peer that never opens the stream must not hold the permit for long.
     let arrival = arrival(&session, &file, stream, lock.superseded());
-    let Some(mut transfer) = turn.wait_releasing_permit(arrival).await else {
+    let Some(mut transfer) = turn.wait_or_park(arrival).await else {
         return;
     };
     let result = receive_body(&mut turn, writer, &held, &mut transfer).await;
@@ -150,7 +145,7 @@ async fn commit_large(
     let file = turn.file;
     let trailer = body.trailer()?;
     let writer = writer.take().ok_or_else(|| Reason::from(Code::Internal))?;
-    while_working(session, &mut transfer.receipt, turn.take_permit()).await?;
+    while_working(session, &mut transfer.receipt, turn.resume()).await?;
     let path = file.path.clone();
     let attributes = file.attributes.clone();
     let durability = session.policy.durability;

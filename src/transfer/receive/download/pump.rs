@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::RecvStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::exchange::{WORKING_INTERVAL, send_working, while_working};
 use crate::error::{Code, Reason, Result};
 use crate::net::flow_control::{FlowControl, UnflushedBytes, WorkGuard};
 use crate::net::stream::{MessageWriter, StreamError};
+use crate::transfer::permits::Slot;
 use crate::transfer::receive::body_reader::{BodyReader, RUN_SIZE};
 use crate::transfer::receive::file_locks::FileLock;
 use crate::transfer::receive::file_writer::FileWriter;
@@ -25,39 +25,40 @@ use crate::transfer::receive::wanted::WantedFile;
 const WRITE_SIZE: usize = RUN_SIZE;
 /// Longest time that fewer bytes wait for more.
 const GATHER_TIME: Duration = Duration::from_millis(10);
-/// A transfer that moves fewer bytes than this within [`Config::stall`](crate::config::Config::stall) returns its
-/// permit and queues for another one. A slow sender thus cannot block other transfers.
+/// A transfer that moves fewer bytes than this within [`Config::stall`](crate::config::Config::stall) is parked until
+/// it has something to write.
 const SLOW_TRANSFER_LIMIT: usize = 1 << 20;
 
-/// A large transfer's lock and permit while it runs.
+/// A large transfer's lock and slot while it runs.
 pub(super) struct Turn<'a> {
     pub(super) session: &'a Arc<Session>,
     pub(super) file: &'a WantedFile,
     pub(super) lock: &'a FileLock,
-    /// `None` while the transfer makes no progress.
-    pub(super) permit: Option<OwnedSemaphorePermit>,
+    pub(super) slot: Slot,
 }
 
 impl Turn<'_> {
-    /// Waits, and returns the permit if the wait exceeds [`Config::stall`](crate::config::Config::stall).
-    pub(super) async fn wait_releasing_permit<T>(&mut self, wait: impl Future<Output = T>) -> T {
+    /// Waits, and parks the transfer when its permit is due or the wait exceeds
+    /// [`Config::stall`](crate::config::Config::stall).
+    pub(super) async fn wait_or_park<T>(&mut self, wait: impl Future<Output = T>) -> T {
         tokio::pin!(wait);
-        match timeout(self.session.context.config.stall, &mut wait).await {
-            Ok(done) => done,
-            Err(_) => {
-                self.permit = None;
-                wait.await
-            }
+        tokio::select! {
+            done = &mut wait => return done,
+            () = self.slot.due() => {}
+            () = sleep(self.session.context.config.stall) => {}
         }
+        self.slot.park();
+        wait.await
     }
 
-    /// Takes a permit if none is held.
-    pub(super) async fn take_permit(&mut self) -> Result<(), Reason> {
-        if self.permit.is_none() {
-            let permit = self.session.context.permits.acquire();
-            self.permit = Some(self.lock.or_superseded(permit).await?);
-        }
-        Ok(())
+    /// Waits for a permit if none is held.
+    pub(super) async fn resume(&mut self) -> Result<(), Reason> {
+        let slot = &mut self.slot;
+        let resumed = async {
+            slot.resume().await;
+            Ok(())
+        };
+        self.lock.or_superseded(resumed).await
     }
 }
 
@@ -175,7 +176,10 @@ impl<'a, 't> Pump<'a, 't> {
         let mut ended = false;
         loop {
             if self.should_write(ended) {
-                while_working(session, self.receipt, self.turn.take_permit()).await?;
+                if self.turn.slot.is_due() {
+                    self.turn.slot.park();
+                }
+                while_working(session, self.receipt, self.turn.resume()).await?;
                 self.disk.start(&mut self.body, &context.flow_control);
             }
             let is_idle = self.disk.job.is_none();
@@ -203,9 +207,10 @@ impl<'a, 't> Pump<'a, 't> {
                     ended = !more;
                 }
                 () = sleep_until(self.pending_since + GATHER_TIME), if is_idle && self.body.is_ready() => {}
-                () = sleep_until(counted_since + stall), if is_idle && self.turn.permit.is_some() => {
+                () = self.turn.slot.due(), if is_idle => self.turn.slot.park(),
+                () = sleep_until(counted_since + stall), if is_idle && self.turn.slot.may_write() => {
                     if recent_bytes < SLOW_TRANSFER_LIMIT {
-                        self.turn.permit = None;
+                        self.turn.slot.park();
                     }
                     recent_bytes = 0;
                     counted_since = Instant::now();

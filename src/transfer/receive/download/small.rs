@@ -140,8 +140,8 @@ async fn write(
     if is_committed_by_other(session, file, &lock).await? {
         return Ok(());
     }
-    let permit = session.context.permits.acquire();
-    let permit = lock.or_superseded(permit).await?;
+    let slot = async { Ok(session.context.permits.small.open().await) };
+    let slot = lock.or_superseded(slot).await?;
     let session = session.clone();
     let path = file.path.clone();
     let attributes = file.attributes.clone();
@@ -149,7 +149,7 @@ async fn write(
     let source = file.committed_source(durability);
     blocking(move || {
         // The lock and the permit are held until the disk work ends, even if the caller is cancelled.
-        let _permit = permit;
+        let _slot = slot;
         let mut hasher = content_hasher(source.key.size, plan.holes());
         if hasher.update(&body.content).finalize() != body.trailer.digest {
             return Err(Reason::new(
