@@ -124,6 +124,9 @@ impl Session {
 
     /// Answers an entry.
     pub(super) fn answer(&self, verdict: Verdict) {
+        if let Verdict::Want(..) = verdict {
+            self.context.flow_control.expect_content();
+        }
         // Fails only when the session is over.
         let _ = self.queues.verdicts.send(verdict);
     }

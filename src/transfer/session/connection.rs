@@ -87,7 +87,7 @@ impl PeerConnection {
         key_id: KeyId,
         memory: &ConnectionMemory,
     ) -> Option<Arc<Self>> {
-        let flow_control = FlowControl::open(connection.clone(), &memory.receiving)?;
+        let flow_control = FlowControl::open(connection.clone(), key_id, &memory.receiving)?;
         let send_window = SendWindow::start(connection, &memory.sending, memory.send_window);
         Some(Arc::new(Self {
             key_id,
