@@ -32,6 +32,9 @@ const UNRESPONSIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Round trips that the silence must last, on paths where they exceed [`UNRESPONSIVE_TIMEOUT`].
 const UNRESPONSIVE_ROUND_TRIPS: u32 = 16;
 
+/// Largest body in bytes that comes into reserved memory.
+const RESERVED_BODY_LIMIT: u64 = 256 << 10;
+
 /// A connection's share of the [`MemoryLimit`], and the receive window that follows from it.
 ///
 /// The share grows like TCP's receive window under autotuning: it doubles when a quarter of it was used within one
@@ -81,6 +84,14 @@ impl FlowControl {
         let mut state = lock(&self.state);
         state.add(bytes, &self.memory, || self.connection.rtt());
         self.set_window(&mut state);
+    }
+
+    /// Counts the content of a small body as use of the share. Its reservation alone is none; a large body is counted as
+    /// it is read.
+    pub(crate) fn body_came(&self, bytes: u64) {
+        if bytes <= RESERVED_BODY_LIMIT {
+            lock(&self.state).small_body_came(bytes as usize);
+        }
     }
 
     /// Prepares for the content of a file that this end has just asked for.

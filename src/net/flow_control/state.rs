@@ -77,8 +77,23 @@ impl FlowControlState {
         }
     }
 
-    /// Counts bytes that were read, or reserved. The share grows with them.
+    /// Counts bytes that were read. The share grows with them.
     pub(super) fn add(
+        &mut self,
+        bytes: usize,
+        memory: &MemoryLimit,
+        round_trip: impl Fn() -> Duration,
+    ) {
+        self.recent_use.add(bytes);
+        self.add_unflushed(bytes, memory, round_trip);
+    }
+
+    /// Counts the content of a small body that has come. It was added when it was reserved, which alone is no use.
+    pub(super) fn small_body_came(&mut self, bytes: usize) {
+        self.recent_use.add(bytes);
+    }
+
+    fn add_unflushed(
         &mut self,
         bytes: usize,
         memory: &MemoryLimit,
@@ -89,7 +104,6 @@ impl FlowControlState {
         if self.round_start.elapsed() > self.round_trip.max(USE_TIME) {
             self.start_round(round_trip());
         }
-        self.recent_use.add(bytes);
         self.read_in_round += bytes;
         self.grow_to_first_share(0, memory);
         if self.read_in_round >= self.share.bytes() / GROWTH_PART {
@@ -129,7 +143,7 @@ impl FlowControlState {
         let fits = self.reserved + bytes <= self.reservable();
         if fits {
             self.reserved += bytes;
-            self.add(bytes, memory, round_trip);
+            self.add_unflushed(bytes, memory, round_trip);
         }
         Some(fits)
     }

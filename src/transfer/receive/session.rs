@@ -184,6 +184,7 @@ impl Session {
         match result {
             Ok(size) => {
                 self.wrote();
+                self.context.flow_control.body_came(size);
                 label.size = size;
                 self.report(label.with(Settled::Committed, Some(size)));
             }
