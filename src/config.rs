@@ -16,7 +16,9 @@ pub struct Config {
     /// Connections served at the same time; further ones are refused as busy.
     pub max_connections: usize,
     /// Bytes that all connections together may have received and not yet written: the sum of their receive windows.
-    /// Half is reserved for new connections; the other half of 64 MiB carries 1 Gbit/s at 200 ms (25 MB).
+    /// Half is reserved for new connections, 32 KiB each; the other half of 64 MiB carries 1 Gbit/s at 200 ms (25 MB).
+    /// Credit that idle peers were granted and have not used counts beside it, up to four times as much, and an eighth
+    /// of this for each key.
     pub memory: usize,
     /// Unacknowledged bytes that a client keeps (quinn's `send_window`); this also limits a sender's memory. 48 MiB
     /// carry 1 Gbit/s at 200 ms, with as much again in retransmission.

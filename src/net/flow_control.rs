@@ -5,34 +5,35 @@
 //! credit instead. Bytes that are read and not yet written are *unflushed*. A connection's receive window is its
 //! share less its unflushed bytes. So quinn's buffers and the unflushed bytes together stay within the share, and all
 //! shares within the [`MemoryLimit`].
+//!
+//! A share follows use. An idle connection has the minimum. The first bytes of content, or a reservation for them,
+//! raise it at once to many times what came; then it doubles as TCP's receive window does. What a connection has not
+//! used for two seconds is parked when others need the memory.
+
+mod state;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use quinn::{Connection, VarInt};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use crate::net::memory_limit::MemoryLimit;
-use crate::net::stream::{Direction, StreamError, silence};
+use self::state::FlowControlState;
+use crate::auth::identity::KeyId;
+use crate::error::Code;
+use crate::net::memory_limit::{Member, MemoryLimit, Parked};
+use crate::net::stream::{Direction, StreamError, silence, varint_of};
 
-/// The share is doubled when this part of it (1/N) was read within a round trip.
-const GROWTH_PART: usize = 4;
-/// Credit is returned in steps of this part of the share (1/N), since each step costs a MAX_DATA frame. With 8, as in
-/// quinn, frames are so far apart that at 20 % loss a lost one stops the sender until a timeout. With 32, the next
-/// one makes up for it.
-const CREDIT_STEP_PART: usize = 32;
-/// Part of the share (1/N) that must be unflushed, without reservations, before the store counts as slowing the
-/// sender down: less than half of the window is left.
-const SLOW_PART: usize = 2;
-/// Part of a share (1/N) that small bodies may reserve, so that large ones always find credit.
-const RESERVABLE_PART: usize = 2;
 /// A peer counts as unresponsive when it acknowledges nothing for this long and for [`UNRESPONSIVE_ROUND_TRIPS`]: quinn
 /// has probed it four times by then.
 const UNRESPONSIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Round trips that the silence must last, on paths where they exceed [`UNRESPONSIVE_TIMEOUT`].
 const UNRESPONSIVE_ROUND_TRIPS: u32 = 16;
+
+/// Largest body in bytes that comes into reserved memory.
+const RESERVED_BODY_LIMIT: u64 = 256 << 10;
 
 /// A connection's share of the [`MemoryLimit`], and the receive window that follows from it.
 ///
@@ -51,76 +52,25 @@ pub struct FlowControl {
     started_work: AtomicUsize,
 }
 
-struct FlowControlState {
-    share: usize,
-    /// Bytes read and not yet written.
-    unflushed: usize,
-    /// Part of `unflushed` that small bodies have reserved.
-    reserved: usize,
-    /// `unflushed` when the receive window was last set.
-    applied_unflushed: usize,
-    /// Bytes read since `round_start`.
-    read_in_round: usize,
-    round_start: Instant,
-    round_trip: Duration,
-    slow_writes: SlowWriteClock,
-}
-
-/// How long the store has slowed the sender down, and since when it does now.
-#[derive(Default)]
-struct SlowWriteClock {
-    total: Duration,
-    since: Option<Instant>,
-}
-
-impl SlowWriteClock {
-    fn set(&mut self, slow: bool) {
-        match (slow, self.since) {
-            (true, None) => self.since = Some(Instant::now()),
-            (false, Some(since)) => {
-                self.total += since.elapsed();
-                self.since = None;
-            }
-            _ => {}
-        }
-    }
-}
-
-impl FlowControlState {
-    fn update_slow_writes(&mut self) {
-        self.slow_writes
-            .set(self.unflushed.saturating_sub(self.reserved) >= self.share / SLOW_PART);
-    }
-}
-
 impl FlowControl {
-    /// Takes an initial share for a connection; `None` when no memory is left.
-    pub fn open(connection: Connection, memory: &Arc<MemoryLimit>) -> Option<Arc<Self>> {
-        let share = memory.initial_share()?;
-        connection.set_receive_window(varint(share));
-        let round_trip = connection.rtt();
-        let state = FlowControlState {
-            share,
-            unflushed: 0,
-            reserved: 0,
-            applied_unflushed: 0,
-            read_in_round: 0,
-            round_start: Instant::now(),
-            round_trip,
-            slow_writes: SlowWriteClock::default(),
-        };
-        let memory = memory.clone();
-        let state = Mutex::new(state);
-        let freed = Notify::new();
-
-        Some(Arc::new(Self {
+    /// Takes the minimum share for a connection; `None` when no memory is left.
+    pub fn open(
+        connection: Connection,
+        key: KeyId,
+        memory: &Arc<MemoryLimit>,
+    ) -> Option<Arc<Self>> {
+        let state = FlowControlState::new(memory.admit(key)?, connection.rtt());
+        let flow_control = Arc::new(Self {
             connection,
-            memory,
-            state,
-            freed,
+            memory: memory.clone(),
+            state: Mutex::new(state),
+            freed: Notify::new(),
             active_work: AtomicUsize::new(0),
             started_work: AtomicUsize::new(0),
-        }))
+        });
+        let member: Weak<dyn Member> = Arc::downgrade(&flow_control) as _;
+        memory.register(member);
+        Some(flow_control)
     }
 
     /// The connection.
@@ -132,27 +82,29 @@ impl FlowControl {
     /// credit that reading has granted before much more can arrive.
     pub fn add_unflushed(&self, bytes: usize) {
         let mut state = lock(&self.state);
-        state.unflushed += bytes;
-        state.read_in_round += bytes;
-        self.grow_with_rate(&mut state);
+        state.add(bytes, &self.memory, || self.connection.rtt());
         self.set_window(&mut state);
-        state.update_slow_writes();
+    }
+
+    /// Counts the content of a small body as use of the share. Its reservation alone is none; a large body is counted as
+    /// it is read.
+    pub(crate) fn body_came(&self, bytes: u64) {
+        if bytes <= RESERVED_BODY_LIMIT {
+            lock(&self.state).small_body_came(bytes as usize);
+        }
+    }
+
+    /// Prepares for the content of a file that this end has just asked for.
+    pub(crate) fn expect_content(&self) {
+        let mut state = lock(&self.state);
+        state.expect_content(&self.memory);
+        self.set_window(&mut state);
     }
 
     /// Returns the credit of bytes that were written.
     pub fn release(&self, bytes: usize) {
         let mut state = lock(&self.state);
-        state.unflushed = state.unflushed.saturating_sub(bytes);
-        state.update_slow_writes();
-        let excess = self.memory.excess(state.share).min(bytes);
-        state.share -= excess;
-        if excess > 0 {
-            self.memory.put_back(excess, false);
-        }
-        let step = state.share / CREDIT_STEP_PART;
-        if state.applied_unflushed.saturating_sub(state.unflushed) >= step
-            || state.unflushed <= step
-        {
+        if state.release(bytes) {
             self.set_window(&mut state);
         }
         drop(state);
@@ -161,11 +113,7 @@ impl FlowControl {
 
     /// Total time so far in which unflushed bytes took up much of the window.
     pub fn slow_writes(&self) -> Duration {
-        let slow_writes = &lock(&self.state).slow_writes;
-        slow_writes.total
-            + slow_writes
-                .since
-                .map_or(Duration::ZERO, |since| since.elapsed())
+        lock(&self.state).slow_writes.total()
     }
 
     /// Marks this end as working on received bytes, on its disk or in the queue for it, until the guard is dropped.
@@ -205,7 +153,7 @@ impl FlowControl {
     /// one byte of credit and takes it back at once.
     pub(crate) fn request_ack(&self) {
         let state = lock(&self.state);
-        let window = state.share.saturating_sub(state.applied_unflushed);
+        let window = state.window();
         self.connection.set_receive_window(varint(window + 1));
         self.connection.set_receive_window(varint(window));
     }
@@ -229,7 +177,7 @@ impl FlowControl {
     /// Whether credit runs short, so that unflushed bytes should be written without waiting for more.
     pub fn is_short(&self) -> bool {
         let state = lock(&self.state);
-        state.unflushed >= state.share / 4
+        state.unflushed >= state.share.bytes() / 4
     }
 
     /// Reserves memory for the whole body of a small file. `None` when the body is too large for that on this
@@ -238,16 +186,9 @@ impl FlowControl {
         loop {
             {
                 let mut state = lock(&self.state);
-                if state.reserved + bytes > state.share / RESERVABLE_PART {
-                    self.grow(&mut state);
-                }
-                if bytes > state.share / RESERVABLE_PART {
-                    return None;
-                }
-                if state.reserved + bytes <= state.share / RESERVABLE_PART {
-                    state.reserved += bytes;
-                    drop(state);
-                    self.add_unflushed(bytes);
+                let reserved = state.reserve(bytes, &self.memory, || self.connection.rtt());
+                self.set_window(&mut state);
+                if reserved? {
                     return Some(Reservation {
                         flow: self.clone(),
                         bytes,
@@ -258,35 +199,43 @@ impl FlowControl {
         }
     }
 
-    fn grow_with_rate(&self, state: &mut FlowControlState) {
-        if state.read_in_round >= state.share / GROWTH_PART {
-            if state.round_start.elapsed() <= state.round_trip {
-                self.grow(state);
-            }
-            state.read_in_round = 0;
-            state.round_start = Instant::now();
-            state.round_trip = self.connection.rtt();
-        }
-    }
-
-    fn grow(&self, state: &mut FlowControlState) {
-        let more = self.memory.grow(state.share);
-        if more > 0 {
-            state.share += more;
-            self.set_window(state);
-        }
-    }
-
     fn set_window(&self, state: &mut FlowControlState) {
-        state.applied_unflushed = state.unflushed;
         self.connection
-            .set_receive_window(varint(state.share.saturating_sub(state.unflushed)));
+            .set_receive_window(varint(state.next_window()));
     }
 }
 
-impl Drop for FlowControl {
-    fn drop(&mut self) {
-        self.memory.put_back(lock(&self.state).share, true);
+impl std::fmt::Debug for FlowControl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FlowControl")
+            .field("connection", &self.connection.stable_id())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Member for FlowControl {
+    fn park_unused(&self) {
+        // Whoever holds the lock uses the share now.
+        let Ok(mut state) = self.state.try_lock() else {
+            return;
+        };
+        state.park_unused();
+    }
+
+    fn parked(&self) -> Option<Parked> {
+        let state = self.state.try_lock().ok()?;
+        (state.share.parked() > 0).then(|| Parked {
+            key: state.share.key(),
+            idle: state.idle(),
+        })
+    }
+
+    fn evict(&self) {
+        tracing::info!("closed an idle connection: others need the memory");
+        self.connection.close(
+            varint_of(Code::Busy),
+            b"the server needs the memory of this idle connection; connect again",
+        );
     }
 }
 
@@ -307,7 +256,7 @@ pub struct Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        lock(&self.flow.state).reserved -= self.bytes;
+        lock(&self.flow.state).unreserve(self.bytes);
         self.flow.release(self.bytes);
     }
 }

@@ -124,6 +124,9 @@ impl Session {
 
     /// Answers an entry.
     pub(super) fn answer(&self, verdict: Verdict) {
+        if let Verdict::Want(..) = verdict {
+            self.context.flow_control.expect_content();
+        }
         // Fails only when the session is over.
         let _ = self.queues.verdicts.send(verdict);
     }
@@ -181,6 +184,7 @@ impl Session {
         match result {
             Ok(size) => {
                 self.wrote();
+                self.context.flow_control.body_came(size);
                 label.size = size;
                 self.report(label.with(Settled::Committed, Some(size)));
             }

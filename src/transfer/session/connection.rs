@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{Connection, ConnectionError};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 use super::table::{Registration, SessionTable};
 use crate::auth::identity::KeyId;
@@ -13,14 +13,9 @@ use crate::error::{Code, Error, Reason, Result};
 use crate::net::flow_control::FlowControl;
 use crate::net::memory_limit::MemoryLimit;
 use crate::net::send_window::{SendMemory, SendWindow};
-use crate::net::stream::{MessageReader, MessageStream, StreamError, varint_of};
-use crate::protocol::{Malformed, Message, Plan, StreamType, Withdraw};
+use crate::net::stream::{FrameRoom, MessageReader, MessageStream, StreamError, varint_of};
+use crate::protocol::{Frame, Message, Plan, StreamType, Withdraw};
 use crate::transfer::receive::Receiver;
-
-/// Largest plan that is read without a permit, in bytes. Only a plan that omits many held ranges is longer.
-const SHORT_PLAN_LIMIT: usize = 1 << 10;
-/// Longer plans that are read at the same time on a connection. Each may take 64 KiB, which no other limit counts.
-const LONG_PLAN_LIMIT: usize = 16;
 
 /// The memory that the connections of one process, or the one of a client, share.
 pub(crate) struct ConnectionMemory {
@@ -56,8 +51,8 @@ pub(crate) struct PeerConnection {
     key_id: KeyId,
     flow_control: Arc<FlowControl>,
     sessions: Arc<SessionTable>,
-    /// Limits the long plans that are read at the same time.
-    long_plans: Semaphore,
+    /// Room for requests and plans that are not yet complete.
+    frame_room: FrameRoom,
     _send_window: SendWindow,
 }
 
@@ -87,13 +82,13 @@ impl PeerConnection {
         key_id: KeyId,
         memory: &ConnectionMemory,
     ) -> Option<Arc<Self>> {
-        let flow_control = FlowControl::open(connection.clone(), &memory.receiving)?;
+        let flow_control = FlowControl::open(connection.clone(), key_id, &memory.receiving)?;
         let send_window = SendWindow::start(connection, &memory.sending, memory.send_window);
         Some(Arc::new(Self {
             key_id,
             flow_control,
             sessions: Arc::default(),
-            long_plans: Semaphore::new(LONG_PLAN_LIMIT),
+            frame_room: FrameRoom::default(),
             _send_window: send_window,
         }))
     }
@@ -111,6 +106,16 @@ impl PeerConnection {
     /// The flow control, which bounds the memory of received data.
     pub(crate) fn flow_control(&self) -> &Arc<FlowControl> {
         &self.flow_control
+    }
+
+    /// Reads a frame of a stream that this connection's peer opened, within the room for unfinished frames.
+    pub(super) async fn read_head_frame(
+        &self,
+        reader: &mut MessageReader,
+        limit: usize,
+    ) -> Result<Frame, StreamError> {
+        let frame = reader.head_frame(limit, &self.frame_room).await?;
+        frame.ok_or(StreamError::Ended)
     }
 
     /// Registers a session in which this end receives. A client does so before it makes the request.
@@ -141,7 +146,7 @@ impl PeerConnection {
                     let connection = self.clone();
                     let started = started.clone();
                     tokio::spawn(async move {
-                        let stream = MessageStream::new(send, receive);
+                        let stream = MessageStream::opened_by_peer(send, receive);
                         connection.dispatch(stream, deadline, started).await;
                     });
                 }
@@ -163,8 +168,11 @@ impl PeerConnection {
             .await;
         match head {
             Ok(Ok(Head::Starts(purpose))) => started(purpose, stream),
-            // Fails only if the session has just ended.
-            Ok(Ok(Head::Manifest(to))) => drop(to.send(stream)),
+            Ok(Ok(Head::Manifest(to))) => {
+                stream.reader.read_in_large_pieces();
+                // Fails only if the session has just ended.
+                drop(to.send(stream));
+            }
             Ok(Ok(Head::Transfer(receiver, plan))) => {
                 receiver.incoming(plan, stream.reader, stream.writer);
             }
@@ -195,17 +203,11 @@ impl PeerConnection {
             return tokio::select! {
                 to = self.sessions.manifest_channel(handle, may_overtake) => to.map(Head::Manifest).ok_or(Code::NotWanted),
                 // The sender abandoned it, usually because the session was refused.
-                () = reader.reset_by_peer() => Err(Code::NotWanted),
+                () = reader.reset_by_peer(&self.frame_room) => Err(Code::NotWanted),
             };
         }
         let receiver = self.sessions.receiver(handle).ok_or(Code::NotWanted)?;
-        let plan = match reader.frame(SHORT_PLAN_LIMIT).await {
-            Err(StreamError::Malformed(Malformed::TooLong { .. })) => {
-                let _long = self.long_plans.acquire().await;
-                reader.frame(Plan::LIMIT).await
-            }
-            plan => plan,
-        };
+        let plan = reader.head_frame(Plan::LIMIT, &self.frame_room).await;
         let plan = plan
             .and_then(|plan| plan.ok_or(StreamError::Ended))
             .map_err(code)?;

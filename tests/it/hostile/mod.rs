@@ -6,6 +6,7 @@ mod agreed;
 mod early;
 mod fetch;
 mod links;
+mod memory;
 mod messages;
 mod names;
 pub(crate) mod peer;

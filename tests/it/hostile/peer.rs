@@ -210,6 +210,14 @@ impl Peer {
         }
     }
 
+    /// A client by a connection that is already up.
+    pub(crate) fn of(endpoint: Endpoint, connection: Connection) -> Self {
+        Self {
+            _endpoint: endpoint,
+            connection,
+        }
+    }
+
     pub(crate) async fn connecting(
         address: SocketAddr,
         key_id: KeyId,

@@ -156,6 +156,15 @@ impl Serving {
         }
     }
 
+    /// The process's resident memory in bytes.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn resident(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.unwrap().trim().trim_end_matches(" kB");
+        kib.parse::<usize>().unwrap() << 10
+    }
+
     /// Kills it without closing its connections.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
