@@ -68,7 +68,9 @@ impl Host {
             ports: 2,
             identity: identity.clone(),
             token: None,
+            connections: 1_000,
             places: 100,
+            per_network: std::num::NonZeroU32::MIN,
             allowance: Allowance::default(),
         };
         change(&mut options);
