@@ -25,7 +25,7 @@ use crate::auth::identity::Identity;
 use crate::config::Config;
 use crate::error::text::PeerText;
 use crate::error::{Code, Error, Reason, Result};
-use crate::net::endpoint;
+use crate::net::endpoint::{self, RELAY_STREAMS};
 use crate::net::stream::{MessageReader, MessageWriter, StreamError, varint_of};
 use crate::protocol::{Message, Place, Placed, Refused, Seek};
 
@@ -41,8 +41,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time after which a connection without a place is closed. Its client connects again when it wants something.
 const UNUSED_TIMEOUT: Duration = Duration::from_secs(60);
-/// Streams that one connection may have open: some places, and the numbers that it seeks.
-const MAX_STREAMS: u8 = 16;
 /// Interval at which addresses without recent attempts are forgotten.
 const FORGET_INTERVAL: Duration = Duration::from_secs(60);
 /// Unsent notices of one place; beyond that its end is too slow to be found.
@@ -184,7 +182,7 @@ impl Relay {
 
 /// Serves a connection until it ends, is not used for a while, or must make room for one of another network.
 async fn serve_connection(client: Client, state: Arc<RelayState>, slot: &ConnectionSlot) {
-    let streams = Arc::new(Semaphore::new(MAX_STREAMS.into()));
+    let streams = Arc::new(Semaphore::new(RELAY_STREAMS.into()));
     loop {
         let accepted = tokio::select! {
             accepted = client.connection.accept_bi() => accepted,
@@ -193,7 +191,7 @@ async fn serve_connection(client: Client, state: Arc<RelayState>, slot: &Connect
                 return client.connection.close(varint_of(Code::Busy), text.as_bytes());
             }
             () = sleep(UNUSED_TIMEOUT) => {
-                if streams.available_permits() < MAX_STREAMS.into() {
+                if streams.available_permits() < RELAY_STREAMS.into() {
                     continue;
                 }
                 let text = "nothing was asked for";

@@ -18,19 +18,19 @@ use crate::auth::random::random;
 use crate::error::lock::lock;
 use crate::error::{Code, Reason, Result};
 use crate::net::stream::varint_of;
-use crate::protocol::{Address, Forward, Found, Place, Seek};
+use crate::protocol::{Address, Forward, Found, PAIRED_NUMBERS, Place, Seek};
 
 /// Range of the first numbers: six digits, as people know them from sign-in codes and can read them out in two groups of
 /// three. With ten senders at the relay, an address that tries random numbers finds one in 75 hours; with four digits it
 /// took 45 minutes.
 const FIRST_NUMBERS: std::ops::Range<u32> = 100_000..1_000_000;
-/// Numbers that paired machines choose begin here (PROTOCOL.md): a code never takes one away.
-const MAX_DRAWN: u32 = 10_000_000;
+/// End of the numbers that the relay draws: a code never takes one of a paired machine away.
+const MAX_DRAWN: u32 = PAIRED_NUMBERS.start;
 /// The range grows to seven digits when more than one number of so many is in use, so that few guesses hit.
 const NUMBERS_PER_PLACE: u64 = 100;
 /// Numbers that clients may claim. Those below belong to codes without a relay. A sender that has lost a relay of an
 /// earlier version may claim its four digits again.
-const CLAIMABLE: std::ops::Range<u32> = 1_000..100_000_000;
+const CLAIMABLE: std::ops::Range<u32> = 1_000..PAIRED_NUMBERS.end;
 
 pub(super) struct RelayState {
     /// Digest of the token. Comparing digests takes the same time for every wrong token.
@@ -266,19 +266,23 @@ impl RelayState {
             "found"
         );
         notify.send(Found {
-            addresses: addresses(seen, &seek.addresses),
+            addresses: addresses(seen, &seek.addresses, seek.number),
             forward: to_sender,
         });
         Ok(Found {
-            addresses: addresses(sender_address, &sender.addresses),
+            addresses: addresses(sender_address, &sender.addresses, seek.number),
             forward: to_receiver,
         })
     }
 }
 
-/// Lists an end's observed address, then those that it reported.
-fn addresses(seen: Address, own: &[Address]) -> Vec<Address> {
-    std::iter::once(seen).chain(own.iter().copied()).collect()
+/// Lists an end's observed address, then those that it reports if the other end has proved something. Whoever guesses the
+/// number of a code must not learn addresses of private networks; the two ends of a code exchange these once they have
+/// proved to each other that they know the words. The number of paired machines derives from a secret and is a proof.
+fn addresses(seen: Address, own: &[Address], number: u32) -> Vec<Address> {
+    let reported = own.iter().copied();
+    let known = reported.filter(|address| *address == seen || PAIRED_NUMBERS.contains(&number));
+    std::iter::once(seen).chain(known).collect()
 }
 
 /// Picks a number that is free, with as few digits as leave most numbers free.
@@ -304,6 +308,18 @@ fn free_number(in_use: usize, is_free: impl Fn(u32) -> bool) -> Result<u32, Reas
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_of_private_networks_are_only_for_paired_machines() {
+        let [seen, own] = ["203.0.113.7:4433", "192.168.1.7:4433"]
+            .map(|address| Address(address.parse().unwrap()));
+        for number in [1_000, 123_456, 9_999_999] {
+            assert_eq!(addresses(seen, &[own], number), [seen]);
+            // What the relay sees anyway, and so that both ends know that there is no NAT.
+            assert_eq!(addresses(seen, &[own, seen], number), [seen, seen]);
+        }
+        assert_eq!(addresses(seen, &[own], 12_345_678), [seen, own]);
+    }
 
     #[test]
     fn numbers_have_six_digits_until_one_in_a_hundred_is_in_use() {
