@@ -1,17 +1,17 @@
 //! Builds QUIC endpoints and connection settings from identity, trust and limits.
 
+mod relay;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
-use quinn::congestion::NewRenoConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{AckFrequencyConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig};
 use quinn_proto::HashedConnectionIdGenerator;
 use rustls::pki_types::CertificateDer;
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::version::TLS13;
 use tokio::time::{sleep, timeout};
@@ -23,6 +23,8 @@ use crate::error::{Code, Error, Result};
 use crate::net::qlog::Role;
 use crate::net::socket::udp_socket;
 use crate::protocol::{ALPN, RELAY_ALPN};
+
+pub(crate) use relay::{RELAY_STREAMS, relay_server_config};
 
 /// Streams that a peer may have open at the same time: 1,000 transfers, and room for the control and manifest streams
 /// of some sessions. At 100 ms, 1,000 streams carry 2,400 small files a second, and 100 only 450.
@@ -65,13 +67,6 @@ const MAX_ACK_DELAY: Duration = Duration::from_millis(5);
 /// Otherwise a lossy path has one ACK for each packet.
 const ACK_REORDERING_THRESHOLD: u32 = 0;
 
-/// Streams that a relay's client may have open at the same time: some places, and the numbers that it seeks.
-pub(crate) const RELAY_STREAMS: u8 = 16;
-/// Receive window in bytes of a stream at a relay: the largest message has 1,024 bytes and a head.
-const RELAY_STREAM_WINDOW: u32 = 2 << 10;
-/// Bytes that a relay keeps for a client that does not acknowledge: 16 of its largest messages.
-const RELAY_SEND_WINDOW: u64 = 16 << 10;
-
 /// Time that a close waits for its last packet to be sent.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Interval at which a close checks whether its packet was sent.
@@ -105,28 +100,6 @@ fn listening_config(mut tls: rustls::ServerConfig, config: &Config) -> Result<qu
         .max_incoming(MAX_INCOMING)
         .incoming_buffer_size(INCOMING_BUFFER_SIZE)
         .incoming_buffer_size_total(TOTAL_INCOMING_BUFFER_SIZE);
-    Ok(server)
-}
-
-/// Configures a listening relay, which asks clients for no key. Fails as [`server_config`].
-pub(crate) fn relay_server_config(
-    identity: &Identity,
-    config: &Config,
-) -> Result<quinn::ServerConfig> {
-    let mut tls = server_tls(identity, WebPkiClientVerifier::no_client_auth())?;
-    tls.alpn_protocols = vec![RELAY_ALPN.to_vec()];
-    let mut server = listening_config(tls, config)?;
-    // A thousand idle clients are a relay's usual state, and each permitted stream costs memory before it is opened. Its
-    // messages are few and short: no path needs larger packets or a fast controller for them.
-    let mut transport = transport(config)?;
-    transport
-        .max_concurrent_bidi_streams(RELAY_STREAMS.into())
-        .stream_receive_window(RELAY_STREAM_WINDOW.into())
-        .receive_window((RELAY_STREAM_WINDOW * u32::from(RELAY_STREAMS)).into())
-        .send_window(RELAY_SEND_WINDOW)
-        .mtu_discovery_config(None)
-        .congestion_controller_factory(Arc::new(NewRenoConfig::default()));
-    server.transport_config(Arc::new(transport));
     Ok(server)
 }
 
