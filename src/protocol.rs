@@ -31,7 +31,8 @@ pub use metadata::{MAX_OWNER_NAME, MAX_XATTR_BYTES, MAX_XATTR_NAME, Owner, XATTR
 pub use metadata_warning::{Attribute, MetadataWarning};
 pub use receive_options::{Delete, Existing, ReceiveOptions};
 pub use rendezvous::{
-    Address, BIND, Forward, Found, MAX_ADDRESSES, MAX_RELAY_TOKEN, Place, Placed, Seek,
+    Address, BIND, Forward, Found, MAX_ADDRESSES, MAX_RELAY_TOKEN, PAIRED_NUMBERS, Place, Placed,
+    Seek,
 };
 pub use sender_time::SenderTime;
 pub use value::{

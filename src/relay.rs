@@ -3,37 +3,44 @@
 //! dishonest relay can only keep the ends apart.
 
 pub(crate) mod address;
+mod connections;
 mod forward;
+mod limits;
 mod pairs;
 mod places;
 mod queue;
+mod shares;
 mod socket;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{Instrument, debug, info_span};
 
 use crate::auth::identity::Identity;
 use crate::config::Config;
 use crate::error::text::PeerText;
 use crate::error::{Code, Error, Reason, Result};
-use crate::net::endpoint;
+use crate::net::endpoint::{self, RELAY_STREAMS};
 use crate::net::stream::{MessageReader, MessageWriter, StreamError, varint_of};
 use crate::protocol::{Message, Place, Placed, Refused, Seek};
 
-use address::network;
+use connections::{ConnectionSlot, Connections};
 use forward::Forwarder;
+use limits::NetworkLimits;
 pub use pairs::Allowance;
-use places::{Client, ConnectionSlot, RelayState};
+use places::{Client, RelayState};
 
 /// Time for one message to arrive or to be sent.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Streams that one connection may have open: some places, and the numbers that it seeks.
-const MAX_STREAMS: u8 = 16;
+/// Time for the handshake of a connection, which counts against the limits meanwhile.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time after which a connection without a place is closed. Its client connects again when it wants something.
+const UNUSED_TIMEOUT: Duration = Duration::from_secs(60);
 /// Interval at which addresses without recent attempts are forgotten.
 const FORGET_INTERVAL: Duration = Duration::from_secs(60);
 /// Unsent notices of one place; beyond that its end is too slow to be found.
@@ -58,8 +65,13 @@ pub struct RelayOptions {
     pub identity: Identity,
     /// The token that clients must present; `None` admits everyone.
     pub token: Option<String>,
-    /// Largest number of senders that can be found at the same time.
+    /// Largest number of connections at the same time. One network has at most 64 (an IPv4 address or an IPv6 network of 64
+    /// bits), or 256 (the first 24 bits of IPv4, or 48 of IPv6).
+    pub connections: usize,
+    /// Largest number of senders that can be found at the same time. One network has as many at most as it has connections.
     pub places: usize,
+    /// Multiplies all limits of one network, also those of pairs and tries: for a relay whose users share few addresses.
+    pub per_network: NonZeroU32,
     /// The limits of forwarding.
     pub allowance: Allowance,
 }
@@ -82,9 +94,12 @@ impl Relay {
             ports,
             identity,
             token,
+            connections,
             places,
+            per_network,
             allowance,
         } = options;
+        let limits = NetworkLimits(per_network);
         let config = Config {
             memory: 1 << 20,
             idle_timeout: IDLE_TIMEOUT,
@@ -93,8 +108,10 @@ impl Relay {
         let mut quic = endpoint::relay_server_config(&identity, &config)?;
         quic.max_incoming(MAX_INCOMING).migration(true);
         let endpoint = endpoint::Port::listening(listen, &identity, quic)?.endpoint;
-        let forwarder = Forwarder::bind(forward, ports, allowance)?;
-        let state = Arc::new(RelayState::new(token.as_deref(), places, forwarder));
+        let forwarder = Forwarder::bind(forward, ports, allowance, limits)?;
+        let connections = Connections::new(connections, limits);
+        let state = RelayState::new(token.as_deref(), connections, places, limits, forwarder);
+        let state = Arc::new(state);
         Ok(Self { endpoint, state })
     }
 
@@ -128,7 +145,7 @@ impl Relay {
                     continue;
                 }
                 let ip = incoming.remote_address().ip().to_canonical();
-                let Some(slot) = ConnectionSlot::add(&state, network(ip)) else {
+                let Some(slot) = state.connections.add(ip) else {
                     incoming.refuse();
                     continue;
                 };
@@ -136,10 +153,12 @@ impl Relay {
                 let state = state.clone();
                 let span = info_span!("connection", from = %incoming.remote_address());
                 let connection = async move {
-                    if let Ok(Ok(connection)) = timeout(ANSWER_TIMEOUT, incoming).await {
-                        serve_connection(Client { id, connection, ip }, state).await;
+                    let handshake = timeout(HANDSHAKE_TIMEOUT, incoming);
+                    if let Some(Ok(Ok(connection))) =
+                        slot.evicted.run_until_cancelled(handshake).await
+                    {
+                        serve_connection(Client { id, connection, ip }, state, &slot).await;
                     }
-                    drop(slot);
                 };
                 tokio::spawn(connection.instrument(span));
             }
@@ -147,8 +166,7 @@ impl Relay {
         let forget = async {
             loop {
                 tokio::time::sleep(FORGET_INTERVAL).await;
-                state.attempts.retain_recent();
-                state.attempts.shrink_to_fit();
+                state.forget();
             }
         };
         tokio::select! {
@@ -162,9 +180,27 @@ impl Relay {
     }
 }
 
-async fn serve_connection(client: Client, state: Arc<RelayState>) {
-    let streams = Arc::new(Semaphore::new(MAX_STREAMS.into()));
-    while let Ok((send, receive)) = client.connection.accept_bi().await {
+/// Serves a connection until it ends, is not used for a while, or must make room for one of another network.
+async fn serve_connection(client: Client, state: Arc<RelayState>, slot: &ConnectionSlot) {
+    let streams = Arc::new(Semaphore::new(RELAY_STREAMS.into()));
+    loop {
+        let accepted = tokio::select! {
+            accepted = client.connection.accept_bi() => accepted,
+            () = slot.evicted.cancelled() => {
+                let text = "the relay is full, and this network has the most connections";
+                return client.connection.close(varint_of(Code::Busy), text.as_bytes());
+            }
+            () = sleep(UNUSED_TIMEOUT) => {
+                if streams.available_permits() < RELAY_STREAMS.into() {
+                    continue;
+                }
+                let text = "nothing was asked for";
+                return client.connection.close(varint_of(Code::Stopping), text.as_bytes());
+            }
+        };
+        let Ok((send, receive)) = accepted else {
+            return;
+        };
         let reader = MessageReader::new(receive);
         let writer = MessageWriter::new(send);
         let Ok(permit) = streams.clone().try_acquire_owned() else {

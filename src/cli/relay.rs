@@ -1,6 +1,7 @@
 //! `haul relay`.
 
 use std::net::{AddrParseError, IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -46,6 +47,15 @@ pub(crate) struct RelayCommand {
     /// Most pairs at the same time
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pairs: u32,
+    /// Most senders that wait at the same time
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    places: u32,
+    /// Most connections at the same time
+    #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    connections: u32,
+    /// Times the limits of one network; for users who share an address
+    #[arg(long, value_name = "N", default_value = "1")]
+    per_network: NonZeroU32,
 }
 
 /// Parses an address with or without a port.
@@ -54,9 +64,6 @@ fn parse_relay_address(text: &str) -> Result<SocketAddr, String> {
     ip.or_else(|_: AddrParseError| text.parse())
         .map_err(|_| "write an address as 192.0.2.1:4440 or [::]:4440".into())
 }
-
-/// The most senders that can be registered at the same time.
-const PLACES: usize = 10_000;
 
 pub(crate) async fn run(command: RelayCommand) -> anyhow::Result<u8> {
     let token = command.token_file.as_deref().map(read_token).transpose()?;
@@ -73,7 +80,9 @@ pub(crate) async fn run(command: RelayCommand) -> anyhow::Result<u8> {
         ports: command.ports,
         identity,
         token,
-        places: PLACES,
+        connections: command.connections as usize,
+        places: command.places as usize,
+        per_network: command.per_network,
         allowance: Allowance {
             pairs: command.pairs as usize,
             rate: Some(command.limit),

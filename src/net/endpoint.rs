@@ -1,5 +1,7 @@
 //! Builds QUIC endpoints and connection settings from identity, trust and limits.
 
+mod relay;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,7 +12,6 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{AckFrequencyConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig};
 use quinn_proto::HashedConnectionIdGenerator;
 use rustls::pki_types::CertificateDer;
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::version::TLS13;
 use tokio::time::{sleep, timeout};
@@ -22,6 +23,8 @@ use crate::error::{Code, Error, Result};
 use crate::net::qlog::Role;
 use crate::net::socket::udp_socket;
 use crate::protocol::{ALPN, RELAY_ALPN};
+
+pub(crate) use relay::{RELAY_STREAMS, relay_server_config};
 
 /// Streams that a peer may have open at the same time: 1,000 transfers, and room for the control and manifest streams
 /// of some sessions. At 100 ms, 1,000 streams carry 2,400 small files a second, and 100 only 450.
@@ -98,16 +101,6 @@ fn listening_config(mut tls: rustls::ServerConfig, config: &Config) -> Result<qu
         .incoming_buffer_size(INCOMING_BUFFER_SIZE)
         .incoming_buffer_size_total(TOTAL_INCOMING_BUFFER_SIZE);
     Ok(server)
-}
-
-/// Configures a listening relay, which asks clients for no key. Fails as [`server_config`].
-pub(crate) fn relay_server_config(
-    identity: &Identity,
-    config: &Config,
-) -> Result<quinn::ServerConfig> {
-    let mut tls = server_tls(identity, WebPkiClientVerifier::no_client_auth())?;
-    tls.alpn_protocols = vec![RELAY_ALPN.to_vec()];
-    listening_config(tls, config)
 }
 
 /// Configures one accepted connection, traced if [`Config::qlog`] is set. Do not use it for a second one. Fails as

@@ -14,7 +14,7 @@ use crate::error::{Code, Reason};
 use crate::net::endpoint;
 use crate::net::stream::StreamError;
 use crate::protocol::{
-    Accept, Confirm, Hello, Introduce, Introduced, Message, Offer, Refused, Working,
+    Accept, Address, Confirm, Hello, Introduce, Introduced, Message, Offer, Refused, Working,
 };
 use crate::relay::address::canonical;
 use crate::server::Introduction;
@@ -146,7 +146,7 @@ impl Asking {
         }
     }
 
-    /// Shows the offer to a receiver that knows the code. One that was asked before is not waited for any more: it is the same
+    /// Shows the offer, with this end's addresses, to a receiver that knows the code. One that was asked before is not waited for any more: it is the same
     /// user in another process.
     pub(super) fn ask(
         &mut self,
@@ -154,10 +154,11 @@ impl Asking {
         key_id: KeyId,
         secret: [u8; 32],
         offer: watch::Receiver<Option<Offer>>,
+        addresses: Option<Vec<Address>>,
     ) {
         let sender = self.sender.clone();
         let task = tokio::spawn(async move {
-            let accept = show_offer(&mut introduction, offer).await;
+            let accept = show_offer(&mut introduction, offer, addresses).await;
             let answer = Answer {
                 introduction,
                 key_id,
@@ -181,10 +182,11 @@ impl Asking {
     }
 }
 
-/// Waits until the offer is counted, shows it, and reads the answer.
+/// Waits until the offer is counted, shows it with this end's addresses, and reads the answer.
 async fn show_offer(
     introduction: &mut Introduction,
     mut offer: watch::Receiver<Option<Offer>>,
+    addresses: Option<Vec<Address>>,
 ) -> Result<Option<Accept>, StreamError> {
     loop {
         let counted = async { offer.wait_for(Option::is_some).await.is_ok() };
@@ -199,7 +201,8 @@ async fn show_offer(
             }
         }
     }
-    let offer = offer.borrow().clone().unwrap_or_default();
+    let mut offer = offer.borrow().clone().unwrap_or_default();
+    offer.addresses = addresses;
     introduction
         .writer
         .write_within(&offer, ANSWER_TIMEOUT)

@@ -23,9 +23,9 @@ use crate::client::Client;
 use crate::config::Config;
 use crate::error::Result;
 use crate::net::endpoint::Port;
+// They are apart from those of codes. There are 90 million, so two machines rarely have the same.
+use crate::protocol::PAIRED_NUMBERS as NUMBERS;
 
-/// Numbers of paired machines, apart from those of codes. There are 90 million, so two machines rarely have the same.
-const NUMBERS: std::ops::Range<u32> = 10_000_000..100_000_000;
 // Contexts of BLAKE3's key derivation.
 const NUMBER_CONTEXT: &str = "haul/1 pair: number";
 const SECRET_CONTEXT: &str = "haul/1 pair: secret";

@@ -2,6 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -12,9 +13,10 @@ use tracing::{debug, warn};
 use super::rendezvous::{Binding, OtherEnd, RelayClient, RelayConnection};
 use super::ticket::MAX_ADDRESSES;
 use crate::auth::random::random;
+use crate::error::lock::lock;
 use crate::error::{Code, Error, Reason, Result};
 use crate::net::stream::MessageReader;
-use crate::protocol::{Found, Placed};
+use crate::protocol::{Address, Found, Placed};
 use crate::transfer::events::Route;
 
 /// Interval of the datagrams that open the NAT for a receiver.
@@ -61,6 +63,9 @@ fn next_round(receivers: &mut VecDeque<PendingReceiver>) -> Vec<SocketAddr> {
     addresses
 }
 
+/// Addresses that the accepted receiver has reported of itself.
+type Expected = Arc<Mutex<Vec<SocketAddr>>>;
+
 /// A number that the sender chooses itself, and the claim by which a relay recognises its owner.
 #[derive(Clone, Copy)]
 pub(super) struct RequestedNumber {
@@ -76,6 +81,7 @@ pub(super) struct Placement {
     is_public: bool,
     /// The newest receivers.
     receivers: watch::Receiver<Vec<OtherEnd>>,
+    expected: Expected,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -104,14 +110,16 @@ impl Placement {
         }
         let is_public = client.own.contains(&seen.0.ip());
         let (receiver_sender, receivers) = watch::channel(Vec::new());
+        let expected = Expected::default();
         let keeper = PlacementKeeper {
+            expected: expected.clone(),
             client,
             claim,
             number,
             receivers: receiver_sender,
         };
         let task = async move {
-            open_nat(&connection, reader, &keeper.receivers).await;
+            keeper.open_nat(&connection, reader).await;
             drop(connection);
             drop(writer);
             keeper.reconnect().await;
@@ -121,12 +129,18 @@ impl Placement {
             seen: seen.0,
             is_public,
             receivers,
+            expected,
             _task: AbortOnDropHandle::new(tokio::spawn(task)),
         })
     }
 
     pub(super) fn number(&self) -> u32 {
         self.number
+    }
+
+    /// Opens this end's NAT for these addresses too, when the receiver that has reported them seeks the number again.
+    pub(super) fn expect_at(&self, addresses: Vec<Address>) {
+        *lock(&self.expected) = addresses.into_iter().map(|address| address.0).collect();
     }
 
     /// This end's address as the relay saw it at first.
@@ -171,6 +185,13 @@ impl Rendezvous {
         self.placement.as_ref()?.as_ref().ok()
     }
 
+    /// This end's own addresses for a receiver that knows the code; none without a number at a relay.
+    pub(super) fn own_addresses(&self) -> Option<Vec<Address>> {
+        self.placement()?;
+        let addresses = self.client.as_ref()?.addresses();
+        Some(addresses).filter(|addresses| !addresses.is_empty())
+    }
+
     /// Addresses for a ticket: where the relay sees this machine first. Loopback ones only if there are no others.
     pub(super) fn ticket_addresses(&self, port: u16) -> Vec<SocketAddr> {
         let seen = self.placement().map(Placement::seen);
@@ -187,6 +208,7 @@ impl Rendezvous {
 
 /// Takes the number again whenever the relay is lost.
 struct PlacementKeeper {
+    expected: Expected,
     client: RelayClient,
     claim: [u8; 16],
     number: u32,
@@ -219,51 +241,48 @@ impl PlacementKeeper {
             return Ok(false);
         }
         let since = Instant::now();
-        open_nat(&connection, reader, &self.receivers).await;
+        self.open_nat(&connection, reader).await;
         Ok(since.elapsed() > MAX_RETRY_INTERVAL)
     }
-}
 
-/// Opens this end's NAT for the receivers that the relay reports, until the relay is lost.
-async fn open_nat(
-    connection: &RelayConnection,
-    mut reader: MessageReader,
-    reported: &watch::Sender<Vec<OtherEnd>>,
-) {
-    let mut receivers = VecDeque::<PendingReceiver>::new();
-    let mut tick = interval(PUNCH_INTERVAL);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut next = Instant::now();
-    loop {
-        let found = async {
-            sleep_until(next).await;
-            reader.read::<Found>().await
-        };
-        let found = tokio::select! {
-            found = found => found,
-            _ = tick.tick(), if receivers.iter().any(|receiver| receiver.rounds_left > 0) => {
-                for address in next_round(&mut receivers) {
-                    connection.port().send(&PUNCH, address);
+    /// Opens this end's NAT for the receivers that the relay reports, until the relay is lost.
+    async fn open_nat(&self, connection: &RelayConnection, mut reader: MessageReader) {
+        let mut receivers = VecDeque::<PendingReceiver>::new();
+        let mut tick = interval(PUNCH_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut next = Instant::now();
+        loop {
+            let found = async {
+                sleep_until(next).await;
+                reader.read::<Found>().await
+            };
+            let found = tokio::select! {
+                found = found => found,
+                _ = tick.tick(), if receivers.iter().any(|receiver| receiver.rounds_left > 0) => {
+                    for address in next_round(&mut receivers) {
+                        connection.port().send(&PUNCH, address);
+                    }
+                    continue;
                 }
-                continue;
+            };
+            let found = match found {
+                Ok(found) => found,
+                Err(error) => return debug!(%error, "the relay is lost"),
+            };
+            next = Instant::now() + RECEIVER_INTERVAL;
+            let (mut end, binding) = connection.other_end(found);
+            connection.add_reported(&mut end, &lock(&self.expected));
+            if receivers.len() == MAX_RECEIVERS {
+                receivers.pop_front();
             }
-        };
-        let found = match found {
-            Ok(found) => found,
-            Err(error) => return debug!(%error, "the relay is lost"),
-        };
-        next = Instant::now() + RECEIVER_INTERVAL;
-        let (end, binding) = connection.other_end(found);
-        if receivers.len() == MAX_RECEIVERS {
-            receivers.pop_front();
+            receivers.push_back(PendingReceiver {
+                end,
+                _binding: binding,
+                rounds_left: PUNCH_LIMIT,
+            });
+            let ends = receivers.iter().map(|receiver| receiver.end.clone());
+            self.receivers.send_replace(ends.collect());
         }
-        receivers.push_back(PendingReceiver {
-            end,
-            _binding: binding,
-            rounds_left: PUNCH_LIMIT,
-        });
-        let ends = receivers.iter().map(|receiver| receiver.end.clone());
-        reported.send_replace(ends.collect());
     }
 }
 

@@ -142,10 +142,8 @@ impl Introduction {
     }
 
     /// Accepts the offer, waits until the sender has read it, and closes the connection.
-    async fn accept(mut self, pair: Option<u32>) -> Result<()> {
-        self.writer
-            .write_within(&Accept { pair }, ANSWER_TIMEOUT)
-            .await?;
+    async fn accept(mut self, accept: &Accept) -> Result<()> {
+        self.writer.write_within(accept, ANSWER_TIMEOUT).await?;
         self.writer.finish();
         // The sender ends the stream once it has admitted this key.
         timeout(ANSWER_TIMEOUT, self.reader.frame(Refused::LIMIT))
@@ -209,9 +207,16 @@ impl Met {
             pin: Some(self.introduction.key_id),
             ..ServerTrust::default()
         };
-        self.introduction.accept(None).await?;
+        let accept = Accept {
+            addresses: self.dialer.own_addresses(),
+            ..Accept::default()
+        };
+        self.introduction.accept(&accept).await?;
         if self.offer.text.is_some() {
             return Ok(None);
+        }
+        if let Some(addresses) = &self.offer.addresses {
+            self.dialer.add_reported(addresses).await;
         }
         let dialed = self.dialer.connect(&trust).await?;
         Client::over(dialed, self.dialer.dial(trust), &self.config).map(Some)
@@ -235,7 +240,11 @@ impl Met {
             number,
         };
         let own_number = pair::number_of_server(&self.identity);
-        self.introduction.accept(Some(own_number)).await?;
+        let accept = Accept {
+            pair: Some(own_number),
+            ..Accept::default()
+        };
+        self.introduction.accept(&accept).await?;
         Ok(paired)
     }
 

@@ -19,7 +19,8 @@ use crate::net::connect;
 use crate::net::endpoint::Port;
 use crate::net::stream::{MessageReader, MessageWriter, StreamError};
 use crate::protocol::{
-    Address, BIND, Forward, Found, MAX_ADDRESSES, Message, Place, Placed, Refused, Seek,
+    Address, BIND, Forward, Found, MAX_ADDRESSES, Message, PAIRED_NUMBERS, Place, Placed, Refused,
+    Seek,
 };
 use crate::relay::address::canonical;
 use crate::transfer::events::Route;
@@ -160,29 +161,30 @@ impl RelayClient {
         let Self {
             port,
             relay,
-            own,
             config,
+            ..
         } = self;
         let trust = trust_any_key(relay.pin);
         let connection =
             connect::connect_relay(&port.endpoint, &trust, &relay.host, relay.port, config).await?;
-        let local = port
-            .endpoint
-            .local_addr()
-            .map(|local| local.port())
-            .unwrap_or_default();
-        let own = own
-            .iter()
-            .map(|ip| Address(SocketAddr::new(*ip, local)))
-            .take(MAX_ADDRESSES)
-            .collect();
         debug!(%relay, address = %connection.remote_address(), "connected to the relay");
         Ok(RelayConnection {
             port: port.clone(),
             relay: relay.clone(),
             connection,
-            own,
+            own: self.addresses(),
         })
+    }
+
+    /// Addresses of this end on its own networks.
+    pub(super) fn addresses(&self) -> Vec<Address> {
+        let local = self.port.endpoint.local_addr();
+        let local = local.map(|local| local.port()).unwrap_or_default();
+        self.own
+            .iter()
+            .map(|ip| Address(SocketAddr::new(*ip, local)))
+            .take(MAX_ADDRESSES)
+            .collect()
     }
 }
 
@@ -205,7 +207,7 @@ impl RelayConnection {
         let seek = Seek {
             number,
             token: self.relay.token.clone().map(PeerText::from),
-            addresses: self.own.clone(),
+            addresses: self.reported_for(Some(number)),
             forward,
         };
         let (mut reader, _writer) = self.ask(&seek).await?;
@@ -226,12 +228,21 @@ impl RelayConnection {
             claim,
             number,
             token: self.relay.token.clone().map(PeerText::from),
-            addresses: self.own.clone(),
+            addresses: self.reported_for(number),
         };
         let (mut reader, writer) = self.ask(&place).await?;
         let placed: Placed = answer(&mut reader).await?;
         info!(number = placed.number, seen = %placed.seen.0, "the relay gave a number");
         Ok((placed, reader, writer))
+    }
+
+    /// The addresses that the relay may pass on: those of codes are exchanged by the ends themselves (`Offer`, `Accept`), since
+    /// anyone may try numbers of codes at a relay.
+    fn reported_for(&self, number: Option<u32>) -> Vec<Address> {
+        match number.is_some_and(|number| PAIRED_NUMBERS.contains(&number)) {
+            true => self.own.clone(),
+            false => Vec::new(),
+        }
     }
 
     async fn ask<M: Message>(&self, message: &M) -> Result<(MessageReader, MessageWriter)> {
@@ -252,13 +263,7 @@ impl RelayConnection {
         let seen = addresses
             .next()
             .filter(|address| is_usable(*address, local_relay));
-        let mut reported = Vec::new();
-        for address in addresses.filter(|address| is_usable(*address, local_relay)) {
-            // Each is tried once, also when a relay repeats it.
-            if !reported.contains(&address) {
-                reported.push(address);
-            }
-        }
+        let rest: Vec<_> = addresses.collect();
         let relayed = found
             .forward
             .as_ref()
@@ -266,14 +271,25 @@ impl RelayConnection {
         let binding = found.forward.zip(relayed).map(|(forward, at)| {
             AbortOnDropHandle::new(tokio::spawn(bind(self.port.clone(), forward, at)))
         });
-        (
-            OtherEnd {
-                seen,
-                reported,
-                relayed,
-            },
-            Binding { _task: binding },
-        )
+        let mut end = OtherEnd {
+            seen,
+            reported: Vec::new(),
+            relayed,
+        };
+        self.add_reported(&mut end, &rest);
+        (end, Binding { _task: binding })
+    }
+
+    /// Adds addresses that the other end reports of itself. Each is tried once, also when it is repeated.
+    pub(super) fn add_reported(&self, end: &mut OtherEnd, addresses: &[SocketAddr]) {
+        let relay = self.connection.remote_address();
+        let local_relay = relay.ip().to_canonical().is_loopback();
+        for address in addresses {
+            let address = canonical(*address);
+            if is_usable(address, local_relay) && !end.reported.contains(&address) {
+                end.reported.push(address);
+            }
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::future::pending;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
@@ -18,6 +19,7 @@ use crate::config::{Config, display_duration};
 use crate::error::{Code, Error, Result};
 use crate::net::connect::{self, Connected};
 use crate::net::endpoint::Port;
+use crate::protocol::Address;
 use crate::transfer::events::Route;
 
 /// Addresses of a sender that are tried, at most. They are tried at the same time, and anyone may announce any number.
@@ -52,6 +54,10 @@ pub(super) struct PeerDialer {
     relay: Mutex<Option<Arc<RelayConnection>>>,
     /// Keeps the relay's forwarding while the last connection is relayed.
     relay_binding: Mutex<Option<Binding>>,
+    /// Addresses of the sender that it has told this end itself.
+    reported: Mutex<Vec<SocketAddr>>,
+    /// Whether these were not tried yet.
+    untried: AtomicBool,
     /// The last address at which the machine was found without the relay.
     last_address: Mutex<Option<SocketAddr>>,
     identity: Identity,
@@ -86,10 +92,25 @@ impl PeerDialer {
             relay_client,
             relay: Mutex::default(),
             relay_binding: Mutex::default(),
+            reported: Mutex::default(),
+            untried: AtomicBool::new(false),
             last_address: Mutex::default(),
             identity: identity.clone(),
             config: config.clone(),
         }))
+    }
+
+    /// Addresses of this end on its own networks, for a sender that opens its firewall for them; none without a relay.
+    pub(super) fn own_addresses(&self) -> Option<Vec<Address>> {
+        let addresses = self.relay_client.as_ref()?.addresses();
+        Some(addresses).filter(|addresses| !addresses.is_empty())
+    }
+
+    /// Tries the addresses that the sender has reported of itself too, from the next connection on.
+    pub(super) async fn add_reported(&self, addresses: &[Address]) {
+        let addresses = addresses.iter().map(|address| address.0);
+        *self.reported.lock().await = addresses.take(MAX_ADDRESSES).collect();
+        self.untried.store(true, Ordering::Relaxed);
     }
 
     /// Tries all routes at the same time and returns the first connection.
@@ -246,7 +267,8 @@ impl PeerDialer {
             ));
         };
         let relay = self.relay_connection(client).await?;
-        let (end, binding) = relay.seek(self.number, forward).await?;
+        let (mut end, binding) = relay.seek(self.number, forward).await?;
+        relay.add_reported(&mut end, &self.reported.lock().await);
         let connected = self.first_of(&client.port, &end, trust, forward).await?;
         let route = end
             .route(connected.connection.remote_address())
@@ -267,9 +289,10 @@ impl PeerDialer {
         trust: &ServerTrust,
         forward: bool,
     ) -> Result<Connected> {
-        // If the last connection was relayed, the direct routes did not work a moment ago. The client looks for a better route
-        // while it uses the relayed one.
-        let delay = match self.relay_binding.lock().await.is_some() {
+        // If the last connection was relayed, the direct routes that were known did not work a moment ago. The client looks for
+        // a better route while it uses the relayed one.
+        let untried = self.untried.swap(false, Ordering::Relaxed);
+        let delay = match self.relay_binding.lock().await.is_some() && !untried {
             true => Duration::ZERO,
             false => RELAY_DELAY,
         };

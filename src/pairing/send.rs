@@ -247,7 +247,9 @@ impl Offering {
             Ok(Proof::Confirmed { key_id, secret }) => {
                 (self.observer)(Event::Asked { address });
                 let offer = self.counting.subscribe();
-                self.asking.ask(introduction, key_id, secret, offer);
+                let addresses = self.rendezvous.own_addresses();
+                self.asking
+                    .ask(introduction, key_id, secret, offer, addresses);
                 Introduced::Asked
             }
             Ok(Proof::Wrong) => {
@@ -280,12 +282,17 @@ impl Offering {
         let pairs = self.counting.pairs();
         let met = match accept {
             Ok(None) => Met::Declined { from },
-            Ok(Some(Accept { pair: Some(number) })) if pairs => Met::Paired(Paired {
+            Ok(Some(Accept {
+                pair: Some(number), ..
+            })) if pairs => Met::Paired(Paired {
                 key_id,
                 secret,
                 number,
             }),
-            Ok(Some(_)) if !pairs => {
+            Ok(Some(Accept { addresses, .. })) if !pairs => {
+                if let Some(placement) = self.rendezvous.placement() {
+                    placement.expect_at(addresses.unwrap_or_default());
+                }
                 // Before the stream ends: the receiver connects again once it has ended.
                 self.guests.admit(key_id);
                 Met::Accepted { from }

@@ -3,6 +3,7 @@
 use minicbor::{Decode, Encode};
 
 use super::Components;
+use super::rendezvous::{Address, MAX_ADDRESSES};
 use super::value::at_most;
 use crate::error::text::PeerText;
 
@@ -67,6 +68,10 @@ pub struct Offer {
     /// Number of directories and links.
     #[n(8)]
     pub others: Option<u64>,
+    /// Addresses of the sender on its own networks, where the receiver may reach it sooner than by the relay; at most
+    /// [`MAX_ADDRESSES`]. Only a receiver that has proved that it knows the code learns them.
+    #[n(9)]
+    pub addresses: Option<Vec<Address>>,
 }
 
 /// Limit of a machine's name in bytes.
@@ -85,6 +90,7 @@ impl Offer {
             self.text.as_ref().map_or(0, PeerText::len),
             MAX_OFFER_TEXT,
         )?;
+        at_most("addresses", count(&self.addresses), MAX_ADDRESSES)?;
         let contents = [
             !self.names.0.is_empty(),
             self.text.is_some(),
@@ -104,4 +110,17 @@ pub struct Accept {
     /// In an answer to an offer to pair: the number under which the receiving machine's server can be found.
     #[n(0)]
     pub pair: Option<u32>,
+    /// Addresses of the receiver on its own networks, for which the sender opens its firewall; at most [`MAX_ADDRESSES`].
+    #[n(1)]
+    pub addresses: Option<Vec<Address>>,
+}
+
+impl Accept {
+    pub(super) fn validate(&self) -> Result<(), String> {
+        at_most("addresses", count(&self.addresses), MAX_ADDRESSES)
+    }
+}
+
+fn count(addresses: &Option<Vec<Address>>) -> usize {
+    addresses.as_ref().map_or(0, Vec::len)
 }

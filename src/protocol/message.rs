@@ -60,7 +60,7 @@ messages! {
     Introduced = 0x51, limit 128;
     Confirm = 0x52, limit 128;
     Offer = 0x53, limit 65536;
-    Accept = 0x54, limit 64;
+    Accept = 0x54, limit 1024;
     Place = 0x60, limit 1024;
     Placed = 0x61, limit 64;
     Seek = 0x62, limit 1024;
@@ -68,7 +68,7 @@ messages! {
 }
 
 macro_rules! unchecked { ($($name:ident)*) => { $(impl $name { fn validate(&self) -> Result<(), String> { Ok(()) } })* } }
-unchecked! { Complete Working Skip Done Committed Trailer Measure Ping Pong Received Introduce Introduced Confirm Accept Placed }
+unchecked! { Complete Working Skip Done Committed Trailer Measure Ping Pong Received Introduce Introduced Confirm Placed }
 
 /// First message of both ends on every control stream: the features that each supports.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]

@@ -12,6 +12,9 @@ pub const MAX_ADDRESSES: usize = 16;
 /// Limit of a relay's token in bytes.
 pub const MAX_RELAY_TOKEN: usize = 256;
 
+/// Numbers of paired machines. They derive from a secret of the pair or of the server (PROTOCOL.md, section 4).
+pub const PAIRED_NUMBERS: std::ops::Range<u32> = 10_000_000..100_000_000;
+
 /// A UDP address: 4 or 16 bytes of IP address and 2 bytes of port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Address(pub SocketAddr);

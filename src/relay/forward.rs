@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tokio::time::interval;
 
-use super::address::network;
+use super::limits::NetworkLimits;
 use super::pairs::{Allowance, PairTable, Party, TOKEN_SIZE, Tokens};
 use super::queue::{Queue, Waiting};
 use super::socket::{Buffer, Datagrams, Socket};
@@ -36,12 +36,18 @@ pub(super) struct Forwarder {
 
 impl Forwarder {
     /// Opens `ports` consecutive ports, starting with the given one; any free ones if that is 0.
-    pub(super) fn bind(first: SocketAddr, ports: u16, allowance: Allowance) -> Result<Self> {
+    pub(super) fn bind(
+        first: SocketAddr,
+        ports: u16,
+        allowance: Allowance,
+        limits: NetworkLimits,
+    ) -> Result<Self> {
+        let pairs = PairTable::new(limits.pairs(allowance.pairs));
         let mut forwarder = Self {
             sockets: Vec::new(),
             ports: Vec::new(),
             allowance,
-            pairs: Mutex::default(),
+            pairs: Mutex::new(pairs),
         };
         for number in 0..ports {
             let port = if first.port() == 0 {
@@ -71,13 +77,11 @@ impl Forwarder {
         if let Some((port, tokens)) = pairs.existing(&ends, now, &self.allowance) {
             return Some((self.ports[port], tokens));
         }
-        if !pairs.has_room(network(ends[1].ip), &self.allowance) {
-            return None;
-        }
         let port = pairs.least_used_port(&ends, self.ports.len())?;
         let queue = self.allowance.rate.map(|rate| self.queue(port, rate));
-        pairs.insert(port, ends, tokens, now, queue);
-        Some((self.ports[port], tokens))
+        pairs
+            .insert(port, ends, tokens, now, queue)
+            .then(|| (self.ports[port], tokens))
     }
 
     /// Starts a queue that sends at this rate.

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info};
 
-use super::address::{canonical, network};
+use super::address::canonical;
 use super::queue::Queue;
+use super::shares::{Networks, Shares, SlotLimits};
 use super::socket::Datagrams;
 use crate::protocol::BIND;
 use crate::protocol::rate::Rate;
@@ -19,8 +20,6 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time in which both ends must bind their addresses.
 const UNBOUND_TIMEOUT: Duration = Duration::from_secs(15);
 pub(super) const TOKEN_SIZE: usize = 32;
-/// Pairs requested from one network at the same time, so that none takes all the room.
-const MAX_NETWORK_PAIRS: usize = 16;
 
 /// The limits of what a relay forwards.
 #[derive(Debug, Clone)]
@@ -78,10 +77,11 @@ struct Source {
     address: SocketAddr,
 }
 
-#[derive(Default)]
 pub(super) struct PairTable {
     next_number: u64,
     pairs: HashMap<u64, Pair>,
+    /// The pairs that each network has asked for.
+    slots: Shares<u64>,
     tokens: HashMap<[u8; TOKEN_SIZE], End>,
     addresses: HashMap<Source, End>,
 }
@@ -89,6 +89,7 @@ pub(super) struct PairTable {
 struct Pair {
     /// Index of the port.
     port: usize,
+    slot: u64,
     ends: [PairEnd; 2],
     since: Instant,
     bytes: u64,
@@ -115,13 +116,23 @@ impl Pair {
         now.duration_since(self.since) > allowance.time || self.bytes >= allowance.bytes
     }
 
-    /// Whether the pair was requested from this network.
-    fn is_of(&self, asking: IpAddr) -> bool {
-        network(self.ends[1].party.ip) == asking
+    /// The networks of the end that has asked for the pair.
+    fn asked_from(&self) -> Networks {
+        Networks::of(self.ends[1].party.ip)
     }
 }
 
 impl PairTable {
+    pub(super) fn new(limits: SlotLimits) -> Self {
+        Self {
+            next_number: 0,
+            pairs: HashMap::new(),
+            slots: Shares::new(limits),
+            tokens: HashMap::new(),
+            addresses: HashMap::new(),
+        }
+    }
+
     /// Returns the port and tokens of the pair of these ends, if it is still valid, and keeps it alive.
     pub(super) fn existing(
         &mut self,
@@ -140,16 +151,8 @@ impl PairTable {
         Some((pair.port, tokens))
     }
 
-    /// Whether one more pair may be requested from this network.
-    pub(super) fn has_room(&self, network: IpAddr, allowance: &Allowance) -> bool {
-        let of_network = self
-            .pairs
-            .values()
-            .filter(|pair| pair.is_of(network))
-            .count();
-        self.pairs.len() < allowance.pairs && of_network < MAX_NETWORK_PAIRS
-    }
-
+    /// Adds a pair, if necessary in place of one of the network that has asked for the most. Returns whether there is room
+    /// for it.
     pub(super) fn insert(
         &mut self,
         port: usize,
@@ -157,9 +160,15 @@ impl PairTable {
         tokens: Tokens,
         now: Instant,
         queue: Option<Queue>,
-    ) {
+    ) -> bool {
         let number = self.next_number;
+        let Some(slot) = self.slots.take(Networks::of(ends[1].ip), number) else {
+            return false;
+        };
         self.next_number += 1;
+        if let Some(other) = slot.evicted {
+            self.remove(other);
+        }
         let ends = std::array::from_fn(|index| {
             let end = End {
                 pair: number,
@@ -177,12 +186,14 @@ impl PairTable {
             number,
             Pair {
                 port,
+                slot: slot.id,
                 ends,
                 since: now,
                 bytes: 0,
                 queue,
             },
         );
+        true
     }
 
     /// Returns the port with the fewest pairs on which neither end has one.
@@ -303,26 +314,32 @@ impl PairTable {
             .map(|(number, _)| *number)
             .collect();
         for number in numbers {
-            let Some(pair) = self.pairs.remove(&number) else {
-                continue;
-            };
-            for (index, end) in pair.ends.iter().enumerate() {
-                self.tokens.remove(&end.token);
-                if let Some(address) = end.address {
-                    let port = pair.port;
-                    let end = End {
-                        pair: number,
-                        index,
-                    };
-                    self.release(Source { port, address }, end);
-                }
-            }
-            info!(
-                bytes = pair.bytes,
-                seconds = pair.since.elapsed().as_secs(),
-                "a pair has ended"
-            );
+            self.remove(number);
         }
+    }
+
+    /// Removes a pair: datagrams of its ends are not forwarded any more.
+    fn remove(&mut self, number: u64) {
+        let Some(pair) = self.pairs.remove(&number) else {
+            return;
+        };
+        self.slots.release(pair.asked_from(), pair.slot);
+        for (index, end) in pair.ends.iter().enumerate() {
+            self.tokens.remove(&end.token);
+            if let Some(address) = end.address {
+                let port = pair.port;
+                let end = End {
+                    pair: number,
+                    index,
+                };
+                self.release(Source { port, address }, end);
+            }
+        }
+        info!(
+            bytes = pair.bytes,
+            seconds = pair.since.elapsed().as_secs(),
+            "a pair has ended"
+        );
     }
 }
 

@@ -1,59 +1,57 @@
-//! Who is connected to a relay and can be found: attempt and connection limits, numbers, and introductions.
+//! Who can be found at a relay: numbers and introductions.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};
 
-use governor::clock::DefaultClock;
-use governor::state::keyed::HashMapStateStore;
-use governor::{Quota, RateLimiter};
 use quinn::Connection;
 use tokio::sync::mpsc;
-use tracing::info;
+use tracing::{debug, info};
 
-use super::address::{canonical, network};
+use super::address::canonical;
+use super::connections::Connections;
 use super::forward::Forwarder;
+use super::limits::{NetworkLimits, Tries};
 use super::pairs::Party;
+use super::shares::{Networks, Shares};
 use crate::auth::random::random;
 use crate::error::lock::lock;
 use crate::error::{Code, Reason, Result};
 use crate::net::stream::varint_of;
-use crate::protocol::{Address, Forward, Found, Place, Seek};
+use crate::protocol::{Address, Forward, Found, PAIRED_NUMBERS, Place, Seek};
 
-/// Connections from one address, or IPv6 network of 64 bits: several people behind one NAT.
-const MAX_ADDRESS_CONNECTIONS: usize = 64;
-/// Connections in all: each takes some tens of kilobytes, and up to 64 KiB more while its peer does not read.
-const MAX_CONNECTIONS: usize = 20_000;
-/// Attempts of one address to find or get a number, at once and then each minute.
-const ATTEMPT_LIMIT: NonZeroU32 = NonZeroU32::new(20).unwrap();
-/// Range of the first numbers; it grows tenfold whenever a third is in use. Numbers of codes without a relay have
-/// three digits, so that the two kinds never collide.
-const FIRST_NUMBERS: std::ops::Range<u32> = 1_000..10_000;
-/// End of all ranges.
-const MAX_NUMBER: u32 = 100_000_000;
-
-type Limiter = RateLimiter<IpAddr, HashMapStateStore<IpAddr>, DefaultClock>;
+/// Range of the first numbers: six digits, as people know them from sign-in codes and can read them out in two groups of
+/// three. With ten senders at the relay, an address that tries random numbers finds one in 75 hours; with four digits it
+/// took 45 minutes.
+const FIRST_NUMBERS: std::ops::Range<u32> = 100_000..1_000_000;
+/// End of the numbers that the relay draws: a code never takes one of a paired machine away.
+const MAX_DRAWN: u32 = PAIRED_NUMBERS.start;
+/// The range grows to seven digits when more than one number of so many is in use, so that few guesses hit.
+const NUMBERS_PER_PLACE: u64 = 100;
+/// Numbers that clients may claim. Those below belong to codes without a relay. A sender that has lost a relay of an
+/// earlier version may claim its four digits again.
+const CLAIMABLE: std::ops::Range<u32> = 1_000..PAIRED_NUMBERS.end;
 
 pub(super) struct RelayState {
     /// Digest of the token. Comparing digests takes the same time for every wrong token.
     token: Option<blake3::Hash>,
-    places: Mutex<HashMap<u32, RegisteredSender>>,
-    max_places: usize,
-    pub(super) attempts: Limiter,
-    connected: Mutex<ConnectionCounts>,
+    places: Mutex<Places>,
+    requests: Tries,
+    pub(super) connections: Arc<Connections>,
     pub(super) forwarder: Arc<Forwarder>,
 }
 
-/// Connections in all, and for each address.
-#[derive(Default)]
-struct ConnectionCounts {
-    all: usize,
-    for_address: HashMap<IpAddr, usize>,
+/// The senders that can be found, and how many of them each network has.
+struct Places {
+    senders: HashMap<u32, RegisteredSender>,
+    /// The number of each.
+    slots: Shares<u32>,
 }
 
 /// A sender that can be found.
 struct RegisteredSender {
+    networks: Networks,
+    slot: u64,
     claim: [u8; 16],
     client: Client,
     addresses: Vec<Address>,
@@ -93,45 +91,6 @@ impl Client {
     }
 }
 
-/// A connection that counts against the limits until dropped.
-pub(super) struct ConnectionSlot {
-    state: Arc<RelayState>,
-    network: IpAddr,
-}
-
-impl ConnectionSlot {
-    pub(super) fn add(state: &Arc<RelayState>, network: IpAddr) -> Option<Self> {
-        let mut connected = lock(&state.connected);
-        if connected.all >= MAX_CONNECTIONS
-            || connected
-                .for_address
-                .get(&network)
-                .is_some_and(|n| *n >= MAX_ADDRESS_CONNECTIONS)
-        {
-            return None;
-        }
-        connected.all += 1;
-        *connected.for_address.entry(network).or_default() += 1;
-        Some(Self {
-            state: state.clone(),
-            network,
-        })
-    }
-}
-
-impl Drop for ConnectionSlot {
-    fn drop(&mut self) {
-        let mut connected = lock(&self.state.connected);
-        connected.all -= 1;
-        if let Some(count) = connected.for_address.get_mut(&self.network) {
-            *count -= 1;
-            if *count == 0 {
-                connected.for_address.remove(&self.network);
-            }
-        }
-    }
-}
-
 /// Reserves a number until dropped.
 pub(super) struct ReservedNumber {
     state: Arc<RelayState>,
@@ -148,31 +107,82 @@ impl Drop for ReservedNumber {
                 .upgrade()
                 .is_some_and(|own| own.same_channel(&sender.notify))
         };
-        if places.get(&self.number).is_some_and(own) {
-            places.remove(&self.number);
+        if places.senders.get(&self.number).is_some_and(own) {
+            places.remove(self.number);
         }
     }
 }
 
+impl Places {
+    fn remove(&mut self, number: u32) {
+        if let Some(sender) = self.senders.remove(&number) {
+            self.slots.release(sender.networks, sender.slot);
+        }
+    }
+
+    /// Picks the number for a sender: the one that it asks for, if no other claim has it.
+    fn number_for(&self, place: &Place) -> Result<u32, Reason> {
+        let is_its_own = |number: &u32| {
+            let existing = self.senders.get(number);
+            existing.is_none_or(|existing| existing.claim == place.claim)
+        };
+        let requested = place.number.filter(|number| CLAIMABLE.contains(number));
+        match requested.filter(is_its_own) {
+            Some(number) => Ok(number),
+            None => free_number(self.senders.len(), |number| {
+                !self.senders.contains_key(&number)
+            }),
+        }
+    }
+
+    /// Takes a slot for a sender, if necessary from the network that has the most.
+    fn take_slot(&mut self, networks: Networks, number: u32) -> Result<u64, Reason> {
+        let Some(slot) = self.slots.take(networks, number) else {
+            let text = "the relay has no room for more senders of this network; try again later";
+            return Err(Reason::new(Code::Busy, text));
+        };
+        if let Some(other) = slot.evicted {
+            debug!(number = other, "the largest network gives up a number");
+            // Its stream ends with the sender's channel.
+            self.senders.remove(&other);
+        }
+        Ok(slot.id)
+    }
+}
+
 impl RelayState {
-    pub(super) fn new(token: Option<&str>, max_places: usize, forwarder: Forwarder) -> Self {
+    pub(super) fn new(
+        token: Option<&str>,
+        connections: Connections,
+        places: usize,
+        limits: NetworkLimits,
+        forwarder: Forwarder,
+    ) -> Self {
         Self {
             token: token.map(|token| blake3::hash(token.as_bytes())),
-            places: Mutex::default(),
-            max_places,
-            attempts: RateLimiter::hashmap(Quota::per_minute(ATTEMPT_LIMIT)),
-            connected: Mutex::default(),
+            places: Mutex::new(Places {
+                senders: HashMap::new(),
+                slots: Shares::new(limits.places(places)),
+            }),
+            requests: limits.requests(),
+            connections: Arc::new(connections),
             forwarder: Arc::new(forwarder),
         }
+    }
+
+    /// Forgets networks without recent tries.
+    pub(super) fn forget(&self) {
+        self.requests.forget();
+        self.connections.forget();
     }
 
     /// Checks the attempt limit and the token; returns the client's observed address.
     pub(super) fn admit(&self, client: &Client, token: Option<&str>) -> Result<Address, Reason> {
         let seen = client.observed_address()?;
-        if self.attempts.check_key(&network(client.ip)).is_err() {
+        if !self.requests.admit(Networks::of(client.ip)) {
             return Err(Reason::new(
                 Code::Busy,
-                "too many attempts from this address; wait a minute",
+                "too many attempts from this address or network; wait a minute",
             ));
         }
         match &self.token {
@@ -193,32 +203,21 @@ impl RelayState {
         place: Place,
         notify: mpsc::Sender<Found>,
     ) -> Result<ReservedNumber, Reason> {
+        let networks = Networks::of(client.ip);
         let mut places = lock(&self.places);
-        let previous = place.number.filter(|number| {
-            places
-                .get(number)
-                .is_none_or(|existing| existing.claim == place.claim)
-        });
-        if previous.is_none_or(|number| !places.contains_key(&number))
-            && places.len() >= self.max_places
-        {
-            return Err(Reason::new(
-                Code::Busy,
-                "the relay is full; try again later",
-            ));
-        }
-        let number =
-            match previous.filter(|number| (FIRST_NUMBERS.start..MAX_NUMBER).contains(number)) {
-                Some(number) => number,
-                None => free_number(&places)?,
-            };
+        let number = places.number_for(&place)?;
+        // An earlier connection with the same claim gives its slot back.
+        places.remove(number);
+        let slot = places.take_slot(networks, number)?;
         let own = notify.downgrade();
         let Place {
             claim, addresses, ..
         } = place;
-        places.insert(
+        places.senders.insert(
             number,
             RegisteredSender {
+                networks,
+                slot,
                 claim,
                 client: client.clone(),
                 addresses,
@@ -243,7 +242,7 @@ impl RelayState {
     ) -> Result<Found, Reason> {
         let not_found = || Reason::new(Code::NotFound, "no sender has this number");
         let places = lock(&self.places);
-        let sender = places.get(&seek.number).ok_or_else(not_found)?;
+        let sender = places.senders.get(&seek.number).ok_or_else(not_found)?;
         let sender_address = sender.client.observed_address().map_err(|_| not_found())?;
         // Reserve the notice before making a pair: the sender would not bind a pair that it never hears about.
         let notify = sender.notify.try_reserve();
@@ -267,31 +266,36 @@ impl RelayState {
             "found"
         );
         notify.send(Found {
-            addresses: addresses(seen, &seek.addresses),
+            addresses: addresses(seen, &seek.addresses, seek.number),
             forward: to_sender,
         });
         Ok(Found {
-            addresses: addresses(sender_address, &sender.addresses),
+            addresses: addresses(sender_address, &sender.addresses, seek.number),
             forward: to_receiver,
         })
     }
 }
 
-/// Lists an end's observed address, then those that it reported.
-fn addresses(seen: Address, own: &[Address]) -> Vec<Address> {
-    std::iter::once(seen).chain(own.iter().copied()).collect()
+/// Lists an end's observed address, then those that it reports if the other end has proved something. Whoever guesses the
+/// number of a code must not learn addresses of private networks; the two ends of a code exchange these once they have
+/// proved to each other that they know the words. The number of paired machines derives from a secret and is a proof.
+fn addresses(seen: Address, own: &[Address], number: u32) -> Vec<Address> {
+    let reported = own.iter().copied();
+    let known = reported.filter(|address| *address == seen || PAIRED_NUMBERS.contains(&number));
+    std::iter::once(seen).chain(known).collect()
 }
 
-/// Picks a free number, with as few digits as leave most numbers free.
-fn free_number(places: &HashMap<u32, RegisteredSender>) -> Result<u32, Reason> {
-    let mut end = FIRST_NUMBERS.end;
-    while places.len() as u64 * 3 > u64::from(end - FIRST_NUMBERS.start) && end < MAX_NUMBER {
-        end *= 10;
-    }
+/// Picks a number that is free, with as few digits as leave most numbers free.
+fn free_number(in_use: usize, is_free: impl Fn(u32) -> bool) -> Result<u32, Reason> {
+    let many = in_use as u64 * NUMBERS_PER_PLACE;
+    let end = match many <= u64::from(FIRST_NUMBERS.end - FIRST_NUMBERS.start) {
+        true => FIRST_NUMBERS.end,
+        false => MAX_DRAWN,
+    };
     for _ in 0..100 {
         let drawn = random().map_err(|_| Reason::from(Code::Internal))?;
         let number = FIRST_NUMBERS.start + u32::from_le_bytes(drawn) % (end - FIRST_NUMBERS.start);
-        if !places.contains_key(&number) {
+        if is_free(number) {
             return Ok(number);
         }
     }
@@ -299,4 +303,31 @@ fn free_number(places: &HashMap<u32, RegisteredSender>) -> Result<u32, Reason> {
         Code::Busy,
         "no number is free; try again later",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_private_networks_are_only_for_paired_machines() {
+        let [seen, own] = ["203.0.113.7:4433", "192.168.1.7:4433"]
+            .map(|address| Address(address.parse().unwrap()));
+        for number in [1_000, 123_456, 9_999_999] {
+            assert_eq!(addresses(seen, &[own], number), [seen]);
+            // What the relay sees anyway, and so that both ends know that there is no NAT.
+            assert_eq!(addresses(seen, &[own, seen], number), [seen, seen]);
+        }
+        assert_eq!(addresses(seen, &[own], 12_345_678), [seen, own]);
+    }
+
+    #[test]
+    fn numbers_have_six_digits_until_one_in_a_hundred_is_in_use() {
+        let drawn = |in_use| (0..200).map(move |_| free_number(in_use, |_| true).unwrap());
+        assert!(drawn(0).all(|number| number.to_string().len() == 6));
+        assert!(drawn(9_000).all(|number| number.to_string().len() == 6));
+        assert!(drawn(9_001).any(|number| number.to_string().len() == 7));
+        // Eight digits are those of paired machines.
+        assert!(drawn(1_000_000).all(|number| (100_000..MAX_DRAWN).contains(&number)));
+    }
 }

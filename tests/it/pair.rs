@@ -266,7 +266,9 @@ fn relay() -> RelayAt {
         ports: 1,
         identity,
         token: None,
+        connections: 1_000,
         places: 10,
+        per_network: std::num::NonZeroU32::MIN,
         allowance,
     };
     let relay = Relay::bind(options).unwrap();

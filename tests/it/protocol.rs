@@ -422,6 +422,7 @@ fn vectors() -> Vec<(&'static str, Vec<u8>)> {
         all(&Accept::default()),
         all(&Accept {
             pair: Some(87_654_321),
+            addresses: None,
         }),
         all(&Place {
             claim: session,

@@ -1,5 +1,8 @@
 //! Tests of the pairs.
 
+use std::num::NonZeroU32;
+
+use super::super::limits::NetworkLimits;
 use super::*;
 
 const A: &str = "192.0.2.1:7";
@@ -16,7 +19,7 @@ fn bound() -> PairTable {
 }
 
 fn unbound() -> PairTable {
-    let mut state = PairTable::default();
+    let mut state = PairTable::new(NetworkLimits(NonZeroU32::MIN).pairs(256));
     let end = |id, at| Party {
         id,
         ip: address(at).ip(),

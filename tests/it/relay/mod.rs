@@ -3,5 +3,6 @@
 mod abuse;
 mod datagrams;
 mod finding;
+mod floods;
 mod rogue;
 mod stage;

@@ -68,7 +68,9 @@ impl Host {
             ports: 2,
             identity: identity.clone(),
             token: None,
+            connections: 1_000,
             places: 100,
+            per_network: std::num::NonZeroU32::MIN,
             allowance: Allowance::default(),
         };
         change(&mut options);
@@ -217,7 +219,16 @@ impl Guest {
     }
 
     pub(crate) async fn try_at(relay: SocketAddr) -> Result<Self, ConnectionError> {
-        let endpoint = haul::internal::net::endpoint::bind(LOOPBACK, None).unwrap();
+        Self::from(relay, LOOPBACK.ip()).await
+    }
+
+    /// Connects from one of the addresses of loopback, 127.0.0.0/8.
+    pub(crate) async fn from(
+        relay: SocketAddr,
+        from: std::net::IpAddr,
+    ) -> Result<Self, ConnectionError> {
+        let from = SocketAddr::new(from, 0);
+        let endpoint = haul::internal::net::endpoint::bind(from, None).unwrap();
         let verifier = haul::internal::auth::trust::trust_any_key(None)
             .verifier("127.0.0.1", 1)
             .unwrap();
