@@ -1,4 +1,5 @@
 //! Builds QUIC endpoints and connection settings from identity, trust and limits.
+//! It is longer than 400 lines because it keeps all settings of QUIC in one place.
 
 use std::io;
 use std::net::SocketAddr;

@@ -7,8 +7,7 @@ use quinn::{Connection, ConnectionError, Incoming};
 use rustls::pki_types::CertificateDer;
 use tokio::time::timeout;
 use tracing::instrument::WithSubscriber;
-use tracing::subscriber::NoSubscriber;
-use tracing::{Instrument, Span, debug, info, info_span, warn};
+use tracing::{Dispatch, Instrument, Span, debug, info, info_span, warn};
 
 use super::introduction::introduce;
 use super::running::Running;
@@ -304,7 +303,7 @@ impl Served {
                 true => self.serve(purpose, stream, others).await,
                 false => {
                     let unlogged = self.serve(purpose, stream, others);
-                    unlogged.with_subscriber(NoSubscriber::new()).await
+                    unlogged.with_subscriber(Dispatch::none()).await
                 }
             };
             self.running.end();

@@ -13,8 +13,8 @@ use crate::error::lock::lock;
 use crate::net::amplification::Unproven;
 use crate::net::share::Holder;
 
-/// How long quinn may repeat the close of a handshake: more than three times its first probe timeout of 0.3 s (RFC 9000, section
-/// 10.2).
+/// How long quinn may repeat the close of a handshake: more than three times its first probe timeout of 0.3 s (RFC 9000,
+/// section 10.2).
 const CLOSING_TIME: Duration = Duration::from_secs(2);
 
 /// The handshakes that are under way, shared by the ports of a server.

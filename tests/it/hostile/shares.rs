@@ -5,7 +5,7 @@ use haul::internal::protocol::{Hello, List, Message, Ready, Refused};
 use haul::{Code, Identity, Reason};
 use quinn::SendStream;
 
-use crate::hostile::peer::{Peer, components, hello, push_into, within};
+use crate::hostile::peer::{Peer, components, within};
 use crate::support::command::Serving;
 use crate::support::write;
 
@@ -74,19 +74,14 @@ async fn one_reader_does_not_hold_the_listings_of_all() {
     within(async { while hold_listing(&again).await.is_err() {} }).await;
 }
 
-/// Begins sessions and abandons them, as fast as the server lets it.
+/// Lists an empty directory, again and again.
 async fn empty_sessions(peer: &Peer, count: usize) {
     for _ in 0..count {
-        let Ok((mut send, receive)) = peer.connection.open_bi().await else {
-            return;
+        let Ok((control, mut answers)) = hold_listing(peer).await else {
+            continue;
         };
-        let request = [&[1], &hello()[..], &push_into(&[])].concat();
-        if send.write_all(&request).await.is_err() {
-            return;
-        }
-        let _ = send.reset(0_u32.into());
-        let mut answers = MessageReader::new(receive);
-        while let Ok(Some(_)) = answers.frame(4_096).await {}
+        while let Ok(Some(_)) = within(answers.frame(Ready::LIMIT)).await {}
+        drop(control);
     }
 }
 
