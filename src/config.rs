@@ -13,8 +13,12 @@ pub struct Config {
     /// Files that are written to the store at the same time, over all connections: the permits. Half of them are for
     /// small files.
     pub max_transfers: usize,
-    /// Connections served at the same time; further ones are refused as busy.
+    /// Connections served at the same time: the places of a server. A client takes one once its key is admitted. A key that is
+    /// not known gets none of the last eighth, and one key gets half of them at most. When there is none left, a connection
+    /// that has been idle for 5 s or more is closed for a new one; else that one is refused as busy.
     pub max_connections: usize,
+    /// How long a server waits for a client's handshake, from its first datagram. Handshakes take no place.
+    pub half_open: Duration,
     /// Bytes that all connections together may have received and not yet written: the sum of their receive windows.
     /// Half is reserved for new connections, 32 KiB each; the other half of 64 MiB carries 1 Gbit/s at 200 ms (25 MB).
     /// Credit that idle peers were granted and have not used counts beside it, up to four times as much, and an eighth
@@ -71,7 +75,7 @@ pub struct Config {
     pub retry_for: Duration,
     /// How long a client waits for the first datagram of a server.
     pub first_reply: Duration,
-    /// How long a handshake may take in all, once a datagram has arrived.
+    /// How long a client's handshake may take in all, once a datagram has arrived.
     pub handshake: Duration,
 }
 
@@ -99,6 +103,7 @@ impl Default for Config {
         Self {
             max_transfers: 100,
             max_connections: 1024,
+            half_open: Duration::from_secs(5),
             memory: 64 << 20,
             send_window: 48 << 20,
             send_memory: 256 << 20,

@@ -1,8 +1,12 @@
 //! The server: accept loop, limits and graceful stop.
 
+mod admission_control;
 mod connection;
 mod introduction;
+mod rates;
+mod report;
 mod running;
+mod slots;
 mod state;
 
 use std::future::Future;
@@ -10,11 +14,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::Endpoint;
+use quinn::{Endpoint, Incoming};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::auth::Admission;
@@ -31,6 +35,7 @@ use crate::transfer::session::OfferedContent;
 
 use connection::{STOPPING, run_connection};
 pub use introduction::Introduction;
+use slots::HandshakeSlot;
 use state::{ServerState, SharedLimits};
 
 /// The parts and settings of a server.
@@ -145,10 +150,11 @@ impl Server {
             .map(|port| port.endpoint.clone())
             .collect();
         let _close_on_drop = CloseOnDrop(&endpoints);
-        for endpoint in &endpoints {
-            state.tasks.spawn(accept(endpoint.clone(), state.clone()));
+        for port in &self.ports {
+            state.tasks.spawn(accept(port.clone(), state.clone()));
         }
         let sweeper = tokio::spawn(sweep(state.store.clone(), state.config.keep_partials));
+        let reporter = AbortOnDropHandle::new(tokio::spawn(report::run(state.clone())));
         stop.await;
         sweeper.abort();
         info!("stopping: refusing new transfers, waiting for running ones");
@@ -163,6 +169,8 @@ impl Server {
             () = sleep(state.config.grace) => info!("the grace period is over; partials are kept for resume"),
         }
         close(&endpoints);
+        drop(reporter);
+        report::report(&state.limits.rates);
         // Waits until the CONNECTION_CLOSE frames were sent. The timeout covers peers that do not answer.
         for endpoint in &endpoints {
             let _ = timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await;
@@ -207,30 +215,51 @@ async fn sweep(store: Arc<dyn Store>, age: Duration) {
     }
 }
 
-async fn accept(endpoint: Endpoint, state: Arc<ServerState>) {
+async fn accept(port: Port, state: Arc<ServerState>) {
     loop {
         let incoming = tokio::select! {
-            incoming = endpoint.accept() => incoming,
+            incoming = port.endpoint.accept() => incoming,
             () = state.stopping.cancelled() => return,
         };
         let Some(incoming) = incoming else { return };
-        // Above half of the limit, clients must prove their address with a Retry packet, because an attacker may be using
-        // forged addresses (RFC 9000, section 8.1.2).
-        let crowded =
-            state.limits.connections.available_permits() < state.config.max_connections / 2;
-        if crowded && !incoming.remote_address_validated() && incoming.may_retry() {
-            // Cannot fail, because `may_retry` was checked.
-            let _ = incoming.retry();
-            continue;
-        }
-        let Ok(permit) = state.limits.connections.clone().try_acquire_owned() else {
-            debug!(from = %incoming.remote_address(), "refused: too many connections");
-            incoming.refuse();
+        let Some((incoming, slot)) = begin_handshake(incoming, &port, &state.limits) else {
             continue;
         };
         let span = info_span!("connection", from = %incoming.remote_address());
         state
             .tasks
-            .spawn(run_connection(incoming, state.clone(), permit).instrument(span));
+            .spawn(run_connection(incoming, state.clone(), slot).instrument(span));
+    }
+}
+
+/// Decides whether a handshake begins; see [`admission_control`].
+fn begin_handshake(
+    incoming: Incoming,
+    port: &Port,
+    limits: &SharedLimits,
+) -> Option<(Incoming, HandshakeSlot)> {
+    let address = incoming.remote_address();
+    let validated = incoming.remote_address_validated();
+    // Only validated addresses count for the rate before they have a slot, or forged ones would use up the rate of others.
+    if validated && !limits.rates.may_connect(address.ip()) {
+        debug!(from = %address, "too many connections in a short time; the client will ask again");
+        // Cheaper than a refusal, and an honest client repeats its datagram.
+        incoming.ignore();
+        return None;
+    }
+    let slot = limits.handshakes.begin(address.ip(), validated);
+    let slot = match validated {
+        true => slot,
+        false => slot
+            .filter(|_| limits.rates.may_connect(address.ip()))
+            .and_then(|slot| Some(slot.limit(port.limit(address)?))),
+    };
+    match slot {
+        Some(slot) => Some((incoming, slot)),
+        None => {
+            // Cannot fail, because a validated client always has a slot.
+            let _ = incoming.retry();
+            None
+        }
     }
 }

@@ -57,6 +57,9 @@ pub struct Rights {
     pub read: bool,
     /// May write.
     pub write: bool,
+    /// Whether the administrator knows the key: it is listed, paired, signed by an authority, or has proved a code. Others can
+    /// make such keys at will, so a server gives them less.
+    pub known: bool,
     /// Its name: from authorized_keys, or the common name in a certificate that an authority signed. Escaped, so that
     /// printing it is safe.
     pub name: Option<String>,
@@ -107,9 +110,11 @@ impl Admission {
         let key_id = KeyId::of_certificate(certificate)
             .map_err(|e| Reason::new(Code::NotAdmitted, e.to_string()))?;
         if let Some(guests) = &self.guests {
+            let known = guests.has(key_id);
             return Ok(Rights {
-                read: guests.has(key_id),
+                read: known,
                 write: false,
+                known,
                 name: None,
             });
         }
@@ -125,6 +130,7 @@ impl Admission {
             return Ok(Rights {
                 read: true,
                 write: true,
+                known: true,
                 name: Some(peer.to_string()),
             });
         }
@@ -132,6 +138,7 @@ impl Admission {
             return Ok(Rights {
                 read: true,
                 write: true,
+                known: true,
                 name,
             });
         }
@@ -139,6 +146,7 @@ impl Admission {
             return Ok(Rights {
                 read: true,
                 write: true,
+                known: true,
                 name: common_name(certificate),
             });
         }
@@ -147,6 +155,7 @@ impl Admission {
             _ if read || write => Ok(Rights {
                 read,
                 write,
+                known: false,
                 name: None,
             }),
             Err(e) => {
@@ -303,6 +312,7 @@ mod tests {
             Ok(Rights {
                 read: true,
                 write: true,
+                known: true,
                 name
             })
         );
@@ -356,6 +366,7 @@ mod tests {
                 Ok(Rights {
                     read,
                     write,
+                    known: false,
                     name: None
                 })
             );

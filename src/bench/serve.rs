@@ -10,12 +10,19 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use super::filler::{drain, fill};
 use super::{SAMPLE_INTERVAL, pong};
 use crate::error::{Code, Result};
+use crate::net::share::{Holder, Share, ShareLimits, Shares};
 use crate::net::stream::{MessageReader, MessageStream, MessageWriter, StreamError};
 use crate::protocol::{Measure, Message, Ping, Probe, Received};
 use crate::transfer::context::Context;
 
-/// Measurement streams at the same time on all connections: too many clients would measure each other.
-const MAX_STREAMS: usize = 8;
+/// Measurement streams at the same time on all connections: too many clients would measure each other. A key gets those of two
+/// connections.
+const STREAMS: ShareLimits = ShareLimits {
+    all: 8,
+    key: 4,
+    network: 6,
+    site: 6,
+};
 /// The same on one connection: an echo and one load.
 const MAX_CONNECTION_STREAMS: usize = 2;
 /// Longest time of an echo stream, in loads: both directions, and the time between them.
@@ -23,26 +30,28 @@ const ECHO_LIMIT: u32 = 3;
 
 /// The permits of measurement streams.
 pub(crate) struct MeasurementPermits {
-    server: Arc<Semaphore>,
+    server: Arc<Shares>,
+    holder: Holder,
     connection: Arc<Semaphore>,
 }
 
 /// The permits of one stream, until dropped.
 struct StreamPermits {
-    _server: OwnedSemaphorePermit,
+    _server: Share,
     _connection: OwnedSemaphorePermit,
 }
 
 impl MeasurementPermits {
     /// Permits of all connections together.
-    pub(crate) fn of_server() -> Arc<Semaphore> {
-        Arc::new(Semaphore::new(MAX_STREAMS))
+    pub(crate) fn of_server() -> Arc<Shares> {
+        Shares::new(STREAMS)
     }
 
     /// Permits of one connection.
-    pub(crate) fn of_connection(server: Arc<Semaphore>) -> Self {
+    pub(crate) fn of_connection(server: Arc<Shares>, holder: Holder) -> Self {
         Self {
             server,
+            holder,
             connection: Arc::new(Semaphore::new(MAX_CONNECTION_STREAMS)),
         }
     }
@@ -50,7 +59,7 @@ impl MeasurementPermits {
     fn take(&self) -> Option<StreamPermits> {
         let connection = self.connection.clone().try_acquire_owned().ok()?;
         Some(StreamPermits {
-            _server: self.server.clone().try_acquire_owned().ok()?,
+            _server: self.server.take(self.holder)?,
             _connection: connection,
         })
     }

@@ -26,7 +26,8 @@ Example: haul serve ~/inbox
 HAUL_HOME/authorized_keys lists the admitted keys, one a line. A refused client
 shows the line that would admit it. --anyone admits every key.
 The first Ctrl-C waits for running transfers (30 s at most); a second stops now.
-Also: --keep-partials 7d, --no-dedupe, --congestion NAME, --qlog DIR (a trace).")]
+Also: --keep-partials 7d, --no-dedupe, --max-connections N, --congestion NAME,
+--qlog DIR (a trace).")]
 pub(crate) struct Serve {
     /// The directory to serve
     #[arg(default_value = ".")]
@@ -37,6 +38,8 @@ pub(crate) struct Serve {
     /// Most transfers that write at once
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     max_transfers: u32,
+    #[arg(long, hide = true, value_name = "N", default_value_t = 1_024, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    max_connections: u32,
     /// Admit every key to read, to write or both
     #[arg(long, value_name = "WHAT", hide_possible_values = true)]
     anyone: Option<AnyoneMay>,
@@ -126,6 +129,7 @@ impl Serve {
     fn config(&self, home: &Home) -> Config {
         Config {
             max_transfers: self.max_transfers as usize,
+            max_connections: self.max_connections as usize,
             limit: self.limit,
             allow_delete: self.allow_delete,
             allow_owner: self.allow_owner,

@@ -1,4 +1,5 @@
 //! Builds QUIC endpoints and connection settings from identity, trust and limits.
+//! It is longer than 400 lines because it keeps all settings of QUIC in one place.
 
 mod relay;
 
@@ -20,6 +21,7 @@ use crate::auth::identity::{Identity, KeyId, provider};
 use crate::auth::trust::{ClientVerifier, ServerVerifier};
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
+use crate::net::amplification::{LimitedSocket, Unproven, UnprovenAddresses};
 use crate::net::qlog::Role;
 use crate::net::socket::udp_socket;
 use crate::protocol::{ALPN, RELAY_ALPN};
@@ -29,6 +31,9 @@ pub(crate) use relay::{RELAY_STREAMS, relay_server_config};
 /// Streams that a peer may have open at the same time: 1,000 transfers, and room for the control and manifest streams
 /// of some sessions. At 100 ms, 1,000 streams carry 2,400 small files a second, and 100 only 450.
 pub const MAX_STREAMS: u32 = 1_100;
+/// Streams that a client may open before it is admitted: some sessions, which it begins with its handshake. quinn allocates
+/// every permitted stream, and 1,100 take 90 KB for each connection.
+const HANDSHAKE_STREAMS: u32 = 16;
 /// Receive window in bytes of a new connection until the peer is admitted. Then
 /// [`FlowControl`](crate::net::flow_control::FlowControl) raises it, within the memory limit of all connections.
 pub const INITIAL_WINDOW: u32 = 64 << 10;
@@ -84,10 +89,13 @@ pub(crate) const INITIAL_SEND_WINDOW: usize = 1 << 20;
 pub fn server_config(identity: &Identity, config: &Config) -> Result<quinn::ServerConfig> {
     let mut tls = server_tls(identity, Arc::new(ClientVerifier))?;
     tls.alpn_protocols = vec![ALPN.to_vec()];
-    listening_config(tls, config)
+    listening_config(tls, server_transport(config)?)
 }
 
-fn listening_config(mut tls: rustls::ServerConfig, config: &Config) -> Result<quinn::ServerConfig> {
+fn listening_config(
+    mut tls: rustls::ServerConfig,
+    transport: TransportConfig,
+) -> Result<quinn::ServerConfig> {
     // No resumption, so that each connection proves its key again, and no 0-RTT, which anyone can replay.
     tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     tls.send_tls13_tickets = 0;
@@ -95,7 +103,7 @@ fn listening_config(mut tls: rustls::ServerConfig, config: &Config) -> Result<qu
     let crypto = QuicServerConfig::try_from(tls).map_err(unusable)?;
     let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     server
-        .transport_config(Arc::new(transport(config)?))
+        .transport_config(Arc::new(transport))
         .migration(true)
         .max_incoming(MAX_INCOMING)
         .incoming_buffer_size(INCOMING_BUFFER_SIZE)
@@ -110,7 +118,7 @@ pub(crate) fn with_qlog(
     config: &Config,
 ) -> Result<Arc<quinn::ServerConfig>> {
     let mut server = server.clone();
-    let mut transport = transport(config)?;
+    let mut transport = server_transport(config)?;
     add_qlog(&mut transport, config, Role::Server);
     server.transport_config(Arc::new(transport));
     Ok(Arc::new(server))
@@ -197,6 +205,13 @@ fn unusable(error: impl std::fmt::Display) -> Error {
     Error::Usage(format!("cannot use key and certificate: {error}"))
 }
 
+/// The settings of an accepted connection. It gets its [`MAX_STREAMS`] with its place.
+fn server_transport(config: &Config) -> Result<TransportConfig> {
+    let mut transport = transport(config)?;
+    transport.max_concurrent_bidi_streams(HANDSHAKE_STREAMS.into());
+    Ok(transport)
+}
+
 fn transport(config: &Config) -> Result<TransportConfig> {
     let idle = IdleTimeout::try_from(config.idle_timeout).map_err(|_| {
         Error::Usage(format!(
@@ -248,6 +263,8 @@ pub struct Port {
     /// The endpoint. It receives everything that arrives at the port.
     pub endpoint: quinn::Endpoint,
     raw_socket: Arc<std::net::UdpSocket>,
+    /// The addresses to which the port sends little yet.
+    unproven: Arc<UnprovenAddresses>,
 }
 
 impl Port {
@@ -284,11 +301,22 @@ impl Port {
     ) -> Result<Self> {
         let failed = || Error::io("cannot open an endpoint on a UDP socket");
         let raw_socket = Arc::new(socket.try_clone().map_err(failed())?);
-        let endpoint = quinn::Endpoint::new(config, server, socket, runtime()?).map_err(failed())?;
+        let runtime = runtime()?;
+        let unproven = UnprovenAddresses::new();
+        let socket = runtime.wrap_udp_socket(socket).map_err(failed())?;
+        let socket = LimitedSocket::new(socket, unproven.clone());
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(config, server, socket, runtime);
         Ok(Self {
-            endpoint,
+            endpoint: endpoint.map_err(failed())?,
             raw_socket,
+            unproven,
         })
+    }
+
+    /// Limits what is sent to an address from which a handshake came, until its address is proven; `None` if it cannot be
+    /// limited now.
+    pub(crate) fn limit(&self, address: SocketAddr) -> Option<Unproven> {
+        self.unproven.limit(address)
     }
 
     /// Sends a datagram from this port. It may be lost, also because the system's buffer is full.

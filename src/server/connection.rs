@@ -5,18 +5,20 @@ use std::time::Duration;
 
 use quinn::{Connection, ConnectionError, Incoming};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
-use tracing::{Instrument, Span, debug, info, info_span, warn};
+use tracing::instrument::WithSubscriber;
+use tracing::{Dispatch, Instrument, Span, debug, info, info_span, warn};
 
 use super::introduction::introduce;
 use super::running::Running;
+use super::slots::{HandshakeSlot, PlaceSlot};
 use super::state::ServerState;
 use crate::auth::Rights;
 use crate::auth::identity::KeyId;
 use crate::bench::{self, MeasurementPermits};
 use crate::error::{Code, Error, Reason, Result};
-use crate::net::endpoint;
+use crate::net::endpoint::{self, MAX_STREAMS};
+use crate::net::share::Holder;
 use crate::net::stream::{MessageStream, lost_connection, varint_of};
 use crate::transfer::blocking::blocking;
 use crate::transfer::context::Context;
@@ -25,47 +27,114 @@ use crate::transfer::session::{PeerConnection, Purpose, ServerContext, serve};
 /// The reason that a stopping server gives when it closes a connection.
 pub(super) const STOPPING: &[u8] = b"the server is stopping";
 
+/// The reason that a server without a free place gives.
+const FULL: &[u8] = b"the server has no place for another connection; try again later";
+
 /// The most sessions at the same time on one connection. A push and a pull at once are two. Each may hold 1 MiB of
 /// unanswered entries, which takes several times that in memory.
 const MAX_SESSIONS: usize = 8;
 
-/// Runs a connection from handshake to end. The permit counts it among the connections, and is released at the end.
+/// Runs a connection from handshake to end. It counts among the handshakes until it has a place.
 pub(super) async fn run_connection(
     incoming: Incoming,
     state: Arc<ServerState>,
-    _permit: OwnedSemaphorePermit,
+    slot: HandshakeSlot,
 ) {
-    let Some(quic) = shake_hands(incoming, &state).await else {
-        return;
-    };
-    let Some((key_id, chain)) = endpoint::peer(&quic) else {
-        return quic.close(varint_of(Code::NotAdmitted), b"a certificate is needed");
-    };
-    let rights = match rights_of(&state, chain).await {
-        Ok(rights) => rights,
-        Err(why) => {
-            info!(%key_id, %why, "not admitted");
-            quic.close(varint_of(why.code), why.text.raw().as_bytes());
-            quic.closed().await;
-            return;
+    let admitted = tokio::select! {
+        admitted = admit(incoming, &state) => admitted,
+        () = slot.evicted() => {
+            debug!("too many handshakes of this network at the same time");
+            None
         }
     };
-    info!(%key_id, name = rights.name.as_deref().unwrap_or("-"), "connected");
-    let opened = PeerConnection::open(quic.clone(), key_id, &state.limits.memory);
-    let Some(connection) = opened else {
+    let Some(admitted) = admitted else {
+        return slot.keep_for_close();
+    };
+    let Admitted {
+        quic,
+        holder,
+        rights,
+    } = admitted;
+    let running = Arc::<Running>::default();
+    let limits = &state.limits;
+    let Some(place) = limits.places.take(holder, &running) else {
+        debug!(key_id = %holder.key_id, "refused: too many connections");
+        return quic.close(varint_of(Code::Busy), FULL);
+    };
+    drop(slot);
+    let key_id = holder.key_id;
+    let is_logged = limits.rates.log.allows(holder);
+    if is_logged {
+        info!(%key_id, name = rights.name.as_deref().unwrap_or("-"), "connected");
+    }
+    let Some(connection) = PeerConnection::open(quic.clone(), key_id, &limits.memory) else {
         return quic.close(
             varint_of(Code::Busy),
             b"the server has no memory for another connection",
         );
     };
-    let lost = Served::new(connection, rights, state).run().await;
-    log_end(key_id, &lost);
+    quic.set_max_concurrent_bi_streams(MAX_STREAMS.into());
+    let client = Client {
+        connection,
+        rights,
+        holder,
+        running,
+        place,
+    };
+    let lost = Served::new(client, state).run().await;
+    if is_logged {
+        log_end(key_id, &lost);
+    }
+}
+
+/// A client that was admitted.
+struct Admitted {
+    quic: Connection,
+    holder: Holder,
+    rights: Rights,
+}
+
+/// Ends the handshake and looks the client up; `None` if it is not admitted.
+async fn admit(incoming: Incoming, state: &Arc<ServerState>) -> Option<Admitted> {
+    let ip = incoming.remote_address().ip();
+    let quic = shake_hands(incoming, state).await?;
+    let Some((key_id, chain)) = endpoint::peer(&quic) else {
+        quic.close(varint_of(Code::NotAdmitted), b"a certificate is needed");
+        return None;
+    };
+    let stranger = Holder {
+        key_id,
+        stranger: Some(ip),
+    };
+    match rights_of(state, chain).await {
+        Ok(rights) if rights.known => Some(Admitted {
+            quic,
+            rights,
+            holder: Holder {
+                key_id,
+                stranger: None,
+            },
+        }),
+        Ok(rights) => Some(Admitted {
+            quic,
+            rights,
+            holder: stranger,
+        }),
+        Err(why) => {
+            if state.limits.rates.refusals.allows(stranger) {
+                info!(%key_id, %why, "not admitted");
+            }
+            quic.close(varint_of(why.code), why.text.raw().as_bytes());
+            quic.closed().await;
+            None
+        }
+    }
 }
 
 /// Ends the handshake; `None` if it fails, or if the server stops first.
 async fn shake_hands(incoming: Incoming, state: &Arc<ServerState>) -> Option<Connection> {
     let tracing = state.clone();
-    let mut connecting = Box::pin(timeout(state.config.handshake, async move {
+    let mut connecting = Box::pin(timeout(state.config.half_open, async move {
         match &tracing.config.qlog {
             Some(_) => incoming.accept_with(traced(tracing).await)?.await,
             None => incoming.await,
@@ -118,19 +187,37 @@ fn log_end(key_id: KeyId, lost: &ConnectionError) {
     }
 }
 
+/// A client that has a place.
+struct Client {
+    connection: Arc<PeerConnection>,
+    rights: Rights,
+    holder: Holder,
+    running: Arc<Running>,
+    place: PlaceSlot,
+}
+
 /// A connection that is being served.
 struct Served {
     connection: Arc<PeerConnection>,
     server: ServerContext,
     measurements: MeasurementPermits,
-    running: Running,
+    holder: Holder,
+    running: Arc<Running>,
+    place: PlaceSlot,
     state: Arc<ServerState>,
     /// The span of the connection, which the tasks of its streams do not inherit.
     span: Span,
 }
 
 impl Served {
-    fn new(connection: Arc<PeerConnection>, rights: Rights, state: Arc<ServerState>) -> Arc<Self> {
+    fn new(client: Client, state: Arc<ServerState>) -> Arc<Self> {
+        let Client {
+            connection,
+            rights,
+            holder,
+            running,
+            place,
+        } = client;
         let limits = &state.limits;
         Arc::new(Self {
             server: ServerContext {
@@ -144,14 +231,17 @@ impl Served {
                 store: state.store.clone(),
                 offered: state.offered.clone(),
                 rights,
+                holder,
                 pushes: state.pushes.clone(),
                 file_locks: state.file_locks.clone(),
                 permits: limits.transfers.connection(connection.key_id().0),
                 listings: limits.listings.clone(),
             },
             connection,
-            measurements: MeasurementPermits::of_connection(limits.measurements.clone()),
-            running: Running::default(),
+            measurements: MeasurementPermits::of_connection(limits.measurements.clone(), holder),
+            holder,
+            running,
+            place,
             span: Span::current(),
             state,
         })
@@ -174,6 +264,9 @@ impl Served {
                 // A connection without a session holds a permit that other clients may need.
                 () = self.running.idle_for(deadline) => {
                     quic.close(varint_of(Code::TimedOut), b"no session was running");
+                }
+                () = self.place.evicted() => {
+                    quic.close(varint_of(Code::TimedOut), b"no session was running, and another client needed the place");
                 }
                 // Running sessions tell their clients themselves. The client closes once it has its summary.
                 () = async {
@@ -203,12 +296,22 @@ impl Served {
         let span = info_span!(parent: &self.span, "session", handle);
         let tasks = self.state.tasks.clone();
         let serve = async move {
-            let result = self.serve(purpose, stream, others).await;
+            self.state.limits.rates.session(self.holder).await;
+            let is_logged = self.state.limits.rates.log.allows(self.holder);
+            let result = match is_logged {
+                true => self.serve(purpose, stream, others).await,
+                false => {
+                    let unlogged = self.serve(purpose, stream, others);
+                    unlogged.with_subscriber(Dispatch::none()).await
+                }
+            };
             self.running.end();
             match self.connection.close_on_protocol_error(result) {
-                Ok(()) => {}
-                Err(Error::Protocol(why)) => warn!(%why, "closed: the peer broke the protocol"),
-                Err(error) => info!(%error, "session ended"),
+                Err(Error::Protocol(why)) if is_logged => {
+                    warn!(%why, "closed: the peer broke the protocol");
+                }
+                Err(error) if is_logged => info!(%error, "session ended"),
+                _ => {}
             }
         };
         tasks.spawn(serve.instrument(span));
@@ -217,8 +320,16 @@ impl Served {
     /// Serves a stream, while `others` run on this connection.
     async fn serve(&self, purpose: Purpose, stream: MessageStream, others: usize) -> Result<()> {
         match purpose {
-            Purpose::Session => serve(&self.server, stream, others < MAX_SESSIONS).await,
+            Purpose::Session => {
+                let share = self.state.limits.sessions.take(self.holder);
+                let room = others < MAX_SESSIONS && share.is_some();
+                serve(&self.server, stream, room).await
+            }
             Purpose::Introduction => {
+                let Some(_share) = self.state.limits.introductions.take(self.holder) else {
+                    stream.reject(Code::Busy);
+                    return Ok(());
+                };
                 let introductions = self.state.introductions.as_ref();
                 introduce(introductions, self.connection.quic().clone(), stream).await;
                 Ok(())

@@ -6,9 +6,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 /// Counts the running sessions of a connection.
+#[derive(Debug)]
 pub(super) struct Running(watch::Sender<Count>);
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct Count {
     running: usize,
     /// When the last session ended.
@@ -41,6 +42,12 @@ impl Running {
             count.running -= 1;
             count.idle_since = Instant::now();
         });
+    }
+
+    /// Since when no session has run; `None` while one runs.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let count = *self.0.borrow();
+        (count.running == 0).then_some(count.idle_since)
     }
 
     /// Waits until no session has run for `time`.

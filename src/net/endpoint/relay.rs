@@ -25,7 +25,6 @@ pub(crate) fn relay_server_config(
 ) -> Result<quinn::ServerConfig> {
     let mut tls = server_tls(identity, WebPkiClientVerifier::no_client_auth())?;
     tls.alpn_protocols = vec![RELAY_ALPN.to_vec()];
-    let mut server = listening_config(tls, config)?;
     // A thousand idle clients are a relay's usual state, and each permitted stream costs memory before it is opened. Its
     // messages are few and short: no path needs larger packets or a fast controller for them.
     let mut transport = transport(config)?;
@@ -36,6 +35,5 @@ pub(crate) fn relay_server_config(
         .send_window(RELAY_SEND_WINDOW)
         .mtu_discovery_config(None)
         .congestion_controller_factory(Arc::new(NewRenoConfig::default()));
-    server.transport_config(Arc::new(transport));
-    Ok(server)
+    listening_config(tls, transport)
 }

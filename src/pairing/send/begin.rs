@@ -23,8 +23,9 @@ use crate::storage::walk::Follow;
 use crate::transfer::events::Observer;
 use crate::transfer::session::{OfferedContent, OfferedSource};
 
-/// Connections at the same time: one receiver, and others that are refused.
-const MAX_CONNECTIONS: usize = 16;
+/// Connections at the same time: one receiver, and others that did not prove the code. A quarter is the most for one network,
+/// and an eighth is left for the receiver that has proved it.
+const MAX_CONNECTIONS: usize = 64;
 /// Receivers that wait to prove that they know the code, and events that wait to be read.
 const MAX_WAITING: usize = 4;
 

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::request::refuse;
 use super::server_context::{ServerContext, hex};
 use crate::error::{Code, Error, Reason, Result};
+use crate::net::share::{ShareLimits, Shares};
 use crate::net::stream::{MessageReader, MessageStream, MessageWriter, StreamError};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Components, End, List, Message, Ready, Unsendable, Working};
@@ -18,16 +18,22 @@ use crate::storage::listing::{ListingItem, ListingWalk};
 use crate::transfer::blocking::blocking;
 use crate::transfer::context::Context;
 
-/// Listings that a server serves at the same time. Each may hold 4 MiB of names.
-const LISTING_LIMIT: usize = 32;
+/// Listings that a server serves at the same time. Each may hold 4 MiB of names. A key gets a quarter, because a client may
+/// hold a listing for [`READER_TIMEOUT`].
+const LISTINGS: ShareLimits = ShareLimits {
+    all: 32,
+    key: 8,
+    network: 16,
+    site: 24,
+};
 /// Names that one blocking task walks.
 const WALK_BATCH: usize = 256;
 /// How long a client that sends `Working` may read nothing, for example with an abandoned pager.
 const READER_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
-/// Returns the semaphore that limits a server's listings.
-pub(crate) fn listings() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(LISTING_LIMIT))
+/// Returns the shares of a server's listings.
+pub(crate) fn listings() -> Arc<Shares> {
+    Shares::new(LISTINGS)
 }
 
 /// Serves a listing.
@@ -41,7 +47,7 @@ pub(super) async fn serve_list(
     if let Err(why) = server.check_read().and_then(|()| server.check_running()) {
         return refuse(writer, why, deadline).await;
     }
-    let Ok(_permit) = server.listings.clone().try_acquire_owned() else {
+    let Some(_share) = server.listings.take(server.holder) else {
         let text = "too many listings at the same time; try again later";
         return refuse(writer, Reason::new(Code::Busy, text), deadline).await;
     };

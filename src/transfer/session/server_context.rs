@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
-
 use super::content::OfferedContent;
 use crate::auth::Rights;
 use crate::auth::identity::KeyId;
 use crate::error::{Code, Reason, Result};
+use crate::net::share::{Holder, Shares};
 use crate::storage::Store;
 use crate::transfer::context::Context;
 use crate::transfer::permits::ConnectionPermits;
@@ -21,13 +20,15 @@ pub(crate) struct ServerContext {
     pub(crate) offered: Option<Arc<OfferedContent>>,
     /// The client's rights.
     pub(crate) rights: Rights,
+    /// Who holds what the sessions take.
+    pub(crate) holder: Holder,
     /// Running pushes by session id, over all connections.
     pub(crate) pushes: Arc<FileLocks<[u8; 16]>>,
     pub(crate) file_locks: Arc<FileLocks>,
     /// Access to the permits of the transfers that write at the same time.
     pub(crate) permits: ConnectionPermits,
     /// Limits the listings.
-    pub(crate) listings: Arc<Semaphore>,
+    pub(crate) listings: Arc<Shares>,
 }
 
 impl ServerContext {

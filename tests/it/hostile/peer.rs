@@ -202,7 +202,17 @@ impl Peer {
         identity: &Identity,
         tune: impl FnOnce(&mut TransportConfig),
     ) -> Self {
-        let connecting = Self::connecting(host.address, host.key_id, identity, tune);
+        Self::connect_to(host.address, host.key_id, identity, tune).await
+    }
+
+    /// A client of a server in a process of its own.
+    pub(crate) async fn connect_to(
+        address: SocketAddr,
+        key_id: KeyId,
+        identity: &Identity,
+        tune: impl FnOnce(&mut TransportConfig),
+    ) -> Self {
+        let connecting = Self::connecting(address, key_id, identity, tune);
         let (endpoint, connection) = within(connecting).await;
         Self {
             _endpoint: endpoint,

@@ -1,6 +1,7 @@
 //! The command as a separate process, for tests of other users and of kills.
 
 use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -12,6 +13,12 @@ use tempfile::{TempDir, tempdir};
 
 /// The user `nobody` on every common system.
 const NOBODY: u32 = 65_534;
+
+/// Stands for no `--anyone` among the arguments.
+const CLOSED: &str = "closed";
+
+/// The file in HAUL_HOME that takes the log of a server.
+const LOG: &str = "serve.log";
 
 /// Whether this process is root, for which modes have no effect.
 pub(crate) fn is_root() -> bool {
@@ -54,6 +61,11 @@ pub(crate) struct Serving {
 impl Serving {
     pub(crate) fn start(arguments: &[&str]) -> Self {
         Self::start_in(private(), tempdir().unwrap(), None, arguments)
+    }
+
+    /// Starts it so that it admits only [listed](Self::authorize) keys.
+    pub(crate) fn start_closed() -> Self {
+        Self::start(&[CLOSED])
     }
 
     /// Starts it with these files in the served directory.
@@ -102,18 +114,19 @@ impl Serving {
             .arg("serve")
             .arg(served.path())
             .args(["--listen", &format!("127.0.0.1:{port}")]);
-        if !arguments.contains(&"--anyone") {
+        let closed = arguments == [CLOSED];
+        if !closed && !arguments.contains(&"--anyone") {
             command.args(["--anyone", "both"]);
         }
         command
-            .args(arguments)
+            .args(arguments.iter().filter(|_| !closed))
             .current_dir(served.path())
             .env("HAUL_HOME", home.path())
             .env_remove("HAUL_LOG");
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null());
+            .stderr(std::fs::File::create(home.path().join(LOG)).unwrap());
         if let Some(user) = user {
             command.uid(user).gid(user);
         }
@@ -163,6 +176,25 @@ impl Serving {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = line.unwrap().trim().trim_end_matches(" kB");
         kib.parse::<usize>().unwrap() << 10
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+    }
+
+    /// Lists a new key in authorized_keys, which is read for each connection.
+    pub(crate) fn authorize(&self) -> Identity {
+        let identity = Identity::generate().unwrap();
+        let file = self.home.path().join("authorized_keys");
+        let listed = std::fs::read_to_string(&file).unwrap_or_default();
+        std::fs::write(file, format!("{listed}{} listed\n", identity.key_id())).unwrap();
+        identity
+    }
+
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.home.path().join(LOG)).unwrap()
     }
 
     /// Kills it without closing its connections.
