@@ -265,7 +265,13 @@ async fn an_idle_connection_costs_a_relay_few_kilobytes() {
     let before = relay.memory();
     for number in 0..CONNECTIONS {
         let [network, host] = [number / 50, number % 50 + 1].map(|part| part as u8);
-        let guest = Guest::from(relay.address, address(network, host)).await;
+        // On a busy machine a handshake may time out, which says nothing about memory.
+        let guest = match Guest::from(relay.address, address(network, host)).await {
+            Err(ConnectionError::TimedOut) => {
+                Guest::from(relay.address, address(network, host)).await
+            }
+            other => other,
+        };
         idle.push(guest.unwrap());
     }
     let each = relay.memory().saturating_sub(before) / CONNECTIONS;
