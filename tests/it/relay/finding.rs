@@ -42,6 +42,28 @@ async fn two_ends_find_each_other_by_number_and_connect_directly() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn own_addresses_are_told_to_who_knows_the_words() {
+    let relay = Host::new();
+    let own = vec![LOOPBACK.ip()];
+    let mut sending = Sending::owning(relay.at(), Config::default(), own).await;
+    let (code, to) = (sending.code(), tempdir().unwrap());
+    let expected = sending.offering.addresses()[0];
+    let receiving = async {
+        let met = meet(&code, relay.at()).await.unwrap();
+        let told = met.offer().addresses.clone().expect("addresses");
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].0, expected);
+        take(met, to.path(), haul::ignore()).await
+    };
+    let serving = async {
+        sending.offering.meet().await.unwrap();
+        sending.offering.serve().await.unwrap()
+    };
+    let (received, _) = tokio::join!(receiving, serving);
+    assert_eq!((received.sent.files, received.sent.failed), (2, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_direct_path_the_relay_forwards() {
     let relay = Host::new();
     let nat = Nat::before(relay.address).await;

@@ -125,6 +125,11 @@ impl Sending {
     }
 
     pub(crate) async fn of(relay: RelayAt, config: Config) -> Self {
+        Self::owning(relay, config, Vec::new()).await
+    }
+
+    /// A sender that has these addresses.
+    pub(crate) async fn owning(relay: RelayAt, config: Config, own: Vec<std::net::IpAddr>) -> Self {
         let source = tempdir().unwrap();
         write(&source.path().join("t/small"), &content(1, 10_000));
         write(&source.path().join("t/below/large"), &content(2, 3 << 20));
@@ -136,7 +141,7 @@ impl Sending {
             listen: vec![LOOPBACK],
             expires: Duration::from_secs(3600),
             relay: Some(relay),
-            own: Vec::new(),
+            own,
         };
         let identity = Identity::generate().unwrap();
         let offering = within(Offering::begin(options, identity, config, haul::ignore()))
