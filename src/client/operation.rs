@@ -241,6 +241,7 @@ impl PullSession {
             context: ReceiveContext {
                 permits: Arc::new(Permits::new(self.permits.clone())),
                 flow_control: context.connection.flow_control().clone(),
+                memory: context.connection.kept().clone(),
                 file_locks: self.file_locks.clone(),
                 config: context.config.clone(),
                 stats: self.stats.clone(),

@@ -15,6 +15,7 @@ use crate::net::memory_limit::MemoryLimit;
 use crate::net::send_window::{SendMemory, SendWindow};
 use crate::net::stream::{MessageReader, MessageStream, StreamError, varint_of};
 use crate::protocol::{Malformed, Message, Plan, StreamType, Withdraw};
+use crate::storage::{KeptMemory, KeptShare};
 use crate::transfer::receive::Receiver;
 
 /// Largest plan that is read without a permit, in bytes. Only a plan that omits many held ranges is longer.
@@ -26,6 +27,8 @@ const LONG_PLAN_LIMIT: usize = 16;
 pub(crate) struct ConnectionMemory {
     receiving: Arc<MemoryLimit>,
     sending: Arc<SendMemory>,
+    /// What sessions keep for their peers.
+    kept: Arc<KeptMemory>,
     /// Unacknowledged bytes that one connection may keep.
     send_window: usize,
 }
@@ -36,6 +39,7 @@ impl ConnectionMemory {
         Self {
             receiving: MemoryLimit::new(config.memory),
             sending: SendMemory::new(config.send_memory),
+            kept: KeptMemory::new(config.session_memory),
             send_window: config.limited_send_window(),
         }
     }
@@ -46,6 +50,7 @@ impl ConnectionMemory {
         Self {
             receiving: MemoryLimit::new(config.memory),
             sending: SendMemory::new(send_window),
+            kept: KeptMemory::whole(config.session_memory),
             send_window,
         }
     }
@@ -55,6 +60,7 @@ impl ConnectionMemory {
 pub(crate) struct PeerConnection {
     key_id: KeyId,
     flow_control: Arc<FlowControl>,
+    kept: KeptShare,
     sessions: Arc<SessionTable>,
     /// Limits the long plans that are read at the same time.
     long_plans: Semaphore,
@@ -92,6 +98,7 @@ impl PeerConnection {
         Some(Arc::new(Self {
             key_id,
             flow_control,
+            kept: memory.kept.share(key_id.0),
             sessions: Arc::default(),
             long_plans: Semaphore::new(LONG_PLAN_LIMIT),
             _send_window: send_window,
@@ -111,6 +118,11 @@ impl PeerConnection {
     /// The flow control, which bounds the memory of received data.
     pub(crate) fn flow_control(&self) -> &Arc<FlowControl> {
         &self.flow_control
+    }
+
+    /// Counts the memory of what the sessions of this connection keep.
+    pub(crate) fn kept(&self) -> &KeptShare {
+        &self.kept
     }
 
     /// Registers a session in which this end receives. A client does so before it makes the request.

@@ -5,6 +5,7 @@ mod acks;
 mod agreed;
 mod early;
 mod fetch;
+mod kept;
 mod links;
 mod messages;
 mod names;
