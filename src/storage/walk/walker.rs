@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use super::announce::{Announce, Extra, PendingDirectory};
 use super::follow;
 use super::gitignore::{self, RuleFiles, Scope, below};
+use super::item::{WalkItem, gone_item, unreadable_item};
 use super::options::{Follow, WalkOptions};
 use super::tree::Tree;
 use crate::error::text::printable;
@@ -22,19 +23,6 @@ use crate::storage::users::Owners;
 
 /// Memory for an open directory beside its paths, and for an entry beside its paths, in bytes.
 const ENTRY_OVERHEAD: usize = 512;
-
-/// An item of a walk.
-pub enum WalkItem {
-    /// A file or link. (Directories use a separate channel.)
-    Entry(Announce),
-    /// An entry that cannot be sent.
-    Failed(RelativePath, Reason),
-    /// An entry in a directory that has vanished, or has no content to send; not a failure.
-    Omitted(RelativePath, Reason),
-    /// The number of entries that the filter excluded in a directory that was left, perhaps none. There is one for each
-    /// directory, so that a walk through empty directories runs no further ahead than through files.
-    Excluded(u64),
-}
 
 /// Walks trees depth first, in the byte order of names. It is an iterator, so that it occupies no thread between steps;
 /// each step blocks. Directories follow on a separate channel once all their content is settled.
@@ -387,25 +375,6 @@ enum Located {
     Excluded,
     /// It existed when its directory was read.
     Gone,
-}
-
-/// Reports an entry that no longer exists.
-fn gone_item(path: RelativePath, named: bool) -> WalkItem {
-    let text = "gone before it could be sent";
-    if named {
-        WalkItem::Failed(path, Reason::new(Code::NotFound, text))
-    } else {
-        WalkItem::Omitted(path, Reason::new(Code::Vanished, text))
-    }
-}
-
-/// Reports an entry that could not be read, perhaps because it no longer exists.
-fn unreadable_item(path: RelativePath, why: Reason, named: bool) -> WalkItem {
-    if why.code == Code::NotFound {
-        gone_item(path, named)
-    } else {
-        WalkItem::Failed(path, why)
-    }
 }
 
 impl Iterator for Walk {
