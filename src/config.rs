@@ -30,6 +30,10 @@ pub struct Config {
     /// Unacknowledged bytes that all connections of a server together keep, beyond 1 MiB each; pulls over long paths
     /// need them. Ten at 1 Gbit/s and 200 ms fit into 256 MiB.
     pub send_memory: usize,
+    /// Bytes of what all peers together make a server keep: names of directories, rules, tables of paths, entries without
+    /// an answer. A connection may take a tenth, and a key a quarter of what is free; a quarter is reserved for small
+    /// shares. 128 MiB suffice for ten mirrors of a million files; what does not fit is refused or takes longer.
+    pub session_memory: usize,
     /// The congestion controller.
     pub congestion: Congestion,
     /// Transfers that a sender opens at the same time on a connection. At 100 ms, 100 streams carry 450 small files a
@@ -107,6 +111,7 @@ impl Default for Config {
             memory: 64 << 20,
             send_window: 48 << 20,
             send_memory: 256 << 20,
+            session_memory: 128 << 20,
             congestion: Congestion::default(),
             parallel: 1000,
             limit: None,

@@ -53,6 +53,9 @@ pub(crate) struct Serve {
     no_dedupe: bool,
     #[arg(long, hide = true, value_name = "TIME", value_parser = parse_time, default_value = "7d")]
     keep_partials: Duration,
+    /// Memory in MiB of what all clients together make the server keep
+    #[arg(long, hide = true, value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u32).range(8..=65_536))]
+    session_memory: u32,
     /// Let keys that may write also remove (haul sync)
     #[arg(long)]
     allow_delete: bool,
@@ -134,6 +137,7 @@ impl Serve {
             allow_delete: self.allow_delete,
             allow_owner: self.allow_owner,
             keep_partials: self.keep_partials,
+            session_memory: (self.session_memory as usize) << 20,
             index: (!self.no_dedupe).then(|| Index::new(home.index())),
             ..self.expert.config()
         }

@@ -237,6 +237,7 @@ impl PullSession {
             context: ReceiveContext {
                 permits: self.permits.connection(self.key_id.0),
                 flow_control: context.connection.flow_control().clone(),
+                memory: context.connection.kept().clone(),
                 file_locks: self.file_locks.clone(),
                 config: context.config.clone(),
                 stats: self.stats.clone(),

@@ -1,12 +1,15 @@
 //! Expands patterns in a path as a shell does: the matches, in the byte order of names.
 
 use super::filter::{Patterns, is_pattern};
+use super::kept_memory::{Held, KeptShare};
 use super::store::Store;
 use crate::error::{Code, Reason, Result};
 use crate::protocol::path::RelativePath;
 
-/// Most paths that one pattern may expand to, some 100 bytes each.
+/// Most paths that one pattern may expand to.
 const MAX_MATCHES: usize = 100_000;
+/// Memory for a match beside its path, which is kept twice: in the list of sources and in a session's tree.
+const MATCH_OVERHEAD: usize = 160;
 /// Most names to look at for all patterns of a request: seconds of disk time.
 const MAX_LOOKED_AT: usize = 4_000_000;
 
@@ -18,18 +21,36 @@ pub(crate) struct Expanded {
     pub(crate) by_pattern: bool,
 }
 
-/// Names that a request may still look at.
-pub(crate) struct Effort(usize);
-
-impl Default for Effort {
-    fn default() -> Self {
-        Self(MAX_LOOKED_AT)
-    }
+/// What a request may still look at, and the memory of what it has found.
+pub(crate) struct Effort {
+    names: usize,
+    held: Held,
 }
 
 impl Effort {
+    /// The effort of a request whose matches are counted.
+    pub(crate) fn within(memory: &KeptShare) -> Self {
+        Self {
+            names: MAX_LOOKED_AT,
+            held: memory.hold(),
+        }
+    }
+
+    /// Returns the memory of the matches, to be kept as long as they are.
+    pub(crate) fn into_held(self) -> Held {
+        self.held
+    }
+
     fn spend(&mut self) {
-        self.0 = self.0.saturating_sub(1);
+        self.names = self.names.saturating_sub(1);
+    }
+
+    /// Counts a match; `false` above the limits.
+    fn keep(&mut self, path: &RelativePath) -> bool {
+        self.names > 0
+            && self
+                .held
+                .grow_table(MATCH_OVERHEAD + 2 * path.as_bytes().len())
     }
 }
 
@@ -116,11 +137,12 @@ fn add_matches(
     effort.spend();
     store.visit(directory, &mut |name| {
         effort.spend();
-        if effort.0 == 0 || found.len() >= MAX_MATCHES {
+        if effort.names == 0 || found.len() >= MAX_MATCHES {
             result = Err(Code::NoSpace.into());
         } else if patterns.matches(name) {
             match directory.join(name) {
-                Ok(path) => found.push(path),
+                Ok(path) if effort.keep(&path) => found.push(path),
+                Ok(_) => result = Err(Code::NoSpace.into()),
                 Err(bad) => result = Err(bad.into()),
             }
         }
@@ -157,7 +179,11 @@ mod tests {
     }
 
     fn expanded(store: &MemoryStore, pattern: &str) -> Result<Vec<String>, String> {
-        let expanded = expand(store, &path(pattern), &mut Effort::default());
+        let expanded = expand(
+            store,
+            &path(pattern),
+            &mut Effort::within(&KeptShare::default()),
+        );
         expanded
             .map(|all| all.paths.iter().map(ToString::to_string).collect())
             .map_err(|why| why.to_string())
@@ -209,13 +235,29 @@ mod tests {
     fn the_effort_for_patterns_is_limited() {
         let names: Vec<_> = (0..50).map(|i| format!("{}/{i}", i % 5)).collect();
         let store = store(&names.iter().map(String::as_str).collect::<Vec<_>>());
-        let mut effort = Effort(30);
+        let mut effort = Effort::within(&KeptShare::default());
+        effort.names = 30;
         let why = expand(&store, &path("*/*"), &mut effort).err().unwrap();
         assert!(why.to_string().contains("too many"), "{why}");
-        assert_eq!(effort.0, 0, "and all of a request shares it");
+        assert_eq!(effort.names, 0, "and all of a request shares it");
         // In a backtracking matcher the time doubles with each star.
         let long = store_with_a_long_name();
         assert!(expanded(&long, &format!("{}b", "*a".repeat(100))).is_err());
+    }
+
+    #[test]
+    fn matches_stay_within_the_memory() {
+        let store = store(&["a", "b", "c"]);
+        let share = KeptShare::whole(3 * (MATCH_OVERHEAD + 2));
+        let mut effort = Effort::within(&share);
+        let why = expand(&store, &path("*"), &mut effort).err().unwrap();
+        assert!(why.to_string().contains("too many"), "{why}");
+        drop(effort);
+        let mut effort = Effort::within(&share);
+        drop(expand(&store, &path("[ab]"), &mut effort).unwrap());
+        let left = share.free();
+        drop(effort.into_held());
+        assert_eq!(share.free(), left + 2 * (MATCH_OVERHEAD + 2));
     }
 
     fn store_with_a_long_name() -> MemoryStore {

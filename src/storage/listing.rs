@@ -1,26 +1,19 @@
 //! Listings of a store: complete, and with each directory sorted.
-//!
-//! If the names of a directory do not fit in memory, the first of them in order are kept, then the next ones. The
-//! directory is read once for each such part.
 
-use std::collections::BinaryHeap;
 use std::sync::Arc;
 
-use super::expand::{Expanded, expand};
+use super::expand::{Effort, Expanded, expand};
 use super::io_errors::refusal;
+use super::kept_memory::{Held, KeptShare};
+use super::sorted_names::SortedNames;
 use super::store::Store;
 use crate::error::text::printable;
 use crate::error::{Code, Reason, Result};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Components, Kind, Listed};
 
-/// Memory for names, over all directories that a listing has open, in bytes. A directory of a million names is read
-/// some 15 times.
-const MEMORY_LIMIT: usize = 4 << 20;
-/// Memory that a directory gets in any case, in bytes, at any depth.
-const MIN_MEMORY: usize = 16 << 10;
-/// Memory for a name beside its bytes.
-const NAME_OVERHEAD: usize = 48;
+/// Memory for an open directory beside its path, in bytes.
+const LEVEL_OVERHEAD: usize = 256;
 
 /// A listed entry, or an entry that could not be read.
 pub(crate) type ListingItem = Result<Listed, (RelativePath, Reason)>;
@@ -35,18 +28,17 @@ pub(crate) struct ListingWalk {
     hidden: usize,
     /// A stack instead of recursion: a tree may be deeper than a thread's stack.
     open: Vec<Level>,
-    memory: usize,
+    memory: KeptShare,
+    /// Counts the memory of matches.
+    _matches: Held,
 }
 
 /// A directory that is being listed.
 struct Level {
     path: RelativePath,
-    /// The next names, last first.
-    names: Vec<Box<[u8]>>,
-    /// The last name that was kept.
-    after: Option<Box<[u8]>>,
-    /// Whether more names may follow.
-    more: bool,
+    names: SortedNames,
+    /// Counts the path; `None` if it does not fit, which is an error of the directory.
+    held: Option<Held>,
 }
 
 impl ListingWalk {
@@ -59,15 +51,18 @@ impl ListingWalk {
         store: Arc<dyn Store>,
         path: &RelativePath,
         recursive: bool,
+        memory: KeptShare,
     ) -> Result<Self, Reason> {
-        let Expanded { paths, by_pattern } = expand(&*store, path, &mut Default::default())?;
+        let mut effort = Effort::within(&memory);
+        let Expanded { paths, by_pattern } = expand(&*store, path, &mut effort)?;
         let mut walk = Self {
             store,
             paths: Vec::new().into_iter(),
             recursive,
             hidden: 0,
             open: Vec::new(),
-            memory: MEMORY_LIMIT,
+            memory,
+            _matches: effort.into_held(),
         };
         match paths.first() {
             Some(only) if !by_pattern => {
@@ -77,9 +72,11 @@ impl ListingWalk {
                     .ok_or_else(|| refusal(Code::NotFound, only))?;
                 if there.kind == Some(Kind::Directory) {
                     walk.hidden = only.components().count();
-                    walk.enter(only.clone());
                     // So that an unreadable directory is an error, and not an empty listing.
-                    walk.read_names().map_err(|(_, why)| why)?;
+                    walk.enter(only.clone());
+                    if let Some(level) = walk.open.last_mut() {
+                        level.names.begin(&*walk.store, only)?;
+                    }
                     return Ok(walk);
                 }
             }
@@ -90,48 +87,28 @@ impl ListingWalk {
     }
 
     fn enter(&mut self, path: RelativePath) {
+        let outer = self.open.iter_mut().map(|level| &mut level.names);
+        SortedNames::make_room(outer, &self.memory);
+        let outer = self.open.iter().filter_map(|level| level.held.as_ref());
+        let cost = LEVEL_OVERHEAD + path.as_bytes().len();
+        let held = self.memory.hold_level(cost, outer);
         self.open.push(Level {
+            names: SortedNames::unread(&self.memory),
+            held,
             path,
-            names: Vec::new(),
-            after: None,
-            more: true,
         });
     }
 
-    /// Reads the next names of the innermost directory, as many as fit in memory.
-    fn read_names(&mut self) -> Result<(), (RelativePath, Reason)> {
+    /// Takes the next name of the innermost directory.
+    fn next_name(&mut self) -> Result<Option<Box<[u8]>>, Reason> {
         let Some(level) = self.open.last_mut() else {
-            return Ok(());
+            return Ok(None);
         };
-        let room = (self.memory / 2).max(MIN_MEMORY);
-        let mut first = BinaryHeap::<Box<[u8]>>::new();
-        let mut bytes = 0;
-        let mut more = false;
-        let read = self.store.visit(&level.path, &mut |name| {
-            if level.after.as_deref().is_some_and(|after| name <= after) {
-                return true;
-            }
-            if bytes + memory_cost(name) > room
-                && first.peek().is_some_and(|greatest| **greatest < *name)
-            {
-                more = true;
-                return true;
-            }
-            bytes += memory_cost(name);
-            first.push(name.into());
-            while bytes > room && first.len() > 1 {
-                bytes -= first.pop().map_or(0, |greatest| memory_cost(&greatest));
-                more = true;
-            }
-            true
-        });
-        let path = level.path.clone();
-        level.names = first.into_sorted_vec();
-        level.names.reverse();
-        level.after = level.names.first().cloned();
-        level.more = more;
-        self.memory = self.memory.saturating_sub(bytes);
-        read.map_err(|why| (path, why))
+        if level.held.is_none() {
+            let text = "it is not listed, because this connection keeps too much memory; list fewer at the same time";
+            return Err(Reason::new(Code::Busy, format!("{}: {text}", level.path)));
+        }
+        level.names.next(&*self.store, &level.path)
     }
 
     /// Reads an entry; `None` if it no longer exists.
@@ -167,46 +144,40 @@ impl ListingWalk {
     }
 }
 
-fn memory_cost(name: &[u8]) -> usize {
-    name.len() + NAME_OVERHEAD
-}
-
 impl Iterator for ListingWalk {
     type Item = ListingItem;
 
     fn next(&mut self) -> Option<ListingItem> {
         loop {
-            let Some(level) = self.open.last_mut() else {
+            let Some(level) = self.open.last() else {
                 let path = self.paths.next()?;
                 match self.read_entry(path) {
                     None => continue,
                     found => return found,
                 }
             };
-            match level.names.pop() {
-                Some(name) => {
-                    self.memory = (self.memory + memory_cost(&name)).min(MEMORY_LIMIT);
-                    let path = match level.path.join(&name) {
+            let directory = level.path.clone();
+            match self.next_name() {
+                Ok(Some(name)) => {
+                    let path = match directory.join(&name) {
                         Ok(path) => path,
                         Err(bad) => {
                             let why =
                                 Reason::new(Code::BadName, format!("{}: {bad}", printable(&name)));
-                            return Some(Err((level.path.clone(), why)));
+                            return Some(Err((directory, why)));
                         }
                     };
                     if let found @ Some(_) = self.read_entry(path) {
                         return found;
                     }
                 }
-                None if level.more => {
-                    if let Err(failed) = self.read_names() {
-                        if let Some(level) = self.open.last_mut() {
-                            level.more = false;
-                        }
-                        return Some(Err(failed));
-                    }
+                Ok(None) => {
+                    self.open.pop();
                 }
-                None => drop(self.open.pop()),
+                Err(why) => {
+                    self.open.pop();
+                    return Some(Err((directory, why)));
+                }
             }
         }
     }
@@ -237,13 +208,36 @@ mod tests {
         names.sort();
         names.dedup();
         let store: Arc<dyn Store> = Arc::new(LocalStore::open(root.path()).unwrap());
-        for memory in [MEMORY_LIMIT, 50_000, 0] {
-            let mut walk = ListingWalk::begin(store.clone(), &RelativePath::root(), true).unwrap();
-            walk.memory = memory;
-            // Drops the names that were read with full memory.
-            walk.open.clear();
-            walk.enter(RelativePath::root());
+        for memory in [4 << 20, 200_000, 1_000] {
+            let root = RelativePath::root();
+            let share = KeptShare::whole(memory);
+            let walk = ListingWalk::begin(store.clone(), &root, true, share.clone()).unwrap();
             assert_eq!(listed(walk), names, "{memory}");
+            assert_eq!(share.free(), memory);
         }
+    }
+
+    #[test]
+    fn a_directory_beyond_the_memory_is_an_error_of_its_own() {
+        let root = tempfile::tempdir().unwrap();
+        let deep = "d/".repeat(200);
+        std::fs::create_dir_all(root.path().join(&deep)).unwrap();
+        std::fs::write(root.path().join("e"), b"").unwrap();
+        let store: Arc<dyn Store> = Arc::new(LocalStore::open(root.path()).unwrap());
+        let share = KeptShare::whole(10_000);
+        let walk = ListingWalk::begin(store, &RelativePath::root(), true, share).unwrap();
+        let found: Vec<_> = walk.collect();
+        let failed: Vec<_> = found
+            .iter()
+            .filter_map(|item| item.as_ref().err())
+            .collect();
+        assert_eq!(failed.len(), 1);
+        assert!(
+            failed[0].1.text.contains("too much memory"),
+            "{}",
+            failed[0].1
+        );
+        let last = found.last().unwrap().as_ref().unwrap();
+        assert_eq!(last.path.0, [b"e"], "the rest is listed");
     }
 }

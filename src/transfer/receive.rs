@@ -37,6 +37,7 @@ mod mirror;
 mod name_collisions;
 mod options;
 mod partial;
+mod path_list;
 mod pieces;
 mod placement;
 mod plan_check;

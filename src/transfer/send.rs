@@ -46,6 +46,7 @@ use crate::storage::walk::{Tree, WalkOptions};
 use crate::transfer::events::{Event, Observer};
 
 use announce::Manifest;
+use entry_table::EntryTable;
 use run::{Run, SenderState};
 use verdicts::follow_verdicts;
 use walk_queue::WalkQueue;
@@ -72,7 +73,8 @@ impl Sender {
         parallel: usize,
         observer: Observer,
     ) -> Self {
-        let mut shared = SenderState::new(parallel, observer);
+        let entries = EntryTable::new(options.memory.clone(), !options.one_connection);
+        let mut shared = SenderState::new(parallel, entries, observer);
         shared.index = options.index.clone();
         shared.may_grow = options.allow_growing;
         Self {
@@ -85,7 +87,7 @@ impl Sender {
     /// Creates a sender of one file with the data of a pipe.
     pub fn of_pipe(name: &[u8], pipe: Arc<Pipe>, observer: Observer) -> Result<Self, Reason> {
         let queue = WalkQueue::of_pipe(name, pipe.clone())?;
-        let mut shared = SenderState::new(1, observer);
+        let mut shared = SenderState::new(1, EntryTable::default(), observer);
         shared.pipe = Some(pipe);
         Ok(Self {
             shared: Arc::new(shared),

@@ -16,6 +16,9 @@ use crate::transfer::events::{Event, Observer, Settled};
 /// Failures that are kept by name in [`TransferStats`]. The events name all of them.
 pub const MAX_FAILURES: usize = 1000;
 
+/// Bytes of the paths and reasons in each list of failures. A peer may choose both, and may make each 4 KiB long.
+const MAX_FAILURE_BYTES: usize = 256 << 10;
+
 /// The statistics of a session, as the sender saw it.
 #[derive(Debug, Clone, Default)]
 pub struct TransferStats {
@@ -29,7 +32,7 @@ pub struct TransferStats {
     pub skipped: u64,
     /// Failed entries, and sources that could not be sent.
     pub failed: u64,
-    /// The first [`MAX_FAILURES`] failures.
+    /// The first [`MAX_FAILURES`] failures, up to 256 KiB of names and reasons.
     pub failures: Vec<(RelativePath, Reason)>,
     /// Files that vanished between the walk and their turn; not failures.
     pub vanished: u64,
@@ -68,18 +71,14 @@ impl TransferStats {
         match result {
             Settled::Failed(why) => {
                 self.failed += 1;
-                if self.failures.len() < MAX_FAILURES {
-                    self.failures.push((path.clone(), why.clone()));
-                }
+                keep(&mut self.failures, path, why);
             }
             Settled::Omitted(why) => {
                 match why.code {
                     Code::Special => self.specials += 1,
                     _ => self.vanished += 1,
                 }
-                if self.omitted.len() < MAX_FAILURES {
-                    self.omitted.push((path.clone(), why.clone()));
-                }
+                keep(&mut self.omitted, path, why);
             }
             _ if kind == Kind::Directory => {}
             Settled::Skipped => self.skipped += 1,
@@ -88,5 +87,33 @@ impl TransferStats {
                 self.bytes += size;
             }
         }
+    }
+}
+
+/// Adds a failure to a list, unless the list is full.
+fn keep(list: &mut Vec<(RelativePath, Reason)>, path: &RelativePath, why: &Reason) {
+    let bytes = |path: &RelativePath, why: &Reason| path.as_bytes().len() + why.text.raw().len();
+    if list.len() < MAX_FAILURES {
+        let kept: usize = list.iter().map(|(path, why)| bytes(path, why)).sum();
+        if kept + bytes(path, why) <= MAX_FAILURE_BYTES {
+            list.push((path.clone(), why.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_with_long_names_are_kept_up_to_a_limit() {
+        let path = RelativePath::from_components(vec!["d".repeat(255); 15]).unwrap();
+        let mut stats = TransferStats::default();
+        for _ in 0..1_000 {
+            let why = Reason::new(Code::Unreadable, "r".repeat(2_000));
+            stats.count(&path, Kind::File, 0, &Settled::Failed(why));
+        }
+        assert_eq!(stats.failed, 1_000);
+        assert!(stats.failures.len() < 60 && stats.failures.len() > 40);
     }
 }

@@ -1,10 +1,13 @@
 //! A list of rules as in .gitignore: compiled once, matched against many names.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use regex::bytes::{RegexSet, RegexSetBuilder};
+use regex_automata::hybrid::dfa::{Cache, Config, DFA};
+use regex_automata::{Anchored, Input, MatchKind, PatternSet, nfa::thompson, util::syntax};
 
 use super::glob::{Effect, translate};
+use crate::error::lock::lock;
+use crate::storage::kept_memory::{Held, KeptShare};
 
 /// Most rules in one list; no person writes a .gitignore of more lines.
 pub const MAX_RULES: usize = 4096;
@@ -12,6 +15,16 @@ pub const MAX_RULES: usize = 4096;
 pub const MAX_RULES_BYTES: usize = 256 << 10;
 /// Most bytes that the compiled rules of one list may take. A class of many bytes takes some 100.
 const MAX_COMPILED_BYTES: usize = 16 << 20;
+/// Memory in bytes for the states that are built while names are matched; when it is full, they are built again. The
+/// most is the default of the crate; less is slower for rules with many wildcards.
+const MIN_CACHE: usize = 128 << 10;
+const MAX_CACHE: usize = 2 << 20;
+/// The part (1/N) of the free memory that the cache of one list may take.
+const CACHE_PART: usize = 16;
+/// The part (1/N) of the free memory that the compiler may use for one list.
+const COMPILER_PART: usize = 2;
+/// Memory for a rule beside its text and its compiled form, in bytes.
+const RULE_OVERHEAD: usize = 64;
 
 /// Why a list of rules was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -19,7 +32,7 @@ pub enum BadRules {
     /// There are too many rules, or too many bytes of them.
     #[error("more than {MAX_RULES} rules or {MAX_RULES_BYTES} bytes; use fewer")]
     TooMany,
-    /// The compiled rules take too much memory.
+    /// The compiled rules take too much memory, by themselves or together with what the session holds already.
     #[error("the rules take too much memory; use fewer wildcards and classes")]
     TooLarge,
 }
@@ -32,9 +45,18 @@ pub struct Rules(Option<Arc<Compiled>>);
 struct Compiled {
     /// The rules as they were written.
     written: Vec<Vec<u8>>,
-    set: RegexSet,
-    /// The effect of a match, for each expression in the set.
+    automaton: DFA,
+    matching: Mutex<Matching>,
+    /// The effect of a match, for each expression in the automaton.
     effects: Vec<Effect>,
+    _held: Held,
+}
+
+/// What a search writes to.
+#[derive(Debug)]
+struct Matching {
+    cache: Cache,
+    found: PatternSet,
 }
 
 impl Rules {
@@ -43,27 +65,7 @@ impl Rules {
     /// # Errors
     /// [`BadRules`] above the limits.
     pub fn new(written: Vec<Vec<u8>>) -> Result<Self, BadRules> {
-        if written.len() > MAX_RULES
-            || written.iter().map(Vec::len).sum::<usize>() > MAX_RULES_BYTES
-        {
-            return Err(BadRules::TooMany);
-        }
-        let (expressions, effects): (Vec<_>, Vec<_>) =
-            written.iter().filter_map(|rule| translate(rule)).unzip();
-        if written.is_empty() {
-            return Ok(Self(None));
-        }
-        let set = RegexSetBuilder::new(expressions)
-            .unicode(false)
-            .dot_matches_new_line(true)
-            .size_limit(MAX_COMPILED_BYTES)
-            .build()
-            .map_err(|_| BadRules::TooLarge)?;
-        Ok(Self(Some(Arc::new(Compiled {
-            written,
-            set,
-            effects,
-        }))))
+        Self::within(written, &KeptShare::default())
     }
 
     /// Parses and compiles the rules in a file such as .gitignore.
@@ -74,12 +76,60 @@ impl Rules {
         Self::new(lines(text))
     }
 
+    /// Compiles rules, and counts their memory as long as they are kept.
+    ///
+    /// # Errors
+    /// [`BadRules`] above the limits, or if they do not fit in the memory.
+    pub fn within(written: Vec<Vec<u8>>, memory: &KeptShare) -> Result<Self, BadRules> {
+        let bytes = written.iter().map(Vec::len).sum::<usize>();
+        if written.len() > MAX_RULES || bytes > MAX_RULES_BYTES {
+            return Err(BadRules::TooMany);
+        }
+        if written.is_empty() {
+            return Ok(Self(None));
+        }
+        let cache_bytes = (memory.free() / CACHE_PART).clamp(MIN_CACHE, MAX_CACHE);
+        let mut held = memory
+            .try_hold(bytes + written.len() * RULE_OVERHEAD + cache_bytes)
+            .ok_or(BadRules::TooLarge)?;
+        // Held while the compiler works, so that many of them together stay within the memory too.
+        let room = (memory.free() / COMPILER_PART).min(MAX_COMPILED_BYTES);
+        if !held.grow(room) {
+            return Err(BadRules::TooLarge);
+        }
+        let (expressions, effects): (Vec<_>, Vec<_>) =
+            written.iter().filter_map(|rule| translate(rule)).unzip();
+        let automaton = compile(&expressions, room, cache_bytes)?;
+        held.shrink(room);
+        let least_cache = least_cache(&automaton)?;
+        let more = automaton.get_nfa().memory_usage() + least_cache.saturating_sub(cache_bytes);
+        if !held.grow(more) {
+            return Err(BadRules::TooLarge);
+        }
+        let cache = automaton.create_cache();
+        let found = PatternSet::new(automaton.pattern_len());
+        Ok(Self(Some(Arc::new(Compiled {
+            written,
+            automaton,
+            matching: Mutex::new(Matching { cache, found }),
+            effects,
+            _held: held,
+        }))))
+    }
+
     /// Returns whether a name is excluded (`true`) or included; `None` if no rule matches. The name is relative to the
     /// directory that the rules are anchored at, its components joined by `/`.
     pub fn excludes(&self, name: &[u8], directory: bool) -> Option<bool> {
         let compiled = self.0.as_ref()?;
-        let matches = compiled.set.matches(name);
-        let effects = matches.iter().rev().map(|rule| compiled.effects[rule]);
+        let mut matching = lock(&compiled.matching);
+        let Matching { cache, found } = &mut *matching;
+        found.clear();
+        let name = Input::new(name).anchored(Anchored::Yes);
+        compiled
+            .automaton
+            .try_which_overlapping_matches(cache, &name, found)
+            .ok()?;
+        let effects = found.iter().rev().map(|rule| compiled.effects[rule]);
         effects
             .filter(|effect| directory || !effect.directories_only)
             .map(|effect| effect.excludes)
@@ -95,6 +145,36 @@ impl Rules {
     pub fn is_empty(&self) -> bool {
         self.written().is_empty()
     }
+}
+
+/// Compiles expressions to an automaton of at most `room` bytes, beside its cache.
+fn compile(expressions: &[String], room: usize, cache_bytes: usize) -> Result<DFA, BadRules> {
+    let cache = Config::new()
+        .match_kind(MatchKind::All)
+        .cache_capacity(cache_bytes)
+        // The least that large rules need may be more, and is counted.
+        .skip_cache_capacity_check(true);
+    let bytes = syntax::Config::new()
+        .unicode(false)
+        .utf8(false)
+        .dot_matches_new_line(true);
+    let compiler = thompson::Config::new()
+        .utf8(false)
+        .nfa_size_limit(Some(room));
+    DFA::builder()
+        .configure(cache)
+        .syntax(bytes)
+        .thompson(compiler)
+        .build_many(expressions)
+        .map_err(|_| BadRules::TooLarge)
+}
+
+/// Returns the least bytes that the cache of an automaton takes.
+fn least_cache(automaton: &DFA) -> Result<usize, BadRules> {
+    automaton
+        .get_config()
+        .get_minimum_cache_capacity(automaton.get_nfa())
+        .map_err(|_| BadRules::TooLarge)
 }
 
 /// Parses the rules in a file such as .gitignore: drops comments, empty lines and trailing spaces.

@@ -9,6 +9,7 @@ use crate::error::Reason;
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Components, Entry, Kind, Owner, Time, Xattr};
 use crate::storage::file_id::Version;
+use crate::storage::kept_memory::Held;
 use crate::storage::memory::MemoryStore;
 use crate::storage::metadata::{
     ALL_PERMISSIONS, Metadata, MetadataWarnings, OwnerIds, PERMISSIONS,
@@ -61,6 +62,8 @@ pub struct Announce {
     pub pipe: Option<Arc<Pipe>>,
     /// Metadata that is announced on request only.
     pub extra: Option<Box<Extra>>,
+    /// Counts its memory.
+    pub held: Option<Arc<Held>>,
 }
 
 /// Metadata that is announced on request only.
@@ -107,6 +110,7 @@ impl Announce {
             parent: None,
             pipe: Some(pipe),
             extra: None,
+            held: None,
         })
     }
 

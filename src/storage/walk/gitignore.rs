@@ -1,12 +1,66 @@
 //! What a walk excludes: the rules of the filter, and of the .gitignore files it finds.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 
+use crate::error::lock::lock;
 use crate::error::{Code, Reason};
 use crate::protocol::Kind;
 use crate::protocol::path::RelativePath;
-use crate::storage::filter::{Filter, MAX_RULES_BYTES, Rules};
+use crate::storage::filter::{BadRules, Filter, MAX_RULES_BYTES, Rules, lines};
+use crate::storage::kept_memory::KeptShare;
 use crate::storage::store::Store;
+
+/// Compiled files that are kept after their directories were left, in case the next directory has the same rules.
+const MAX_RECENT: usize = 8;
+
+/// The files of rules that a walk has read. Their memory is counted, and freed when a directory was left, except for
+/// that of the last ones.
+#[derive(Default)]
+pub(crate) struct RuleFiles {
+    memory: KeptShare,
+    /// The last compiled rules, by the digests of their text.
+    recent: Mutex<VecDeque<(blake3::Hash, Rules)>>,
+}
+
+impl RuleFiles {
+    pub(crate) fn new(memory: KeptShare) -> Self {
+        Self {
+            memory,
+            recent: Mutex::default(),
+        }
+    }
+
+    /// Compiles the text of a file, unless the same text was compiled a short time ago.
+    fn compile(&self, text: &[u8]) -> Result<Rules, BadRules> {
+        let digest = blake3::hash(text);
+        let mut recent = lock(&self.recent);
+        if let Some((_, rules)) = recent.iter().find(|(known, _)| *known == digest) {
+            return Ok(rules.clone());
+        }
+        let rules = Rules::within(lines(text), &self.memory).or_else(|bad| {
+            if recent.is_empty() {
+                return Err(bad);
+            }
+            // Rules that no open directory uses may leave room for these.
+            recent.clear();
+            Rules::within(lines(text), &self.memory)
+        })?;
+        recent.truncate(MAX_RECENT - 1);
+        recent.push_front((digest, rules.clone()));
+        Ok(rules)
+    }
+
+    fn read(&self, store: &dyn Store, path: &RelativePath) -> Result<Rules, Reason> {
+        let mut text = vec![0; MAX_RULES_BYTES + 1];
+        let length = store
+            .open(path)?
+            .read_at(&mut text, 0)
+            .map_err(|error| Reason::new(Code::Unreadable, format!("{path}: {error}")))?;
+        self.compile(&text[..length])
+            .map_err(|bad| Reason::new(Code::Unsupported, format!("{path}: {bad}")))
+    }
+}
 
 /// The rules of one .gitignore, and those that apply where it has no match.
 pub(crate) struct Scope {
@@ -21,6 +75,7 @@ impl Scope {
     /// its own, and rules from above do not apply in it.
     pub(crate) fn of(
         store: &dyn Store,
+        files: &RuleFiles,
         directory: &RelativePath,
         base: &RelativePath,
         above: Option<Arc<Self>>,
@@ -36,6 +91,7 @@ impl Scope {
                 .ok();
             scope = Self::with_file(
                 store,
+                files,
                 exclude.filter(|path| is_file(store, path)),
                 base,
                 None,
@@ -43,6 +99,7 @@ impl Scope {
         }
         Self::with_file(
             store,
+            files,
             below(b".gitignore").filter(|path| is_file(store, path)),
             base,
             scope,
@@ -51,12 +108,13 @@ impl Scope {
 
     fn with_file(
         store: &dyn Store,
+        files: &RuleFiles,
         file: Option<RelativePath>,
         base: &RelativePath,
         above: Option<Arc<Self>>,
     ) -> Result<Option<Arc<Self>>, Reason> {
         let Some(file) = file else { return Ok(above) };
-        let rules = read_rules(store, &file).map_err(|why| {
+        let rules = files.read(store, &file).map_err(|why| {
             let text = format!("nothing in {base} was sent: cannot read its exclude rules: {why}");
             Reason::new(why.code, text)
         })?;
@@ -113,14 +171,4 @@ fn is_file(store: &dyn Store, path: &RelativePath) -> bool {
         .ok()
         .flatten()
         .is_some_and(|metadata| metadata.kind == Some(Kind::File))
-}
-
-fn read_rules(store: &dyn Store, path: &RelativePath) -> Result<Rules, Reason> {
-    let mut text = vec![0; MAX_RULES_BYTES + 1];
-    let length = store
-        .open(path)?
-        .read_at(&mut text, 0)
-        .map_err(|error| Reason::new(Code::Unreadable, format!("{path}: {error}")))?;
-    Rules::of_file(&text[..length])
-        .map_err(|bad| Reason::new(Code::Unsupported, format!("{path}: {bad}")))
 }

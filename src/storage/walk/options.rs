@@ -2,6 +2,7 @@
 
 use crate::storage::digest_index::Index;
 use crate::storage::filter::Filter;
+use crate::storage::kept_memory::KeptShare;
 
 /// Which symbolic links inside directories are followed instead of being sent as links.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,4 +37,8 @@ pub struct WalkOptions {
     pub allow_growing: bool,
     /// Reports a FIFO, socket or device in a directory as a failure, and not only as skipped.
     pub fail_specials: bool,
+    /// Counts the memory of names, rules and entries.
+    pub memory: KeptShare,
+    /// The session ends with its connection, as at a server. Then no first name of a file is kept for another one.
+    pub one_connection: bool,
 }

@@ -6,7 +6,8 @@ use tokio::sync::mpsc;
 
 use super::announce::{Announce, Extra, PendingDirectory};
 use super::follow;
-use super::gitignore::{self, Scope, below};
+use super::gitignore::{self, RuleFiles, Scope, below};
+use super::item::{WalkItem, gone_item, unreadable_item};
 use super::options::{Follow, WalkOptions};
 use super::tree::Tree;
 use crate::error::text::printable;
@@ -14,21 +15,14 @@ use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Attribute, Kind};
 use crate::storage::file_id::FileId;
+use crate::storage::kept_memory::Held;
 use crate::storage::metadata::Metadata;
 use crate::storage::pipe::Pipe;
+use crate::storage::sorted_names::SortedNames;
 use crate::storage::users::Owners;
 
-/// An item of a walk.
-pub enum WalkItem {
-    /// A file or link. (Directories use a separate channel.)
-    Entry(Announce),
-    /// An entry that cannot be sent.
-    Failed(RelativePath, Reason),
-    /// An entry in a directory that has vanished, or has no content to send; not a failure.
-    Omitted(RelativePath, Reason),
-    /// The number of entries that the filter excluded.
-    Excluded(u64),
-}
+/// Memory for an open directory beside its paths, and for an entry beside its paths, in bytes.
+const ENTRY_OVERHEAD: usize = 512;
 
 /// Walks trees depth first, in the byte order of names. It is an iterator, so that it occupies no thread between steps;
 /// each step blocks. Directories follow on a separate channel once all their content is settled.
@@ -40,20 +34,23 @@ pub struct Walk {
     open: Vec<OpenDirectory>,
     directories: mpsc::UnboundedSender<Announce>,
     options: WalkOptions,
+    rule_files: RuleFiles,
     /// Excluded entries that were not reported yet.
     excluded: u64,
     owners: Owners,
 }
 
-/// A directory that is being walked, and its remaining names, last first.
+/// A directory that is being walked, and its remaining names.
 struct OpenDirectory {
     source: RelativePath,
     path: RelativePath,
-    names: Vec<Vec<u8>>,
+    names: SortedNames,
     directory: Arc<PendingDirectory>,
     /// The rules of the .gitignore files here and above.
     scope: Option<Arc<Scope>>,
     file: FileId,
+    /// Counts its paths.
+    held: Held,
 }
 
 impl Walk {
@@ -69,11 +66,13 @@ impl Walk {
         directories: mpsc::UnboundedSender<Announce>,
     ) -> Self {
         let owners = Owners::default();
+        let rule_files = RuleFiles::new(options.memory.clone());
         Self {
             trees: trees.into_iter(),
             tree: None,
             open: Vec::new(),
             directories,
+            rule_files,
             options,
             owners,
             excluded: 0,
@@ -96,9 +95,18 @@ impl Walk {
     /// names.
     fn step(&mut self, tree: &Arc<Tree>) -> Option<WalkItem> {
         let top = self.open.last_mut()?;
-        let Some(name) = top.names.pop() else {
-            self.open.pop();
-            return self.take_excluded();
+        let name = match top.names.next(&*tree.store, &top.source) {
+            Ok(Some(name)) => name,
+            Ok(None) => {
+                self.open.pop();
+                let excluded = std::mem::take(&mut self.excluded);
+                return Some(WalkItem::Excluded(excluded));
+            }
+            Err(why) => {
+                let path = top.path.clone();
+                self.open.pop();
+                return Some(WalkItem::Failed(path, why));
+            }
         };
         match (top.source.join(&name), top.path.join(&name)) {
             (Ok(source), Ok(path)) => {
@@ -153,7 +161,9 @@ impl Walk {
             parent,
             pipe: None,
             extra,
+            held: None,
         };
+        announce.held = Some(self.hold(&announce.source, &announce.path));
         match kind {
             Kind::Directory => return self.enter(announce),
             Kind::Symlink => match tree.store.read_link(&announce.source) {
@@ -284,23 +294,25 @@ impl Walk {
                 .filter(|name| !name.is_empty());
             only.within(&RelativePath::from_components(below).ok()?)
         });
-        let names = listed.map_or_else(|| tree.store.names(&source), Ok);
-        if let (Err(why), Some(below)) = (&names, &announce)
+        let memory = &self.options.memory;
+        let mut names = listed.map_or_else(
+            || SortedNames::unread(memory),
+            |names| SortedNames::known(names, memory),
+        );
+        SortedNames::make_room(self.open.iter_mut().map(|open| &mut open.names), memory);
+        let read = names.begin(&*tree.store, &source);
+        if let (Err(why), Some(below)) = (&read, &announce)
             && why.code == Code::NotFound
             && below.parent.is_some()
         {
             // Not announced, because that would create it at the destination.
             return Some(gone_item(path, false));
         }
-        let above = self.open.last().and_then(|open| open.scope.clone());
-        let found = names.and_then(|names| match filter.gitignore {
-            true => Ok((names, Scope::of(&*tree.store, &source, &path, above)?)),
-            false => Ok((names, None)),
-        });
+        let scope = read.and_then(|()| self.scope(tree, &source, &path));
+        let held = scope.and_then(|scope| Ok((scope, self.hold_directory(&source, &path)?)));
         let directory = Arc::new(PendingDirectory::new(announce, self.directories.clone()));
-        match found {
-            Ok((mut names, scope)) => {
-                names.sort_unstable_by(|a, b| b.cmp(a));
+        match held {
+            Ok((scope, held)) => {
                 self.open.push(OpenDirectory {
                     source,
                     path,
@@ -308,12 +320,51 @@ impl Walk {
                     directory,
                     scope,
                     file,
+                    held,
                 });
                 None
             }
             Err(why) => Some(WalkItem::Failed(path, why)),
         }
     }
+
+    /// Returns the rules of the .gitignore files in a directory and above it.
+    fn scope(
+        &self,
+        tree: &Tree,
+        source: &RelativePath,
+        path: &RelativePath,
+    ) -> Result<Option<Arc<Scope>>, Reason> {
+        if !self.options.filter.gitignore {
+            return Ok(None);
+        }
+        let above = self.open.last().and_then(|open| open.scope.clone());
+        Scope::of(&*tree.store, &self.rule_files, source, path, above)
+    }
+
+    /// Counts the memory of an entry. Others wait until there is room, so it is small.
+    fn hold(&self, source: &RelativePath, path: &RelativePath) -> Arc<Held> {
+        let mut held = self.options.memory.hold();
+        held.grow_anyway(entry_cost(source, path));
+        Arc::new(held)
+    }
+
+    /// Counts the memory of an open directory, or fails: a tree may be thousands of levels deep.
+    fn hold_directory(&self, source: &RelativePath, path: &RelativePath) -> Result<Held, Reason> {
+        let memory = &self.options.memory;
+        let outer = self.open.iter().map(|open| &open.held);
+        let held = memory.hold_level(entry_cost(source, path), outer);
+        held.ok_or_else(|| {
+            let text = format!(
+                "nothing in {path} was sent: this session keeps too much memory; send fewer directories at the same time"
+            );
+            Reason::new(Code::Busy, text)
+        })
+    }
+}
+
+fn entry_cost(source: &RelativePath, path: &RelativePath) -> usize {
+    ENTRY_OVERHEAD + source.as_bytes().len() + path.as_bytes().len()
 }
 
 /// The result of looking up a name.
@@ -324,25 +375,6 @@ enum Located {
     Excluded,
     /// It existed when its directory was read.
     Gone,
-}
-
-/// Reports an entry that no longer exists.
-fn gone_item(path: RelativePath, named: bool) -> WalkItem {
-    let text = "gone before it could be sent";
-    if named {
-        WalkItem::Failed(path, Reason::new(Code::NotFound, text))
-    } else {
-        WalkItem::Omitted(path, Reason::new(Code::Vanished, text))
-    }
-}
-
-/// Reports an entry that could not be read, perhaps because it no longer exists.
-fn unreadable_item(path: RelativePath, why: Reason, named: bool) -> WalkItem {
-    if why.code == Code::NotFound {
-        gone_item(path, named)
-    } else {
-        WalkItem::Failed(path, why)
-    }
 }
 
 impl Iterator for Walk {

@@ -8,20 +8,23 @@ use super::tasks::lock;
 use crate::error::{Code, Reason, Result};
 use crate::protocol::path::{BadName, RelativePath, is_partial_name};
 use crate::protocol::{Existing, ReceiveOptions};
-use crate::storage::{Folding, Store, has_forms, trimmed};
+use crate::storage::{Folding, Held, KeptShare, Store, has_forms, trimmed};
 
-/// Names that a session remembers in folding directories (48 bytes each). Beyond it, collisions are not detected.
+/// Names that a session remembers in folding directories. Beyond it, or beyond the memory of its connection, collisions
+/// are not detected.
 const MAX_NAMES: usize = 1 << 20;
-/// Directories whose folding is remembered (20 bytes each). Beyond it, they are probed again.
+/// Directories whose folding is remembered. Beyond it, they are probed again.
 const MAX_DIRECTORIES: usize = 1 << 16;
-/// Stored names that are remembered over all directories (8 bytes each).
+/// Stored names that are remembered over all directories.
 const MAX_STORED: usize = 1 << 20;
+/// Memory in bytes for a name, a directory and a stored name, in tables that are up to half empty.
+const NAME_COST: usize = 48;
+const DIRECTORY_COST: usize = 32;
+const STORED_COST: usize = 16;
 
 /// The names of a session in folding directories.
-#[derive(Default)]
 pub(super) struct NameCollisions(Mutex<State>);
 
-#[derive(Default)]
 struct State {
     /// Folding of directories, by the digest of the folded path.
     directories: HashMap<Digest, KnownFolding>,
@@ -37,6 +40,9 @@ struct State {
     has_fixed_spelling: bool,
     /// More names were sent than the tables hold.
     overflows: bool,
+    /// Counts the names, the directories and the stored names.
+    held: Held,
+    held_stored: Held,
 }
 
 /// The folding of a directory, as far as it was probed.
@@ -74,6 +80,20 @@ impl FoldedPath {
 }
 
 impl NameCollisions {
+    pub(super) fn new(memory: &KeptShare) -> Self {
+        Self(Mutex::new(State {
+            directories: HashMap::new(),
+            names: HashMap::new(),
+            plain: None,
+            stored: HashMap::new(),
+            stored_names: 0,
+            has_fixed_spelling: false,
+            overflows: false,
+            held: memory.hold(),
+            held_stored: memory.hold(),
+        }))
+    }
+
     /// Refuses a name that collides with another name of this session. Returns how its directory folds names. Blocks.
     pub(super) fn check(
         &self,
@@ -191,12 +211,19 @@ impl State {
     }
 
     fn remember_folding(&mut self, folded_path: &FoldedPath, known: KnownFolding) {
-        if self.directories.len() >= MAX_DIRECTORIES {
-            self.directories.clear();
+        let key = digest(&folded_path.key);
+        let is_known = self.directories.contains_key(&key);
+        if !is_known
+            && (self.directories.len() >= MAX_DIRECTORIES || !self.held.grow_table(DIRECTORY_COST))
+        {
+            self.held.shrink(DIRECTORY_COST * self.directories.len());
+            self.directories = HashMap::new();
+            // The one that is remembered now, even if other sessions have taken all the memory.
+            self.held.grow_anyway(DIRECTORY_COST);
             // Without the directories, no spelling of a sent name is recognized.
             self.overflows |= !self.names.is_empty();
         }
-        self.directories.insert(digest(&folded_path.key), known);
+        self.directories.insert(key, known);
     }
 
     /// Returns the folded form of a path, as far as its directories are known.
@@ -215,7 +242,9 @@ impl State {
         let name = digest(path.as_bytes());
         match self.names.get(&key) {
             Some(first) => *first == name,
-            None if self.names.len() < MAX_NAMES => self.names.insert(key, name).is_none(),
+            None if self.names.len() < MAX_NAMES && self.held.grow_table(NAME_COST) => {
+                self.names.insert(key, name).is_none()
+            }
             None => {
                 self.overflows = true;
                 true
@@ -234,21 +263,54 @@ impl State {
     ) -> bool {
         let key = digest(directory.as_bytes());
         if !self.stored.contains_key(&key) {
-            let names = store.names(directory).unwrap_or_default();
-            self.stored_names += names.len() + 1;
-            if self.stored_names > MAX_STORED {
-                self.stored.clear();
-                self.stored_names = names.len() + 1;
-            }
-            let short_digest = names.iter().map(|name| short_digest(name)).collect();
-            self.stored.insert(key, short_digest);
+            let Some(names) = self.read_stored(store, directory) else {
+                // Too many for the memory: the name keeps its spelling, which opens it as well.
+                return true;
+            };
+            self.stored.insert(key, names);
         }
         let stored = self.stored.entry(key).or_default();
         if folding.ends && stored.contains(&short_digest(trimmed(name))) {
             return true;
         }
+        self.held_stored.grow_anyway(STORED_COST);
         // The caller stores it in this spelling now.
         !stored.insert(short_digest(name))
+    }
+}
+
+impl State {
+    /// Reads the names that a directory stores; `None` if they do not fit in the memory. Forgets other directories
+    /// first.
+    fn read_stored(&mut self, store: &dyn Store, directory: &RelativePath) -> Option<HashSet<u64>> {
+        for attempt in 0..2 {
+            let mut names = HashSet::new();
+            let mut held = 0;
+            let mut fits = true;
+            let read = store.visit(directory, &mut |name| {
+                fits = self.stored_names + names.len() < MAX_STORED
+                    && self.held_stored.grow_table(STORED_COST);
+                if fits {
+                    held += STORED_COST;
+                    names.insert(short_digest(name));
+                }
+                fits
+            });
+            if fits {
+                if let Err(why) = read {
+                    tracing::debug!(%why, "cannot read how names are spelled");
+                }
+                self.stored_names += names.len() + 1;
+                return Some(names);
+            }
+            self.held_stored.shrink(held);
+            if attempt == 0 {
+                self.stored = HashMap::new();
+                self.stored_names = 0;
+                self.held_stored.shrink(usize::MAX);
+            }
+        }
+        None
     }
 }
 

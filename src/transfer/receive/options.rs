@@ -10,9 +10,9 @@ use super::quota::AcceptedQuota;
 use crate::config::Config;
 use crate::net::flow_control::FlowControl;
 use crate::protocol::{Durability, Existing, ReceiveOptions};
-use crate::storage::Store;
 use crate::storage::digest_index::Index;
 use crate::storage::filter::Filter;
+use crate::storage::{KeptShare, Store};
 use crate::transfer::events::Observer;
 use crate::transfer::permits::ConnectionPermits;
 use crate::transfer::stats::SessionStats;
@@ -65,6 +65,8 @@ pub struct ReceiveContext {
     pub permits: ConnectionPermits,
     /// The connection's flow control, which bounds its memory.
     pub flow_control: Arc<FlowControl>,
+    /// Counts the memory of what the session remembers.
+    pub memory: KeptShare,
     /// The file locks of the process.
     pub file_locks: Arc<FileLocks>,
     /// Limits and deadlines.

@@ -11,7 +11,7 @@ use super::hard_links::FirstNames;
 use super::mirror::{Announced, ClearedPaths, Mirror};
 use super::name_collisions::NameCollisions;
 use super::options::{Policy, ReceiveContext, Receiving, Target, replaces_other_kinds};
-use super::quota::QuotaUse;
+use super::quota::{AcceptedQuota, QuotaUse};
 use super::streams::ExpectedStreams;
 use super::times::Times;
 use super::wanted::{EntryLabel, WantedFile};
@@ -19,7 +19,8 @@ use crate::error::{Code, Reason, Result};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Durability, Existing, Kind, Verdict};
 use crate::storage::users::Owners;
-use crate::storage::{MetadataWarnings, Store};
+use crate::storage::walk::gitignore::RuleFiles;
+use crate::storage::{KeptShare, MetadataWarnings, Store};
 use crate::transfer::events::{Event, Settled};
 use crate::transfer::stats::{Brought, ConnectionCounts, EntryResult};
 
@@ -46,7 +47,6 @@ pub(super) struct Session {
 }
 
 /// What a session remembers of its entries.
-#[derive(Default)]
 pub(super) struct Tables {
     pub(super) first_names: FirstNames,
     pub(super) collisions: NameCollisions,
@@ -55,7 +55,24 @@ pub(super) struct Tables {
     pub(super) quota: QuotaUse,
     /// Paths of a mirror's announced entries.
     pub(super) announced: Announced,
+    /// The rules of .gitignore files at the destination of a mirror.
+    rule_files: RuleFiles,
     cleared: Mutex<ClearedPaths>,
+}
+
+impl Tables {
+    fn new(quota: Option<AcceptedQuota>, memory: &KeptShare) -> Self {
+        Self {
+            first_names: FirstNames::new(memory),
+            collisions: NameCollisions::new(memory),
+            times: Times::default(),
+            owners: Owners::default(),
+            quota: QuotaUse::new(quota),
+            announced: Announced::new(memory),
+            rule_files: RuleFiles::new(memory.clone()),
+            cleared: Mutex::default(),
+        }
+    }
 }
 
 /// An entry that the manifest alone settles.
@@ -98,10 +115,7 @@ impl Session {
                 window: Some(context.flow_control.clone()),
                 stall: context.config.stall,
             },
-            tables: Tables {
-                quota: QuotaUse::new(policy.quota),
-                ..Tables::default()
-            },
+            tables: Tables::new(policy.quota, &context.memory),
             streams: ExpectedStreams::default(),
             transfers: TaskTracker::new(),
             receipts: TaskTracker::new(),
@@ -264,6 +278,8 @@ impl Session {
             announced: &self.tables.announced,
             collisions: &self.tables.collisions,
             protected: &self.policy.protected,
+            rule_files: &self.tables.rule_files,
+            memory: &self.context.memory,
             cleared: &self.tables.cleared,
             delete,
             dry_run: self.policy.options.dry_run,

@@ -12,12 +12,17 @@ use crate::error::{Code, Error, Reason, Result};
 use crate::protocol::Verdict;
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Kind, Message, MetadataWarning};
+use crate::storage::KeptShare;
 use crate::storage::walk::Announce;
 use crate::transfer::events::Settled;
 use crate::transfer::stats::TransferStats;
 
 /// Most unsettled entries, including running transfers; limits the memory of the sender.
 const MAX_UNSETTLED: usize = 10_000;
+/// Unsettled entries that are possible whatever memory is free, so that every session goes on.
+const MIN_UNSETTLED: usize = 32;
+/// Free memory in bytes that more unsettled entries need: several of the largest.
+const ENTRY_ROOM: usize = 64 << 10;
 /// Most ranges that a receiver may offer as held in all open `Want`s. More than this breaks the protocol.
 const MAX_OPEN_HELD: usize = 64 << 10;
 
@@ -30,6 +35,7 @@ pub(super) struct EntryTable {
     to_reannounce: BTreeMap<u64, Pending>,
     next_id: u64,
     hard_links: HardLinks,
+    memory: KeptShare,
     connection: ConnectionState,
     found: FoundTotals,
     /// Grows with each settled entry, and when the receiver holds more of a file than before.
@@ -75,6 +81,15 @@ pub(super) struct Settling {
 }
 
 impl EntryTable {
+    /// Creates the table of a session. `reconnects` says whether it may continue over another connection.
+    pub(super) fn new(memory: KeptShare, reconnects: bool) -> Self {
+        Self {
+            hard_links: HardLinks::new(&memory, reconnects),
+            memory,
+            ..Self::default()
+        }
+    }
+
     /// Starts a connection: entries that the last connection left are announced again.
     pub(super) fn start_connection(&mut self) {
         for (id, pending) in self.unsettled.drain() {
@@ -88,7 +103,10 @@ impl EntryTable {
 
     /// Returns whether one more entry may be announced.
     pub(super) fn has_room(&self, limit: UnansweredLimit) -> bool {
-        self.connection.unanswered.has_room(limit) && self.unsettled.len() < MAX_UNSETTLED
+        let unsettled = self.unsettled.len();
+        self.connection.unanswered.has_room(limit)
+            && unsettled < MAX_UNSETTLED
+            && (unsettled < MIN_UNSETTLED || self.memory.free() >= ENTRY_ROOM)
     }
 
     /// Announces the first of the entries that are announced again; false if there is none.

@@ -8,12 +8,14 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::protocol::{Attribute, Kind, MetadataWarning};
-use crate::storage::FileId;
 use crate::storage::walk::Announce;
+use crate::storage::{FileId, Held, KeptShare};
 
-/// Files whose other names may still come, at 400 bytes each: 100 MB. Beyond it, a file with several names is sent
-/// once for each name. Only files with names that were not found yet count, and most trees have few.
-const MAX_FILES: usize = 262_144;
+/// Memory for a file whose other names may still come, in bytes: a place in a table that may be half empty. What does not
+/// fit is sent once for each name. Only files with names that were not found yet count, and most trees have few.
+const FILE_COST: usize = 80;
+/// Memory for the first name of such a file beside its path, in bytes, if it is kept for another connection.
+const FIRST_COST: usize = 512;
 /// Names that may wait for the first name of their file.
 pub(super) const MAX_WAITING: usize = 10_000;
 
@@ -33,6 +35,12 @@ pub(super) enum LinkRole {
 #[derive(Default)]
 pub(super) struct HardLinks {
     files: HashMap<FileId, LinkedFile>,
+    /// Names that wait for the first name of their file.
+    waiting_names: HashMap<FileId, Vec<Arc<Announce>>>,
+    /// Whether first names are kept, to be announced again on another connection.
+    reconnects: bool,
+    /// Counts the files.
+    held: Held,
     /// Names that can be announced now.
     ready: VecDeque<Arc<Announce>>,
     waiting: usize,
@@ -41,11 +49,12 @@ pub(super) struct HardLinks {
 /// A file with several names.
 struct LinkedFile {
     /// The first name, kept for [`LinkRole::Reannounced`]. It does not delay its directory.
-    first: Arc<Announce>,
+    first: Option<Arc<Announce>>,
     state: First,
     /// Names that are not settled, in this tree or outside it.
     unsettled: u64,
-    waiting: Vec<Arc<Announce>>,
+    /// Memory that is held for it, in bytes.
+    cost: usize,
 }
 
 enum First {
@@ -60,6 +69,14 @@ enum First {
 }
 
 impl HardLinks {
+    pub(super) fn new(memory: &KeptShare, reconnects: bool) -> Self {
+        Self {
+            reconnects,
+            held: memory.hold(),
+            ..Self::default()
+        }
+    }
+
     /// Returns a found file and its role; `None` if it must wait for the first name.
     pub(super) fn found(
         &mut self,
@@ -70,51 +87,84 @@ impl HardLinks {
             return Some((announce, LinkRole::Alone));
         }
         let id = announce.metadata.version.file;
-        if self.files.len() >= MAX_FILES && !self.files.contains_key(&id) {
+        if self.files.contains_key(&id) {
+            return self.place(announce);
+        }
+        let cost = self.cost(&announce);
+        if !self.held.grow_table(cost) {
             MetadataWarning::count_one(warnings, Attribute::HardLink, || {
                 format!(
-                    "{}: over {MAX_FILES} files with further names, so it is sent as a separate file",
+                    "{}: too many files with further names for the memory of the session, so it is sent as a separate file",
                     announce.path
                 )
             });
             return Some((announce, LinkRole::Alone));
         }
-        self.place(announce)
+        let placed = self.place(announce);
+        if let Some(file) = self.files.get_mut(&id) {
+            file.cost = cost;
+        }
+        placed
+    }
+
+    /// Returns the memory that a file takes.
+    fn cost(&self, first: &Announce) -> usize {
+        let paths = first.source.as_bytes().len() + first.path.as_bytes().len();
+        FILE_COST
+            + if self.reconnects {
+                FIRST_COST + paths
+            } else {
+                0
+            }
     }
 
     fn place(&mut self, announce: Arc<Announce>) -> Option<(Arc<Announce>, LinkRole)> {
         let id = announce.metadata.version.file;
+        let reconnects = self.reconnects;
         let lone = || {
             Arc::new(Announce {
                 parent: None,
+                held: None,
                 ..Announce::clone(&announce)
             })
         };
         let file = self.files.entry(id).or_insert_with(|| LinkedFile {
-            first: lone(),
+            first: None,
             state: First::Failed,
             unsettled: announce.metadata.links,
-            waiting: Vec::new(),
+            cost: 0,
         });
-        match file.state {
-            First::Committed(first) => Some((announce, LinkRole::Name(id, first))),
-            First::Failed => {
+        match (&file.state, &file.first) {
+            (First::Committed(first), _) => Some((announce, LinkRole::Name(id, *first))),
+            (First::Failed, _) | (First::Unknown, None) => {
                 file.state = First::Unsettled;
-                file.first = lone();
+                file.first = reconnects.then(lone);
                 Some((announce, LinkRole::First(id)))
             }
-            First::Unsettled => {
-                file.waiting.push(announce);
-                self.waiting += 1;
+            (First::Unsettled, _) => {
+                self.wait(id, announce);
                 None
             }
-            First::Unknown => {
+            (First::Unknown, Some(first)) => {
+                let first = first.clone();
                 file.state = First::Unsettled;
-                file.waiting.push(announce);
-                self.waiting += 1;
-                Some((file.first.clone(), LinkRole::Reannounced(id)))
+                self.wait(id, announce);
+                Some((first, LinkRole::Reannounced(id)))
             }
         }
+    }
+
+    /// Keeps a name until the first name of its file is settled.
+    fn wait(&mut self, id: FileId, announce: Arc<Announce>) {
+        self.waiting_names.entry(id).or_default().push(announce);
+        self.waiting += 1;
+    }
+
+    /// Releases the names that waited for the first name of a file.
+    fn release(&mut self, id: FileId) {
+        let names = self.waiting_names.remove(&id).unwrap_or_default();
+        self.waiting -= names.len();
+        self.ready.extend(names);
     }
 
     /// Returns the next name that can be announced.
@@ -145,14 +195,17 @@ impl HardLinks {
             } else {
                 First::Failed
             };
-            self.waiting -= file.waiting.len();
-            self.ready.extend(file.waiting.drain(..));
         }
         if !matches!(role, LinkRole::Reannounced(_)) {
             file.unsettled = file.unsettled.saturating_sub(1);
         }
-        if file.unsettled == 0 {
-            self.files.remove(&file_id);
+        if file.unsettled == 0
+            && let Some(file) = self.files.remove(&file_id)
+        {
+            self.held.shrink(file.cost);
+        }
+        if !matches!(role, LinkRole::Name(..)) {
+            self.release(file_id);
         }
     }
 
@@ -167,8 +220,7 @@ impl HardLinks {
             LinkRole::Reannounced(file_id) => {
                 if let Some(file) = self.files.get_mut(&file_id) {
                     file.state = First::Unknown;
-                    self.waiting -= file.waiting.len();
-                    self.ready.extend(file.waiting.drain(..));
+                    self.release(file_id);
                 }
                 true
             }
@@ -237,7 +289,7 @@ mod tests {
 
     #[test]
     fn names_wait_for_the_first_and_are_dropped_when_settled() {
-        let mut names = HardLinks::default();
+        let mut names = HardLinks::new(&KeptShare::default(), true);
         let file_id = FileId {
             device: 1,
             inode: 7,
@@ -268,7 +320,7 @@ mod tests {
 
     #[test]
     fn the_next_name_becomes_first_when_the_first_fails() {
-        let mut names = HardLinks::default();
+        let mut names = HardLinks::new(&KeptShare::default(), true);
         let file_id = FileId {
             device: 1,
             inode: 7,
@@ -291,7 +343,7 @@ mod tests {
 
     #[test]
     fn the_first_name_is_reannounced_if_names_are_left() {
-        let mut names = HardLinks::default();
+        let mut names = HardLinks::new(&KeptShare::default(), true);
         let file_id = FileId {
             device: 1,
             inode: 7,

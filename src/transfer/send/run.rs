@@ -88,13 +88,13 @@ impl SendPermits {
 }
 
 impl SenderState {
-    pub(super) fn new(parallel: usize, observer: Observer) -> Self {
+    pub(super) fn new(parallel: usize, entries: EntryTable, observer: Observer) -> Self {
         Self {
             pipe: None,
             permits: SendPermits::new(parallel),
             index: None,
             may_grow: false,
-            entries: Mutex::default(),
+            entries: Mutex::new(entries),
             changed: Notify::new(),
             observer,
         }

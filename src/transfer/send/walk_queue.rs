@@ -18,6 +18,10 @@ use crate::storage::walk::{Announce, Tree, Walk, WalkItem, WalkOptions};
 const WALK_QUEUE_LIMIT: usize = 768;
 /// Entries that one blocking task walks.
 const WALK_BATCH: usize = 256;
+/// Entries that one blocking task walks while little memory is free; then the walk also waits for an empty queue.
+const SMALL_WALK_BATCH: usize = 16;
+/// Free memory in bytes below which a walk stays close to the manifest: some times what the queue takes.
+const LOW_MEMORY: usize = 4 << 20;
 
 /// The queue between the walk and the manifest.
 pub(super) struct WalkQueue {
@@ -148,9 +152,19 @@ fn digested(digests: Digests, to: mpsc::Sender<WalkItem>) -> mpsc::Sender<WalkIt
 /// Walks in batches on blocking threads, until the other end of the channel is gone. The wait for a silent peer must
 /// not hold one of the few blocking threads.
 async fn run_walk(mut walk: Walk, to: mpsc::Sender<WalkItem>) {
+    let memory = walk.options().memory.clone();
     loop {
+        let size = if memory.free() < LOW_MEMORY {
+            // Entries with long paths take much more memory than usual ones.
+            if to.reserve_many(to.max_capacity()).await.is_err() {
+                return;
+            }
+            SMALL_WALK_BATCH
+        } else {
+            WALK_BATCH
+        };
         let batch = blocking(move || {
-            let batch: Vec<WalkItem> = walk.by_ref().take(WALK_BATCH).collect();
+            let batch: Vec<WalkItem> = walk.by_ref().take(size).collect();
             Ok((batch, walk))
         });
         let Ok((batch, rest)) = batch.await else {

@@ -15,12 +15,15 @@ use crate::net::memory_limit::MemoryLimit;
 use crate::net::send_window::{SendMemory, SendWindow};
 use crate::net::stream::{FrameRoom, MessageReader, MessageStream, StreamError, varint_of};
 use crate::protocol::{Frame, Message, Plan, StreamType, Withdraw};
+use crate::storage::{KeptMemory, KeptShare};
 use crate::transfer::receive::Receiver;
 
 /// The memory that the connections of one process, or the one of a client, share.
 pub(crate) struct ConnectionMemory {
     receiving: Arc<MemoryLimit>,
     sending: Arc<SendMemory>,
+    /// What sessions keep for their peers.
+    kept: Arc<KeptMemory>,
     /// Unacknowledged bytes that one connection may keep.
     send_window: usize,
 }
@@ -31,6 +34,7 @@ impl ConnectionMemory {
         Self {
             receiving: MemoryLimit::new(config.memory),
             sending: SendMemory::new(config.send_memory),
+            kept: KeptMemory::new(config.session_memory),
             send_window: config.limited_send_window(),
         }
     }
@@ -41,6 +45,7 @@ impl ConnectionMemory {
         Self {
             receiving: MemoryLimit::new(config.memory),
             sending: SendMemory::new(send_window),
+            kept: KeptMemory::whole(config.session_memory),
             send_window,
         }
     }
@@ -50,6 +55,7 @@ impl ConnectionMemory {
 pub(crate) struct PeerConnection {
     key_id: KeyId,
     flow_control: Arc<FlowControl>,
+    kept: KeptShare,
     sessions: Arc<SessionTable>,
     /// Room for requests and plans that are not yet complete.
     frame_room: FrameRoom,
@@ -87,6 +93,7 @@ impl PeerConnection {
         Some(Arc::new(Self {
             key_id,
             flow_control,
+            kept: memory.kept.share(key_id.0),
             sessions: Arc::default(),
             frame_room: FrameRoom::default(),
             _send_window: send_window,
@@ -116,6 +123,11 @@ impl PeerConnection {
     ) -> Result<Frame, StreamError> {
         let frame = reader.head_frame(limit, &self.frame_room).await?;
         frame.ok_or(StreamError::Ended)
+    }
+
+    /// Counts the memory of what the sessions of this connection keep.
+    pub(crate) fn kept(&self) -> &KeptShare {
+        &self.kept
     }
 
     /// Registers a session in which this end receives. A client does so before it makes the request.

@@ -13,9 +13,9 @@ use crate::auth::Guests;
 use crate::auth::identity::KeyId;
 use crate::error::{Code, Reason, Result};
 use crate::protocol::{Kind, Pull, Ready};
-use crate::storage::Store;
 use crate::storage::pipe::Pipe;
 use crate::storage::walk::{Follow, Tree, WalkOptions};
+use crate::storage::{Held, KeptShare, Store};
 use crate::transfer::events::Observer;
 use crate::transfer::send::Sender;
 
@@ -54,6 +54,8 @@ pub enum OfferedSource {
 pub(super) struct PullContent {
     pub(super) ready: Ready,
     pub(super) sender: Sender,
+    /// Counts the memory of the sources, as long as they are sent.
+    pub(super) held: Held,
 }
 
 impl PullContent {
@@ -61,12 +63,13 @@ impl PullContent {
     pub(super) fn of_store(
         store: &Arc<dyn Store>,
         pull: &Pull,
+        memory: &KeptShare,
         parallel: usize,
         observer: Observer,
     ) -> Result<Self, Reason> {
         store.check_root()?;
-        let found = find_sources(store, &pull.sources)?;
-        let walk = requested_walk(pull)?;
+        let found = find_sources(store, &pull.sources, memory)?;
+        let walk = requested_walk(pull, memory)?;
         Ok(Self::of_sources(found, walk, pull, parallel, observer))
     }
 
@@ -75,6 +78,7 @@ impl PullContent {
     pub(super) fn of_offer(
         offered: &OfferedContent,
         pull: &Pull,
+        memory: &KeptShare,
         parallel: usize,
         observer: Observer,
     ) -> Result<Self, Reason> {
@@ -88,6 +92,7 @@ impl PullContent {
             )),
             OfferedSource::Pipe(name, pipe) => Ok(Self {
                 sender: Sender::of_pipe(name, pipe.clone(), observer)?,
+                held: memory.hold(),
                 ready: Ready {
                     only: Some(Kind::File),
                     ..Ready::default()
@@ -104,12 +109,15 @@ impl PullContent {
                 };
                 let walk = WalkOptions {
                     checksum: pull.checksum.unwrap_or(false),
+                    memory: memory.clone(),
+                    one_connection: true,
                     ..offered.walk.clone()
                 };
                 let found = FoundSources {
                     only,
                     trees,
                     unsendable: Vec::new(),
+                    held: memory.hold(),
                 };
                 Ok(Self::of_sources(found, walk, pull, parallel, observer))
             }
@@ -130,14 +138,17 @@ impl PullContent {
                 ..Ready::default()
             },
             sender: Sender::new(found.trees, found.unsendable, walk, parallel, observer),
+            held: found.held,
         }
     }
 }
 
 /// Reads the walk options of a pull.
-fn requested_walk(pull: &Pull) -> Result<WalkOptions, Reason> {
+fn requested_walk(pull: &Pull, memory: &KeptShare) -> Result<WalkOptions, Reason> {
     Ok(WalkOptions {
-        filter: requested_filter(pull.filter.as_ref())?,
+        filter: requested_filter(pull.filter.as_ref(), memory)?,
+        memory: memory.clone(),
+        one_connection: true,
         follow: if pull.follow == Some(true) {
             Follow::Within
         } else {

@@ -6,8 +6,8 @@ use crate::config::Config;
 use crate::error::{Code, Reason, Result};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Push, ReceiveOptions};
-use crate::storage::Store;
 use crate::storage::filter::Filter;
+use crate::storage::{KeptShare, Store};
 use crate::transfer::receive::{Placement, Sources};
 
 /// The destination of a push.
@@ -19,7 +19,11 @@ pub(super) struct PushDestination {
 
 impl PushDestination {
     /// Settles the destination. Blocks.
-    pub(super) fn settle(store: &dyn Store, push: &Push) -> Result<Self, Reason> {
+    pub(super) fn settle(
+        store: &dyn Store,
+        push: &Push,
+        memory: &KeptShare,
+    ) -> Result<Self, Reason> {
         store.check_root()?;
         let destination = RelativePath::from_components(&push.destination.0)?;
         let mirror = push.take.is_some_and(|take| take.delete.is_some());
@@ -38,9 +42,11 @@ impl PushDestination {
         let placement = Placement::settle(store, destination, sources)?;
         let origin = push.origin.as_ref();
         nesting::check(store, &placement, origin, &push.session, mirror)?;
+        // Only a mirror looks at the rules. Compiling them takes memory and time.
+        let rules = push.filter.as_ref().filter(|_| mirror);
         Ok(Self {
             placement,
-            protected: requested_filter(push.filter.as_ref())?,
+            protected: requested_filter(rules, memory)?,
         })
     }
 }

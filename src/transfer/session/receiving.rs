@@ -109,7 +109,8 @@ pub(super) async fn serve_push(
     };
     let store = server.store.clone();
     let request = push.clone();
-    let settle = move || PushDestination::settle(&*store, &request);
+    let memory = context.connection.kept().clone();
+    let settle = move || PushDestination::settle(&*store, &request, &memory);
     let destination = match blocking("settle the destination", settle).await {
         Ok(destination) => destination,
         Err(why) => return refuse(writer, why, deadline).await,
@@ -201,6 +202,7 @@ fn receiver(server: &ServerContext, push: &Push, destination: PushDestination) -
         context: ReceiveContext {
             permits: server.permits.clone(),
             flow_control: context.connection.flow_control().clone(),
+            memory: context.connection.kept().clone(),
             file_locks: server.file_locks.clone(),
             config: context.config.clone(),
             stats: Arc::default(),

@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use crate::error::{Code, Error, Reason, Result};
 use crate::net::stream::{MessageReader, MessageWriter, StreamError};
 use crate::protocol::{Hello, Message, Ready, Refused, StreamType, WireFilter};
+use crate::storage::KeptShare;
 use crate::storage::filter::{Filter, Rules};
 
 /// Interval of `Working` messages. They show that an end is alive while it has nothing else to say: its entries wait for
@@ -66,10 +67,13 @@ pub(super) async fn refuse(
     Ok(())
 }
 
-/// Reads the filter of a request.
-pub(super) fn requested_filter(filter: Option<&WireFilter>) -> Result<Filter, Reason> {
+/// Reads the filter of a request, and counts the memory of its rules.
+pub(super) fn requested_filter(
+    filter: Option<&WireFilter>,
+    memory: &KeptShare,
+) -> Result<Filter, Reason> {
     let filter = filter.cloned().unwrap_or_default();
-    let rules = Rules::new(filter.rules.into_iter().map(Vec::from).collect());
+    let rules = Rules::within(filter.rules.into_iter().map(Vec::from).collect(), memory);
     let rules = rules.map_err(|bad| Reason::new(Code::Unsupported, bad.to_string()))?;
     Ok(Filter {
         rules,

@@ -78,7 +78,11 @@ pub(super) async fn serve_pull(
     let limits = context
         .limits
         .preceded_by(pull.limit.and_then(Rate::from_bytes));
-    let PullContent { ready, mut sender } = match find_content(server, pull).await {
+    let PullContent {
+        ready,
+        mut sender,
+        held: _held,
+    } = match find_content(server, pull).await {
         Ok(content) => content,
         Err(why) => return refuse(writer, why, deadline).await,
     };
@@ -153,9 +157,10 @@ async fn find_content(server: &ServerContext, pull: Pull) -> Result<PullContent,
     let offered = server.offered.clone();
     let parallel = server.context.config.parallel;
     let observer = server.context.observer.clone();
+    let memory = server.context.connection.kept().clone();
     blocking("find the sources", move || match &offered {
-        Some(offered) => PullContent::of_offer(offered, &pull, parallel, observer),
-        None => PullContent::of_store(&store, &pull, parallel, observer),
+        Some(offered) => PullContent::of_offer(offered, &pull, &memory, parallel, observer),
+        None => PullContent::of_store(&store, &pull, &memory, parallel, observer),
     })
     .await
 }

@@ -18,7 +18,7 @@ use crate::storage::listing::{ListingItem, ListingWalk};
 use crate::transfer::blocking::blocking;
 use crate::transfer::context::Context;
 
-/// Listings that a server serves at the same time. Each may hold 4 MiB of names. A key gets a quarter, because a client may
+/// Listings that a server serves at the same time. Their names are counted in the memory of sessions. A key gets a quarter, because a client may
 /// hold a listing for [`READER_TIMEOUT`].
 const LISTINGS: ShareLimits = ShareLimits {
     all: 32,
@@ -53,10 +53,11 @@ pub(super) async fn serve_list(
     };
     tracing::info!(id = %hex(&list.session), recursive = list.recursive, "list");
     let store = server.store.clone();
+    let memory = server.context.connection.kept().clone();
     let begun = blocking("list", move || {
         store.check_root()?;
         let path = RelativePath::from_components(&list.path.0)?;
-        ListingWalk::begin(store, &path, list.recursive)
+        ListingWalk::begin(store, &path, list.recursive, memory)
     });
     let walk = match begun.await {
         Ok(walk) => walk,

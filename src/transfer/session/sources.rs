@@ -8,10 +8,10 @@ use crate::error::text::printable;
 use crate::error::{Code, Error, Reason, Result};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Components, Kind};
-use crate::storage::Store;
 use crate::storage::expand::{Effort, expand};
 use crate::storage::io_errors::refusal;
 use crate::storage::walk::{Follow, LocalTrees, Tree};
+use crate::storage::{Held, KeptShare, Store};
 
 /// A source that cannot be sent, and the reason.
 pub(crate) type Unsendable = (RelativePath, Reason);
@@ -63,6 +63,8 @@ pub(super) struct FoundSources {
     pub(super) unsendable: Vec<Unsendable>,
     /// The kind of the only source, if it was named without a pattern.
     pub(super) only: Option<Kind>,
+    /// Counts the memory of the trees.
+    pub(super) held: Held,
 }
 
 /// Finds the sources that a pull requests. Blocks.
@@ -71,14 +73,16 @@ pub(super) struct FoundSources {
 pub(super) fn find_sources(
     store: &Arc<dyn Store>,
     sources: &[Components],
+    memory: &KeptShare,
 ) -> Result<FoundSources, Reason> {
     let mut found_sources = FoundSources {
         trees: Vec::new(),
         unsendable: Vec::new(),
         only: None,
+        held: memory.hold(),
     };
     let mut paths = HashMap::<Vec<u8>, RelativePath>::new();
-    let mut effort = Effort::default();
+    let mut effort = Effort::within(memory);
     for source in sources {
         let path = RelativePath::from_components(&source.0)?;
         let expanded = expand(&**store, &path, &mut effort).and_then(|expanded| {
@@ -113,6 +117,7 @@ pub(super) fn find_sources(
             }
         }
     }
+    found_sources.held = effort.into_held();
     Ok(found_sources)
 }
 

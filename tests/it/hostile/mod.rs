@@ -6,6 +6,7 @@ mod agreed;
 mod early;
 mod fetch;
 mod handshakes;
+mod kept;
 mod links;
 mod memory;
 mod messages;

@@ -8,6 +8,8 @@ use crate::transfer::receive::tasks::lock;
 
 /// Most cleared paths that are reported by name. Others are only counted.
 const MAX_NAMED: usize = 1 << 14;
+/// Memory for a reported path beside its bytes.
+const NAMED_OVERHEAD: usize = 48;
 
 impl Mirror<'_> {
     /// Removes an entry of another kind in the place of a mirror's entry. Call it when the new content is complete,
@@ -91,7 +93,10 @@ impl Mirror<'_> {
             self.check_replacement(path, cleared.count + 1)?;
             self.store.remove(gone)?;
             cleared.count += 1;
-            if cleared.named.len() < MAX_NAMED {
+            let cost = NAMED_OVERHEAD + gone.as_bytes().len();
+            let held = cleared.held.get_or_insert_with(|| self.memory.hold());
+            let fits = held.grow(cost);
+            if fits && cleared.named.len() < MAX_NAMED {
                 cleared.named.push(self.below(gone)?);
             }
             Ok(true)

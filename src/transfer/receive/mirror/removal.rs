@@ -59,7 +59,9 @@ impl Mirror<'_> {
         if self.announced.overflows() {
             return Err(Reason::new(
                 Code::TooMany,
-                format!("a mirror of over {MAX_ANNOUNCED} entries removes nothing"),
+                format!(
+                    "a mirror of so many entries removes nothing; the most are {MAX_ANNOUNCED}, or what fits in --session-memory at the server"
+                ),
             ));
         }
         // The directory itself counts as one entry.

@@ -4,7 +4,8 @@ use super::*;
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Delete, Durability};
 use crate::storage::filter::Filter;
-use crate::storage::{Attributes, MemoryStore, PartialKey, Store};
+use crate::storage::walk::gitignore::RuleFiles;
+use crate::storage::{Attributes, KeptShare, MemoryStore, PartialKey, Store};
 use crate::transfer::receive::name_collisions::NameCollisions;
 
 fn path(name: &str) -> RelativePath {
@@ -34,13 +35,15 @@ fn remove(
     most: Option<u64>,
     dry_run: bool,
 ) -> (u64, Option<String>, Vec<String>) {
-    let all = Announced::default();
+    let memory = KeptShare::default();
+    let rule_files = RuleFiles::default();
+    let all = Announced::new(&memory);
     announced.iter().for_each(|name| all.insert(&path(name)));
     let mut told = Vec::new();
     let place = path("m");
     let protected = Filter::default();
     let cleared = Mutex::<ClearedPaths>::default();
-    let collisions = NameCollisions::default();
+    let collisions = NameCollisions::new(&memory);
     let delete = Delete { most };
     let announced = &all;
     let mirror = Mirror {
@@ -49,6 +52,8 @@ fn remove(
         announced,
         collisions: &collisions,
         protected: &protected,
+        rule_files: &rule_files,
+        memory: &memory,
         cleared: &cleared,
         delete,
         dry_run,
@@ -174,15 +179,19 @@ fn directories_cleared_in_parallel_share_the_maximum() {
         let place = path("m");
         let protected = Filter::default();
         let cleared = Mutex::<ClearedPaths>::default();
-        let announced = Announced::default();
+        let memory = KeptShare::default();
+        let rule_files = RuleFiles::default();
+        let announced = Announced::new(&memory);
         let delete = Delete { most: Some(7) };
-        let collisions = NameCollisions::default();
+        let collisions = NameCollisions::new(&memory);
         let mirror = Mirror {
             store: &store,
             place: &place,
             announced: &announced,
             collisions: &collisions,
             protected: &protected,
+            rule_files: &rule_files,
+            memory: &memory,
             cleared: &cleared,
             delete,
             dry_run: false,

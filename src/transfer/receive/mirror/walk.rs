@@ -7,9 +7,13 @@ use crate::error::{Code, Reason, Result};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Delete, Kind, Time};
 use crate::storage::filter::Filter;
-use crate::storage::walk::gitignore::{Scope, excludes};
-use crate::storage::{Attributes, Store};
+use crate::storage::sorted_names::SortedNames;
+use crate::storage::walk::gitignore::{RuleFiles, Scope, excludes};
+use crate::storage::{Attributes, Held, KeptShare, Store};
 use crate::transfer::receive::name_collisions::NameCollisions;
+
+/// Memory for an open directory beside its path, in bytes.
+const LEVEL_OVERHEAD: usize = 256;
 
 /// Paths removed before the last step, from directories in the place of announced files and links.
 #[derive(Debug, Default)]
@@ -17,6 +21,8 @@ pub(in crate::transfer::receive) struct ClearedPaths {
     pub(super) count: u64,
     /// The first of them, to be reported.
     pub(super) named: Vec<RelativePath>,
+    /// Counts their memory.
+    pub(super) held: Option<Held>,
 }
 
 /// A mirror: the rules of what it removes.
@@ -29,6 +35,9 @@ pub(in crate::transfer::receive) struct Mirror<'a> {
     pub(in crate::transfer::receive) collisions: &'a NameCollisions,
     /// Rules for paths that stay though they were not announced.
     pub(in crate::transfer::receive) protected: &'a Filter,
+    pub(in crate::transfer::receive) rule_files: &'a RuleFiles,
+    /// Counts the memory of names and paths.
+    pub(in crate::transfer::receive) memory: &'a KeptShare,
     pub(in crate::transfer::receive) cleared: &'a Mutex<ClearedPaths>,
     pub(in crate::transfer::receive) delete: Delete,
     pub(in crate::transfer::receive) dry_run: bool,
@@ -69,9 +78,10 @@ impl Mirror<'_> {
     ) -> Result<u64, Reason> {
         let top = self.store.stat(root)?.map(|there| there.modified);
         let mut found = u64::from(top.is_some() && self.is_announced(root));
-        let mut open = vec![self.level(root.clone(), top, unannounced, self.scope_above(root)?)?];
+        let scope = self.scope_above(root)?;
+        let mut open = vec![self.level(root.clone(), top, unannounced, scope, &[])?];
         while let Some(level) = open.last_mut() {
-            let Some(name) = level.names.pop() else {
+            let Some(name) = level.names.next(self.store, &level.path)? else {
                 let Some(level) = open.pop() else { break };
                 let gone = level.unannounced && !level.keeps_content && visit(&level.path)?;
                 if let Some(above) = open.last_mut().filter(|_| level.unannounced) {
@@ -114,7 +124,11 @@ impl Mirror<'_> {
             match there.kind {
                 Some(Kind::Directory) => {
                     let scope = level.scope.clone();
-                    open.push(self.level(path, Some(there.modified), unannounced, scope)?);
+                    let outer = open.iter_mut().map(|level| &mut level.names);
+                    SortedNames::make_room(outer, self.memory);
+                    let level =
+                        self.level(path, Some(there.modified), unannounced, scope, &open)?;
+                    open.push(level);
                 }
                 _ if unannounced => {
                     let gone = visit(&path)?;
@@ -134,7 +148,7 @@ impl Mirror<'_> {
         let mut above = RelativePath::default();
         for (depth, name) in directory.components().enumerate() {
             if self.protected.gitignore && depth >= self.place.components().count() {
-                scope = Scope::of(self.store, &above, &above, scope)?;
+                scope = Scope::of(self.store, self.rule_files, &above, &above, scope)?;
             }
             above = above.join(name)?;
         }
@@ -147,18 +161,29 @@ impl Mirror<'_> {
         modified: Option<Time>,
         unannounced: bool,
         above: Option<Arc<Scope>>,
+        outer: &[Level],
     ) -> Result<Level, Reason> {
         let scope = if self.protected.gitignore {
-            Scope::of(self.store, &path, &path, above)?
+            Scope::of(self.store, self.rule_files, &path, &path, above)?
         } else {
             None
         };
-        let mut names = match self.store.names(&path) {
-            Err(why) if why.code == Code::NotFound => Vec::new(),
-            names => names?,
-        };
-        names.sort_unstable_by(|a, b| b.cmp(a));
+        let mut names = SortedNames::unread(self.memory);
+        match names.begin(self.store, &path) {
+            Err(why) if why.code == Code::NotFound => {
+                names = SortedNames::known(Vec::new(), self.memory);
+            }
+            read => read?,
+        }
+        let outer = outer.iter().map(|level| &level.held);
+        let cost = LEVEL_OVERHEAD + path.as_bytes().len();
+        let held = self.memory.hold_level(cost, outer);
+        let held = held.ok_or_else(|| {
+            let text = "the tree is too deep for the memory of this connection";
+            Reason::new(Code::Busy, format!("{path}: {text}"))
+        })?;
         Ok(Level {
+            held,
             path,
             names,
             modified,
@@ -183,10 +208,11 @@ impl Mirror<'_> {
     }
 }
 
-/// A directory in the walk, with its remaining names in descending order.
+/// A directory in the walk, with its remaining names.
 struct Level {
     path: RelativePath,
-    names: Vec<Vec<u8>>,
+    names: SortedNames,
+    held: Held,
     modified: Option<Time>,
     /// The directory was not announced.
     unannounced: bool,
