@@ -47,13 +47,13 @@ pub(crate) struct RelayCommand {
     /// Most pairs at the same time
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pairs: u32,
-    /// Most senders that wait at the same time
+    /// Most senders that wait
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     places: u32,
     /// Most connections at the same time
     #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     connections: u32,
-    /// Times the limits of one network; for users who share an address
+    /// Factor for the limits of one network
     #[arg(long, value_name = "N", default_value = "1")]
     per_network: NonZeroU32,
 }

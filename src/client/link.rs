@@ -71,6 +71,7 @@ impl Link {
                 "cannot connect: the configuration allows no memory for a connection".into(),
             )
         })?;
+        connection.flow_control().take_first_share();
         let accept_task = {
             let connection = connection.clone();
             let deadline = config.deadline;

@@ -101,6 +101,14 @@ impl FlowControl {
         self.set_window(&mut state);
     }
 
+    /// Takes the whole first share at once. For a client, which has one connection, chose its server, and may leave a
+    /// listing unread while other streams go on.
+    pub(crate) fn take_first_share(&self) {
+        let mut state = lock(&self.state);
+        state.take_first_share(&self.memory);
+        self.set_window(&mut state);
+    }
+
     /// Returns the credit of bytes that were written.
     pub fn release(&self, bytes: usize) {
         let mut state = lock(&self.state);

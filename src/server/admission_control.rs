@@ -25,12 +25,12 @@ use crate::net::share::{Group, Holder, ShareLimits, network, site};
 const MAX_UNVALIDATED: usize = 64;
 /// The same with one network.
 const MAX_UNVALIDATED_OF_NETWORK: usize = 16;
-/// Handshakes at the same time with validated addresses. Each takes some 80 KB, so all take 16 MB.
-const MAX_VALIDATED: usize = 192;
-/// The same with one network: several people behind one NAT.
-const MAX_VALIDATED_OF_NETWORK: usize = 48;
+/// Handshakes at the same time with validated addresses. Each takes some 80 KB, so all take 40 MB.
+const MAX_VALIDATED: usize = 512;
+/// The same with one network: a hundred machines behind one NAT that start at the same time.
+const MAX_VALIDATED_OF_NETWORK: usize = 192;
 /// The same with one site.
-const MAX_VALIDATED_OF_SITE: usize = 96;
+const MAX_VALIDATED_OF_SITE: usize = 256;
 
 /// What becomes of a handshake that a client begins.
 #[derive(Debug)]

@@ -159,6 +159,11 @@ impl FlowControlState {
         self.grow_to_first_share(ADMITTED_USE, memory);
     }
 
+    /// Takes the largest first share.
+    pub(super) fn take_first_share(&mut self, memory: &MemoryLimit) {
+        self.grow_to_first_share(FIRST_SHARE / FIRST_FACTOR, memory);
+    }
+
     /// Parks the part of the share that is not used.
     pub(super) fn park_unused(&mut self) {
         let kept = KEPT_TIME.max(self.round_trip * KEPT_ROUND_TRIPS);
