@@ -76,7 +76,7 @@ fn the_fullest_site_makes_room_when_all_is_full() {
     let mut half_open = HalfOpen::default();
     let lonely = validated(&mut half_open, v4(1_000)).1;
     for n in 0..8 {
-        for _ in 0..40 {
+        for _ in 0..MAX_VALIDATED / 4 {
             validated(&mut half_open, v4(n));
         }
     }
