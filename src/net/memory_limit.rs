@@ -3,7 +3,7 @@
 //! Each connection has [`MIN_SHARE`]. More is granted by use from a *pool*, half of the limit, which all connections
 //! share. A grant of QUIC credit cannot be taken back (RFC 9000, section 4.1: MAX_DATA only grows). So the share of a
 //! connection that does not use it is *parked*: others may have the memory again, and what the peer may still send
-//! counts under a limit of its own, [`PARKED_FACTOR`] times the memory limit and [`PARKED_KEY_PART`] of it for each
+//! counts under a limit of its own, `PARKED_FACTOR` times the memory limit and `PARKED_KEY_PART` of it for each
 //! key. Parked credit ends when the peer uses it, or with the connection.
 //!
 //! A process thus keeps at most, in bytes of received content:
