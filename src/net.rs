@@ -1,5 +1,6 @@
 //! QUIC connections: endpoints, connecting, streams, flow control and rate limits.
 
+pub(crate) mod address;
 pub(crate) mod amplification;
 mod attempt;
 pub mod connect;

@@ -2,7 +2,6 @@
 //! relay forwards their datagrams. These are QUIC between the two ends, so the relay sees only who sends how much. A
 //! dishonest relay can only keep the ends apart.
 
-pub(crate) mod address;
 mod connections;
 mod forward;
 mod limits;

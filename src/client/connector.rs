@@ -1,7 +1,7 @@
 //! The connection to one server. It is replaced after a loss and by one over a better route, and sessions go on over it.
 
 use std::future::pending;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use quinn::ConnectionError;
@@ -13,6 +13,7 @@ use super::operation::Operation;
 use super::retry::{Retry, is_temporary, loss_reason};
 use crate::auth::identity::KeyId;
 use crate::config::{Config, display_duration};
+use crate::error::lock::lock;
 use crate::error::{Code, Error, Reason, Result};
 use crate::net::rate_limit::RateLimits;
 use crate::net::stream::varint_of;
@@ -80,7 +81,7 @@ impl Connector {
     }
 
     fn lock_link(&self) -> MutexGuard<'_, Arc<Link>> {
-        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.link)
     }
 
     /// The context of a session over this connection.

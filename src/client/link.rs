@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::watch;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::net::address::canonical;
 use crate::net::connect::Connected;
 use crate::net::endpoint;
 use crate::transfer::events::Route;
@@ -97,8 +98,7 @@ impl Link {
 
     /// The server's address as users write it: a socket for both families shows IPv4 as IPv6.
     pub(super) fn address(&self) -> SocketAddr {
-        let remote = self.quic().remote_address();
-        SocketAddr::new(remote.ip().to_canonical(), remote.port())
+        canonical(self.quic().remote_address())
     }
 
     /// Keeps the connection open until the server has the last messages of a session, up to [`DELIVERY_TIMEOUT`]: quinn

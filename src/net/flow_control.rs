@@ -13,7 +13,7 @@
 mod state;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use quinn::{Connection, VarInt};
@@ -23,6 +23,7 @@ use tokio::time::sleep;
 use self::state::FlowControlState;
 use crate::auth::identity::KeyId;
 use crate::error::Code;
+use crate::error::lock::lock;
 use crate::net::memory_limit::{Member, MemoryLimit, Parked};
 use crate::net::stream::{Direction, StreamError, silence, varint_of};
 
@@ -302,9 +303,4 @@ impl Drop for UnflushedBytes {
 
 fn varint(bytes: usize) -> VarInt {
     VarInt::from_u64(bytes as u64).unwrap_or(VarInt::MAX)
-}
-
-/// Locks even if another task panicked: no update leaves the numbers inconsistent.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -15,10 +15,11 @@
 //! | the rest of the transport's initial window, 32 KiB for each connection | 32 MiB for 1,024 |
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use crate::auth::identity::KeyId;
+use crate::error::lock::lock;
 
 /// Share of every admitted connection, in bytes: some 20 packets, so that a window is still worth a round trip.
 pub const MIN_SHARE: usize = 32 << 10;
@@ -163,7 +164,7 @@ impl MemoryLimit {
 
     /// Locks even if another task panicked: no update leaves the numbers inconsistent.
     fn lock(&self) -> MutexGuard<'_, MemoryLimitState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -1,11 +1,12 @@
 //! Finds out early whether a server can be reached: what the system reports, and whether the server has replied.
 
+use crate::error::lock::lock;
 use std::convert::Infallible;
 use std::future::pending;
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 
 use quinn::udp::{RecvMeta, Transmit};
@@ -76,10 +77,7 @@ pub(super) struct ReplySocket {
 
 impl ReplySocket {
     pub(super) fn last_reply(&self) -> Option<Instant> {
-        *self
-            .last_reply
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.last_reply)
     }
 }
 
@@ -106,10 +104,7 @@ impl AsyncUdpSocket for ReplySocket {
         });
         // Packets after the handshake have a short header.
         if replied {
-            *self
-                .last_reply
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            *lock(&self.last_reply) = Some(Instant::now());
         }
         Poll::Ready(Ok(received))
     }

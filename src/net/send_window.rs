@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use crate::congestion::Steering;
+use crate::error::lock::lock;
 use crate::net::endpoint::INITIAL_SEND_WINDOW;
 
 /// Bounds of the interval at which the window is adjusted, which is half a round trip: Startup doubles the bytes in
@@ -123,7 +124,7 @@ impl SendWindowState {
         let loss = path.lost_packets as f64 / path.sent_packets.max(1) as f64;
         let wanted = (windows(loss) * path.cwnd as f64) as usize;
         let wanted = wanted.min(self.limit.saturating_sub(MIN_SEND_WINDOW));
-        let mut leased = self.leased.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut leased = lock(&self.leased);
         // Small changes do not justify waking the connection.
         if wanted.abs_diff(*leased) > (*leased / 8).max(MIN_SEND_WINDOW / 8) {
             *leased = self.memory.resize(*leased, wanted);
@@ -140,7 +141,7 @@ impl SendWindowState {
         if let Some(steering) = Steering::of(&self.connection) {
             action(&steering);
             // Setting the same window again only wakes the connection.
-            let leased = *self.leased.lock().unwrap_or_else(PoisonError::into_inner);
+            let leased = *lock(&self.leased);
             self.connection
                 .set_send_window((MIN_SEND_WINDOW.min(self.limit) + leased) as u64);
         }

@@ -4,31 +4,22 @@
 //! also counted with its network (an IPv4 address or the first 64 bits of an IPv6 address) and its site (the first 48 bits).
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use crate::auth::identity::KeyId;
 use crate::error::lock::lock;
+use crate::net::address;
 
 /// Returns the network of one subscriber: an IPv4 address, or the first 64 bits of an IPv6 address.
 pub(crate) fn network(ip: IpAddr) -> IpAddr {
-    prefix(ip, 64)
+    address::network(ip, 32, 64)
 }
 
 /// Returns the site of a subscriber: an IPv4 address, or the first 48 bits of an IPv6 address. Providers give whole sites to
 /// one customer, who can use 65,536 networks at once.
 pub(crate) fn site(ip: IpAddr) -> IpAddr {
-    prefix(ip, 48)
-}
-
-fn prefix(ip: IpAddr, bits: u32) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(v6) => {
-            let rest = 128 - bits;
-            Ipv6Addr::from_bits(v6.to_bits() >> rest << rest).into()
-        }
-        v4 => v4,
-    }
+    address::network(ip, 32, 48)
 }
 
 /// Who holds what a connection takes.

@@ -11,12 +11,12 @@ use super::active_code::ActiveCode;
 use super::pake::{Exchange, Parties, Role};
 use crate::auth::identity::KeyId;
 use crate::error::{Code, Reason};
+use crate::net::address::canonical;
 use crate::net::endpoint;
 use crate::net::stream::StreamError;
 use crate::protocol::{
     Accept, Address, Confirm, Hello, Introduce, Introduced, Message, Offer, Refused, Working,
 };
-use crate::relay::address::canonical;
 use crate::server::Introduction;
 use crate::transfer::session::hello;
 

@@ -20,6 +20,7 @@ use crate::auth::trust::{ServerTrust, trust_any_key};
 use crate::client::{Client, Dialed};
 use crate::config::Config;
 use crate::error::{Code, Error, Reason, Result};
+use crate::net::address::canonical;
 use crate::net::connect::Connected;
 use crate::net::endpoint;
 use crate::net::stream::{MessageReader, MessageWriter, StreamError};
@@ -27,7 +28,6 @@ use crate::protocol::path::{RelativePath, is_partial_name};
 use crate::protocol::{
     Accept, Confirm, Hello, Introduce, Introduced, Message, Offer, Refused, StreamType, Working,
 };
-use crate::relay::address::canonical;
 use crate::transfer::events::Route;
 use crate::transfer::session::hello;
 

@@ -15,6 +15,7 @@ use crate::auth::trust::trust_any_key;
 use crate::config::Config;
 use crate::error::text::{PeerText, printable};
 use crate::error::{Error, Result};
+use crate::net::address::canonical;
 use crate::net::connect;
 use crate::net::endpoint::Port;
 use crate::net::stream::{MessageReader, MessageWriter, StreamError};
@@ -22,7 +23,6 @@ use crate::protocol::{
     Address, BIND, Forward, Found, MAX_ADDRESSES, Message, PAIRED_NUMBERS, Place, Placed, Refused,
     Seek,
 };
-use crate::relay::address::canonical;
 use crate::transfer::events::Route;
 
 /// Default UDP port of a relay. It forwards on the next port.

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info};
 
-use super::address::canonical;
 use super::queue::Queue;
 use super::shares::{Networks, Shares, SlotLimits};
 use super::socket::Datagrams;
+use crate::net::address::canonical;
 use crate::protocol::BIND;
 use crate::protocol::rate::Rate;
 

@@ -8,7 +8,6 @@ use quinn::Connection;
 use tokio::sync::mpsc;
 use tracing::{debug, info};
 
-use super::address::canonical;
 use super::connections::Connections;
 use super::forward::Forwarder;
 use super::limits::{NetworkLimits, Tries};
@@ -17,6 +16,7 @@ use super::shares::{Networks, Shares};
 use crate::auth::random::random;
 use crate::error::lock::lock;
 use crate::error::{Code, Reason, Result};
+use crate::net::address::canonical;
 use crate::net::stream::varint_of;
 use crate::protocol::{Address, Forward, Found, PAIRED_NUMBERS, Place, Seek};
 

@@ -5,29 +5,25 @@
 //! leaves each other network its fair share (max-min fairness), and a network that holds one slot never loses it.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
+
+use crate::net::address::network;
 
 /// The networks that an address belongs to. They are compared as the address that they begin with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Networks {
     /// One subscriber: an IPv4 address, or the first 64 bits of an IPv6 address.
     pub(super) near: IpAddr,
-    /// One site: the first 24 bits of an IPv4 address, or 48 of an IPv6 address (RFC 6177). Whoever has one can use all
+    /// One site: the first 24 bits of an IPv4 address, or 48 of an IPv6 address (RFC 6177). Its owner can use all
     /// subscribers' networks in it.
     pub(super) wide: IpAddr,
 }
 
 impl Networks {
     pub(super) fn of(ip: IpAddr) -> Self {
-        match ip.to_canonical() {
-            IpAddr::V4(v4) => Self {
-                near: v4.into(),
-                wide: Ipv4Addr::from_bits(v4.to_bits() >> 8 << 8).into(),
-            },
-            IpAddr::V6(v6) => Self {
-                near: Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
-                wide: Ipv6Addr::from_bits(v6.to_bits() >> 80 << 80).into(),
-            },
+        Self {
+            near: network(ip, 32, 64),
+            wide: network(ip, 24, 48),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::io_errors::{fault, refusal};
@@ -11,6 +11,7 @@ use super::metadata::{Attributes, Metadata, MetadataWarnings};
 use super::source::Source;
 use super::store::Store;
 use super::upload::{PartialKey, Upload};
+use crate::error::lock::lock;
 use crate::error::{Code, Reason};
 use crate::protocol::Durability;
 use crate::protocol::path::RelativePath;
@@ -54,10 +55,7 @@ impl OutputStore {
     }
 
     fn writer(&self) -> MutexGuard<'_, Option<Box<dyn Write + Send>>> {
-        self.shared
-            .writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared.writer)
     }
 }
 

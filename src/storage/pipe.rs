@@ -1,12 +1,13 @@
 //! Content that is read once and in order, and whose length is not known in advance.
 
 use std::io::{self, Read};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use crate::error::lock::lock;
 use crate::protocol::content_hasher;
 
 /// Bytes read at a time: the capacity of a Linux pipe.
@@ -86,12 +87,7 @@ impl Pipe {
 
     /// Whether reading has started; then the content cannot be sent again.
     pub(crate) fn is_spent(&self) -> bool {
-        !self.file
-            && self
-                .input
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .is_none()
+        !self.file && lock(&self.input).is_none()
     }
 
     /// Starts to read a file from its start.
@@ -105,11 +101,7 @@ impl Pipe {
     /// It uses a thread of its own: a read may wait for a person who types, and the runtime waits for its threads when
     /// it ends. The thread ends with the input, or at the next piece after the receiver was dropped.
     pub(crate) fn begin(&self) -> Option<mpsc::Receiver<Piece>> {
-        let input = self
-            .input
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()?;
+        let input = lock(&self.input).take()?;
         Some(start(input))
     }
 }

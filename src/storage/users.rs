@@ -2,11 +2,12 @@
 //! counts if both know it, as in rsync. Root is root everywhere.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use nix::unistd::{Gid, Group, Uid, User};
 
 use super::metadata::OwnerIds;
+use crate::error::lock::lock;
 use crate::protocol::{MAX_OWNER_NAME, Owner};
 
 /// Most cached answers of the system's user database, for each kind. A full cache is cleared.
@@ -26,7 +27,7 @@ struct Cache<K, V>(Mutex<HashMap<K, V>>);
 
 impl<K: std::hash::Hash + Eq + Clone, V: Clone> Cache<K, V> {
     fn get(&self, key: &K, ask: impl FnOnce(&K) -> V) -> V {
-        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answers = lock(&self.0);
         if let Some(answer) = answers.get(key) {
             return answer.clone();
         }

@@ -12,12 +12,13 @@
 
 mod table;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use tokio::time::{sleep, sleep_until};
 
+use crate::error::lock::lock;
 use crate::storage::open_files::limit_to_open_files;
 use table::{Member, PermitTable, Purpose};
 pub use table::{Peer, TransferLimits};
@@ -60,7 +61,7 @@ impl PermitScheduler {
 
     /// Locks even if another task panicked: no update leaves the table inconsistent.
     fn table(&self) -> MutexGuard<'_, PermitTable> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 }
 

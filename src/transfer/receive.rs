@@ -45,7 +45,6 @@ mod quota;
 mod receiver;
 mod session;
 mod streams;
-mod tasks;
 mod times;
 mod turn;
 mod wanted;

@@ -1,9 +1,10 @@
 //! Shows a session while it runs, and its report at the end.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use haul::internal::error::lock::lock;
 use haul::{Error, Event, Observer, Outcome, Route};
 
 use super::bars::{self, Bars, Rows};
@@ -198,10 +199,6 @@ impl State {
         }
         due
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Passes the events of an offering to the screen of the receiver that is served.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use haul::internal::error::lock::lock;
 use haul::{Event, Observer};
 
 use crate::cli::output::{self, Style};
@@ -60,6 +61,6 @@ impl EventRouter {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }

@@ -5,7 +5,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{Met, Offering};
 use crate::error::text::PeerText;
 use crate::error::{Code, Error, Reason, Result};
-use crate::relay::address::canonical;
+use crate::net::address::canonical;
 use crate::transfer::events::Event;
 use crate::transfer::session::{OfferEvent, Outcome};
 

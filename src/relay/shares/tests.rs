@@ -1,5 +1,7 @@
 //! Tests of the division among networks.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use super::*;
 
 const LIMITS: SlotLimits = SlotLimits {

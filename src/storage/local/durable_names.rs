@@ -1,8 +1,9 @@
 //! Remembers which directories are on disk with all directories above them, so that each is synced once.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
+use crate::error::lock::lock;
 use crate::protocol::path::RelativePath;
 
 /// Most directories in the cache (32 bytes each). A full cache is cleared, which only costs time.
@@ -31,7 +32,7 @@ impl DurableNames {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashSet<blake3::Hash>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -2,7 +2,7 @@
 //! the kind of file system.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Dir, fstat, renameat};
@@ -13,6 +13,7 @@ use super::names::{PRIVATE_FILE, create_new, remove, temporary_name, temporary_n
 use super::root::Root;
 use super::stat::device_of;
 use crate::error::Reason;
+use crate::error::lock::lock;
 use crate::protocol::path::{PARTIAL_ACCENT, RelativePath};
 use crate::storage::folding::{Folding, trimmed};
 use crate::storage::io_errors::fault;
@@ -155,7 +156,7 @@ fn probe_file(
     let Ok(stat) = fstat(directory) else {
         return Folding::default();
     };
-    let mut probed = probed.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut probed = lock(&probed.0);
     match probed.get(&device_of(&stat)) {
         Some((since, folding)) if since.elapsed() < CACHE_TIME => return *folding,
         _ if !may_write => return Folding::default(),

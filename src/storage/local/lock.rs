@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use rustix::fs::{FlockOperation, flock, fstat};
 use rustix::io::Errno;
@@ -69,5 +69,5 @@ impl Drop for Lock {
 }
 
 fn locked() -> MutexGuard<'static, BTreeSet<FileId>> {
-    LOCKED.lock().unwrap_or_else(PoisonError::into_inner)
+    crate::error::lock::lock(&LOCKED)
 }

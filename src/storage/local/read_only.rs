@@ -4,7 +4,8 @@
 //! only during one change to its names, and restores the mode in any case: a session that fails or is killed leaves
 //! nothing to repair. Root never needs this, because its access is not denied.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use crate::error::lock::lock;
+use std::sync::{Mutex, MutexGuard};
 
 use rustix::fs::fstat;
 use rustix::io::Errno;
@@ -52,6 +53,6 @@ impl DirectoryModes {
 
     /// Locks the modes of directories against other threads.
     pub(super) fn lock(&self) -> MutexGuard<'_, ()> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }

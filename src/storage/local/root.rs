@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, mkdirat, openat};
@@ -18,6 +18,7 @@ use super::durable_names::DurableNames;
 use super::read_only::DirectoryModes;
 use super::reserved::Reserved;
 use super::stat::{device_of, file_id, type_of};
+use crate::error::lock::lock;
 use crate::error::{Code, Reason};
 use crate::protocol::path::RelativePath;
 use crate::storage::file_id::FileId;
@@ -113,9 +114,7 @@ impl Root {
     }
 
     fn last_found(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.last_found
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.last_found)
     }
 
     /// Opens a directory; `None` when it or a parent does not exist.

@@ -1,12 +1,13 @@
 //! Files of reported size 0 that have content: those of /proc and /sys, and of some FUSE file systems.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use rustix::fs::{fstat, fstatfs};
 
 use super::root::Root;
 use super::stat::device_of;
+use crate::error::lock::lock;
 use crate::protocol::path::RelativePath;
 use crate::storage::metadata::Metadata;
 
@@ -49,7 +50,7 @@ impl SizedDevices {
         }
         let file_device = seen.version.file.device;
         let known = |devices: &HashMap<u64, bool>| devices.get(&file_device).copied();
-        if let Some(sized) = known(&self.0.lock().unwrap_or_else(PoisonError::into_inner)) {
+        if let Some(sized) = known(&lock(&self.0)) {
             return sized;
         }
         let Some((sized, device)) = query_directory(root, path) else {
@@ -59,7 +60,7 @@ impl SizedDevices {
         if device != file_device {
             return false;
         }
-        let mut devices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut devices = lock(&self.0);
         if devices.len() >= MAX_DEVICES {
             devices.clear();
         }

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use super::behaviour::Behaviour;
 use super::content::Content;
 use super::nodes::Nodes;
+use crate::error::lock::lock;
 use crate::protocol::path::RelativePath;
 use crate::storage::folding::{Folding, trimmed};
 use crate::storage::upload::PartialKey;
@@ -53,7 +54,7 @@ impl Shared {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Returns the stored form of a path: without trailing dots and spaces, and with the case of existing names.

@@ -7,13 +7,13 @@ use tokio::task::JoinSet;
 
 use super::admit::Admission;
 use super::session::{Session, SettledEntry};
-use super::tasks::blocking;
 use super::wanted::{Compare, WantedFile};
 use crate::error::{Code, Reason, Result};
 use crate::protocol::Existing;
 use crate::protocol::path::RelativePath;
 use crate::storage::io_errors::{fault, refusal};
 use crate::storage::{Attributes, digest};
+use crate::transfer::blocking::blocking;
 
 /// Files that are read in parallel. The sender reads as many.
 const PARALLEL_COMPARISONS: usize = 4;
@@ -51,8 +51,9 @@ async fn compare_file(session: Arc<Session>, file: WantedFile) -> Option<WantedF
     let path = file.path.clone();
     let size = file.known_size();
     let attributes = file.attributes.clone();
-    let has_same_content =
-        blocking(move || has_same_content(&shared, &path, size, &attributes, &compare));
+    let has_same_content = blocking("write", move || {
+        has_same_content(&shared, &path, size, &attributes, &compare)
+    });
     let options = &session.policy.options;
     match has_same_content.await {
         Ok(true) => {

@@ -13,12 +13,13 @@ use tokio_util::sync::CancellationToken;
 use super::commit::{CompleteFile, commit};
 use super::file_locks::FileLock;
 use super::session::Session;
-use super::tasks::blocking;
 use super::wanted::WantedFile;
+use crate::error::Reason;
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Plan, Trailer};
 use crate::storage::digest_index::{Index, LARGE_FILE};
 use crate::storage::{Attributes, FileId, PartialKey, Source, Store, Upload};
+use crate::transfer::blocking::blocking;
 
 /// Bytes copied and hashed at a time.
 const COPY_BLOCK: usize = 1 << 20;
@@ -58,7 +59,7 @@ pub(super) async fn copy_existing_content(
         attributes: file.attributes.clone(),
         cancelled: cancelled.clone(),
     };
-    let made = blocking(move || Ok(copy.make().is_some()));
+    let made = blocking::<_, Reason>("write", move || Ok(copy.make().is_some()));
     tokio::pin!(made);
     let made = tokio::select! {
         made = &mut made => made,
@@ -92,7 +93,7 @@ pub(super) async fn index_received(
     }
     let store = session.target.store.clone();
     let path = file.path.clone();
-    let _ = blocking(move || {
+    let _ = blocking::<_, Reason>("record a digest", move || {
         remember(&*store, &index, &trailer.digest, &path);
         Ok(())
     })

@@ -11,8 +11,8 @@ use tracing::Instrument;
 
 use super::entry_credit::EntryCredit;
 use super::session::{Session, SettledEntry};
-use super::tasks::blocking;
 use crate::error::{Reason, Result};
+use crate::transfer::blocking::blocking;
 
 /// Batches that one sync serves.
 const MAX_GROUP: usize = 64;
@@ -39,7 +39,7 @@ pub(super) async fn sync_groups(
 
 async fn sync_and_settle(session: Arc<Session>, group: Vec<SettledEntry>) {
     let store = session.target.store.clone();
-    match blocking(move || store.sync()).await {
+    match blocking("write", move || store.sync()).await {
         Ok(()) => group.into_iter().for_each(|entry| session.settle(entry)),
         Err(reason) => {
             let text = format!("written, but may not survive a crash: {}", reason.text);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-use super::tasks::lock;
+use crate::error::lock::lock;
 use crate::error::{Error, Result};
 use crate::protocol::{MAX_UNANSWERED, MAX_UNANSWERED_BYTES};
 

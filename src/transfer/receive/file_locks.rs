@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::tasks::lock;
+use crate::error::lock::lock;
 use crate::error::{Code, Reason, Result};
 use crate::net::flow_control::FlowControl;
 use crate::net::stream::varint_of;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 
 use super::path_list::PathList;
-use super::tasks::lock;
+use crate::error::lock::lock;
 use crate::protocol::path::RelativePath;
 use crate::storage::{Held, KeptShare};
 

@@ -9,12 +9,12 @@ use super::admit::Admission;
 use super::batch::settle_batch;
 use super::entry_credit::EntryCredit;
 use super::session::Session;
-use super::tasks::blocking;
 use super::wanted::WantedFile;
 use crate::error::{Code, Error, Reason, Result};
 use crate::net::stream::{MessageReader, MessageWriter, StreamError};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Complete, Entry, Frame, Kind, Message, Unsendable, Verdict};
+use crate::transfer::blocking::blocking;
 use crate::transfer::events::Settled;
 use crate::transfer::stats::EntryResult;
 
@@ -66,7 +66,7 @@ pub(super) async fn read_entries(
         }
         session.observe(session.context.stats.found_event());
         let shared = session.clone();
-        let files = blocking(move || Ok(settle_batch(&shared, batch)))
+        let files = blocking("write", move || Ok(settle_batch(&shared, batch)))
             .await
             .map_err(Error::Refused)?;
         files.into_iter().for_each(|file| wanted.add(file));

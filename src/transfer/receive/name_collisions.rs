@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
-use super::tasks::lock;
+use crate::error::lock::lock;
 use crate::error::{Code, Reason, Result};
 use crate::protocol::path::{BadName, RelativePath, is_partial_name};
 use crate::protocol::{Existing, ReceiveOptions};

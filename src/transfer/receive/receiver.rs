@@ -14,11 +14,12 @@ use super::mirror::{Announcement, Removal};
 use super::options::Receiving;
 use super::session::{Queues, Session};
 use super::streams::IncomingTransfer;
-use super::tasks::{blocking, lock};
+use crate::error::lock::lock;
 use crate::error::{Error, Reason, Result};
 use crate::net::stream::{MessageReader, MessageWriter};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Durability, End, Plan, SenderTime, Summary, Withdraw};
+use crate::transfer::blocking::blocking;
 use crate::transfer::events::Event;
 
 /// One session's receiver on one connection.
@@ -114,7 +115,7 @@ impl Receiver {
         }
         self.transfers_ended().await;
         let session = self.session.clone();
-        let removal = blocking(move || Ok(remove_unannounced(&session, &tell))).await;
+        let removal = blocking("write", move || Ok(remove_unannounced(&session, &tell))).await;
         let removal = removal.unwrap_or_else(|reason| Removal {
             removed: 0,
             incomplete: Some(reason),
@@ -135,7 +136,7 @@ impl Receiver {
         if durability == Durability::Synced || session.has_written() {
             // Skipped files may not be on the disk yet, and visible commits reach it only here.
             let store = session.target.store.clone();
-            blocking(move || store.sync()).await?;
+            blocking("write", move || store.sync()).await?;
         }
         let slow_writes = session.context.flow_control.slow_writes();
         let held_up = slow_writes.saturating_sub(self.slow_writes_before);

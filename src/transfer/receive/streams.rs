@@ -7,7 +7,7 @@ use bytes::Bytes;
 use quinn::RecvStream;
 use tokio::sync::oneshot;
 
-use super::tasks::lock;
+use crate::error::lock::lock;
 use crate::error::{Code, Reason, Result};
 use crate::net::stream::{MessageReader, MessageWriter};
 use crate::protocol::Plan;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Mutex;
 
-use super::tasks::lock;
+use crate::error::lock::lock;
 use crate::protocol::path::RelativePath;
 use crate::protocol::{ReceiveOptions, Time};
 use crate::storage::{Metadata, Store, TimeProbe};

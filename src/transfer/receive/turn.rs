@@ -5,12 +5,12 @@ use std::sync::Arc;
 use super::attributes::attributes_match;
 use super::file_locks::FileLock;
 use super::session::Session;
-use super::tasks::blocking;
 use super::wanted::WantedFile;
 use crate::error::{Code, Reason, Result};
 use crate::protocol::path::RelativePath;
 use crate::protocol::{Durability, Existing};
 use crate::storage::Attributes;
+use crate::transfer::blocking::blocking;
 
 /// Waits for the file's lock.
 pub(super) async fn take_lock(session: &Session, file: &WantedFile) -> Result<FileLock, Reason> {
@@ -39,7 +39,10 @@ pub(super) async fn is_committed_by_other(
     let path = file.path.clone();
     let attributes = file.attributes.clone();
     let durability = found.durability;
-    blocking(move || adopt(&shared, &path, &attributes, durability)).await?;
+    blocking("write", move || {
+        adopt(&shared, &path, &attributes, durability)
+    })
+    .await?;
     let first_names = &session.tables.first_names;
     first_names.insert(file.id, file.hard_link, &file.path);
     lock.committed(source);

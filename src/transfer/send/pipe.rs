@@ -8,13 +8,14 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::file_reader::vanished;
-use super::run::{Run, blocking};
+use super::run::Run;
 use super::transfer_stream::{TransferStream, or_withdraw};
 use crate::error::{Code, Reason, Result};
 use crate::protocol::{ENCODING_PIECES, Message, PIECE, Plan, Trailer, Working, put_varint};
 use crate::storage::Source;
 use crate::storage::pipe::{Piece, Pipe};
 use crate::storage::walk::Announce;
+use crate::transfer::blocking::blocking;
 use crate::transfer::sampler::Stage;
 
 /// Interval of `Working` messages while the input is idle.
@@ -57,7 +58,7 @@ async fn begin(announce: &Announce, pipe: &Pipe) -> Result<mpsc::Receiver<Piece>
             at: 0,
         })
     };
-    Ok(pipe.begin_with(blocking(open).await?))
+    Ok(pipe.begin_with(blocking::<_, Reason>("read the file", open).await?))
 }
 
 fn unreadable(pipe: &Pipe, error: &io::Error) -> Reason {

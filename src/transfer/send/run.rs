@@ -1,7 +1,7 @@
 //! A session on its current connection, and what outlives the connection.
 
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use quinn::Connection;
@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use super::entry_credit::Allowed;
 use super::entry_table::EntryTable;
 use super::hard_links::LinkRole;
-use crate::error::{Code, Reason, Result};
+use crate::error::Code;
+use crate::error::lock::lock;
 use crate::net::rate_limit::RateLimits;
 use crate::protocol::Kind;
 use crate::protocol::path::RelativePath;
@@ -101,7 +102,7 @@ impl SenderState {
     }
 
     pub(super) fn entries(&self) -> MutexGuard<'_, EntryTable> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.entries)
     }
 
     /// Counts a result and reports it to the observer.
@@ -211,16 +212,4 @@ impl Run {
         }
         self.shared.changed.notify_waiters();
     }
-}
-
-/// Runs disk work and hashing on the threads for blocking tasks.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Reason> + Send + 'static,
-) -> Result<T, Reason> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
-        Err(Reason::new(
-            Code::Internal,
-            "cannot read the file: a fault inside haul; please report it",
-        ))
-    })
 }

@@ -7,12 +7,13 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::file_reader::{BLOCK, FileReader};
 use super::pipe::send_pipe;
-use super::run::{Run, blocking};
+use super::run::Run;
 use super::transfer_stream::{TransferStream, or_withdraw, parts};
 use crate::error::{Reason, Result};
 use crate::protocol::{Held, Message, Plan, Trailer};
 use crate::storage::digest_index::LARGE_FILE;
 use crate::storage::walk::Announce;
+use crate::transfer::blocking::blocking;
 use crate::transfer::events::Settled;
 use crate::transfer::sampler::Stage;
 
@@ -60,7 +61,7 @@ async fn send_small(run: &Run, id: u64, announce: &Announce) -> Result<(), Reaso
     let open = run.shared.permits.open_files.clone().acquire_owned().await;
     let mut reader = FileReader::open(announce, Vec::new(), run.shared.may_grow);
     let plan = reader.plan(id);
-    let read = blocking(move || {
+    let read = blocking("read the file", move || {
         let _open = open;
         let mut content = BytesMut::with_capacity(size as usize);
         while let Some(block) = reader.next()? {
@@ -93,7 +94,7 @@ async fn send_large(
     let _open = run.shared.permits.open_files.acquire().await;
     let reading = run.sending.stage_counters.at(Stage::Reading);
     let reader = FileReader::open(announce, held, run.shared.may_grow);
-    let compared = blocking(move || reader.compare().map(Box::new)).await;
+    let compared = blocking("read the file", move || reader.compare().map(Box::new)).await;
     let mut reader = or_withdraw(run, id, compared).await?;
     drop(reading);
     let plan = reader.plan(id);
@@ -134,7 +135,7 @@ async fn send_large(
             index.remember(&version.key(), version.changed, &digest);
             Ok(())
         };
-        blocking(remember).await?;
+        blocking::<_, Reason>("record a digest", remember).await?;
     }
     Ok(())
 }
@@ -150,7 +151,7 @@ async fn read_block(mut reader: Box<FileReader>) -> Result<BlockRead, Reason> {
         Some(block) => Ok(BlockRead::Block(block, reader)),
         None => reader.finish().map(BlockRead::End),
     };
-    blocking(read).await
+    blocking("read the file", read).await
 }
 
 /// Returns whether the digest of a file is worth remembering: the file is large, any later change of it will show,

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::digests::Digests;
-use super::run::blocking;
 use crate::error::{Reason, Result};
 use crate::protocol::path::RelativePath;
 use crate::storage::pipe::Pipe;
 use crate::storage::walk::{Announce, Tree, Walk, WalkItem, WalkOptions};
+use crate::transfer::blocking::blocking;
 
 /// Entries that the walk may be ahead of the manifest.
 const WALK_QUEUE_LIMIT: usize = 768;
@@ -163,7 +163,7 @@ async fn run_walk(mut walk: Walk, to: mpsc::Sender<WalkItem>) {
         } else {
             WALK_BATCH
         };
-        let batch = blocking(move || {
+        let batch = blocking::<_, Reason>("walk the sources", move || {
             let batch: Vec<WalkItem> = walk.by_ref().take(size).collect();
             Ok((batch, walk))
         });

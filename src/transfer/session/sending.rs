@@ -11,6 +11,7 @@ use super::content::{OfferEvent, OfferedContent, PullContent};
 use super::outcome::{Outcome, held_up};
 use super::request::{answer, ask, refuse};
 use super::server_context::{ServerContext, hex};
+use crate::error::lock::lock;
 use crate::error::{Code, Error, Reason, Result};
 use crate::net::rate_limit::RateLimits;
 use crate::net::stream::{MessageReader, MessageStream, MessageWriter, StreamError, varint_of};
@@ -93,12 +94,11 @@ pub(super) async fn serve_pull(
         report(server, offered, OfferEvent::Begun { from }).await;
     }
     let sampler = Mutex::new(Sampler::begin(quic.clone(), sending.stage_counters.clone()).await);
-    let lock = || sampler.lock().unwrap_or_else(PoisonError::into_inner);
-    let spent = || Some(lock().sender_time());
+    let spent = || Some(lock(&sampler).sender_time());
     let sampling = async {
         loop {
             tokio::time::sleep(SAMPLE_INTERVAL).await;
-            lock().tick();
+            lock(&sampler).tick();
         }
     };
     let answered = async { Ok(reader) };

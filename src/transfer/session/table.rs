@@ -2,12 +2,13 @@
 //! the id of its control stream.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
+use crate::error::lock::lock;
 use crate::net::stream::{MessageStream, StreamError};
 use crate::transfer::receive::Receiver;
 
@@ -60,7 +61,7 @@ impl Drop for Registration {
 
 impl SessionTable {
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Registered>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.sessions)
     }
 
     /// Registers a session, so that its streams find it.

@@ -4,9 +4,10 @@
 //! of them is enough. Nothing is kept for each file.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use super::TransferStats;
+use crate::error::lock::lock;
 use crate::protocol::path::RelativePath;
 use crate::protocol::{End, HELD_BLOCK, Kind, MetadataWarning};
 use crate::storage::MetadataWarnings;
@@ -128,7 +129,7 @@ impl ConnectionCounts {
 
 impl SessionStats {
     fn state(&self) -> MutexGuard<'_, StatsState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Starts another connection, which announces all entries again. Returns its number.

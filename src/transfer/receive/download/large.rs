@@ -8,6 +8,7 @@ use super::exchange::{arrival, give_receipt, while_working};
 use super::pump::{Pump, Turn};
 use crate::error::{Code, Reason, Result};
 use crate::protocol::{Held, Verdict};
+use crate::transfer::blocking::blocking;
 use crate::transfer::permits::Slot;
 use crate::transfer::receive::body_reader::BodyReader;
 use crate::transfer::receive::commit::{CompleteFile, commit, open};
@@ -16,7 +17,6 @@ use crate::transfer::receive::file_locks::FileLock;
 use crate::transfer::receive::file_writer::FileWriter;
 use crate::transfer::receive::session::Session;
 use crate::transfer::receive::streams::OpenTransfer;
-use crate::transfer::receive::tasks::blocking;
 use crate::transfer::receive::wanted::WantedFile;
 
 /// Makes a large file from existing content, or receives it. Sends its `Want` or `Done`.
@@ -75,7 +75,7 @@ async fn begin(
     let session = session.clone();
     let path = file.path.clone();
     let key = file.partial_key.clone();
-    blocking(move || {
+    blocking("write", move || {
         let upload = open(&session, &path, &key)?;
         let (mut writer, held) = FileWriter::begin(upload, &path, key.size)?;
         writer.write_back_for(session.policy.durability);
@@ -97,7 +97,9 @@ async fn receive_body(
     let body = BodyReader::new(&plan, transfer.start, file.size, writer.in_order())?;
     let offered = held.to_vec();
     // The caller holds the lock and permit beyond this call, and it cannot be cancelled otherwise.
-    let keep = blocking(move || writer.keep(&plan, &offered).map(|()| writer));
+    let keep = blocking("write", move || {
+        writer.keep(&plan, &offered).map(|()| writer)
+    });
     let writer = while_working(session, &mut transfer.receipt, keep).await?;
     let mut pump = Pump::new(turn, body, writer, transfer);
     pump.take_begun()?;
@@ -120,7 +122,7 @@ async fn receive_body(
             writer.discard();
             Ok(())
         };
-        let _ = blocking(discard).await;
+        let _ = blocking::<_, Reason>("remove a partial", discard).await;
     }
     result
 }
@@ -150,7 +152,7 @@ async fn commit_large(
     let attributes = file.attributes.clone();
     let durability = session.policy.durability;
     let shared = session.clone();
-    let committed = blocking(move || {
+    let committed = blocking("write", move || {
         let verified = writer.verify(trailer)?;
         let file = CompleteFile {
             upload: verified.upload,

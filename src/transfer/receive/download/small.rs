@@ -17,12 +17,12 @@ use crate::protocol::{
 };
 use crate::storage::Upload;
 use crate::storage::io_errors::fault;
+use crate::transfer::blocking::blocking;
 use crate::transfer::receive::body_reader::RUN_SIZE;
 use crate::transfer::receive::commit::{CompleteFile, commit, open};
 use crate::transfer::receive::plan_check::kept_ranges;
 use crate::transfer::receive::session::Session;
 use crate::transfer::receive::streams::{ExpectedStream, OpenTransfer};
-use crate::transfer::receive::tasks::blocking;
 use crate::transfer::receive::turn::{is_committed_by_other, take_lock};
 use crate::transfer::receive::wanted::WantedFile;
 
@@ -147,7 +147,7 @@ async fn write(
     let attributes = file.attributes.clone();
     let durability = session.policy.durability;
     let source = file.committed_source(durability);
-    blocking(move || {
+    blocking("write", move || {
         // The lock and the permit are held until the disk work ends, even if the caller is cancelled.
         let _slot = slot;
         let mut hasher = content_hasher(source.key.size, plan.holes());

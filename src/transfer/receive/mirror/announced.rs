@@ -3,9 +3,9 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Mutex;
 
+use crate::error::lock::lock;
 use crate::protocol::path::RelativePath;
 use crate::storage::{Held, KeptShare};
-use crate::transfer::receive::tasks::lock;
 
 /// Most announced entries that are remembered. A larger mirror removes nothing; nor does one whose entries do not fit
 /// in the memory of its connection, some two million at a server.

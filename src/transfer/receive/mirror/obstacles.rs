@@ -1,10 +1,10 @@
 //! Removes what is in the place of a mirror's entry, before the entry is made.
 
 use super::walk::Mirror;
+use crate::error::lock::lock;
 use crate::error::{Code, Reason, Result};
 use crate::protocol::Kind;
 use crate::protocol::path::RelativePath;
-use crate::transfer::receive::tasks::lock;
 
 /// Most cleared paths that are reported by name. Others are only counted.
 const MAX_NAMED: usize = 1 << 14;

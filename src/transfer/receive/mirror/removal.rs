@@ -2,9 +2,9 @@
 
 use super::announced::MAX_ANNOUNCED;
 use super::walk::Mirror;
+use crate::error::lock::lock;
 use crate::error::{Code, Reason, Result};
 use crate::protocol::path::RelativePath;
-use crate::transfer::receive::tasks::lock;
 
 /// What a mirror removed.
 #[derive(Debug, Default)]
