@@ -142,6 +142,8 @@ struct Vanishing {
     inner: MemoryStore,
     looked_at: &'static [&'static str],
     opened: &'static [&'static str],
+    /// A directory that cannot be read because of a fault in the program.
+    broken: Option<&'static str>,
 }
 
 impl Vanishing {
@@ -160,6 +162,7 @@ impl Store for Vanishing {
         }
     }
     fn names(&self, directory: &RelativePath) -> Result<Vec<Vec<u8>>, Reason> {
+        assert_ne!(Some(&*directory.to_string()), self.broken, "on purpose");
         self.gone(self.opened, directory)
             .map_or_else(|| self.inner.names(directory), Err)
     }
@@ -219,6 +222,7 @@ fn vanishing() -> Host {
         inner,
         looked_at: &["t/file", "t/dir"],
         opened: &["t/late", "t/large", "t/late dir"],
+        broken: None,
     };
     Host::serving(Arc::new(store), Config::default())
 }
@@ -253,6 +257,32 @@ async fn vanished_files_do_not_keep_a_mirror_from_removing() {
         assert_eq!(std::fs::read(t.join(name)).unwrap(), b"earlier", "{name}");
     }
     assert!(!t.join("large").exists() && t.join("stays").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_walk_that_panics_fails_and_removes_nothing() {
+    let inner = MemoryStore::new();
+    for name in ["a", "broken/x", "z"] {
+        put(&inner, &format!("t/{name}"), &content(1, 7));
+    }
+    let store = Vanishing {
+        inner,
+        looked_at: &[],
+        opened: &[],
+        broken: Some("t/broken"),
+    };
+    let host = Host::serving(Arc::new(store), Config::default());
+    let here = tempdir().unwrap();
+    let t = here.path().join("t");
+    write(&t.join("broken/x"), b"earlier");
+    write(&t.join("z"), b"earlier");
+    let mut options = from(&["t"], &t);
+    options.take.delete = Some(Delete::default());
+    let outcome = pull(&host, &options).await.unwrap();
+    assert_eq!(outcome.sent.failures[0].1.code, Code::Internal);
+    assert_eq!(outcome.summary.removed, Some(0), "{:?}", outcome.summary);
+    assert_eq!(std::fs::read(t.join("broken/x")).unwrap(), b"earlier");
+    assert!(t.join("z").exists());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -167,8 +167,15 @@ async fn run_walk(mut walk: Walk, to: mpsc::Sender<WalkItem>) {
             let batch: Vec<WalkItem> = walk.by_ref().take(size).collect();
             Ok((batch, walk))
         });
-        let Ok((batch, rest)) = batch.await else {
-            return;
+        let (batch, rest) = match batch.await {
+            Ok(walked) => walked,
+            Err(reason) => {
+                // What was not found counts as failed: a mirror must not remove it.
+                let _ = to
+                    .send(WalkItem::Failed(RelativePath::root(), reason))
+                    .await;
+                return;
+            }
         };
         if batch.is_empty() {
             return;
