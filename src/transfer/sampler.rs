@@ -138,34 +138,16 @@ impl Sampler {
         let mut path = PathStats::default();
         path.rtt = self.round_trips / self.samples.max(1);
         path.min_rtt = last_stats.path.min_rtt;
-        path.sent_packets = last_stats
-            .path
-            .sent_packets
-            .saturating_sub(first_stats.path.sent_packets);
-        path.lost_packets = last_stats
-            .path
-            .lost_packets
-            .saturating_sub(first_stats.path.lost_packets);
-        path.sent_bytes = last_stats
-            .udp_tx
-            .bytes
-            .saturating_sub(first_stats.udp_tx.bytes);
-        path.lost_bytes = last_stats
-            .path
-            .lost_bytes
-            .saturating_sub(first_stats.path.lost_bytes);
-        path.received_bytes = last_stats
-            .udp_rx
-            .bytes
-            .saturating_sub(first_stats.udp_rx.bytes);
-        path.congestion_events = last_stats
-            .path
-            .congestion_events
-            .saturating_sub(first_stats.path.congestion_events);
-        path.black_holes = last_stats
-            .path
-            .black_holes_detected
-            .saturating_sub(first_stats.path.black_holes_detected);
+        let since = |count: fn(&ConnectionStats) -> u64| {
+            count(last_stats).saturating_sub(count(first_stats))
+        };
+        path.sent_packets = since(|stats| stats.path.sent_packets);
+        path.lost_packets = since(|stats| stats.path.lost_packets);
+        path.sent_bytes = since(|stats| stats.udp_tx.bytes);
+        path.lost_bytes = since(|stats| stats.path.lost_bytes);
+        path.received_bytes = since(|stats| stats.udp_rx.bytes);
+        path.congestion_events = since(|stats| stats.path.congestion_events);
+        path.black_holes = since(|stats| stats.path.black_holes_detected);
         path.window = last_stats.path.cwnd;
         path.mtu = last_stats.path.current_mtu;
         let seconds = elapsed.as_secs_f64().max(f64::EPSILON);

@@ -270,10 +270,11 @@ pub(super) fn gaps() -> Reason {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn plan(ranges: &[(u64, u64)]) -> Plan {
+    /// Makes a plan of ranges.
+    pub(in crate::transfer::receive) fn plan(ranges: &[(u64, u64)]) -> Plan {
         let ranges = ranges
             .iter()
             .map(|&(offset, length)| Range { offset, length })
